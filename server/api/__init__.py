@@ -1,0 +1,1 @@
+"""HTTP only: parse, submit, format. One module per API family."""

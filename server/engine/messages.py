@@ -1,0 +1,336 @@
+"""Everything that crosses the boundary of the engine process, in both directions: plain frozen data.
+
+To the engine: `EngineRequest`, `Abort`, `Shutdown`. From the engine: one list of `Event` a step.
+Knows no HTTP, no JSON and no llama_cpp.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from server.llama.params import ContextParams, ModelParams
+
+DEFAULT_SAMPLERS: tuple[str, ...] = (
+    "penalties",
+    "dry",
+    "top_n_sigma",
+    "top_k",
+    "typ_p",
+    "top_p",
+    "min_p",
+    "xtc",
+    "temperature",
+)
+"""llama.cpp's order. `adaptive_p` may be added; it picks the token, so it always runs last."""
+
+SAMPLER_NAMES: frozenset[str] = frozenset((*DEFAULT_SAMPLERS, "adaptive_p"))
+
+DEFAULT_DRY_BREAKERS: tuple[str, ...] = ("\n", ":", '"', "*")
+
+
+class FinishReason(enum.Enum):
+    """Why a sequence ended: OpenAI's words, and two internal ones."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class GrammarKind(enum.Enum):
+    """What the text of a grammar is written in."""
+
+    GBNF = "gbnf"
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A constraint on the output. Checked (`llama.grammar.check`) before it comes here."""
+
+    kind: GrammarKind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen, in llama.cpp's names; every default is "off".
+
+    `repeat_last_n` and `dry_penalty_last_n` are in tokens, 0 = off, -1 = the whole context.
+    `adaptive_target` < 0 is off, `top_n_sigma` <= 0 is off, `temperature` <= 0 is greedy.
+    `logit_bias` adds to logits; minus infinity bans. `seed` None draws one.
+    """
+
+    temperature: float = 1.0
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typ_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = DEFAULT_DRY_BREAKERS
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    min_keep: int = 0
+    samplers: tuple[str, ...] = DEFAULT_SAMPLERS
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    grammar: Grammar | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One prompt, `n` sequences that continue it.
+
+    `prompt` is token ids, at least one. `max_tokens` None means up to the context limit. `stop` are strings that
+    end the text and are cut from it. `n_logprobs` None means none are wanted, else how many of the best besides
+    the chosen one (0 is fine). `prompt_logprobs` asks for those of the prompt too (no prefix reuse then).
+    `skip_special_tokens` leaves control tokens out of the text. `min_tokens` keeps end tokens away until then.
+    `key` names who asked, for fairness and cache separation.
+    """
+
+    request_id: int
+    prompt: tuple[int, ...]
+    n: int = 1
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    n_logprobs: int | None = None
+    prompt_logprobs: bool = False
+    skip_special_tokens: bool = True
+    return_progress: bool = False
+    key: str = ""
+    max_queue_wait_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """End this request now; nothing more is sent for it."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Leave the main loop; what still runs is dropped."""
+
+
+Command = EngineRequest | Abort | Shutdown
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token with its natural-log probability before samplers, and the `n_logprobs` best at its place.
+
+    `piece` is the token's bytes, perhaps a part of a character. `top` is `(token, piece, logprob)`, best first.
+    """
+
+    token: int
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a sequence cost. Tokens; times in seconds. `cached_tokens` of the prompt were not computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The end of a sequence. `stop` is the stop string that matched, if one did."""
+
+    reason: FinishReason
+    usage: Usage
+    stop: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The request left the queue for a slot."""
+
+    request_id: int
+    index: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Prefill so far, when asked for: tokens, and seconds since admission."""
+
+    request_id: int
+    index: int
+    total: int
+    cached: int
+    processed: int
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Log-probabilities of the prompt's tokens from the second on (the first has none)."""
+
+    request_id: int
+    index: int
+    entries: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """New text of one sequence: at most one a step and sequence. The last has `finish`.
+
+    `tokens` are those whose text is complete in what was sent so far; `logprobs` stand beside them one to one,
+    and only when asked for. `text` may be empty.
+    """
+
+    request_id: int
+    index: int
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The whole request ended in an error: see `errors.from_code`."""
+
+    request_id: int
+    code: str
+    message: str
+
+
+RequestEvent = Admitted | Progress | PromptLogprobs | Output | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """Share of the model that is loaded, 0 to 1."""
+
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line of llama.cpp's or of the engine's log; `level` is `logging`'s."""
+
+    level: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What was loaded. Sizes in bytes; `n_ctx_train` in tokens; `ftype` as llama.cpp writes it ("Q4_0")."""
+
+    name: str
+    path: str
+    architecture: str
+    description: str
+    ftype: str
+    n_params: int
+    size_bytes: int
+    n_vocab: int
+    n_ctx_train: int
+    n_embd: int
+    n_layer: int
+    chat_template: str | None
+    bos_piece: str
+    eos_piece: str
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The engine serves. `n_ctx` is cells of one slot; `reuse` says how prefixes are kept ("full", "none")."""
+
+    model: ModelInfo
+    n_ctx: int
+    n_slots: int
+    n_batch: int
+    n_threads: int
+    n_gpu_layers: int
+    devices: tuple[str, ...]
+    flash_attn: bool
+    flash_attn_why: str
+    reuse: str
+    memory_bytes: int
+    system_info: str
+    build: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The engine cannot serve this model; `message` is one line for the user."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """A slot as seen from outside: token counts. `request_id` None means idle, its tokens kept as cache."""
+
+    slot: int
+    request_id: int | None
+    n_tokens: int
+    n_past: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot of the engine. Counters count from its start; times in seconds, rates in tokens a second."""
+
+    waiting: int
+    running: int
+    steps: int
+    computed_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    step_s: float
+    step_gap_s: float
+    slots: tuple[SlotState, ...]
+
+
+Event = RequestEvent | LoadProgress | LogLine | Ready | LoadFailed | Stats
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """All the engine needs to know. Times in seconds, `max_gap_ms` in milliseconds.
+
+    `max_gap_ms` bounds the gap that prefill may put between two tokens of a running sequence.
+    `cache_dir` keeps calibration results; None keeps none.
+    """
+
+    model: ModelParams
+    context: ContextParams
+    max_queue: int = 64
+    max_queue_wait_s: float = 600.0
+    max_gap_ms: float = 100.0
+    cache_dir: str | None = None
+    log_level: int = 30

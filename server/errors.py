@@ -1,0 +1,162 @@
+"""Every error a user of the server can meet, as one tree.
+
+    GgufdError                      500 server_error
+    ├── StartupError                the process says it in one line and exits 1
+    │   ├── ConfigError             a setting is unknown or impossible
+    │   └── ModelError              the file cannot be found, read or loaded
+    ├── InvalidRequest              400 invalid_request_error
+    │   ├── ContextLengthExceeded   400, code context_length_exceeded
+    │   └── Unsupported             400, code unsupported
+    ├── Unauthorized                401 authentication_error
+    ├── NotFound                    404 not_found_error
+    ├── PayloadTooLarge             413 invalid_request_error
+    ├── EngineFailure               500 server_error: this request failed, the server goes on
+    └── Unavailable                 503 service_unavailable, with Retry-After
+        ├── QueueFull               code queue_full
+        ├── QueueTimeout            code queue_timeout
+        ├── EngineDown              code engine_down: loading, restarting or given up
+        └── Draining                code shutting_down
+
+The API maps by class, never by message text. What crosses a process boundary is `(code, message)`; `from_code`
+makes the exception again on the other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+
+class GgufdError(Exception):
+    """Root of the tree. `message` says what is wrong, what was expected and what to do."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class StartupError(GgufdError):
+    """The server cannot start; shown in one line, exit code 1."""
+
+
+class ConfigError(StartupError):
+    """A setting is unknown, of the wrong type or impossible."""
+
+
+class ModelError(StartupError):
+    """A model cannot be found, read or loaded."""
+
+
+class InvalidRequest(GgufdError):
+    """The request itself is wrong; sending it again cannot help. `param` names the field."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt alone does not fit into the context of a slot."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, n_prompt: int, n_ctx: int, *, param: str = "prompt") -> None:
+        super().__init__(
+            f"This model's maximum context length is {n_ctx} tokens, but the prompt has {n_prompt} tokens "
+            f"and at least one more is needed for the answer. Shorten the prompt, or start the server with a "
+            f"larger --ctx-size.",
+            param=param,
+        )
+        self.n_prompt = n_prompt
+        self.n_ctx = n_ctx
+
+
+class Unsupported(InvalidRequest):
+    """The field is known, but this server or model cannot do it."""
+
+    code = "unsupported"
+
+
+class Unauthorized(GgufdError):
+    """No key, or a wrong one."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class NotFound(GgufdError):
+    """No such route or object."""
+
+    status = 404
+    type = "not_found_error"
+    code = "not_found"
+
+
+class PayloadTooLarge(GgufdError):
+    """The body is over the configured limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "payload_too_large"
+
+
+class EngineFailure(GgufdError):
+    """This request failed inside the engine; the server goes on."""
+
+    code = "engine_failure"
+
+
+class Unavailable(GgufdError):
+    """Not now: `retry_after_s` seconds, measured, is when to try again."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "unavailable"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(Unavailable):
+    """As many requests wait as may wait."""
+
+    code = "queue_full"
+
+
+class QueueTimeout(Unavailable):
+    """The request waited as long as it may wait."""
+
+    code = "queue_timeout"
+
+
+class EngineDown(Unavailable):
+    """The engine process is loading, restarting, or has been given up."""
+
+    code = "engine_down"
+
+
+class Draining(Unavailable):
+    """The server is shutting down."""
+
+    code = "shutting_down"
+
+
+def _tree(root: type[GgufdError]) -> Iterator[type[GgufdError]]:
+    for child in root.__subclasses__():
+        yield child
+        yield from _tree(child)
+
+
+def from_code(code: str, message: str) -> GgufdError:
+    """The exception that was flattened to `(code, message)`; an unknown code becomes `EngineFailure`."""
+    for cls in _tree(GgufdError):
+        if cls.code == code and cls is not ContextLengthExceeded:
+            return cls(message)
+    return EngineFailure(message)

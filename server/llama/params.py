@@ -1,0 +1,56 @@
+"""What a model and a context are made with, as plain data that crosses process boundaries.
+
+Does not import llama_cpp, so that any process may build and pickle these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FlashAttention = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelParams:
+    """How to load one GGUF; names are llama-server's.
+
+    `n_gpu_layers` None means all layers that the build can offload. `tensor_split` is the share of each device.
+    """
+
+    path: str
+    vocab_only: bool = False
+    n_gpu_layers: int | None = None
+    split_mode: Literal["none", "layer", "row"] = "layer"
+    main_gpu: int = 0
+    tensor_split: tuple[float, ...] = ()
+    mmap: bool = True
+    mlock: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContextParams:
+    """How to make one context. `n_ctx` is cells of ONE slot; the context gets `n_ctx * n_slots` cells.
+
+    Zero for a RoPE, YaRN or thread number means: from the model, or as many as there are cores. Times in seconds.
+    """
+
+    n_ctx: int
+    n_slots: int
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_threads: int = 0
+    n_threads_batch: int = 0
+    flash_attn: FlashAttention = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    kv_offload: bool = True
+    swa_full: bool = True
+    rope_scaling: Literal["", "none", "linear", "yarn"] = ""
+    rope_freq_base: float = 0.0
+    rope_freq_scale: float = 0.0
+    yarn_orig_ctx: int = 0
+    yarn_ext_factor: float = -1.0
+    yarn_attn_factor: float = -1.0
+    yarn_beta_slow: float = -1.0
+    yarn_beta_fast: float = -1.0
