@@ -1,0 +1,41 @@
+"""llama.cpp's log, line by line, to a function of ours instead of the terminal."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Callable
+
+import llama_cpp
+
+Sink = Callable[[int, str], None]
+"""Gets `logging`'s level and one line without its end."""
+
+# ggml_log_level: 1 debug, 2 info, 3 warn, 4 error, 5 continue the line before.
+_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+_CONTINUE = 5
+
+
+class LogCapture:
+    """Routes the log of the whole process to `sink` for as long as this object lives in `install`'s caller.
+
+    llama.cpp writes lines in pieces; they are joined here. The callback must stay referenced: C calls it at any time.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._level = logging.INFO
+        self._line = ""
+        self._callback = llama_cpp.llama_log_callback(self._receive)
+
+    def install(self) -> None:
+        llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _receive(self, level: int, text: bytes, _user_data: object) -> None:
+        if level != _CONTINUE:
+            self._level = _LEVELS.get(level, logging.INFO)
+        self._line += text.decode("utf-8", "replace")
+        *complete, self._line = self._line.split("\n")
+        for line in complete:
+            if line.strip(" ."):
+                self._sink(self._level, line)
