@@ -116,11 +116,9 @@ class Model:
         capacity = len(data) + 8
         for _ in range(2):
             tokens = (llama_cpp.llama_token * capacity)()
-            n = llama_cpp.llama_tokenize(
-                self.vocab, data, len(data), tokens, capacity, add_special, parse_special
-            )
+            n = llama_cpp.llama_tokenize(self.vocab, data, len(data), tokens, capacity, add_special, parse_special)
             if n >= 0:
-                return tokens[:n]
+                return list(tokens[:n])
             capacity = -n
         raise ValueError("the text could not be tokenized")
 
@@ -215,9 +213,7 @@ class Model:
     @property
     def is_recurrent(self) -> bool:
         """Whether some state is recurrent, so that a tail of a sequence cannot be dropped."""
-        return bool(
-            llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle)
-        )
+        return bool(llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle))
 
     @property
     def has_decoder(self) -> bool:

@@ -1,0 +1,69 @@
+"""What the engine asks of a context and a vocabulary: the contract that `llama.context` keeps and the fake enforces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from server.engine.messages import Grammar, SamplingParams
+from server.engine.sampling import Row, Sampler
+from server.llama.batch import Batch, Logits, State
+
+
+class Decoder(Protocol):
+    """A context of `n_slots` independent streams of `n_ctx` tokens each. See `llama.context.Context`.
+
+    Rules: positions of a slot have no gap; the rows of a batch stand by ascending slot; logits exist only for rows
+    that asked; at most `n_outputs_max` rows ask.
+    """
+
+    @property
+    def n_slots(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_batch(self) -> int: ...
+    @property
+    def n_vocab(self) -> int: ...
+    @property
+    def n_outputs_max(self) -> int: ...
+    @property
+    def can_trim(self) -> bool: ...
+    @property
+    def batch(self) -> Batch: ...
+    def decode(self) -> float: ...
+    def logits(self) -> Logits: ...
+    def trim(self, slot: int, n_keep: int) -> bool: ...
+    def n_past(self, slot: int) -> int: ...
+    def get_state(self, slot: int) -> State: ...
+    def set_state(self, slot: int, state: State) -> None: ...
+    def new_chain(self, params: SamplingParams, seed: int, said: Sequence[int]) -> Sampler: ...
+
+
+class Vocabulary(Protocol):
+    """Pieces and special tokens. See `llama.model.Model`."""
+
+    @property
+    def eog_tokens(self) -> frozenset[int]: ...
+    @property
+    def suppressed_tokens(self) -> tuple[int, ...]: ...
+    def piece(self, token: int, *, special: bool) -> bytes: ...
+
+
+class Constraint(Protocol):
+    """A grammar's state along one sequence. See `llama.grammar.Matcher`."""
+
+    def mask(self, row: Row) -> None:
+        """Set the logits of all tokens that may not come next to minus infinity."""
+
+    def accept(self, token: int) -> None: ...
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing but the end may follow."""
+
+
+class Grammars(Protocol):
+    """Makes constraints. See `llama.grammar`."""
+
+    def matcher(self, grammar: Grammar) -> Constraint: ...

@@ -1,0 +1,391 @@
+"""The engine: takes requests, computes steps, says what came of them. Synchronous; knows no HTTP and no JSON.
+
+Start reading at `Engine.step`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from server.engine.backend import Decoder, Grammars, Vocabulary
+from server.engine.messages import (
+    Admitted,
+    EngineRequest,
+    Event,
+    Failed,
+    Finish,
+    FinishReason,
+    Output,
+    Progress,
+    PromptLogprobs,
+    SlotState,
+    Stats,
+)
+from server.engine.prefix_cache import PrefixCache
+from server.engine.queue import RequestQueue
+from server.engine.sampling import Bias, Logprobs, Row, Sampler, VectorSampler, is_vectorisable, penalties_of
+from server.engine.scheduler import Chunk, Scheduler
+from server.engine.sequence import Sent, Sequence, Status
+from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueTimeout
+from server.llama.batch import NoRoomError
+
+_SEEDS = 2**32
+
+
+class Engine:
+    """Runs many sequences on one `decoder`. Not thread-safe: one thread owns it and its context.
+
+    `add` and `abort` change what runs; `step` computes and returns the events. Times come from `clock`, in seconds.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        vocabulary: Vocabulary,
+        grammars: Grammars,
+        queue: RequestQueue,
+        scheduler: Scheduler,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._decoder = decoder
+        self._vocabulary = vocabulary
+        self._grammars = grammars
+        self._queue = queue
+        self._scheduler = scheduler
+        self._clock = clock
+        self._cache = PrefixCache(decoder, clock)
+        self._running: list[Sequence] = []
+        self._events: list[Event] = []
+        self._counters = _Counters()
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def add(self, request: EngineRequest) -> None:
+        """Put a request into the queue, or say `Failed` when it cannot be served."""
+        try:
+            self._check(request)
+            now_s = self._clock()
+            self._queue.push([Sequence.of(request, index, now_s) for index in range(request.n)])
+        except GgufdError as error:
+            self._fail(request.request_id, error)
+
+    def abort(self, request_id: int) -> None:
+        """End a request now, wherever it is; what it computed stays as cache. Unknown ids are fine."""
+        for sequence in self._queue.of_request(request_id):
+            self._queue.remove(sequence)
+            sequence.status = Status.FINISHED
+        for sequence in self._of_request(request_id):
+            self._leave(sequence)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running) or len(self._queue) > 0 or bool(self._events)
+
+    def _check(self, request: EngineRequest) -> None:
+        if not request.prompt or request.n < 1:
+            raise InvalidRequest("a request needs at least one prompt token and one choice")
+        if len(request.prompt) >= self._decoder.n_ctx:
+            raise ContextLengthExceeded(len(request.prompt), self._decoder.n_ctx)
+        if not all(0 <= token < self._decoder.n_vocab for token in request.prompt):
+            raise InvalidRequest("a prompt token is not in the vocabulary", param="prompt")
+
+    # --- the step ---------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[Event]:
+        """Admit, compute one batch, sample, finish; returns what happened."""
+        self._expire()
+        self._admit()
+        plan = self._scheduler.schedule(self._running)
+        if plan:
+            self._compute(plan)
+            self._cache.close_holes(self._counters.step_s)
+        events, self._events = self._events, []
+        return events
+
+    def _expire(self) -> None:
+        now_s = self._clock()
+        for sequence in self._queue.expired(now_s):
+            self.abort(sequence.request.request_id)
+            waited_s = now_s - sequence.arrival_s
+            message = f"the request waited {waited_s:.0f} s in the queue, as long as it may; try again later"
+            self._fail(sequence.request.request_id, QueueTimeout(message))
+
+    def _admit(self) -> None:
+        """Move waiting sequences into free slots, in the queue's order.
+
+        One whose prefix somebody is computing right now waits for that, and lets others pass: copying is cheaper.
+        """
+        for sequence in self._queue:
+            if not self._cache.idle:
+                break
+            if self._cache.should_wait(sequence):
+                continue
+            self._queue.remove(sequence)
+            try:
+                self._start(sequence)
+            except GgufdError as error:
+                self._fail_request(sequence.request.request_id, error)
+        self._cache.release_copies()
+
+    def _start(self, sequence: Sequence) -> None:
+        sequence.admit_s = self._clock()
+        sequence.sampler = self._new_sampler(sequence)
+        grammar = sequence.request.sampling.grammar
+        if grammar is not None:
+            sequence.constraint = self._grammars.matcher(grammar)
+        self._cache.lock(sequence)
+        sequence.status = Status.RUNNING
+        self._running.append(sequence)
+        self._counters.cached_tokens += sequence.n_cached
+        self._emit(Admitted(sequence.request.request_id, sequence.index, sequence.n_cached))
+
+    def _compute(self, plan: list[Chunk]) -> None:
+        outputs = self._fill_batch(plan)
+        try:
+            self._counters.begin(self._clock())
+            seconds = self._decoder.decode()
+            self._counters.end(self._clock(), seconds)
+        except (NoRoomError, EngineFailure) as error:
+            self._fail_step(plan, error)
+            return
+        n_decode = sum(1 for chunk in plan if chunk.sequence.is_decoding)
+        n_prefill = self._decoder.batch.n_rows - n_decode
+        self._scheduler.step_time.record(seconds, n_decode, n_prefill)
+        self._cache.prefill_s_per_token = (
+            self._scheduler.step_time.prefill_s_per_token or self._cache.prefill_s_per_token
+        )
+        self._counters.computed_tokens += self._decoder.batch.n_rows
+        logits = self._decoder.logits() if self._decoder.batch.n_outputs else np.empty((0, 0), np.float32)
+        for chunk, (first_output, last_row) in zip(plan, outputs, strict=True):
+            self._advance(chunk, logits[first_output : first_output + chunk.n_outputs], last_row)
+
+    def _fill_batch(self, plan: list[Chunk]) -> list[tuple[int, int]]:
+        """Write the plan into the batch; returns the first output and the last row of each chunk."""
+        batch = self._decoder.batch
+        batch.clear()
+        places = []
+        for chunk in plan:
+            sequence = chunk.sequence
+            assert sequence.slot is not None
+            tokens = sequence.tokens[sequence.n_past : sequence.n_past + chunk.n_tokens]
+            first_output = batch.add(sequence.slot, tokens, sequence.n_past, chunk.n_outputs)
+            places.append((first_output, batch.n_rows - 1))
+        return places
+
+    def _advance(self, chunk: Chunk, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]], row: int) -> None:
+        """The chunk is computed: note it, and take the next token if its last logits are there."""
+        sequence = chunk.sequence
+        if sequence.request.prompt_logprobs and sequence.n_past < sequence.n_prompt:
+            self._note_prompt_logprobs(sequence, rows)
+        sequence.n_past += chunk.n_tokens
+        if sequence.n_past < len(sequence.tokens):
+            self._report_progress(sequence)
+            return
+        try:
+            self._next_token(sequence, rows[-1], row)
+        except GgufdError as error:
+            self._fail_request(sequence.request.request_id, error)
+
+    # --- one token --------------------------------------------------------------------------------------------------
+
+    def _next_token(self, sequence: Sequence, row: Row, batch_row: int) -> None:
+        """Sample, append, detokenize, and finish the sequence if this was its last token."""
+        if sequence.n_generated == 0:
+            self._first_token(sequence)
+        request = sequence.request
+        logprobs = None if request.n_logprobs is None else Logprobs(row, request.n_logprobs)
+        token = self._sample(sequence, row, batch_row)
+        if token in self._vocabulary.eog_tokens:
+            self._finish(sequence, FinishReason.STOP, "", [])
+            return
+        sequence.tokens.append(token)
+        self._counters.generated_tokens += 1
+        piece = self._vocabulary.piece(token, special=not request.skip_special_tokens)
+        logprob = None if logprobs is None else logprobs.of(token, self._vocabulary)
+        delta = sequence.detokenizer.feed(piece, Sent(token, logprob))
+        reason = self._finish_reason(sequence)
+        if reason is not None:
+            self._finish(sequence, reason, delta.text, delta.items)
+        elif delta.text or delta.items:
+            self._emit(_output(sequence, delta.text, delta.items))
+
+    def _first_token(self, sequence: Sequence) -> None:
+        sequence.first_token_s = self._clock()
+        self._report_progress(sequence)
+        if sequence.request.prompt_logprobs:
+            entries = tuple(sequence.prompt_logprobs)
+            self._emit(PromptLogprobs(sequence.request.request_id, sequence.index, entries))
+
+    def _sample(self, sequence: Sequence, row: Row, batch_row: int) -> int:
+        assert sequence.sampler is not None
+        assert sequence.bias is not None
+        sequence.bias.apply(row, sequence.n_generated)
+        if sequence.constraint is not None:
+            sequence.constraint.mask(row)
+        token = sequence.sampler.sample(row, batch_row)
+        if sequence.constraint is not None and token not in self._vocabulary.eog_tokens:
+            sequence.constraint.accept(token)
+        return token
+
+    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
+        request = sequence.request
+        if sequence.detokenizer.stop is not None:
+            return FinishReason.STOP
+        if sequence.constraint is not None and sequence.constraint.is_stopped:
+            return FinishReason.STOP
+        if request.max_tokens is not None and sequence.n_generated >= request.max_tokens:
+            return FinishReason.LENGTH
+        if len(sequence.tokens) >= self._decoder.n_ctx:
+            return FinishReason.LENGTH
+        return None
+
+    def _new_sampler(self, sequence: Sequence) -> Sampler:
+        request, params = sequence.request, sequence.request.sampling
+        seed = params.seed if params.seed is not None else random.SystemRandom().randrange(_SEEDS)
+        seed = (seed + sequence.index) % _SEEDS
+        sequence.bias = Bias(
+            params,
+            banned=self._vocabulary.suppressed_tokens,
+            eog=self._vocabulary.eog_tokens,
+            min_tokens=request.min_tokens,
+        )
+        said = request.prompt
+        if not is_vectorisable(params):
+            return self._decoder.new_chain(params, seed, said)
+        penalties = penalties_of(params, n_ctx=self._decoder.n_ctx, n_vocab=self._decoder.n_vocab, said=said)
+        return VectorSampler(params, seed, penalties)
+
+    def _note_prompt_logprobs(
+        self, sequence: Sequence, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+    ) -> None:
+        n_top = sequence.request.n_logprobs or 0
+        following = sequence.tokens[sequence.n_past + 1 : sequence.n_prompt]
+        for row, token in zip(rows, following, strict=False):
+            sequence.prompt_logprobs.append(Logprobs(row, n_top).of(token, self._vocabulary))
+
+    # --- ends -------------------------------------------------------------------------------------------------------
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, text: str, items: list[Sent]) -> None:
+        rest = sequence.detokenizer.flush()
+        usage = sequence.usage(self._clock())
+        finish = Finish(reason, usage, sequence.detokenizer.stop)
+        self._leave(sequence)
+        self._emit(_output(sequence, text + rest.text, [*items, *rest.items], finish))
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Running to finished; the computed tokens stay in the slot as cache."""
+        self._cache.insert(sequence)
+        self._retire(sequence)
+
+    def _retire(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        sequence.status = Status.FINISHED
+        if sequence.sampler is not None:
+            sequence.sampler.close()
+            sequence.sampler = None
+
+    def _fail_step(self, plan: list[Chunk], error: Exception) -> None:
+        """Nothing of the batch can be trusted: its requests fail, their slots are emptied, the others go on."""
+        failure = EngineFailure(f"computing a batch failed: {error}" if str(error) else "the context has no room")
+        for chunk in plan:
+            if not chunk.sequence.is_finished:
+                self._cache.forget(chunk.sequence)
+                self._retire(chunk.sequence)
+        for request_id in {chunk.sequence.request.request_id for chunk in plan}:
+            self._fail_request(request_id, failure)
+
+    def _fail_request(self, request_id: int, error: GgufdError) -> None:
+        self.abort(request_id)
+        self._fail(request_id, error)
+
+    def _fail(self, request_id: int, error: GgufdError) -> None:
+        self._emit(Failed(request_id, error.code or "internal_error", error.message))
+
+    # --- what is said -----------------------------------------------------------------------------------------------
+
+    def _emit(self, event: Event) -> None:
+        self._events.append(event)
+
+    def _report_progress(self, sequence: Sequence) -> None:
+        if sequence.request.return_progress:
+            self._emit(
+                Progress(
+                    request_id=sequence.request.request_id,
+                    index=sequence.index,
+                    total=sequence.n_prompt,
+                    cached=sequence.n_cached,
+                    processed=sequence.n_past,
+                    time_s=self._clock() - sequence.admit_s,
+                )
+            )
+
+    def _of_request(self, request_id: int) -> list[Sequence]:
+        return [sequence for sequence in self._running if sequence.request.request_id == request_id]
+
+    def stats(self) -> Stats:
+        """A snapshot: who waits, who runs, what was computed, what the slots hold."""
+        return Stats(
+            waiting=len(self._queue),
+            running=len(self._running),
+            steps=self._counters.steps,
+            computed_tokens=self._counters.computed_tokens,
+            cached_tokens=self._counters.cached_tokens,
+            generated_tokens=self._counters.generated_tokens,
+            step_s=self._counters.step_s,
+            step_gap_s=self._counters.step_gap_s,
+            slots=tuple(_slot_state(slot.index, slot.sequence, slot.n_computed) for slot in self._cache.slots),
+        )
+
+    def check_integrity(self) -> None:
+        """Raise `EngineFailure` unless queue, running sequences and slots agree."""
+        self._cache.check_integrity()
+        in_slots = {id(slot.sequence) for slot in self._cache.running}
+        if in_slots != {id(sequence) for sequence in self._running}:
+            raise EngineFailure("the running sequences are not those in the slots")
+        if any(sequence.status is not Status.RUNNING for sequence in self._running):
+            raise EngineFailure("a sequence runs without being in the running state")
+        if any(sequence.status is not Status.WAITING for sequence in self._queue):
+            raise EngineFailure("a sequence waits without being in the waiting state")
+
+
+class _Counters:
+    """What was done since the start; `step_s` and `step_gap_s` are of the last step, in seconds."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.computed_tokens = 0
+        self.cached_tokens = 0
+        self.generated_tokens = 0
+        self.step_s = 0.0
+        self.step_gap_s = 0.0
+        self._ended_s: float | None = None
+
+    def begin(self, now_s: float) -> None:
+        if self._ended_s is not None:
+            self.step_gap_s = now_s - self._ended_s
+
+    def end(self, now_s: float, seconds: float) -> None:
+        self._ended_s = now_s
+        self.step_s = seconds
+        self.steps += 1
+
+
+def _output(sequence: Sequence, text: str, items: list[Sent], finish: Finish | None = None) -> Output:
+    return Output(
+        request_id=sequence.request.request_id,
+        index=sequence.index,
+        text=text,
+        tokens=tuple(item.token for item in items),
+        logprobs=tuple(item.logprob for item in items if item.logprob is not None),
+        finish=finish,
+    )
+
+
+def _slot_state(index: int, sequence: Sequence | None, n_past: int) -> SlotState:
+    if sequence is None:
+        return SlotState(index, None, n_past, n_past)
+    return SlotState(index, sequence.request.request_id, len(sequence.tokens), n_past)

@@ -1,0 +1,103 @@
+"""Which tokens of which running sequences go into the next batch.
+
+There is no prefill phase and no decode phase: each sequence's computed tokens catch up with its tokens. Every
+decoding sequence gets its one row; then prefill fills a token budget, oldest first, chosen so that the step stays
+under `max_gap_ms` while somebody decodes. Prefill with nobody decoding goes in larger chunks, bounded in time too:
+the chunk is what a cancel or a newcomer waits for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from server.engine.sequence import Sequence
+
+_MIN_CHUNK = 16
+"""Fewer tokens a step would make a prompt wait for ever behind running streams on a slow machine."""
+
+_ALONE_GAPS = 4
+"""How many times `max_gap_ms` a chunk may take when nobody decodes."""
+
+_SMOOTHING = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`n_tokens` of one sequence from its `n_past` on, the last `n_outputs` of them with logits."""
+
+    sequence: Sequence
+    n_tokens: int
+    n_outputs: int
+
+
+class StepTime:
+    """What steps cost, measured: seconds of a step that only decodes, and seconds a token of prefill."""
+
+    def __init__(self) -> None:
+        self.decode_s = 0.0
+        self.prefill_s_per_token = 0.0
+
+    def record(self, seconds: float, n_decode: int, n_prefill: int) -> None:
+        if n_prefill == 0:
+            self.decode_s = _smooth(self.decode_s, seconds)
+        elif n_prefill >= _MIN_CHUNK:
+            decode_s = self.decode_s if n_decode else 0.0
+            per_token = max(seconds - decode_s, 0.1 * seconds) / n_prefill
+            self.prefill_s_per_token = _smooth(self.prefill_s_per_token, per_token)
+
+
+class Scheduler:
+    """Makes the plan of one step. `n_batch` rows at most, `n_ubatch` computed at once, `n_outputs_max` with logits."""
+
+    def __init__(self, *, n_batch: int, n_ubatch: int, n_outputs_max: int, max_gap_ms: float) -> None:
+        self._n_batch = n_batch
+        self._n_ubatch = min(n_ubatch, n_batch)
+        self._n_outputs_max = n_outputs_max
+        self._max_gap_s = max_gap_ms / 1000
+        self.step_time = StepTime()
+
+    def schedule(self, running: Iterable[Sequence]) -> list[Chunk]:
+        """The chunks of the next batch, by ascending slot."""
+        sequences = list(running)
+        decoding = [Chunk(sequence, 1, 1) for sequence in sequences if sequence.is_decoding]
+        budget = self.token_budget(n_decode=len(decoding))
+        n_outputs_left = self._n_outputs_max - len(decoding)
+        prefill = []
+        for sequence in sorted(sequences, key=lambda sequence: (sequence.admit_s, sequence.index)):
+            if not sequence.is_decoding and budget > 0:
+                chunk = _prefill_chunk(sequence, budget, n_outputs_left)
+                if chunk.n_tokens == 0:
+                    continue
+                prefill.append(chunk)
+                budget -= chunk.n_tokens
+                n_outputs_left -= chunk.n_outputs
+        return sorted([*decoding, *prefill], key=lambda chunk: chunk.sequence.slot or 0)
+
+    def token_budget(self, *, n_decode: int) -> int:
+        """Tokens of prefill that the next step may compute beside `n_decode` rows."""
+        room = self._n_batch - n_decode
+        per_token = self.step_time.prefill_s_per_token
+        if per_token == 0:
+            return min(room, self._n_ubatch if n_decode == 0 else 2 * _MIN_CHUNK)
+        if n_decode == 0:
+            affordable = int(_ALONE_GAPS * self._max_gap_s / per_token)
+            return min(room, max(4 * _MIN_CHUNK, min(self._n_ubatch, affordable)))
+        affordable = int((self._max_gap_s - self.step_time.decode_s) / per_token)
+        return min(room, self._n_ubatch, max(_MIN_CHUNK, affordable))
+
+
+def _prefill_chunk(sequence: Sequence, budget: int, n_outputs_left: int) -> Chunk:
+    """Logits are wanted of the last token only, or of every token when the prompt's own log-probabilities are."""
+    n_tokens = min(sequence.n_uncomputed, budget)
+    if sequence.request.prompt_logprobs and sequence.n_past < sequence.n_prompt:
+        n_tokens = min(n_tokens, n_outputs_left)
+        return Chunk(sequence, n_tokens, n_tokens)
+    is_last = n_tokens == sequence.n_uncomputed
+    if is_last and n_outputs_left == 0:
+        return Chunk(sequence, n_tokens - 1, 0)
+    return Chunk(sequence, n_tokens, 1 if is_last else 0)
+
+
+def _smooth(old: float, new: float) -> float:
+    return new if old == 0 else old + _SMOOTHING * (new - old)

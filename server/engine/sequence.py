@@ -1,0 +1,96 @@
+"""One sequence: the tokens of one choice of one request, how many of them are computed, and where.
+
+Data and derived properties only; transitions are the scheduler's and the engine's.
+"""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from dataclasses import dataclass, field
+
+from server.engine.backend import Constraint
+from server.engine.detokenizer import Detokenizer
+from server.engine.messages import EngineRequest, TokenLogprob, Usage
+from server.engine.sampling import Bias, Sampler
+
+
+class Status(enum.Enum):
+    """Where a sequence is: in the queue, in a slot, or done."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True)
+class Sent:
+    """A token on its way out, with its log-probability when that was asked for."""
+
+    token: int
+    logprob: TokenLogprob | None
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens `[0, n_prompt)` are the prompt, `[n_prompt, len(tokens))` generated; `[0, n_past)` are in the slot.
+
+    Times are seconds of `time.perf_counter`. `slot` is set exactly while running.
+    """
+
+    request: EngineRequest
+    index: int
+    arrival_s: float
+    tokens: array[int]
+    n_prompt: int
+    detokenizer: Detokenizer[Sent]
+    status: Status = Status.WAITING
+    slot: int | None = None
+    n_past: int = 0
+    n_cached: int = 0
+    admit_s: float = 0.0
+    first_token_s: float = 0.0
+    sampler: Sampler | None = None
+    bias: Bias | None = None
+    constraint: Constraint | None = None
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, request: EngineRequest, index: int, now_s: float) -> Sequence:
+        return cls(
+            request=request,
+            index=index,
+            arrival_s=now_s,
+            tokens=array("i", request.prompt),
+            n_prompt=len(request.prompt),
+            detokenizer=Detokenizer(request.stop),
+        )
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def n_uncomputed(self) -> int:
+        """Tokens that are not in the slot yet: one while decoding, more in prefill."""
+        return len(self.tokens) - self.n_past
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether only the token generated last is uncomputed."""
+        return self.n_generated > 0 and self.n_uncomputed == 1
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is Status.FINISHED
+
+    def usage(self, now_s: float) -> Usage:
+        first_token_s = self.first_token_s or now_s
+        return Usage(
+            prompt_tokens=self.n_prompt,
+            completion_tokens=self.n_generated,
+            cached_tokens=self.n_cached,
+            queue_s=self.admit_s - self.arrival_s,
+            prefill_s=first_token_s - self.admit_s,
+            decode_s=now_s - first_token_s,
+        )

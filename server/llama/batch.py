@@ -1,0 +1,60 @@
+"""The rows that one decode computes, and the shapes around them. Knows no llama_cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.float32]
+State = npt.NDArray[np.uint8]
+
+
+class NoRoomError(Exception):
+    """The cache has no room for the batch; nothing of it was computed."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows for one `decode`: shapes `[n_rows]`, filled from the front. `output[i]` asks for the logits of row i."""
+
+    token: npt.NDArray[np.int32]
+    pos: npt.NDArray[np.int32]
+    seq_id: npt.NDArray[np.int32]
+    output: npt.NDArray[np.int8]
+    n_rows: int = 0
+    n_outputs: int = 0
+
+    @classmethod
+    def with_capacity(cls, n_batch: int) -> Batch:
+        return cls(
+            token=np.zeros(n_batch, np.int32),
+            pos=np.zeros(n_batch, np.int32),
+            seq_id=np.zeros(n_batch, np.int32),
+            output=np.zeros(n_batch, np.int8),
+        )
+
+    @property
+    def capacity(self) -> int:
+        return len(self.token)
+
+    def clear(self) -> None:
+        self.n_rows = self.n_outputs = 0
+
+    def add(self, slot: int, tokens: Sequence[int], first_pos: int, n_outputs: int) -> int:
+        """Append consecutive tokens of one slot, the last `n_outputs` of them with logits.
+
+        Returns the index of the first of those among all outputs of the batch.
+        """
+        start, end = self.n_rows, self.n_rows + len(tokens)
+        self.token[start:end] = tokens
+        self.pos[start:end] = np.arange(first_pos, first_pos + len(tokens), dtype=np.int32)
+        self.seq_id[start:end] = slot
+        self.output[start:end] = 0
+        self.output[end - n_outputs : end] = 1
+        first_output = self.n_outputs
+        self.n_rows = end
+        self.n_outputs += n_outputs
+        return first_output

@@ -1,0 +1,202 @@
+"""One llama.cpp context of independent streams, its batch, and the state of its slots.
+
+Every slot (`seq_id` 0 to n_slots - 1) has its own stream of `n_ctx` cells. A step computes the rows of one `Batch`;
+rows of consecutive slots with equal token counts are computed together, so callers add rows by ascending slot.
+No policy here: what to compute, keep or copy is decided above.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from server.errors import EngineFailure, ModelError
+from server.llama.batch import Batch, Logits, NoRoomError, State
+from server.llama.model import Model
+from server.llama.params import ContextParams
+from server.llama.sampler import ChainParams, SamplerChain
+
+_MIN_OUTPUTS = 64
+_CACHE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "iq4_nl": 20,
+    "bf16": 30,
+}
+CACHE_TYPES = tuple(_CACHE_TYPES)
+_ROPE_SCALING = {"": -1, "none": 0, "linear": 1, "yarn": 2}
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+
+
+class Context:
+    """A context over `model`; `close` frees it before the model is.
+
+    Raises `ModelError` when it cannot be made (memory, an impossible cache type).
+    """
+
+    def __init__(self, model: Model, params: ContextParams) -> None:
+        self.model = model
+        self.params = params
+        self.n_slots = params.n_slots
+        self.n_outputs_max = max(params.n_slots, _MIN_OUTPUTS)
+        native = _native_params(params, self.n_outputs_max)
+        self.handle = llama_cpp.llama_init_from_model(model.handle, native)
+        if not self.handle:
+            raise ModelError(f"llama.cpp could not make a context of {params.n_slots} slots x {params.n_ctx} tokens")
+        self.n_ctx = int(llama_cpp.llama_n_ctx_seq(self.handle))
+        self.n_batch = int(llama_cpp.llama_n_batch(self.handle))
+        self.n_vocab = model.n_vocab
+        self._memory = llama_cpp.llama_get_memory(self.handle)
+        self._batch = _NativeBatch(self.n_batch)
+        self._logits: tuple[int, int, Logits] | None = None
+
+    def close(self) -> None:
+        if self.handle:
+            llama_cpp.llama_free(self.handle)
+            self.handle = None
+
+    @property
+    def batch(self) -> Batch:
+        """The context's own batch: clear it, fill it, `decode` it."""
+        return self._batch.rows
+
+    @property
+    def n_threads(self) -> int:
+        return int(llama_cpp.llama_n_threads(self.handle))
+
+    @property
+    def can_trim(self) -> bool:
+        """Whether any tail of a slot can be dropped: not with recurrent state or a windowed cache."""
+        return not self.model.is_recurrent and (self.model.n_swa == 0 or self.params.swa_full)
+
+    def decode(self) -> float:
+        """Compute the batch; returns the seconds it took.
+
+        Raises `NoRoomError` when the cache is full, `EngineFailure` when llama.cpp failed otherwise.
+        """
+        if self.batch.n_outputs > self.n_outputs_max:
+            raise EngineFailure(f"{self.batch.n_outputs} outputs in one batch, at most {self.n_outputs_max} fit")
+        start = time.perf_counter()
+        status = llama_cpp.llama_decode(self.handle, self._batch.native())
+        llama_cpp.llama_synchronize(self.handle)
+        if status == 1:
+            raise NoRoomError
+        if status != 0:
+            raise EngineFailure(f"llama_decode failed with status {status}")
+        return time.perf_counter() - start
+
+    def logits(self) -> Logits:
+        """All outputs of the last `decode`, shape `[n_outputs, n_vocab]`: a view that the next decode overwrites."""
+        address = ctypes.cast(llama_cpp.llama_get_logits(self.handle), ctypes.c_void_p).value
+        n_outputs = self.batch.n_outputs
+        if address is None:
+            raise EngineFailure("llama.cpp has no logits")
+        if self._logits is None or self._logits[:2] != (address, n_outputs):
+            buffer = (ctypes.c_float * (n_outputs * self.n_vocab)).from_address(address)
+            view = np.ctypeslib.as_array(buffer).reshape(n_outputs, self.n_vocab)
+            self._logits = (address, n_outputs, view)
+        return self._logits[2]
+
+    # --- the memory of the slots -----------------------------------------------------------------------------------
+
+    def trim(self, slot: int, n_keep: int) -> bool:
+        """Drop all but the first `n_keep` tokens of a slot; False when this model's cache cannot (nothing is done)."""
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, n_keep, -1))
+
+    def n_past(self, slot: int) -> int:
+        """Tokens in a slot, by llama.cpp's own account."""
+        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, slot)) + 1
+
+    def get_state(self, slot: int) -> State:
+        """A copy of everything a slot holds, shape `[n_bytes]`."""
+        size = llama_cpp.llama_state_seq_get_size(self.handle, slot)
+        state = np.empty(size, np.uint8)
+        written = llama_cpp.llama_state_seq_get_data(self.handle, _bytes_of(state), size, slot)
+        if written != size:
+            raise EngineFailure(f"the state of slot {slot} could not be read ({written} of {size} bytes)")
+        return state
+
+    def set_state(self, slot: int, state: State) -> None:
+        """Replace what a slot holds by a copy that `get_state` made."""
+        self.trim(slot, 0)
+        read = llama_cpp.llama_state_seq_set_data(self.handle, _bytes_of(state), len(state), slot)
+        if read == 0:
+            raise EngineFailure(f"the state of slot {slot} could not be restored")
+
+    # --- what a sequence needs besides ------------------------------------------------------------------------------
+
+    def new_chain(self, params: ChainParams, seed: int, said: Sequence[int]) -> SamplerChain:
+        """llama.cpp's sampler chain over this context's logits."""
+        return SamplerChain(self.model, self.handle, params, seed=seed, n_ctx=self.n_ctx, said=said)
+
+    def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
+        llama_cpp.llama_set_n_threads(self.handle, n_threads, n_threads_batch)
+
+
+class _NativeBatch:
+    """A `Batch` that lives in the memory of a `llama_batch`."""
+
+    def __init__(self, n_batch: int) -> None:
+        self.rows = Batch.with_capacity(n_batch)
+        self._n_seq_id = np.ones(n_batch, np.int32)
+        first = self.rows.seq_id.ctypes.data
+        # One pointer a row, each to that row's single sequence id.
+        self._seq_pointers = np.arange(n_batch, dtype=np.uintp) * 4 + first
+        self._native = llama_cpp.llama_batch()
+        for name, array in (
+            ("token", self.rows.token),
+            ("pos", self.rows.pos),
+            ("n_seq_id", self._n_seq_id),
+            ("seq_id", self._seq_pointers),
+            ("logits", self.rows.output),
+        ):
+            field_type = dict(llama_cpp.llama_batch._fields_)[name]
+            setattr(self._native, name, ctypes.cast(array.ctypes.data, field_type))
+
+    def native(self) -> Any:
+        self._native.n_tokens = self.rows.n_rows
+        return self._native
+
+
+def _bytes_of(state: State) -> Any:
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
+def _native_params(params: ContextParams, n_outputs_max: int) -> Any:
+    native = llama_cpp.llama_context_default_params()
+    native.n_ctx = params.n_ctx * params.n_slots
+    native.n_batch = params.n_batch
+    native.n_ubatch = params.n_ubatch
+    native.n_seq_max = params.n_slots
+    native.n_outputs_max = n_outputs_max
+    native.n_threads = params.n_threads
+    native.n_threads_batch = params.n_threads_batch or params.n_threads
+    native.flash_attn_type = _FLASH_ATTENTION[params.flash_attn]
+    native.type_k = _CACHE_TYPES[params.cache_type_k]
+    native.type_v = _CACHE_TYPES[params.cache_type_v]
+    native.offload_kqv = params.kv_offload
+    native.swa_full = params.swa_full
+    native.kv_unified = False
+    native.no_perf = True
+    native.rope_scaling_type = _ROPE_SCALING[params.rope_scaling]
+    for name in (
+        "rope_freq_base",
+        "rope_freq_scale",
+        "yarn_orig_ctx",
+        "yarn_ext_factor",
+        "yarn_attn_factor",
+        "yarn_beta_slow",
+        "yarn_beta_fast",
+    ):
+        setattr(native, name, getattr(params, name))
+    return native

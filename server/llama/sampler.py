@@ -1,0 +1,209 @@
+"""llama.cpp's sampler chain for one sequence: built, fed with what was said, asked for the next token.
+
+The order and the meaning of each sampler are llama.cpp's (`common/sampling.cpp`). Grammars are not here: its own
+grammar sampler ends the process on input it does not like, so masks come from `llama.grammar`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import llama_cpp
+
+from server.llama.model import Model
+
+_MIROSTAT_M = 100
+"""Tokens that mirostat 1.0 estimates its exponent from, as in its paper's code and in llama.cpp."""
+
+
+class ChainParams(Protocol):
+    """What a chain is built from; names and meaning as in `engine.messages.SamplingParams`."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def dynatemp_range(self) -> float: ...
+    @property
+    def dynatemp_exponent(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+    @property
+    def typ_p(self) -> float: ...
+    @property
+    def top_n_sigma(self) -> float: ...
+    @property
+    def xtc_probability(self) -> float: ...
+    @property
+    def xtc_threshold(self) -> float: ...
+    @property
+    def dry_multiplier(self) -> float: ...
+    @property
+    def dry_base(self) -> float: ...
+    @property
+    def dry_allowed_length(self) -> int: ...
+    @property
+    def dry_penalty_last_n(self) -> int: ...
+    @property
+    def dry_sequence_breakers(self) -> tuple[str, ...]: ...
+    @property
+    def repeat_penalty(self) -> float: ...
+    @property
+    def repeat_last_n(self) -> int: ...
+    @property
+    def frequency_penalty(self) -> float: ...
+    @property
+    def presence_penalty(self) -> float: ...
+    @property
+    def mirostat(self) -> int: ...
+    @property
+    def mirostat_tau(self) -> float: ...
+    @property
+    def mirostat_eta(self) -> float: ...
+    @property
+    def adaptive_target(self) -> float: ...
+    @property
+    def adaptive_decay(self) -> float: ...
+    @property
+    def min_keep(self) -> int: ...
+    @property
+    def samplers(self) -> tuple[str, ...]: ...
+
+
+def window(last_n: int, n_ctx: int) -> int:
+    """A `last_n` as llama.cpp can take it: -1 is the whole context, and no ring buffer is larger than that."""
+    return n_ctx if last_n < 0 else min(last_n, n_ctx)
+
+
+class SamplerChain:
+    """The samplers of one sequence, with their memory of what was said. `close` frees them.
+
+    `n_ctx` is the context of the slot, in tokens; `said` is the prompt, which penalties and DRY look at.
+    """
+
+    def __init__(
+        self, model: Model, context: Any, params: ChainParams, *, seed: int, n_ctx: int, said: Sequence[int]
+    ) -> None:
+        self._model = model
+        self._context = context
+        self._handle = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        for sampler in _Samplers(model, params, seed, n_ctx, said).all():
+            llama_cpp.llama_sampler_chain_add(self._handle, sampler)
+
+    def sample(self, row: int) -> int:
+        """Choose a token from the logits of batch row `row` and remember it."""
+        return int(llama_cpp.llama_sampler_sample(self._handle, self._context, row))
+
+    def close(self) -> None:
+        if self._handle:
+            llama_cpp.llama_sampler_free(self._handle)
+            self._handle = None
+
+
+class _Samplers:
+    """Makes the samplers of one chain, in order. What is neutral is left out: llama.cpp would sort for nothing."""
+
+    def __init__(self, model: Model, params: ChainParams, seed: int, n_ctx: int, said: Sequence[int]) -> None:
+        self._model = model
+        self._p = params
+        self._seed = seed & 0xFFFFFFFF
+        self._n_ctx = n_ctx
+        self._said = said
+
+    def all(self) -> list[Any]:
+        if self._p.mirostat:
+            return [llama_cpp.llama_sampler_init_temp(self._p.temperature), self._mirostat()]
+        makers: dict[str, Callable[[], Any]] = {
+            "penalties": self._penalties,
+            "dry": self._dry,
+            "top_n_sigma": self._top_n_sigma,
+            "top_k": self._top_k,
+            "typ_p": self._typ_p,
+            "top_p": self._top_p,
+            "min_p": self._min_p,
+            "xtc": self._xtc,
+            "temperature": self._temperature,
+        }
+        made = [makers[name]() for name in self._p.samplers if name in makers]
+        return [*(sampler for sampler in made if sampler is not None), self._last()]
+
+    def _last(self) -> Any:
+        p = self._p
+        if "adaptive_p" in p.samplers and p.adaptive_target >= 0:
+            return llama_cpp.llama_sampler_init_adaptive_p(p.adaptive_target, p.adaptive_decay, self._seed)
+        return llama_cpp.llama_sampler_init_dist(self._seed)
+
+    def _mirostat(self) -> Any:
+        p = self._p
+        if p.mirostat == 1:
+            return llama_cpp.llama_sampler_init_mirostat(
+                self._model.n_vocab, self._seed, p.mirostat_tau, p.mirostat_eta, _MIROSTAT_M
+            )
+        return llama_cpp.llama_sampler_init_mirostat_v2(self._seed, p.mirostat_tau, p.mirostat_eta)
+
+    def _penalties(self) -> Any:
+        p = self._p
+        last_n = window(p.repeat_last_n, self._n_ctx)
+        if last_n == 0 or (p.repeat_penalty == 1 and p.frequency_penalty == 0 and p.presence_penalty == 0):
+            return None
+        sampler = llama_cpp.llama_sampler_init_penalties(
+            self._model.n_vocab, last_n, p.repeat_penalty, p.frequency_penalty, p.presence_penalty
+        )
+        return self._with_said(sampler, last_n)
+
+    def _dry(self) -> Any:
+        p = self._p
+        last_n = window(p.dry_penalty_last_n, self._n_ctx)
+        if last_n == 0 or p.dry_multiplier == 0:
+            return None
+        breakers = [breaker.encode("utf-8") for breaker in p.dry_sequence_breakers]
+        sampler = llama_cpp.llama_sampler_init_dry(
+            self._model.vocab,
+            p.dry_multiplier,
+            p.dry_base,
+            p.dry_allowed_length,
+            last_n,
+            (ctypes.c_char_p * len(breakers))(*breakers),
+            len(breakers),
+        )
+        return self._with_said(sampler, last_n)
+
+    def _with_said(self, sampler: Any, last_n: int) -> Any:
+        for token in self._said[-last_n:]:
+            llama_cpp.llama_sampler_accept(sampler, token)
+        return sampler
+
+    def _top_n_sigma(self) -> Any:
+        n = self._p.top_n_sigma
+        return llama_cpp.llama_sampler_init_top_n_sigma(n) if n > 0 else None
+
+    def _top_k(self) -> Any:
+        k = self._p.top_k
+        return llama_cpp.llama_sampler_init_top_k(k) if 0 < k < self._model.n_vocab else None
+
+    def _typ_p(self) -> Any:
+        p = self._p
+        return llama_cpp.llama_sampler_init_typical(p.typ_p, p.min_keep) if p.typ_p < 1 else None
+
+    def _top_p(self) -> Any:
+        p = self._p
+        return llama_cpp.llama_sampler_init_top_p(p.top_p, p.min_keep) if p.top_p < 1 else None
+
+    def _min_p(self) -> Any:
+        p = self._p
+        return llama_cpp.llama_sampler_init_min_p(p.min_p, p.min_keep) if p.min_p > 0 else None
+
+    def _xtc(self) -> Any:
+        p = self._p
+        if p.xtc_probability <= 0 or p.xtc_threshold > 0.5:
+            return None
+        return llama_cpp.llama_sampler_init_xtc(p.xtc_probability, p.xtc_threshold, p.min_keep, self._seed)
+
+    def _temperature(self) -> Any:
+        p = self._p
+        return llama_cpp.llama_sampler_init_temp_ext(p.temperature, p.dynatemp_range, p.dynatemp_exponent)
