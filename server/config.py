@@ -1,0 +1,256 @@
+"""The settings, as one frozen `Config`: names, types, limits, defaults, meanings.
+
+Every setting has a name of its own, so the environment spells it GGUFD_<NAME> whatever its section. Flags
+and README's table are made from the same fields. Knows neither where values come from (`sources`) nor what
+they do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic.fields import FieldInfo
+
+ENV_PREFIX = "GGUFD_"
+
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
+SamplerName = Literal[
+    "penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature", "adaptive_p"
+]
+
+
+def _split(value: Any) -> Any:
+    """A list in one text: JSON when it begins with a bracket, else parted by commas (or semicolons)."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("texts parted by commas, or a list as JSON writes it") from None
+    return [part.strip() for part in re.split("[,;]", value) if part.strip()]
+
+
+Floats = Annotated[tuple[float, ...], BeforeValidator(_split)]
+Strings = Annotated[tuple[str, ...], BeforeValidator(_split)]
+
+
+def _minus_one_is(meaning: Any) -> BeforeValidator:
+    """llama-server's -1 for what has a word of its own here."""
+    return BeforeValidator(lambda value: meaning if value in (-1, "-1") else value)
+
+
+AllLayers = BeforeValidator(lambda value: "auto" if value in ("all", -1, "-1") else value)
+Layers = Annotated[Literal["auto"] | Annotated[int, Field(ge=0)], AllLayers]
+Threads = Annotated[int, _minus_one_is(0)]
+Seed = Annotated[Annotated[int, Field(ge=0, le=2**32 - 1)] | None, _minus_one_is(None)]
+Limit = Annotated[Annotated[int, Field(ge=1)] | None, _minus_one_is(None)]
+SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(_split)]
+
+
+def setting(default: Any, description: str, *flags: str, **limits: Any) -> Any:
+    """A field. It gets the flag --its-name; `flags` are further spellings, llama-server's where there are."""
+    return Field(default, description=description, json_schema_extra={"flags": list(flags)}, **limits)
+
+
+_SWITCHES = (bool, bool | None)
+
+
+class Section(BaseModel):
+    """One table of config.toml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation not in _SWITCHES:
+            raise ValueError("Input should be a value of its own, not true or false")
+        return value
+
+
+class ModelSection(Section):
+    """Which model, and how it is loaded."""
+
+    model: str = setting("", "GGUF file, or folder with one in it; empty takes the demo model.", "-m")
+    alias: str = setting("", "Model name in the API; empty takes the file's name.", "-a")
+    chat_template_file: str = setting("", "Jinja file instead of the model's own chat template.")
+    n_gpu_layers: Layers = setting(
+        "auto", "Layers on the GPU; auto is all of them, 0 stays on the CPU.", "-ngl", "--gpu-layers"
+    )
+    split_mode: Literal["none", "layer", "row"] = setting("layer", "How several GPUs share the model.", "-sm")
+    main_gpu: int = setting(0, "The GPU to use where split_mode is none.", "-mg", ge=0)
+    tensor_split: Floats = setting((), "Share of each GPU, as in 3,1; empty goes by free memory.", "-ts")
+    mmap: bool = setting(True, "Map the file instead of reading it: a second start is quicker.")
+    mlock: bool = setting(False, "Keep the model in RAM, never in swap.")
+    require_gpu: bool = setting(False, "Refuse to start where no GPU can be used.")
+
+
+class ContextSection(Section):
+    """The llama.cpp context: how many conversations, how long, in what precision."""
+
+    ctx_size: int = setting(
+        0,
+        "Tokens of context: shared by all slots if parallel is set too, else each slot's; 0 is automatic.",
+        "-c",
+        ge=0,
+    )
+    parallel: int = setting(0, "Slots, the conversations computed at once; 0 is four.", "-np", ge=0, le=256)
+    batch_size: int = setting(2048, "Most tokens given to one step.", "-b", ge=1)
+    ubatch_size: int = setting(512, "Most tokens computed at once within a step.", "-ub", ge=1)
+    threads: Threads = setting(0, "Compute threads; 0 is one for each physical core.", "-t", ge=0, le=512)
+    threads_batch: Threads = setting(0, "Compute threads for prompts; 0 is as threads.", "-tb", ge=0, le=512)
+    flash_attn: Literal["auto", "on", "off"] = setting(
+        "auto", "Flash attention; auto is on with a GPU, and measured at start on a CPU.", "-fa"
+    )
+    cache_type_k: CacheType = setting("f16", "Type of the KV cache's keys.", "-ctk")
+    cache_type_v: CacheType = setting("f16", "Type of its values; a quantised one needs flash attention.", "-ctv")
+    kv_offload: bool = setting(True, "Keep the KV cache on the GPU with the layers.")
+    swa_full: bool = setting(True, "Keep the full cache of sliding-window models, so that prefixes can be reused.")
+    rope_scaling: Literal["", "none", "linear", "yarn"] = setting("", "RoPE scaling; empty is the model's own.")
+    rope_freq_base: float = setting(0.0, "RoPE base frequency; 0 is the model's own.", ge=0)
+    rope_freq_scale: float = setting(0.0, "RoPE frequency factor, 0.5 doubles the context; 0 is the model's own.", ge=0)
+    yarn_orig_ctx: int = setting(0, "YaRN: context the model was trained with; 0 is the file's.", ge=0)
+    yarn_ext_factor: float = setting(-1.0, "YaRN: extrapolation mix; -1 is the model's own.", ge=-1)
+    yarn_attn_factor: float = setting(-1.0, "YaRN: attention magnitude; -1 is the model's own.", ge=-1)
+    yarn_beta_slow: float = setting(-1.0, "YaRN: high correction dimension; -1 is the model's own.", ge=-1)
+    yarn_beta_fast: float = setting(-1.0, "YaRN: low correction dimension; -1 is the model's own.", ge=-1)
+
+
+class ServerSection(Section):
+    """HTTP: where it listens, who may come in, what it says in the log."""
+
+    host: str = setting("127.0.0.1", "Address to listen at; this one is reached from this machine only.", min_length=1)
+    port: int = setting(8080, "Port to listen at; 0 takes a free one.", ge=0, le=65535)
+    api_key: Strings = setting((), "Keys, one of which every caller must send; empty asks for none.")
+    allow_unauthenticated: bool = setting(False, "Listen beyond this machine although no key is set.")
+    root_path: str = setting("", "Path under which a reverse proxy shows the server, such as /llm.", pattern="^(/.*)?$")
+    max_body_bytes: int = setting(2_000_000, "Largest request body; more is refused with 413.", ge=1024)
+    ping_s: float = setting(1.0, "Seconds of silence after which a stream carries a comment.", gt=0)
+    drain_s: float = setting(30.0, "Seconds that running requests get to end at Ctrl-C or SIGTERM.", ge=0)
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "Least severe log lines shown; debug adds llama.cpp's own."
+    )
+    log_prompts: bool = setting(False, "Write prompts and answers to the log: other people's words.")
+
+
+class QueueSection(Section):
+    """The queue in front of the context."""
+
+    max_queue: int = setting(64, "Requests that may wait; one more is refused with 503.", ge=0)
+    max_queue_wait_s: float = setting(600.0, "Seconds a request may wait before it is refused.", gt=0)
+    max_gap_ms: float = setting(100.0, "Longest pause that reading a prompt may put into other streams.", gt=0)
+
+
+class SamplingSection(Section):
+    """Defaults for what a request leaves out; unset takes the model file's own, else OpenAI's, else off."""
+
+    max_tokens: Limit = setting(None, "Most tokens of an answer; unset goes on to the end of the context.", "-n")
+    seed: Seed = setting(None, "Seed of requests that send none; unset draws one each time.", "-s")
+    temperature: float | None = setting(None, "Randomness; 0 always takes the likeliest token.", "--temp", ge=0)
+    dynatemp_range: float | None = setting(None, "Width of dynamic temperature; 0 is off.", ge=0)
+    dynatemp_exponent: float | None = setting(None, "How entropy maps to dynamic temperature.", "--dynatemp-exp", gt=0)
+    top_k: int | None = setting(None, "Keep this many likeliest tokens; 0 is off.", ge=0)
+    top_p: float | None = setting(
+        None, "Keep the likeliest tokens up to this probability in sum; 1 is off.", ge=0, le=1
+    )
+    min_p: float | None = setting(None, "Drop tokens below this share of the likeliest; 0 is off.", ge=0, le=1)
+    typ_p: float | None = setting(None, "Locally typical sampling; 1 is off.", "--typical", ge=0, le=1)
+    top_n_sigma: float | None = setting(
+        None,
+        "Keep tokens within this many standard deviations of the best logit; -1 is off.",
+        "--top-nsigma",
+        ge=-1,
+    )
+    xtc_probability: float | None = setting(None, "Chance that XTC drops the likeliest tokens; 0 is off.", ge=0, le=1)
+    xtc_threshold: float | None = setting(None, "Probability above which XTC may drop a token.", ge=0, le=1)
+    dry_multiplier: float | None = setting(None, "Strength of the DRY penalty on repeated passages; 0 is off.", ge=0)
+    dry_base: float | None = setting(None, "Growth of the DRY penalty with the length of the passage.", ge=0)
+    dry_allowed_length: int | None = setting(None, "Tokens that may repeat before DRY acts.", ge=0)
+    dry_penalty_last_n: int | None = setting(None, "Tokens that DRY looks back; 0 is off, -1 the whole context.", ge=-1)
+    dry_sequence_breakers: Strings | None = setting(
+        None, "Texts across which DRY sees no repetition.", "--dry-sequence-breaker"
+    )
+    repeat_penalty: float | None = setting(None, "Penalty on tokens that came before; 1 is off.", gt=0)
+    repeat_last_n: int | None = setting(None, "Tokens the penalties look back; 0 is off, -1 the whole context.", ge=-1)
+    frequency_penalty: float | None = setting(None, "Penalty that grows with each use of a token; 0 is off.")
+    presence_penalty: float | None = setting(None, "Penalty on every token used at all; 0 is off.")
+    mirostat: int | None = setting(None, "Mirostat version, 1 or 2; 0 is off.", ge=0, le=2)
+    mirostat_tau: float | None = setting(None, "Entropy that mirostat aims at.", "--mirostat-ent", ge=0)
+    mirostat_eta: float | None = setting(None, "Learning rate of mirostat.", "--mirostat-lr", ge=0, le=1)
+    adaptive_target: float | None = setting(None, "Probability that adaptive-p aims at; -1 is off.", ge=-1, le=1)
+    adaptive_decay: float | None = setting(None, "Memory of adaptive-p.", ge=0, le=0.99)
+    min_keep: int | None = setting(None, "Tokens that every sampler leaves at least.", ge=0)
+    samplers: SamplerNames | None = setting(None, "Samplers in the order they are applied.")
+    ignore_eos: bool | None = setting(None, "Never let the model end its answer.")
+
+
+class Config(BaseModel):
+    """Every setting. Made by `sources.load`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: ModelSection = ModelSection()
+    context: ContextSection = ContextSection()
+    server: ServerSection = ServerSection()
+    queue: QueueSection = QueueSection()
+    sampling: SamplingSection = SamplingSection()
+
+
+class Setting(NamedTuple):
+    """A field of the config, with all its spellings."""
+
+    section: str
+    key: str
+    field: FieldInfo
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """`--its-name` last, shorter and further spellings before it."""
+        extra = self.field.json_schema_extra
+        further = extra["flags"] if isinstance(extra, dict) else []
+        assert isinstance(further, list)
+        return (*map(str, further), "--" + self.key.replace("_", "-"))
+
+    @property
+    def env(self) -> str:
+        return ENV_PREFIX + self.key.upper()
+
+    @property
+    def description(self) -> str:
+        return self.field.description or ""
+
+    @property
+    def is_switch(self) -> bool:
+        return self.field.annotation in _SWITCHES
+
+    @property
+    def default_text(self) -> str:
+        """The default in TOML; empty where unset is the default."""
+        default = self.field.default
+        if default is None:
+            return ""
+        return json.dumps(list(default) if isinstance(default, tuple) else default)
+
+
+def settings() -> tuple[Setting, ...]:
+    """Every setting in the order of config.toml."""
+    return tuple(
+        Setting(section, key, field)
+        for section, table in Config.model_fields.items()
+        if isinstance(table.annotation, type) and issubclass(table.annotation, Section)
+        for key, field in table.annotation.model_fields.items()
+    )
+
+
+def settings_table() -> str:
+    """README's table of settings, in Markdown."""
+    lines = ["| setting | default | flags | meaning |", "|---|---|---|---|"]
+    for one in settings():
+        default = f"`{one.default_text}`" if one.default_text else "unset"
+        flags = ", ".join(f"`{flag}`" for flag in one.flags)
+        lines.append(f"| `[{one.section}] {one.key}` | {default} | {flags} | {one.description} |")
+    return "\n".join(lines)

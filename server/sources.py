@@ -1,0 +1,216 @@
+"""Where settings come from: flag > environment > config.toml > default.
+
+What is unknown or impossible stops the start with the place, the name, what was expected and the nearest name
+that exists. Knows the fields of `config` only by their table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from server.config import ENV_PREFIX, Config, settings
+from server.errors import ConfigError
+
+CONFIG_NAME = "config.toml"
+
+_NOT_SETTINGS = frozenset({"CONFIG", "LLAMA_CPP_SRC"})
+"""GGUFD_ names that are no setting: where the file is, and where the tests find llama.cpp's sources."""
+
+_SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)$")
+"""What Kubernetes sets in every pod beside a service named ggufd; it sets GGUFD_PORT=tcp://... too."""
+
+
+class Given(NamedTuple):
+    """A value as it was found, and where."""
+
+    value: Any
+    where: str
+
+
+Layer = dict[tuple[str, str], Given]
+"""`(section, key)` to what one source says of it."""
+
+
+def load(
+    config_file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Read all sources and check the result.
+
+    `flags` maps a setting's key to its value on the command line. Raises ConfigError, one line a fault.
+    """
+    environ = os.environ if environ is None else environ
+    faults: list[str] = []
+    merged: Layer = {}
+    merged.update(_from_file(find_file(config_file, environ), faults))
+    merged.update(_from_environment(environ, faults))
+    merged.update(_from_flags(flags or {}))
+    config = _validate(merged, faults)
+    if config is not None and not faults:
+        faults.extend(_contradictions(config))
+    if config is None or faults:
+        raise ConfigError("\n".join(faults))
+    return config
+
+
+def find_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file to read: the one named, else ./config.toml, else the one in the user's config folder."""
+    named = config_file or (Path(environ["GGUFD_CONFIG"]) if environ.get("GGUFD_CONFIG") else None)
+    if named is not None:
+        if not named.is_file():
+            raise ConfigError(f"{named}: no such file; --config wants a TOML file")
+        return named
+    import platformdirs
+
+    candidates = (Path(CONFIG_NAME), platformdirs.user_config_path("ggufd") / CONFIG_NAME)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _from_file(path: Path | None, faults: list[str]) -> Layer:
+    if path is None:
+        return {}
+    try:
+        text = path.read_text("utf-8")
+        tables = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as TOML: {error}") from None
+    layer: Layer = {}
+    sections = {one.section for one in settings()}
+    for section, table in tables.items():
+        if section not in sections or not isinstance(table, dict):
+            faults.append(f"{_place(path, text, section, None)}: {_unknown_section(section)}")
+            continue
+        for key, value in table.items():
+            where = f"{_place(path, text, section, key)}: [{section}] {key}"
+            if Config.model_fields[section].annotation.model_fields.get(key):  # type: ignore[union-attr]
+                layer[section, key] = Given(value, where)
+            else:
+                faults.append(f"{where} is no setting{_nearest(key, section)}")
+    return layer
+
+
+def _from_environment(environ: Mapping[str, str], faults: list[str]) -> Layer:
+    by_name = {one.env: one for one in settings()}
+    layer: Layer = {}
+    # The short name is what container recipes use.
+    for name, value in {"GGUFD_REQUIRE_GPU": environ.get("REQUIRE_GPU", ""), **environ}.items():
+        if not name.startswith(ENV_PREFIX) or value == "" or _is_foreign(name, value):
+            continue
+        if one := by_name.get(name):
+            layer[one.section, one.key] = Given(value, name)
+        else:
+            close = difflib.get_close_matches(name, by_name, 1)
+            faults.append(f"{name} is no setting{f'; did you mean {close[0]}?' if close else ''}")
+    return layer
+
+
+def _is_foreign(name: str, value: str) -> bool:
+    rest = name.removeprefix(ENV_PREFIX)
+    return rest in _NOT_SETTINGS or _SERVICE_LINK.match(rest) is not None or value.startswith("tcp://")
+
+
+def _from_flags(flags: Mapping[str, Any]) -> Layer:
+    by_key = {one.key: one for one in settings()}
+    return {
+        (one.section, one.key): Given(value, one.flags[-1])
+        for key, value in flags.items()
+        if value is not None and (one := by_key[key])
+    }
+
+
+def _validate(merged: Layer, faults: list[str]) -> Config | None:
+    tables: dict[str, dict[str, Any]] = {}
+    for (section, key), given in merged.items():
+        tables.setdefault(section, {})[key] = given.value
+    try:
+        return Config.model_validate(tables)
+    except ValidationError as error:
+        expected: dict[tuple[str, str], list[str]] = {}
+        for fault in error.errors():
+            place = (str(fault["loc"][0]), str(fault["loc"][1]))
+            expected.setdefault(place, []).append(_expected(fault["msg"]))
+        for place, wishes in expected.items():
+            given = merged[place]
+            shown = "(hidden)" if place[1] == "api_key" else json.dumps(given.value, default=str)
+            faults.append(f"{given.where} = {shown}: expected {' or '.join(dict.fromkeys(wishes))}")
+        return None
+
+
+def _expected(message: str) -> str:
+    """Pydantic's sentence without its frame."""
+    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    return message.partition(", unable to")[0].replace("a valid integer", "a whole number")
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    context, server = config.context, config.server
+    if context.parallel and 0 < context.ctx_size < context.parallel:
+        yield (
+            f"--ctx-size {context.ctx_size} is shared by the slots of --parallel {context.parallel}: "
+            f"nothing is left for each"
+        )
+    if context.flash_attn == "off" and context.cache_type_v not in ("f32", "f16", "bf16"):
+        yield (
+            f"--cache-type-v {context.cache_type_v} needs flash attention: set --flash-attn on, or --cache-type-v f16"
+        )
+    if not (is_loopback(server.host) or server.api_key or server.allow_unauthenticated):
+        yield (
+            f"--host {server.host} can be reached from other machines, and no key is set: set --api-key or "
+            f"GGUFD_API_KEY, or say --allow-unauthenticated if everybody may use it"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to `host`; a name other than localhost counts as open."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _unknown_section(section: str) -> str:
+    homes = [one.section for one in settings() if one.key == section]
+    if homes:
+        return f"{section} stands outside its section: put it under [{homes[0]}]"
+    names = list(Config.model_fields)
+    close = difflib.get_close_matches(section, names, 1)
+    hint = f"did you mean [{close[0]}]?" if close else f"expected one of: {', '.join(names)}"
+    return f"[{section}] is no section; {hint}"
+
+
+def _nearest(key: str, section: str) -> str:
+    homes = {one.key: one.section for one in settings()}
+    own = [name for name, home in homes.items() if home == section]
+    if key in homes:
+        return f" of this section; it belongs under [{homes[key]}]"
+    close = difflib.get_close_matches(key, own, 1) or difflib.get_close_matches(key, homes, 1)
+    if not close:
+        return f"; expected one of: {', '.join(own)}"
+    home = homes[close[0]]
+    return f"; did you mean {close[0]}{'' if home == section else f' under [{home}]'}?"
+
+
+def _place(path: Path, text: str, section: str, key: str | None) -> str:
+    """`file, line N`: tomllib keeps no positions, so the lines are searched for the header and the key."""
+    header = re.compile(r"\s*\[\s*[\"']?([\w-]+)[\"']?\s*\]")
+    wanted = re.compile(rf"\s*[\"']?{re.escape(key or section)}[\"']?\s*=")
+    current = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := header.match(line):
+            current = found[1]
+            if key is None and current == section:
+                return f"{path}, line {number}"
+        elif wanted.match(line) and current == ("" if key is None else section):
+            return f"{path}, line {number}"
+    return str(path)
