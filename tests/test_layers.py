@@ -1,0 +1,97 @@
+"""Imports point one way: api -> chat -> engine -> llama. Read from the source alone."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "server"
+
+LAYERS = ("llama", "engine", "chat", "api")
+"""From below to above."""
+
+BASE = {"", "errors"}
+"""What every layer may import: the version and the exceptions."""
+
+BINDINGS = {"llama_cpp", "llguidance"}
+"""C libraries that only llama/ touches."""
+
+HTTP = {"fastapi", "starlette", "uvicorn", "sse_starlette"}
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def package_of(path: Path) -> str:
+    """`llama` for server/llama/x.py, `cli` for server/cli.py, empty for server/__init__.py."""
+    first = path.relative_to(ROOT).parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of all that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_packages(path: Path) -> set[str]:
+    """Which parts of the server a file imports."""
+    names = [name.split(".") for name in imports(path)]
+    children = {child.stem for child in ROOT.iterdir()}
+    return {name[1] for name in names if name[0] == "server" and len(name) > 1 and name[1] in children}
+
+
+def of(*packages: str) -> list[Path]:
+    return [path for path in FILES if package_of(path) in packages]
+
+
+@pytest.mark.parametrize("path", of(*LAYERS), ids=str)
+def test_a_layer_imports_only_what_lies_below(path: Path) -> None:
+    below = LAYERS[: LAYERS.index(package_of(path)) + 1]
+    assert own_packages(path) - set(below) - BASE == _shared_data(path)
+
+
+def _shared_data(path: Path) -> set[str]:
+    """llama/ may use the plain messages of the engine: sampling parameters are the same thing in both."""
+    engine = {name for name in imports(path) if name.startswith("server.engine.")}
+    is_messages = all(name.startswith("server.engine.messages") for name in engine)
+    return {"engine"} if package_of(path) == "llama" and engine and is_messages else set()
+
+
+@pytest.mark.parametrize("path", of("bench"), ids=str)
+def test_the_bench_knows_only_http(path: Path) -> None:
+    assert own_packages(path) <= {"bench", "errors"}
+
+
+@pytest.mark.parametrize("path", of("errors", "config"), ids=str)
+def test_the_base_imports_no_other_part(path: Path) -> None:
+    assert own_packages(path) == set()
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if package_of(path) != "llama"], ids=str)
+def test_only_llama_touches_the_binding(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & BINDINGS
+
+
+@pytest.mark.parametrize("path", of("llama", "engine", "chat"), ids=str)
+def test_only_the_api_knows_http(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & HTTP
+
+
+@pytest.mark.parametrize("name", ["cli.py", "__main__.py", "__init__.py", "errors.py"])
+def test_what_every_child_imports_again_is_light(name: str) -> None:
+    """A spawned child imports these before it loads its model: nothing heavy at their top."""
+    body = ast.parse((ROOT / name).read_text("utf-8")).body
+    top = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+    top |= {node.module or "" for node in body if isinstance(node, ast.ImportFrom)}
+    heavy = {part for part in top if part.split(".")[0] in HTTP | BINDINGS | {"typer", "rich", "pydantic", "numpy"}}
+    assert not heavy
+    assert {part for part in top if part.startswith("server")} <= {"server", "server.errors", "server.cli"}
