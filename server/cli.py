@@ -1,0 +1,124 @@
+"""The commands `serve`, `check` and `bench`: read settings, say errors in one line, exit 0 or 1.
+
+Imported again by every child process, so nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from server import __version__
+from server.errors import GgufdError
+
+if TYPE_CHECKING:
+    import typer
+
+    from server.config import Config
+
+_TOP_LEVEL = ("-h", "--help", "--version")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry of the console script. Without the name of a command it is `serve`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _TOP_LEVEL):
+        arguments = ["serve", *arguments]
+    build_app(arguments[0])(arguments, prog_name="ggufd")
+
+
+def build_app(command: str) -> typer.Typer:
+    """The command line, with the imports that `command` needs."""
+    import typer
+
+    from server.flags import with_settings
+
+    app = typer.Typer(
+        help="Serve one GGUF model over the OpenAI API, to many clients at once.",
+        epilog="`ggufd --model FILE` is `ggufd serve --model FILE`; its options: `ggufd serve --help`.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    app.callback()(_top())
+    app.command("serve")(with_settings(serve))
+    app.command("check")(with_settings(check))
+    app.command("bench")(_bench(command))
+    return app
+
+
+def _top() -> Any:
+    """What is done before any command: `--version`."""
+    from typing import Annotated
+
+    import typer
+
+    def say_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"ggufd {__version__}")
+            raise typer.Exit
+
+    option = typer.Option("--version", callback=say_version, is_eager=True, help="Say the version and exit.")
+
+    def top(version: bool = False) -> None:
+        pass
+
+    top.__annotations__["version"] = Annotated[bool, option]
+    return top
+
+
+def serve(config_file: Path | None, flags: dict[str, Any]) -> None:
+    """Load the model and serve it until Ctrl-C or SIGTERM (the default command)."""
+    try:
+        config = _load(config_file, flags)
+        from server import console, daemon
+
+        console.set_up_log(config.server.log_level)
+        code = daemon.run(config)
+    except GgufdError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def check(config_file: Path | None, flags: dict[str, Any]) -> None:
+    """Check settings and model file, and say what would be run."""
+    try:
+        config = _load(config_file, flags)
+        from server import console, hub
+
+        model = hub.find(config.model.model)
+        hub.chat_template(config.model.chat_template_file)
+        console.show_plan(config, model)
+    except GgufdError as error:
+        _fail(error)
+
+
+def _load(config_file: Path | None, flags: dict[str, Any]) -> Config:
+    from server import sources
+
+    return sources.load(config_file, flags)
+
+
+def _fail(error: GgufdError) -> NoReturn:
+    print(f"ggufd: {error.message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _bench(command: str) -> Any:
+    """The bench's own command; a stand-in when another one runs, or where the extra is missing."""
+    if command == "bench":
+        try:
+            from server.bench.command import bench
+        except ModuleNotFoundError as error:
+            print(f"ggufd: bench needs {error.name}: pip install 'ggufd[bench]'", file=sys.stderr)
+            sys.exit(1)
+        return bench
+
+    def stand_in() -> None:
+        """Measure any OpenAI-compatible server, or two in turns."""
+
+    return stand_in

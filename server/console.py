@@ -1,0 +1,203 @@
+"""What the person at the terminal sees: the log, the progress bar, the summary.
+
+Pleasant on a terminal, plain lines in a log file. Knows no engine and no HTTP; it is given what it shows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from server import __version__
+from server.config import Config
+from server.engine.messages import Ready
+from server.hub import ModelFile
+
+logger = logging.getLogger("ggufd")
+
+_QUIET = ("uvicorn.error", "uvicorn.access", "asyncio", "httpx")
+"""Loggers whose info is our debug: what they say of a start and an end, our own lines say already."""
+
+
+def set_up_log(level: str) -> None:
+    """One handler for everything, on stderr: coloured on a terminal, plain lines with a date elsewhere."""
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="[%X]", markup=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=number, handlers=[handler], force=True)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(number if number <= logging.DEBUG else logging.WARNING)
+
+
+class LoadingBar:
+    """Shows how much of the model is loaded; `update` may be called from any thread."""
+
+    def __init__(self, name: str, console: Console | None = None) -> None:
+        self._name = name
+        self._console = console or Console(stderr=True)
+        self._progress: Progress | None = None
+        self._logged = 0
+
+    def __enter__(self) -> LoadingBar:
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("Loading {task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._progress.add_task(self._name, total=1.0)
+            self._progress.start()
+        else:
+            logger.info("loading %s", self._name)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self, fraction: float) -> None:
+        """`fraction` of the model is loaded, 0 to 1; without a terminal every quarter is a log line."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=fraction)
+        elif int(fraction * 4) > self._logged:
+            self._logged = int(fraction * 4)
+            logger.info("loading %s: %d %%", self._name, self._logged * 25)
+
+
+def show_summary(
+    ready: Ready, config: Config, model: ModelFile, model_id: str, url: str, console: Console | None = None
+) -> None:
+    """Say once what is served, on what, where, and how to call it."""
+    rows = [
+        ("Model", f"{model_id}: {_description(ready)}"),
+        ("Context", f"{ready.n_slots} {_plural('slot', ready.n_slots)} of {ready.n_ctx:,} tokens each"),
+        ("Runs on", _place(ready)),
+        ("Memory", f"{_bytes(ready.memory_bytes)}; flash attention {_flash_attention(ready)}"),
+        ("API", f"{url}/v1"),
+        ("Docs", f"{url}/docs"),
+    ]
+    _show(console or Console(), f"ggufd {__version__} is ready", rows, _hints(config, model, url))
+
+
+def show_plan(config: Config, model: ModelFile, console: Console | None = None) -> None:
+    """What `check` says: the settings that matter, as they would be used. Nothing was loaded."""
+    context, server = config.context, config.server
+    slots = context.parallel or 4
+    each = context.ctx_size // slots if context.parallel else context.ctx_size
+    rows = [
+        ("Model", f"{model.path} ({_bytes(model.size_bytes)}{', the demo model' if model.is_demo else ''})"),
+        (
+            "Context",
+            f"{slots} {_plural('slot', slots)} of {f'{each:,} tokens' if each else 'as many tokens as fit'}",
+        ),
+        ("GPU", _wanted_layers(config)),
+        ("Flash attention", context.flash_attn),
+        ("KV cache", f"keys {context.cache_type_k}, values {context.cache_type_v}"),
+        ("Queue", f"{config.queue.max_queue} requests, {config.queue.max_queue_wait_s:g} s"),
+        ("Listens at", f"{server.host}, port {server.port}, {'with' if server.api_key else 'without'} a key"),
+        ("Sampling", _sampling(config)),
+    ]
+    _show(console or Console(), "The settings are good. It would run:", rows, [])
+
+
+def curl_line(url: str, *, with_key: bool) -> str:
+    """A command that works when pasted into a POSIX shell (the key comes from the environment)."""
+    body = json.dumps({"messages": [{"role": "user", "content": "Hello! Who are you?"}], "max_tokens": 100})
+    key = ' -H "Authorization: Bearer $GGUFD_API_KEY"' if with_key else ""
+    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}"
+
+
+def _show(console: Console, title: str, rows: Sequence[tuple[str, str]], hints: Sequence[str]) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row("  " + name, Text(value))
+    console.print(Text(title, style="bold green"))
+    console.print(table)
+    for hint in hints:
+        # Never wrapped: it must survive being copied.
+        console.print(hint, soft_wrap=True, markup=False, highlight=False)
+
+
+def _hints(config: Config, model: ModelFile, url: str) -> list[str]:
+    hints = ["", "  Try it:", f"  {curl_line(url, with_key=bool(config.server.api_key))}"]
+    if model.is_demo:
+        hints += ["", "  This is the small demo model. Another one: ggufd --model FILE.gguf"]
+    return [*hints, "", "  Ctrl-C stops."]
+
+
+def _description(ready: Ready) -> str:
+    model = ready.model
+    return (
+        f"{model.name}, {model.architecture}, {model.ftype}, {_parameters(model.n_params)} parameters, "
+        f"{_bytes(model.size_bytes)}"
+    )
+
+
+def _place(ready: Ready) -> str:
+    threads = f"{ready.n_threads} {_plural('thread', ready.n_threads)}"
+    if ready.n_gpu_layers == 0:
+        return f"CPU, {threads}"
+    total = ready.model.n_layer + 1
+    where = ", ".join(ready.devices) or "GPU"
+    return f"{where}: {min(ready.n_gpu_layers, total)} of {total} layers; CPU: {threads}"
+
+
+def _flash_attention(ready: Ready) -> str:
+    state = "on" if ready.flash_attn else "off"
+    return f"{state} ({ready.flash_attn_why})" if ready.flash_attn_why else state
+
+
+def _wanted_layers(config: Config) -> str:
+    layers = config.model.n_gpu_layers
+    if config.model.require_gpu:
+        return f"required; layers: {layers}"
+    return "not used" if layers == 0 else f"if there is one; layers: {layers}"
+
+
+def _sampling(config: Config) -> str:
+    given = {key: value for key, value in config.sampling.model_dump().items() if value is not None}
+    return ", ".join(f"{key} {value}" for key, value in given.items()) or "the model's own defaults"
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else word + "s"
+
+
+def _parameters(count: int) -> str:
+    for unit, name in ((1e9, "B"), (1e6, "M")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return str(count)
+
+
+def _bytes(count: int) -> str:
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}" if unit == 1 << 30 else f"{count / unit:.0f} {name}"
+    return f"{count / 1024:.0f} KiB"

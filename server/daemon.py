@@ -1,0 +1,259 @@
+"""The running server: start, serve, drain.
+
+The order is the point. Sockets are bound first; the engine's process starts before FastAPI is imported, so
+that both load at once; the app answers 503 until the model is there. At the first signal nothing new is taken
+and what runs may end, up to a deadline; at the second everything ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import platformdirs
+
+from server import __version__, console, hub, listen
+from server.config import Config
+from server.engine.messages import EngineConfig
+from server.errors import ModelError
+from server.llama.params import ContextParams, ModelParams
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from server.api.settings import ApiConfig
+    from server.chat.client import TextClient
+    from server.engine.client import EngineClient
+
+logger = logging.getLogger("ggufd")
+
+DEFAULT_SLOTS = 4
+_FLUSH_S = 5
+"""Seconds that answers cut at the deadline get to send their last event."""
+
+_POLL_S = 0.05
+
+_RENAMED = {"ctx_size", "parallel", "batch_size", "ubatch_size", "threads", "threads_batch"}
+"""Context settings that have another name in `ContextParams`."""
+
+
+def run(config: Config) -> int:
+    """Serve until a signal says stop; the process's exit code. Raises StartupError."""
+    model = hub.find(config.model.model)
+    template = hub.chat_template(config.model.chat_template_file)
+    sockets = listen.bind(config.server.host, config.server.port)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(Daemon(config, model, template, sockets).run())
+    finally:
+        for one in sockets:
+            one.close()
+
+
+class Daemon:
+    """One run of the server, from loading to the last byte."""
+
+    def __init__(
+        self, config: Config, model: hub.ModelFile, template: str | None, sockets: list[socket.socket]
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._template = template
+        self._sockets = sockets
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        """Load, serve until told to stop, drain. Raises ModelError when the model cannot be served."""
+        with _signals(self._on_signal), console.LoadingBar(self._model.path.name) as bar:
+            engine, text = self._start_children(bar.update)
+            try:
+                server = await asyncio.to_thread(self._make_server, engine, text)
+                serving = asyncio.create_task(server.serve(self._sockets))
+                try:
+                    if await self._load(engine, text):
+                        bar.close()
+                        self._announce(engine)
+                        await self._stop.wait()
+                    await self._drain(engine)
+                finally:
+                    server.should_exit = True
+                    await serving
+            finally:
+                await asyncio.gather(engine.stop(), text.stop())
+        return 0
+
+    def _start_children(self, on_progress: Callable[[float], None]) -> tuple[EngineClient, TextClient]:
+        from server.chat.client import TextClient
+        from server.engine.client import EngineClient
+
+        engine = EngineClient(engine_config(self._config, self._model), on_progress)
+        engine.start()
+        return engine, TextClient(str(self._model.path), self._template)
+
+    def _make_server(self, engine: EngineClient, text: TextClient) -> uvicorn.Server:
+        """Import the HTTP side and build it, on a thread, while the children load."""
+        import uvicorn
+
+        from server.api.app import create_app
+
+        class Server(uvicorn.Server):
+            """Leaves the signals to the daemon: uvicorn's own handler would cut the streams."""
+
+            @contextlib.contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield
+
+        return Server(
+            uvicorn.Config(
+                create_app(engine, text, api_config(self._config, self._model)),
+                log_config=None,
+                access_log=logger.isEnabledFor(logging.DEBUG),
+                root_path=self._config.server.root_path,
+                server_header=False,
+                timeout_graceful_shutdown=_FLUSH_S,
+            )
+        )
+
+    async def _load(self, engine: EngineClient, text: TextClient) -> bool:
+        """Wait for both children; False when a signal came first."""
+        loading = asyncio.gather(engine.wait_ready(), text.start())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            return False
+        stopped.cancel()
+        ready, _ = loading.result()
+        if self._config.model.require_gpu and ready.n_gpu_layers == 0:
+            raise ModelError(
+                "require_gpu is set, but no layer runs on a GPU: give the process a GPU and a build of "
+                "llama-cpp-python for it, or unset require_gpu"
+            )
+        return True
+
+    def _announce(self, engine: EngineClient) -> None:
+        assert engine.ready is not None
+        url = listen.url_of(self._config.server.host, self._sockets)
+        console.show_summary(engine.ready, self._config, self._model, model_id(self._config, self._model), url)
+
+    async def _drain(self, engine: EngineClient) -> None:
+        """Refuse what is new, let the rest end until the deadline, then end it with an error event."""
+        engine.drain()
+        drain_s = self._config.server.drain_s
+        deadline = time.monotonic() + drain_s
+        if open_requests := engine.n_running + engine.n_waiting:
+            logger.info("stopping: %d requests may still end; Ctrl-C again stops at once", open_requests)
+        # The client counts requests; that the last one ended is nothing it tells.
+        while (left := engine.n_running + engine.n_waiting) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
+        if left:
+            logger.warning("stopping: %d requests are cut, %g s are over", left, drain_s)
+        await engine.stop()
+
+    def _on_signal(self) -> None:
+        """First: drain. Second: leave now, children too."""
+        if not self._stop.is_set():
+            self._stop.set()
+            return
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(130)
+
+
+def model_id(config: Config, model: hub.ModelFile) -> str:
+    """What the API calls the model: the alias, else the file's name without its ending."""
+    return config.model.alias or model.path.stem
+
+
+def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
+    """The engine's part of the settings."""
+    return EngineConfig(
+        model=_model_params(config, model),
+        context=_context_params(config),
+        max_queue=config.queue.max_queue,
+        max_queue_wait_s=config.queue.max_queue_wait_s,
+        max_gap_ms=config.queue.max_gap_ms,
+        cache_dir=str(platformdirs.user_cache_path("ggufd")),
+        log_level=logging.getLevelNamesMapping()[config.server.log_level.upper()],
+    )
+
+
+def _model_params(config: Config, model: hub.ModelFile) -> ModelParams:
+    settings = config.model
+    return ModelParams(
+        path=str(model.path),
+        n_gpu_layers=None if settings.n_gpu_layers == "auto" else settings.n_gpu_layers,
+        split_mode=settings.split_mode,
+        main_gpu=settings.main_gpu,
+        tensor_split=settings.tensor_split,
+        mmap=settings.mmap,
+        mlock=settings.mlock,
+    )
+
+
+def _context_params(config: Config) -> ContextParams:
+    """llama-server's rule: ctx_size is the total when parallel is given too, else each slot gets it."""
+    settings = config.context
+    same = settings.model_dump(exclude=_RENAMED)
+    return ContextParams(
+        n_ctx=settings.ctx_size // (settings.parallel or 1),
+        n_slots=settings.parallel or DEFAULT_SLOTS,
+        n_batch=settings.batch_size,
+        n_ubatch=settings.ubatch_size,
+        n_threads=settings.threads,
+        n_threads_batch=settings.threads_batch,
+        **same,
+    )
+
+
+def api_config(config: Config, model: hub.ModelFile) -> ApiConfig:
+    """The API's part of the settings."""
+    from server.api.settings import ApiConfig
+
+    given = {key: value for key, value in config.sampling.model_dump().items() if value is not None}
+    limit = {"completion_max_tokens": given.pop("max_tokens")} if "max_tokens" in given else {}
+    return ApiConfig(
+        model_id=model_id(config, model),
+        model_aliases=(str(model.path), model.path.name),
+        api_keys=config.server.api_key,
+        max_body_bytes=config.server.max_body_bytes,
+        ping_s=config.server.ping_s,
+        sampling=given,
+        max_queue_wait_s=config.queue.max_queue_wait_s,
+        root_path=config.server.root_path,
+        build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
+        **limit,
+    )
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+@contextlib.contextmanager
+def _signals(handler: Callable[[], None]) -> Iterator[None]:
+    """Call `handler` in the loop at Ctrl-C and SIGTERM, on every system."""
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler))
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,92 @@
+"""The command line's options, made from the settings, so that no setting is without a flag.
+
+Values stay text here: the config checks them, with the same words as for the file and the environment.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+
+from server.config import Setting, settings
+
+Command = Callable[[Path | None, dict[str, Any]], None]
+"""A command: the file named by --config, and the settings given as flags by their keys."""
+
+_PANELS = {
+    "model": "Model",
+    "context": "Context",
+    "server": "Server",
+    "queue": "Queue",
+    "sampling": "Sampling defaults",
+}
+
+_KINDS = {int: "N", float: "X", str: "TEXT", bool: ""}
+
+
+def with_settings(command: Command) -> Callable[..., None]:
+    """`command` as typer wants it: one keyword parameter for --config and for every setting."""
+
+    def run(config: Path | None = None, **given: Any) -> None:
+        command(config, {key: value for key, value in given.items() if value is not None})
+
+    options = {"config": _config_option(), **{one.key: _option(one) for one in settings()}}
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in options.items()
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = options
+    run.__doc__ = command.__doc__
+    return run
+
+
+def _config_option() -> Any:
+    return Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="TOML file with settings; else ./config.toml, else the one in your config folder.",
+            show_default=False,
+        ),
+    ]
+
+
+def _option(one: Setting) -> Any:
+    option = typer.Option(
+        *_names(one),
+        help=one.description + _default(one),
+        metavar=None if one.is_switch else _metavar(one.field.annotation),
+        rich_help_panel=_PANELS[one.section],
+        show_default=False,
+    )
+    return Annotated[bool | None if one.is_switch else str | None, option]
+
+
+def _default(one: Setting) -> str:
+    """The default in brackets, escaped for rich; nothing where there is nothing to show."""
+    text = one.default_text.strip('"')
+    return f" \\[{text}]" if text not in ("", "[]") else ""
+
+
+def _names(one: Setting) -> tuple[str, ...]:
+    """A switch that is on by default is turned off by --no-its-name, as in llama-server."""
+    long = one.flags[-1]
+    return (*one.flags[:-1], f"{long}/--no-{long[2:]}") if one.is_switch else one.flags
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        choices = [str(choice) for choice in get_args(annotation) if choice]
+        return "|".join(choices) if len(choices) <= 4 else "TYPE"
+    if annotation in _KINDS:
+        return _KINDS[annotation]
+    if get_origin(annotation) is tuple:
+        return "LIST"
+    parts = [_metavar(part) for part in get_args(annotation)]
+    return "|".join(part for part in parts if part != "LIST") or "LIST"

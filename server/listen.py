@@ -1,0 +1,60 @@
+"""The sockets the server listens at, bound before anything slow is done.
+
+A port in use is then one line at once, and a client that comes early waits instead of being refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+
+from server.errors import StartupError
+
+logger = logging.getLogger("ggufd")
+
+_BACKLOG = 1024
+_BOTH_LOOPBACKS = ("127.0.0.1", "localhost")
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets for `host`; port 0 takes a free one. Raises StartupError.
+
+    For IPv4's loopback IPv6's is bound too when it can be: `localhost` means either, by the client's choice.
+    """
+    if host not in _BOTH_LOOPBACKS:
+        return [_bind(host, port)]
+    first = _bind("127.0.0.1", port)
+    port = first.getsockname()[1]
+    try:
+        return [first, _bind("::1", port)]
+    except StartupError as error:
+        logger.debug("not listening at ::1: %s", error.message)
+        return [first]
+
+
+def url_of(host: str, sockets: list[socket.socket]) -> str:
+    """A URL that works on this machine. An address that means all of them is replaced by the loopback."""
+    port = sockets[0].getsockname()[1]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host) or (f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise StartupError(_sentence(error, host, port)) from None
+
+
+def _sentence(error: OSError, host: str, port: int) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"--host {host}: no such address on this machine; expected an IP address, such as 127.0.0.1"
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is in use by another program; stop that, or choose another with --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights than this user has; choose one from 1024 on with --port"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host {host}: this machine has no such address; 0.0.0.0 means all it has"
+    return f"cannot listen at {host}, port {port}: {error.strerror or error}"

@@ -1,0 +1,72 @@
+"""Every setting and every flag is documented, in config.toml and in README, with its true default."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+from server.cli import build_app
+from server.config import Config, Setting, settings, settings_table
+from server.sources import load
+
+ROOT = Path(__file__).parent.parent
+LINES = (ROOT / "config.toml").read_text("utf-8").splitlines()
+TABLES = tomllib.loads("\n".join(LINES))
+
+BEGIN, END = "<!-- settings -->", "<!-- end of settings -->"
+"""What stands in README between them is `server.config.settings_table()`."""
+
+
+@pytest.mark.parametrize("one", settings(), ids=lambda one: one.key)
+def test_a_setting_stands_in_config_toml_with_its_default(one: Setting) -> None:
+    table = TABLES[one.section]
+    if one.field.default is None:
+        assert one.key not in table
+        assert any(line.startswith(f"# {one.key} = ") for line in LINES)
+    else:
+        assert json.dumps(table[one.key]) == one.default_text
+
+
+@pytest.mark.parametrize("one", settings(), ids=lambda one: one.key)
+def test_the_line_above_says_why(one: Setting) -> None:
+    start = LINES.index(f"[{one.section}]")
+    place = next(n for n in range(start, len(LINES)) if LINES[n].removeprefix("# ").startswith(f"{one.key} ="))
+    assert LINES[place - 1] == f"# {one.description}"
+
+
+@pytest.mark.parametrize("one", [one for one in settings() if one.field.default is None], ids=lambda one: one.key)
+def test_the_example_of_an_unset_one_is_valid(one: Setting, tmp_path: Path) -> None:
+    (line,) = (line.removeprefix("# ") for line in LINES if line.startswith(f"# {one.key} = "))
+    file = tmp_path / "config.toml"
+    file.write_text(f"[{one.section}]\n{line}\n", "utf-8")
+    assert getattr(getattr(load(file, {}, {}), one.section), one.key) is not None
+
+
+def test_config_toml_as_it_stands_changes_nothing() -> None:
+    assert load(ROOT / "config.toml", {}, {}) == Config()
+
+
+def test_descriptions_are_sentences_on_one_line() -> None:
+    for one in settings():
+        assert one.description.endswith("."), one.key
+        assert "\n" not in one.description
+        assert "|" not in one.description, "would break README's table"
+
+
+def test_readme_holds_the_table_of_settings() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    _, _, rest = text.partition(BEGIN)
+    table, _, _ = rest.partition(END)
+    assert table.strip() == settings_table()
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_every_flag_is_in_the_help(command: str) -> None:
+    group = typer.main.get_command(build_app(command))
+    parameters = group.commands[command].params  # type: ignore[attr-defined]
+    described = {flag for one in parameters if one.help for flag in one.opts}
+    assert described >= {flag for one in settings() for flag in one.flags} | {"--config"}
