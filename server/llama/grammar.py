@@ -1,0 +1,212 @@
+"""The bridge to llguidance: grammars in, masks of the next token out.
+
+`compile_grammar` and `check_grammar` refuse with InvalidRequest everything that cannot be enforced, before a token
+is computed. llguidance is imported on first use, so that a process without grammars does not pay for it. Knows
+nothing of where a grammar came from.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from server.errors import InvalidRequest
+from server.llama.gbnf import MAX_DEPTH, plain_gbnf
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from server.llama.model import Model
+
+MAX_CHARS = 256 * 1024
+_MAX_BRACKETS = MAX_DEPTH
+
+_WRITTEN_IN = {"gbnf": "GBNF grammar", "json_schema": "JSON schema", "regex": "regular expression", "lark": "Lark grammar"}
+
+# llguidance's fuel is roughly CPU time: 50 units a microsecond at the start, 14 in a step. Its own defaults allow
+# masks of 15 ms and starts of a second, which everybody in the batch would wait for.
+_LIMITS = {
+    "initial_lexer_fuel": 300_000,
+    "step_lexer_fuel": 100_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 50_000,
+    "max_grammar_size": 500_000,
+    "verbose_errors": False,
+}
+
+
+def compile_grammar(kind: str, text: str) -> str:
+    """llguidance's form of a grammar; `kind` is "gbnf", "json_schema", "regex" or "lark".
+
+    Raises InvalidRequest that names what is wrong or cannot be translated.
+    """
+    _check_bounds(kind, text)
+    from llguidance import LLMatcher
+
+    match kind:
+        case "gbnf":
+            return str(LLMatcher.grammar_from_lark(_lark_of_gbnf(text)))
+        case "json_schema":
+            try:
+                return str(LLMatcher.grammar_from_json_schema(text))
+            except ValueError as error:
+                raise _refused(kind, str(error)) from None
+        case "regex":
+            return str(LLMatcher.grammar_from_regex(text))
+        case "lark":
+            return str(LLMatcher.grammar_from_lark(text))
+    raise InvalidRequest(f"Unknown kind of grammar {kind!r}.", param="grammar")
+
+
+def check_grammar(kind: str, text: str, model: Model | None = None) -> None:
+    """Raises InvalidRequest unless the grammar can be enforced and allows at least one first token.
+
+    Only a Lark grammar can name tokens of the vocabulary; it is checked against `model` when that is given, all
+    others against bytes, which is a hundred times cheaper.
+    """
+    grammar = compile_grammar(kind, text)
+    tokenizer = build_tokenizer(model) if kind == "lark" and model is not None else _byte_tokenizer()
+    from llguidance import LLMatcher, LLParserLimits
+
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(
+        grammar, tokenizer, limits=LLParserLimits(**_LIMITS)
+    )
+    if is_error:
+        raise _refused(kind, messages[0])
+    Matcher(tokenizer, grammar, kind=kind).check_start()
+
+
+def build_tokenizer(model: Model) -> Any:
+    """llguidance's view of the vocabulary: 0.2 s and 20 MB at 49k tokens. The model must outlive it."""
+    from llguidance.llamacpp import lltokenizer_from_vocab
+
+    # Its default is EOS alone; a model that ends its turns with another token could then never end.
+    return lltokenizer_from_vocab(model.vocab, eos_token=sorted(model.eog_tokens) or None)
+
+
+class Matcher:
+    """Where one sequence stands in its grammar.
+
+    `tokenizer` comes from `build_tokenizer`, `grammar` from `compile_grammar`. Raises InvalidRequest when
+    llguidance cannot start it.
+    """
+
+    def __init__(self, tokenizer: Any, grammar: str, *, kind: str = "gbnf") -> None:
+        from llguidance import LLMatcher, LLParserLimits
+
+        self._kind = kind
+        self._matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
+        if self._matcher.is_error():
+            raise _refused(kind, self._matcher.get_error())
+
+    @staticmethod
+    def mask_words(n_vocab: int) -> int:
+        """How many 32-bit words a mask over `n_vocab` tokens has."""
+        return (n_vocab + 31) // 32
+
+    def fill_mask(self, mask: npt.NDArray[np.uint32]) -> None:
+        """Write one bit a token, lowest first, into `mask`: contiguous, uint32, `mask_words` long.
+
+        Once the grammar has stopped only tokens that end generation are allowed.
+        """
+        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+
+    def check_start(self) -> None:
+        """Raises InvalidRequest when no token at all may come first."""
+        try:
+            is_possible = any(self._matcher.compute_bitmask())
+        except ValueError as error:
+            raise _refused(self._kind, str(error)) from None
+        if self.is_error or not is_possible:
+            raise _refused(self._kind, "no text can satisfy it")
+
+    def accept(self, token: int) -> bool:
+        """Step over `token`; False, and stuck in an error, when the grammar does not allow it."""
+        return bool(self._matcher.consume_token(token))
+
+    def count_allowed(self, tokens: list[int]) -> int:
+        """How many of `tokens` could come next, in order; changes nothing."""
+        return int(self._matcher.validate_tokens(tokens))
+
+    def rollback(self, n_tokens: int) -> bool:
+        """Take back the last `n_tokens` accepted ones."""
+        return bool(self._matcher.rollback(n_tokens))
+
+    def forced_tokens(self) -> list[int]:
+        """The tokens that must come next, because the grammar leaves no choice; often none."""
+        return list(self._matcher.compute_ff_tokens())
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing but an end can follow."""
+        return bool(self._matcher.is_stopped())
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether the text may end here."""
+        return bool(self._matcher.is_accepting())
+
+    @property
+    def is_error(self) -> bool:
+        return bool(self._matcher.is_error())
+
+    @property
+    def error(self) -> str:
+        return _first_lines(self._matcher.get_error())
+
+
+@lru_cache(maxsize=1)
+def _byte_tokenizer() -> Any:
+    from llguidance import LLTokenizer
+
+    return LLTokenizer("byte")
+
+
+def _lark_of_gbnf(text: str) -> str:
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    plain = plain_gbnf(text)
+    try:
+        return str(gbnf_to_lark(plain))
+    except Exception as error:
+        # The translator raises bare exceptions.
+        raise _refused("gbnf", str(error)) from None
+
+
+def _check_bounds(kind: str, text: str) -> None:
+    name = _WRITTEN_IN.get(kind, "grammar")
+    if len(text) > MAX_CHARS:
+        raise InvalidRequest(f"The {name} is longer than {MAX_CHARS} characters.", param="grammar")
+    if not text.strip():
+        raise InvalidRequest(f"The {name} is empty.", param="grammar")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise InvalidRequest(f"The {name} is no valid Unicode: it has a lone surrogate.", param="grammar")
+    if kind != "gbnf" and _depth(text) > _MAX_BRACKETS:
+        raise InvalidRequest(f"The {name} is nested deeper than {_MAX_BRACKETS}.", param="grammar")
+
+
+def _depth(text: str) -> int:
+    """How deep brackets nest outside of quotes: a bound, not a parse."""
+    depth = deepest = 0
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|\\.|[(\[{]|[)\]}]', text, re.DOTALL):
+        bracket = token.group()
+        if bracket in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif bracket in ")]}":
+            depth = max(0, depth - 1)
+    return deepest
+
+
+def _refused(kind: str, reason: str) -> InvalidRequest:
+    name = _WRITTEN_IN.get(kind, "grammar")
+    return InvalidRequest(f"The {name} cannot be enforced: {_first_lines(reason)}", param="grammar")
+
+
+def _first_lines(reason: str) -> str:
+    """llguidance shows the source below its message; the message is what a caller needs."""
+    lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
+    kept = [line for line in lines if not re.match(r"\d+ \||\^+$", line)]
+    return " ".join(kept)[:400] or "unknown error"
