@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -39,8 +38,6 @@ logger = logging.getLogger("ggufd")
 DEFAULT_SLOTS = 4
 _FLUSH_S = 5
 """Seconds that answers cut at the deadline get to send their last event."""
-
-_POLL_S = 0.05
 
 _RENAMED = {"ctx_size", "parallel", "batch_size", "ubatch_size", "threads", "threads_batch"}
 """Context settings that have another name in `ContextParams`."""
@@ -149,15 +146,12 @@ class Daemon:
     async def _drain(self, engine: EngineClient) -> None:
         """Refuse what is new, let the rest end until the deadline, then end it with an error event."""
         engine.drain()
-        drain_s = self._config.server.drain_s
-        deadline = time.monotonic() + drain_s
-        if open_requests := engine.n_running + engine.n_waiting:
-            logger.info("stopping: %d requests may still end; Ctrl-C again stops at once", open_requests)
-        # The client counts requests; that the last one ended is nothing it tells.
-        while (left := engine.n_running + engine.n_waiting) and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(_POLL_S)
-        if left:
-            logger.warning("stopping: %d requests are cut, %g s are over", left, drain_s)
+        if n_open := engine.n_running + engine.n_waiting:
+            logger.info("stopping: %d requests may still end; Ctrl-C again stops at once", n_open)
+        try:
+            await asyncio.wait_for(engine.wait_idle(), self._config.server.drain_s)
+        except TimeoutError:
+            logger.warning("stopping: %d requests are cut", engine.n_running + engine.n_waiting)
         await engine.stop()
 
     def _on_signal(self) -> None:

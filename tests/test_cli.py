@@ -1,0 +1,202 @@
+"""The command line: what is said and which code is returned, without loading a model."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server import __version__, cli, daemon, hub, listen, sources
+from server.errors import StartupError
+from server.llama.params import ContextParams
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("platformdirs.user_config_path", lambda name: tmp_path / "user" / name)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+class Run:
+    """What a command left behind."""
+
+    def __init__(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        self.code = caught.value.code or 0
+        self.out, self.err = capsys.readouterr()
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield taken.getsockname()[1]
+
+
+class TestErrors:
+    """One line that begins with the program's name, nothing else, exit code 1."""
+
+    @pytest.mark.parametrize("command", [[], ["serve"], ["check"]])
+    def test_a_missing_model(self, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        run = Run([*command, "--model", "nowhere.gguf"], capsys)
+        assert (run.code, run.out) == (1, "")
+        assert run.err == "ggufd: nowhere.gguf: no such file; --model wants the path of a GGUF file\n"
+
+    def test_a_file_that_is_no_gguf(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "m.gguf").write_bytes(b"PK" * 100)
+        assert "m.gguf: not a GGUF file" in Run(["-m", "m.gguf"], capsys).err
+
+    def test_an_empty_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "no .gguf file in this folder" in Run(["-m", str(tmp_path)], capsys).err
+
+    def test_a_port_in_use(self, taken_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+        run = Run(["--port", str(taken_port)], capsys)
+        assert run.code == 1
+        assert run.err == (
+            f"ggufd: port {taken_port} of 127.0.0.1 is in use by another program; stop that, or choose another "
+            f"with --port\n"
+        )
+
+    def test_a_wrong_setting_in_the_file(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "config.toml").write_text("[server]\nprot = 1\n")
+        run = Run(["check"], capsys)
+        assert (run.code, run.err) == (
+            1,
+            "ggufd: config.toml, line 2: [server] prot is no setting; did you mean port?\n",
+        )
+
+    def test_a_wrong_variable(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setenv("GGUFD_PORT", "http")
+        assert Run(["check"], capsys).err == 'ggufd: GGUFD_PORT = "http": expected a whole number\n'
+
+    def test_an_unknown_flag_names_its_neighbour(self, capsys: pytest.CaptureFixture[str]) -> None:
+        run = Run(["--prot", "1"], capsys)
+        assert run.code == 2
+        assert "--port" in run.err
+
+    def test_listening_to_others_without_a_key(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "--allow-unauthenticated" in Run(["check", "--host", "0.0.0.0"], capsys).err
+
+    def test_a_chat_template_that_is_missing(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "t.jinja: cannot be read" in Run(["check", "--chat-template-file", "t.jinja"], capsys).err
+
+
+class TestCommands:
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        run = Run(["--version"], capsys)
+        assert (run.code, run.out) == (0, f"ggufd {__version__}\n")
+
+    def test_help_names_the_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
+        run = Run(["--help"], capsys)
+        assert run.code == 0
+        assert all(name in run.out for name in ("serve", "check", "bench"))
+
+    def test_check_says_what_would_be_run(self, capsys: pytest.CaptureFixture[str]) -> None:
+        run = Run(["check", "-np", "2", "-c", "8192", "-ngl", "0", "-fa", "on", "--temp", "0.5"], capsys)
+        assert run.code == 0
+        for words in ("2 slots of 4,096 tokens", "the demo model", "not used", "temperature 0.5", "without a key"):
+            assert words in run.out
+
+    def test_python_m_is_the_same(self) -> None:
+        command = [sys.executable, "-m", "server", "--version"]
+        root = Path(__file__).parent.parent
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root, check=True)
+        assert done.stdout == f"ggufd {__version__}\n"
+
+    def test_the_command_line_brings_no_http_and_no_binding(self) -> None:
+        code = "import sys, server.cli as c; c.build_app('serve'); print(*sys.modules)"
+        root = Path(__file__).parent.parent
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=root, check=True
+        )
+        assert not {"fastapi", "uvicorn", "llama_cpp", "numpy", "jinja2"} & set(done.stdout.split())
+
+
+def context(**flags: str) -> ContextParams:
+    config = sources.load(None, flags, {})
+    return daemon.engine_config(config, hub.ModelFile(Path("m.gguf"), 0)).context
+
+
+class TestContextRule:
+    """llama-server's: -c is the total with -np, each slot's without; 0 is left to the engine."""
+
+    def test_both(self) -> None:
+        made = context(ctx_size="8192", parallel="4")
+        assert (made.n_ctx, made.n_slots) == (2048, 4)
+
+    def test_the_size_alone(self) -> None:
+        made = context(ctx_size="8192")
+        assert (made.n_ctx, made.n_slots) == (8192, 4)
+
+    def test_the_slots_alone(self) -> None:
+        made = context(parallel="2")
+        assert (made.n_ctx, made.n_slots) == (0, 2)
+
+    def test_neither(self) -> None:
+        made = context()
+        assert (made.n_ctx, made.n_slots) == (0, 4)
+
+    def test_the_rest_goes_over_unchanged(self) -> None:
+        made = context(cache_type_k="q8_0", threads="3", rope_freq_base="5e5", ubatch_size="64", rope_scaling="yarn")
+        assert (made.cache_type_k, made.n_threads, made.rope_freq_base) == ("q8_0", 3, 5e5)
+        assert (made.n_ubatch, made.rope_scaling) == (64, "yarn")
+
+
+class TestModelParams:
+    def test_auto_layers_are_all(self) -> None:
+        model = hub.ModelFile(Path("m.gguf"), 0)
+        assert daemon.engine_config(sources.load(None, {}, {}), model).model.n_gpu_layers is None
+        config = sources.load(None, {"n_gpu_layers": "7", "mmap": False}, {})
+        made = daemon.engine_config(config, model).model
+        assert (made.n_gpu_layers, made.mmap, made.path) == (7, False, "m.gguf")
+
+    def test_the_models_name_is_the_alias_else_the_files(self) -> None:
+        model = hub.ModelFile(Path("a/m.Q4_0.gguf"), 0)
+        assert daemon.model_id(sources.load(None, {}, {}), model) == "m.Q4_0"
+        assert daemon.model_id(sources.load(None, {"alias": "x"}, {}), model) == "x"
+
+
+class TestApiConfig:
+    def test_sampling_defaults_are_those_that_were_set(self) -> None:
+        config = sources.load(None, {"temperature": "0.5", "api_key": "a,b", "seed": "1"}, {})
+        made = daemon.api_config(config, hub.ModelFile(Path("m.gguf"), 0))
+        assert made.sampling == {"temperature": 0.5, "seed": 1}
+        assert made.api_keys == ("a", "b")
+
+
+class TestListen:
+    def test_the_loopback_is_both_families(self) -> None:
+        sockets = listen.bind("127.0.0.1", 0)
+        ports = {one.getsockname()[1] for one in sockets}
+        families = {one.family for one in sockets}
+        for one in sockets:
+            one.close()
+        assert len(ports) == 1
+        assert families <= {socket.AF_INET, socket.AF_INET6}
+        assert socket.AF_INET in families
+
+    @pytest.mark.parametrize(
+        ("host", "words"), [("203.0.113.7", "this machine has no such address"), ("no such host", "no such address")]
+    )
+    def test_an_address_that_is_not_ours(self, host: str, words: str) -> None:
+        with pytest.raises(StartupError, match=words):
+            listen.bind(host, 0)
+
+    @pytest.mark.parametrize(
+        ("host", "shown"),
+        [
+            ("0.0.0.0", "127.0.0.1"),
+            ("::", "[::1]"),
+            ("::1", "[::1]"),
+            ("localhost", "localhost"),
+            ("10.1.1.1", "10.1.1.1"),
+        ],
+    )
+    def test_the_url_works_here(self, host: str, shown: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as one:
+            assert listen.url_of(host, [one]) == f"http://{shown}:{one.getsockname()[1]}"
