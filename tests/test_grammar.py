@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import numpy as np
@@ -109,10 +110,8 @@ def test_what_cannot_be_enforced_is_refused(kind: str, grammar: str, said: str) 
 
 @given(st.text(alphabet='root:=|"[]()*+?{},.ab01\\-^ \n#<', max_size=60))
 def test_no_grammar_does_anything_but_pass_or_be_refused(text: str) -> None:
-    try:
+    with contextlib.suppress(InvalidRequest):
         check_grammar("gbnf", f"root ::= {text}")
-    except InvalidRequest as error:
-        assert error.message
 
 
 def test_plain_form_is_a_fixed_point() -> None:

@@ -8,6 +8,7 @@ format: llama.cpp's grammars/README.md and src/llama-grammar.cpp.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def _unreadable(text: str, position: int, line: int) -> InvalidRequest:
 def _names(tokens: list[_Token]) -> dict[str, str]:
     """Each rule's new name: safe for the target whatever the old one was, and `root` as it is."""
     meaningful = [t for t in tokens if t.kind not in ("space", "newline")]
-    following = zip(meaningful, meaningful[1:], strict=False)
+    following = itertools.pairwise(meaningful)
     defined = [t.text for t, after in following if t.kind == "name" and after.kind == "define"]
     names = {name: "root" if name == "root" else f"rule{i}x" for i, name in enumerate(dict.fromkeys(defined))}
     if len(names) > MAX_RULES:
@@ -190,7 +191,7 @@ def _ranges(token: _Token, body: str) -> Iterator[str]:
 
 def _in_set(c: str) -> str:
     # Whatever might mean something to a regular expression inside a class is written as a number.
-    return c if c.isascii() and c.isalnum() or ord(c) > 0x7F else f"\\x{ord(c):02x}"
+    return c if (c.isascii() and c.isalnum()) or ord(c) > 0x7F else f"\\x{ord(c):02x}"
 
 
 def _repeat(token: _Token) -> str:

@@ -8,6 +8,7 @@ nothing of where a grammar came from.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 MAX_CHARS = 256 * 1024
 _MAX_BRACKETS = MAX_DEPTH
 
-_WRITTEN_IN = {"gbnf": "GBNF grammar", "json_schema": "JSON schema", "regex": "regular expression", "lark": "Lark grammar"}
+_WRITTEN_IN = {
+    "gbnf": "GBNF grammar",
+    "json_schema": "JSON schema",
+    "regex": "regular expression",
+    "lark": "Lark grammar",
+}
 
 # llguidance's fuel is roughly CPU time: 50 units a microsecond at the start, 14 in a step. Its own defaults allow
 # masks of 15 ms and starts of a second, which everybody in the batch would wait for.
@@ -60,19 +66,17 @@ def compile_grammar(kind: str, text: str) -> str:
     raise InvalidRequest(f"Unknown kind of grammar {kind!r}.", param="grammar")
 
 
-def check_grammar(kind: str, text: str, model: Model | None = None) -> None:
+def check_grammar(kind: str, text: str, build: Callable[[], Any] | None = None) -> None:
     """Raises InvalidRequest unless the grammar can be enforced and allows at least one first token.
 
-    Only a Lark grammar can name tokens of the vocabulary; it is checked against `model` when that is given, all
-    others against bytes, which is a hundred times cheaper.
+    Only a Lark grammar can name tokens of the vocabulary; for that, `build` is asked for the model's tokenizer. All
+    others are checked against bytes, which costs no vocabulary.
     """
     grammar = compile_grammar(kind, text)
-    tokenizer = build_tokenizer(model) if kind == "lark" and model is not None else _byte_tokenizer()
+    tokenizer = build() if kind == "lark" and build is not None else _byte_tokenizer()
     from llguidance import LLMatcher, LLParserLimits
 
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(
-        grammar, tokenizer, limits=LLParserLimits(**_LIMITS)
-    )
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=LLParserLimits(**_LIMITS))
     if is_error:
         raise _refused(kind, messages[0])
     Matcher(tokenizer, grammar, kind=kind).check_start()

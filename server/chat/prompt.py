@@ -1,0 +1,76 @@
+"""What crosses the boundary of the text process, in both directions: plain frozen data.
+
+Knows no HTTP, no Jinja and no llama_cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.llama.params import ModelParams
+
+Message = Mapping[str, Any]
+"""One message in OpenAI's shape: `role`, `content` (string, None or list of parts), and what else it carries."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation to be rendered.
+
+    `continue_final_message` None means: continue the last message when it is the assistant's and calls no tool.
+    `add_generation_prompt` None means: open an assistant turn, unless the last message is continued.
+    `template_kwargs` become variables of the template, as in `chat_template_kwargs` of other servers.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    documents: tuple[Mapping[str, Any], ...] = ()
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedChat:
+    """The prompt as text and as tokens, BOS once at most.
+
+    `repairs` names what was changed in the conversation because the template refuses or drops its shape;
+    `is_fallback` says that the model has no template and ChatML was used.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    repairs: tuple[str, ...] = ()
+    is_fallback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TextParams:
+    """How to start the text process. `chat_template` replaces the one in the file; None keeps that."""
+
+    model: ModelParams
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextInfo:
+    """What the vocabulary and the template are.
+
+    `chat_template` is the text that is rendered, byte for byte; "" when the file has none and ChatML stands in
+    (`is_fallback`). `template_error` says why the file's own template cannot be used at all, or is None.
+    `template_needs` names the repairs that this template needs, see `chat.repair`.
+    """
+
+    chat_template: str
+    is_fallback: bool
+    template_error: str | None
+    template_needs: tuple[str, ...]
+    bos_token: int | None
+    eos_token: int | None
+    bos_piece: str
+    eos_piece: str
+    n_vocab: int
+    adds_bos: bool
+    has_infill: bool

@@ -1,0 +1,294 @@
+"""A conversation in, the prompt's text out: what stands between OpenAI's messages and a model's chat template.
+
+Templates differ in what they take: some know no system role, some want strict turns, some silently drop what they do
+not expect. What this one needs is found once, by rendering small probes at load; a normal request then costs one
+rendering. A conversation that is still refused, or of which a text is missing in the result, climbs the ladder in
+`repair`. Knows no tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from server.chat.prompt import ChatPrompt, Message
+from server.chat.repair import LADDER, Messages, apply, attempts
+from server.chat.template import Template, TemplateError, TemplateOverflowError
+from server.errors import InvalidRequest, Unsupported
+
+CONTINUE_AFTER_PROMPT = "continue_after_generation_prompt"
+
+_MARK = "ggufdContinuesHere0x5f3759df"
+"""Stands for the message that is continued, so that its place is found whatever the template does to texts."""
+
+_EMPTY_THINKING = re.compile(r"<think>\s*</think>\s*\Z")
+_TOOL_CALL = {
+    "id": "call00001",
+    "type": "function",
+    "function": {"name": "probe_function", "arguments": '{"probe": 1}'},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """Roles to try, and the repairs of which one may be needed for them, least invasive first."""
+
+    roles: str
+    candidates: tuple[str, ...]
+
+
+_ROLE_OF = {
+    "X": "narrator",
+    "S": "system",
+    "D": "developer",
+    "U": "user",
+    "A": "assistant",
+    "C": "assistant",
+    "T": "tool",
+}
+_PROBES = (
+    _Probe("SU", ("fold_system",)),
+    _Probe("DU", ("developer_to_system",)),
+    _Probe("UU", ("merge_same_role",)),
+    _Probe("UAAU", ("merge_same_role",)),
+    _Probe("SSU", ("merge_system",)),
+    _Probe("SUASU", ("system_to_user",)),
+    _Probe("AU", ("user_first",)),
+    _Probe("SAU", ("user_first",)),
+    _Probe("S", ("user_first",)),
+    _Probe("XU", ("unknown_to_user",)),
+    _Probe("UCT", ("tool_to_user",)),
+)
+
+
+class ChatRenderer:
+    """Renders conversations with one template. `variables` are the template's own, as `bos_token`.
+
+    `needs` names the repairs that the probes found; `takes_parts` says that contents must be lists of parts.
+    """
+
+    def __init__(self, template: Template, variables: Mapping[str, str]) -> None:
+        self._template = template
+        self._variables = dict(variables)
+        self._without_tools: dict[str, Any] = {"tools": None}
+        self.takes_parts = False
+        self.takes_arguments_as_text = False
+        self.needs: frozenset[str] = frozenset()
+        self._probe()
+
+    def render(self, chat: ChatPrompt) -> tuple[str, tuple[str, ...]]:
+        """The prompt's text, and the names of the repairs.
+
+        Raises InvalidRequest when the template refuses the conversation in every form, in the template's words.
+        """
+        messages = [_plain(message) for message in chat.messages]
+        if not messages:
+            raise InvalidRequest("There are no messages; at least one is needed.", param="messages")
+        variables = self._request_variables(chat)
+        if _continues(chat, messages[-1]):
+            return self._render_continued(messages, variables)
+        opens = True if chat.add_generation_prompt is None else chat.add_generation_prompt
+        text, repairs, _ = self._render_repaired(messages, variables | {"add_generation_prompt": opens})
+        return text, repairs
+
+    def _render_continued(self, messages: Messages, variables: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+        last = messages[-1]
+        marked = [*messages[:-1], {**last, "content": _MARK}]
+        closed = variables | {"add_generation_prompt": False}
+        try:
+            text, repairs, is_whole = self._render_repaired(marked, closed)
+        except InvalidRequest:
+            if len(messages) == 1:
+                raise
+            is_whole = False
+        if is_whole or (len(messages) == 1 and _MARK in text):
+            before = text[: text.rindex(_MARK)]
+            return _joined(before, last["content"]), repairs
+        before, repairs, _ = self._render_repaired(
+            messages[:-1] or [{"role": "user", "content": ""}], variables | {"add_generation_prompt": True}
+        )
+        return _joined(before, last["content"]), (*repairs, CONTINUE_AFTER_PROMPT)
+
+    def _render_repaired(self, messages: Messages, variables: dict[str, Any]) -> tuple[str, tuple[str, ...], bool]:
+        """Text, repairs, and whether every message's text is in it."""
+        refusal: TemplateError | None = None
+        lossy: tuple[str, tuple[str, ...]] | None = None
+        for repaired, repairs in attempts(messages, self.needs):
+            try:
+                text = self._render(repaired, variables)
+            except TemplateOverflowError as failure:
+                raise InvalidRequest(str(failure), param="messages") from None
+            except TemplateError as failure:
+                refusal = refusal or failure
+                continue
+            if _has_all(text, repaired):
+                return text, repairs, True
+            lossy = lossy or (text, repairs)
+        if lossy is not None:
+            return (*lossy, False)
+        raise InvalidRequest(
+            f"The model's chat template refuses this conversation: {refusal}", param="messages"
+        ) from None
+
+    def _render(self, messages: Messages, variables: Mapping[str, Any]) -> str:
+        shaped = [self._shaped(message) for message in messages]
+        return self._template.render({**variables, "messages": shaped})
+
+    def _shaped(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message with its content and its calls' arguments in the form that this template reads."""
+        if self.takes_parts:
+            message = {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if message.get("tool_calls") and not self.takes_arguments_as_text:
+            message = {**message, "tool_calls": [_with_mapping(call) for call in message["tool_calls"]]}
+        return message
+
+    def _request_variables(self, chat: ChatPrompt) -> dict[str, Any]:
+        tools = {"tools": [_plain_value(tool) for tool in chat.tools]} if chat.tools else self._without_tools
+        documents = [_plain_value(document) for document in chat.documents] or None
+        return {**self._variables, "documents": documents, **chat.template_kwargs, **tools}
+
+    # --- what this template needs -------------------------------------------------------------------------------
+
+    def _probe(self) -> None:
+        """Finds the form first, then the repairs; a template that takes nothing at all says so at each request."""
+        if not self._find_form():
+            return
+        for probe in _PROBES:
+            if not self._takes(probe.roles, self.needs):
+                self._learn(probe)
+
+    def _find_form(self) -> bool:
+        for self._without_tools, self.takes_parts in itertools.product(_no_tools(), (False, True)):
+            if self._takes("U", self.needs):
+                return True
+        self._without_tools, self.takes_parts = {"tools": None}, False
+        return False
+
+    def _learn(self, probe: _Probe) -> None:
+        if "C" in probe.roles:
+            self.takes_arguments_as_text = self._takes_text(probe)
+            if self.takes_arguments_as_text:
+                return
+        for candidate in probe.candidates:
+            needs = self.needs | {candidate}
+            if self._takes(probe.roles, needs):
+                self.needs = needs
+                return
+
+    def _takes_text(self, probe: _Probe) -> bool:
+        self.takes_arguments_as_text = True
+        return self._takes(probe.roles, self.needs)
+
+    def _takes(self, roles: str, needs: frozenset[str]) -> bool:
+        """Whether a conversation of these roles is rendered with all its texts."""
+        messages, _ = apply(list(_probe_messages(roles)), needs)
+        variables = {**self._variables, "documents": None, **self._without_tools, "add_generation_prompt": True}
+        try:
+            text = self._render(messages, variables)
+        except TemplateError:
+            return False
+        return _has_all(text, messages)
+
+
+def _no_tools() -> tuple[dict[str, Any], ...]:
+    """How to say "no tools": as transformers does, as an empty list, and to templates of the time before `tools`."""
+    now = datetime.now(UTC).strftime("%b %d %Y %H:%M:%S GMT")
+    return {"tools": None}, {"tools": []}, {"tools": [], "functions": "", "datetime": now}
+
+
+def needed(renderer: ChatRenderer) -> tuple[str, ...]:
+    """The repairs that the template needs, in the order of the ladder."""
+    return tuple(name for name in LADDER if name in renderer.needs)
+
+
+def _probe_messages(roles: str) -> Iterator[dict[str, Any]]:
+    for i, letter in enumerate(roles):
+        message: dict[str, Any] = {"role": _ROLE_OF[letter], "content": f"probe{i}text"}
+        if letter == "C":
+            message["tool_calls"] = [_TOOL_CALL]
+            message["content"] = ""
+        if letter == "T":
+            message |= {"tool_call_id": _TOOL_CALL["id"], "name": "probe_function"}
+        yield message
+
+
+def _has_all(text: str, messages: Messages) -> bool:
+    """Whether each message's text is in the prompt, raw or as JSON; what was thought may be left out."""
+    return all(_has(text, m["content"].rpartition("</think>")[2].strip()) for m in messages)
+
+
+def _has(text: str, content: str) -> bool:
+    return content in text or json.dumps(content, ensure_ascii=False)[1:-1] in text
+
+
+def _joined(before: str, content: str) -> str:
+    """The opened turn and its begun text; a text that begins to think takes the place of an empty thinking block."""
+    if content.lstrip().startswith("<think>"):
+        before = _EMPTY_THINKING.sub("", before)
+    return before + content
+
+
+def _continues(chat: ChatPrompt, last: Mapping[str, Any]) -> bool:
+    if chat.continue_final_message and chat.add_generation_prompt:
+        raise InvalidRequest(
+            "continue_final_message and add_generation_prompt exclude each other; set one of them.",
+            param="continue_final_message",
+        )
+    if chat.continue_final_message is not None:
+        return chat.continue_final_message
+    is_begun = last["role"] == "assistant" and not last.get("tool_calls")
+    return is_begun and not chat.add_generation_prompt
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """The message with a string as content, and without what is null."""
+    plain = {name: _plain_value(value) for name, value in message.items() if value is not None}
+    if not isinstance(plain.get("role"), str):
+        raise InvalidRequest("Every message needs a role, as 'user' or 'assistant'.", param="messages")
+    plain["content"] = _text(plain.get("content", ""))
+    return plain
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(item) for item in value]
+    return value
+
+
+def _text(content: Any) -> str:
+    """A content's text; parts are joined by line ends, as llama-server does."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InvalidRequest("A message's content must be a string or a list of parts.", param="messages")
+    return "\n".join(_part_text(part) for part in content)
+
+
+def _part_text(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict):
+        text = part.get("text", part.get("refusal"))
+        if isinstance(text, str):
+            return text
+        raise Unsupported(f"This server takes only text, not {part.get('type', 'this part')!r}.", param="messages")
+    raise InvalidRequest("A part of a content must be an object with a text.", param="messages")
+
+
+def _with_mapping(call: Any) -> Any:
+    """OpenAI writes arguments as JSON text; most templates take a mapping and write it as JSON themselves."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}

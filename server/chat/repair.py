@@ -1,0 +1,162 @@
+"""Changes to a conversation that make a picky chat template take it, least invasive first.
+
+Each repair is a pure function from messages to messages that gives back an equal list when there is nothing for it
+to do. Contents are plain strings here. Nothing is ever dropped except messages without any text. Knows no Jinja.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+Messages = list[dict[str, Any]]
+Repair = Callable[[Messages], Messages]
+
+PLACEHOLDER = "..."
+"""Said by a user who says nothing, where a template insists on a user."""
+
+_JOINT = "\n\n"
+_KNOWN_ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
+_CALL_FIELDS = ("tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking")
+
+
+def _is_bare(message: dict[str, Any]) -> bool:
+    """Whether the message is nothing but role and content, so that it may be merged with a neighbour."""
+    return not any(message.get(name) for name in _CALL_FIELDS)
+
+
+def developer_to_system(messages: Messages) -> Messages:
+    return [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
+
+
+def unknown_to_user(messages: Messages) -> Messages:
+    return [m if m["role"] in _KNOWN_ROLES else {**m, "role": "user"} for m in messages]
+
+
+def tool_to_user(messages: Messages) -> Messages:
+    """Results become what the user says, calls become what the assistant said."""
+    return [_without_calls(m) for m in messages]
+
+
+def _without_calls(message: dict[str, Any]) -> dict[str, Any]:
+    if message["role"] == "tool":
+        return {"role": "user", "content": message["content"]}
+    if not message.get("tool_calls"):
+        return message
+    names = (call.get("function", {}).get("name", "") for call in message["tool_calls"])
+    said = [message["content"], *(f"[calls {name}]" for name in names)]
+    return {"role": "assistant", "content": _JOINT.join(part for part in said if part)}
+
+
+def drop_empty(messages: Messages) -> Messages:
+    return [m for m in messages if m["content"].strip() or not _is_bare(m) or m["role"] == "tool"]
+
+
+def merge_system(messages: Messages) -> Messages:
+    """The system messages at the start become one."""
+    n = _n_leading_system(messages)
+    if n < 2:
+        return messages
+    joined = _JOINT.join(m["content"] for m in messages[:n] if m["content"])
+    return [{**messages[0], "content": joined}, *messages[n:]]
+
+
+def system_to_user(messages: Messages) -> Messages:
+    """System messages after the start keep their place, as the user's."""
+    n = _n_leading_system(messages)
+    rest = [{**m, "role": "user"} if m["role"] == "system" else m for m in messages[n:]]
+    return messages[:n] + rest
+
+
+def fold_system(messages: Messages) -> Messages:
+    """The system messages at the start go in front of what the first user message says."""
+    n = _n_leading_system(messages)
+    if n == 0:
+        return messages
+    text = _JOINT.join(m["content"] for m in messages[:n] if m["content"])
+    rest = messages[n:]
+    if rest and rest[0]["role"] == "user":
+        return [{**rest[0], "content": _JOINT.join(filter(None, (text, rest[0]["content"])))}, *rest[1:]]
+    return [{"role": "user", "content": text or PLACEHOLDER}, *rest]
+
+
+def merge_same_role(messages: Messages) -> Messages:
+    merged: Messages = []
+    for message in messages:
+        last = merged[-1] if merged else None
+        if last is None or last["role"] != message["role"] or not (_is_bare(last) and _is_bare(message)):
+            merged.append(message)
+        else:
+            joined = _JOINT.join(filter(None, (last["content"], message["content"])))
+            merged[-1] = {**last, "content": joined}
+    return merged
+
+
+def user_first(messages: Messages) -> Messages:
+    """A user speaks first after the system messages, if only by a placeholder."""
+    n = _n_leading_system(messages)
+    if n < len(messages) and messages[n]["role"] == "user":
+        return messages
+    return [*messages[:n], {"role": "user", "content": PLACEHOLDER}, *messages[n:]]
+
+
+def _n_leading_system(messages: Messages) -> int:
+    return next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+
+
+REPAIRS: dict[str, Repair] = {
+    repair.__name__: repair
+    for repair in (
+        developer_to_system,
+        unknown_to_user,
+        tool_to_user,
+        drop_empty,
+        merge_system,
+        system_to_user,
+        fold_system,
+        merge_same_role,
+        user_first,
+    )
+}
+"""By name, in the order in which they are applied: roles first, then places, then the alternation."""
+
+LADDER: tuple[str, ...] = (
+    "unknown_to_user",
+    "developer_to_system",
+    "drop_empty",
+    "merge_system",
+    "merge_same_role",
+    "user_first",
+    "system_to_user",
+    "fold_system",
+    "tool_to_user",
+)
+"""By invasiveness: what is tried first when a template refuses a conversation."""
+
+
+def apply(messages: Messages, names: Collection[str]) -> tuple[Messages, tuple[str, ...]]:
+    """The messages after the named repairs, and the names of those that changed something."""
+    used = []
+    for name, repair in REPAIRS.items():
+        if name not in names:
+            continue
+        repaired = repair(messages)
+        if repaired != messages:
+            used.append(name)
+        messages = repaired
+    return messages, tuple(used)
+
+
+def attempts(messages: Messages, needed: Collection[str]) -> list[tuple[Messages, tuple[str, ...]]]:
+    """What to render in turn: with the repairs this template is known to need, then with more and more of them.
+
+    Attempts that come out equal are left out, so a conversation that needs no repair has one attempt.
+    """
+    names = set(needed)
+    tried = [apply(messages, names)]
+    for name in LADDER:
+        names.add(name)
+        repaired, used = apply(messages, names)
+        if repaired and all(repaired != other for other, _ in tried):
+            tried.append((repaired, used))
+    return tried

@@ -1,0 +1,168 @@
+"""Text to tokens and back, conversations to prompts, grammar checks: over one vocabulary, synchronous.
+
+Runs where a stranger's text may crash C or hang a template, so in a process that may die (`chat.worker`). Holds the
+vocabulary only, no weights. Knows nothing of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo, TextParams
+from server.chat.renderer import ChatRenderer, needed
+from server.chat.template import CHATML, Template, TemplateError
+from server.errors import InvalidRequest, ModelError, Unsupported
+from server.llama.grammar import build_tokenizer, check_grammar
+from server.llama.model import Model
+
+_SPECIAL_TOKENS = {
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+    "sep_token": "tokenizer.ggml.seperator_token_id",  # spelled so in the format
+    "cls_token": "tokenizer.ggml.cls_token_id",
+}
+
+
+class TextModel:
+    """The vocabulary and the chat template of one model.
+
+    Raises ModelError when there is no vocabulary, or when the template that replaces the file's is no Jinja.
+    """
+
+    def __init__(self, model: Model, chat_template: str | None = None) -> None:
+        if not model.has_vocab:
+            raise ModelError(f"{model.params.path} carries no tokenizer; a model with one is needed.")
+        self._model = model
+        self._is_fallback = False
+        self._template_error: str | None = None
+        self._renderer = self._make_renderer(chat_template)
+        self.info = self._describe(chat_template)
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of a prompt.
+
+        `add_special` puts BOS in front where the model wants one and the text does not begin with it; never an EOS
+        behind, since a prompt is to be continued. `parse_special` reads special tokens written out in the text.
+        """
+        tokens = self._tokenize(text, add_special, parse_special)
+        if not add_special:
+            return tokens
+        bos, eos = self._model.bos, self._model.eos
+        if self._model.adds_bos and bos is not None and tokens[:2] == [bos, bos]:
+            del tokens[0]
+        if self._model.adds_eos and tokens and tokens[-1] == eos:
+            del tokens[-1]
+        return tokens
+
+    def encode_infill(self, prefix: str, suffix: str) -> list[int]:
+        """The prompt that asks for what stands between the two; their own special tokens are read as text.
+
+        Raises Unsupported when the model has no infill tokens.
+        """
+        marks = self._model.infill_tokens
+        if marks is None:
+            raise Unsupported("This model has no infill tokens, so it cannot fill in before a suffix.", param="suffix")
+        before, after, middle = marks
+        tokens = [before, *self._tokenize(prefix, False, False)]
+        tokens += [after, *self._tokenize(suffix, False, False), middle]
+        return self._with_bos(tokens)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of the tokens, special ones written out; bytes that are no UTF-8 become U+FFFD.
+
+        Pieces are joined as they are: a vocabulary that writes a space before the first word gives it back.
+        """
+        return b"".join(self.pieces(tokens)).decode("utf-8", "replace")
+
+    def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes of each token. Raises InvalidRequest for an id that is not in the vocabulary."""
+        n_vocab = self._model.n_vocab
+        for token in tokens:
+            if not 0 <= token < n_vocab:
+                raise InvalidRequest(
+                    f"{token} is no token of this model; ids go from 0 to {n_vocab - 1}.", param="tokens"
+                )
+        return [self._model.piece(token, special=True) for token in tokens]
+
+    def render(self, chat: ChatPrompt) -> RenderedChat:
+        """The prompt of a conversation. Raises InvalidRequest when the template refuses it whatever is repaired."""
+        if self._template_error is not None:
+            raise InvalidRequest(
+                f"{self._template_error} Start the server with --chat-template-file, or use completions.",
+                param="messages",
+            )
+        text, repairs = self._renderer.render(chat)
+        tokens = self._with_bos(self._tokenize(text, False, True))
+        return RenderedChat(text, tuple(tokens), repairs, self._is_fallback)
+
+    def check_grammar(self, kind: str, text: str) -> None:
+        """Raises InvalidRequest unless the grammar can be enforced."""
+        check_grammar(kind, text, lambda: self._grammar_tokenizer)
+
+    @cached_property
+    def _grammar_tokenizer(self) -> Any:
+        return build_tokenizer(self._model)
+
+    def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        try:
+            return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+        except UnicodeEncodeError:
+            raise InvalidRequest("The text is no valid Unicode: it has a lone surrogate.") from None
+        except ValueError as error:
+            raise InvalidRequest(f"The text could not be processed: {error}.") from None
+
+    def _with_bos(self, tokens: list[int]) -> list[int]:
+        bos = self._model.bos
+        if not self._model.adds_bos or bos is None or tokens[:1] == [bos]:
+            return tokens
+        return [bos, *tokens]
+
+    def _make_renderer(self, replacement: str | None) -> ChatRenderer:
+        source = replacement if replacement is not None else self._model.chat_template
+        if source is None or not source.strip():
+            self._is_fallback = True
+            source = CHATML
+        try:
+            template = Template(source)
+        except TemplateError as failure:
+            if replacement is not None:
+                raise ModelError(str(failure)) from None
+            # Completions need no template, so the model is served all the same.
+            self._template_error = str(failure)
+            template = Template(CHATML)
+        return ChatRenderer(template, self._template_variables())
+
+    def _template_variables(self) -> dict[str, str]:
+        variables = {"bos_token": self._piece(self._model.bos), "eos_token": self._piece(self._model.eos)}
+        for name, key in _SPECIAL_TOKENS.items():
+            token = self._model.metadata.get(key, "")
+            if token.isdecimal() and int(token) < self._model.n_vocab:
+                variables[name] = self._piece(int(token))
+        return variables
+
+    def _piece(self, token: int | None) -> str:
+        return "" if token is None else self._model.piece(token, special=True).decode("utf-8", "replace")
+
+    def _describe(self, replacement: str | None) -> TextInfo:
+        model = self._model
+        source = replacement if replacement is not None else model.chat_template
+        return TextInfo(
+            chat_template="" if self._is_fallback else source or "",
+            is_fallback=self._is_fallback,
+            template_error=self._template_error,
+            template_needs=needed(self._renderer),
+            bos_token=model.bos,
+            eos_token=model.eos,
+            bos_piece=self._piece(model.bos),
+            eos_piece=self._piece(model.eos),
+            n_vocab=model.n_vocab,
+            adds_bos=model.adds_bos,
+            has_infill=model.infill_tokens is not None,
+        )
+
+
+def load(params: TextParams) -> TextModel:
+    """The text model of a file, weights left on disk. Raises ModelError."""
+    return TextModel(Model(params.model), params.chat_template)
