@@ -1,6 +1,6 @@
 """Everything that crosses the boundary of the engine process, in both directions: plain frozen data.
 
-To the engine: `EngineRequest`, `Abort`, `Shutdown`. From the engine: one list of `Event` a step.
+To the engine: a `Command`. From the engine: one list of `Event` a step.
 Knows no HTTP, no JSON and no llama_cpp.
 """
 
@@ -130,11 +130,16 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class GetStats:
+    """Answer with `Stats`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Leave the main loop; what still runs is dropped."""
 
 
-Command = EngineRequest | Abort | Shutdown
+Command = EngineRequest | Abort | GetStats | Shutdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +272,11 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The engine serves. `n_ctx` is cells of one slot; `reuse` says how prefixes are kept ("full", "none")."""
+    """The engine serves. `n_ctx` is cells of one slot.
+
+    `reuse` says which prefixes can be reused: "any" of what a slot holds, or only the "whole" of it.
+    `memory_bytes` is the sum of llama.cpp's own `buffers`, a line each.
+    """
 
     model: ModelInfo
     n_ctx: int
@@ -280,6 +289,7 @@ class Ready:
     flash_attn_why: str
     reuse: str
     memory_bytes: int
+    buffers: tuple[str, ...]
     system_info: str
     build: str
 

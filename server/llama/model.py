@@ -177,6 +177,21 @@ class Model:
         return self.metadata.get("general.architecture", "unknown")
 
     @property
+    def ftype(self) -> str:
+        """What most weights are stored in, as llama.cpp writes it: "Q4_0", "Q4_K - Medium"."""
+        # A description is "architecture size type"; architectures and sizes hold no blank.
+        return self.description.split(" ", 2)[-1]
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one token takes in an f16 cache; an upper bound where some layers have none."""
+        prefix = f"{self.architecture}.attention"
+        width = self.n_embd // max(1, self.n_head)
+        key_width = int(self.metadata.get(f"{prefix}.key_length") or width)
+        value_width = int(self.metadata.get(f"{prefix}.value_length") or width)
+        return 2 * self.n_layer * max(1, self.n_head_kv) * (key_width + value_width)
+
+    @property
     def n_params(self) -> int:
         return int(llama_cpp.llama_model_n_params(self.handle))
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import llama_cpp
 
+from server.llama.batch import Logits
 from server.llama.model import Model
 
 _MIROSTAT_M = 100
@@ -95,9 +96,9 @@ class SamplerChain:
         for sampler in _Samplers(model, params, seed, n_ctx, said).all():
             llama_cpp.llama_sampler_chain_add(self._handle, sampler)
 
-    def sample(self, row: int) -> int:
-        """Choose a token from the logits of batch row `row` and remember it."""
-        return int(llama_cpp.llama_sampler_sample(self._handle, self._context, row))
+    def sample(self, row: Logits, batch_row: int) -> int:
+        """Choose a token for batch row `batch_row` and remember it. C reads the logits where `row` is a view of them."""
+        return int(llama_cpp.llama_sampler_sample(self._handle, self._context, batch_row))
 
     def close(self) -> None:
         if self._handle:

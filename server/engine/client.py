@@ -1,0 +1,422 @@
+"""The engine as the API sees it: submit a request, read its events, stop caring for it.
+
+Lives on the event loop of the API process. Starts the engine's process, starts it again when it dies, and gives every
+request that was lost an error. Whatever can be refused at once is refused here, before anything is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from server.engine import process
+from server.engine.child import Child
+from server.engine.messages import (
+    Abort,
+    Admitted,
+    EngineConfig,
+    EngineRequest,
+    Event,
+    Failed,
+    GetStats,
+    LoadFailed,
+    LoadProgress,
+    LogLine,
+    Output,
+    Ready,
+    RequestEvent,
+    Shutdown,
+    Stats,
+)
+from server.errors import Draining, EngineDown, GgufdError, ModelError, QueueFull, from_code
+
+logger = logging.getLogger(__name__)
+engine_logger = logging.getLogger("server.llama")
+
+_MAX_RESTARTS = 5
+_HEALTHY_S = 60.0
+_FIRST_BACKOFF_S = 0.5
+_SMOOTHING = 0.1
+_STOP_S = 5.0
+
+
+class EngineState(enum.Enum):
+    """Where the engine is; requests are taken in READY only."""
+
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    DRAINING = "draining"
+
+
+class Link(Protocol):
+    """A running engine to talk to: a `Child`, or a thread in tests."""
+
+    def send(self, message: Any) -> None: ...
+    def kill(self) -> None: ...
+    def join(self, timeout_s: float) -> bool: ...
+
+
+Spawn = Callable[[Callable[[list[Event]], None], Callable[[int, str], None]], Link]
+"""Starts an engine; gets `on_message` and `on_exit`, which may be called on any thread."""
+
+
+class RequestStream:
+    """The events of one request, in order; an async iterator, and a context that aborts what is not finished.
+
+    Raises the `GgufdError` that ended the request, if one did.
+    """
+
+    def __init__(self, client: EngineClient, request: EngineRequest) -> None:
+        self.request = request
+        self.is_admitted = False
+        self.submitted_s = time.monotonic()
+        self.admitted_s = 0.0
+        self._client = client
+        self._n_open = request.n
+        self._events: deque[RequestEvent] = deque()
+        self._error: GgufdError | None = None
+        self._wake: asyncio.Future[None] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will come."""
+        return self._n_open == 0 or self._error is not None
+
+    def abort(self) -> None:
+        """Stop the request; nothing more will come."""
+        if not self.is_done:
+            self._n_open = 0
+            self._client._abort(self)
+        self._notify()
+
+    async def __aenter__(self) -> RequestStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.abort()
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> RequestEvent:
+        await self._some()
+        if not self._events:
+            raise StopAsyncIteration
+        return self._events.popleft()
+
+    async def take(self) -> list[RequestEvent]:
+        """All events that are there, at least one; empty at the end."""
+        await self._some()
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    async def _some(self) -> None:
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            if self._n_open == 0:
+                return
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+
+    def _put(self, event: RequestEvent) -> None:
+        if isinstance(event, Failed):
+            self._fail(from_code(event.code, event.message))
+            return
+        if isinstance(event, Output) and event.finish is not None:
+            self._n_open -= 1
+        elif isinstance(event, Admitted) and not self.is_admitted:
+            self.is_admitted = True
+            self.admitted_s = time.monotonic()
+        self._events.append(event)
+        self._notify()
+
+    def _fail(self, error: GgufdError) -> None:
+        if not self.is_done:
+            self._error = error
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+        self._wake = None
+
+
+class EngineClient:
+    """One engine. `start` it inside a running event loop, `wait_ready`, `submit`; `drain` and `stop` at the end.
+
+    `on_progress` gets the share of the model that is loaded, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        on_progress: Callable[[float], None] | None = None,
+        spawn: Spawn | None = None,
+    ) -> None:
+        self.config = config
+        self.ready: Ready | None = None
+        self._on_progress = on_progress
+        self._spawn = spawn or self._spawn_child
+        self._is_draining = False
+        self._is_stopping = False
+        self._phase = EngineState.LOADING
+        self._link: Link | None = None
+        self._generation = 0
+        self._streams: dict[int, RequestStream] = {}
+        self._ids = itertools.count(1)
+        self._ready_future: asyncio.Future[Ready] | None = None
+        self._stats_waiters: list[asyncio.Future[Stats]] = []
+        self._n_restarts = 0
+        self._ready_s = 0.0
+        self._service_s = 1.0
+        self._restart_task: asyncio.Task[None] | None = None
+        self._gone = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> EngineState:
+        return EngineState.DRAINING if self._is_draining else self._phase
+
+    def start(self) -> None:
+        """Start the engine; returns at once."""
+        self._loop = asyncio.get_running_loop()
+        self._ready_future = self._loop.create_future()
+        self._launch()
+
+    async def wait_ready(self) -> Ready:
+        """What was loaded. Raises `ModelError` when the engine cannot serve this model."""
+        assert self._ready_future is not None, "start() comes first"
+        return await asyncio.shield(self._ready_future)
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; those that run go on."""
+        self._is_draining = True
+
+    async def wait_idle(self) -> None:
+        """Return when no request is open."""
+        await self._idle.wait()
+
+    def abort_all(self, error: GgufdError) -> None:
+        """End every open request with `error`."""
+        for stream in list(self._streams.values()):
+            self._send(Abort(stream.request.request_id))
+        self._lose_all(error)
+
+    async def stop(self) -> None:
+        """End the engine; open requests fail."""
+        self._is_stopping = self._is_draining = True
+        if self._restart_task is not None:
+            self._restart_task.cancel()
+        self.abort_all(Draining("the server is shutting down"))
+        if self._link is None:
+            return
+        self._link.send(Shutdown())
+        try:
+            await asyncio.wait_for(self._gone.wait(), _STOP_S)
+        except TimeoutError:
+            self._link.kill()
+            await asyncio.wait_for(self._gone.wait(), _STOP_S)
+
+    def _spawn_child(self, on_message: Callable[[list[Event]], None], on_exit: Callable[[int, str], None]) -> Link:
+        return Child("ggufd-engine", process.main, (self.config,), on_message, on_exit)
+
+    def _launch(self) -> None:
+        """Start a process. What an older one still says is told apart by its generation."""
+        self._generation += 1
+        generation = self._generation
+        self._gone.clear()
+
+        def on_message(events: list[Event]) -> None:
+            self._loop.call_soon_threadsafe(self._receive, generation, events)
+
+        def on_exit(code: int, stderr: str) -> None:
+            self._loop.call_soon_threadsafe(self._exited, generation, code, stderr)
+
+        self._link = self._spawn(on_message, on_exit)
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def new_request_id(self) -> int:
+        return next(self._ids)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that no slot has been found for yet."""
+        return sum(1 for stream in self._streams.values() if not stream.is_admitted)
+
+    @property
+    def n_running(self) -> int:
+        return sum(1 for stream in self._streams.values() if stream.is_admitted)
+
+    @property
+    def retry_after_s(self) -> float:
+        """When a place in the queue should be free, from how long requests have taken lately."""
+        n_slots = self.ready.n_slots if self.ready is not None else 1
+        return max(1.0, self._service_s * (self.n_waiting + 1) / n_slots)
+
+    def submit(self, request: EngineRequest) -> RequestStream:
+        """Queue a request. Raises `Draining`, `EngineDown` or `QueueFull` at once when it cannot be taken."""
+        self._refuse()
+        stream = RequestStream(self, request)
+        self._streams[request.request_id] = stream
+        self._idle.clear()
+        self._send(request)
+        return stream
+
+    async def stats(self) -> Stats:
+        """A snapshot of the engine. Raises `EngineDown` when there is none to ask."""
+        if self._phase is not EngineState.READY:
+            raise self._down()
+        future: asyncio.Future[Stats] = self._loop.create_future()
+        self._stats_waiters.append(future)
+        self._send(GetStats())
+        return await future
+
+    def _refuse(self) -> None:
+        if self._is_draining:
+            raise Draining("the server is shutting down and takes no new requests")
+        if self._phase is not EngineState.READY or self.ready is None:
+            raise self._down()
+        n_running = sum(stream.request.n for stream in self._streams.values() if stream.is_admitted)
+        n_free = max(0, self.ready.n_slots - n_running)
+        if self.n_waiting >= self.config.max_queue + n_free:
+            raise QueueFull(
+                f"the queue is full: {self.n_waiting} requests are waiting. Try again in "
+                f"{self.retry_after_s:.0f} s, or start the server with a larger --max-queue",
+                retry_after_s=self.retry_after_s,
+            )
+
+    def _down(self) -> EngineDown:
+        match self._phase:
+            case EngineState.LOADING:
+                return EngineDown("the model is still being loaded; try again in a few seconds", retry_after_s=2)
+            case EngineState.FAILED:
+                return EngineDown("the engine has failed and was given up; see the server's log", retry_after_s=60)
+        return EngineDown("the engine stopped and is being started again; try again soon", retry_after_s=5)
+
+    def _abort(self, stream: RequestStream) -> None:
+        if stream.request.request_id in self._streams:
+            self._forget(stream)
+            self._send(Abort(stream.request.request_id))
+
+    def _forget(self, stream: RequestStream) -> None:
+        del self._streams[stream.request.request_id]
+        if not self._streams:
+            self._idle.set()
+
+    def _lose_all(self, error: GgufdError) -> None:
+        for stream in list(self._streams.values()):
+            stream._fail(error)
+            self._forget(stream)
+
+    def _send(self, command: Any) -> None:
+        if self._link is not None:
+            self._link.send(command)
+
+    # --- what the engine says ---------------------------------------------------------------------------------------
+
+    def _receive(self, generation: int, events: list[Event]) -> None:
+        if generation != self._generation:
+            return
+        for event in events:
+            match event:
+                case Output() | Admitted() | Failed():
+                    self._deliver(event)
+                case LoadProgress(fraction):
+                    if self._on_progress is not None:
+                        self._on_progress(fraction)
+                case LogLine(level, message):
+                    engine_logger.log(level, "%s", message)
+                case Ready():
+                    self._became_ready(event)
+                case LoadFailed(message):
+                    self._give_up(message)
+                case Stats():
+                    self._answer_stats(event)
+                case _:
+                    self._deliver(event)
+
+    def _deliver(self, event: RequestEvent) -> None:
+        stream = self._streams.get(event.request_id)
+        if stream is None:
+            return
+        stream._put(event)
+        if stream.is_done:
+            self._forget(stream)
+            if stream.is_admitted:
+                took_s = time.monotonic() - stream.admitted_s
+                self._service_s += _SMOOTHING * (took_s - self._service_s)
+
+    def _became_ready(self, ready: Ready) -> None:
+        self.ready = ready
+        self._phase = EngineState.READY
+        self._ready_s = time.monotonic()
+        if self._ready_future is not None and not self._ready_future.done():
+            self._ready_future.set_result(ready)
+
+    def _answer_stats(self, stats: Stats) -> None:
+        for future in self._stats_waiters:
+            if not future.done():
+                future.set_result(stats)
+        self._stats_waiters.clear()
+
+    def _give_up(self, message: str) -> None:
+        self._phase = EngineState.FAILED
+        logger.error("the engine cannot serve: %s", message)
+        if self._ready_future is not None and not self._ready_future.done():
+            self._ready_future.set_exception(ModelError(message))
+            # Whoever never waits for it is told by the log line alone.
+            self._ready_future.exception()
+
+    def _exited(self, generation: int, code: int, stderr: str) -> None:
+        """The process is gone: everybody who waited for it is told, and it is started again if it had been well."""
+        if generation != self._generation:
+            return
+        self._gone.set()
+        if self._is_stopping or self._phase is EngineState.FAILED:
+            return
+        reason = f"the engine process ended unexpectedly ({_exit_text(code)})"
+        logger.error("%s%s", reason, f": {stderr}" if stderr else "")
+        lost = EngineDown(f"{reason}; the request is lost. It is being started again", retry_after_s=5)
+        self._lose_all(lost)
+        for future in self._stats_waiters:
+            if not future.done():
+                future.set_exception(lost)
+        self._stats_waiters.clear()
+        self._restart(reason)
+
+    def _restart(self, reason: str) -> None:
+        if self.ready is None:
+            self._give_up(f"{reason} while loading the model; is there enough memory?")
+            return
+        if time.monotonic() - self._ready_s > _HEALTHY_S:
+            self._n_restarts = 0
+        if self._n_restarts >= _MAX_RESTARTS:
+            self._give_up(f"{reason} {_MAX_RESTARTS + 1} times in a row")
+            return
+        self._phase = EngineState.RESTARTING
+        delay_s = _FIRST_BACKOFF_S * (2**self._n_restarts - 1)
+        self._n_restarts += 1
+        self._restart_task = self._loop.create_task(self._launch_later(delay_s))
+
+    async def _launch_later(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        logger.warning("starting the engine again (try %d of %d)", self._n_restarts, _MAX_RESTARTS)
+        self._launch()
+
+
+def _exit_text(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

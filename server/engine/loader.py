@@ -1,0 +1,220 @@
+"""Builds the engine of this process from plain data: the one module of the engine that names the real `llama`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from server.engine.constraint import GrammarCompiler
+from server.engine.engine import Engine
+from server.engine.messages import EngineConfig, LoadProgress, LogLine, ModelInfo, Ready
+from server.engine.queue import RequestQueue
+from server.engine.scheduler import Scheduler
+from server.errors import ModelError
+from server.llama import system
+from server.llama.calibration import prefers_flash_attention
+from server.llama.context import Context
+from server.llama.log import LogCapture
+from server.llama.model import Model
+from server.llama.params import ContextParams
+
+_DEFAULT_N_CTX = 8192
+_MIN_N_CTX = 512
+_MEMORY_SHARE = 0.8
+_BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
+_OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
+
+Report = Callable[[LoadProgress | LogLine], None]
+
+
+class Loaded(NamedTuple):
+    """An engine that serves, what it says of itself, and the log that C writes to while it lives."""
+
+    engine: Engine
+    ready: Ready
+    log: LogCapture
+
+
+def load(config: EngineConfig, report: Report) -> Loaded:
+    """Load the model and make its context. Raises `ModelError` with one line that says why it cannot be."""
+    log = _LoadLog(config.log_level, report)
+    log.capture.install()
+    try:
+        model = Model(config.model, _progress(report))
+        _refuse_unservable(model)
+        params, flash_why = _resolve(config, model)
+        log.start_counting()
+        context = Context(model, params)
+    except ModelError as error:
+        raise ModelError(log.explain(error.message)) from None
+    engine = _engine(config, model, context)
+    ready = Ready(
+        model=_info(model),
+        n_ctx=context.n_ctx,
+        n_slots=context.n_slots,
+        n_batch=context.n_batch,
+        n_threads=params.n_threads,
+        n_gpu_layers=log.n_gpu_layers,
+        devices=system.gpu_devices(),
+        flash_attn=params.flash_attn == "on",
+        flash_attn_why=flash_why,
+        reuse="any" if context.can_trim else "whole",
+        memory_bytes=log.memory_bytes,
+        buffers=tuple(log.buffers),
+        system_info=system.info(),
+        build=system.build(),
+    )
+    return Loaded(engine, ready, log.capture)
+
+
+def _engine(config: EngineConfig, model: Model, context: Context) -> Engine:
+    scheduler = Scheduler(
+        n_batch=context.n_batch,
+        n_ubatch=config.context.n_ubatch,
+        n_outputs_max=context.n_outputs_max,
+        max_gap_ms=config.max_gap_ms,
+    )
+    queue = RequestQueue(config.max_queue, config.max_queue_wait_s)
+    return Engine(context, model, GrammarCompiler(model), queue, scheduler)
+
+
+def _refuse_unservable(model: Model) -> None:
+    if not model.has_vocab:
+        raise ModelError(f"{model.params.path} has no tokenizer, so no text can be served with it")
+    if model.has_encoder or not model.has_decoder:
+        raise ModelError(
+            f"{model.params.path} is a {model.architecture} model with an encoder; only decoder-only models are served"
+        )
+
+
+def _resolve(config: EngineConfig, model: Model) -> tuple[ContextParams, str]:
+    """The context's numbers with every "auto" decided, and why flash attention is on or off."""
+    params = config.context
+    n_threads = params.n_threads or default_threads()
+    n_ctx = params.n_ctx or _fitting_n_ctx(model, params)
+    params = dataclasses.replace(params, n_threads=n_threads, n_ctx=n_ctx)
+    if params.flash_attn != "auto":
+        return params, "as configured"
+    is_on, why = _flash_attention(config, model, params)
+    return dataclasses.replace(params, flash_attn="on" if is_on else "off"), why
+
+
+def _flash_attention(config: EngineConfig, model: Model, params: ContextParams) -> tuple[bool, str]:
+    if params.cache_type_v not in ("f16", "f32", "bf16"):
+        return True, "a quantised V cache needs it"
+    if system.gpu_devices() and config.model.n_gpu_layers != 0:
+        return True, "layers run on a GPU"
+    if model.is_recurrent:
+        return False, "not measured for recurrent models"
+    memory = Path(config.cache_dir) / "flash-attention.json" if config.cache_dir else None
+    return prefers_flash_attention(model, params, memory)
+
+
+def default_threads() -> int:
+    """One a physical core that this process may use."""
+    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    try:
+        usable = len(psutil.Process().cpu_affinity() or ())
+    except (AttributeError, psutil.Error):
+        usable = physical
+    return max(1, min(physical, usable or physical))
+
+
+def _fitting_n_ctx(model: Model, params: ContextParams) -> int:
+    """The training context up to 8,192 tokens a slot, halved until all slots' caches fit into free memory."""
+    n_ctx = min(model.n_ctx_train or _DEFAULT_N_CTX, _DEFAULT_N_CTX)
+    budget = _MEMORY_SHARE * psutil.virtual_memory().available
+    while n_ctx > _MIN_N_CTX and model.kv_bytes_per_token * n_ctx * params.n_slots > budget:
+        n_ctx //= 2
+    return n_ctx
+
+
+def _progress(report: Report) -> Callable[[float], bool]:
+    """At most one report a hundredth: the callback comes once a tensor."""
+    last = -1.0
+
+    def on_progress(fraction: float) -> bool:
+        nonlocal last
+        if fraction - last >= 0.01 or fraction >= 1:
+            last = fraction
+            report(LoadProgress(fraction))
+        return True
+
+    return on_progress
+
+
+def _info(model: Model) -> ModelInfo:
+    metadata = model.metadata
+    return ModelInfo(
+        name=metadata.get("general.name") or Path(model.params.path).stem,
+        path=model.params.path,
+        architecture=model.architecture,
+        description=model.description,
+        ftype=model.ftype,
+        n_params=model.n_params,
+        size_bytes=model.size_bytes,
+        n_vocab=model.n_vocab,
+        n_ctx_train=model.n_ctx_train,
+        n_embd=model.n_embd,
+        n_layer=model.n_layer,
+        chat_template=model.chat_template,
+        bos_piece=_piece_text(model, model.bos),
+        eos_piece=_piece_text(model, model.eos),
+        metadata={key: value for key, value in metadata.items() if key != "tokenizer.chat_template"},
+    )
+
+
+def _piece_text(model: Model, token: int | None) -> str:
+    return "" if token is None else model.piece(token, special=True).decode("utf-8", "replace")
+
+
+class _LoadLog:
+    """llama.cpp's log while loading: passed on, and searched for what it says nowhere else."""
+
+    def __init__(self, level: int, report: Report) -> None:
+        self._level = level
+        self._report = report
+        self._is_counting = True
+        self._errors: list[str] = []
+        self.buffers: list[str] = []
+        self.memory_bytes = 0
+        self.n_gpu_layers = 0
+        self.capture = LogCapture(self._receive)
+
+    def start_counting(self) -> None:
+        """Forget the buffers of calibration contexts; those of the weights stay."""
+        self.buffers = [line for line in self.buffers if " model " in line]
+        self.memory_bytes = 0
+        for line in self.buffers:
+            self._count(line)
+
+    def explain(self, message: str) -> str:
+        """`message`, with the last error of llama.cpp that says more than that loading failed."""
+        reasons = [line for line in self._errors if "failed to load model" not in line]
+        if not reasons:
+            return message
+        reason = re.sub(r"^\w+: ", "", reasons[0])
+        return f"{message}: {reason}"
+
+    def _receive(self, level: int, line: str) -> None:
+        if level >= logging.ERROR:
+            self._errors.append(line.strip())
+        if _BUFFER.search(line):
+            self.buffers.append(line)
+            self._count(line)
+        offloaded = _OFFLOADED.search(line)
+        if offloaded is not None:
+            self.n_gpu_layers = int(offloaded[1])
+        if level >= self._level:
+            self._report(LogLine(level, line))
+
+    def _count(self, line: str) -> None:
+        match = _BUFFER.search(line)
+        if match is not None:
+            self.memory_bytes += int(float(match[3]) * 1024 * 1024)

@@ -1,0 +1,67 @@
+"""What runs in the engine's process: drain the inbox, step, send what happened; until the other side is gone.
+
+Imported by the API process too, which only names `main`: nothing heavy is imported before the child calls it.
+"""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from server.engine.messages import (
+    Abort,
+    Command,
+    EngineConfig,
+    EngineRequest,
+    Event,
+    GetStats,
+    LoadFailed,
+    LoadProgress,
+    LogLine,
+    Shutdown,
+)
+from server.errors import ModelError
+
+if TYPE_CHECKING:
+    from server.engine.engine import Engine
+
+
+def main(conn: Connection, config: EngineConfig) -> None:
+    """Load the model, say `Ready` or `LoadFailed`, then serve until `Shutdown` or the end of the connection."""
+    from server.engine.loader import load
+
+    def report(event: LoadProgress | LogLine) -> None:
+        conn.send([event])
+
+    try:
+        loaded = load(config, report)
+    except ModelError as error:
+        conn.send([LoadFailed(error.message)])
+        return
+    conn.send([loaded.ready])
+    serve(conn, loaded.engine)
+
+
+def serve(conn: Connection, engine: Engine) -> None:
+    """The main loop. Every message out is a list of events: at most one message a step."""
+    while True:
+        events: list[Event] = []
+        while conn.poll(0 if engine.has_work or events else None):
+            command: Command = conn.recv()
+            if isinstance(command, Shutdown):
+                return
+            _obey(engine, command, events)
+        if engine.has_work:
+            events += engine.step()
+        if events:
+            conn.send(events)
+
+
+def _obey(engine: Engine, command: Command, events: list[Event]) -> None:
+    match command:
+        case EngineRequest():
+            engine.add(command)
+        case Abort(request_id):
+            engine.abort(request_id)
+        case GetStats():
+            events.append(engine.stats())

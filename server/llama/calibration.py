@@ -1,0 +1,185 @@
+"""Whether flash attention pays on this CPU: measured on a model of one layer with the same attention shape.
+
+Attention is the only part that flash attention changes, and its cost is per layer; so one layer is enough, and the
+measurement takes the same fraction of a second for a small model and a large one. See `prefers_flash_attention`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import platform
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import llama_cpp
+import numpy as np
+
+from server.llama.context import Context
+from server.llama.model import Model
+from server.llama.params import ContextParams, FlashAttention, ModelParams
+
+_DEPTH = 1280
+_MESSAGE_TOKENS = 32
+_REPLY_TOKENS = 64
+_REPEATS = 7
+_N_VOCAB = 64
+
+
+class AttentionShape(NamedTuple):
+    """What the cost of attention depends on: heads of queries, heads of keys and values, width of a head."""
+
+    n_head: int
+    n_head_kv: int
+    head_width: int
+
+    @classmethod
+    def of(cls, model: Model) -> AttentionShape:
+        key = f"{model.architecture}.attention.key_length"
+        width = int(model.metadata.get(key) or model.n_embd // max(1, model.n_head))
+        return cls(model.n_head, max(1, model.n_head_kv), width)
+
+
+class Measurement(NamedTuple):
+    """Seconds: to read a short message at depth, and to compute one token of the reply."""
+
+    message_s: float
+    token_s: float
+
+    @property
+    def turn_s(self) -> float:
+        """A chat turn: a short message, then a reply."""
+        return self.message_s + _REPLY_TOKENS * self.token_s
+
+
+def prefers_flash_attention(model: Model, params: ContextParams, memory: Path | None) -> tuple[bool, str]:
+    """Whether a chat turn is faster with it, and why, in a few words.
+
+    `memory` is a file that remembers answers per machine, build, threads, cache types and shape; None remembers
+    nothing. A file that cannot be read or written is measured around.
+    """
+    shape = AttentionShape.of(model)
+    key = "|".join(map(str, (_cpu(), llama_cpp.__version__, params.n_threads, params.cache_type_k, *shape)))
+    known = _remembered(memory)
+    if key not in known:
+        known[key] = _measure(shape, params)
+        _remember(memory, known)
+    off, on = known[key]["off"], known[key]["on"]
+    is_faster = on.turn_s < off.turn_s and on.message_s < 1.25 * off.message_s
+    return is_faster, f"a chat turn takes {on.turn_s / off.turn_s:.2f} times as long with it on this CPU"
+
+
+def _measure(shape: AttentionShape, params: ContextParams) -> dict[str, Measurement]:
+    """Both ways in turns, and the best of each: whatever else the machine does only ever adds time."""
+    with tempfile.TemporaryDirectory(prefix="ggufd-") as folder:
+        path = Path(folder) / "one-layer.gguf"
+        write_one_layer(path, shape)
+        model = Model(ModelParams(str(path)))
+        sides: tuple[FlashAttention, ...] = ("off", "on")
+        contexts = {side: Context(model, _calibration_context(params, side)) for side in sides}
+        try:
+            return _time_turns(contexts)
+        finally:
+            for context in contexts.values():
+                context.close()
+            model.close()
+
+
+def _calibration_context(params: ContextParams, side: FlashAttention) -> ContextParams:
+    return dataclasses.replace(
+        params,
+        n_ctx=_DEPTH + 2 * _MESSAGE_TOKENS,
+        n_slots=1,
+        n_batch=512,
+        n_ubatch=512,
+        flash_attn=side,
+        rope_scaling="",
+    )
+
+
+def _time_turns(contexts: dict[FlashAttention, Context]) -> dict[str, Measurement]:
+    for context in contexts.values():
+        for start in range(0, _DEPTH, 256):
+            _compute(context, 256, start)
+    best = {side: Measurement(math.inf, math.inf) for side in contexts}
+    for _ in range(_REPEATS):
+        for side, context in contexts.items():
+            message_s = _compute(context, _MESSAGE_TOKENS, _DEPTH)
+            context.trim(0, _DEPTH)
+            token_s = _compute(context, 1, _DEPTH)
+            context.trim(0, _DEPTH)
+            best[side] = Measurement(min(best[side].message_s, message_s), min(best[side].token_s, token_s))
+    return {str(side): measurement for side, measurement in best.items()}
+
+
+def _compute(context: Context, n_tokens: int, first_pos: int) -> float:
+    context.batch.clear()
+    context.batch.add(0, [1] * n_tokens, first_pos, 1)
+    return context.decode()
+
+
+def write_one_layer(path: Path, shape: AttentionShape) -> None:
+    """A model of one layer, random weights and no tokenizer, with the given attention."""
+    import gguf
+
+    width = shape.n_head * shape.head_width
+    width_kv = shape.n_head_kv * shape.head_width
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(2 * _DEPTH)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(64)
+    writer.add_block_count(1)
+    writer.add_head_count(shape.n_head)
+    writer.add_head_count_kv(shape.n_head_kv)
+    writer.add_key_length(shape.head_width)
+    writer.add_value_length(shape.head_width)
+    writer.add_rope_dimension_count(shape.head_width)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(_N_VOCAB)
+    writer.add_tokenizer_model("none")
+    draw = np.random.default_rng(0)
+    for name, rows, columns in (
+        ("token_embd.weight", _N_VOCAB, width),
+        ("blk.0.attn_q.weight", width, width),
+        ("blk.0.attn_k.weight", width_kv, width),
+        ("blk.0.attn_v.weight", width_kv, width),
+        ("blk.0.attn_output.weight", width, width),
+        ("blk.0.ffn_gate.weight", 64, width),
+        ("blk.0.ffn_up.weight", 64, width),
+        ("blk.0.ffn_down.weight", width, 64),
+    ):
+        writer.add_tensor(name, draw.normal(0, 0.02, (rows, columns)).astype(np.float16))
+    for name in ("output_norm.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"):
+        writer.add_tensor(name, np.ones(width, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _remembered(memory: Path | None) -> dict[str, dict[str, Measurement]]:
+    if memory is None:
+        return {}
+    try:
+        known = json.loads(memory.read_text())
+        return {key: {side: Measurement(*entry[side]) for side in ("off", "on")} for key, entry in known.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _remember(memory: Path | None, known: dict[str, dict[str, Measurement]]) -> None:
+    if memory is not None:
+        with contextlib.suppress(OSError):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            memory.write_text(json.dumps(known, indent=1))

@@ -1,0 +1,48 @@
+"""Facts about the build of llama.cpp and the devices it sees."""
+
+from __future__ import annotations
+
+import ctypes
+
+import llama_cpp
+from llama_cpp._ggml import libggml
+
+_GPU_TYPES = (1, 2)
+"""ggml_backend_dev_type: GPU, and GPU that shares the host's memory."""
+
+
+def build() -> str:
+    """The version of the binding; llama.cpp's own commit is not exported by it."""
+    return f"llama-cpp-python {llama_cpp.__version__}"
+
+
+def info() -> str:
+    """What llama.cpp was compiled for, on one line."""
+    return str(llama_cpp.llama_print_system_info().decode("utf-8", "replace")).strip()
+
+
+def supports_gpu() -> bool:
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
+def gpu_devices() -> tuple[str, ...]:
+    """Description of every GPU that llama.cpp sees; empty on a CPU build."""
+    ggml = _registry()
+    found = []
+    for i in range(ggml.ggml_backend_dev_count()):
+        device = ggml.ggml_backend_dev_get(i)
+        if ggml.ggml_backend_dev_type(device) in _GPU_TYPES:
+            found.append(ggml.ggml_backend_dev_description(device).decode("utf-8", "replace"))
+    return tuple(found)
+
+
+def _registry() -> ctypes.CDLL:
+    """ggml's device registry, which the binding loads but does not declare."""
+    ggml = libggml
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_dev_description.restype = ctypes.c_char_p
+    return ggml  # type: ignore[no-any-return]
