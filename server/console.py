@@ -25,8 +25,8 @@ from server.hub import ModelFile
 
 logger = logging.getLogger("ggufd")
 
-_QUIET = ("uvicorn.error", "uvicorn.access", "asyncio", "httpx")
-"""Loggers whose info is our debug: what they say of a start and an end, our own lines say already."""
+_QUIET = ("uvicorn.error", "uvicorn.access", "asyncio", "server.llama")
+"""Loggers whose info is our debug: llama.cpp's, and those of what our own lines already say."""
 
 
 def set_up_log(level: str) -> None:

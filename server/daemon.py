@@ -90,11 +90,13 @@ class Daemon:
 
     def _start_children(self, on_progress: Callable[[float], None]) -> tuple[EngineClient, TextClient]:
         from server.chat.client import TextClient
+        from server.chat.prompt import TextParams
         from server.engine.client import EngineClient
 
-        engine = EngineClient(engine_config(self._config, self._model), on_progress)
+        settings = engine_config(self._config, self._model)
+        engine = EngineClient(settings, on_progress)
         engine.start()
-        return engine, TextClient(str(self._model.path), self._template)
+        return engine, TextClient(TextParams(settings.model, self._template))
 
     def _make_server(self, engine: EngineClient, text: TextClient) -> uvicorn.Server:
         """Import the HTTP side and build it, on a thread, while the children load."""
@@ -147,11 +149,11 @@ class Daemon:
         """Refuse what is new, let the rest end until the deadline, then end it with an error event."""
         engine.drain()
         if n_open := engine.n_running + engine.n_waiting:
-            logger.info("stopping: %d requests may still end; Ctrl-C again stops at once", n_open)
+            logger.info("stopping; requests that may still end: %d; Ctrl-C again stops at once", n_open)
         try:
             await asyncio.wait_for(engine.wait_idle(), self._config.server.drain_s)
         except TimeoutError:
-            logger.warning("stopping: %d requests are cut", engine.n_running + engine.n_waiting)
+            logger.warning("stopping; requests that are cut: %d", engine.n_running + engine.n_waiting)
         await engine.stop()
 
     def _on_signal(self) -> None:
@@ -215,18 +217,19 @@ def api_config(config: Config, model: hub.ModelFile) -> ApiConfig:
     from server.api.settings import ApiConfig
 
     given = {key: value for key, value in config.sampling.model_dump().items() if value is not None}
-    limit = {"completion_max_tokens": given.pop("max_tokens")} if "max_tokens" in given else {}
+    max_tokens = given.pop("max_tokens", None)
     return ApiConfig(
         model_id=model_id(config, model),
-        model_aliases=(str(model.path), model.path.name),
+        model_aliases=(model.path.name,),
         api_keys=config.server.api_key,
         max_body_bytes=config.server.max_body_bytes,
         ping_s=config.server.ping_s,
         sampling=given,
+        max_tokens=max_tokens,
         max_queue_wait_s=config.queue.max_queue_wait_s,
         root_path=config.server.root_path,
+        cors_origins=config.server.cors_origins,
         build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
-        **limit,
     )
 
 
