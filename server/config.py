@@ -128,6 +128,9 @@ class ServerSection(Section):
     api_key: Strings = setting((), "Keys, one of which every caller must send; empty asks for none.")
     allow_unauthenticated: bool = setting(False, "Listen beyond this machine although no key is set.")
     root_path: str = setting("", "Path under which a reverse proxy shows the server, such as /llm.", pattern="^(/.*)?$")
+    cors_origins: Strings = setting(
+        (), "Web pages that may call from a browser, such as https://example.org; * is all of them."
+    )
     max_body_bytes: int = setting(2_000_000, "Largest request body; more is refused with 413.", ge=1024)
     ping_s: float = setting(1.0, "Seconds of silence after which a stream carries a comment.", gt=0)
     drain_s: float = setting(30.0, "Seconds that running requests get to end at Ctrl-C or SIGTERM.", ge=0)
