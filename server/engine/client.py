@@ -223,6 +223,9 @@ class EngineClient:
         self.abort_all(Draining("the server is shutting down"))
         if self._link is None:
             return
+        if self.ready is None:
+            # While it loads it reads no messages.
+            self._link.kill()
         self._link.send(Shutdown())
         try:
             await asyncio.wait_for(self._gone.wait(), _STOP_S)
@@ -375,11 +378,11 @@ class EngineClient:
 
     def _give_up(self, message: str) -> None:
         self._phase = EngineState.FAILED
-        logger.error("the engine cannot serve: %s", message)
         if self._ready_future is not None and not self._ready_future.done():
+            # Whoever waits for it says it to the user.
             self._ready_future.set_exception(ModelError(message))
-            # Whoever never waits for it is told by the log line alone.
-            self._ready_future.exception()
+        else:
+            logger.error("the engine cannot serve: %s", message)
 
     def _exited(self, generation: int, code: int, stderr: str) -> None:
         """The process is gone: everybody who waited for it is told, and it is started again if it had been well."""

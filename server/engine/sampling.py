@@ -11,7 +11,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ Row = npt.NDArray[np.float32]
 
 _VECTORISED = frozenset(("penalties", "top_k", "top_p", "min_p", "temperature"))
 _NUCLEUS_START = 256
+_BLOCK = 256
 
 
 class Sampler(Protocol):
@@ -166,8 +167,8 @@ class VectorSampler:
         if self._top_k > 0:
             ids = _top(row, self._top_k)
             logits = row[ids]
-            return self._nucleus(ids, logits, _weights(logits).sum())
-        total = _weights(row).sum()
+            return self._nucleus(ids, logits, float(_weights(logits).sum()))
+        total = float(_weights(row).sum())
         size = _NUCLEUS_START
         while True:
             ids = _top(row, size)
@@ -186,17 +187,26 @@ class VectorSampler:
         return ids[:n_keep], logits[:n_keep]
 
     def _pick(self, logits: Row) -> int:
-        """Index drawn by the softmax of `logits` at this temperature."""
-        cumulative = np.cumsum(_weights(logits / np.float32(self._temperature)))
-        return min(
-            int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")),
-            len(logits) - 1,
-        )
+        """Index drawn by the softmax of `logits` at this temperature: first a block of them, then one inside it."""
+        weights = _weights(logits / np.float32(self._temperature))
+        blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
+        block, rest = _draw(blocks, self._random.random() * blocks.sum())
+        start = block * _BLOCK
+        index, _ = _draw(weights[start : start + _BLOCK], rest)
+        return start + index
 
 
-def _weights(logits: Row) -> npt.NDArray[np.float64]:
+def _draw(weights: npt.NDArray[Any], target: float) -> tuple[int, float]:
+    """The index at which the running sum of `weights` passes `target`, and what of `target` is left there."""
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    # Rounding may leave the target a hair above the sum: the last weight that is not zero is meant then.
+    index = int(np.searchsorted(cumulative, min(target, np.nextafter(cumulative[-1], 0)), side="right"))
+    return index, target - (float(cumulative[index - 1]) if index else 0.0)
+
+
+def _weights(logits: Row) -> Row:
     """Probabilities up to their common factor."""
-    weights: npt.NDArray[np.float64] = np.exp(logits - logits.max()).astype(np.float64)
+    weights: Row = np.exp(logits - logits.max())
     return weights
 
 
@@ -219,15 +229,19 @@ class Logprobs:
     """Log-probabilities of a raw row: before biases, masks and samplers."""
 
     def __init__(self, row: Row, n_top: int) -> None:
-        shifted = row - row.max()
-        self._log_softmax: Row = shifted - math.log(float(np.exp(shifted).sum()))
-        top = _top(self._log_softmax, n_top) if n_top > 0 else ()
-        self._top = [(int(token), float(self._log_softmax[token])) for token in top]
+        self._row = row.copy()
+        peak = float(row.max())
+        self._log_total = peak + math.log(float(_weights(row).sum(dtype=np.float64)))
+        top = _top(row, n_top) if n_top > 0 else ()
+        self._top = [(int(token), self._logprob(int(token))) for token in top]
 
     def of(self, token: int, pieces: PieceTable) -> TokenLogprob:
         return TokenLogprob(
             token=token,
             piece=pieces.piece(token, special=True),
-            logprob=float(self._log_softmax[token]),
+            logprob=self._logprob(token),
             top=tuple((other, pieces.piece(other, special=True), logprob) for other, logprob in self._top),
         )
+
+    def _logprob(self, token: int) -> float:
+        return float(self._row[token]) - self._log_total
