@@ -1,0 +1,137 @@
+"""`ggufd bench`: flags in, table and JSON out. The one module here that prints."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+import json
+import random
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from server.bench.client import BenchError
+from server.bench.report import Report, describe_machine
+from server.bench.run import Options, run
+from server.bench.scenarios import SCENARIOS
+from server.bench.site import QUICK, Sizes
+from server.bench.table import show
+
+FILE_WIDTH = 150
+"""Columns of a table that goes into a file or a pipe."""
+
+_NAMES = ", ".join(SCENARIOS)
+
+
+def bench(
+    url: Annotated[str, typer.Argument(help="The server to measure, such as http://127.0.0.1:5001.")],
+    against: Annotated[
+        str | None, typer.Option(help="A second server, measured in turn; ratios are the first over this one.")
+    ] = None,
+    scenario: Annotated[list[str] | None, typer.Option(help=f"Measure this only (repeatable): {_NAMES}.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Repetitions of each case; 3 by default.")] = None,
+    streams: Annotated[str | None, typer.Option(help="Streams of the decode cases, such as 1,4,8,16.")] = None,
+    depth: Annotated[int | None, typer.Option(min=16, help="Known history of the deep cases, in tokens.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=8, help="Length of each answer that is timed, in tokens.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="How long a chat beside jobs is watched.")] = None,
+    chat_context: Annotated[
+        int | None, typer.Option(min=300, help="Tokens a chat's client keeps its history under.")
+    ] = None,
+    pause: Annotated[float | None, typer.Option(min=0, help="Seconds of reading before each turn of a chat.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Everything once and small, to see that it works.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every sample to this file.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="GGUFD_BENCH_API_KEY", help="Key to send, to both servers.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model to ask the first server for; its first by default.")] = None,
+    max_slots: Annotated[
+        int | None, typer.Option(min=1, help="Slots of a server that does not tell how many it has.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Draw the same texts as another run; random by default.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer.")] = 300.0,
+) -> None:
+    """Measure an OpenAI-compatible server, or two in turn."""
+    console, progress = Console(), Console(stderr=True)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+    try:
+        options = Options(
+            url=url,
+            seed=seed,
+            against=against,
+            scenarios=tuple(scenario or ()),
+            sizes=sizes(quick, rounds, streams, depth, tokens, seconds, chat_context, pause),
+            api_key=api_key,
+            model=model,
+            max_slots=max_slots,
+            timeout_s=timeout,
+        )
+        report = Report(seed, datetime.datetime.now().astimezone().isoformat(timespec="seconds"), describe_machine())
+        progress.print(f"seed {seed}", style="dim", highlight=False)
+        interrupted = _run(options, report, progress)
+    except BenchError as error:
+        progress.print(f"ggufd bench: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    _finish(report, console, json_file, interrupted=interrupted)
+
+
+def sizes(
+    quick: bool,
+    rounds: int | None = None,
+    streams: str | None = None,
+    depth: int | None = None,
+    tokens: int | None = None,
+    seconds: float | None = None,
+    chat_context: int | None = None,
+    pause: float | None = None,
+) -> Sizes:
+    """The usual sizes, or the quick ones, with those replaced that were given. Raises BenchError for bad streams."""
+    given: dict[str, Any] = {
+        "rounds": rounds,
+        "streams": None if streams is None else _numbers(streams),
+        "depth": depth,
+        "decode_tokens": tokens,
+        "seconds": seconds,
+        "chat_context": chat_context,
+        "pause": pause,
+    }
+    found = QUICK if quick else Sizes()
+    return dataclasses.replace(found, **{name: value for name, value in given.items() if value is not None})
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise BenchError(f"--streams {text!r}: expected positive numbers with commas between, such as 1,4,8,16")
+    return tuple(int(part) for part in parts)
+
+
+def _run(options: Options, report: Report, progress: Console) -> bool:
+    """Run to the end, or to Ctrl-C, which is no error: True then."""
+
+    def say(line: str) -> None:
+        progress.print(line, style="dim", highlight=False, markup=False)
+
+    try:
+        asyncio.run(run(options, report, say))
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _finish(report: Report, console: Console, json_file: Path | None, *, interrupted: bool) -> None:
+    if interrupted:
+        report.warn(["interrupted: this is what there was until then"])
+    show(report, console)
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            console.print(f"ggufd bench: {json_file} cannot be written: {error.strerror}", style="red", markup=False)
+            raise typer.Exit(1) from None
+    if interrupted:
+        raise typer.Exit(130)

@@ -1,0 +1,148 @@
+"""What a run found: every sample, in what circumstances, as JSON; and the rows of the table."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from server import __version__
+from server.bench.figures import Metric, Ratio, Summary
+from server.bench.site import Figure, Server
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A figure of one repetition, on the server with this index."""
+
+    repetition: int
+    server: int
+    figure: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A metric over all repetitions: a summary for each server that has one, and their ratio if there are two."""
+
+    metric: Metric
+    summaries: tuple[Summary | None, ...]
+    ratio: Ratio | None
+
+
+@dataclass(slots=True)
+class Report:
+    """Filled while the run goes on. Times in seconds; `date` is ISO 8601 with its offset."""
+
+    seed: int
+    date: str
+    machine: dict[str, str | int]
+    servers: list[Server] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    tokens_per_word: float = 1.3
+    cpu_s: float = 0.0
+    clock_s: float = 0.0
+
+    def warn(self, lines: Sequence[str]) -> None:
+        """Note what the reader of the figures must know."""
+        self.warnings.extend(lines)
+
+    def spent(self, cpu_s: float, clock_s: float) -> None:
+        """Count what the client itself took from the machine."""
+        self.cpu_s += cpu_s
+        self.clock_s += clock_s
+
+    @property
+    def client_share(self) -> float:
+        """The client's part of one core while it measured, 0 to 1."""
+        return self.cpu_s / self.clock_s if self.clock_s else 0.0
+
+    def rows(self) -> list[Row]:
+        """One row a metric, in the order of measuring."""
+        metrics = list(dict.fromkeys(record.figure.metric for record in self.records))
+        return [self._row(metric) for metric in metrics]
+
+    def _row(self, metric: Metric) -> Row:
+        values = [self._values(metric, index) for index in range(len(self.servers))]
+        ratio = None
+        if len(values) == 2:
+            # Only repetitions that both have; a run cut short leaves one without its pair.
+            both = [(values[0][r], values[1][r]) for r in values[0] if r in values[1]]
+            ratio = Ratio.of([a for a, _ in both], [b for _, b in both]) if both else None
+        return Row(metric, tuple(Summary.of(list(found.values())) if found else None for found in values), ratio)
+
+    def _values(self, metric: Metric, server: int) -> dict[int, float]:
+        return {
+            record.repetition: record.figure.value
+            for record in self.records
+            if record.server == server and record.figure.metric == metric
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, in plain values: each repetition of each metric with its raw samples."""
+        return {
+            "date": self.date,
+            "seed": self.seed,
+            "ggufd": __version__,
+            "machine": self.machine,
+            "servers": [_server(server) for server in self.servers],
+            "tokens_per_word": self.tokens_per_word,
+            "client": {"cpu_s": self.cpu_s, "clock_s": self.clock_s, "share_of_a_core": self.client_share},
+            "warnings": self.warnings,
+            "results": [self._result(row) for row in self.rows()],
+        }
+
+    def _result(self, row: Row) -> dict[str, Any]:
+        metric, ratio = row.metric, row.ratio
+        samples = [record for record in self.records if record.figure.metric == metric]
+        return {
+            "scenario": metric.scenario,
+            "case": metric.case,
+            "quantity": metric.quantity,
+            "unit": metric.unit,
+            "better": metric.better.value,
+            "medians": [summary.median if summary else None for summary in row.summaries],
+            "ratio": {"of_medians": ratio.of_medians, "low": ratio.low, "high": ratio.high} if ratio else None,
+            "samples": [
+                {
+                    "server": record.server,
+                    "repetition": record.repetition,
+                    "value": record.figure.value,
+                    "raw": list(record.figure.raw),
+                }
+                for record in samples
+            ],
+        }
+
+
+def _server(server: Server) -> dict[str, Any]:
+    return {
+        "url": server.client.url,
+        "model": server.model,
+        "build": server.build,
+        "n_ctx": server.n_ctx,
+        "n_slots": server.n_slots,
+    }
+
+
+def describe_machine() -> dict[str, str | int]:
+    """The machine this runs on; the servers are taken to run here, too."""
+    return {
+        "cpu": _cpu_name() or platform.processor() or platform.machine(),
+        "cores": os.cpu_count() or 0,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": sys.version.split()[0],
+    }
+
+
+def _cpu_name() -> str | None:
+    """Linux tells it in /proc/cpuinfo; elsewhere it stays unknown."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)

@@ -1,0 +1,34 @@
+"""The scenarios by name, in the order they run: what wants a fresh server comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from server.bench.scenarios import (
+    background,
+    burst,
+    carousel,
+    chat,
+    decode,
+    deep,
+    earlier,
+    fresh,
+    interference,
+    prefill,
+    shared,
+)
+from server.bench.site import Case, Sizes
+
+SCENARIOS: dict[str, Callable[[Sizes], list[Case]]] = {
+    "fresh-short": fresh.cases,
+    "decode": decode.cases,
+    "deep": deep.cases,
+    "prefill": prefill.cases,
+    "shared": shared.cases,
+    "burst": burst.cases,
+    "interference": interference.cases,
+    "chat": chat.cases,
+    "carousel": carousel.cases,
+    "background": background.cases,
+    "old-chats": earlier.cases,
+}

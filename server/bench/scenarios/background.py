@@ -1,0 +1,86 @@
+"""background: one chat beside jobs that keep every slot busy."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import time
+
+from server.bench.client import Answer, Stream, closing_all
+from server.bench.figures import Better, Metric
+from server.bench.site import Case, Figure, Site, Sizes
+
+NAME = "background"
+JOB_PROMPT = 100
+JOB_TOKENS = 160
+CARD = 200
+MESSAGE = 25
+ANSWER = 24
+LEAST_TURNS = 3
+MOST_TURNS = 12
+
+
+def cases(sizes: Sizes) -> list[Case]:
+    """The one case."""
+    needs = CARD + CARD // 10 + MOST_TURNS * 2 * (MESSAGE + ANSWER)
+    return [Case(NAME, _label(sizes), needs, _measure, streams=sizes.jobs + 1)]
+
+
+def _label(sizes: Sizes) -> str:
+    return f"a chat beside {sizes.jobs} jobs"
+
+
+async def _measure(site: Site) -> list[Figure]:
+    streams: list[Stream] = []
+    with closing_all(streams):
+        jobs = [asyncio.create_task(_job(site, streams)) for _ in range(site.sizes.jobs)]
+        try:
+            await asyncio.sleep(1.0)
+            start = time.perf_counter()
+            turns = asyncio.create_task(_chat(site, start + site.sizes.seconds))
+            # A job only ends by an error, which is then the scenario's.
+            await asyncio.wait([turns, *jobs], return_when=asyncio.FIRST_COMPLETED)
+            for job in jobs:
+                if job.done():
+                    turns.cancel()
+                    job.result()
+            answers = await turns
+            end = time.perf_counter()
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+        done = sum(start < moment <= end for stream in streams for moment in stream.times)
+    return _figures(_label(site.sizes), answers, done / (end - start))
+
+
+async def _job(site: Site, streams: list[Stream]) -> None:
+    """One unseen prompt after the other, for ever."""
+    while True:
+        stream = await site.client.start(site.words.text(JOB_PROMPT), JOB_TOKENS)
+        streams.append(stream)
+        await stream.answer()
+
+
+async def _chat(site: Site, until: float) -> list[Answer]:
+    """Turns of a growing chat until the time is over; the first one, which reads the card, is left out."""
+    text = site.words.text(CARD)
+    answers: list[Answer] = []
+    while len(answers) <= LEAST_TURNS or (time.perf_counter() < until and len(answers) < MOST_TURNS):
+        text += f"\n{site.words.text(MESSAGE)}\n"
+        answers.append(await site.client.complete(text, ANSWER))
+        text += answers[-1].text
+    return answers[1:]
+
+
+def _figures(case: str, answers: list[Answer], rate: float) -> list[Figure]:
+    waits = tuple(answer.wait for answer in answers)
+    gaps = tuple(b - a for answer in answers for a, b in itertools.pairwise(answer.times))
+    figures = [
+        Figure(Metric(NAME, case, "median first token", "s", Better.LOWER), statistics.median(waits), waits),
+        Figure(Metric(NAME, case, "jobs", "tok/s", Better.HIGHER), rate),
+    ]
+    if gaps:
+        figures.insert(1, Figure(Metric(NAME, case, "longest gap", "s", Better.LOWER), max(gaps), gaps))
+    return figures

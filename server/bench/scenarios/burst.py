@@ -1,0 +1,17 @@
+"""burst: users arrive at once, their prompts begin with one text that the server has not seen."""
+
+from __future__ import annotations
+
+from server.bench.scenarios.shared import crowd, label, needs
+from server.bench.site import Case, Figure, Site, Sizes
+
+NAME = "burst"
+
+
+def cases(sizes: Sizes) -> list[Case]:
+    """The one case."""
+    return [Case(NAME, label(sizes), needs(sizes), _measure, streams=sizes.users)]
+
+
+async def _measure(site: Site) -> list[Figure]:
+    return await crowd(site, NAME, site.words.text(site.sizes.prefix))

@@ -1,0 +1,123 @@
+"""What a scenario is given to work with, and what it gives back: sizes, a server, figures, cases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from server.bench.client import Answer, Client, Stream, closing_all
+from server.bench.figures import Metric
+from server.bench.words import Words
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured. Lengths in tokens, `seconds` and `pause` in seconds.
+
+    `chat_context` is what the client of the chat scenario keeps its history under; `pause` is how long it reads
+    before the next turn. `seconds` is how long a chat beside background jobs is watched, at least.
+    """
+
+    rounds: int = 3
+    streams: tuple[int, ...] = (1, 4, 8, 16)
+    decode_tokens: int = 128
+    depth: int = 1300
+    deep_streams: tuple[int, ...] = (1, 4)
+    prefill: tuple[int, ...] = (800, 4000)
+    prefix: int = 635
+    users: int = 8
+    newcomer: int = 800
+    chat_turns: int = 24
+    chat_context: int = 2000
+    answer: int = 48
+    chats: int = 12
+    chat_tokens: int = 640
+    at_once: tuple[int, ...] = (1, 4)
+    jobs: int = 8
+    seconds: float = 8.0
+    pause: float = 0.0
+
+
+QUICK = Sizes(
+    rounds=1,
+    streams=(1, 4),
+    decode_tokens=48,
+    depth=600,
+    deep_streams=(1,),
+    prefill=(800,),
+    prefix=300,
+    users=4,
+    newcomer=400,
+    chat_turns=8,
+    chat_context=700,
+    answer=24,
+    chats=6,
+    chat_tokens=200,
+    seconds=3.0,
+)
+"""Every scenario once, small: to see that all works, not to publish."""
+
+DEFAULT_SLOTS = 16
+"""How many earlier chats fill a server that does not say how many slots it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A measured server, and what it says of itself; None where it does not say. `n_ctx` is tokens of one slot."""
+
+    client: Client
+    n_ctx: int | None = None
+    n_slots: int | None = None
+    model: str | None = None
+    build: str | None = None
+
+    @property
+    def slots(self) -> int:
+        """Its slots, or a guess."""
+        return self.n_slots or DEFAULT_SLOTS
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One repetition's value of a metric, and the raw samples behind it."""
+
+    metric: Metric
+    value: float
+    raw: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where one repetition of a case takes place. `words` are the repetition's own: no text comes twice."""
+
+    server: Server
+    words: Words
+    sizes: Sizes
+
+    @property
+    def client(self) -> Client:
+        return self.server.client
+
+    async def together(self, prompts: Sequence[str], max_tokens: int) -> list[Answer]:
+        """All the prompts sent at once; their answers, in the prompts' order. On an error all hang up."""
+        streams: list[Stream] = []
+        with closing_all(streams):
+            streams.extend(await asyncio.gather(*(self.client.start(prompt, max_tokens) for prompt in prompts)))
+            return await asyncio.gather(*(stream.answer() for stream in streams))
+
+    async def remember(self, prompts: Sequence[str]) -> None:
+        """Have the server read prompts, one after the other, so that it knows them."""
+        for prompt in prompts:
+            await self.client.complete(prompt, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One thing to measure, and the context in tokens that its longest sequence needs."""
+
+    scenario: str
+    label: str
+    needs: int
+    measure: Callable[[Site], Awaitable[list[Figure]]]
+    streams: int = 1
