@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 # only taken when they are touched.
 _STACK_BYTES = 512 << 20
 
-_MEMORY_BYTES = 1 << 30
-"""What a call may take on top of the loaded vocabulary."""
+_MEMORY_BYTES = 2 << 30
+"""What the vocabulary and the calls may take together: a vocabulary of 262k tokens takes a tenth of it."""
 
 _KEPT_LOG_LINES = 3
 
@@ -86,6 +86,8 @@ def main(conn: Connection, params: TextParams) -> None:
 
 
 def _serve(conn: Connection, params: TextParams) -> None:
+    # Before anything of the file is read: Jinja computes constants of a template while it compiles it.
+    _limit_resources()
     from server.llama.log import LogCapture
 
     errors: deque[str] = deque(maxlen=_KEPT_LOG_LINES)
@@ -95,7 +97,6 @@ def _serve(conn: Connection, params: TextParams) -> None:
     model = _load(conn, params, errors)
     if model is None:
         return
-    _limit_resources()
     conn.send(Started(model.info))
     with contextlib.suppress(EOFError, OSError):
         while True:

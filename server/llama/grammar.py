@@ -8,6 +8,7 @@ nothing of where a grammar came from.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -86,8 +87,11 @@ def build_tokenizer(model: Model) -> Any:
     """llguidance's view of the vocabulary: 0.2 s and 20 MB at 49k tokens. The model must outlive it."""
     from llguidance.llamacpp import lltokenizer_from_vocab
 
-    # Its default is EOS alone; a model that ends its turns with another token could then never end.
-    return lltokenizer_from_vocab(model.vocab, eos_token=sorted(model.eog_tokens) or None)
+    with warnings.catch_warnings():
+        # llguidance asks llama.cpp by a name that the binding calls deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # Its default is EOS alone; a model that ends its turns with another token could then never end.
+        return lltokenizer_from_vocab(model.vocab, eos_token=sorted(model.eog_tokens) or None)
 
 
 class Matcher:

@@ -1,0 +1,236 @@
+"""Tokens, prompts and grammar checks over real vocabularies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.chat.prompt import ChatPrompt
+from server.chat.text import TextModel
+from server.errors import InvalidRequest, ModelError, Unsupported
+from server.llama.grammar import Matcher, build_tokenizer, compile_grammar
+from server.llama.model import Model
+from server.llama.params import ModelParams
+from tests.vocabularies import demo_model, vocabulary
+
+_TEXT = "Hello  wörld, 你好 🙂\n\tok"
+
+
+def vocab(path: str) -> Model:
+    return Model(ModelParams(path=path, vocab_only=True))
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Model]:
+    model = vocab(demo_model())
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def text_model(demo: Model) -> TextModel:
+    return TextModel(demo)
+
+
+def chat(*messages: tuple[str, str]) -> ChatPrompt:
+    return ChatPrompt(tuple({"role": role, "content": content} for role, content in messages))
+
+
+# --- the demo model -------------------------------------------------------------------------------------------
+
+
+def test_the_demo_models_prompt_by_hand(text_model: TextModel) -> None:
+    rendered = text_model.render(chat(("system", "Be brief."), ("user", "Hi"), ("assistant", "Yo"), ("user", "Bye")))
+    assert rendered.text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\nYo<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert rendered.tokens == tuple(text_model.encode(rendered.text, add_special=False))
+    assert rendered.tokens.count(1) == 5
+    assert rendered.repairs == ()
+    assert not rendered.is_fallback
+
+
+def test_the_demo_models_own_system_message_is_kept(text_model: TextModel) -> None:
+    text = text_model.render(chat(("user", "Hi"))).text
+    assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_begun_answer_ends_the_prompt(text_model: TextModel) -> None:
+    rendered = text_model.render(chat(("system", "S"), ("user", "Hi"), ("assistant", "Well, ")))
+    assert rendered.text.endswith("<|im_start|>assistant\nWell, ")
+    assert rendered.tokens[-1] not in (text_model.info.eos_token, 2)
+
+
+def test_facts(text_model: TextModel, demo: Model) -> None:
+    info = text_model.info
+    assert info.chat_template == demo.chat_template
+    assert (info.n_vocab, info.bos_piece, info.eos_piece) == (49152, "<|im_start|>", "<|im_end|>")
+    assert (info.is_fallback, info.template_error, info.template_needs) == (False, None, ())
+
+
+def test_special_tokens_in_a_prompt_are_read_on_request(text_model: TextModel) -> None:
+    assert text_model.encode("<|im_end|>") == [2]
+    assert len(text_model.encode("<|im_end|>", parse_special=False)) > 1
+
+
+# This vocabulary has no token for some bytes: a few control characters, and the first bytes of planes 4 and up.
+_IN_VOCABULARY = st.characters(exclude_categories=("Cs", "Cc"), max_codepoint=0x2FFFF)
+
+
+@given(st.text(_IN_VOCABULARY, max_size=200))
+def test_detokenizing_gives_the_text_back(text: str) -> None:
+    model = _cached_demo()
+    assert model.decode(model.encode(text, parse_special=False)) == text
+    assert b"".join(model.pieces(model.encode(text, parse_special=False))) == text.encode()
+
+
+_DEMO: list[TextModel] = []
+
+
+def _cached_demo() -> TextModel:
+    if not _DEMO:
+        _DEMO.append(TextModel(vocab(demo_model())))
+    return _DEMO[0]
+
+
+@pytest.mark.parametrize("token", [-1, 49152, 2**31 - 1, -(2**63)])
+def test_ids_outside_the_vocabulary_are_refused(text_model: TextModel, token: int) -> None:
+    with pytest.raises(InvalidRequest, match="from 0 to 49151"):
+        text_model.decode([1, token])
+
+
+def test_lone_surrogates_are_refused_and_nul_is_text(text_model: TextModel) -> None:
+    with pytest.raises(InvalidRequest, match="lone surrogate"):
+        text_model.encode("\ud83d")
+    assert text_model.decode(text_model.encode("a\0b")) == "a\0b"
+
+
+def test_infill(text_model: TextModel) -> None:
+    if not text_model.info.has_infill:
+        with pytest.raises(Unsupported, match="infill"):
+            text_model.encode_infill("a", "b")
+        return
+    tokens = text_model.encode_infill("a", "b")
+    assert len(tokens) == 5
+
+
+# --- templates that are replaced, missing or broken -------------------------------------------------------------
+
+
+def test_a_replacing_template(demo: Model) -> None:
+    model = TextModel(demo, "{% for m in messages %}({{ m.content }}){% endfor %}")
+    assert model.render(chat(("user", "Hi"))).text == "(Hi)"
+    assert model.info.chat_template.startswith("{% for")
+    with pytest.raises(ModelError, match="no valid Jinja"):
+        TextModel(demo, "{% for %}")
+
+
+class _Without(Model):
+    """The demo model as if its file had another template."""
+
+    def __init__(self, model: Model, template: str | None) -> None:
+        self.__dict__.update(model.__dict__)
+        self._template = template
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._template
+
+
+def test_a_file_without_a_template_is_rendered_as_chatml(demo: Model) -> None:
+    model = TextModel(_Without(demo, None))
+    rendered = model.render(chat(("user", "Hi")))
+    assert rendered.is_fallback
+    assert rendered.text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert (model.info.chat_template, model.info.is_fallback) == ("", True)
+
+
+def test_a_file_with_a_broken_template_still_tokenizes(demo: Model) -> None:
+    model = TextModel(_Without(demo, "x\n{% broken"))
+    assert model.encode("a")
+    assert "line 2" in (model.info.template_error or "")
+    with pytest.raises(InvalidRequest, match=r"line 2.*--chat-template-file"):
+        model.render(chat(("user", "Hi")))
+
+
+# --- other vocabularies ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama-spm", "llama-bpe", "phi-3", "gemma-4", "command-r"])
+def test_bos_is_never_doubled(name: str) -> None:
+    model = vocab(vocabulary(name))
+    text_model = TextModel(model, "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    without = TextModel(model, "{% for m in messages %}{{ m.content }}{% endfor %}")
+    prompt = chat(("user", "Hello"))
+    assert model.adds_bos
+    tokens = list(text_model.render(prompt).tokens)
+    assert tokens[:1] == [model.bos]
+    assert tokens.count(model.bos or -1) == 1
+    assert list(without.render(prompt).tokens) == tokens
+    assert text_model.encode("Hello") == tokens
+    assert text_model.encode(text_model.info.bos_piece + "Hello") == tokens
+    assert text_model.encode("Hello", add_special=False) == tokens[1:]
+    model.close()
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "deepseek-llm", "falcon", "gpt-2", "starcoder", "command-r"])
+def test_real_vocabularies_give_text_back(name: str) -> None:
+    model = vocab(vocabulary(name))
+    text_model = TextModel(model)
+    tokens = text_model.encode(_TEXT, add_special=False)
+    assert text_model.decode(tokens) == _TEXT
+    assert text_model.info.n_vocab == model.n_vocab
+    model.close()
+
+
+@pytest.mark.parametrize("name", ["starcoder", "refact", "qwen2", "deepseek-coder"])
+def test_infill_of_models_that_have_it(name: str) -> None:
+    model = vocab(vocabulary(name))
+    text_model = TextModel(model)
+    if model.infill_tokens is None:
+        with pytest.raises(Unsupported):
+            text_model.encode_infill("a", "b")
+    else:
+        prefix, suffix, middle = model.infill_tokens
+        tokens = text_model.encode_infill("def f():", "return")
+        assert tokens[-1] == middle
+        assert prefix in tokens[:2]
+        assert tokens.index(suffix) > 1
+    model.close()
+
+
+# --- grammars over a real vocabulary ------------------------------------------------------------------------------
+
+
+def test_a_grammar_over_the_demo_vocabulary_ends_with_every_end_token(demo: Model, text_model: TextModel) -> None:
+    tokenizer = build_tokenizer(demo)
+    assert set(tokenizer.eos_tokens) == set(demo.eog_tokens)
+    matcher = Matcher(tokenizer, compile_grammar("gbnf", 'root ::= "yes" | "no"'))
+    mask = np.zeros(Matcher.mask_words(demo.n_vocab), dtype=np.uint32)
+    for token in text_model.encode("yes", add_special=False):
+        matcher.fill_mask(mask)
+        assert mask[token // 32] >> (token % 32) & 1
+        assert matcher.accept(token)
+    assert matcher.is_accepting
+    matcher.fill_mask(mask)
+    allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+    assert set(map(int, allowed)) == set(demo.eog_tokens)
+
+
+def test_grammar_checks(text_model: TextModel) -> None:
+    text_model.check_grammar("gbnf", 'root ::= "a"')
+    text_model.check_grammar("json_schema", '{"type": "object"}')
+    text_model.check_grammar("lark", 'start: "a" <|im_end|>')
+    with pytest.raises(InvalidRequest, match="no_such_token"):
+        text_model.check_grammar("lark", 'start: "a" <|no_such_token|>')
+
+
+def test_info_is_plain_data(text_model: TextModel) -> None:
+    assert all(isinstance(v, (str, int, bool, tuple, type(None))) for v in dataclasses.asdict(text_model.info).values())
