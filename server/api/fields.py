@@ -1,0 +1,138 @@
+"""Aliases as data: which names on the wire mean which of our fields, per API family, and how one is picked.
+
+Of the names that a field has, the first one listed that is set wins. Null and "" are unset. Names that no
+table lists pass through untouched. Knows no types and no ranges: those are the models'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Aliases = Mapping[str, tuple[str, ...]]
+"""Our field -> its names on the wire, the strongest first. A name missing here is not one of ours."""
+
+SAMPLING: Aliases = {
+    "temperature": ("temperature",),
+    "dynatemp_range": ("dynatemp_range",),
+    "dynatemp_exponent": ("dynatemp_exponent",),
+    "dynatemp_low": ("dynatemp_low", "dynatemp_min", "min_temp"),
+    "dynatemp_high": ("dynatemp_high", "dynatemp_max", "max_temp"),
+    "dynamic_temperature": ("dynamic_temperature",),
+    "top_k": ("top_k",),
+    "top_p": ("top_p",),
+    "min_p": ("min_p",),
+    "typ_p": ("typ_p", "typical_p", "typical"),
+    "top_n_sigma": ("top_n_sigma", "nsigma"),
+    "xtc_probability": ("xtc_probability",),
+    "xtc_threshold": ("xtc_threshold",),
+    "dry_multiplier": ("dry_multiplier",),
+    "dry_base": ("dry_base",),
+    "dry_allowed_length": ("dry_allowed_length",),
+    "dry_penalty_last_n": ("dry_penalty_last_n", "dry_range"),
+    "dry_sequence_breakers": ("dry_sequence_breakers",),
+    "repeat_penalty": ("repeat_penalty", "repetition_penalty", "rep_pen"),
+    "repeat_last_n": ("repeat_last_n", "rep_pen_range", "repetition_penalty_range", "penalty_range"),
+    "frequency_penalty": ("frequency_penalty",),
+    "presence_penalty": ("presence_penalty",),
+    "mirostat": ("mirostat", "mirostat_mode"),
+    "mirostat_tau": ("mirostat_tau",),
+    "mirostat_eta": ("mirostat_eta",),
+    "adaptive_target": ("adaptive_target",),
+    "adaptive_decay": ("adaptive_decay",),
+    "min_keep": ("min_keep",),
+    "samplers": ("samplers", "sampler_priority"),
+    "logit_bias": ("logit_bias",),
+    "token_bans": ("custom_token_bans",),
+    "ignore_eos": ("ignore_eos", "ban_eos_token"),
+    "seed": ("seed", "sampler_seed"),
+    "grammar": ("grammar", "grammar_string", "guided_grammar"),
+}
+"""Every sampler under every name that llama.cpp and its frontends give it."""
+
+_GENERATION: Aliases = {
+    **SAMPLING,
+    "n": ("n",),
+    "stop": ("stop", "stopping_strings", "stop_sequence", "stop_sequences"),
+    "min_tokens": ("min_tokens", "min_new_tokens"),
+    "skip_special_tokens": ("skip_special_tokens",),
+    "stream": ("stream",),
+    "stream_options": ("stream_options",),
+}
+
+_LIMIT = ("n_predict", "max_new_tokens", "num_predict", "max_length")
+
+OPENAI_COMPLETION: Aliases = {
+    **_GENERATION,
+    "max_tokens": ("max_tokens", "max_completion_tokens", *_LIMIT),
+    "logprobs": ("logprobs", "n_probs"),
+    "best_of": ("best_of",),
+    "echo": ("echo",),
+    "suffix": ("suffix",),
+    "add_bos_token": ("add_bos_token",),
+}
+
+OPENAI_CHAT: Aliases = {
+    **_GENERATION,
+    "max_tokens": ("max_completion_tokens", "max_tokens", *_LIMIT),
+    "logprobs": ("logprobs",),
+    "top_logprobs": ("top_logprobs", "n_probs"),
+    "template_kwargs": ("chat_template_kwargs", "template_vars"),
+    "add_generation_prompt": ("add_generation_prompt",),
+    "continue_final_message": ("continue_final_message",),
+}
+
+
+def _negative_is_unset(value: Any) -> Any:
+    """llama.cpp's limits: -1 is no limit, -2 until the context is full."""
+    return None if value in (-1, -2) and not isinstance(value, bool) else value
+
+
+def _zero_is_whole_context(value: Any) -> Any:
+    return -1 if value == 0 and not isinstance(value, bool) else value
+
+
+READERS: Mapping[str, Callable[[Any], Any]] = {
+    "n_predict": _negative_is_unset,
+    "num_predict": _negative_is_unset,
+    "max_length": _negative_is_unset,
+    # llama.cpp's own repeat_last_n keeps llama.cpp's meaning (0 is off); elsewhere 0 means every token.
+    "repetition_penalty_range": _zero_is_whole_context,
+    "rep_pen_range": _zero_is_whole_context,
+    "penalty_range": _zero_is_whole_context,
+}
+"""Names on the wire whose values mean something else than the field's: what to read them as."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """`values` by our field names, and pass-through ones; `wire_names` says which name a field came under."""
+
+    values: dict[str, Any]
+    wire_names: dict[str, str]
+
+    def wire_name(self, field: str) -> str:
+        """What the client calls `field`."""
+        return self.wire_names.get(field, field)
+
+
+def resolve(body: Mapping[str, Any], aliases: Aliases) -> Resolved:
+    """Pick one value for each of our fields. A field that is unset under all its names is left out."""
+    known = {name for names in aliases.values() for name in names} | set(aliases)
+    values = {name: value for name, value in body.items() if name not in known}
+    wire_names: dict[str, str] = {}
+    for field, names in aliases.items():
+        for name in names:
+            value = _read(name, body.get(name))
+            if value is not None:
+                values[field], wire_names[field] = value, name
+                break
+    return Resolved(values, wire_names)
+
+
+def _read(name: str, value: Any) -> Any:
+    if value is None or (isinstance(value, str) and not value):
+        return None
+    reader = READERS.get(name)
+    return value if reader is None else reader(value)

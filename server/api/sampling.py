@@ -1,0 +1,249 @@
+"""The samplers' fields as every API family takes them: spellings, types and ranges, and what they become.
+
+Ranges are what llama.cpp's samplers can work with, which is wider than OpenAI's. Knows no route.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
+
+from server.engine.messages import DEFAULT_SAMPLERS, SAMPLER_NAMES, Grammar, GrammarKind, SamplingParams
+
+T = TypeVar("T")
+
+_MAX_INT = 2**31 - 1
+
+
+def _integral(value: Any) -> Any:
+    """A float without a fraction is an integer: JavaScript knows no difference."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, Strict(), BeforeValidator(_integral)]
+Float = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Bool = Annotated[bool, Strict()]
+Share = Annotated[Float, Field(ge=0, le=1)]
+Count = Annotated[Int, Field(ge=0, le=_MAX_INT)]
+Penalty = Annotated[Float, Field(ge=-100, le=100)]
+LastN = Annotated[Int, Field(ge=-1, le=_MAX_INT)]
+
+
+def read_breakers(value: Any) -> Any:
+    """DRY's breakers from a list, a JSON string of one, or strings set between commas."""
+    if not isinstance(value, str):
+        return value
+    for text in (value, f"[{value}]"):
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(parsed, list):
+            return parsed
+    return [part for part in value.split(",") if part]
+
+
+def read_names(value: Any) -> Any:
+    """Names of samplers from a list or from a string with commas or semicolons between."""
+    return value.replace(";", ",").split(",") if isinstance(value, str) else value
+
+
+def read_token_bans(value: Any) -> Any:
+    """Token ids from a list, or from a string with commas between."""
+    if isinstance(value, str):
+        return [int(part) if part.strip().isdecimal() else part for part in value.split(",") if part.strip()]
+    return value
+
+
+def read_logit_bias(value: Any) -> Any:
+    """Biases from `{"id": bias}` or `[[id, bias], ...]`; a bias of `false` bans the token."""
+    if isinstance(value, Mapping):
+        pairs = [(_token_of_key(key), bias) for key, bias in value.items()]
+    elif isinstance(value, list):
+        pairs = [_pair(item) for item in value]
+    else:
+        raise ValueError("expected an object {token id: bias} or an array of pairs [token id, bias]")
+    return tuple((_token(token), _bias(bias)) for token, bias in pairs)
+
+
+def _token_of_key(key: str) -> Any:
+    text = key.strip()
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else key
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, list) and len(item) == 2:
+        return item[0], item[1]
+    if isinstance(item, Mapping) and {"token", "bias"} <= item.keys():
+        return item["token"], item["bias"]
+    raise ValueError("each pair must be [token id, bias]")
+
+
+def _token(token: Any) -> int:
+    token = _integral(token)
+    if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+        raise ValueError(f"expected token ids (integers from 0), got {str(token)[:40]!r}")
+    return token
+
+
+def _bias(bias: Any) -> float:
+    if bias is False:
+        return -math.inf
+    if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not abs(bias) <= 1e6:
+        raise ValueError(f"expected a number or false as bias, got {str(bias)[:40]!r}")
+    return float(bias)
+
+
+LogitBias = Annotated[
+    tuple[tuple[int, float], ...],
+    BeforeValidator(read_logit_bias),
+    WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "array"}], "examples": [{"123": -100}]}),
+]
+Breakers = Annotated[
+    list[Annotated[str, Strict()]],
+    BeforeValidator(read_breakers),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
+]
+Names = Annotated[
+    list[Any],
+    BeforeValidator(read_names),
+    WithJsonSchema({"type": "array", "items": {"type": "string"}, "examples": [list(DEFAULT_SAMPLERS)]}),
+]
+TokenBans = Annotated[
+    list[Count],
+    BeforeValidator(read_token_bans),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "integer"}}, {"type": "string"}]}),
+]
+
+
+class SamplingFields(BaseModel):
+    """Every sampler, each unset by default: then the server's setting, the file's own or "off" holds."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    temperature: Annotated[Float, Field(ge=0, le=1e6)] | None = None
+    dynatemp_range: Annotated[Float, Field(ge=0, le=1e6)] | None = None
+    dynatemp_exponent: Annotated[Float, Field(ge=0, le=100)] | None = None
+    dynatemp_low: Annotated[Float, Field(ge=0, le=1e6)] | None = None
+    dynatemp_high: Annotated[Float, Field(ge=0, le=1e6)] | None = None
+    dynamic_temperature: Bool | None = None
+    top_k: Annotated[Int, Field(ge=-1, le=_MAX_INT)] | None = None
+    top_p: Share | None = None
+    min_p: Share | None = None
+    typ_p: Share | None = None
+    top_n_sigma: Annotated[Float, Field(ge=-1e6, le=1e6)] | None = None
+    xtc_probability: Share | None = None
+    xtc_threshold: Share | None = None
+    dry_multiplier: Annotated[Float, Field(ge=0, le=1e6)] | None = None
+    dry_base: Annotated[Float, Field(ge=0, le=1e6)] | None = None
+    dry_allowed_length: Count | None = None
+    dry_penalty_last_n: LastN | None = None
+    dry_sequence_breakers: Breakers | None = None
+    repeat_penalty: Annotated[Float, Field(gt=0, le=1e6)] | None = None
+    repeat_last_n: LastN | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    mirostat: Annotated[Int, Field(ge=0, le=2)] | None = None
+    mirostat_tau: Annotated[Float, Field(ge=0, le=1e6)] | None = None
+    mirostat_eta: Annotated[Float, Field(ge=0, le=1e6)] | None = None
+    adaptive_target: Annotated[Float, Field(ge=-1e6, le=1)] | None = None
+    adaptive_decay: Annotated[Float, Field(ge=0, le=0.99)] | None = None
+    min_keep: Count | None = None
+    samplers: Names | None = None
+    logit_bias: LogitBias | None = None
+    token_bans: TokenBans | None = None
+    ignore_eos: Bool | None = None
+    seed: Int | None = None
+    grammar: Annotated[str, Strict()] | None = None
+
+    def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """What the engine gets: the fields that are set over `defaults` over "off"."""
+        asked = {name: value for name in _PLAIN if (value := getattr(self, name)) is not None}
+        values = dict(defaults) | asked
+        values |= self._temperature()
+        values["top_k"] = max(0, values.get("top_k", 0))
+        values["dry_penalty_last_n"] = values.get("dry_penalty_last_n", -1) or -1
+        values["logit_bias"] = self._biases()
+        if self.dry_sequence_breakers is not None:
+            values["dry_sequence_breakers"] = tuple(self.dry_sequence_breakers)
+        if self.seed is not None:
+            values["seed"] = fold_seed(self.seed)
+        if self.grammar:
+            values["grammar"] = Grammar(GrammarKind.GBNF, self.grammar)
+        values["samplers"] = order_samplers(self.samplers or values.get("samplers") or (), values)
+        return SamplingParams(**values)
+
+    def _temperature(self) -> dict[str, float]:
+        """Dynamic temperature given as its two ends, as a midpoint and half a width."""
+        if self.dynamic_temperature is False:
+            return {"dynatemp_range": 0.0}
+        if self.dynatemp_low is None or self.dynatemp_high is None or self.dynatemp_range is not None:
+            return {}
+        low, high = sorted((self.dynatemp_low, self.dynatemp_high))
+        return {"temperature": (low + high) / 2, "dynatemp_range": (high - low) / 2}
+
+    def _biases(self) -> tuple[tuple[int, float], ...]:
+        banned = tuple((token, -math.inf) for token in self.token_bans or ())
+        return (*(self.logit_bias or ()), *banned)
+
+
+_SPECIAL = frozenset({"samplers", "logit_bias", "seed", "grammar", "dry_sequence_breakers"})
+_PLAIN = tuple(
+    name for name in SamplingFields.model_fields if name in SamplingParams.__slots__ and name not in _SPECIAL
+)
+
+
+def fold_seed(seed: int) -> int | None:
+    """A negative seed is a random one (None); others into 32 bits, without llama.cpp's mark for "random"."""
+    return None if seed < 0 else seed % 0xFFFFFFFF
+
+
+_SYNONYMS: Mapping[str, str] = {
+    "typical_p": "typ_p",
+    "typical": "typ_p",
+    "nsigma": "top_n_sigma",
+    "top_nsigma": "top_n_sigma",
+    "temp": "temperature",
+    "dynamic_temperature": "temperature",
+    "repetition_penalty": "penalties",
+    "repeat_penalty": "penalties",
+    "frequency_penalty": "penalties",
+    "presence_penalty": "penalties",
+    "adaptive-p": "adaptive_p",
+}
+
+
+def order_samplers(names: Any, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The order to sample in. Unknown names are dropped, none left means the default order.
+
+    Penalties, DRY and XTC that are in use and not listed go to their default place: the lists that older
+    frontends send do not know them. Adaptive-p picks the token, so it runs last.
+    """
+    listed = [_SYNONYMS.get(name, name) for item in names if (name := str(item).strip().lower())]
+    order = [name for name in dict.fromkeys(listed) if name in SAMPLER_NAMES] or list(DEFAULT_SAMPLERS)
+    for name in _in_use(values):
+        if name not in order:
+            order.insert(_default_place(name, order), name)
+    if "adaptive_p" in order or values.get("adaptive_target", -1.0) >= 0:
+        order = [name for name in order if name != "adaptive_p"] + ["adaptive_p"]
+    return tuple(order)
+
+
+def _in_use(values: Mapping[str, Any]) -> list[str]:
+    penalised = values.get("repeat_penalty", 1.0) != 1.0
+    penalised |= any(values.get(name) for name in ("frequency_penalty", "presence_penalty"))
+    in_use = {
+        "penalties": penalised,
+        "dry": values.get("dry_multiplier", 0.0) > 0,
+        "xtc": values.get("xtc_probability", 0.0) > 0,
+    }
+    return [name for name, is_used in in_use.items() if is_used]
+
+
+def _default_place(name: str, order: list[str]) -> int:
+    later = DEFAULT_SAMPLERS[DEFAULT_SAMPLERS.index(name) + 1 :]
+    return next((index for index, other in enumerate(order) if other in later), len(order))
