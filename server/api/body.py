@@ -1,0 +1,111 @@
+"""The body of a request: bytes to a JSON object, within bounds, whatever its content type says.
+
+Everything a stranger can put there ends in a JSON object that is safe to look at, or in an error of ours.
+Knows nothing of what the fields mean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+
+from server.errors import InvalidRequest, PayloadTooLarge
+
+JsonObject = dict[str, Any]
+
+MAX_DEPTH = 100
+"""Levels of nesting. Deeper data would overflow the stack of whoever walks it next (pickle, a template)."""
+
+
+async def read_json(request: Request, max_bytes: int) -> JsonObject:
+    """The body as a JSON object. Raises `PayloadTooLarge` or `InvalidRequest`."""
+    return parse_json(await _read_bytes(request, max_bytes))
+
+
+async def _read_bytes(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+    return bytes(body)
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The request body is over the limit of {max_bytes} bytes. Send less.")
+
+
+def parse_json(raw: bytes) -> JsonObject:
+    """The JSON object that `raw` holds. Raises `InvalidRequest` for anything else."""
+    if not raw.strip():
+        raise InvalidRequest("The request body is empty. Expected a JSON object.")
+    try:
+        value = json.loads(raw, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
+        raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"The request body must be a JSON object, not {_kind(value)}.")
+    _check_depth(value)
+    # Bytes that are valid UTF-8 hold no surrogate; only an escape can make one.
+    if b"\\ud" in raw.lower():
+        _check_surrogates(value)
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _kind(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(f"The request body is nested too deeply: at most {MAX_DEPTH} levels are read.")
+
+
+def _check_depth(value: JsonObject) -> None:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level for child in _children(parent) if isinstance(child, (dict, list))]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _children(parent: Any) -> Any:
+    return parent.values() if isinstance(parent, dict) else parent
+
+
+def _check_surrogates(body: JsonObject) -> None:
+    for path, text in _strings("", body):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            path = path.encode("ascii", "backslashreplace").decode()
+            raise InvalidRequest(
+                f"'{path}' holds half of a surrogate pair, which is no character. Send well-formed Unicode.",
+                param=path or None,
+            ) from None
+
+
+def _strings(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Every string in `value`, keys too, with where it stands. Recursion is safe below `MAX_DEPTH`."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield path, key
+            yield from _strings(f"{path}.{key}" if path else key, child)
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from _strings(f"{path}[{index}]", child)

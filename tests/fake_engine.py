@@ -1,0 +1,271 @@
+"""An engine and a text process without a model, that hold the API to the contract of the real ones.
+
+The vocabulary is bytes: token 0 to 255 is that byte, 256 is BOS, 257 is EOS. Answers are given; a step is one token of
+every sequence. What the contract forbids is an AssertionError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import enum
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
+from server.engine.messages import (
+    Admitted,
+    EngineRequest,
+    Finish,
+    FinishReason,
+    Grammar,
+    ModelInfo,
+    Output,
+    PromptLogprobs,
+    Ready,
+    RequestEvent,
+    SlotState,
+    Stats,
+    TokenLogprob,
+    Usage,
+)
+from server.errors import EngineDown, GgufdError, InvalidRequest
+
+BOS, EOS, N_VOCAB = 256, 257, 258
+
+
+class FakeState(enum.Enum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+def make_ready(n_ctx: int = 512) -> Ready:
+    """What an engine of four slots says of itself."""
+    model = ModelInfo(
+        "fake", "fake.gguf", "fake", "fake", "F32", 1000, 4000, N_VOCAB, 2048, 8, 2, None, "<s>", "</s>", {}
+    )
+    return Ready(
+        model=model,
+        n_ctx=n_ctx,
+        n_slots=4,
+        n_batch=512,
+        n_threads=1,
+        n_gpu_layers=0,
+        devices=(),
+        flash_attn=False,
+        flash_attn_why="",
+        reuse="any",
+        memory_bytes=4000,
+        buffers=(),
+        system_info="",
+        build="b1",
+    )
+
+
+def piece(token: int) -> bytes:
+    """The bytes of a token."""
+    return {BOS: b"<s>", EOS: b"</s>"}.get(token) or bytes([token])
+
+
+class FakeEngine:
+    """Answers sequence `i` with `answers[i % len(answers)]`.
+
+    `gate` holds every request back until it is set. `error` ends streams after `error_after` steps; `refusal` refuses
+    requests after the first `n_accepted`.
+    """
+
+    def __init__(self, answers: Sequence[str | bytes] = ("Hello world",), n_ctx: int = 512) -> None:
+        self.answers = [answer.encode() if isinstance(answer, str) else answer for answer in answers]
+        self.state = FakeState.READY
+        self.ready: Ready | None = make_ready(n_ctx)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.step_s = 0.0
+        self.error: Exception | None = None
+        self.error_after = 0
+        self.refusal: GgufdError | None = None
+        self.n_accepted = 0
+        self.cached_tokens = 0
+        self.requests: list[EngineRequest] = []
+        self.aborted: list[int] = []
+        self.open: set[int] = set()
+
+    @property
+    def n_waiting(self) -> int:
+        return 0 if self.gate.is_set() else len(self.open)
+
+    @property
+    def n_running(self) -> int:
+        return len(self.open) - self.n_waiting
+
+    def new_request_id(self) -> int:
+        return len(self.requests) + 1000
+
+    def submit(self, request: EngineRequest) -> FakeStream:
+        _check(request, self.ready)
+        if self.ready is None:
+            raise EngineDown("loading")
+        if self.refusal is not None and len(self.requests) >= self.n_accepted:
+            raise self.refusal
+        self.requests.append(request)
+        self.open.add(id(request))
+        return FakeStream(self, request)
+
+    async def stats(self) -> Stats:
+        return Stats(self.n_waiting, self.n_running, 0, 0, 0, 0, 0.0, 0.0, (SlotState(0, None, 0, 0),))
+
+
+def _check(request: EngineRequest, ready: Ready | None) -> None:
+    assert request.prompt, "an empty prompt"
+    assert isinstance(request.prompt, tuple)
+    assert all(type(token) is int and 0 <= token < N_VOCAB for token in request.prompt), "a token out of the vocabulary"
+    assert ready is None or len(request.prompt) < ready.n_ctx, "a prompt that does not fit"
+    assert request.n >= 1
+    assert request.max_tokens is None or request.max_tokens >= 1
+    assert all(request.stop), "an empty stop string"
+    assert all(0 <= token < N_VOCAB for token, _ in request.sampling.logit_bias), "a bias out of the vocabulary"
+
+
+@dataclass
+class _Sequence:
+    """What one sequence will say, a step at a time."""
+
+    steps: list[tuple[str, int]]
+    reason: FinishReason
+    stop: str | None
+    position: int = 0
+    is_finished: bool = False
+
+
+@dataclass
+class FakeStream:
+    """The events of one request."""
+
+    engine: FakeEngine
+    request: EngineRequest
+    n_steps: int = 0
+    is_entered: bool = False
+    sequences: list[_Sequence] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        answers = self.engine.answers
+        self.sequences = [self._plan(answers[index % len(answers)]) for index in range(self.request.n)]
+
+    def _plan(self, answer: bytes) -> _Sequence:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        steps = [(decoder.decode(bytes([token])), token) for token in answer]
+        text, stop = "".join(text for text, _ in steps), None
+        found = [(text.find(stop), stop) for stop in self.request.stop if stop in text]
+        if found:
+            cut, stop = min(found)
+            kept, length = [], 0
+            for part, token in steps:
+                if length + len(part) > cut:
+                    break
+                kept.append((part, token))
+                length += len(part)
+            steps = kept
+        limit = self.request.max_tokens
+        if limit is not None and len(steps) > limit:
+            return _Sequence(steps[:limit], FinishReason.LENGTH, None)
+        return _Sequence(steps, FinishReason.STOP, stop)
+
+    async def __aenter__(self) -> FakeStream:
+        self.is_entered = True
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if not self.is_done:
+            self.engine.aborted.append(self.request.request_id)
+        self.engine.open.discard(id(self.request))
+
+    @property
+    def is_done(self) -> bool:
+        return all(sequence.is_finished for sequence in self.sequences)
+
+    async def take(self) -> list[RequestEvent]:
+        assert self.is_entered, "read outside of its context"
+        await self.engine.gate.wait()
+        await asyncio.sleep(self.engine.step_s)
+        if self.is_done:
+            return []
+        if self.engine.error is not None and self.n_steps >= self.engine.error_after:
+            raise self.engine.error
+        self.n_steps += 1
+        opening: list[RequestEvent] = []
+        if self.n_steps == 1:
+            opening = self._opening()
+        open_sequences = [index for index, sequence in enumerate(self.sequences) if not sequence.is_finished]
+        return opening + [self._step(index) for index in open_sequences]
+
+    def _opening(self) -> list[RequestEvent]:
+        request = self.request
+        events: list[RequestEvent] = [
+            Admitted(request.request_id, index, self.engine.cached_tokens) for index in range(request.n)
+        ]
+        if request.prompt_logprobs:
+            entries = tuple(_logprob(token, -1.0, request.n_logprobs or 0) for token in request.prompt[1:])
+            events.append(PromptLogprobs(request.request_id, 0, entries))
+        return events
+
+    def _step(self, index: int) -> Output:
+        sequence, request = self.sequences[index], self.request
+        last = sequence.position + 1 >= len(sequence.steps)
+        text, tokens, logprobs = "", (), ()
+        if sequence.position < len(sequence.steps):
+            text, token = sequence.steps[sequence.position]
+            tokens = (token,)
+            if request.n_logprobs is not None:
+                logprobs = (_logprob(token, -0.5 * (index + 1), request.n_logprobs),)
+        sequence.position += 1
+        finish = None
+        if last:
+            sequence.is_finished = True
+            usage = Usage(len(request.prompt), len(sequence.steps), self.engine.cached_tokens, 0.01, 0.02, 0.1)
+            finish = Finish(sequence.reason, usage, sequence.stop)
+        return Output(request.request_id, index, text, tokens, logprobs, finish)
+
+
+def _logprob(token: int, logprob: float, n: int) -> TokenLogprob:
+    others = [(other, piece(other), logprob - 1 - place) for place, other in enumerate(range(97, 97 + n - 1))]
+    top = ((token, piece(token), logprob), *others) if n else ()
+    return TokenLogprob(token, piece(token), logprob, top)
+
+
+class FakeText:
+    """The text process over bytes. Its template writes `role: content` lines; system messages come first."""
+
+    def __init__(self, *, adds_bos: bool = False, has_infill: bool = False) -> None:
+        self.info = TextInfo("fake", False, None, (), BOS, EOS, "<s>", "</s>", N_VOCAB, adds_bos, has_infill)
+        self.chats: list[ChatPrompt] = []
+
+    async def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        tokens: list[int] = []
+        for position, part in enumerate(text.split("<s>") if parse_special else [text]):
+            tokens += [BOS] * (position > 0) + list(part.encode())
+        return [BOS, *tokens] if add_special and self.info.adds_bos else tokens
+
+    async def encode_infill(self, prefix: str, suffix: str) -> list[int]:
+        assert self.info.has_infill
+        return [1, *prefix.encode(), 2, *suffix.encode(), 3]
+
+    async def decode(self, tokens: Sequence[int]) -> str:
+        return b"".join(piece(token) for token in tokens).decode("utf-8", "replace")
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        return [piece(token) for token in tokens]
+
+    async def render(self, chat: ChatPrompt) -> RenderedChat:
+        self.chats.append(chat)
+        lines = [f"{message['role']}: {message['content']}" for message in chat.messages]
+        is_continued = chat.messages[-1]["role"] == "assistant" and chat.continue_final_message is not False
+        text = "\n".join(lines) + ("" if is_continued else "\nassistant: ")
+        roles = [message["role"] for message in chat.messages]
+        repairs = ("merge_same_role",) if any(a == b for a, b in itertools.pairwise(roles)) else ()
+        return RenderedChat(text, tuple(text.encode()), repairs)
+
+    async def check_grammar(self, grammar: Grammar) -> None:
+        if "root" not in grammar.text:
+            raise InvalidRequest("the grammar has no rule 'root'", param="grammar")

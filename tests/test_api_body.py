@@ -1,0 +1,110 @@
+"""Bodies: whatever a stranger sends is a JSON object or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.api.body import MAX_DEPTH, parse_json
+from server.errors import InvalidRequest
+from tests.api_client import error_of, running
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"", "empty"),
+        (b"  \n", "empty"),
+        (b"{", "not valid JSON"),
+        (b'{"a": 1,}', "not valid JSON"),
+        (b"prompt=hello", "not valid JSON"),
+        (b"[1]", "must be a JSON object, not an array"),
+        (b'"x"', "must be a JSON object, not a string"),
+        (b"null", "must be a JSON object, not null"),
+        (b"3", "must be a JSON object, not a number"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
+        (b'{"a": "\xff\xfe"}', "not valid JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"a": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"a": ' + b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1) + b"}", "nested too deeply"),
+    ],
+)
+def test_what_is_no_json_object_is_refused_in_words(raw: bytes, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        parse_json(raw)
+
+
+def test_nesting_up_to_the_bound_is_read() -> None:
+    depth = MAX_DEPTH - 1
+    assert parse_json(b'{"a": ' + b"[" * depth + b"]" * depth + b"}")
+
+
+@pytest.mark.parametrize(
+    ("raw", "param"),
+    [
+        (rb'{"messages": [{"content": "\ud800"}]}', "messages[0].content"),
+        (rb'{"prompt": "a\uDFFFb"}', "prompt"),
+        (rb'{"a": {"\ud800": 1}}', "a"),
+    ],
+)
+def test_half_a_surrogate_pair_is_named(raw: bytes, param: str) -> None:
+    with pytest.raises(InvalidRequest, match="surrogate") as caught:
+        parse_json(raw)
+    assert caught.value.param == param
+
+
+def test_a_whole_surrogate_pair_is_a_character() -> None:
+    assert parse_json(rb'{"a": "\ud83d\ude42"}') == {"a": "\U0001f642"}
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_an_object_or_an_invalid_request(raw: bytes) -> None:
+    try:
+        value: Any = parse_json(raw)
+    except InvalidRequest:
+        value = {}
+    assert isinstance(value, dict)
+
+
+@given(st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.text())))
+def test_json_survives(value: dict[str, Any]) -> None:
+    assert parse_json(json.dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "application/json"])
+async def test_the_content_type_does_not_matter(content_type: str) -> None:
+    async with running() as api:
+        raw = b'{"prompt": "hi"}'
+        response = await api.http.post("/v1/completions", content=raw, headers={"content-type": content_type})
+        assert response.status_code == 200
+
+
+async def test_a_declared_length_over_the_limit_is_413() -> None:
+    async with running(max_body_bytes=1000) as api:
+        error = error_of(await api.post("/v1/completions", {"prompt": "x" * 2000}), 413)
+        assert error["code"] == "payload_too_large"
+        assert "1000 bytes" in error["message"]
+        assert (await api.post("/v1/completions", {"prompt": "x" * 400})).status_code == 200
+
+
+async def test_a_body_in_pieces_without_a_length_is_bounded_too() -> None:
+    async def pieces() -> Any:
+        for _ in range(100):
+            yield b" " * 100
+
+    async with running(max_body_bytes=1000) as api:
+        response = await api.http.post("/v1/completions", content=pieces())
+        error_of(response, 413)
+
+
+async def test_a_broken_body_is_answered_in_the_error_shape() -> None:
+    async with running() as api:
+        response: httpx.Response = await api.http.post("/v1/chat/completions", content=b"{")
+        error = error_of(response, 400)
+        assert error["type"] == "invalid_request_error"
