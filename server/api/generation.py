@@ -1,0 +1,192 @@
+"""The sequences that one HTTP request asked for, as one stream of events, and what they add up to.
+
+Several prompts become several engine requests; choice `i * n + j` is sequence `j` of prompt `i`. Knows no JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import Self, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from server.api.ports import Engine, RequestStream
+from server.engine.messages import (
+    EngineRequest,
+    Finish,
+    FinishReason,
+    Output,
+    PromptLogprobs,
+    RequestEvent,
+    TokenLogprob,
+)
+from server.errors import EngineFailure, GgufdError
+
+T = TypeVar("T")
+
+Batch = tuple[int, list[RequestEvent]]
+"""The first choice of one engine request, and what happened to that request; `index` counts from that choice."""
+
+
+class Generation:
+    """Engine requests that are under way, inside an `async with`. Leaving that early aborts them.
+
+    `n` is the sequences of each request, `total` those of all. `is_scoring` says that only the prompt counts: the
+    engine computes one token, and it is dropped here.
+    """
+
+    def __init__(self, streams: Sequence[RequestStream], n: int, *, is_scoring: bool = False) -> None:
+        self.n = n
+        self.total = n * len(streams)
+        self._streams = streams
+        self._is_scoring = is_scoring
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        for stream in self._streams:
+            await self._stack.enter_async_context(stream)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._stack.aclose()
+
+    async def batches(self) -> AsyncIterator[Batch]:
+        """Everything that happens, until every sequence has finished. Raises the error that ended a request."""
+        batches = _of_one(self._streams[0], 0) if len(self._streams) == 1 else self._merged()
+        async for first, events in batches:
+            yield first, _scored(events) if self._is_scoring else events
+
+    async def _merged(self) -> AsyncIterator[Batch]:
+        inbox: asyncio.Queue[Batch | Exception | None] = asyncio.Queue()
+        pumps = [
+            asyncio.create_task(_pump(stream, position * self.n, inbox))
+            for position, stream in enumerate(self._streams)
+        ]
+        self._stack.push_async_callback(_cancel, pumps)
+        n_open = len(pumps)
+        while n_open:
+            item = await inbox.get()
+            if item is None:
+                n_open -= 1
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                yield item
+
+
+async def _of_one(stream: RequestStream, first: int) -> AsyncIterator[Batch]:
+    while events := await stream.take():
+        yield first, events
+
+
+async def _pump(stream: RequestStream, first: int, inbox: asyncio.Queue[Batch | Exception | None]) -> None:
+    try:
+        async for batch in _of_one(stream, first):
+            inbox.put_nowait(batch)
+        inbox.put_nowait(None)
+    except Exception as error:
+        inbox.put_nowait(error)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _scored(events: list[RequestEvent]) -> list[RequestEvent]:
+    """The events of a request whose answer nobody wants: its end alone is left, without the token."""
+    kept: list[RequestEvent] = []
+    for event in events:
+        if not isinstance(event, Output):
+            kept.append(event)
+        elif event.finish is not None:
+            usage = dataclasses.replace(event.finish.usage, completion_tokens=0)
+            finish = Finish(FinishReason.LENGTH, usage)
+            kept.append(Output(event.request_id, event.index, "", finish=finish))
+    return kept
+
+
+async def submit(engine: Engine, requests: Sequence[EngineRequest], *, is_scoring: bool = False) -> Generation:
+    """Hand all requests to the engine, or none: when one is refused, those before it are aborted."""
+    streams: list[RequestStream] = []
+    try:
+        for request in requests:
+            streams.append(engine.submit(request))  # noqa: PERF401 - those before a refusal must stay
+    except GgufdError:
+        async with Generation(streams, 1):
+            raise
+    return Generation(streams, requests[0].n, is_scoring=is_scoring)
+
+
+@dataclass(slots=True)
+class Choice:
+    """One finished answer."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    finish: Finish | None = None
+
+    def add(self, event: Output | PromptLogprobs) -> None:
+        """Take in what the engine said."""
+        if isinstance(event, PromptLogprobs):
+            self.prompt_logprobs = event.entries
+            return
+        self.texts.append(event.text)
+        self.logprobs.extend(event.logprobs)
+        self.finish = event.finish or self.finish
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def ended(self) -> Finish:
+        """How it ended. Raises EngineFailure when it did not."""
+        if self.finish is None:
+            raise EngineFailure("The engine ended this request without an answer. Send it again.")
+        return self.finish
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean log-probability of a token, what `best_of` ranks by; an empty answer ranks last."""
+        return sum(entry.logprob for entry in self.logprobs) / len(self.logprobs) if self.logprobs else -1e9
+
+
+async def collect(generation: Generation) -> list[Choice]:
+    """Wait for the whole of every choice, in order of their indexes."""
+    choices = [Choice() for _ in range(generation.total)]
+    async with generation:
+        async for first, events in generation.batches():
+            for event in events:
+                if isinstance(event, (Output, PromptLogprobs)):
+                    choices[first + event.index].add(event)
+    return choices
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves; then ClientDisconnect is raised.
+
+    The body must have been read before: what is received now can only be the end of the connection.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,166 @@
+"""Chunks of the two OpenAI routes: one choice in each, text in a prepared envelope, the end in one write.
+
+Knows nothing of where events come from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.api.logprobs import LegacyLogprobs, TokenTexts, chat_entry
+from server.api.openai.echo import Echo
+from server.api.sse import DONE, Envelope, event_bytes
+from server.api.usage import finish_reason, timings_json, usage_json
+from server.engine.messages import Finish, Output, PromptLogprobs, RequestEvent, TokenLogprob, Usage
+
+
+class Chunks(ABC):
+    """What both routes share. `head` begins every chunk; `total` sequences are awaited, `n` for each prompt."""
+
+    def __init__(
+        self, head: Mapping[str, Any], total: int, n: int, *, includes_usage: bool, has_logprobs: bool
+    ) -> None:
+        self._head = head
+        self._total = total
+        self._n = n
+        self._includes_usage = includes_usage
+        self._has_logprobs = has_logprobs
+        self._envelopes: dict[int, Envelope] = {}
+        self._usages: dict[int, Usage] = {}
+        self._prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
+
+    def feed(self, first: int, event: RequestEvent) -> bytes:
+        """The chunks for one event; after the last sequence's end the usage, if wanted, and `[DONE]`."""
+        if isinstance(event, PromptLogprobs):
+            self._prompt_logprobs[first // self._n] = event.entries
+        if not isinstance(event, Output):
+            return b""
+        index = first + event.index
+        envelope = self._envelopes.get(index)
+        opening = b""
+        if envelope is None:
+            envelope = self._envelopes[index] = self._envelope(index)
+            opening = self._opening(index)
+        if self._has_logprobs:
+            data = opening + self._with_logprobs(index, event)
+        else:
+            data = opening + envelope.wrap(event.text) if event.text else opening
+        return data if event.finish is None else data + self._end(index, event.finish)
+
+    def chunk(self, choice: Mapping[str, Any], **more: Any) -> bytes:
+        """One chunk with one choice."""
+        return event_bytes(self._object([choice]) | more)
+
+    def _object(self, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        nothing_yet = {"usage": None} if self._includes_usage else {}
+        return {**self._head, "choices": choices, **nothing_yet}
+
+    def _envelope(self, index: int) -> Envelope:
+        return Envelope(self._object([self._choice(index, Envelope.SLOT)]))
+
+    def _end(self, index: int, finish: Finish) -> bytes:
+        self._usages[index] = finish.usage
+        choice = self._last_choice(index, finish_reason(finish))
+        data = self.chunk(choice, timings=timings_json(finish.usage))
+        return data + self._after_all() if len(self._usages) == self._total else data
+
+    def _after_all(self) -> bytes:
+        if not self._includes_usage:
+            return DONE
+        usages = [self._usages[index] for index in sorted(self._usages)]
+        return event_bytes(self._object([]) | {"usage": usage_json(usages, self._n)}) + DONE
+
+    def _with_logprobs(self, index: int, output: Output) -> bytes:
+        """One chunk a token where the tokens' texts make up the text: some clients read the first entry alone."""
+        if not output.logprobs:
+            return self.chunk(self._choice(index, output.text)) if output.text else b""
+        texts = self._texts(index, output.logprobs)
+        if "".join(texts) != output.text:
+            return self.chunk(self._choice(index, output.text, self._logprobs(index, output.logprobs, texts)))
+        parts = zip(output.logprobs, texts, strict=True)
+        return b"".join(
+            self.chunk(self._choice(index, text, self._logprobs(index, [entry], [text]))) for entry, text in parts
+        )
+
+    @abstractmethod
+    def _opening(self, index: int) -> bytes:
+        """What goes before a choice's first text."""
+
+    @abstractmethod
+    def _choice(self, index: int, text: str, logprobs: Any = None) -> dict[str, Any]:
+        """A choice with text."""
+
+    @abstractmethod
+    def _last_choice(self, index: int, reason: str) -> dict[str, Any]:
+        """A choice without text that says why it ended."""
+
+    @abstractmethod
+    def _texts(self, index: int, entries: Sequence[TokenLogprob]) -> list[str]:
+        """The texts that these tokens complete."""
+
+    @abstractmethod
+    def _logprobs(self, index: int, entries: Sequence[TokenLogprob], texts: Sequence[str]) -> Any:
+        """The `logprobs` of a choice."""
+
+
+class ChatChunks(Chunks):
+    """`chat.completion.chunk`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._decoders: dict[int, TokenTexts] = {}
+
+    def _opening(self, index: int) -> bytes:
+        self._decoders[index] = TokenTexts()
+        return self.chunk(_delta(index, {"role": "assistant", "content": ""}))
+
+    def _choice(self, index: int, text: str, logprobs: Any = None) -> dict[str, Any]:
+        return _delta(index, {"content": text}, logprobs)
+
+    def _last_choice(self, index: int, reason: str) -> dict[str, Any]:
+        return _delta(index, {}, None, reason)
+
+    def _texts(self, index: int, entries: Sequence[TokenLogprob]) -> list[str]:
+        return [self._decoders[index].next(entry.piece) for entry in entries]
+
+    def _logprobs(self, index: int, entries: Sequence[TokenLogprob], texts: Sequence[str]) -> Any:
+        parts = zip(entries, texts, strict=True)
+        return {"content": [chat_entry(entry, text) for entry, text in parts], "refusal": None}
+
+
+def _delta(index: int, delta: Mapping[str, Any], logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+
+
+class CompletionChunks(Chunks):
+    """`text_completion`, streamed. `echoes` are the prompts to be repeated, one for each prompt or none."""
+
+    def __init__(self, *args: Any, echoes: Sequence[Echo] = (), **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._echoes = echoes
+        self._legacy: dict[int, LegacyLogprobs] = {}
+
+    def _opening(self, index: int) -> bytes:
+        legacy = self._legacy[index] = LegacyLogprobs()
+        if not self._echoes:
+            return b""
+        prompt = index // self._n
+        echo = self._echoes[prompt]
+        logprobs = None
+        if self._has_logprobs:
+            logprobs = echo.logprobs(legacy, self._prompt_logprobs.get(prompt, ()))
+        return self.chunk(self._choice(index, echo.text, logprobs))
+
+    def _choice(self, index: int, text: str, logprobs: Any = None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+
+    def _last_choice(self, index: int, reason: str) -> dict[str, Any]:
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
+
+    def _texts(self, index: int, entries: Sequence[TokenLogprob]) -> list[str]:
+        return self._legacy[index].texts(entries)
+
+    def _logprobs(self, index: int, entries: Sequence[TokenLogprob], texts: Sequence[str]) -> Any:
+        return self._legacy[index].add(entries, texts)

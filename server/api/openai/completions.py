@@ -1,0 +1,174 @@
+"""`POST /v1/completions`: text goes on. Several prompts, several choices, echo, infill, best_of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.api.auth import key_of
+from server.api.body import read_json
+from server.api.docs import documented
+from server.api.fields import OPENAI_COMPLETION
+from server.api.generation import Choice, Generation, collect, submit, unless_gone
+from server.api.logprobs import LegacyLogprobs, joined
+from server.api.openai.chunks import CompletionChunks
+from server.api.openai.echo import Echo
+from server.api.openai.head import head
+from server.api.openai.schemas import CompletionRequest, Prompt
+from server.api.ports import Services, services_of
+from server.api.requests import check_n, check_tokens, engine_request, refuse_unavailable
+from server.api.responses import json_response
+from server.api.sse import EventStream
+from server.api.usage import finish_reason, timings_json, usage_json
+from server.api.validation import validate
+from server.errors import InvalidRequest, Unsupported
+
+router = APIRouter(tags=["OpenAI"])
+
+_EXAMPLES: Mapping[str, Any] = {
+    "one prompt": {"prompt": "Once upon a time", "max_tokens": 32},
+    "streamed": {"prompt": "Once upon a time", "max_tokens": 32, "stream": True},
+    "samplers": {"prompt": "The", "max_tokens": 16, "min_p": 0.05, "dry_multiplier": 0.8, "seed": 7},
+}
+
+
+@router.post("/completions", **documented(CompletionRequest, _EXAMPLES, streams=True))
+async def create_completion(request: Request) -> Response:
+    """Continue a text."""
+    services = services_of(request)
+    body = await read_json(request, services.config.max_body_bytes)
+    refuse_unavailable(body)
+    fields = validate(CompletionRequest, body, OPENAI_COMPLETION)
+    work = _Completion(services, fields, key_of(request))
+    if not fields.stream:
+        return json_response(await unless_gone(request, work.answer()))
+    generation = await work.start()
+    return EventStream(generation, work.chunks(generation), ping_s=services.config.ping_s)
+
+
+class _Completion:
+    """One request on its way from fields to an answer."""
+
+    def __init__(self, services: Services, fields: CompletionRequest, key: str) -> None:
+        self._services = services
+        self._fields = fields
+        self._key = key
+        self._n = fields.best_of or fields.n
+        self._echoes: list[Echo] = []
+        self._check()
+
+    def _check(self) -> None:
+        fields, config = self._fields, self._services.config
+        check_n("best_of" if fields.best_of else "n", self._n, config.max_n)
+        if len(fields.prompt) > config.max_prompts:
+            raise InvalidRequest(
+                f"'prompt': expected at most {config.max_prompts} prompts, got {len(fields.prompt)}.", param="prompt"
+            )
+        if self._n < fields.n:
+            raise InvalidRequest(f"'best_of': expected at least n ({fields.n}), got {self._n}.", param="best_of")
+        if self._n > fields.n and fields.stream:
+            raise InvalidRequest(
+                "'best_of': answers can only be ranked once they are whole. Set stream to false, or best_of to n.",
+                param="best_of",
+            )
+
+    async def start(self) -> Generation:
+        """Submit every prompt. Raises what refuses one of them."""
+        fields = self._fields
+        prompts = [await self._tokens(prompt) for prompt in fields.prompt]
+        if fields.echo:
+            pairs = zip(fields.prompt, prompts, strict=True)
+            self._echoes = [await self._echo(prompt, tokens) for prompt, tokens in pairs]
+        ranks = self._n > fields.n
+        requests = [
+            await engine_request(
+                self._services,
+                fields,
+                tokens,
+                key=self._key,
+                param="prompt",
+                n=self._n,
+                n_logprobs=0 if ranks and fields.logprobs is None else fields.logprobs,
+                prompt_logprobs=fields.echo and fields.logprobs is not None,
+            )
+            for tokens in prompts
+        ]
+        return await submit(self._services.engine, requests, is_scoring=fields.max_tokens == 0)
+
+    async def _tokens(self, prompt: Prompt) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            check_tokens(prompt, self._services.require_ready().model.n_vocab, "prompt")
+        if self._fields.suffix is not None:
+            return await self._infill_tokens(prompt, self._fields.suffix)
+        if not isinstance(prompt, str):
+            return prompt
+        self._services.require_ready()
+        text = self._services.text
+        # A prompt that brings its own BOS does not get a second one.
+        has_bos = bool(text.info.bos_piece) and prompt.startswith(text.info.bos_piece)
+        return await text.encode(prompt, add_special=self._fields.add_bos_token and not has_bos)
+
+    async def _infill_tokens(self, prompt: Prompt, suffix: str) -> Sequence[int]:
+        self._services.require_ready()
+        if not isinstance(prompt, str):
+            raise InvalidRequest("'suffix': the prompt must be a string when a suffix is given.", param="suffix")
+        if not self._services.text.info.has_infill:
+            raise Unsupported(
+                "'suffix': this model has no infill tokens, so it cannot write between two texts.", param="suffix"
+            )
+        return await self._services.text.encode_infill(prompt, suffix)
+
+    async def _echo(self, prompt: Prompt, tokens: Sequence[int]) -> Echo:
+        text = prompt if isinstance(prompt, str) else await self._services.text.decode(prompt)
+        if self._fields.logprobs is None or not tokens:
+            return Echo(text)
+        return Echo(text, (await self._services.text.pieces(tokens[:1]))[0])
+
+    def chunks(self, generation: Generation) -> CompletionChunks:
+        """The format of the stream."""
+        return CompletionChunks(
+            head(self._services, "cmpl", "text_completion"),
+            generation.total,
+            generation.n,
+            includes_usage=self._fields.includes_usage,
+            has_logprobs=self._fields.logprobs is not None,
+            echoes=self._echoes,
+        )
+
+    async def answer(self) -> dict[str, Any]:
+        """The whole answer as JSON data."""
+        generation = await self.start()
+        choices = await collect(generation)
+        usages = [choice.ended.usage for choice in choices]
+        groups = [choices[first : first + self._n] for first in range(0, len(choices), self._n)]
+        kept = [(prompt, choice) for prompt, group in enumerate(groups) for choice in self._best(group)]
+        return {
+            **head(self._services, "cmpl", "text_completion"),
+            "choices": [self._choice(index, *item) for index, item in enumerate(kept)],
+            "usage": usage_json(usages, self._n),
+            "timings": timings_json(usages[0]),
+        }
+
+    def _best(self, group: list[Choice]) -> list[Choice]:
+        if self._n == self._fields.n:
+            return group
+        return sorted(group, key=lambda choice: choice.mean_logprob, reverse=True)[: self._fields.n]
+
+    def _choice(self, index: int, prompt: int, choice: Choice) -> dict[str, Any]:
+        echo = self._echoes[prompt] if self._echoes else None
+        return {
+            "index": index,
+            "text": (echo.text if echo else "") + choice.text,
+            "logprobs": None if self._fields.logprobs is None else _logprobs(choice, echo),
+            "finish_reason": finish_reason(choice.ended),
+        }
+
+
+def _logprobs(choice: Choice, echo: Echo | None) -> dict[str, Any]:
+    legacy = LegacyLogprobs()
+    before = echo.logprobs(legacy, choice.prompt_logprobs) if echo else None
+    own = legacy.add(choice.logprobs, legacy.texts(choice.logprobs))
+    return joined(before, own) if before else own

@@ -1,0 +1,59 @@
+"""`GET /v1/models`: the one model, under the name that was configured or the file's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.api.ports import Services, services_of
+from server.api.responses import json_response
+from server.errors import NotFound
+
+router = APIRouter(tags=["OpenAI"])
+
+
+@router.get("/models")
+async def list_models(request: Request) -> Response:
+    """The models that are served: one."""
+    return json_response({"object": "list", "data": [model_json(services_of(request))]})
+
+
+@router.get("/models/{model_id:path}")
+async def get_model(request: Request, model_id: str) -> Response:
+    """One model by its id."""
+    services = services_of(request)
+    if model_id not in (services.config.model_id, *services.config.model_aliases):
+        raise NotFound(
+            f"There is no model {model_id[:100]!r} here. This server has '{services.config.model_id}'.", param="model"
+        )
+    return json_response(model_json(services))
+
+
+def model_json(services: Services) -> dict[str, Any]:
+    """The model as OpenAI lists it; `meta` as llama-server does, once it is loaded."""
+    config = services.config
+    return {
+        "id": config.model_id,
+        "object": "model",
+        "created": config.created,
+        "owned_by": "ggufd",
+        "aliases": list(config.model_aliases),
+        "meta": _meta(services),
+    }
+
+
+def _meta(services: Services) -> dict[str, Any] | None:
+    ready = services.engine.ready
+    if ready is None:
+        return None
+    return {
+        "n_vocab": ready.model.n_vocab,
+        "n_ctx": ready.n_ctx,
+        "n_ctx_train": ready.model.n_ctx_train,
+        "n_embd": ready.model.n_embd,
+        "n_params": ready.model.n_params,
+        "size": ready.model.size_bytes,
+        "ftype": ready.model.ftype,
+    }

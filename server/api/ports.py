@@ -1,0 +1,75 @@
+"""What the API needs from the engine and from the text process, as protocols: the real clients and fakes fit them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from starlette.requests import Request
+
+from server.api.settings import ApiConfig
+from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
+from server.engine.messages import EngineRequest, Grammar, Ready, RequestEvent, Stats
+from server.errors import EngineDown
+
+
+class RequestStream(Protocol):
+    """The events of one request, inside an `async with`. Leaving that early aborts the request."""
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *exc_info: object) -> bool | None: ...
+    async def take(self) -> list[RequestEvent]:
+        """All events that are there, at least one; empty at the end. Raises the error that ended the request."""
+
+
+class Engine(Protocol):
+    """The engine as seen from here. `submit` raises QueueFull, EngineDown or Draining at once."""
+
+    @property
+    def state(self) -> enum.Enum: ...
+    @property
+    def ready(self) -> Ready | None: ...
+    @property
+    def n_waiting(self) -> int: ...
+    @property
+    def n_running(self) -> int: ...
+    def new_request_id(self) -> int: ...
+    def submit(self, request: EngineRequest) -> RequestStream: ...
+    async def stats(self) -> Stats: ...
+
+
+class Text(Protocol):
+    """The text process as seen from here. Every call may raise InvalidRequest."""
+
+    @property
+    def info(self) -> TextInfo: ...
+    async def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]: ...
+    async def encode_infill(self, prefix: str, suffix: str) -> list[int]: ...
+    async def decode(self, tokens: Sequence[int]) -> str: ...
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]: ...
+    async def render(self, chat: ChatPrompt) -> RenderedChat: ...
+    async def check_grammar(self, grammar: Grammar) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All that a handler works with; `app.state.services`."""
+
+    engine: Engine
+    text: Text
+    config: ApiConfig
+
+    def require_ready(self) -> Ready:
+        """What the engine said when it was ready. Raises EngineDown before that."""
+        # The text process has no `info` before it is ready.
+        if self.engine.ready is None or getattr(self.text, "info", None) is None:
+            raise EngineDown("The model is still loading. Try again in a few seconds.", retry_after_s=2.0)
+        return self.engine.ready
+
+
+def services_of(request: Request) -> Services:
+    """The services that this request's application was made with."""
+    services: Services = request.app.state.services
+    return services

@@ -1,0 +1,157 @@
+"""What every generating route takes besides its prompt, and the engine request that comes of it.
+
+All that can be refused without the engine is refused here. Knows no route and no response shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
+
+from server.api.ports import Services
+from server.api.sampling import Bool, Count, Int, SamplingFields
+from server.engine.messages import EngineRequest
+from server.errors import ContextLengthExceeded, InvalidRequest, Unsupported
+
+MAX_LOGPROBS = 128
+
+
+def read_stop(value: Any) -> Any:
+    """One stop string or a list of them; empty ones never match anything and are dropped."""
+    values = [value] if isinstance(value, str) else value
+    return [item for item in values if item != ""] if isinstance(values, list) else values
+
+
+Stop = Annotated[
+    tuple[Annotated[str, Strict()], ...],
+    BeforeValidator(lambda value: _as_tuple(read_stop(value))),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class StreamOptions(BaseModel):
+    """`include_usage` asks for one more chunk, with the usage of the whole request."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    include_usage: Bool | None = None
+
+
+_STREAM_OPTIONS = {"type": "object", "properties": {"include_usage": {"type": "boolean"}}}
+
+
+class GenerationFields(SamplingFields):
+    """Samplers and limits of a request that generates."""
+
+    n: Annotated[Int, Field(ge=1)] = 1
+    max_tokens: Count | None = None
+    min_tokens: Count = 0
+    stop: Stop = ()
+    skip_special_tokens: Bool = True
+    stream: Bool = False
+    stream_options: Annotated[StreamOptions, WithJsonSchema(_STREAM_OPTIONS)] | None = None
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def check_n(name: str, n: int, max_n: int) -> None:
+    """Raises InvalidRequest when one prompt would become too many sequences."""
+    if n > max_n:
+        raise InvalidRequest(f"'{name}': expected at most {max_n} choices of one prompt, got {n}.", param=name)
+
+
+def check_tokens(tokens: Sequence[int], n_vocab: int, param: str) -> None:
+    """Raises InvalidRequest when one of `tokens` is not in the vocabulary."""
+    if tokens and not (min(tokens) >= 0 and max(tokens) < n_vocab):
+        wrong = next(token for token in tokens if not 0 <= token < n_vocab)
+        raise InvalidRequest(
+            f"'{param}': token id {wrong} is not in this model's vocabulary (0 to {n_vocab - 1}).", param=param
+        )
+
+
+async def engine_request(
+    services: Services,
+    fields: GenerationFields,
+    prompt: Sequence[int],
+    *,
+    key: str,
+    param: str,
+    n: int | None = None,
+    n_logprobs: int | None = None,
+    prompt_logprobs: bool = False,
+) -> EngineRequest:
+    """The engine request for one prompt of tokens; `param` is what the client calls the prompt.
+
+    Raises InvalidRequest for all that is wrong with it: an empty prompt, foreign token ids, a prompt that does not
+    fit, a grammar that cannot be used.
+    """
+    ready = services.require_ready()
+    if not prompt:
+        raise InvalidRequest(f"'{param}': the prompt is empty. Expected at least one token.", param=param)
+    check_tokens(prompt, ready.model.n_vocab, param)
+    if len(prompt) >= ready.n_ctx:
+        raise ContextLengthExceeded(len(prompt), ready.n_ctx, param=param)
+    sampling = fields.to_params(services.config.sampling)
+    check_tokens([token for token, _ in fields.logit_bias or ()], ready.model.n_vocab, "logit_bias")
+    check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
+    if sampling.grammar is not None:
+        await services.text.check_grammar(sampling.grammar)
+    limit = services.config.max_tokens if fields.max_tokens is None else fields.max_tokens
+    return EngineRequest(
+        request_id=services.engine.new_request_id(),
+        prompt=tuple(prompt),
+        n=n or fields.n,
+        max_tokens=None if limit is None else max(1, limit),
+        min_tokens=fields.min_tokens,
+        stop=fields.stop,
+        sampling=sampling,
+        n_logprobs=n_logprobs,
+        prompt_logprobs=prompt_logprobs,
+        skip_special_tokens=fields.skip_special_tokens,
+        key=key,
+        max_queue_wait_s=services.config.max_queue_wait_s,
+    )
+
+
+_LATER: Mapping[str, str] = {
+    "tools": "Tool calls are",
+    "functions": "Tool calls are",
+    "json_schema": "Output constrained by a JSON schema is",
+    "guided_json": "Output constrained by a JSON schema is",
+    "guided_regex": "Output constrained by a regular expression is",
+    "guided_choice": "Output constrained to a choice is",
+    "structured_outputs": "Constrained output is",
+}
+
+
+def refuse_unavailable(body: Mapping[str, Any]) -> None:
+    """Raises Unsupported for fields that are known and asked for, and that this server cannot honour yet."""
+    for name, what in _LATER.items():
+        if body.get(name):
+            raise Unsupported(f"'{name}': {what} not available in this version of the server yet.", param=name)
+    _refuse_response_format(body.get("response_format"))
+
+
+def _refuse_response_format(value: Any) -> None:
+    if value is None or value == "":
+        return
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind in ("json_schema", "json_object"):
+        raise Unsupported(
+            f"'response_format': the type '{kind}' is not available in this version of the server yet. Leave "
+            f"response_format out, or constrain the output with a GBNF 'grammar'.",
+            param="response_format",
+        )
+    if kind != "text":
+        raise InvalidRequest(
+            "'response_format': expected an object whose type is 'text', 'json_object' or 'json_schema'.",
+            param="response_format",
+        )

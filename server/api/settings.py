@@ -1,0 +1,34 @@
+"""What the API has to be told, as plain data. Knows nothing of files, flags or the environment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ApiConfig:
+    """Settings of the HTTP side.
+
+    `sampling` maps our field names (`SamplingParams`) to the values that an unset field gets. Without
+    `api_keys` everybody may ask. `max_n` bounds the choices of one prompt, `max_prompts` the prompts of one request.
+    `max_tokens` is the limit of a request that names none (None is the end of the context). Sizes in bytes,
+    times in seconds; `created` is a Unix time.
+    """
+
+    model_id: str
+    model_aliases: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = ()
+    max_body_bytes: int = 2_000_000
+    ping_s: float = 1.0
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    max_n: int = 64
+    max_prompts: int = 64
+    max_tokens: int | None = None
+    max_queue_wait_s: float | None = None
+    root_path: str = ""
+    cors_origins: tuple[str, ...] = ()
+    build: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
