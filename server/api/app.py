@@ -1,0 +1,93 @@
+"""The HTTP application: routes, middleware, and what every kind of error becomes.
+
+Made with what it needs; starts and stops nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from server import __version__
+from server.api import ops, tokens
+from server.api.auth import KeyMiddleware
+from server.api.docs import Documentation
+from server.api.openai import chat, completions, models
+from server.api.paths import LenientMiddleware
+from server.api.ports import Engine, Services, Text
+from server.api.responses import error_body, error_response, json_response
+from server.api.settings import ApiConfig
+from server.api.sse import let_streams_finish
+from server.errors import GgufdError, NotFound
+
+logger = logging.getLogger(__name__)
+
+_CLIENT_GONE = 499
+
+
+def create_app(engine: Engine, text: Text, config: ApiConfig) -> FastAPI:
+    """The application over one engine and one text process; both are started and stopped by the caller."""
+    let_streams_finish()
+    app = FastAPI(
+        title="ggufd", version=__version__, redoc_url=None, redirect_slashes=False, root_path=config.root_path
+    )
+    app.state.services = Services(engine, text, config)
+    app.openapi = Documentation(app, has_keys=bool(config.api_keys))  # type: ignore[method-assign]
+    _add_routes(app)
+    _add_error_handlers(app)
+    if config.api_keys:
+        app.add_middleware(KeyMiddleware, keys=config.api_keys)
+    if config.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(LenientMiddleware)
+    return app
+
+
+def _add_routes(app: FastAPI) -> None:
+    """Every route of the OpenAI family answers with and without its prefix: users forget it."""
+    app.include_router(ops.router)
+    for router in (completions.router, chat.router, models.router):
+        app.include_router(router, prefix="/v1")
+        app.include_router(router, include_in_schema=False)
+    app.include_router(tokens.router)
+    app.include_router(tokens.router, prefix="/v1", include_in_schema=False)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(GgufdError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_gone)
+    app.add_exception_handler(Exception, _on_crash)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GgufdError)
+    return error_response(error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """No such route, or not with this method."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405 and request.method == "OPTIONS":
+        return Response(status_code=204, headers=headers)
+    if error.status_code == 404:
+        return error_response(NotFound(f"There is no route {request.method} {request.url.path}. See /docs."))
+    message = f"{request.method} {request.url.path}: {error.detail}."
+    body = error_body(message, "invalid_request_error", code=str(error.detail).lower().replace(" ", "_"))
+    return json_response(body, status=error.status_code, headers=headers)
+
+
+async def _on_gone(request: Request, error: Exception) -> Response:
+    """Nobody reads this; the status is for the log."""
+    return Response(status_code=_CLIENT_GONE)
+
+
+async def _on_crash(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_response(GgufdError("The server failed on this request. Its log says why."))

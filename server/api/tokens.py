@@ -1,0 +1,87 @@
+"""`POST /tokenize` and `/detokenize` in llama-server's shapes, with the counts that other families' clients read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Strict
+from starlette.responses import Response
+
+from server.api.body import read_json
+from server.api.docs import documented
+from server.api.fields import Aliases
+from server.api.ports import Services, services_of
+from server.api.requests import check_tokens
+from server.api.responses import json_response
+from server.api.sampling import Bool, Int
+from server.api.validation import validate
+
+router = APIRouter(tags=["tokens"])
+
+_TOKENIZE: Aliases = {"add_special": ("add_special", "add_special_tokens")}
+
+
+class TokenizeRequest(BaseModel):
+    """`content`, or `prompt` as vLLM's clients call it. With `with_pieces` tokens come with their texts."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    content: Annotated[str, Strict()]
+    add_special: Bool = False
+    parse_special: Bool = True
+    with_pieces: Bool = False
+
+
+class DetokenizeRequest(BaseModel):
+    """Token ids to turn into text."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    tokens: list[Int]
+
+
+@router.post("/tokenize", **documented(TokenizeRequest, {"text": {"content": "Hello world"}}))
+async def tokenize(request: Request) -> Response:
+    """A text's tokens, without BOS unless `add_special` is set."""
+    services = services_of(request)
+    body = await read_json(request, services.config.max_body_bytes)
+    fields = validate(TokenizeRequest, _with_content(body), _TOKENIZE)
+    services.require_ready()
+    tokens = await services.text.encode(
+        fields.content, add_special=fields.add_special, parse_special=fields.parse_special
+    )
+    shown = await _with_pieces(services, tokens) if fields.with_pieces else tokens
+    counts = {"count": len(tokens), "length": len(tokens), "max_model_len": services.require_ready().n_ctx}
+    return json_response({"tokens": shown, **counts})
+
+
+def _with_content(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    if body.get("content") is None and isinstance(body.get("prompt"), str):
+        return {**body, "content": body["prompt"]}
+    return body
+
+
+async def _with_pieces(services: Services, tokens: Sequence[int]) -> list[dict[str, Any]]:
+    pieces = await services.text.pieces(tokens)
+    return [{"id": token, "piece": _piece(piece)} for token, piece in zip(tokens, pieces, strict=True)]
+
+
+def _piece(piece: bytes) -> str | list[int]:
+    """Text, or the bytes where they are no whole characters."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)
+
+
+@router.post("/detokenize", **documented(DetokenizeRequest, {"tokens": {"tokens": [1, 2, 3]}}))
+async def detokenize(request: Request) -> Response:
+    """The text of tokens."""
+    services = services_of(request)
+    body = await read_json(request, services.config.max_body_bytes)
+    fields = validate(DetokenizeRequest, body, {})
+    check_tokens(fields.tokens, services.require_ready().model.n_vocab, "tokens")
+    text = await services.text.decode(fields.tokens)
+    return json_response({"content": text, "prompt": text})
