@@ -25,8 +25,11 @@ from server.hub import ModelFile
 
 logger = logging.getLogger("ggufd")
 
-_QUIET = ("uvicorn.error", "uvicorn.access", "asyncio", "server.llama")
-"""Loggers whose info is our debug: llama.cpp's, and those of what our own lines already say."""
+_QUIET = ("uvicorn.error", "uvicorn.access", "asyncio")
+"""Loggers whose info is our debug: our own lines say it already."""
+
+_LLAMA = "server.llama"
+"""llama.cpp's own log, of every level: what of it matters to a user comes in our words."""
 
 
 def set_up_log(level: str) -> None:
@@ -42,6 +45,7 @@ def set_up_log(level: str) -> None:
     logging.basicConfig(level=number, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(number if number <= logging.DEBUG else logging.WARNING)
+    logging.getLogger(_LLAMA).setLevel(number if number <= logging.DEBUG else logging.CRITICAL)
 
 
 class LoadingBar:

@@ -74,8 +74,10 @@ class Child:
         self._outbox.put(message)
 
     def kill(self) -> None:
-        """End the process now; `on_exit` follows."""
-        self._process.kill()
+        """End the process now; `on_exit` follows. Does nothing to one that is gone."""
+        # A process that was joined and closed answers with a ValueError.
+        with contextlib.suppress(ValueError):
+            self._process.kill()
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the end of the child and of both threads; False when it takes longer."""
