@@ -35,6 +35,10 @@ class GrammarConstraint:
         if not self._matcher.accept(token):
             raise EngineFailure(f"token {token} does not fit the grammar: {self._matcher.error}")
 
+    def rewind(self, n: int) -> None:
+        if not self._matcher.rollback(n):
+            raise EngineFailure(f"the grammar cannot go {n} tokens back: {self._matcher.error}")
+
     @property
     def is_stopped(self) -> bool:
         return self._matcher.is_stopped

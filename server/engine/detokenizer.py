@@ -1,6 +1,7 @@
-"""Bytes of tokens to text that may be sent: whole characters only, and never the beginning of a stop string.
+"""Bytes of tokens to text that may be sent: whole characters only, never the beginning of a stop string or a ban.
 
-Holds back what may still become a stop string and what is not yet a whole character, and nothing more.
+Holds back what may still become a stop string or a banned phrase and what is not yet a whole character, and nothing
+more. What is held back can be taken back.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import codecs
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
+
+from server.engine.banned import Bans
 
 T = TypeVar("T")
 """Whatever travels beside a token (its id, its log-probability) until its text is sent."""
@@ -47,32 +50,76 @@ class StopMatcher:
         return 0
 
 
-class Detokenizer(Generic[T]):
-    """The text of one sequence. Feed it token by token; `stop` is the stop string that ended it, if one did."""
+class _Pending(NamedTuple, Generic[T]):
+    """A token whose text is not all sent: where its text ends, and the decoder's state before its bytes."""
 
-    def __init__(self, stops: Sequence[str] = ()) -> None:
+    end: int
+    state: tuple[bytes, int]
+    item: T
+
+
+class Detokenizer(Generic[T]):
+    """The text of one sequence, fed token by token.
+
+    After a `feed`, `stop` is the stop string that ended the text, if one did; `n_banned` is how many tokens from the
+    end hold a banned phrase, if one is there: `rewind` them before anything else.
+    """
+
+    def __init__(self, stops: Sequence[str] = (), bans: Bans | None = None) -> None:
         self._matcher = StopMatcher(stops) if stops else None
+        self._bans = bans
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self._n_sent = 0
-        self._pending: deque[tuple[int, T]] = deque()
+        self._pending: deque[_Pending[T]] = deque()
         self.stop: str | None = None
+        self.n_banned = 0
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that can still be taken back."""
+        return len(self._pending)
 
     def feed(self, piece: bytes, item: T) -> Delta[T]:
         """Add one token. After a stop string matched, nothing more may be fed."""
-        if self.stop is not None:
-            raise ValueError("the text has ended")
+        if self.stop is not None or self.n_banned:
+            raise ValueError("the text has ended, or a banned phrase waits to be taken back")
+        state = self._decoder.getstate()
         self._held += self._decoder.decode(piece)
         unfinished = bool(self._decoder.getstate()[0])
         # A token that ends inside a character is complete with the next character.
-        self._pending.append((self._n_sent + len(self._held) + unfinished, item))
-        if self._matcher is None:
+        self._pending.append(_Pending(self._n_sent + len(self._held) + unfinished, state, item))
+        if self._matcher is None and self._bans is None:
             return self._send(len(self._held))
-        match = self._matcher.find(self._held)
+        return self._send_safe()
+
+    def _send_safe(self) -> Delta[T]:
+        """Send all but what may still become a stop string or a banned phrase; notice the one that is there."""
+        match = None if self._matcher is None else self._matcher.find(self._held)
+        end = len(self._held) if match is None else match[0]
+        n_held = 0 if self._matcher is None or match is not None else self._matcher.n_held(self._held)
+        if self._bans is not None:
+            scan = self._bans.scan(self._held[:end])
+            if scan.found is not None:
+                self.n_banned = self._count_from(self._n_sent + scan.found)
+                return Delta("", [])
+            n_held = max(n_held, 0 if match is not None else scan.n_held)
         if match is not None:
-            position, self.stop = match
-            return self._send(position)
-        return self._send(len(self._held) - self._matcher.n_held(self._held))
+            self.stop = match[1]
+        return self._send(end - n_held)
+
+    def _count_from(self, position: int) -> int:
+        """Tokens from the end back to the one that holds the character at `position`."""
+        return sum(1 for pending in self._pending if pending.end > position)
+
+    def rewind(self, n: int) -> None:
+        """Take back the last `n` of the pending tokens, text and all."""
+        for _ in range(n):
+            taken = self._pending.pop()
+        self._decoder.setstate(taken.state)
+        end = self._pending[-1].end if self._pending else self._n_sent
+        self._held = self._held[: max(0, end - bool(taken.state[0]) - self._n_sent)]
+        self.n_banned = 0
 
     def flush(self) -> Delta[T]:
         """All that is still held back, at the end of the sequence; bytes that never became a character are dropped.
@@ -87,6 +134,6 @@ class Detokenizer(Generic[T]):
         text, self._held = self._held[:n], self._held[n:]
         self._n_sent += n
         items = []
-        while self._pending and self._pending[0][0] <= self._n_sent:
-            items.append(self._pending.popleft()[1])
+        while self._pending and self._pending[0].end <= self._n_sent:
+            items.append(self._pending.popleft().item)
         return Delta(text, items)

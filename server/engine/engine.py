@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from server.engine.backend import Decoder, Grammars, Vocabulary
+from server.engine.banned import BanGuard, check_bans
 from server.engine.messages import (
     Admitted,
     EngineRequest,
@@ -86,6 +87,7 @@ class Engine:
         return bool(self._running) or len(self._queue) > 0 or bool(self._events)
 
     def _check(self, request: EngineRequest) -> None:
+        check_bans(request.banned_strings, request.banned_regexes)
         if not request.prompt or request.n < 1:
             raise InvalidRequest("a request needs at least one prompt token and one choice")
         if len(request.prompt) >= self._decoder.n_ctx:
@@ -194,10 +196,13 @@ class Engine:
 
     def _next_token(self, sequence: Sequence, row: Row, batch_row: int) -> None:
         """Sample, append, detokenize, and finish the sequence if this was its last token."""
-        if sequence.n_generated == 0:
+        if not sequence.first_token_s:
             self._first_token(sequence)
         request = sequence.request
         logprobs = None if request.n_logprobs is None else Logprobs(row, request.n_logprobs)
+        if not self._mask(sequence, row):
+            self._widen_or_end(sequence)
+            return
         token = self._sample(sequence, row, batch_row)
         if token in self._vocabulary.eog_tokens:
             self._finish(sequence, FinishReason.STOP, "", [])
@@ -207,6 +212,8 @@ class Engine:
         piece = self._vocabulary.piece(token, special=not request.skip_special_tokens)
         logprob = None if logprobs is None else logprobs.of(token, self._vocabulary)
         delta = sequence.detokenizer.feed(piece, Sent(token, logprob))
+        if sequence.guard is not None and not self._guard(sequence, sequence.guard):
+            return
         reason = self._finish_reason(sequence)
         if reason is not None:
             self._finish(sequence, reason, delta.text, delta.items)
@@ -220,16 +227,61 @@ class Engine:
             entries = tuple(sequence.prompt_logprobs)
             self._emit(PromptLogprobs(sequence.request.request_id, sequence.index, entries))
 
-    def _sample(self, sequence: Sequence, row: Row, batch_row: int) -> int:
-        assert sequence.sampler is not None
+    def _mask(self, sequence: Sequence, row: Row) -> bool:
+        """Apply biases, grammar and bans to the row; False when no token is left."""
         assert sequence.bias is not None
         sequence.bias.apply(row, sequence.n_generated)
         if sequence.constraint is not None:
             sequence.constraint.mask(row)
+        if sequence.guard is not None:
+            sequence.guard.apply(row, len(sequence.tokens))
+        return bool(np.isfinite(row.max()))
+
+    def _sample(self, sequence: Sequence, row: Row, batch_row: int) -> int:
+        assert sequence.sampler is not None
         token = sequence.sampler.sample(row, batch_row)
         if sequence.constraint is not None and token not in self._vocabulary.eog_tokens:
             sequence.constraint.accept(token)
         return token
+
+    # --- banned phrases ---------------------------------------------------------------------------------------------
+
+    def _guard(self, sequence: Sequence, guard: BanGuard) -> bool:
+        """Take a banned phrase back, if the last token completed one; False when it did.
+
+        The token that began the phrase is banned at its position alone. Where so many were tried already that the
+        way must be wrong, the token before goes too, as long as it was not sent.
+        """
+        assert sequence.sampler is not None
+        detokenizer = sequence.detokenizer
+        n = detokenizer.n_banned
+        if n == 0:
+            sequence.sampler.keep(detokenizer.n_pending)
+            guard.forget(len(sequence.tokens) - detokenizer.n_pending)
+            return True
+        if guard.is_dead_end(len(sequence.tokens) - n) and detokenizer.n_pending > n:
+            n += 1
+        self._rewind(sequence, guard, n)
+        return False
+
+    def _widen_or_end(self, sequence: Sequence) -> None:
+        """Every token is banned here: the one before was wrong, or, if it was sent, this is the end."""
+        if sequence.guard is not None and sequence.detokenizer.n_pending:
+            self._rewind(sequence, sequence.guard, 1)
+        else:
+            self._finish(sequence, FinishReason.STOP, "", [])
+
+    def _rewind(self, sequence: Sequence, guard: BanGuard, n: int) -> None:
+        """Take back the last `n` tokens and ban the first of them where it stood."""
+        assert sequence.sampler is not None
+        position = len(sequence.tokens) - n
+        guard.ban(position, sequence.tokens[position])
+        del sequence.tokens[position:]
+        sequence.detokenizer.rewind(n)
+        sequence.sampler.rewind(n, sequence.tokens)
+        if sequence.constraint is not None:
+            sequence.constraint.rewind(n)
+        self._cache.rewind(sequence)
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
         request = sequence.request
@@ -255,7 +307,7 @@ class Engine:
         )
         said = request.prompt
         if not is_vectorisable(params):
-            return self._decoder.new_chain(params, seed, said)
+            return self._decoder.new_chain(params, seed, said, can_rewind=sequence.guard is not None)
         penalties = penalties_of(params, n_ctx=self._decoder.n_ctx, n_vocab=self._decoder.n_vocab, said=said)
         return VectorSampler(params, seed, penalties)
 

@@ -103,6 +103,7 @@ class EngineRequest:
     `prompt` is token ids, at least one. `max_tokens` None means up to the context limit. `stop` are strings that
     end the text and are cut from it. `n_logprobs` None means none are wanted, else how many of the best besides
     the chosen one (0 is fine). `prompt_logprobs` asks for those of the prompt too (no prefix reuse then).
+    `banned_strings` and `banned_regexes` are taken back before they are sent (`engine.banned`).
     `skip_special_tokens` leaves control tokens out of the text. `min_tokens` keeps end tokens away until then.
     `key` names who asked, for fairness and cache separation.
     """
@@ -117,6 +118,9 @@ class EngineRequest:
     n_logprobs: int | None = None
     prompt_logprobs: bool = False
     skip_special_tokens: bool = True
+    banned_strings: tuple[str, ...] = ()
+    banned_regexes: tuple[str, ...] = ()
+    bans_case_sensitive: bool = False
     return_progress: bool = False
     key: str = ""
     max_queue_wait_s: float | None = None
@@ -157,7 +161,9 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a sequence cost. Tokens; times in seconds. `cached_tokens` of the prompt were not computed again."""
+    """What a sequence cost. Tokens; times in seconds. `cached_tokens` of the prompt were not computed again;
+    `rewinds` counts banned phrases that were taken back.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -165,6 +171,7 @@ class Usage:
     queue_s: float
     prefill_s: float
     decode_s: float
+    rewinds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

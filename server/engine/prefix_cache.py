@@ -160,6 +160,16 @@ class PrefixCache:
         sequence.slot = None
         self._touch(slot)
 
+    def rewind(self, sequence: Sequence) -> None:
+        """The last tokens of a running sequence were taken back: leave one uncomputed, for its logits."""
+        slot = self._slot_of(sequence)
+        n_keep = min(sequence.n_past, len(sequence.tokens) - 1)
+        if not self._decoder.trim(slot.index, n_keep):
+            self._decoder.trim(slot.index, 0)
+            n_keep = 0
+        sequence.n_past = n_keep
+        self._check(slot)
+
     def evict(self, slot: Slot) -> None:
         """Forget what an idle slot keeps."""
         if not slot.is_idle:

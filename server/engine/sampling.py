@@ -8,9 +8,8 @@ Both are equal in distribution, and equal in greedy output; the tests hold that.
 from __future__ import annotations
 
 import math
-import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,12 +23,20 @@ Row = npt.NDArray[np.float32]
 _VECTORISED = frozenset(("penalties", "top_k", "top_p", "min_p", "temperature"))
 _NUCLEUS_START = 256
 _BLOCK = 256
+_MASK_64 = (1 << 64) - 1
 
 
 class Sampler(Protocol):
-    """Chooses tokens for one sequence. `sample` also remembers what it chose."""
+    """Chooses tokens for one sequence. `sample` also remembers what it chose.
+
+    `rewind(n, said)` takes the last `n` choices back; `said` is all that is left, prompt included. What is drawn next
+    is drawn anew: with the same random number a banned token would always be replaced by its neighbour.
+    `keep(n)` says that no more than the last `n` choices will ever be taken back.
+    """
 
     def sample(self, row: Row, batch_row: int) -> int: ...
+    def rewind(self, n: int, said: Sequence[int]) -> None: ...
+    def keep(self, n: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -62,14 +69,21 @@ class Penalties:
     c * `frequency` + `presence`; llama.cpp's rule.
     """
 
-    def __init__(self, params: SamplingParams, last_n: int, n_vocab: int, said: Iterable[int]) -> None:
+    def __init__(self, params: SamplingParams, last_n: int, n_vocab: int, said: Sequence[int]) -> None:
         self._repeat = params.repeat_penalty
         self._frequency = params.frequency_penalty
         self._presence = params.presence_penalty
         self._window: deque[int] = deque(maxlen=last_n)
         self._counts = np.zeros(n_vocab, np.int32)
-        for token in said:
-            self.accept(token)
+        self.restart(said)
+
+    def restart(self, said: Sequence[int]) -> None:
+        """Forget everything but `said`."""
+        self._window.clear()
+        self._counts[:] = 0
+        recent = said[-(self._window.maxlen or 0) :]
+        self._window.extend(recent)
+        np.add.at(self._counts, np.asarray(recent, np.int64), 1)
 
     def accept(self, token: int) -> None:
         if len(self._window) == self._window.maxlen:
@@ -84,7 +98,7 @@ class Penalties:
         row[seen] = logits - (self._counts[seen] * self._frequency + self._presence)
 
 
-def penalties_of(params: SamplingParams, *, n_ctx: int, n_vocab: int, said: Iterable[int]) -> Penalties | None:
+def penalties_of(params: SamplingParams, *, n_ctx: int, n_vocab: int, said: Sequence[int]) -> Penalties | None:
     """The penalties that these parameters ask for, or None when they do nothing. `n_ctx` is a slot's, in tokens."""
     last_n = n_ctx if params.repeat_last_n < 0 else min(params.repeat_last_n, n_ctx)
     neutral = params.repeat_penalty == 1 and params.frequency_penalty == 0 and params.presence_penalty == 0
@@ -130,7 +144,9 @@ class VectorSampler:
         self._min_keep = max(1, params.min_keep)
         self._temperature = params.temperature
         self._penalties = penalties
-        self._random = random.Random(seed)
+        self._seed = seed
+        self._n_chosen = 0
+        self._tries: dict[int, int] = {}
 
     def sample(self, row: Row, batch_row: int) -> int:
         if self._penalties is not None:
@@ -138,10 +154,25 @@ class VectorSampler:
         token = int(row.argmax()) if self._temperature <= 0 else self._draw(row)
         if self._penalties is not None:
             self._penalties.accept(token)
+        self._n_chosen += 1
         return token
+
+    def rewind(self, n: int, said: Sequence[int]) -> None:
+        self._n_chosen -= n
+        self._tries = {at: tries for at, tries in self._tries.items() if at <= self._n_chosen}
+        self._tries[self._n_chosen] = self._tries.get(self._n_chosen, 0) + 1
+        if self._penalties is not None:
+            self._penalties.restart(said)
+
+    def keep(self, n: int) -> None:
+        """All that a rewind needs is counted anyway."""
 
     def close(self) -> None:
         """Nothing is held outside Python."""
+
+    def _random(self) -> float:
+        """A number in [0, 1) that depends on the seed, the position and the try there, and on nothing else."""
+        return uniform(self._seed, self._n_chosen, self._tries.get(self._n_chosen, 0))
 
     def _draw(self, row: Row) -> int:
         if self._top_k <= 0 and self._top_p >= 1:
@@ -190,10 +221,21 @@ class VectorSampler:
         """Index drawn by the softmax of `logits` at this temperature: first a block of them, then one inside it."""
         weights = _weights(logits / np.float32(self._temperature))
         blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
-        block, rest = _draw(blocks, self._random.random() * blocks.sum())
+        block, rest = _draw(blocks, self._random() * blocks.sum())
         start = block * _BLOCK
         index, _ = _draw(weights[start : start + _BLOCK], rest)
         return start + index
+
+
+def uniform(*key: int) -> float:
+    """A random number in [0, 1) for a key of integers: SplitMix64's mixing (Steele, Lea and Flood, 2014)."""
+    state = 0
+    for part in key:
+        state = (state ^ part) + 0x9E3779B97F4A7C15 & _MASK_64
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK_64
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK_64
+        state ^= state >> 31
+    return (state >> 11) / (1 << 53)
 
 
 def _draw(weights: npt.NDArray[Any], target: float) -> tuple[int, float]:

@@ -10,6 +10,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from server.engine.backend import Constraint
+from server.engine.banned import BanGuard, bans_of
 from server.engine.detokenizer import Detokenizer
 from server.engine.messages import EngineRequest, TokenLogprob, Usage
 from server.engine.sampling import Bias, Sampler
@@ -53,17 +54,21 @@ class Sequence:
     sampler: Sampler | None = None
     bias: Bias | None = None
     constraint: Constraint | None = None
+    guard: BanGuard | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @classmethod
     def of(cls, request: EngineRequest, index: int, now_s: float) -> Sequence:
+        banned = request.banned_strings, request.banned_regexes
+        bans = bans_of(*banned, request.bans_case_sensitive) if any(banned) else None
         return cls(
             request=request,
             index=index,
             arrival_s=now_s,
             tokens=array("i", request.prompt),
             n_prompt=len(request.prompt),
-            detokenizer=Detokenizer(request.stop),
+            detokenizer=Detokenizer(request.stop, bans),
+            guard=None if bans is None else BanGuard(),
         )
 
     @property
@@ -93,4 +98,5 @@ class Sequence:
             queue_s=self.admit_s - self.arrival_s,
             prefill_s=first_token_s - self.admit_s,
             decode_s=now_s - first_token_s,
+            rewinds=0 if self.guard is None else self.guard.n_rewinds,
         )

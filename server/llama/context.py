@@ -135,9 +135,12 @@ class Context:
 
     # --- what a sequence needs besides ------------------------------------------------------------------------------
 
-    def new_chain(self, params: ChainParams, seed: int, said: Sequence[int]) -> SamplerChain:
-        """llama.cpp's sampler chain over this context's logits."""
-        return SamplerChain(self.model, self.handle, params, seed=seed, n_ctx=self.n_ctx, said=said)
+    def new_chain(self, params: ChainParams, seed: int, said: Sequence[int], *, can_rewind: bool) -> SamplerChain:
+        """llama.cpp's sampler chain over this context's logits; `said` is the prompt."""
+        chain = SamplerChain(self.model, self.handle, params, seed=seed, n_ctx=self.n_ctx, said=said)
+        if can_rewind:
+            chain.keep_history()
+        return chain
 
     def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
         llama_cpp.llama_set_n_threads(self.handle, n_threads, n_threads_batch)

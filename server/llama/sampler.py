@@ -7,6 +7,7 @@ grammar sampler ends the process on input it does not like, so masks come from `
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -90,20 +91,58 @@ class SamplerChain:
     def __init__(
         self, model: Model, context: Any, params: ChainParams, *, seed: int, n_ctx: int, said: Sequence[int]
     ) -> None:
-        self._model = model
         self._context = context
+        self._params = params
+        self._seed = seed
+        self._n_rewinds = 0
+        self._history: deque[Any] | None = None
         self._handle = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         for sampler in _Samplers(model, params, seed, n_ctx, said).all():
             llama_cpp.llama_sampler_chain_add(self._handle, sampler)
 
     def sample(self, row: Logits, batch_row: int) -> int:
-        """Choose a token for batch row `batch_row` and remember it. C reads the logits where `row` is a view of them."""
+        """Choose a token for batch row `batch_row` and remember it; C reads the logits that `row` is a view of."""
+        if self._history is not None:
+            self._history.append(llama_cpp.llama_sampler_clone(self._handle))
         return int(llama_cpp.llama_sampler_sample(self._handle, self._context, batch_row))
 
+    def keep_history(self) -> None:
+        """Remember the state before each choice from now on: a sampler has no undo."""
+        self._history = deque()
+
+    def keep(self, n: int) -> None:
+        """No more than the last `n` choices will ever be taken back."""
+        while self._history is not None and len(self._history) > n:
+            llama_cpp.llama_sampler_free(self._history.popleft())
+
+    def rewind(self, n: int, said: Sequence[int]) -> None:
+        """Take the last `n` choices back; raises `ValueError` when they were not kept.
+
+        The final draw goes on with fresh random numbers, as `engine.sampling.Sampler` asks. Mirostat and adaptive-p
+        keep theirs inside and repeat them.
+        """
+        if self._history is None or len(self._history) < n:
+            raise ValueError(f"the last {n} choices were not kept")
+        for _ in range(n):
+            llama_cpp.llama_sampler_free(self._handle)
+            self._handle = self._history.pop()
+        self._n_rewinds += 1
+        if draws_last(self._params):
+            last = llama_cpp.llama_sampler_chain_n(self._handle) - 1
+            llama_cpp.llama_sampler_free(llama_cpp.llama_sampler_chain_remove(self._handle, last))
+            seed = (self._seed + 0x9E3779B9 * self._n_rewinds) & 0xFFFFFFFF
+            llama_cpp.llama_sampler_chain_add(self._handle, llama_cpp.llama_sampler_init_dist(seed))
+
     def close(self) -> None:
+        self.keep(0)
         if self._handle:
             llama_cpp.llama_sampler_free(self._handle)
             self._handle = None
+
+
+def draws_last(params: ChainParams) -> bool:
+    """Whether the chain ends in a plain draw from what is left."""
+    return params.mirostat == 0 and not ("adaptive_p" in params.samplers and params.adaptive_target >= 0)
 
 
 class _Samplers:
@@ -135,9 +174,9 @@ class _Samplers:
 
     def _last(self) -> Any:
         p = self._p
-        if "adaptive_p" in p.samplers and p.adaptive_target >= 0:
-            return llama_cpp.llama_sampler_init_adaptive_p(p.adaptive_target, p.adaptive_decay, self._seed)
-        return llama_cpp.llama_sampler_init_dist(self._seed)
+        if draws_last(p):
+            return llama_cpp.llama_sampler_init_dist(self._seed)
+        return llama_cpp.llama_sampler_init_adaptive_p(p.adaptive_target, p.adaptive_decay, self._seed)
 
     def _mirostat(self) -> Any:
         p = self._p

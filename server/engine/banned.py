@@ -1,0 +1,175 @@
+"""Banned phrases: found in text before it is sent, taken back, and not said again at that place.
+
+`Bans` finds the first banned phrase in held-back text and says how much of the text's end may still become one.
+`BanGuard` remembers, along one sequence, which tokens are banned at which position. The engine does the rewind.
+
+Phrases go through an Aho-Corasick automaton (Aho and Corasick, 1975). It is our own because its state after the last
+character is the very number that is needed, the length of the longest end that begins a phrase, and no binding of a
+library gives that. Regular expressions go through RE2: linear time, no backtracking.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from server.engine.sampling import Row
+from server.errors import InvalidRequest
+
+REGEX_WINDOW = 80
+"""Characters held back while regular expressions are banned: the longest match that is certain to be caught."""
+
+_MAX_PHRASE_CHARACTERS = 200_000
+_MAX_REGEX_CHARACTERS = 1_000
+_REGEX_BYTES = 1 << 20
+_MAX_TRIES = 16
+
+
+class Scan(NamedTuple):
+    """Where the first banned phrase begins, if one is there, and how many characters at the end must be held."""
+
+    found: int | None
+    n_held: int
+
+
+class PhraseAutomaton:
+    """Finds any of `phrases` in one pass, and the longest end of a text that is a beginning of one of them."""
+
+    def __init__(self, phrases: tuple[str, ...]) -> None:
+        self._next: list[dict[str, int]] = [{}]
+        self._fail = [0]
+        self._depth = [0]
+        self._match = [0]
+        for phrase in phrases:
+            self._insert(phrase)
+        self._link()
+
+    def _insert(self, phrase: str) -> None:
+        node = 0
+        for character in phrase:
+            child = self._next[node].get(character)
+            if child is None:
+                child = len(self._next)
+                self._next[node][character] = child
+                self._next.append({})
+                self._fail.append(0)
+                self._depth.append(self._depth[node] + 1)
+                self._match.append(0)
+            node = child
+        self._match[node] = len(phrase)
+
+    def _link(self) -> None:
+        """Breadth first: a node's failure is the node of its longest proper end; matches are inherited along it."""
+        nodes = deque(self._next[0].values())
+        while nodes:
+            node = nodes.popleft()
+            for character, child in self._next[node].items():
+                self._fail[child] = self._step(self._fail[node], character)
+                self._match[child] = self._match[child] or self._match[self._fail[child]]
+                nodes.append(child)
+
+    def _step(self, node: int, character: str) -> int:
+        while node and character not in self._next[node]:
+            node = self._fail[node]
+        return self._next[node].get(character, 0)
+
+    def scan(self, text: str) -> Scan:
+        node = 0
+        for end, character in enumerate(text, 1):
+            node = self._step(node, character)
+            if self._match[node]:
+                return Scan(end - self._match[node], 0)
+        return Scan(None, self._depth[node])
+
+
+class Bans:
+    """What may not be said: phrases and regular expressions, case-insensitive unless `case_sensitive`."""
+
+    def __init__(self, phrases: tuple[str, ...], regexes: tuple[str, ...], *, case_sensitive: bool) -> None:
+        self._fold = (lambda text: text) if case_sensitive else fold
+        self._automaton = PhraseAutomaton(tuple(self._fold(phrase) for phrase in phrases)) if phrases else None
+        self._regexes = [_compile(regex, case_sensitive) for regex in regexes]
+
+    def scan(self, held: str) -> Scan:
+        """Look through text that was not sent yet. Phrases that begin in text sent before cannot be there."""
+        scan = Scan(None, 0) if self._automaton is None else self._automaton.scan(self._fold(held))
+        if not self._regexes:
+            return scan
+        starts = [match.start() for regex in self._regexes if (match := regex.search(held)) and match.group()]
+        starts += [] if scan.found is None else [scan.found]
+        return Scan(min(starts, default=None), max(scan.n_held, min(len(held), REGEX_WINDOW)))
+
+
+@functools.lru_cache(maxsize=32)
+def bans_of(phrases: tuple[str, ...], regexes: tuple[str, ...], case_sensitive: bool) -> Bans:
+    """The same lists come with every message of a chat: built once."""
+    return Bans(phrases, regexes, case_sensitive=case_sensitive)
+
+
+def check_bans(phrases: tuple[str, ...], regexes: tuple[str, ...]) -> None:
+    """Raises `InvalidRequest` for what cannot be banned: an empty phrase, a broken or too large expression."""
+    if any(not phrase for phrase in phrases):
+        raise InvalidRequest("A banned string is empty; every text contains it.", param="banned_strings")
+    if sum(map(len, phrases)) > _MAX_PHRASE_CHARACTERS:
+        raise InvalidRequest(
+            f"The banned strings have more than {_MAX_PHRASE_CHARACTERS} characters together.", param="banned_strings"
+        )
+    for regex in regexes:
+        _compile(regex, False)
+
+
+def fold(text: str) -> str:
+    """Lower case, character by character, so that positions stay: the few that would grow are left as they are."""
+    lowered = text.lower()
+    if len(lowered) == len(text):
+        return lowered
+    return "".join(lower if len(lower := character.lower()) == 1 else character for character in text)
+
+
+def _compile(regex: str, case_sensitive: bool) -> Any:
+    import re2
+
+    if len(regex) > _MAX_REGEX_CHARACTERS:
+        raise InvalidRequest(f"A banned regex is longer than {_MAX_REGEX_CHARACTERS} characters.", param="banned_regex")
+    options = re2.Options()
+    options.case_sensitive = case_sensitive
+    options.max_mem = _REGEX_BYTES
+    options.log_errors = False
+    try:
+        return re2.compile(regex, options)
+    except re2.error as error:
+        reason = error.args[0]
+        reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+        raise InvalidRequest(f"The banned regex {regex!r} is not valid: {reason}", param="banned_regex") from None
+
+
+class BanGuard:
+    """Which tokens of one sequence are banned where; positions count the sequence's tokens, prompt included."""
+
+    def __init__(self) -> None:
+        self._banned: dict[int, list[int]] = {}
+        self.n_rewinds = 0
+
+    def ban(self, position: int, token: int) -> None:
+        """A phrase began with `token` at `position`; what was learnt further on no longer applies."""
+        self.n_rewinds += 1
+        self._banned = {at: tokens for at, tokens in self._banned.items() if at <= position}
+        self._banned.setdefault(position, []).append(token)
+
+    def is_dead_end(self, position: int) -> bool:
+        """Whether so much was tried at `position` that the fault must lie before it."""
+        return len(self._banned.get(position, ())) >= _MAX_TRIES
+
+    def apply(self, row: Row, position: int) -> None:
+        """Ban what is banned at `position`."""
+        tokens = self._banned.get(position)
+        if tokens is not None:
+            row[tokens] = -np.inf
+
+    def forget(self, position: int) -> None:
+        """Text up to `position` was sent: it cannot be taken back any more."""
+        if self._banned:
+            self._banned = {at: tokens for at, tokens in self._banned.items() if at >= position}

@@ -1,0 +1,587 @@
+"""A context, a vocabulary and grammars without llama.cpp, which hold the engine to the rules of the real ones.
+
+`FakeDecoder` raises AssertionError for a batch that llama.cpp would refuse or compute slowly for no reason, and charges
+its virtual clock for every ubatch, so holes between slots cost time as they do in reality. Its "model" is a hash of all
+tokens of the slot: a wrong copy, a gap or a mixed-up row changes the text.
+
+An engine for synchronous tests:
+
+    rig = make_engine(n_slots=4)
+    rig.engine.add(make_request(1, b"Hello"))
+    texts = rig.run()
+
+A client for asynchronous ones; the engine runs in a thread behind the real `process.serve` and a real pipe:
+
+    client = inproc_client(n_slots=2)
+    client.start()
+    await client.wait_ready()
+    async with client.submit(make_request(client.new_request_id(), b"Hello")) as stream:
+        async for event in stream: ...
+    await client.stop()
+
+Give `inproc_client` an `InprocSpawn` of your own to hold its decoders (`spawn.pause()`, `spawn.resume()`), or to crash it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from server.engine import process
+from server.engine.client import EngineClient
+from server.engine.engine import Engine
+from server.engine.messages import (
+    EngineConfig,
+    EngineRequest,
+    Event,
+    Failed,
+    Finish,
+    Grammar,
+    ModelInfo,
+    Output,
+    Ready,
+    SamplingParams,
+    Shutdown,
+)
+from server.engine.queue import RequestQueue
+from server.engine.scheduler import Scheduler
+from server.errors import EngineFailure, InvalidRequest
+from server.llama.batch import Batch, Logits, NoRoomError, State
+from server.llama.params import ContextParams, ModelParams
+
+BOS, EOS, EOT = 256, 257, 258
+THE = 259
+EMOJI_HEAD, EMOJI_TAIL = 260, 261
+SUPPRESSED = 262
+N_VOCAB = 264
+
+_PRIME = (1 << 61) - 1
+
+
+class FakeVocabulary:
+    """Token 0 to 255 is that byte; then control tokens, a token of several bytes, and two halves of an emoji."""
+
+    eog_tokens = frozenset((EOS, EOT))
+    suppressed_tokens = (SUPPRESSED,)
+    _specials = {BOS: b"<s>", EOS: b"</s>", EOT: b"<eot>", SUPPRESSED: b"<never>", N_VOCAB - 1: b"<pad>"}
+    _others = {THE: b" the", EMOJI_HEAD: b"\xf0\x9f", EMOJI_TAIL: b"\x98\x80"}
+
+    def piece(self, token: int, *, special: bool) -> bytes:
+        if token < 256:
+            return bytes([token])
+        if token in self._others:
+            return self._others[token]
+        return self._specials[token] if special else b""
+
+
+class FakeGrammars:
+    """A grammar is the characters that may stand at each place: "ab/c" is an a or b, then a c, then the end.
+
+    "!" at a place makes the matcher fail there; a grammar that starts with it is refused.
+    """
+
+    def matcher(self, grammar: Grammar) -> FakeConstraint:
+        if grammar.text.startswith("!"):
+            raise InvalidRequest("the grammar is wrong", param="grammar")
+        return FakeConstraint(grammar.text.split("/"))
+
+
+class FakeConstraint:
+    def __init__(self, places: list[str]) -> None:
+        self._places = places
+        self._position = 0
+        self._is_masked = False
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._position == len(self._places)
+
+    def mask(self, row: Logits) -> None:
+        assert not self.is_stopped, "asked for more than the grammar allows"
+        allowed = self._places[self._position].encode()
+        if allowed == b"!":
+            raise EngineFailure("the grammar cannot go on")
+        banned = np.ones(len(row), bool)
+        banned[list(allowed)] = False
+        row[banned] = -np.inf
+        self._is_masked = True
+
+    def accept(self, token: int) -> None:
+        assert self._is_masked, "a token was chosen without a mask"
+        if chr(token) not in self._places[self._position]:
+            raise EngineFailure(f"token {token} does not fit the grammar")
+        self._position += 1
+        self._is_masked = False
+
+    def rewind(self, n: int) -> None:
+        assert 0 < n <= self._position, "more taken back than was accepted"
+        self._position -= n
+
+
+class FakeChain:
+    """Stands for llama.cpp's chain: draws by temperature from the row that C would read."""
+
+    def __init__(
+        self, decoder: FakeDecoder, params: SamplingParams, seed: int, said: Sequence[int], *, can_rewind: bool
+    ) -> None:
+        self._decoder = decoder
+        self._temperature = params.temperature
+        self._random = random.Random(f"{seed} {list(said)}")
+        self._n_kept = 0
+        self._can_rewind = can_rewind
+        self.is_closed = False
+
+    def sample(self, row: Logits, batch_row: int) -> int:
+        assert not self.is_closed, "sampled with a chain that was freed"
+        assert row.ctypes.data == self._decoder.row(batch_row).ctypes.data, "C would read another row"
+        self._n_kept += self._can_rewind
+        if self._temperature <= 0:
+            return int(row.argmax())
+        weights = np.exp((row - row.max()) / self._temperature)
+        return int(np.searchsorted(np.cumsum(weights), self._random.random() * weights.sum()))
+
+    def rewind(self, n: int, said: Sequence[int]) -> None:
+        assert 0 < n <= self._n_kept, "more taken back than was kept"
+        self._n_kept -= n
+
+    def keep(self, n: int) -> None:
+        self._n_kept = min(self._n_kept, n)
+
+    def close(self) -> None:
+        assert not self.is_closed, "freed twice"
+        self.is_closed = True
+
+
+class FakeDecoder:
+    """See `server.engine.backend.Decoder`. Seconds pass on `clock` alone: `base_s` a ubatch, `row_s` a row.
+
+    `failures` are raised by the next decodes, one each; an `EngineFailure` leaves the slots of its batch half computed.
+    """
+
+    def __init__(
+        self,
+        n_slots: int = 4,
+        n_ctx: int = 256,
+        n_batch: int = 64,
+        n_outputs_max: int = 64,
+        can_trim: bool = True,
+        base_s: float = 0.01,
+        row_s: float = 0.0005,
+        copy_s_per_token: float = 1e-6,
+        seed: int = 0,
+    ) -> None:
+        self.n_slots, self.n_ctx, self.n_batch = n_slots, n_ctx, n_batch
+        self.n_outputs_max = n_outputs_max
+        self.n_vocab = N_VOCAB
+        self.can_trim = can_trim
+        self.batch = Batch.with_capacity(n_batch)
+        self.failures: list[Exception] = []
+        self.chains: list[FakeChain] = []
+        self.computed: list[tuple[int, int]] = []
+        self.n_ubatches = 0
+        self.n_copies = 0
+        self.before_decode: Callable[[], None] = lambda: None
+        self._base_s, self._row_s, self._copy_s_per_token = base_s, row_s, copy_s_per_token
+        self._slots: list[list[int]] = [[] for _ in range(n_slots)]
+        self._logits = np.full((n_outputs_max, N_VOCAB), np.nan, np.float32)
+        self._output_of_row: dict[int, int] = {}
+        self._now_s = 100.0
+        self._seed = seed
+
+    def clock(self) -> float:
+        return self._now_s
+
+    def sleep(self, seconds: float) -> None:
+        self._now_s += seconds
+
+    def tokens(self, slot: int) -> list[int]:
+        return list(self._slots[slot])
+
+    # --- decode -----------------------------------------------------------------------------------------------------
+
+    def decode(self) -> float:
+        self.before_decode()
+        runs = self._runs()
+        if self.failures:
+            self._fail(runs)
+        self._logits[:] = np.nan
+        self._output_of_row = {}
+        for row in range(self.batch.n_rows):
+            self._compute(row)
+        self.computed += [(slot, len(rows)) for slot, rows in runs]
+        seconds = self._cost_s(runs)
+        self._now_s += seconds
+        return seconds
+
+    def _runs(self) -> list[tuple[int, list[int]]]:
+        """`(slot, rows)` in order, after all checks of the batch's form."""
+        batch = self.batch
+        assert 0 < batch.n_rows <= self.n_batch, f"{batch.n_rows} rows"
+        assert batch.n_outputs <= self.n_outputs_max, f"{batch.n_outputs} outputs"
+        assert batch.n_outputs == int(batch.output[: batch.n_rows].sum())
+        runs: list[tuple[int, list[int]]] = []
+        for row in range(batch.n_rows):
+            slot = int(batch.seq_id[row])
+            if not runs or runs[-1][0] != slot:
+                assert not runs or runs[-1][0] < slot, "rows do not stand by ascending slot"
+                runs.append((slot, []))
+            runs[-1][1].append(row)
+        for slot, rows in runs:
+            n_past = len(self._slots[slot])
+            assert [int(batch.pos[row]) for row in rows] == list(range(n_past, n_past + len(rows))), "a gap"
+            assert n_past + len(rows) <= self.n_ctx, "more tokens than the slot has cells"
+        return runs
+
+    def _fail(self, runs: list[tuple[int, list[int]]]) -> None:
+        error = self.failures.pop(0)
+        if not isinstance(error, NoRoomError):
+            for slot, rows in runs:
+                self._slots[slot] += [0] * (len(rows) // 2 + 1)
+        raise error
+
+    def _compute(self, row: int) -> None:
+        batch = self.batch
+        slot = int(batch.seq_id[row])
+        token = int(batch.token[row])
+        assert 0 <= token < self.n_vocab
+        self._slots[slot].append(token)
+        if batch.output[row]:
+            output = len(self._output_of_row)
+            self._logits[output] = logits_after(self._slots[slot], self._seed)
+            self._output_of_row[row] = output
+
+    def _cost_s(self, runs: list[tuple[int, list[int]]]) -> float:
+        """One pass over the weights for each run of neighbours with equal token counts."""
+        n_ubatches = 0
+        before: tuple[int, int] | None = None
+        for slot, rows in runs:
+            if before is None or before[0] + 1 != slot or before[1] != len(rows):
+                n_ubatches += 1
+            before = (slot, len(rows))
+        self.n_ubatches += n_ubatches
+        return n_ubatches * self._base_s + self.batch.n_rows * self._row_s
+
+    def logits(self) -> Logits:
+        assert self.batch.n_outputs == len(self._output_of_row) > 0, "no logits were asked for"
+        return self._logits[: self.batch.n_outputs]
+
+    def row(self, batch_row: int) -> Logits:
+        """What `llama_get_logits_ith` would give."""
+        assert batch_row in self._output_of_row, f"row {batch_row} has no logits"
+        return self._logits[self._output_of_row[batch_row]]
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def trim(self, slot: int, n_keep: int) -> bool:
+        if not self.can_trim and 0 < n_keep < len(self._slots[slot]):
+            return False
+        del self._slots[slot][n_keep:]
+        return True
+
+    def n_past(self, slot: int) -> int:
+        return len(self._slots[slot])
+
+    def get_state(self, slot: int) -> State:
+        self._now_s += self._copy_s_per_token * len(self._slots[slot])
+        return np.frombuffer(np.array([-1, *self._slots[slot]], np.int32).tobytes(), np.uint8).copy()
+
+    def set_state(self, slot: int, state: State) -> None:
+        values = np.frombuffer(state.tobytes(), np.int32)
+        assert values[0] == -1, "not a state"
+        assert len(values) - 1 <= self.n_ctx
+        self._slots[slot] = [int(value) for value in values[1:]]
+        self._now_s += self._copy_s_per_token * len(self._slots[slot])
+        self.n_copies += 1
+
+    def new_chain(self, params: SamplingParams, seed: int, said: Sequence[int], *, can_rewind: bool) -> FakeChain:
+        chain = FakeChain(self, params, seed, said, can_rewind=can_rewind)
+        self.chains.append(chain)
+        return chain
+
+
+def logits_after(tokens: Sequence[int], seed: int = 0) -> Logits:
+    """The fake model: logits that depend on every token and its place. Letters are likelier than other bytes."""
+    value = seed + 1
+    for token in tokens:
+        value = (value * 1_000_003 + token + 7) % _PRIME
+    row = np.random.default_rng(value).normal(0, 2, N_VOCAB).astype(np.float32)
+    row[97:123] += 3
+    row[128:256] -= 4
+    row[[EOS, EOT, BOS, N_VOCAB - 1]] -= 1
+    return row
+
+
+# --- requests and a rig to run them -----------------------------------------------------------------------------------
+
+
+def make_request(request_id: int, prompt: bytes | Iterable[int], **changes: Any) -> EngineRequest:
+    """A request; greedy unless `sampling` says otherwise. Fields of `SamplingParams` may be given directly."""
+    names = {field.name for field in dataclasses.fields(SamplingParams)}
+    sampling = {"temperature": 0.0} | {name: changes.pop(name) for name in tuple(changes) if name in names}
+    changes.setdefault("sampling", SamplingParams(**sampling))
+    changes.setdefault("max_tokens", 12)
+    return EngineRequest(request_id, tuple(prompt), **changes)
+
+
+@dataclass
+class Collected:
+    """All that was said of one request, checked for order: no event after the end, at most one output a step."""
+
+    n: int
+    events: list[Event] = field(default_factory=list)
+    texts: dict[int, str] = field(default_factory=dict)
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    finishes: dict[int, Finish] = field(default_factory=dict)
+    failure: Failed | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.failure is not None or len(self.finishes) == self.n
+
+    def add(self, event: Any) -> None:
+        assert self.failure is None, f"{event} after {self.failure}"
+        self.events.append(event)
+        if isinstance(event, Failed):
+            assert not self.is_done, "failed after the end"
+            self.failure = event
+            return
+        assert event.index not in self.finishes, f"{event} after the finish"
+        if isinstance(event, Output):
+            self.texts[event.index] = self.texts.get(event.index, "") + event.text
+            self.tokens.setdefault(event.index, []).extend(event.tokens)
+            if event.finish is not None:
+                self.finishes[event.index] = event.finish
+
+
+class Rig:
+    """An engine over a fake decoder that checks its integrity after every step."""
+
+    def __init__(self, decoder: FakeDecoder, *, max_gap_ms: float, max_queue: int, max_queue_wait_s: float) -> None:
+        self.decoder = decoder
+        self.scheduler = Scheduler(
+            n_batch=decoder.n_batch,
+            n_ubatch=decoder.n_batch,
+            n_outputs_max=decoder.n_outputs_max,
+            max_gap_ms=max_gap_ms,
+        )
+        queue = RequestQueue(max_queue, max_queue_wait_s)
+        self.engine = Engine(decoder, FakeVocabulary(), FakeGrammars(), queue, self.scheduler, decoder.clock)
+        self.collected: dict[int, Collected] = {}
+        self.aborted: set[int] = set()
+
+    def add(self, *requests: EngineRequest) -> None:
+        for request in requests:
+            self.collected[request.request_id] = Collected(request.n)
+            self.engine.add(request)
+
+    def abort(self, request_id: int) -> None:
+        self.aborted.add(request_id)
+        self.engine.abort(request_id)
+        self.engine.check_integrity()
+
+    def step(self) -> list[Event]:
+        events = self.engine.step()
+        self.engine.check_integrity()
+        n_open = sum(1 for chain in self.decoder.chains if not chain.is_closed)
+        assert n_open <= self.engine.stats().running, "a sampler chain was not freed"
+        seen: set[tuple[int, int]] = set()
+        for event in events:
+            assert not isinstance(event, Failed) or event.request_id not in self.aborted
+            if isinstance(event, Output):
+                assert event.request_id not in self.aborted, "an output after the abort"
+                assert (event.request_id, event.index) not in seen, "two outputs in one step"
+                seen.add((event.request_id, event.index))
+            self.collected[event.request_id].add(event)
+        return events
+
+    def run(self, max_steps: int = 5000) -> dict[int, Collected]:
+        """Step until nothing is left to do."""
+        for _ in range(max_steps):
+            if not self.engine.has_work:
+                return self.collected
+            self.step()
+        raise AssertionError(f"still work after {max_steps} steps")
+
+    def text(self, request_id: int, index: int = 0) -> str:
+        return self.collected[request_id].texts[index]
+
+    @property
+    def n_computed(self) -> int:
+        """Rows computed so far."""
+        return sum(n for _, n in self.decoder.computed)
+
+
+def make_engine(
+    *, max_gap_ms: float = 100.0, max_queue: int = 64, max_queue_wait_s: float = 600.0, **decoder: Any
+) -> Rig:
+    return Rig(FakeDecoder(**decoder), max_gap_ms=max_gap_ms, max_queue=max_queue, max_queue_wait_s=max_queue_wait_s)
+
+
+def run_alone(request: EngineRequest, **decoder: Any) -> Collected:
+    """The request by itself in a fresh engine of as many slots as it has sequences."""
+    rig = make_engine(n_slots=1, **decoder)
+    rig.add(request)
+    return rig.run()[request.request_id]
+
+
+# --- a client over a thread -------------------------------------------------------------------------------------------
+
+_KILLED = -9
+
+
+class ThreadLink:
+    """A `Link` whose engine runs in a thread of this process."""
+
+    def __init__(
+        self,
+        main: Callable[[Connection], None],
+        on_message: Callable[[list[Event]], None],
+        on_exit: Callable[[int, str], None],
+    ) -> None:
+        self._ours, theirs = multiprocessing.Pipe()
+        self._on_message, self._on_exit = on_message, on_exit
+        self._exit_code = 0
+        self._worker = threading.Thread(target=self._work, args=(main, theirs), daemon=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._worker.start()
+        self._reader.start()
+
+    def send(self, message: Any) -> None:
+        with contextlib.suppress(OSError):
+            self._ours.send(message)
+
+    def kill(self) -> None:
+        """As near to SIGKILL as a thread gets: it ends after its step, and nothing more is told."""
+        self._exit_code = _KILLED
+        self.send(Shutdown())
+
+    def join(self, timeout_s: float) -> bool:
+        self._reader.join(timeout_s)
+        return not self._reader.is_alive()
+
+    def _work(self, main: Callable[[Connection], None], conn: Connection) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            main(conn)
+        conn.close()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                message = self._ours.recv()
+            except (EOFError, OSError):
+                break
+            if self._exit_code == 0:
+                self._on_message(message)
+        self._worker.join()
+        self._ours.close()
+        self._on_exit(self._exit_code, "")
+
+
+class InprocSpawn:
+    """Starts engines in threads; `links` and `decoders` are those so far, the last one is the current.
+
+    `step_s` real seconds pass a step; other arguments are `FakeDecoder`'s.
+    """
+
+    def __init__(self, *, step_s: float = 0.0, max_queue: int = 64, max_queue_wait_s: float = 600.0, **decoder: Any):
+        self.links: list[ThreadLink] = []
+        self.decoders: list[FakeDecoder] = []
+        self._step_s = step_s
+        self._decoder_args = decoder
+        self._max_queue, self._max_queue_wait_s = max_queue, max_queue_wait_s
+        self._gate = threading.Event()
+        self._gate.set()
+
+    def pause(self) -> None:
+        """No step is computed from now on until `resume`."""
+        self._gate.clear()
+
+    def resume(self) -> None:
+        self._gate.set()
+
+    def __call__(
+        self, on_message: Callable[[list[Event]], None], on_exit: Callable[[int, str], None]
+    ) -> ThreadLink:
+        decoder = FakeDecoder(**self._decoder_args)
+        decoder.before_decode = self._before_decode
+        self.decoders.append(decoder)
+        link = ThreadLink(lambda conn: self._main(conn, decoder), on_message, on_exit)
+        self.links.append(link)
+        return link
+
+    def _before_decode(self) -> None:
+        self._gate.wait()
+        time.sleep(self._step_s)
+
+    def _main(self, conn: Connection, decoder: FakeDecoder) -> None:
+        scheduler = Scheduler(
+            n_batch=decoder.n_batch,
+            n_ubatch=decoder.n_batch,
+            n_outputs_max=decoder.n_outputs_max,
+            max_gap_ms=100.0,
+        )
+        queue = RequestQueue(self._max_queue, self._max_queue_wait_s)
+        conn.send([fake_ready(decoder)])
+        process.serve(conn, Engine(decoder, FakeVocabulary(), FakeGrammars(), queue, scheduler))
+
+
+def inproc_client(
+    spawn: InprocSpawn | None = None, *, max_queue: int = 64, max_queue_wait_s: float = 600.0, **decoder: Any
+) -> EngineClient:
+    """A client whose engine is the real one over a fake decoder, in a thread. Call `start`, `wait_ready`, `stop`."""
+    spawn = spawn or InprocSpawn(max_queue=max_queue, max_queue_wait_s=max_queue_wait_s, **decoder)
+    config = EngineConfig(
+        ModelParams("fake.gguf"),
+        ContextParams(n_ctx=256, n_slots=4),
+        max_queue=max_queue,
+        max_queue_wait_s=max_queue_wait_s,
+    )
+    return EngineClient(config, spawn=spawn)
+
+
+def fake_ready(decoder: FakeDecoder) -> Ready:
+    """What an engine over `decoder` says when it is loaded."""
+    model = ModelInfo(
+        name="fake",
+        path="fake.gguf",
+        architecture="fake",
+        description="fake",
+        ftype="F32",
+        n_params=1000,
+        size_bytes=4000,
+        n_vocab=decoder.n_vocab,
+        n_ctx_train=decoder.n_ctx,
+        n_embd=8,
+        n_layer=1,
+        chat_template=None,
+        bos_piece="<s>",
+        eos_piece="</s>",
+        metadata={},
+    )
+    return Ready(
+        model=model,
+        n_ctx=decoder.n_ctx,
+        n_slots=decoder.n_slots,
+        n_batch=decoder.n_batch,
+        n_threads=1,
+        n_gpu_layers=0,
+        devices=(),
+        flash_attn=False,
+        flash_attn_why="",
+        reuse="any" if decoder.can_trim else "whole",
+        memory_bytes=4000,
+        buffers=(),
+        system_info="",
+        build="fake",
+    )
+

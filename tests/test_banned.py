@@ -1,0 +1,175 @@
+"""Banned phrases: found, taken back, never sent, and what a rewind leaves is what a fresh run would have."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.engine.banned import REGEX_WINDOW, Bans, PhraseAutomaton, check_bans, fold
+from server.errors import InvalidRequest
+from tests.fake_llama import N_VOCAB, FakeVocabulary, logits_after, make_engine, make_request
+
+LETTERS = st.text(alphabet="abc", max_size=40)
+PHRASES = st.lists(st.text(alphabet="abc", min_size=1, max_size=5), min_size=1, max_size=6)
+
+
+@given(LETTERS, PHRASES)
+def test_automaton_finds_a_phrase_exactly_when_one_is_there(text: str, phrases: list[str]) -> None:
+    found = PhraseAutomaton(tuple(phrases)).scan(text).found
+    assert (found is not None) == any(phrase in text for phrase in phrases)
+    if found is not None:
+        assert any(text.startswith(phrase, found) for phrase in phrases)
+
+
+@given(LETTERS, PHRASES)
+def test_automaton_holds_the_longest_end_that_begins_a_phrase(text: str, phrases: list[str]) -> None:
+    scan = PhraseAutomaton(tuple(phrases)).scan(text)
+    ends = [n for n in range(len(text) + 1) if any(phrase.startswith(text[len(text) - n :]) for phrase in phrases)]
+    if scan.found is None:
+        assert scan.n_held == max(ends)
+
+
+@given(st.text())
+def test_fold_keeps_positions(text: str) -> None:
+    assert len(fold(text)) == len(text)
+
+
+def test_case_matters_only_when_asked() -> None:
+    assert Bans(("Shivers",), (), case_sensitive=False).scan("SHIVERS down").found == 0
+    assert Bans(("Shivers",), (), case_sensitive=True).scan("shivers down").found is None
+
+
+def test_regexes_are_found_and_hold_a_window() -> None:
+    bans = Bans((), (r"a whis+per of \w+",), case_sensitive=False)
+    assert bans.scan("It was A Whissper of silk").found == 7
+    assert bans.scan("x" * 200) == (None, REGEX_WINDOW)
+
+
+@pytest.mark.parametrize(
+    ("phrases", "regexes", "param"),
+    [(("",), (), "banned_strings"), ((), ("(a",), "banned_regex"), ((), ("a" * 2000,), "banned_regex")],
+)
+def test_what_cannot_be_banned_is_refused(phrases: tuple[str, ...], regexes: tuple[str, ...], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_bans(phrases, regexes)
+    assert refused.value.param == param
+
+
+# --- in the engine ----------------------------------------------------------------------------------------------------
+
+PROMPT = b"Once upon a time"
+LENGTH = 40
+
+
+def reference(prompt: bytes, phrases: tuple[str, ...], n: int) -> str:
+    """Greedy text by brute force: whenever a phrase appears, ban the token that began it at its place and go on."""
+    vocabulary = FakeVocabulary()
+    tokens: list[int] = []
+    banned: dict[int, set[int]] = {}
+    while len(tokens) < n:
+        row = logits_after([*prompt, *tokens])
+        row[:32] = row[127:] = -np.inf
+        row[list(banned.get(len(tokens), ()))] = -np.inf
+        tokens.append(int(row.argmax()))
+        text = "".join(vocabulary.piece(token, special=False).decode("latin-1") for token in tokens)
+        starts = [at for phrase in phrases if (at := fold(text).find(fold(phrase))) >= 0]
+        if starts:
+            start = min(starts)
+            banned = {at: those for at, those in banned.items() if at <= start}
+            banned.setdefault(start, set()).add(tokens[start])
+            del tokens[start:]
+    return "".join(map(chr, tokens))
+
+
+def ascii_only() -> tuple[tuple[int, float], ...]:
+    """Bans all tokens that are no single ASCII character, so that positions in text and tokens agree."""
+    return tuple((token, -float("inf")) for token in range(N_VOCAB) if not 32 <= token < 127)
+
+
+def generate(phrases: tuple[str, ...], **changes: object) -> tuple[str, int, list[str]]:
+    rig = make_engine()
+    rig.add(
+        make_request(
+            1, PROMPT, banned_strings=phrases, max_tokens=LENGTH, logit_bias=ascii_only(), ignore_eos=True, **changes
+        )
+    )
+    collected = rig.run()[1]
+    pieces = [event.text for event in collected.events if hasattr(event, "text")]
+    return collected.texts[0], collected.finishes[0].usage.rewinds, pieces
+
+
+def test_without_a_match_the_text_is_the_same() -> None:
+    plain, _, _ = generate(())
+    guarded, rewinds, _ = generate(("no such thing", "nor this"))
+    assert (guarded, rewinds) == (plain, 0)
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 20, LENGTH - 5])
+def test_a_banned_phrase_is_taken_back_and_only_it(start: int) -> None:
+    plain, _, _ = generate(())
+    phrase = plain[start : start + 4].upper()
+    text, rewinds, pieces = generate((phrase,))
+    assert phrase.lower() not in text.lower()
+    assert text[:start] == plain[:start]
+    assert len(text) == LENGTH
+    assert rewinds >= 1
+    assert "".join(pieces) == text
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_rewinds_equal_a_run_that_knew_the_bans(length: int) -> None:
+    plain, _, _ = generate(())
+    phrases = tuple(plain[at : at + length] for at in range(0, 30, 7))
+    text, rewinds, _ = generate(phrases)
+    assert rewinds >= 1
+    assert text == reference(PROMPT, phrases, LENGTH)
+
+
+def test_penalties_and_chains_survive_a_rewind() -> None:
+    plain, _, _ = generate((), repeat_penalty=1.3, repeat_last_n=-1)
+    phrase = plain[5:8]
+    text, rewinds, _ = generate((phrase,), repeat_penalty=1.3, repeat_last_n=-1)
+    assert rewinds >= 1
+    assert phrase not in text
+    assert text[:5] == plain[:5]
+    # XTC goes through the chain, whose choices must have been kept to be taken back (the fake asserts that).
+    chained, _, _ = generate((phrase,), xtc_probability=0.5, repeat_last_n=0)
+    assert phrase not in chained
+
+
+def test_a_dead_end_widens_the_rewind_and_ends_at_last() -> None:
+    """Every letter is banned after the first: the sequence ends instead of looping."""
+    rig = make_engine()
+    everything = tuple(chr(code) for code in range(32, 127))
+    rig.add(make_request(1, PROMPT, banned_strings=everything, logit_bias=ascii_only(), ignore_eos=True))
+    collected = rig.run()[1]
+    assert collected.texts[0] == ""
+    assert collected.finishes[0].usage.rewinds >= len(everything)
+
+
+def test_a_grammar_goes_back_too() -> None:
+    rig = make_engine()
+    from server.engine.messages import Grammar, GrammarKind
+
+    plain = make_request(1, PROMPT, grammar=Grammar(GrammarKind.GBNF, "ab/ab/ab/ab"))
+    rig.add(plain)
+    free = rig.run()[1].texts[0]
+    rig = make_engine()
+    rig.add(make_request(1, PROMPT, grammar=Grammar(GrammarKind.GBNF, "ab/ab/ab/ab"), banned_strings=(free[1:3],)))
+    text = rig.run()[1].texts[0]
+    assert free[1:3] not in text
+    assert set(text) <= set("ab")
+    assert len(text) == 4
+
+
+def test_a_model_that_cannot_trim_computes_again() -> None:
+    plain, _, _ = generate(())
+    rig = make_engine(can_trim=False)
+    rig.add(
+        make_request(
+            1, PROMPT, banned_strings=(plain[3:6],), max_tokens=LENGTH, logit_bias=ascii_only(), ignore_eos=True
+        )
+    )
+    assert rig.run()[1].texts[0] == reference(PROMPT, (plain[3:6],), LENGTH)
