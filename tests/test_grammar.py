@@ -45,6 +45,8 @@ def matches(kind: str, grammar: str, text: str) -> bool:
         ('root ::= x-1 x_1 1x\nx-1 ::= "a"\nx_1 ::= "b" # "c"\n1x ::= ("d" |\n "e")?', "abe", "ab("),
         ('root ::= expr\nexpr ::= "(" expr ")" | [0-9]+', "((12))", "((1)"),
         ('root ::= ("a" "b"?)* "é"', "aabé", "bé"),
+        ('root ::= ("a"{2})*', "aaaa", "aaa"),
+        ('root ::= ((("a")?)+ "b" )+', "aabb", "aa"),
         ('root ::= "tab\\t" "\\r\\n"', "tab\t\r\n", "tab"),
     ],
 )

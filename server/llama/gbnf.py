@@ -61,7 +61,8 @@ def plain_gbnf(text: str) -> str:
     tokens = [token for token in _tokens(text) if token.kind != "comment"]
     names = _names(tokens)
     _check_depth(tokens)
-    return "".join(_written(token, names) for token in tokens)
+    ambiguous = _repeated_repetitions(tokens)
+    return "".join(_written(token, names) + '"" ' * (i in ambiguous) for i, token in enumerate(tokens))
 
 
 def invalid(message: str, line: int) -> InvalidRequest:
@@ -112,6 +113,31 @@ def _check_depth(tokens: list[_Token]) -> None:
         depth += (token.kind == "open") - (token.kind == "close")
         if depth > MAX_DEPTH:
             raise invalid(f"parentheses are nested deeper than {MAX_DEPTH}", token.line)
+
+
+def _repeated_repetitions(tokens: list[_Token]) -> set[int]:
+    """Where groups open that end in a repetition and are repeated, as `("a"+){2}`.
+
+    The translator drops their parentheses when nothing else is inside, and then cannot be read; an empty literal in
+    front keeps them.
+    """
+    found: set[int] = set()
+    opened: list[int] = []
+    before = after_close = None
+    for i, token in enumerate(tokens):
+        if token.kind in ("space", "newline"):
+            continue
+        is_repetition = token.kind == "repeat" or token.text in ("*", "+", "?")
+        if is_repetition and after_close is not None:
+            found.add(after_close)
+        after_close = None
+        if token.kind == "open":
+            opened.append(i)
+        elif token.kind == "close" and opened:
+            group = opened.pop()
+            after_close = group if before else None
+        before = is_repetition
+    return found
 
 
 def _written(token: _Token, names: dict[str, str]) -> str:
