@@ -58,8 +58,9 @@ class Child:
         child_conn.close()
         self._reader = threading.Thread(target=self._read, name=f"{name}-reader", daemon=True)
         self._writer = threading.Thread(target=self._write, name=f"{name}-writer", daemon=True)
-        self._reader.start()
+        # The reader joins the writer when the child ends, which may be at once.
         self._writer.start()
+        self._reader.start()
 
     @property
     def pid(self) -> int | None:
