@@ -76,6 +76,7 @@ def serve(config_file: Path | None, flags: dict[str, Any]) -> None:
         from server import console, daemon
 
         console.set_up_log(config.server.log_level)
+        console.log_settings(_file(config_file))
         code = daemon.run(config)
     except GgufdError as error:
         _fail(error)
@@ -92,9 +93,17 @@ def check(config_file: Path | None, flags: dict[str, Any]) -> None:
 
         model = hub.find(config.model.model)
         hub.chat_template(config.model.chat_template_file)
-        console.show_plan(config, model)
+        console.show_plan(config, model, _file(config_file))
     except GgufdError as error:
         _fail(error)
+
+
+def _file(config_file: Path | None) -> Path | None:
+    import os
+
+    from server import sources
+
+    return sources.find_file(config_file, os.environ)
 
 
 def _load(config_file: Path | None, flags: dict[str, Any]) -> Config:

@@ -137,7 +137,6 @@ class ServerSection(Section):
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         "info", "Least severe log lines shown; debug adds llama.cpp's own."
     )
-    log_prompts: bool = setting(False, "Write prompts and answers to the log: other people's words.")
 
 
 class QueueSection(Section):

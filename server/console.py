@@ -10,6 +10,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -107,12 +108,19 @@ def show_summary(
     _show(console or Console(), f"ggufd {__version__} is ready", rows, _hints(config, model, url))
 
 
-def show_plan(config: Config, model: ModelFile, console: Console | None = None) -> None:
+def log_settings(file: Path | None) -> None:
+    """Say which file was read: a forgotten config.toml explains much."""
+    if file is not None:
+        logger.info("settings from %s", file)
+
+
+def show_plan(config: Config, model: ModelFile, file: Path | None, console: Console | None = None) -> None:
     """What `check` says: the settings that matter, as they would be used. Nothing was loaded."""
     context, server = config.context, config.server
     slots = context.parallel or 4
     each = context.ctx_size // slots if context.parallel else context.ctx_size
     rows = [
+        ("Settings", str(file or "no file, the defaults")),
         ("Model", f"{model.path} ({_bytes(model.size_bytes)}{', the demo model' if model.is_demo else ''})"),
         (
             "Context",
