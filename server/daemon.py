@@ -39,6 +39,9 @@ DEFAULT_SLOTS = 4
 _FLUSH_S = 5
 """Seconds that answers cut at the deadline get to send their last event."""
 
+_LOOK_S = 1.0
+"""How often it is looked whether the engine has been given up."""
+
 _RENAMED = {"ctx_size", "parallel", "batch_size", "ubatch_size", "threads", "threads_batch"}
 """Context settings that have another name in `ContextParams`."""
 
@@ -79,14 +82,14 @@ class Daemon:
                     if await self._load(engine, text):
                         bar.close()
                         self._announce(engine)
-                        await self._stop.wait()
+                        await self._until_stopped(engine)
                     await self._drain(engine)
                 finally:
                     server.should_exit = True
                     await serving
             finally:
                 await asyncio.gather(engine.stop(), text.stop())
-        return 0
+        return 0 if self._stop.is_set() else 1
 
     def _start_children(self, on_progress: Callable[[float], None]) -> tuple[EngineClient, TextClient]:
         from server.chat.client import TextClient
@@ -144,6 +147,14 @@ class Daemon:
         assert engine.ready is not None
         url = listen.url_of(self._config.server.host, self._sockets)
         console.show_summary(engine.ready, self._config, self._model, model_id(self._config, self._model), url)
+
+    async def _until_stopped(self, engine: EngineClient) -> None:
+        """Return at the first signal, or when the engine is given up: whoever started us may start us again."""
+        from server.engine.client import EngineState
+
+        while not self._stop.is_set() and engine.state is not EngineState.FAILED:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), _LOOK_S)
 
     async def _drain(self, engine: EngineClient) -> None:
         """Refuse what is new, let the rest end until the deadline, then end it with an error event."""
