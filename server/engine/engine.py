@@ -34,7 +34,8 @@ from server.engine.sequence import Sent, Sequence, Status
 from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueTimeout
 from server.llama.batch import NoRoomError
 
-_SEEDS = 2**32
+# llama.cpp takes 2**32 - 1 for "draw a seed".
+_SEEDS = 2**32 - 1
 
 
 class Engine:
@@ -70,7 +71,8 @@ class Engine:
         try:
             self._check(request)
             now_s = self._clock()
-            self._queue.push([Sequence.of(request, index, now_s) for index in range(request.n)])
+            sequences = [Sequence.of(request, index, now_s) for index in range(request.n)]
+            self._queue.push(sequences, n_free=len(self._cache.idle))
         except GgufdError as error:
             self._fail(request.request_id, error)
 
@@ -124,7 +126,8 @@ class Engine:
         for sequence in self._queue:
             if not self._cache.idle:
                 break
-            if self._cache.should_wait(sequence):
+            # A choice whose sibling failed a moment ago has left the queue.
+            if sequence.is_finished or self._cache.should_wait(sequence):
                 continue
             self._queue.remove(sequence)
             try:
@@ -135,11 +138,11 @@ class Engine:
 
     def _start(self, sequence: Sequence) -> None:
         sequence.admit_s = self._clock()
-        sequence.sampler = self._new_sampler(sequence)
         grammar = sequence.request.sampling.grammar
         if grammar is not None:
             sequence.constraint = self._grammars.matcher(grammar)
         self._cache.lock(sequence)
+        sequence.sampler = self._new_sampler(sequence)
         sequence.status = Status.RUNNING
         self._running.append(sequence)
         self._counters.cached_tokens += sequence.n_cached
@@ -161,9 +164,7 @@ class Engine:
             self._scheduler.step_time.prefill_s_per_token or self._cache.prefill_s_per_token
         )
         self._counters.computed_tokens += self._decoder.batch.n_rows
-        logits = self._decoder.logits() if self._decoder.batch.n_outputs else np.empty((0, 0), np.float32)
-        for chunk, (first_output, last_row) in zip(plan, outputs, strict=True):
-            self._advance(chunk, logits[first_output : first_output + chunk.n_outputs], last_row)
+        self._advance(plan, outputs)
 
     def _fill_batch(self, plan: list[Chunk]) -> list[tuple[int, int]]:
         """Write the plan into the batch; returns the first output and the last row of each chunk."""
@@ -178,12 +179,21 @@ class Engine:
             places.append((first_output, batch.n_rows - 1))
         return places
 
-    def _advance(self, chunk: Chunk, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]], row: int) -> None:
-        """The chunk is computed: note it, and take the next token if its last logits are there."""
-        sequence = chunk.sequence
-        if sequence.request.prompt_logprobs and sequence.n_past < sequence.n_prompt:
-            self._note_prompt_logprobs(sequence, rows)
-        sequence.n_past += chunk.n_tokens
+    def _advance(self, plan: list[Chunk], outputs: list[tuple[int, int]]) -> None:
+        """The plan is computed: note that of all first, since one that fails ends its siblings."""
+        logits = self._decoder.logits() if self._decoder.batch.n_outputs else np.empty((0, 0), np.float32)
+        rows_of = [logits[first : first + chunk.n_outputs] for chunk, (first, _) in zip(plan, outputs, strict=True)]
+        for chunk, rows in zip(plan, rows_of, strict=True):
+            sequence = chunk.sequence
+            if sequence.request.prompt_logprobs and sequence.n_past < sequence.n_prompt:
+                self._note_prompt_logprobs(sequence, rows)
+            sequence.n_past += chunk.n_tokens
+        for chunk, rows, (_, last_row) in zip(plan, rows_of, outputs, strict=True):
+            if not chunk.sequence.is_finished:
+                self._go_on(chunk.sequence, rows, last_row)
+
+    def _go_on(self, sequence: Sequence, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]], row: int) -> None:
+        """Take the next token if the logits for it are there."""
         if sequence.n_past < len(sequence.tokens):
             self._report_progress(sequence)
             return
@@ -231,6 +241,8 @@ class Engine:
         """Apply biases, grammar and bans to the row; False when no token is left."""
         assert sequence.bias is not None
         sequence.bias.apply(row, sequence.n_generated)
+        if sequence.constraint is None and sequence.guard is None:
+            return True
         if sequence.constraint is not None:
             sequence.constraint.mask(row)
         if sequence.guard is not None:
