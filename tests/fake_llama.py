@@ -19,7 +19,8 @@ A client for asynchronous ones; the engine runs in a thread behind the real `pro
         async for event in stream: ...
     await client.stop()
 
-Give `inproc_client` an `InprocSpawn` of your own to hold its decoders (`spawn.pause()`, `spawn.resume()`), or to crash it.
+Give `inproc_client` an `InprocSpawn` of your own to halt its steps (`spawn.pause()`, `spawn.resume()`) or to crash it
+(`spawn.links[-1].kill()`).
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ EMOJI_HEAD, EMOJI_TAIL = 260, 261
 SUPPRESSED = 262
 N_VOCAB = 264
 
+_SPECIALS = {BOS: b"<s>", EOS: b"</s>", EOT: b"<eot>", SUPPRESSED: b"<never>", N_VOCAB - 1: b"<pad>"}
+_OTHERS = {THE: b" the", EMOJI_HEAD: b"\xf0\x9f", EMOJI_TAIL: b"\x98\x80"}
 _PRIME = (1 << 61) - 1
 
 
@@ -73,15 +76,13 @@ class FakeVocabulary:
 
     eog_tokens = frozenset((EOS, EOT))
     suppressed_tokens = (SUPPRESSED,)
-    _specials = {BOS: b"<s>", EOS: b"</s>", EOT: b"<eot>", SUPPRESSED: b"<never>", N_VOCAB - 1: b"<pad>"}
-    _others = {THE: b" the", EMOJI_HEAD: b"\xf0\x9f", EMOJI_TAIL: b"\x98\x80"}
 
     def piece(self, token: int, *, special: bool) -> bytes:
         if token < 256:
             return bytes([token])
-        if token in self._others:
-            return self._others[token]
-        return self._specials[token] if special else b""
+        if token in _OTHERS:
+            return _OTHERS[token]
+        return _SPECIALS[token] if special else b""
 
 
 class FakeGrammars:
@@ -509,9 +510,7 @@ class InprocSpawn:
     def resume(self) -> None:
         self._gate.set()
 
-    def __call__(
-        self, on_message: Callable[[list[Event]], None], on_exit: Callable[[int, str], None]
-    ) -> ThreadLink:
+    def __call__(self, on_message: Callable[[list[Event]], None], on_exit: Callable[[int, str], None]) -> ThreadLink:
         decoder = FakeDecoder(**self._decoder_args)
         decoder.before_decode = self._before_decode
         self.decoders.append(decoder)
@@ -584,4 +583,3 @@ def fake_ready(decoder: FakeDecoder) -> Ready:
         system_info="",
         build="fake",
     )
-

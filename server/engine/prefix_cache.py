@@ -135,11 +135,23 @@ class PrefixCache:
     def lock(self, sequence: Sequence) -> bool:
         """Give `sequence` a slot and as much of its prompt as is cheaper to reuse than to compute.
 
-        Sets its `slot`, `n_past` and `n_cached`. False when every slot is running.
+        Sets its `slot`, `n_past` and `n_cached`. False when every slot is running. Raises `EngineFailure` when a copy
+        fails; the sequence then has no slot.
         """
         if not self.idle:
             return False
         source, target, n_reuse = self._choose(sequence)
+        try:
+            self._place(sequence, source, target, n_reuse)
+        except EngineFailure:
+            # What the target holds is in doubt now.
+            target.sequence = sequence.slot = None
+            self.release_copies()
+            self.evict(target)
+            raise
+        return True
+
+    def _place(self, sequence: Sequence, source: Slot, target: Slot, n_reuse: int) -> None:
         if source is not target and n_reuse:
             self._copy(source, target)
         n_reuse = self._keep(target, n_reuse)
@@ -150,7 +162,6 @@ class PrefixCache:
         sequence.slot = target.index
         sequence.n_past = sequence.n_cached = n_reuse
         self._check(target)
-        return True
 
     def insert(self, sequence: Sequence) -> None:
         """The sequence leaves its slot; what it computed stays there as cache."""

@@ -28,11 +28,15 @@ class RequestQueue:
 
     @property
     def n_requests(self) -> int:
-        return len({sequence.request.request_id for sequence in self._waiting})
+        """Requests none of whose sequences has been admitted."""
+        return sum(1 for sequence in self._waiting if sequence.index == 0)
 
-    def push(self, sequences: list[Sequence]) -> None:
-        """Append the sequences of one request. Raises `QueueFull`, and takes none, when too many requests wait."""
-        if self.n_requests >= self.max_requests:
+    def push(self, sequences: list[Sequence], *, n_free: int = 0) -> None:
+        """Append the sequences of one request. Raises `QueueFull`, and takes none, when too many requests wait.
+
+        The next step takes `n_free` of those that wait into free slots: as many more may wait until then.
+        """
+        if self.n_requests >= self.max_requests + n_free:
             raise QueueFull(f"{self.max_requests} requests are waiting already; try again later")
         self._waiting.extend(sequences)
 

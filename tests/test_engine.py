@@ -1,0 +1,803 @@
+"""The engine over a fake context that enforces the rules of the real one; integrity is checked after every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.engine.messages import (
+    Admitted,
+    EngineRequest,
+    FinishReason,
+    Grammar,
+    GrammarKind,
+    Output,
+    Progress,
+    PromptLogprobs,
+)
+from server.errors import EngineFailure
+from server.llama.batch import NoRoomError
+from tests.fake_llama import (
+    BOS,
+    EMOJI_HEAD,
+    EMOJI_TAIL,
+    EOS,
+    EOT,
+    N_VOCAB,
+    SUPPRESSED,
+    THE,
+    Collected,
+    FakeVocabulary,
+    Rig,
+    logits_after,
+    make_engine,
+    make_request,
+    run_alone,
+)
+
+LONG = bytes(range(97, 123)) * 3
+"""A prompt long enough to be worth sharing: 78 tokens."""
+
+
+def greedy(prompt: bytes, n: int) -> list[int]:
+    """The fake model's first `n` greedy tokens; tokens that may not be generated left out."""
+    tokens = list(prompt)
+    for _ in range(n):
+        row = logits_after(tokens)
+        row[SUPPRESSED] = -math.inf
+        tokens.append(int(row.argmax()))
+    return tokens[len(prompt) :]
+
+
+def text_of(tokens: list[int]) -> str:
+    """What those tokens say, whole characters only."""
+    pieces = b"".join(FakeVocabulary().piece(token, special=False) for token in tokens)
+    return pieces.decode("utf-8", "replace")
+
+
+class ScriptedRig(Rig):
+    """Says given tokens: the logits of a slot with n generated tokens favour the n-th."""
+
+    def __init__(self, prompt: bytes, script: list[int], **decoder: Any) -> None:
+        base = make_engine(**decoder)
+        super().__init__(base.decoder, max_gap_ms=100.0, max_queue=64, max_queue_wait_s=600.0)
+        compute = self.decoder._compute
+
+        def scripted(row: int) -> None:
+            compute(row)
+            if self.decoder.batch.output[row]:
+                n = len(self.decoder.tokens(int(self.decoder.batch.seq_id[row]))) - len(prompt)
+                self.decoder.row(row)[script[n] if n < len(script) else EOS] += 1000
+
+        self.decoder._compute = scripted  # type: ignore[method-assign]
+
+
+def say(script: list[int], **changes: Any) -> tuple[Rig, list[Any]]:
+    """Run one request whose model says `script` and then ends; the rig, and its outputs step by step."""
+    rig = ScriptedRig(b"prompt", script)
+    rig.add(make_request(1, b"prompt", **({"max_tokens": 50} | changes)))
+    outputs: list[Any] = []
+    while rig.engine.has_work:
+        outputs += [event for event in rig.step() if isinstance(event, Output)]
+    return rig, outputs
+
+
+# --- together as alone ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"temperature": 1.0, "seed": 7},
+        {"temperature": 0.8, "seed": 7, "top_k": 20, "top_p": 0.9, "repeat_penalty": 1.2},
+        {"temperature": 0.8, "seed": 7, "xtc_probability": 0.5},
+    ],
+    ids=["greedy", "seeded", "samplers", "chain"],
+)
+def test_sequences_together_say_what_each_says_alone(changes: dict[str, Any]) -> None:
+    requests = [make_request(i, bytes([65 + i]) * (1 + 17 * i), max_tokens=20 + i, **changes) for i in range(7)]
+    rig = make_engine(n_slots=4, n_batch=48)
+    rig.add(*requests)
+    rig.run()
+    for request in requests:
+        assert rig.text(request.request_id) == run_alone(request).texts[0]
+        assert len(rig.text(request.request_id)) > 5
+
+
+def test_greedy_follows_the_model() -> None:
+    rig = make_engine()
+    rig.add(make_request(1, b"abc", max_tokens=10, ignore_eos=True))
+    assert rig.run()[1].tokens[0] == greedy(b"abc", 10)
+
+
+def test_a_newcomer_starts_while_others_run_and_leaves_before_them() -> None:
+    rig = make_engine(n_slots=2)
+    rig.add(make_request(1, b"first", max_tokens=40, ignore_eos=True))
+    for _ in range(5):
+        rig.step()
+    rig.add(make_request(2, b"second", max_tokens=3, ignore_eos=True))
+    rig.step()
+    assert rig.engine.stats().running == 2
+    while not rig.collected[2].is_done:
+        rig.step()
+    assert not rig.collected[1].is_done
+    rig.run()
+    assert rig.text(1) == run_alone(make_request(1, b"first", max_tokens=40, ignore_eos=True)).texts[0]
+
+
+def test_who_waits_gets_the_slot_in_the_step_after_it_is_free() -> None:
+    rig = make_engine(n_slots=1)
+    rig.add(make_request(1, b"first", max_tokens=3, ignore_eos=True), make_request(2, b"second", max_tokens=3))
+    while not rig.collected[1].is_done:
+        assert not rig.collected[2].events
+        rig.step()
+    assert any(isinstance(event, Admitted) and event.request_id == 2 for event in rig.step())
+
+
+def test_more_requests_than_slots_are_served_in_order() -> None:
+    rig = make_engine(n_slots=2)
+    rig.add(*(make_request(i, bytes([65 + i]) * 9, max_tokens=5, ignore_eos=True) for i in range(9)))
+    admitted = []
+    while rig.engine.has_work:
+        admitted += [event.request_id for event in rig.step() if isinstance(event, Admitted)]
+    assert admitted == list(range(9))
+
+
+# --- abort ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_abort_in_the_queue_costs_nothing() -> None:
+    rig = make_engine(n_slots=1)
+    rig.add(make_request(1, b"one", max_tokens=8), make_request(2, b"two"), make_request(3, b"three"))
+    rig.step()
+    rig.abort(2)
+    rig.run()
+    assert not rig.collected[2].events
+    assert rig.text(1) == run_alone(make_request(1, b"one", max_tokens=8)).texts[0]
+    assert rig.text(3) == run_alone(make_request(3, b"three")).texts[0]
+
+
+def test_an_abort_in_prefill_frees_the_slot_for_the_next_step() -> None:
+    rig = make_engine(n_slots=1, n_batch=16)
+    rig.add(make_request(1, LONG), make_request(2, b"next", max_tokens=4))
+    rig.step()
+    assert 0 < rig.decoder.n_past(0) < len(LONG)
+    rig.abort(1)
+    assert rig.engine.stats().running == 0
+    assert any(isinstance(event, Admitted) and event.request_id == 2 for event in rig.step())
+    rig.run()
+    assert rig.text(2) == run_alone(make_request(2, b"next", max_tokens=4)).texts[0]
+
+
+def test_an_abort_in_decode_leaves_the_others_alone() -> None:
+    rig = make_engine(n_slots=3)
+    requests = [make_request(i, bytes([70 + i]) * 5, max_tokens=30, ignore_eos=True) for i in range(3)]
+    rig.add(*requests)
+    for _ in range(6):
+        rig.step()
+    rig.abort(1)
+    assert rig.engine.stats().running == 2
+    rig.run()
+    for i in (0, 2):
+        assert rig.text(i) == run_alone(requests[i]).texts[0]
+
+
+def test_an_abort_ends_all_choices_waiting_and_running() -> None:
+    rig = make_engine(n_slots=2)
+    rig.add(make_request(1, b"many", n=5, max_tokens=50, ignore_eos=True))
+    rig.step()
+    rig.step()
+    rig.abort(1)
+    assert not rig.engine.has_work
+    assert rig.engine.stats().waiting == 0
+
+
+def test_what_an_aborted_request_computed_is_reused() -> None:
+    rig = make_engine(n_slots=1)
+    rig.add(make_request(1, LONG, max_tokens=50, ignore_eos=True))
+    for _ in range(5):
+        rig.step()
+    rig.abort(1)
+    rig.add(make_request(2, LONG + b"!"))
+    rig.run()
+    assert rig.collected[2].finishes[0].usage.cached_tokens == len(LONG)
+    assert rig.text(2) == run_alone(make_request(2, LONG + b"!")).texts[0]
+
+
+def test_an_unknown_abort_is_fine() -> None:
+    rig = make_engine()
+    rig.abort(77)
+    assert not rig.engine.has_work
+
+
+# --- prefix reuse -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("can_trim", [True, False], ids=["any", "whole"])
+def test_a_turn_of_a_chat_computes_only_what_is_new(can_trim: bool) -> None:
+    rig = make_engine(n_slots=2, can_trim=can_trim)
+    history = list(LONG)
+    for turn in range(4):
+        before = rig.n_computed
+        rig.add(make_request(turn, history, max_tokens=6, ignore_eos=True))
+        collected = rig.run()[turn]
+        n_cached = collected.finishes[0].usage.cached_tokens
+        # The last token of an answer is not computed by the turn that said it.
+        expected = 0 if turn == 0 else len(history) - 7
+        assert n_cached == expected
+        assert rig.n_computed - before == len(history) - n_cached + 5
+        assert collected.texts == run_alone(make_request(turn, history, max_tokens=6, ignore_eos=True)).texts
+        history += [*collected.tokens[0], *b"next t"]
+
+
+def test_an_edit_reuses_what_stands_before_it() -> None:
+    rig = make_engine(n_slots=1)
+    rig.add(make_request(1, LONG + b"a question", max_tokens=4))
+    rig.run()
+    rig.add(make_request(2, LONG + b"another question", max_tokens=4))
+    rig.run()
+    assert rig.collected[2].finishes[0].usage.cached_tokens == len(LONG) + 1
+    assert rig.text(2) == run_alone(make_request(2, LONG + b"another question", max_tokens=4)).texts[0]
+
+
+def test_a_model_that_cannot_trim_starts_an_edit_afresh() -> None:
+    rig = make_engine(n_slots=1, can_trim=False)
+    rig.add(make_request(1, LONG + b"a question", max_tokens=4))
+    rig.run()
+    rig.add(make_request(2, LONG + b"another", max_tokens=4))
+    rig.run()
+    assert rig.collected[2].finishes[0].usage.cached_tokens == 0
+    assert rig.text(2) == run_alone(make_request(2, LONG + b"another", max_tokens=4)).texts[0]
+
+
+def test_the_same_prompt_again_computes_its_last_token_only() -> None:
+    rig = make_engine(n_slots=1)
+    for i in range(2):
+        rig.add(make_request(i, LONG, max_tokens=3, ignore_eos=True))
+        rig.run()
+    assert rig.collected[1].finishes[0].usage.cached_tokens == len(LONG) - 1
+    assert rig.text(1) == rig.text(0)
+
+
+def test_an_unseen_prefix_of_two_at_once_is_computed_once() -> None:
+    rig = make_engine(n_slots=4, n_batch=128)
+    rig.add(make_request(1, LONG + b"one", max_tokens=5), make_request(2, LONG + b"two", max_tokens=5))
+    rig.run()
+    assert rig.collected[2].finishes[0].usage.cached_tokens == len(LONG)
+    assert rig.n_computed <= len(LONG) + 3 + 3 + 2 * 4
+    for i, end in ((1, b"one"), (2, b"two")):
+        assert rig.text(i) == run_alone(make_request(i, LONG + end, max_tokens=5)).texts[0]
+
+
+def test_a_stranger_passes_one_that_waits_for_its_prefix() -> None:
+    rig = make_engine(n_slots=4, n_batch=16)
+    rig.add(make_request(1, LONG), make_request(2, LONG + b"x"), make_request(3, b"stranger"))
+    admitted = [event.request_id for event in rig.step() if isinstance(event, Admitted)]
+    assert admitted == [1, 3]
+    rig.run()
+
+
+def test_who_waits_for_a_prefix_starts_when_its_leader_is_aborted() -> None:
+    rig = make_engine(n_slots=4, n_batch=16)
+    rig.add(make_request(1, LONG), make_request(2, LONG + b"x", max_tokens=4))
+    rig.step()
+    rig.abort(1)
+    rig.run()
+    assert rig.collected[2].finishes[0].usage.cached_tokens == 16
+    assert rig.text(2) == run_alone(make_request(2, LONG + b"x", max_tokens=4)).texts[0]
+
+
+def test_several_choices_compute_the_prompt_once() -> None:
+    request = make_request(1, LONG, n=3, max_tokens=6, temperature=1.0, seed=3, ignore_eos=True)
+    rig = make_engine(n_slots=4, n_batch=128)
+    rig.add(request)
+    collected = rig.run()[1]
+    assert rig.n_computed == len(LONG) + 2 + 3 * 5
+    assert [collected.finishes[i].usage.cached_tokens for i in range(3)] == [0, len(LONG) - 1, len(LONG) - 1]
+    assert len(set(collected.texts.values())) == 3
+    assert collected.texts == run_alone(request).texts
+
+
+def test_a_short_common_beginning_does_not_take_a_long_chat_away() -> None:
+    rig = make_engine(n_slots=2)
+    rig.add(make_request(1, LONG, max_tokens=2, ignore_eos=True))
+    rig.run()
+    rig.add(make_request(2, LONG[:5] + b"else", max_tokens=2))
+    rig.run()
+    rig.add(make_request(3, LONG + b"more", max_tokens=2))
+    rig.run()
+    assert rig.collected[3].finishes[0].usage.cached_tokens == len(LONG)
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_end_token_ends_and_is_not_said() -> None:
+    for end in (EOS, EOT):
+        rig, _ = say([*b"hey", end])
+        finish = rig.collected[1].finishes[0]
+        assert (rig.text(1), finish.reason, finish.stop) == ("hey", FinishReason.STOP, None)
+        assert rig.collected[1].tokens[0] == list(b"hey")
+        assert finish.usage.completion_tokens == 3
+
+
+def test_a_stop_string_across_tokens_never_leaks() -> None:
+    rig, outputs = say(list(b"some STOP more"), stop=("STOP",))
+    assert rig.text(1) == "some "
+    assert all("S" not in output.text for output in outputs)
+    finish = rig.collected[1].finishes[0]
+    assert (finish.reason, finish.stop) == (FinishReason.STOP, "STOP")
+    assert finish.usage.completion_tokens == len("some STOP")
+    assert rig.collected[1].tokens[0] == list(b"some ")
+
+
+def test_half_a_stop_string_is_released_at_the_end() -> None:
+    rig, _ = say(list(b"a STO"), stop=("STOP",))
+    assert rig.text(1) == "a STO"
+    assert rig.collected[1].tokens[0] == list(b"a STO")
+
+
+def test_half_a_stop_string_is_released_when_it_goes_on_otherwise() -> None:
+    rig, outputs = say(list(b"a STORM"), stop=("STOP",))
+    assert [output.text for output in outputs] == ["a", " ", "STOR", "M", ""]
+    assert rig.text(1) == "a STORM"
+
+
+def test_an_emoji_of_two_tokens_comes_whole() -> None:
+    rig, outputs = say([EMOJI_HEAD, EMOJI_TAIL, ord("!")])
+    assert [(output.text, output.tokens) for output in outputs[:2]] == [
+        ("😀", (EMOJI_HEAD, EMOJI_TAIL)),
+        ("!", (ord("!"),)),
+    ]
+    assert rig.text(1) == "😀!"
+
+
+def test_half_an_emoji_at_the_end_is_dropped() -> None:
+    rig, _ = say([ord("a"), EMOJI_HEAD])
+    assert (rig.text(1), rig.collected[1].tokens[0]) == ("a", [ord("a")])
+
+
+@pytest.mark.parametrize(("skip", "text"), [(True, "a the"), (False, "a<s> the")])
+def test_control_tokens_are_left_out_unless_asked_for(skip: bool, text: str) -> None:
+    rig, _ = say([ord("a"), BOS, THE], skip_special_tokens=skip)
+    assert rig.text(1) == text
+    assert rig.collected[1].tokens[0] == [ord("a"), BOS, THE]
+
+
+def test_ignore_eos_goes_on_to_the_limit() -> None:
+    rig, _ = say([*b"ab", EOS], ignore_eos=True, max_tokens=20)
+    finish = rig.collected[1].finishes[0]
+    assert (finish.reason, finish.usage.completion_tokens) == (FinishReason.LENGTH, 20)
+
+
+def test_min_tokens_keeps_the_end_away_until_then() -> None:
+    rig, _ = say([*b"ab", EOS, EOT, EOS, EOS], min_tokens=5)
+    finish = rig.collected[1].finishes[0]
+    assert (finish.reason, finish.usage.completion_tokens) == (FinishReason.STOP, 5)
+
+
+def test_suppressed_tokens_are_never_said() -> None:
+    rig, _ = say([SUPPRESSED] * 3, max_tokens=3)
+    assert SUPPRESSED not in rig.collected[1].tokens[0]
+
+
+def test_max_tokens_one() -> None:
+    rig = make_engine()
+    rig.add(make_request(1, b"abc", max_tokens=1, ignore_eos=True))
+    collected = rig.run()[1]
+    assert collected.tokens[0] == greedy(b"abc", 1)
+    assert collected.finishes[0].reason is FinishReason.LENGTH
+
+
+def test_no_max_tokens_goes_to_the_context_limit() -> None:
+    rig = make_engine(n_ctx=40)
+    rig.add(make_request(1, b"abc", max_tokens=None, ignore_eos=True))
+    finish = rig.run()[1].finishes[0]
+    assert (finish.reason, finish.usage.completion_tokens) == (FinishReason.LENGTH, 37)
+
+
+def test_a_prompt_that_leaves_room_for_one_token() -> None:
+    rig = make_engine(n_ctx=40)
+    rig.add(make_request(1, b"x" * 39, max_tokens=None, ignore_eos=True), make_request(2, b"x" * 40))
+    collected = rig.run()
+    assert collected[1].finishes[0].usage.completion_tokens == 1
+    failure = collected[2].failure
+    assert failure is not None
+    assert failure.code == "context_length_exceeded"
+
+
+def test_a_prompt_of_one_token() -> None:
+    rig = make_engine()
+    rig.add(make_request(1, b"x", max_tokens=5, ignore_eos=True))
+    assert rig.run()[1].tokens[0] == greedy(b"x", 5)
+
+
+@pytest.mark.parametrize("changes", [{"n": 0}, {"prompt": ()}, {"prompt": (N_VOCAB,)}, {"prompt": (-1,)}])
+def test_what_cannot_be_served_fails(changes: dict[str, Any]) -> None:
+    rig = make_engine()
+    rig.collected[1] = Collected(1)
+    rig.engine.add(EngineRequest(**({"request_id": 1, "prompt": (65,)} | changes)))
+    failure = rig.run()[1].failure
+    assert failure is not None
+    assert failure.code == "invalid_value"
+
+
+def test_usage_tells_where_the_time_went() -> None:
+    rig = make_engine(n_slots=1, n_batch=32)
+    rig.add(make_request(1, b"first", max_tokens=5, ignore_eos=True))
+    rig.add(make_request(2, LONG, max_tokens=5, ignore_eos=True))
+    usage = rig.run()[2].finishes[0].usage
+    first = rig.collected[1].finishes[0].usage
+    assert usage.prompt_tokens == len(LONG)
+    assert usage.queue_s == pytest.approx(first.queue_s + first.prefill_s + first.decode_s)
+    assert usage.prefill_s == pytest.approx(3 * 0.01 + len(LONG) * 0.0005)
+    assert usage.decode_s == pytest.approx(4 * 0.0105)
+
+
+# --- log-probabilities and progress -----------------------------------------------------------------------------------
+
+
+def log_softmax(row: np.ndarray) -> np.ndarray:
+    row = row.astype(np.float64)
+    return row - row.max() - math.log(np.exp(row - row.max()).sum())
+
+
+@pytest.mark.parametrize("n_top", [0, 3])
+def test_logprobs_stand_beside_their_tokens(n_top: int) -> None:
+    rig = make_engine()
+    rig.add(make_request(1, b"abc", max_tokens=9, n_logprobs=n_top, ignore_eos=True, stop=("zzz",)))
+    rig.run()
+    outputs = [event for event in rig.collected[1].events if isinstance(event, Output)]
+    tokens = [token for output in outputs for token in output.tokens]
+    entries = [entry for output in outputs for entry in output.logprobs]
+    assert [entry.token for entry in entries] == tokens == greedy(b"abc", 9)
+    for i, entry in enumerate(entries):
+        expected = log_softmax(logits_after([*b"abc", *tokens[:i]]))
+        assert entry.logprob == pytest.approx(expected[entry.token], abs=1e-4)
+        assert [token for token, _, _ in entry.top] == list(np.argsort(-expected)[:n_top])
+        assert entry.piece == FakeVocabulary().piece(entry.token, special=True)
+
+
+def test_logprobs_are_of_the_model_not_of_the_samplers() -> None:
+    rig = make_engine()
+    rig.add(make_request(1, b"abc", max_tokens=1, n_logprobs=0, logit_bias=((ord("q"), 100.0),)))
+    rig.run()
+    output = next(event for event in rig.collected[1].events if isinstance(event, Output))
+    assert output.logprobs[0].logprob == pytest.approx(log_softmax(logits_after(b"abc"))[ord("q")], abs=1e-4)
+
+
+@pytest.mark.parametrize("n_outputs_max", [64, 5])
+def test_prompt_logprobs_are_those_of_every_token_after_the_first(n_outputs_max: int) -> None:
+    rig = make_engine(n_batch=32, n_outputs_max=n_outputs_max)
+    rig.add(make_request(1, LONG, max_tokens=2, ignore_eos=True))
+    rig.run()
+    rig.add(make_request(2, LONG, max_tokens=2, prompt_logprobs=True, n_logprobs=2, ignore_eos=True))
+    rig.run()
+    noted = [event for event in rig.collected[2].events if isinstance(event, PromptLogprobs)]
+    assert len(noted) == 1
+    assert [entry.token for entry in noted[0].entries] == list(LONG[1:])
+    for i, entry in enumerate(noted[0].entries):
+        expected = log_softmax(logits_after(LONG[: i + 1]))
+        assert entry.logprob == pytest.approx(expected[entry.token], abs=1e-4)
+        assert len(entry.top) == 2
+    assert rig.text(2) == rig.text(1)
+
+
+def test_progress_goes_up_to_the_whole_prompt() -> None:
+    rig = make_engine(n_batch=32)
+    rig.add(make_request(1, LONG, max_tokens=2, return_progress=True, ignore_eos=True))
+    rig.run()
+    progress = [event for event in rig.collected[1].events if isinstance(event, Progress)]
+    assert [event.processed for event in progress] == [32, 64, len(LONG)]
+    assert {(event.total, event.cached) for event in progress} == {(len(LONG), 0)}
+    assert [event.time_s for event in progress] == sorted(event.time_s for event in progress)
+
+
+def test_no_progress_unless_asked_for() -> None:
+    rig = make_engine(n_batch=32)
+    rig.add(make_request(1, LONG))
+    rig.run()
+    assert not [event for event in rig.collected[1].events if isinstance(event, Progress)]
+
+
+# --- the queue --------------------------------------------------------------------------------------------------------
+
+
+def test_as_many_requests_as_slots_and_queue_hold_are_taken_at_once() -> None:
+    rig = make_engine(n_slots=2, max_queue=3)
+    rig.add(*(make_request(i, bytes([65 + i]) * 3) for i in range(6)))
+    collected = rig.run()
+    failures = [i for i in range(6) if collected[i].failure is not None]
+    assert failures == [5]
+    assert collected[5].failure.code == "queue_full"  # type: ignore[union-attr]
+
+
+def test_who_waits_too_long_is_told() -> None:
+    rig = make_engine(n_slots=1, max_queue_wait_s=0.1)
+    rig.add(make_request(1, b"first", max_tokens=100, ignore_eos=True), make_request(2, b"second"))
+    collected = rig.run()
+    assert collected[1].finishes[0].usage.completion_tokens == 100
+    failure = collected[2].failure
+    assert failure is not None
+    assert failure.code == "queue_timeout"
+
+
+def test_a_request_may_ask_for_a_shorter_wait_but_not_a_longer() -> None:
+    rig = make_engine(n_slots=1, max_queue_wait_s=0.5)
+    rig.add(
+        make_request(1, b"first", max_tokens=100, ignore_eos=True),
+        make_request(2, b"second", max_queue_wait_s=0.1),
+        make_request(3, b"third", max_queue_wait_s=100.0),
+    )
+    failed_s: dict[int, float] = {}
+    start_s = rig.decoder.clock()
+    while rig.engine.has_work:
+        rig.step()
+        for i in (2, 3):
+            if rig.collected[i].failure is not None:
+                failed_s.setdefault(i, rig.decoder.clock() - start_s)
+    assert 0.1 < failed_s[2] < 0.15
+    assert 0.5 < failed_s[3] < 0.55
+
+
+def test_a_choice_that_waits_for_its_siblings_does_not_time_out() -> None:
+    rig = make_engine(n_slots=1, max_queue_wait_s=0.1)
+    rig.add(make_request(1, b"many", n=3, max_tokens=50, ignore_eos=True))
+    assert len(rig.run()[1].finishes) == 3
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [NoRoomError(), EngineFailure("llama_decode failed with status -3")], ids=["room", "c"]
+)
+def test_a_failed_decode_fails_its_batch_and_nobody_else(error: Exception) -> None:
+    rig = make_engine(n_slots=2)
+    requests = [make_request(i, bytes([65 + i]) * 9, max_tokens=9, ignore_eos=True) for i in range(4)]
+    rig.add(*requests)
+    rig.step()
+    rig.decoder.failures.append(error)
+    collected = rig.run()
+    assert [collected[i].failure is not None for i in range(4)] == [True, True, False, False]
+    assert collected[0].failure.code == "engine_failure"  # type: ignore[union-attr]
+    for i in (2, 3):
+        assert collected[i].texts == run_alone(requests[i]).texts
+
+
+def test_nothing_of_a_failed_batch_is_reused() -> None:
+    rig = make_engine(n_slots=2, n_batch=32)
+    rig.add(make_request(1, LONG))
+    rig.step()
+    rig.decoder.failures.append(EngineFailure("failed"))
+    rig.run()
+    rig.add(make_request(2, LONG))
+    rig.run()
+    assert rig.collected[2].finishes[0].usage.cached_tokens == 0
+    assert rig.text(2) == run_alone(make_request(2, LONG)).texts[0]
+
+
+def test_a_failed_batch_fails_all_choices_once() -> None:
+    rig = make_engine(n_slots=2)
+    rig.add(make_request(1, b"many", n=4))
+    rig.step()
+    rig.decoder.failures.append(NoRoomError())
+    assert rig.run()[1].failure is not None
+    assert rig.engine.stats().waiting == 0
+
+
+def grammar(text: str) -> Grammar:
+    return Grammar(GrammarKind.REGEX, text)
+
+
+def test_a_grammar_is_kept_and_ends_the_text() -> None:
+    rig = make_engine()
+    rig.add(make_request(1, b"abc", grammar=grammar("XY/Z/12/34"), temperature=2.0, seed=1))
+    finish = rig.run()[1].finishes[0]
+    first, second, third, fourth = rig.text(1)
+    assert first in "XY"
+    assert second == "Z"
+    assert third in "12"
+    assert fourth in "34"
+    assert finish.reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_grammar_that_is_refused_fails_its_request_only(n: int) -> None:
+    rig = make_engine(n_slots=2)
+    rig.add(make_request(1, b"abc", n=n, grammar=grammar("!"), xtc_probability=0.5), make_request(2, b"fine"))
+    collected = rig.run()
+    assert collected[1].failure is not None
+    assert collected[1].failure.code == "invalid_value"
+    assert collected[2].texts == run_alone(make_request(2, b"fine")).texts
+    assert all(chain.is_closed for chain in rig.decoder.chains)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_grammar_that_cannot_go_on_fails_its_request_only(n: int) -> None:
+    rig = make_engine(n_slots=4)
+    rig.add(make_request(1, b"abc", n=n, grammar=grammar("ab/cd/!")), make_request(2, b"fine"))
+    collected = rig.run()
+    assert collected[1].failure is not None
+    assert collected[1].failure.code == "engine_failure"
+    assert collected[2].texts == run_alone(make_request(2, b"fine")).texts
+
+
+def test_a_request_that_fails_in_a_step_leaves_true_caches_behind() -> None:
+    rig = make_engine(n_slots=4)
+    rig.add(make_request(1, LONG, n=3, grammar=grammar("ab/cd/!")))
+    rig.run()
+    rig.add(make_request(2, LONG + b"x"))
+    rig.run()
+    assert rig.text(2) == run_alone(make_request(2, LONG + b"x")).texts[0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_biases_that_leave_a_grammar_nothing_end_the_text(temperature: float) -> None:
+    rig = make_engine()
+    ban = ((ord("a"), -math.inf),)
+    rig.add(make_request(1, b"x", grammar=grammar("b/a/c"), logit_bias=ban, temperature=temperature, seed=1))
+    assert rig.run()[1].finishes[0].reason is FinishReason.STOP
+    assert rig.text(1) == "b"
+
+
+def test_a_copy_that_fails_fails_its_request_and_leaks_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make_engine(n_slots=3)
+    rig.add(make_request(1, LONG, max_tokens=100, ignore_eos=True))
+    rig.step()
+    rig.step()
+
+    def set_state(slot: int, state: object) -> None:
+        rig.decoder.trim(slot, 0)
+        raise EngineFailure("the state could not be restored")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.decoder, "set_state", set_state)
+        rig.add(make_request(2, LONG + b"x", xtc_probability=0.5))
+        rig.step()
+    assert rig.collected[2].failure is not None
+    assert all(chain.is_closed for chain in rig.decoder.chains)
+    rig.add(make_request(3, LONG + b"y"), make_request(4, b"other"))
+    collected = rig.run()
+    assert collected[3].texts == run_alone(make_request(3, LONG + b"y")).texts
+    assert collected[4].texts == run_alone(make_request(4, b"other")).texts
+
+
+# --- fairness of a step -----------------------------------------------------------------------------------------------
+
+
+def test_a_long_prompt_holds_running_streams_up_no_longer_than_the_gap() -> None:
+    rig = make_engine(n_slots=2, n_ctx=4096, n_batch=512, max_gap_ms=50.0)
+    rig.add(make_request(1, LONG * 4, max_tokens=3, ignore_eos=True))
+    rig.run()
+    rig.add(make_request(2, b"stream", max_tokens=300, ignore_eos=True))
+    for _ in range(10):
+        rig.step()
+    rig.add(make_request(3, bytes(range(97, 123)) * 100, max_tokens=2))
+    gaps = []
+    while not rig.collected[3].is_done:
+        before_s = rig.decoder.clock()
+        events = rig.step()
+        assert any(isinstance(event, Output) and event.request_id == 2 for event in events)
+        gaps.append(rig.decoder.clock() - before_s)
+    assert max(gaps[1:]) < 0.065
+    assert len(gaps) < 2600 / 30
+
+
+def test_holes_are_closed_when_they_have_cost_as_much_as_a_move() -> None:
+    rig = make_engine(n_slots=8)
+    requests = [make_request(i, bytes([65 + i]) * 40, max_tokens=100, ignore_eos=True) for i in range(8)]
+    rig.add(*requests)
+    for _ in range(12):
+        rig.step()
+    for i in (1, 2, 4, 5, 6):
+        rig.abort(i)
+    for _ in range(20):
+        rig.step()
+    slots = [state.slot for state in rig.engine.stats().slots if state.request_id is not None]
+    assert slots[-1] - slots[0] == 2
+    rig.run()
+    for i in (0, 3, 7):
+        assert rig.text(i) == run_alone(requests[i]).texts[0]
+
+
+def test_stats_count_what_was_done() -> None:
+    rig = make_engine(n_slots=2)
+    rig.add(make_request(1, LONG, max_tokens=4, ignore_eos=True))
+    rig.run()
+    stats = rig.engine.stats()
+    assert (stats.waiting, stats.running) == (0, 0)
+    assert stats.computed_tokens == rig.n_computed
+    assert stats.generated_tokens == 4
+    assert sum(slot.n_past for slot in stats.slots) == len(LONG) + 3
+    rig.add(make_request(2, LONG + b"x", max_tokens=4, ignore_eos=True))
+    rig.run()
+    assert rig.engine.stats().cached_tokens == len(LONG)
+
+
+# --- anything at any time ---------------------------------------------------------------------------------------------
+
+prompts = st.builds(
+    lambda stem, tail: (b"abcdefgh" * 6)[:stem] + bytes(tail),
+    st.sampled_from([0, 3, 33, 40, 48]),
+    st.lists(st.sampled_from(b"ab"), min_size=1, max_size=4),
+)
+
+options: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {},
+    optional={
+        "n": st.integers(1, 3),
+        "max_tokens": st.sampled_from([1, 2, 7, None]),
+        "temperature": st.sampled_from([0.0, 1.5]),
+        "stop": st.sampled_from([("e",), ("ab", "q"), ("xyz",)]),
+        "xtc_probability": st.just(0.5),
+        "grammar": st.sampled_from([grammar("ab/cd/ef"), grammar("ab/!"), grammar("!")]),
+        "prompt_logprobs": st.just(True),
+        "return_progress": st.just(True),
+    },
+)
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> list[tuple[str, Any]]:
+    """What callers do: add a request, abort one, let some steps pass, let a decode fail."""
+    actions = st.one_of(
+        st.tuples(st.just("add"), st.tuples(prompts, options)),
+        st.tuples(st.just("add"), st.tuples(prompts, options)),
+        st.tuples(st.just("abort"), st.integers(0, 20)),
+        st.tuples(st.just("steps"), st.integers(1, 6)),
+        st.tuples(st.just("fail"), st.sampled_from(["room", "failure"])),
+    )
+    return draw(st.lists(actions, min_size=3, max_size=24))
+
+
+def play(rig: Rig, script: list[tuple[str, Any]]) -> Iterator[EngineRequest]:
+    n_requests = 0
+    for action, argument in script:
+        match action:
+            case "add":
+                prompt, changes = argument
+                request = make_request(n_requests, prompt, **({"max_tokens": 9, "seed": 5} | changes))
+                rig.add(request)
+                n_requests += 1
+                yield request
+            case "abort":
+                if argument < n_requests and not rig.collected[argument].is_done:
+                    rig.abort(argument)
+            case "steps":
+                for _ in range(argument):
+                    rig.step()
+            case "fail":
+                rig.decoder.failures.append(NoRoomError() if argument == "room" else EngineFailure("failed"))
+    rig.run()
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(scripts(), st.booleans(), st.integers(1, 4))
+def test_whatever_callers_do_every_text_is_the_one_it_has_alone(
+    script: list[tuple[str, Any]], can_trim: bool, n_slots: int
+) -> None:
+    rig = make_engine(n_slots=n_slots, n_ctx=64, n_batch=24, n_outputs_max=8, can_trim=can_trim)
+    requests = list(play(rig, script))
+    assert all(chain.is_closed for chain in rig.decoder.chains)
+    may_fail = any(action == "fail" for action, _ in script)
+    for request in requests:
+        collected = rig.collected[request.request_id]
+        if request.request_id in rig.aborted:
+            continue
+        assert collected.is_done
+        alone = run_alone(request, n_ctx=64)
+        if collected.failure is not None:
+            assert alone.failure is not None or may_fail
+        else:
+            assert collected.texts == alone.texts
+            assert [collected.finishes[i].reason for i in range(request.n)] == [
+                alone.finishes[i].reason for i in range(request.n)
+            ]
