@@ -1,0 +1,750 @@
+"""The bench against a server of known speed: what it says must be what the server did."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import server.bench
+from server.bench.client import Address, Answer, BenchError, Client
+from server.bench.command import bench, sizes
+from server.bench.figures import (
+    Better,
+    Metric,
+    Ratio,
+    Summary,
+    Verdict,
+    common_prefix,
+    longest_gap,
+    throughput,
+)
+from server.bench.report import Record, Report
+from server.bench.run import Options, choose, discover, run
+from server.bench.scenarios import SCENARIOS
+from server.bench.scenarios.chat import History, Message
+from server.bench.site import Figure, Server, Site, Sizes
+from server.bench.sse import SseReader
+from server.bench.table import number, ratio_cell
+from server.bench.words import Words, calibrate
+
+# --- a server of known speed ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class FakeServer:
+    """An OpenAI-compatible server whose tokens are words and whose times are settings.
+
+    A prompt costs `token_s` for each word it has not seen, and while one is read every running stream stands still;
+    then each stream gets a word every `step_s`. It remembers every prompt with its answer, like a server with as many
+    slots as one likes.
+    """
+
+    token_s: float = 0.0
+    step_s: float = 0.0
+    key: str | None = None
+    has_tokenize: bool = True
+    has_usage: bool = True
+    refuse: tuple[int, str] | None = None
+    break_after: int | None = None
+    error_after: int | None = None
+    n_ctx: int = 4096
+    log: list[str] = field(default_factory=list)
+    name: str = "fake"
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    hung_up: int = 0
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        self._seen: list[list[str]] = []
+        self._reading = asyncio.Lock()
+        self._ids: dict[str, int] = {}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            path = head.split()[1]
+            headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
+            await self._answer(path, headers, json.loads(body) if body else {}, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            self.hung_up += 1
+        finally:
+            writer.close()
+
+    async def _answer(self, path: str, headers: dict[str, str], body: Any, writer: asyncio.StreamWriter) -> None:
+        if self.key is not None and headers.get("authorization") != f"bearer {self.key}":
+            _send(writer, 401, {"error": {"message": "Invalid API Key", "code": 401}})
+        elif path == "/v1/models":
+            _send(writer, 200, {"data": [{"id": self.name, "owned_by": "tests"}]})
+        elif path == "/props":
+            props = {"total_slots": 4, "build_info": "b1", "default_generation_settings": {"n_ctx": self.n_ctx}}
+            _send(writer, 200, props)
+        elif path == "/tokenize" and self.has_tokenize:
+            ids = [self._ids.setdefault(word, len(self._ids)) for word in body["content"].split()]
+            _send(writer, 200, {"tokens": ids})
+        elif path == "/v1/completions" and self.refuse is None:
+            await self._complete(body, writer)
+        elif path == "/v1/completions" and self.refuse is not None:
+            _send(writer, self.refuse[0], self.refuse[1])
+        else:
+            _send(writer, 404, {"error": {"message": "no such route"}})
+        await writer.drain()
+
+    async def _complete(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        self.log.append(self.name)
+        self.bodies.append(body)
+        prompt = body["prompt"].split()
+        async with self._reading:
+            cached = min(max((common_prefix(prompt, old) for old in self._seen), default=0), len(prompt) - 1)
+            self._seen.append(prompt)
+            await asyncio.sleep(self.token_s * (len(prompt) - cached))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        words = [f" w{len(self.log)}x{i}" for i in range(body["max_tokens"])]
+        for i, word in enumerate(words):
+            if i == self.break_after:
+                return
+            if i == self.error_after:
+                _event(writer, json.dumps({"error": {"message": "out of memory"}}))
+                break
+            async with self._reading:
+                pass
+            if i:
+                await asyncio.sleep(self.step_s)
+            _event(writer, json.dumps({"choices": [{"text": word, "index": 0, "finish_reason": None}]}))
+            await writer.drain()
+        self._seen.append(prompt + "".join(words).split())
+        if self.has_usage:
+            _event(writer, json.dumps({"choices": [], "usage": _usage(len(prompt), len(words), cached)}))
+        _event(writer, "[DONE]")
+        writer.write(b"0\r\n\r\n")
+
+
+def _usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
+    details = {"cached_tokens": cached}
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "prompt_tokens_details": details}
+
+
+def _event(writer: asyncio.StreamWriter, data: str) -> None:
+    payload = f"data: {data}\n\n".encode()
+    writer.write(f"{len(payload):x}\r\n".encode() + payload + b"\r\n")
+
+
+def _send(writer: asyncio.StreamWriter, status: int, body: Any) -> None:
+    payload = (body if isinstance(body, str) else json.dumps(body)).encode()
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+    writer.write(head.encode() + payload)
+
+
+@contextlib.contextmanager
+def serving(*fakes: FakeServer) -> Iterator[None]:
+    """Run the fakes on free ports, on an event loop in a thread of its own."""
+    ready, stop = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        listeners = [await asyncio.start_server(fake.handle, "127.0.0.1", 0) for fake in fakes]
+        for fake, listener in zip(fakes, listeners, strict=True):
+            fake.port = listener.sockets[0].getsockname()[1]
+        ready.set()
+        await stop.wait()
+        for listener in listeners:
+            listener.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0.02)  # lets the sockets close
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert ready.wait(5)
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+        loop.close()
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeServer]:
+    found = FakeServer()
+    with serving(found):
+        yield found
+
+
+SMALL = Sizes(
+    rounds=2,
+    streams=(3,),
+    decode_tokens=12,
+    depth=60,
+    deep_streams=(2,),
+    prefill=(100,),
+    prefix=100,
+    users=3,
+    newcomer=100,
+    chat_turns=8,
+    chat_context=400,
+    answer=8,
+    chats=3,
+    chat_tokens=50,
+    at_once=(1, 2),
+    jobs=2,
+    seconds=0.3,
+)
+
+
+async def measure(fake: FakeServer, scenario: str) -> dict[tuple[str, str], float]:
+    """One repetition of a scenario: `{(case, quantity): value}`."""
+    options = Options(fake.url, seed=7, scenarios=(scenario,), sizes=SMALL)
+    found = {}
+    for case in choose(options):
+        site = Site(Server(Client(fake.url), n_slots=4), Words(1.0, scenario, case.label), SMALL)
+        for figure in await case.measure(site):
+            found[figure.metric.case, figure.metric.quantity] = figure.value
+    return found
+
+
+def empty_report() -> Report:
+    return Report(1, "2026-01-01T00:00:00+00:00", {"cpu": "a CPU", "cores": 2})
+
+
+# --- events --------------------------------------------------------------------------------------------------------
+
+LINES = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=8)
+EVENTS = st.lists(st.lists(LINES, min_size=1, max_size=3), max_size=5)
+
+
+@given(EVENTS, st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.lists(st.integers(0, 300), max_size=9))
+def test_events_are_the_same_wherever_the_bytes_are_cut(
+    events: list[list[str]], end: str, comments: bool, cuts: list[int]
+) -> None:
+    comment = f": ping{end}" if comments else ""
+    text = "".join(comment + "".join(f"data: {line}{end}" for line in event) + end for event in events).encode()
+    reader = SseReader()
+    bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    found = [data for a, b in itertools.pairwise(bounds) for data in reader.feed(text[a:b])]
+    assert found == ["\n".join(event).encode() for event in events]
+
+
+def test_event_fields_besides_data_are_passed_over_and_unfinished_events_kept_back() -> None:
+    reader = SseReader()
+    assert reader.feed(b"event: x\nid: 1\ndata:no space\n\nretry: 3\n\ndata\n\ndata: half") == [b"no space", b""]
+    assert reader.feed(b"\n") == []
+    assert reader.feed(b"\n") == [b"half"]
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_is_median_and_range() -> None:
+    assert Summary.of([3.0, 1.0, 10.0]) == Summary(3.0, 1.0, 10.0)
+
+
+def test_a_ratio_is_of_medians_and_its_spread_of_pairs() -> None:
+    assert Ratio.of([2.0, 4.0, 9.0], [1.0, 4.0, 3.0]) == Ratio(4 / 3, 1.0, 3.0)
+    assert Ratio.of([1.0], [0.0]) is None
+    assert Ratio.of([], []) is None
+
+
+@pytest.mark.parametrize(
+    ("ratio", "better", "verdict"),
+    [
+        (Ratio(1.2, 1.1, 1.3), Better.HIGHER, Verdict.BETTER),
+        (Ratio(1.2, 1.1, 1.3), Better.LOWER, Verdict.WORSE),
+        (Ratio(0.8, 0.7, 0.9), Better.HIGHER, Verdict.WORSE),
+        (Ratio(0.8, 0.7, 0.9), Better.LOWER, Verdict.BETTER),
+        (Ratio(1.2, 0.9, 1.3), Better.HIGHER, Verdict.EVEN),
+    ],
+)
+def test_a_verdict_needs_every_pair_and_knows_the_direction(ratio: Ratio, better: Better, verdict: Verdict) -> None:
+    assert ratio.verdict(better) is verdict
+    assert (verdict.value in ratio_cell(ratio, better)) == (verdict is not Verdict.EVEN)
+
+
+def test_throughput_counts_while_all_streams_run() -> None:
+    slow = [10.0, 11.0, 12.0, 13.0, 14.0]
+    late = [11.0, 12.0, 13.0, 14.0, 20.0]
+    assert throughput([(slow, 1.0), (late, 1.0)]) == pytest.approx(6 / 3)
+    assert throughput([(slow, 2.0)]) == pytest.approx(2.0)
+
+
+def test_throughput_of_streams_that_ran_one_after_the_other_is_over_the_whole_time() -> None:
+    assert throughput([([0.0, 1.0, 2.0], 1.0), ([3.0, 4.0, 5.0], 1.0)]) == pytest.approx(5 / 5)
+    assert throughput([([1.0, 1.0], 1.0)]) is None
+
+
+def test_the_longest_gap_sees_pauses_across_the_edges() -> None:
+    assert longest_gap([0.0, 1.0, 5.0, 6.0], 2.0, 4.0) == 4.0
+    assert longest_gap([0.0, 1.0, 2.0, 3.0], 1.0, 3.0) == 1.0
+    assert longest_gap([0.0, 1.0], 1.0, 9.0) == 8.0
+
+
+def test_the_common_prefix_is_counted() -> None:
+    assert common_prefix("abcd", "abxd") == 2
+    assert common_prefix("ab", "abc") == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (0.01234, "0.0123"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1,234")]
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+
+def test_texts_depend_on_seed_and_place_only() -> None:
+    assert Words(1.0, 1, "decode", 0).text(50) == Words(1.0, 1, "decode", 0).text(50)
+    texts = {Words(1.0, *parts).text(50) for parts in [(1, "decode", 0), (1, "decode", 1), (2, "decode", 0)]}
+    assert len(texts) == 3
+
+
+def test_texts_of_one_repetition_share_no_beginning() -> None:
+    words = Words(1.0, 3)
+    texts = [words.text(100).split() for _ in range(50)]
+    assert max(common_prefix(a, b) for a, b in itertools.combinations(texts, 2)) <= 5
+
+
+def test_lengths_follow_the_calibrated_rate() -> None:
+    assert len(Words(1.0, 3).text(500).split()) == 500
+    assert len(Words(2.0, 3).text(500).split()) == 250
+    assert len(Words(2.0, 3).text(0).split()) == 1
+
+
+@pytest.mark.parametrize("has_tokenize", [True, False])
+async def test_calibration_asks_tokenize_or_reads_usage(fake: FakeServer, has_tokenize: bool) -> None:
+    fake.has_tokenize = has_tokenize
+    assert await calibrate(Client(fake.url), 1) == 1.0
+    assert len(fake.bodies) == (0 if has_tokenize else 1)
+
+
+async def test_calibration_needs_a_server_that_counts(fake: FakeServer) -> None:
+    fake.has_tokenize = fake.has_usage = False
+    with pytest.raises(BenchError, match="counts no tokens"):
+        await calibrate(Client(fake.url), 1)
+
+
+# --- client --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "url", "base"),
+    [
+        ("127.0.0.1:5001", "http://127.0.0.1:5001", ""),
+        ("http://host/v1/", "http://host", ""),
+        ("https://host:444/llm/v1", "https://host:444/llm", "/llm"),
+        ("http://[::1]:80", "http://[::1]:80", ""),
+    ],
+)
+def test_addresses_are_read_as_users_type_them(typed: str, url: str, base: str) -> None:
+    assert (Address.parse(typed).url, Address.parse(typed).base) == (url, base)
+
+
+@pytest.mark.parametrize("typed", ["ftp://host", "http://", "http://host:99999999"])
+def test_what_is_no_address_is_refused(typed: str) -> None:
+    with pytest.raises(BenchError):
+        Address.parse(typed)
+
+
+async def test_an_answer_has_the_servers_times_and_counts(fake: FakeServer) -> None:
+    fake.token_s, fake.step_s = 0.02, 0.02
+    answer = await Client(fake.url, model="m").complete("one two three four five", 6)
+    assert (answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens) == (5, 6, 0)
+    assert answer.text.split() == [f"w1x{i}" for i in range(6)]
+    assert 0.1 <= answer.wait < 0.3
+    assert answer.rate is not None
+    assert 15 <= answer.rate <= 50.5
+    assert (fake.bodies[0]["model"], fake.bodies[0]["ignore_eos"], fake.bodies[0]["temperature"]) == ("m", True, 0)
+
+
+async def test_without_usage_pieces_are_counted(fake: FakeServer) -> None:
+    fake.has_usage = False
+    answer = await Client(fake.url).complete("one", 4)
+    assert (answer.completion_tokens, answer.cached_tokens, answer.tokens) == (None, None, 4)
+
+
+def test_a_piece_of_several_tokens_counts_as_several() -> None:
+    answer = Answer(0.0, (1.0, 2.0, 3.0), "abc", 1, 6, 0)
+    assert answer.per_piece == 2.0
+    assert answer.rate == 2.0
+
+
+async def test_the_first_text_is_known_while_the_stream_runs(fake: FakeServer) -> None:
+    fake.step_s = 0.1
+    stream = await Client(fake.url).start("one", 50)
+    first = await stream.first()
+    assert time.perf_counter() - first < 0.1
+    await asyncio.sleep(0.25)
+    assert 2 <= len(stream.times) <= 4
+    stream.close()
+
+
+async def test_hanging_up_closes_the_connection(fake: FakeServer) -> None:
+    fake.step_s = 0.01
+    stream = await Client(fake.url).start("one", 500)
+    await stream.first()
+    stream.close()
+    for _ in range(200):
+        if fake.hung_up:
+            break
+        await asyncio.sleep(0.01)
+    assert fake.hung_up == 1
+
+
+async def test_a_wrong_key_is_said_in_one_line(fake: FakeServer) -> None:
+    fake.key = "secret"
+    with pytest.raises(BenchError, match=r"wants another key \(401: Invalid API Key\); give it with --api-key"):
+        await Client(fake.url).complete("one", 1)
+    assert (await Client(fake.url, api_key="secret").complete("one", 1)).tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('{"error": {"message": "too\\nlong"}}', "too long"),
+        ('{"detail": "nothing here"}', "nothing here"),
+        ('{"error": "plain"}', "plain"),
+        ("<html>oops</html>", "<html>oops</html>"),
+        ("", "no explanation"),
+    ],
+)
+async def test_a_refusal_is_said_in_one_line(fake: FakeServer, body: str, said: str) -> None:
+    fake.refuse = (400, body)
+    with pytest.raises(BenchError) as caught:
+        await Client(fake.url).complete("one", 1)
+    assert str(caught.value) == f"{fake.url} refused the request (400: {said})"
+
+
+async def test_a_stream_that_breaks_off_or_fails_midway_is_an_error(fake: FakeServer) -> None:
+    fake.break_after = 2
+    with pytest.raises(BenchError, match="broke off"):
+        await Client(fake.url).complete("one", 5)
+    fake.break_after, fake.error_after = None, 2
+    with pytest.raises(BenchError, match=r"failed midway.*out of memory"):
+        await Client(fake.url).complete("one", 5)
+    fake.error_after = 0
+    with pytest.raises(BenchError, match="out of memory"):
+        await (await Client(fake.url).start("one", 5)).first()
+
+
+async def test_a_server_that_takes_too_long_is_given_up(fake: FakeServer) -> None:
+    fake.token_s = 5.0
+    client = Client(fake.url, timeout_s=0.1)
+    with pytest.raises(BenchError, match="did not finish"):
+        await client.complete("one", 1)
+    stream = await client.start("two", 1)
+    with pytest.raises(BenchError, match="sent no text"):
+        await stream.first()
+    stream.close()
+
+
+async def test_nobody_there_is_said() -> None:
+    with pytest.raises(BenchError, match=r"cannot be reached.*is the server running"):
+        await Client("127.0.0.1:1").complete("one", 1)
+
+
+# --- scenarios -----------------------------------------------------------------------------------------------------
+
+
+async def test_decode_finds_the_step(fake: FakeServer) -> None:
+    fake.step_s = 0.02
+    found = await measure(fake, "decode")
+    assert 50 < found["3 streams", "all streams"] <= 155
+    assert 17 < found["3 streams", "one stream"] <= 51
+
+
+async def test_deep_waits_for_the_new_message_only(fake: FakeServer) -> None:
+    fake.token_s, fake.step_s = 0.003, 0.005
+    found = await measure(fake, "deep")
+    assert 40 * 0.003 <= found["2 streams", "first token of a short message"] < 60 * 0.003 + 0.3
+    assert found["2 streams", "one stream"] > 40
+
+
+async def test_prefill_finds_the_rate(fake: FakeServer) -> None:
+    fake.token_s = 0.003
+    found = await measure(fake, "prefill")
+    assert 0.3 <= found["100 tokens", "first token"] < 0.9
+    assert 110 < found["100 tokens", "rate"] <= 334
+
+
+async def test_a_shared_prefix_is_known_and_a_bursts_is_not(fake: FakeServer) -> None:
+    fake.token_s = 0.002
+    shared = await measure(fake, "shared")
+    burst = await measure(fake, "burst")
+    case = "3 users, 100 tokens"
+    # Tails of 25 words are read one after the other: the second of three waits for two of them.
+    assert 2 * 25 * 0.002 <= shared[case, "median first token"] < 0.29
+    assert shared[case, "last first token"] >= 3 * 25 * 0.002
+    assert burst[case, "median first token"] >= (100 + 2 * 25) * 0.002
+
+
+async def test_interference_sees_the_others_stand_still(fake: FakeServer) -> None:
+    fake.token_s, fake.step_s = 0.004, 0.01
+    found = await measure(fake, "interference")
+    case = "100 tokens arrive"
+    assert 0.01 <= found[case, "their usual gap"] < 0.05
+    assert 0.39 <= found[case, "longest gap of the others"] < 1.0
+    assert 0.4 <= found[case, "its first token"] < 1.0
+    assert 0.4 < found[case, "its first token over that alone"] < 2.5
+
+
+async def test_a_chat_has_every_kind_of_wait_and_a_perfect_cache_computes_the_least(fake: FakeServer) -> None:
+    fake.token_s = 0.001
+    found = await measure(fake, "chat")
+    turn, swipe = found["a turn", "median first token"], found["a swipe", "median first token"]
+    assert swipe < turn < found["a turn of a trimmed history", "median first token"]
+    assert found["an edit", "median first token"] < found["a turn of a trimmed history", "median first token"]
+    assert found["8 turns", "computed over least prompt tokens"] == pytest.approx(1.0)
+    assert max(len(body["prompt"].split()) for body in fake.bodies) + SMALL.answer <= SMALL.chat_context
+
+
+async def test_computed_tokens_are_left_out_when_the_server_does_not_tell(fake: FakeServer) -> None:
+    fake.has_usage = fake.has_tokenize = False
+    assert not any("computed" in quantity for _, quantity in await measure(fake, "chat"))
+
+
+async def test_computed_tokens_show_a_server_that_caches_nothing(fake: FakeServer) -> None:
+    fake._seen = type("Forgetful", (list,), {"append": lambda *_: None})()
+    assert (await measure(fake, "chat"))["8 turns", "computed over least prompt tokens"] > 2
+
+
+def test_a_history_drops_its_oldest_messages_and_keeps_card_and_last() -> None:
+    history = History(Message("card", 10), budget=30)
+    history.messages += [Message(f"m{i}", 8) for i in range(4)]
+    assert history.prompt() == "card\nm2\nm3\nAlice:"
+    history.messages.append(Message("long", 100))
+    assert history.prompt() == "card\nlong\nAlice:"
+
+
+async def test_a_carousel_goes_on_with_every_chat(fake: FakeServer) -> None:
+    fake.token_s = 0.002
+    found = await measure(fake, "carousel")
+    assert 25 * 0.002 <= found["3 chats, 1 at once", "median first token"] < 0.15
+    prompts = [body["prompt"] for body in fake.bodies]
+    assert len(prompts) == 3 * 3
+    assert all(any(later.startswith(first) for later in prompts[6:]) for first in prompts[:3])
+
+
+async def test_a_chat_beside_jobs_is_measured_and_the_jobs_are_hung_up(fake: FakeServer) -> None:
+    fake.token_s, fake.step_s = 0.0005, 0.01
+    found = await measure(fake, "background")
+    case = "a chat beside 2 jobs"
+    assert 25 * 0.0005 <= found[case, "median first token"] < 0.2
+    assert 0.01 <= found[case, "longest gap"] < 0.3
+    assert 50 < found[case, "jobs"] < 205
+    assert len([body for body in fake.bodies if body["max_tokens"] == 24]) >= 4
+
+
+async def test_a_failing_job_fails_the_scenario(fake: FakeServer) -> None:
+    fake.error_after = 30  # the chat's answers are shorter
+    with pytest.raises(BenchError, match="out of memory"):
+        await measure(fake, "background")
+
+
+async def test_old_chats_go_on(fake: FakeServer) -> None:
+    fake.step_s = 0.01
+    assert 100 < (await measure(fake, "old-chats"))["4 streams", "all streams"] < 405
+
+
+async def test_a_fresh_server_is_measured_once(fake: FakeServer) -> None:
+    fake.token_s = 0.001
+    (case,) = SCENARIOS["fresh-short"](SMALL)
+    site = Site(Server(Client(fake.url), n_slots=4), Words(1.0, 7), SMALL)
+    first, second = await case.measure(site), await case.measure(site)
+    assert [figure.metric.quantity for figure in first] == [
+        "fresh",
+        "beside cached chats",
+        "beside cached over fresh",
+    ]
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+    assert 0.03 <= first[0].value < 0.2
+    assert 0.2 < first[2].value < 5
+
+
+# --- runs and reports ----------------------------------------------------------------------------------------------
+
+
+async def test_two_servers_are_measured_in_turn_with_the_same_texts() -> None:
+    log: list[str] = []
+    fast, slow = FakeServer(token_s=0.001, name="a", log=log), FakeServer(token_s=0.003, name="b", log=log)
+    report = empty_report()
+    with serving(fast, slow):
+        options = Options(fast.url, seed=1, against=slow.url, scenarios=("prefill",), sizes=SMALL)
+        await run(options, report, lambda line: None)
+    assert log == ["a", "b"] + ["a", "b"] * 2  # the warm-up, then two repetitions
+    assert [body["prompt"] for body in fast.bodies] == [body["prompt"] for body in slow.bodies]
+    assert len({body["prompt"] for body in fast.bodies}) == 3
+    wait, rate = report.rows()
+    assert wait.ratio is not None
+    assert rate.ratio is not None
+    assert wait.ratio.low <= wait.ratio.of_medians <= wait.ratio.high < 0.85
+    assert wait.ratio.verdict(Better.LOWER) is rate.ratio.verdict(Better.HIGHER) is Verdict.BETTER
+
+
+async def test_a_run_of_everything_fills_the_report(fake: FakeServer) -> None:
+    report = empty_report()
+    tiny = Sizes(**{**{name: getattr(SMALL, name) for name in Sizes.__slots__}, "rounds": 1})
+    await run(Options(fake.url, seed=1, sizes=tiny), report, lambda line: None)
+    assert {row.metric.scenario for row in report.rows()} == set(SCENARIOS)
+    assert 0 < report.client_share < 1
+
+
+async def test_a_case_too_long_for_the_context_is_left_out_and_said(fake: FakeServer) -> None:
+    fake.n_ctx = 50
+    report = empty_report()
+    options = Options(fake.url, seed=1, scenarios=("prefill",), sizes=SMALL)
+    await run(options, report, lambda line: None)
+    assert report.records == []
+    assert report.warnings == [
+        f"prefill, 100 tokens: left out; it needs 113 tokens of context, {fake.url} has 50 a slot"
+    ]
+
+
+async def test_a_failing_case_is_noted_and_the_others_go_on(fake: FakeServer) -> None:
+    fake.break_after = 20  # the warm-up passes, a decode of 30 does not, a prefill does
+    report = empty_report()
+    longer = Sizes(**{**{name: getattr(SMALL, name) for name in Sizes.__slots__}, "decode_tokens": 30})
+    options = Options(fake.url, seed=1, scenarios=("decode", "prefill"), sizes=longer)
+    await run(options, report, lambda line: None)
+    assert {row.metric.scenario for row in report.rows()} == {"prefill"}
+    assert any("decode, 3 streams: failed" in warning for warning in report.warnings)
+
+
+async def test_one_server_twice_and_unknown_scenarios_are_refused(fake: FakeServer) -> None:
+    with pytest.raises(BenchError, match="given twice"):
+        await run(Options(fake.url, seed=1, against=f"{fake.url}/v1"), empty_report(), lambda line: None)
+    with pytest.raises(BenchError, match=r"no scenario is named 'decod'.*decode"):
+        choose(Options("x", seed=1, scenarios=("decod",)))
+
+
+async def test_servers_are_asked_who_they_are(fake: FakeServer) -> None:
+    client = Client(fake.url)
+    server = await discover(client)
+    assert (server.n_ctx, server.n_slots, server.model, server.build) == (4096, 4, "fake", "b1")
+    assert client.model == "fake"
+
+
+def _figure(value: float) -> Figure:
+    return Figure(Metric("s", "c", "q", "tok/s", Better.HIGHER), value, (value, 0.5))
+
+
+def test_the_ratio_takes_whole_pairs_only() -> None:
+    report = empty_report()
+    report.servers = [Server(Client("a:1")), Server(Client("b:1"))]
+    report.records = [Record(0, 0, _figure(3.0)), Record(0, 1, _figure(2.0)), Record(1, 0, _figure(100.0))]
+    (row,) = report.rows()
+    assert row.ratio == Ratio(1.5, 1.5, 1.5)
+
+
+def test_the_json_holds_every_sample() -> None:
+    report = empty_report()
+    report.servers = [Server(Client("a:1"), model="m"), Server(Client("b:1"))]
+    report.records = [Record(0, 0, _figure(3.0)), Record(0, 1, _figure(2.0))]
+    found = json.loads(json.dumps(report.as_json()))
+    assert found["servers"][0] == {"url": "http://a:1", "model": "m", "build": None, "n_ctx": None, "n_slots": None}
+    assert found["results"][0]["ratio"] == {"of_medians": 1.5, "low": 1.5, "high": 1.5}
+    assert [sample["raw"] for sample in found["results"][0]["samples"]] == [[3.0, 0.5], [2.0, 0.5]]
+    assert {"date", "seed", "machine", "ggufd", "warnings"} <= found.keys()
+
+
+# --- command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    found = typer.Typer()
+    found.command()(bench)
+    return found
+
+
+def test_the_command_prints_a_table_and_writes_json(app: typer.Typer, tmp_path: Path) -> None:
+    one, two = FakeServer(step_s=0.001), FakeServer(step_s=0.004)
+    out = tmp_path / "out.json"
+    with serving(one, two):
+        flags = ["--scenario", "decode", "--quick", "--streams", "2", "--tokens", "10", "--rounds", "2", "--seed", "5"]
+        result = CliRunner().invoke(app, [one.url, "--against", two.url, *flags, "--json", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "A / B" in result.output
+    assert "seed 5" in result.output
+    assert "better" in result.output
+    assert json.loads(out.read_text())["seed"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["127.0.0.1:1"], "http://127.0.0.1:1 cannot be reached"),
+        (["127.0.0.1:1", "--streams", "1,x"], "expected positive numbers"),
+        (["127.0.0.1:1", "--scenario", "x"], "no scenario is named 'x'"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line_and_exit_1(app: typer.Typer, arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_given_sizes_replace_the_usual_ones() -> None:
+    assert sizes(False) == Sizes()
+    assert (sizes(True).rounds, sizes(True, rounds=5).rounds) == (1, 5)
+    assert sizes(False, streams="2, 3").streams == (2, 3)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_ctrl_c_prints_what_is_there() -> None:
+    fake = FakeServer(step_s=0.002)
+    with serving(fake):
+        command = [sys.executable, "-m", "server.bench", fake.url, "--scenario", "decode", "--rounds", "1000"]
+        process = subprocess.Popen(
+            [*command, "--tokens", "10"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "1 stream: 2 of" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "decode" in out
+    assert "interrupted" in out
+    assert "Traceback" not in err
+
+
+def test_the_bench_knows_http_only() -> None:
+    """What it measures must not reach it by any other way."""
+    imported: set[str] = set()
+    for path in Path(server.bench.__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module or "")
+    ours = {name for name in imported if name.split(".")[0] == "server"}
+    assert all(name in {"server", "server.errors"} or name.startswith("server.bench") for name in ours)
