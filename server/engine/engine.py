@@ -209,7 +209,8 @@ class Engine:
         if not sequence.first_token_s:
             self._first_token(sequence)
         request = sequence.request
-        logprobs = None if request.n_logprobs is None else Logprobs(row, request.n_logprobs)
+        if sequence.logprobs is not None:
+            sequence.logprobs.note(row)
         if not self._mask(sequence, row):
             self._widen_or_end(sequence)
             return
@@ -220,7 +221,7 @@ class Engine:
         sequence.tokens.append(token)
         self._counters.generated_tokens += 1
         piece = self._vocabulary.piece(token, special=not request.skip_special_tokens)
-        logprob = None if logprobs is None else logprobs.of(token, self._vocabulary)
+        logprob = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
         delta = sequence.detokenizer.feed(piece, Sent(token, logprob))
         if sequence.guard is not None and not self._guard(sequence, sequence.guard):
             return
@@ -326,10 +327,11 @@ class Engine:
     def _note_prompt_logprobs(
         self, sequence: Sequence, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]]
     ) -> None:
-        n_top = sequence.request.n_logprobs or 0
+        logprobs = sequence.logprobs or Logprobs(0)
         following = sequence.tokens[sequence.n_past + 1 : sequence.n_prompt]
         for row, token in zip(rows, following, strict=False):
-            sequence.prompt_logprobs.append(Logprobs(row, n_top).of(token, self._vocabulary))
+            logprobs.note(row)
+            sequence.prompt_logprobs.append(logprobs.of(token, self._vocabulary))
 
     # --- ends -------------------------------------------------------------------------------------------------------
 

@@ -145,6 +145,7 @@ class VectorSampler:
         self._min_keep = max(1, params.min_keep)
         self._temperature = params.temperature
         self._penalties = penalties
+        self._scratch = Scratch()
         self._seed = seed
         self._n_chosen = 0
         self._tries: dict[int, int] = {}
@@ -199,33 +200,64 @@ class VectorSampler:
         if self._top_k > 0:
             ids = _top(row, self._top_k)
             logits = row[ids]
-            return self._nucleus(ids, logits, float(_weights(logits).sum()))
-        total = float(_weights(row).sum())
+            return self._nucleus(ids, logits, float(logits[0]), float(self._scratch.weights(logits).sum()))
+        peak, total = float(row.max()), float(self._scratch.weights(row).sum())
         size = _NUCLEUS_START
         while True:
             ids = _top(row, size)
-            kept, logits = self._nucleus(ids, row[ids], total)
+            kept, logits = self._nucleus(ids, row[ids], peak, total)
             if len(kept) < len(ids) or len(ids) == len(row):
                 return kept, logits
             size *= 8
 
-    def _nucleus(self, ids: npt.NDArray[np.int64], logits: Row, total: float) -> tuple[npt.NDArray[np.int64], Row]:
-        """Cut sorted candidates after the one with which their share of `total` reaches top-p."""
+    def _nucleus(
+        self, ids: npt.NDArray[np.int64], logits: Row, peak: float, total: float
+    ) -> tuple[npt.NDArray[np.int64], Row]:
+        """Cut sorted candidates after the one with which their share of `total` reaches top-p.
+
+        `total` is the sum of `exp(logit - peak)` over all tokens that top-p is to look at.
+        """
         if self._top_p >= 1:
             return ids, logits
-        reached = np.cumsum(_weights(logits)) >= self._top_p * total
+        reached = np.cumsum(np.exp(logits - peak), dtype=np.float64) >= self._top_p * total
         n_keep = int(reached.argmax()) + 1 if reached.any() else len(ids)
         n_keep = min(len(ids), max(n_keep, self._min_keep))
         return ids[:n_keep], logits[:n_keep]
 
     def _pick(self, logits: Row) -> int:
         """Index drawn by the softmax of `logits` at this temperature: first a block of them, then one inside it."""
-        weights = _weights(logits / np.float32(self._temperature))
+        weights = self._scratch.weights(logits, self._temperature)
         blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
         block, rest = _draw(blocks, self._random() * blocks.sum())
         start = block * _BLOCK
         index, _ = _draw(weights[start : start + _BLOCK], rest)
         return start + index
+
+
+class Scratch:
+    """Memory of one row that is used again: fresh arrays of that size cost more in page faults than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._memory: Row = np.empty(0, np.float32)
+
+    def weights(self, logits: Row, temperature: float = 1.0) -> Row:
+        """Probabilities up to their common factor, valid until the next call. Shape as `logits`."""
+        out = self._room(len(logits))
+        np.subtract(logits, logits.max(), out=out)
+        if temperature != 1:
+            np.divide(out, np.float32(temperature), out=out)
+        return np.exp(out, out=out)
+
+    def copy(self, row: Row) -> Row:
+        """The values of `row`, valid until the next call."""
+        out = self._room(len(row))
+        np.copyto(out, row)
+        return out
+
+    def _room(self, n: int) -> Row:
+        if len(self._memory) < n:
+            self._memory = np.empty(n, np.float32)
+        return self._memory[:n]
 
 
 def uniform(*key: int) -> float:
@@ -247,12 +279,6 @@ def _draw(weights: npt.NDArray[Any], target: float) -> tuple[int, float]:
     return index, target - (float(cumulative[index - 1]) if index else 0.0)
 
 
-def _weights(logits: Row) -> Row:
-    """Probabilities up to their common factor."""
-    weights: Row = np.exp(logits - logits.max())
-    return weights
-
-
 def _top(row: Row, k: int) -> npt.NDArray[np.int64]:
     """Indices of the k largest, largest first; the lower index first where equal.
 
@@ -261,7 +287,7 @@ def _top(row: Row, k: int) -> npt.NDArray[np.int64]:
     """
     n_blocks = len(row) // _TOP_BLOCK
     if 2 * k < n_blocks:
-        maxima = row[: n_blocks * _TOP_BLOCK].reshape(n_blocks, _TOP_BLOCK).max(axis=1)
+        maxima = row[: n_blocks * _TOP_BLOCK].reshape(_TOP_BLOCK, n_blocks).max(axis=0)
         ids = np.flatnonzero(row >= np.partition(maxima, n_blocks - k)[n_blocks - k])
     else:
         ids = np.arange(len(row))
@@ -276,21 +302,28 @@ class PieceTable(Protocol):
 
 
 class Logprobs:
-    """Log-probabilities of a raw row: before biases, masks and samplers."""
+    """Log-probabilities along one sequence, of raw rows: before biases, masks and samplers.
 
-    def __init__(self, row: Row, n_top: int) -> None:
-        self._row = row.copy()
-        peak = float(row.max())
-        self._log_total = peak + math.log(float(_weights(row).sum(dtype=np.float64)))
-        top = _top(row, n_top) if n_top > 0 else ()
-        self._top = [(int(token), self._logprob(int(token))) for token in top]
+    `note` a row before it is changed, then ask `of` the token that was chosen from it.
+    """
+
+    def __init__(self, n_top: int) -> None:
+        self._n_top = n_top
+        self._kept, self._scratch = Scratch(), Scratch()
+        self._row: Row = np.empty(0, np.float32)
+        self._log_total = 0.0
+
+    def note(self, row: Row) -> None:
+        self._row = self._kept.copy(row)
+        self._log_total = float(row.max()) + math.log(float(self._scratch.weights(row).sum(dtype=np.float64)))
 
     def of(self, token: int, pieces: PieceTable) -> TokenLogprob:
+        top = _top(self._row, self._n_top) if self._n_top > 0 else ()
         return TokenLogprob(
             token=token,
             piece=pieces.piece(token, special=True),
             logprob=self._logprob(token),
-            top=tuple((other, pieces.piece(other, special=True), logprob) for other, logprob in self._top),
+            top=tuple((int(other), pieces.piece(int(other), special=True), self._logprob(other)) for other in top),
         )
 
     def _logprob(self, token: int) -> float:

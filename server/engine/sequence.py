@@ -13,7 +13,7 @@ from server.engine.backend import Constraint
 from server.engine.banned import BanGuard, bans_of
 from server.engine.detokenizer import Detokenizer
 from server.engine.messages import EngineRequest, TokenLogprob, Usage
-from server.engine.sampling import Bias, Sampler
+from server.engine.sampling import Bias, Logprobs, Sampler
 
 
 class Status(enum.Enum):
@@ -55,6 +55,7 @@ class Sequence:
     bias: Bias | None = None
     constraint: Constraint | None = None
     guard: BanGuard | None = None
+    logprobs: Logprobs | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @classmethod
@@ -69,6 +70,7 @@ class Sequence:
             n_prompt=len(request.prompt),
             detokenizer=Detokenizer(request.stop, bans),
             guard=None if bans is None else BanGuard(),
+            logprobs=None if request.n_logprobs is None else Logprobs(request.n_logprobs),
         )
 
     @property
