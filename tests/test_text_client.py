@@ -8,14 +8,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from server.chat.client import InprocTextClient, TextCalls, TextClient
 from server.chat.prompt import ChatPrompt, TextParams
 from server.chat.text import load
+from server.chat.worker import Answer
 from server.engine.messages import Grammar, GrammarKind
 from server.errors import EngineDown, InvalidRequest, ModelError
 from server.llama.params import ModelParams
@@ -24,6 +28,10 @@ from tests.vocabularies import demo_model, vocabulary
 HANGS = (
     "{% for m in messages %}{{ m.content }}{% endfor %}{% if messages[-1].content == 'hang' %}"
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+)
+SLOW = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}{% if messages[-1].content == 'slow' %}"
+    "{% for a in range(600) %}{% for b in range(9999) %}{% endfor %}{% endfor %}{% endif %}"
 )
 HOARDS = (
     "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -121,11 +129,55 @@ async def test_a_process_killed_from_outside_costs_nobody_anything() -> None:
         assert await client.decode(await meanwhile) == "meanwhile"
 
 
+class _Heard(TextClient):
+    """Tells a test that holds the event loop when an answer has come from the process."""
+
+    def __init__(self, params: TextParams, **options: float) -> None:
+        super().__init__(params, **options)
+        self.answered = threading.Event()
+
+    def _post(self, function: Callable[..., None], generation: int, *args: Any) -> None:
+        super()._post(function, generation, *args)
+        if isinstance(args[0], Answer):
+            self.answered.set()
+
+
+async def test_an_answer_that_comes_with_the_time_limit_costs_the_next_call_nothing() -> None:
+    client = _Heard(params(SLOW), call_timeout_s=30)
+    async with running(client):
+        first = asyncio.ensure_future(client.encode("first"))
+        second = asyncio.ensure_future(client.render(said("slow")))
+        await asyncio.sleep(0)
+        assert client.answered.wait(30)
+        # The limit passes for the first call while its answer waits for the event loop.
+        client._overrun()
+        assert await client.decode(await first) == "first"
+        assert (await second).text == "slow"
+
+
 async def test_an_idle_process_that_dies_comes_back() -> None:
     client = TextClient(params())
     async with running(client):
         await client.encode("warm")
         await killed(client)
+        assert await client.decode(await client.encode("back")) == "back"
+
+
+async def test_a_model_that_is_gone_is_said_and_one_that_is_back_is_used(tmp_path: Path) -> None:
+    link = tmp_path / "model.gguf"
+    link.symlink_to(demo_model())
+    client = TextClient(params(path=str(link)), backoff_s=0.001)
+    async with running(client):
+        link.unlink()
+        await killed(client)
+        with pytest.raises(EngineDown, match=r"does not start: .*could not load"):
+            await client.encode("gone")
+        with pytest.raises(EngineDown, match="not running"):
+            await client.encode("still gone")
+        link.symlink_to(demo_model())
+        async with asyncio.timeout(30):
+            while client.pid is None:  # noqa: ASYNC110 - nothing tells a caller that it is back
+                await asyncio.sleep(0.01)
         assert await client.decode(await client.encode("back")) == "back"
 
 
@@ -179,6 +231,28 @@ async def test_a_template_that_hangs_while_loading_is_a_startup_error() -> None:
     hangs = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(ModelError, match="could not start: it took too long"):
         await TextClient(params(hangs), start_timeout_s=1.5).start()
+
+
+async def test_before_the_start_calls_are_refused() -> None:
+    client = TextClient(params())
+    with pytest.raises(EngineDown):
+        await client.encode("early")
+    await client.stop()
+
+
+async def test_a_start_may_be_given_up() -> None:
+    client = TextClient(params())
+    starting = asyncio.ensure_future(client.start())
+    await asyncio.sleep(0.05)
+    await client.stop()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+
+
+async def test_weights_are_never_loaded() -> None:
+    whole = ModelParams(path=demo_model(), split_mode="none", main_gpu=7, tensor_split=(1.0,))
+    async with running(TextClient(TextParams(whole))) as client:
+        assert await client.encode("fine")
 
 
 async def test_after_the_end_calls_are_refused() -> None:

@@ -104,17 +104,21 @@ class TextClient(TextCalls):
         *,
         call_timeout_s: float = CALL_TIMEOUT_S,
         start_timeout_s: float = START_TIMEOUT_S,
+        backoff_s: float = 0.1,
     ) -> None:
         self._params = params
         self._call_timeout_s = call_timeout_s
         self._start_timeout_s = start_timeout_s
+        self._backoff_s = backoff_s
         self._pending: dict[int, _Pending] = {}
         self._next_id = 0
         self._generation = 0
+        self._started: asyncio.Future[TextInfo] | None = None
         self._child: Child | None = None
         self._is_ready = False
         self._is_stopping = False
         self._timed_out = False
+        self._overrun_id: int | None = None
         self._failures = 0
         self._last_failure = ""
         self._timer: asyncio.TimerHandle | None = None
@@ -122,13 +126,15 @@ class TextClient(TextCalls):
 
     async def start(self) -> TextInfo:
         self._loop = asyncio.get_running_loop()
-        self._started: asyncio.Future[TextInfo] = self._loop.create_future()
+        self._started = self._loop.create_future()
         self._spawn()
         return await self._started
 
     async def stop(self) -> None:
         self._is_stopping = True
         self._cancel_timers()
+        if self._started is not None:
+            self._started.cancel()
         self._fail_all(EngineDown("The server is shutting down."))
         child, self._child = self._child, None
         if child is not None:
@@ -141,7 +147,7 @@ class TextClient(TextCalls):
         return self._child.pid if self._child is not None and self._is_ready else None
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        if self._is_stopping or self._failures >= _GIVE_UP_AFTER:
+        if self._started is None or self._is_stopping or self._failures >= _GIVE_UP_AFTER:
             raise EngineDown(f"The text process is not running. {self._last_failure}".strip())
         self._next_id += 1
         pickled = _pickled(Call(self._next_id, method, args, kwargs))
@@ -162,7 +168,11 @@ class TextClient(TextCalls):
         # Called on the child's reader thread. A child that was given up may still speak: its number tells.
         on_message = functools.partial(self._post, self._receive, self._generation)
         on_exit = functools.partial(self._post, self._died, self._generation)
-        self._child = Child("ggufd-text", main, (self._params,), on_message, on_exit)
+        try:
+            self._child = Child("ggufd-text", main, (self._params,), on_message, on_exit)
+        except OSError as error:
+            self._died(self._generation, error.errno or 0, str(error))
+            return
         self._watch(self._start_timeout_s)
 
     def _post(self, function: Callable[..., None], generation: int, *args: Any) -> None:
@@ -178,9 +188,7 @@ class TextClient(TextCalls):
                 self._begin(info)
             case StartFailed(message):
                 self._last_failure = message
-                if not self._started.done():
-                    self._started.set_exception(ModelError(message))
-                    self._is_stopping = True
+                self._fail_start(message)
             case Answer(call_id, result):
                 self._settle(call_id, result)
             case Refusal(call_id, code, message, param):
@@ -192,11 +200,18 @@ class TextClient(TextCalls):
         self.info = info
         self._is_ready = True
         self._failures = 0
-        if not self._started.done():
+        self._last_failure = ""
+        if self._started is not None and not self._started.done():
             self._started.set_result(info)
         for pending in self._pending.values():
             self._send(pending)
         self._watch_next()
+
+    def _fail_start(self, message: str) -> None:
+        """The first start is not tried again: its model or its template is at fault."""
+        if self._started is not None and not self._started.done():
+            self._is_stopping = True
+            self._started.set_exception(ModelError(message))
 
     def _send(self, pending: _Pending) -> None:
         if self._child is not None:
@@ -218,9 +233,7 @@ class TextClient(TextCalls):
         was_ready, self._is_ready = self._is_ready, False
         self._cancel_timers()
         reason = _reason(code, stderr_tail, timed_out=self._timed_out)
-        if not self._started.done():
-            self._is_stopping = True
-            self._started.set_exception(ModelError(f"The text process could not start: {reason}"))
+        self._fail_start(f"The text process could not start: {reason}")
         if self._is_stopping:
             return
         logger.warning("The text process ended (%s) and is started again.", reason)
@@ -234,6 +247,9 @@ class TextClient(TextCalls):
         """The call that was being worked on is refused; but a process killed from outside gets it once more."""
         pending = next(iter(self._pending.values()))
         pending.deaths += 1
+        if self._timed_out and pending.call_id != self._overrun_id:
+            # The late one was answered after all while its process was being killed.
+            return
         if code == _KILL_CODE and not self._timed_out and pending.deaths < 2:
             return
         what = f"took longer than {self._call_timeout_s:g} s" if self._timed_out else "stopped the tokenizer"
@@ -244,10 +260,11 @@ class TextClient(TextCalls):
 
     def _back_off(self, reason: str) -> None:
         self._failures += 1
+        # A worker that could say why it does not start said it already.
         self._last_failure = self._last_failure or reason
         if self._failures >= _GIVE_UP_AFTER:
             self._fail_all(EngineDown(f"The text process does not start: {self._last_failure}"))
-        delay = min(_MAX_BACKOFF_S, 0.1 * 2.0**self._failures)
+        delay = min(_MAX_BACKOFF_S, self._backoff_s * 2.0**self._failures)
         self._restart = self._loop.call_later(delay, self._spawn)
 
     def _fail_all(self, error: GgufdError) -> None:
@@ -272,6 +289,7 @@ class TextClient(TextCalls):
 
     def _overrun(self) -> None:
         self._timed_out = True
+        self._overrun_id = next(iter(self._pending), None)
         if self._child is not None:
             self._child.kill()
 

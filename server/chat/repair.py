@@ -6,7 +6,7 @@ to do. Contents are plain strings here. Nothing is ever dropped except messages 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 Messages = list[dict[str, Any]]
@@ -147,16 +147,17 @@ def apply(messages: Messages, names: Collection[str]) -> tuple[Messages, tuple[s
     return messages, tuple(used)
 
 
-def attempts(messages: Messages, needed: Collection[str]) -> list[tuple[Messages, tuple[str, ...]]]:
+def attempts(messages: Messages, needed: Collection[str]) -> Iterator[tuple[Messages, tuple[str, ...]]]:
     """What to render in turn: with the repairs this template is known to need, then with more and more of them.
 
-    Attempts that come out equal are left out, so a conversation that needs no repair has one attempt.
+    Attempts that come out equal are left out. Lazy, since the first one nearly always does.
     """
     names = set(needed)
     tried = [apply(messages, names)]
+    yield tried[0]
     for name in LADDER:
         names.add(name)
         repaired, used = apply(messages, names)
         if repaired and all(repaired != other for other, _ in tried):
             tried.append((repaired, used))
-    return tried
+            yield tried[-1]

@@ -16,6 +16,7 @@ from server.chat.template import CHATML, Template, TemplateError
 from server.errors import InvalidRequest, ModelError, Unsupported
 from server.llama.grammar import build_tokenizer, check_grammar
 from server.llama.model import Model
+from server.llama.params import ModelParams
 
 _SPECIAL_TOKENS = {
     "unk_token": "tokenizer.ggml.unknown_token_id",
@@ -164,5 +165,5 @@ class TextModel:
 
 
 def load(params: TextParams) -> TextModel:
-    """The text model of a file, weights left on disk. Raises ModelError."""
-    return TextModel(Model(params.model), params.chat_template)
+    """The text model of a file; weights stay on disk, whatever the parameters say of them. Raises ModelError."""
+    return TextModel(Model(ModelParams(params.model.path, vocab_only=True, n_gpu_layers=0)), params.chat_template)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import pickle
 import re
 import threading
@@ -28,6 +29,8 @@ _STACK_BYTES = 512 << 20
 
 _MEMORY_BYTES = 2 << 30
 """What the vocabulary and the calls may take together: a vocabulary of 262k tokens takes a tenth of it."""
+
+_NO_DEVICES = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1", "GGML_VK_VISIBLE_DEVICES": ""}
 
 _KEPT_LOG_LINES = 3
 
@@ -86,13 +89,20 @@ def main(conn: Connection, params: TextParams) -> None:
 
 
 def _serve(conn: Connection, params: TextParams) -> None:
+    # A GPU build would else make a context on each device, only to ask for its memory.
+    os.environ.update(_NO_DEVICES)
     # Before anything of the file is read: Jinja computes constants of a template while it compiles it.
     _limit_resources()
     from server.llama.log import LogCapture
 
     errors: deque[str] = deque(maxlen=_KEPT_LOG_LINES)
-    # Referenced until the end: C calls it.
-    capture = LogCapture(lambda level, line: errors.append(line.strip()) if level >= logging.ERROR else None)
+
+    def keep(level: int, line: str) -> None:
+        # What a backend says of the devices that were hidden from it is no reason of anything.
+        if level >= logging.ERROR and not line.startswith("ggml_"):
+            errors.append(line.strip())
+
+    capture = LogCapture(keep)  # referenced until the end: C calls it
     capture.install()
     model = _load(conn, params, errors)
     if model is None:
