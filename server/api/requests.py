@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
 
 from server.api.ports import Services
+from server.api.recommended import recommended
 from server.api.sampling import Bool, Count, Int, SamplingFields
 from server.engine.messages import EngineRequest
 from server.errors import ContextLengthExceeded, InvalidRequest, Unsupported
@@ -99,7 +100,7 @@ async def engine_request(
     check_tokens(prompt, ready.model.n_vocab, param)
     if len(prompt) >= ready.n_ctx:
         raise ContextLengthExceeded(len(prompt), ready.n_ctx, param=param)
-    sampling = fields.to_params(services.config.sampling)
+    sampling = fields.to_params({**recommended(ready.model.metadata), **services.config.sampling})
     check_tokens([token for token, _ in fields.logit_bias or ()], ready.model.n_vocab, "logit_bias")
     check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
     if sampling.grammar is not None:
