@@ -741,6 +741,7 @@ options: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "grammar": st.sampled_from([grammar("ab/cd/ef"), grammar("ab/!"), grammar("!")]),
         "prompt_logprobs": st.just(True),
         "return_progress": st.just(True),
+        "banned_strings": st.sampled_from([("e",), ("ab", "th")]),
     },
 )
 

@@ -1,0 +1,169 @@
+"""The plan of a step: decode first, prefill by arrival within a budget, never more than the batch holds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.engine.scheduler import Chunk, Scheduler
+from server.engine.sequence import Sequence
+from tests.fake_llama import make_request
+
+
+def sequence(
+    slot: int,
+    n_prompt: int,
+    *,
+    n_past: int = 0,
+    n_generated: int = 0,
+    admit_s: float = 0.0,
+    prompt_logprobs: bool = False,
+) -> Sequence:
+    made = Sequence.of(make_request(slot, bytes(n_prompt), prompt_logprobs=prompt_logprobs), 0, 0.0)
+    made.tokens.extend([1] * n_generated)
+    made.slot, made.n_past, made.admit_s = slot, n_past, admit_s
+    return made
+
+
+def decoding(slot: int, n_prompt: int = 10) -> Sequence:
+    return sequence(slot, n_prompt, n_past=n_prompt, n_generated=1)
+
+
+def scheduler(
+    *, n_batch: int = 64, n_ubatch: int = 64, n_outputs_max: int = 64, max_gap_ms: float = 100.0
+) -> Scheduler:
+    return Scheduler(n_batch=n_batch, n_ubatch=n_ubatch, n_outputs_max=n_outputs_max, max_gap_ms=max_gap_ms)
+
+
+def shape(plan: list[Chunk]) -> list[tuple[int | None, int, int]]:
+    return [(chunk.sequence.slot, chunk.n_tokens, chunk.n_outputs) for chunk in plan]
+
+
+def test_nobody_runs_nothing_is_planned() -> None:
+    assert scheduler().schedule([]) == []
+
+
+def test_decoding_sequences_get_one_row_each_by_ascending_slot() -> None:
+    assert shape(scheduler().schedule([decoding(2), decoding(0), decoding(5)])) == [(0, 1, 1), (2, 1, 1), (5, 1, 1)]
+
+
+def test_a_prompt_goes_in_chunks_and_asks_for_logits_at_its_end_only() -> None:
+    one = sequence(0, 150)
+    plans = []
+    while one.n_uncomputed:
+        (chunk,) = scheduler().schedule([one])
+        one.n_past += chunk.n_tokens
+        plans.append((chunk.n_tokens, chunk.n_outputs))
+    assert plans == [(64, 0), (64, 0), (22, 1)]
+
+
+def test_the_oldest_prompt_goes_first() -> None:
+    young, old = sequence(0, 50, admit_s=2.0), sequence(1, 50, admit_s=1.0)
+    assert shape(scheduler().schedule([young, old])) == [(0, 14, 0), (1, 50, 1)]
+
+
+def test_decode_comes_before_prefill_however_old_that_is() -> None:
+    plan = scheduler(n_batch=40, n_ubatch=40).schedule([sequence(0, 500), *(decoding(i) for i in range(1, 17))])
+    assert len(plan) == 17
+    assert shape(plan)[1:] == [(i, 1, 1) for i in range(1, 17)]
+
+
+def test_a_step_with_running_streams_stays_under_the_gap() -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0)
+    planner.step_time.record(0.020, 4, 0)
+    planner.step_time.record(0.020 + 0.128, 4, 128)
+    # 80 ms are left beside the 20 ms of the decode, at a millisecond a token.
+    assert planner.token_budget(n_decode=4) == pytest.approx(80, abs=1)
+
+
+def test_a_slow_machine_still_goes_on_with_prefill() -> None:
+    planner = scheduler(max_gap_ms=100.0)
+    planner.step_time.record(0.5, 4, 0)
+    planner.step_time.record(1.5, 4, 32)
+    assert planner.token_budget(n_decode=4) == 16
+    assert planner.token_budget(n_decode=0) == 64
+
+
+def test_prefill_alone_is_bounded_in_time_too() -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0)
+    planner.step_time.record(0.128 * 2, 0, 128)
+    assert planner.token_budget(n_decode=0) == 200
+
+
+def test_prefill_never_exceeds_a_ubatch() -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512)
+    planner.step_time.record(0.001, 0, 128)
+    assert planner.token_budget(n_decode=0) == 512
+    assert planner.token_budget(n_decode=3) == 512
+
+
+def test_short_prefills_teach_nothing() -> None:
+    planner = scheduler()
+    planner.step_time.record(0.1, 0, 3)
+    assert planner.step_time.prefill_s_per_token == 0
+
+
+def test_prompt_logprobs_ask_for_every_row_within_the_outputs() -> None:
+    plan = scheduler(n_outputs_max=20).schedule([decoding(0), sequence(1, 50, prompt_logprobs=True)])
+    assert shape(plan) == [(0, 1, 1), (1, 19, 19)]
+
+
+def test_a_prompt_whose_last_row_finds_no_output_waits_with_that_row() -> None:
+    plan = scheduler(n_outputs_max=2).schedule([sequence(0, 10), sequence(1, 10), sequence(2, 10)])
+    assert shape(plan) == [(0, 10, 1), (1, 10, 1), (2, 9, 0)]
+
+
+runs = st.lists(
+    st.builds(
+        lambda n_prompt, progress, is_decoding, logprobs: (
+            n_prompt,
+            min(progress, n_prompt - 1),
+            is_decoding,
+            logprobs,
+        ),
+        st.integers(1, 300),
+        st.integers(0, 300),
+        st.booleans(),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=16,
+)
+
+
+@given(runs, st.integers(16, 128), st.integers(16, 64), st.floats(0, 0.5), st.floats(0, 0.01))
+def test_every_plan_fits_and_lets_somebody_go_on(
+    made: list[tuple[int, int, bool, bool]], n_batch: int, n_outputs_max: int, decode_s: float, per_token_s: float
+) -> None:
+    planner = scheduler(n_batch=n_batch, n_ubatch=64, n_outputs_max=n_outputs_max)
+    planner.step_time.decode_s, planner.step_time.prefill_s_per_token = decode_s, per_token_s
+    running = [
+        decoding(slot, n_prompt) if is_decoding else sequence(slot, n_prompt, n_past=n_past, prompt_logprobs=logprobs)
+        for slot, (n_prompt, n_past, is_decoding, logprobs) in enumerate(made)
+    ]
+    plan = planner.schedule(running)
+    assert 0 < sum(chunk.n_tokens for chunk in plan) <= n_batch
+    assert sum(chunk.n_outputs for chunk in plan) <= n_outputs_max
+    slots = [chunk.sequence.slot for chunk in plan]
+    assert slots == sorted(set(slots))
+    for chunk in plan:
+        assert 0 < chunk.n_tokens <= chunk.sequence.n_uncomputed
+        is_last = chunk.n_tokens == chunk.sequence.n_uncomputed
+        assert chunk.n_outputs >= is_last
+    assert {chunk.sequence.slot for chunk in plan} >= {one.slot for one in running if one.is_decoding}
+
+
+@given(runs)
+def test_every_prompt_gets_computed(made: list[tuple[int, int, bool, bool]]) -> None:
+    planner = scheduler(n_batch=32, n_ubatch=32, n_outputs_max=16)
+    running = [
+        sequence(slot, n_prompt, n_past=n_past, prompt_logprobs=logprobs, admit_s=float(slot))
+        for slot, (n_prompt, n_past, _, logprobs) in enumerate(made)
+    ]
+    n_steps = 0
+    while waiting := [one for one in running if one.n_uncomputed]:
+        for chunk in planner.schedule(waiting):
+            chunk.sequence.n_past += chunk.n_tokens
+        n_steps += 1
+        assert n_steps <= 16 * 300 / 16 + 20
