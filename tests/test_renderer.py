@@ -218,6 +218,20 @@ def test_a_template_that_drops_the_last_answer_gets_it_behind_the_opened_turn() 
     assert repairs == (CONTINUE_AFTER_PROMPT,)
 
 
+def test_a_template_that_refuses_a_last_answer_gets_it_behind_the_opened_turn() -> None:
+    refuses = "{% if messages[-1].role != 'user' %}{{ raise_exception('the user must be last') }}{% endif %}" + CHATML
+    text, repairs = render(refuses, user("U"), assistant("So"))
+    assert text == "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nSo"
+    assert repairs == (CONTINUE_AFTER_PROMPT,)
+    assert render(refuses, assistant("So"))[0].endswith("<|im_start|>assistant\nSo")
+
+
+def test_an_answer_that_calls_a_tool_is_not_continued() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "no JSON"}}
+    text, _ = render(CHATML, user("U"), {"role": "assistant", "content": "So", "tool_calls": [call]})
+    assert text.endswith("<|im_start|>assistant\nSo<|im_end|>\n<|im_start|>assistant\n")
+
+
 # --- real templates -------------------------------------------------------------------------------------------
 
 

@@ -12,16 +12,16 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from server.chat.client import InprocTextClient, TextCalls, TextClient
 from server.chat.prompt import ChatPrompt, TextParams
-from server.chat.text import load
-from server.chat.worker import Answer
+from server.chat.text import TextModel, load
+from server.chat.worker import Answer, Call, Refusal, answer
 from server.engine.messages import Grammar, GrammarKind
-from server.errors import EngineDown, InvalidRequest, ModelError
+from server.errors import EngineDown, InvalidRequest, ModelError, Unsupported
 from server.llama.params import ModelParams
 from tests.vocabularies import demo_model, vocabulary
 
@@ -290,6 +290,33 @@ async def test_unbroken_runs_harm_nobody(name: str) -> None:
         run, fine = await asyncio.gather(*calls, return_exceptions=True)
         assert isinstance(run, (list, InvalidRequest))
         assert isinstance(fine, list)
+
+
+class _Failing:
+    """Stands for a `TextModel` whose method raises."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def encode(self, text: str) -> list[int]:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (Unsupported("no infill", param="suffix"), "unsupported", "no infill"),
+        (MemoryError(), "invalid_value", "memory"),
+        (RecursionError(), "invalid_value", "nested too deeply"),
+        (KeyError("x"), "internal_error", "KeyError"),
+    ],
+)
+def test_whatever_a_call_raises_becomes_a_refusal(error: Exception, code: str, said: str) -> None:
+    refusal = answer(cast(TextModel, _Failing(error)), Call(7, "encode", ("x",), {}))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.call_id, refusal.code) == (7, code)
+    assert said in refusal.message
+    assert refusal.param == getattr(error, "param", None)
 
 
 def test_the_api_process_imports_neither_llama_cpp_nor_numpy() -> None:

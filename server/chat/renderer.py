@@ -8,6 +8,7 @@ rendering. A conversation that is still refused, or of which a text is missing i
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from server.chat.prompt import ChatPrompt, Message
-from server.chat.repair import LADDER, Messages, apply, attempts
+from server.chat.repair import LADDER, PLACEHOLDER, Messages, apply, attempts
 from server.chat.template import Template, TemplateError, TemplateOverflowError
 from server.errors import InvalidRequest, Unsupported
 
@@ -93,29 +94,24 @@ class ChatRenderer:
         if _continues(chat, messages[-1]):
             return self._render_continued(messages, variables)
         opens = True if chat.add_generation_prompt is None else chat.add_generation_prompt
-        text, repairs, _ = self._render_repaired(messages, variables | {"add_generation_prompt": opens})
+        text, repairs = self._render_repaired(messages, variables | {"add_generation_prompt": opens})
         return text, repairs
 
     def _render_continued(self, messages: Messages, variables: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-        last = messages[-1]
-        marked = [*messages[:-1], {**last, "content": _MARK}]
-        closed = variables | {"add_generation_prompt": False}
-        try:
-            text, repairs, is_whole = self._render_repaired(marked, closed)
-        except InvalidRequest:
-            if len(messages) == 1:
-                raise
-            is_whole = False
-        if is_whole or (len(messages) == 1 and _MARK in text):
-            before = text[: text.rindex(_MARK)]
-            return _joined(before, last["content"]), repairs
-        before, repairs, _ = self._render_repaired(
-            messages[:-1] or [{"role": "user", "content": ""}], variables | {"add_generation_prompt": True}
-        )
-        return _joined(before, last["content"]), (*repairs, CONTINUE_AFTER_PROMPT)
+        """Up to where a mark in place of the last message comes out, then that message's text as it is."""
+        *earlier, last = messages
+        marked = [*earlier, {**last, "content": _MARK}]
+        with contextlib.suppress(InvalidRequest):
+            text, repairs = self._render_repaired(marked, variables | {"add_generation_prompt": False})
+            if _MARK in text:
+                return _joined(text[: text.rindex(_MARK)], last["content"]), repairs
+        # A template that does not write a last answer still opens one.
+        earlier = earlier or [{"role": "user", "content": PLACEHOLDER}]
+        text, repairs = self._render_repaired(earlier, variables | {"add_generation_prompt": True})
+        return _joined(text, last["content"]), (*repairs, CONTINUE_AFTER_PROMPT)
 
-    def _render_repaired(self, messages: Messages, variables: dict[str, Any]) -> tuple[str, tuple[str, ...], bool]:
-        """Text, repairs, and whether every message's text is in it."""
+    def _render_repaired(self, messages: Messages, variables: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+        """Text and repairs: of the first attempt that keeps every message's text, else of the first that succeeds."""
         refusal: TemplateError | None = None
         lossy: tuple[str, tuple[str, ...]] | None = None
         for repaired, repairs in attempts(messages, self.needs):
@@ -127,10 +123,10 @@ class ChatRenderer:
                 refusal = refusal or failure
                 continue
             if _has_all(text, repaired):
-                return text, repairs, True
+                return text, repairs
             lossy = lossy or (text, repairs)
         if lossy is not None:
-            return (*lossy, False)
+            return lossy
         raise InvalidRequest(
             f"The model's chat template refuses this conversation: {refusal}", param="messages"
         ) from None
