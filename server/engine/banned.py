@@ -11,19 +11,22 @@ library gives that. Regular expressions go through RE2: linear time, no backtrac
 from __future__ import annotations
 
 import functools
+import math
 from collections import deque
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from server.engine.sampling import Row
 from server.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    # The API checks bans too, and it does without numpy.
+    from server.engine.sampling import Row
 
 REGEX_WINDOW = 80
 """Characters held back while regular expressions are banned: the longest match that is certain to be caught."""
 
 _MAX_PHRASE_CHARACTERS = 200_000
 _MAX_REGEX_CHARACTERS = 1_000
+_MAX_REGEXES = 100
 _REGEX_BYTES = 1 << 20
 _MAX_TRIES = 16
 
@@ -117,6 +120,8 @@ def check_bans(phrases: tuple[str, ...], regexes: tuple[str, ...]) -> None:
         raise InvalidRequest(
             f"The banned strings have more than {_MAX_PHRASE_CHARACTERS} characters together.", param="banned_strings"
         )
+    if len(regexes) > _MAX_REGEXES:
+        raise InvalidRequest(f"There are more than {_MAX_REGEXES} banned regexes.", param="banned_regex")
     for regex in regexes:
         _compile(regex, False)
 
@@ -167,7 +172,7 @@ class BanGuard:
         """Ban what is banned at `position`."""
         tokens = self._banned.get(position)
         if tokens is not None:
-            row[tokens] = -np.inf
+            row[tokens] = -math.inf
 
     def forget(self, position: int) -> None:
         """Text up to `position` was sent: it cannot be taken back any more."""
