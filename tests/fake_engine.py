@@ -10,6 +10,7 @@ import asyncio
 import codecs
 import enum
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,8 +21,10 @@ from server.engine.messages import (
     Finish,
     FinishReason,
     Grammar,
+    GrammarKind,
     ModelInfo,
     Output,
+    Progress,
     PromptLogprobs,
     Ready,
     RequestEvent,
@@ -88,6 +91,7 @@ class FakeEngine:
         self.refusal: GgufdError | None = None
         self.n_accepted = 0
         self.cached_tokens = 0
+        self.rewinds = 0
         self.requests: list[EngineRequest] = []
         self.aborted: list[int] = []
         self.open: set[int] = set()
@@ -147,6 +151,7 @@ class FakeStream:
     request: EngineRequest
     n_steps: int = 0
     is_entered: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     sequences: list[_Sequence] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -177,17 +182,22 @@ class FakeStream:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self.abort()
+        self.engine.open.discard(id(self.request))
+
+    def abort(self) -> None:
         if not self.is_done:
             self.engine.aborted.append(self.request.request_id)
-        self.engine.open.discard(id(self.request))
+        self.ended.set()
 
     @property
     def is_done(self) -> bool:
-        return all(sequence.is_finished for sequence in self.sequences)
+        return self.ended.is_set() or all(sequence.is_finished for sequence in self.sequences)
 
     async def take(self) -> list[RequestEvent]:
         assert self.is_entered, "read outside of its context"
-        await self.engine.gate.wait()
+        if not self.engine.gate.is_set():
+            await self._released()
         await asyncio.sleep(self.engine.step_s)
         if self.is_done:
             return []
@@ -200,11 +210,24 @@ class FakeStream:
         open_sequences = [index for index, sequence in enumerate(self.sequences) if not sequence.is_finished]
         return opening + [self._step(index) for index in open_sequences]
 
+    async def _released(self) -> None:
+        """Until the gate opens or the request is aborted."""
+        waits = [asyncio.create_task(event.wait()) for event in (self.engine.gate, self.ended)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
     def _opening(self) -> list[RequestEvent]:
         request = self.request
         events: list[RequestEvent] = [
             Admitted(request.request_id, index, self.engine.cached_tokens) for index in range(request.n)
         ]
+        if request.return_progress:
+            total, cached = len(request.prompt), self.engine.cached_tokens
+            events.append(Progress(request.request_id, 0, total, cached, total, 0.02))
         if request.prompt_logprobs:
             entries = tuple(_logprob(token, -1.0, request.n_logprobs or 0) for token in request.prompt[1:])
             events.append(PromptLogprobs(request.request_id, 0, entries))
@@ -223,7 +246,15 @@ class FakeStream:
         finish = None
         if last:
             sequence.is_finished = True
-            usage = Usage(len(request.prompt), len(sequence.steps), self.engine.cached_tokens, 0.01, 0.02, 0.1)
+            usage = Usage(
+                len(request.prompt),
+                len(sequence.steps),
+                self.engine.cached_tokens,
+                0.01,
+                0.02,
+                0.1,
+                self.engine.rewinds,
+            )
             finish = Finish(sequence.reason, usage, sequence.stop)
         return Output(request.request_id, index, text, tokens, logprobs, finish)
 
@@ -267,5 +298,8 @@ class FakeText:
         return RenderedChat(text, tuple(text.encode()), repairs)
 
     async def check_grammar(self, grammar: Grammar) -> None:
-        if "root" not in grammar.text:
+        if grammar.kind is GrammarKind.JSON_SCHEMA:
+            if "nonsense" in json.loads(grammar.text).get("type", ""):
+                raise InvalidRequest("no such type", param="grammar")
+        elif grammar.kind is GrammarKind.GBNF and "root" not in grammar.text:
             raise InvalidRequest("the grammar has no rule 'root'", param="grammar")

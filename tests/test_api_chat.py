@@ -181,7 +181,14 @@ async def test_repairs_are_told_in_a_header(stream: bool) -> None:
             "invalid_value",
         ),
         ({"messages": HELLO, "tools": [{"type": "function"}]}, "tools", "unsupported"),
-        ({"messages": HELLO, "response_format": {"type": "json_schema"}}, "response_format", "unsupported"),
+        (
+            {
+                "messages": HELLO,
+                "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}},
+            },
+            "response_format",
+            "invalid_value",
+        ),
         ({"messages": HELLO, "response_format": {"type": "x"}}, "response_format", "invalid_value"),
         ({"messages": HELLO, "top_logprobs": 5}, "top_logprobs", "invalid_value"),
         ({"messages": HELLO, "logprobs": 5}, "logprobs", "invalid_value"),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.api import fields
-from server.api.fields import OPENAI_CHAT, OPENAI_COMPLETION, SAMPLING, Aliases, resolve
+from server.api.fields import KOBOLD, LLAMACPP, OLLAMA, OPENAI_CHAT, OPENAI_COMPLETION, SAMPLING, Aliases, resolve
 from server.api.sampling import SamplingFields, order_samplers
 from server.api.validation import validate
 from server.engine.messages import (
@@ -23,7 +23,14 @@ from server.engine.messages import (
 )
 from server.errors import InvalidRequest
 
-ALL_TABLES = {"sampling": SAMPLING, "completion": OPENAI_COMPLETION, "chat": OPENAI_CHAT}
+ALL_TABLES = {
+    "sampling": SAMPLING,
+    "completion": OPENAI_COMPLETION,
+    "chat": OPENAI_CHAT,
+    "llamacpp": LLAMACPP,
+    "kobold": KOBOLD,
+    "ollama": OLLAMA,
+}
 
 
 def params(body: dict[str, Any], **defaults: Any) -> SamplingParams:

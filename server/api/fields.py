@@ -42,7 +42,7 @@ SAMPLING: Aliases = {
     "adaptive_target": ("adaptive_target",),
     "adaptive_decay": ("adaptive_decay",),
     "min_keep": ("min_keep",),
-    "samplers": ("samplers", "sampler_priority"),
+    "samplers": ("samplers", "sampler_priority", "sampler_order"),
     "logit_bias": ("logit_bias",),
     "token_bans": ("custom_token_bans",),
     "ignore_eos": ("ignore_eos", "ban_eos_token"),
@@ -51,14 +51,33 @@ SAMPLING: Aliases = {
 }
 """Every sampler under every name that llama.cpp and its frontends give it."""
 
+CONSTRAINTS: Aliases = {
+    "json_schema": ("json_schema", "guided_json"),
+    "regex": ("guided_regex", "regex_pattern"),
+    "choices": ("guided_choice",),
+    "response_format": ("response_format",),
+    "structured_outputs": ("structured_outputs",),
+}
+"""What binds the output besides a grammar."""
+
+BANS: Aliases = {
+    "banned_strings": ("banned_strings", "banned_phrases", "anti_slop", "antislop_phrases", "slop_phrases"),
+    "banned_regexes": ("banned_regex", "banned_regexes", "banned_regex_case_insensitive"),
+    "bans_case_sensitive": ("bans_case_sensitive", "banned_case_sensitive"),
+}
+"""What may not be said."""
+
 _GENERATION: Aliases = {
     **SAMPLING,
+    **CONSTRAINTS,
+    **BANS,
     "n": ("n",),
     "stop": ("stop", "stopping_strings", "stop_sequence", "stop_sequences"),
     "min_tokens": ("min_tokens", "min_new_tokens"),
     "skip_special_tokens": ("skip_special_tokens",),
     "stream": ("stream",),
     "stream_options": ("stream_options",),
+    "return_progress": ("return_progress",),
 }
 
 _LIMIT = ("n_predict", "max_new_tokens", "num_predict", "max_length")
@@ -66,6 +85,9 @@ _LIMIT = ("n_predict", "max_new_tokens", "num_predict", "max_length")
 OPENAI_COMPLETION: Aliases = {
     **_GENERATION,
     "max_tokens": ("max_tokens", "max_completion_tokens", *_LIMIT),
+    # Frontends of the Kobold and text-generation-webui families send all of these at once, and mean the first.
+    "repeat_last_n": ("repetition_penalty_range", "rep_pen_range", "penalty_range", "repeat_last_n"),
+    "token_bans": ("custom_token_bans", "banned_tokens"),
     "logprobs": ("logprobs", "n_probs"),
     "best_of": ("best_of",),
     "echo": ("echo",),
@@ -83,6 +105,38 @@ OPENAI_CHAT: Aliases = {
     "continue_final_message": ("continue_final_message",),
 }
 
+LLAMACPP: Aliases = {
+    **_GENERATION,
+    "n": ("n", "n_cmpl"),
+    "max_tokens": (*_LIMIT, "max_tokens", "max_completion_tokens"),
+    "n_probs": ("n_probs", "logprobs"),
+    "add_bos_token": ("add_bos_token",),
+}
+"""llama-server's own names come first."""
+
+KOBOLD: Aliases = {
+    **_GENERATION,
+    "max_tokens": ("max_length", "max_tokens", "max_completion_tokens", *_LIMIT[:-1]),
+    "stop": ("stop_sequence", "stop_sequences", "stop", "stopping_strings"),
+    "seed": ("sampler_seed", "seed"),
+    "samplers": ("sampler_order", "samplers", "sampler_priority"),
+    "repeat_penalty": ("rep_pen", "repetition_penalty", "repeat_penalty"),
+    "repeat_last_n": ("rep_pen_range", "repetition_penalty_range", "penalty_range", "repeat_last_n"),
+    "typ_p": ("typical", "typical_p", "typ_p"),
+    "ignore_eos": ("ban_eos_token", "bypass_eos", "use_default_badwordsids", "ignore_eos"),
+    "banned_strings": (*BANS["banned_strings"], "banned_tokens"),
+    "genkey": ("genkey",),
+    "memory": ("memory",),
+}
+
+OLLAMA: Aliases = {
+    **_GENERATION,
+    "max_tokens": ("num_predict", "n_predict", "max_tokens"),
+    "json_schema": ("format", "json_schema"),
+    "template_kwargs": ("chat_template_kwargs",),
+}
+"""Of the body with its `options` laid open."""
+
 
 def _negative_is_unset(value: Any) -> Any:
     """llama.cpp's limits: -1 is no limit, -2 until the context is full."""
@@ -93,6 +147,36 @@ def _zero_is_whole_context(value: Any) -> Any:
     return -1 if value == 0 and not isinstance(value, bool) else value
 
 
+_KOBOLD_SAMPLERS: Mapping[int, tuple[str, ...]] = {
+    0: ("top_k",),
+    2: ("top_p", "min_p"),
+    4: ("typ_p",),
+    5: ("temperature",),
+    6: ("penalties", "top_n_sigma"),
+}
+"""KoboldAI's numbers of samplers; 1 and 3 are top-a and tail-free sampling, which llama.cpp does not have."""
+
+
+def _kobold_order(value: Any) -> Any:
+    """A list of KoboldAI's numbers as a list of names; names are left alone."""
+    if not isinstance(value, list) or any(isinstance(item, str) for item in value):
+        return value
+    return [name for number in value if _is_int(number) for name in _KOBOLD_SAMPLERS.get(number, ())]
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _switch_is_unset(value: Any) -> Any:
+    """Some programs have a switch of this name where others have the list."""
+    return None if isinstance(value, bool) else value
+
+
+def _json_is_any_object(value: Any) -> Any:
+    return {"type": "object"} if value == "json" else value
+
+
 READERS: Mapping[str, Callable[[Any], Any]] = {
     "n_predict": _negative_is_unset,
     "num_predict": _negative_is_unset,
@@ -101,6 +185,9 @@ READERS: Mapping[str, Callable[[Any], Any]] = {
     "repetition_penalty_range": _zero_is_whole_context,
     "rep_pen_range": _zero_is_whole_context,
     "penalty_range": _zero_is_whole_context,
+    "sampler_order": _kobold_order,
+    "anti_slop": _switch_is_unset,
+    "format": _json_is_any_object,
 }
 """Names on the wire whose values mean something else than the field's: what to read them as."""
 

@@ -14,7 +14,8 @@ from typing import Self, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from server.api.ports import Engine, RequestStream
+from server.api.activity import Activity, Owner
+from server.api.ports import RequestStream, Services
 from server.engine.messages import (
     EngineRequest,
     Finish,
@@ -23,6 +24,7 @@ from server.engine.messages import (
     PromptLogprobs,
     RequestEvent,
     TokenLogprob,
+    Usage,
 )
 from server.errors import EngineFailure, GgufdError
 
@@ -35,18 +37,34 @@ Batch = tuple[int, list[RequestEvent]]
 class Generation:
     """Engine requests that are under way, inside an `async with`. Leaving that early aborts them.
 
-    `n` is the sequences of each request, `total` those of all. `is_scoring` says that only the prompt counts: the
+    `n` is the sequences of each request, `total` those of all. It belongs to `owner`, in whose name it can be found and
+    aborted; `finishes` are the ends that the engine told. `is_scoring` says that only the prompt counts: the
     engine computes one token, and it is dropped here.
     """
 
-    def __init__(self, streams: Sequence[RequestStream], n: int, *, is_scoring: bool = False) -> None:
-        self.n = n
-        self.total = n * len(streams)
+    def __init__(
+        self,
+        requests: Sequence[EngineRequest],
+        streams: Sequence[RequestStream],
+        activity: Activity,
+        owner: Owner,
+        *,
+        is_scoring: bool = False,
+    ) -> None:
+        self.n = requests[0].n if requests else 1
+        self.total = self.n * len(streams)
+        self.owner = owner
+        self.finishes: list[Finish] = []
+        self._requests = requests
         self._streams = streams
+        self._activity = activity
         self._is_scoring = is_scoring
+        self._choices = [_Progress() for _ in range(self.total)]
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        self._activity.enter(self)
+        self._stack.callback(self._activity.leave, self)
         for stream in self._streams:
             await self._stack.enter_async_context(stream)
         return self
@@ -54,11 +72,42 @@ class Generation:
     async def __aexit__(self, *exc_info: object) -> None:
         await self._stack.aclose()
 
+    def abort(self) -> None:
+        """End every sequence now: `batches` tells what there was, then that they ended."""
+        for stream in self._streams:
+            stream.abort()
+
+    @property
+    def text(self) -> str:
+        """The first choice's text so far."""
+        return "".join(self._choices[0].texts)
+
     async def batches(self) -> AsyncIterator[Batch]:
         """Everything that happens, until every sequence has finished. Raises the error that ended a request."""
         batches = _of_one(self._streams[0], 0) if len(self._streams) == 1 else self._merged()
         async for first, events in batches:
+            self._note(first, events)
             yield first, _scored(events) if self._is_scoring else events
+        for index, progress in enumerate(self._choices):
+            if not progress.is_finished:
+                yield index - index % self.n, [self._cut(index, progress)]
+
+    def _note(self, first: int, events: Sequence[RequestEvent]) -> None:
+        for event in events:
+            if isinstance(event, Output):
+                progress = self._choices[first + event.index]
+                progress.n_tokens += len(event.tokens)
+                if first + event.index == 0:
+                    progress.texts.append(event.text)
+                if event.finish is not None:
+                    progress.is_finished = True
+                    self.finishes.append(event.finish)
+
+    def _cut(self, index: int, progress: _Progress) -> Output:
+        """The end of an aborted sequence, which the engine says nothing of. What its time went to is unknown."""
+        request = self._requests[index // self.n]
+        usage = Usage(len(request.prompt), progress.n_tokens, 0, 0.0, 0.0, 0.0)
+        return Output(request.request_id, index % self.n, "", finish=Finish(FinishReason.ABORT, usage))
 
     async def _merged(self) -> AsyncIterator[Batch]:
         inbox: asyncio.Queue[Batch | Exception | None] = asyncio.Queue()
@@ -76,6 +125,15 @@ class Generation:
                 raise item
             else:
                 yield item
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far one sequence is."""
+
+    texts: list[str] = field(default_factory=list)
+    n_tokens: int = 0
+    is_finished: bool = False
 
 
 async def _of_one(stream: RequestStream, first: int) -> AsyncIterator[Batch]:
@@ -111,16 +169,18 @@ def _scored(events: list[RequestEvent]) -> list[RequestEvent]:
     return kept
 
 
-async def submit(engine: Engine, requests: Sequence[EngineRequest], *, is_scoring: bool = False) -> Generation:
+async def submit(
+    services: Services, requests: Sequence[EngineRequest], owner: Owner, *, is_scoring: bool = False
+) -> Generation:
     """Hand all requests to the engine, or none: when one is refused, those before it are aborted."""
     streams: list[RequestStream] = []
     try:
         for request in requests:
-            streams.append(engine.submit(request))  # noqa: PERF401 - those before a refusal must stay
+            streams.append(services.engine.submit(request))  # noqa: PERF401 - those before a refusal must stay
     except GgufdError:
-        async with Generation(streams, 1):
+        async with Generation(requests, streams, services.activity, owner):
             raise
-    return Generation(streams, requests[0].n, is_scoring=is_scoring)
+    return Generation(requests, streams, services.activity, owner, is_scoring=is_scoring)
 
 
 @dataclass(slots=True)

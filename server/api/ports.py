@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from starlette.requests import Request
 
+from server.api.activity import Activity
 from server.api.settings import ApiConfig
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
 from server.engine.messages import EngineRequest, Grammar, Ready, RequestEvent, Stats
@@ -22,6 +23,9 @@ class RequestStream(Protocol):
     async def __aexit__(self, *exc_info: object) -> bool | None: ...
     async def take(self) -> list[RequestEvent]:
         """All events that are there, at least one; empty at the end. Raises the error that ended the request."""
+
+    def abort(self) -> None:
+        """End it: after what is there already, nothing more comes."""
 
 
 class Engine(Protocol):
@@ -60,6 +64,7 @@ class Services:
     engine: Engine
     text: Text
     config: ApiConfig
+    activity: Activity = field(default_factory=Activity)
 
     def require_ready(self) -> Ready:
         """What the engine said when it was ready. Raises EngineDown before that."""

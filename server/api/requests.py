@@ -5,15 +5,18 @@ All that can be refused without the engine is refused here. Knows no route and n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
 
+from server.api.constraints import ConstraintFields
 from server.api.ports import Services
 from server.api.recommended import recommended
-from server.api.sampling import Bool, Count, Int, SamplingFields
-from server.engine.messages import EngineRequest
+from server.api.sampling import Bool, Count, Int
+from server.engine.banned import check_bans
+from server.engine.messages import EngineRequest, Grammar
 from server.errors import ContextLengthExceeded, InvalidRequest, Unsupported
 
 MAX_LOGPROBS = 128
@@ -36,6 +39,33 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def read_phrases(value: Any) -> Any:
+    """Phrases from a list, a JSON string of one, or lines; on lines they may stand in double quotes."""
+    if isinstance(value, str):
+        value = _list_in(value) or [_unquoted(line) for line in value.splitlines()]
+    return tuple(item for item in value if item != "") if isinstance(value, list) else value
+
+
+def _list_in(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, list) else None
+
+
+def _unquoted(line: str) -> str:
+    text = line.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+Phrases = Annotated[
+    tuple[Annotated[str, Strict()], ...],
+    BeforeValidator(read_phrases),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
+]
+
+
 class StreamOptions(BaseModel):
     """`include_usage` asks for one more chunk, with the usage of the whole request."""
 
@@ -47,8 +77,8 @@ class StreamOptions(BaseModel):
 _STREAM_OPTIONS = {"type": "object", "properties": {"include_usage": {"type": "boolean"}}}
 
 
-class GenerationFields(SamplingFields):
-    """Samplers and limits of a request that generates."""
+class GenerationFields(ConstraintFields):
+    """Samplers, constraints, limits and bans of a request that generates."""
 
     n: Annotated[Int, Field(ge=1)] = 1
     max_tokens: Count | None = None
@@ -57,10 +87,19 @@ class GenerationFields(SamplingFields):
     skip_special_tokens: Bool = True
     stream: Bool = False
     stream_options: Annotated[StreamOptions, WithJsonSchema(_STREAM_OPTIONS)] | None = None
+    banned_strings: Phrases = ()
+    banned_regexes: Phrases = ()
+    bans_case_sensitive: Bool = False
+    return_progress: Bool = False
 
     @property
     def includes_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def has_bans(self) -> bool:
+        """Whether phrases are banned: then the answer counts how often one was taken back."""
+        return bool(self.banned_strings or self.banned_regexes)
 
 
 def check_n(name: str, n: int, max_n: int) -> None:
@@ -92,7 +131,7 @@ async def engine_request(
     """The engine request for one prompt of tokens; `param` is what the client calls the prompt.
 
     Raises InvalidRequest for all that is wrong with it: an empty prompt, foreign token ids, a prompt that does not
-    fit, a grammar that cannot be used.
+    fit, a grammar that cannot be used, a phrase that cannot be banned.
     """
     ready = services.require_ready()
     if not prompt:
@@ -103,8 +142,9 @@ async def engine_request(
     sampling = fields.to_params({**recommended(ready.model.metadata), **services.config.sampling})
     check_tokens([token for token, _ in fields.logit_bias or ()], ready.model.n_vocab, "logit_bias")
     check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
+    check_bans(fields.banned_strings, fields.banned_regexes)
     if sampling.grammar is not None:
-        await services.text.check_grammar(sampling.grammar)
+        await _check_grammar(services, sampling.grammar, fields.constraint_param)
     limit = services.config.max_tokens if fields.max_tokens is None else fields.max_tokens
     return EngineRequest(
         request_id=services.engine.new_request_id(),
@@ -117,19 +157,26 @@ async def engine_request(
         n_logprobs=n_logprobs,
         prompt_logprobs=prompt_logprobs,
         skip_special_tokens=fields.skip_special_tokens,
+        banned_strings=fields.banned_strings,
+        banned_regexes=fields.banned_regexes,
+        bans_case_sensitive=fields.bans_case_sensitive,
+        return_progress=fields.return_progress,
         key=key,
         max_queue_wait_s=services.config.max_queue_wait_s,
     )
 
 
+async def _check_grammar(services: Services, grammar: Grammar, param: str) -> None:
+    try:
+        await services.text.check_grammar(grammar)
+    except InvalidRequest as error:
+        error.param = param
+        raise
+
+
 _LATER: Mapping[str, str] = {
     "tools": "Tool calls are",
     "functions": "Tool calls are",
-    "json_schema": "Output constrained by a JSON schema is",
-    "guided_json": "Output constrained by a JSON schema is",
-    "guided_regex": "Output constrained by a regular expression is",
-    "guided_choice": "Output constrained to a choice is",
-    "structured_outputs": "Constrained output is",
 }
 
 
@@ -138,21 +185,3 @@ def refuse_unavailable(body: Mapping[str, Any]) -> None:
     for name, what in _LATER.items():
         if body.get(name):
             raise Unsupported(f"'{name}': {what} not available in this version of the server yet.", param=name)
-    _refuse_response_format(body.get("response_format"))
-
-
-def _refuse_response_format(value: Any) -> None:
-    if value is None or value == "":
-        return
-    kind = value.get("type") if isinstance(value, Mapping) else None
-    if kind in ("json_schema", "json_object"):
-        raise Unsupported(
-            f"'response_format': the type '{kind}' is not available in this version of the server yet. Leave "
-            f"response_format out, or constrain the output with a GBNF 'grammar'.",
-            param="response_format",
-        )
-    if kind != "text":
-        raise InvalidRequest(
-            "'response_format': expected an object whose type is 'text', 'json_object' or 'json_schema'.",
-            param="response_format",
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from server.engine.messages import Finish, FinishReason, Usage
+from server.engine.messages import Finish, FinishReason, Progress, Usage
 
 _REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
@@ -15,8 +15,11 @@ def finish_reason(finish: Finish) -> str:
     return _REASONS.get(finish.reason, "length")
 
 
-def usage_json(usages: Sequence[Usage], n: int) -> dict[str, Any]:
-    """OpenAI's `usage` over all sequences, `n` for each prompt: a prompt counts once, whatever `n` is."""
+def usage_json(usages: Sequence[Usage], n: int, *, has_bans: bool = False) -> dict[str, Any]:
+    """OpenAI's `usage` over all sequences, `n` for each prompt: a prompt counts once, whatever `n` is.
+
+    With `has_bans` it tells how often a banned phrase was taken back.
+    """
     firsts = usages[::n]
     prompt = sum(usage.prompt_tokens for usage in firsts)
     completion = sum(usage.completion_tokens for usage in usages)
@@ -25,10 +28,11 @@ def usage_json(usages: Sequence[Usage], n: int) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts)},
+        **({"banned_rewinds": sum(usage.rewinds for usage in usages)} if has_bans else {}),
     }
 
 
-def timings_json(usage: Usage) -> dict[str, Any]:
+def timings_json(usage: Usage, *, has_bans: bool = False) -> dict[str, Any]:
     """llama-server's `timings` of one sequence; milliseconds, and tokens a second."""
     computed = usage.prompt_tokens - usage.cached_tokens
     return {
@@ -40,6 +44,17 @@ def timings_json(usage: Usage) -> dict[str, Any]:
         "predicted_ms": _ms(usage.decode_s),
         "predicted_per_second": _rate(usage.completion_tokens, usage.decode_s),
         "queue_ms": _ms(usage.queue_s),
+        **({"banned_rewinds": usage.rewinds} if has_bans else {}),
+    }
+
+
+def progress_json(progress: Progress) -> dict[str, Any]:
+    """llama-server's `prompt_progress`: tokens, and milliseconds."""
+    return {
+        "total": progress.total,
+        "cache": progress.cached,
+        "processed": progress.processed,
+        "time_ms": round(progress.time_s * 1000),
     }
 
 

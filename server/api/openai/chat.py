@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.api.auth import key_of
+from server.api.activity import Owner, owner_of
 from server.api.body import read_json
 from server.api.docs import documented
 from server.api.fields import OPENAI_CHAT
@@ -46,7 +46,7 @@ async def create_chat_completion(request: Request) -> Response:
     body = await read_json(request, services.config.max_body_bytes)
     refuse_unavailable(body)
     fields = validate(ChatRequest, body, OPENAI_CHAT)
-    work = _Chat(services, fields, key_of(request))
+    work = _Chat(services, fields, owner_of(request))
     if not fields.stream:
         answer = await unless_gone(request, work.answer())
         return json_response(answer, headers=work.headers)
@@ -57,10 +57,10 @@ async def create_chat_completion(request: Request) -> Response:
 class _Chat:
     """One request on its way from fields to an answer."""
 
-    def __init__(self, services: Services, fields: ChatRequest, key: str) -> None:
+    def __init__(self, services: Services, fields: ChatRequest, owner: Owner) -> None:
         self._services = services
         self._fields = fields
-        self._key = key
+        self._owner = owner
         self._n_logprobs = _n_logprobs(fields)
         self.headers: dict[str, str] = {}
         check_n("n", fields.n, services.config.max_n)
@@ -82,11 +82,11 @@ class _Chat:
             services,
             fields,
             rendered.tokens,
-            key=self._key,
+            key=self._owner.key,
             param="messages",
             n_logprobs=self._n_logprobs,
         )
-        return await submit(services.engine, [request])
+        return await submit(services, [request], self._owner)
 
     def _report(self, repairs: tuple[str, ...]) -> None:
         if repairs:
@@ -100,6 +100,7 @@ class _Chat:
             generation.total,
             generation.n,
             includes_usage=self._fields.includes_usage,
+            has_bans=self._fields.has_bans,
             has_logprobs=self._n_logprobs is not None,
         )
 
@@ -110,7 +111,7 @@ class _Chat:
         return {
             **head(self._services, "chatcmpl", "chat.completion"),
             "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
-            "usage": usage_json(usages, len(choices)),
+            "usage": usage_json(usages, len(choices), has_bans=self._fields.has_bans),
             "timings": timings_json(usages[0]),
         }
 

@@ -12,21 +12,29 @@ from typing import Any
 from server.api.logprobs import LegacyLogprobs, TokenTexts, chat_entry
 from server.api.openai.echo import Echo
 from server.api.sse import DONE, Envelope, event_bytes
-from server.api.usage import finish_reason, timings_json, usage_json
-from server.engine.messages import Finish, Output, PromptLogprobs, RequestEvent, TokenLogprob, Usage
+from server.api.usage import finish_reason, progress_json, timings_json, usage_json
+from server.engine.messages import Finish, Output, Progress, PromptLogprobs, RequestEvent, TokenLogprob, Usage
 
 
 class Chunks(ABC):
     """What both routes share. `head` begins every chunk; `total` sequences are awaited, `n` for each prompt."""
 
     def __init__(
-        self, head: Mapping[str, Any], total: int, n: int, *, includes_usage: bool, has_logprobs: bool
+        self,
+        head: Mapping[str, Any],
+        total: int,
+        n: int,
+        *,
+        includes_usage: bool,
+        has_logprobs: bool,
+        has_bans: bool = False,
     ) -> None:
         self._head = head
         self._total = total
         self._n = n
         self._includes_usage = includes_usage
         self._has_logprobs = has_logprobs
+        self._has_bans = has_bans
         self._envelopes: dict[int, Envelope] = {}
         self._usages: dict[int, Usage] = {}
         self._prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
@@ -35,6 +43,8 @@ class Chunks(ABC):
         """The chunks for one event; after the last sequence's end the usage, if wanted, and `[DONE]`."""
         if isinstance(event, PromptLogprobs):
             self._prompt_logprobs[first // self._n] = event.entries
+        if isinstance(event, Progress):
+            return event_bytes(self._object([]) | {"prompt_progress": progress_json(event)})
         if not isinstance(event, Output):
             return b""
         index = first + event.index
@@ -63,14 +73,14 @@ class Chunks(ABC):
     def _end(self, index: int, finish: Finish) -> bytes:
         self._usages[index] = finish.usage
         choice = self._last_choice(index, finish_reason(finish))
-        data = self.chunk(choice, timings=timings_json(finish.usage))
+        data = self.chunk(choice, timings=timings_json(finish.usage, has_bans=self._has_bans))
         return data + self._after_all() if len(self._usages) == self._total else data
 
     def _after_all(self) -> bytes:
         if not self._includes_usage:
             return DONE
         usages = [self._usages[index] for index in sorted(self._usages)]
-        return event_bytes(self._object([]) | {"usage": usage_json(usages, self._n)}) + DONE
+        return event_bytes(self._object([]) | {"usage": usage_json(usages, self._n, has_bans=self._has_bans)}) + DONE
 
     def _with_logprobs(self, index: int, output: Output) -> bytes:
         """One chunk a token where the tokens' texts make up the text: some clients read the first entry alone."""

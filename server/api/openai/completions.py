@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.api.auth import key_of
+from server.api.activity import Owner, owner_of
 from server.api.body import read_json
 from server.api.docs import documented
 from server.api.fields import OPENAI_COMPLETION
@@ -42,7 +42,7 @@ async def create_completion(request: Request) -> Response:
     body = await read_json(request, services.config.max_body_bytes)
     refuse_unavailable(body)
     fields = validate(CompletionRequest, body, OPENAI_COMPLETION)
-    work = _Completion(services, fields, key_of(request))
+    work = _Completion(services, fields, owner_of(request))
     if not fields.stream:
         return json_response(await unless_gone(request, work.answer()))
     generation = await work.start()
@@ -52,10 +52,10 @@ async def create_completion(request: Request) -> Response:
 class _Completion:
     """One request on its way from fields to an answer."""
 
-    def __init__(self, services: Services, fields: CompletionRequest, key: str) -> None:
+    def __init__(self, services: Services, fields: CompletionRequest, owner: Owner) -> None:
         self._services = services
         self._fields = fields
-        self._key = key
+        self._owner = owner
         self._n = fields.best_of or fields.n
         self._echoes: list[Echo] = []
         self._check()
@@ -88,7 +88,7 @@ class _Completion:
                 self._services,
                 fields,
                 tokens,
-                key=self._key,
+                key=self._owner.key,
                 param="prompt",
                 n=self._n,
                 n_logprobs=0 if ranks and fields.logprobs is None else fields.logprobs,
@@ -96,7 +96,7 @@ class _Completion:
             )
             for tokens in prompts
         ]
-        return await submit(self._services.engine, requests, is_scoring=fields.max_tokens == 0)
+        return await submit(self._services, requests, self._owner, is_scoring=fields.max_tokens == 0)
 
     async def _tokens(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):
@@ -134,6 +134,7 @@ class _Completion:
             generation.total,
             generation.n,
             includes_usage=self._fields.includes_usage,
+            has_bans=self._fields.has_bans,
             has_logprobs=self._fields.logprobs is not None,
             echoes=self._echoes,
         )
@@ -148,7 +149,7 @@ class _Completion:
         return {
             **head(self._services, "cmpl", "text_completion"),
             "choices": [self._choice(index, *item) for index, item in enumerate(kept)],
-            "usage": usage_json(usages, self._n),
+            "usage": usage_json(usages, self._n, has_bans=self._fields.has_bans),
             "timings": timings_json(usages[0]),
         }
 

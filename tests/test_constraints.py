@@ -1,0 +1,135 @@
+"""Constraints and bans: under which names they come, and what the engine gets."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.api.constraints import of_choices
+from server.engine.messages import EngineRequest, GrammarKind
+from server.llama.gbnf import plain_gbnf
+from tests.api_client import running
+from tests.fake_engine import FakeEngine
+
+OBJECT = {"type": "object"}
+HELLO = [{"role": "user", "content": "Hi"}]
+ROUTES = ("/v1/completions", "/v1/chat/completions")
+
+
+async def asked(path: str, **body: Any) -> EngineRequest:
+    """What the engine gets."""
+    prompt = {"messages": HELLO} if "chat" in path else {"prompt": "a"}
+    async with running() as api:
+        await api.ok(path, **prompt, **body)
+        (request,) = api.engine.requests
+    return request
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize(
+    ("body", "kind", "schema"),
+    [
+        ({"json_schema": OBJECT}, GrammarKind.JSON_SCHEMA, OBJECT),
+        ({"json_schema": {}}, GrammarKind.JSON_SCHEMA, {}),
+        ({"json_schema": "{}"}, GrammarKind.JSON_SCHEMA, {}),
+        ({"guided_json": json.dumps(OBJECT)}, GrammarKind.JSON_SCHEMA, OBJECT),
+        ({"response_format": {"type": "json_object"}}, GrammarKind.JSON_SCHEMA, OBJECT),
+        ({"response_format": {"type": "json_object", "schema": {"a": 1}}}, GrammarKind.JSON_SCHEMA, {"a": 1}),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": OBJECT},
+                }
+            },
+            GrammarKind.JSON_SCHEMA,
+            OBJECT,
+        ),
+        ({"response_format": {"type": "json_schema", "schema": OBJECT}}, GrammarKind.JSON_SCHEMA, OBJECT),
+        ({"structured_outputs": {"json": OBJECT}}, GrammarKind.JSON_SCHEMA, OBJECT),
+        ({"grammar": "", "json_schema": OBJECT}, GrammarKind.JSON_SCHEMA, OBJECT),
+    ],
+)
+async def test_a_schema_under_each_of_its_names(path: str, body: Any, kind: GrammarKind, schema: Any) -> None:
+    grammar = (await asked(path, **body)).sampling.grammar
+    assert grammar is not None
+    assert (grammar.kind, json.loads(grammar.text)) == (kind, schema)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "text"),
+    [
+        ({"grammar": 'root ::= "a"'}, GrammarKind.GBNF, 'root ::= "a"'),
+        ({"guided_regex": "a+"}, GrammarKind.REGEX, "a+"),
+        ({"guided_choice": ["a", 'b"\n']}, GrammarKind.GBNF, 'root ::= "a" | "b\\"\\n"'),
+        ({"structured_outputs": {"choice": ["a"]}}, GrammarKind.GBNF, 'root ::= "a"'),
+        ({"structured_outputs": {"regex": "a+"}}, GrammarKind.REGEX, "a+"),
+    ],
+)
+async def test_other_constraints(body: Any, kind: GrammarKind, text: str) -> None:
+    grammar = (await asked(ROUTES[0], **body)).sampling.grammar
+    assert grammar is not None
+    assert (grammar.kind, grammar.text) == (kind, text)
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"grammar": ""}, {"json_schema": None}, {"response_format": {"type": "text"}}, {"json_schema": ""}]
+)
+async def test_no_constraint(body: Any) -> None:
+    assert (await asked(ROUTES[0], **body)).sampling.grammar is None
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=4))
+def test_any_choices_are_a_grammar_that_is_read(choices: list[str]) -> None:
+    assert plain_gbnf(of_choices(tuple(choices)).text)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"banned_strings": ["a b", "c"]}, ("a b", "c")),
+        ({"banned_strings": '["a b", "c"]'}, ("a b", "c")),
+        ({"banned_strings": '"a b"\n\nc '}, ("a b", "c")),
+        ({"banned_strings": [""]}, ()),
+        ({"banned_strings": []}, ()),
+        ({"banned_phrases": ["c"]}, ("c",)),
+        ({"anti_slop": ["c"]}, ("c",)),
+        ({"anti_slop": True}, ()),
+        ({}, ()),
+    ],
+)
+async def test_banned_strings_in_every_spelling(path: str, body: Any, expected: tuple[str, ...]) -> None:
+    request = await asked(path, **body)
+    assert (request.banned_strings, request.banned_regexes, request.bans_case_sensitive) == (expected, (), False)
+
+
+async def test_banned_regexes_and_their_case() -> None:
+    request = await asked(ROUTES[0], banned_regex=["a+"], bans_case_sensitive=True)
+    assert (request.banned_regexes, request.bans_case_sensitive) == (("a+",), True)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_the_answer_counts_rewinds_only_when_something_is_banned(path: str) -> None:
+    engine = FakeEngine()
+    engine.rewinds = 3
+    prompt = {"messages": HELLO} if "chat" in path else {"prompt": "a"}
+    options = {"stream_options": {"include_usage": True}}
+    async with running(engine) as api:
+        assert (await api.ok(path, **prompt, n=2, banned_strings=["x"]))["usage"]["banned_rewinds"] == 6
+        assert (await api.events(path, **prompt, banned_regex=["x"], **options))[-2]["usage"]["banned_rewinds"] == 3
+        assert "banned_rewinds" not in (await api.ok(path, **prompt))["usage"]
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_progress_of_the_prompt_is_told_when_asked_for(path: str) -> None:
+    prompt = {"messages": HELLO} if "chat" in path else {"prompt": "abc"}
+    async with running() as api:
+        first = (await api.events(path, **prompt, return_progress=True))[0]
+        assert first["choices"] == []
+        assert set(first["prompt_progress"]) == {"total", "cache", "processed", "time_ms"}
+        assert not any("prompt_progress" in event for event in await api.events(path, **prompt))
