@@ -99,7 +99,10 @@ def show_summary(
     """Say once what is served, on what, where, and how to call it."""
     rows = [
         ("Model", f"{model_id}: {_description(ready)}"),
-        ("Context", f"{ready.n_slots} {_plural('slot', ready.n_slots)} of {ready.n_ctx:,} tokens each"),
+        (
+            "Context",
+            f"{ready.n_slots} {_plural('slot', ready.n_slots)} of {ready.n_ctx:,} tokens{_each(ready.n_slots)}",
+        ),
         ("Runs on", _place(ready)),
         ("Memory", f"{_bytes(ready.memory_bytes)}; flash attention {_flash_attention(ready)}"),
         ("API", f"{url}/v1"),
@@ -199,6 +202,10 @@ def _sampling(config: Config) -> str:
 
 def _plural(word: str, count: int) -> str:
     return word if count == 1 else word + "s"
+
+
+def _each(count: int) -> str:
+    return " each" if count > 1 else ""
 
 
 def _parameters(count: int) -> str:

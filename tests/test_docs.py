@@ -64,6 +64,12 @@ def test_readme_holds_the_table_of_settings() -> None:
     assert table.strip() == settings_table()
 
 
+def test_ci_runs_readmes_test_command() -> None:
+    command = "-m pytest --cov"
+    assert f".venv/bin/python {command}\n" in (ROOT / "README.md").read_text("utf-8")
+    assert f'"$venv/bin/python" {command}\n' in (ROOT / ".ci/run").read_text("utf-8")
+
+
 @pytest.mark.parametrize("command", ["serve", "check"])
 def test_every_flag_is_in_the_help(command: str) -> None:
     group = typer.main.get_command(build_app(command))
