@@ -145,6 +145,14 @@ def draws_last(params: ChainParams) -> bool:
     return params.mirostat == 0 and not ("adaptive_p" in params.samplers and params.adaptive_target >= 0)
 
 
+def _drop_banned() -> Any:
+    """Takes tokens of logit minus infinity out of the candidates, and nothing that could ever be drawn.
+
+    The entropy of typ_p and the exponent of mirostat 1 become NaN over them; then they keep or take any token.
+    """
+    return llama_cpp.llama_sampler_init_min_p(1e-35, 1)
+
+
 class _Samplers:
     """Makes the samplers of one chain, in order. What is neutral is left out: llama.cpp would sort for nothing."""
 
@@ -157,7 +165,7 @@ class _Samplers:
 
     def all(self) -> list[Any]:
         if self._p.mirostat:
-            return [llama_cpp.llama_sampler_init_temp(self._p.temperature), self._mirostat()]
+            return [_drop_banned(), llama_cpp.llama_sampler_init_temp(self._p.temperature), self._mirostat()]
         makers: dict[str, Callable[[], Any]] = {
             "penalties": self._penalties,
             "dry": self._dry,
@@ -170,7 +178,8 @@ class _Samplers:
             "temperature": self._temperature,
         }
         made = [makers[name]() for name in self._p.samplers if name in makers]
-        return [*(sampler for sampler in made if sampler is not None), self._last()]
+        drop = [_drop_banned()] if "typ_p" in self._p.samplers and self._p.typ_p < 1 else []
+        return [*drop, *(sampler for sampler in made if sampler is not None), self._last()]
 
     def _last(self) -> Any:
         p = self._p

@@ -1,0 +1,94 @@
+"""A GGUF that loads in milliseconds: two layers of random F32 weights over bytes. What it says is noise, but exact.
+
+Use the fixture `tiny_model`: the path of the file, written once a session.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+N_EMBD, N_HEAD, N_HEAD_KV, N_LAYER, N_FF = 32, 4, 2, 2, 48
+N_CTX_TRAIN = 1024
+
+MERGED = ("th", "in", "er")
+"""Tokens of two bytes, so that there is something to merge."""
+
+SPECIALS = ("<s>", "</s>", "<eot>", "<unused>")
+BOS, EOS, EOT = (256 + len(MERGED) + place for place in range(3))
+N_VOCAB = 256 + len(MERGED) + len(SPECIALS)
+CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+
+
+def byte_characters() -> list[str]:
+    """The printable character that GPT-2's tokenizer writes for each byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
+
+
+def write_tiny_model(path: Path, *, seed: int = 0, metadata: dict[str, float] | None = None) -> Path:
+    """Write the model; `metadata` adds floats, as `general.sampling.temp`."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_context_length(N_CTX_TRAIN)
+    writer.add_embedding_length(N_EMBD)
+    writer.add_feed_forward_length(N_FF)
+    writer.add_block_count(N_LAYER)
+    writer.add_head_count(N_HEAD)
+    writer.add_head_count_kv(N_HEAD_KV)
+    writer.add_rope_dimension_count(N_EMBD // N_HEAD)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(N_VOCAB)
+    for key, value in (metadata or {}).items():
+        writer.add_float32(key, value)
+    _add_vocabulary(writer)
+    _add_weights(writer, np.random.default_rng(seed))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*byte_characters(), *MERGED, *SPECIALS])
+    writer.add_token_types([normal] * (256 + len(MERGED)) + [control] * len(SPECIALS))
+    writer.add_token_merges([" ".join(merged) for merged in MERGED])
+    writer.add_bos_token_id(BOS)
+    writer.add_eos_token_id(EOS)
+    writer.add_eot_token_id(EOT)
+    writer.add_add_bos_token(True)
+    writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def _add_weights(writer: gguf.GGUFWriter, draw: np.random.Generator) -> None:
+    width_kv = N_EMBD // N_HEAD * N_HEAD_KV
+    layer = (
+        ("attn_q", N_EMBD, N_EMBD),
+        ("attn_k", width_kv, N_EMBD),
+        ("attn_v", width_kv, N_EMBD),
+        ("attn_output", N_EMBD, N_EMBD),
+        ("ffn_gate", N_FF, N_EMBD),
+        ("ffn_up", N_FF, N_EMBD),
+        ("ffn_down", N_EMBD, N_FF),
+    )
+    shapes = [("token_embd", N_VOCAB, N_EMBD), ("output", N_VOCAB, N_EMBD)]
+    shapes += [(f"blk.{i}.{name}", rows, columns) for i in range(N_LAYER) for name, rows, columns in layer]
+    for name, rows, columns in shapes:
+        # Logits of a standard deviation near 4: not flat, and no token that always wins.
+        deviation = 0.7 if name == "output" else 0.35
+        weights = draw.normal(0, deviation, (rows, columns)).astype(np.float32)
+        if name == "output":
+            # Bytes that begin no ASCII character are rare, so that most of what is said is text.
+            weights[128:256] *= 0.3
+        writer.add_tensor(f"{name}.weight", weights)
+    norms = ["output_norm", *(f"blk.{i}.{name}_norm" for i in range(N_LAYER) for name in ("attn", "ffn"))]
+    for name in norms:
+        writer.add_tensor(f"{name}.weight", np.ones(N_EMBD, np.float32))
