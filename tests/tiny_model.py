@@ -5,6 +5,7 @@ Use the fixture `tiny_model`: the path of the file, written once a session.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import gguf
@@ -20,6 +21,16 @@ SPECIALS = ("<s>", "</s>", "<eot>", "<unused>")
 BOS, EOS, EOT = (256 + len(MERGED) + place for place in range(3))
 N_VOCAB = 256 + len(MERGED) + len(SPECIALS)
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+
+
+@functools.cache
+def quiet_llama() -> object:
+    """Keep llama.cpp's log off stderr for the rest of the session; cached, so that C's callback stays alive."""
+    from server.llama.log import LogCapture
+
+    capture = LogCapture(lambda level, line: None)
+    capture.install()
+    return capture
 
 
 def byte_characters() -> list[str]:

@@ -38,9 +38,7 @@ class AttentionShape(NamedTuple):
 
     @classmethod
     def of(cls, model: Model) -> AttentionShape:
-        key = f"{model.architecture}.attention.key_length"
-        width = int(model.metadata.get(key) or model.n_embd // max(1, model.n_head))
-        return cls(model.n_head, max(1, model.n_head_kv), width)
+        return cls(model.n_head, max(1, model.n_head_kv), model.head_width)
 
 
 class Measurement(NamedTuple):
@@ -62,7 +60,8 @@ def prefers_flash_attention(model: Model, params: ContextParams, memory: Path | 
     nothing. A file that cannot be read or written is measured around.
     """
     shape = AttentionShape.of(model)
-    key = "|".join(map(str, (_cpu(), llama_cpp.__version__, params.n_threads, params.cache_type_k, *shape)))
+    cache_types = params.cache_type_k, params.cache_type_v
+    key = "|".join(map(str, (_cpu(), llama_cpp.__version__, params.n_threads, *cache_types, *shape)))
     known = _remembered(memory)
     if key not in known:
         known[key] = _measure(shape, params)
@@ -173,9 +172,17 @@ def _remembered(memory: Path | None) -> dict[str, dict[str, Measurement]]:
         return {}
     try:
         known = json.loads(memory.read_text())
-        return {key: {side: Measurement(*entry[side]) for side in ("off", "on")} for key, entry in known.items()}
+        return {key: {side: _measurement(entry[side]) for side in ("off", "on")} for key, entry in known.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
+
+
+def _measurement(entry: list[object]) -> Measurement:
+    """Raises `ValueError` or `TypeError` for anything but two times."""
+    message_s, token_s = (float(str(value)) for value in entry)
+    if not (0 < message_s < math.inf and 0 < token_s < math.inf):
+        raise ValueError("not a time")
+    return Measurement(message_s, token_s)
 
 
 def _remember(memory: Path | None, known: dict[str, dict[str, Measurement]]) -> None:

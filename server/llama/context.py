@@ -34,6 +34,8 @@ _CACHE_TYPES = {
     "bf16": 30,
 }
 CACHE_TYPES = tuple(_CACHE_TYPES)
+_FLOAT_TYPES = ("f16", "bf16", "f32")
+_QUANT_BLOCK = 32
 _ROPE_SCALING = {"": -1, "none": 0, "linear": 1, "yarn": 2}
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
@@ -49,6 +51,7 @@ class Context:
         self.params = params
         self.n_slots = params.n_slots
         self.n_outputs_max = max(params.n_slots, _MIN_OUTPUTS)
+        _check_cache_types(model, params)
         native = _native_params(params, self.n_outputs_max)
         self.handle = llama_cpp.llama_init_from_model(model.handle, native)
         if not self.handle:
@@ -171,6 +174,16 @@ class _NativeBatch:
         return self._native
 
 
+def _check_cache_types(model: Model, params: ContextParams) -> None:
+    """llama.cpp ends the process for a head whose width is no multiple of a quantised type's block."""
+    for name in (params.cache_type_k, params.cache_type_v):
+        if name not in _FLOAT_TYPES and model.head_width % _QUANT_BLOCK:
+            raise ModelError(
+                f"a cache of type {name} needs heads whose width is a multiple of {_QUANT_BLOCK}; those of this model "
+                f"are {model.head_width} wide. Use one of {', '.join(_FLOAT_TYPES)}"
+            )
+
+
 def _bytes_of(state: State) -> Any:
     return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
@@ -178,7 +191,8 @@ def _bytes_of(state: State) -> Any:
 def _native_params(params: ContextParams, n_outputs_max: int) -> Any:
     native = llama_cpp.llama_context_default_params()
     native.n_ctx = params.n_ctx * params.n_slots
-    native.n_batch = params.n_batch
+    # Every slot must be able to decode in the same step.
+    native.n_batch = max(params.n_batch, params.n_slots)
     native.n_ubatch = params.n_ubatch
     native.n_seq_max = params.n_slots
     native.n_outputs_max = n_outputs_max

@@ -185,11 +185,8 @@ class Model:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that one token takes in an f16 cache; an upper bound where some layers have none."""
-        prefix = f"{self.architecture}.attention"
-        width = self.n_embd // max(1, self.n_head)
-        key_width = int(self.metadata.get(f"{prefix}.key_length") or width)
-        value_width = int(self.metadata.get(f"{prefix}.value_length") or width)
-        return 2 * self.n_layer * max(1, self.n_head_kv) * (key_width + value_width)
+        value_width = int(self.metadata.get(f"{self.architecture}.attention.value_length") or self.head_width)
+        return 2 * self.n_layer * max(1, self.n_head_kv) * (self.head_width + value_width)
 
     @property
     def n_params(self) -> int:
@@ -219,6 +216,12 @@ class Model:
     @property
     def n_head_kv(self) -> int:
         return int(llama_cpp.llama_model_n_head_kv(self.handle))
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head's keys."""
+        width = self.metadata.get(f"{self.architecture}.attention.key_length")
+        return int(width or self.n_embd // max(1, self.n_head))
 
     @property
     def n_swa(self) -> int:
