@@ -283,18 +283,8 @@ class Client:
 
     async def start(self, prompt: str, max_tokens: int) -> Stream:
         """Send a greedy completion of exactly `max_tokens` tokens; the stream that it becomes."""
-        body: dict[str, Any] = {
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "cache_prompt": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if self.model is not None:
-            body["model"] = self.model
-        exchange = await self._send("POST", "/v1/completions", body)
+        streaming = {"stream": True, "stream_options": {"include_usage": True}}
+        exchange = await self._send("POST", "/v1/completions", self._completion(prompt, max_tokens) | streaming)
         return Stream(exchange, self.url, self._timeout_s)
 
     async def complete(self, prompt: str, max_tokens: int) -> Answer:
@@ -304,6 +294,21 @@ class Client:
             return await stream.answer()
         finally:
             stream.close()
+
+    async def count_prompt(self, prompt: str) -> int | None:
+        """The prompt's tokens as the usage of a completion counts them; None where it does not."""
+        found = await self.post("/v1/completions", self._completion(prompt, 1))
+        return _integer((found.get("usage") or {}).get("prompt_tokens"))
+
+    def _completion(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "cache_prompt": True,
+        }
+        return body if self.model is None else body | {"model": self.model}
 
     async def get(self, path: str) -> dict[str, Any]:
         """A JSON object. Raises BenchError on any other answer."""

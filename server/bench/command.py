@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from server.bench.client import BenchError
-from server.bench.report import Report, describe_machine
+from server.bench.report import Report, busy, describe_machine
 from server.bench.run import Options, run
 from server.bench.scenarios import SCENARIOS
 from server.bench.site import QUICK, Sizes
@@ -71,6 +71,7 @@ def bench(
             timeout_s=timeout,
         )
         report = Report(seed, datetime.datetime.now().astimezone().isoformat(timespec="seconds"), describe_machine())
+        report.warn(busy())
         progress.print(f"seed {seed}", style="dim", highlight=False)
         interrupted = _run(options, report, progress)
     except BenchError as error:

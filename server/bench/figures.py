@@ -88,14 +88,14 @@ def throughput(streams: Sequence[tuple[Sequence[float], float]]) -> float | None
     """Tokens a second of streams that ran together; each is `(arrivals of pieces, tokens in a piece)`.
 
     Counted while all of them run: from the last one's first piece to the first one's last piece. A server that does
-    not run them together has no such time, or next to none: then it is all pieces over the whole time. None when all
-    came at once.
+    not run them together has no such time, or a short one that says little: when less than half of the pieces fall
+    into it, it is all pieces over the whole time. None when all came at once.
     """
     start = max(times[0] for times, _ in streams)
     end = min(times[-1] for times, _ in streams)
     total = sum(len(times) for times, _ in streams)
     inside = sum(1 for times, _ in streams for moment in times if start < moment <= end)
-    if inside < total / 4:
+    if inside < total / 2:
         start = min(times[0] for times, _ in streams)
         end = max(times[-1] for times, _ in streams)
     counted = sum(sum(start < moment <= end for moment in times) * weight for times, weight in streams)

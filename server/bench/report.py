@@ -139,6 +139,16 @@ def describe_machine() -> dict[str, str | int]:
     }
 
 
+def busy() -> list[str]:
+    """A warning when other work was on the machine's cores in the last minute; none where the system does not say."""
+    if not hasattr(os, "getloadavg"):
+        return []
+    load = os.getloadavg()[0]
+    cores = os.cpu_count() or 1
+    # A core's compute threads spin while they wait, so a little other work costs much more than its share.
+    return [f"the machine was busy at the start: load {load:.1f} on {cores} cores"] if load > 0.25 * cores else []
+
+
 def _cpu_name() -> str | None:
     """Linux tells it in /proc/cpuinfo; elsewhere it stays unknown."""
     try:
