@@ -21,7 +21,7 @@ from server.engine.messages import (
     Progress,
     PromptLogprobs,
 )
-from server.errors import EngineFailure
+from server.errors import EngineFailure, Unavailable
 from server.llama.batch import NoRoomError
 from tests.fake_llama import (
     BOS,
@@ -34,7 +34,9 @@ from tests.fake_llama import (
     THE,
     Collected,
     FakeVocabulary,
+    InprocSpawn,
     Rig,
+    inproc_client,
     logits_after,
     make_engine,
     make_request,
@@ -303,6 +305,20 @@ def test_several_choices_compute_the_prompt_once() -> None:
     assert [collected.finishes[i].usage.cached_tokens for i in range(3)] == [0, len(LONG) - 1, len(LONG) - 1]
     assert len(set(collected.texts.values())) == 3
     assert collected.texts == run_alone(request).texts
+
+
+def test_an_erased_slot_keeps_nothing_and_a_running_one_everything() -> None:
+    rig = make_engine()
+    rig.add(make_request(1, b"once upon a time", max_tokens=3))
+    rig.run()
+    (kept,) = [slot for slot in rig.engine.stats().slots if slot.n_past]
+    assert rig.engine.erase_slot(kept.slot).n_tokens == kept.n_past
+    assert not any(slot.n_past for slot in rig.engine.stats().slots)
+    rig.add(make_request(2, b"once upon a time", max_tokens=3))
+    rig.step()
+    (running,) = [slot for slot in rig.engine.stats().slots if slot.request_id == 2]
+    assert rig.engine.erase_slot(running.slot).n_tokens is None
+    rig.engine.check_integrity()
 
 
 def test_a_short_common_beginning_does_not_take_a_long_chat_away() -> None:
@@ -802,3 +818,19 @@ def test_whatever_callers_do_every_text_is_the_one_it_has_alone(
             assert [collected.finishes[i].reason for i in range(request.n)] == [
                 alone.finishes[i].reason for i in range(request.n)
             ]
+
+
+async def test_the_client_erases_a_slot_and_says_when_it_is_in_use() -> None:
+    client = inproc_client(InprocSpawn(step_s=0.002))
+    client.start()
+    await client.wait_ready()
+    try:
+        assert await client.erase_slot(0) == 0
+        request = make_request(client.new_request_id(), b"once upon a time", max_tokens=200, ignore_eos=True)
+        async with client.submit(request) as stream:
+            await anext(stream)
+            busy = next(slot.slot for slot in (await client.stats()).slots if slot.request_id is not None)
+            with pytest.raises(Unavailable):
+                await client.erase_slot(busy)
+    finally:
+        await client.stop()

@@ -22,6 +22,7 @@ from server.engine.messages import (
     Admitted,
     EngineConfig,
     EngineRequest,
+    EraseSlot,
     Event,
     Failed,
     GetStats,
@@ -32,9 +33,10 @@ from server.engine.messages import (
     Ready,
     RequestEvent,
     Shutdown,
+    SlotErased,
     Stats,
 )
-from server.errors import Draining, EngineDown, GgufdError, ModelError, QueueFull, from_code
+from server.errors import Draining, EngineDown, GgufdError, ModelError, QueueFull, Unavailable, from_code
 
 logger = logging.getLogger(__name__)
 engine_logger = logging.getLogger("server.llama")
@@ -176,6 +178,7 @@ class EngineClient:
         self._ids = itertools.count(1)
         self._ready_future: asyncio.Future[Ready] | None = None
         self._stats_waiters: list[asyncio.Future[Stats]] = []
+        self._erase_waiters: dict[int, list[asyncio.Future[int]]] = {}
         self._n_restarts = 0
         self._ready_s = 0.0
         self._service_s = 1.0
@@ -288,6 +291,26 @@ class EngineClient:
         self._send(GetStats())
         return await future
 
+    async def erase_slot(self, slot: int) -> int:
+        """Forget what an idle slot keeps; how many tokens that was. Raises `Unavailable` while it is running."""
+        if self._phase is not EngineState.READY:
+            raise self._down()
+        future: asyncio.Future[int] = self._loop.create_future()
+        self._erase_waiters.setdefault(slot, []).append(future)
+        self._send(EraseSlot(slot))
+        return await future
+
+    def _answer_erased(self, slot: int, n_tokens: int | None) -> None:
+        # The first to ask is the first to be answered.
+        waiters = self._erase_waiters.get(slot, [])
+        future = waiters.pop(0) if waiters else None
+        if future is None or future.done():
+            return
+        if n_tokens is None:
+            future.set_exception(Unavailable(f"slot {slot} is in use and cannot be erased now; try again later"))
+        else:
+            future.set_result(n_tokens)
+
     def _refuse(self) -> None:
         if self._is_draining:
             raise Draining("the server is shutting down and takes no new requests")
@@ -349,6 +372,8 @@ class EngineClient:
                     self._give_up(message)
                 case Stats():
                     self._answer_stats(event)
+                case SlotErased(slot, n_tokens):
+                    self._answer_erased(slot, n_tokens)
                 case _:
                     self._deliver(event)
 
@@ -395,10 +420,13 @@ class EngineClient:
         logger.error("%s%s", reason, f": {stderr}" if stderr else "")
         lost = EngineDown(f"{reason}; the request is lost. It is being started again", retry_after_s=5)
         self._lose_all(lost)
-        for future in self._stats_waiters:
+        erasing = [future for waiters in self._erase_waiters.values() for future in waiters]
+        lost_futures: list[asyncio.Future[Any]] = [*self._stats_waiters, *erasing]
+        for future in lost_futures:
             if not future.done():
                 future.set_exception(lost)
         self._stats_waiters.clear()
+        self._erase_waiters.clear()
         self._restart(reason)
 
     def _restart(self, reason: str) -> None:

@@ -23,6 +23,7 @@ from server.engine.messages import (
     Output,
     Progress,
     PromptLogprobs,
+    SlotErased,
     SlotState,
     Stats,
 )
@@ -83,6 +84,15 @@ class Engine:
             sequence.status = Status.FINISHED
         for sequence in self._of_request(request_id):
             self._leave(sequence)
+
+    def erase_slot(self, index: int) -> SlotErased:
+        """Forget what a slot keeps, unless it is running."""
+        slot = self._cache.slots[index]
+        if not slot.is_idle:
+            return SlotErased(index, None)
+        n_tokens = slot.n_computed
+        self._cache.evict(slot)
+        return SlotErased(index, n_tokens)
 
     @property
     def has_work(self) -> bool:

@@ -139,11 +139,18 @@ class GetStats:
 
 
 @dataclass(frozen=True, slots=True)
+class EraseSlot:
+    """Forget what this slot keeps, if it is idle; answer with `SlotErased`."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Leave the main loop; what still runs is dropped."""
 
 
-Command = EngineRequest | Abort | GetStats | Shutdown
+Command = EngineRequest | Abort | GetStats | EraseSlot | Shutdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +340,15 @@ class Stats:
     slots: tuple[SlotState, ...]
 
 
-Event = RequestEvent | LoadProgress | LogLine | Ready | LoadFailed | Stats
+@dataclass(frozen=True, slots=True)
+class SlotErased:
+    """So many tokens were forgotten; None means that the slot is running and keeps them."""
+
+    slot: int
+    n_tokens: int | None
+
+
+Event = RequestEvent | LoadProgress | LogLine | Ready | LoadFailed | Stats | SlotErased
 
 
 @dataclass(frozen=True, slots=True)

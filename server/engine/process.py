@@ -13,6 +13,7 @@ from server.engine.messages import (
     Command,
     EngineConfig,
     EngineRequest,
+    EraseSlot,
     Event,
     GetStats,
     LoadFailed,
@@ -65,3 +66,5 @@ def _obey(engine: Engine, command: Command, events: list[Event]) -> None:
             engine.abort(request_id)
         case GetStats():
             events.append(engine.stats())
+        case EraseSlot(slot):
+            events.append(engine.erase_slot(slot))
