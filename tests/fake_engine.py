@@ -33,7 +33,7 @@ from server.engine.messages import (
     TokenLogprob,
     Usage,
 )
-from server.errors import EngineDown, GgufdError, InvalidRequest
+from server.errors import EngineDown, GgufdError, InvalidRequest, Unavailable
 
 BOS, EOS, N_VOCAB = 256, 257, 258
 
@@ -92,6 +92,7 @@ class FakeEngine:
         self.n_accepted = 0
         self.cached_tokens = 0
         self.rewinds = 0
+        self.n_kept = 5
         self.requests: list[EngineRequest] = []
         self.aborted: list[int] = []
         self.open: set[int] = set()
@@ -118,7 +119,16 @@ class FakeEngine:
         return FakeStream(self, request)
 
     async def stats(self) -> Stats:
-        return Stats(self.n_waiting, self.n_running, 0, 0, 0, 0, 0.0, 0.0, (SlotState(0, None, 0, 0),))
+        slots = (SlotState(0, None, self.n_kept, self.n_kept), SlotState(1, 1000, 9, 7))
+        return Stats(self.n_waiting, self.n_running, 0, 0, 0, 0, 0.0, 0.0, slots)
+
+    async def erase_slot(self, slot: int) -> int:
+        assert self.ready is not None
+        assert 0 <= slot < self.ready.n_slots
+        if slot == 1:
+            raise Unavailable("slot 1 is in use")
+        n_erased, self.n_kept = self.n_kept, 0
+        return n_erased
 
 
 def _check(request: EngineRequest, ready: Ready | None) -> None:
@@ -268,8 +278,8 @@ def _logprob(token: int, logprob: float, n: int) -> TokenLogprob:
 class FakeText:
     """The text process over bytes. Its template writes `role: content` lines; system messages come first."""
 
-    def __init__(self, *, adds_bos: bool = False, has_infill: bool = False) -> None:
-        self.info = TextInfo("fake", False, None, (), BOS, EOS, "<s>", "</s>", N_VOCAB, adds_bos, has_infill)
+    def __init__(self, *, adds_bos: bool = False, has_infill: bool = False, template: str = "fake") -> None:
+        self.info = TextInfo(template, False, None, (), BOS, EOS, "<s>", "</s>", N_VOCAB, adds_bos, has_infill)
         self.chats: list[ChatPrompt] = []
 
     async def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:

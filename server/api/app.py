@@ -17,6 +17,7 @@ from server import __version__
 from server.api import ops, tokens
 from server.api.auth import KeyMiddleware
 from server.api.docs import Documentation
+from server.api.llamacpp import completion, props
 from server.api.openai import chat, completions, models
 from server.api.paths import LenientMiddleware
 from server.api.ports import Engine, Services, Text
@@ -56,6 +57,8 @@ def _add_routes(app: FastAPI) -> None:
         app.include_router(router, include_in_schema=False)
     app.include_router(tokens.router)
     app.include_router(tokens.router, prefix="/v1", include_in_schema=False)
+    for router in (completion.router, props.router):
+        app.include_router(router)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -188,6 +188,7 @@ class Choice:
     """One finished answer."""
 
     texts: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None
@@ -198,6 +199,7 @@ class Choice:
             self.prompt_logprobs = event.entries
             return
         self.texts.append(event.text)
+        self.tokens.extend(event.tokens)
         self.logprobs.extend(event.logprobs)
         self.finish = event.finish or self.finish
 

@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's two shapes. Texts of tokens add up to the text of the answer.
+"""Log-probabilities in OpenAI's two shapes and llama-server's. Texts of tokens add up to the text of the answer.
 
 A token that ends within a character has no text of its own: the token that completes it carries the character, and
 `bytes` tells what each token really is.
@@ -47,6 +47,23 @@ def chat_entry(entry: TokenLogprob, text: str) -> dict[str, Any]:
         "top_logprobs": [
             {"token": _lone(piece), "logprob": logprob, "bytes": list(piece)} for piece, logprob in _alternatives(entry)
         ],
+    }
+
+
+def native_entry(entry: TokenLogprob, text: str) -> dict[str, Any]:
+    """One item of llama-server's `completion_probabilities`, in the words of its versions old and new."""
+    shown = [item for item in entry.top if item[2] >= _SHOWN_FROM]
+    return {
+        "id": entry.token,
+        "token": text,
+        "content": text,
+        "bytes": list(entry.piece),
+        "logprob": clamp(entry.logprob),
+        "top_logprobs": [
+            {"id": token, "token": _lone(piece), "bytes": list(piece), "logprob": logprob}
+            for token, piece, logprob in shown
+        ],
+        "probs": [{"tok_str": _lone(piece), "prob": math.exp(min(0.0, logprob))} for _, piece, logprob in shown],
     }
 
 

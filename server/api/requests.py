@@ -177,6 +177,8 @@ async def _check_grammar(services: Services, grammar: Grammar, param: str) -> No
 _LATER: Mapping[str, str] = {
     "tools": "Tool calls are",
     "functions": "Tool calls are",
+    "image_data": "Images are",
+    "images": "Images are",
 }
 
 

@@ -19,6 +19,7 @@ from server.api.openai.echo import Echo
 from server.api.openai.head import head
 from server.api.openai.schemas import CompletionRequest, Prompt
 from server.api.ports import Services, services_of
+from server.api.prompts import encode_text
 from server.api.requests import check_n, check_tokens, engine_request, refuse_unavailable
 from server.api.responses import json_response
 from server.api.sse import EventStream
@@ -105,11 +106,7 @@ class _Completion:
             return await self._infill_tokens(prompt, self._fields.suffix)
         if not isinstance(prompt, str):
             return prompt
-        self._services.require_ready()
-        text = self._services.text
-        # A prompt that brings its own BOS does not get a second one.
-        has_bos = bool(text.info.bos_piece) and prompt.startswith(text.info.bos_piece)
-        return await text.encode(prompt, add_special=self._fields.add_bos_token and not has_bos)
+        return await encode_text(self._services, prompt, add_bos=self._fields.add_bos_token)
 
     async def _infill_tokens(self, prompt: Prompt, suffix: str) -> Sequence[int]:
         self._services.require_ready()

@@ -1,0 +1,146 @@
+"""llama-server's `/props`, `/slots` and `/apply-template`: what there is, what the slots hold, a rendered chat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from starlette.responses import Response
+
+from server.api.body import read_json
+from server.api.docs import documented
+from server.api.llamacpp.answer import settings_json
+from server.api.openai.schemas import Messages
+from server.api.ports import Services, services_of
+from server.api.responses import json_response
+from server.api.sampling import Bool, SamplingFields
+from server.api.validation import validate
+from server.chat.prompt import ChatPrompt
+from server.engine.messages import SlotState
+from server.errors import NotFound, Unavailable, Unsupported
+
+router = APIRouter(tags=["llama.cpp"])
+
+
+@router.get("/props")
+async def props(request: Request) -> Response:
+    """The model, its chat template byte for byte, and a slot's context and default samplers."""
+    services = services_of(request)
+    ready = services.require_ready()
+    info = services.text.info
+    return json_response(
+        {
+            "default_generation_settings": {
+                "id": 0,
+                "id_task": -1,
+                "n_ctx": ready.n_ctx,
+                "speculative": False,
+                "is_processing": False,
+                "params": _default_settings(services),
+            },
+            "total_slots": ready.n_slots,
+            "model_alias": services.config.model_id,
+            "model_path": ready.model.path,
+            "model_ftype": ready.model.ftype,
+            "modalities": {"vision": False, "audio": False},
+            "chat_template": info.chat_template,
+            "chat_template_needs": list(info.template_needs),
+            "bos_token": info.bos_piece,
+            "eos_token": info.eos_piece,
+            "build_info": services.config.build,
+            "is_sleeping": False,
+        }
+    )
+
+
+def _default_settings(services: Services) -> dict[str, Any]:
+    limit = services.config.max_tokens
+    params = SamplingFields().to_params(services.config.sampling)
+    return {**settings_json(params), "n_predict": -1 if limit is None else limit, "stop": [], "n_probs": 0}
+
+
+@router.post("/props", include_in_schema=False)
+async def change_props(request: Request) -> Response:
+    """Nothing can be changed while the server runs."""
+    raise Unsupported("The properties cannot be changed while the server runs. Use its settings and start it again.")
+
+
+@router.get("/slots")
+async def slots(request: Request) -> Response:
+    """What every slot does and keeps: `n_past` tokens are computed, of `n_tokens` that its sequence has."""
+    services = services_of(request)
+    ready = services.require_ready()
+    states = (await services.engine.stats()).slots
+    if request.query_params.get("fail_on_no_slot") == "1" and all(state.request_id is not None for state in states):
+        raise Unavailable("No slot is free.")
+    return json_response([_slot_json(state, ready.n_ctx) for state in states])
+
+
+def _slot_json(state: SlotState, n_ctx: int) -> dict[str, Any]:
+    is_processing = state.request_id is not None
+    return {
+        "id": state.slot,
+        "id_task": state.request_id if is_processing else -1,
+        "n_ctx": n_ctx,
+        "speculative": False,
+        "is_processing": is_processing,
+        "n_tokens": state.n_tokens,
+        "n_past": state.n_past,
+    }
+
+
+@router.post("/slots/{slot}", include_in_schema=False)
+async def act_on_slot(request: Request, slot: str) -> Response:
+    """`?action=erase` forgets what an idle slot keeps. Slots are not saved to files: they keep themselves."""
+    services = services_of(request)
+    action = request.query_params.get("action")
+    if action != "erase":
+        raise Unsupported(
+            f"'action': {str(action)[:40]!r} is not available, only 'erase' is. What a chat computed is kept and found "
+            f"again without saving it.",
+            param="action",
+        )
+    ready = services.require_ready()
+    if not slot.isdecimal() or int(slot[:9]) >= ready.n_slots:
+        raise NotFound(f"There is no slot {slot[:20]!r}. This server has 0 to {ready.n_slots - 1}.")
+    n_erased = await services.engine.erase_slot(int(slot))
+    return json_response({"id_slot": int(slot), "n_erased": n_erased})
+
+
+class TemplateRequest(BaseModel):
+    """A conversation to be rendered."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    messages: Messages
+    add_generation_prompt: Bool | None = None
+    continue_final_message: Bool | None = None
+    chat_template_kwargs: Annotated[Mapping[str, Any], WithJsonSchema({"type": "object"})] = Field(default_factory=dict)
+
+
+@router.post(
+    "/apply-template",
+    **documented(TemplateRequest, {"one message": {"messages": [{"role": "user", "content": "Hello"}]}}),
+)
+async def apply_template(request: Request) -> Response:
+    """The prompt that a conversation becomes, and its tokens' count; nothing is generated."""
+    services = services_of(request)
+    fields = validate(TemplateRequest, await read_json(request, services.config.max_body_bytes), {})
+    services.require_ready()
+    rendered = await services.text.render(
+        ChatPrompt(
+            fields.messages,
+            add_generation_prompt=fields.add_generation_prompt,
+            continue_final_message=fields.continue_final_message,
+            template_kwargs=fields.chat_template_kwargs,
+        )
+    )
+    return json_response({"prompt": rendered.text, "n_tokens": len(rendered.tokens), "repairs": list(rendered.repairs)})
+
+
+@router.get("/lora-adapters")
+async def lora_adapters(request: Request) -> Response:
+    """No adapter is loaded."""
+    return json_response([])
