@@ -1,0 +1,95 @@
+"""The real server with the real demo model, as its own process on a free loopback port, for tests over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+START_S = 90
+STOP_S = 30
+
+
+class LiveServer:
+    """A ready server. `log` grows while it runs; `url` has no path."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.url = ""
+        self.log: list[str] = []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "server", "--port", "0", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        self.log.extend(self._process.stdout)
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            if not self.url and (found := re.search(r"http://[\w.:\[\]]+(?=/v1)", "".join(self.log))):
+                self.url = found[0]
+            with contextlib.suppress(httpx.HTTPError):
+                if self.url and httpx.get(f"{self.url}/health", trust_env=False).status_code == 200:
+                    return
+            time.sleep(0.1)
+        raise RuntimeError(f"the server is not ready: {''.join(self.log)[-2000:]}")
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(5)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended; None while it runs."""
+        return self._process.poll()
+
+    def n_running(self) -> int:
+        """How many slots compute right now, as `GET /slots` says."""
+        slots = httpx.get(f"{self.url}/slots", trust_env=False).json()
+        return sum(bool(slot["is_processing"]) for slot in slots)
+
+    def wait_running(self, wanted: int, timeout_s: float) -> bool:
+        """Whether this many slots compute, waited for."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.n_running() == wanted:
+                return True
+            time.sleep(0.02)
+        return False
+
+
+@contextlib.contextmanager
+def live_server(*arguments: str) -> Iterator[LiveServer]:
+    """A ready server with these flags; ended when left."""
+    server = LiveServer(*arguments)
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.stop()
