@@ -1,0 +1,64 @@
+"""Any JSON object on any generating route is an answer or a refusal in the error shape, never a 500."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.api.fields import OPENAI_CHAT, OPENAI_COMPLETION, Aliases
+from tests.api_client import error_of, running
+from tests.fake_engine import FakeEngine, FakeText
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([0, 1, -1, 2, 0.5, "", "a", "root", "-1", 2**31, 2**63, 1e308])
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=10),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text("ab1", max_size=3), children, max_size=2),
+    max_leaves=6,
+)
+
+ROLES = st.sampled_from(["user", "assistant", "system", "tool", "nobody"])
+CONTENT = st.text("ab <|>\n", max_size=10) | st.lists(
+    st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "x"])}, optional={"text": VALUES}), max_size=2
+)
+MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES, "content": CONTENT | VALUES}), max_size=3)
+
+
+def bodies(aliases: Aliases, **required: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects that look like requests: mostly known names, with values of every kind."""
+    names = sorted({name for names in aliases.values() for name in names} | {"tools", "response_format", "model"})
+    anything = st.dictionaries(st.sampled_from(names), VALUES, max_size=5)
+    return st.builds(lambda known, some: {**known, **some}, st.fixed_dictionaries(required), anything)
+
+
+CASES = {
+    "/v1/completions": bodies(OPENAI_COMPLETION, prompt=st.text("ab", max_size=5) | VALUES),
+    "/v1/chat/completions": bodies(OPENAI_CHAT, messages=MESSAGES | VALUES),
+    "/tokenize": st.fixed_dictionaries({"content": VALUES}, optional={"add_special": VALUES, "with_pieces": VALUES}),
+    "/detokenize": st.fixed_dictionaries({"tokens": VALUES | st.lists(st.integers(-1, 300), max_size=4)}),
+}
+
+
+@pytest.mark.parametrize("path", CASES)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_no_json_object_makes_a_500(path: str, data: st.DataObject) -> None:
+    body = data.draw(CASES[path])
+
+    async def ask() -> None:
+        async with running(FakeEngine(["ab"]), FakeText(has_infill=True)) as api:
+            response = await api.post(path, body)
+            if response.status_code != 200:
+                error = error_of(response, 400)
+                assert error["message"].isascii()
+                assert len(error["message"]) < 500
+            assert api.engine.open == set()
+
+    asyncio.run(ask())
