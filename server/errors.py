@@ -156,7 +156,10 @@ def _tree(root: type[GgufdError]) -> Iterator[type[GgufdError]]:
 
 def from_code(code: str, message: str) -> GgufdError:
     """The exception that was flattened to `(code, message)`; an unknown code becomes `EngineFailure`."""
+    if code == ContextLengthExceeded.code:
+        # Its numbers are in the message only.
+        return InvalidRequest(message, param="prompt")
     for cls in _tree(GgufdError):
-        if cls.code == code and cls is not ContextLengthExceeded:
+        if cls.code == code:
             return cls(message)
     return EngineFailure(message)

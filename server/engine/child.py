@@ -55,6 +55,7 @@ class Child:
             target=_bootstrap, args=(main, child_conn, stderr_name, args), name=name, daemon=True
         )
         self._process.start()
+        self.pid = self._process.pid
         child_conn.close()
         self._reader = threading.Thread(target=self._read, name=f"{name}-reader", daemon=True)
         self._writer = threading.Thread(target=self._write, name=f"{name}-writer", daemon=True)
@@ -63,12 +64,12 @@ class Child:
         self._reader.start()
 
     @property
-    def pid(self) -> int | None:
-        return self._process.pid
-
-    @property
     def is_alive(self) -> bool:
-        return self._process.is_alive()
+        # A process that was joined and closed answers with a ValueError.
+        try:
+            return self._process.is_alive()
+        except ValueError:
+            return False
 
     def send(self, message: Any) -> None:
         """Queue a message for the child; returns at once, and silently when the child is gone."""
@@ -76,7 +77,6 @@ class Child:
 
     def kill(self) -> None:
         """End the process now; `on_exit` follows. Does nothing to one that is gone."""
-        # A process that was joined and closed answers with a ValueError.
         with contextlib.suppress(ValueError):
             self._process.kill()
 

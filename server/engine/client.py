@@ -414,20 +414,23 @@ class EngineClient:
         if generation != self._generation:
             return
         self._gone.set()
+        self._lose_answers(EngineDown("the engine has stopped; try again soon", retry_after_s=5))
         if self._is_stopping or self._phase is EngineState.FAILED:
             return
         reason = f"the engine process ended unexpectedly ({_exit_text(code)})"
         logger.error("%s%s", reason, f": {stderr}" if stderr else "")
         lost = EngineDown(f"{reason}; the request is lost. It is being started again", retry_after_s=5)
         self._lose_all(lost)
+        self._restart(reason)
+
+    def _lose_answers(self, error: GgufdError) -> None:
         erasing = [future for waiters in self._erase_waiters.values() for future in waiters]
-        lost_futures: list[asyncio.Future[Any]] = [*self._stats_waiters, *erasing]
-        for future in lost_futures:
+        lost: list[asyncio.Future[Any]] = [*self._stats_waiters, *erasing]
+        for future in lost:
             if not future.done():
-                future.set_exception(lost)
+                future.set_exception(error)
         self._stats_waiters.clear()
         self._erase_waiters.clear()
-        self._restart(reason)
 
     def _restart(self, reason: str) -> None:
         if self.ready is None:

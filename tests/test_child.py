@@ -1,0 +1,151 @@
+"""A child process that may die: what it says, how it ended, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from server.engine.child import Child
+
+WAIT_S = 60.0
+
+
+def echo(conn: Connection, prefix: str) -> None:
+    while True:
+        message = conn.recv()
+        if message is None:
+            return
+        conn.send((prefix, message))
+
+
+def fail(conn: Connection) -> None:
+    raise RuntimeError("it went wrong")
+
+
+def write_to_stderr_of_c(conn: Connection) -> None:
+    os.write(2, b"x" * 10_000 + b"\nlast words \xff\n")
+    sys.exit(7)
+
+
+def tell_signals(conn: Connection) -> None:
+    conn.send((signal.getsignal(signal.SIGINT) == signal.SIG_IGN, os.environ.get("GGML_NO_BACKTRACE")))
+
+
+def never_read(conn: Connection) -> None:
+    conn.send("started")
+    time.sleep(WAIT_S)
+
+
+class Parent:
+    """Collects what a child says and how it ended."""
+
+    def __init__(self, main: Any, *args: Any) -> None:
+        self.messages: list[Any] = []
+        self.exits: list[tuple[int, str]] = []
+        self._changed = threading.Condition()
+        self.child = Child("test-child", main, args, self._on_message, self._on_exit)
+
+    def _on_message(self, message: Any) -> None:
+        with self._changed:
+            assert not self.exits, "a message after the exit"
+            self.messages.append(message)
+            self._changed.notify_all()
+
+    def _on_exit(self, code: int, stderr: str) -> None:
+        with self._changed:
+            self.exits.append((code, stderr))
+            self._changed.notify_all()
+
+    def wait_for_messages(self, n: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.messages) >= n, WAIT_S)
+
+    def wait_for_exit(self) -> tuple[int, str]:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.exits, WAIT_S)
+        assert self.child.join(WAIT_S)
+        assert len(self.exits) == 1
+        return self.exits[0]
+
+
+@pytest.fixture(autouse=True)
+def _no_files_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    yield
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_messages_go_both_ways_in_order_and_the_end_is_told_last() -> None:
+    parent = Parent(echo, "said")
+    assert parent.child.is_alive
+    for i in range(50):
+        parent.child.send(i)
+    parent.child.send(None)
+    assert parent.wait_for_exit() == (0, "")
+    assert parent.messages == [("said", i) for i in range(50)]
+
+
+def test_an_exception_comes_back_as_its_traceback() -> None:
+    code, stderr = Parent(fail).wait_for_exit()
+    assert code == 1
+    assert stderr.endswith("RuntimeError: it went wrong")
+
+
+def test_the_tail_of_what_c_wrote_and_the_exit_code_come_back() -> None:
+    code, stderr = Parent(write_to_stderr_of_c).wait_for_exit()
+    assert code == 7
+    assert stderr.endswith("x\nlast words �")
+    assert len(stderr) <= 4096
+
+
+def test_a_killed_child_has_the_signal_as_its_code() -> None:
+    parent = Parent(never_read)
+    parent.wait_for_messages(1)
+    parent.child.kill()
+    assert parent.wait_for_exit() == (-signal.SIGKILL, "")
+
+
+def test_nothing_is_left_of_a_child_that_is_gone() -> None:
+    parent = Parent(never_read)
+    parent.wait_for_messages(1)
+    pid = parent.child.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    parent.wait_for_exit()
+    assert not psutil.pid_exists(pid)
+    assert parent.child.pid == pid
+    assert not parent.child.is_alive
+
+
+def test_sending_to_and_killing_a_dead_child_is_silent() -> None:
+    parent = Parent(never_read)
+    parent.wait_for_messages(1)
+    parent.child.kill()
+    parent.wait_for_exit()
+    parent.child.send("anybody there?")
+    parent.child.kill()
+    assert len(parent.exits) == 1
+
+
+def test_a_child_that_does_not_read_blocks_nobody() -> None:
+    parent = Parent(never_read)
+    parent.wait_for_messages(1)
+    for _ in range(50):
+        parent.child.send("x" * 100_000)
+    parent.child.kill()
+    assert parent.wait_for_exit()[0] == -signal.SIGKILL
+
+
+def test_the_child_leaves_ctrl_c_to_its_parent_and_aborts_without_a_debugger() -> None:
+    parent = Parent(tell_signals)
+    parent.wait_for_exit()
+    assert parent.messages == [(True, "1")]
