@@ -65,6 +65,11 @@ class LiveServer:
         self._process.stdout.close()
 
     @property
+    def pid(self) -> int:
+        """The API process; the engine and the text process are its children."""
+        return self._process.pid
+
+    @property
     def exit_code(self) -> int | None:
         """How it ended; None while it runs."""
         return self._process.poll()

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from tests.live_server import LiveServer, live_server
@@ -246,3 +247,35 @@ def test_sigterm_lets_a_stream_end_refuses_new_ones_and_exits_with_zero() -> Non
         assert reasons[-1] == "length"
         assert len(texts) > 30
         assert server.exit_code == 0
+
+
+def test_what_outlasts_the_drain_is_told_so_in_its_last_event() -> None:
+    arguments = ("--ctx-size", "8192", "--parallel", "1", "--drain-s", "0.5")
+    with live_server(*arguments) as server, client_of(server) as client:
+        stream = client.completions.create(
+            prompt="Once", max_tokens=8000, stream=True, extra_body={"ignore_eos": True}, **GREEDY
+        )
+        next(stream)
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        with pytest.raises(openai.APIError) as cut:
+            list(stream)
+        stopping.join(60)
+        assert cut.value.code == "shutting_down"
+        assert server.exit_code == 0
+
+
+def test_an_engine_that_dies_is_started_again_and_its_requests_are_told() -> None:
+    with live_server("--ctx-size", "2048", "--parallel", "1") as server, client_of(server) as client:
+        stream = client.completions.create(
+            prompt="Once", max_tokens=2000, stream=True, extra_body={"ignore_eos": True}, **GREEDY
+        )
+        next(stream)
+        heaviest = max(psutil.Process(server.pid).children(), key=lambda child: child.memory_info().rss)
+        heaviest.kill()
+        with pytest.raises(openai.APIError) as lost:
+            list(stream)
+        assert lost.value.code == "engine_down"
+        assert httpx.get(f"{server.url}/health/live", trust_env=False).status_code == 200
+        server.wait_ready()
+        assert client.completions.create(prompt=FRANCE, max_tokens=1, **GREEDY).choices[0].text == " Paris"
