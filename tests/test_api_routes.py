@@ -58,6 +58,14 @@ async def test_head_is_answered_where_get_is(path: str) -> None:
         assert (await api.http.head(path)).status_code == 200
 
 
+async def test_behind_a_proxys_prefix_everything_is_found() -> None:
+    async with running(root_path="/llm", api_keys=("k",)) as api:
+        assert (await api.http.get("/llm/health")).status_code == 200
+        for path in ("/llm/", "/llm//", "/llm/v1/models/", "/llm/models", "/llm/llm/models", "/models"):
+            assert (await api.http.get(path, headers={"x-api-key": "k"})).status_code == 200
+            assert (await api.http.get(path)).status_code == 401
+
+
 async def test_options_tells_the_methods() -> None:
     async with running(api_keys=("k",)) as api:
         response = await api.http.options("/v1/completions")

@@ -34,9 +34,7 @@ _CLIENT_GONE = 499
 def create_app(engine: Engine, text: Text, config: ApiConfig) -> FastAPI:
     """The application over one engine and one text process; both are started and stopped by the caller."""
     let_streams_finish()
-    app = FastAPI(
-        title="ggufd", version=__version__, redoc_url=None, redirect_slashes=False, root_path=config.root_path
-    )
+    app = FastAPI(title="ggufd", version=__version__, redoc_url=None, redirect_slashes=False)
     app.state.services = Services(engine, text, config)
     app.openapi = Documentation(app, has_keys=bool(config.api_keys))  # type: ignore[method-assign]
     _add_routes(app)
@@ -45,7 +43,7 @@ def create_app(engine: Engine, text: Text, config: ApiConfig) -> FastAPI:
         app.add_middleware(KeyMiddleware, keys=config.api_keys)
     if config.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(LenientMiddleware)
+    app.add_middleware(LenientMiddleware, root_path=config.root_path)
     return app
 
 

@@ -57,7 +57,8 @@ class KeyMiddleware:
 
 
 def _is_public(scope: Scope) -> bool:
-    return scope["path"] in PUBLIC_PATHS or scope["method"] == "OPTIONS"
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path in PUBLIC_PATHS or scope["method"] == "OPTIONS"
 
 
 def _sent_keys(headers: Headers) -> list[bytes]:

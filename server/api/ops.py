@@ -36,12 +36,13 @@ async def health(request: Request) -> Response:
 async def front(request: Request) -> Response:
     """What this is and where to go on."""
     services = services_of(request)
+    root = request.scope.get("root_path", "")
     return json_response(
         {
             "name": "ggufd",
             "version": __version__,
             "model": services.config.model_id,
             "state": services.engine.state.name.lower(),
-            "links": {"docs": "/docs", "models": "/v1/models", "health": "/health"},
+            "links": {"docs": f"{root}/docs", "models": f"{root}/v1/models", "health": f"{root}/health"},
         }
     )
