@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server import __version__
-from server.api import ops, tokens
+from server.api import embeddings, front, kobold, ollama, ooba, ops, tabby, tokens, vllm
 from server.api.auth import KeyMiddleware
 from server.api.docs import Documentation
 from server.api.llamacpp import completion, props
@@ -49,14 +49,19 @@ def create_app(engine: Engine, text: Text, config: ApiConfig) -> FastAPI:
 
 def _add_routes(app: FastAPI) -> None:
     """Every route of the OpenAI family answers with and without its prefix: users forget it."""
+    app.include_router(front.router)
     app.include_router(ops.router)
     for router in (completions.router, chat.router, models.router):
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)
     app.include_router(tokens.router)
     app.include_router(tokens.router, prefix="/v1", include_in_schema=False)
-    for router in (completion.router, props.router):
-        app.include_router(router)
+    families = (completion, props, ooba, tabby, vllm, ollama, embeddings)
+    for family in families:
+        app.include_router(family.router)
+    app.include_router(kobold.classic, prefix="/api/v1")
+    app.include_router(kobold.classic, prefix="/api/latest", include_in_schema=False)
+    app.include_router(kobold.extra, prefix="/api/extra")
 
 
 def _add_error_handlers(app: FastAPI) -> None:

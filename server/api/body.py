@@ -25,6 +25,12 @@ async def read_json(request: Request, max_bytes: int) -> JsonObject:
     return parse_json(await _read_bytes(request, max_bytes))
 
 
+async def read_optional_json(request: Request, max_bytes: int) -> JsonObject:
+    """The body as a JSON object, which is empty when there is no body."""
+    raw = await _read_bytes(request, max_bytes)
+    return parse_json(raw) if raw.strip() else {}
+
+
 async def _read_bytes(request: Request, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:

@@ -1,11 +1,10 @@
-"""Is it there, is it well: `/health`, `/ready` and the front page. Never waits for the engine."""
+"""Is it there, is it well: `/health` and `/ready`. Never waits for the engine."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server import __version__
 from server.api.ports import services_of
 from server.api.responses import error_body, json_response
 
@@ -30,19 +29,3 @@ async def health(request: Request) -> Response:
         return json_response({"status": "ok"})
     error = error_body(f"The server takes no requests now: {state}.", "service_unavailable", code=state)
     return json_response({"status": state, **error}, status=503, headers={"Retry-After": "2"})
-
-
-@router.get("/")
-async def front(request: Request) -> Response:
-    """What this is and where to go on."""
-    services = services_of(request)
-    root = request.scope.get("root_path", "")
-    return json_response(
-        {
-            "name": "ggufd",
-            "version": __version__,
-            "model": services.config.model_id,
-            "state": services.engine.state.name.lower(),
-            "links": {"docs": f"{root}/docs", "models": f"{root}/v1/models", "health": f"{root}/health"},
-        }
-    )

@@ -12,11 +12,13 @@ from starlette.responses import Response
 from server.api.body import read_json
 from server.api.docs import documented
 from server.api.fields import Aliases
+from server.api.openai.messages import read_messages
 from server.api.ports import Services, services_of
 from server.api.requests import check_tokens
 from server.api.responses import json_response
 from server.api.sampling import Bool, Int
 from server.api.validation import validate
+from server.chat.prompt import ChatPrompt
 
 router = APIRouter(tags=["tokens"])
 
@@ -47,14 +49,31 @@ async def tokenize(request: Request) -> Response:
     """A text's tokens, without BOS unless `add_special` is set."""
     services = services_of(request)
     body = await read_json(request, services.config.max_body_bytes)
+    if _is_chat(body):
+        return await _count_chat(services, body)
     fields = validate(TokenizeRequest, _with_content(body), _TOKENIZE)
     services.require_ready()
     tokens = await services.text.encode(
         fields.content, add_special=fields.add_special, parse_special=fields.parse_special
     )
     shown = await _with_pieces(services, tokens) if fields.with_pieces else tokens
-    counts = {"count": len(tokens), "length": len(tokens), "max_model_len": services.require_ready().n_ctx}
-    return json_response({"tokens": shown, **counts})
+    return json_response({"tokens": shown, **_counts(services, tokens)})
+
+
+def _counts(services: Services, tokens: Sequence[int]) -> dict[str, int]:
+    return {"count": len(tokens), "length": len(tokens), "max_model_len": services.require_ready().n_ctx}
+
+
+def _is_chat(body: Mapping[str, Any]) -> bool:
+    return body.get("messages") is not None and body.get("content") is None and body.get("prompt") is None
+
+
+async def _count_chat(services: Services, body: Mapping[str, Any]) -> Response:
+    """vLLM's other form: the tokens of a conversation in the model's template."""
+    messages = read_messages(body["messages"])
+    services.require_ready()
+    rendered = await services.text.render(ChatPrompt(messages))
+    return json_response({"tokens": list(rendered.tokens), **_counts(services, rendered.tokens)})
 
 
 def _with_content(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,0 +1,57 @@
+"""Outputs to lines of JSON, one a write, without pings: what Ollama reads. Ends the work when a client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from server.api.generation import Generation
+from server.api.responses import body_of, dumps
+from server.api.sse import ChunkFormat
+from server.errors import GgufdError
+
+logger = logging.getLogger(__name__)
+
+
+def line_bytes(value: object) -> bytes:
+    """One line."""
+    return dumps(value) + b"\n"
+
+
+class LineStream(StreamingResponse):
+    """The response that streams a generation as lines."""
+
+    def __init__(self, generation: Generation, lines: ChunkFormat) -> None:
+        super().__init__(_lines(generation, lines), media_type="application/x-ndjson")
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._generation:
+            sending = asyncio.create_task(self.stream_response(send))
+            watching = asyncio.create_task(self.listen_for_disconnect(receive))
+            try:
+                await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
+            finally:
+                sending.cancel()
+                watching.cancel()
+                await asyncio.gather(sending, watching, return_exceptions=True)
+
+
+async def _lines(generation: Generation, lines: ChunkFormat) -> AsyncIterator[bytes]:
+    try:
+        async for first, events in generation.batches():
+            for event in events:
+                # Each line is a write of its own: some clients take what one read brings for one line.
+                for line in lines.feed(first, event).splitlines(keepends=True):
+                    yield line
+    except GgufdError as error:
+        yield line_bytes(body_of(error))
+    except Exception:
+        logger.exception("A stream failed")
+        yield line_bytes(body_of(GgufdError("The server failed to write this answer. Send it again.")))

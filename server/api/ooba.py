@@ -1,0 +1,87 @@
+"""text-generation-webui's internal routes: the model's name, tokens, and the stop button."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Strict
+from starlette.responses import Response
+
+from server.api.activity import owner_of
+from server.api.body import read_json
+from server.api.docs import documented
+from server.api.ports import services_of
+from server.api.requests import check_tokens
+from server.api.responses import json_response
+from server.api.sampling import Int
+from server.api.validation import validate
+
+router = APIRouter(prefix="/v1/internal", tags=["text-generation-webui"])
+
+_TEXT = {"text": {"text": "Hello world"}}
+
+
+class TextRequest(BaseModel):
+    """A text to be counted."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    text: Annotated[str, Strict()]
+
+
+class TokensRequest(BaseModel):
+    """Token ids to turn into text."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    tokens: list[Int]
+
+
+@router.get("/model/info")
+async def model_info(request: Request) -> Response:
+    """The model's name."""
+    return json_response({"model_name": services_of(request).config.model_id, "lora_names": [], "loader": "llama.cpp"})
+
+
+@router.get("/model/list")
+async def model_list(request: Request) -> Response:
+    """The names of the models that there are: one."""
+    return json_response({"model_names": [services_of(request).config.model_id]})
+
+
+async def _encoded(request: Request) -> list[int]:
+    services = services_of(request)
+    fields = validate(TextRequest, await read_json(request, services.config.max_body_bytes), {})
+    services.require_ready()
+    return await services.text.encode(fields.text, add_special=False)
+
+
+@router.post("/encode", **documented(TextRequest, _TEXT))
+async def encode(request: Request) -> Response:
+    """A text's tokens, without BOS."""
+    tokens = await _encoded(request)
+    return json_response({"tokens": tokens, "length": len(tokens)})
+
+
+@router.post("/token-count", **documented(TextRequest, _TEXT))
+async def token_count(request: Request) -> Response:
+    """How many tokens a text has."""
+    return json_response({"length": len(await _encoded(request))})
+
+
+@router.post("/decode", **documented(TokensRequest, {"tokens": {"tokens": [1, 2]}}))
+async def decode(request: Request) -> Response:
+    """The text of tokens."""
+    services = services_of(request)
+    fields = validate(TokensRequest, await read_json(request, services.config.max_body_bytes), {})
+    check_tokens(fields.tokens, services.require_ready().model.n_vocab, "tokens")
+    return json_response({"text": await services.text.decode(fields.tokens)})
+
+
+@router.post("/stop-generation", include_in_schema=False)
+async def stop_generation(request: Request) -> Response:
+    """End what the caller has under way."""
+    for work in services_of(request).activity.of(owner_of(request)):
+        work.abort()
+    return json_response("OK")
