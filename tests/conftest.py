@@ -1,4 +1,4 @@
-"""Fixtures of all tests."""
+"""Fixtures of all tests. Imports nothing of llama.cpp at its top: tests of the light modules need none of it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_model import quiet_llama, write_tiny_model
-
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Iterator[Path]:
     """The path of the tiny model's file."""
+    from tests.tiny_model import quiet_llama, write_tiny_model
+
     quiet_llama()
     with tempfile.TemporaryDirectory(prefix="ggufd-tests-") as folder:
         yield write_tiny_model(Path(folder) / "tiny.gguf")
+
+
+@pytest.fixture
+def quiet_log_afterwards() -> Iterator[None]:
+    """For tests that load an engine: its log goes with it, and C must not call a function that is gone."""
+    from tests.tiny_model import quiet_llama
+
+    yield
+    quiet_llama().install()

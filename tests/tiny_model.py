@@ -11,6 +11,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from server.llama.log import LogCapture
+
 N_EMBD, N_HEAD, N_HEAD_KV, N_LAYER, N_FF = 32, 4, 2, 2, 48
 N_CTX_TRAIN = 1024
 
@@ -24,10 +26,8 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.con
 
 
 @functools.cache
-def quiet_llama() -> object:
+def quiet_llama() -> LogCapture:
     """Keep llama.cpp's log off stderr for the rest of the session; cached, so that C's callback stays alive."""
-    from server.llama.log import LogCapture
-
     capture = LogCapture(lambda level, line: None)
     capture.install()
     return capture

@@ -1,0 +1,149 @@
+"""Grammars under the real engine: what is said fits them, and what cannot go on fails its request alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from server.engine.constraint import GrammarCompiler
+from server.engine.engine import Engine
+from server.engine.messages import Grammar, GrammarKind
+from server.engine.queue import RequestQueue
+from server.engine.scheduler import Scheduler
+from server.errors import EngineFailure, InvalidRequest
+from server.llama.context import Context
+from server.llama.model import Model
+from server.llama.params import ContextParams, ModelParams
+from tests.fake_llama import Collected, make_request
+from tests.tiny_model import EOS, EOT, N_VOCAB
+
+DIGITS = Grammar(GrammarKind.REGEX, "[0-9]{3}")
+
+
+@pytest.fixture(scope="module")
+def context(tiny_model: Path) -> Iterator[Context]:
+    model = Model(ModelParams(str(tiny_model)))
+    params = ContextParams(n_ctx=256, n_slots=3, n_batch=64, n_ubatch=64, n_threads=1, flash_attn="off")
+    made = Context(model, params)
+    yield made
+    made.close()
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def grammars(context: Context) -> GrammarCompiler:
+    return GrammarCompiler(context.model)
+
+
+def run(context: Context, grammars: GrammarCompiler, *requests: Any) -> dict[int, Collected]:
+    for slot in range(context.n_slots):
+        context.trim(slot, 0)
+    scheduler = Scheduler(n_batch=64, n_ubatch=64, n_outputs_max=64, max_gap_ms=100.0)
+    engine = Engine(context, context.model, grammars, RequestQueue(10, 60.0), scheduler)
+    collected = {request.request_id: Collected(request.n) for request in requests}
+    for request in requests:
+        engine.add(request)
+    while engine.has_work:
+        for event in engine.step():
+            collected[event.request_id].add(event)  # type: ignore[union-attr]
+        engine.check_integrity()
+    return collected
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "pattern"),
+    [
+        (GrammarKind.REGEX, "(yes|no), [a-f]{2,5}!", "(yes|no), [a-f]{2,5}!"),
+        (GrammarKind.GBNF, 'root ::= "<" [a-c]+ ">"', "<[a-c]+>"),
+        (GrammarKind.LARK, 'start: "a" /[xyz]/ "the"', "a[xyz]the"),
+    ],
+    ids=["regex", "gbnf", "lark"],
+)
+@pytest.mark.parametrize("changes", [{}, {"temperature": 2.0, "seed": 1}, {"xtc_probability": 0.5, "temperature": 1.5}])
+def test_what_is_said_fits_the_grammar(
+    context: Context, grammars: GrammarCompiler, kind: GrammarKind, text: str, pattern: str, changes: dict[str, Any]
+) -> None:
+    request = make_request(1, b"hello", grammar=Grammar(kind, text), max_tokens=200, **changes)
+    said = run(context, grammars, request)[1].texts[0]
+    assert re.fullmatch(pattern, said)
+
+
+def test_a_schema_gives_json(context: Context, grammars: GrammarCompiler) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "maximum": 99}, "ok": {"type": "boolean"}},
+        "required": ["n", "ok"],
+        "additionalProperties": False,
+    }
+    grammar = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema))
+    bias = tuple((token, -20.0) for token in b" \n\r\t")
+    request = make_request(1, b"hello", grammar=grammar, max_tokens=200, seed=2, temperature=0.5, logit_bias=bias)
+    found = json.loads(run(context, grammars, request)[1].texts[0])
+    assert found.keys() == {"n", "ok"}
+    assert isinstance(found["ok"], bool)
+    assert found["n"] <= 99
+
+
+def test_constrained_and_free_sequences_together_say_what_each_says_alone(
+    context: Context, grammars: GrammarCompiler
+) -> None:
+    requests = [
+        make_request(1, b"one", grammar=DIGITS),
+        make_request(2, b"two", max_tokens=20, ignore_eos=True),
+        make_request(3, b"three", grammar=Grammar(GrammarKind.REGEX, "[a-z]{10}")),
+    ]
+    together = run(context, grammars, *requests)
+    for request in requests:
+        alone = run(context, grammars, request)[request.request_id]
+        assert together[request.request_id].texts == alone.texts
+
+
+def test_choices_of_one_request_have_a_grammar_each(context: Context, grammars: GrammarCompiler) -> None:
+    request = make_request(1, b"hello", n=3, grammar=DIGITS, temperature=3.0, seed=1)
+    texts = run(context, grammars, request)[1].texts
+    assert all(re.fullmatch("[0-9]{3}", texts[index]) for index in range(3))
+    assert len(set(texts.values())) == 3
+
+
+def test_banned_strings_are_taken_back_under_a_grammar(context: Context, grammars: GrammarCompiler) -> None:
+    grammar = Grammar(GrammarKind.REGEX, "[ab]{12}")
+    free = run(context, grammars, make_request(1, b"hello", grammar=grammar, temperature=2.0, seed=4))[1].texts[0]
+    ban = free[3:5]
+    request = make_request(1, b"hello", grammar=grammar, temperature=2.0, seed=4, banned_strings=(ban,))
+    said = run(context, grammars, request)[1].texts[0]
+    assert ban not in said
+    assert re.fullmatch("[ab]{12}", said)
+
+
+def test_what_cannot_be_enforced_is_refused(grammars: GrammarCompiler) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be enforced"):
+        grammars.matcher(Grammar(GrammarKind.REGEX, "[a-"))
+
+
+def test_the_mask_allows_what_may_follow_and_only_ends_at_the_end(grammars: GrammarCompiler) -> None:
+    constraint = grammars.matcher(Grammar(GrammarKind.REGEX, "[th]x?"))
+    row = np.zeros(N_VOCAB, np.float32)
+    constraint.mask(row)
+    assert np.flatnonzero(np.isfinite(row)).tolist() == [ord("h"), ord("t")]
+    constraint.accept(ord("t"))
+    row[:] = 0
+    constraint.mask(row)
+    assert np.flatnonzero(np.isfinite(row)).tolist() == [ord("x"), EOS, EOT]
+    constraint.accept(ord("x"))
+    assert constraint.is_stopped
+    constraint.rewind(2)
+    row[:] = 0
+    constraint.mask(row)
+    assert np.flatnonzero(np.isfinite(row)).tolist() == [ord("h"), ord("t")]
+
+
+def test_a_token_that_does_not_fit_is_an_error(grammars: GrammarCompiler) -> None:
+    constraint = grammars.matcher(DIGITS)
+    with pytest.raises(EngineFailure, match="does not fit"):
+        constraint.accept(ord("x"))

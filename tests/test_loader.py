@@ -1,0 +1,140 @@
+"""An engine from plain data: what it says of itself, what it refuses, how "auto" is decided."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from server.engine import loader
+from server.engine.loader import _fitting_n_ctx, _LoadLog, default_threads, load
+from server.engine.messages import EngineConfig, Finish, LoadProgress, LogLine, Output
+from server.errors import ModelError
+from server.llama.calibration import AttentionShape, write_one_layer
+from server.llama.params import ContextParams, ModelParams
+from tests.fake_llama import make_request
+from tests.tiny_model import CHAT_TEMPLATE, N_CTX_TRAIN, N_VOCAB
+
+CONTEXT = {"n_ctx": 256, "n_slots": 3, "n_batch": 64, "n_ubatch": 32, "n_threads": 1, "flash_attn": "off"}
+
+
+pytestmark = pytest.mark.usefixtures("quiet_log_afterwards")
+
+
+def config_of(path: Path, *, model: dict[str, Any] | None = None, **changes: Any) -> EngineConfig:
+    own = {name: changes.pop(name) for name in ("cache_dir", "log_level", "max_queue") if name in changes}
+    return EngineConfig(ModelParams(str(path), **(model or {})), ContextParams(**(CONTEXT | changes)), **own)
+
+
+def test_a_loaded_engine_says_what_it_is_and_serves(tiny_model: Path) -> None:
+    reports: list[LoadProgress | LogLine] = []
+    loaded = load(config_of(tiny_model), reports.append)
+    ready = loaded.ready
+    assert (ready.n_ctx, ready.n_slots, ready.n_batch, ready.n_threads) == (256, 3, 64, 1)
+    assert (ready.flash_attn, ready.flash_attn_why, ready.reuse) == (False, "as configured", "any")
+    assert (ready.model.name, ready.model.n_vocab, ready.model.n_ctx_train) == ("tiny", N_VOCAB, N_CTX_TRAIN)
+    assert (ready.model.bos_piece, ready.model.eos_piece) == ("<s>", "</s>")
+    assert ready.model.chat_template == CHAT_TEMPLATE
+    assert "tokenizer.chat_template" not in ready.model.metadata
+    assert any("KV" in line for line in ready.buffers)
+    assert ready.memory_bytes > 3 * 256 * 2 * 2 * 16 * 2
+    fractions = [report.fraction for report in reports if isinstance(report, LoadProgress)]
+    assert fractions[-1] == 1.0
+    assert fractions == sorted(set(fractions))
+    loaded.engine.add(make_request(1, b"hello", max_tokens=5, ignore_eos=True))
+    finishes: list[Finish] = []
+    while loaded.engine.has_work:
+        finishes += [event.finish for event in loaded.engine.step() if isinstance(event, Output) and event.finish]
+    assert [finish.usage.completion_tokens for finish in finishes] == [5]
+
+
+@pytest.mark.parametrize(("level", "is_told"), [(logging.DEBUG, True), (logging.CRITICAL, False)])
+def test_the_log_is_told_from_its_level_on(tiny_model: Path, level: int, is_told: bool) -> None:
+    reports: list[LoadProgress | LogLine] = []
+    load(config_of(tiny_model, log_level=level), reports.append)
+    assert any(isinstance(report, LogLine) for report in reports) is is_told
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    write_one_layer(tmp_path / "layer.gguf", AttentionShape(2, 2, 32))
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        load(config_of(tmp_path / "layer.gguf"), lambda report: None)
+
+
+def test_why_it_cannot_load_is_in_the_message(tmp_path: Path) -> None:
+    path = tmp_path / "text.gguf"
+    path.write_text("this is no model\n" * 100)
+    with pytest.raises(ModelError, match=r"could not load .*: .*magic") as caught:
+        load(config_of(path), lambda report: None)
+    assert "\n" not in caught.value.message
+
+
+def test_flash_attention_is_measured_on_a_cpu_and_remembered(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader.system, "gpu_devices", lambda: ())
+    ready = load(config_of(tiny_model, flash_attn="auto", cache_dir=str(tmp_path)), lambda report: None).ready
+    assert "on this CPU" in ready.flash_attn_why
+    assert (tmp_path / "flash-attention.json").exists()
+    # The contexts of the measurement are not counted: a slot of theirs is larger than all of ours.
+    kv = [line for line in ready.buffers if " KV " in line]
+    assert len(kv) == 1
+    assert ready.memory_bytes < 4 << 20
+
+
+def test_flash_attention_is_on_where_layers_run_on_a_gpu(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader.system, "gpu_devices", lambda: ("a GPU",))
+    ready = load(config_of(tiny_model, flash_attn="auto"), lambda report: None).ready
+    assert (ready.flash_attn, ready.flash_attn_why) == (True, "layers run on a GPU")
+
+
+@pytest.mark.parametrize(
+    ("n_ctx_train", "available", "expected"),
+    [
+        (4096, 1e12, 4096),
+        (131072, 1e12, 8192),
+        (0, 1e12, 8192),
+        (131072, 4 * 2048 * 1000 / 0.8, 2048),
+        (131072, 4 * 2048 * 1000 / 0.8 - 1, 1024),
+        (131072, 0, 512),
+        (256, 0, 256),
+    ],
+)
+def test_the_context_of_a_slot_fits_into_free_memory(
+    monkeypatch: pytest.MonkeyPatch, n_ctx_train: int, available: float, expected: int
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    model: Any = SimpleNamespace(n_ctx_train=n_ctx_train, kv_bytes_per_token=1000)
+    assert _fitting_n_ctx(model, ContextParams(n_ctx=0, n_slots=4)) == expected
+
+
+def test_no_context_size_means_that_of_the_model(tiny_model: Path) -> None:
+    assert load(config_of(tiny_model, n_ctx=0), lambda report: None).ready.n_ctx == N_CTX_TRAIN
+
+
+def test_threads_are_as_many_as_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= default_threads() <= (psutil.cpu_count() or 1)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 64 if logical else 32)
+    for usable, expected in (([0, 1, 2], 3), (list(range(64)), 32), ([], 32)):
+        monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self, usable=usable: usable, raising=False)
+        assert default_threads() == expected
+
+
+def test_the_log_is_searched_for_what_is_said_nowhere_else() -> None:
+    log = _LoadLog(logging.WARNING, lambda report: None)
+    for line in (
+        "load_tensors: offloaded 13/25 layers to GPU",
+        "load_tensors:          CPU model buffer size =   100.50 MiB",
+        "llama_kv_cache:        CPU KV buffer size =     8.00 MiB",
+    ):
+        log._receive(logging.INFO, line)
+    assert (log.n_gpu_layers, log.memory_bytes) == (13, int(108.5 * 1024 * 1024))
+    log.start_counting()
+    assert log.memory_bytes == int(100.5 * 1024 * 1024)
+    log._receive(logging.ERROR, "llama_model_load: error loading model: tensor is missing")
+    log._receive(logging.ERROR, "llama_model_load_from_file_impl: failed to load model")
+    assert log.explain("it failed") == "it failed: error loading model: tensor is missing"

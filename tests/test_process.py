@@ -1,0 +1,141 @@
+"""The main loop of the engine's process: one message a step, nothing when there is nothing to do, and its ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.engine import process
+from server.engine.messages import (
+    Abort,
+    Admitted,
+    EngineConfig,
+    Failed,
+    GetStats,
+    LoadFailed,
+    Output,
+    Shutdown,
+    Stats,
+)
+from server.llama.params import ContextParams, ModelParams
+from tests.fake_llama import Rig, make_engine, make_request
+
+WAIT_S = 30.0
+
+
+class Loop:
+    """`serve` in a thread, over a pipe."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.conn, theirs = multiprocessing.Pipe()
+        self.ended: list[BaseException | None] = []
+        self._thread = threading.Thread(target=self._run, args=(theirs, rig), daemon=True)
+        self._thread.start()
+
+    def _run(self, conn: Connection, rig: Rig) -> None:
+        try:
+            process.serve(conn, rig.engine)
+            self.ended.append(None)
+        except EOFError as error:
+            self.ended.append(error)
+
+    def receive(self) -> list[Any]:
+        assert self.conn.poll(WAIT_S), "nothing was said"
+        events = self.conn.recv()
+        assert events, "an empty message"
+        return events  # type: ignore[no-any-return]
+
+    def wait(self) -> BaseException | None:
+        self._thread.join(WAIT_S)
+        return self.ended[0]
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return make_engine(n_slots=2)
+
+
+def test_every_step_is_one_message(rig: Rig) -> None:
+    loop = Loop(rig)
+    loop.conn.send(make_request(1, b"hello", max_tokens=5, ignore_eos=True))
+    messages = [loop.receive() for _ in range(5)]
+    assert isinstance(messages[0][0], Admitted)
+    assert [sum(isinstance(event, Output) for event in message) for message in messages] == [1] * 5
+    assert not loop.conn.poll(0.05)
+    loop.conn.send(Shutdown())
+    assert loop.wait() is None
+
+
+def test_what_is_refused_is_said_though_nothing_runs(rig: Rig) -> None:
+    loop = Loop(rig)
+    loop.conn.send(make_request(1, b""))
+    (failed,) = loop.receive()
+    assert isinstance(failed, Failed)
+    loop.conn.send(Shutdown())
+    loop.wait()
+
+
+def test_stats_are_answered_when_idle_and_when_busy(rig: Rig) -> None:
+    loop = Loop(rig)
+    loop.conn.send(GetStats())
+    (stats,) = loop.receive()
+    assert isinstance(stats, Stats)
+    assert stats.running == 0
+    loop.conn.send(make_request(1, b"hello", max_tokens=None, ignore_eos=True))
+    loop.receive()
+    loop.conn.send(GetStats())
+    answers: list[Stats] = []
+    while not answers:
+        answers += [event for event in loop.receive() if isinstance(event, Stats)]
+    assert answers[0].running == 1
+    loop.conn.send(Shutdown())
+    loop.wait()
+
+
+def test_an_abort_ends_all_talk_of_its_request(rig: Rig) -> None:
+    loop = Loop(rig)
+    loop.conn.send(make_request(1, b"hello", max_tokens=None, ignore_eos=True))
+    loop.receive()
+    loop.conn.send(Abort(1))
+    loop.conn.send(GetStats())
+    events: list[Any] = []
+    while not any(isinstance(event, Stats) for event in events):
+        events = loop.receive()
+    assert [event for event in events if not isinstance(event, Stats)] == []
+    assert not loop.conn.poll(0.05)
+    loop.conn.send(Shutdown())
+    loop.wait()
+
+
+def test_a_shutdown_drops_what_runs(rig: Rig) -> None:
+    loop = Loop(rig)
+    loop.conn.send(make_request(1, b"hello", max_tokens=None, ignore_eos=True))
+    loop.conn.send(Shutdown())
+    assert loop.wait() is None
+
+
+def test_the_loop_ends_with_its_connection(rig: Rig) -> None:
+    loop = Loop(rig)
+    loop.conn.close()
+    assert isinstance(loop.wait(), EOFError)
+
+
+@pytest.mark.usefixtures("quiet_log_afterwards")
+def test_a_model_that_cannot_be_loaded_is_said_and_the_end(tmp_path: Path) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    config = EngineConfig(ModelParams(str(tmp_path / "none.gguf")), ContextParams(n_ctx=256, n_slots=1))
+    process.main(theirs, config)
+    theirs.close()
+    events: list[Any] = []
+    while ours.poll(WAIT_S):
+        try:
+            events += ours.recv()
+        except EOFError:
+            break
+    assert isinstance(events[-1], LoadFailed)
+    assert "none.gguf" in events[-1].message
