@@ -72,6 +72,7 @@ class FakeServer:
     port: int = 0
 
     def __post_init__(self) -> None:
+        self.transports: list[asyncio.WriteTransport] = []
         self._seen: list[list[str]] = []
         self._reading = asyncio.Lock()
         self._ids: dict[str, int] = {}
@@ -81,6 +82,7 @@ class FakeServer:
         return f"http://127.0.0.1:{self.port}"
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.transports.append(writer.transport)
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             path = head.split()[1]
@@ -174,10 +176,13 @@ def serving(*fakes: FakeServer) -> Iterator[None]:
         await stop.wait()
         for listener in listeners:
             listener.close()
+        await asyncio.sleep(0.02)  # what was just accepted gets its task
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        for transport in itertools.chain.from_iterable(fake.transports for fake in fakes):
+            transport.abort()
         await asyncio.sleep(0.02)  # lets the sockets close
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))

@@ -35,7 +35,9 @@ def bench(
     rounds: Annotated[int | None, typer.Option(min=1, help="Repetitions of each case; 3 by default.")] = None,
     streams: Annotated[str | None, typer.Option(help="Streams of the decode cases, such as 1,4,8,16.")] = None,
     depth: Annotated[int | None, typer.Option(min=16, help="Known history of the deep cases, in tokens.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=8, help="Length of each answer that is timed, in tokens.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=8, help="Answers of the decode, deep and old-chats cases, in tokens.")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=1, help="How long a chat beside jobs is watched.")] = None,
     chat_context: Annotated[
         int | None, typer.Option(min=300, help="Tokens a chat's client keeps its history under.")

@@ -17,6 +17,7 @@ JOB_TOKENS = 160
 CARD = 200
 MESSAGE = 25
 ANSWER = 24
+HEAD_START_S = 1.0  # of the jobs
 LEAST_TURNS = 3
 MOST_TURNS = 12
 
@@ -35,22 +36,20 @@ async def _measure(site: Site) -> list[Figure]:
     streams: list[Stream] = []
     with closing_all(streams):
         jobs = [asyncio.create_task(_job(site, streams)) for _ in range(site.sizes.jobs)]
+        start = time.perf_counter() + HEAD_START_S
+        chat = asyncio.create_task(_chat(site, start, start + site.sizes.seconds))
         try:
-            await asyncio.sleep(1.0)
-            start = time.perf_counter()
-            turns = asyncio.create_task(_chat(site, start + site.sizes.seconds))
             # A job only ends by an error, which is then the scenario's.
-            await asyncio.wait([turns, *jobs], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([chat, *jobs], return_when=asyncio.FIRST_COMPLETED)
             for job in jobs:
                 if job.done():
-                    turns.cancel()
                     job.result()
-            answers = await turns
+            answers = await chat
             end = time.perf_counter()
         finally:
-            for job in jobs:
-                job.cancel()
-            await asyncio.gather(*jobs, return_exceptions=True)
+            for task in (chat, *jobs):
+                task.cancel()
+            await asyncio.gather(chat, *jobs, return_exceptions=True)
         done = sum(start < moment <= end for stream in streams for moment in stream.times)
     return _figures(_label(site.sizes), answers, done / (end - start))
 
@@ -63,8 +62,9 @@ async def _job(site: Site, streams: list[Stream]) -> None:
         await stream.answer()
 
 
-async def _chat(site: Site, until: float) -> list[Answer]:
+async def _chat(site: Site, start: float, until: float) -> list[Answer]:
     """Turns of a growing chat until the time is over; the first one, which reads the card, is left out."""
+    await asyncio.sleep(start - time.perf_counter())
     text = site.words.text(CARD)
     answers: list[Answer] = []
     while len(answers) <= LEAST_TURNS or (time.perf_counter() < until and len(answers) < MOST_TURNS):
