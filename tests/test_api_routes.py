@@ -52,6 +52,14 @@ async def test_health_tells_the_engines_state(path: str) -> None:
         assert (await api.http.get("/health/live")).json() == {"status": "ok"}
 
 
+async def test_health_waits_for_the_text_process_too() -> None:
+    async with running() as api:
+        del api.text.info
+        response = await api.http.get("/health")
+        assert (response.status_code, response.json()["status"]) == (503, "loading")
+        assert error_of(await api.post("/tokenize", {"content": "a"}), 503)["code"] == "engine_down"
+
+
 @pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/models/fake-model"])
 async def test_head_is_answered_where_get_is(path: str) -> None:
     async with running() as api:

@@ -23,9 +23,11 @@ async def live() -> Response:
 @router.get("/health")
 async def health(request: Request) -> Response:
     """200 when requests are taken; 503 with the engine's state while it loads, restarts, drains or has failed."""
-    engine = services_of(request).engine
-    state = engine.state.name.lower()
-    if state == "ready" and engine.ready is not None:
+    services = services_of(request)
+    state = services.engine.state.name.lower()
+    if state == "ready" and services.is_ready:
         return json_response({"status": "ok"})
+    # The engine may be ready a moment before the text process is.
+    state = "loading" if state == "ready" else state
     error = error_body(f"The server takes no requests now: {state}.", "service_unavailable", code=state)
     return json_response({"status": state, **error}, status=503, headers={"Retry-After": "2"})

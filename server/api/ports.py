@@ -68,10 +68,14 @@ class Services:
     config: ApiConfig
     activity: Activity = field(default_factory=Activity)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether both processes have loaded what they need. The text process has no `info` before that."""
+        return self.engine.ready is not None and getattr(self.text, "info", None) is not None
+
     def require_ready(self) -> Ready:
         """What the engine said when it was ready. Raises EngineDown before that."""
-        # The text process has no `info` before it is ready.
-        if self.engine.ready is None or getattr(self.text, "info", None) is None:
+        if self.engine.ready is None or not self.is_ready:
             raise EngineDown("The model is still loading. Try again in a few seconds.", retry_after_s=2.0)
         return self.engine.ready
 
