@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine makes an example slow, not wrong.
+settings.register_profile("ggufd", deadline=None)
+settings.load_profile("ggufd")
 
 
 @pytest.fixture(scope="session")

@@ -796,7 +796,7 @@ def play(rig: Rig, script: list[tuple[str, Any]]) -> Iterator[EngineRequest]:
     rig.run()
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(scripts(), st.booleans(), st.integers(1, 4))
 def test_whatever_callers_do_every_text_is_the_one_it_has_alone(
     script: list[tuple[str, Any]], can_trim: bool, n_slots: int

@@ -239,6 +239,22 @@ def test_a_released_copy_is_read_again() -> None:
     assert rig.holds(follower.slot) == LONG + b"\x07"
 
 
+def test_a_released_copy_is_not_taken_for_another_chat_of_the_same_length() -> None:
+    rig = Rig(n_slots=3)
+    leader = rig.lock(LONG)
+    rig.compute(leader)
+    rig.lock(LONG + b"x")
+    rig.cache.release_copies()
+    slot = leader.slot
+    rig.cache.forget(leader)
+    other = rig.lock(LONG[::-1])
+    rig.compute(other)
+    assert other.slot == slot
+    follower = rig.lock(LONG[::-1] + b"y")
+    assert follower.slot is not None
+    assert rig.holds(follower.slot) == LONG[::-1]
+
+
 def test_a_state_that_arrives_short_is_noticed_and_the_slot_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(n_slots=2)
     rig.compute(rig.lock(LONG))

@@ -71,6 +71,29 @@ def test_every_step_is_one_message(rig: Rig) -> None:
     assert loop.wait() is None
 
 
+def test_an_idle_engine_waits_and_does_not_spin(rig: Rig) -> None:
+    n_looks = 0
+
+    class Looking:
+        """Counts how often the loop asks whether there is work."""
+
+        has_work = property(lambda self: look())
+
+    def look() -> bool:
+        nonlocal n_looks
+        n_looks += 1
+        return False
+
+    ours, theirs = multiprocessing.Pipe()
+    thread = threading.Thread(target=process.serve, args=(theirs, Looking()), daemon=True)
+    thread.start()
+    thread.join(0.1)
+    assert n_looks <= 2
+    ours.send(Shutdown())
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
 def test_what_is_refused_is_said_though_nothing_runs(rig: Rig) -> None:
     loop = Loop(rig)
     loop.conn.send(make_request(1, b""))
