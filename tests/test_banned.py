@@ -49,7 +49,12 @@ def test_regexes_are_found_and_hold_a_window() -> None:
 
 @pytest.mark.parametrize(
     ("phrases", "regexes", "param"),
-    [(("",), (), "banned_strings"), ((), ("(a",), "banned_regex"), ((), ("a" * 2000,), "banned_regex")],
+    [
+        (("",), (), "banned_strings"),
+        ((), ("(a",), "banned_regex"),
+        ((), ("a" * 2000,), "banned_regex"),
+        ((), ("a" * 900,) * 5, "banned_regex"),
+    ],
 )
 def test_what_cannot_be_banned_is_refused(phrases: tuple[str, ...], regexes: tuple[str, ...], param: str) -> None:
     with pytest.raises(InvalidRequest) as refused:

@@ -26,7 +26,7 @@ REGEX_WINDOW = 80
 
 _MAX_PHRASE_CHARACTERS = 200_000
 _MAX_REGEX_CHARACTERS = 1_000
-_MAX_REGEXES = 100
+_MAX_REGEXES_CHARACTERS = 4_000
 _REGEX_BYTES = 1 << 20
 _MAX_TRIES = 16
 
@@ -120,8 +120,10 @@ def check_bans(phrases: tuple[str, ...], regexes: tuple[str, ...]) -> None:
         raise InvalidRequest(
             f"The banned strings have more than {_MAX_PHRASE_CHARACTERS} characters together.", param="banned_strings"
         )
-    if len(regexes) > _MAX_REGEXES:
-        raise InvalidRequest(f"There are more than {_MAX_REGEXES} banned regexes.", param="banned_regex")
+    if sum(map(len, regexes)) > _MAX_REGEXES_CHARACTERS:
+        raise InvalidRequest(
+            f"The banned regexes have more than {_MAX_REGEXES_CHARACTERS} characters together.", param="banned_regex"
+        )
     for regex in regexes:
         _compile(regex, False)
 
@@ -148,7 +150,8 @@ def _compile(regex: str, case_sensitive: bool) -> Any:
     except re2.error as error:
         reason = error.args[0]
         reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
-        raise InvalidRequest(f"The banned regex {regex!r} is not valid: {reason}", param="banned_regex") from None
+        reason = reason.encode("ascii", "backslashreplace").decode()
+        raise InvalidRequest(f"The banned regex {regex[:60]!a} is not valid: {reason}", param="banned_regex") from None
 
 
 class BanGuard:
