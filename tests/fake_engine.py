@@ -309,7 +309,7 @@ class FakeText:
 
     async def check_grammar(self, grammar: Grammar) -> None:
         if grammar.kind is GrammarKind.JSON_SCHEMA:
-            if "nonsense" in json.loads(grammar.text).get("type", ""):
+            if json.loads(grammar.text) == {"type": "nonsense"}:
                 raise InvalidRequest("no such type", param="grammar")
         elif grammar.kind is GrammarKind.GBNF and "root" not in grammar.text:
             raise InvalidRequest("the grammar has no rule 'root'", param="grammar")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.api.fields import OPENAI_CHAT, OPENAI_COMPLETION, Aliases
+from server.api.fields import KOBOLD, LLAMACPP, OLLAMA, OPENAI_CHAT, OPENAI_COMPLETION, Aliases
 from tests.api_client import error_of, running
 from tests.fake_engine import FakeEngine, FakeText
 
@@ -41,6 +41,10 @@ def bodies(aliases: Aliases, **required: st.SearchStrategy[Any]) -> st.SearchStr
 CASES = {
     "/v1/completions": bodies(OPENAI_COMPLETION, prompt=st.text("ab", max_size=5) | VALUES),
     "/v1/chat/completions": bodies(OPENAI_CHAT, messages=MESSAGES | VALUES),
+    "/completion": bodies(LLAMACPP, prompt=st.text("ab", max_size=5) | VALUES),
+    "/api/v1/generate": bodies(KOBOLD, prompt=st.text("ab", max_size=5) | VALUES),
+    "/api/generate": bodies(OLLAMA, prompt=st.text("ab", max_size=5) | VALUES, options=VALUES),
+    "/api/chat": bodies(OLLAMA, messages=MESSAGES | VALUES),
     "/tokenize": st.fixed_dictionaries({"content": VALUES}, optional={"add_special": VALUES, "with_pieces": VALUES}),
     "/detokenize": st.fixed_dictionaries({"tokens": VALUES | st.lists(st.integers(-1, 300), max_size=4)}),
 }

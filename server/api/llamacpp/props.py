@@ -98,13 +98,13 @@ async def act_on_slot(request: Request, slot: str) -> Response:
     action = request.query_params.get("action")
     if action != "erase":
         raise Unsupported(
-            f"'action': {str(action)[:40]!r} is not available, only 'erase' is. What a chat computed is kept and found "
+            f"'action': {str(action)[:40]!a} is not available, only 'erase' is. What a chat computed is kept and found "
             f"again without saving it.",
             param="action",
         )
     ready = services.require_ready()
     if not slot.isdecimal() or int(slot[:9]) >= ready.n_slots:
-        raise NotFound(f"There is no slot {slot[:20]!r}. This server has 0 to {ready.n_slots - 1}.")
+        raise NotFound(f"There is no slot {slot[:20]!a}. This server has 0 to {ready.n_slots - 1}.")
     n_erased = await services.engine.erase_slot(int(slot))
     return json_response({"id_slot": int(slot), "n_erased": n_erased})
 
