@@ -49,6 +49,15 @@ class Exchange:
         """The body as it goes over the wire."""
         return b"" if self.body is None else json.dumps(self.body).encode()
 
+    @property
+    def greedy_content(self) -> bytes:
+        """The same at temperature 0: what a true model says is then no matter of luck."""
+        if self.body is None:
+            return b""
+        body = self.body | ({"temperature": 0} if "temperature" in self.body else {})
+        options = self.body.get("options")
+        return json.dumps(body | ({"options": options | {"temperature": 0}} if options else {})).encode()
+
 
 def exchanges() -> list[Exchange]:
     """Everything in the folder."""

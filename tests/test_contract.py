@@ -73,13 +73,17 @@ def server() -> Iterator[LiveServer]:
         yield running
 
 
+LIVE = [one for one in ALL if one.client.endswith("1.18.0") or one.client.startswith(("llamacpp", "custom"))]
+"""What the real server is asked too: of clients whose versions read the same replies, the newer."""
+
+
 @pytest.mark.e2e
-@pytest.mark.parametrize("exchange", ALL, ids=str)
+@pytest.mark.parametrize("exchange", LIVE, ids=str)
 def test_against_the_real_server(exchange: Exchange, server: LiveServer) -> None:
     response = httpx.request(
         exchange.method,
         server.url + exchange.path,
-        content=exchange.content,
+        content=exchange.greedy_content,
         headers=exchange.headers,
         timeout=120,
         trust_env=False,
