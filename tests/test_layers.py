@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +97,12 @@ def test_what_every_child_imports_again_is_light(name: str) -> None:
     heavy = {part for part in top if part.split(".")[0] in HTTP | BINDINGS | {"typer", "rich", "pydantic", "numpy"}}
     assert not heavy
     assert {part for part in top if part.startswith("server")} <= {"server", "server.errors", "server.cli"}
+
+
+def test_the_http_side_loads_no_c_library_of_the_model() -> None:
+    """Neither directly nor through what it imports: its process stays small, and no crash of theirs is its own."""
+    program = "import sys, server.api.app; print(*sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT.parent, capture_output=True, text=True, check=True
+    )
+    assert not {"numpy", *BINDINGS} & set(output.stdout.split())
