@@ -281,6 +281,23 @@ async def test_what_is_not_there_yet_says_so(path: str) -> None:
         assert (await api.refused(path, {"input": ["a"]}))["code"] == "unsupported"
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/completion", {"repeat_last_n": 0, "rep_pen_range": 0, "repetition_penalty_range": 0}, 0),
+        ("/v1/completions", {"repeat_last_n": 0, "rep_pen_range": 0, "repetition_penalty_range": 0}, -1),
+        ("/v1/completions", {"repeat_last_n": 0}, 0),
+        ("/v1/completions", {"repetition_penalty_range": 128, "repeat_last_n": 0}, 128),
+        ("/api/v1/generate", {"rep_pen_range": 0}, -1),
+        ("/api/generate", {"raw": True, "stream": False, "options": {"repeat_last_n": 0}}, 0),
+    ],
+)
+async def test_a_range_of_zero_means_what_it_means_in_each_family(path: str, body: Any, expected: int) -> None:
+    async with running() as api:
+        await api.ok(path, prompt="a", **body)
+        assert api.engine.requests[0].sampling.repeat_last_n == expected
+
+
 # --- Ollama -----------------------------------------------------------------------------------------------------------
 
 

@@ -216,6 +216,16 @@ async def test_every_sampler_of_the_panel_reaches_the_engine(body: Any, field: s
     assert getattr((await asked(**body)).sampling, field) == value
 
 
+SPELLED_DEFAULTS: list[dict[str, Any]] = [{"dry_sequence_breakers": ""}, {"seed": -1}]
+"""Values of the panel that mean the same as sending nothing."""
+
+
+@pytest.mark.parametrize("body", [body for body, field, _ in PANEL if body not in SPELLED_DEFAULTS])
+async def test_every_control_changes_something(body: Any) -> None:
+    base = {"dry_penalty_last_n": 5} if "dry_penalty_last_n" in body else {}
+    assert (await asked(**base | body)).sampling != (await asked(**base)).sampling
+
+
 @pytest.mark.parametrize(
     ("body", "field", "value"),
     [
