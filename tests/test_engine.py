@@ -834,3 +834,24 @@ async def test_the_client_erases_a_slot_and_says_when_it_is_in_use() -> None:
                 await client.erase_slot(busy)
     finally:
         await client.stop()
+
+
+def test_a_move_that_fails_ends_what_runs_and_nothing_more() -> None:
+    rig = make_engine(n_slots=4)
+    rig.add(*(make_request(i, bytes([65 + i]) * 20, max_tokens=30 if i in (1, 3) else 1) for i in (1, 2, 3)))
+    original = rig.decoder.set_state
+    failures = 0
+
+    def broken(slot: int, state: Any) -> None:
+        nonlocal failures
+        failures += 1
+        raise EngineFailure("the state could not be restored")
+
+    rig.decoder.set_state = broken  # type: ignore[method-assign]
+    rig.run()
+    rig.decoder.set_state = original  # type: ignore[method-assign]
+    assert failures >= 1
+    failed = [request_id for request_id, collected in rig.collected.items() if collected.failure is not None]
+    assert sorted(failed) == [1, 3]
+    rig.add(make_request(9, b"after"))
+    assert rig.run()[9].finishes

@@ -449,7 +449,10 @@ class EngineClient:
     async def _launch_later(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
         logger.warning("starting the engine again (try %d of %d)", self._n_restarts, _MAX_RESTARTS)
-        self._launch()
+        try:
+            self._launch()
+        except OSError as error:
+            self._restart(f"the engine process could not be started ({error})")
 
 
 def _exit_text(code: int) -> str:

@@ -116,7 +116,7 @@ class Engine:
         plan = self._scheduler.schedule(self._running)
         if plan:
             self._compute(plan)
-            self._cache.close_holes(self._counters.step_s)
+            self._close_holes()
         events, self._events = self._events, []
         return events
 
@@ -363,6 +363,12 @@ class Engine:
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None
+
+    def _close_holes(self) -> None:
+        try:
+            self._cache.close_holes(self._counters.step_s)
+        except EngineFailure as error:
+            self._fail_step([Chunk(sequence, 0, 0) for sequence in self._running], error)
 
     def _fail_step(self, plan: list[Chunk], error: Exception) -> None:
         """Nothing of the batch can be trusted: its requests fail, their slots are emptied, the others go on."""

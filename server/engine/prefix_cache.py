@@ -262,8 +262,14 @@ class PrefixCache:
         stray, target = self._best_move(running)
         n_tokens = stray.n_computed + target.n_computed
         if self._hole_debt_s >= n_tokens * self._bytes_per_token / self._copy_bytes_per_s:
-            self._swap(stray, target)
             self._hole_debt_s = 0.0
+            try:
+                self._swap(stray, target)
+            except EngineFailure:
+                # What the idle one holds is in doubt; what runs is for the engine to end.
+                if target.is_idle:
+                    self.evict(target)
+                raise
 
     def _best_move(self, running: list[Slot]) -> tuple[Slot, Slot]:
         """The running slot outside the best window of neighbours, and the idle one inside, with least to copy."""

@@ -48,8 +48,11 @@ class Bias:
     """
 
     def __init__(self, params: SamplingParams, *, banned: Iterable[int], eog: Iterable[int], min_tokens: int) -> None:
-        self._ids = np.array([token for token, _ in params.logit_bias], np.int64)
-        self._values = np.array([value for _, value in params.logit_bias], np.float32)
+        biases: dict[int, float] = {}
+        for token, value in params.logit_bias:
+            biases[token] = biases.get(token, 0.0) + value
+        self._ids = np.array(list(biases), np.int64)
+        self._values = np.array(list(biases.values()), np.float32)
         self._banned = np.fromiter(banned, np.int64)
         self._eog = np.fromiter(eog, np.int64)
         self._eog_until = math.inf if params.ignore_eos else min_tokens
