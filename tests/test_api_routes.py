@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -181,6 +182,15 @@ async def test_without_a_right_key_nobody_is_let_in(headers: dict[str, str]) -> 
 async def test_probes_and_documentation_need_no_key(path: str) -> None:
     async with running(api_keys=("secret",)) as api:
         assert (await api.http.get(path)).status_code == 200
+
+
+async def test_the_documentation_page_needs_no_other_server_and_no_key() -> None:
+    async with running(api_keys=("secret",)) as api:
+        page = (await api.http.get("/docs")).text
+        addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert len(addresses) >= 3
+        for address in addresses:
+            assert (await api.http.get(address)).status_code == 200, address
 
 
 @pytest.mark.parametrize("value", ["Bearer ", "Bearer whatever", "nonsense"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -15,7 +16,7 @@ from starlette.responses import Response
 
 from server import __version__
 from server.api import embeddings, front, kobold, ollama, ooba, ops, tabby, tokens, vllm
-from server.api.auth import KeyMiddleware
+from server.api.auth import DOCS_FILES, KeyMiddleware
 from server.api.docs import Documentation
 from server.api.llamacpp import completion, props
 from server.api.openai import chat, completions, models
@@ -34,7 +35,10 @@ _CLIENT_GONE = 499
 def create_app(engine: Engine, text: Text, config: ApiConfig) -> FastAPI:
     """The application over one engine and one text process; both are started and stopped by the caller."""
     let_streams_finish()
-    app = FastAPI(title="ggufd", version=__version__, redoc_url=None, redirect_slashes=False)
+    # /docs with its scripts from here: a machine that serves a model often has no internet.
+    app = FastAPIOffline(
+        title="ggufd", version=__version__, redoc_url=None, redirect_slashes=False, static_url=DOCS_FILES
+    )
     app.state.services = Services(engine, text, config)
     app.openapi = Documentation(app, has_keys=bool(config.api_keys))  # type: ignore[method-assign]
     _add_routes(app)

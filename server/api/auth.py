@@ -13,6 +13,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.api.responses import error_response
 from server.errors import Unauthorized
 
+DOCS_FILES = "/docs/files"
+"""Where the scripts of /docs lie."""
+
 PUBLIC_PATHS = frozenset(
     {"/health", "/health/live", "/health/ready", "/ready", "/v1/health", "/docs", "/openapi.json", "/favicon.ico"}
 )
@@ -58,7 +61,7 @@ class KeyMiddleware:
 
 def _is_public(scope: Scope) -> bool:
     path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path in PUBLIC_PATHS or scope["method"] == "OPTIONS"
+    return path in PUBLIC_PATHS or path.startswith(f"{DOCS_FILES}/") or scope["method"] == "OPTIONS"
 
 
 def _sent_keys(headers: Headers) -> list[bytes]:
