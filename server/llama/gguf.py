@@ -1,0 +1,449 @@
+"""Reads the header of a GGUF: metadata, and name, shape, type and place of every tensor. Never the weights.
+
+The format is ggml's docs/gguf.md, versions 2 and 3, little-endian; what ggml's own reader refuses is refused here
+first, in one line, so that a bad file never reaches C. Every number is checked against what the file can still hold
+before it is used; the header as a whole is bounded, so no file makes this slow. Knows no llama_cpp and no numpy.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from server.errors import ModelError
+from server.llama.tensor_types import TENSOR_TYPES, TensorType
+
+VERSIONS = (2, 3)
+
+ReadAt = Callable[[int, int], bytes]
+"""`(offset, n)` to at most `n` bytes from there: a file, or a server that answers range requests."""
+
+
+class Skipped(NamedTuple):
+    """An array (or a very long string) that was stepped over: the type of its elements, and how many there are."""
+
+    kind: str
+    length: int
+
+
+Scalar = int | float | bool | str
+Value = Scalar | tuple[int | float | bool, ...] | Skipped
+"""Short arrays of numbers are kept (one a layer); a vocabulary is skipped."""
+
+_MAX_HEADER = 256 << 20
+_MAX_PAIRS = 1 << 16
+_MAX_TENSORS = 1 << 16
+_MAX_STRINGS = 1 << 22
+"""Over all arrays of strings. The largest vocabularies, merges included, have under a million."""
+_MAX_KEY = 1 << 16
+_MAX_TEXT = 1 << 20
+_MAX_KEPT = 4096
+_MAX_NAME = 63
+_MAX_DIMS = 4
+_ALIGNMENT = 32
+_WINDOW = 1 << 20
+
+_STRING, _ARRAY, _BOOL = 8, 9, 7
+_NUMBERS = {
+    0: ("u8", "B"),
+    1: ("i8", "b"),
+    2: ("u16", "H"),
+    3: ("i16", "h"),
+    4: ("u32", "I"),
+    5: ("i32", "i"),
+    6: ("f32", "f"),
+    7: ("bool", "B"),
+    10: ("u64", "Q"),
+    11: ("i64", "q"),
+    12: ("f64", "d"),
+}
+"""Value types of the format that have a fixed size: name, and letter of `struct`."""
+
+_PAIR_BYTES = 8 + 1 + 4 + 1
+_TENSOR_BYTES = 8 + 4 + 4 + 8
+"""The least that one takes; more of them than would fit are not begun."""
+
+
+class TensorInfo(NamedTuple):
+    """One tensor. `shape` has the row's length first; `offset` is in bytes from the start of the data."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: TensorType
+    offset: int
+
+    @property
+    def n_elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_elements // self.type.block * self.type.block_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The header of one file. `n_bytes` is the size of the file, `data_offset` where its tensors begin."""
+
+    name: str
+    version: int
+    metadata: Mapping[str, Value]
+    tensors: tuple[TensorInfo, ...]
+    data_offset: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gguf:
+    """A whole model, of one file or several. `metadata` is the first file's; `n_bytes` is all files together."""
+
+    parts: tuple[Header, ...]
+
+    @property
+    def name(self) -> str:
+        return self.parts[0].name
+
+    @property
+    def metadata(self) -> Mapping[str, Value]:
+        return self.parts[0].metadata
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(part.n_bytes for part in self.parts)
+
+    def tensors(self) -> Iterator[TensorInfo]:
+        return chain.from_iterable(part.tensors for part in self.parts)
+
+    @property
+    def architecture(self) -> str:
+        return self.text("general.architecture")
+
+    def text(self, key: str, default: str = "") -> str:
+        value = self.metadata.get(key, default)
+        return value if isinstance(value, str) else default
+
+    def integer(self, key: str, default: int = 0) -> int:
+        """`{arch}` in `key` is the architecture's name. What is no whole number of 0 or more counts as absent."""
+        value = self.metadata.get(key.replace("{arch}", self.architecture))
+        return value if isinstance(value, int) and value >= 0 else default
+
+    def per_layer(self, key: str, n_layers: int, default: int = 0) -> tuple[int, ...]:
+        """A number for every layer: some files give one for all, others an array."""
+        values = self.metadata.get(key.replace("{arch}", self.architecture))
+        if not isinstance(values, tuple):
+            return (self.integer(key, default),) * n_layers
+        whole = [value if isinstance(value, int) and value >= 0 else default for value in values[:n_layers]]
+        return tuple(whole + [default] * (n_layers - len(whole)))
+
+    def has(self, key: str) -> bool:
+        return key.replace("{arch}", self.architecture) in self.metadata
+
+
+# --- from files -----------------------------------------------------------------------------------------------------
+
+
+def read(paths: Sequence[Path]) -> Gguf:
+    """The header of a model whose files are `paths`, in order. Raises ModelError, one line."""
+    headers = [read_file(path) for path in paths]
+    if len(headers) > 1 or "split.count" in headers[0].metadata:
+        _check_split(headers)
+    return Gguf(tuple(headers))
+
+
+def read_file(path: Path) -> Header:
+    """The header of one file. Raises ModelError when it cannot be read or is damaged or cut."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            # Opening a pipe would wait for its other end.
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
+            raise ModelError(f"{path}: is {kind}; --model wants the path of a GGUF file")
+        with path.open("rb", buffering=0) as file:
+
+            def read_at(offset: int, n: int) -> bytes:
+                file.seek(offset)
+                return file.read(n)
+
+            return read_header(read_at, status.st_size, str(path))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file; --model wants the path of a GGUF file") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _check_split(headers: Sequence[Header]) -> None:
+    """Every part says which it is; llama.cpp goes by that and by the file's name."""
+    for number, header in enumerate(headers):
+        count, own = header.metadata.get("split.count"), header.metadata.get("split.no")
+        if count in (0, 1) and len(headers) == 1:
+            return
+        if count != len(headers) or own != number:
+            raise ModelError(
+                f"{header.name}: says that it is part {_ordinal(own)} of {count}, but its name makes it part "
+                f"{number + 1} of {len(headers)}; give the parts the names they were published with"
+            )
+    expected = headers[0].metadata.get("split.tensors.count")
+    found = sum(len(header.tensors) for header in headers)
+    if expected != found:
+        raise ModelError(f"{headers[0].name}: its parts hold {found} tensors, {expected} were expected; fetch it again")
+    names = [tensor.name for header in headers for tensor in header.tensors]
+    if len(set(names)) != len(names):
+        raise ModelError(f"{headers[0].name}: a tensor stands in two of its parts; fetch it again")
+
+
+def _ordinal(number: Value | None) -> str:
+    return str(number + 1) if isinstance(number, int) else "unknown"
+
+
+# --- from bytes -----------------------------------------------------------------------------------------------------
+
+
+def read_header(read_at: ReadAt, n_bytes: int, name: str) -> Header:
+    """Read the header of something of `n_bytes` bytes that `name` is shown for in errors. Raises ModelError."""
+    reader = _Reader(read_at, n_bytes, name)
+    version = _version(reader)
+    n_tensors = reader.count("tensors", _MAX_TENSORS)
+    n_pairs = reader.count("metadata pairs", _MAX_PAIRS)
+    reader.check_room(n_tensors, _TENSOR_BYTES, "tensors")
+    reader.check_room(n_pairs, _PAIR_BYTES, "metadata pairs")
+    metadata = _metadata(reader, n_pairs)
+    alignment = _alignment(reader, metadata)
+    tensors = _tensors(reader, n_tensors, alignment)
+    data_offset = _padded(reader.at, alignment)
+    header = Header(name, version, metadata, tensors, data_offset, n_bytes)
+    _check_size(header)
+    return header
+
+
+def _version(reader: _Reader) -> int:
+    head = reader.peek(64)
+    if head and b"version https://git-lfs".startswith(head[:23]):
+        raise ModelError(f"{reader.name}: only a Git LFS pointer, not the model; fetch it with: git lfs pull")
+    if head[:4] != b"GGUF":
+        found = "is empty" if not head else "not a GGUF file"
+        raise ModelError(f"{reader.name}: {found}; --model wants a model in llama.cpp's GGUF format")
+    reader.where = "the first bytes"
+    reader.take(4)
+    version = reader.number("I")
+    if version not in VERSIONS:
+        is_swapped = version & 0xFFFF == 0 and version != 0
+        found = "is big-endian" if is_swapped else f"version {version}"
+        raise ModelError(
+            f"{reader.name}: GGUF {found}; expected version 2 or 3, little-endian: convert the model again, or update "
+            "ggufd if the file is newer"
+        )
+    return version
+
+
+def _metadata(reader: _Reader, n_pairs: int) -> dict[str, Value]:
+    metadata: dict[str, Value] = {}
+    for i in range(n_pairs):
+        reader.where = f"metadata pair {i + 1} of {n_pairs}"
+        key = reader.text(_MAX_KEY)
+        if not key:
+            reader.fail("its key is empty")
+        if key in metadata:
+            reader.fail(f"the key {_shown(key)} stands there twice")
+        reader.where += f", {_shown(key)}"
+        metadata[key] = _value(reader, reader.number("I"))
+    return metadata
+
+
+def _value(reader: _Reader, kind: int) -> Value:
+    if kind == _STRING:
+        return reader.long_text()
+    if kind == _ARRAY:
+        return _array(reader)
+    if kind not in _NUMBERS:
+        reader.fail(f"{kind} is no type of value")
+    value = reader.number(_NUMBERS[kind][1])
+    return value != 0 if kind == _BOOL else value
+
+
+def _array(reader: _Reader) -> Value:
+    kind, count = reader.number("I"), reader.number("Q")
+    if kind == _STRING:
+        reader.check_room(count, 8, "strings")
+        reader.skip_texts(count)
+        return Skipped("string", count)
+    if kind not in _NUMBERS:
+        reader.fail(f"{kind} is no type of an array's elements")
+    name, letter = _NUMBERS[kind]
+    size = struct.calcsize(letter)
+    reader.check_room(count, size, "numbers")
+    if count > _MAX_KEPT:
+        reader.skip(count * size)
+        return Skipped(name, count)
+    values = struct.unpack(f"<{count}{letter}", reader.take(count * size))
+    return tuple(value != 0 for value in values) if kind == _BOOL else values
+
+
+def _alignment(reader: _Reader, metadata: Mapping[str, Value]) -> int:
+    alignment = metadata.get("general.alignment", _ALIGNMENT)
+    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > _WINDOW:
+        reader.where = "'general.alignment'"
+        reader.fail("expected a power of two, such as 32")
+    return alignment
+
+
+def _tensors(reader: _Reader, n_tensors: int, alignment: int) -> tuple[TensorInfo, ...]:
+    tensors: dict[str, TensorInfo] = {}
+    end = 0
+    for i in range(n_tensors):
+        reader.where = f"tensor {i + 1} of {n_tensors}"
+        name = reader.text(_MAX_NAME)
+        if name in tensors:
+            reader.fail(f"the name {_shown(name)} stands there twice")
+        reader.where += f", {_shown(name)}"
+        tensor = tensors[name] = _tensor(reader, name)
+        if tensor.offset != end:
+            reader.fail(f"its data begins at {tensor.offset}, {end} was expected")
+        end += _padded(tensor.n_bytes, alignment)
+    return tuple(tensors.values())
+
+
+def _tensor(reader: _Reader, name: str) -> TensorInfo:
+    n_dims = reader.number("I")
+    if n_dims > _MAX_DIMS:
+        reader.fail(f"{n_dims} dimensions, at most {_MAX_DIMS} are possible")
+    shape = struct.unpack(f"<{n_dims}q", reader.take(8 * n_dims))
+    if any(length < 0 for length in shape) or prod(max(1, length) for length in shape) >= 1 << 60:
+        reader.fail("its shape is impossible: " + " x ".join(map(str, shape)))
+    number = reader.number("I")
+    kind = TENSOR_TYPES.get(number)
+    if kind is None:
+        reader.fail(f"is of type {number}, which llama.cpp does not know: convert the model again, or update ggufd")
+    if (shape[0] if shape else 1) % kind.block:
+        reader.fail(f"rows of {shape[0] if shape else 1} cannot be of type {kind.name}, in blocks of {kind.block}")
+    return TensorInfo(name, shape, kind, reader.number("Q"))
+
+
+def _check_size(header: Header) -> None:
+    if not header.tensors:
+        return
+    last = header.tensors[-1]
+    expected = header.data_offset + last.offset + last.n_bytes
+    if header.n_bytes < expected:
+        raise ModelError(
+            f"{header.name}: cut off: {header.n_bytes:,} of {expected:,} bytes are there; the download is not "
+            "complete, fetch it again"
+        )
+
+
+def _padded(n: int, alignment: int) -> int:
+    return (n + alignment - 1) // alignment * alignment
+
+
+def _shown(name: str) -> str:
+    """A name from a stranger's file, fit for a line of a terminal."""
+    text = re.sub(r"[^\x20-\x7e]", "?", name)
+    return f"'{text[:64]}…'" if len(text) > 64 else f"'{text}'"
+
+
+class _Reader:
+    """A place in a file, and a window of it in memory. Every read is checked against the file's size first."""
+
+    def __init__(self, read_at: ReadAt, n_bytes: int, name: str) -> None:
+        self._read_at = read_at
+        self._end = n_bytes
+        self._window = b""
+        self._window_at = 0
+        self._strings_left = _MAX_STRINGS
+        self.name = name
+        self.at = 0
+        self.where = "the first bytes"
+        """What is being read, for errors."""
+
+    def fail(self, what: str) -> NoReturn:
+        raise ModelError(f"{self.name}: damaged at byte {self.at:,} ({self.where}): {what}")
+
+    def peek(self, n: int) -> bytes:
+        """Up to `n` bytes; fewer at the end of the file."""
+        n = min(n, self._end - self.at)
+        start = self.at - self._window_at
+        if start < 0 or start + n > len(self._window):
+            self._window_at = self.at
+            self._window = self._read_at(self.at, max(n, min(_WINDOW, self._end - self.at)))
+            start = 0
+        return self._window[start : start + n]
+
+    def take(self, n: int) -> bytes:
+        self._check(n)
+        data = self.peek(n)
+        if len(data) != n:
+            # The file has become shorter since its size was asked.
+            self._end = self.at + len(data)
+            self._check(n)
+        self.at += n
+        return data
+
+    def skip(self, n: int) -> None:
+        self._check(n)
+        self.at += n
+
+    def number(self, letter: str) -> int:
+        # Floats come through here too; who asks for "f" or "d" knows.
+        value: int = struct.unpack("<" + letter, self.take(struct.calcsize(letter)))[0]
+        return value
+
+    def count(self, things: str, limit: int) -> int:
+        count = self.number("Q")
+        if count > limit:
+            self.fail(f"{count:,} {things}, more than {limit:,} are not believable")
+        return count
+
+    def text(self, limit: int) -> str:
+        n = self.number("Q")
+        if n > limit:
+            self._check(n)
+            self.fail(f"a name of {n:,} bytes, at most {limit:,} are possible")
+        return self.take(n).decode("utf-8", "replace")
+
+    def long_text(self) -> str | Skipped:
+        n = self.number("Q")
+        if n > _MAX_TEXT:
+            self.skip(n)
+            return Skipped("character", n)
+        return self.take(n).decode("utf-8", "replace")
+
+    def skip_texts(self, count: int) -> None:
+        """Step over `count` strings. The one loop that runs as often as a vocabulary is long: kept tight."""
+        self._strings_left -= count
+        if self._strings_left < 0:
+            self.fail(f"more than {_MAX_STRINGS:,} strings are not believable")
+        unpack = struct.Struct("<Q").unpack_from
+        while count:
+            self._check(8)
+            self.peek(8)
+            window, at = self._window, self.at - self._window_at
+            last = len(window) - 8
+            if last < at:
+                self.take(8)
+            while count and at <= last:
+                at += 8 + unpack(window, at)[0]
+                count -= 1
+            self.skip(at - (self.at - self._window_at))
+
+    def check_room(self, count: int, size: int, things: str) -> None:
+        """Refuse a number of things that the rest of the file cannot hold, before one is read."""
+        if count * size > self._end - self.at:
+            self.fail(
+                f"{count:,} {things} are announced, but only {self._end - self.at:,} bytes follow; the download was "
+                "cut or the file is damaged: fetch it again"
+            )
+
+    def _check(self, n: int) -> None:
+        if n > self._end - self.at:
+            raise ModelError(
+                f"{self.name}: ends within its header, at byte {self._end:,} ({self.where}); the download was cut or "
+                "the file is damaged: fetch it again"
+            )
+        if self.at + n > _MAX_HEADER:
+            self.fail(f"a header of more than {_MAX_HEADER >> 20} MiB is not believable")
