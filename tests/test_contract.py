@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -89,3 +91,49 @@ def test_against_the_real_server(exchange: Exchange, server: LiveServer) -> None
         trust_env=False,
     )
     check(exchange, response.status_code, dict(response.headers), response.text)
+
+
+def ask(server: LiveServer, path: str, **body: Any) -> Any:
+    response = httpx.post(server.url + path, json=body, timeout=120, trust_env=False)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@pytest.mark.e2e
+def test_structured_output_is_nothing_but_json(server: LiveServer) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    answer = ask(
+        server,
+        "/v1/chat/completions",
+        messages=[{"role": "user", "content": "Is water wet?"}],
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        temperature=0,
+        max_tokens=40,
+    )
+    assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"ok"}
+
+
+@pytest.mark.e2e
+def test_a_banned_phrase_is_taken_back_and_counted(server: LiveServer) -> None:
+    body = {"prompt": "The capital of France is", "temperature": 0, "n_predict": 6}
+    assert "Paris" in ask(server, "/completion", **body)["content"]
+    answer = ask(server, "/completion", **body, banned_strings=["paris"])
+    assert "paris" not in answer["content"].lower()
+    assert answer["timings"]["banned_rewinds"] >= 1
+
+
+@pytest.mark.e2e
+def test_slots_keep_what_was_computed_until_they_are_erased(server: LiveServer) -> None:
+    def kept() -> list[int]:
+        return [slot["n_past"] for slot in httpx.get(f"{server.url}/slots", trust_env=False).json()]
+
+    ask(server, "/completion", prompt="Once upon a time", n_predict=2)
+    assert any(kept())
+    for slot in range(len(kept())):
+        httpx.post(f"{server.url}/slots/{slot}?action=erase", trust_env=False).raise_for_status()
+    assert not any(kept())
