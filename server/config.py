@@ -110,6 +110,9 @@ class ContextSection(Section):
     cache_type_v: CacheType = setting("f16", "Type of its values; a quantised one needs flash attention.", "-ctv")
     kv_offload: bool = setting(True, "Keep the KV cache on the GPU with the layers.")
     swa_full: bool = setting(True, "Keep the full cache of sliding-window models, so that prefixes can be reused.")
+    cache_reuse: int = setting(
+        0, "Fewest tokens worth moving in the cache when a client trims its history; 0 computes them again.", ge=0
+    )
     rope_scaling: Literal["", "none", "linear", "yarn"] = setting("", "RoPE scaling; empty is the model's own.")
     rope_freq_base: float = setting(0.0, "RoPE base frequency; 0 is the model's own.", ge=0)
     rope_freq_scale: float = setting(0.0, "RoPE frequency factor, 0.5 doubles the context; 0 is the model's own.", ge=0)

@@ -190,6 +190,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         max_queue=config.queue.max_queue,
         max_queue_wait_s=config.queue.max_queue_wait_s,
         max_gap_ms=config.queue.max_gap_ms,
+        cache_reuse=config.context.cache_reuse,
         cache_dir=str(platformdirs.user_cache_path("ggufd")),
         log_level=logging.getLevelNamesMapping()[config.server.log_level.upper()],
     )

@@ -193,6 +193,7 @@ class FakeDecoder:
         self.n_copies = 0
         self.before_decode: Callable[[], None] = lambda: None
         self._base_s, self._row_s, self._copy_s_per_token = base_s, row_s, copy_s_per_token
+        self._moved: set[int] = set()
         self._slots: list[list[int]] = [[] for _ in range(n_slots)]
         self._logits = np.full((n_outputs_max, N_VOCAB), np.nan, np.float32)
         self._output_of_row: dict[int, int] = {}
@@ -212,6 +213,7 @@ class FakeDecoder:
 
     def decode(self) -> float:
         self.before_decode()
+        self._moved.clear()
         runs = self._runs()
         if self.failures:
             self._fail(runs)
@@ -289,10 +291,23 @@ class FakeDecoder:
         del self._slots[slot][n_keep:]
         return True
 
+    @property
+    def can_shift(self) -> bool:
+        return self.can_trim
+
+    def move(self, slot: int, source: int, target: int, n: int) -> None:
+        """Moved tokens are as if computed anew; what stood behind them must be trimmed or moved next."""
+        tokens = self._slots[slot]
+        assert 0 < target < source
+        self._moved.add(slot)
+        assert source + n <= len(tokens)
+        tokens[target : target + n] = tokens[source : source + n]
+
     def n_past(self, slot: int) -> int:
         return len(self._slots[slot])
 
     def get_state(self, slot: int) -> State:
+        assert slot not in self._moved, "copied before the next decode had rotated what was moved"
         self._now_s += self._copy_s_per_token * len(self._slots[slot])
         return np.frombuffer(np.array([-1, *self._slots[slot]], np.int32).tobytes(), np.uint8).copy()
 
@@ -367,7 +382,15 @@ class Collected:
 class Rig:
     """An engine over a fake decoder that checks its integrity after every step."""
 
-    def __init__(self, decoder: FakeDecoder, *, max_gap_ms: float, max_queue: int, max_queue_wait_s: float) -> None:
+    def __init__(
+        self,
+        decoder: FakeDecoder,
+        *,
+        max_gap_ms: float = 100.0,
+        max_queue: int = 64,
+        max_queue_wait_s: float = 600.0,
+        n_cache_reuse: int = 0,
+    ) -> None:
         self.decoder = decoder
         self.scheduler = Scheduler(
             n_batch=decoder.n_batch,
@@ -376,7 +399,15 @@ class Rig:
             max_gap_ms=max_gap_ms,
         )
         queue = RequestQueue(max_queue, max_queue_wait_s)
-        self.engine = Engine(decoder, FakeVocabulary(), FakeGrammars(), queue, self.scheduler, decoder.clock)
+        self.engine = Engine(
+            decoder,
+            FakeVocabulary(),
+            FakeGrammars(),
+            queue,
+            self.scheduler,
+            decoder.clock,
+            n_cache_reuse=n_cache_reuse,
+        )
         self.collected: dict[int, Collected] = {}
         self.aborted: set[int] = set()
 
@@ -422,10 +453,13 @@ class Rig:
         return sum(n for _, n in self.decoder.computed)
 
 
-def make_engine(
-    *, max_gap_ms: float = 100.0, max_queue: int = 64, max_queue_wait_s: float = 600.0, **decoder: Any
-) -> Rig:
-    return Rig(FakeDecoder(**decoder), max_gap_ms=max_gap_ms, max_queue=max_queue, max_queue_wait_s=max_queue_wait_s)
+RIG_OPTIONS = frozenset(("max_gap_ms", "max_queue", "max_queue_wait_s", "n_cache_reuse"))
+
+
+def make_engine(**options: Any) -> Rig:
+    """A rig with these options of its own; the others are the decoder's."""
+    own = {name: options.pop(name) for name in RIG_OPTIONS & options.keys()}
+    return Rig(FakeDecoder(**options), **own)
 
 
 def run_alone(request: EngineRequest, **decoder: Any) -> Collected:

@@ -27,9 +27,15 @@ def usage_json(usages: Sequence[Usage], n: int, *, has_bans: bool = False) -> di
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts)},
+        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts), **_moved(firsts)},
         **({"banned_rewinds": sum(usage.rewinds for usage in usages)} if has_bans else {}),
     }
+
+
+def _moved(usages: Sequence[Usage]) -> dict[str, int]:
+    """How many of the cached tokens were moved within the cache, where any were."""
+    moved = sum(usage.moved_tokens for usage in usages)
+    return {"moved_tokens": moved} if moved else {}
 
 
 def timings_json(usage: Usage, *, has_bans: bool = False) -> dict[str, Any]:
@@ -44,6 +50,7 @@ def timings_json(usage: Usage, *, has_bans: bool = False) -> dict[str, Any]:
         "predicted_ms": _ms(usage.decode_s),
         "predicted_per_second": _rate(usage.completion_tokens, usage.decode_s),
         "queue_ms": _ms(usage.queue_s),
+        **_moved([usage]),
         **({"banned_rewinds": usage.rewinds} if has_bans else {}),
     }
 

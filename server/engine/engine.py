@@ -53,6 +53,8 @@ class Engine:
         queue: RequestQueue,
         scheduler: Scheduler,
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        n_cache_reuse: int = 0,
     ) -> None:
         self._decoder = decoder
         self._vocabulary = vocabulary
@@ -60,7 +62,7 @@ class Engine:
         self._queue = queue
         self._scheduler = scheduler
         self._clock = clock
-        self._cache = PrefixCache(decoder, clock)
+        self._cache = PrefixCache(decoder, clock, n_cache_reuse=n_cache_reuse)
         self._running: list[Sequence] = []
         self._events: list[Event] = []
         self._counters = _Counters()
@@ -167,6 +169,7 @@ class Engine:
         except (NoRoomError, EngineFailure) as error:
             self._fail_step(plan, error)
             return
+        self._cache.note_decode()
         n_decode = sum(1 for chunk in plan if chunk.sequence.is_decoding)
         n_prefill = self._decoder.batch.n_rows - n_decode
         self._scheduler.step_time.record(seconds, n_decode, n_prefill)

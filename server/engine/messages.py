@@ -169,6 +169,7 @@ class TokenLogprob:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What a sequence cost. Tokens; times in seconds. `cached_tokens` of the prompt were not computed again;
+    `moved_tokens` of those were moved from another place (`cache_reuse`), so the text may differ a little.
     `rewinds` counts banned phrases that were taken back.
     """
 
@@ -179,6 +180,7 @@ class Usage:
     prefill_s: float
     decode_s: float
     rewinds: int = 0
+    moved_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +358,7 @@ class EngineConfig:
     """All the engine needs to know. Times in seconds, `max_gap_ms` in milliseconds.
 
     `max_gap_ms` bounds the gap that prefill may put between two tokens of a running sequence.
+    `cache_reuse` is the fewest tokens worth moving within a slot when a history was trimmed; 0 moves none.
     `cache_dir` keeps calibration results; None keeps none.
     """
 
@@ -364,5 +367,6 @@ class EngineConfig:
     max_queue: int = 64
     max_queue_wait_s: float = 600.0
     max_gap_ms: float = 100.0
+    cache_reuse: int = 0
     cache_dir: str | None = None
     log_level: int = 30

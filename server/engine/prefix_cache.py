@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from server.engine.backend import Decoder
+from server.engine.chunk_reuse import Move, plan_moves
 from server.engine.sequence import Sequence
 from server.errors import EngineFailure
 from server.llama.batch import State
@@ -78,16 +79,23 @@ def common_prefix(a: array[int], b: array[int]) -> int:
 
 
 class PrefixCache:
-    """Places sequences into the slots of `decoder`. Rates are measured as they occur; times in seconds."""
+    """Places sequences into the slots of `decoder`. Rates are measured as they occur; times in seconds.
 
-    def __init__(self, decoder: Decoder, clock: Callable[[], float] = time.perf_counter) -> None:
+    `n_cache_reuse` > 0 lets runs of at least so many tokens be moved to where a trimmed history has them now.
+    """
+
+    def __init__(
+        self, decoder: Decoder, clock: Callable[[], float] = time.perf_counter, *, n_cache_reuse: int = 0
+    ) -> None:
         self._decoder = decoder
+        self._n_cache_reuse = n_cache_reuse if decoder.can_shift else 0
         self._clock = clock
         self.slots = [Slot(i) for i in range(decoder.n_slots)]
         self.prefill_s_per_token = _FIRST_PREFILL_S_PER_TOKEN
         self._copy_bytes_per_s = _FIRST_COPY_BYTES_PER_S
         self._bytes_per_token = 0.0
         self._hole_debt_s = 0.0
+        self._shifted: set[int] = set()
         self._time = 0
         self._copied: tuple[Slot, int, State] | None = None
 
@@ -108,7 +116,7 @@ class PrefixCache:
         return sorted(matches, key=lambda match: match.n_common, reverse=True)
 
     def _usable(self, slot: Slot, sequence: Sequence) -> int:
-        if sequence.request.prompt_logprobs or slot.n_computed == 0:
+        if sequence.request.prompt_logprobs or slot.n_computed == 0 or slot.index in self._shifted:
             return 0
         n_common = common_prefix(slot.computed, sequence.tokens)
         # A cache that cannot drop its tail is of use only to a prompt that goes on where it ends.
@@ -154,14 +162,34 @@ class PrefixCache:
     def _place(self, sequence: Sequence, source: Slot, target: Slot, n_reuse: int) -> None:
         if source is not target and n_reuse:
             self._copy(source, target)
-        n_reuse = self._keep(target, n_reuse)
+        n_moved = self._move_chunks(target, sequence, n_reuse)
+        n_reuse = self._keep(target, n_reuse + n_moved)
         target.tokens = array("i")
         target.sequence = sequence
         target.key = sequence.request.key
         self._touch(target)
         sequence.slot = target.index
         sequence.n_past = sequence.n_cached = n_reuse
+        sequence.n_moved = n_moved
         self._check(target)
+
+    def _move_chunks(self, slot: Slot, sequence: Sequence, n_prefix: int) -> int:
+        """Move what an idle slot holds further on to where the prompt wants it; how many tokens that were."""
+        moves = self._plan_moves(slot, sequence, n_prefix)
+        for move in moves:
+            self._decoder.move(slot.index, move.source, move.target, move.n)
+        n_moved = sum(move.n for move in moves)
+        if moves:
+            self._shifted.add(slot.index)
+            self._decoder.trim(slot.index, n_prefix + n_moved)
+            slot.tokens = sequence.tokens[: n_prefix + n_moved]
+        return n_moved
+
+    def _plan_moves(self, slot: Slot, sequence: Sequence, n_prefix: int) -> list[Move]:
+        if self._n_cache_reuse == 0 or n_prefix == 0 or sequence.request.prompt_logprobs:
+            return []
+        limit = len(sequence.tokens) - 1
+        return plan_moves(slot.tokens, sequence.tokens, n_prefix, self._n_cache_reuse, limit)
 
     def insert(self, sequence: Sequence) -> None:
         """The sequence leaves its slot; what it computed stays there as cache."""
@@ -206,7 +234,8 @@ class PrefixCache:
             return victim, victim, 0
         if best.slot is victim:
             return best.slot, best.slot, best.n_common
-        if best.slot.is_idle and 2 * best.n_common >= best.slot.n_computed:
+        n_moved = sum(move.n for move in self._plan_moves(best.slot, sequence, best.n_common))
+        if best.slot.is_idle and 2 * (best.n_common + n_moved) >= best.slot.n_computed:
             return best.slot, best.slot, best.n_common
         if best.n_common < _MIN_SHARED_TOKENS:
             return victim, victim, 0
@@ -244,6 +273,10 @@ class PrefixCache:
         target.tokens = source.computed
         self._measure_copy(len(state), n, self._clock() - start)
         self._check(target)
+
+    def note_decode(self) -> None:
+        """A decode has rotated what was moved; before it, a copy of such a slot would hold keys of wrong positions."""
+        self._shifted.clear()
 
     def release_copies(self) -> None:
         """Forget the state that copies were made from: it is stale after the next decode."""

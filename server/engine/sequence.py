@@ -49,6 +49,7 @@ class Sequence:
     slot: int | None = None
     n_past: int = 0
     n_cached: int = 0
+    n_moved: int = 0
     admit_s: float = 0.0
     first_token_s: float = 0.0
     sampler: Sampler | None = None
@@ -97,6 +98,7 @@ class Sequence:
             prompt_tokens=self.n_prompt,
             completion_tokens=self.n_generated,
             cached_tokens=self.n_cached,
+            moved_tokens=self.n_moved,
             queue_s=self.admit_s - self.arrival_s,
             prefill_s=first_token_s - self.admit_s,
             decode_s=now_s - first_token_s,

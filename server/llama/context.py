@@ -116,6 +116,19 @@ class Context:
         """Drop all but the first `n_keep` tokens of a slot; False when this model's cache cannot (nothing is done)."""
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, n_keep, -1))
 
+    @property
+    def can_shift(self) -> bool:
+        """Whether tokens of a slot can be moved to other positions."""
+        return self.can_trim and bool(llama_cpp.llama_memory_can_shift(self._memory))
+
+    def move(self, slot: int, source: int, target: int, n: int) -> None:
+        """Drop tokens `[target, source)` of a slot and move `[source, source + n)` to `target`; positions rotate.
+
+        What stood behind them stays behind, at positions of its own: trim or move it before the next decode.
+        """
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, target, source)
+        llama_cpp.llama_memory_seq_add(self._memory, slot, source, source + n, target - source)
+
     def n_past(self, slot: int) -> int:
         """Tokens in a slot, by llama.cpp's own account."""
         return int(llama_cpp.llama_memory_seq_pos_max(self._memory, slot)) + 1
