@@ -22,8 +22,9 @@ SETTINGS = sillytavern_page.SETTINGS | {
     "amount_gen": 110,
     "max_context": 8192,
     "textgenerationwebui_settings": {
-        "streaming": True, "temp": 0.7, "min_p": 0.15, "rep_pen": 1.2, "rep_pen_range": 1024, "seed": 11,
+        "streaming": True, "temp": 0.5, "min_p": 0.1, "rep_pen": 1.12, "rep_pen_range": 300, "seed": 11,
     },
+    "power_user": sillytavern_page.SETTINGS["power_user"] | {"trim_sentences": True},
 }  # fmt: skip
 
 
@@ -46,8 +47,9 @@ def main() -> None:
 
 
 def _chat(page: TavernPage) -> None:
+    page.choose_template("ChatML")
     page.open_chat()
-    for said in ("Good evening. My boat is on the rocks. May I stay the night?", "Thank you! Tell me about the sea."):
+    for said in ("Hello! What is it like to live in a lighthouse?", "What do you see from up here at night?"):
         page.send(said)
         page.wait_text(0)
         page.wait_written()

@@ -16,6 +16,7 @@ from tests.sillytavern_app import SillyTavern, Unavailable
 PAGE_S = 30
 CHARACTER = "Marlow"
 API_PANEL = ("#sys-settings-button .drawer-toggle", "#rm_api_block")
+FORMAT_PANEL = ("#advanced-formatting-button .drawer-toggle", "#AdvancedFormatting")
 CHARACTER_PANEL = ("#rightNavHolder .drawer-toggle", "#right-nav-panel")
 URL_FIELDS = {"ooba": "textgenerationwebui"}
 """Where the name of a type's address field is not the type's own."""
@@ -93,6 +94,15 @@ class TavernPage:
         self.page.locator(f"{block} .online_status_indicator.success").wait_for()
         return self.page.locator(f"{block} .online_status_text").inner_text()
 
+    def choose_template(self, name: str) -> None:
+        """Context and instruct template by hand: it derives them only from the templates of models that it knows."""
+        self.close_panel(*API_PANEL)
+        self.open_panel(*FORMAT_PANEL)
+        self.page.select_option("#context_presets", label=name)
+        self.page.select_option("#instruct_presets", label=name)
+        self.page.wait_for_timeout(500)
+        self.close_panel(*FORMAT_PANEL)
+
     def open_panel(self, toggle: str, panel: str) -> None:
         if not self.page.locator(f"{panel}.openDrawer").count():
             self.page.click(toggle)
@@ -102,6 +112,16 @@ class TavernPage:
         if self.page.locator(f"{panel}.openDrawer").count():
             self.page.click(toggle)
         self.page.locator(f"{panel}.closedDrawer").wait_for(state="attached")
+
+    @property
+    def context_size(self) -> int:
+        """What its context slider says, in tokens."""
+        return int(self.page.locator("#max_context").input_value())
+
+    @property
+    def derives_context_size(self) -> bool:
+        """Whether this version can ask the backend for its context size."""
+        return self.page.locator("#context_size_derived").count() > 0
 
     def open_chat(self) -> None:
         """Close the connection panel and have the chat with this character open."""

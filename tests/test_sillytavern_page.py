@@ -16,7 +16,9 @@ OTHERS = ("koboldcpp", "ooba", "tabby", "vllm", "aphrodite", "generic", "ollama"
 SINCE = {"generic": "1.18.0"}
 CASES = [(version, kind) for version in sillytavern_app.VERSIONS for kind in OTHERS if SINCE.get(kind, "") <= version]
 
+SLOT_TOKENS = 2048
 SETTINGS = sillytavern_page.SETTINGS | {
+    "max_context": 1536,
     "textgenerationwebui_settings": {"streaming": True, "ban_eos_token": True, "temp": 0.8},
     "oai_settings": sillytavern_page.SETTINGS["oai_settings"] | {"custom_include_body": "ignore_eos: true"},
 }
@@ -25,7 +27,7 @@ SETTINGS = sillytavern_page.SETTINGS | {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LiveServer]:
-    with live_server("--ctx-size", "8192", "--parallel", "4", "--threads", "1") as started:
+    with live_server("--ctx-size", str(4 * SLOT_TOKENS), "--parallel", "4", "--threads", "1") as started:
         yield started
 
 
@@ -59,6 +61,8 @@ def stopped_in_time(page: TavernPage) -> bool:
 def test_a_chat_is_streamed_stopped_and_swiped(page: TavernPage, kind: str, server: LiveServer) -> None:
     said = page.connect(kind, address(kind, server))
     assert "SmolLM2" in said or (kind == "custom" and said == "Valid")
+    if kind == "llamacpp" and page.derives_context_size:
+        assert page.context_size == SLOT_TOKENS
     page.open_chat()
 
     page.send("Tell me a story about a storm at sea.")
