@@ -42,8 +42,8 @@ _FLUSH_S = 5
 _LOOK_S = 1.0
 """How often it is looked whether the engine has been given up."""
 
-_RENAMED = {"ctx_size", "parallel", "batch_size", "ubatch_size", "threads", "threads_batch"}
-"""Context settings that have another name in `ContextParams`."""
+_OTHERS = {"ctx_size", "parallel", "batch_size", "ubatch_size", "threads", "threads_batch", "cache_reuse"}
+"""Context settings that have another name in `ContextParams`, or are none of its matter."""
 
 
 def run(config: Config) -> int:
@@ -186,7 +186,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
     """The engine's part of the settings."""
     return EngineConfig(
         model=_model_params(config, model),
-        context=_context_params(config),
+        context=context_params(config),
         max_queue=config.queue.max_queue,
         max_queue_wait_s=config.queue.max_queue_wait_s,
         max_gap_ms=config.queue.max_gap_ms,
@@ -209,10 +209,10 @@ def _model_params(config: Config, model: hub.ModelFile) -> ModelParams:
     )
 
 
-def _context_params(config: Config) -> ContextParams:
+def context_params(config: Config) -> ContextParams:
     """llama-server's rule: ctx_size is the total when parallel is given too, else each slot gets it."""
     settings = config.context
-    same = settings.model_dump(exclude=_RENAMED)
+    same = settings.model_dump(exclude=_OTHERS)
     return ContextParams(
         n_ctx=settings.ctx_size // (settings.parallel or 1),
         n_slots=settings.parallel or DEFAULT_SLOTS,
