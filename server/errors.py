@@ -17,8 +17,8 @@
         ├── EngineDown              code engine_down: loading, restarting or given up
         └── Draining                code shutting_down
 
-The API maps by class, never by message text. What crosses a process boundary is `(code, message)`; `from_code`
-makes the exception again on the other side.
+The API maps by class, never by message text. What crosses a process boundary is the code, the message, the field and
+when to try again; `from_code` makes the exception again on the other side.
 """
 
 from __future__ import annotations
@@ -154,12 +154,15 @@ def _tree(root: type[GgufdError]) -> Iterator[type[GgufdError]]:
         yield from _tree(child)
 
 
-def from_code(code: str, message: str) -> GgufdError:
-    """The exception that was flattened to `(code, message)`; an unknown code becomes `EngineFailure`."""
+def from_code(code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> GgufdError:
+    """The exception that was flattened to these values; an unknown code becomes `EngineFailure`."""
     if code == ContextLengthExceeded.code:
         # Its numbers are in the message only.
-        return InvalidRequest(message, param="prompt")
+        return InvalidRequest(message, param=param or "prompt")
     for cls in _tree(GgufdError):
         if cls.code == code:
-            return cls(message)
-    return EngineFailure(message)
+            error = cls(message, param=param)
+            if isinstance(error, Unavailable) and retry_after_s is not None:
+                error.retry_after_s = retry_after_s
+            return error
+    return EngineFailure(message, param=param)

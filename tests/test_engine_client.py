@@ -216,6 +216,14 @@ async def test_waiting_too_long_is_raised(make: Make) -> None:
     busy.abort()
 
 
+async def test_what_the_engine_refuses_names_its_field(make: Make) -> None:
+    client = await make()
+    async with client.submit(make_request(client.new_request_id(), [99_999])) as stream:
+        with pytest.raises(InvalidRequest) as refusal:
+            await read(stream)
+    assert refusal.value.param == "prompt"
+
+
 async def test_a_draining_client_takes_nothing_new_and_lets_the_rest_end(make: Make) -> None:
     client = await make(InprocSpawn(step_s=0.001))
     stream = client.submit(request_of(client))

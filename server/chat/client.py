@@ -192,9 +192,7 @@ class TextClient(TextCalls):
             case Answer(call_id, result):
                 self._settle(call_id, result)
             case Refusal(call_id, code, message, param):
-                error = from_code(code, message)
-                error.param = param
-                self._settle(call_id, error)
+                self._settle(call_id, from_code(code, message, param=param))
 
     def _begin(self, info: TextInfo) -> None:
         self.info = info

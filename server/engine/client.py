@@ -132,7 +132,8 @@ class RequestStream:
 
     def _put(self, event: RequestEvent) -> None:
         if isinstance(event, Failed):
-            self._fail(from_code(event.code, event.message))
+            error = from_code(event.code, event.message, param=event.param, retry_after_s=event.retry_after_s)
+            self._fail(error)
             return
         if isinstance(event, Output) and event.finish is not None:
             self._n_open -= 1

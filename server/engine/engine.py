@@ -32,7 +32,7 @@ from server.engine.queue import RequestQueue
 from server.engine.sampling import Bias, Logprobs, Row, Sampler, VectorSampler, is_vectorisable, penalties_of
 from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import Sent, Sequence, Status
-from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueTimeout
+from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueTimeout, Unavailable
 from server.llama.batch import NoRoomError
 
 # llama.cpp takes 2**32 - 1 for "draw a seed".
@@ -388,7 +388,8 @@ class Engine:
         self._fail(request_id, error)
 
     def _fail(self, request_id: int, error: GgufdError) -> None:
-        self._emit(Failed(request_id, error.code or "internal_error", error.message))
+        retry_after_s = error.retry_after_s if isinstance(error, Unavailable) else None
+        self._emit(Failed(request_id, error.code or "internal_error", error.message, error.param, retry_after_s))
 
     # --- what is said -----------------------------------------------------------------------------------------------
 

@@ -240,11 +240,13 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The whole request ended in an error: see `errors.from_code`."""
+    """The whole request ended in an error: see `errors.from_code`. `param` is the field at fault."""
 
     request_id: int
     code: str
     message: str
+    param: str | None = None
+    retry_after_s: float | None = None
 
 
 RequestEvent = Admitted | Progress | PromptLogprobs | Output | Failed
