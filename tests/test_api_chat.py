@@ -150,6 +150,26 @@ async def test_repairs_are_told_in_a_header(stream: bool) -> None:
         assert "x-ggufd-repairs" not in response.headers
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_biases_of_a_guessed_tokenizer_are_dropped_and_told_in_a_header(stream: bool) -> None:
+    async with running() as api:
+        body = {"messages": HELLO, "stream": stream}
+        response = await api.post(PATH, {**body, "logit_bias": {"100": 5, "100277": -100}})
+        assert response.status_code == 200
+        assert response.headers["x-ggufd-ignored"] == "logit_bias"
+        assert api.engine.requests[0].sampling.logit_bias == ((100, 5.0),)
+        response = await api.post(PATH, {**body, "logit_bias": {"100": 5}})
+        assert "x-ggufd-ignored" not in response.headers
+        assert api.engine.requests[1].sampling.logit_bias == ((100, 5.0),)
+
+
+async def test_other_routes_refuse_foreign_biases() -> None:
+    async with running() as api:
+        for path in ("/v1/completions", "/completion"):
+            error = await api.refused(path, {"prompt": "a", "logit_bias": {"100277": -100}})
+            assert error["param"] == "logit_bias"
+
+
 @pytest.mark.parametrize(
     ("body", "param", "code"),
     [

@@ -80,7 +80,7 @@ class _Chat:
         self._report(rendered.repairs)
         request = await engine_request(
             services,
-            fields,
+            self._without_foreign_biases(services.require_ready().model.n_vocab),
             rendered.tokens,
             key=self._owner.key,
             param="messages",
@@ -92,6 +92,20 @@ class _Chat:
         if repairs:
             logger.info("the chat template needed repairs of the conversation: %s", ", ".join(repairs))
             self.headers["x-ggufd-repairs"] = ", ".join(repairs).encode("ascii", "replace").decode()
+
+    def _without_foreign_biases(self, n_vocab: int) -> ChatRequest:
+        """The fields without biases of tokens that this vocabulary does not have, which the response then says.
+
+        Clients of this route know no tokenizer but the one they guess from the model's name: that is no reason to
+        refuse them.
+        """
+        biases = self._fields.logit_bias or ()
+        own = tuple((token, bias) for token, bias in biases if token < n_vocab)
+        if len(own) == len(biases):
+            return self._fields
+        logger.debug("%d of %d biases are of tokens out of the vocabulary", len(biases) - len(own), len(biases))
+        self.headers["x-ggufd-ignored"] = "logit_bias"
+        return self._fields.model_copy(update={"logit_bias": own})
 
     def chunks(self, generation: Generation) -> ChatChunks:
         """The format of the stream."""
