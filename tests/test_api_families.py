@@ -41,6 +41,16 @@ async def test_kobold_generates(path: str) -> None:
     assert result == {"text": "Hello world", "finish_reason": "stop", "prompt_tokens": 3, "completion_tokens": 11}
 
 
+async def test_kobolds_prompts_are_never_cut() -> None:
+    async with running() as api:
+        await api.ok("/api/v1/generate", prompt="a" * 200, max_context_length=64, max_length=32)
+        assert len(api.engine.requests[0].prompt) == 200
+        error = await api.refused("/api/v1/generate", {"prompt": "a" * 600, "max_context_length": 64})
+        assert error["code"] == "context_length_exceeded"
+        assert "512" in error["message"]
+        assert "600" in error["message"]
+
+
 async def test_kobold_answers_several_times() -> None:
     async with running(FakeEngine(["x", "yy"])) as api:
         assert [one["text"] for one in (await api.ok("/api/v1/generate", prompt="a", n=2))["results"]] == ["x", "yy"]

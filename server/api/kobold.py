@@ -66,7 +66,13 @@ _EXAMPLES: Mapping[str, Any] = {
 
 @classic.post("/generate", **documented(KoboldRequest, _EXAMPLES))
 async def generate(request: Request) -> Response:
-    """Continue a text."""
+    """Continue a text.
+
+    KoboldAI cuts the head off a prompt that is longer than `max_context_length - max_length`. Here that field is not
+    used and nothing is cut: the head holds the character's card, and without it every later token stands elsewhere, so
+    that nothing of the cache fits any more. An answer ends where the context does; a prompt that does not fit by itself
+    is a 400 with both numbers.
+    """
     services, fields, owner = await _read(request)
     check_n("n", fields.n, services.config.max_n)
     choices = await unless_gone(request, _collect(services, fields, owner))
