@@ -103,7 +103,7 @@ def server() -> Iterator[LiveServer]:
 
 
 @pytest.fixture(scope="module")
-def apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, SillyTavern]]:
+def apps(server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, SillyTavern]]:
     """Both versions, running for the whole module."""
     folder = tmp_path_factory.mktemp("sillytavern")
     with (
@@ -359,3 +359,52 @@ def test_custom_stop_frees_the_slot(app: SillyTavern, server: LiveServer, stream
     else:
         app.post_and_leave(f"{CHAT}/generate", body, lambda: server.wait_running(1, 5))
     assert server.wait_running(0, FREE_S)
+
+
+CLASSIC = "/api/backends/kobold"
+
+
+def classic_body(server: LiveServer, **changes: Any) -> dict[str, Any]:
+    return {
+        "prompt": PROMPT, "api_server": f"{server.url}/api", "gui_settings": False, "max_context_length": 2048,
+        "max_length": 12, "rep_pen": 1.1, "rep_pen_range": 600, "rep_pen_slope": 0, "temperature": 0.7, "tfs": 1,
+        "top_a": 0, "top_k": 0, "top_p": 0.95, "min_p": 0, "typical": 1, "sampler_order": [6, 0, 1, 3, 4, 2, 5],
+        "singleline": False, "use_default_badwordsids": False, "mirostat": 0, "mirostat_eta": 0.1, "mirostat_tau": 5,
+        "stop_sequence": ["\nUser:"], "can_abort": True, "streaming": False, **changes,
+    }  # fmt: skip
+
+
+@every_version
+def test_kobold_classic_connects_writes_and_streams(app: SillyTavern, server: LiveServer) -> None:
+    status = app.post(f"{CLASSIC}/status", {"api_server": f"{server.url}/api"}).json()
+    assert MODEL_WORDS in status["model"]
+    assert status["koboldCppVersion"]
+    answer = app.post(f"{CLASSIC}/generate", classic_body(server)).json()
+    assert answer["results"][0]["text"].strip()
+    with app.streamed(f"{CLASSIC}/generate", classic_body(server, streaming=True)) as stream:
+        pieces = [event["token"] for event in stream]
+    assert len(pieces) >= 3
+
+
+@every_version
+def test_kobold_classic_stop_frees_the_slot(app: SillyTavern, server: LiveServer) -> None:
+    assert server.wait_running(0, 5)
+    body = classic_body(
+        server, streaming=True, max_length=ENDLESS_TOKENS, stop_sequence=[], use_default_badwordsids=True
+    )
+    with app.streamed(f"{CLASSIC}/generate", body) as events:
+        next(events)
+        assert server.wait_running(1, 5)
+    assert server.wait_running(0, FREE_S)
+
+
+@every_version
+def test_a_banned_string_never_shows(app: SillyTavern, server: LiveServer) -> None:
+    greedy = {"temperature": 0, "max_tokens": 24, "stop": [], "stopping_strings": []}
+    whole = app.post("/api/backends/text-completions/generate", body_of(KINDS[0], server, stream=False, **greedy))
+    word = max(whole.json()["content"].split(), key=len)
+    banned = body_of(KINDS[0], server, stream=True, banned_strings=[word], **greedy)
+    with app.streamed("/api/backends/text-completions/generate", banned) as stream:
+        text = "".join(event["content"] for event in stream)
+    assert len(text) > 10
+    assert word.lower() not in text.lower()
