@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.chunk_reuse import plan_moves
+from server.engine.messages import CacheSource
 from server.llama.calibration import AttentionShape, write_one_layer
 from server.llama.context import Context
 from server.llama.model import Model
@@ -51,9 +52,11 @@ def test_a_trimmed_history_is_moved_when_that_is_allowed() -> None:
     rig.add(make_request(1, SYSTEM + OLD + KEPT))
     rig.run()
     before = rig.n_computed
-    rig.add(make_request(2, SYSTEM + KEPT + NEW, max_tokens=5))
+    rig.add(make_request(2, SYSTEM + KEPT + NEW, max_tokens=5, explain_cache=True))
     collected = rig.run()[2]
     usage = collected.finishes[0].usage
+    assert usage.cache is not None
+    assert usage.cache.source is CacheSource.MOVED
     assert usage.moved_tokens == len(KEPT)
     assert usage.cached_tokens == len(SYSTEM) + len(KEPT)
     assert rig.n_computed - before == len(NEW) + 4

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 
 from server.engine.messages import (
     Admitted,
+    CacheDifference,
+    CacheReport,
+    CacheSource,
     EngineRequest,
     FinishReason,
     Grammar,
@@ -568,6 +571,22 @@ def test_a_choice_that_waits_for_its_siblings_does_not_time_out() -> None:
     rig = make_engine(n_slots=1, max_queue_wait_s=0.1)
     rig.add(make_request(1, b"many", n=3, max_tokens=50, ignore_eos=True))
     assert len(rig.run()[1].finishes) == 3
+
+
+# --- the cache explained ----------------------------------------------------------------------------------------------
+
+
+def test_the_usage_says_what_the_cache_had_when_that_is_asked() -> None:
+    rig = make_engine()
+    rig.add(make_request(1, LONG, max_tokens=2))
+    rig.run()
+    rig.add(make_request(2, LONG[:60] + b"other", explain_cache=True, n=2), make_request(3, LONG[:60]))
+    collected = rig.run()
+    usages = [collected[2].finishes[index].usage for index in (0, 1)]
+    assert usages[0].cached_tokens == 60
+    assert usages[0].cache == CacheReport(CacheSource.SAME_SLOT, CacheDifference(60, tuple(LONG[60:76])))
+    assert usages[1].cache == CacheReport(CacheSource.COPIED, None)
+    assert collected[3].finishes[0].usage.cache is None
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------

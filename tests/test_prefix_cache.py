@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.engine.messages import CacheDifference, CacheReport, CacheSource
 from server.engine.prefix_cache import PrefixCache, common_prefix
 from server.engine.sequence import Sequence
 from server.errors import EngineFailure
@@ -388,3 +389,79 @@ def test_several_strays_come_together_one_move_at_a_time() -> None:
     for slot, sequence in sequences.items():
         assert sequence.slot is not None
         assert rig.holds(sequence.slot) == contents[slot]
+
+
+# --- what is told of it -----------------------------------------------------------------------------------------------
+
+
+def explained(rig: Rig, prompt: bytes, **changes: object) -> CacheReport:
+    """What is told of a prompt that is placed now."""
+    sequence = rig.lock(prompt, explain_cache=True, **changes)
+    rig.compute(sequence)
+    rig.cache.insert(sequence)
+    assert sequence.cache_report is not None
+    return sequence.cache_report
+
+
+def test_nobody_is_told_who_did_not_ask() -> None:
+    assert Rig().lock(LONG).cache_report is None
+
+
+def test_an_empty_cache_differs_from_nothing() -> None:
+    assert explained(Rig(), LONG) == CacheReport(None, None)
+
+
+@pytest.mark.parametrize("prompt", [LONG + b"more", LONG, LONG[:60]], ids=["longer", "the same", "shorter"])
+def test_what_goes_on_or_ends_within_a_slot_differs_nowhere(prompt: bytes) -> None:
+    rig = Rig()
+    rig.keep(LONG)
+    assert explained(rig, prompt) == CacheReport(CacheSource.SAME_SLOT, None)
+
+
+def test_the_first_difference_has_what_the_slot_held_there() -> None:
+    rig = Rig()
+    rig.keep(LONG)
+    report = explained(rig, LONG[:70] + b"other")
+    assert report == CacheReport(CacheSource.SAME_SLOT, CacheDifference(70, tuple(LONG[70:86])))
+
+
+def test_the_end_of_a_slot_cuts_what_is_told() -> None:
+    rig = Rig()
+    rig.keep(LONG)
+    report = explained(rig, LONG[:-3] + b"other")
+    assert report.difference == CacheDifference(97, tuple(LONG[-3:]))
+
+
+def test_a_copy_is_told_and_a_running_slot_explained() -> None:
+    rig = Rig()
+    rig.compute(rig.lock(LONG))
+    report = explained(rig, LONG[:80] + b"other")
+    assert report == CacheReport(CacheSource.COPIED, CacheDifference(80, tuple(LONG[80:96])))
+
+
+def test_the_longest_match_is_told_also_where_it_is_too_short_to_be_reused() -> None:
+    rig = Rig()
+    rig.keep(b"xyz" + LONG)
+    rig.keep(b"xab" + LONG)
+    report = explained(rig, b"xyw" + LONG[::-1])
+    assert report == CacheReport(None, CacheDifference(2, tuple((b"z" + LONG)[:16])))
+
+
+def test_anothers_text_is_never_told() -> None:
+    rig = Rig()
+    theirs = rig.lock(LONG, asker="them")
+    rig.compute(theirs)
+    rig.cache.insert(theirs)
+    report = explained(rig, LONG[:70] + b"other", asker="me")
+    assert report == CacheReport(CacheSource.SAME_SLOT, CacheDifference(70, None))
+    # What the slot holds by now is mine.
+    report = explained(rig, LONG[:70] + b"third", asker="me")
+    assert report.difference == CacheDifference(70, tuple(b"other"))
+
+
+def test_a_swapped_slot_takes_its_asker_along() -> None:
+    rig = Rig(n_slots=6)
+    running_at(rig, [0, 1, 5])
+    rig.cache.slots[2].asker = "them"
+    rig.cache.close_holes(1.0)
+    assert [slot.asker for slot in rig.cache.slots] == ["", "", "", "", "", "them"]

@@ -105,7 +105,8 @@ class EngineRequest:
     the chosen one (0 is fine). `prompt_logprobs` asks for those of the prompt too (no prefix reuse then).
     `banned_strings` and `banned_regexes` are taken back before they are sent (`engine.banned`).
     `skip_special_tokens` leaves control tokens out of the text. `min_tokens` keeps end tokens away until then.
-    `key` names who asked, for fairness and cache separation.
+    `key` names who asked, for fairness and cache separation. `explain_cache` asks for `Usage.cache`, in which only
+    what the same `asker` had computed is told: a person, as well as the API can tell them apart.
     """
 
     request_id: int
@@ -122,7 +123,9 @@ class EngineRequest:
     banned_regexes: tuple[str, ...] = ()
     bans_case_sensitive: bool = False
     return_progress: bool = False
+    explain_cache: bool = False
     key: str = ""
+    asker: str = ""
     max_queue_wait_s: float | None = None
 
 
@@ -166,11 +169,44 @@ class TokenLogprob:
     top: tuple[tuple[int, bytes, float], ...] = ()
 
 
+class CacheSource(enum.Enum):
+    """Where reused tokens were when their request was admitted.
+
+    In the slot that it got, in another one and copied, or further on in the slot and moved to where they belong now.
+    """
+
+    SAME_SLOT = "same_slot"
+    COPIED = "copied"
+    MOVED = "moved"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheDifference:
+    """Token `token` of a prompt is the first that the best matching slot held otherwise.
+
+    `held` are the tokens that it held from there on, the first few; None when they were another asker's.
+    """
+
+    token: int
+    held: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """What the cache had for a prompt. `source` None means that nothing was reused.
+
+    `difference` None means that the prompt went on where a slot ended, ended within it, or that nothing was kept.
+    """
+
+    source: CacheSource | None = None
+    difference: CacheDifference | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What a sequence cost. Tokens; times in seconds. `cached_tokens` of the prompt were not computed again;
     `moved_tokens` of those were moved from another place (`cache_reuse`), so the text may differ a little.
-    `rewinds` counts banned phrases that were taken back.
+    `rewinds` counts banned phrases that were taken back. `cache` is there when it was asked for.
     """
 
     prompt_tokens: int
@@ -181,6 +217,7 @@ class Usage:
     decode_s: float
     rewinds: int = 0
     moved_tokens: int = 0
+    cache: CacheReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

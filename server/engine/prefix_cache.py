@@ -25,12 +25,16 @@ import numpy as np
 
 from server.engine.backend import Decoder
 from server.engine.chunk_reuse import Move, plan_moves
+from server.engine.messages import CacheDifference, CacheReport, CacheSource
 from server.engine.sequence import Sequence
 from server.errors import EngineFailure
 from server.llama.batch import State
 
 _MIN_SHARED_TOKENS = 32
 """Prefixes shorter than this are computed again rather than taken from a longer chat."""
+
+_N_EXPLAINED = 16
+"""So many tokens are told of what a slot holds where a prompt differs from it."""
 
 _FIRST_COPY_BYTES_PER_S = 1e9
 _FIRST_PREFILL_S_PER_TOKEN = 2e-3
@@ -46,6 +50,7 @@ class Slot:
     sequence: Sequence | None = None
     last_used: int = 0
     key: str = ""
+    asker: str = ""
 
     @property
     def is_idle(self) -> bool:
@@ -76,6 +81,15 @@ def common_prefix(a: array[int], b: array[int]) -> int:
     different = np.frombuffer(a, np.intc, n) != np.frombuffer(b, np.intc, n)
     first = int(different.argmax())
     return first if different[first] else n
+
+
+def _source(sequence: Sequence, *, is_copy: bool) -> CacheSource | None:
+    """Where the reused tokens of a sequence that was just placed were."""
+    if sequence.n_moved:
+        return CacheSource.MOVED
+    if sequence.n_cached == 0:
+        return None
+    return CacheSource.COPIED if is_copy else CacheSource.SAME_SLOT
 
 
 class PrefixCache:
@@ -149,6 +163,7 @@ class PrefixCache:
         if not self.idle:
             return False
         source, target, n_reuse = self._choose(sequence)
+        difference = self._difference(sequence) if sequence.request.explain_cache else None
         try:
             self._place(sequence, source, target, n_reuse)
         except EngineFailure:
@@ -157,7 +172,21 @@ class PrefixCache:
             self.release_copies()
             self.evict(target)
             raise
+        if sequence.request.explain_cache:
+            sequence.cache_report = CacheReport(_source(sequence, is_copy=source is not target), difference)
         return True
+
+    def _difference(self, sequence: Sequence) -> CacheDifference | None:
+        """Where the prompt leaves what the best matching slot holds; of equal ones the asker's own, then the latest."""
+        asker = sequence.request.asker
+        kept = [(common_prefix(slot.computed, sequence.tokens), slot) for slot in self.slots if slot.n_computed]
+        if not kept:
+            return None
+        n_common, slot = max(kept, key=lambda match: (match[0], match[1].asker == asker, match[1].last_used))
+        if n_common in (slot.n_computed, len(sequence.tokens)):
+            return None
+        held = tuple(slot.computed[n_common : n_common + _N_EXPLAINED])
+        return CacheDifference(n_common, held if slot.asker == asker else None)
 
     def _place(self, sequence: Sequence, source: Slot, target: Slot, n_reuse: int) -> None:
         if source is not target and n_reuse:
@@ -166,7 +195,7 @@ class PrefixCache:
         n_reuse = self._keep(target, n_reuse + n_moved)
         target.tokens = array("i")
         target.sequence = sequence
-        target.key = sequence.request.key
+        target.key, target.asker = sequence.request.key, sequence.request.asker
         self._touch(target)
         sequence.slot = target.index
         sequence.n_past = sequence.n_cached = n_reuse
@@ -332,6 +361,7 @@ class PrefixCache:
         running.tokens, idle.tokens = idle.tokens, array("i")
         running.last_used, idle.last_used = idle.last_used, running.last_used
         running.key, idle.key = idle.key, running.key
+        running.asker, idle.asker = idle.asker, running.asker
         sequence.slot = idle.index
         n_bytes = len(moving) + (len(staying) if staying is not None else 0)
         self._measure_copy(n_bytes, n_tokens, self._clock() - start)

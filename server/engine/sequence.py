@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from server.engine.backend import Constraint
 from server.engine.banned import BanGuard, bans_of
 from server.engine.detokenizer import Detokenizer
-from server.engine.messages import EngineRequest, TokenLogprob, Usage
+from server.engine.messages import CacheReport, EngineRequest, TokenLogprob, Usage
 from server.engine.sampling import Bias, Logprobs, Sampler
 
 
@@ -50,6 +50,7 @@ class Sequence:
     n_past: int = 0
     n_cached: int = 0
     n_moved: int = 0
+    cache_report: CacheReport | None = None
     admit_s: float = 0.0
     first_token_s: float = 0.0
     sampler: Sampler | None = None
@@ -103,4 +104,5 @@ class Sequence:
             prefill_s=first_token_s - self.admit_s,
             decode_s=now_s - first_token_s,
             rewinds=0 if self.guard is None else self.guard.n_rewinds,
+            cache=self.cache_report,
         )
