@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,7 +15,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.sillytavern, pytest.mark.timeout(900)
 
 OTHERS = ("koboldcpp", "ooba", "tabby", "vllm", "aphrodite", "generic", "ollama")
 SINCE = {"generic": "1.18.0"}
-CASES = [(version, kind) for version in sillytavern_app.VERSIONS for kind in OTHERS if SINCE.get(kind, "") <= version]
+CHATS = [(version, kind) for version in sillytavern_app.VERSIONS for kind in ("llamacpp", "custom")]
+CASES = [
+    (version, kind)
+    for version in reversed(sillytavern_app.VERSIONS)
+    for kind in OTHERS
+    if SINCE.get(kind, "") <= version
+]
+"""The newest first: its page is open then."""
+
 
 SLOT_TOKENS = 2048
 SETTINGS = sillytavern_page.SETTINGS | {
@@ -32,17 +41,29 @@ def server() -> Iterator[LiveServer]:
 
 
 @pytest.fixture(scope="module")
-def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TavernPage]:
-    """The page of one version, with a character to talk to."""
-    folder = tmp_path_factory.mktemp("sillytavern") / "data"
-    with (
-        sillytavern_app.or_skip(),
-        sillytavern_app.running(request.param, folder, SETTINGS) as app,
-        sillytavern_page.opened(app) as opened,
-    ):
-        sillytavern_page.add_character(app)
-        opened.reload()
-        yield opened
+def open_page(server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], TavernPage]]:
+    """Opens the page of a version, with a character to talk to; that of another version is closed first."""
+    opened: dict[str, TavernPage] = {}
+    with contextlib.ExitStack() as stack:
+
+        def page_of(version: str) -> TavernPage:
+            if version not in opened:
+                opened.clear()
+                stack.close()
+                folder = tmp_path_factory.mktemp("sillytavern") / "data"
+                with sillytavern_app.or_skip():
+                    app = stack.enter_context(sillytavern_app.running(version, folder, SETTINGS))
+                    opened[version] = stack.enter_context(sillytavern_page.opened(app))
+                sillytavern_page.add_character(app)
+                opened[version].reload()
+            return opened[version]
+
+        yield page_of
+
+
+@pytest.fixture
+def page(request: pytest.FixtureRequest, open_page: Callable[[str], TavernPage]) -> TavernPage:
+    return open_page(request.param)
 
 
 def address(kind: str, server: LiveServer) -> str:
@@ -56,8 +77,7 @@ def stopped_in_time(page: TavernPage) -> bool:
     return page.stop()
 
 
-@pytest.mark.parametrize("page", sillytavern_app.VERSIONS, indirect=True)
-@pytest.mark.parametrize("kind", ["llamacpp", "custom"])
+@pytest.mark.parametrize(("page", "kind"), CHATS, indirect=["page"])
 def test_a_chat_is_streamed_stopped_and_swiped(page: TavernPage, kind: str, server: LiveServer) -> None:
     said = page.connect(kind, address(kind, server))
     assert "SmolLM2" in said or (kind == "custom" and said == "Valid")
