@@ -5,6 +5,7 @@ The bodies are those that its page composes for each type with its default slide
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -408,3 +409,31 @@ def test_a_banned_string_never_shows(app: SillyTavern, server: LiveServer) -> No
         text = "".join(event["content"] for event in stream)
     assert len(text) > 10
     assert word.lower() not in text.lower()
+
+
+@pytest.fixture(scope="module")
+def locked_server() -> Iterator[LiveServer]:
+    with live_server("--ctx-size", "2048", "--parallel", "1", "--threads", "1", "--api-key", "sesame") as started:
+        yield started
+
+
+@every_version
+def test_a_key_is_wanted_and_taken(app: SillyTavern, locked_server: LiveServer) -> None:
+    """Last in this file: the key stays saved in this SillyTavern."""
+    chat = {"chat_completion_source": "custom", "custom_url": f"{locked_server.url}/v1"}
+    kinds = ("llamacpp", "koboldcpp", "ooba", "tabby", "vllm", "aphrodite")
+
+    def connects(kind: str) -> bool:
+        # Without an answer in time it counts as not connected: 1.12.6 answers its page nothing after a refusal.
+        with contextlib.suppress(httpx.TimeoutException):
+            body = {"api_server": locked_server.url, "api_type": kind}
+            answer = app.http.post("/api/backends/text-completions/status", json=body, timeout=3)
+            return answer.status_code == 200 and MODEL_WORDS in answer.json()["result"]
+        return False
+
+    assert not connects("llamacpp")
+    assert MODEL_WORDS not in app.post(f"{CHAT}/status", chat).text
+    for kind in (*kinds, "custom"):
+        app.post("/api/secrets/write", {"key": f"api_key_{kind}", "value": "sesame"}).raise_for_status()
+    assert [kind for kind in kinds if not connects(kind)] == []
+    assert MODEL_WORDS in app.post(f"{CHAT}/status", chat).text
