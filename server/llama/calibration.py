@@ -56,19 +56,19 @@ class Measurement(NamedTuple):
 def prefers_flash_attention(model: Model, params: ContextParams, memory: Path | None) -> tuple[bool, str]:
     """Whether a chat turn is faster with it, and why, in a few words.
 
-    `memory` is a file that remembers answers per machine, build, threads, cache types and shape; None remembers
+    `memory` is a file that remembers answers per machine, build, cache types and shape; None remembers
     nothing. A file that cannot be read or written is measured around.
     """
     shape = AttentionShape.of(model)
     cache_types = params.cache_type_k, params.cache_type_v
-    key = "|".join(map(str, (_cpu(), llama_cpp.__version__, params.n_threads, *cache_types, *shape)))
+    key = "|".join(map(str, (_cpu(), llama_cpp.__version__, *cache_types, *shape)))
     known = _remembered(memory)
     if key not in known:
         known[key] = _measure(shape, params)
         _remember(memory, known)
     off, on = known[key]["off"], known[key]["on"]
     is_faster = on.turn_s < off.turn_s and on.message_s < 1.25 * off.message_s
-    return is_faster, f"a chat turn takes {on.turn_s / off.turn_s:.2f} times as long with it on this CPU"
+    return is_faster, f"attention in a chat turn takes {on.turn_s / off.turn_s:.2f} times as long with it on this CPU"
 
 
 def _measure(shape: AttentionShape, params: ContextParams) -> dict[str, Measurement]:
@@ -94,6 +94,9 @@ def _calibration_context(params: ContextParams, side: FlashAttention) -> Context
         n_slots=1,
         n_batch=512,
         n_ubatch=512,
+        # Two threads would wait for each other whenever something else runs, and tell nothing.
+        n_threads=1,
+        n_threads_batch=1,
         flash_attn=side,
         rope_scaling="",
     )
