@@ -92,9 +92,14 @@ class Estimate:
 
 
 def estimate(shape: Shape, context: ContextParams, placement: Placement) -> Estimate:
-    """What a load takes. `context.n_ctx` must be set; flash attention "auto" counts as the larger of both."""
+    """What a load takes. `context.n_ctx` must be set.
+
+    Flash attention "auto" is on where layers run on a GPU or a quantised V cache needs it; on a CPU it is measured at
+    start, so the larger of both is counted.
+    """
     if context.flash_attn == "auto":
-        sides: tuple[FlashAttention, ...] = ("off", "on")
+        is_on = placement.n_gpu_layers > 0 or BY_NAME[context.cache_type_v].block > 1
+        sides: tuple[FlashAttention, ...] = ("on",) if is_on else ("off", "on")
         both = (estimate(shape, replace(context, flash_attn=side), placement) for side in sides)
         return max(both, key=lambda one: one.own + one.vram.total)
     ram_weights, mapped, vram_weights = _weights(shape, placement)
@@ -157,7 +162,13 @@ def _is_repacked(tensor: TensorInfo, placement: Placement) -> bool:
     if "token_embd" in tensor.name:
         # Rows are looked up in it, which the rearranged form cannot do.
         return False
-    return any(tensor.type.name in types for feature, types in _REPACKED.items() if feature in placement.cpu_features)
+    features = placement.cpu_features
+    return any(tensor.type.name in types for feature, types in _REPACKED.items() if _has(features, feature))
+
+
+def _has(features: frozenset[str], feature: str) -> bool:
+    """AMX has a rearranged form of its own; the others are a part of the build that may be left out."""
+    return feature in features and ("repack" in features or feature == "amx_int8")
 
 
 # --- the cache ------------------------------------------------------------------------------------------------------
@@ -226,12 +237,22 @@ def compute_buffer(shape: Shape, context: ContextParams, n_outputs: int = N_OUTP
     uses_flash = context.flash_attn == "on"
     residual, query = 4 * n_tokens * shape.width, 4 * n_tokens * max(shape.width, shape.query_width)
     scores = 0 if uses_flash else 4 * n_tokens * shape.n_heads * cells_of(context)
-    attention = scores + residual + 4 * query
-    keeps_query = uses_flash and BY_NAME[context.cache_type_k].block == 1
+    attention = scores + residual + 4 * query + (_halved_cache(shape, context) if uses_flash else 0)
+    keeps_query = uses_flash and context.cache_type_k in ("f16", "bf16")
     feed_forward = 3 * 4 * n_tokens * shape.n_ff + (4 if keeps_query else 3) * residual
     n_rows = min(n_tokens, max(n_outputs, context.n_slots))
     output = 4 * n_rows * (shape.n_vocab + shape.width) + residual
     return max(_inputs(shape, context) + max(attention, feed_forward), output)
+
+
+def _halved_cache(shape: Shape, context: ContextParams) -> int:
+    """Flash attention reads f16: of an f32 cache it makes a copy, a layer at a time, of all slots."""
+    widest = max(
+        (layer.key_width if context.cache_type_k == "f32" else 0)
+        + (layer.value_width if context.cache_type_v == "f32" else 0)
+        for layer in shape.layers
+    )
+    return 2 * widest * cells_of(context) * context.n_slots
 
 
 def compute_in_ram(shape: Shape, context: ContextParams) -> int:

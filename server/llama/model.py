@@ -250,6 +250,7 @@ def _native_params(params: ModelParams, on_progress: ProgressCallback | None) ->
     native.split_mode = _SPLIT_MODES[params.split_mode]
     native.main_gpu = params.main_gpu
     native.load_mode = _load_mode(params)
+    native.no_alloc = params.no_alloc
     keep: list[Any] = []
     if params.tensor_split:
         shares = (ctypes.c_float * llama_cpp.llama_max_devices())(*params.tensor_split)

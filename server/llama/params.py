@@ -16,6 +16,7 @@ class ModelParams:
     """How to load one GGUF; names are llama-server's.
 
     `n_gpu_layers` None means all layers that the build can offload. `tensor_split` is the share of each device.
+    `no_alloc` reads no weights and takes no memory: llama.cpp only says in its log what it would take (`mmap` off).
     """
 
     path: str
@@ -26,6 +27,7 @@ class ModelParams:
     tensor_split: tuple[float, ...] = ()
     mmap: bool = True
     mlock: bool = False
+    no_alloc: bool = False
 
 
 @dataclass(frozen=True, slots=True)

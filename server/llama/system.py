@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import re
+from typing import NamedTuple
 
 import llama_cpp
 from llama_cpp._ggml import libggml
@@ -36,6 +38,39 @@ def gpu_devices() -> tuple[str, ...]:
     return tuple(found)
 
 
+class DeviceMemory(NamedTuple):
+    """A GPU and its memory in bytes; `shares_ram` where it has none of its own."""
+
+    name: str
+    description: str
+    free: int
+    total: int
+    shares_ram: bool
+
+
+def device_memory() -> tuple[DeviceMemory, ...]:
+    """Every GPU that llama.cpp sees, with what is free on it now; empty on a CPU build."""
+    ggml = _registry()
+    found = []
+    for i in range(ggml.ggml_backend_dev_count()):
+        device = ggml.ggml_backend_dev_get(i)
+        kind = ggml.ggml_backend_dev_type(device)
+        if kind in _GPU_TYPES:
+            free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+            ggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+            name, description = (
+                read(device).decode("utf-8", "replace")
+                for read in (ggml.ggml_backend_dev_name, ggml.ggml_backend_dev_description)
+            )
+            found.append(DeviceMemory(name, description, free.value, total.value, kind == _GPU_TYPES[1]))
+    return tuple(found)
+
+
+def cpu_features() -> frozenset[str]:
+    """What the CPU kernels of this build use: "avx2", "avx512", "dotprod" ..."""
+    return frozenset(name.lower() for name in re.findall(r"(\w+) = 1", info()))
+
+
 def _registry() -> ctypes.CDLL:
     """ggml's device registry, which the binding loads but does not declare."""
     ggml = libggml
@@ -45,4 +80,8 @@ def _registry() -> ctypes.CDLL:
     ggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
     ggml.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
     ggml.ggml_backend_dev_description.restype = ctypes.c_char_p
+    ggml.ggml_backend_dev_name.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_dev_name.restype = ctypes.c_char_p
+    ggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p] + 2 * [ctypes.POINTER(ctypes.c_size_t)]
+    ggml.ggml_backend_dev_memory.restype = None
     return ggml  # type: ignore[no-any-return]
