@@ -1,4 +1,4 @@
-"""The commands `serve`, `check` and `bench`: read settings, say errors in one line, exit 0 or 1.
+"""The commands `serve`, `check`, `plan` and `bench`: read settings, say errors in one line, exit 0 or 1.
 
 Imported again by every child process, so nothing heavy is imported before a command runs.
 """
@@ -45,6 +45,7 @@ def build_app(command: str) -> typer.Typer:
     app.callback()(_top())
     app.command("serve")(with_settings(serve))
     app.command("check")(with_settings(check))
+    app.command("plan")(with_settings(plan, ("model", "context"), _plan_options()))
     app.command("bench")(_bench(command))
     return app
 
@@ -96,6 +97,29 @@ def check(config_file: Path | None, flags: dict[str, Any]) -> None:
         console.show_plan(config, model, _file(config_file))
     except GgufdError as error:
         _fail(error)
+
+
+def plan(config_file: Path | None, flags: dict[str, Any], *, target: str, as_json: bool) -> None:
+    """Say what a model takes and what fits on this machine, from its header alone; of a folder, a table in Markdown."""
+    try:
+        config = _load(config_file, flags)
+        from server.planner import command
+
+        command.run(target, config, as_json=as_json)
+    except GgufdError as error:
+        _fail(error)
+
+
+def _plan_options() -> dict[str, tuple[Any, Any]]:
+    from typing import Annotated
+
+    import typer
+
+    file = typer.Argument(metavar="[FILE|FOLDER]", help="The model, or a folder of them; else --model, else the demo.")
+    return {
+        "target": (Annotated[str, file], ""),
+        "as_json": (Annotated[bool, typer.Option("--json", help="Print everything as JSON.")], False),
+    }
 
 
 def _file(config_file: Path | None) -> Path | None:

@@ -6,16 +6,13 @@ Values stay text here: the config checks them, with the same words as for the fi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from server.config import Setting, settings
-
-Command = Callable[[Path | None, dict[str, Any]], None]
-"""A command: the file named by --config, and the settings given as flags by their keys."""
 
 _PANELS = {
     "model": "Model",
@@ -28,15 +25,26 @@ _PANELS = {
 _KINDS = {int: "N", float: "X", str: "TEXT", bool: ""}
 
 
-def with_settings(command: Command) -> Callable[..., None]:
-    """`command` as typer wants it: one keyword parameter for --config and for every setting."""
+def with_settings(
+    command: Callable[..., None],
+    sections: Collection[str] = tuple(_PANELS),
+    own: Mapping[str, tuple[Any, Any]] | None = None,
+) -> Callable[..., None]:
+    """`command` as typer wants it: one keyword parameter for --config and for every setting of `sections`.
+
+    `own` are further parameters of the command, which it gets by name: annotation and default.
+    """
+    own = own or {}
 
     def run(config: Path | None = None, **given: Any) -> None:
-        command(config, {key: value for key, value in given.items() if value is not None})
+        flags = {key: value for key, value in given.items() if value is not None and key not in own}
+        command(config, flags, **{key: given[key] for key in own})
 
-    options = {"config": _config_option(), **{one.key: _option(one) for one in settings()}}
+    settable = {one.key: _option(one) for one in settings() if one.section in sections}
+    options = {**{key: annotation for key, (annotation, _) in own.items()}, "config": _config_option(), **settable}
+    defaults = {key: default for key, (_, default) in own.items()}
     parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=annotation)
         for name, annotation in options.items()
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -50,6 +50,14 @@ def find(model: str) -> ModelFile:
     return _whole(path)
 
 
+def find_all(model: str) -> list[ModelFile]:
+    """Every model of a folder, by name; of anything else the one that `find` finds."""
+    path = Path(model).expanduser()
+    if model == "" or not path.is_dir():
+        return [find(model)]
+    return [_whole(one) for one in _models_in(path)]
+
+
 def _demo() -> Path:
     try:
         package = importlib.metadata.distribution(DEMO_PACKAGE)
@@ -62,15 +70,20 @@ def _demo() -> Path:
 
 
 def _only_model(folder: Path) -> Path:
-    """The one model in a folder; further parts and image projectors are no models of their own."""
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
-    models = [path for path in files if not _is_later_part(path) and not path.name.startswith("mmproj")]
-    if not models:
-        raise ModelError(f"{folder}: no .gguf file in this folder; put one there, or name one with --model FILE")
+    models = _models_in(folder)
     if len(models) > 1:
         names = "".join(f"\n  {path}" for path in models)
         raise ModelError(f"{folder}: {len(models)} models in this folder; choose one with --model:{names}")
     return models[0]
+
+
+def _models_in(folder: Path) -> list[Path]:
+    """The models in a folder, at least one; further parts and image projectors are no models of their own."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
+    models = [path for path in files if not _is_later_part(path) and not path.name.startswith("mmproj")]
+    if not models:
+        raise ModelError(f"{folder}: no .gguf file in this folder; put one there, or name one with --model FILE")
+    return models
 
 
 def _is_later_part(path: Path) -> bool:

@@ -1,0 +1,28 @@
+"""The command: a file or a folder in, tables, Markdown or JSON out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from server import daemon, hub
+from server.config import Config
+from server.planner import report, table
+from server.planner.machine import this_machine
+
+
+def run(target: str, config: Config, *, as_json: bool) -> None:
+    """Plan the model that `target` or the settings name, or every model of a folder. Raises ModelError."""
+    target = target or config.model.model
+    models = hub.find_all(target)
+    machine = this_machine()
+    context = daemon.context_params(config)
+    reports = [report.make(model, config, context, machine) for model in models]
+    is_folder = Path(target).expanduser().is_dir() if target else False
+    if as_json:
+        made = [report.as_json(one) for one in reports]
+        print(json.dumps(made if is_folder else made[0], indent=2))
+    elif is_folder:
+        print(table.markdown(reports))
+    else:
+        table.show(reports[0])

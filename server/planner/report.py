@@ -1,0 +1,124 @@
+"""What `plan` finds out about one model, as plain data: the same for the table, for JSON and for a model card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from server.config import Config
+from server.engine.memory import Estimate, Placement, estimate, types_by_size
+from server.engine.offload import Choice, Machine, Wish, choose, default_n_ctx, largest_contexts, offload_steps
+from server.hub import ModelFile
+from server.llama.params import ContextParams
+from server.llama.shape import Shape
+from server.llama.tensor_types import FILE_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One model on one machine. Sizes in bytes. `contexts` are `(slots, tokens each)` that fit."""
+
+    model: ModelFile
+    shape: Shape
+    machine: Machine
+    context: ContextParams
+    in_ram: Estimate
+    steps: list[Estimate]
+    choice: Choice
+    contexts: list[tuple[int, int]]
+
+    @property
+    def recipe(self) -> str:
+        """The name of the quantisation that the file gives itself; empty where it gives none."""
+        return FILE_TYPES.get(self.shape.gguf.integer("general.file_type", -1), "")
+
+    @property
+    def types(self) -> list[tuple[str, float]]:
+        """`(type, share of the bytes)`, the largest first."""
+        total = max(1, self.shape.n_weight_bytes)
+        return [(name, size / total) for name, size in types_by_size(self.shape.tensors)]
+
+
+def make(model: ModelFile, config: Config, context: ContextParams, machine: Machine) -> Report:
+    """Plan one model. `context.n_ctx` 0 leaves it to the choice; the tables then show the default context."""
+    shape = model.shape
+    assert shape is not None
+    wish = wish_of(config, context)
+    choice = choose(shape, wish, machine)
+    shown = context if context.n_ctx else replace(context, n_ctx=default_n_ctx(shape))
+    made = Placement(0, wish.n_cpu_moe or 0, wish.mmap, machine.cpu_features)
+    return Report(
+        model=model,
+        shape=shape,
+        machine=machine,
+        context=shown,
+        in_ram=estimate(shape, shown, made),
+        steps=offload_steps(shape, shown, made),
+        choice=choice,
+        contexts=largest_contexts(shape, choice.context, choice.placement, machine, wish.tensor_split),
+    )
+
+
+def wish_of(config: Config, context: ContextParams) -> Wish:
+    """What of the settings the planner must obey."""
+    layers = config.model.n_gpu_layers
+    return Wish(
+        context=context,
+        n_gpu_layers=None if layers == "auto" else layers,
+        mmap=config.model.mmap,
+        tensor_split=config.model.tensor_split,
+    )
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """For programs: every number in bytes, tokens or layers."""
+    shape = report.shape
+    return {
+        "file": str(report.model.path),
+        "parts": report.model.n_parts,
+        "size": shape.gguf.n_bytes,
+        "architecture": shape.architecture,
+        "quantisation": report.recipe,
+        "bits_per_weight": round(shape.bits_per_weight, 3),
+        "types": {name: round(share, 4) for name, share in report.types},
+        "parameters": shape.n_params,
+        "active_parameters": shape.n_params_active,
+        "experts": shape.n_experts,
+        "experts_used": shape.n_experts_used,
+        "layers": shape.n_layers,
+        "training_context": shape.n_ctx_train,
+        "context": {"slots": report.context.n_slots, "tokens_each": report.context.n_ctx},
+        "without_offload": _estimate(report.in_ram),
+        "offload": [_estimate(step) for step in report.steps],
+        "best": {
+            "n_gpu_layers": report.choice.placement.n_gpu_layers,
+            "n_cpu_moe": report.choice.placement.n_cpu_moe,
+            "slots": report.choice.context.n_slots,
+            "tokens_each": report.choice.context.n_ctx,
+            "fits": report.choice.fits,
+            "why": report.choice.why,
+            **_estimate(report.choice.estimate),
+        },
+        "contexts_that_fit": [{"slots": slots, "tokens_each": n_ctx} for slots, n_ctx in report.contexts],
+        "machine": {
+            "ram_free": report.machine.ram_free,
+            "ram_total": report.machine.ram_total,
+            "devices": [device._asdict() for device in report.machine.devices],
+        },
+    }
+
+
+def _estimate(one: Estimate) -> dict[str, Any]:
+    return {
+        "n_gpu_layers": one.placement.n_gpu_layers,
+        "ram": {
+            "own_weights": one.ram.weights,
+            "cache": one.ram.cache,
+            "compute": one.ram.compute,
+            "process": one.process,
+            "own": one.own,
+            "mapped_weights": one.mapped,
+            "needed": one.needed,
+        },
+        "vram": {**one.vram._asdict(), "total": one.vram.total},
+    }

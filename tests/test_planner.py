@@ -1,0 +1,149 @@
+"""`ggufd plan`: what is printed, for a person, a program and a model card."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from server import cli, daemon, hub, sources
+from server.engine.offload import Device, Machine
+from server.planner import report, table
+from server.planner.machine import _ram
+from server.planner.report import Report
+from tests.gguf_files import llama, write
+
+GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("platformdirs.user_config_path", lambda name: tmp_path / "user" / name)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(*arguments: str) -> None:
+    cli.main(["plan", *arguments])
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    out, err = capsys.readouterr()
+    assert (caught.value.code or 0, err) == (0, "")
+    return out
+
+
+def planned(path: Path, machine: Machine, **flags: Any) -> Report:
+    config = sources.load(None, {key: str(value) for key, value in flags.items()}, {})
+    return report.make(hub.find(str(path)), config, daemon.context_params(config), machine)
+
+
+def shown(one: Report) -> str:
+    console = Console(width=160)
+    with console.capture() as capture:
+        table.show(one, console)
+    return capture.get()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    sizes = {"n_layers": 30, "width": 2048, "n_heads": 16, "n_kv_heads": 4, "n_ff": 8192, "n_vocab": 32000}
+    metadata, tensors = llama(**sizes, n_ctx=16384, n_experts=4, kind="q8_0", extra={"general.file_type": 7})
+    return write(tmp_path / "models" / "four.gguf", metadata, tensors)
+
+
+GPU = Machine(32 * GIB, 32 * GIB, (Device("A fine GPU", 6 * GIB, 6 * GIB),))
+
+
+class TestTable:
+    def test_facts(self, model: Path) -> None:
+        text = shown(planned(model, GPU))
+        assert "four.gguf" in text
+        assert "llama, 6.49B parameters, 3.47B active a token (2 of 4 experts used), 30 layers" in text
+        assert "Q8_0 (Q8_0 100%), 8.50 bits per weight" in text
+        assert "trained for 16,384 tokens" in text
+        assert "32.00 GiB of 32.00 GiB RAM free; A fine GPU with 6.00 GiB free" in text
+
+    def test_the_best_is_said_and_can_be_pasted(self, model: Path) -> None:
+        one = planned(model, GPU)
+        text = shown(one)
+        assert "Best here: 4 slots of 8,192 tokens, 31 of 31 layers on the GPU (the experts of" in text
+        assert f"ggufd -m {model} -ngl 31" in text
+        assert "-c 32768 -np 4" in text
+
+    def test_layers_are_sampled_where_they_are_many(self, model: Path) -> None:
+        rows = [line.split()[0] for line in shown(planned(model, GPU)).splitlines() if line.count("GiB") >= 2]
+        numbers = [int(cell) for cell in rows if cell.isdigit()]
+        assert numbers[-1] == 31
+        assert len(numbers) <= 12
+
+    def test_what_does_not_fit(self, model: Path) -> None:
+        assert "Does not fit: it needs" in shown(planned(model, Machine(4 * GIB, 4 * GIB)))
+
+    def test_layers_for_a_gpu_that_is_not_there(self, model: Path) -> None:
+        text = shown(planned(model, replace(GPU, devices=()), n_gpu_layers=5))
+        assert "llama.cpp sees none here" in text
+
+
+class TestCommand:
+    def test_a_file(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        text = printed(capsys, str(model), "-c", "8192", "-np", "2", "-ctk", "q8_0", "-ctv", "q8_0")
+        assert "In RAM, 2 slots of 4,096 tokens" in text
+        assert "keys q8_0, values q8_0" in text
+        assert "-ctk q8_0 -ctv q8_0" in text
+
+    def test_the_demo_model_where_none_is_named(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "SmolLM2" in printed(capsys)
+
+    def test_json(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        found = json.loads(printed(capsys, str(model), "--json", "-c", "2048"))
+        assert found["parameters"] > found["active_parameters"] > 0
+        assert [step["n_gpu_layers"] for step in found["offload"]] == list(range(32))
+        ram = found["without_offload"]["ram"]
+        assert ram["own"] == ram["own_weights"] + ram["cache"] + ram["compute"] + ram["process"]
+        assert ram["needed"] == ram["own"] + ram["mapped_weights"]
+        assert found["context"] == {"slots": 4, "tokens_each": 2048}
+        assert found["best"]["n_gpu_layers"] == 0 or found["machine"]["devices"]
+
+    def test_a_folder_is_a_model_cards_table(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for kind in ("q8_0", "q4_0", "f16"):
+            write(tmp_path / "m" / f"m.{kind}.gguf", *llama(kind=kind))
+        lines = printed(capsys, str(tmp_path / "m")).splitlines()
+        assert lines[0].startswith("| file | quantisation |")
+        assert [line.split("|")[1].strip() for line in lines[2:5]] == ["m.q4_0.gguf", "m.q8_0.gguf", "m.f16.gguf"]
+        assert len({line.count("|") for line in lines[:5]}) == 1
+
+    def test_a_folder_as_json_is_a_list(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        write(tmp_path / "m" / "m.gguf", *llama())
+        assert len(json.loads(printed(capsys, str(tmp_path / "m"), "--json"))) == 1
+
+    def test_a_bad_file_is_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "m.gguf").write_bytes(b"GGUF")
+        with pytest.raises(SystemExit) as caught:
+            run("m.gguf")
+        assert caught.value.code == 1
+        assert capsys.readouterr().err.startswith("ggufd: m.gguf: ends within its header")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has no control groups")
+class TestContainer:
+    def test_its_limit_counts_and_not_the_hosts_memory(self, tmp_path: Path) -> None:
+        (tmp_path / "memory.max").write_text("1073741824\n")
+        (tmp_path / "memory.current").write_text("500000000\n")
+        (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 100000000\n")
+        free, total = _ram(tmp_path)
+        assert total == 1 << 30
+        assert free == (1 << 30) - 400_000_000
+
+    @pytest.mark.parametrize("limit", ["max\n", str(1 << 60)])
+    def test_no_limit(self, tmp_path: Path, limit: str) -> None:
+        (tmp_path / "memory.max").write_text(limit)
+        assert _ram(tmp_path)[1] == psutil.virtual_memory().total
