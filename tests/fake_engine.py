@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
 from server.engine.messages import (
     Admitted,
+    CacheReport,
     EngineRequest,
     Finish,
     FinishReason,
@@ -92,6 +93,7 @@ class FakeEngine:
         self.n_accepted = 0
         self.cached_tokens = 0
         self.rewinds = 0
+        self.cache = CacheReport()
         self.n_kept = 5
         self.requests: list[EngineRequest] = []
         self.aborted: list[int] = []
@@ -264,6 +266,7 @@ class FakeStream:
                 0.02,
                 0.1,
                 self.engine.rewinds,
+                cache=self.engine.cache if request.explain_cache else None,
             )
             finish = Finish(sequence.reason, usage, sequence.stop)
         return Output(request.request_id, index, text, tokens, logprobs, finish)

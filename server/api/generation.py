@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from server.api.activity import Activity, Owner
+from server.api.explain import CacheExplainer
 from server.api.ports import RequestStream, Services
 from server.engine.messages import (
     EngineRequest,
@@ -38,8 +39,8 @@ class Generation:
     """Engine requests that are under way, inside an `async with`. Leaving that early aborts them.
 
     `n` is the sequences of each request, `total` those of all. It belongs to `owner`, in whose name it can be found and
-    aborted; `finishes` are the ends that the engine told. `is_scoring` says that only the prompt counts: the
-    engine computes one token, and it is dropped here.
+    aborted; `finishes` are the ends that the engine told, each explained by the `explainer` before it is passed on.
+    `is_scoring` says that only the prompt counts: the engine computes one token, and it is dropped here.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Generation:
         streams: Sequence[RequestStream],
         activity: Activity,
         owner: Owner,
+        explainer: CacheExplainer,
         *,
         is_scoring: bool = False,
     ) -> None:
@@ -58,6 +60,7 @@ class Generation:
         self._requests = requests
         self._streams = streams
         self._activity = activity
+        self._explainer = explainer
         self._is_scoring = is_scoring
         self._choices = [_Progress() for _ in range(self.total)]
         self._stack = contextlib.AsyncExitStack()
@@ -86,13 +89,16 @@ class Generation:
         """Everything that happens, until every sequence has finished. Raises the error that ended a request."""
         batches = _of_one(self._streams[0], 0) if len(self._streams) == 1 else self._merged()
         async for first, events in batches:
-            self._note(first, events)
+            for index, finish in self._note(first, events):
+                await self._explainer.note(index, self._requests[index // self.n], finish.usage)
             yield first, _scored(events) if self._is_scoring else events
         for index, progress in enumerate(self._choices):
             if not progress.is_finished:
                 yield index - index % self.n, [self._cut(index, progress)]
 
-    def _note(self, first: int, events: Sequence[RequestEvent]) -> None:
+    def _note(self, first: int, events: Sequence[RequestEvent]) -> list[tuple[int, Finish]]:
+        """Take note of what happened; the choices that ended."""
+        ended = []
         for event in events:
             if isinstance(event, Output):
                 progress = self._choices[first + event.index]
@@ -102,6 +108,8 @@ class Generation:
                 if event.finish is not None:
                     progress.is_finished = True
                     self.finishes.append(event.finish)
+                    ended.append((first + event.index, event.finish))
+        return ended
 
     def _cut(self, index: int, progress: _Progress) -> Output:
         """The end of an aborted sequence, which the engine says nothing of. What its time went to is unknown."""
@@ -170,7 +178,12 @@ def _scored(events: list[RequestEvent]) -> list[RequestEvent]:
 
 
 async def submit(
-    services: Services, requests: Sequence[EngineRequest], owner: Owner, *, is_scoring: bool = False
+    services: Services,
+    requests: Sequence[EngineRequest],
+    owner: Owner,
+    explainer: CacheExplainer,
+    *,
+    is_scoring: bool = False,
 ) -> Generation:
     """Hand all requests to the engine, or none: when one is refused, those before it are aborted."""
     streams: list[RequestStream] = []
@@ -178,9 +191,9 @@ async def submit(
         for request in requests:
             streams.append(services.engine.submit(request))  # noqa: PERF401 - those before a refusal must stay
     except GgufdError:
-        async with Generation(requests, streams, services.activity, owner):
+        async with Generation(requests, streams, services.activity, owner, explainer):
             raise
-    return Generation(requests, streams, services.activity, owner, is_scoring=is_scoring)
+    return Generation(requests, streams, services.activity, owner, explainer, is_scoring=is_scoring)
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from server import __version__
 from server.api.activity import Owner, owner_of
 from server.api.body import JsonObject, read_json, read_optional_json
 from server.api.docs import documented
+from server.api.explain import CacheExplainer
 from server.api.fields import KOBOLD
 from server.api.generation import Choice, Generation, collect, submit, unless_gone
 from server.api.ports import Services, services_of
@@ -75,8 +76,10 @@ async def generate(request: Request) -> Response:
     """
     services, fields, owner = await _read(request)
     check_n("n", fields.n, services.config.max_n)
-    choices = await unless_gone(request, _collect(services, fields, owner))
-    return json_response({"results": [_result(choice, has_bans=fields.has_bans) for choice in choices]})
+    explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
+    choices = await unless_gone(request, _collect(services, fields, owner, explainer))
+    results = [_result(choice, has_bans=fields.has_bans) | explainer.of(i) for i, choice in enumerate(choices)]
+    return json_response({"results": results})
 
 
 @extra.post("/generate/stream", **documented(KoboldRequest, {"one prompt": _EXAMPLES["one prompt"]}, streams=True))
@@ -84,8 +87,9 @@ async def generate_stream(request: Request) -> Response:
     """Continue a text, token by token."""
     services, fields, owner = await _read(request)
     check_n("n", fields.n, 1)
-    generation = await _start(services, fields, owner)
-    return EventStream(generation, _Tokens(), ping_s=services.config.ping_s)
+    explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
+    generation = await _start(services, fields, owner, explainer)
+    return EventStream(generation, _Tokens(explainer), ping_s=services.config.ping_s)
 
 
 async def _read(request: Request) -> tuple[Services, KoboldRequest, Owner]:
@@ -96,14 +100,16 @@ async def _read(request: Request) -> tuple[Services, KoboldRequest, Owner]:
     return services, fields, owner_of(request, fields.genkey)
 
 
-async def _start(services: Services, fields: KoboldRequest, owner: Owner) -> Generation:
-    tokens = await encode_text(services, fields.memory + fields.prompt, add_bos=True)
-    request = await engine_request(services, fields, tokens, key=owner.key, param="prompt")
-    return await submit(services, [request], owner, is_scoring=fields.max_tokens == 0)
+async def _start(services: Services, fields: KoboldRequest, owner: Owner, explainer: CacheExplainer) -> Generation:
+    text = fields.memory + fields.prompt
+    explainer.add_prompt(text)
+    tokens = await encode_text(services, text, add_bos=True)
+    request = await engine_request(services, fields, tokens, owner=owner, param="prompt")
+    return await submit(services, [request], owner, explainer, is_scoring=fields.max_tokens == 0)
 
 
-async def _collect(services: Services, fields: KoboldRequest, owner: Owner) -> list[Choice]:
-    return await collect(await _start(services, fields, owner))
+async def _collect(services: Services, fields: KoboldRequest, owner: Owner, explainer: CacheExplainer) -> list[Choice]:
+    return await collect(await _start(services, fields, owner, explainer))
 
 
 def _result(choice: Choice, *, has_bans: bool) -> dict[str, Any]:
@@ -120,6 +126,9 @@ def _result(choice: Choice, *, has_bans: bool) -> dict[str, Any]:
 class _Tokens:
     """The stream: an event for each piece of text, the last one says why it ended."""
 
+    def __init__(self, explainer: CacheExplainer) -> None:
+        self._explainer = explainer
+
     def feed(self, first: int, event: RequestEvent) -> bytes:
         """The event for one output."""
         if not isinstance(event, Output):
@@ -127,7 +136,8 @@ class _Tokens:
         reason = None if event.finish is None else finish_reason(event.finish)
         if not event.text and reason is None:
             return b""
-        return b"event: message\ndata: " + dumps({"token": event.text, "finish_reason": reason}) + b"\n\n"
+        more = {} if event.finish is None else self._explainer.of(first + event.index)
+        return b"event: message\ndata: " + dumps({"token": event.text, "finish_reason": reason, **more}) + b"\n\n"
 
 
 async def _named(request: Request) -> Owner:

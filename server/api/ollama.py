@@ -15,6 +15,7 @@ from starlette.responses import Response
 from server.api.activity import owner_of
 from server.api.body import JsonObject, read_json, read_optional_json
 from server.api.docs import documented
+from server.api.explain import CacheExplainer
 from server.api.fields import OLLAMA
 from server.api.generation import Choice, Generation, collect, submit, unless_gone
 from server.api.ndjson import LineStream, line_bytes
@@ -67,6 +68,7 @@ class Work(ABC):
         self._fields = fields
         self._owner = owner_of(request)
         self._request = request
+        self._explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         check_n("n", fields.n, 1)
 
     async def respond(self) -> Response:
@@ -84,15 +86,16 @@ class Work(ABC):
 
     async def _start(self) -> Generation:
         tokens = await self.tokens()
-        request = await engine_request(
-            self._services, self._fields, tokens, key=self._owner.key, param=self.prompt_name
-        )
-        return await submit(self._services, [request], self._owner, is_scoring=self._fields.max_tokens == 0)
+        request = await engine_request(self._services, self._fields, tokens, owner=self._owner, param=self.prompt_name)
+        is_scoring = self._fields.max_tokens == 0
+        return await submit(self._services, [request], self._owner, self._explainer, is_scoring=is_scoring)
 
     async def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[int]:
         self._services.require_ready()
         chat = ChatPrompt(tuple(messages), template_kwargs=self._fields.template_kwargs)
-        return (await self._services.text.render(chat)).tokens
+        rendered = await self._services.text.render(chat)
+        self._explainer.add_prompt(rendered.text, messages)
+        return rendered.tokens
 
     def line(self, text: str, *, done: bool, **more: Any) -> dict[str, Any]:
         """One line's object."""
@@ -113,6 +116,7 @@ class Work(ABC):
             eval_count=usage.completion_tokens,
             eval_duration=round(usage.decode_s * _NS),
             **({"banned_rewinds": usage.rewinds} if self._fields.has_bans else {}),
+            **self._explainer.of(0),
         )
 
     prompt_name: str
@@ -145,6 +149,7 @@ class _Generate(Work):
     async def tokens(self) -> Sequence[int]:
         body = self._body
         if body.raw:
+            self._explainer.add_prompt(body.prompt)
             return await encode_text(self._services, body.prompt, add_bos=True)
         system = [{"role": "system", "content": body.system}] if body.system else []
         return await self._rendered([*system, {"role": "user", "content": body.prompt}])

@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
 
+from server.api.activity import Owner
 from server.api.constraints import ConstraintFields
+from server.api.explain import is_logged
 from server.api.ports import Services
 from server.api.recommended import recommended
 from server.api.sampling import Bool, Count, Int
@@ -91,6 +93,7 @@ class GenerationFields(ConstraintFields):
     banned_regexes: Phrases = ()
     bans_case_sensitive: Bool = False
     return_progress: Bool = False
+    explain_cache: Bool = False
 
     @property
     def includes_usage(self) -> bool:
@@ -122,7 +125,7 @@ async def engine_request(
     fields: GenerationFields,
     prompt: Sequence[int],
     *,
-    key: str,
+    owner: Owner,
     param: str,
     n: int | None = None,
     n_logprobs: int | None = None,
@@ -161,7 +164,9 @@ async def engine_request(
         banned_regexes=fields.banned_regexes,
         bans_case_sensitive=fields.bans_case_sensitive,
         return_progress=fields.return_progress,
-        key=key,
+        explain_cache=fields.explain_cache or is_logged(),
+        key=owner.key,
+        asker=owner.key or owner.address,
         max_queue_wait_s=services.config.max_queue_wait_s,
     )
 

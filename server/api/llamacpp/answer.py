@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from server.api.explain import CacheExplainer
 from server.api.generation import Choice
 from server.api.logprobs import TokenTexts, native_entry
 from server.api.ports import Services
@@ -43,13 +44,19 @@ class NativeAnswer:
     """The fields of every choice; `requests` and the `prompts` as text, one a prompt."""
 
     def __init__(
-        self, services: Services, fields: Asked, requests: Sequence[EngineRequest], prompts: Sequence[str]
+        self,
+        services: Services,
+        fields: Asked,
+        requests: Sequence[EngineRequest],
+        prompts: Sequence[str],
+        explainer: CacheExplainer,
     ) -> None:
         self.requests = requests
         self.has_logprobs = requests[0].n_logprobs is not None
         self._services = services
         self._fields = fields
         self._prompts = prompts
+        self._explainer = explainer
 
     def n_prompt(self, index: int) -> int:
         """Tokens of the prompt that this choice continues."""
@@ -79,6 +86,7 @@ class NativeAnswer:
             "stop_type": "word" if finish.stop else _STOP_TYPES.get(finish.reason, "none"),
             "stopping_word": finish.stop or "",
             "timings": timings_json(usage, has_bans=self._fields.has_bans),
+            **self._explainer.of(index),
         }
 
     def _settings(self, request: EngineRequest) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from server.api.activity import Owner, owner_of
 from server.api.body import read_json
 from server.api.docs import documented
+from server.api.explain import CacheExplainer
 from server.api.fields import LLAMACPP
 from server.api.generation import Choice, Generation, collect, submit, unless_gone
 from server.api.llamacpp.answer import NativeAnswer, NativeChunks
@@ -72,6 +73,7 @@ class _Completion:
         self._owner = owner
         self._requests: Sequence[EngineRequest] = ()
         self._texts: Sequence[str] = ()
+        self._explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         check_n("n", fields.n, services.config.max_n)
         if len(fields.prompt) > services.config.max_prompts:
             raise InvalidRequest(
@@ -84,13 +86,16 @@ class _Completion:
         fields, services = self._fields, self._services
         prompts = [await encode_mixed(services, prompt, add_bos=fields.add_bos_token) for prompt in fields.prompt]
         self._texts = [await self._text(*pair) for pair in zip(fields.prompt, prompts, strict=True)]
+        for text in self._texts:
+            self._explainer.add_prompt(text)
         self._requests = [
             await engine_request(
-                services, fields, tokens, key=self._owner.key, param="prompt", n_logprobs=fields.n_logprobs
+                services, fields, tokens, owner=self._owner, param="prompt", n_logprobs=fields.n_logprobs
             )
             for tokens in prompts
         ]
-        return await submit(services, self._requests, self._owner, is_scoring=fields.max_tokens == 0)
+        is_scoring = fields.max_tokens == 0
+        return await submit(services, self._requests, self._owner, self._explainer, is_scoring=is_scoring)
 
     async def _text(self, prompt: Sequence[str | int], tokens: Sequence[int]) -> str:
         if len(prompt) == 1 and isinstance(prompt[0], str):
@@ -98,7 +103,7 @@ class _Completion:
         return await self._services.text.decode(tokens)
 
     def _answer(self) -> NativeAnswer:
-        return NativeAnswer(self._services, self._fields, self._requests, self._texts)
+        return NativeAnswer(self._services, self._fields, self._requests, self._texts, self._explainer)
 
     def chunks(self) -> NativeChunks:
         """The format of the stream."""

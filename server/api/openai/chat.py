@@ -12,6 +12,7 @@ from starlette.responses import Response
 from server.api.activity import Owner, owner_of
 from server.api.body import read_json
 from server.api.docs import documented
+from server.api.explain import CacheExplainer
 from server.api.fields import OPENAI_CHAT
 from server.api.generation import Choice, Generation, collect, submit, unless_gone
 from server.api.logprobs import TokenTexts, chat_entry
@@ -61,6 +62,7 @@ class _Chat:
         self._services = services
         self._fields = fields
         self._owner = owner
+        self._explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         self._n_logprobs = _n_logprobs(fields)
         self.headers: dict[str, str] = {}
         check_n("n", fields.n, services.config.max_n)
@@ -78,15 +80,16 @@ class _Chat:
             )
         )
         self._report(rendered.repairs)
+        self._explainer.add_prompt(rendered.text, fields.messages)
         request = await engine_request(
             services,
             self._without_foreign_biases(services.require_ready().model.n_vocab),
             rendered.tokens,
-            key=self._owner.key,
+            owner=self._owner,
             param="messages",
             n_logprobs=self._n_logprobs,
         )
-        return await submit(services, [request], self._owner)
+        return await submit(services, [request], self._owner, self._explainer)
 
     def _report(self, repairs: tuple[str, ...]) -> None:
         if repairs:
@@ -113,6 +116,7 @@ class _Chat:
             head(self._services, "chatcmpl", "chat.completion.chunk"),
             generation.total,
             generation.n,
+            explainer=self._explainer,
             includes_usage=self._fields.includes_usage,
             has_bans=self._fields.has_bans,
             has_logprobs=self._n_logprobs is not None,
@@ -127,6 +131,7 @@ class _Chat:
             "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
             "usage": usage_json(usages, len(choices), has_bans=self._fields.has_bans),
             "timings": timings_json(usages[0]),
+            **self._explainer.of(0),
         }
 
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:

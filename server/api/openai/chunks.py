@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from server.api.explain import CacheExplainer
 from server.api.logprobs import LegacyLogprobs, TokenTexts, chat_entry
 from server.api.openai.echo import Echo
 from server.api.sse import DONE, Envelope, event_bytes
@@ -25,6 +26,7 @@ class Chunks(ABC):
         total: int,
         n: int,
         *,
+        explainer: CacheExplainer,
         includes_usage: bool,
         has_logprobs: bool,
         has_bans: bool = False,
@@ -32,6 +34,7 @@ class Chunks(ABC):
         self._head = head
         self._total = total
         self._n = n
+        self._explainer = explainer
         self._includes_usage = includes_usage
         self._has_logprobs = has_logprobs
         self._has_bans = has_bans
@@ -73,7 +76,8 @@ class Chunks(ABC):
     def _end(self, index: int, finish: Finish) -> bytes:
         self._usages[index] = finish.usage
         choice = self._last_choice(index, finish_reason(finish))
-        data = self.chunk(choice, timings=timings_json(finish.usage, has_bans=self._has_bans))
+        timings = timings_json(finish.usage, has_bans=self._has_bans)
+        data = self.chunk(choice, timings=timings, **self._explainer.of(index))
         return data + self._after_all() if len(self._usages) == self._total else data
 
     def _after_all(self) -> bytes:

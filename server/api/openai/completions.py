@@ -11,6 +11,7 @@ from starlette.responses import Response
 from server.api.activity import Owner, owner_of
 from server.api.body import read_json
 from server.api.docs import documented
+from server.api.explain import CacheExplainer
 from server.api.fields import OPENAI_COMPLETION
 from server.api.generation import Choice, Generation, collect, submit, unless_gone
 from server.api.logprobs import LegacyLogprobs, joined
@@ -59,6 +60,7 @@ class _Completion:
         self._owner = owner
         self._n = fields.best_of or fields.n
         self._echoes: list[Echo] = []
+        self._explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         self._check()
 
     def _check(self) -> None:
@@ -80,6 +82,8 @@ class _Completion:
         """Submit every prompt. Raises what refuses one of them."""
         fields = self._fields
         prompts = [await self._tokens(prompt) for prompt in fields.prompt]
+        for prompt in fields.prompt:
+            self._explainer.add_prompt(prompt if isinstance(prompt, str) and fields.suffix is None else None)
         if fields.echo:
             pairs = zip(fields.prompt, prompts, strict=True)
             self._echoes = [await self._echo(prompt, tokens) for prompt, tokens in pairs]
@@ -89,7 +93,7 @@ class _Completion:
                 self._services,
                 fields,
                 tokens,
-                key=self._owner.key,
+                owner=self._owner,
                 param="prompt",
                 n=self._n,
                 n_logprobs=0 if ranks and fields.logprobs is None else fields.logprobs,
@@ -97,7 +101,8 @@ class _Completion:
             )
             for tokens in prompts
         ]
-        return await submit(self._services, requests, self._owner, is_scoring=fields.max_tokens == 0)
+        is_scoring = fields.max_tokens == 0
+        return await submit(self._services, requests, self._owner, self._explainer, is_scoring=is_scoring)
 
     async def _tokens(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):
@@ -130,6 +135,7 @@ class _Completion:
             head(self._services, "cmpl", "text_completion"),
             generation.total,
             generation.n,
+            explainer=self._explainer,
             includes_usage=self._fields.includes_usage,
             has_bans=self._fields.has_bans,
             has_logprobs=self._fields.logprobs is not None,
@@ -148,6 +154,7 @@ class _Completion:
             "choices": [self._choice(index, *item) for index, item in enumerate(kept)],
             "usage": usage_json(usages, self._n, has_bans=self._fields.has_bans),
             "timings": timings_json(usages[0]),
+            **self._explainer.of(0),
         }
 
     def _best(self, group: list[Choice]) -> list[Choice]:
