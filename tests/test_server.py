@@ -153,6 +153,35 @@ def test_the_second_turn_finds_the_first_in_the_cache(client: openai.OpenAI) -> 
     assert first.usage.prompt_tokens - 8 <= cached < second.usage.prompt_tokens
 
 
+def test_the_cache_is_explained_where_a_chat_was_edited(server: LiveServer) -> None:
+    question = "  Which ships did the pirates of the Caribbean sail\U0001f3f4, and how many guns had they?"
+    chat = [
+        {"role": "system", "content": "You are the historian of a small harbour town."},
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": "Mostly sloops with ten guns."},
+        {"role": "user", "content": "And how many men?"},
+    ]
+    edited = [*chat[:2], {"role": "assistant", "content": "Mostly sloops and brigs."}, chat[3]]
+
+    def cache_of(messages: list[dict[str, str]]) -> Any:
+        body = {**GREEDY, "messages": messages, "max_tokens": 2, "explain_cache": True}
+        response = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
+        return response.json()["cache"]
+
+    cache_of(chat)
+    assert cache_of(chat)["first_difference"] is None
+    cache = cache_of(edited)
+    first = cache["first_difference"]
+    assert (first["message"], first["role"]) == (2, "assistant")
+    assert first["character"] == len("Mostly sloops")
+    assert first["token"] == cache["reused"] < cache["of"]
+    assert " and brigs." in first["prompt"]
+    assert " with ten guns." in first["cached"]
+    other = [chat[0], {"role": "user", "content": question.replace("guns", "cats")}]
+    first = cache_of(other)["first_difference"]
+    assert (first["message"], first["character"]) == (1, question.index(" guns"))
+
+
 def test_the_last_message_of_the_assistant_goes_on(client: openai.OpenAI) -> None:
     messages: list[Any] = [
         {"role": "user", "content": "What is the capital of France?"},
