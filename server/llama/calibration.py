@@ -1,7 +1,9 @@
 """Whether flash attention pays on this CPU: measured on a model of one layer with the same attention shape.
 
 Attention is the only part that flash attention changes, and its cost is per layer; so one layer is enough, and the
-measurement takes the same fraction of a second for a small model and a large one. See `prefers_flash_attention`.
+measurement takes the same fraction of a second for a small model and a large one. What is measured is a turn of a chat:
+a short message is read at the end of a long history, where flash attention is slow on a CPU, and a reply is written
+beside other replies, where it is fast when they are many. See `prefers_flash_attention`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from server.llama.model import Model
 from server.llama.params import ContextParams, FlashAttention, ModelParams
 
 _DEPTH = 1280
+_REPLY_DEPTH = 512
+_MAX_ROWS = 8
 _MESSAGE_TOKENS = 32
 _REPLY_TOKENS = 64
 _REPEATS = 7
@@ -42,33 +46,36 @@ class AttentionShape(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Seconds: to read a short message at depth, and to compute one token of the reply."""
+    """Seconds: to read a short message at depth, and for one step of all replies."""
 
     message_s: float
-    token_s: float
+    step_s: float
 
     @property
     def turn_s(self) -> float:
         """A chat turn: a short message, then a reply."""
-        return self.message_s + _REPLY_TOKENS * self.token_s
+        return self.message_s + _REPLY_TOKENS * self.step_s
 
 
 def prefers_flash_attention(model: Model, params: ContextParams, memory: Path | None) -> tuple[bool, str]:
     """Whether a chat turn is faster with it, and why, in a few words.
 
-    `memory` is a file that remembers answers per machine, build, cache types and shape; None remembers
+    `memory` is a file that remembers answers per machine, build, slots, cache types and shape; None remembers
     nothing. A file that cannot be read or written is measured around.
     """
     shape = AttentionShape.of(model)
     cache_types = params.cache_type_k, params.cache_type_v
-    key = "|".join(map(str, (_cpu(), llama_cpp.__version__, *cache_types, *shape)))
+    n_rows = _rows(params)
+    key = "|".join(map(str, (_cpu(), llama_cpp.__version__, n_rows, *cache_types, *shape)))
     known = _remembered(memory)
     if key not in known:
         known[key] = _measure(shape, params)
         _remember(memory, known)
     off, on = known[key]["off"], known[key]["on"]
-    is_faster = on.turn_s < off.turn_s and on.message_s < 1.25 * off.message_s
-    return is_faster, f"attention in a chat turn takes {on.turn_s / off.turn_s:.2f} times as long with it on this CPU"
+    return (
+        on.turn_s < off.turn_s,
+        f"attention in a chat turn takes {on.turn_s / off.turn_s:.2f} times as long with it on this CPU",
+    )
 
 
 def _measure(shape: AttentionShape, params: ContextParams) -> dict[str, Measurement]:
@@ -91,7 +98,7 @@ def _calibration_context(params: ContextParams, side: FlashAttention) -> Context
     return dataclasses.replace(
         params,
         n_ctx=_DEPTH + 2 * _MESSAGE_TOKENS,
-        n_slots=1,
+        n_slots=_rows(params),
         n_batch=512,
         n_ubatch=512,
         # Two threads would wait for each other whenever something else runs, and tell nothing.
@@ -102,24 +109,44 @@ def _calibration_context(params: ContextParams, side: FlashAttention) -> Context
     )
 
 
+def _rows(params: ContextParams) -> int:
+    """Replies at once: one in four slots is busy with one, as people read and type most of the time."""
+    return min(max(1, params.n_slots // 4), _MAX_ROWS)
+
+
 def _time_turns(contexts: dict[FlashAttention, Context]) -> dict[str, Measurement]:
     for context in contexts.values():
-        for start in range(0, _DEPTH, 256):
-            _compute(context, 256, start)
+        for slot in range(context.n_slots):
+            for start in range(0, _DEPTH if slot == 0 else _REPLY_DEPTH, 256):
+                _read(context, slot, 256, start)
     best = {side: Measurement(math.inf, math.inf) for side in contexts}
     for _ in range(_REPEATS):
         for side, context in contexts.items():
-            message_s = _compute(context, _MESSAGE_TOKENS, _DEPTH)
-            context.trim(0, _DEPTH)
-            token_s = _compute(context, 1, _DEPTH)
-            context.trim(0, _DEPTH)
-            best[side] = Measurement(min(best[side].message_s, message_s), min(best[side].token_s, token_s))
+            message_s, step_s = _read_message(context), _step(context)
+            best[side] = Measurement(min(best[side].message_s, message_s), min(best[side].step_s, step_s))
     return {str(side): measurement for side, measurement in best.items()}
 
 
-def _compute(context: Context, n_tokens: int, first_pos: int) -> float:
+def _read_message(context: Context) -> float:
+    seconds = _read(context, 0, _MESSAGE_TOKENS, _DEPTH)
+    context.trim(0, _DEPTH)
+    return seconds
+
+
+def _step(context: Context) -> float:
+    """One token in every slot."""
     context.batch.clear()
-    context.batch.add(0, [1] * n_tokens, first_pos, 1)
+    for slot in range(context.n_slots):
+        context.batch.add(slot, [1], _DEPTH if slot == 0 else _REPLY_DEPTH, 1)
+    seconds = context.decode()
+    for slot in range(context.n_slots):
+        context.trim(slot, _DEPTH if slot == 0 else _REPLY_DEPTH)
+    return seconds
+
+
+def _read(context: Context, slot: int, n_tokens: int, first_pos: int) -> float:
+    context.batch.clear()
+    context.batch.add(slot, [1] * n_tokens, first_pos, 1)
     return context.decode()
 
 
