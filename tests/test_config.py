@@ -232,7 +232,7 @@ class TestTable:
             load().server.port = 3
 
 
-_CANDIDATES = ("2048", "2", "true", "false", "on", "none", "q8_0", "/x", "::1", "debug", "dry", "0.5")
+_CANDIDATES = ("2048", "2", "true", "false", "on", "none", "q8_0", "/x", "::1", "debug", "dry", "0.5", "a=CPU")
 
 
 def _another_value(one: Setting) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +14,11 @@ import psutil
 from server.engine.constraint import GrammarCompiler
 from server.engine.engine import Engine
 from server.engine.messages import EngineConfig, LoadProgress, LogLine, ModelInfo, Ready
+from server.engine.offload import Device, Machine, Wish, choose
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
 from server.errors import ModelError
-from server.llama import system
+from server.llama import gguf, shape, system
 from server.llama.calibration import prefers_flash_attention
 from server.llama.context import Context
 from server.llama.log import LogCapture
@@ -46,6 +47,7 @@ def load(config: EngineConfig, report: Report) -> Loaded:
     log = _LoadLog(config.log_level, report)
     log.capture.install()
     try:
+        config, offload_why = place(config, system.device_memory())
         model = Model(config.model, _progress(report))
         _refuse_unservable(model)
         params, flash_why = _resolve(config, model)
@@ -69,8 +71,28 @@ def load(config: EngineConfig, report: Report) -> Loaded:
         buffers=tuple(log.buffers),
         system_info=system.info(),
         build=system.build(),
+        offload_why=offload_why,
     )
     return Loaded(engine, ready, log.capture)
+
+
+def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> tuple[EngineConfig, str]:
+    """The settings with the layers on the GPU decided, where that is left to us, and why so."""
+    if not devices:
+        return config, ""
+    if config.model.n_gpu_layers is not None:
+        return config, "as configured"
+    made = shape.of(gguf.read(gguf.parts_of(Path(config.model.path))))
+    memory = psutil.virtual_memory()
+    gpus = tuple(Device(one.description, one.free, one.total, one.shares_ram) for one in devices)
+    wish = Wish(config.context, None, config.model.n_cpu_moe, config.model.mmap, config.model.tensor_split)
+    choice = choose(made, wish, Machine(memory.available, memory.total, gpus, system.cpu_features()))
+    placement = choice.placement
+    model = dataclasses.replace(
+        config.model, n_gpu_layers=placement.n_gpu_layers, n_cpu_moe=min(placement.n_cpu_moe, made.n_layers)
+    )
+    context = dataclasses.replace(config.context, n_ctx=choice.context.n_ctx)
+    return dataclasses.replace(config, model=model, context=context), choice.why
 
 
 def _engine(config: EngineConfig, model: Model, context: Context) -> Engine:

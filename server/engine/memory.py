@@ -22,7 +22,7 @@ N_OUTPUTS = 64
 """Rows of logits that a context reserves at least; see `llama.context`."""
 
 # The engine's process without a model, measured: Python, numpy, llama.cpp's library, our own objects.
-_PROCESS = 27 * MIB
+_PROCESS = 32 * MIB
 # Measured over vocabularies of 49,152 tokens with as many merges, and of 262,144 without.
 _TOKEN, _MERGE, _VOCABULARY = 156, 143, 2 * MIB
 # A context's own tables, and llama.cpp's record of every cell.

@@ -347,6 +347,7 @@ class Ready:
     buffers: tuple[str, ...]
     system_info: str
     build: str
+    offload_why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,9 @@ Scalar = int | float | bool | str
 Value = Scalar | tuple[int | float | bool, ...] | Skipped
 """Short arrays of numbers are kept (one a layer); a vocabulary is skipped."""
 
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+"""What llama.cpp's gguf-split names the parts of a model."""
+
 _MAX_HEADER = 256 << 20
 _MAX_PAIRS = 1 << 16
 _MAX_TENSORS = 1 << 16
@@ -147,6 +150,15 @@ class Gguf:
 
 
 # --- from files -----------------------------------------------------------------------------------------------------
+
+
+def parts_of(path: Path) -> list[Path]:
+    """All files of the model that `path` is (a part of), in order, by their names; whether they are there or not."""
+    part = _PART.fullmatch(path.name)
+    if part is None:
+        return [path]
+    count = int(part["count"])
+    return [path.with_name(f"{part['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
 
 
 def read(paths: Sequence[Path]) -> Gguf:

@@ -15,6 +15,7 @@ from typing import Any
 import llama_cpp
 
 from server.errors import ModelError
+from server.llama.overrides import native_overrides
 from server.llama.params import ModelParams
 
 _SPLIT_MODES = {
@@ -251,7 +252,8 @@ def _native_params(params: ModelParams, on_progress: ProgressCallback | None) ->
     native.main_gpu = params.main_gpu
     native.load_mode = _load_mode(params)
     native.no_alloc = params.no_alloc
-    keep: list[Any] = []
+    native.tensor_buft_overrides, buffers = native_overrides(params.n_cpu_moe or 0, params.overrides)
+    keep: list[Any] = [buffers]
     if params.tensor_split:
         shares = (ctypes.c_float * llama_cpp.llama_max_devices())(*params.tensor_split)
         native.tensor_split = shares

@@ -16,6 +16,8 @@ class ModelParams:
     """How to load one GGUF; names are llama-server's.
 
     `n_gpu_layers` None means all layers that the build can offload. `tensor_split` is the share of each device.
+    Of the first `n_cpu_moe` layers the experts stay in RAM, None leaves it to the loader; `overrides` are
+    `(pattern of tensor names, buffer)`, and go before.
     `no_alloc` reads no weights and takes no memory: llama.cpp only says in its log what it would take (`mmap` off).
     """
 
@@ -28,6 +30,8 @@ class ModelParams:
     mmap: bool = True
     mlock: bool = False
     no_alloc: bool = False
+    n_cpu_moe: int | None = None
+    overrides: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

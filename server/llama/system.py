@@ -66,6 +66,17 @@ def device_memory() -> tuple[DeviceMemory, ...]:
     return tuple(found)
 
 
+def buffer_types() -> dict[str, int]:
+    """Name and handle of the kind of memory that every device gives: "CPU", "CUDA0" ..."""
+    ggml = _registry()
+    found: dict[str, int] = {}
+    for i in range(ggml.ggml_backend_dev_count()):
+        handle = ggml.ggml_backend_dev_buffer_type(ggml.ggml_backend_dev_get(i))
+        if handle:
+            found[ggml.ggml_backend_buft_name(handle).decode("utf-8", "replace")] = handle
+    return found
+
+
 def cpu_features() -> frozenset[str]:
     """What the CPU kernels of this build use: "avx2", "avx512", "dotprod" ..."""
     return frozenset(name.lower() for name in re.findall(r"(\w+) = 1", info()))
@@ -84,4 +95,8 @@ def _registry() -> ctypes.CDLL:
     ggml.ggml_backend_dev_name.restype = ctypes.c_char_p
     ggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p] + 2 * [ctypes.POINTER(ctypes.c_size_t)]
     ggml.ggml_backend_dev_memory.restype = None
+    ggml.ggml_backend_dev_buffer_type.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_dev_buffer_type.restype = ctypes.c_void_p
+    ggml.ggml_backend_buft_name.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_buft_name.restype = ctypes.c_char_p
     return ggml  # type: ignore[no-any-return]

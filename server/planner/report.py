@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from server import daemon
 from server.config import Config
 from server.engine.memory import Estimate, Placement, estimate, types_by_size
 from server.engine.offload import Choice, Machine, Wish, choose, default_n_ctx, largest_contexts, offload_steps
@@ -65,6 +66,7 @@ def wish_of(config: Config, context: ContextParams) -> Wish:
     return Wish(
         context=context,
         n_gpu_layers=None if layers == "auto" else layers,
+        n_cpu_moe=daemon.n_cpu_moe(config),
         mmap=config.model.mmap,
         tensor_split=config.model.tensor_split,
     )

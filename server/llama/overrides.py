@@ -1,0 +1,61 @@
+"""Which tensors go to which buffer, whatever layer they are in: the struct that the binding leaves untyped.
+
+Patterns are C++ regular expressions, searched for in a tensor's name; the first that matches counts. A pattern that C++
+could not read would end the process, so only what both languages read the same is let through.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from typing import Any
+
+from server.errors import ModelError
+from server.llama import system
+from server.llama.shape import MAX_LAYERS
+
+_EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+_PLAIN = re.compile(r"[\w.^$|()\[\]*+?\\-]{1,200}", re.ASCII)
+
+
+class _Override(ctypes.Structure):
+    """`llama_model_tensor_buft_override`."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p))
+
+
+def native_overrides(n_cpu_moe: int, overrides: tuple[tuple[str, str], ...]) -> tuple[Any, Any]:
+    """The address for llama.cpp's struct, and what must stay referenced while C reads it; None where there are none.
+
+    Raises ModelError for a buffer that this build does not have, or a pattern that is none.
+    """
+    wanted = [*overrides, *([(_experts_of(n_cpu_moe), "CPU")] if n_cpu_moe else [])]
+    if not wanted:
+        return None, None
+    buffers = system.buffer_types()
+    array = (_Override * (len(wanted) + 1))()
+    for pattern, name in overrides:
+        _check(pattern, name, buffers)
+    for place, (pattern, name) in zip(array, wanted, strict=False):
+        place.pattern, place.buft = pattern.encode(), buffers[name]
+    return ctypes.cast(array, ctypes.c_void_p), array
+
+
+def _experts_of(n_layers: int) -> str:
+    """One pattern for all: llama.cpp compiles every pattern again for every tensor."""
+    if n_layers >= MAX_LAYERS:
+        return _EXPERTS
+    return rf"blk\.({'|'.join(map(str, range(n_layers)))}){_EXPERTS}"
+
+
+def _check(pattern: str, name: str, buffers: dict[str, int]) -> None:
+    if name not in buffers:
+        known = ", ".join(buffers)
+        raise ModelError(f"override_tensor {pattern}={name}: this build has no such buffer; it has {known}")
+    try:
+        re.compile(pattern)
+        is_readable = _PLAIN.fullmatch(pattern) is not None and "(?" not in pattern
+    except re.error:
+        is_readable = False
+    if not is_readable:
+        raise ModelError(f"override_tensor {pattern}={name}: expected a regular expression over names of tensors")
