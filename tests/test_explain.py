@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -164,6 +165,21 @@ async def test_a_bos_that_the_text_does_not_show_shifts_no_character() -> None:
         answer = await api.ok("/v1/completions", prompt="abcdefgh", explain_cache=True)
     first = answer["cache"]["first_difference"]
     assert (first["token"], first["character"]) == (5, 4)
+
+
+class ForgetfulText(FakeText):
+    """A vocabulary that drops line ends, as some do beside special tokens."""
+
+    async def decode(self, tokens: Sequence[int]) -> str:
+        return (await super().decode(tokens)).replace("\n", "")
+
+
+@pytest.mark.parametrize("token", [TREASURE - 1, TREASURE, PROMPT.index("Here.")])
+async def test_blanks_that_tokens_do_not_give_back_shift_no_character(token: int) -> None:
+    async with running(engine_with(token), ForgetfulText()) as api:
+        answer = await api.ok(CHAT, messages=MESSAGES, explain_cache=True)
+    first, exact = answer["cache"]["first_difference"], await first_difference(token)
+    assert (first["message"], first["character"]) == (exact["message"], exact["character"])
 
 
 async def test_an_answer_does_not_depend_on_its_explanation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ class CacheExplainer:
         before a message belongs to it.
         """
         text = await self._text.decode(tokens) if prompt.text is None else prompt.text
-        character = max(0, len(text) - _n_characters(await self._text.decode(tokens[first:])))
+        character = _beginning(text, await self._text.decode(tokens[first:]))
         for place in find_messages(text, prompt.messages):
             if character < place.end:
                 inside = max(0, character - place.start) + place.first
@@ -104,10 +104,24 @@ class CacheExplainer:
         return {"character": character, "message": None, "role": None}
 
 
-def _n_characters(text: str) -> int:
-    """Characters of a text that may begin in the middle of one, whose bytes were decoded one by one."""
-    whole = text[:_MAX_SPLIT].lstrip(_NOT_A_CHARACTER) + text[_MAX_SPLIT:]
-    return len(whole) + (len(whole) < len(text))
+def _beginning(text: str, rest: str) -> int:
+    """Where `rest`, the end of `text` as its tokens say it, begins.
+
+    It may begin within a character, whose bytes are then decoded one by one. Blanks may differ: some vocabularies drop
+    those beside special tokens.
+    """
+    whole = rest[:_MAX_SPLIT].lstrip(_NOT_A_CHARACTER) + rest[_MAX_SPLIT:]
+    position = len(text) - len(whole) if text.endswith(whole) else _beginning_but_for_blanks(text, whole)
+    return max(0, position - (len(whole) < len(rest)))
+
+
+def _beginning_but_for_blanks(text: str, rest: str) -> int:
+    n_left = len("".join(rest.split()))
+    position = len(text)
+    while n_left and position:
+        position -= 1
+        n_left -= not text[position].isspace()
+    return position - (len(rest) - len(rest.lstrip()))
 
 
 def _log(request_id: int, made: Mapping[str, Any]) -> None:
