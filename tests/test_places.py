@@ -42,6 +42,16 @@ def test_a_text_said_twice_is_found_twice() -> None:
     assert [place.role for place in places] == ["user", "assistant"]
 
 
+def test_a_short_text_is_not_taken_for_a_part_of_the_templates_words() -> None:
+    messages = [message("a"), message("1", "assistant"), message("st", "user")]
+    prompt = chatml(*messages)
+    assert [prompt[place.start - 1] for place in find_messages(prompt, messages)] == ["\n"] * 3
+
+
+def test_a_text_that_is_glued_to_the_templates_words_is_found() -> None:
+    assert find_messages("Usersays", [message("says")]) == [Place(0, "user", 4, 8, 0)]
+
+
 def test_parts_are_one_text() -> None:
     messages = [message([{"type": "text", "text": "one"}, {"type": "text", "text": "two"}])]
     assert find_messages("> one\ntwo <", messages) == [Place(0, "user", 2, 9, 0)]

@@ -34,8 +34,8 @@ def find_messages(prompt: str, messages: Sequence[Message]) -> list[Place]:
         content = content_text(message)
         behind = places[-1].end if places else 0
         for first, last in (_trimmed(content, 0), _trimmed(content, _after_thought(content))):
-            start = prompt.find(content[first:last], behind)
-            if first < last and start >= 0:
+            start = _find(prompt, content[first:last], behind) if first < last else -1
+            if start >= 0:
                 places.append(Place(index, str(message["role"]), start, start + last - first, first))
                 break
     return places
@@ -47,6 +47,19 @@ def content_text(message: Message) -> str:
     if isinstance(content, list):
         return "\n".join(str(part.get("text", "")) for part in content)
     return content if isinstance(content, str) else ""
+
+
+def _find(prompt: str, text: str, behind: int) -> int:
+    """Where the text stands by itself, or else anywhere: "a" is also within what opens a turn. -1 when nowhere."""
+    start = anywhere = prompt.find(text, behind)
+    while start >= 0 and _is_within_a_word(prompt, start, start + len(text)):
+        start = prompt.find(text, start + 1)
+    return anywhere if start < 0 else start
+
+
+def _is_within_a_word(prompt: str, start: int, end: int) -> bool:
+    around = prompt[start - 1 : start + 1] if start else "", prompt[end - 1 : end + 1]
+    return any(len(pair) == 2 and pair.isalnum() for pair in around)
 
 
 def _after_thought(content: str) -> int:
