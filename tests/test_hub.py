@@ -74,9 +74,8 @@ class TestFile:
     def test_missing(self, tmp_path: Path) -> None:
         assert "no such file" in fault(tmp_path / "m.gguf")
 
-    @pytest.mark.parametrize("model", ["hf:owner/repo", "ollama:llama3", "https://example.org/m.gguf"])
-    def test_what_would_have_to_be_fetched_is_refused_in_words(self, model: str) -> None:
-        assert "cannot be fetched yet" in fault(model)
+    def test_an_address_is_refused_in_words(self) -> None:
+        assert "give hf:OWNER/REPO" in fault("https://example.org/m.gguf")
 
 
 class TestFolder:

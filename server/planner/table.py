@@ -166,7 +166,7 @@ def _placement(report: Report) -> str:
 def command(report: Report) -> str:
     """What to type to get the choice."""
     choice = report.choice
-    parts = [f"ggufd -m {shlex.quote(str(report.model.path))}"]
+    parts = [f"ggufd -m {shlex.quote(report.model.source or str(report.model.path))}"]
     if report.machine.devices:
         parts.append(f"-ngl {choice.placement.n_gpu_layers}")
     parts += [f"-c {choice.context.n_ctx * choice.context.n_slots}", f"-np {choice.context.n_slots}"]

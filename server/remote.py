@@ -1,0 +1,214 @@
+"""Models that are not a path yet: a repository of the Hugging Face hub, a name in ollama's local store.
+
+`hf:OWNER/REPO`, `hf:OWNER/REPO:QUANTISATION`, `hf:OWNER/REPO/FILE.gguf`. Fetching is huggingface_hub's: its cache, its
+token (HF_TOKEN), its endpoint (HF_ENDPOINT), its resuming of half files. What is added here: the right file or parts,
+a look at the disk before and at the checksum after, and a header read without the rest. Every failure is a ModelError
+of one line. `ollama:NAME[:TAG]` only reads what ollama has stored on this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.errors import ModelError
+from server.llama import gguf
+
+_HF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^:]+\.gguf)|:(?P<quant>[\w.-]+))?", re.ASCII)
+_OLLAMA = re.compile(r"ollama:(?:(?P<owner>[\w.-]+)/)?(?P<name>[\w.-]+)(?::(?P<tag>[\w.-]+))?", re.ASCII)
+_PREFERRED = "Q4_K_M"
+_DISK_MARGIN = 256 << 20
+_AHEAD = 1 << 20
+"""Bytes fetched at once of a header that is read from afar."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository: size in bytes, checksum where the hub has one."""
+
+    repo: str
+    name: str
+    n_bytes: int
+    sha256: str | None
+
+
+def find_ollama(model: str) -> Path:
+    """The file of `ollama:NAME[:TAG]` in ollama's store on this machine."""
+    match = _OLLAMA.fullmatch(model)
+    if match is None:
+        raise ModelError(f"{model}: expected ollama:NAME or ollama:NAME:TAG")
+    root = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
+    folder = root / "manifests" / "registry.ollama.ai" / (match["owner"] or "library") / match["name"]
+    manifest = folder / (match["tag"] or "latest")
+    try:
+        layers = json.loads(manifest.read_text("utf-8"))["layers"]
+        digest = next(one["digest"] for one in layers if one["mediaType"] == "application/vnd.ollama.image.model")
+    except FileNotFoundError:
+        raise ModelError(f"{model}: ollama has no such model on this machine (looked for {manifest})") from None
+    except (OSError, ValueError, LookupError, TypeError, StopIteration):
+        raise ModelError(f"{model}: {manifest} is no manifest of a model") from None
+    return root / "blobs" / str(digest).replace(":", "-")
+
+
+def find(model: str) -> list[RemoteFile]:
+    """The file, or all parts, that `hf:...` means. Asks the hub for the list of the repository's files."""
+    match = _HF.fullmatch(model)
+    if match is None:
+        raise ModelError(f"{model}: expected hf:OWNER/REPO, hf:OWNER/REPO:QUANTISATION or hf:OWNER/REPO/FILE.gguf")
+    hub = _library(model)
+    with _one_line(model):
+        tree = list(hub.HfApi().list_repo_tree(match["repo"], recursive=True))
+    files = {one.path: _remote(match["repo"], one) for one in tree if str(one.path).lower().endswith(".gguf")}
+    first = match["file"] or _choose(model, sorted(files), match["quant"])
+    names = [str(part).replace(os.sep, "/") for part in gguf.parts_of(Path(first))]
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise ModelError(f"{model}: there is no {missing[0]} in this repository{_offer(files)}")
+    return [files[name] for name in names]
+
+
+def find_cached(model: str) -> Path | None:
+    """The file that `hf:...` means, of what was fetched before: for a start without the network."""
+    match = _HF.fullmatch(model)
+    if match is None:
+        return None
+    hub = _library(model)
+    folder = Path(hub.constants.HF_HUB_CACHE) / ("models--" + match["repo"].replace("/", "--"))
+    with contextlib.suppress(OSError, ModelError):
+        snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
+        names = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf"))
+        first = match["file"] or _choose(model, names, match["quant"])
+        if all(part.exists() for part in gguf.parts_of(snapshot / first)):
+            return snapshot / first
+    return None
+
+
+def _remote(repo: str, one: Any) -> RemoteFile:
+    return RemoteFile(repo, one.path, int(one.size), one.lfs.sha256 if one.lfs else None)
+
+
+def _choose(model: str, names: Sequence[str], quant: str | None) -> str:
+    """The file of a quantisation: the one asked for, else the only one, else Q4_K_M."""
+    first_parts = [name for name in names if gguf.parts_of(Path(name))[0] == Path(name)]
+    models = [name for name in first_parts if not Path(name).name.startswith("mmproj")]
+    if not models:
+        raise ModelError(f"{model}: there is no .gguf file in this repository")
+    if quant is None and len(models) == 1:
+        return models[0]
+    wanted = re.compile(rf"(?<![A-Za-z0-9_]){re.escape(quant or _PREFERRED)}(?![A-Za-z0-9_])", re.IGNORECASE)
+    found = [name for name in models if wanted.search(Path(name).name)]
+    if len(found) == 1:
+        return found[0]
+    what = f"{len(found)} files are {quant or _PREFERRED}" if found else f"no file is {quant or _PREFERRED}"
+    raise ModelError(f"{model}: {what}; name one as hf:OWNER/REPO/FILE.gguf{_offer(models)}")
+
+
+def _offer(names: Any) -> str:
+    return "; it has " + ", ".join(sorted(names)[:20]) if names else ""
+
+
+def read_header(model: str, files: Sequence[RemoteFile]) -> gguf.Gguf:
+    """The header alone, by range requests: a megabyte or a few, whatever the size of the model."""
+    hub = _library(model)
+    headers = []
+    for one in files:
+        url = hub.hf_hub_url(one.repo, one.name)
+        with _one_line(model):
+            headers.append(gguf.read_header(_reader(hub, url), one.n_bytes, f"{model}/{one.name}"))
+    return gguf.Gguf(tuple(headers))
+
+
+def _reader(hub: Any, url: str) -> gguf.ReadAt:
+    session, headers = hub.utils.get_session(), hub.utils.build_hf_headers()
+
+    def read_at(offset: int, n: int) -> bytes:
+        wanted = {**headers, "Range": f"bytes={offset}-{offset + min(n, _AHEAD) - 1}"}
+        with session.stream("GET", url, headers=wanted, follow_redirects=True) as response:
+            response.raise_for_status()
+            if response.status_code != 206:
+                raise ModelError(f"{url}: the server gives no part of a file, so the header alone cannot be read")
+            return bytes(response.read())
+
+    return read_at
+
+
+def fetch(model: str, files: Sequence[RemoteFile]) -> Path:
+    """Download what is not there yet; the path of the first file. A half file is continued."""
+    hub = _library(model)
+    missing = [one for one in files if not isinstance(hub.try_to_load_from_cache(one.repo, one.name), str)]
+    _check_disk(model, missing, Path(hub.constants.HF_HUB_CACHE))
+    if not sys.stderr.isatty():
+        hub.utils.disable_progress_bars()
+    paths = []
+    for one in files:
+        with _one_line(model):
+            path = Path(hub.hf_hub_download(one.repo, one.name))
+        if one in missing:
+            _check_sum(one, path)
+        paths.append(path)
+    return paths[0]
+
+
+def _check_disk(model: str, missing: Sequence[RemoteFile], cache: Path) -> None:
+    """Refuse before the first byte what the disk has no room for; what is half there is counted whole."""
+    folder = next((one for one in (cache, *cache.parents) if one.exists()), None)
+    needed = sum(one.n_bytes for one in missing)
+    if folder is None or needed == 0:
+        return
+    free = shutil.disk_usage(folder).free
+    if needed + _DISK_MARGIN > free:
+        raise ModelError(
+            f"{model}: {needed / 1e9:.1f} GB are to be downloaded, but {folder} has {free / 1e9:.1f} GB free; make "
+            "room, or set HF_HOME to another disk"
+        )
+
+
+def _check_sum(one: RemoteFile, path: Path) -> None:
+    """A fresh download must be what the hub says it is; else it is deleted, so that the next try starts anew."""
+    if one.sha256 is None:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != one.sha256:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise ModelError(
+            f"{one.repo}/{one.name}: the download is damaged (its checksum is wrong) and was deleted: try again"
+        )
+
+
+def _library(model: str) -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.utils
+    except ModuleNotFoundError:
+        raise ModelError(f"{model}: fetching models needs one more package: pip install 'ggufd[hub]'") from None
+    return huggingface_hub
+
+
+@contextlib.contextmanager
+def _one_line(model: str) -> Iterator[None]:
+    """Turn what the library and its HTTP client raise into one line."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    # The root of its HTTP client's errors; which client it is differs between versions.
+    client_error: type[Exception] = HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except GatedRepoError:
+        raise ModelError(f"{model}: this repository wants its terms accepted; do so, and set HF_TOKEN") from None
+    except RepositoryNotFoundError:
+        raise ModelError(f"{model}: there is no such repository, or it is private and HF_TOKEN is not set") from None
+    except (HfHubHTTPError, client_error, OSError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{model}: the hub cannot be reached or does not answer as expected: {said[0]}") from None

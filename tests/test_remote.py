@@ -1,0 +1,247 @@
+"""Models of a hub, which is a small server on 127.0.0.1 here, and of ollama's local store."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from huggingface_hub import constants
+
+from server import cli, hub, remote
+from server.errors import ModelError
+from tests import gguf_files
+from tests.gguf_files import llama
+from tests.hub_server import Hub, HubServer
+
+HEAD, SIZE = gguf_files.header(*llama(n_vocab=20000))
+MODEL = HEAD + bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256)
+"""A model of 5 MB, of which the header is a few kB."""
+
+REPO = "someone/model-GGUF"
+
+
+@pytest.fixture
+def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with one repository of three quantisations; the library's cache is empty."""
+    with HubServer() as made:
+        made.repos[REPO] = {f"model.{kind}.gguf": MODEL for kind in ("Q2_K", "Q4_K_M", "Q8_0")}
+        made.repos[REPO] |= {"README.md": b"hello", "mmproj-model.f16.gguf": MODEL}
+        monkeypatch.setattr(constants, "ENDPOINT", made.url)
+        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+            monkeypatch.setattr(constants, name, str(tmp_path / "cache"))
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        yield made
+
+
+def fault(model: str, **options: bool) -> str:
+    with pytest.raises(ModelError) as caught:
+        hub.find(model, **options)
+    message = caught.value.message
+    assert "\n" not in message
+    return message
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("model", "name"),
+        [
+            (f"hf:{REPO}", "model.Q4_K_M.gguf"),
+            (f"hf:{REPO}:q2_k", "model.Q2_K.gguf"),
+            (f"hf:{REPO}:Q8_0", "model.Q8_0.gguf"),
+            (f"hf:{REPO}/model.Q2_K.gguf", "model.Q2_K.gguf"),
+            (f"hf:{REPO}/mmproj-model.f16.gguf", "mmproj-model.f16.gguf"),
+        ],
+    )
+    def test_the_file_that_is_meant(self, far: Hub, model: str, name: str) -> None:
+        assert [one.name for one in remote.find(model)] == [name]
+
+    def test_the_only_one(self, far: Hub) -> None:
+        far.repos["a/b"] = {"x.IQ3_M.gguf": MODEL}
+        assert remote.find("hf:a/b")[0].name == "x.IQ3_M.gguf"
+
+    def test_all_parts(self, far: Hub) -> None:
+        far.repos["a/b"] = {f"Q4/m-Q4_K_M-0000{i}-of-00002.gguf": MODEL for i in (1, 2)}
+        assert [one.name[-19:] for one in remote.find("hf:a/b:q4_k_m")] == [
+            "00001-of-00002.gguf",
+            "00002-of-00002.gguf",
+        ]
+
+    def test_a_missing_part(self, far: Hub) -> None:
+        far.repos["a/b"] = {"m-00001-of-00002.gguf": MODEL}
+        assert "there is no m-00002-of-00002.gguf" in fault("hf:a/b")
+
+    def test_a_quantisation_that_is_not_there(self, far: Hub) -> None:
+        message = fault(f"hf:{REPO}:Q5_K_M")
+        assert "no file is Q5_K_M" in message
+        assert "model.Q2_K.gguf, model.Q4_K_M.gguf, model.Q8_0.gguf" in message
+
+    def test_a_part_of_a_name_is_not_it(self, far: Hub) -> None:
+        assert "no file is Q4_K" in fault(f"hf:{REPO}:Q4_K")
+
+    def test_no_model_at_all(self, far: Hub) -> None:
+        far.repos["a/b"] = {"model.safetensors": b"x"}
+        assert "no .gguf file" in fault("hf:a/b")
+
+    @pytest.mark.parametrize("model", ["hf:", "hf:a", "hf:a/b/c", "hf:a/../..", "hf:a/b:c:d", "hf:a b/c"])
+    def test_what_is_no_name(self, model: str) -> None:
+        assert "expected hf:OWNER/REPO" in fault(model)
+
+
+class TestFetching:
+    def test_it_arrives_and_is_found_again(self, far: Hub) -> None:
+        found = hub.find(f"hf:{REPO}")
+        assert found.path.read_bytes() == MODEL
+        assert (found.path.name, found.source) == ("model.Q4_K_M.gguf", f"hf:{REPO}")
+        served = far.served
+        assert hub.find(f"hf:{REPO}").path == found.path
+        assert far.served - served < len(MODEL) / 2
+
+    def test_a_half_file_is_continued(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
+        files = remote.find(f"hf:{REPO}")
+        far.cut_after = len(MODEL) // 2
+        assert remote.fetch(f"hf:{REPO}", files).read_bytes() == MODEL
+        assert far.served < 1.1 * len(MODEL)
+
+    def test_a_connection_that_always_breaks(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        files = remote.find(f"hf:{REPO}")
+        far.cut_after = 1000
+        with pytest.raises(ModelError, match="the hub cannot be reached or does not answer as expected"):
+            remote.fetch(f"hf:{REPO}", files)
+
+    def test_a_hub_that_is_not_there(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        assert "the hub cannot be reached" in fault(f"hf:{REPO}")
+
+    def test_what_was_fetched_before_needs_no_network(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = hub.find(f"hf:{REPO}:Q2_K").path
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        assert hub.find(f"hf:{REPO}:Q2_K").path == path
+        assert hub.find(f"hf:{REPO}").path == path
+        assert "the hub cannot be reached" in fault(f"hf:{REPO}:Q8_0")
+
+    def test_a_damaged_download_is_deleted(self, far: Hub) -> None:
+        far.is_damaged = True
+        assert "its checksum is wrong" in fault(f"hf:{REPO}")
+        far.is_damaged = False
+        assert hub.find(f"hf:{REPO}").path.read_bytes() == MODEL
+
+    def test_a_full_disk_is_said_before_the_first_byte(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Usage(NamedTuple):
+            total: int = 10**9
+            used: int = 10**9
+            free: int = 10**6
+
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage())
+        assert "make room, or set HF_HOME to another disk" in fault(f"hf:{REPO}")
+        assert far.served < len(MODEL) / 2
+
+    def test_the_token_is_sent(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        far.token = "hf_secret"
+        assert "HF_TOKEN is not set" in fault(f"hf:{REPO}")
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        assert hub.find(f"hf:{REPO}").size_bytes == len(MODEL)
+
+
+class TestHeader:
+    def test_it_is_read_without_the_rest(self, far: Hub) -> None:
+        found = hub.find(f"hf:{REPO}", may_fetch=False)
+        assert found.shape is not None
+        assert found.shape.n_vocab == 20000
+        assert found.size_bytes == len(MODEL)
+        assert far.served < 2_000_000
+        assert far.ranges
+
+    def test_plan(self, far: Hub, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit):
+            cli.main(["plan", f"hf:{REPO}:q8_0"])
+        out = capsys.readouterr().out
+        assert out.startswith("model.Q8_0.gguf")
+        assert f"ggufd -m hf:{REPO}:q8_0 " in out
+        assert far.served < 2_000_000
+
+    def test_a_model_that_cannot_be_served_is_not_downloaded(self, far: Hub) -> None:
+        far.repos["a/b"] = {"m.gguf": gguf_files.header(llama()[0], llama()[1][:3])[0] + bytes(5_000_000)}
+        assert "tensors are missing" in fault("hf:a/b")
+        assert far.served < 2_000_000
+
+    def test_a_server_without_ranges(self, far: Hub) -> None:
+        far.has_ranges = False
+        assert "gives no part of a file" in fault(f"hf:{REPO}", may_fetch=False)
+
+
+class TestFailures:
+    def test_no_such_repository(self, far: Hub) -> None:
+        assert "no such repository" in fault("hf:no/body")
+
+    def test_terms_to_accept(self, far: Hub) -> None:
+        far.gated.add(REPO)
+        assert "wants its terms accepted" in fault(f"hf:{REPO}")
+
+    def test_the_library_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = builtins.__import__
+
+        def absent(name: str, *args: Any, **kwargs: Any) -> Any:
+            if name.startswith("huggingface_hub"):
+                raise ModuleNotFoundError(name=name)
+            return real(name, *args, **kwargs)
+
+        monkeypatch.setattr(builtins, "__import__", absent)
+        assert "pip install 'ggufd[hub]'" in fault("hf:a/b")
+
+
+class TestOllama:
+    @pytest.fixture
+    def store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+        return tmp_path
+
+    def put(self, store: Path, name: str, layers: Any) -> None:
+        path = store / "manifests" / "registry.ollama.ai" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"layers": layers}))
+
+    @pytest.mark.parametrize(
+        ("model", "manifest"),
+        [("ollama:tiny", "library/tiny/latest"), ("ollama:tiny:1b", "library/tiny/1b"), ("ollama:me/x:y", "me/x/y")],
+    )
+    def test_its_file_is_found(self, store: Path, model: str, manifest: str) -> None:
+        kinds = ("template", "model")
+        layers = [{"mediaType": f"application/vnd.ollama.image.{kind}", "digest": f"sha256:{kind}"} for kind in kinds]
+        self.put(store, manifest, layers)
+        gguf_files.write(store / "blobs" / "sha256-model", *llama())
+        found = hub.find(model)
+        assert found.path == store / "blobs" / "sha256-model"
+        assert found.source == model
+
+    def test_no_such_model(self, store: Path) -> None:
+        assert "ollama has no such model on this machine" in fault("ollama:nothing")
+
+    @pytest.mark.parametrize("layers", [[], [{}], None, [{"mediaType": "application/vnd.ollama.image.model"}]])
+    def test_a_broken_manifest(self, store: Path, layers: Any) -> None:
+        self.put(store, "library/tiny/latest", layers)
+        assert "is no manifest of a model" in fault("ollama:tiny")
+
+    def test_a_missing_blob(self, store: Path) -> None:
+        layers = [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:gone"}]
+        self.put(store, "library/tiny/latest", layers)
+        with pytest.raises(ModelError, match="no such file"):
+            hub.find("ollama:tiny")
+
+    @pytest.mark.parametrize("model", ["ollama:", "ollama:../x", "ollama:a:b:c"])
+    def test_what_is_no_name(self, store: Path, model: str) -> None:
+        with pytest.raises(ModelError):
+            hub.find(model)
