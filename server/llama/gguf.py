@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import stat
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -51,6 +52,7 @@ _MAX_KEPT = 4096
 _MAX_NAME = 63
 _MAX_DIMS = 4
 _ALIGNMENT = 32
+_TOKENS = "tokenizer.ggml.tokens"
 _WINDOW = 1 << 20
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
@@ -264,26 +266,34 @@ def _metadata(reader: _Reader, n_pairs: int) -> dict[str, Value]:
         if key in metadata:
             reader.fail(f"the key {_shown(key)} stands there twice")
         reader.where += f", {_shown(key)}"
-        metadata[key] = _value(reader, reader.number("I"))
+        metadata[key] = _value(reader, reader.number("I"), is_vocabulary=key == _TOKENS and not _may_repeat(metadata))
     return metadata
 
 
-def _value(reader: _Reader, kind: int) -> Value:
+def _may_repeat(metadata: Mapping[str, Value]) -> bool:
+    """One tokenizer of llama.cpp tells equal tokens apart by where they stand."""
+    return metadata.get("tokenizer.ggml.model") == "hybriddna"
+
+
+def _value(reader: _Reader, kind: int, *, is_vocabulary: bool) -> Value:
     if kind == _STRING:
         return reader.long_text()
     if kind == _ARRAY:
-        return _array(reader)
+        return _array(reader, is_vocabulary=is_vocabulary)
     if kind not in _NUMBERS:
         reader.fail(f"{kind} is no type of value")
     value = reader.number(_NUMBERS[kind][1])
     return value != 0 if kind == _BOOL else value
 
 
-def _array(reader: _Reader) -> Value:
+def _array(reader: _Reader, *, is_vocabulary: bool) -> Value:
     kind, count = reader.number("I"), reader.number("Q")
     if kind == _STRING:
         reader.check_room(count, 8, "strings")
-        reader.skip_texts(count)
+        if is_vocabulary:
+            _check_distinct(reader, count)
+        else:
+            reader.skip_texts(count)
         return Skipped("string", count)
     if kind not in _NUMBERS:
         reader.fail(f"{kind} is no type of an array's elements")
@@ -295,6 +305,14 @@ def _array(reader: _Reader) -> Value:
         return Skipped(name, count)
     values = struct.unpack(f"<{count}{letter}", reader.take(count * size))
     return tuple(value != 0 for value in values) if kind == _BOOL else values
+
+
+def _check_distinct(reader: _Reader, count: int) -> None:
+    """llama.cpp aborts where two tokens are the same text; it gives empty ones names of their own."""
+    texts = [text for text in reader.texts(count) if text]
+    if len(set(texts)) != len(texts):
+        twice = Counter(texts).most_common(1)[0][0]
+        reader.fail(f"the token {_shown(twice.decode('utf-8', 'replace'))} stands there twice")
 
 
 def _alignment(reader: _Reader, metadata: Mapping[str, Value]) -> int:
@@ -425,11 +443,40 @@ class _Reader:
             return Skipped("character", n)
         return self.take(n).decode("utf-8", "replace")
 
-    def skip_texts(self, count: int) -> None:
-        """Step over `count` strings. The one loop that runs as often as a vocabulary is long: kept tight."""
+    def texts(self, count: int) -> list[bytes]:
+        """The next `count` strings."""
+        self._count_strings(count)
+        unpack = struct.Struct("<Q").unpack_from
+        found: list[bytes] = []
+        while len(found) < count:
+            # The first of every window is read with care, the rest of the window quickly.
+            found.append(self._bytes())
+            window, start = self._window, self.at - self._window_at
+            at, last = start, len(window) - 8
+            while len(found) < count and at <= last:
+                end = at + 8 + unpack(window, at)[0]
+                if end > len(window):
+                    break
+                found.append(window[at + 8 : end])
+                at = end
+            self.skip(at - start)
+        return found
+
+    def _bytes(self) -> bytes:
+        n = self.number("Q")
+        if n > _MAX_TEXT:
+            self._check(n)
+            self.fail(f"a token of {n:,} bytes is not believable")
+        return self.take(n)
+
+    def _count_strings(self, count: int) -> None:
         self._strings_left -= count
         if self._strings_left < 0:
             self.fail(f"more than {_MAX_STRINGS:,} strings are not believable")
+
+    def skip_texts(self, count: int) -> None:
+        """Step over `count` strings. The one loop that runs as often as there are merges: kept tight."""
+        self._count_strings(count)
         unpack = struct.Struct("<Q").unpack_from
         while count:
             self._check(8)
