@@ -113,4 +113,4 @@ def llama(
             (f"{b}ffn_down{name}.weight", (n_ff, width, *experts), kind),
         ]
     tensors += [("output_norm.weight", (width,), "f32"), ("output.weight", (width, n_vocab), kind)]
-    return metadata, [(name, shape, (kinds or {}).get(name, kind)) for name, shape, kind in tensors]
+    return metadata, [(name, shape, (kinds or {}).get(name, own)) for name, shape, own in tensors]

@@ -268,6 +268,8 @@ class TestModel:
             ({"llama.expert_count": 2000, "llama.expert_used_count": 2}, "2 of 2000 experts"),
             ({"llama.expert_count": 4, "llama.expert_used_count": 5}, "5 of 4 experts"),
             ({"llama.expert_used_count": 2}, "2 of 0 experts"),
+            ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "is nan; expected a small number"),
+            ({"llama.attention.layer_norm_rms_epsilon": -1.0}, "is -1.0; expected a small number"),
         ],
     )
     def test_impossible_metadata(self, tmp_path: Path, change: dict[str, object], words: str) -> None:
@@ -285,6 +287,19 @@ class TestModel:
         metadata, tensors = llama()
         tensors = [one for one in tensors if one[0] != name]
         assert f"'{name}'" in file_fault(write(tmp_path / "m.gguf", metadata, tensors))
+
+    @pytest.mark.parametrize(
+        ("name", "kind", "words"),
+        [
+            ("blk.1.attn_q.weight", "i32", "is of type I32, expected a type for weights"),
+            ("token_embd.weight", "q8_1", "is of type Q8_1, expected a type for weights"),
+            ("output_norm.weight", "f16", "is of type F16, expected F32"),
+        ],
+    )
+    def test_a_type_that_crashes_llama_cpp(self, tmp_path: Path, name: str, kind: str, words: str) -> None:
+        metadata, tensors = llama()
+        tensors = [(one, dims, kind if one == name else old) for one, dims, old in tensors]
+        assert words in file_fault(write(tmp_path / "m.gguf", metadata, tensors))
 
     def test_only_a_vocabulary(self, tmp_path: Path) -> None:
         assert "only a vocabulary" in file_fault(write(tmp_path / "m.gguf", llama()[0], []))

@@ -52,6 +52,11 @@ _IN_EVERY_LAYER = (
 )
 
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"}
+"""Types that no matrix product of llama.cpp's takes on its left side; it crashes over them."""
+
+_MATRIX = re.compile(r"(?:token_embd|output|blk\.\d+\.(?:attn|ffn)_\w+)\.weight", re.ASCII)
+_NORM = re.compile(r"[\w.]*norm\.weight", re.ASCII)
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _EXPERT = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down|gate_up)(?:_exps|\.\d+)\.")
 
@@ -141,6 +146,8 @@ def of(gguf: Gguf) -> Shape:
     embedding = tensors["token_embd.weight"].shape
     if len(embedding) < 2 or embedding[0] < 1 or embedding[1] < 1:
         raise ModelError(f"{gguf.name}: damaged: 'token_embd.weight' is no table of a width and a vocabulary")
+    _check_types(gguf, tensors)
+    _check_epsilon(gguf)
     n_experts, n_experts_used = _experts(gguf, n_layers)
     return Shape(
         gguf=gguf,
@@ -189,6 +196,30 @@ def _check_tensors(gguf: Gguf, tensors: dict[str, TensorInfo], n_layers: int) ->
             f"{gguf.name}: tensors are missing, '{missing[0]}'{more}; the file does not hold all of its {n_layers} "
             "layers: fetch it again"
         )
+
+
+def _check_types(gguf: Gguf, tensors: dict[str, TensorInfo]) -> None:
+    for tensor in tensors.values():
+        expected = ""
+        if _NORM.fullmatch(tensor.name) and len(tensor.shape) == 1 and tensor.type.name != "F32":
+            expected = "F32"
+        elif _MATRIX.fullmatch(tensor.name) and tensor.type.name in _NOT_WEIGHTS:
+            expected = "a type for weights"
+        if expected:
+            raise ModelError(
+                f"{gguf.name}: the tensor '{tensor.name}' is of type {tensor.type.name}, expected {expected}; "
+                "convert the model again"
+            )
+
+
+def _check_epsilon(gguf: Gguf) -> None:
+    """A norm with an impossible epsilon aborts the first step."""
+    for name in ("layer_norm_rms_epsilon", "layer_norm_epsilon"):
+        key = f"{gguf.architecture}.attention.{name}"
+        value = gguf.metadata.get(key, 0.0)
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            found = value if isinstance(value, int | float) else "no number"
+            raise ModelError(f"{gguf.name}: '{key}' is {found}; expected a small number such as 1e-05")
 
 
 def _experts(gguf: Gguf, n_layers: int) -> tuple[int, int]:
