@@ -179,8 +179,9 @@ class Daemon:
 
 
 def model_id(config: Config, model: hub.ModelFile) -> str:
-    """What the API calls the model: the alias, else the file's name without its ending."""
-    return config.model.alias or model.path.stem
+    """What the API calls the model: the alias, else the file's name without its ending, or its name in ollama."""
+    own = model.source.removeprefix("ollama:") if model.source.startswith("ollama:") else model.path.stem
+    return config.model.alias or own
 
 
 def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from huggingface_hub import constants
 
-from server import cli, hub, remote
+from server import cli, daemon, hub, remote, sources
 from server.errors import ModelError
 from tests import gguf_files
 from tests.gguf_files import llama
@@ -226,6 +226,11 @@ class TestOllama:
         found = hub.find(model)
         assert found.path == store / "blobs" / "sha256-model"
         assert found.source == model
+
+    def test_it_keeps_its_name(self, store: Path) -> None:
+        """Its file is called by a checksum."""
+        model = hub.ModelFile(store / "blobs" / "sha256-00", 0, source="ollama:tiny:1b")
+        assert daemon.model_id(sources.load(None, {}, {}), model) == "tiny:1b"
 
     def test_no_such_model(self, store: Path) -> None:
         assert "ollama has no such model on this machine" in fault("ollama:nothing")
