@@ -176,6 +176,7 @@ class FakeDecoder:
         n_batch: int = 64,
         n_outputs_max: int = 64,
         can_trim: bool = True,
+        n_threads: int = 2,
         base_s: float = 0.01,
         row_s: float = 0.0005,
         copy_s_per_token: float = 1e-6,
@@ -184,6 +185,8 @@ class FakeDecoder:
         self.n_slots, self.n_ctx, self.n_batch = n_slots, n_ctx, n_batch
         self.n_outputs_max = n_outputs_max
         self.n_vocab = N_VOCAB
+        self.n_threads = n_threads
+        self.threads: int | None = None
         self.can_trim = can_trim
         self.batch = Batch.with_capacity(n_batch)
         self.failures: list[Exception] = []
@@ -210,6 +213,10 @@ class FakeDecoder:
         return list(self._slots[slot])
 
     # --- decode -----------------------------------------------------------------------------------------------------
+
+    def set_threads(self, n_threads: int | None) -> None:
+        assert n_threads is None or 1 <= n_threads <= self.n_threads
+        self.threads = n_threads
 
     def decode(self) -> float:
         self.before_decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -162,8 +163,10 @@ def test_facts_of_the_context(context: Context) -> None:
     assert (context.n_slots, context.n_ctx, context.n_vocab) == (N_SLOTS, 256, N_VOCAB)
     assert context.can_trim
     assert context.n_threads == 1
-    context.set_threads(2, 2)
-    assert context.n_threads == 2
+    context.set_threads(2)
+    assert llama_cpp.llama_n_threads(context.handle) == 2
+    context.set_threads(None)
+    assert llama_cpp.llama_n_threads(context.handle) == 1
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

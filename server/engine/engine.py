@@ -32,6 +32,7 @@ from server.engine.queue import RequestQueue
 from server.engine.sampling import Bias, Logprobs, Row, Sampler, VectorSampler, is_vectorisable, penalties_of
 from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import Sent, Sequence, Status
+from server.engine.threads import ThreadTuner
 from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueTimeout, Unavailable
 from server.llama.batch import NoRoomError
 
@@ -62,6 +63,7 @@ class Engine:
         self._queue = queue
         self._scheduler = scheduler
         self._clock = clock
+        self._threads = ThreadTuner(decoder.n_threads)
         self._cache = PrefixCache(decoder, clock, n_cache_reuse=n_cache_reuse)
         self._running: list[Sequence] = []
         self._events: list[Event] = []
@@ -162,22 +164,29 @@ class Engine:
 
     def _compute(self, plan: list[Chunk]) -> None:
         outputs = self._fill_batch(plan)
+        n_decode = sum(1 for chunk in plan if chunk.sequence.is_decoding)
+        n_prefill = self._decoder.batch.n_rows - n_decode
+        self._set_threads(n_decode, n_prefill)
         try:
-            self._counters.begin(self._clock())
             seconds = self._decoder.decode()
             self._counters.end(self._clock(), seconds)
         except (NoRoomError, EngineFailure) as error:
             self._fail_step(plan, error)
             return
         self._cache.note_decode()
-        n_decode = sum(1 for chunk in plan if chunk.sequence.is_decoding)
-        n_prefill = self._decoder.batch.n_rows - n_decode
         self._scheduler.step_time.record(seconds, n_decode, n_prefill)
         self._cache.prefill_s_per_token = (
             self._scheduler.step_time.prefill_s_per_token or self._cache.prefill_s_per_token
         )
         self._counters.computed_tokens += self._decoder.batch.n_rows
         self._advance(plan, outputs)
+
+    def _set_threads(self, n_decode: int, n_prefill: int) -> None:
+        """Learn from the step before, unless there was nothing to do in between, and choose for this one."""
+        self._counters.begin(self._clock())
+        if self._counters.step_gap_s < self._counters.step_s:
+            self._threads.record(self._counters.step_s + self._counters.step_gap_s)
+        self._decoder.set_threads(self._threads.choose(n_decode, is_prefill=n_prefill > 0))
 
     def _fill_batch(self, plan: list[Chunk]) -> list[tuple[int, int]]:
         """Write the plan into the batch; returns the first output and the last row of each chunk."""

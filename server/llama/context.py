@@ -59,6 +59,8 @@ class Context:
         self.n_ctx = int(llama_cpp.llama_n_ctx_seq(self.handle))
         self.n_batch = int(llama_cpp.llama_n_batch(self.handle))
         self.n_vocab = model.n_vocab
+        self.n_threads = int(llama_cpp.llama_n_threads(self.handle))
+        self._n_threads_now: int | None = None
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._batch = _NativeBatch(self.n_batch)
         self._logits: tuple[int, int, Logits] | None = None
@@ -73,9 +75,12 @@ class Context:
         """The context's own batch: clear it, fill it, `decode` it."""
         return self._batch.rows
 
-    @property
-    def n_threads(self) -> int:
-        return int(llama_cpp.llama_n_threads(self.handle))
+    def set_threads(self, n_threads: int | None) -> None:
+        """Compute threads of the next decodes; None is what the context was made with."""
+        if n_threads != self._n_threads_now:
+            self._n_threads_now = n_threads
+            n_batch = n_threads or self.params.n_threads_batch or self.n_threads
+            llama_cpp.llama_set_n_threads(self.handle, n_threads or self.n_threads, n_batch)
 
     @property
     def can_trim(self) -> bool:
@@ -157,9 +162,6 @@ class Context:
         if can_rewind:
             chain.keep_history()
         return chain
-
-    def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
-        llama_cpp.llama_set_n_threads(self.handle, n_threads, n_threads_batch)
 
 
 class _NativeBatch:

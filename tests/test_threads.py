@@ -1,0 +1,57 @@
+"""The number of compute threads: tried, measured, kept, and tried again."""
+
+from __future__ import annotations
+
+from server.engine.threads import ThreadTuner
+from tests.fake_llama import make_engine, make_request
+
+
+def run(tuner: ThreadTuner, costs: dict[int, float], n_steps: int, n_rows: int = 1) -> list[int]:
+    chosen = []
+    for _ in range(n_steps):
+        n = tuner.choose(n_rows, is_prefill=False)
+        assert n is not None
+        chosen.append(n)
+        tuner.record(costs[n])
+    return chosen
+
+
+def test_every_number_is_tried_and_the_fastest_used() -> None:
+    chosen = run(ThreadTuner(8), {8: 0.010, 7: 0.008, 4: 0.012}, 200)
+    assert set(chosen) == {8, 7, 4}
+    assert set(chosen[30:]) == {7}
+
+
+def test_a_slow_moment_during_the_trial_does_not_decide() -> None:
+    tuner = ThreadTuner(2)
+    for step in range(16):
+        n = tuner.choose(1, is_prefill=False)
+        tuner.record(1.0 if step == 3 else {2: 0.005, 1: 0.008}[n or 0])
+    assert tuner.choose(1, is_prefill=False) == 2
+
+
+def test_what_was_slow_is_tried_again_later() -> None:
+    tuner = ThreadTuner(2)
+    run(tuner, {2: 0.005, 1: 0.008}, 100)
+    later = run(tuner, {2: 0.02, 1: 0.008}, 1000)
+    assert later[-1] == 1
+
+
+def test_rows_are_told_apart() -> None:
+    tuner = ThreadTuner(2)
+    assert run(tuner, {2: 0.008, 1: 0.005}, 100, n_rows=1)[-1] == 1
+    assert run(tuner, {2: 0.010, 1: 0.018}, 100, n_rows=16)[-1] == 2
+
+
+def test_prefill_and_a_single_thread_are_left_alone() -> None:
+    assert ThreadTuner(4).choose(3, is_prefill=True) is None
+    assert ThreadTuner(1).choose(3, is_prefill=False) is None
+
+
+def test_the_engine_tries_threads_while_it_decodes() -> None:
+    rig = make_engine(n_threads=2)
+    seen = set()
+    rig.decoder.before_decode = lambda: seen.add(rig.decoder.threads)
+    rig.add(make_request(1, b"Hello there", max_tokens=30, ignore_eos=True))
+    rig.run()
+    assert seen == {None, 1, 2}
