@@ -470,14 +470,9 @@ class _Counters:
 
 
 def _output(sequence: Sequence, text: str, items: list[Sent], finish: Finish | None = None) -> Output:
-    return Output(
-        request_id=sequence.request.request_id,
-        index=sequence.index,
-        text=text,
-        tokens=tuple(item.token for item in items),
-        logprobs=tuple(item.logprob for item in items if item.logprob is not None),
-        finish=finish,
-    )
+    tokens = tuple([item.token for item in items])
+    logprobs = () if sequence.logprobs is None else tuple([item.logprob for item in items if item.logprob])
+    return Output(sequence.request.request_id, sequence.index, text, tokens, logprobs, finish)
 
 
 def _slot_state(index: int, sequence: Sequence | None, n_past: int) -> SlotState:

@@ -63,9 +63,10 @@ class Scheduler:
         decoding = [Chunk(sequence, 1, 1) for sequence in sequences if sequence.is_decoding]
         budget = self.token_budget(n_decode=len(decoding))
         n_outputs_left = self._n_outputs_max - len(decoding)
-        prefill = []
-        for sequence in sorted(sequences, key=lambda sequence: (sequence.admit_s, sequence.index)):
-            if not sequence.is_decoding and budget > 0:
+        prefill: list[Chunk] = []
+        reading = [sequence for sequence in sequences if not sequence.is_decoding]
+        for sequence in sorted(reading, key=lambda sequence: (sequence.admit_s, sequence.index)):
+            if budget > 0:
                 chunk = _prefill_chunk(sequence, budget, n_outputs_left)
                 if chunk.n_tokens == 0:
                     continue

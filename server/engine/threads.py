@@ -7,22 +7,35 @@ model, the machine, the rows and the moment, so a few steps try each now and the
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-_TRY_STEPS = 8
-"""Steps that try one number in a row; the first of them still pays for the change and is not counted."""
+_ROUNDS = 3
+_TRY_STEPS = 4
+"""A trial takes the numbers in turn, as the load changes meanwhile; the first step of a turn pays for the change."""
 
 _KEEP_STEPS = 500
 """Steps after a trial that use its winner."""
 
+_CLEARLY = 0.95
+"""Fewer threads must be this much faster: in a doubt all are used."""
+
+
+class _Choice(NamedTuple):
+    """The threads of one step, and whether its time counts in the trial."""
+
+    n_threads: int
+    counts: bool
+
 
 @dataclass(slots=True)
 class _Trial:
-    """What steps of about as many rows have taken; `plan` yields the number of threads of each step."""
+    """What steps of as many rows have taken, by number of threads."""
 
-    plan: Iterator[int]
+    plan: Iterator[_Choice]
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
 
@@ -32,38 +45,46 @@ class ThreadTuner:
     def __init__(self, n_threads: int) -> None:
         self._candidates = sorted({n_threads, max(1, n_threads - 1), max(1, n_threads // 2)}, reverse=True)
         self._trials: dict[int, _Trial] = {}
-        self._last: tuple[_Trial, int] | None = None
+        self._last: tuple[_Trial, _Choice] | None = None
 
     def choose(self, n_rows: int, *, is_prefill: bool) -> int | None:
         """Threads for a step of `n_rows` decoding rows; None is as configured: for prefill, which waits little."""
         self._last = None
         if is_prefill or len(self._candidates) == 1:
             return None
-        bucket = n_rows.bit_length()
-        if bucket not in self._trials:
-            self._trials[bucket] = trial = _Trial(iter(()))
+        if n_rows not in self._trials:
+            self._trials[n_rows] = trial = _Trial(iter(()))
             trial.plan = self._plan(trial)
-        trial = self._trials[bucket]
-        n = next(trial.plan)
-        self._last = (trial, n)
-        return n
+        trial = self._trials[n_rows]
+        choice = next(trial.plan)
+        self._last = (trial, choice)
+        return choice.n_threads
 
     def record(self, seconds: float) -> None:
         """The step that was chosen for last took `seconds`, from its beginning to that of the next."""
         if self._last is not None:
-            trial, n = self._last
-            trial.seconds.setdefault(n, []).append(seconds)
+            trial, choice = self._last
+            if choice.counts:
+                trial.seconds.setdefault(choice.n_threads, []).append(seconds)
             self._last = None
 
-    def _plan(self, trial: _Trial) -> Iterator[int]:
+    def _plan(self, trial: _Trial) -> Iterator[_Choice]:
         """Try every number, then use the fastest for a long while, and so on."""
         while True:
             trial.seconds.clear()
-            for n in self._candidates:
-                yield from [n] * _TRY_STEPS
-            best = min(self._candidates, key=lambda n: _typical(trial.seconds.get(n, [])))
-            yield from [best] * _KEEP_STEPS
+            for _ in range(_ROUNDS):
+                for n in self._candidates:
+                    yield _Choice(n, counts=False)
+                    yield from [_Choice(n, counts=True)] * (_TRY_STEPS - 1)
+            yield from [_Choice(self._best(trial), counts=False)] * _KEEP_STEPS
+
+    def _best(self, trial: _Trial) -> int:
+        best, *fewer = self._candidates
+        for n in fewer:
+            if _typical(trial.seconds.get(n)) < _CLEARLY * _typical(trial.seconds.get(best)):
+                best = n
+        return best
 
 
-def _typical(seconds: list[float]) -> float:
-    return statistics.median(seconds[1:]) if len(seconds) > 1 else float("inf")
+def _typical(seconds: list[float] | None) -> float:
+    return statistics.median(seconds) if seconds else math.inf
