@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.llama import calibration
-from server.llama.calibration import AttentionShape, Measurement, prefers_flash_attention, write_one_layer
+from server.llama.calibration import AttentionShape, Measurement, prefers_flash_attention, write_layers
 from server.llama.model import Model
 from server.llama.params import ContextParams, ModelParams
 
@@ -37,18 +37,31 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[AttentionShape]:
     return shapes
 
 
+@pytest.fixture(autouse=True)
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.getloadavg", lambda: (0.0, 0.0, 0.0))
+
+
+def test_what_a_busy_machine_measures_is_not_remembered(
+    model: Model, measured: list[AttentionShape], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("psutil.getloadavg", lambda: (100.0, 0.0, 0.0))
+    prefers_flash_attention(model, PARAMS, tmp_path / "memory.json")
+    assert not (tmp_path / "memory.json").exists()
+
+
 def test_a_real_measurement_gives_an_answer_and_why(model: Model, tmp_path: Path) -> None:
     is_on, why = prefers_flash_attention(model, PARAMS, tmp_path / "folder" / "memory.json")
-    ratio = float(why.split(" takes ")[1].split()[0])
+    ratio = float(why.split(" measured ")[1].split()[0])
     assert 0.05 < ratio < 20
-    assert not is_on or ratio < 1
+    assert is_on == (ratio < 1.15)
     (entry,) = json.loads((tmp_path / "folder" / "memory.json").read_text()).values()
     assert all(0 < seconds < 60 for side in ("off", "on") for seconds in entry[side])
 
 
 def test_the_one_layer_has_the_attention_of_the_model(tmp_path: Path) -> None:
     shape = AttentionShape(6, 3, 64)
-    write_one_layer(tmp_path / "layer.gguf", shape)
+    write_layers(tmp_path / "layer.gguf", shape, 1)
     layer = Model(ModelParams(str(tmp_path / "layer.gguf")))
     assert AttentionShape.of(layer) == shape
     assert layer.n_layer == 1
@@ -58,7 +71,7 @@ def test_the_one_layer_has_the_attention_of_the_model(tmp_path: Path) -> None:
 def test_an_answer_is_remembered(model: Model, measured: list[AttentionShape], tmp_path: Path) -> None:
     answers = [prefers_flash_attention(model, PARAMS, tmp_path / "memory.json") for _ in range(3)]
     assert measured == [AttentionShape(4, 2, 8)]
-    assert answers == [(False, "attention in a chat turn takes 2.00 times as long with it on this CPU")] * 3
+    assert answers == [(False, "a chat turn was measured 2.00 times as long with it on this CPU")] * 3
 
 
 @pytest.mark.parametrize("changes", [{"cache_type_k": "f32"}, {"cache_type_v": "f32"}], ids=str)
@@ -113,12 +126,12 @@ def test_a_memory_that_cannot_be_written_is_no_harm(
     ("on", "expected"),
     [
         (Measurement(0.1, 0.009), True),
-        (Measurement(0.1, 0.011), False),
-        (Measurement(0.9, 0.001), False),
+        (Measurement(0.1, 0.012), False),
+        (Measurement(2.9, 0.001), False),
     ],
     ids=["faster", "slower", "messages much slower"],
 )
-def test_it_is_on_where_a_turn_is_faster(
+def test_it_is_off_where_a_turn_is_clearly_slower(
     model: Model, monkeypatch: pytest.MonkeyPatch, on: Measurement, expected: bool
 ) -> None:
     monkeypatch.setattr(calibration, "_measure", lambda *_: {"off": Measurement(0.1, 0.01), "on": on})

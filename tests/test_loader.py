@@ -14,7 +14,7 @@ from server.engine import loader
 from server.engine.loader import _fitting_n_ctx, _LoadLog, default_threads, load
 from server.engine.messages import EngineConfig, Finish, LoadProgress, LogLine, Output
 from server.errors import ModelError
-from server.llama.calibration import AttentionShape, write_one_layer
+from server.llama.calibration import AttentionShape, write_layers
 from server.llama.params import ContextParams, ModelParams
 from tests.fake_llama import make_request
 from tests.tiny_model import CHAT_TEMPLATE, N_CTX_TRAIN, N_VOCAB
@@ -60,7 +60,7 @@ def test_the_log_is_told_from_its_level_on(tiny_model: Path, level: int, is_told
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
-    write_one_layer(tmp_path / "layer.gguf", AttentionShape(2, 2, 32))
+    write_layers(tmp_path / "layer.gguf", AttentionShape(2, 2, 32), 1)
     with pytest.raises(ModelError, match="has no tokenizer"):
         load(config_of(tmp_path / "layer.gguf"), lambda report: None)
 
