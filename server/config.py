@@ -123,6 +123,7 @@ class ContextSection(Section):
     cache_reuse: int = setting(
         0, "Fewest tokens worth moving in the cache when a client trims its history; 0 computes them again.", ge=0
     )
+    cache_ram: int = setting(1024, "MiB of host RAM that keep chats which lost their slot; 0 keeps none.", ge=0)
     rope_scaling: Literal["", "none", "linear", "yarn"] = setting("", "RoPE scaling; empty is the model's own.")
     rope_freq_base: float = setting(0.0, "RoPE base frequency; 0 is the model's own.", ge=0)
     rope_freq_scale: float = setting(0.0, "RoPE frequency factor, 0.5 doubles the context; 0 is the model's own.", ge=0)

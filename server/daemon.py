@@ -43,7 +43,7 @@ _FLUSH_S = 5
 _LOOK_S = 1.0
 """How often it is looked whether the engine has been given up."""
 
-_OTHERS = {"ctx_size", "parallel", "batch_size", "ubatch_size", "threads", "threads_batch", "cache_reuse"}
+_OTHERS = {"ctx_size", "parallel", "batch_size", "ubatch_size", "threads", "threads_batch", "cache_reuse", "cache_ram"}
 """Context settings that have another name in `ContextParams`, or are none of its matter."""
 
 
@@ -193,6 +193,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         max_queue_wait_s=config.queue.max_queue_wait_s,
         max_gap_ms=config.queue.max_gap_ms,
         cache_reuse=config.context.cache_reuse,
+        cache_ram_bytes=config.context.cache_ram << 20,
         cache_dir=str(platformdirs.user_cache_path("ggufd")),
         log_level=logging.getLevelNamesMapping()[config.server.log_level.upper()],
     )

@@ -397,6 +397,7 @@ class Rig:
         max_queue: int = 64,
         max_queue_wait_s: float = 600.0,
         n_cache_reuse: int = 0,
+        cache_ram_bytes: int = 0,
     ) -> None:
         self.decoder = decoder
         self.scheduler = Scheduler(
@@ -414,6 +415,7 @@ class Rig:
             self.scheduler,
             decoder.clock,
             n_cache_reuse=n_cache_reuse,
+            cache_ram_bytes=cache_ram_bytes,
         )
         self.collected: dict[int, Collected] = {}
         self.aborted: set[int] = set()
@@ -460,7 +462,7 @@ class Rig:
         return sum(n for _, n in self.decoder.computed)
 
 
-RIG_OPTIONS = frozenset(("max_gap_ms", "max_queue", "max_queue_wait_s", "n_cache_reuse"))
+RIG_OPTIONS = frozenset(("max_gap_ms", "max_queue", "max_queue_wait_s", "n_cache_reuse", "cache_ram_bytes"))
 
 
 def make_engine(**options: Any) -> Rig:

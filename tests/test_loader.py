@@ -77,6 +77,7 @@ def test_flash_attention_is_measured_on_a_cpu_and_remembered(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader.system, "gpu_devices", lambda: ())
+    monkeypatch.setattr("psutil.getloadavg", lambda: (0.0, 0.0, 0.0))
     ready = load(config_of(tiny_model, flash_attn="auto", cache_dir=str(tmp_path)), lambda report: None).ready
     assert "on this CPU" in ready.flash_attn_why
     assert (tmp_path / "flash-attention.json").exists()

@@ -56,6 +56,7 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
         *,
         n_cache_reuse: int = 0,
+        cache_ram_bytes: int = 0,
     ) -> None:
         self._decoder = decoder
         self._vocabulary = vocabulary
@@ -64,7 +65,7 @@ class Engine:
         self._scheduler = scheduler
         self._clock = clock
         self._threads = ThreadTuner(decoder.n_threads)
-        self._cache = PrefixCache(decoder, clock, n_cache_reuse=n_cache_reuse)
+        self._cache = PrefixCache(decoder, clock, n_cache_reuse=n_cache_reuse, cache_ram_bytes=cache_ram_bytes)
         self._running: list[Sequence] = []
         self._events: list[Event] = []
         self._counters = _Counters()
@@ -186,7 +187,8 @@ class Engine:
         self._counters.begin(self._clock())
         if self._counters.step_gap_s < self._counters.step_s:
             self._threads.record(self._counters.step_s + self._counters.step_gap_s)
-        self._decoder.set_threads(self._threads.choose(n_decode, is_prefill=n_prefill > 0))
+        depth = max((sequence.n_past for sequence in self._running), default=0)
+        self._decoder.set_threads(self._threads.choose(n_decode, depth=depth, is_prefill=n_prefill > 0))
 
     def _fill_batch(self, plan: list[Chunk]) -> list[tuple[int, int]]:
         """Write the plan into the batch; returns the first output and the last row of each chunk."""

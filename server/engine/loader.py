@@ -103,7 +103,15 @@ def _engine(config: EngineConfig, model: Model, context: Context) -> Engine:
         max_gap_ms=config.max_gap_ms,
     )
     queue = RequestQueue(config.max_queue, config.max_queue_wait_s)
-    return Engine(context, model, GrammarCompiler(model), queue, scheduler, n_cache_reuse=config.cache_reuse)
+    return Engine(
+        context,
+        model,
+        GrammarCompiler(model),
+        queue,
+        scheduler,
+        n_cache_reuse=config.cache_reuse,
+        cache_ram_bytes=config.cache_ram_bytes,
+    )
 
 
 def _refuse_unservable(model: Model) -> None:

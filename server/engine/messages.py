@@ -172,12 +172,14 @@ class TokenLogprob:
 class CacheSource(enum.Enum):
     """Where reused tokens were when their request was admitted.
 
-    In the slot that it got, in another one and copied, or further on in the slot and moved to where they belong now.
+    In the slot that it got, in another one and copied, further on in the slot and moved to where they belong now, or in
+    host RAM.
     """
 
     SAME_SLOT = "same_slot"
     COPIED = "copied"
     MOVED = "moved"
+    RESTORED = "restored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,6 +401,7 @@ class EngineConfig:
 
     `max_gap_ms` bounds the gap that prefill may put between two tokens of a running sequence.
     `cache_reuse` is the fewest tokens worth moving within a slot when a history was trimmed; 0 moves none.
+    `cache_ram_bytes` of host RAM keep the computed tokens of chats that lost their slot; 0 keeps none.
     `cache_dir` keeps calibration results; None keeps none.
     """
 
@@ -408,5 +411,6 @@ class EngineConfig:
     max_queue_wait_s: float = 600.0
     max_gap_ms: float = 100.0
     cache_reuse: int = 0
+    cache_ram_bytes: int = 0
     cache_dir: str | None = None
     log_level: int = 30

@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from server.engine.backend import Decoder
 from server.engine.chunk_reuse import Move, plan_moves
+from server.engine.host_cache import HostCache, common_prefix
 from server.engine.messages import CacheDifference, CacheReport, CacheSource
 from server.engine.sequence import Sequence
 from server.errors import EngineFailure
@@ -35,6 +34,9 @@ _MIN_SHARED_TOKENS = 32
 
 _N_EXPLAINED = 16
 """So many tokens are told of what a slot holds where a prompt differs from it."""
+
+_MIN_SAVED_TOKENS = 64
+"""Less than this is computed again sooner than it is worth a place in host RAM."""
 
 _FIRST_COPY_BYTES_PER_S = 1e9
 _FIRST_PREFILL_S_PER_TOKEN = 2e-3
@@ -73,16 +75,6 @@ class Match(NamedTuple):
     n_common: int
 
 
-def common_prefix(a: array[int], b: array[int]) -> int:
-    """Length of the common beginning of two token arrays."""
-    n = min(len(a), len(b))
-    if n == 0 or a[0] != b[0]:
-        return 0
-    different = np.frombuffer(a, np.intc, n) != np.frombuffer(b, np.intc, n)
-    first = int(different.argmax())
-    return first if different[first] else n
-
-
 def _source(sequence: Sequence, *, is_copy: bool) -> CacheSource | None:
     """Where the reused tokens of a sequence that was just placed were."""
     if sequence.n_moved:
@@ -95,14 +87,21 @@ def _source(sequence: Sequence, *, is_copy: bool) -> CacheSource | None:
 class PrefixCache:
     """Places sequences into the slots of `decoder`. Rates are measured as they occur; times in seconds.
 
+    `cache_ram_bytes` of host RAM keep what a slot held when somebody else takes it over.
     `n_cache_reuse` > 0 lets runs of at least so many tokens be moved to where a trimmed history has them now.
     """
 
     def __init__(
-        self, decoder: Decoder, clock: Callable[[], float] = time.perf_counter, *, n_cache_reuse: int = 0
+        self,
+        decoder: Decoder,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        n_cache_reuse: int = 0,
+        cache_ram_bytes: int = 0,
     ) -> None:
         self._decoder = decoder
         self._n_cache_reuse = n_cache_reuse if decoder.can_shift else 0
+        self.host = HostCache(cache_ram_bytes)
         self._clock = clock
         self.slots = [Slot(i) for i in range(decoder.n_slots)]
         self.prefill_s_per_token = _FIRST_PREFILL_S_PER_TOKEN
@@ -162,6 +161,7 @@ class PrefixCache:
         """
         if not self.idle:
             return False
+        was_restored = self._restore(sequence)
         source, target, n_reuse = self._choose(sequence)
         difference = self._difference(sequence) if sequence.request.explain_cache else None
         try:
@@ -173,8 +173,32 @@ class PrefixCache:
             self.evict(target)
             raise
         if sequence.request.explain_cache:
-            sequence.cache_report = CacheReport(_source(sequence, is_copy=source is not target), difference)
+            place = CacheSource.RESTORED if was_restored else _source(sequence, is_copy=source is not target)
+            sequence.cache_report = CacheReport(place, difference)
         return True
+
+    def _restore(self, sequence: Sequence) -> bool:
+        """Bring back a chat from host RAM, into the slot that is missed least, when that saves computing it again."""
+        if self.host.max_bytes == 0 or sequence.request.prompt_logprobs:
+            return False
+        found = self.host.match(sequence.tokens, only_whole=not self._decoder.can_trim)
+        if found is None or found[1] < self.match(sequence)[0].n_common + _MIN_SHARED_TOKENS:
+            return False
+        entry, slot = found[0], self._victim()
+        start = self._clock()
+        self._save(slot)
+        self._decoder.set_state(slot.index, entry.state)
+        slot.tokens = entry.tokens[:]
+        self.host.touch(entry)
+        self._touch(slot)
+        self._measure_copy(len(entry.state), len(entry.tokens), self._clock() - start)
+        self._check(slot)
+        return True
+
+    def _save(self, slot: Slot) -> None:
+        """Keep in host RAM what an idle slot is about to lose, unless it is kept there already."""
+        if self.host.max_bytes and slot.n_computed >= _MIN_SAVED_TOKENS and not self.host.holds(slot.tokens):
+            self.host.insert(slot.tokens[:], self._decoder.get_state(slot.index))
 
     def _difference(self, sequence: Sequence) -> CacheDifference | None:
         """Where the prompt leaves what the best matching slot holds; of equal ones the asker's own, then the latest."""
@@ -189,6 +213,8 @@ class PrefixCache:
         return CacheDifference(n_common, held if slot.asker == asker else None)
 
     def _place(self, sequence: Sequence, source: Slot, target: Slot, n_reuse: int) -> None:
+        if source is not target or 2 * n_reuse < target.n_computed:
+            self._save(target)
         if source is not target and n_reuse:
             self._copy(source, target)
         n_moved = self._move_chunks(target, sequence, n_reuse)

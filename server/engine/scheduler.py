@@ -16,7 +16,9 @@ from server.engine.sequence import Sequence
 _MIN_CHUNK = 16
 """Fewer tokens a step would make a prompt wait for ever behind running streams on a slow machine."""
 
-_ALONE_GAPS = 4
+_TILE = 64
+
+_ALONE_GAPS = 9
 """How many times `max_gap_ms` a chunk may take when nobody decodes."""
 
 _SMOOTHING = 0.3
@@ -83,7 +85,8 @@ class Scheduler:
             return min(room, self._n_ubatch if n_decode == 0 else 2 * _MIN_CHUNK)
         if n_decode == 0:
             affordable = int(_ALONE_GAPS * self._max_gap_s / per_token)
-            return min(room, max(4 * _MIN_CHUNK, min(self._n_ubatch, affordable)))
+            # Whole tiles of the matrix kernels: 64 rows and their multiples are computed best.
+            return min(room, max(_TILE, min(self._n_ubatch, affordable // _TILE * _TILE)))
         affordable = int((self._max_gap_s - self.step_time.decode_s) / per_token)
         return min(room, self._n_ubatch, max(_MIN_CHUNK, affordable))
 

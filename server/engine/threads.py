@@ -1,8 +1,9 @@
 """How many compute threads a step gets: the number that has been fastest for as many rows, measured while serving.
 
 Compute threads wait for each other by spinning. One more helps until somebody else wants its core (the HTTP side, a
-client on the same machine, another program); then every step waits for the slowest. Which number is best depends on the
-model, the machine, the rows and the moment, so a few steps try each now and then, and the others use the winner.
+client on the same machine, another program); then every step waits for the slowest. Which number is best depends on
+the model, the machine, the rows, the depth and the moment, so a few steps try each now and then, and the others use
+the winner.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ _TRY_STEPS = 4
 _KEEP_STEPS = 500
 """Steps after a trial that use its winner."""
 
+_SHALLOW = 256
+"""Depths up to here are as one, then each doubling is told apart."""
+
 _CLEARLY = 0.95
 """Fewer threads must be this much faster: in a doubt all are used."""
 
@@ -33,7 +37,7 @@ class _Choice(NamedTuple):
 
 @dataclass(slots=True)
 class _Trial:
-    """What steps of as many rows have taken, by number of threads."""
+    """What steps of as many rows at about the same depth have taken, by number of threads."""
 
     plan: Iterator[_Choice]
     seconds: dict[int, list[float]] = field(default_factory=dict)
@@ -44,18 +48,22 @@ class ThreadTuner:
 
     def __init__(self, n_threads: int) -> None:
         self._candidates = sorted({n_threads, max(1, n_threads - 1), max(1, n_threads // 2)}, reverse=True)
-        self._trials: dict[int, _Trial] = {}
+        self._trials: dict[tuple[int, int], _Trial] = {}
         self._last: tuple[_Trial, _Choice] | None = None
 
-    def choose(self, n_rows: int, *, is_prefill: bool) -> int | None:
-        """Threads for a step of `n_rows` decoding rows; None is as configured: for prefill, which waits little."""
+    def choose(self, n_rows: int, *, depth: int, is_prefill: bool) -> int | None:
+        """Threads for a step of `n_rows` decoding rows, the deepest after `depth` tokens: there is more to share then.
+
+        None is as configured: for prefill, which waits little.
+        """
         self._last = None
         if is_prefill or len(self._candidates) == 1:
             return None
-        if n_rows not in self._trials:
-            self._trials[n_rows] = trial = _Trial(iter(()))
+        key = n_rows, (depth // _SHALLOW).bit_length()
+        if key not in self._trials:
+            self._trials[key] = trial = _Trial(iter(()))
             trial.plan = self._plan(trial)
-        trial = self._trials[n_rows]
+        trial = self._trials[key]
         choice = next(trial.plan)
         self._last = (trial, choice)
         return choice.n_threads

@@ -1,0 +1,81 @@
+"""Computed prefixes that no slot holds any more, in host RAM: what a chat left behind when another took its slot.
+
+A byte budget; the least recently used goes first. Entries are compared by tokens, never by hashes. Knows no context:
+states come and go as bytes, and fit only the context that made them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+
+from server.llama.batch import State
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """The state of a slot that held `tokens`, shape `[n_bytes]`."""
+
+    tokens: array[int]
+    state: State
+    last_used: int
+
+
+class HostCache:
+    """At most `max_bytes` of states; 0 keeps nothing."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._entries: list[Kept] = []
+        self._time = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(len(entry.state) for entry in self._entries)
+
+    def match(self, tokens: array[int], *, only_whole: bool) -> tuple[Kept, int] | None:
+        """The entry with the longest common beginning with `tokens`, and its length; None when there is none.
+
+        With `only_whole` entries count only where all of their tokens begin `tokens`.
+        """
+        best: tuple[Kept, int] | None = None
+        for entry in self._entries:
+            n = common_prefix(entry.tokens, tokens)
+            if n > (best[1] if best else 0) and not (only_whole and n < len(entry.tokens)):
+                best = (entry, n)
+        return best
+
+    def holds(self, tokens: array[int]) -> bool:
+        """Whether all of `tokens` begin some entry."""
+        return any(common_prefix(entry.tokens, tokens) == len(tokens) for entry in self._entries)
+
+    def insert(self, tokens: array[int], state: State) -> None:
+        """Keep a state, in place of those whose tokens only begin it; evict others to stay in the budget."""
+        if len(state) > self.max_bytes:
+            return
+        self._entries = [entry for entry in self._entries if common_prefix(entry.tokens, tokens) < len(entry.tokens)]
+        while self.n_bytes + len(state) > self.max_bytes:
+            self._entries.remove(min(self._entries, key=lambda entry: entry.last_used))
+        entry = Kept(tokens, state, 0)
+        self._entries.append(entry)
+        self.touch(entry)
+
+    def touch(self, entry: Kept) -> None:
+        """The entry was used just now."""
+        self._time += 1
+        entry.last_used = self._time
+
+
+def common_prefix(a: array[int], b: array[int]) -> int:
+    """Length of the common beginning of two token arrays."""
+    n = min(len(a), len(b))
+    if n == 0 or a[0] != b[0]:
+        return 0
+    different = np.frombuffer(a, np.intc, n) != np.frombuffer(b, np.intc, n)
+    first = int(different.argmax())
+    return first if different[first] else n

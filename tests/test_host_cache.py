@@ -1,0 +1,113 @@
+"""Chats that lost their slot come back from host RAM, token for token, within a byte budget."""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.engine.host_cache import HostCache
+from server.engine.messages import CacheSource
+from tests.fake_llama import make_engine, make_request, run_alone
+
+
+def tokens(text: str) -> array[int]:
+    return array("i", list(text.encode()))
+
+
+def state(n: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    return np.zeros(n, np.uint8)
+
+
+def test_the_longest_beginning_is_found() -> None:
+    cache = HostCache(1000)
+    for text in ("abc", "abd", "x"):
+        cache.insert(tokens(text), state(10))
+    found = cache.match(tokens("abdx"), only_whole=False)
+    assert found is not None
+    assert (found[0].tokens, found[1]) == (tokens("abd"), 3)
+    assert cache.match(tokens("zzz"), only_whole=False) is None
+
+
+def test_a_cache_that_cannot_be_trimmed_needs_all_of_an_entry() -> None:
+    cache = HostCache(1000)
+    cache.insert(tokens("abcd"), state(10))
+    assert cache.match(tokens("abcx"), only_whole=True) is None
+    assert cache.match(tokens("abcdx"), only_whole=True) is not None
+
+
+def test_what_goes_on_replaces_its_beginning() -> None:
+    cache = HostCache(1000)
+    cache.insert(tokens("ab"), state(10))
+    cache.insert(tokens("abc"), state(10))
+    assert len(cache) == 1
+    assert cache.holds(tokens("ab"))
+    assert not cache.holds(tokens("abcd"))
+
+
+@given(st.lists(st.tuples(st.text("ab", min_size=1, max_size=6), st.integers(1, 60)), max_size=30))
+def test_the_budget_holds_and_the_latest_survives(entries: list[tuple[str, int]]) -> None:
+    cache = HostCache(100)
+    for text, n_bytes in entries:
+        cache.insert(tokens(text), state(n_bytes))
+        assert cache.n_bytes <= 100
+        assert cache.holds(tokens(text))
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache = HostCache(20)
+    cache.insert(tokens("a"), state(10))
+    cache.insert(tokens("b"), state(10))
+    found = cache.match(tokens("a"), only_whole=False)
+    assert found is not None
+    cache.touch(found[0])
+    cache.insert(tokens("c"), state(10))
+    assert cache.holds(tokens("a"))
+    assert not cache.holds(tokens("b"))
+
+
+def test_nothing_is_kept_without_a_budget() -> None:
+    cache = HostCache(0)
+    cache.insert(tokens("a"), state(1))
+    assert len(cache) == 0
+
+
+CHATS = [
+    bytes([65 + i]) * 3 + b" is how this one of many long conversations begins, and so it goes on and on. "
+    for i in range(6)
+]
+
+
+def test_more_chats_than_slots_take_turns_without_computing_again() -> None:
+    rig = make_engine(n_slots=2, cache_ram_bytes=1 << 20)
+    for turn in range(3):
+        for chat, text in enumerate(CHATS):
+            prompt = text + b"More. " * turn
+            request = make_request(100 * turn + chat, prompt, max_tokens=4, explain_cache=True)
+            rig.add(request)
+            collected = rig.run()[request.request_id]
+            usage = collected.finishes[0].usage
+            assert collected.texts[0] == run_alone(request).texts[0]
+            if turn:
+                assert usage.cached_tokens >= len(text) + 6 * (turn - 1) - 1
+                assert usage.cache is not None
+                assert usage.cache.source is CacheSource.RESTORED
+
+
+def test_without_a_budget_they_are_computed_again() -> None:
+    rig = make_engine(n_slots=2)
+    for _ in range(2):
+        for chat, text in enumerate(CHATS):
+            rig.add(make_request(chat, text, max_tokens=4))
+            usage = rig.run()[chat].finishes[0].usage
+            assert usage.cached_tokens < 32
+
+
+def test_a_swipe_and_a_turn_save_nothing() -> None:
+    rig = make_engine(n_slots=2, cache_ram_bytes=1 << 20)
+    for i, text in enumerate((CHATS[0], CHATS[0], CHATS[0] + b" And a new message.")):
+        rig.add(make_request(i, text, max_tokens=4))
+        rig.run()
+    assert len(rig.engine._cache.host) == 0
