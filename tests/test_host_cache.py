@@ -111,3 +111,26 @@ def test_a_swipe_and_a_turn_save_nothing() -> None:
         rig.add(make_request(i, text, max_tokens=4))
         rig.run()
     assert len(rig.engine._cache.host) == 0
+
+
+def test_the_next_to_go_is_saved_while_nobody_waits() -> None:
+    rig = make_engine(n_slots=2, cache_ram_bytes=1 << 20)
+    for i in (0, 1):
+        rig.engine.keep_house()
+        assert len(rig.engine._cache.host) == 0
+        rig.add(make_request(i, CHATS[i], max_tokens=4))
+        rig.run()
+    rig.engine.keep_house()
+    assert len(rig.engine._cache.host) == 1
+    reads = 0
+    original = rig.decoder.get_state
+
+    def counted(slot: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        nonlocal reads
+        reads += 1
+        return original(slot)
+
+    rig.decoder.get_state = counted  # type: ignore[method-assign]
+    rig.add(make_request(2, CHATS[2], max_tokens=4))
+    rig.run()
+    assert reads == 0

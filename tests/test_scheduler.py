@@ -87,8 +87,8 @@ def test_a_slow_machine_still_goes_on_with_prefill() -> None:
 
 def test_prefill_alone_is_bounded_in_time_too() -> None:
     planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0)
-    planner.step_time.record(0.128 * 2, 0, 128)
-    # 0.9 s at 2 ms a token is 450, and 448 is whole tiles of 64.
+    planner.step_time.record(0.128 * 2.5, 0, 128)
+    # 1.2 s at 2.5 ms a token is 480, and 448 is whole tiles of 64.
     assert planner.token_budget(n_decode=0) == 448
 
 

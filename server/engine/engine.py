@@ -125,6 +125,10 @@ class Engine:
         events, self._events = self._events, []
         return events
 
+    def keep_house(self) -> None:
+        """What is better done while nobody waits; short, and only for when there is no work."""
+        self._cache.save_next()
+
     def _expire(self) -> None:
         now_s = self._clock()
         for sequence in self._queue.expired(now_s):

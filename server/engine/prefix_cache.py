@@ -195,6 +195,15 @@ class PrefixCache:
         self._check(slot)
         return True
 
+    def save_next(self) -> None:
+        """Save the slot that the next newcomer will take, while nobody waits: then that one need not wait for it."""
+        if self.idle and all(slot.n_computed for slot in self.slots):
+            slot = self._victim()
+            try:
+                self._save(slot)
+            except EngineFailure:
+                self.evict(slot)
+
     def _save(self, slot: Slot) -> None:
         """Keep in host RAM what an idle slot is about to lose, unless it is kept there already."""
         if self.host.max_bytes and slot.n_computed >= _MIN_SAVED_TOKENS and not self.host.holds(slot.tokens):

@@ -47,6 +47,8 @@ def serve(conn: Connection, engine: Engine) -> None:
     """The main loop. Every message out is a list of events: at most one message a step."""
     while True:
         events: list[Event] = []
+        if not engine.has_work and not conn.poll(0):
+            engine.keep_house()
         while conn.poll(0 if engine.has_work or events else None):
             command: Command = conn.recv()
             if isinstance(command, Shutdown):

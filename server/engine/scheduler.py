@@ -18,7 +18,7 @@ _MIN_CHUNK = 16
 
 _TILE = 64
 
-_ALONE_GAPS = 9
+_ALONE_GAPS = 12
 """How many times `max_gap_ms` a chunk may take when nobody decodes."""
 
 _SMOOTHING = 0.3
