@@ -10,15 +10,13 @@ import pytest
 import typer
 
 from server.cli import build_app
-from server.config import Config, Setting, settings, settings_table
+from server.config import Config, Setting, settings
 from server.sources import load
+from tests.readme import PARTS, between
 
 ROOT = Path(__file__).parent.parent
 LINES = (ROOT / "config.toml").read_text("utf-8").splitlines()
 TABLES = tomllib.loads("\n".join(LINES))
-
-BEGIN, END = "<!-- settings -->", "<!-- end of settings -->"
-"""What stands in README between them is `server.config.settings_table()`."""
 
 
 @pytest.mark.parametrize("one", settings(), ids=lambda one: one.key)
@@ -57,11 +55,10 @@ def test_descriptions_are_sentences_on_one_line() -> None:
         assert "|" not in one.description, "would break README's table"
 
 
-def test_readme_holds_the_table_of_settings() -> None:
+@pytest.mark.parametrize("name", PARTS)
+def test_readme_holds_what_is_made_from_the_code(name: str) -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    _, _, rest = text.partition(BEGIN)
-    table, _, _ = rest.partition(END)
-    assert table.strip() == settings_table()
+    assert between(name, text) == PARTS[name]().strip(), "write it with: python -m tests.readme"
 
 
 def test_ci_runs_readmes_test_command() -> None:

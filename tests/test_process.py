@@ -79,6 +79,9 @@ def test_an_idle_engine_waits_and_does_not_spin(rig: Rig) -> None:
 
         has_work = property(lambda self: look())
 
+        def keep_house(self) -> None:
+            """Nothing to do."""
+
     def look() -> bool:
         nonlocal n_looks
         n_looks += 1
