@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from server.engine.host_cache import HostCache
 from server.engine.messages import CacheSource
-from tests.fake_llama import make_engine, make_request, run_alone
+from server.engine.prefix_cache import PrefixCache
+from server.errors import EngineFailure
+from tests.fake_llama import FakeDecoder, make_engine, make_request, run_alone
 
 
 def tokens(text: str) -> array[int]:
@@ -134,3 +136,35 @@ def test_the_next_to_go_is_saved_while_nobody_waits() -> None:
     rig.add(make_request(2, CHATS[2], max_tokens=4))
     rig.run()
     assert reads == 0
+
+
+def test_a_chat_that_cannot_be_restored_leaves_an_empty_slot() -> None:
+    rig = make_engine(n_slots=1, cache_ram_bytes=1 << 20)
+    for i in (0, 1):
+        rig.add(make_request(i, CHATS[i], max_tokens=4))
+        rig.run()
+    original = rig.decoder.set_state
+
+    def broken(slot: int, state: object) -> None:
+        rig.decoder.trim(slot, 0)
+        raise EngineFailure("the state could not be restored")
+
+    rig.decoder.set_state = broken  # type: ignore[method-assign]
+    rig.add(make_request(2, CHATS[0], max_tokens=4))
+    assert rig.run()[2].failure is not None
+    rig.decoder.set_state = original  # type: ignore[method-assign]
+    request = make_request(3, CHATS[0], max_tokens=4)
+    rig.add(request)
+    assert rig.run()[3].texts[0] == run_alone(request).texts[0]
+
+
+def test_a_state_that_was_read_is_not_used_after_its_slot_was_taken() -> None:
+    """In one round: a copy is made of an idle slot, another chat takes that slot, and a copy of that one is wanted."""
+    decoder = FakeDecoder(n_slots=3)
+    cache = PrefixCache(decoder, decoder.clock)
+    slot, state = cache.slots[1], np.zeros(4, np.uint8)
+    cache._copied = (slot, 40, state)
+    cache._touch(cache.slots[0])
+    assert cache._copied is not None
+    cache._touch(slot)
+    assert cache._copied is None

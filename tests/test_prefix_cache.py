@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.host_cache import common_prefix
 from server.engine.messages import CacheDifference, CacheReport, CacheSource
 from server.engine.prefix_cache import PrefixCache
 from server.engine.sequence import Sequence
+from server.engine.tokens import common_prefix
 from server.errors import EngineFailure
 from tests.fake_llama import FakeDecoder, make_request
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from server.engine.tokens import common_prefix
+
 
 class Move(NamedTuple):
     """`n` tokens at `source` of the cache that the prompt wants at `target`, before it in the cache."""
@@ -30,7 +32,7 @@ def plan_moves(cached: array[int], prompt: array[int], n_prefix: int, n_min: int
     source, target = n_prefix, n_prefix
     cache, wanted = np.frombuffer(cached, np.intc), np.frombuffer(prompt, np.intc)[:limit]
     while (start := _find(cache, wanted, source, target, n_min)) is not None:
-        n = _common(cache[start:], wanted[target:])
+        n = common_prefix(cache[start:], wanted[target:])
         moves.append(Move(start, target, n))
         source, target = start + n, target + n
     return moves
@@ -52,9 +54,3 @@ def _find(
         if np.array_equal(cache[start : start + n_min], head):
             return int(start)
     return None
-
-
-def _common(a: np.ndarray[tuple[int], np.dtype[np.intc]], b: np.ndarray[tuple[int], np.dtype[np.intc]]) -> int:
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if len(different) else n

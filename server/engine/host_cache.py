@@ -9,8 +9,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 
-import numpy as np
-
+from server.engine.tokens import common_prefix
 from server.llama.batch import State
 
 
@@ -69,13 +68,3 @@ class HostCache:
         """The entry was used just now."""
         self._time += 1
         entry.last_used = self._time
-
-
-def common_prefix(a: array[int], b: array[int]) -> int:
-    """Length of the common beginning of two token arrays."""
-    n = min(len(a), len(b))
-    if n == 0 or a[0] != b[0]:
-        return 0
-    different = np.frombuffer(a, np.intc, n) != np.frombuffer(b, np.intc, n)
-    first = int(different.argmax())
-    return first if different[first] else n

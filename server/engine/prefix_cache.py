@@ -23,9 +23,10 @@ from typing import NamedTuple
 
 from server.engine.backend import Decoder
 from server.engine.chunk_reuse import Move, plan_moves
-from server.engine.host_cache import HostCache, common_prefix
+from server.engine.host_cache import HostCache, Kept
 from server.engine.messages import CacheDifference, CacheReport, CacheSource
 from server.engine.sequence import Sequence
+from server.engine.tokens import common_prefix
 from server.errors import EngineFailure
 from server.llama.batch import State
 
@@ -184,16 +185,25 @@ class PrefixCache:
         found = self.host.match(sequence.tokens, only_whole=not self._decoder.can_trim)
         if found is None or found[1] < self.match(sequence)[0].n_common + _MIN_SHARED_TOKENS:
             return False
-        entry, slot = found[0], self._victim()
+        slot = self._victim()
+        try:
+            self._save(slot)
+            self._fill(slot, found[0])
+        except EngineFailure:
+            # What the slot holds is in doubt now.
+            self.evict(slot)
+            raise
+        return True
+
+    def _fill(self, slot: Slot, entry: Kept) -> None:
+        """Replace what an idle slot holds by a kept state."""
         start = self._clock()
-        self._save(slot)
         self._decoder.set_state(slot.index, entry.state)
         slot.tokens = entry.tokens[:]
         self.host.touch(entry)
         self._touch(slot)
         self._measure_copy(len(entry.state), len(entry.tokens), self._clock() - start)
         self._check(slot)
-        return True
 
     def save_next(self) -> None:
         """Save the slot that the next newcomer will take, while nobody waits: then that one need not wait for it."""
@@ -206,7 +216,9 @@ class PrefixCache:
 
     def _save(self, slot: Slot) -> None:
         """Keep in host RAM what an idle slot is about to lose, unless it is kept there already."""
-        if self.host.max_bytes and slot.n_computed >= _MIN_SAVED_TOKENS and not self.host.holds(slot.tokens):
+        if self.host.max_bytes == 0 or slot.n_computed < _MIN_SAVED_TOKENS or slot.index in self._shifted:
+            return
+        if not self.host.holds(slot.tokens):
             self.host.insert(slot.tokens[:], self._decoder.get_state(slot.index))
 
     def _difference(self, sequence: Sequence) -> CacheDifference | None:
@@ -411,6 +423,9 @@ class PrefixCache:
     # --- integrity ----------------------------------------------------------------------------------------------------
 
     def _touch(self, slot: Slot) -> None:
+        """The slot was used just now, and holds something else than before: a state read earlier is not its own."""
+        if self._copied is not None and self._copied[0] is slot:
+            self.release_copies()
         self._time += 1
         slot.last_used = self._time
 
