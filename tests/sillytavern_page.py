@@ -113,10 +113,9 @@ class TavernPage:
             self.page.click(toggle)
         self.page.locator(f"{panel}.closedDrawer").wait_for(state="attached")
 
-    @property
-    def context_size(self) -> int:
-        """What its context slider says, in tokens."""
-        return int(self.page.locator("#max_context").input_value())
+    def wait_context_size(self, n_tokens: int) -> None:
+        """Until its context slider says so: the page asks the backend once more after it has connected."""
+        expect(self.page.locator("#max_context")).to_have_value(str(n_tokens))
 
     @property
     def derives_context_size(self) -> bool:

@@ -82,7 +82,7 @@ def test_a_chat_is_streamed_stopped_and_swiped(page: TavernPage, kind: str, serv
     said = page.connect(kind, address(kind, server))
     assert "SmolLM2" in said or (kind == "custom" and said == "Valid")
     if kind == "llamacpp" and page.derives_context_size:
-        assert page.context_size == SLOT_TOKENS
+        page.wait_context_size(SLOT_TOKENS)
     page.open_chat()
 
     page.send("Tell me a story about a storm at sea.")
