@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -43,6 +44,18 @@ def tell_signals(conn: Connection) -> None:
 def never_read(conn: Connection) -> None:
     conn.send("started")
     time.sleep(WAIT_S)
+
+
+def compute_for_ever(conn: Connection) -> None:
+    conn.send(os.getpid())
+    while True:
+        pass
+
+
+def start_and_wait(conn: Connection) -> None:
+    """A parent with a busy child of its own, whose pid it tells."""
+    child = Child("test-grandchild", compute_for_ever, (), conn.send, lambda code, stderr: None)
+    child.join(WAIT_S)
 
 
 class Parent:
@@ -149,3 +162,30 @@ def test_the_child_leaves_ctrl_c_to_its_parent_and_aborts_without_a_debugger() -
     parent = Parent(tell_signals)
     parent.wait_for_exit()
     assert parent.messages == [(True, "1")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+def test_a_busy_child_does_not_outlive_a_parent_that_is_killed() -> None:
+    # As a child of ours the parent would be a daemon, which may have no children.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    parent = context.Process(target=start_and_wait, args=(theirs,))
+    parent.start()
+    pid = ours.recv()
+    assert psutil.pid_exists(pid)
+    assert parent.pid is not None
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.join()
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_child_starts_where_no_temporary_file_can_be_made(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
+    parent = Parent(write_to_stderr_of_c)
+    assert parent.wait_for_exit() == (7, "")
+    assert "no temporary file" in caplog.text

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,19 @@ class Child:
         self._on_exit = on_exit
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._conn, child_conn = context.Pipe()
-        descriptor, stderr_name = tempfile.mkstemp(prefix=f"{name}-", suffix=".stderr")
-        os.close(descriptor)
-        self._stderr = Path(stderr_name)
+        self._stderr = _StderrFile(name)
         self._process = context.Process(
-            target=_bootstrap, args=(main, child_conn, stderr_name, args), name=name, daemon=True
+            target=_bootstrap, args=(main, child_conn, self._stderr.path, args), name=name, daemon=True
         )
-        self._process.start()
+        try:
+            self._process.start()
+        except OSError:
+            self._conn.close()
+            self._stderr.take()
+            raise
+        finally:
+            child_conn.close()
         self.pid = self._process.pid
-        child_conn.close()
         self._reader = threading.Thread(target=self._read, name=f"{name}-reader", daemon=True)
         self._writer = threading.Thread(target=self._write, name=f"{name}-writer", daemon=True)
         # The reader joins the writer when the child ends, which may be at once.
@@ -98,32 +102,83 @@ class Child:
         self._conn.close()
         code = self._process.exitcode
         self._process.close()
-        self._on_exit(code if code is not None else 0, self._stderr_tail())
+        self._on_exit(code if code is not None else 0, self._stderr.take())
 
     def _write(self) -> None:
         while (message := self._outbox.get()) is not _CLOSE:
             with contextlib.suppress(OSError):
                 self._conn.send(message)
 
-    def _stderr_tail(self) -> str:
-        with contextlib.suppress(OSError):
-            tail = self._stderr.read_bytes()[-_STDERR_TAIL_BYTES:]
-            self._stderr.unlink()
-            return tail.decode("utf-8", "replace").strip()
-        return ""
+
+class _StderrFile:
+    """Where a child's C code writes its last words. `path` is None where no file can be made: they are lost then.
+
+    The child takes the name away as soon as it has opened the file: whatever kills us, nothing is left.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.path: str | None = None
+        try:
+            self._descriptor, self.path = tempfile.mkstemp(prefix=f"{name}-", suffix=".stderr")
+        except OSError as error:
+            logger.warning("no temporary file for what %s may say when it dies: %s", name, error)
+
+    def take(self) -> str:
+        """The end of what was written; the file is gone after that."""
+        if self.path is None:
+            return ""
+        start = max(0, os.fstat(self._descriptor).st_size - _STDERR_TAIL_BYTES)
+        os.lseek(self._descriptor, start, os.SEEK_SET)
+        tail = os.read(self._descriptor, _STDERR_TAIL_BYTES)
+        os.close(self._descriptor)
+        _remove(self.path)
+        self.path = None
+        return tail.decode("utf-8", "replace").strip()
+
+
+def _remove(path: str) -> None:
+    # Windows does not let go of a file that is open; elsewhere it may be gone already.
+    with contextlib.suppress(OSError):
+        Path(path).unlink()
 
 
 _CLOSE = object()
 
 
-def _bootstrap(main: Main, conn: Connection, stderr_path: str, args: tuple[Any, ...]) -> None:
-    """First code in the child: C's stderr goes to a file, Ctrl-C is the parent's business."""
+def _bootstrap(main: Main, conn: Connection, stderr_path: str | None, args: tuple[Any, ...]) -> None:
+    """First code in the child: it ends with its parent, Ctrl-C is the parent's business, C's stderr goes to a file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    _write_no_core()
     # Without this an abort in ggml starts a debugger and writes its backtrace to the terminal.
     os.environ["GGML_NO_BACKTRACE"] = "1"
-    descriptor = os.open(stderr_path, os.O_WRONLY | os.O_APPEND)
-    sys.stderr.flush()
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
+    _redirect_stderr(stderr_path)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         main(conn, *args)
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent is gone, however it went, whatever is computed here."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _write_no_core() -> None:
+    """A death is told when the process is gone, which takes minutes while it writes a model's memory to the disk."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _redirect_stderr(path: str | None) -> None:
+    sys.stderr.flush()
+    if path is None:
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+    else:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        _remove(path)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
