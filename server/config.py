@@ -48,6 +48,7 @@ Layers = Annotated[Literal["auto"] | Annotated[int, Field(ge=0)], AllLayers]
 Threads = Annotated[int, _minus_one_is(0)]
 Seed = Annotated[Annotated[int, Field(ge=0, le=2**32 - 1)] | None, _minus_one_is(None)]
 Limit = Annotated[Annotated[int, Field(ge=1)] | None, _minus_one_is(None)]
+Seconds = Annotated[Annotated[float, Field(gt=0)] | None, _minus_one_is(None)]
 Overrides = Annotated[tuple[Annotated[str, Field(pattern="^[^=]+=[^=]+$")], ...], BeforeValidator(_split)]
 SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(_split)]
 
@@ -96,6 +97,9 @@ class ModelSection(Section):
     tensor_split: Floats = setting((), "Share of each GPU, as in 3,1; empty goes by free memory.", "-ts")
     mmap: bool = setting(True, "Map the file instead of reading it: a second start is quicker.")
     mlock: bool = setting(False, "Keep the model in RAM, never in swap.")
+    sleep_idle_seconds: Seconds = setting(
+        None, "Seconds without a request after which the model is unloaded until the next one; unset keeps it."
+    )
     require_gpu: bool = setting(False, "Refuse to start where no GPU can be used.")
 
 

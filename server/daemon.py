@@ -195,6 +195,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         cache_reuse=config.context.cache_reuse,
         cache_ram_bytes=config.context.cache_ram << 20,
         cache_dir=str(platformdirs.user_cache_path("ggufd")),
+        sleep_idle_s=config.model.sleep_idle_seconds,
         log_level=logging.getLevelNamesMapping()[config.server.log_level.upper()],
     )
 

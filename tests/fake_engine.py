@@ -42,6 +42,8 @@ BOS, EOS, N_VOCAB = 256, 257, 258
 class FakeState(enum.Enum):
     LOADING = "loading"
     READY = "ready"
+    SLEEPING = "sleeping"
+    WAKING = "waking"
     DRAINING = "draining"
 
 

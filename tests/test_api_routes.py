@@ -53,6 +53,14 @@ async def test_health_tells_the_engines_state(path: str) -> None:
         assert (await api.http.get("/health/live")).json() == {"status": "ok"}
 
 
+@pytest.mark.parametrize("state", [FakeState.SLEEPING, FakeState.WAKING])
+async def test_a_model_that_wakes_for_a_request_is_healthy(state: FakeState) -> None:
+    async with running() as api:
+        api.engine.state = state
+        response = await api.http.get("/health")
+        assert (response.status_code, response.json()) == (200, {"status": state.value})
+
+
 async def test_health_waits_for_the_text_process_too() -> None:
     async with running() as api:
         del api.text.info

@@ -49,10 +49,12 @@ _STOP_S = 5.0
 
 
 class EngineState(enum.Enum):
-    """Where the engine is; requests are taken in READY only."""
+    """Where the engine is. Requests are taken in READY, SLEEPING and WAKING; those of a sleeper wait for the model."""
 
     LOADING = "loading"
     READY = "ready"
+    SLEEPING = "sleeping"
+    WAKING = "waking"
     RESTARTING = "restarting"
     FAILED = "failed"
     DRAINING = "draining"
@@ -65,6 +67,8 @@ class Link(Protocol):
     def kill(self) -> None: ...
     def join(self, timeout_s: float) -> bool: ...
 
+
+_TAKES_REQUESTS = (EngineState.READY, EngineState.SLEEPING, EngineState.WAKING)
 
 Spawn = Callable[[Callable[[list[Event]], None], Callable[[int, str], None]], Link]
 """Starts an engine; gets `on_message` and `on_exit`, which may be called on any thread."""
@@ -184,6 +188,9 @@ class EngineClient:
         self._ready_s = 0.0
         self._service_s = 1.0
         self._restart_task: asyncio.Task[None] | None = None
+        self._sleep_timer: asyncio.TimerHandle | None = None
+        self._sleep_task: asyncio.Task[None] | None = None
+        self._is_ending = False
         self._gone = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -222,12 +229,19 @@ class EngineClient:
     async def stop(self) -> None:
         """End the engine; open requests fail."""
         self._is_stopping = self._is_draining = True
-        if self._restart_task is not None:
-            self._restart_task.cancel()
+        for task in (self._restart_task, self._sleep_task):
+            if task is not None:
+                task.cancel()
+        self._disturb()
         self.abort_all(Draining("the server is shutting down"))
+        await self._end()
+
+    async def _end(self) -> None:
+        """End the process, if there is one, and wait until its memory is given back."""
         if self._link is None:
             return
-        if self.ready is None:
+        self._is_ending = True
+        if self._phase not in (EngineState.READY, EngineState.SLEEPING):
             # While it loads it reads no messages.
             self._link.kill()
         self._link.send(Shutdown())
@@ -237,6 +251,34 @@ class EngineClient:
             self._link.kill()
             await asyncio.wait_for(self._gone.wait(), _STOP_S)
 
+    # --- sleep ------------------------------------------------------------------------------------------------------
+
+    def _doze(self) -> None:
+        """Nobody wants anything: sleep when that stays so."""
+        self._disturb()
+        if self.config.sleep_idle_s is not None and self._phase is EngineState.READY and not self._is_draining:
+            self._sleep_timer = self._loop.call_later(self.config.sleep_idle_s, self._fall_asleep)
+
+    def _disturb(self) -> None:
+        if self._sleep_timer is not None:
+            self._sleep_timer.cancel()
+            self._sleep_timer = None
+
+    def _fall_asleep(self) -> None:
+        logger.info("idle for %g s: the model is unloaded, the next request loads it again", self.config.sleep_idle_s)
+        self._phase = EngineState.SLEEPING
+        self._sleep_task = self._loop.create_task(self._end())
+
+    async def _wake(self, ending: asyncio.Task[None] | None) -> None:
+        """Load again, but only when what the process before had is free again."""
+        logger.info("loading the model again for a request")
+        if ending is not None:
+            await ending
+        try:
+            self._launch()
+        except OSError as error:
+            self._give_up(f"the engine process could not be started ({error})")
+
     def _spawn_child(self, on_message: Callable[[list[Event]], None], on_exit: Callable[[int, str], None]) -> Link:
         return Child("ggufd-engine", process.main, (self.config,), on_message, on_exit)
 
@@ -244,6 +286,7 @@ class EngineClient:
         """Start a process. What an older one still says is told apart by its generation."""
         self._generation += 1
         generation = self._generation
+        self._is_ending = False
         self._gone.clear()
 
         def on_message(events: list[Event]) -> None:
@@ -275,12 +318,20 @@ class EngineClient:
         return max(1.0, self._service_s * (self.n_waiting + 1) / n_slots)
 
     def submit(self, request: EngineRequest) -> RequestStream:
-        """Queue a request. Raises `Draining`, `EngineDown` or `QueueFull` at once when it cannot be taken."""
+        """Queue a request, which wakes a sleeping engine.
+
+        Raises `Draining`, `EngineDown` or `QueueFull` at once when it cannot be taken.
+        """
         self._refuse()
         stream = RequestStream(self, request)
         self._streams[request.request_id] = stream
         self._idle.clear()
-        self._send(request)
+        self._disturb()
+        if self._phase is EngineState.READY:
+            self._send(request)
+        elif self._phase is EngineState.SLEEPING:
+            self._phase = EngineState.WAKING
+            self._sleep_task = self._loop.create_task(self._wake(self._sleep_task))
         return stream
 
     async def stats(self) -> Stats:
@@ -294,6 +345,8 @@ class EngineClient:
 
     async def erase_slot(self, slot: int) -> int:
         """Forget what an idle slot keeps; how many tokens that was. Raises `Unavailable` while it is running."""
+        if self._phase in (EngineState.SLEEPING, EngineState.WAKING):
+            return 0
         if self._phase is not EngineState.READY:
             raise self._down()
         future: asyncio.Future[int] = self._loop.create_future()
@@ -315,7 +368,7 @@ class EngineClient:
     def _refuse(self) -> None:
         if self._is_draining:
             raise Draining("the server is shutting down and takes no new requests")
-        if self._phase is not EngineState.READY or self.ready is None:
+        if self._phase not in _TAKES_REQUESTS or self.ready is None:
             raise self._down()
         n_running = sum(stream.request.n for stream in self._streams.values() if stream.is_admitted)
         n_free = max(0, self.ready.n_slots - n_running)
@@ -330,6 +383,8 @@ class EngineClient:
         match self._phase:
             case EngineState.LOADING:
                 return EngineDown("the model is still being loaded; try again in a few seconds", retry_after_s=2)
+            case EngineState.SLEEPING | EngineState.WAKING:
+                return EngineDown("the model is unloaded while nobody uses it; a request loads it", retry_after_s=5)
             case EngineState.FAILED:
                 return EngineDown("the engine has failed and was given up; see the server's log", retry_after_s=60)
         return EngineDown("the engine stopped and is being started again; try again soon", retry_after_s=5)
@@ -343,6 +398,7 @@ class EngineClient:
         del self._streams[stream.request.request_id]
         if not self._streams:
             self._idle.set()
+            self._doze()
 
     def _lose_all(self, error: GgufdError) -> None:
         for stream in list(self._streams.values()):
@@ -393,6 +449,11 @@ class EngineClient:
         self.ready = ready
         self._phase = EngineState.READY
         self._ready_s = time.monotonic()
+        # There are some only where they woke it.
+        for stream in self._streams.values():
+            self._send(stream.request)
+        if not self._streams:
+            self._doze()
         if self._ready_future is not None and not self._ready_future.done():
             self._ready_future.set_result(ready)
 
@@ -403,6 +464,12 @@ class EngineClient:
         self._stats_waiters.clear()
 
     def _give_up(self, message: str) -> None:
+        if self._phase is EngineState.WAKING:
+            self._phase = EngineState.SLEEPING
+            self._sleep_task = None
+            logger.error("the model could not be loaded again: %s", message)
+            self._lose_all(EngineDown(f"the model could not be loaded again: {message}", retry_after_s=30))
+            return
         self._phase = EngineState.FAILED
         if self._ready_future is not None and not self._ready_future.done():
             # Whoever waits for it says it to the user.
@@ -416,7 +483,7 @@ class EngineClient:
             return
         self._gone.set()
         self._lose_answers(EngineDown("the engine has stopped; try again soon", retry_after_s=5))
-        if self._is_stopping or self._phase is EngineState.FAILED:
+        if self._is_stopping or self._is_ending or self._phase in (EngineState.FAILED, EngineState.SLEEPING):
             return
         reason = f"the engine process ended unexpectedly ({_exit_text(code)})"
         logger.error("%s%s", reason, f": {stderr}" if stderr else "")

@@ -403,6 +403,7 @@ class EngineConfig:
     `cache_reuse` is the fewest tokens worth moving within a slot when a history was trimmed; 0 moves none.
     `cache_ram_bytes` of host RAM keep the computed tokens of chats that lost their slot; 0 keeps none.
     `cache_dir` keeps calibration results; None keeps none.
+    After `sleep_idle_s` without a request the client ends the process until the next one; None never does.
     """
 
     model: ModelParams
@@ -413,4 +414,5 @@ class EngineConfig:
     cache_reuse: int = 0
     cache_ram_bytes: int = 0
     cache_dir: str | None = None
+    sleep_idle_s: float | None = None
     log_level: int = 30

@@ -50,7 +50,7 @@ async def props(request: Request) -> Response:
             "bos_token": info.bos_piece,
             "eos_token": info.eos_piece,
             "build_info": services.config.build,
-            "is_sleeping": False,
+            "is_sleeping": services.engine.state.name == "SLEEPING",
         }
     )
 
