@@ -104,6 +104,17 @@ OPENAI_CHAT: Aliases = {
     "template_kwargs": ("chat_template_kwargs", "template_vars"),
     "add_generation_prompt": ("add_generation_prompt",),
     "continue_final_message": ("continue_final_message",),
+    "tools": ("tools",),
+    "tool_choice": ("tool_choice",),
+    "parallel_tool_calls": ("parallel_tool_calls",),
+    "reasoning_format": ("reasoning_format",),
+    "reasoning_effort": ("reasoning_effort",),
+    "reasoning_budget": (
+        "reasoning_budget",
+        "thinking_budget_tokens",
+        "thinking_token_budget",
+        "thinking_budget",
+    ),
 }
 
 LLAMACPP: Aliases = {

@@ -10,8 +10,10 @@ from server.engine.messages import Finish, FinishReason, Progress, Usage
 _REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
-def finish_reason(finish: Finish) -> str:
+def finish_reason(finish: Finish, *, has_calls: bool = False) -> str:
     """OpenAI's word. A text that was cut for the server's reasons is as incomplete as one that met its limit."""
+    if has_calls and finish.reason is FinishReason.STOP:
+        return "tool_calls"
     return _REASONS.get(finish.reason, "length")
 
 

@@ -5,6 +5,7 @@ Knows no HTTP, no Jinja and no llama_cpp.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +16,25 @@ Message = Mapping[str, Any]
 """One message in OpenAI's shape: `role`, `content` (string, None or list of parts), and what else it carries."""
 
 
+class ToolMode(enum.Enum):
+    """Whether tools may, must or must not be called."""
+
+    NONE = "none"
+    AUTO = "auto"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Which tools the answer may call; no `names` means all of them."""
+
+    mode: ToolMode = ToolMode.AUTO
+    names: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation to be rendered.
+    """A conversation to be rendered. `tools` are in OpenAI's shape, checked.
 
     `continue_final_message` None means: continue the last message when it is the assistant's and calls no tool.
     `add_generation_prompt` None means: open an assistant turn, unless the last message is continued.

@@ -6,7 +6,7 @@ Knows nothing of where events come from.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from server.api.explain import CacheExplainer
@@ -14,6 +14,8 @@ from server.api.logprobs import LegacyLogprobs, TokenTexts, chat_entry
 from server.api.openai.echo import Echo
 from server.api.sse import DONE, Envelope, event_bytes
 from server.api.usage import finish_reason, progress_json, timings_json, usage_json
+from server.chat.answer import ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
+from server.chat.parser import AnswerParser
 from server.engine.messages import Finish, Output, Progress, PromptLogprobs, RequestEvent, TokenLogprob, Usage
 
 
@@ -56,11 +58,14 @@ class Chunks(ABC):
         if envelope is None:
             envelope = self._envelopes[index] = self._envelope(index)
             opening = self._opening(index)
-        if self._has_logprobs:
-            data = opening + self._with_logprobs(index, event)
-        else:
-            data = opening + envelope.wrap(event.text) if event.text else opening
+        data = opening + self._body(index, envelope, event)
         return data if event.finish is None else data + self._end(index, event.finish)
+
+    def _body(self, index: int, envelope: Envelope, output: Output) -> bytes:
+        """The chunks for the text of an output."""
+        if self._has_logprobs:
+            return self._with_logprobs(index, output)
+        return envelope.wrap(output.text) if output.text else b""
 
     def chunk(self, choice: Mapping[str, Any], **more: Any) -> bytes:
         """One chunk with one choice."""
@@ -75,10 +80,13 @@ class Chunks(ABC):
 
     def _end(self, index: int, finish: Finish) -> bytes:
         self._usages[index] = finish.usage
-        choice = self._last_choice(index, finish_reason(finish))
+        choice = self._last_choice(index, self._reason(index, finish))
         timings = timings_json(finish.usage, has_bans=self._has_bans)
         data = self.chunk(choice, timings=timings, **self._explainer.of(index))
         return data + self._after_all() if len(self._usages) == self._total else data
+
+    def _reason(self, index: int, finish: Finish) -> str:
+        return finish_reason(finish)
 
     def _after_all(self) -> bytes:
         if not self._includes_usage:
@@ -120,15 +128,40 @@ class Chunks(ABC):
 
 
 class ChatChunks(Chunks):
-    """`chat.completion.chunk`."""
+    """`chat.completion.chunk`. `new_parser` makes the parser of a choice."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, new_parser: Callable[[int], AnswerParser], **options: Any) -> None:
         super().__init__(*args, **options)
+        self._new_parser = new_parser
+        self._parsers: dict[int, AnswerParser] = {}
         self._decoders: dict[int, TokenTexts] = {}
 
     def _opening(self, index: int) -> bytes:
         self._decoders[index] = TokenTexts()
+        self._parsers[index] = self._new_parser(index)
         return self.chunk(_delta(index, {"role": "assistant", "content": ""}))
+
+    def _body(self, index: int, envelope: Envelope, output: Output) -> bytes:
+        """Text that needs no reading goes the short way, which is most of it."""
+        parser = self._parsers[index]
+        if parser.is_plain:
+            return super()._body(index, envelope, output)
+        logprobs = None
+        if output.logprobs:
+            logprobs = self._logprobs(index, output.logprobs, self._texts(index, output.logprobs))
+        return self._deltas(index, parser.feed(output.text), logprobs)
+
+    def _deltas(self, index: int, deltas: Sequence[Delta], logprobs: Any = None) -> bytes:
+        """A chunk for each delta; log-probabilities stand in the first, or in one of their own."""
+        parts = [delta_json(delta) for delta in deltas] or [{"content": ""}] * (logprobs is not None)
+        values = [logprobs, *[None] * len(parts)]
+        return b"".join(self.chunk(_delta(index, part, value)) for part, value in zip(parts, values, strict=False))
+
+    def _end(self, index: int, finish: Finish) -> bytes:
+        return self._deltas(index, self._parsers[index].finish()) + super()._end(index, finish)
+
+    def _reason(self, index: int, finish: Finish) -> str:
+        return finish_reason(finish, has_calls=self._parsers[index].n_calls > 0)
 
     def _choice(self, index: int, text: str, logprobs: Any = None) -> dict[str, Any]:
         return _delta(index, {"content": text}, logprobs)
@@ -142,6 +175,20 @@ class ChatChunks(Chunks):
     def _logprobs(self, index: int, entries: Sequence[TokenLogprob], texts: Sequence[str]) -> Any:
         parts = zip(entries, texts, strict=True)
         return {"content": [chat_entry(entry, text) for entry, text in parts], "refusal": None}
+
+
+def delta_json(delta: Delta) -> dict[str, Any]:
+    """OpenAI's `delta`. A call's id, type and name come once: clients join whatever strings they are sent."""
+    match delta:
+        case ContentDelta(text):
+            return {"content": text}
+        case ReasoningDelta(text):
+            return {"reasoning_content": text}
+        case ToolCallBegin(call, call_id, name):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": call, "id": call_id, "type": "function", "function": function}]}
+        case ToolArgumentsDelta(call, text):
+            return {"tool_calls": [{"index": call, "function": {"arguments": text}}]}
 
 
 def _delta(index: int, delta: Mapping[str, Any], logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:

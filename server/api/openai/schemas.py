@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
 from server.api.openai.messages import read_messages
+from server.api.openai.tools import read_tool_choice, read_tools
 from server.api.requests import MAX_LOGPROBS, GenerationFields
 from server.api.sampling import Bool, Int
 
@@ -75,6 +76,20 @@ Messages = Annotated[
 ]
 
 
+_TOOL = {
+    "type": "object",
+    "properties": {"type": {"type": "string"}, "function": {"type": "object"}},
+    "required": ["function"],
+}
+Tools = Annotated[Any, BeforeValidator(read_tools), WithJsonSchema({"type": "array", "items": _TOOL})]
+Choice = Annotated[
+    Any,
+    BeforeValidator(read_tool_choice),
+    WithJsonSchema({"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object"}]}),
+]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class CompletionRequest(GenerationFields):
     """`POST /v1/completions`. `logprobs` is how many alternatives are told besides each token."""
 
@@ -87,7 +102,10 @@ class CompletionRequest(GenerationFields):
 
 
 class ChatRequest(GenerationFields):
-    """`POST /v1/chat/completions`. `messages` are plain dicts, checked."""
+    """`POST /v1/chat/completions`, and what the other chat routes become. `messages` and `tools` are plain, checked.
+
+    `reasoning_budget` is in tokens, 0 for an answer without thinking, -1 for no limit.
+    """
 
     messages: Messages
     logprobs: Bool | None = None
@@ -95,3 +113,9 @@ class ChatRequest(GenerationFields):
     template_kwargs: Annotated[Mapping[str, Any], WithJsonSchema({"type": "object"})] = Field(default_factory=dict)
     add_generation_prompt: Bool | None = None
     continue_final_message: Bool | None = None
+    tools: Tools = ()
+    tool_choice: Choice | None = None
+    parallel_tool_calls: Bool = True
+    reasoning_format: Literal["auto", "deepseek", "none"] | None = None
+    reasoning_effort: Effort | None = None
+    reasoning_budget: Annotated[Int, Field(ge=-1)] | None = None

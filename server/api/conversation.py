@@ -1,0 +1,105 @@
+"""A chat request on its way from fields to the parts of its answers: rendered, submitted, read. Knows no wire shape."""
+
+from __future__ import annotations
+
+import logging
+
+from server.api.activity import Owner
+from server.api.explain import CacheExplainer
+from server.api.generation import Choice, Generation, collect, submit
+from server.api.openai.schemas import ChatRequest
+from server.api.ports import Services
+from server.api.requests import check_n, engine_request
+from server.chat.answer import Answer
+from server.chat.parser import AnswerParser
+from server.chat.prompt import ChatPrompt, RenderedChat
+from server.errors import InvalidRequest
+
+logger = logging.getLogger(__name__)
+
+
+class Conversation:
+    """One request. `param` is what the client calls the messages; `headers` are for the response, after `start`."""
+
+    def __init__(self, services: Services, fields: ChatRequest, owner: Owner, param: str = "messages") -> None:
+        self._services = services
+        self._fields = fields
+        self._owner = owner
+        self._param = param
+        self.explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
+        self.n_logprobs = _n_logprobs(fields)
+        self.headers: dict[str, str] = {}
+        check_n("n", fields.n, services.config.max_n)
+
+    async def start(self) -> Generation:
+        """Render and submit. Raises what refuses it."""
+        services = self._services
+        ready = services.require_ready()
+        rendered = await self._render()
+        self._report(rendered.repairs)
+        self.explainer.add_prompt(rendered.text, self._fields.messages)
+        request = await engine_request(
+            services,
+            self._without_foreign_biases(ready.model.n_vocab),
+            rendered.tokens,
+            owner=self._owner,
+            param=self._param,
+            n_logprobs=self.n_logprobs,
+        )
+        return await submit(services, [request], self._owner, self.explainer)
+
+    def parser(self, index: int) -> AnswerParser:
+        """A new parser for choice `index`, once the request was started."""
+        return AnswerParser()
+
+    async def answers(self) -> list[tuple[Answer, Choice]]:
+        """Start, and wait for every choice."""
+        choices = await collect(await self.start())
+        return [(self._read(index, choice), choice) for index, choice in enumerate(choices)]
+
+    def _read(self, index: int, choice: Choice) -> Answer:
+        parser = self.parser(index)
+        return Answer.of([*parser.feed(choice.text), *parser.finish()])
+
+    async def _render(self) -> RenderedChat:
+        fields = self._fields
+        chat = ChatPrompt(
+            fields.messages,
+            add_generation_prompt=fields.add_generation_prompt,
+            continue_final_message=fields.continue_final_message,
+            template_kwargs=fields.template_kwargs,
+        )
+        try:
+            return await self._services.text.render(chat)
+        except InvalidRequest as error:
+            if error.param == "messages":
+                error.param = self._param
+            raise
+
+    def _report(self, repairs: tuple[str, ...]) -> None:
+        if repairs:
+            logger.info("the chat template needed repairs of the conversation: %s", ", ".join(repairs))
+            self.headers["x-ggufd-repairs"] = ", ".join(repairs).encode("ascii", "replace").decode()
+
+    def _without_foreign_biases(self, n_vocab: int) -> ChatRequest:
+        """The fields without biases of tokens that this vocabulary does not have, which the response then says.
+
+        Clients of chat routes know no tokenizer but the one they guess from the model's name: that is no reason to
+        refuse them.
+        """
+        biases = self._fields.logit_bias or ()
+        own = tuple((token, bias) for token, bias in biases if token < n_vocab)
+        if len(own) == len(biases):
+            return self._fields
+        logger.debug("%d of %d biases are of tokens out of the vocabulary", len(biases) - len(own), len(biases))
+        self.headers["x-ggufd-ignored"] = "logit_bias"
+        return self._fields.model_copy(update={"logit_bias": own})
+
+
+def _n_logprobs(fields: ChatRequest) -> int | None:
+    """How many alternatives are wanted, None when no log-probabilities are."""
+    if fields.logprobs:
+        return fields.top_logprobs or 0
+    if fields.top_logprobs:
+        raise InvalidRequest("'top_logprobs': only together with logprobs set to true.", param="top_logprobs")
+    return None

@@ -1,0 +1,113 @@
+"""OpenAI's `tools` and `tool_choice`: what they may be. Knows no template and no format that a model calls tools in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from server.chat.prompt import ToolChoice, ToolMode
+from server.errors import InvalidRequest, Unsupported
+
+MAX_TOOLS = 512
+
+_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+_MODES = {
+    "none": ToolMode.NONE,
+    "auto": ToolMode.AUTO,
+    "required": ToolMode.REQUIRED,
+    "any": ToolMode.REQUIRED,
+}
+
+
+def read_tools(value: Any) -> tuple[dict[str, Any], ...]:
+    """The tools, each with a `function` that has name, description and parameters. Raises InvalidRequest."""
+    if not isinstance(value, list):
+        raise _invalid("tools", "expected an array of tools")
+    if len(value) > MAX_TOOLS:
+        raise _invalid("tools", f"expected at most {MAX_TOOLS} tools, got {len(value)}")
+    tools = tuple(_read_tool(tool, f"tools[{index}]") for index, tool in enumerate(value))
+    names = [tool["function"]["name"] for tool in tools]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise _invalid(f"tools[{index}].function.name", f"there are two tools of the name {name!r}")
+    return tools
+
+
+def _read_tool(tool: Any, path: str) -> dict[str, Any]:
+    if not isinstance(tool, Mapping):
+        raise _invalid(path, "expected an object with 'type' and 'function'")
+    kind = tool.get("type", "function")
+    if kind != "function":
+        raise Unsupported(
+            f"'{path}.type': this server runs no tools itself, so only 'function' is possible.", param=f"{path}.type"
+        )
+    return {"type": "function", "function": _read_function(tool.get("function"), f"{path}.function")}
+
+
+def _read_function(function: Any, path: str) -> dict[str, Any]:
+    if not isinstance(function, Mapping):
+        raise _invalid(path, "expected an object with 'name' and 'parameters'")
+    name = function.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise _invalid(f"{path}.name", "expected 1 to 128 of the characters A-Z a-z 0-9 _ - . : /")
+    description = function.get("description") or ""
+    if not isinstance(description, str):
+        raise _invalid(f"{path}.description", "expected a string")
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
+        raise _invalid(f"{path}.parameters", "expected a JSON schema of the type 'object'")
+    strict = function.get("strict")
+    if strict is not None and not isinstance(strict, bool):
+        raise _invalid(f"{path}.strict", "expected true or false")
+    read = {"name": name, "description": description, "parameters": dict(parameters)}
+    return {**read, "strict": True} if strict else read
+
+
+def read_tool_choice(value: Any) -> ToolChoice:
+    """Whether a tool may or must be called, and which. Raises InvalidRequest."""
+    if isinstance(value, str) and value in _MODES:
+        return ToolChoice(_MODES[value])
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind == "function":
+        return ToolChoice(ToolMode.REQUIRED, (_name_in(value, "tool_choice"),))
+    if kind == "allowed_tools":
+        inner = value.get("allowed_tools")
+        return _read_allowed(inner if isinstance(inner, Mapping) else value)
+    raise _invalid(
+        "tool_choice",
+        "expected 'none', 'auto', 'required' or an object such as {'type': 'function', 'function': {'name': '...'}}",
+    )
+
+
+def _read_allowed(value: Mapping[str, Any]) -> ToolChoice:
+    mode, tools = value.get("mode", "auto"), value.get("tools")
+    if mode not in ("auto", "required"):
+        raise _invalid("tool_choice.mode", "expected 'auto' or 'required'")
+    if not isinstance(tools, list) or not tools:
+        raise _invalid("tool_choice.tools", "expected a non-empty array of tools")
+    return ToolChoice(_MODES[mode], tuple(_name_in(tool, f"tool_choice.tools[{i}]") for i, tool in enumerate(tools)))
+
+
+def _name_in(value: Any, path: str) -> str:
+    """The name of a function, inside `function` or beside the type."""
+    inner = value.get("function", value) if isinstance(value, Mapping) else None
+    name = inner.get("name") if isinstance(inner, Mapping) else None
+    if not isinstance(name, str):
+        raise _invalid(f"{path}.function.name", "expected the name of one of the tools")
+    return name
+
+
+def check_choice(tools: tuple[Mapping[str, Any], ...], choice: ToolChoice) -> None:
+    """Raises InvalidRequest when the choice names a tool that is not there, or needs one where none is."""
+    names = [tool["function"]["name"] for tool in tools]
+    for name in choice.names:
+        if name not in names:
+            there = ", ".join(names) or "none"
+            raise _invalid("tool_choice", f"there is no tool of the name {name!r}; the tools are: {there}")
+    if choice.mode is ToolMode.REQUIRED and not tools:
+        raise _invalid("tool_choice", "a call is required, but no tools were sent")
+
+
+def _invalid(path: str, what: str) -> InvalidRequest:
+    return InvalidRequest(f"'{path}': {what}.", param=path)
