@@ -163,6 +163,9 @@ class QueueSection(Section):
     max_queue: int = setting(64, "Requests that may wait; one more is refused with 503.", ge=0)
     max_queue_wait_s: float = setting(600.0, "Seconds a request may wait before it is refused.", gt=0)
     max_gap_ms: float = setting(100.0, "Longest pause that reading a prompt may put into other streams.", gt=0)
+    step_timeout_s: float = setting(
+        60.0, "Seconds without a sign of life after which a busy engine is ended and started again; 0 is never.", ge=0
+    )
 
 
 class SamplingSection(Section):

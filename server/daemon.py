@@ -192,6 +192,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         max_queue=config.queue.max_queue,
         max_queue_wait_s=config.queue.max_queue_wait_s,
         max_gap_ms=config.queue.max_gap_ms,
+        step_timeout_s=config.queue.step_timeout_s,
         cache_reuse=config.context.cache_reuse,
         cache_ram_bytes=config.context.cache_ram << 20,
         cache_dir=str(platformdirs.user_cache_path("ggufd")),

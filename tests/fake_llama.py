@@ -578,7 +578,12 @@ class InprocSpawn:
 
 
 def inproc_client(
-    spawn: InprocSpawn | None = None, *, max_queue: int = 64, max_queue_wait_s: float = 600.0, **decoder: Any
+    spawn: InprocSpawn | None = None,
+    *,
+    max_queue: int = 64,
+    max_queue_wait_s: float = 600.0,
+    step_timeout_s: float = 0.0,
+    **decoder: Any,
 ) -> EngineClient:
     """A client whose engine is the real one over a fake decoder, in a thread. Call `start`, `wait_ready`, `stop`."""
     spawn = spawn or InprocSpawn(max_queue=max_queue, max_queue_wait_s=max_queue_wait_s, **decoder)
@@ -587,6 +592,7 @@ def inproc_client(
         ContextParams(n_ctx=256, n_slots=4),
         max_queue=max_queue,
         max_queue_wait_s=max_queue_wait_s,
+        step_timeout_s=step_timeout_s,
     )
     return EngineClient(config, spawn=spawn)
 

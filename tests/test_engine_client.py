@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -341,6 +343,51 @@ async def test_restarts_back_off(make: Make) -> None:
     assert delays == [0.0, 0.5, 1.5, 3.5, 7.5]
 
 
+async def test_an_engine_that_hangs_is_ended_and_everybody_told(make: Make) -> None:
+    spawn = InprocSpawn(n_slots=1, n_ctx=4096, step_s=0.002)
+    client = await make(spawn, step_timeout_s=0.3)
+    running = client.submit(request_of(client, max_tokens=None, ignore_eos=True))
+    waiting = client.submit(request_of(client))
+    await until(lambda: running.is_admitted)
+    asking = asyncio.create_task(client.stats())
+    await asyncio.sleep(0)
+    spawn.pause()
+    started_s = time.monotonic()
+    for stream in (running, waiting):
+        with pytest.raises(EngineDown, match="no sign of life"):
+            await read(stream)
+    assert 0.3 <= time.monotonic() - started_s < 0.3 + 1
+    with pytest.raises(EngineDown, match="no sign of life"):
+        await asking
+    # A thread is not killed: it ends with the step that hangs.
+    assert client.state is EngineState.RESTARTING
+    spawn.resume()
+    await until(lambda: client.state is EngineState.READY)
+    async with client.submit(request_of(client)) as stream:
+        assert (await read(stream))[0]
+
+
+async def test_an_engine_with_long_steps_is_left_alone(make: Make) -> None:
+    client = await make(InprocSpawn(n_slots=1, step_s=0.2), step_timeout_s=0.5)
+    async with client.submit(request_of(client, prompt=b"x" * 200, max_tokens=2)) as stream:
+        assert (await read(stream))[0]
+    await asyncio.sleep(0.7)
+    assert client.state is EngineState.READY
+
+
+async def test_a_model_that_cannot_be_loaded_again_is_tried_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory may be short just now, since somebody else took it."""
+    monkeypatch.setattr(client_module, "_FIRST_BACKOFF_S", 0.0)
+    spawn = InprocSpawn()
+    client = await make(spawn)
+    monkeypatch.setattr(client, "_spawn", FailingSpawn(LoadFailed("no memory")))
+    spawn.links[0].kill()
+    await until(lambda: client._n_restarts >= 2)
+    assert client.state is EngineState.RESTARTING
+    monkeypatch.setattr(client, "_spawn", spawn)
+    await until(lambda: client.state is EngineState.READY)
+
+
 class FailingSpawn:
     """An engine that says what it is told to, and ends."""
 
@@ -450,6 +497,30 @@ async def test_a_real_engine_serves_dies_comes_back_and_leaves_nothing(tiny_mode
     await client.stop()
     assert not psutil.pid_exists(first_pid)
     assert not psutil.pid_exists(second_pid)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize("name", ["SIGSTOP", "SIGSEGV", "SIGABRT"])
+async def test_however_a_real_engine_ends_everybody_is_told_within_a_second(tiny_model: Path, name: str) -> None:
+    client = real_client(tiny_model, step_timeout_s=0.5)
+    client.start()
+    async with asyncio.timeout(WAIT_S):
+        await client.wait_ready()
+    pid = pid_of(client)
+    streams = [client.submit(request_of(client, max_tokens=None, ignore_eos=True)) for _ in range(4)]
+    await until(lambda: client.n_running == 2)
+    os.kill(pid, getattr(signal, name))
+    started_s = time.monotonic()
+    for stream in streams:
+        with pytest.raises(EngineDown, match="is lost"):
+            await read(stream)
+    limit_s = client._watchdog.limit_s if name == "SIGSTOP" else 0
+    assert time.monotonic() - started_s < limit_s + 1
+    await until(lambda: client.state is EngineState.READY)
+    assert not psutil.pid_exists(pid)
+    async with client.submit(request_of(client, max_tokens=3, ignore_eos=True)) as stream:
+        await read(stream)
+    await client.stop()
 
 
 @pytest.mark.parametrize("kind", ["missing", "text"])

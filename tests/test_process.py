@@ -19,6 +19,8 @@ from server.engine.messages import (
     GetStats,
     LoadFailed,
     Output,
+    Ping,
+    Pong,
     Shutdown,
     Stats,
 )
@@ -119,6 +121,18 @@ def test_stats_are_answered_when_idle_and_when_busy(rig: Rig) -> None:
     while not answers:
         answers += [event for event in loop.receive() if isinstance(event, Stats)]
     assert answers[0].running == 1
+    loop.conn.send(Shutdown())
+    loop.wait()
+
+
+def test_a_ping_is_answered_when_idle_and_when_busy(rig: Rig) -> None:
+    loop = Loop(rig)
+    loop.conn.send(Ping())
+    assert loop.receive() == [Pong()]
+    loop.conn.send(make_request(1, b"hello", max_tokens=None, ignore_eos=True))
+    loop.conn.send(Ping())
+    while Pong() not in loop.receive():
+        pass
     loop.conn.send(Shutdown())
     loop.wait()
 

@@ -30,12 +30,15 @@ from server.engine.messages import (
     LoadProgress,
     LogLine,
     Output,
+    Ping,
+    Pong,
     Ready,
     RequestEvent,
     Shutdown,
     SlotErased,
     Stats,
 )
+from server.engine.watchdog import Verdict, Watchdog
 from server.errors import Draining, EngineDown, GgufdError, ModelError, QueueFull, Unavailable, from_code
 
 logger = logging.getLogger(__name__)
@@ -191,6 +194,10 @@ class EngineClient:
         self._sleep_timer: asyncio.TimerHandle | None = None
         self._sleep_task: asyncio.Task[None] | None = None
         self._is_ending = False
+        self._watchdog = Watchdog(0, 0)
+        self._watch_task: asyncio.Task[None] | None = None
+        self._hang = ""
+        self._load_error = ""
         self._gone = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -229,7 +236,7 @@ class EngineClient:
     async def stop(self) -> None:
         """End the engine; open requests fail."""
         self._is_stopping = self._is_draining = True
-        for task in (self._restart_task, self._sleep_task):
+        for task in (self._restart_task, self._sleep_task, self._watch_task):
             if task is not None:
                 task.cancel()
         self._disturb()
@@ -414,6 +421,7 @@ class EngineClient:
     def _receive(self, generation: int, events: list[Event]) -> None:
         if generation != self._generation:
             return
+        self._watchdog.heard()
         for event in events:
             match event:
                 case Output() | Admitted() | Failed():
@@ -426,11 +434,13 @@ class EngineClient:
                 case Ready():
                     self._became_ready(event)
                 case LoadFailed(message):
-                    self._give_up(message)
+                    self._load_failed(message)
                 case Stats():
                     self._answer_stats(event)
                 case SlotErased(slot, n_tokens):
                     self._answer_erased(slot, n_tokens)
+                case Pong():
+                    pass
                 case _:
                     self._deliver(event)
 
@@ -449,6 +459,8 @@ class EngineClient:
         self.ready = ready
         self._phase = EngineState.READY
         self._ready_s = time.monotonic()
+        self._watchdog = Watchdog(self.config.step_timeout_s, ready.model.size_bytes)
+        self._watch_task = self._loop.create_task(self._watch(self._generation))
         # There are some only where they woke it.
         for stream in self._streams.values():
             self._send(stream.request)
@@ -462,6 +474,13 @@ class EngineClient:
             if not future.done():
                 future.set_result(stats)
         self._stats_waiters.clear()
+
+    def _load_failed(self, message: str) -> None:
+        """At the start it is said and done. Later the model could be loaded before: it is tried again."""
+        if self.ready is None or self._phase is EngineState.WAKING:
+            self._give_up(message)
+        else:
+            self._load_error = message
 
     def _give_up(self, message: str) -> None:
         if self._phase is EngineState.WAKING:
@@ -485,11 +504,34 @@ class EngineClient:
         self._lose_answers(EngineDown("the engine has stopped; try again soon", retry_after_s=5))
         if self._is_stopping or self._is_ending or self._phase in (EngineState.FAILED, EngineState.SLEEPING):
             return
-        reason = f"the engine process ended unexpectedly ({_exit_text(code)})"
+        reason = self._hang or self._load_error or f"the engine process ended unexpectedly ({_exit_text(code)})"
         logger.error("%s%s", reason, f": {stderr}" if stderr else "")
-        lost = EngineDown(f"{reason}; the request is lost. It is being started again", retry_after_s=5)
-        self._lose_all(lost)
+        self._lose_all(_lost(reason))
+        self._hang = self._load_error = ""
         self._restart(reason)
+
+    async def _watch(self, generation: int) -> None:
+        """Look whether the engine still speaks, as long as it is this one."""
+        before_s = time.monotonic()
+        while generation == self._generation and self._phase is EngineState.READY:
+            await asyncio.sleep(self._watchdog.beat_s)
+            now_s = time.monotonic()
+            has_work = bool(self._streams or self._stats_waiters or self._erase_waiters)
+            match self._watchdog.look(now_s - before_s, has_work=has_work):
+                case Verdict.ASK:
+                    self._send(Ping())
+                case Verdict.GIVE_UP:
+                    self._end_hanging()
+            before_s = now_s
+
+    def _end_hanging(self) -> None:
+        """Its requests are told at once; the next process starts when this one is gone and its memory is free."""
+        self._hang = f"the engine gave no sign of life for {self._watchdog.limit_s:.3g} s and was ended"
+        self._phase = EngineState.RESTARTING
+        self._lose_answers(_lost(self._hang))
+        self._lose_all(_lost(self._hang))
+        assert self._link is not None
+        self._link.kill()
 
     def _lose_answers(self, error: GgufdError) -> None:
         erasing = [future for waiters in self._erase_waiters.values() for future in waiters]
@@ -521,6 +563,10 @@ class EngineClient:
             self._launch()
         except OSError as error:
             self._restart(f"the engine process could not be started ({error})")
+
+
+def _lost(reason: str) -> EngineDown:
+    return EngineDown(f"{reason}; the request is lost. It is being started again", retry_after_s=5)
 
 
 def _exit_text(code: int) -> str:

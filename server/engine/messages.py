@@ -149,11 +149,16 @@ class EraseSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class Ping:
+    """Answer with `Pong` between two steps."""
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Leave the main loop; what still runs is dropped."""
 
 
-Command = EngineRequest | Abort | GetStats | EraseSlot | Shutdown
+Command = EngineRequest | Abort | GetStats | EraseSlot | Ping | Shutdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,7 +397,12 @@ class SlotErased:
     n_tokens: int | None
 
 
-Event = RequestEvent | LoadProgress | LogLine | Ready | LoadFailed | Stats | SlotErased
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The engine lives."""
+
+
+Event = RequestEvent | LoadProgress | LogLine | Ready | LoadFailed | Stats | SlotErased | Pong
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +421,7 @@ class EngineConfig:
     max_queue: int = 64
     max_queue_wait_s: float = 600.0
     max_gap_ms: float = 100.0
+    step_timeout_s: float = 0.0
     cache_reuse: int = 0
     cache_ram_bytes: int = 0
     cache_dir: str | None = None

@@ -19,6 +19,8 @@ from server.engine.messages import (
     LoadFailed,
     LoadProgress,
     LogLine,
+    Ping,
+    Pong,
     Shutdown,
 )
 from server.errors import ModelError
@@ -70,3 +72,5 @@ def _obey(engine: Engine, command: Command, events: list[Event]) -> None:
             events.append(engine.stats())
         case EraseSlot(slot):
             events.append(engine.erase_slot(slot))
+        case Ping():
+            events.append(Pong())
