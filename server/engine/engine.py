@@ -101,7 +101,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running) or len(self._queue) > 0 or bool(self._events)
+        return bool(self._running) or bool(self._queue) or bool(self._events)
 
     def _check(self, request: EngineRequest) -> None:
         check_bans(request.banned_strings, request.banned_regexes)
@@ -148,19 +148,22 @@ class Engine:
             # A choice whose sibling failed a moment ago has left the queue.
             if sequence.is_finished or self._cache.should_wait(sequence):
                 continue
-            self._queue.remove(sequence)
+            self._queue.take(sequence)
             try:
                 self._start(sequence)
             except GgufdError as error:
+                self._queue.release(sequence)
                 self._fail_request(sequence.request.request_id, error)
         self._cache.release_copies()
 
     def _start(self, sequence: Sequence) -> None:
-        sequence.admit_s = self._clock()
         grammar = sequence.request.sampling.grammar
         if grammar is not None:
             sequence.constraint = self._grammars.matcher(grammar)
+        now_s = self._clock()
         self._cache.lock(sequence)
+        sequence.admit_s = now_s
+        self._queue.charge_prompt(sequence)
         sequence.sampler = self._new_sampler(sequence)
         sequence.status = Status.RUNNING
         self._running.append(sequence)
@@ -248,6 +251,7 @@ class Engine:
             return
         sequence.tokens.append(token)
         self._counters.generated_tokens += 1
+        self._queue.charge_token(sequence)
         piece = self._vocabulary.piece(token, special=not request.skip_special_tokens)
         logprob = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
         delta = sequence.detokenizer.feed(piece, Sent(token, logprob))
@@ -377,6 +381,7 @@ class Engine:
 
     def _retire(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
+        self._queue.release(sequence)
         sequence.status = Status.FINISHED
         if sequence.sampler is not None:
             sequence.sampler.close()
@@ -449,8 +454,7 @@ class Engine:
             raise EngineFailure("the running sequences are not those in the slots")
         if any(sequence.status is not Status.RUNNING for sequence in self._running):
             raise EngineFailure("a sequence runs without being in the running state")
-        if any(sequence.status is not Status.WAITING for sequence in self._queue):
-            raise EngineFailure("a sequence waits without being in the waiting state")
+        self._queue.check_integrity(self._running)
 
 
 class _Counters:

@@ -97,6 +97,22 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What one account may take; None is no limit.
+
+    `weight` is its share beside others that wait. `max_running` sequences of it hold slots at once, `max_waiting`
+    requests wait. `tokens_per_minute` counts tokens of prompts that are computed, and generated ones. `max_priority` is
+    the most urgent priority it may ask for, that is the lowest number.
+    """
+
+    weight: float = 1.0
+    max_running: int | None = None
+    max_waiting: int | None = None
+    tokens_per_minute: int | None = None
+    max_priority: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One prompt, `n` sequences that continue it.
 
@@ -105,8 +121,9 @@ class EngineRequest:
     the chosen one (0 is fine). `prompt_logprobs` asks for those of the prompt too (no prefix reuse then).
     `banned_strings` and `banned_regexes` are taken back before they are sent (`engine.banned`).
     `skip_special_tokens` leaves control tokens out of the text. `min_tokens` keeps end tokens away until then.
-    `key` names who asked, for fairness and cache separation. `explain_cache` asks for `Usage.cache`, in which only
-    what the same `asker` had computed is told: a person, as well as the API can tell them apart.
+    `key` names who asked, for cache separation; `account` is who is charged, for fairness, within `limits`.
+    `explain_cache` asks for `Usage.cache`, in which only what the same `asker` had computed is told: a person, as well
+    as the API can tell them apart. `priority` orders an account's own requests, lower first.
     """
 
     request_id: int
@@ -126,6 +143,9 @@ class EngineRequest:
     explain_cache: bool = False
     key: str = ""
     asker: str = ""
+    account: str = ""
+    limits: Limits = Limits()
+    priority: int = 0
     max_queue_wait_s: float | None = None
 
 

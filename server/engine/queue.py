@@ -1,59 +1,184 @@
 """The queue in front of the context: who waits, in what order, and how long at most.
 
-A policy object: the scheduler asks for an order and takes whom it can place. First come, first served.
+A policy object: the engine asks for an order, takes whom it can place, and says what that one computed.
+
+    between accounts   the one that was served least, by its weight (`fairness`)
+    within an account  by priority, then first come, first served; `aging_s` seconds of waiting make up for one
+                       step of priority, so nothing starves
+
+With one account and one priority that is first come, first served.
 """
 
 from __future__ import annotations
 
+from bisect import insort
+from collections import Counter, deque
 from collections.abc import Iterator
 
-from server.engine.sequence import Sequence
-from server.errors import QueueFull
+from server.engine.fairness import TokenCounters
+from server.engine.sequence import Sequence, Status
+from server.errors import EngineFailure, QueueFull
+
+_FORGET_EVERY = 64
+"""So many new counters are kept before those that make no difference are dropped."""
 
 
 class RequestQueue:
-    """Waiting sequences, at most `max_requests` requests of them, none longer than `max_wait_s` seconds."""
+    """Waiting sequences, at most `max_requests` requests of them, none longer than `max_wait_s` seconds.
 
-    def __init__(self, max_requests: int, max_wait_s: float) -> None:
+    A generated token costs its account 1, a computed token of a prompt `prompt_cost`.
+    """
+
+    def __init__(
+        self, max_requests: int, max_wait_s: float, *, prompt_cost: float = 0.25, aging_s: float = 30.0
+    ) -> None:
         self.max_requests = max_requests
         self.max_wait_s = max_wait_s
-        self._waiting: list[Sequence] = []
+        self.counters = TokenCounters()
+        self._prompt_cost = prompt_cost
+        self._aging_s = aging_s
+        self._waiting: dict[str, list[Sequence]] = {}
+        self._running: Counter[str] = Counter()
+        self._n_pushed = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return sum(len(sequences) for sequences in self._waiting.values())
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
 
     def __iter__(self) -> Iterator[Sequence]:
-        """The order of service, over a copy: who is taken may be removed meanwhile."""
-        return iter(tuple(self._waiting))
+        """The order of service as things stand at each step of the loop: taking somebody changes who comes next.
+
+        An account that runs as much as it may is left out.
+        """
+        rest = {account: deque(sequences) for account, sequences in self._waiting.items()}
+        while able := [account for account, sequences in rest.items() if sequences and self._may_run(sequences[0])]:
+            yield rest[self.counters.least(able)].popleft()
 
     @property
     def n_requests(self) -> int:
         """Requests none of whose sequences has been admitted."""
-        return sum(1 for sequence in self._waiting if sequence.index == 0)
+        return sum(1 for sequence in self.waiting() if _is_first(sequence))
+
+    def waiting(self) -> Iterator[Sequence]:
+        """All that wait, in no order that means anything."""
+        for sequences in self._waiting.values():
+            yield from sequences
+
+    def rank(self, sequence: Sequence) -> tuple[float, int]:
+        """What orders an account's sequences, lowest first: seconds, and the order of arrival among equals."""
+        return sequence.arrival_s + sequence.request.priority * self._aging_s, sequence.serial
+
+    # --- transitions ------------------------------------------------------------------------------------------------
 
     def push(self, sequences: list[Sequence], *, n_free: int = 0) -> None:
-        """Append the sequences of one request. Raises `QueueFull`, and takes none, when too many requests wait.
+        """Let the sequences of one request wait. Raises `QueueFull`, and takes none, when too many requests wait.
 
         The next step takes `n_free` of those that wait into free slots: as many more may wait until then.
         """
         if self.n_requests >= self.max_requests + n_free:
             raise QueueFull(f"{self.max_requests} requests are waiting already; try again later")
-        self._waiting.extend(sequences)
+        for sequence in sequences:
+            self._n_pushed += 1
+            sequence.serial = self._n_pushed
+            self._insert(sequence)
+
+    def take(self, sequence: Sequence) -> None:
+        """Waiting to running: the sequence gets a slot."""
+        self._drop(sequence)
+        self._running[sequence.request.account] += 1
+
+    def put_back(self, sequence: Sequence) -> None:
+        """Running to waiting: the sequence was preempted, and keeps its place in the order of its account."""
+        self._count_out(sequence)
+        self._insert(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        self._waiting.remove(sequence)
+        """The sequence waits no more, and will not run."""
+        self._drop(sequence)
+        if sequence.is_preempted:
+            self._refund(sequence)
+
+    def release(self, sequence: Sequence) -> None:
+        """The sequence runs no more."""
+        self._count_out(sequence)
+        self._refund(sequence)
+
+    # --- charges ----------------------------------------------------------------------------------------------------
+
+    def charge_prompt(self, sequence: Sequence) -> None:
+        """Charge what is left to compute of a prompt that was just admitted."""
+        self._charge(sequence, self._prompt_cost * sequence.n_prompt_uncomputed)
+
+    def charge_token(self, sequence: Sequence) -> None:
+        """Charge one generated token."""
+        self._charge(sequence, 1.0)
+
+    def _refund(self, sequence: Sequence) -> None:
+        """What was charged of the prompt and never computed is given back."""
+        if sequence.n_prompt_uncomputed and sequence.admit_s:
+            self._charge(sequence, -self._prompt_cost * sequence.n_prompt_uncomputed)
+
+    def _charge(self, sequence: Sequence, cost: float) -> None:
+        self.counters.charge(sequence.request.account, cost, sequence.request.limits.weight)
+
+    # --- who is waiting ---------------------------------------------------------------------------------------------
 
     def of_request(self, request_id: int) -> list[Sequence]:
-        return [sequence for sequence in self._waiting if sequence.request.request_id == request_id]
+        return [sequence for sequence in self.waiting() if sequence.request.request_id == request_id]
 
     def expired(self, now_s: float) -> list[Sequence]:
         """First sequences that have waited as long as they may; later ones of a request wait for their siblings."""
         return [
             sequence
-            for sequence in self._waiting
-            if sequence.index == 0 and now_s - sequence.arrival_s > self._max_wait_s(sequence)
+            for sequence in self.waiting()
+            if _is_first(sequence) and now_s - sequence.arrival_s > self._max_wait_s(sequence)
         ]
 
     def _max_wait_s(self, sequence: Sequence) -> float:
         asked = sequence.request.max_queue_wait_s
         return self.max_wait_s if asked is None else min(asked, self.max_wait_s)
+
+    def _may_run(self, sequence: Sequence) -> bool:
+        limit = sequence.request.limits.max_running
+        return limit is None or self._running[sequence.request.account] < limit
+
+    # --- keeping the books ------------------------------------------------------------------------------------------
+
+    def _insert(self, sequence: Sequence) -> None:
+        account = sequence.request.account
+        if account not in self._waiting:
+            self.counters.lift(account, self._waiting)
+            self._waiting[account] = []
+            if len(self.counters) % _FORGET_EVERY == 0:
+                self.counters.forget(self._waiting.keys() | self._running.keys())
+        insort(self._waiting[account], sequence, key=self.rank)
+
+    def _drop(self, sequence: Sequence) -> None:
+        account = sequence.request.account
+        self._waiting[account].remove(sequence)
+        if not self._waiting[account]:
+            del self._waiting[account]
+            self.counters.settle(account)
+
+    def _count_out(self, sequence: Sequence) -> None:
+        account = sequence.request.account
+        self._running[account] -= 1
+        if not self._running[account]:
+            del self._running[account]
+
+    def check_integrity(self, running: list[Sequence]) -> None:
+        """Raise `EngineFailure` unless the books agree with each other and with who runs."""
+        if Counter(sequence.request.account for sequence in running) != self._running:
+            raise EngineFailure("the queue's count of running sequences is not theirs")
+        for account, sequences in self._waiting.items():
+            if not sequences or sequences != sorted(sequences, key=self.rank):
+                raise EngineFailure(f"the queue of {account!r} is empty or out of order")
+            if any(sequence.status is not Status.WAITING for sequence in sequences):
+                raise EngineFailure("a sequence waits without being in the waiting state")
+
+
+def _is_first(sequence: Sequence) -> bool:
+    """Whether it stands for a request of which nothing has been admitted yet."""
+    return sequence.index == 0 and not sequence.is_preempted

@@ -14,6 +14,7 @@ from server.engine.banned import BanGuard, bans_of
 from server.engine.detokenizer import Detokenizer
 from server.engine.messages import CacheReport, EngineRequest, TokenLogprob, Usage
 from server.engine.sampling import Bias, Logprobs, Sampler
+from server.llama.batch import State
 
 
 class Status(enum.Enum):
@@ -36,7 +37,8 @@ class Sent:
 class Sequence:
     """Tokens `[0, n_prompt)` are the prompt, `[n_prompt, len(tokens))` generated; `[0, n_past)` are in the slot.
 
-    Times are seconds of `time.perf_counter`. `slot` is set exactly while running.
+    Times are seconds of `time.perf_counter`. `slot` is set exactly while running; `serial` is the order of arrival.
+    While it waits preempted, `state` is what its slot held.
     """
 
     request: EngineRequest
@@ -46,7 +48,9 @@ class Sequence:
     n_prompt: int
     detokenizer: Detokenizer[Sent]
     status: Status = Status.WAITING
+    serial: int = 0
     slot: int | None = None
+    state: State | None = None
     n_past: int = 0
     n_cached: int = 0
     n_moved: int = 0
@@ -83,6 +87,16 @@ class Sequence:
     def n_uncomputed(self) -> int:
         """Tokens that are not in the slot yet: one while decoding, more in prefill."""
         return len(self.tokens) - self.n_past
+
+    @property
+    def n_prompt_uncomputed(self) -> int:
+        """Tokens of the prompt that were never computed."""
+        return 0 if self.n_generated else max(0, self.n_prompt - self.n_past)
+
+    @property
+    def is_preempted(self) -> bool:
+        """Whether it waits for a slot again, having lost one."""
+        return self.status is Status.WAITING and self.state is not None
 
     @property
     def is_decoding(self) -> bool:
