@@ -25,7 +25,7 @@ from server.api.prompts import encode_text
 from server.api.requests import GenerationFields, check_n, check_tokens, engine_request, refuse_unavailable
 from server.api.responses import dumps, json_response
 from server.api.sampling import Bool, Int
-from server.api.sse import EventStream
+from server.api.sse import ChunkFormat, EventStream
 from server.api.usage import finish_reason
 from server.api.validation import validate
 from server.engine.messages import Finish, FinishReason, Output, RequestEvent
@@ -123,7 +123,7 @@ def _result(choice: Choice, *, has_bans: bool) -> dict[str, Any]:
     }
 
 
-class _Tokens:
+class _Tokens(ChunkFormat):
     """The stream: an event for each piece of text, the last one says why it ended."""
 
     def __init__(self, explainer: CacheExplainer) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from typing import Protocol
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.api.generation import Generation
 from server.api.responses import body_of, dumps
-from server.api.sse import ChunkFormat
+from server.engine.messages import RequestEvent
 from server.errors import GgufdError
 
 logger = logging.getLogger(__name__)
@@ -22,10 +23,16 @@ def line_bytes(value: object) -> bytes:
     return dumps(value) + b"\n"
 
 
+class Lines(Protocol):
+    """One API's lines: those for an event, or b"" when the client is told nothing of it."""
+
+    def feed(self, first: int, event: RequestEvent) -> bytes: ...
+
+
 class LineStream(StreamingResponse):
     """The response that streams a generation as lines."""
 
-    def __init__(self, generation: Generation, lines: ChunkFormat) -> None:
+    def __init__(self, generation: Generation, lines: Lines) -> None:
         super().__init__(_lines(generation, lines), media_type="application/x-ndjson")
         self._generation = generation
 
@@ -43,7 +50,7 @@ class LineStream(StreamingResponse):
                 await asyncio.gather(sending, watching, return_exceptions=True)
 
 
-async def _lines(generation: Generation, lines: ChunkFormat) -> AsyncIterator[bytes]:
+async def _lines(generation: Generation, lines: Lines) -> AsyncIterator[bytes]:
     try:
         async for first, events in generation.batches():
             for event in events:

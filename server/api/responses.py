@@ -11,10 +11,12 @@ from starlette.responses import Response
 
 from server.errors import GgufdError, Unavailable
 
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
 
 def dumps(value: Any) -> bytes:
     """Compact JSON in ASCII. Raises ValueError on NaN and infinities, which are not JSON."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+    return _encode(value).encode()
 
 
 def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus
@@ -27,9 +28,10 @@ DONE = b"data: [DONE]\n\n"
 _quote = json.encoder.encode_basestring_ascii
 
 
-def event_bytes(value: Any) -> bytes:
-    """One event that holds `value` as JSON."""
-    return b"data: " + dumps(value) + b"\n\n"
+def event_bytes(value: Any, name: str = "") -> bytes:
+    """One event that holds `value` as JSON; the APIs that call their events by name give one."""
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + dumps(value) + b"\n\n"
 
 
 class Envelope:
@@ -50,13 +52,27 @@ class Envelope:
         return (self._before + _quote(text) + self._after).encode("ascii")
 
 
-class ChunkFormat(Protocol):
-    """One API's chunks. `feed` returns the bytes for an event, or b"" when the client is told nothing of it.
+class ChunkFormat(ABC):
+    """One API's chunks. Every method returns bytes that are ready to be sent, b"" when the client is told nothing."""
 
-    `first` is the choice that the event's index counts from.
-    """
+    ping = ServerSentEvent(comment="ping", sep="\n")
+    """What a silent stream carries."""
 
-    def feed(self, first: int, event: RequestEvent) -> bytes: ...
+    def begin(self) -> bytes:
+        """What is told at once, before the engine has done anything."""
+        return b""
+
+    @abstractmethod
+    def feed(self, first: int, event: RequestEvent) -> bytes:
+        """What is told of an event. `first` is the choice that its index counts from."""
+
+    async def finish(self) -> bytes:
+        """What is told when every sequence has finished."""
+        return b""
+
+    def fail(self, error: GgufdError) -> bytes:
+        """What is told when an error ends the stream."""
+        return event_bytes(body_of(error))
 
 
 class EventStream(EventSourceResponse):
@@ -71,7 +87,11 @@ class EventStream(EventSourceResponse):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
-            _events(generation, chunks), ping=ping_s, sep="\n", headers=headers, ping_message_factory=_ping
+            _events(generation, chunks),
+            ping=ping_s,
+            sep="\n",
+            headers=headers,
+            ping_message_factory=lambda: chunks.ping,
         )
         self._generation = generation
 
@@ -87,20 +107,20 @@ class EventStream(EventSourceResponse):
         await send(message)
 
 
-def _ping() -> ServerSentEvent:
-    return ServerSentEvent(comment="ping", sep="\n")
-
-
 async def _events(generation: Generation, chunks: ChunkFormat) -> AsyncIterator[bytes]:
     try:
+        if data := chunks.begin():
+            yield data
         async for first, events in generation.batches():
             if data := b"".join([chunks.feed(first, event) for event in events]):
                 yield data
+        if data := await chunks.finish():
+            yield data
     except GgufdError as error:
-        yield event_bytes(body_of(error))
+        yield chunks.fail(error)
     except Exception:
         logger.exception("A stream failed")
-        yield event_bytes(body_of(GgufdError("The server failed to write this answer. Send it again.")))
+        yield chunks.fail(GgufdError("The server failed to write this answer. Send it again."))
 
 
 def let_streams_finish() -> None:

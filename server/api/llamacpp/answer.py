@@ -13,7 +13,7 @@ from server.api.explain import CacheExplainer
 from server.api.generation import Choice
 from server.api.logprobs import TokenTexts, native_entry
 from server.api.ports import Services
-from server.api.sse import event_bytes
+from server.api.sse import ChunkFormat, event_bytes
 from server.api.usage import progress_json, timings_json
 from server.engine.messages import (
     EngineRequest,
@@ -137,7 +137,7 @@ class _State:
         self.texts = TokenTexts()
 
 
-class NativeChunks:
+class NativeChunks(ChunkFormat):
     """The stream: `stop` is false in all events but the last of each choice, which has no text."""
 
     def __init__(self, answer: NativeAnswer) -> None:

@@ -5,21 +5,21 @@ Knows nothing of where events come from.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from server.api.explain import CacheExplainer
 from server.api.logprobs import LegacyLogprobs, TokenTexts, chat_entry
 from server.api.openai.echo import Echo
-from server.api.sse import DONE, Envelope, event_bytes
+from server.api.sse import DONE, ChunkFormat, Envelope, event_bytes
 from server.api.usage import finish_reason, progress_json, timings_json, usage_json
 from server.chat.answer import ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
 from server.chat.parser import AnswerParser
 from server.engine.messages import Finish, Output, Progress, PromptLogprobs, RequestEvent, TokenLogprob, Usage
 
 
-class Chunks(ABC):
+class Chunks(ChunkFormat):
     """What both routes share. `head` begins every chunk; `total` sequences are awaited, `n` for each prompt."""
 
     def __init__(
