@@ -167,6 +167,7 @@ class FakeDecoder:
     """See `server.engine.backend.Decoder`. Seconds pass on `clock` alone: `base_s` a ubatch, `row_s` a row.
 
     `failures` are raised by the next decodes, one each; an `EngineFailure` leaves the slots of its batch half computed.
+    A batch of more than `max_rows` rows, or with one of `full_slots`, has no room; one with one of `bad_slots` fails.
     """
 
     def __init__(
@@ -190,6 +191,9 @@ class FakeDecoder:
         self.can_trim = can_trim
         self.batch = Batch.with_capacity(n_batch)
         self.failures: list[Exception] = []
+        self.max_rows = n_batch
+        self.full_slots: set[int] = set()
+        self.bad_slots: set[int] = set()
         self.chains: list[FakeChain] = []
         self.computed: list[tuple[int, int]] = []
         self.n_ubatches = 0
@@ -222,8 +226,7 @@ class FakeDecoder:
         self.before_decode()
         self._moved.clear()
         runs = self._runs()
-        if self.failures:
-            self._fail(runs)
+        self._fail(runs)
         self._logits[:] = np.nan
         self._output_of_row = {}
         for row in range(self.batch.n_rows):
@@ -253,7 +256,12 @@ class FakeDecoder:
         return runs
 
     def _fail(self, runs: list[tuple[int, list[int]]]) -> None:
-        error = self.failures.pop(0)
+        slots = {slot for slot, _ in runs}
+        if slots & self.full_slots or self.batch.n_rows > self.max_rows:
+            raise NoRoomError
+        if not self.failures and not slots & self.bad_slots:
+            return
+        error = self.failures.pop(0) if self.failures else EngineFailure("llama_decode failed with status -3")
         if not isinstance(error, NoRoomError):
             for slot, rows in runs:
                 self._slots[slot] += [0] * (len(rows) // 2 + 1)

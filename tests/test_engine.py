@@ -592,41 +592,96 @@ def test_the_usage_says_what_the_cache_had_when_that_is_asked() -> None:
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+FAILURES = pytest.mark.parametrize(
     "error", [NoRoomError(), EngineFailure("llama_decode failed with status -3")], ids=["room", "c"]
 )
-def test_a_failed_decode_fails_its_batch_and_nobody_else(error: Exception) -> None:
-    rig = make_engine(n_slots=2)
-    requests = [make_request(i, bytes([65 + i]) * 9, max_tokens=9, ignore_eos=True) for i in range(4)]
-    rig.add(*requests)
-    rig.step()
-    rig.decoder.failures.append(error)
+
+
+def four() -> list[EngineRequest]:
+    return [make_request(i, bytes([65 + i]) * 9, max_tokens=9, ignore_eos=True) for i in range(4)]
+
+
+@FAILURES
+@pytest.mark.parametrize("can_trim", [True, False])
+@pytest.mark.parametrize("n_steps", [0, 1, 4])
+def test_a_decode_that_fails_once_ends_nobody(error: Exception, can_trim: bool, n_steps: int) -> None:
+    rig = make_engine(n_slots=4, can_trim=can_trim)
+    rig.add(*four())
+    for _ in range(n_steps):
+        rig.step()
+    rig.decoder.failures += [error, error]
     collected = rig.run()
-    assert [collected[i].failure is not None for i in range(4)] == [True, True, False, False]
-    assert collected[0].failure.code == "engine_failure"  # type: ignore[union-attr]
-    for i in (2, 3):
-        assert collected[i].texts == run_alone(requests[i]).texts
+    for request in four():
+        assert collected[request.request_id].texts == run_alone(request).texts
 
 
-def test_nothing_of_a_failed_batch_is_reused() -> None:
+@pytest.mark.parametrize("n_batch", [24, 64])
+def test_a_batch_without_room_is_computed_in_parts(n_batch: int) -> None:
+    rig = make_engine(n_slots=4, n_batch=n_batch)
+    rig.decoder.max_rows = 3
+    rig.add(*four(), make_request(5, LONG, prompt_logprobs=True, n_logprobs=1))
+    collected = rig.run()
+    for request in four():
+        assert collected[request.request_id].texts == run_alone(request).texts
+    (logprobs,) = [event for event in collected[5].events if isinstance(event, PromptLogprobs)]
+    alone = run_alone(make_request(5, LONG, prompt_logprobs=True, n_logprobs=1))
+    assert [logprobs] == [event for event in alone.events if isinstance(event, PromptLogprobs)]
+
+
+@pytest.mark.parametrize("kind", ["full_slots", "bad_slots"])
+@pytest.mark.parametrize("slot", range(4))
+def test_only_the_request_that_cannot_be_computed_ends(kind: str, slot: int) -> None:
+    rig = make_engine(n_slots=4)
+    rig.add(*four())
+    rig.step()
+    request_id = next(state.request_id for state in rig.engine.stats().slots if state.slot == slot)
+    getattr(rig.decoder, kind).add(slot)
+    rig.step()
+    getattr(rig.decoder, kind).clear()
+    collected = rig.run()
+    assert [i for i in range(4) if collected[i].failure is not None] == [request_id]
+    failure = collected[request_id].failure  # type: ignore[index]
+    assert failure is not None
+    assert failure.code == "engine_failure"
+    for request in four():
+        if request.request_id != request_id:
+            assert collected[request.request_id].texts == run_alone(request).texts
+
+
+def test_nothing_of_a_failed_request_is_reused() -> None:
     rig = make_engine(n_slots=2, n_batch=32)
     rig.add(make_request(1, LONG))
     rig.step()
-    rig.decoder.failures.append(EngineFailure("failed"))
+    rig.decoder.bad_slots = {0, 1}
+    rig.step()
+    rig.decoder.bad_slots = set()
     rig.run()
+    assert rig.collected[1].failure is not None
     rig.add(make_request(2, LONG))
     rig.run()
     assert rig.collected[2].finishes[0].usage.cached_tokens == 0
     assert rig.text(2) == run_alone(make_request(2, LONG)).texts[0]
 
 
-def test_a_failed_batch_fails_all_choices_once() -> None:
+def test_a_failure_fails_all_choices_once() -> None:
     rig = make_engine(n_slots=2)
     rig.add(make_request(1, b"many", n=4))
     rig.step()
-    rig.decoder.failures.append(NoRoomError())
+    rig.decoder.full_slots = {0, 1}
+    rig.step()
+    rig.decoder.full_slots = set()
     assert rig.run()[1].failure is not None
     assert rig.engine.stats().waiting == 0
+
+
+def test_an_engine_that_computes_nothing_any_more_leaves() -> None:
+    rig = make_engine(n_slots=1)
+    rig.decoder.bad_slots = {0}
+    rig.add(*four())
+    rig.step()
+    rig.step()
+    with pytest.raises(EngineFailure, match="3 steps"):
+        rig.step()
 
 
 def grammar(text: str) -> Grammar:
@@ -791,6 +846,7 @@ def scripts(draw: st.DrawFn) -> list[tuple[str, Any]]:
         st.tuples(st.just("abort"), st.integers(0, 20)),
         st.tuples(st.just("steps"), st.integers(1, 6)),
         st.tuples(st.just("fail"), st.sampled_from(["room", "failure"])),
+        st.tuples(st.just("shrink"), st.integers(1, 24)),
     )
     return draw(st.lists(actions, min_size=3, max_size=24))
 
@@ -813,6 +869,8 @@ def play(rig: Rig, script: list[tuple[str, Any]]) -> Iterator[EngineRequest]:
                     rig.step()
             case "fail":
                 rig.decoder.failures.append(NoRoomError() if argument == "room" else EngineFailure("failed"))
+            case "shrink":
+                rig.decoder.max_rows = argument
     rig.run()
 
 
@@ -856,22 +914,26 @@ async def test_the_client_erases_a_slot_and_says_when_it_is_in_use() -> None:
         await client.stop()
 
 
-def test_a_move_that_fails_ends_what_runs_and_nothing_more() -> None:
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_move_that_fails_ends_nobody(nth: int) -> None:
     rig = make_engine(n_slots=4)
-    rig.add(*(make_request(i, bytes([65 + i]) * 20, max_tokens=30 if i in (1, 3) else 1) for i in (1, 2, 3)))
+    requests = [make_request(i, bytes([65 + i]) * 20, max_tokens=30 if i in (1, 3) else 1) for i in (1, 2, 3)]
+    rig.add(*requests)
     original = rig.decoder.set_state
-    failures = 0
+    calls = 0
 
     def broken(slot: int, state: Any) -> None:
-        nonlocal failures
-        failures += 1
-        raise EngineFailure("the state could not be restored")
+        nonlocal calls
+        calls += 1
+        if calls % nth == 0:
+            raise EngineFailure("the state could not be restored")
+        original(slot, state)
 
     rig.decoder.set_state = broken  # type: ignore[method-assign]
     rig.run()
+    assert calls >= nth
+    for request in requests:
+        assert rig.collected[request.request_id].texts == run_alone(request).texts
     rig.decoder.set_state = original  # type: ignore[method-assign]
-    assert failures >= 1
-    failed = [request_id for request_id, collected in rig.collected.items() if collected.failure is not None]
-    assert sorted(failed) == [1, 3]
     rig.add(make_request(9, b"after"))
     assert rig.run()[9].finishes

@@ -30,7 +30,7 @@ from server.engine.messages import (
 from server.engine.prefix_cache import PrefixCache
 from server.engine.queue import RequestQueue
 from server.engine.sampling import Bias, Logprobs, Row, Sampler, VectorSampler, is_vectorisable, penalties_of
-from server.engine.scheduler import Chunk, Scheduler
+from server.engine.scheduler import Chunk, Scheduler, halves
 from server.engine.sequence import Sent, Sequence, Status
 from server.engine.threads import ThreadTuner
 from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueTimeout, Unavailable
@@ -38,6 +38,8 @@ from server.llama.batch import NoRoomError
 
 # llama.cpp takes 2**32 - 1 for "draw a seed".
 _SEEDS = 2**32 - 1
+
+_MAX_LOST_STEPS = 3
 
 
 class Engine:
@@ -69,6 +71,7 @@ class Engine:
         self._running: list[Sequence] = []
         self._events: list[Event] = []
         self._counters = _Counters()
+        self._n_lost_steps = 0
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -120,8 +123,8 @@ class Engine:
         self._admit()
         plan = self._scheduler.schedule(self._running)
         if plan:
-            self._compute(plan)
-            self._close_holes()
+            self._note_health(self._compute(plan))
+            self._cache.close_holes(self._counters.step_s)
         events, self._events = self._events, []
         return events
 
@@ -170,24 +173,57 @@ class Engine:
         self._counters.cached_tokens += sequence.n_cached
         self._emit(Admitted(sequence.request.request_id, sequence.index, sequence.n_cached))
 
-    def _compute(self, plan: list[Chunk]) -> None:
+    def _compute(self, plan: list[Chunk]) -> bool:
+        """Compute the plan; whether any of it could be.
+
+        What fails is tried again in halves, down to a single row: its request ends then, and nobody else's.
+        """
+        plan = [chunk for chunk in plan if not chunk.sequence.is_finished]
+        if not plan:
+            return False
+        try:
+            outputs = self._decode(plan)
+        except (NoRoomError, EngineFailure) as error:
+            return self._compute_halves(self._rewound(plan), error)
+        self._advance(plan, outputs)
+        return True
+
+    def _compute_halves(self, plan: list[Chunk], error: Exception) -> bool:
+        if sum(chunk.n_tokens for chunk in plan) > 1:
+            first, second = halves(plan)
+            is_any_computed = self._compute(first)
+            return self._compute(second) or is_any_computed
+        for chunk in plan:
+            self._lose(chunk.sequence, error)
+        return False
+
+    def _rewound(self, plan: list[Chunk]) -> list[Chunk]:
+        """The plan after a failed decode, whose rows may be in the cache by halves; what was there before is good."""
+        kept = []
+        for chunk in plan:
+            try:
+                self._cache.rewind(chunk.sequence)
+                del chunk.sequence.prompt_logprobs[chunk.sequence.n_past :]
+                kept.append(chunk)
+            except EngineFailure as error:
+                self._lose(chunk.sequence, error)
+        return kept
+
+    def _decode(self, plan: list[Chunk]) -> list[tuple[int, int]]:
+        """Compute one batch; see `_fill_batch` for what is returned."""
         outputs = self._fill_batch(plan)
         n_decode = sum(1 for chunk in plan if chunk.sequence.is_decoding)
         n_prefill = self._decoder.batch.n_rows - n_decode
         self._set_threads(n_decode, n_prefill)
-        try:
-            seconds = self._decoder.decode()
-            self._counters.end(self._clock(), seconds)
-        except (NoRoomError, EngineFailure) as error:
-            self._fail_step(plan, error)
-            return
+        seconds = self._decoder.decode()
+        self._counters.end(self._clock(), seconds)
         self._cache.note_decode()
         self._scheduler.step_time.record(seconds, n_decode, n_prefill)
         self._cache.prefill_s_per_token = (
             self._scheduler.step_time.prefill_s_per_token or self._cache.prefill_s_per_token
         )
         self._counters.computed_tokens += self._decoder.batch.n_rows
-        self._advance(plan, outputs)
+        return outputs
 
     def _set_threads(self, n_decode: int, n_prefill: int) -> None:
         """Learn from the step before, unless there was nothing to do in between, and choose for this one."""
@@ -387,21 +423,18 @@ class Engine:
             sequence.sampler.close()
             sequence.sampler = None
 
-    def _close_holes(self) -> None:
-        try:
-            self._cache.close_holes(self._counters.step_s)
-        except EngineFailure as error:
-            self._fail_step([Chunk(sequence, 0, 0) for sequence in self._running], error)
+    def _lose(self, sequence: Sequence, error: Exception) -> None:
+        """What its slot holds cannot be trusted: the request fails, and nothing of it is kept."""
+        self._cache.forget(sequence)
+        self._retire(sequence)
+        why = f"computing this request failed: {error}" if str(error) else "the context has no room for this request"
+        self._fail_request(sequence.request.request_id, EngineFailure(why))
 
-    def _fail_step(self, plan: list[Chunk], error: Exception) -> None:
-        """Nothing of the batch can be trusted: its requests fail, their slots are emptied, the others go on."""
-        failure = EngineFailure(f"computing a batch failed: {error}" if str(error) else "the context has no room")
-        for chunk in plan:
-            if not chunk.sequence.is_finished:
-                self._cache.forget(chunk.sequence)
-                self._retire(chunk.sequence)
-        for request_id in {chunk.sequence.request.request_id for chunk in plan}:
-            self._fail_request(request_id, failure)
+    def _note_health(self, is_any_computed: bool) -> None:
+        """A device that has failed for good stays so until its process is gone: leave, to be started again."""
+        self._n_lost_steps = 0 if is_any_computed else self._n_lost_steps + 1
+        if self._n_lost_steps >= _MAX_LOST_STEPS:
+            raise EngineFailure(f"nothing could be computed in {_MAX_LOST_STEPS} steps one after another")
 
     def _fail_request(self, request_id: int, error: GgufdError) -> None:
         self.abort(request_id)

@@ -15,6 +15,7 @@ more than twice the best in hindsight.
 
 from __future__ import annotations
 
+import logging
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from server.engine.sequence import Sequence
 from server.engine.tokens import common_prefix
 from server.errors import EngineFailure
 from server.llama.batch import State
+
+logger = logging.getLogger(__name__)
 
 _MIN_SHARED_TOKENS = 32
 """Prefixes shorter than this are computed again rather than taken from a longer chat."""
@@ -276,7 +279,10 @@ class PrefixCache:
         self._touch(slot)
 
     def rewind(self, sequence: Sequence) -> None:
-        """The last tokens of a running sequence were taken back: leave one uncomputed, for its logits."""
+        """Leave a running sequence with what its tokens are computed for, at least one of them uncomputed.
+
+        For when the last tokens were taken back, and for when a decode failed half-way.
+        """
         slot = self._slot_of(sequence)
         n_keep = min(sequence.n_past, len(sequence.tokens) - 1)
         if not self._decoder.trim(slot.index, n_keep):
@@ -372,13 +378,19 @@ class PrefixCache:
         n_tokens = stray.n_computed + target.n_computed
         if self._hole_debt_s >= n_tokens * self._bytes_per_token / self._copy_bytes_per_s:
             self._hole_debt_s = 0.0
+            sequence = stray.sequence
+            assert sequence is not None
             try:
                 self._swap(stray, target)
-            except EngineFailure:
-                # What the idle one holds is in doubt; what runs is for the engine to end.
-                if target.is_idle:
-                    self.evict(target)
-                raise
+            except EngineFailure as error:
+                logger.warning("a sequence could not be moved and is computed again: %s", error)
+                self._reset(sequence)
+                self.evict(target if target.is_idle else stray)
+
+    def _reset(self, sequence: Sequence) -> None:
+        """What its slot holds is in doubt: compute all of it again."""
+        self._decoder.trim(self._slot_of(sequence).index, 0)
+        sequence.n_past = 0
 
     def _best_move(self, running: list[Slot]) -> tuple[Slot, Slot]:
         """The running slot outside the best window of neighbours, and the idle one inside, with least to copy."""

@@ -33,6 +33,23 @@ class Chunk:
     n_outputs: int
 
 
+def halves(plan: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    """The first half of the rows and the rest, at least one row each; a chunk that lies across is divided."""
+    n_left = sum(chunk.n_tokens for chunk in plan) // 2
+    first, second = [], []
+    for chunk in plan:
+        n_first = min(chunk.n_tokens, n_left)
+        n_second = chunk.n_tokens - n_first
+        n_left -= n_first
+        # Logits are of a chunk's last tokens.
+        n_outputs = min(chunk.n_outputs, n_second)
+        if n_first:
+            first.append(Chunk(chunk.sequence, n_first, chunk.n_outputs - n_outputs))
+        if n_second:
+            second.append(Chunk(chunk.sequence, n_second, n_outputs))
+    return first, second
+
+
 class StepTime:
     """What steps cost, measured: seconds of a step that only decodes, and seconds a token of prefill."""
 
