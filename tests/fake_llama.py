@@ -88,13 +88,35 @@ class FakeVocabulary:
 class FakeGrammars:
     """A grammar is the characters that may stand at each place: "ab/c" is an a or b, then a c, then the end.
 
-    "!" at a place makes the matcher fail there; a grammar that starts with it is refused.
+    "!" at a place makes the matcher fail there; a grammar that starts with it is refused. One that starts with "?"
+    is compiled once it was looked at three times.
     """
 
-    def matcher(self, grammar: Grammar) -> FakeConstraint:
-        if grammar.text.startswith("!"):
+    def __init__(self) -> None:
+        self.is_prepared = False
+
+    def prepare(self) -> None:
+        self.is_prepared = True
+
+    def compile(self, grammar: Grammar) -> FakeCompiledGrammar:
+        return FakeCompiledGrammar(grammar.text)
+
+
+class FakeCompiledGrammar:
+    def __init__(self, text: str) -> None:
+        self._text = text.removeprefix("?")
+        self._n_looks_left = 3 if text.startswith("?") else 0
+
+    @property
+    def is_ready(self) -> bool:
+        self._n_looks_left -= 1
+        return self._n_looks_left < 0
+
+    def constraint(self) -> FakeConstraint:
+        assert self._n_looks_left < 0, "started before it was compiled"
+        if self._text.startswith("!"):
             raise InvalidRequest("the grammar is wrong", param="grammar")
-        return FakeConstraint(grammar.text.split("/"))
+        return FakeConstraint(self._text.split("/"))
 
 
 class FakeConstraint:

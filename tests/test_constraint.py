@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,11 +124,64 @@ def test_banned_strings_are_taken_back_under_a_grammar(context: Context, grammar
 
 def test_what_cannot_be_enforced_is_refused(grammars: GrammarCompiler) -> None:
     with pytest.raises(InvalidRequest, match="cannot be enforced"):
-        grammars.matcher(Grammar(GrammarKind.REGEX, "[a-"))
+        grammars.compile(Grammar(GrammarKind.REGEX, "[a-")).constraint()
+
+
+def test_a_grammar_is_compiled_once_and_its_copies_go_their_own_ways(grammars: GrammarCompiler) -> None:
+    grammar = Grammar(GrammarKind.REGEX, "[th]x{3}")
+    compiled = grammars.compile(grammar)
+    first, second = compiled.constraint(), compiled.constraint()
+    assert grammars.compile(Grammar(GrammarKind.REGEX, "[th]x{3}")) is compiled
+    first.accept(ord("t"))
+    row = np.zeros(N_VOCAB, np.float32)
+    second.mask(row)
+    assert np.flatnonzero(np.isfinite(row)).tolist() == [ord("h"), ord("t")]
+
+
+def test_the_grammar_used_longest_ago_is_forgotten_first(grammars: GrammarCompiler) -> None:
+    first = grammars.compile(DIGITS)
+    second = grammars.compile(Grammar(GrammarKind.REGEX, "second"))
+    for i in range(31):
+        assert grammars.compile(DIGITS) is first
+        grammars.compile(Grammar(GrammarKind.REGEX, f"other{i}"))
+    assert grammars.compile(Grammar(GrammarKind.REGEX, "second")) is not second
+
+
+def test_large_grammars_are_kept_by_their_size(grammars: GrammarCompiler) -> None:
+    kept = grammars.compile(DIGITS)
+    # Refused, which takes no time.
+    for i in range(9):
+        grammars.compile(Grammar(GrammarKind.REGEX, f"[{i}" + "x" * 255_000))
+    assert grammars.compile(DIGITS) is not kept
+
+
+def test_a_grammar_that_broke_is_compiled_anew(grammars: GrammarCompiler) -> None:
+    compiled = grammars.compile(DIGITS)
+    with pytest.raises(EngineFailure):
+        compiled.constraint().accept(ord("x"))
+    assert grammars.compile(DIGITS) is not compiled
+
+
+def test_compiling_does_not_hold_the_caller_up(grammars: GrammarCompiler) -> None:
+    grammars.prepare()
+    text = "|".join(f"value{i * 7919}" for i in range(15_000))
+    compiled = grammars.compile(Grammar(GrammarKind.REGEX, text))
+    longest = 0.0
+    before = time.perf_counter()
+    n_looks = 0
+    while not compiled.is_ready:
+        time.sleep(0.0002)
+        now = time.perf_counter()
+        longest, before = max(longest, now - before), now
+        n_looks += 1
+    # Generous, for a busy machine: a compile that held Python would be one gap, and hardly a look.
+    assert n_looks > 5
+    assert longest < 0.1
+    compiled.constraint().accept(ord("v"))
 
 
 def test_the_mask_allows_what_may_follow_and_only_ends_at_the_end(grammars: GrammarCompiler) -> None:
-    constraint = grammars.matcher(Grammar(GrammarKind.REGEX, "[th]x?"))
+    constraint = grammars.compile(Grammar(GrammarKind.REGEX, "[th]x?")).constraint()
     row = np.zeros(N_VOCAB, np.float32)
     constraint.mask(row)
     assert np.flatnonzero(np.isfinite(row)).tolist() == [ord("h"), ord("t")]
@@ -144,6 +198,6 @@ def test_the_mask_allows_what_may_follow_and_only_ends_at_the_end(grammars: Gram
 
 
 def test_a_token_that_does_not_fit_is_an_error(grammars: GrammarCompiler) -> None:
-    constraint = grammars.matcher(DIGITS)
+    constraint = grammars.compile(DIGITS).constraint()
     with pytest.raises(EngineFailure, match="does not fit"):
         constraint.accept(ord("x"))

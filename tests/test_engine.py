@@ -711,6 +711,19 @@ def test_a_grammar_that_is_refused_fails_its_request_only(n: int) -> None:
     assert all(chain.is_closed for chain in rig.decoder.chains)
 
 
+def test_who_waits_for_a_grammar_lets_others_pass() -> None:
+    rig = make_engine(n_slots=1)
+    rig.add(make_request(1, b"abc", grammar=grammar("?XY/Z")), make_request(2, b"fine", max_tokens=1))
+    assert not rig.engine.is_compiling
+    rig.step()
+    assert rig.collected[2].is_done
+    assert not rig.collected[1].events
+    assert rig.engine.is_compiling
+    rig.run()
+    assert rig.text(1)[1] == "Z"
+    assert not rig.engine.is_compiling
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_grammar_that_cannot_go_on_fails_its_request_only(n: int) -> None:
     rig = make_engine(n_slots=4)
@@ -829,7 +842,7 @@ options: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "temperature": st.sampled_from([0.0, 1.5]),
         "stop": st.sampled_from([("e",), ("ab", "q"), ("xyz",)]),
         "xtc_probability": st.just(0.5),
-        "grammar": st.sampled_from([grammar("ab/cd/ef"), grammar("ab/!"), grammar("!")]),
+        "grammar": st.sampled_from([grammar("ab/cd/ef"), grammar("ab/!"), grammar("!"), grammar("?ab/cd")]),
         "prompt_logprobs": st.just(True),
         "return_progress": st.just(True),
         "banned_strings": st.sampled_from([("e",), ("ab", "th")]),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llguidance import LLTokenizer
 
+from server.api.constraints import of_choices
 from server.errors import InvalidRequest
 from server.llama.gbnf import plain_gbnf
 from server.llama.grammar import Matcher, check_grammar, compile_grammar
@@ -86,6 +87,7 @@ def test_any_character_survives_in_a_class(inside: str, other: str) -> None:
         ("gbnf", 'root ::= "a"{3,2}', "backwards"),
         ("gbnf", 'root ::= "\\uD800"', "no Unicode character"),
         ("gbnf", "root ::= root", "no text can satisfy it"),
+        ("gbnf", "root ::= " + " | ".join(f'"v{i}"' for i in range(3000)), "3001 items"),
         ("gbnf", 'root ::= ("a"', "')'"),
         ("gbnf", "root ::= " + "(" * 100_000 + '"a"' + ")" * 100_000, "nested deeper"),
         ("regex", "(" * 100_000 + "a" + ")" * 100_000, "nested deeper"),
@@ -114,6 +116,13 @@ def test_what_cannot_be_enforced_is_refused(kind: str, grammar: str, said: str) 
 def test_no_grammar_does_anything_but_pass_or_be_refused(text: str) -> None:
     with contextlib.suppress(InvalidRequest):
         check_grammar("gbnf", f"root ::= {text}")
+
+
+def test_a_long_list_of_choices_can_be_enforced() -> None:
+    grammar = of_choices(tuple(f"value {i}." for i in range(15_000)))
+    check_grammar(grammar.kind.value, grammar.text)
+    assert matches("regex", grammar.text, "value 14999.")
+    assert not matches("regex", grammar.text, "value 14999x")
 
 
 def test_plain_form_is_a_fixed_point() -> None:

@@ -99,6 +99,36 @@ def test_an_idle_engine_waits_and_does_not_spin(rig: Rig) -> None:
     assert not thread.is_alive()
 
 
+def test_an_engine_that_waits_for_a_grammar_does_not_spin(rig: Rig) -> None:
+    n_steps = 0
+    compiling = threading.Event()
+    compiling.set()
+
+    class Compiling:
+        """Has work all the time, and nothing to do while `compiling`."""
+
+        has_work = True
+        is_compiling = property(lambda self: compiling.is_set())
+
+        def step(self) -> list[Any]:
+            nonlocal n_steps
+            n_steps += 1
+            return []
+
+    ours, theirs = multiprocessing.Pipe()
+    thread = threading.Thread(target=process.serve, args=(theirs, Compiling()), daemon=True)
+    thread.start()
+    thread.join(0.2)
+    assert 1 < n_steps <= 100
+    compiling.clear()
+    n_steps = 0
+    thread.join(0.2)
+    assert n_steps > 200
+    ours.send(Shutdown())
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
 def test_what_is_refused_is_said_though_nothing_runs(rig: Rig) -> None:
     loop = Loop(rig)
     loop.conn.send(make_request(1, b""))

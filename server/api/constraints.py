@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -96,7 +97,7 @@ def of_schema(schema: Any) -> Grammar:
 
 def of_choices(choices: tuple[str, ...]) -> Grammar:
     """The constraint that leaves exactly these texts."""
-    return Grammar(GrammarKind.GBNF, "root ::= " + " | ".join(map(_literal, choices)))
+    return Grammar(GrammarKind.REGEX, "|".join(map(_literal, choices)))
 
 
 def of_format(value: Mapping[str, Any]) -> Grammar | None:
@@ -142,9 +143,9 @@ def _of_structured(value: Mapping[str, Any]) -> Grammar | None:
     return None
 
 
-_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_MEANINGFUL = re.compile(r"[^\w \x80-\U0010ffff]")
 
 
 def _literal(text: str) -> str:
-    """`text` as a GBNF string."""
-    return '"' + "".join(_ESCAPES.get(c) or (f"\\x{ord(c):02X}" if c < " " else c) for c in text) + '"'
+    """`text` as a regular expression: whatever may have a meaning there is written as a number."""
+    return _MEANINGFUL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -72,7 +72,22 @@ class Constraint(Protocol):
         """Whether nothing but the end may follow."""
 
 
-class Grammars(Protocol):
-    """Makes constraints. See `llama.grammar`."""
+class CompiledGrammar(Protocol):
+    """A grammar that is being compiled, or is. See `engine.constraint.CompiledGrammar`."""
 
-    def matcher(self, grammar: Grammar) -> Constraint: ...
+    @property
+    def is_ready(self) -> bool:
+        """Whether `constraint` will not wait; also when the grammar was refused."""
+
+    def constraint(self) -> Constraint:
+        """A new one, at the start. Raises `InvalidRequest` when the grammar cannot be enforced."""
+
+
+class Grammars(Protocol):
+    """Compiles grammars, beside the steps. See `engine.constraint.GrammarCompiler`."""
+
+    def prepare(self) -> None:
+        """Do what the first grammar would have to wait for; when nobody waits."""
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """Returns at once."""

@@ -81,6 +81,10 @@ class Engine:
             self._check(request)
             now_s = self._clock()
             sequences = [Sequence.of(request, index, now_s) for index in range(request.n)]
+            if request.sampling.grammar is not None:
+                grammar = self._grammars.compile(request.sampling.grammar)
+                for sequence in sequences:
+                    sequence.grammar = grammar
             self._queue.push(sequences, n_free=len(self._cache.idle))
         except GgufdError as error:
             self._fail(request.request_id, error)
@@ -106,6 +110,12 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self._running) or bool(self._queue) or bool(self._events)
 
+    @property
+    def is_compiling(self) -> bool:
+        """Whether there is nothing to do until a grammar is compiled."""
+        is_busy = bool(self._running) or bool(self._events)
+        return not is_busy and len(self._queue) > 0 and all(sequence.is_compiling for sequence in self._queue)
+
     def _check(self, request: EngineRequest) -> None:
         check_bans(request.banned_strings, request.banned_regexes)
         if not request.prompt or request.n < 1:
@@ -130,6 +140,7 @@ class Engine:
 
     def keep_house(self) -> None:
         """What is better done while nobody waits; short, and only for when there is no work."""
+        self._grammars.prepare()
         self._cache.save_next()
 
     def _expire(self) -> None:
@@ -143,13 +154,14 @@ class Engine:
     def _admit(self) -> None:
         """Move waiting sequences into free slots, in the queue's order.
 
-        One whose prefix somebody is computing right now waits for that, and lets others pass: copying is cheaper.
+        One whose prefix somebody is computing right now waits for that, and lets others pass: copying is cheaper. So
+        does one whose grammar is being compiled.
         """
         for sequence in self._queue:
             if not self._cache.idle:
                 break
             # A choice whose sibling failed a moment ago has left the queue.
-            if sequence.is_finished or self._cache.should_wait(sequence):
+            if sequence.is_finished or sequence.is_compiling or self._cache.should_wait(sequence):
                 continue
             self._queue.take(sequence)
             try:
@@ -160,9 +172,8 @@ class Engine:
         self._cache.release_copies()
 
     def _start(self, sequence: Sequence) -> None:
-        grammar = sequence.request.sampling.grammar
-        if grammar is not None:
-            sequence.constraint = self._grammars.matcher(grammar)
+        if sequence.grammar is not None and sequence.constraint is None:
+            sequence.constraint = sequence.grammar.constraint()
         now_s = self._clock()
         self._cache.lock(sequence)
         sequence.admit_s = now_s

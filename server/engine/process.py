@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from server.engine.engine import Engine
 
 
+_COMPILE_POLL_S = 0.002
+"""How often the loop looks whether a grammar is compiled, when that is all there is to wait for."""
+
+
 def main(conn: Connection, config: EngineConfig) -> None:
     """Load the model, say `Ready` or `LoadFailed`, then serve until `Shutdown` or the end of the connection."""
     from server.engine.loader import load
@@ -51,7 +55,7 @@ def serve(conn: Connection, engine: Engine) -> None:
         events: list[Event] = []
         if not engine.has_work and not conn.poll(0):
             engine.keep_house()
-        while conn.poll(0 if engine.has_work or events else None):
+        while conn.poll(0 if events else _patience_s(engine)):
             command: Command = conn.recv()
             if isinstance(command, Shutdown):
                 return
@@ -60,6 +64,13 @@ def serve(conn: Connection, engine: Engine) -> None:
             events += engine.step()
         if events:
             conn.send(events)
+
+
+def _patience_s(engine: Engine) -> float | None:
+    """How long the next command may be waited for: for ever with nothing to do."""
+    if not engine.has_work:
+        return None
+    return _COMPILE_POLL_S if engine.is_compiling else 0
 
 
 def _obey(engine: Engine, command: Command, events: list[Event]) -> None:

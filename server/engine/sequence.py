@@ -9,7 +9,7 @@ import enum
 from array import array
 from dataclasses import dataclass, field
 
-from server.engine.backend import Constraint
+from server.engine.backend import CompiledGrammar, Constraint
 from server.engine.banned import BanGuard, bans_of
 from server.engine.detokenizer import Detokenizer
 from server.engine.messages import CacheReport, EngineRequest, TokenLogprob, Usage
@@ -59,6 +59,7 @@ class Sequence:
     first_token_s: float = 0.0
     sampler: Sampler | None = None
     bias: Bias | None = None
+    grammar: CompiledGrammar | None = None
     constraint: Constraint | None = None
     guard: BanGuard | None = None
     logprobs: Logprobs | None = None
@@ -102,6 +103,11 @@ class Sequence:
     def is_decoding(self) -> bool:
         """Whether only the token generated last is uncomputed."""
         return self.n_generated > 0 and self.n_uncomputed == 1
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether its grammar is not ready, so that it cannot start."""
+        return self.grammar is not None and not self.grammar.is_ready
 
     @property
     def is_finished(self) -> bool:
