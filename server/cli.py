@@ -1,4 +1,4 @@
-"""The commands `serve`, `check`, `plan` and `bench`: read settings, say errors in one line, exit 0 or 1.
+"""The commands `serve`, `check`, `plan`, `keys` and `bench`: read settings, say errors in one line, exit 0 or 1.
 
 Imported again by every child process, so nothing heavy is imported before a command runs.
 """
@@ -47,6 +47,7 @@ def build_app(command: str) -> typer.Typer:
     app.command("check")(with_settings(check))
     app.command("plan")(with_settings(plan, ("model", "context"), _plan_options()))
     app.command("bench")(_bench(command))
+    app.add_typer(_keys(command), name="keys")
     return app
 
 
@@ -75,10 +76,11 @@ def serve(config_file: Path | None, flags: dict[str, Any]) -> None:
     try:
         config = _load(config_file, flags)
         from server import console, daemon
+        from server.keys import access
 
         console.set_up_log(config.server.log_level)
         console.log_settings(_file(config_file))
-        code = daemon.run(config)
+        code = daemon.run(config, access.of(config.server))
     except GgufdError as error:
         _fail(error)
     except KeyboardInterrupt:
@@ -91,10 +93,12 @@ def check(config_file: Path | None, flags: dict[str, Any]) -> None:
     try:
         config = _load(config_file, flags)
         from server import console, hub
+        from server.keys import access
 
+        keys = access.of(config.server)
         model = hub.find(config.model.model, may_fetch=False)
         hub.chat_template(config.model.chat_template_file)
-        console.show_plan(config, model, _file(config_file))
+        console.show_plan(config, model, _file(config_file), n_keys=0 if keys is None else len(keys.ring))
     except GgufdError as error:
         _fail(error)
 
@@ -139,6 +143,17 @@ def _load(config_file: Path | None, flags: dict[str, Any]) -> Config:
 def _fail(error: GgufdError) -> NoReturn:
     print(f"ggufd: {error.message}", file=sys.stderr)
     sys.exit(1)
+
+
+def _keys(command: str) -> typer.Typer:
+    """The commands on key files; an empty stand-in when another one runs."""
+    if command == "keys":
+        from server.keys.command import app
+
+        return app
+    import typer
+
+    return typer.Typer(help="Make, list and revoke keys.")
 
 
 def _bench(command: str) -> Any:

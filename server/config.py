@@ -36,6 +36,7 @@ def _split(value: Any) -> Any:
 
 Floats = Annotated[tuple[float, ...], BeforeValidator(_split)]
 Strings = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Keys = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_split)]
 
 
 def _minus_one_is(meaning: Any) -> BeforeValidator:
@@ -143,7 +144,10 @@ class ServerSection(Section):
 
     host: str = setting("127.0.0.1", "Address to listen at; this one is reached from this machine only.", min_length=1)
     port: int = setting(8080, "Port to listen at; 0 takes a free one.", ge=0, le=65535)
-    api_key: Strings = setting((), "Keys, one of which every caller must send; empty asks for none.")
+    api_key: Keys = setting((), "Keys, one of which every caller must send; they are an admin's.")
+    api_key_file: str = setting(
+        "", "Key file: as ggufd keys writes it, or a key a line; empty takes keys.toml of your config folder, if any."
+    )
     allow_unauthenticated: bool = setting(False, "Listen beyond this machine although no key is set.")
     root_path: str = setting("", "Path under which a reverse proxy shows the server, such as /llm.", pattern="^(/.*)?$")
     cors_origins: Strings = setting(

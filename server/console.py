@@ -94,7 +94,13 @@ class LoadingBar:
 
 
 def show_summary(
-    ready: Ready, config: Config, model: ModelFile, model_id: str, url: str, console: Console | None = None
+    ready: Ready,
+    model: ModelFile,
+    model_id: str,
+    url: str,
+    *,
+    has_keys: bool = False,
+    console: Console | None = None,
 ) -> None:
     """Say once what is served, on what, where, and how to call it."""
     rows = [
@@ -108,7 +114,7 @@ def show_summary(
         ("API", f"{url}/v1"),
         ("Docs", f"{url}/docs"),
     ]
-    _show(console or Console(), f"ggufd {__version__} is ready", rows, _hints(config, model, url))
+    _show(console or Console(), f"ggufd {__version__} is ready", rows, _hints(model, url, has_keys=has_keys))
 
 
 def log_settings(file: Path | None) -> None:
@@ -117,7 +123,9 @@ def log_settings(file: Path | None) -> None:
         logger.info("settings from %s", file)
 
 
-def show_plan(config: Config, model: ModelFile, file: Path | None, console: Console | None = None) -> None:
+def show_plan(
+    config: Config, model: ModelFile, file: Path | None, *, n_keys: int = 0, console: Console | None = None
+) -> None:
     """What `check` says: the settings that matter, as they would be used. Nothing was loaded."""
     context, server = config.context, config.server
     slots = context.parallel or 4
@@ -133,7 +141,7 @@ def show_plan(config: Config, model: ModelFile, file: Path | None, console: Cons
         ("Flash attention", context.flash_attn),
         ("KV cache", f"keys {context.cache_type_k}, values {context.cache_type_v}"),
         ("Queue", f"{config.queue.max_queue} requests, {config.queue.max_queue_wait_s:g} s"),
-        ("Listens at", f"{server.host}, port {server.port}, {'with' if server.api_key else 'without'} a key"),
+        ("Listens at", f"{server.host}, port {server.port}, {_keys(n_keys)}"),
         ("Sampling", _sampling(config)),
     ]
     _show(console or Console(), "The settings are good. It would run:", rows, [])
@@ -159,8 +167,8 @@ def _show(console: Console, title: str, rows: Sequence[tuple[str, str]], hints: 
         console.print(hint, soft_wrap=True, markup=False, highlight=False)
 
 
-def _hints(config: Config, model: ModelFile, url: str) -> list[str]:
-    hints = ["", "  Try it:", f"  {curl_line(url, with_key=bool(config.server.api_key))}"]
+def _hints(model: ModelFile, url: str, *, has_keys: bool) -> list[str]:
+    hints = ["", "  Try it:", f"  {curl_line(url, with_key=has_keys)}"]
     if model.is_demo:
         hints += ["", "  This is the small demo model. Another one: ggufd --model FILE.gguf"]
     return [*hints, "", "  Ctrl-C stops."]
@@ -199,6 +207,10 @@ def _wanted_layers(config: Config) -> str:
 def _sampling(config: Config) -> str:
     given = {key: value for key, value in config.sampling.model_dump().items() if value is not None}
     return ", ".join(f"{key} {value}" for key, value in given.items()) or "the model's own defaults"
+
+
+def _keys(count: int) -> str:
+    return f"with {count} {_plural('key', count)}" if count else "without a key"
 
 
 def _plural(word: str, count: int) -> str:

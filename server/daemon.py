@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from server.api.settings import ApiConfig
     from server.chat.client import TextClient
     from server.engine.client import EngineClient
+    from server.keys.access import Access
 
 logger = logging.getLogger("ggufd")
 
@@ -41,20 +43,20 @@ _FLUSH_S = 5
 """Seconds that answers cut at the deadline get to send their last event."""
 
 _LOOK_S = 1.0
-"""How often it is looked whether the engine has been given up."""
+"""How often it is looked whether the engine has been given up, or the key file has changed."""
 
 _OTHERS = {"ctx_size", "parallel", "batch_size", "ubatch_size", "threads", "threads_batch", "cache_reuse", "cache_ram"}
 """Context settings that have another name in `ContextParams`, or are none of its matter."""
 
 
-def run(config: Config) -> int:
+def run(config: Config, keys: Access | None) -> int:
     """Serve until a signal says stop; the process's exit code. Raises StartupError."""
     model = hub.find(config.model.model)
     template = hub.chat_template(config.model.chat_template_file)
     sockets = listen.bind(config.server.host, config.server.port)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Daemon(config, model, template, sockets).run())
+            return runner.run(Daemon(config, model, template, sockets, keys).run())
     finally:
         for one in sockets:
             one.close()
@@ -64,17 +66,23 @@ class Daemon:
     """One run of the server, from loading to the last byte."""
 
     def __init__(
-        self, config: Config, model: hub.ModelFile, template: str | None, sockets: list[socket.socket]
+        self,
+        config: Config,
+        model: hub.ModelFile,
+        template: str | None,
+        sockets: list[socket.socket],
+        keys: Access | None = None,
     ) -> None:
         self._config = config
         self._model = model
         self._template = template
         self._sockets = sockets
+        self._keys = keys
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
         """Load, serve until told to stop, drain. Raises ModelError when the model cannot be served."""
-        with _signals(self._on_signal), console.LoadingBar(self._model.path.name) as bar:
+        with _signals(self._on_signal, self._on_hangup), console.LoadingBar(self._model.path.name) as bar:
             engine, text = self._start_children(bar.update)
             try:
                 server = await asyncio.to_thread(self._make_server, engine, text)
@@ -117,7 +125,7 @@ class Daemon:
 
         return Server(
             uvicorn.Config(
-                create_app(engine, text, api_config(self._config, self._model)),
+                create_app(engine, text, api_config(self._config, self._model, self._keys)),
                 log_config=None,
                 access_log=logger.isEnabledFor(logging.DEBUG),
                 root_path=self._config.server.root_path,
@@ -147,7 +155,13 @@ class Daemon:
     def _announce(self, engine: EngineClient) -> None:
         assert engine.ready is not None
         url = listen.url_of(self._config.server.host, self._sockets)
-        console.show_summary(engine.ready, self._config, self._model, model_id(self._config, self._model), url)
+        console.show_summary(
+            engine.ready,
+            self._model,
+            model_id(self._config, self._model),
+            url,
+            has_keys=self._keys is not None,
+        )
 
     async def _until_stopped(self, engine: EngineClient) -> None:
         """Return at the first signal, or when the engine is given up: whoever started us may start us again."""
@@ -156,6 +170,8 @@ class Daemon:
         while not self._stop.is_set() and engine.state is not EngineState.FAILED:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _LOOK_S)
+            if self._keys is not None:
+                self._keys.file.look()
 
     async def _drain(self, engine: EngineClient) -> None:
         """Refuse what is new, let the rest end until the deadline, then end it with an error event."""
@@ -176,6 +192,11 @@ class Daemon:
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(130)
+
+    def _on_hangup(self) -> None:
+        """The daemons' custom: read again what may have changed, which is the key file."""
+        if self._keys is not None:
+            self._keys.file.reload()
 
 
 def model_id(config: Config, model: hub.ModelFile) -> str:
@@ -241,7 +262,7 @@ def context_params(config: Config) -> ContextParams:
     )
 
 
-def api_config(config: Config, model: hub.ModelFile) -> ApiConfig:
+def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None) -> ApiConfig:
     """The API's part of the settings."""
     from server.api.settings import ApiConfig
 
@@ -250,7 +271,7 @@ def api_config(config: Config, model: hub.ModelFile) -> ApiConfig:
     return ApiConfig(
         model_id=model_id(config, model),
         model_aliases=(model.path.name,),
-        api_keys=config.server.api_key,
+        keys=None if keys is None else keys.ring,
         max_body_bytes=config.server.max_body_bytes,
         ping_s=config.server.ping_s,
         sampling=given,
@@ -272,12 +293,20 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 @contextlib.contextmanager
-def _signals(handler: Callable[[], None]) -> Iterator[None]:
-    """Call `handler` in the loop at Ctrl-C and SIGTERM, on every system."""
+def _signals(on_stop: Callable[[], None], on_hangup: Callable[[], None]) -> Iterator[None]:
+    """Call `on_stop` in the loop at Ctrl-C and SIGTERM, on every system; `on_hangup` at SIGHUP, where there is one.
+
+    A terminal that is closed sends SIGHUP too, and then it means stop, unless nohup said otherwise.
+    """
     loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler))
+    actions = {signal.SIGINT: on_stop, signal.SIGTERM: on_stop}
+    if hasattr(signal, "SIGHUP"):
+        is_terminal = sys.stdin is not None and sys.stdin.isatty()
+        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        actions[signal.SIGHUP] = on_stop if is_terminal and not is_ignored else on_hangup
+    before = {number: signal.getsignal(number) for number in actions}
+    for number, action in actions.items():
+        signal.signal(number, lambda *_, action=action: loop.call_soon_threadsafe(action))
     try:
         yield
     finally:

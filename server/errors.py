@@ -8,6 +8,7 @@
     │   ├── ContextLengthExceeded   400, code context_length_exceeded
     │   └── Unsupported             400, code unsupported
     ├── Unauthorized                401 authentication_error
+    ├── Forbidden                   403 permission_error: an admin's key is needed
     ├── NotFound                    404 not_found_error
     ├── PayloadTooLarge             413 invalid_request_error
     ├── EngineFailure               500 server_error: this request failed, the server goes on
@@ -88,6 +89,14 @@ class Unauthorized(GgufdError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class Forbidden(GgufdError):
+    """The key is right, but its role may not do this."""
+
+    status = 403
+    type = "permission_error"
+    code = "admin_key_required"
 
 
 class NotFound(GgufdError):

@@ -6,6 +6,7 @@ A port in use is then one line at once, and a client that comes early waits inst
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import socket
 
@@ -38,6 +39,14 @@ def url_of(host: str, sockets: list[socket.socket]) -> str:
     port = sockets[0].getsockname()[1]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host) or (f"[{host}]" if ":" in host else host)
     return f"http://{shown}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to `host`; a name other than localhost counts as open."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -7,7 +7,6 @@ that exists. Knows the fields of `config` only by their table.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import json
 import os
 import re
@@ -154,7 +153,7 @@ def _expected(message: str) -> str:
 
 
 def _contradictions(config: Config) -> Iterator[str]:
-    context, server = config.context, config.server
+    context = config.context
     if context.parallel and 0 < context.ctx_size < context.parallel:
         yield (
             f"--ctx-size {context.ctx_size} is shared by the slots of --parallel {context.parallel}: "
@@ -164,19 +163,6 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield (
             f"--cache-type-v {context.cache_type_v} needs flash attention: set --flash-attn on, or --cache-type-v f16"
         )
-    if not (is_loopback(server.host) or server.api_key or server.allow_unauthenticated):
-        yield (
-            f"--host {server.host} can be reached from other machines, and no key is set: set --api-key or "
-            f"GGUFD_API_KEY, or say --allow-unauthenticated if everybody may use it"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to `host`; a name other than localhost counts as open."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _unknown_section(section: str) -> str:

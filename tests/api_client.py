@@ -11,6 +11,7 @@ import httpx
 
 from server.api.app import create_app
 from server.api.settings import ApiConfig
+from server.keys.ring import Key, KeyRing, Role, digest_of
 from tests.fake_engine import FakeEngine, FakeText
 
 
@@ -56,6 +57,11 @@ def parse_events(text: str) -> list[Any]:
     assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
     data = [block.removeprefix("data: ") for block in blocks]
     return [item if item == "[DONE]" else json.loads(item) for item in data]
+
+
+def ring_of(*keys: str, role: Role = Role.ADMIN) -> KeyRing:
+    """A ring of these keys, named by their places."""
+    return KeyRing(Key(f"key-{place}", digest_of(key), role) for place, key in enumerate(keys, 1))
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from server.api.app import create_app
 from server.api.settings import ApiConfig
 from server.engine.messages import EngineRequest, GrammarKind
 from server.errors import EngineFailure
-from tests.api_client import Api, error_of, running
+from tests.api_client import Api, error_of, ring_of, running
 from tests.fake_engine import BOS, FakeEngine, FakeText
 
 HELLO = [{"role": "user", "content": "Hi"}]
@@ -152,7 +152,7 @@ async def test_abort_ends_a_stream_in_order(path: str) -> None:
 async def test_abort_touches_only_what_its_owner_started() -> None:
     engine = FakeEngine()
     engine.gate.clear()
-    async with running(engine, api_keys=("one", "two")) as api:
+    async with running(engine, keys=ring_of("one", "two")) as api:
         headers = {name: {"authorization": f"Bearer {name}"} for name in ("one", "two")}
         mine = asyncio.create_task(api.post("/v1/completions", {"prompt": "a"}, headers=headers["one"]))
         await until(api, 1)
@@ -238,7 +238,7 @@ async def test_what_kobold_and_others_tell(path: str, expected: Any) -> None:
 
 
 async def test_koboldcpps_version_says_what_there_is() -> None:
-    async with running(api_keys=("k",)) as api:
+    async with running(keys=ring_of("k")) as api:
         answer = (await api.http.get("/api/extra/version", headers={"x-api-key": "k"})).json()
     assert (answer["result"], answer["protected"], answer["server"]) == ("KoboldCpp", True, "ggufd")
     assert answer["vision"] is False

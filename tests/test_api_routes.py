@@ -9,7 +9,7 @@ import pytest
 
 from server.api.app import create_app
 from server.api.settings import ApiConfig
-from tests.api_client import error_of, running
+from tests.api_client import error_of, ring_of, running
 from tests.fake_engine import FakeEngine, FakeState, FakeText
 
 
@@ -76,7 +76,7 @@ async def test_head_is_answered_where_get_is(path: str) -> None:
 
 
 async def test_behind_a_proxys_prefix_everything_is_found() -> None:
-    async with running(root_path="/llm", api_keys=("k",)) as api:
+    async with running(root_path="/llm", keys=ring_of("k")) as api:
         assert (await api.http.get("/llm/health")).status_code == 200
         for path in ("/llm/", "/llm//", "/llm/v1/models/", "/llm/models", "/llm/llm/models", "/models"):
             assert (await api.http.get(path, headers={"x-api-key": "k"})).status_code == 200
@@ -84,14 +84,14 @@ async def test_behind_a_proxys_prefix_everything_is_found() -> None:
 
 
 async def test_options_tells_the_methods() -> None:
-    async with running(api_keys=("k",)) as api:
+    async with running(keys=ring_of("k")) as api:
         response = await api.http.options("/v1/completions")
         assert (response.status_code, response.headers["allow"]) == (204, "POST")
 
 
 async def test_browsers_elsewhere_may_ask_when_their_origin_is_configured() -> None:
     headers = {"origin": "http://page", "access-control-request-method": "POST"}
-    async with running(cors_origins=("http://page",), api_keys=("k",)) as api:
+    async with running(cors_origins=("http://page",), keys=ring_of("k")) as api:
         response = await api.http.options("/v1/completions", headers=headers)
         assert response.headers["access-control-allow-origin"] == "http://page"
         response = await api.http.get("/v1/models", headers=headers)
@@ -155,7 +155,7 @@ async def test_wrong_tokens_are_named(path: str, body: dict[str, Any], param: st
     ],
 )
 async def test_a_key_lets_in(headers: dict[str, str]) -> None:
-    async with running(api_keys=("secret", "other")) as api:
+    async with running(keys=ring_of("secret", "other")) as api:
         assert (await api.http.get("/v1/models", headers=headers)).status_code == 200
         response = await api.post("/v1/completions", {"prompt": "a"}, headers=headers)
         assert response.status_code == 200
@@ -176,7 +176,7 @@ async def test_a_key_lets_in(headers: dict[str, str]) -> None:
     ],
 )
 async def test_without_a_right_key_nobody_is_let_in(headers: dict[str, str]) -> None:
-    async with running(api_keys=("secret",)) as api:
+    async with running(keys=ring_of("secret")) as api:
         raw = {name: value.encode("latin-1") for name, value in headers.items()}
         for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions"), ("GET", "/"), ("GET", "/nope")):
             response = await api.http.request(method, path, headers=raw)
@@ -188,12 +188,12 @@ async def test_without_a_right_key_nobody_is_let_in(headers: dict[str, str]) -> 
     "path", ["/health", "/health/live", "/ready", "/docs", "/openapi.json", "http://test//health/"]
 )
 async def test_probes_and_documentation_need_no_key(path: str) -> None:
-    async with running(api_keys=("secret",)) as api:
+    async with running(keys=ring_of("secret")) as api:
         assert (await api.http.get(path)).status_code == 200
 
 
 async def test_the_documentation_page_needs_no_other_server_and_no_key() -> None:
-    async with running(api_keys=("secret",)) as api:
+    async with running(keys=ring_of("secret")) as api:
         page = (await api.http.get("/docs")).text
         addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
         assert len(addresses) >= 3

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from server.errors import EngineFailure, QueueFull
+from tests.api_client import ring_of
 from tests.api_server import Served, serving, wait_until
 from tests.fake_engine import FakeEngine
 
@@ -174,7 +175,7 @@ def test_the_official_client_raises_on_an_error_event(server: Served, client: op
 
 
 def test_a_wrong_key_is_told(server: Served) -> None:
-    with serving(api_keys=("right",)) as guarded:
+    with serving(keys=ring_of("right")) as guarded:
         for key, works in (("right", True), ("wrong", False)):
             with openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0) as client:
                 if works:

@@ -166,10 +166,10 @@ class TestModelParams:
 
 class TestApiConfig:
     def test_sampling_defaults_are_those_that_were_set(self) -> None:
-        config = sources.load(None, {"temperature": "0.5", "api_key": "a,b", "seed": "1"}, {})
+        config = sources.load(None, {"temperature": "0.5", "seed": "1"}, {})
         made = daemon.api_config(config, hub.ModelFile(Path("m.gguf"), 0))
         assert made.sampling == {"temperature": 0.5, "seed": 1}
-        assert made.api_keys == ("a", "b")
+        assert made.keys is None
 
 
 class FailedEngine:

@@ -152,18 +152,6 @@ class TestMinusOne:
 
 
 class TestContradictions:
-    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
-    def test_listening_to_others_wants_a_key(self, host: str) -> None:
-        (fault,) = faults(flags={"host": host})
-        assert "--api-key" in fault
-        assert "--allow-unauthenticated" in fault
-        assert load(flags={"host": host, "api_key": "k"}).server.api_key == ("k",)
-        assert load(flags={"host": host, "allow_unauthenticated": True}).server.host == host
-
-    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.2"])
-    def test_the_loopback_wants_none(self, host: str) -> None:
-        assert load(flags={"host": host}).server.api_key == ()
-
     def test_a_quantised_v_cache_wants_flash_attention(self) -> None:
         (fault,) = faults(flags={"cache_type_v": "q8_0", "flash_attn": "off"})
         assert "needs flash attention" in fault

@@ -11,7 +11,7 @@ import pytest
 
 from server.engine.messages import CacheDifference, CacheReport, CacheSource
 from server.errors import EngineDown
-from tests.api_client import parse_events, running
+from tests.api_client import parse_events, ring_of, running
 from tests.fake_engine import FakeEngine, FakeText
 
 CHAT = "/v1/chat/completions"
@@ -113,7 +113,7 @@ async def test_anothers_text_is_not_told() -> None:
 
 @pytest.mark.parametrize(("keys", "asker"), [((), "127.0.0.1"), (("secret",), None)], ids=["address", "key"])
 async def test_an_asker_is_a_key_or_else_an_address(keys: tuple[str, ...], asker: str | None) -> None:
-    async with running(api_keys=keys) as api:
+    async with running(keys=ring_of(*keys) if keys else None) as api:
         headers = {"authorization": "Bearer secret"}
         await api.post(CHAT, {"messages": MESSAGES}, headers=headers)
         (request,) = api.engine.requests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ LAYERS = ("llama", "engine", "chat", "api")
 
 BASE = {"", "errors"}
 """What every layer may import: the version and the exceptions."""
+
+SHARED = {"api": {"keys"}, "engine": {"keys"}}
+"""What a layer may import beside it: whose key it is and what its owner is granted, as plain data."""
 
 BINDINGS = {"llama_cpp", "llguidance"}
 """C libraries that only llama/ touches."""
@@ -58,7 +62,13 @@ def of(*packages: str) -> list[Path]:
 @pytest.mark.parametrize("path", of(*LAYERS), ids=str)
 def test_a_layer_imports_only_what_lies_below(path: Path) -> None:
     below = LAYERS[: LAYERS.index(package_of(path)) + 1]
-    assert own_packages(path) - set(below) - BASE == _shared_data(path)
+    shared = SHARED.get(package_of(path), set())
+    assert own_packages(path) - set(below) - BASE - shared == _shared_data(path)
+    assert {name for name in imports(path) if name.startswith("server.keys")} <= _names_in("server.keys.ring")
+
+
+def _names_in(module: str) -> set[str]:
+    return {module, *(f"{module}.{name}" for name in vars(importlib.import_module(module)))}
 
 
 def _shared_data(path: Path) -> set[str]:
@@ -76,6 +86,10 @@ def test_the_bench_knows_only_http(path: Path) -> None:
 @pytest.mark.parametrize("path", of("errors", "config"), ids=str)
 def test_the_base_imports_no_other_part(path: Path) -> None:
     assert own_packages(path) == set()
+
+
+def test_keys_are_plain_data() -> None:
+    assert own_packages(ROOT / "keys" / "ring.py") == set()
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if package_of(path) != "llama"], ids=str)

@@ -7,27 +7,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from starlette.requests import Request
 
 from server.api.auth import key_of
 from server.engine.messages import Finish
+from server.keys.ring import Limits
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who asks: the name of a key ("" without keys), the address, and a name of the client's own choice."""
+    """Who asks: the name of a key ("" without keys), the address, and a name of the client's own choice.
+
+    `limits` are what the queue grants the key.
+    """
 
     key: str
     address: str
     genkey: str = ""
+    limits: Limits = field(default_factory=Limits)
+    is_admin: bool = True
 
 
 def owner_of(request: Request, genkey: str = "") -> Owner:
     """Who sent this request."""
-    return Owner(key_of(request), request.client.host if request.client else "", genkey)
+    key = key_of(request)
+    address = request.client.host if request.client else ""
+    return Owner(key.name, address, genkey, key.limits, key.is_admin)
 
 
 class Work(Protocol):

@@ -40,11 +40,11 @@ def create_app(engine: Engine, text: Text, config: ApiConfig) -> FastAPI:
         title="ggufd", version=__version__, redoc_url=None, redirect_slashes=False, static_url=DOCS_FILES
     )
     app.state.services = Services(engine, text, config)
-    app.openapi = Documentation(app, has_keys=bool(config.api_keys))  # type: ignore[method-assign]
+    app.openapi = Documentation(app, has_keys=config.keys is not None)  # type: ignore[method-assign]
     _add_routes(app)
     _add_error_handlers(app)
-    if config.api_keys:
-        app.add_middleware(KeyMiddleware, keys=config.api_keys)
+    if config.keys is not None:
+        app.add_middleware(KeyMiddleware, ring=config.keys)
     if config.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(LenientMiddleware, root_path=config.root_path)

@@ -1,17 +1,14 @@
-"""API keys: who may ask. Without configured keys everybody may, whatever they send as a key."""
+"""Whose key came with a request, and which routes are an admin's. Without configured keys everybody may everything."""
 
 from __future__ import annotations
-
-import hashlib
-import secrets
-from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api.responses import error_response
-from server.errors import Unauthorized
+from server.errors import Forbidden, Unauthorized
+from server.keys.ring import ANYBODY, Key, KeyRing
 
 DOCS_FILES = "/docs/files"
 """Where the scripts of /docs lie."""
@@ -21,42 +18,43 @@ PUBLIC_PATHS = frozenset(
 )
 """Paths that need no key: probes have none, and a browser cannot send one before the page is there."""
 
-_KEY_NAME = "ggufd.key"
+_SCOPE_KEY = "ggufd.key"
 
 
-def key_of(request: Request) -> str:
-    """A name for who asks, "" when there are no keys. Not the key itself: it is logged."""
-    name: str = request.scope.get(_KEY_NAME, "")
-    return name
+def key_of(request: Request) -> Key:
+    """Whose request this is; `ANYBODY` where no keys are asked for."""
+    key: Key = request.scope.get(_SCOPE_KEY, ANYBODY)
+    return key
+
+
+async def admin_only(request: Request) -> None:
+    """A dependency of routes that show or change the server itself. Raises Forbidden."""
+    key = key_of(request)
+    if not key.is_admin:
+        raise Forbidden(
+            f"{request.method} {request.url.path} needs an admin's key, and '{key.name}' is a {key.role.value}'s. "
+            f"Whoever runs the server can make one: ggufd keys add NAME --admin."
+        )
 
 
 class KeyMiddleware:
-    """Lets requests in that carry one of `keys`, as `Authorization: Bearer ...` or `x-api-key`."""
+    """Lets requests in that carry a key of `ring`, as `Authorization: Bearer ...` or `x-api-key`."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, ring: KeyRing) -> None:
         self._app = app
-        self._names = [(key.encode(), hashlib.sha256(key.encode()).hexdigest()[:12]) for key in keys]
+        self._ring = ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._names or _is_public(scope):
+        if scope["type"] != "http" or _is_public(scope):
             await self._app(scope, receive, send)
             return
         sent = _sent_keys(Headers(scope=scope))
-        name = self._name_of(sent)
-        if name is None:
+        key = next((key for one in sent if (key := self._ring.find(one)) is not None), None)
+        if key is None:
             await _refusal(bool(sent))(scope, receive, send)
             return
-        scope[_KEY_NAME] = name
+        scope[_SCOPE_KEY] = key
         await self._app(scope, receive, send)
-
-    def _name_of(self, sent: Sequence[bytes]) -> str | None:
-        """Compares with every key whatever is found, so that time tells nothing."""
-        found = None
-        for key, name in self._names:
-            for candidate in sent:
-                if secrets.compare_digest(key, candidate):
-                    found = name
-        return found
 
 
 def _is_public(scope: Scope) -> bool:
@@ -74,8 +72,6 @@ def _sent_keys(headers: Headers) -> list[bytes]:
 
 def _refusal(has_key: bool) -> ASGIApp:
     what = "The API key that was sent is wrong." if has_key else "No API key was sent."
-    response = error_response(
-        Unauthorized(f"{what} Send one that this server was started with, as 'Authorization: Bearer KEY'.")
-    )
+    response = error_response(Unauthorized(f"{what} Send one of this server's, as 'Authorization: Bearer KEY'."))
     response.headers["WWW-Authenticate"] = "Bearer"
     return response

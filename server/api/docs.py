@@ -31,6 +31,7 @@ _ERROR_SCHEMA: Mapping[str, Any] = {
 _ERRORS = {
     "400": "The request is wrong; `param` names the field.",
     "401": "No key, or a wrong one.",
+    "403": "The key's role may not do this.",
     "413": "The body is too large.",
     "503": "Not now: `Retry-After` says when.",
 }

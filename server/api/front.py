@@ -68,7 +68,9 @@ def _page(services: Services, url: str) -> str:
         state=html.escape(_state(summary)),
         links=" ".join(f'<a href="{html.escape(url + path)}">{name}</a>' for name, path in _LINKS.items()),
         clients="\n".join(_row(name, what, url + path) for name, what, path in _CLIENTS),
-        key="Use one of this server's keys as the API key." if services.config.api_keys else "No API key is needed.",
+        key="Use one of this server's keys as the API key."
+        if services.config.keys is not None
+        else "No API key is needed.",
     )
 
 

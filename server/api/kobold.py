@@ -237,7 +237,7 @@ async def koboldcpp_version(request: Request) -> Response:
         {
             "result": "KoboldCpp",
             "version": _KOBOLDCPP_VERSION,
-            "protected": bool(services.config.api_keys),
+            "protected": services.config.keys is not None,
             "server": "ggufd",
             "server_version": __version__,
             **dict.fromkeys(absent, False),

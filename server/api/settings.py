@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.keys.ring import KeyRing
+
 
 @dataclass(frozen=True, slots=True)
 class ApiConfig:
     """Settings of the HTTP side.
 
     `sampling` maps our field names (`SamplingParams`) to the values that an unset field gets. Without
-    `api_keys` everybody may ask. `max_n` bounds the choices of one prompt, `max_prompts` the prompts of one request.
+    `keys` everybody may ask. `max_n` bounds the choices of one prompt, `max_prompts` the prompts of one request.
     `max_tokens` is the limit of a request that names none (None is the end of the context). Sizes in bytes,
     times in seconds; `created` is a Unix time.
     """
 
     model_id: str
     model_aliases: tuple[str, ...] = ()
-    api_keys: tuple[str, ...] = ()
+    keys: KeyRing | None = None
     max_body_bytes: int = 2_000_000
     ping_s: float = 1.0
     sampling: Mapping[str, Any] = field(default_factory=dict)

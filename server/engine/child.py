@@ -146,8 +146,10 @@ _CLOSE = object()
 
 
 def _bootstrap(main: Main, conn: Connection, stderr_path: str | None, args: tuple[Any, ...]) -> None:
-    """First code in the child: it ends with its parent, Ctrl-C is the parent's business, C's stderr goes to a file."""
+    """First code in the child: it ends with its parent, whose business signals are; C's stderr goes to a file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     _write_no_core()
     # Without this an abort in ggml starts a debugger and writes its backtrace to the terminal.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.responses import Response
 
+from server.api.auth import admin_only
 from server.api.body import read_json
 from server.api.docs import documented
 from server.api.llamacpp.answer import settings_json
@@ -61,13 +62,13 @@ def _default_settings(services: Services) -> dict[str, Any]:
     return {**settings_json(params), "n_predict": -1 if limit is None else limit, "stop": [], "n_probs": 0}
 
 
-@router.post("/props", include_in_schema=False)
+@router.post("/props", include_in_schema=False, dependencies=[Depends(admin_only)])
 async def change_props(request: Request) -> Response:
     """Nothing can be changed while the server runs."""
     raise Unsupported("The properties cannot be changed while the server runs. Use its settings and start it again.")
 
 
-@router.get("/slots")
+@router.get("/slots", dependencies=[Depends(admin_only)])
 async def slots(request: Request) -> Response:
     """What every slot does and keeps: `n_past` tokens are computed, of `n_tokens` that its sequence has."""
     services = services_of(request)
@@ -91,7 +92,7 @@ def _slot_json(state: SlotState, n_ctx: int) -> dict[str, Any]:
     }
 
 
-@router.post("/slots/{slot}", include_in_schema=False)
+@router.post("/slots/{slot}", include_in_schema=False, dependencies=[Depends(admin_only)])
 async def act_on_slot(request: Request, slot: str) -> Response:
     """`?action=erase` forgets what an idle slot keeps. Slots are not saved to files: they keep themselves."""
     services = services_of(request)
