@@ -12,11 +12,13 @@
     ├── NotFound                    404 not_found_error
     ├── PayloadTooLarge             413 invalid_request_error
     ├── EngineFailure               500 server_error: this request failed, the server goes on
-    └── Unavailable                 503 service_unavailable, with Retry-After
-        ├── QueueFull               code queue_full
-        ├── QueueTimeout            code queue_timeout
-        ├── EngineDown              code engine_down: loading, restarting or given up
-        └── Draining                code shutting_down
+    └── TryLater                    with Retry-After
+        ├── TooManyRequests         429 rate_limit_error: this key has taken what it may
+        └── Unavailable             503 service_unavailable
+            ├── QueueFull           code queue_full
+            ├── QueueTimeout        code queue_timeout
+            ├── EngineDown          code engine_down: loading, restarting or given up
+            └── Draining            code shutting_down
 
 The API maps by class, never by message text. What crosses a process boundary is the code, the message, the field and
 when to try again; `from_code` makes the exception again on the other side.
@@ -121,16 +123,30 @@ class EngineFailure(GgufdError):
     code = "engine_failure"
 
 
-class Unavailable(GgufdError):
+class TryLater(GgufdError):
     """Not now: `retry_after_s` seconds, measured, is when to try again."""
 
     status = 503
     type = "service_unavailable"
-    code = "unavailable"
+    code = "try_later"
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float = 1.0) -> None:
         super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
+
+
+class TooManyRequests(TryLater):
+    """The key has taken what it may, though the server could do more."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class Unavailable(TryLater):
+    """The server cannot take it now, whoever asks."""
+
+    code = "unavailable"
 
 
 class QueueFull(Unavailable):
@@ -171,7 +187,7 @@ def from_code(code: str, message: str, *, param: str | None = None, retry_after_
     for cls in _tree(GgufdError):
         if cls.code == code:
             error = cls(message, param=param)
-            if isinstance(error, Unavailable) and retry_after_s is not None:
+            if isinstance(error, TryLater) and retry_after_s is not None:
                 error.retry_after_s = retry_after_s
             return error
     return EngineFailure(message, param=param)

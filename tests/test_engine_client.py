@@ -23,12 +23,22 @@ from server.engine.messages import (
     EngineRequest,
     Failed,
     FinishReason,
+    Limits,
     LoadFailed,
     LoadProgress,
     Output,
     Stats,
 )
-from server.errors import Draining, EngineDown, EngineFailure, InvalidRequest, ModelError, QueueFull, QueueTimeout
+from server.errors import (
+    Draining,
+    EngineDown,
+    EngineFailure,
+    InvalidRequest,
+    ModelError,
+    QueueFull,
+    QueueTimeout,
+    TooManyRequests,
+)
 from server.llama.params import ContextParams, ModelParams
 from tests.fake_llama import InprocSpawn, inproc_client, make_request, run_alone
 
@@ -114,6 +124,37 @@ async def test_take_gives_all_that_is_there(make: Make) -> None:
         events = await stream.take()
         assert sum(1 for event in events if isinstance(event, Output) and event.finish) == 2
         assert await stream.take() == []
+
+
+async def test_a_key_may_have_only_so_many_requests_waiting(make: Make) -> None:
+    spawn = InprocSpawn(n_slots=2)
+    client = await make(spawn)
+    spawn.pause()
+    limits = Limits(max_running=1, max_waiting=1)
+    streams = [client.submit(request_of(client, account="a", limits=limits)) for _ in range(2)]
+    with pytest.raises(TooManyRequests) as refusal:
+        client.submit(request_of(client, account="a", limits=limits))
+    assert refusal.value.retry_after_s >= 1
+    streams.append(client.submit(request_of(client, account="b", limits=limits)))
+    spawn.resume()
+    for stream in streams:
+        assert (await read(stream))[0]
+    async with client.submit(request_of(client, account="a", limits=limits)) as stream:
+        assert (await read(stream))[0]
+
+
+async def test_a_key_waits_when_it_has_used_its_tokens_a_minute(make: Make) -> None:
+    client = await make(InprocSpawn(n_ctx=4096))
+    limits = Limits(tokens_per_minute=600)
+    request = request_of(client, b"x" * 500, max_tokens=200, ignore_eos=True, account="a", limits=limits)
+    async with client.submit(request) as stream:
+        await read(stream)
+    with pytest.raises(TooManyRequests) as refusal:
+        client.submit(request_of(client, account="a", limits=limits))
+    # 100 tokens too many at 10 tokens a second; some characters of the answer may be incomplete.
+    assert 8 < refusal.value.retry_after_s <= 10
+    async with client.submit(request_of(client, account="b", limits=limits)) as stream:
+        assert (await read(stream))[0]
 
 
 async def test_leaving_early_aborts_in_the_engine(make: Make) -> None:

@@ -10,7 +10,8 @@ from server.errors import (
     InvalidRequest,
     QueueFull,
     QueueTimeout,
-    Unavailable,
+    TooManyRequests,
+    TryLater,
     Unsupported,
     from_code,
 )
@@ -23,13 +24,16 @@ def test_an_error_comes_back_as_it_was(error: GgufdError) -> None:
     assert (type(again), again.message, again.param) == (type(error), error.message, error.param)
 
 
-@pytest.mark.parametrize(("cls", "code"), [(QueueFull, "queue_full"), (QueueTimeout, "queue_timeout")])
-def test_when_to_try_again_is_kept(cls: type[Unavailable], code: str) -> None:
+@pytest.mark.parametrize(
+    ("cls", "code"),
+    [(QueueFull, "queue_full"), (QueueTimeout, "queue_timeout"), (TooManyRequests, "rate_limit_exceeded")],
+)
+def test_when_to_try_again_is_kept(cls: type[TryLater], code: str) -> None:
     again = from_code(code, "later", retry_after_s=17.5)
     assert isinstance(again, cls)
     assert again.retry_after_s == 17.5
     untold = from_code(code, "later")
-    assert isinstance(untold, Unavailable)
+    assert isinstance(untold, TryLater)
     assert untold.retry_after_s == cls("later").retry_after_s
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from server.errors import GgufdError, Unavailable
+from server.errors import GgufdError, TryLater
 
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
@@ -37,6 +37,6 @@ def body_of(error: GgufdError) -> dict[str, Any]:
 def error_response(error: GgufdError) -> Response:
     """One of our errors as a response, with Retry-After when it is a matter of time."""
     headers = {}
-    if isinstance(error, Unavailable):
+    if isinstance(error, TryLater):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     return json_response(body_of(error), status=error.status, headers=headers)

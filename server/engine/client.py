@@ -12,11 +12,12 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from server.engine import process
 from server.engine.child import Child
+from server.engine.limits import TokenBuckets, check_rate, check_waiting
 from server.engine.messages import (
     Abort,
     Admitted,
@@ -190,6 +191,7 @@ class EngineClient:
         self._n_restarts = 0
         self._ready_s = 0.0
         self._service_s = 1.0
+        self._buckets = TokenBuckets()
         self._restart_task: asyncio.Task[None] | None = None
         self._sleep_timer: asyncio.TimerHandle | None = None
         self._sleep_task: asyncio.Task[None] | None = None
@@ -327,9 +329,9 @@ class EngineClient:
     def submit(self, request: EngineRequest) -> RequestStream:
         """Queue a request, which wakes a sleeping engine.
 
-        Raises `Draining`, `EngineDown` or `QueueFull` at once when it cannot be taken.
+        Raises `Draining`, `EngineDown`, `QueueFull` or `TooManyRequests` at once when it cannot be taken.
         """
-        self._refuse()
+        self._refuse(request)
         stream = RequestStream(self, request)
         self._streams[request.request_id] = stream
         self._idle.clear()
@@ -372,19 +374,31 @@ class EngineClient:
         else:
             future.set_result(n_tokens)
 
-    def _refuse(self) -> None:
+    def _refuse(self, request: EngineRequest) -> None:
         if self._is_draining:
             raise Draining("the server is shutting down and takes no new requests")
         if self._phase not in _TAKES_REQUESTS or self.ready is None:
             raise self._down()
-        n_running = sum(stream.request.n for stream in self._streams.values() if stream.is_admitted)
-        n_free = max(0, self.ready.n_slots - n_running)
+        check_rate(self._buckets, request.account, request.limits)
+        n_free = max(0, self.ready.n_slots - _n_slots(self._streams.values()))
         if self.n_waiting >= self.config.max_queue + n_free:
             raise QueueFull(
                 f"the queue is full: {self.n_waiting} requests are waiting. Try again in "
                 f"{self.retry_after_s:.0f} s, or start the server with a larger --max-queue",
                 retry_after_s=self.retry_after_s,
             )
+        if request.limits.max_waiting is not None:
+            self._refuse_account(request, n_free)
+
+    def _refuse_account(self, request: EngineRequest, n_free: int) -> None:
+        """Raises `TooManyRequests` when the account has as many requests waiting as it may."""
+        assert self.ready is not None
+        limits = request.limits
+        own = [stream for stream in self._streams.values() if stream.request.account == request.account]
+        n_waiting = sum(not stream.is_admitted for stream in own)
+        n_slots = self.ready.n_slots if limits.max_running is None else min(limits.max_running, self.ready.n_slots)
+        n_free = min(n_free, max(0, n_slots - _n_slots(own)))
+        check_waiting(limits, n_waiting, n_free, max(1.0, self._service_s * (n_waiting + 1) / n_slots))
 
     def _down(self) -> EngineDown:
         match self._phase:
@@ -448,12 +462,20 @@ class EngineClient:
         stream = self._streams.get(event.request_id)
         if stream is None:
             return
+        if stream.request.limits.tokens_per_minute is not None:
+            self._charge(stream.request, event)
         stream._put(event)
         if stream.is_done:
             self._forget(stream)
             if stream.is_admitted:
                 took_s = time.monotonic() - stream.admitted_s
                 self._service_s += _SMOOTHING * (took_s - self._service_s)
+
+    def _charge(self, request: EngineRequest, event: RequestEvent) -> None:
+        if isinstance(event, Admitted):
+            self._buckets.charge(request.account, request.limits, len(request.prompt) - event.cached_tokens)
+        elif isinstance(event, Output):
+            self._buckets.charge(request.account, request.limits, len(event.tokens))
 
     def _became_ready(self, ready: Ready) -> None:
         self.ready = ready
@@ -567,6 +589,11 @@ class EngineClient:
 
 def _lost(reason: str) -> EngineDown:
     return EngineDown(f"{reason}; the request is lost. It is being started again", retry_after_s=5)
+
+
+def _n_slots(streams: Iterable[RequestStream]) -> int:
+    """Slots that their requests hold, or are about to."""
+    return sum(stream.request.n for stream in streams if stream.is_admitted)
 
 
 def _exit_text(code: int) -> str:

@@ -33,7 +33,7 @@ from server.engine.sampling import Bias, Logprobs, Row, Sampler, VectorSampler, 
 from server.engine.scheduler import Chunk, Scheduler, halves
 from server.engine.sequence import Sent, Sequence, Status
 from server.engine.threads import ThreadTuner
-from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueTimeout, Unavailable
+from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueTimeout, TryLater
 from server.llama.batch import NoRoomError
 
 # llama.cpp takes 2**32 - 1 for "draw a seed".
@@ -452,7 +452,7 @@ class Engine:
         self._fail(request_id, error)
 
     def _fail(self, request_id: int, error: GgufdError) -> None:
-        retry_after_s = error.retry_after_s if isinstance(error, Unavailable) else None
+        retry_after_s = error.retry_after_s if isinstance(error, TryLater) else None
         self._emit(Failed(request_id, error.code or "internal_error", error.message, error.param, retry_after_s))
 
     # --- what is said -----------------------------------------------------------------------------------------------
