@@ -24,15 +24,14 @@ import platformdirs
 from server import __version__, console, hub, listen
 from server.config import Config
 from server.engine.messages import EngineConfig
-from server.errors import ModelError
 from server.llama.params import ContextParams, ModelParams
 from server.llama.shape import MAX_LAYERS
+from server.served import Models, OnProgress, Served
 
 if TYPE_CHECKING:
     import uvicorn
 
     from server.api.settings import ApiConfig
-    from server.chat.client import TextClient
     from server.engine.client import EngineClient
     from server.keys.access import Access
 
@@ -83,34 +82,45 @@ class Daemon:
     async def run(self) -> int:
         """Load, serve until told to stop, drain. Raises ModelError when the model cannot be served."""
         with _signals(self._on_signal, self._on_hangup), console.LoadingBar(self._model.path.name) as bar:
-            engine, text = self._start_children(bar.update)
+            served = self._make_served(self._config, self._model, self._template, bar.update)
+            models = Models(served, self._find_served)
+            served.engine.start()
             try:
-                server = await asyncio.to_thread(self._make_server, engine, text)
+                server = await asyncio.to_thread(self._make_server, models)
                 serving = asyncio.create_task(server.serve(self._sockets))
                 try:
-                    if await self._load(engine, text):
+                    if await self._load(served):
                         bar.close()
-                        self._announce(engine)
-                        await self._until_stopped(engine)
-                    await self._drain(engine)
+                        self._announce(served)
+                        await self._until_stopped(models)
+                    await self._drain(models.served.engine)
                 finally:
                     server.should_exit = True
                     await serving
             finally:
-                await asyncio.gather(engine.stop(), text.stop())
+                await models.stop()
         return 0 if self._stop.is_set() else 1
 
-    def _start_children(self, on_progress: Callable[[float], None]) -> tuple[EngineClient, TextClient]:
+    def _make_served(
+        self, config: Config, model: hub.ModelFile, template: str | None, on_progress: OnProgress
+    ) -> Served:
+        """The clients of a model's two processes, not started, and what they are told."""
         from server.chat.client import TextClient
         from server.chat.prompt import TextParams
         from server.engine.client import EngineClient
 
-        settings = engine_config(self._config, self._model)
-        engine = EngineClient(settings, on_progress)
-        engine.start()
-        return engine, TextClient(TextParams(settings.model, self._template))
+        settings = engine_config(config, model)
+        text = TextClient(TextParams(settings.model, template))
+        api = api_config(config, model, self._keys)
+        return Served(config, model, EngineClient(settings, on_progress), text, api)
 
-    def _make_server(self, engine: EngineClient, text: TextClient) -> uvicorn.Server:
+    def _find_served(self, config: Config, on_progress: OnProgress) -> Served:
+        """The same for a model that is to be found first. Raises ModelError."""
+        model = hub.find(config.model.model)
+        template = hub.chat_template(config.model.chat_template_file)
+        return self._make_served(config, model, template, on_progress)
+
+    def _make_server(self, models: Models) -> uvicorn.Server:
         """Import the HTTP side and build it, on a thread, while the children load."""
         import uvicorn
 
@@ -123,9 +133,10 @@ class Daemon:
             def capture_signals(self) -> Iterator[None]:
                 yield
 
+        served = models.served
         return Server(
             uvicorn.Config(
-                create_app(engine, text, api_config(self._config, self._model, self._keys)),
+                create_app(served.engine, served.text, served.api, models),
                 log_config=None,
                 access_log=logger.isEnabledFor(logging.DEBUG),
                 root_path=self._config.server.root_path,
@@ -134,9 +145,9 @@ class Daemon:
             )
         )
 
-    async def _load(self, engine: EngineClient, text: TextClient) -> bool:
+    async def _load(self, served: Served) -> bool:
         """Wait for both children; False when a signal came first."""
-        loading = asyncio.gather(engine.wait_ready(), text.start())
+        loading = asyncio.gather(served.wait_ready(), served.text.start())
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
@@ -144,30 +155,19 @@ class Daemon:
             await asyncio.gather(loading, return_exceptions=True)
             return False
         stopped.cancel()
-        ready, _ = loading.result()
-        if self._config.model.require_gpu and ready.n_gpu_layers == 0:
-            raise ModelError(
-                "require_gpu is set, but no layer runs on a GPU: give the process a GPU and a build of "
-                "llama-cpp-python for it, or unset require_gpu"
-            )
+        loading.result()
         return True
 
-    def _announce(self, engine: EngineClient) -> None:
-        assert engine.ready is not None
+    def _announce(self, served: Served) -> None:
+        assert served.engine.ready is not None
         url = listen.url_of(self._config.server.host, self._sockets)
         console.show_summary(
-            engine.ready,
-            self._model,
-            model_id(self._config, self._model),
-            url,
-            has_keys=self._keys is not None,
+            served.engine.ready, self._model, served.api.model_id, url, has_keys=self._keys is not None
         )
 
-    async def _until_stopped(self, engine: EngineClient) -> None:
+    async def _until_stopped(self, models: Models) -> None:
         """Return at the first signal, or when the engine is given up: whoever started us may start us again."""
-        from server.engine.client import EngineState
-
-        while not self._stop.is_set() and engine.state is not EngineState.FAILED:
+        while not self._stop.is_set() and not models.has_failed:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _LOOK_S)
             if self._keys is not None:

@@ -63,6 +63,24 @@ def load(
     return config
 
 
+def revise(config: Config, changes: Mapping[str, Any]) -> Config:
+    """`config` with other values for some settings, by key; None is the default. Raises ConfigError, a line a fault."""
+    merged: Layer = {
+        (one.section, one.key): Given(getattr(getattr(config, one.section), one.key), one.key) for one in settings()
+    }
+    for one in settings():
+        if one.key in changes:
+            value = changes[one.key]
+            merged[one.section, one.key] = Given(one.field.default if value is None else value, one.key)
+    faults: list[str] = []
+    revised = _validate(merged, faults)
+    if revised is not None and not faults:
+        faults.extend(_contradictions(revised))
+    if revised is None or faults:
+        raise ConfigError("\n".join(faults))
+    return revised
+
+
 def find_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:
     """The file to read: the one named, else ./config.toml, else the one in the user's config folder."""
     named = config_file or (Path(environ["GGUFD_CONFIG"]) if environ.get("GGUFD_CONFIG") else None)

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from server.api.app import create_app
+from server.api.ports import Models
 from server.api.settings import ApiConfig
 from server.keys.ring import Key, KeyRing, Role, digest_of
 from tests.fake_engine import FakeEngine, FakeText
@@ -66,11 +67,11 @@ def ring_of(*keys: str, role: Role = Role.ADMIN) -> KeyRing:
 
 @asynccontextmanager
 async def running(
-    engine: FakeEngine | None = None, text: FakeText | None = None, **settings: Any
+    engine: FakeEngine | None = None, text: FakeText | None = None, models: Models | None = None, **settings: Any
 ) -> AsyncIterator[Api]:
     """The application over fakes."""
     engine, text = engine or FakeEngine(), text or FakeText()
-    app = create_app(engine, text, ApiConfig(**({"model_id": "fake-model", "build": "test"} | settings)))
+    app = create_app(engine, text, ApiConfig(**({"model_id": "fake-model", "build": "test"} | settings)), models)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield Api(engine, text, http)

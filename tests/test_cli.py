@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from server import __version__, cli, daemon, hub, listen, sources
-from server.engine.client import EngineClient, EngineState
 from server.errors import StartupError
 from server.llama.params import ContextParams
 
@@ -170,17 +167,6 @@ class TestApiConfig:
         made = daemon.api_config(config, hub.ModelFile(Path("m.gguf"), 0))
         assert made.sampling == {"temperature": 0.5, "seed": 1}
         assert made.keys is None
-
-
-class FailedEngine:
-    """An engine that was given up."""
-
-    state = EngineState.FAILED
-
-
-async def test_an_engine_that_was_given_up_ends_the_wait() -> None:
-    one = daemon.Daemon(sources.load(None, {}, {}), hub.ModelFile(Path("m.gguf"), 0), None, [])
-    await asyncio.wait_for(one._until_stopped(cast(EngineClient, FailedEngine())), 5)
 
 
 class TestListen:

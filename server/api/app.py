@@ -5,6 +5,8 @@ Made with what it needs; starts and stops nothing.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 
 from fastapi import FastAPI
@@ -15,13 +17,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server import __version__
-from server.api import embeddings, front, kobold, ollama, ooba, ops, tabby, tokens, vllm
+from server.api import embeddings, front, kobold, loading, ollama, ooba, ops, tabby, tokens, vllm
 from server.api.auth import DOCS_FILES, KeyMiddleware
 from server.api.docs import Documentation
 from server.api.llamacpp import completion, props
-from server.api.openai import chat, completions, models
+from server.api.openai import chat, completions
+from server.api.openai import models as model_list
 from server.api.paths import LenientMiddleware
-from server.api.ports import Engine, Services, Text
+from server.api.ports import Engine, Models, Services, Text
 from server.api.responses import error_body, error_response, json_response
 from server.api.settings import ApiConfig
 from server.api.sse import let_streams_finish
@@ -32,14 +35,19 @@ logger = logging.getLogger(__name__)
 _CLIENT_GONE = 499
 
 
-def create_app(engine: Engine, text: Text, config: ApiConfig) -> FastAPI:
-    """The application over one engine and one text process; both are started and stopped by the caller."""
+def create_app(engine: Engine, text: Text, config: ApiConfig, models: Models | None = None) -> FastAPI:
+    """The application over one engine and one text process; both are started and stopped by the caller.
+
+    `models` may give it others later.
+    """
     let_streams_finish()
     # /docs with its scripts from here: a machine that serves a model often has no internet.
     app = FastAPIOffline(
         title="ggufd", version=__version__, redoc_url=None, redirect_slashes=False, static_url=DOCS_FILES
     )
-    app.state.services = Services(engine, text, config)
+    app.state.services = Services(engine, text, config, models=models)
+    if models is not None:
+        models.bind(functools.partial(_serve, app))
     app.openapi = Documentation(app, has_keys=config.keys is not None)  # type: ignore[method-assign]
     _add_routes(app)
     _add_error_handlers(app)
@@ -51,11 +59,16 @@ def create_app(engine: Engine, text: Text, config: ApiConfig) -> FastAPI:
     return app
 
 
+def _serve(app: FastAPI, engine: Engine, text: Text, config: ApiConfig) -> None:
+    """From the next request on; those under way keep the services that they began with."""
+    app.state.services = dataclasses.replace(app.state.services, engine=engine, text=text, config=config)
+
+
 def _add_routes(app: FastAPI) -> None:
     """Every route of the OpenAI family answers with and without its prefix: users forget it."""
     app.include_router(front.router)
     app.include_router(ops.router)
-    for router in (completions.router, chat.router, models.router):
+    for router in (completions.router, chat.router, model_list.router, loading.router):
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)
     app.include_router(tokens.router)

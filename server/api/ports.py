@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from starlette.requests import Request
 
@@ -59,6 +59,27 @@ class Text(Protocol):
     async def check_grammar(self, grammar: Grammar) -> None: ...
 
 
+Report = Callable[[str, float | None], None]
+"""Is told what is being done, and which share of it is done, 0 to 1, where that is known."""
+
+Show = Callable[[Engine, Text, ApiConfig], None]
+"""Makes the application serve these from now on."""
+
+
+class Models(Protocol):
+    """Whoever can change the model."""
+
+    def bind(self, show: Show) -> None:
+        """`show` is called whenever something else is to be served."""
+
+    async def change(self, settings: Mapping[str, Any], report: Report) -> None:
+        """Serve the model that `settings` name; returns when it is ready. Goes on when the caller leaves.
+
+        Raises InvalidRequest where it cannot be served and the old one is, EngineFailure where none is, Unavailable
+        while another change is under way. Nothing was reported yet when the settings themselves are wrong.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """All that a handler works with; `app.state.services`."""
@@ -67,6 +88,7 @@ class Services:
     text: Text
     config: ApiConfig
     activity: Activity = field(default_factory=Activity)
+    models: Models | None = None
 
     @property
     def is_ready(self) -> bool:

@@ -177,8 +177,9 @@ class EngineClient:
         self.config = config
         self.ready: Ready | None = None
         self._on_progress = on_progress
+        self._given_spawn = spawn
         self._spawn = spawn or self._spawn_child
-        self._is_draining = False
+        self._drain_refusal: GgufdError | None = None
         self._is_stopping = False
         self._phase = EngineState.LOADING
         self._link: Link | None = None
@@ -208,7 +209,11 @@ class EngineClient:
 
     @property
     def state(self) -> EngineState:
-        return EngineState.DRAINING if self._is_draining else self._phase
+        return EngineState.DRAINING if self._drain_refusal is not None else self._phase
+
+    def renewed(self) -> EngineClient:
+        """Another client with the same settings, not started."""
+        return EngineClient(self.config, self._on_progress, self._given_spawn)
 
     def start(self) -> None:
         """Start the engine; returns at once."""
@@ -221,9 +226,9 @@ class EngineClient:
         assert self._ready_future is not None, "start() comes first"
         return await asyncio.shield(self._ready_future)
 
-    def drain(self) -> None:
-        """Refuse new requests from now on; those that run go on."""
-        self._is_draining = True
+    def drain(self, refusal: GgufdError | None = None) -> None:
+        """Refuse new requests from now on, with `refusal`; those that run go on."""
+        self._drain_refusal = refusal or Draining("the server is shutting down and takes no new requests")
 
     async def wait_idle(self) -> None:
         """Return when no request is open."""
@@ -237,7 +242,9 @@ class EngineClient:
 
     async def stop(self) -> None:
         """End the engine; open requests fail."""
-        self._is_stopping = self._is_draining = True
+        self._is_stopping = True
+        if self._drain_refusal is None:
+            self.drain()
         for task in (self._restart_task, self._sleep_task, self._watch_task):
             if task is not None:
                 task.cancel()
@@ -265,7 +272,7 @@ class EngineClient:
     def _doze(self) -> None:
         """Nobody wants anything: sleep when that stays so."""
         self._disturb()
-        if self.config.sleep_idle_s is not None and self._phase is EngineState.READY and not self._is_draining:
+        if self.config.sleep_idle_s is not None and self._phase is EngineState.READY and self._drain_refusal is None:
             self._sleep_timer = self._loop.call_later(self.config.sleep_idle_s, self._fall_asleep)
 
     def _disturb(self) -> None:
@@ -375,8 +382,8 @@ class EngineClient:
             future.set_result(n_tokens)
 
     def _refuse(self, request: EngineRequest) -> None:
-        if self._is_draining:
-            raise Draining("the server is shutting down and takes no new requests")
+        if self._drain_refusal is not None:
+            raise self._drain_refusal
         if self._phase not in _TAKES_REQUESTS or self.ready is None:
             raise self._down()
         check_rate(self._buckets, request.account, request.limits)

@@ -1,0 +1,81 @@
+"""`POST /v1/models/load`: another model, while the server runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.responses import Response
+
+from server.api.auth import admin_only
+from server.api.body import JsonObject, read_json
+from server.api.openai.models import model_json
+from server.api.ports import Models, services_of
+from server.api.responses import body_of, json_response
+from server.api.sse import event_bytes
+from server.errors import GgufdError, InvalidRequest, Unsupported
+
+router = APIRouter(tags=["operations"])
+
+
+@router.post("/models/load", dependencies=[Depends(admin_only)])
+async def load(request: Request) -> Response:
+    """Serve another model instead: `model`, as on the command line, and any other setting of [model] and [context].
+
+    What runs may end first. A stream of events tells how far it is, unless `stream` is false. A model that cannot be
+    served changes nothing: the old one goes on, or is loaded again. As JSON only (`Content-Type: application/json`),
+    so that no page in somebody's browser can send it unasked.
+    """
+    services = services_of(request)
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise InvalidRequest("Send this request with the header 'Content-Type: application/json'.")
+    settings = await read_json(request, services.config.max_body_bytes)
+    is_streamed = settings.pop("stream", True)
+    if not isinstance(is_streamed, bool):
+        raise InvalidRequest("'stream': expected true or false.", param="stream")
+    if services.models is None:
+        raise Unsupported("This server cannot change its model.")
+    steps = _steps(services.models, settings)
+    first = await anext(steps)
+    if is_streamed:
+        return EventSourceResponse(
+            _events(request, first, steps), ping=services.config.ping_s, sep="\n", ping_message_factory=_ping
+        )
+    async for _ in steps:
+        pass
+    return json_response(model_json(services_of(request)))
+
+
+Step = dict[str, Any]
+
+
+async def _steps(models: Models, settings: JsonObject) -> AsyncIterator[Step]:
+    """What is done, step by step; raises what ends it."""
+    inbox: asyncio.Queue[Step | None] = asyncio.Queue()
+
+    def report(stage: str, share: float | None) -> None:
+        inbox.put_nowait({"status": stage, "progress": share})
+
+    change = asyncio.ensure_future(models.change(settings, report))
+    change.add_done_callback(lambda _: inbox.put_nowait(None))
+    while (step := await inbox.get()) is not None:
+        yield step
+    await change
+
+
+async def _events(request: Request, first: Step, steps: AsyncIterator[Step]) -> AsyncIterator[bytes]:
+    yield event_bytes(first)
+    try:
+        async for step in steps:
+            yield event_bytes(step)
+    except GgufdError as error:
+        yield event_bytes(body_of(error))
+    else:
+        yield event_bytes({"status": "ready", "progress": 1.0, "model": model_json(services_of(request))})
+
+
+def _ping() -> ServerSentEvent:
+    return ServerSentEvent(comment="ping", sep="\n")

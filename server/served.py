@@ -1,0 +1,199 @@
+"""What is served: one model with the two processes that have it open, and the change to another while the server runs.
+
+The new file is found, and its vocabulary and template loaded, while the old model goes on serving. Then the old one
+drains and ends, for two would seldom fit into memory, and the new one loads. Where that fails, the old one is loaded
+again. Every model has clients of its own, so nothing that was begun for one can reach the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from server import sources
+from server.config import Config
+from server.config import settings as all_settings
+from server.errors import ConfigError, EngineDown, EngineFailure, InvalidRequest, ModelError, Unavailable
+from server.hub import ModelFile
+
+if TYPE_CHECKING:
+    # None of it is needed, nor starlette imported, before the engine's process has been started.
+    from server.api.ports import Report, Show
+    from server.api.settings import ApiConfig
+    from server.chat.client import TextCalls
+    from server.engine.client import EngineClient
+    from server.engine.messages import Ready
+
+logger = logging.getLogger("ggufd")
+
+OF_ONE_MODEL = ("alias", "chat_template_file")
+"""Settings that another model does not inherit."""
+
+_SECTIONS = ("model", "context")
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model, what the settings say of it, and who talks to its processes."""
+
+    config: Config
+    file: ModelFile
+    engine: EngineClient
+    text: TextCalls
+    api: ApiConfig
+
+    async def wait_ready(self) -> Ready:
+        """What the engine loaded. Raises ModelError when it cannot serve."""
+        ready = await self.engine.wait_ready()
+        if self.config.model.require_gpu and ready.n_gpu_layers == 0:
+            raise ModelError(
+                "require_gpu is set, but no layer runs on a GPU: give the process a GPU and a build of "
+                "llama-cpp-python for it, or unset require_gpu"
+            )
+        return ready
+
+    async def stop(self) -> None:
+        """End both processes."""
+        await asyncio.gather(self.engine.stop(), self.text.stop())
+
+
+OnProgress = Callable[[float], None]
+
+Make = Callable[[Config, OnProgress], Served]
+"""Finds a model and makes its clients, not started. May take long; raises ModelError."""
+
+
+class Models:
+    """Changes the model that is served. Lives on the event loop."""
+
+    def __init__(self, first: Served, make: Make) -> None:
+        self.served = first
+        self._make = make
+        self._show: Show = lambda *_: None
+        self._change: asyncio.Task[None] | None = None
+
+    def bind(self, show: Show) -> None:
+        """`show` is called with whatever is served from then on."""
+        self._show = show
+
+    async def change(self, settings: Mapping[str, Any], report: Report) -> None:
+        """Serve another model; goes on when the caller leaves. See `api.ports.Models`."""
+        if self._change is not None and not self._change.done():
+            raise Unavailable("Another model is being loaded. Try again when it is there.", retry_after_s=10)
+        config = changed(self.served.config, settings)
+        self._change = asyncio.create_task(self._replace(config, report))
+        self._change.add_done_callback(_note_outcome)
+        await asyncio.shield(self._change)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the engine is given up, and no change is under way that may help."""
+        from server.engine.client import EngineState
+
+        is_changing = self._change is not None and not self._change.done()
+        return self.served.engine.state is EngineState.FAILED and not is_changing
+
+    async def stop(self) -> None:
+        """End what is served, and a change that is under way."""
+        if self._change is not None:
+            self._change.cancel()
+            await asyncio.gather(self._change, return_exceptions=True)
+        await self.served.stop()
+
+    async def _replace(self, config: Config, report: Report) -> None:
+        old = self.served
+        logger.info("changing the model to %s", config.model.model)
+        if config.model.model.startswith("hf:"):
+            report("fetching", None)
+        try:
+            new = await asyncio.to_thread(self._make, config, lambda share: report("loading", share))
+        except ModelError as error:
+            raise _refusal(error, old) from None
+        try:
+            report("reading the vocabulary", None)
+            await self._read_vocabulary(new, old)
+            report("draining", None)
+            await _empty(old)
+            report("loading", 0.0)
+            await self._load(new, old)
+        finally:
+            for one in (old, new):
+                if one.text is not self.served.text:
+                    await one.text.stop()
+
+    async def _read_vocabulary(self, new: Served, old: Served) -> None:
+        try:
+            await new.text.start()
+        except ModelError as error:
+            raise _refusal(error, old) from None
+
+    async def _load(self, new: Served, old: Served) -> None:
+        self._serve(new)
+        try:
+            await new.wait_ready()
+        except ModelError as error:
+            await new.engine.stop()
+            logger.error("%s; loading %s again", error.message, old.api.model_id)
+            await self._go_back(replace(old, engine=old.engine.renewed()), error)
+        logger.info("serving %s", new.api.model_id)
+
+    async def _go_back(self, old: Served, why: ModelError) -> None:
+        """Serve what was served before, and raise what was wrong with the other."""
+        self._serve(old)
+        try:
+            await old.wait_ready()
+        except ModelError as error:
+            raise EngineFailure(
+                f"{why.message}. Then '{old.api.model_id}' could not be loaded again either: {error.message}"
+            ) from None
+        raise _refusal(why, old)
+
+    def _serve(self, one: Served) -> None:
+        one.engine.start()
+        self.served = one
+        self._show(one.engine, one.text, one.api)
+
+
+async def _empty(old: Served) -> None:
+    """Let what runs end, up to the same deadline as when the server stops; then end the process."""
+    old.engine.drain(EngineDown("another model is being loaded; try again when it is there", retry_after_s=10))
+    try:
+        await asyncio.wait_for(old.engine.wait_idle(), old.config.server.drain_s)
+    except TimeoutError:
+        old.engine.abort_all(EngineDown("the answer was cut: another model is being loaded", retry_after_s=10))
+    await old.engine.stop()
+
+
+def changed(config: Config, settings: Mapping[str, Any]) -> Config:
+    """`config` for another model: `settings` of [model] and [context], by their names.
+
+    What another model does not inherit is unset. Raises InvalidRequest that names the setting.
+    """
+    known = {one.key for one in all_settings() if one.section in _SECTIONS}
+    foreign = next((key for key in settings if key not in known), None)
+    if foreign is not None:
+        raise InvalidRequest(
+            f"'{foreign}': expected 'model' and settings of [model] or [context], as in config.toml.", param=foreign
+        )
+    if not isinstance(settings.get("model"), str) or not settings["model"]:
+        raise InvalidRequest("'model': expected a file, a folder, hf:OWNER/REPO or ollama:NAME.", param="model")
+    try:
+        return sources.revise(config, {**dict.fromkeys(OF_ONE_MODEL), **settings})
+    except ConfigError as error:
+        first = error.message.splitlines()[0]
+        param = next((key for key in settings if first.startswith(f"{key} =")), None)
+        raise InvalidRequest(f"{first}.", param=param) from None
+
+
+def _refusal(error: ModelError, old: Served) -> InvalidRequest:
+    return InvalidRequest(f"{error.message}. '{old.api.model_id}' is served as before.", param="model")
+
+
+def _note_outcome(change: asyncio.Task[None]) -> None:
+    """Whoever asked may have left, so the log says it too."""
+    error = None if change.cancelled() else change.exception()
+    if error is not None:
+        logger.error("the model was not changed: %s", error)
