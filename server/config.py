@@ -50,6 +50,7 @@ Threads = Annotated[int, _minus_one_is(0)]
 Seed = Annotated[Annotated[int, Field(ge=0, le=2**32 - 1)] | None, _minus_one_is(None)]
 Limit = Annotated[Annotated[int, Field(ge=1)] | None, _minus_one_is(None)]
 Seconds = Annotated[Annotated[float, Field(gt=0)] | None, _minus_one_is(None)]
+Waiting = Annotated[Annotated[int, Field(ge=0)] | None, _minus_one_is(None)]
 Overrides = Annotated[tuple[Annotated[str, Field(pattern="^[^=]+=[^=]+$")], ...], BeforeValidator(_split)]
 SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(_split)]
 
@@ -167,6 +168,16 @@ class QueueSection(Section):
     max_queue: int = setting(64, "Requests that may wait; one more is refused with 503.", ge=0)
     max_queue_wait_s: float = setting(600.0, "Seconds a request may wait before it is refused.", gt=0)
     max_gap_ms: float = setting(100.0, "Longest pause that reading a prompt may put into other streams.", gt=0)
+    prompt_cost: float = setting(
+        0.25, "What a computed token of a prompt counts beside a generated one, where keys share by tokens.", ge=0
+    )
+    priority_aging_s: float = setting(30.0, "Seconds of waiting that make up for one step of priority.", gt=0)
+    share_by_address: bool = setting(True, "Without keys, give every client address a share of its own.")
+    max_running_per_key: Limit = setting(None, "Slots that one key may hold at once; unset is all of them.")
+    max_waiting_per_key: Waiting = setting(None, "Requests of one key that may wait; one more is refused with 429.")
+    tokens_per_minute_per_key: Limit = setting(
+        None, "Tokens that one key may have computed and generated a minute; then 429."
+    )
     step_timeout_s: float = setting(
         60.0, "Seconds without a sign of life after which a busy engine is ended and started again; 0 is never.", ge=0
     )

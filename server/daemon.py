@@ -24,6 +24,7 @@ import platformdirs
 from server import __version__, console, hub, listen
 from server.config import Config
 from server.engine.messages import EngineConfig
+from server.keys.ring import Limits
 from server.llama.params import ContextParams, ModelParams
 from server.llama.shape import MAX_LAYERS
 from server.served import Models, OnProgress, Served
@@ -213,6 +214,8 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         max_queue=config.queue.max_queue,
         max_queue_wait_s=config.queue.max_queue_wait_s,
         max_gap_ms=config.queue.max_gap_ms,
+        prompt_cost=config.queue.prompt_cost,
+        priority_aging_s=config.queue.priority_aging_s,
         step_timeout_s=config.queue.step_timeout_s,
         cache_reuse=config.context.cache_reuse,
         cache_ram_bytes=config.context.cache_ram << 20,
@@ -277,6 +280,12 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         sampling=given,
         max_tokens=max_tokens,
         max_queue_wait_s=config.queue.max_queue_wait_s,
+        share_by_address=config.queue.share_by_address,
+        limits=Limits(
+            max_running=config.queue.max_running_per_key,
+            max_waiting=config.queue.max_waiting_per_key,
+            tokens_per_minute=config.queue.tokens_per_minute_per_key,
+        ),
         root_path=config.server.root_path,
         cors_origins=config.server.cors_origins,
         build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",

@@ -23,7 +23,6 @@ from server.engine.messages import (
     EngineRequest,
     Failed,
     FinishReason,
-    Limits,
     LoadFailed,
     LoadProgress,
     Output,
@@ -39,6 +38,7 @@ from server.errors import (
     QueueTimeout,
     TooManyRequests,
 )
+from server.keys.ring import Limits
 from server.llama.params import ContextParams, ModelParams
 from tests.fake_llama import InprocSpawn, inproc_client, make_request, run_alone
 

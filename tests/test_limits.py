@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.limits import TokenBuckets, check_rate, check_waiting
-from server.engine.messages import Limits
 from server.errors import TooManyRequests
+from server.keys.ring import Limits
 
 SIXTY = Limits(tokens_per_minute=60)
 

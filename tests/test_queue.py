@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.messages import Limits
 from server.engine.queue import RequestQueue
 from server.engine.sequence import Sequence, Status
 from server.errors import EngineFailure, QueueFull
+from server.keys.ring import Limits
 from tests.fake_llama import make_request
 
 

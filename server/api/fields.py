@@ -79,6 +79,7 @@ _GENERATION: Aliases = {
     "stream_options": ("stream_options",),
     "return_progress": ("return_progress",),
     "explain_cache": ("explain_cache",),
+    "priority": ("priority",),
 }
 
 _LIMIT = ("n_predict", "max_new_tokens", "num_predict", "max_length")

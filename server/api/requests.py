@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
 
+from server.api.accounts import account_of, check_priority, limits_of
 from server.api.activity import Owner
 from server.api.constraints import ConstraintFields
 from server.api.explain import is_logged
@@ -22,6 +23,7 @@ from server.engine.messages import EngineRequest, Grammar
 from server.errors import ContextLengthExceeded, InvalidRequest, Unsupported
 
 MAX_LOGPROBS = 128
+_MAX_PRIORITY = 1_000_000
 
 
 def read_stop(value: Any) -> Any:
@@ -94,6 +96,7 @@ class GenerationFields(ConstraintFields):
     bans_case_sensitive: Bool = False
     return_progress: Bool = False
     explain_cache: Bool = False
+    priority: Annotated[Int, Field(ge=-_MAX_PRIORITY, le=_MAX_PRIORITY)] = 0
 
     @property
     def includes_usage(self) -> bool:
@@ -134,7 +137,7 @@ async def engine_request(
     """The engine request for one prompt of tokens; `param` is what the client calls the prompt.
 
     Raises InvalidRequest for all that is wrong with it: an empty prompt, foreign token ids, a prompt that does not
-    fit, a grammar that cannot be used, a phrase that cannot be banned.
+    fit, a grammar that cannot be used, a phrase that cannot be banned, a priority that its owner may not ask for.
     """
     ready = services.require_ready()
     if not prompt:
@@ -146,6 +149,7 @@ async def engine_request(
     check_tokens([token for token, _ in fields.logit_bias or ()], ready.model.n_vocab, "logit_bias")
     check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
     check_bans(fields.banned_strings, fields.banned_regexes)
+    check_priority(fields.priority, owner)
     if sampling.grammar is not None:
         await _check_grammar(services, sampling.grammar, fields.constraint_param)
     limit = services.config.max_tokens if fields.max_tokens is None else fields.max_tokens
@@ -167,6 +171,9 @@ async def engine_request(
         explain_cache=fields.explain_cache or is_logged(),
         key=owner.key,
         asker=owner.key or owner.address,
+        account=account_of(owner, services.config),
+        limits=limits_of(owner, services.config),
+        priority=fields.priority,
         max_queue_wait_s=services.config.max_queue_wait_s,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.keys.ring import KeyRing
+from server.keys.ring import KeyRing, Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,8 @@ class ApiConfig:
     `sampling` maps our field names (`SamplingParams`) to the values that an unset field gets. Without
     `keys` everybody may ask. `max_n` bounds the choices of one prompt, `max_prompts` the prompts of one request.
     `max_tokens` is the limit of a request that names none (None is the end of the context). Sizes in bytes,
-    times in seconds; `created` is a Unix time.
+    times in seconds; `created` is a Unix time. `limits` hold for every key that was granted no other; with
+    `share_by_address` each address without a key is an account.
     """
 
     model_id: str
@@ -30,6 +31,8 @@ class ApiConfig:
     max_prompts: int = 64
     max_tokens: int | None = None
     max_queue_wait_s: float | None = None
+    share_by_address: bool = True
+    limits: Limits = field(default_factory=Limits)
     root_path: str = ""
     cors_origins: tuple[str, ...] = ()
     build: str = ""

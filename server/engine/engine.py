@@ -114,7 +114,7 @@ class Engine:
     def is_compiling(self) -> bool:
         """Whether there is nothing to do until a grammar is compiled."""
         is_busy = bool(self._running) or bool(self._events)
-        return not is_busy and len(self._queue) > 0 and all(sequence.is_compiling for sequence in self._queue)
+        return not is_busy and bool(self._queue) and all(one.is_compiling for one in self._queue.waiting())
 
     def _check(self, request: EngineRequest) -> None:
         check_bans(request.banned_strings, request.banned_regexes)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from server.engine.messages import Limits
 from server.errors import TooManyRequests
+from server.keys.ring import Limits
 
 _MINUTE_S = 60.0
 _SWEEP_EVERY = 256

@@ -102,7 +102,12 @@ def _engine(config: EngineConfig, model: Model, context: Context) -> Engine:
         n_outputs_max=context.n_outputs_max,
         max_gap_ms=config.max_gap_ms,
     )
-    queue = RequestQueue(config.max_queue, config.max_queue_wait_s)
+    queue = RequestQueue(
+        config.max_queue,
+        config.max_queue_wait_s,
+        prompt_cost=config.prompt_cost,
+        aging_s=config.priority_aging_s,
+    )
     return Engine(
         context,
         model,

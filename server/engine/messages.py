@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from server.keys.ring import Limits
 from server.llama.params import ContextParams, ModelParams
 
 DEFAULT_SAMPLERS: tuple[str, ...] = (
@@ -97,22 +98,6 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What one account may take; None is no limit.
-
-    `weight` is its share beside others that wait. `max_running` sequences of it hold slots at once, `max_waiting`
-    requests wait. `tokens_per_minute` counts tokens of prompts that are computed, and generated ones. `max_priority` is
-    the most urgent priority it may ask for, that is the lowest number.
-    """
-
-    weight: float = 1.0
-    max_running: int | None = None
-    max_waiting: int | None = None
-    tokens_per_minute: int | None = None
-    max_priority: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One prompt, `n` sequences that continue it.
 
@@ -144,7 +129,7 @@ class EngineRequest:
     key: str = ""
     asker: str = ""
     account: str = ""
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     priority: int = 0
     max_queue_wait_s: float | None = None
 
@@ -430,6 +415,8 @@ class EngineConfig:
     """All the engine needs to know. Times in seconds, `max_gap_ms` in milliseconds.
 
     `max_gap_ms` bounds the gap that prefill may put between two tokens of a running sequence.
+    `prompt_cost` is what a computed token of a prompt counts beside a generated one; `priority_aging_s` of waiting make
+    up for one step of priority.
     `cache_reuse` is the fewest tokens worth moving within a slot when a history was trimmed; 0 moves none.
     `cache_ram_bytes` of host RAM keep the computed tokens of chats that lost their slot; 0 keeps none.
     `cache_dir` keeps calibration results; None keeps none.
@@ -441,6 +428,8 @@ class EngineConfig:
     max_queue: int = 64
     max_queue_wait_s: float = 600.0
     max_gap_ms: float = 100.0
+    prompt_cost: float = 0.25
+    priority_aging_s: float = 30.0
     step_timeout_s: float = 0.0
     cache_reuse: int = 0
     cache_ram_bytes: int = 0

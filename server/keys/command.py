@@ -31,7 +31,7 @@ def add(
     name: _Name,
     admin: Annotated[bool, typer.Option("--admin", help="Opens the slots, the metrics and all queues too.")] = False,
     weight: Annotated[float | None, typer.Option(help="Its share beside other keys; 1 is usual.")] = None,
-    max_running: Annotated[int | None, typer.Option(help="Requests computed at once.")] = None,
+    max_running: Annotated[int | None, typer.Option(help="Slots it may hold at once.")] = None,
     max_waiting: Annotated[int | None, typer.Option(help="Requests that may wait.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(help="Tokens computed and generated a minute.")] = None,
     max_priority: Annotated[int | None, typer.Option(help="Most urgent priority it may ask for.")] = None,

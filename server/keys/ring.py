@@ -30,8 +30,9 @@ class Role(enum.Enum):
 class Limits:
     """What the queue grants one key. None is no limit of its own.
 
-    `weight` is its share beside the other keys. `max_running` and `max_waiting` count requests, `tokens_per_minute`
-    computed and generated tokens. `max_priority` is the most urgent `priority` it may ask for (lower is earlier).
+    `weight` is its share beside the other keys. `max_running` counts slots held, `max_waiting` requests,
+    `tokens_per_minute` computed and generated tokens. `max_priority` is the most urgent `priority` it may ask for
+    (lower is earlier).
     """
 
     weight: float = 1.0
