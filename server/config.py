@@ -130,6 +130,9 @@ class ContextSection(Section):
         0, "Fewest tokens worth moving in the cache when a client trims its history; 0 computes them again.", ge=0
     )
     cache_ram: int = setting(1024, "MiB of host RAM that keep chats which lost their slot; 0 keeps none.", ge=0)
+    cache_sharing: Literal["auto", "shared", "per-key"] = setting(
+        "auto", "Who may reuse what another key had computed: all, nobody, or auto: nobody from the second key on."
+    )
     rope_scaling: Literal["", "none", "linear", "yarn"] = setting("", "RoPE scaling; empty is the model's own.")
     rope_freq_base: float = setting(0.0, "RoPE base frequency; 0 is the model's own.", ge=0)
     rope_freq_scale: float = setting(0.0, "RoPE frequency factor, 0.5 doubles the context; 0 is the model's own.", ge=0)

@@ -45,7 +45,17 @@ _FLUSH_S = 5
 _LOOK_S = 1.0
 """How often it is looked whether the engine has been given up, or the key file has changed."""
 
-_OTHERS = {"ctx_size", "parallel", "batch_size", "ubatch_size", "threads", "threads_batch", "cache_reuse", "cache_ram"}
+_OTHERS = {
+    "ctx_size",
+    "parallel",
+    "batch_size",
+    "ubatch_size",
+    "threads",
+    "threads_batch",
+    "cache_reuse",
+    "cache_ram",
+    "cache_sharing",
+}
 """Context settings that have another name in `ContextParams`, or are none of its matter."""
 
 
@@ -275,6 +285,7 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         model_id=model_id(config, model),
         model_aliases=(model.path.name,),
         keys=None if keys is None else keys.ring,
+        cache_sharing=config.context.cache_sharing,
         max_body_bytes=config.server.max_body_bytes,
         ping_s=config.server.ping_s,
         sampling=given,

@@ -220,7 +220,23 @@ class TestTable:
             load().server.port = 3
 
 
-_CANDIDATES = ("2048", "2", "true", "false", "on", "none", "q8_0", "/x", "::1", "debug", "dry", "0.5", "a=CPU")
+_CANDIDATES = (
+    "2048",
+    "2",
+    "true",
+    "false",
+    "on",
+    "none",
+    "q8_0",
+    "/x",
+    "::1",
+    "debug",
+    "dry",
+    "0.5",
+    "a=CPU",
+    "shared",
+    "json",
+)
 
 
 def _another_value(one: Setting) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.host_cache import HostCache
+from server.engine.host_cache import HostCache, Kept
 from server.engine.messages import CacheSource
 from server.engine.prefix_cache import PrefixCache
 from server.errors import EngineFailure
@@ -26,53 +26,63 @@ def state(n: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
 def test_the_longest_beginning_is_found() -> None:
     cache = HostCache(1000)
     for text in ("abc", "abd", "x"):
-        cache.insert(tokens(text), state(10))
-    found = cache.match(tokens("abdx"), only_whole=False)
+        cache.insert(Kept(tokens(text), state(10)))
+    found = cache.match(tokens("abdx"), "", only_whole=False)
     assert found is not None
     assert (found[0].tokens, found[1]) == (tokens("abd"), 3)
-    assert cache.match(tokens("zzz"), only_whole=False) is None
+    assert cache.match(tokens("zzz"), "", only_whole=False) is None
+
+
+def test_another_namespaces_entries_are_not_found() -> None:
+    cache = HostCache(1000)
+    cache.insert(Kept(tokens("abc"), state(10), "them"))
+    assert cache.match(tokens("abcd"), "me", only_whole=False) is None
+    assert not cache.holds(tokens("abc"), "me")
+    cache.insert(Kept(tokens("abcd"), state(10), "me"))
+    assert cache.holds(tokens("abc"), "them")
+    assert len(cache) == 2
 
 
 def test_a_cache_that_cannot_be_trimmed_needs_all_of_an_entry() -> None:
     cache = HostCache(1000)
-    cache.insert(tokens("abcd"), state(10))
-    assert cache.match(tokens("abcx"), only_whole=True) is None
-    assert cache.match(tokens("abcdx"), only_whole=True) is not None
+    cache.insert(Kept(tokens("abcd"), state(10)))
+    assert cache.match(tokens("abcx"), "", only_whole=True) is None
+    assert cache.match(tokens("abcdx"), "", only_whole=True) is not None
 
 
 def test_what_goes_on_replaces_its_beginning() -> None:
     cache = HostCache(1000)
-    cache.insert(tokens("ab"), state(10))
-    cache.insert(tokens("abc"), state(10))
+    cache.insert(Kept(tokens("ab"), state(10)))
+    cache.insert(Kept(tokens("abc"), state(10)))
     assert len(cache) == 1
-    assert cache.holds(tokens("ab"))
-    assert not cache.holds(tokens("abcd"))
+    assert cache.holds(tokens("ab"), "")
+    assert not cache.holds(tokens("abcd"), "")
 
 
 @given(st.lists(st.tuples(st.text("ab", min_size=1, max_size=6), st.integers(1, 60)), max_size=30))
 def test_the_budget_holds_and_the_latest_survives(entries: list[tuple[str, int]]) -> None:
     cache = HostCache(100)
     for text, n_bytes in entries:
-        cache.insert(tokens(text), state(n_bytes))
+        cache.insert(Kept(tokens(text), state(n_bytes)))
         assert cache.n_bytes <= 100
-        assert cache.holds(tokens(text))
+        assert cache.holds(tokens(text), "")
 
 
 def test_the_least_recently_used_goes_first() -> None:
     cache = HostCache(20)
-    cache.insert(tokens("a"), state(10))
-    cache.insert(tokens("b"), state(10))
-    found = cache.match(tokens("a"), only_whole=False)
+    cache.insert(Kept(tokens("a"), state(10)))
+    cache.insert(Kept(tokens("b"), state(10)))
+    found = cache.match(tokens("a"), "", only_whole=False)
     assert found is not None
     cache.touch(found[0])
-    cache.insert(tokens("c"), state(10))
-    assert cache.holds(tokens("a"))
-    assert not cache.holds(tokens("b"))
+    cache.insert(Kept(tokens("c"), state(10)))
+    assert cache.holds(tokens("a"), "")
+    assert not cache.holds(tokens("b"), "")
 
 
 def test_nothing_is_kept_without_a_budget() -> None:
     cache = HostCache(0)
-    cache.insert(tokens("a"), state(1))
+    cache.insert(Kept(tokens("a"), state(1)))
     assert len(cache) == 0
 
 
@@ -96,6 +106,49 @@ def test_more_chats_than_slots_take_turns_without_computing_again() -> None:
                 assert usage.cached_tokens >= len(text) + 6 * (turn - 1) - 1
                 assert usage.cache is not None
                 assert usage.cache.source is CacheSource.RESTORED
+
+
+def test_a_restored_chat_is_still_its_askers() -> None:
+    """Whoever ran in the slot before is not told what stands in it now."""
+    rig = make_engine(n_slots=1, cache_ram_bytes=1 << 20)
+    for i, asker in enumerate(("them", "me")):
+        rig.add(make_request(i, CHATS[i], max_tokens=4, asker=asker))
+        rig.run()
+    rig.add(make_request(2, CHATS[0] + b"x", max_tokens=4, asker="me", explain_cache=True))
+    report = rig.run()[2].finishes[0].usage.cache
+    assert report is not None
+    assert report.source is CacheSource.RESTORED
+    assert report.difference is not None
+    assert report.difference.held is None
+
+
+shared_texts = st.sampled_from([CHATS[0], CHATS[0][:40] + CHATS[1], CHATS[1], CHATS[0] + CHATS[1]])
+visits = st.lists(st.tuples(st.sampled_from(["", "alice", "bob"]), shared_texts), min_size=2, max_size=14)
+
+
+@given(visits, st.booleans())
+def test_no_namespace_is_quicker_for_what_another_asked(asked: list[tuple[str, bytes]], together: bool) -> None:
+    """The tokens that are reused are at most those that the same namespace had sent and been told before."""
+    rig = make_engine(n_slots=2, cache_ram_bytes=1 << 20)
+    known: dict[str, list[bytes]] = {}
+    for request_id, (namespace, text) in enumerate(asked):
+        rig.add(make_request(request_id, text, max_tokens=3, namespace=namespace))
+        if together:
+            known.setdefault(namespace, []).append(text)
+            continue
+        usage = rig.run()[request_id].finishes[0].usage
+        most = max((_n_common(text, other) for other in known.get(namespace, [])), default=0)
+        assert usage.cached_tokens <= most
+        known.setdefault(namespace, []).append(text)
+    if together:
+        others = [namespace for namespace, _ in asked]
+        for request_id, collected in rig.run().items():
+            alone = others.count(others[request_id]) == 1
+            assert not (alone and collected.finishes[0].usage.cached_tokens)
+
+
+def _n_common(text: bytes, other: bytes) -> int:
+    return next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
 
 
 def test_without_a_budget_they_are_computed_again() -> None:

@@ -319,6 +319,32 @@ class TestRoles:
             assert error_of(await api.http.get("/v1/models", headers={"x-api-key": "secret"}), 401)
             assert error_of(await api.http.get("/v1/models"), 401)
 
+    @pytest.mark.parametrize(
+        ("sharing", "n_keys", "namespace"),
+        [
+            ("auto", 0, ""),
+            ("auto", 1, ""),
+            ("auto", 2, "key-1"),
+            ("shared", 2, ""),
+            ("per-key", 1, "key-1"),
+            ("per-key", 0, "127.0.0.1"),
+        ],
+    )
+    async def test_the_cache_is_shared_as_configured(self, sharing: str, n_keys: int, namespace: str) -> None:
+        keys = ring_of(*"ab"[:n_keys]) if n_keys else None
+        async with running(keys=keys, cache_sharing=sharing) as api:
+            response = await api.post("/v1/completions", {"prompt": "x"}, headers={"x-api-key": "a"})
+            assert response.status_code == 200
+            assert api.engine.requests[0].namespace == namespace
+
+    async def test_a_second_key_parts_the_cache_at_once(self) -> None:
+        ring = ring_of("a")
+        async with running(keys=ring) as api:
+            for keys in ("a", "ab", "a"):
+                ring.replace(ring_of(*keys))
+                await api.post("/v1/completions", {"prompt": "x"}, headers={"x-api-key": "a"})
+            assert [request.namespace for request in api.engine.requests] == ["", "key-1", ""]
+
     def test_without_keys_everybody_is_an_admin(self) -> None:
         assert ANYBODY.is_admin
         assert ANYBODY.name == ""

@@ -466,3 +466,40 @@ def test_a_swapped_slot_takes_its_asker_along() -> None:
     rig.cache.slots[2].asker = "them"
     rig.cache.close_holes(1.0)
     assert [slot.asker for slot in rig.cache.slots] == ["", "", "", "", "", "them"]
+
+
+# --- namespaces -------------------------------------------------------------------------------------------------------
+
+
+def test_a_namespace_reuses_its_own_only() -> None:
+    rig = Rig()
+    theirs = rig.lock(LONG, namespace="them")
+    rig.compute(theirs)
+    rig.cache.insert(theirs)
+    mine = rig.make(LONG, namespace="me")
+    assert {match.n_common for match in rig.cache.match(mine)} == {0}
+    assert rig.lock(LONG, namespace="me").n_cached == 0
+    assert rig.lock(LONG, namespace="them").n_cached == len(LONG) - 1
+
+
+def test_nobody_waits_for_what_another_namespace_computes() -> None:
+    rig = Rig()
+    rig.compute(rig.lock(LONG, namespace="them"), 40)
+    assert rig.cache.should_wait(rig.make(LONG, namespace="them"))
+    assert not rig.cache.should_wait(rig.make(LONG, namespace="me"))
+
+
+def test_another_namespace_is_not_explained() -> None:
+    rig = Rig()
+    theirs = rig.lock(LONG, namespace="them", asker="me")
+    rig.compute(theirs)
+    rig.cache.insert(theirs)
+    assert explained(rig, LONG[:70] + b"x", namespace="me", asker="me") == CacheReport()
+
+
+def test_a_swapped_slot_takes_its_namespace_along() -> None:
+    rig = Rig()
+    running_at(rig, [0, 3])
+    rig.cache.slots[3].namespace = "them"
+    rig.cache._swap(rig.cache.slots[3], rig.cache.slots[1])
+    assert [slot.namespace for slot in rig.cache.slots] == ["", "them", "", ""]

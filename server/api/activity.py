@@ -30,6 +30,11 @@ class Owner:
     limits: Limits = field(default_factory=Limits)
     is_admin: bool = True
 
+    @property
+    def asker(self) -> str:
+        """The person, as well as one can be told apart."""
+        return self.key or self.address
+
 
 def owner_of(request: Request, genkey: str = "") -> Owner:
     """Who sent this request."""

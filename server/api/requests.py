@@ -18,6 +18,7 @@ from server.api.explain import is_logged
 from server.api.ports import Services
 from server.api.recommended import recommended
 from server.api.sampling import Bool, Count, Int
+from server.api.settings import ApiConfig
 from server.engine.banned import check_bans
 from server.engine.messages import EngineRequest, Grammar
 from server.errors import ContextLengthExceeded, InvalidRequest, Unsupported
@@ -170,12 +171,25 @@ async def engine_request(
         return_progress=fields.return_progress,
         explain_cache=fields.explain_cache or is_logged(),
         key=owner.key,
-        asker=owner.key or owner.address,
+        asker=owner.asker,
+        namespace=_namespace(services.config, owner),
         account=account_of(owner, services.config),
         limits=limits_of(owner, services.config),
         priority=fields.priority,
         max_queue_wait_s=services.config.max_queue_wait_s,
     )
+
+
+def _namespace(config: ApiConfig, owner: Owner) -> str:
+    """Within which the cache is shared; "" is everybody's. Without keys an address stands for a key."""
+    match config.cache_sharing:
+        case "shared":
+            return ""
+        case "per-key":
+            return owner.asker
+        case "auto":
+            has_others = config.keys is not None and len(config.keys) > 1
+            return owner.key if has_others else ""
 
 
 async def _check_grammar(services: Services, grammar: Grammar, param: str) -> None:

@@ -5,25 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from server.keys.ring import KeyRing, Limits
+
+CacheSharing = Literal["auto", "shared", "per-key"]
 
 
 @dataclass(frozen=True, slots=True)
 class ApiConfig:
     """Settings of the HTTP side.
 
-    `sampling` maps our field names (`SamplingParams`) to the values that an unset field gets. Without
-    `keys` everybody may ask. `max_n` bounds the choices of one prompt, `max_prompts` the prompts of one request.
-    `max_tokens` is the limit of a request that names none (None is the end of the context). Sizes in bytes,
-    times in seconds; `created` is a Unix time. `limits` hold for every key that was granted no other; with
-    `share_by_address` each address without a key is an account.
+    `sampling` maps our field names (`SamplingParams`) to the values that an unset field gets. Without `keys` everybody
+    may ask; `cache_sharing` says who may reuse what another had computed. `max_n` bounds the choices of one prompt,
+    `max_prompts` the prompts of one request. `max_tokens` is the limit of a request that names none (None is the end of
+    the context). Sizes in bytes, times in seconds; `created` is a Unix time. `limits` hold for every key that was
+    granted no other; with `share_by_address` each address without a key is an account.
     """
 
     model_id: str
     model_aliases: tuple[str, ...] = ()
     keys: KeyRing | None = None
+    cache_sharing: CacheSharing = "auto"
     max_body_bytes: int = 2_000_000
     ping_s: float = 1.0
     sampling: Mapping[str, Any] = field(default_factory=dict)

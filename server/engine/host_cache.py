@@ -15,11 +15,13 @@ from server.llama.batch import State
 
 @dataclass(slots=True, eq=False)
 class Kept:
-    """The state of a slot that held `tokens`, shape `[n_bytes]`."""
+    """The state of a slot that held `tokens`, shape `[n_bytes]`; `asker` had them computed, in one `namespace`."""
 
     tokens: array[int]
     state: State
-    last_used: int
+    namespace: str = ""
+    asker: str = ""
+    last_used: int = 0
 
 
 class HostCache:
@@ -29,6 +31,7 @@ class HostCache:
         self.max_bytes = max_bytes
         self._entries: list[Kept] = []
         self._time = 0
+        self.n_evicted = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -37,32 +40,37 @@ class HostCache:
     def n_bytes(self) -> int:
         return sum(len(entry.state) for entry in self._entries)
 
-    def match(self, tokens: array[int], *, only_whole: bool) -> tuple[Kept, int] | None:
-        """The entry with the longest common beginning with `tokens`, and its length; None when there is none.
+    def match(self, tokens: array[int], namespace: str, *, only_whole: bool) -> tuple[Kept, int] | None:
+        """The entry of a namespace with the longest common beginning with `tokens`, and its length; None without one.
 
         With `only_whole` entries count only where all of their tokens begin `tokens`.
         """
         best: tuple[Kept, int] | None = None
-        for entry in self._entries:
+        for entry in self._of(namespace):
             n = common_prefix(entry.tokens, tokens)
             if n > (best[1] if best else 0) and not (only_whole and n < len(entry.tokens)):
                 best = (entry, n)
         return best
 
-    def holds(self, tokens: array[int]) -> bool:
-        """Whether all of `tokens` begin some entry."""
-        return any(common_prefix(entry.tokens, tokens) == len(tokens) for entry in self._entries)
+    def holds(self, tokens: array[int], namespace: str) -> bool:
+        """Whether all of `tokens` begin some entry of a namespace."""
+        return any(common_prefix(entry.tokens, tokens) == len(tokens) for entry in self._of(namespace))
 
-    def insert(self, tokens: array[int], state: State) -> None:
+    def insert(self, kept: Kept) -> None:
         """Keep a state, in place of those whose tokens only begin it; evict others to stay in the budget."""
-        if len(state) > self.max_bytes:
+        if len(kept.state) > self.max_bytes:
             return
-        self._entries = [entry for entry in self._entries if common_prefix(entry.tokens, tokens) < len(entry.tokens)]
-        while self.n_bytes + len(state) > self.max_bytes:
+        for entry in self._of(kept.namespace):
+            if common_prefix(entry.tokens, kept.tokens) == len(entry.tokens):
+                self._entries.remove(entry)
+        while self.n_bytes + len(kept.state) > self.max_bytes:
             self._entries.remove(min(self._entries, key=lambda entry: entry.last_used))
-        entry = Kept(tokens, state, 0)
-        self._entries.append(entry)
-        self.touch(entry)
+            self.n_evicted += 1
+        self._entries.append(kept)
+        self.touch(kept)
+
+    def _of(self, namespace: str) -> list[Kept]:
+        return [entry for entry in self._entries if entry.namespace == namespace]
 
     def touch(self, entry: Kept) -> None:
         """The entry was used just now."""

@@ -106,9 +106,10 @@ class EngineRequest:
     the chosen one (0 is fine). `prompt_logprobs` asks for those of the prompt too (no prefix reuse then).
     `banned_strings` and `banned_regexes` are taken back before they are sent (`engine.banned`).
     `skip_special_tokens` leaves control tokens out of the text. `min_tokens` keeps end tokens away until then.
-    `key` names who asked, for cache separation; `account` is who is charged, for fairness, within `limits`.
-    `explain_cache` asks for `Usage.cache`, in which only what the same `asker` had computed is told: a person, as well
-    as the API can tell them apart. `priority` orders an account's own requests, lower first.
+    `key` names who asked; `account` is who is charged, for fairness, within `limits`. `priority` orders an account's
+    own requests, lower first. What was computed is reused within one `namespace` only. `explain_cache` asks for
+    `Usage.cache`, in which only what the same `asker` had computed is told: a person, as well as the API can tell them
+    apart.
     """
 
     request_id: int
@@ -128,6 +129,7 @@ class EngineRequest:
     explain_cache: bool = False
     key: str = ""
     asker: str = ""
+    namespace: str = ""
     account: str = ""
     limits: Limits = field(default_factory=Limits)
     priority: int = 0
