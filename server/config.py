@@ -159,6 +159,10 @@ class ServerSection(Section):
     )
     max_body_bytes: int = setting(2_000_000, "Largest request body; more is refused with 413.", ge=1024)
     ping_s: float = setting(1.0, "Seconds of silence after which a stream carries a comment.", gt=0)
+    read_timeout_s: float = setting(30.0, "Seconds in which a request must have arrived whole.", gt=0)
+    write_timeout_s: float = setting(
+        60.0, "Seconds after which a client that reads nothing of its answer is dropped.", gt=0
+    )
     drain_s: float = setting(30.0, "Seconds that running requests get to end at Ctrl-C or SIGTERM.", ge=0)
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         "info", "Least severe log lines shown; debug adds llama.cpp's own."

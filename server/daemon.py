@@ -136,6 +136,7 @@ class Daemon:
         import uvicorn
 
         from server.api.app import create_app
+        from server.api.connections import Guard, Limits
 
         class Server(uvicorn.Server):
             """Leaves the signals to the daemon: uvicorn's own handler would cut the streams."""
@@ -145,6 +146,8 @@ class Daemon:
                 yield
 
         served = models.served
+        settings = self._config.server
+        limits = Limits(settings.read_timeout_s, settings.write_timeout_s, listen.connections_limit())
         return Server(
             uvicorn.Config(
                 create_app(served.engine, served.text, served.api, models),
@@ -153,6 +156,7 @@ class Daemon:
                 root_path=self._config.server.root_path,
                 server_header=False,
                 timeout_graceful_shutdown=_FLUSH_S,
+                **Guard(limits).options(),
             )
         )
 

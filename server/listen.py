@@ -5,6 +5,7 @@ A port in use is then one line at once, and a client that comes early waits inst
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import logging
@@ -15,6 +16,12 @@ from server.errors import StartupError
 logger = logging.getLogger("ggufd")
 
 _BACKLOG = 1024
+_MOST_FILES = 65_536
+_OTHER_FILES = 100
+"""What the process opens besides connections: pipes to its children, the log, libraries."""
+
+_VANISHED_S = 60
+"""A peer that does not acknowledge anything for so long is gone: its cable was pulled, its machine is off."""
 _BOTH_LOOPBACKS = ("127.0.0.1", "localhost")
 
 
@@ -49,14 +56,43 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def connections_limit() -> int:
+    """How many connections there may be, after the limit of open files was raised as far as this user may."""
+    try:
+        import resource
+    except ImportError:
+        return _MOST_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    n_files = _MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, _MOST_FILES)
+    return max(1, n_files - _OTHER_FILES)
+
+
+def _notice_the_vanished(listening: socket.socket) -> None:
+    """Connections take these options over from the socket that accepts them, where a system has them."""
+    options = {"TCP_KEEPIDLE": _VANISHED_S // 2, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+    with contextlib.suppress(OSError):
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (options | {"TCP_USER_TIMEOUT": _VANISHED_S * 1000}).items():
+        if hasattr(socket, name):
+            with contextlib.suppress(OSError):
+                listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 def _bind(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         # "::" means every address, IPv4's too where the system can do that.
         both = host == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+        listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         raise StartupError(_sentence(error, host, port)) from None
+    _notice_the_vanished(listening)
+    return listening
 
 
 def _sentence(error: OSError, host: str, port: int) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from server.api.app import create_app
+from server.api.connections import Guard, Limits
 from server.api.settings import ApiConfig
 from tests.fake_engine import FakeEngine, FakeText
 
@@ -19,8 +20,8 @@ from tests.fake_engine import FakeEngine, FakeText
 class Served:
     """Where it listens, and its engine, which the test may turn while the server runs."""
 
-    def __init__(self, engine: FakeEngine, port: int, loop: asyncio.AbstractEventLoop) -> None:
-        self.engine, self.port, self._loop = engine, port, loop
+    def __init__(self, engine: FakeEngine, port: int, loop: asyncio.AbstractEventLoop, guard: Guard) -> None:
+        self.engine, self.port, self._loop, self.guard = engine, port, loop, guard
         self.url = f"http://127.0.0.1:{port}"
 
     def in_loop(self, action: Callable[[], None]) -> None:
@@ -29,14 +30,19 @@ class Served:
 
 
 @contextmanager
-def serving(engine: FakeEngine | None = None, **settings: object) -> Iterator[Served]:
+def serving(engine: FakeEngine | None = None, limits: Limits | None = None, **settings: object) -> Iterator[Served]:
     """A running server; it is gone when the block ends."""
     engine = engine or FakeEngine()
     config = ApiConfig(**({"model_id": "fake-model", "ping_s": 0.05} | settings))  # type: ignore[arg-type]
     app = create_app(engine, FakeText(), config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Small, so that a client that reads nothing is noticed by its first kilobytes.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         port = listener.getsockname()[1]
-        options = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+        guard = Guard(limits or Limits())
+        options = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2, **guard.options()
+        )
         server = uvicorn.Server(options)
         loops: list[asyncio.AbstractEventLoop] = []
 
@@ -48,7 +54,7 @@ def serving(engine: FakeEngine | None = None, **settings: object) -> Iterator[Se
         thread.start()
         wait_until(lambda: server.started)
         try:
-            yield Served(engine, port, loops[0])
+            yield Served(engine, port, loops[0], guard)
         finally:
             server.should_exit = True
             thread.join(10)

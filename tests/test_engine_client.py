@@ -385,6 +385,21 @@ async def test_restarts_back_off(make: Make) -> None:
     assert delays == [0.0, 0.5, 1.5, 3.5, 7.5]
 
 
+async def test_one_who_does_not_read_is_dropped_and_the_engine_waits_for_nobody(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_MAX_UNREAD", 50)
+    client = await make(InprocSpawn(n_ctx=4096))
+    unread = client.submit(request_of(client, max_tokens=None, ignore_eos=True))
+    async with client.submit(request_of(client, max_tokens=200, ignore_eos=True)) as stream:
+        assert (await read(stream))[1][-1].finish.usage.completion_tokens == 200
+    await until(lambda: unread.is_done)
+    assert (await client.stats()).running == 0
+    assert len(await unread.take()) == 50
+    with pytest.raises(EngineFailure, match="read too slowly"):
+        await unread.take()
+
+
 async def test_an_engine_that_hangs_is_ended_and_everybody_told(make: Make) -> None:
     spawn = InprocSpawn(n_slots=1, n_ctx=4096, step_s=0.002)
     client = await make(spawn, step_timeout_s=0.3)

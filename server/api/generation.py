@@ -118,7 +118,8 @@ class Generation:
         return Output(request.request_id, index % self.n, "", finish=Finish(FinishReason.ABORT, usage))
 
     async def _merged(self) -> AsyncIterator[Batch]:
-        inbox: asyncio.Queue[Batch | Exception | None] = asyncio.Queue()
+        # Bounded: what waits for a slow reader waits in the streams, which have a limit.
+        inbox: asyncio.Queue[Batch | Exception | None] = asyncio.Queue(maxsize=len(self._streams))
         pumps = [
             asyncio.create_task(_pump(stream, position * self.n, inbox))
             for position, stream in enumerate(self._streams)
@@ -152,10 +153,10 @@ async def _of_one(stream: RequestStream, first: int) -> AsyncIterator[Batch]:
 async def _pump(stream: RequestStream, first: int, inbox: asyncio.Queue[Batch | Exception | None]) -> None:
     try:
         async for batch in _of_one(stream, first):
-            inbox.put_nowait(batch)
-        inbox.put_nowait(None)
+            await inbox.put(batch)
+        await inbox.put(None)
     except Exception as error:
-        inbox.put_nowait(error)
+        await inbox.put(error)
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:

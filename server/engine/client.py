@@ -40,7 +40,7 @@ from server.engine.messages import (
     Stats,
 )
 from server.engine.watchdog import Verdict, Watchdog
-from server.errors import Draining, EngineDown, GgufdError, ModelError, QueueFull, Unavailable, from_code
+from server.errors import Draining, EngineDown, EngineFailure, GgufdError, ModelError, QueueFull, Unavailable, from_code
 
 logger = logging.getLogger(__name__)
 engine_logger = logging.getLogger("server.llama")
@@ -50,6 +50,9 @@ _HEALTHY_S = 60.0
 _FIRST_BACKOFF_S = 0.5
 _SMOOTHING = 0.1
 _STOP_S = 5.0
+
+_MAX_UNREAD = 10_000
+"""Events that are kept for a client that reads more slowly than its answer is made: some megabytes."""
 
 
 class EngineState(enum.Enum):
@@ -148,8 +151,16 @@ class RequestStream:
         elif isinstance(event, Admitted) and not self.is_admitted:
             self.is_admitted = True
             self.admitted_s = time.monotonic()
+        if len(self._events) >= _MAX_UNREAD:
+            self._drop_reader()
+            return
         self._events.append(event)
         self._notify()
+
+    def _drop_reader(self) -> None:
+        """The engine waits for nobody, and memory is not without end."""
+        self._client._abort(self)
+        self._fail(EngineFailure(f"the answer was read too slowly: {_MAX_UNREAD} pieces of it were waiting to be sent"))
 
     def _fail(self, error: GgufdError) -> None:
         if not self.is_done:
