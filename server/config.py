@@ -133,6 +133,9 @@ class ContextSection(Section):
     cache_sharing: Literal["auto", "shared", "per-key"] = setting(
         "auto", "Who may reuse what another key had computed: all, nobody, or auto: nobody from the second key on."
     )
+    spec_draft_n_max: int = setting(
+        31, "Most tokens guessed ahead where a lone text repeats itself, checked in one step; 0 guesses none.", ge=0
+    )
     rope_scaling: Literal["", "none", "linear", "yarn"] = setting("", "RoPE scaling; empty is the model's own.")
     rope_freq_base: float = setting(0.0, "RoPE base frequency; 0 is the model's own.", ge=0)
     rope_freq_scale: float = setting(0.0, "RoPE frequency factor, 0.5 doubles the context; 0 is the model's own.", ge=0)

@@ -233,6 +233,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         step_timeout_s=config.queue.step_timeout_s,
         cache_reuse=config.context.cache_reuse,
         cache_ram_bytes=config.context.cache_ram << 20,
+        max_draft=config.context.spec_draft_n_max,
         cache_dir=str(platformdirs.user_cache_path("ggufd")),
         sleep_idle_s=config.model.sleep_idle_seconds,
         log_level=logging.getLevelNamesMapping()[config.server.log_level.upper()],

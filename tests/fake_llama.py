@@ -297,8 +297,12 @@ class FakeDecoder:
         self._slots[slot].append(token)
         if batch.output[row]:
             output = len(self._output_of_row)
-            self._logits[output] = logits_after(self._slots[slot], self._seed)
+            self._logits[output] = self.logits_after(self._slots[slot])
             self._output_of_row[row] = output
+
+    def logits_after(self, tokens: list[int]) -> Logits:
+        """The logits of what comes after all tokens of a slot."""
+        return logits_after(tokens, self._seed)
 
     def _cost_s(self, runs: list[tuple[int, list[int]]]) -> float:
         """One pass over the weights for each run of neighbours with equal token counts."""
@@ -428,6 +432,7 @@ class Rig:
         max_queue_wait_s: float = 600.0,
         n_cache_reuse: int = 0,
         cache_ram_bytes: int = 0,
+        max_draft: int = 0,
     ) -> None:
         self.decoder = decoder
         self.scheduler = Scheduler(
@@ -446,6 +451,7 @@ class Rig:
             decoder.clock,
             n_cache_reuse=n_cache_reuse,
             cache_ram_bytes=cache_ram_bytes,
+            max_draft=max_draft,
         )
         self.collected: dict[int, Collected] = {}
         self.aborted: set[int] = set()
@@ -492,7 +498,9 @@ class Rig:
         return sum(n for _, n in self.decoder.computed)
 
 
-RIG_OPTIONS = frozenset(("max_gap_ms", "max_queue", "max_queue_wait_s", "n_cache_reuse", "cache_ram_bytes"))
+RIG_OPTIONS = frozenset(
+    ("max_gap_ms", "max_queue", "max_queue_wait_s", "n_cache_reuse", "cache_ram_bytes", "max_draft")
+)
 
 
 def make_engine(**options: Any) -> Rig:

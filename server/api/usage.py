@@ -53,8 +53,16 @@ def timings_json(usage: Usage, *, has_bans: bool = False) -> dict[str, Any]:
         "predicted_per_second": _rate(usage.completion_tokens, usage.decode_s),
         "queue_ms": _ms(usage.queue_s),
         **_moved([usage]),
+        **_drafted(usage),
         **({"banned_rewinds": usage.rewinds} if has_bans else {}),
     }
+
+
+def _drafted(usage: Usage) -> dict[str, int]:
+    """What was guessed ahead, in llama-server's names; nothing when nothing was."""
+    if not usage.drafted_tokens:
+        return {}
+    return {"draft_n": usage.drafted_tokens, "draft_n_accepted": usage.accepted_tokens}
 
 
 def progress_json(progress: Progress) -> dict[str, Any]:

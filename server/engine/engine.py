@@ -5,6 +5,7 @@ Start reading at `Engine.step`.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from server.engine.queue import RequestQueue
 from server.engine.sampling import Bias, Logprobs, Row, Sampler, VectorSampler, is_vectorisable, penalties_of
 from server.engine.scheduler import Chunk, Scheduler, halves
 from server.engine.sequence import Sent, Sequence, Status
+from server.engine.speculative import Lookup, Speculator
 from server.engine.threads import ThreadTuner
 from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueTimeout, TryLater
 from server.llama.batch import NoRoomError
@@ -59,6 +61,7 @@ class Engine:
         *,
         n_cache_reuse: int = 0,
         cache_ram_bytes: int = 0,
+        max_draft: int = 0,
     ) -> None:
         self._decoder = decoder
         self._vocabulary = vocabulary
@@ -68,6 +71,7 @@ class Engine:
         self._clock = clock
         self._threads = ThreadTuner(decoder.n_threads)
         self._cache = PrefixCache(decoder, clock, n_cache_reuse=n_cache_reuse, cache_ram_bytes=cache_ram_bytes)
+        self._speculator = Speculator(max_draft if decoder.can_trim else 0)
         self._running: list[Sequence] = []
         self._events: list[Event] = []
         self._counters = _Counters()
@@ -131,6 +135,7 @@ class Engine:
         """Admit, compute one batch, sample, finish; returns what happened."""
         self._expire()
         self._admit()
+        self._guess()
         plan = self._scheduler.schedule(self._running)
         if plan:
             self._note_health(self._compute(plan))
@@ -171,6 +176,20 @@ class Engine:
                 self._fail_request(sequence.request.request_id, error)
         self._cache.release_copies()
 
+    def _guess(self) -> None:
+        """A sequence that runs alone may be ahead of itself: see `engine.speculative`."""
+        if len(self._running) != 1 or not self._speculator.is_on:
+            return
+        sequence = self._running[0]
+        if sequence.lookup is not None and sequence.is_decoding:
+            sequence.draft = self._speculator.draft(sequence.lookup, sequence.tokens, self._n_left(sequence) - 1)
+
+    def _n_left(self, sequence: Sequence) -> int:
+        """How many tokens may still be sampled."""
+        n_left = self._decoder.n_ctx - len(sequence.tokens)
+        max_tokens = sequence.request.max_tokens
+        return n_left if max_tokens is None else min(n_left, max_tokens - sequence.n_generated)
+
     def _start(self, sequence: Sequence) -> None:
         if sequence.grammar is not None and sequence.constraint is None:
             sequence.constraint = sequence.grammar.constraint()
@@ -179,6 +198,8 @@ class Engine:
         sequence.admit_s = now_s
         self._queue.charge_prompt(sequence)
         sequence.sampler = self._new_sampler(sequence)
+        if self._speculator.is_on and sequence.constraint is None:
+            sequence.lookup = Lookup(sequence.n_prompt)
         sequence.status = Status.RUNNING
         self._running.append(sequence)
         self._counters.cached_tokens += sequence.n_cached
@@ -223,18 +244,25 @@ class Engine:
     def _decode(self, plan: list[Chunk]) -> list[tuple[int, int]]:
         """Compute one batch; see `_fill_batch` for what is returned."""
         outputs = self._fill_batch(plan)
-        n_decode = sum(1 for chunk in plan if chunk.sequence.is_decoding)
+        n_decode = sum(chunk.n_tokens for chunk in plan if chunk.sequence.is_decoding)
         n_prefill = self._decoder.batch.n_rows - n_decode
         self._set_threads(n_decode, n_prefill)
         seconds = self._decoder.decode()
         self._counters.end(self._clock(), seconds)
         self._cache.note_decode()
-        self._scheduler.step_time.record(seconds, n_decode, n_prefill)
+        self._note_time(seconds, n_decode, n_prefill, n_sequences=len(plan))
         self._cache.prefill_s_per_token = (
             self._scheduler.step_time.prefill_s_per_token or self._cache.prefill_s_per_token
         )
         self._counters.computed_tokens += self._decoder.batch.n_rows
         return outputs
+
+    def _note_time(self, seconds: float, n_decode: int, n_prefill: int, *, n_sequences: int) -> None:
+        """A step of one sequence alone tells what a guess costs; one with a guess is no measure for anything else."""
+        if n_sequences == 1 and n_prefill == 0:
+            self._speculator.costs.record(n_decode, seconds)
+        if n_decode <= n_sequences:
+            self._scheduler.step_time.record(seconds, n_decode, n_prefill)
 
     def _set_threads(self, n_decode: int, n_prefill: int) -> None:
         """Learn from the step before, unless there was nothing to do in between, and choose for this one."""
@@ -253,6 +281,7 @@ class Engine:
             sequence = chunk.sequence
             assert sequence.slot is not None
             tokens = sequence.tokens[sequence.n_past : sequence.n_past + chunk.n_tokens]
+            tokens.extend(sequence.draft)
             first_output = batch.add(sequence.slot, tokens, sequence.n_past, chunk.n_outputs)
             places.append((first_output, batch.n_rows - 1))
         return places
@@ -265,7 +294,7 @@ class Engine:
             sequence = chunk.sequence
             if sequence.request.prompt_logprobs and sequence.n_past < sequence.n_prompt:
                 self._note_prompt_logprobs(sequence, rows)
-            sequence.n_past += chunk.n_tokens
+            sequence.n_past += chunk.n_tokens - len(sequence.draft)
         for chunk, rows, (_, last_row) in zip(plan, rows_of, outputs, strict=True):
             if not chunk.sequence.is_finished:
                 self._go_on(chunk.sequence, rows, last_row)
@@ -276,9 +305,32 @@ class Engine:
             self._report_progress(sequence)
             return
         try:
-            self._next_token(sequence, rows[-1], row)
+            if sequence.draft:
+                self._next_tokens(sequence, rows, row)
+            else:
+                self._next_token(sequence, rows[-1], row)
         except GgufdError as error:
             self._fail_request(sequence.request.request_id, error)
+
+    def _next_tokens(
+        self, sequence: Sequence, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]], last_row: int
+    ) -> None:
+        """Sample as many tokens as were guessed, until one comes differently; the rest of the guess is forgotten."""
+        draft, sequence.draft = sequence.draft, ()
+        sequence.n_drafted += len(draft)
+        first_row = last_row - len(draft)
+        for position, guessed in enumerate(draft):
+            n_tokens = len(sequence.tokens)
+            self._next_token(sequence, rows[position], first_row + position)
+            if sequence.is_finished or len(sequence.tokens) != n_tokens + 1 or sequence.tokens[-1] != guessed:
+                break
+            sequence.n_past += 1
+            sequence.n_accepted += 1
+        else:
+            self._next_token(sequence, rows[-1], last_row)
+            return
+        if not sequence.is_finished:
+            self._cache.rewind(sequence)
 
     # --- one token --------------------------------------------------------------------------------------------------
 
@@ -308,7 +360,7 @@ class Engine:
         if reason is not None:
             self._finish(sequence, reason, delta.text, delta.items)
         elif delta.text or delta.items:
-            self._emit(_output(sequence, delta.text, delta.items))
+            self._emit_output(_output(sequence, delta.text, delta.items))
 
     def _first_token(self, sequence: Sequence) -> None:
         sequence.first_token_s = self._clock()
@@ -419,7 +471,7 @@ class Engine:
         usage = sequence.usage(self._clock())
         finish = Finish(reason, usage, sequence.detokenizer.stop)
         self._leave(sequence)
-        self._emit(_output(sequence, text + rest.text, [*items, *rest.items], finish))
+        self._emit_output(_output(sequence, text + rest.text, [*items, *rest.items], finish))
 
     def _leave(self, sequence: Sequence) -> None:
         """Running to finished; the computed tokens stay in the slot as cache."""
@@ -459,6 +511,14 @@ class Engine:
 
     def _emit(self, event: Event) -> None:
         self._events.append(event)
+
+    def _emit_output(self, output: Output) -> None:
+        """One output a step: the tokens of a guess that came true go together."""
+        last = self._events[-1] if self._events else None
+        if isinstance(last, Output) and (last.request_id, last.index) == (output.request_id, output.index):
+            self._events[-1] = _joined(last, output)
+        else:
+            self._emit(output)
 
     def _report_progress(self, sequence: Sequence) -> None:
         if sequence.request.return_progress:
@@ -527,6 +587,15 @@ def _output(sequence: Sequence, text: str, items: list[Sent], finish: Finish | N
     tokens = tuple([item.token for item in items])
     logprobs = () if sequence.logprobs is None else tuple([item.logprob for item in items if item.logprob])
     return Output(sequence.request.request_id, sequence.index, text, tokens, logprobs, finish)
+
+
+def _joined(first: Output, second: Output) -> Output:
+    return dataclasses.replace(
+        second,
+        text=first.text + second.text,
+        tokens=first.tokens + second.tokens,
+        logprobs=first.logprobs + second.logprobs,
+    )
 
 
 def _slot_state(index: int, sequence: Sequence | None, n_past: int) -> SlotState:

@@ -116,6 +116,7 @@ def _engine(config: EngineConfig, model: Model, context: Context) -> Engine:
         scheduler,
         n_cache_reuse=config.cache_reuse,
         cache_ram_bytes=config.cache_ram_bytes,
+        max_draft=min(config.max_draft, context.n_outputs_max - 1, context.n_batch - 1),
     )
 
 

@@ -220,7 +220,8 @@ class CacheReport:
 class Usage:
     """What a sequence cost. Tokens; times in seconds. `cached_tokens` of the prompt were not computed again;
     `moved_tokens` of those were moved from another place (`cache_reuse`), so the text may differ a little.
-    `rewinds` counts banned phrases that were taken back. `cache` is there when it was asked for.
+    `rewinds` counts banned phrases that were taken back. `cache` is there when it was asked for. `accepted_tokens` of the
+    completion were guessed before they were sampled, out of `drafted_tokens` guesses.
     """
 
     prompt_tokens: int
@@ -232,6 +233,8 @@ class Usage:
     rewinds: int = 0
     moved_tokens: int = 0
     cache: CacheReport | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,6 +424,7 @@ class EngineConfig:
     up for one step of priority.
     `cache_reuse` is the fewest tokens worth moving within a slot when a history was trimmed; 0 moves none.
     `cache_ram_bytes` of host RAM keep the computed tokens of chats that lost their slot; 0 keeps none.
+    `max_draft` is the most tokens that are guessed ahead from a sequence's own text; 0 guesses none.
     `cache_dir` keeps calibration results; None keeps none.
     After `sleep_idle_s` without a request the client ends the process until the next one; None never does.
     """
@@ -435,6 +439,7 @@ class EngineConfig:
     step_timeout_s: float = 0.0
     cache_reuse: int = 0
     cache_ram_bytes: int = 0
+    max_draft: int = 0
     cache_dir: str | None = None
     sleep_idle_s: float | None = None
     log_level: int = 30

@@ -286,8 +286,10 @@ class PrefixCache:
         return plan_moves(slot.tokens, sequence.tokens, n_prefix, self._n_cache_reuse, limit)
 
     def insert(self, sequence: Sequence) -> None:
-        """The sequence leaves its slot; what it computed stays there as cache."""
+        """The sequence leaves its slot; what it computed stays there as cache, but not what it only guessed."""
         slot = self._slot_of(sequence)
+        if self._decoder.n_past(slot.index) > sequence.n_past:
+            self._decoder.trim(slot.index, sequence.n_past)
         slot.tokens = sequence.tokens[: sequence.n_past]
         slot.sequence = None
         sequence.slot = None

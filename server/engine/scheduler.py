@@ -26,7 +26,7 @@ _SMOOTHING = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`n_tokens` of one sequence from its `n_past` on, the last `n_outputs` of them with logits."""
+    """`n_tokens` of one sequence from its `n_past` on, its draft included, the last `n_outputs` of them with logits."""
 
     sequence: Sequence
     n_tokens: int
@@ -79,9 +79,10 @@ class Scheduler:
     def schedule(self, running: Iterable[Sequence]) -> list[Chunk]:
         """The chunks of the next batch, by ascending slot."""
         sequences = list(running)
-        decoding = [Chunk(sequence, 1, 1) for sequence in sequences if sequence.is_decoding]
-        budget = self.token_budget(n_decode=len(decoding))
-        n_outputs_left = self._n_outputs_max - len(decoding)
+        decoding = [_decode_chunk(sequence) for sequence in sequences if sequence.is_decoding]
+        n_decode = sum(chunk.n_tokens for chunk in decoding)
+        budget = self.token_budget(n_decode=n_decode)
+        n_outputs_left = self._n_outputs_max - n_decode
         prefill: list[Chunk] = []
         reading = [sequence for sequence in sequences if not sequence.is_decoding]
         for sequence in sorted(reading, key=lambda sequence: (sequence.admit_s, sequence.index)):
@@ -106,6 +107,12 @@ class Scheduler:
             return min(room, max(_TILE, min(self._n_ubatch, affordable // _TILE * _TILE)))
         affordable = int((self._max_gap_s - self.step_time.decode_s) / per_token)
         return min(room, self._n_ubatch, max(_MIN_CHUNK, affordable))
+
+
+def _decode_chunk(sequence: Sequence) -> Chunk:
+    """The token generated last, and what may come after it: each is sampled from a row of its own."""
+    n_tokens = 1 + len(sequence.draft)
+    return Chunk(sequence, n_tokens, n_tokens)
 
 
 def _prefill_chunk(sequence: Sequence, budget: int, n_outputs_left: int) -> Chunk:

@@ -15,6 +15,7 @@ from server.engine.detokenizer import Detokenizer
 from server.engine.messages import CacheReport, EngineRequest, TokenLogprob, Usage
 from server.engine.sampling import Bias, Logprobs, Sampler
 from server.llama.batch import State
+from server.engine.speculative import Lookup
 
 
 class Status(enum.Enum):
@@ -39,6 +40,8 @@ class Sequence:
 
     Times are seconds of `time.perf_counter`. `slot` is set exactly while running; `serial` is the order of arrival.
     While it waits preempted, `state` is what its slot held.
+    `draft` are tokens that may come next:
+    they are computed with the next step, beyond `len(tokens)`, and are no part of the text until they are sampled.
     """
 
     request: EngineRequest
@@ -64,6 +67,10 @@ class Sequence:
     guard: BanGuard | None = None
     logprobs: Logprobs | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    lookup: Lookup | None = None
+    draft: tuple[int, ...] = ()
+    n_drafted: int = 0
+    n_accepted: int = 0
 
     @classmethod
     def of(cls, request: EngineRequest, index: int, now_s: float) -> Sequence:
@@ -125,4 +132,6 @@ class Sequence:
             decode_s=now_s - first_token_s,
             rewinds=0 if self.guard is None else self.guard.n_rewinds,
             cache=self.cache_report,
+            drafted_tokens=self.n_drafted,
+            accepted_tokens=self.n_accepted,
         )

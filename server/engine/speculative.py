@@ -1,0 +1,196 @@
+"""Guessing ahead: a text that repeats itself is continued from its earlier place, and a batch checks the guess.
+
+`Lookup` follows one sequence's text and knows, whenever its last tokens stood there before, what came after them.
+`Speculator` decides how many of those tokens are worth a row each, by how often such guesses came true and by what a
+step with more rows was measured to cost. The guess changes no output: every token is sampled from its own row, and
+the first one that was guessed wrongly ends the step. Knows no context and no samplers.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import NamedTuple
+
+import numpy as np
+
+_N_GRAM = 3
+"""So many tokens in a row must have stood there before."""
+
+_TOKEN_BITS = 21
+_MAX_INDEXED = 8192
+"""Tokens of a prompt that one call takes into the index: about a millisecond."""
+
+_RUNS = (3, 5, 9, 17)
+"""A run of as many tokens that already came true, or more, is one class: long ones break more seldom."""
+
+_FIRST_ODDS = (0.4, 0.6, 0.8, 0.92)
+_LEARNING = 0.2
+
+_CLEARLY = 1.1
+"""A guess must promise this much more tokens a second: what is promised is an estimate."""
+
+_FORGET_STEPS = 2000
+_SMOOTHING = 0.3
+
+
+class Lookup:
+    """Where a sequence's text runs along an earlier place of itself, and how far such runs went so far.
+
+    `odds[c]` is the share of guesses of run class `c` that came true, a moving average; learned from every token, also
+    from those that nobody guessed aloud.
+    """
+
+    def __init__(self, n_prompt: int) -> None:
+        self.odds = list(_FIRST_ODDS)
+        self._n_prompt = n_prompt
+        self._index: dict[int, int] = {}
+        self._n_seen = 0
+        self._source: int | None = None
+        self._run = 0
+
+    def follow(self, tokens: array[int]) -> None:
+        """Take note of the tokens that are new; a text that was cut back is followed from there."""
+        if len(tokens) < self._n_seen:
+            self._n_seen, self._source = len(tokens), None
+        if self._n_seen < self._n_prompt:
+            self._index_prompt(tokens)
+        while self._n_prompt <= self._n_seen < len(tokens):
+            self._note(tokens, self._n_seen)
+            self._n_seen += 1
+
+    def _index_prompt(self, tokens: array[int]) -> None:
+        """Remember where the prompt's n-grams end, of equal ones the last; at its end find where it goes on."""
+        end = min(self._n_prompt, self._n_seen + _MAX_INDEXED)
+        start = max(0, self._n_seen - _N_GRAM + 1)
+        part = np.array(tokens[start:end], np.int64)
+        if len(part) >= _N_GRAM:
+            keys = part[:-2] << 2 * _TOKEN_BITS | part[1:-1] << _TOKEN_BITS | part[2:]
+            *before, last = zip(keys.tolist(), range(start + _N_GRAM, end + 1), strict=True)
+            self._index.update(before)
+            if end == self._n_prompt:
+                self._find(tokens, end)
+            self._index.update([last])
+        self._n_seen = end
+
+    def _note(self, tokens: array[int], position: int) -> None:
+        """The token at `position` is known: did it come true, and where does the text run now?"""
+        if self._source is not None:
+            came_true = tokens[self._source] == tokens[position]
+            kind = run_class(self._run)
+            self.odds[kind] += _LEARNING * (came_true - self.odds[kind])
+            self._source = self._source + 1 if came_true else None
+            self._run += 1
+        if position + 1 >= _N_GRAM:
+            if self._source is None:
+                self._find(tokens, position + 1)
+            self._index[_key(tokens, position + 1)] = position + 1
+
+    def _find(self, tokens: array[int], end: int) -> None:
+        """Where the last tokens before `end` stood before, and since when both places agree."""
+        source = self._index.get(_key(tokens, end)) if end >= _N_GRAM else None
+        # After a text was cut back the index may tell of tokens that are gone.
+        if source is None or source >= end or tokens[source - _N_GRAM : source] != tokens[end - _N_GRAM : end]:
+            return
+        self._source, self._run = source, _N_GRAM
+        while self._run < min(source, _RUNS[-1]) and tokens[source - self._run - 1] == tokens[end - self._run - 1]:
+            self._run += 1
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is anything to guess."""
+        return self._source is not None
+
+    def expected(self, n: int) -> float:
+        """How many of the next `n` tokens a guess would get right, on average."""
+        chance, total = 1.0, 0.0
+        for ahead in range(n):
+            chance *= self.odds[run_class(self._run + ahead)]
+            total += chance
+        return total
+
+    def guess(self, tokens: array[int], n: int) -> tuple[int, ...]:
+        """The `n` tokens that come next if the text goes on as it did before. A period repeats."""
+        assert self._source is not None
+        guessed = list(tokens[self._source : self._source + n])
+        period = len(tokens) - self._source
+        while len(guessed) < n:
+            guessed.append(guessed[len(guessed) - period])
+        return tuple(guessed)
+
+
+def run_class(run: int) -> int:
+    """The class of a run of `run` tokens."""
+    return max(0, sum(run >= shortest for shortest in _RUNS) - 1)
+
+
+def _key(tokens: array[int], end: int) -> int:
+    """The n-gram before `end` as one number."""
+    return tokens[end - 3] << 2 * _TOKEN_BITS | tokens[end - 2] << _TOKEN_BITS | tokens[end - 1]
+
+
+class _Cost(NamedTuple):
+    """Seconds of a step, and when that was measured."""
+
+    seconds: float
+    at_step: int
+
+
+class StepCosts:
+    """What a step of one sequence costs by its rows: measured, between two measured ones interpolated."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Cost] = {}
+        self._n_steps = 0
+
+    def record(self, n_rows: int, seconds: float) -> None:
+        self._n_steps += 1
+        old = self._known.get(n_rows)
+        if old is not None:
+            seconds = old.seconds + _SMOOTHING * (seconds - old.seconds)
+        self._known[n_rows] = _Cost(seconds, self._n_steps)
+
+    def seconds(self, n_rows: int) -> float:
+        """What such a step will take; 0 when nothing is known. A bad moment is forgotten after a while."""
+        known = {n: cost.seconds for n, cost in self._known.items() if self._n_steps - cost.at_step < _FORGET_STEPS}
+        if not known:
+            return 0.0
+        below = max((n for n in known if n <= n_rows), default=min(known))
+        above = min((n for n in known if n >= n_rows), default=None)
+        if above is None:
+            # One more row costs a fraction of the first, as that one's weights are read anyway.
+            return known[below] * (1 + (n_rows - below) / (4 * below))
+        if above <= below:
+            return known[above]
+        share = (n_rows - below) / (above - below)
+        return known[below] + share * (known[above] - known[below])
+
+
+class Speculator:
+    """How much is guessed: at most `max_draft` tokens, and only for a sequence that runs alone.
+
+    With several sequences a batch is well used already, and llama.cpp computes the rows of a longer sequence apart.
+    """
+
+    def __init__(self, max_draft: int) -> None:
+        self._sizes = [size - 1 for size in (4, 8, 16, 32, 64) if size - 1 < max_draft]
+        if max_draft > 0:
+            self._sizes.append(max_draft)
+        self.costs = StepCosts()
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self._sizes)
+
+    def draft(self, lookup: Lookup, tokens: array[int], limit: int) -> tuple[int, ...]:
+        """The tokens worth checking in the next step, at most `limit`; often none."""
+        lookup.follow(tokens)
+        one = self.costs.seconds(1)
+        if not lookup.is_running or one == 0:
+            return ()
+        best, best_rate = 0, _CLEARLY / one
+        for size in self._sizes:
+            n = min(size, limit)
+            rate = (1 + lookup.expected(n)) / self.costs.seconds(1 + n) if n > 0 else 0.0
+            if rate > best_rate:
+                best, best_rate = n, rate
+        return lookup.guess(tokens, best) if best else ()
