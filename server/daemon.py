@@ -55,6 +55,7 @@ _OTHERS = {
     "cache_reuse",
     "cache_ram",
     "cache_sharing",
+    "spec_draft_n_max",
 }
 """Context settings that have another name in `ContextParams`, or are none of its matter."""
 

@@ -492,6 +492,13 @@ async def test_deep_waits_for_the_new_message_only(fake: FakeServer) -> None:
     assert found["2 streams", "one stream"] > 40
 
 
+async def test_copy_finds_the_step_of_a_lone_stream(fake: FakeServer) -> None:
+    fake.step_s = 0.02
+    found = await measure(fake, "copy")
+    assert list(found) == [("1 stream", "one stream")]
+    assert 17 < found["1 stream", "one stream"] <= 51
+
+
 async def test_prefill_finds_the_rate(fake: FakeServer) -> None:
     fake.token_s = 0.003
     found = await measure(fake, "prefill")

@@ -38,7 +38,8 @@ def write_to_stderr_of_c(conn: Connection) -> None:
 
 
 def tell_signals(conn: Connection) -> None:
-    conn.send((signal.getsignal(signal.SIGINT) == signal.SIG_IGN, os.environ.get("GGML_NO_BACKTRACE")))
+    ignored = all(signal.getsignal(number) == signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM))
+    conn.send((ignored, os.environ.get("GGML_NO_BACKTRACE")))
 
 
 def never_read(conn: Connection) -> None:

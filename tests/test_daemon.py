@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from server import hub
@@ -162,6 +163,9 @@ def test_what_ends_within_the_deadline_is_not_cut(start: type[Program]) -> None:
     )
     thread.start()
     time.sleep(0.3)
+    # As a service manager does it: to every process of the service.
+    for process in psutil.Process(program.process.pid).children(recursive=True):
+        process.terminate()
     program.process.send_signal(signal.SIGTERM)
     assert program.wait() == 0
     thread.join(5)

@@ -6,6 +6,7 @@ writes, so a busy child never blocks the caller. Knows nothing of what the messa
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import multiprocessing
@@ -60,6 +61,8 @@ class Child:
             raise
         finally:
             child_conn.close()
+        # multiprocessing asks with SIGTERM at the end of the program, and waits for ever for one that does not hear it.
+        atexit.register(self.kill)
         self.pid = self._process.pid
         self._reader = threading.Thread(target=self._read, name=f"{name}-reader", daemon=True)
         self._writer = threading.Thread(target=self._write, name=f"{name}-writer", daemon=True)
@@ -97,6 +100,7 @@ class Child:
                 break
             self._on_message(message)
         self._process.join()
+        atexit.unregister(self.kill)
         self._outbox.put(_CLOSE)
         self._writer.join()
         self._conn.close()
@@ -146,10 +150,13 @@ _CLOSE = object()
 
 
 def _bootstrap(main: Main, conn: Connection, stderr_path: str | None, args: tuple[Any, ...]) -> None:
-    """First code in the child: it ends with its parent, whose business signals are; C's stderr goes to a file."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    """First code in the child: it ends with its parent, whose business signals are; C's stderr goes to a file.
+
+    A terminal sends Ctrl-C to all processes, a service manager SIGTERM: who drains needs its children until the end.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     _write_no_core()
     # Without this an abort in ggml starts a debugger and writes its backtrace to the terminal.
