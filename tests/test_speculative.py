@@ -95,6 +95,7 @@ def test_a_guess_always_follows_an_equal_place(values: list[int], n_prompt: int,
     for token in tokens[n_prompt:]:
         if len(seen) > n_prompt and data.draw(st.integers(0, 9)) == 0:
             del seen[-data.draw(st.integers(1, len(seen) - n_prompt)) :]
+            lookup.rewind(len(seen))
         seen.append(token)
         lookup.follow(seen)
         if lookup.is_running:

@@ -425,6 +425,8 @@ class Engine:
         sequence.sampler.rewind(n, sequence.tokens)
         if sequence.constraint is not None:
             sequence.constraint.rewind(n)
+        if sequence.lookup is not None:
+            sequence.lookup.rewind(position)
         self._cache.rewind(sequence)
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:

@@ -220,8 +220,8 @@ class CacheReport:
 class Usage:
     """What a sequence cost. Tokens; times in seconds. `cached_tokens` of the prompt were not computed again;
     `moved_tokens` of those were moved from another place (`cache_reuse`), so the text may differ a little.
-    `rewinds` counts banned phrases that were taken back. `cache` is there when it was asked for. `accepted_tokens` of the
-    completion were guessed before they were sampled, out of `drafted_tokens` guesses.
+    `rewinds` counts banned phrases that were taken back. `cache` is there when it was asked for.
+    `accepted_tokens` of the completion were guessed before they were sampled, out of `drafted_tokens` guesses.
     """
 
     prompt_tokens: int

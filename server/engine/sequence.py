@@ -14,8 +14,8 @@ from server.engine.banned import BanGuard, bans_of
 from server.engine.detokenizer import Detokenizer
 from server.engine.messages import CacheReport, EngineRequest, TokenLogprob, Usage
 from server.engine.sampling import Bias, Logprobs, Sampler
-from server.llama.batch import State
 from server.engine.speculative import Lookup
+from server.llama.batch import State
 
 
 class Status(enum.Enum):
@@ -40,8 +40,7 @@ class Sequence:
 
     Times are seconds of `time.perf_counter`. `slot` is set exactly while running; `serial` is the order of arrival.
     While it waits preempted, `state` is what its slot held.
-    `draft` are tokens that may come next:
-    they are computed with the next step, beyond `len(tokens)`, and are no part of the text until they are sampled.
+    `draft` are tokens that may come next: computed with the next step, and no part of the text until they are sampled.
     """
 
     request: EngineRequest

@@ -49,14 +49,17 @@ class Lookup:
         self._run = 0
 
     def follow(self, tokens: array[int]) -> None:
-        """Take note of the tokens that are new; a text that was cut back is followed from there."""
-        if len(tokens) < self._n_seen:
-            self._n_seen, self._source = len(tokens), None
+        """Take note of the tokens that are new."""
         if self._n_seen < self._n_prompt:
             self._index_prompt(tokens)
         while self._n_prompt <= self._n_seen < len(tokens):
             self._note(tokens, self._n_seen)
             self._n_seen += 1
+
+    def rewind(self, n_tokens: int) -> None:
+        """All but the first `n_tokens` were taken back: what comes next is found anew."""
+        if n_tokens < self._n_seen:
+            self._n_seen, self._source = n_tokens, None
 
     def _index_prompt(self, tokens: array[int]) -> None:
         """Remember where the prompt's n-grams end, of equal ones the last; at its end find where it goes on."""
