@@ -7,11 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
-from server.engine import loader
-from server.engine.loader import _fitting_n_ctx, _LoadLog, default_threads, load
+from server.engine import host, loader
+from server.engine.loader import _fitting_n_ctx, _LoadLog, load
 from server.engine.messages import EngineConfig, Finish, LoadProgress, LogLine, Output
 from server.errors import ModelError
 from server.llama.calibration import AttentionShape, write_layers
@@ -108,21 +107,13 @@ def test_flash_attention_is_on_where_layers_run_on_a_gpu(tiny_model: Path, monke
 def test_the_context_of_a_slot_fits_into_free_memory(
     monkeypatch: pytest.MonkeyPatch, n_ctx_train: int, available: float, expected: int
 ) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr(host, "ram", lambda: host.Ram(available, available))
     model: Any = SimpleNamespace(n_ctx_train=n_ctx_train, kv_bytes_per_token=1000)
     assert _fitting_n_ctx(model, ContextParams(n_ctx=0, n_slots=4)) == expected
 
 
 def test_no_context_size_means_that_of_the_model(tiny_model: Path) -> None:
     assert load(config_of(tiny_model, n_ctx=0), lambda report: None).ready.n_ctx == N_CTX_TRAIN
-
-
-def test_threads_are_as_many_as_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 1 <= default_threads() <= (psutil.cpu_count() or 1)
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 64 if logical else 32)
-    for usable, expected in (([0, 1, 2], 3), (list(range(64)), 32), ([], 32)):
-        monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self, usable=usable: usable, raising=False)
-        assert default_threads() == expected
 
 
 def test_the_log_is_searched_for_what_is_said_nowhere_else() -> None:

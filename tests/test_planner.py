@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from rich.console import Console
 
 from server import cli, daemon, hub, sources
 from server.engine.offload import Device, Machine
 from server.planner import report, table
-from server.planner.machine import _ram
 from server.planner.report import Report
 from tests.gguf_files import llama, write
 
@@ -131,19 +128,3 @@ class TestCommand:
             run("m.gguf")
         assert caught.value.code == 1
         assert capsys.readouterr().err.startswith("ggufd: m.gguf: ends within its header")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="has no control groups")
-class TestContainer:
-    def test_its_limit_counts_and_not_the_hosts_memory(self, tmp_path: Path) -> None:
-        (tmp_path / "memory.max").write_text("1073741824\n")
-        (tmp_path / "memory.current").write_text("500000000\n")
-        (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 100000000\n")
-        free, total = _ram(tmp_path)
-        assert total == 1 << 30
-        assert free == (1 << 30) - 400_000_000
-
-    @pytest.mark.parametrize("limit", ["max\n", str(1 << 60)])
-    def test_no_limit(self, tmp_path: Path, limit: str) -> None:
-        (tmp_path / "memory.max").write_text(limit)
-        assert _ram(tmp_path)[1] == psutil.virtual_memory().total

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
+from server.engine import host
 from server.engine.constraint import GrammarCompiler
 from server.engine.engine import Engine
 from server.engine.messages import EngineConfig, LoadProgress, LogLine, ModelInfo, Ready
@@ -83,10 +82,10 @@ def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> tuple
     if config.model.n_gpu_layers is not None:
         return config, "as configured"
     made = shape.of(gguf.read(gguf.parts_of(Path(config.model.path))))
-    memory = psutil.virtual_memory()
+    ram = host.ram()
     gpus = tuple(Device(one.description, one.free, one.total, one.shares_ram) for one in devices)
     wish = Wish(config.context, None, config.model.n_cpu_moe, config.model.mmap, config.model.tensor_split)
-    choice = choose(made, wish, Machine(memory.available, memory.total, gpus, system.cpu_features()))
+    choice = choose(made, wish, Machine(ram.free, ram.total, gpus, system.cpu_features()))
     placement = choice.placement
     model = dataclasses.replace(
         config.model, n_gpu_layers=placement.n_gpu_layers, n_cpu_moe=min(placement.n_cpu_moe, made.n_layers)
@@ -132,7 +131,7 @@ def _refuse_unservable(model: Model) -> None:
 def _resolve(config: EngineConfig, model: Model) -> tuple[ContextParams, str]:
     """The context's numbers with every "auto" decided, and why flash attention is on or off."""
     params = config.context
-    n_threads = params.n_threads or default_threads()
+    n_threads = params.n_threads or host.compute_threads()
     n_ctx = params.n_ctx or _fitting_n_ctx(model, params)
     params = dataclasses.replace(params, n_threads=n_threads, n_ctx=n_ctx)
     if params.flash_attn != "auto":
@@ -152,20 +151,10 @@ def _flash_attention(config: EngineConfig, model: Model, params: ContextParams) 
     return prefers_flash_attention(model, params, memory)
 
 
-def default_threads() -> int:
-    """One a physical core that this process may use."""
-    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    try:
-        usable = len(psutil.Process().cpu_affinity() or ())
-    except (AttributeError, psutil.Error):
-        usable = physical
-    return max(1, min(physical, usable or physical))
-
-
 def _fitting_n_ctx(model: Model, params: ContextParams) -> int:
     """The training context up to 8,192 tokens a slot, halved until all slots' caches fit into free memory."""
     n_ctx = min(model.n_ctx_train or _DEFAULT_N_CTX, _DEFAULT_N_CTX)
-    budget = _MEMORY_SHARE * psutil.virtual_memory().available
+    budget = _MEMORY_SHARE * host.ram().free
     while n_ctx > _MIN_N_CTX and model.kv_bytes_per_token * n_ctx * params.n_slots > budget:
         n_ctx //= 2
     return n_ctx

@@ -1,0 +1,110 @@
+"""What this process may use of the machine: processors and RAM, within its affinity and its control groups.
+
+psutil sees the whole machine, also from within a container. Where nothing limits, this is psutil's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+_ROOT = Path("/")
+
+
+class Ram(NamedTuple):
+    """Bytes: what may be taken now, and all there is."""
+
+    free: int
+    total: int
+
+
+class _Files(NamedTuple):
+    """How a version of control groups calls its limit, its use, and the pages that it gives back when asked."""
+
+    limit: str
+    used: str
+    reclaimable: str
+
+
+_V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Files("memory.max", "memory.current", "inactive_file")
+
+
+def ram(root: Path = _ROOT) -> Ram:
+    """Of the machine, or of the tightest control group that this process is in."""
+    memory = psutil.virtual_memory()
+    free, total = int(memory.available), int(memory.total)
+    for folder in _groups(root, "memory"):
+        files = _V2 if (folder / _V2.limit).exists() else _V1
+        limit = _number(folder / files.limit)
+        if limit is not None and limit < memory.total:
+            total = min(total, limit)
+            used = (_number(folder / files.used) or 0) - _stat(folder / "memory.stat", files.reclaimable)
+            free = min(free, max(0, limit - used))
+    return Ram(free, total)
+
+
+def compute_threads(root: Path = _ROOT) -> int:
+    """One a physical core that this process may use. A quota in parts of a core is rounded down, to one at least.
+
+    Threads wait for each other within a step: one more than the quota pays for makes all of them stand still.
+    """
+    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    try:
+        usable = len(psutil.Process().cpu_affinity() or ()) or physical
+    except (AttributeError, psutil.Error):
+        usable = physical
+    quotas = [quota for folder in _groups(root, "cpu") if (quota := _quota(folder)) is not None]
+    return max(1, int(min(physical, usable, *quotas)))
+
+
+def _quota(folder: Path) -> float | None:
+    """Processors' worth of time; None without a limit."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = map(float, (folder / "cpu.max").read_text().split())
+        return quota / period
+    quota_us, period_us = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+    return quota_us / period_us if quota_us and period_us and quota_us > 0 else None
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the control groups that hold us, outermost first; limits of all of them apply.
+
+    In a container the path may be one of the host's that is not to be seen here: its own limits are at the top then.
+    """
+    tree = root / "sys/fs/cgroup"
+    tops = {"": tree, controller: tree / controller}
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        for name in controllers.split(","):
+            if name in tops:
+                folder = tops[name]
+                yield folder
+                for part in path.strip("/").split("/"):
+                    folder /= part
+                    yield folder
+
+
+def _lines(path: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return [line for line in path.read_text().splitlines() if line.count(":") >= 2]
+    return []
+
+
+def _number(path: Path) -> int | None:
+    """None without such a file, and where it says "max"."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text())
+    return None
+
+
+def _stat(path: Path, name: str) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            if line.startswith(f"{name} "):
+                return int(line.split()[1])
+    return 0
