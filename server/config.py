@@ -157,6 +157,14 @@ class ServerSection(Section):
     )
     allow_unauthenticated: bool = setting(False, "Listen beyond this machine although no key is set.")
     root_path: str = setting("", "Path under which a reverse proxy shows the server, such as /llm.", pattern="^(/.*)?$")
+    trusted_proxies: Strings = setting(
+        (), "Addresses or networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."
+    )
+    ssl_key_file: str = setting("", "TLS: the private key, PEM; with it and the certificate the server speaks https.")
+    ssl_cert_file: str = setting("", "TLS: the certificate with its chain, PEM.")
+    allowed_hosts: Strings = setting(
+        (), "Names besides localhost under which it may be asked for without a key, against DNS rebinding; * is any."
+    )
     cors_origins: Strings = setting(
         (), "Web pages that may call from a browser, such as https://example.org; * is all of them."
     )

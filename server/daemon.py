@@ -64,6 +64,7 @@ def run(config: Config, keys: Access | None) -> int:
     """Serve until a signal says stop; the process's exit code. Raises StartupError."""
     model = hub.find(config.model.model)
     template = hub.chat_template(config.model.chat_template_file)
+    listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
     sockets = listen.bind(config.server.host, config.server.port)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -154,7 +155,11 @@ class Daemon:
                 create_app(served.engine, served.text, served.api, models),
                 log_config=None,
                 access_log=logger.isEnabledFor(logging.DEBUG),
-                root_path=self._config.server.root_path,
+                root_path=settings.root_path,
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=list(settings.trusted_proxies),
+                ssl_keyfile=settings.ssl_key_file or None,
+                ssl_certfile=settings.ssl_cert_file or None,
                 server_header=False,
                 timeout_graceful_shutdown=_FLUSH_S,
                 **Guard(limits).options(),
@@ -176,7 +181,8 @@ class Daemon:
 
     def _announce(self, served: Served) -> None:
         assert served.engine.ready is not None
-        url = listen.url_of(self._config.server.host, self._sockets)
+        settings = self._config.server
+        url = listen.url_of(settings.host, self._sockets, is_tls=bool(settings.ssl_cert_file))
         console.show_summary(
             served.engine.ready, self._model, served.api.model_id, url, has_keys=self._keys is not None
         )
@@ -305,8 +311,16 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         ),
         root_path=config.server.root_path,
         cors_origins=config.server.cors_origins,
+        allowed_hosts=_allowed_hosts(config, keys),
         build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
     )
+
+
+def _allowed_hosts(config: Config, keys: Access | None) -> tuple[str, ...] | None:
+    """The names to hold browsers to; None where a key does that, or where the network may call us what it likes."""
+    server = config.server
+    is_guarded = bool(server.allowed_hosts) or listen.is_loopback(server.host)
+    return server.allowed_hosts if keys is None and is_guarded else None
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -9,6 +9,7 @@
     │   └── Unsupported             400, code unsupported
     ├── Unauthorized                401 authentication_error
     ├── Forbidden                   403 permission_error: an admin's key is needed
+    ├── ForeignPage                 403 permission_error: a web page that is none of ours
     ├── NotFound                    404 not_found_error
     ├── PayloadTooLarge             413 invalid_request_error
     ├── EngineFailure               500 server_error: this request failed, the server goes on
@@ -99,6 +100,14 @@ class Forbidden(GgufdError):
     status = 403
     type = "permission_error"
     code = "admin_key_required"
+
+
+class ForeignPage(GgufdError):
+    """A browser asks for somebody else's page, or under a name that is not the server's."""
+
+    status = 403
+    type = "permission_error"
+    code = "foreign_page"
 
 
 class NotFound(GgufdError):

@@ -10,8 +10,9 @@ import errno
 import ipaddress
 import logging
 import socket
+import ssl
 
-from server.errors import StartupError
+from server.errors import ConfigError, StartupError
 
 logger = logging.getLogger("ggufd")
 
@@ -41,11 +42,32 @@ def bind(host: str, port: int) -> list[socket.socket]:
         return [first]
 
 
-def url_of(host: str, sockets: list[socket.socket]) -> str:
+def check_tls(key_file: str, cert_file: str) -> bool:
+    """Whether both files are named, and go together. Raises ConfigError when they cannot be used."""
+    if not (key_file or cert_file):
+        return False
+    if not (key_file and cert_file):
+        missing = "--ssl-cert-file" if key_file else "--ssl-key-file"
+        raise ConfigError(f"TLS needs a private key and its certificate: {missing} is not set")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert_file, key_file, _no_password)
+    except ssl.SSLError as error:
+        why = error.reason or str(error)
+        raise ConfigError(f"{cert_file} and {key_file} are no certificate and its key, both PEM: {why}") from None
+    except OSError as error:
+        raise ConfigError(f"{cert_file}, {key_file}: cannot be read: {error.strerror or error}") from None
+    return True
+
+
+def _no_password() -> str:
+    raise ConfigError("the private key of --ssl-key-file is encrypted; expected one without a password")
+
+
+def url_of(host: str, sockets: list[socket.socket], *, is_tls: bool = False) -> str:
     """A URL that works on this machine. An address that means all of them is replaced by the loopback."""
     port = sockets[0].getsockname()[1]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host) or (f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
+    return f"http{'s' if is_tls else ''}://{shown}:{port}"
 
 
 def is_loopback(host: str) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization
 
 from server import __version__, cli, daemon, hub, listen, sources
 from server.errors import StartupError
@@ -187,6 +189,10 @@ class TestListen:
         with pytest.raises(StartupError, match=words):
             listen.bind(host, 0)
 
+    def test_the_url_says_tls(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as one:
+            assert listen.url_of("127.0.0.1", [one], is_tls=True) == f"https://127.0.0.1:{one.getsockname()[1]}"
+
     @pytest.mark.parametrize(
         ("host", "shown"),
         [
@@ -200,3 +206,49 @@ class TestListen:
     def test_the_url_works_here(self, host: str, shown: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as one:
             assert listen.url_of(host, [one]) == f"http://{shown}:{one.getsockname()[1]}"
+
+
+class TestTls:
+    @pytest.fixture
+    def files(self, tmp_path: Path) -> dict[str, str]:
+        """PEM files by what they hold."""
+        first, second = (trustme.CA().issue_cert("localhost") for _ in range(2))
+        (tmp_path / "cert").write_bytes(first.cert_chain_pems[0].bytes())
+        (tmp_path / "key").write_bytes(first.private_key_pem.bytes())
+        (tmp_path / "other key").write_bytes(second.private_key_pem.bytes())
+        loaded = serialization.load_pem_private_key(first.private_key_pem.bytes(), None)
+        locked = loaded.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+        (tmp_path / "locked key").write_bytes(locked)
+        names = ("cert", "key", "other key", "locked key", "missing", "")
+        return {name: str(tmp_path / name) if name else "" for name in names}
+
+    def test_both_or_neither(self, files: dict[str, str]) -> None:
+        assert listen.check_tls(files["key"], files["cert"])
+        assert not listen.check_tls("", "")
+
+    @pytest.mark.parametrize(
+        ("key", "cert", "words"),
+        [
+            ("key", "", "--ssl-cert-file is not set"),
+            ("", "cert", "--ssl-key-file is not set"),
+            ("missing", "cert", "cannot be read: No such file"),
+            ("cert", "cert", "are no certificate and its key"),
+            ("other key", "cert", "are no certificate and its key"),
+            ("locked key", "cert", "is encrypted"),
+        ],
+    )
+    def test_what_cannot_be_used_is_said_before_anything_is_loaded(
+        self, files: dict[str, str], key: str, cert: str, words: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        flags = [
+            flag for name, pem in (("--ssl-key-file", key), ("--ssl-cert-file", cert)) for flag in (name, files[pem])
+        ]
+        for command in (["check"], []):
+            run = Run([*command, *flags], capsys)
+            assert (run.code, run.out) == (1, "")
+            assert words in run.err
+            assert run.err.count("\n") == 1

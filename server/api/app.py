@@ -23,6 +23,7 @@ from server.api.docs import Documentation
 from server.api.llamacpp import completion, props
 from server.api.openai import chat, completions
 from server.api.openai import models as model_list
+from server.api.pages import PageGuard
 from server.api.paths import LenientMiddleware
 from server.api.ports import Engine, Models, Services, Text
 from server.api.responses import error_body, error_response, json_response
@@ -53,6 +54,8 @@ def create_app(engine: Engine, text: Text, config: ApiConfig, models: Models | N
     _add_error_handlers(app)
     if config.keys is not None:
         app.add_middleware(KeyMiddleware, ring=config.keys)
+    if config.allowed_hosts is not None:
+        app.add_middleware(PageGuard, hosts=config.allowed_hosts, origins=config.cors_origins)
     if config.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(LenientMiddleware, root_path=config.root_path)

@@ -20,7 +20,8 @@ class ApiConfig:
     may ask; `cache_sharing` says who may reuse what another had computed. `max_n` bounds the choices of one prompt,
     `max_prompts` the prompts of one request. `max_tokens` is the limit of a request that names none (None is the end of
     the context). Sizes in bytes, times in seconds; `created` is a Unix time. `limits` hold for every key that was
-    granted no other; with `share_by_address` each address without a key is an account.
+    granted no other; with `share_by_address` each address without a key is an account. `allowed_hosts` are the names
+    that the server goes by, besides its own; None takes any.
     """
 
     model_id: str
@@ -38,5 +39,6 @@ class ApiConfig:
     limits: Limits = field(default_factory=Limits)
     root_path: str = ""
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] | None = None
     build: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
