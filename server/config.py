@@ -180,6 +180,14 @@ class ServerSection(Section):
     )
 
 
+class ResponsesSection(Section):
+    """Answers of /v1/responses that are kept, so that a client can read them again or go on from them."""
+
+    responses_path: str = setting("", "SQLite file that keeps them over restarts; empty keeps them in memory.")
+    max_responses: int = setting(1000, "Most answers kept; the one used least recently goes first.", ge=0)
+    max_responses_mib: int = setting(64, "Most MiB that they take.", ge=1)
+
+
 class QueueSection(Section):
     """The queue in front of the context."""
 
@@ -252,6 +260,7 @@ class Config(BaseModel):
     model: ModelSection = ModelSection()
     context: ContextSection = ContextSection()
     server: ServerSection = ServerSection()
+    responses: ResponsesSection = ResponsesSection()
     queue: QueueSection = QueueSection()
     sampling: SamplingSection = SamplingSection()
 

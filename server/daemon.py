@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import platformdirs
@@ -312,6 +313,9 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         root_path=config.server.root_path,
         cors_origins=config.server.cors_origins,
         allowed_hosts=_allowed_hosts(config, keys),
+        responses_path=Path(config.responses.responses_path) if config.responses.responses_path else None,
+        max_responses=config.responses.max_responses,
+        max_responses_bytes=config.responses.max_responses_mib << 20,
         build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
     )
 

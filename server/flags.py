@@ -18,6 +18,7 @@ _PANELS = {
     "model": "Model",
     "context": "Context",
     "server": "Server",
+    "responses": "Stored responses",
     "queue": "Queue",
     "sampling": "Sampling defaults",
 }

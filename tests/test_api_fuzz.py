@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.api.fields import KOBOLD, LLAMACPP, OLLAMA, OPENAI_CHAT, OPENAI_COMPLETION, Aliases
+from server.api.fields import KOBOLD, LLAMACPP, OLLAMA, OPENAI_CHAT, OPENAI_COMPLETION, SHARED, Aliases
+from server.api.openai.responses.schemas import RESPONSES
 from tests.api_client import error_of, running
 from tests.fake_engine import FakeEngine, FakeText
 
@@ -31,6 +32,24 @@ CONTENT = st.text("ab <|>\n", max_size=10) | st.lists(
 MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES, "content": CONTENT | VALUES}), max_size=3)
 
 
+ITEMS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["message", "function_call", "function_call_output", "reasoning", "item_reference"])},
+        optional={
+            "role": ROLES,
+            "content": CONTENT | VALUES,
+            "id": VALUES,
+            "call_id": st.sampled_from(["a", "b"]),
+            "name": st.sampled_from(["f", ""]),
+            "arguments": st.sampled_from(["{}", "{", "[]"]),
+            "output": CONTENT | VALUES,
+            "summary": VALUES,
+        },
+    ),
+    max_size=3,
+)
+
+
 def bodies(aliases: Aliases, **required: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     """Objects that look like requests: mostly known names, with values of every kind."""
     names = sorted({name for names in aliases.values() for name in names} | {"tools", "response_format", "model"})
@@ -41,6 +60,7 @@ def bodies(aliases: Aliases, **required: st.SearchStrategy[Any]) -> st.SearchStr
 CASES = {
     "/v1/completions": bodies(OPENAI_COMPLETION, prompt=st.text("ab", max_size=5) | VALUES),
     "/v1/chat/completions": bodies(OPENAI_CHAT, messages=MESSAGES | VALUES),
+    "/v1/responses": bodies(RESPONSES | {name: (name,) for name in SHARED}, input=ITEMS | VALUES),
     "/completion": bodies(LLAMACPP, prompt=st.text("ab", max_size=5) | VALUES),
     "/api/v1/generate": bodies(KOBOLD, prompt=st.text("ab", max_size=5) | VALUES),
     "/api/generate": bodies(OLLAMA, prompt=st.text("ab", max_size=5) | VALUES, options=VALUES),
@@ -60,7 +80,7 @@ def test_no_json_object_makes_a_500(path: str, data: st.DataObject) -> None:
         async with running(FakeEngine(["ab"]), FakeText(has_infill=True)) as api:
             response = await api.post(path, body)
             if response.status_code != 200:
-                error = error_of(response, 400)
+                error = error_of(response, 404 if response.status_code == 404 else 400)
                 assert error["message"].isascii()
                 assert len(error["message"]) < 500
             assert api.engine.open == set()

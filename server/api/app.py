@@ -23,6 +23,8 @@ from server.api.docs import Documentation
 from server.api.llamacpp import completion, props
 from server.api.openai import chat, completions
 from server.api.openai import models as model_list
+from server.api.openai.responses import create, kept
+from server.api.openai.responses.store import ResponseStore
 from server.api.pages import PageGuard
 from server.api.paths import LenientMiddleware
 from server.api.ports import Engine, Models, Services, Text
@@ -39,14 +41,17 @@ _CLIENT_GONE = 499
 def create_app(engine: Engine, text: Text, config: ApiConfig, models: Models | None = None) -> FastAPI:
     """The application over one engine and one text process; both are started and stopped by the caller.
 
-    `models` may give it others later.
+    `models` may give it others later. Raises ConfigError when the file of stored responses cannot be used.
     """
     let_streams_finish()
     # /docs with its scripts from here: a machine that serves a model often has no internet.
     app = FastAPIOffline(
         title="ggufd", version=__version__, redoc_url=None, redirect_slashes=False, static_url=DOCS_FILES
     )
-    app.state.services = Services(engine, text, config, models=models)
+    responses = ResponseStore(
+        config.responses_path, max_count=config.max_responses, max_bytes=config.max_responses_bytes
+    )
+    app.state.services = Services(engine, text, config, models=models, responses=responses)
     if models is not None:
         models.bind(functools.partial(_serve, app))
     app.openapi = Documentation(app, has_keys=config.keys is not None)  # type: ignore[method-assign]
@@ -71,7 +76,7 @@ def _add_routes(app: FastAPI) -> None:
     """Every route of the OpenAI family answers with and without its prefix: users forget it."""
     app.include_router(front.router)
     app.include_router(ops.router)
-    for router in (completions.router, chat.router, model_list.router, loading.router):
+    for router in (completions.router, chat.router, create.router, kept.router, model_list.router, loading.router):
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)
     app.include_router(tokens.router)

@@ -35,7 +35,7 @@ class Conversation:
         """Render and submit. Raises what refuses it."""
         services = self._services
         ready = services.require_ready()
-        rendered = await self._render()
+        rendered = await self.render()
         self._report(rendered.repairs)
         self.explainer.add_prompt(rendered.text, self._fields.messages)
         request = await engine_request(
@@ -61,7 +61,8 @@ class Conversation:
         parser = self.parser(index)
         return Answer.of([*parser.feed(choice.text), *parser.finish()])
 
-    async def _render(self) -> RenderedChat:
+    async def render(self) -> RenderedChat:
+        """The prompt, which nothing is done with: to be counted."""
         fields = self._fields
         chat = ChatPrompt(
             fields.messages,

@@ -118,6 +118,24 @@ OPENAI_CHAT: Aliases = {
     ),
 }
 
+_CONVERTED = {
+    "n",
+    "stream",
+    "stream_options",
+    "return_progress",
+    "max_tokens",
+    "response_format",
+    "logprobs",
+    "top_logprobs",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "reasoning_effort",
+    "add_generation_prompt",
+}
+SHARED = frozenset(name for field, names in OPENAI_CHAT.items() if field not in _CONVERTED for name in names)
+"""Names that mean the same wherever a request becomes a chat request: every sampler, constraint and ban."""
+
 LLAMACPP: Aliases = {
     **_GENERATION,
     "n": ("n", "n_cmpl"),

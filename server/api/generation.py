@@ -38,9 +38,10 @@ Batch = tuple[int, list[RequestEvent]]
 class Generation:
     """Engine requests that are under way, inside an `async with`. Leaving that early aborts them.
 
-    `n` is the sequences of each request, `total` those of all. It belongs to `owner`, in whose name it can be found and
-    aborted; `finishes` are the ends that the engine told, each explained by the `explainer` before it is passed on.
-    `is_scoring` says that only the prompt counts: the engine computes one token, and it is dropped here.
+    `n` is the sequences of each request, `total` those of all; `requests` are what the engine was given. It belongs to
+    `owner`, in whose name it can be found and aborted; `finishes` are the ends that the engine told, each explained by
+    the `explainer` before it is passed on. `is_scoring` says that only the prompt counts: the engine computes one
+    token, and it is dropped here.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Generation:
         self.total = self.n * len(streams)
         self.owner = owner
         self.finishes: list[Finish] = []
-        self._requests = requests
+        self.requests = requests
         self._streams = streams
         self._activity = activity
         self._explainer = explainer
@@ -90,7 +91,7 @@ class Generation:
         batches = _of_one(self._streams[0], 0) if len(self._streams) == 1 else self._merged()
         async for first, events in batches:
             for index, finish in self._note(first, events):
-                await self._explainer.note(index, self._requests[index // self.n], finish.usage)
+                await self._explainer.note(index, self.requests[index // self.n], finish.usage)
             yield first, _scored(events) if self._is_scoring else events
         for index, progress in enumerate(self._choices):
             if not progress.is_finished:
@@ -113,7 +114,7 @@ class Generation:
 
     def _cut(self, index: int, progress: _Progress) -> Output:
         """The end of an aborted sequence, which the engine says nothing of. What its time went to is unknown."""
-        request = self._requests[index // self.n]
+        request = self.requests[index // self.n]
         usage = Usage(len(request.prompt), progress.n_tokens, 0, 0.0, 0.0, 0.0)
         return Output(request.request_id, index % self.n, "", finish=Finish(FinishReason.ABORT, usage))
 

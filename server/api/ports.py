@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 from starlette.requests import Request
 
 from server.api.activity import Activity
+from server.api.openai.responses.store import ResponseStore
 from server.api.settings import ApiConfig
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
 from server.engine.messages import EngineRequest, Grammar, Ready, RequestEvent, Stats
@@ -89,6 +90,7 @@ class Services:
     config: ApiConfig
     activity: Activity = field(default_factory=Activity)
     models: Models | None = None
+    responses: ResponseStore = field(default_factory=ResponseStore)
 
     @property
     def is_ready(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from server.keys.ring import KeyRing, Limits
@@ -22,6 +23,12 @@ class ApiConfig:
     the context). Sizes in bytes, times in seconds; `created` is a Unix time. `limits` hold for every key that was
     granted no other; with `share_by_address` each address without a key is an account. `allowed_hosts` are the names
     that the server goes by, besides its own; None takes any.
+    `sampling` maps our field names (`SamplingParams`) to the values that an unset field gets. Without
+    `keys` everybody may ask. `max_n` bounds the choices of one prompt, `max_prompts` the prompts of one request.
+    `responses_path` is the file of stored responses (None is memory), bounded by `max_responses` and
+    `max_responses_bytes`.
+    `max_tokens` is the limit of a request that names none (None is the end of the context). Sizes in bytes,
+    times in seconds; `created` is a Unix time.
     """
 
     model_id: str
@@ -40,5 +47,8 @@ class ApiConfig:
     root_path: str = ""
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] | None = None
+    responses_path: Path | None = None
+    max_responses: int = 1000
+    max_responses_bytes: int = 64 << 20
     build: str = ""
     created: int = field(default_factory=lambda: int(time.time()))

@@ -1,0 +1,232 @@
+"""Answers that are kept, to be read again or gone on from: a bounded SQLite database, in memory or in a file.
+
+Each belongs to the key that made it and does not exist for others. When there are too many, or too many bytes, the one
+used least recently goes, and never before those that go on from it: using an answer uses all that it goes on from, the
+first one last. Knows no request and no response object: records are JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.errors import ConfigError, NotFound
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1
+"""Of the tables; a file with another one is refused."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS responses (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, previous TEXT, touched INTEGER NOT NULL, size INTEGER NOT NULL,
+    record TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS by_touched ON responses (touched, size);
+CREATE TABLE IF NOT EXISTS items (
+    owner TEXT NOT NULL, id TEXT NOT NULL, response TEXT NOT NULL REFERENCES responses (id) ON DELETE CASCADE,
+    PRIMARY KEY (owner, id)
+);
+CREATE INDEX IF NOT EXISTS by_response ON items (response);
+"""
+
+_CHAIN = """
+WITH RECURSIVE chain (id, previous, record, depth) AS (
+    SELECT id, previous, record, 0 FROM responses WHERE id = :id AND owner = :owner
+    UNION ALL
+    SELECT one.id, one.previous, one.record, depth + 1
+    FROM responses AS one JOIN chain ON one.id = chain.previous WHERE one.owner = :owner
+)
+SELECT id, previous, record FROM chain ORDER BY depth
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One answer: the response object, the input items sent for it, and the id of the response that it goes on from."""
+
+    response: dict[str, Any]
+    input: list[dict[str, Any]]
+    previous: str | None = None
+
+    @property
+    def response_id(self) -> str:
+        response_id: str = self.response["id"]
+        return response_id
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """All that was said: input, then output."""
+        return [*self.input, *self.response["output"]]
+
+
+class ResponseStore:
+    """At most `max_count` answers of `max_bytes` in all. `path` is a file that outlives the process; None is memory.
+
+    Raises ConfigError when the file cannot be used. Every call waits on a thread: the disk may be slow.
+    """
+
+    def __init__(self, path: Path | None = None, *, max_count: int = 1000, max_bytes: int = 64 << 20) -> None:
+        self._max_count = max_count
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        try:
+            self._connection = _open(path)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"responses_path: {path} cannot be used: {error}") from None
+        self._finalizer = weakref.finalize(self, self._connection.close)
+        (self._clock,) = self._connection.execute("SELECT coalesce(max(touched), 0) FROM responses").fetchone()
+
+    def close(self) -> None:
+        """Nothing can be read afterwards. Happens by itself when the store is given up, or the program ends."""
+        with self._lock:
+            self._finalizer()
+
+    async def keep(self, owner: str, kept: Kept) -> bool:
+        """Keep an answer; False when the database cannot, which the log explains."""
+        try:
+            await asyncio.to_thread(self._keep, owner, kept)
+        except sqlite3.Error as error:
+            logger.error("a response could not be stored: %s", error)
+            return False
+        return True
+
+    async def chain(self, owner: str, response_id: str) -> list[Kept]:
+        """This answer and all that it goes on from, the first one first. Raises NotFound when one of them is gone."""
+        return await asyncio.to_thread(self._chain, owner, response_id)
+
+    async def get(self, owner: str, response_id: str) -> Kept:
+        """One answer. Raises NotFound."""
+        return await asyncio.to_thread(self._get, owner, response_id)
+
+    async def item(self, owner: str, item_id: str) -> dict[str, Any] | None:
+        """An item by its id, out of any answer."""
+        return await asyncio.to_thread(self._item, owner, item_id)
+
+    async def delete(self, owner: str, response_id: str) -> None:
+        """Forget one answer. Raises NotFound."""
+        await asyncio.to_thread(self._delete, owner, response_id)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when a bound does not hold, or an answer would go before one that goes on from it."""
+        with self._lock:
+            count, size = self._totals()
+            assert count <= self._max_count
+            assert size <= self._max_bytes
+            early = self._connection.execute(
+                "SELECT count(*) FROM responses AS one JOIN responses AS other ON one.previous = other.id "
+                "WHERE one.owner = other.owner AND one.touched >= other.touched"
+            ).fetchone()
+            assert early == (0,), "an answer is older than one that goes on from it"
+            assert self._connection.execute("PRAGMA foreign_key_check").fetchall() == []
+
+    def _keep(self, owner: str, kept: Kept) -> None:
+        record = json.dumps({"response": kept.response, "input": kept.input}, separators=(",", ":"))
+        with self._lock, self._connection as database:
+            row = (kept.response_id, owner, kept.previous, 0, len(record), record)
+            database.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
+            database.executemany(
+                "INSERT OR REPLACE INTO items VALUES (?, ?, ?)",
+                [(owner, item["id"], kept.response_id) for item in kept.items if item.get("id")],
+            )
+            self._touch([row[0] for row in self._rows(owner, kept.response_id)])
+            self._evict()
+
+    def _chain(self, owner: str, response_id: str) -> list[Kept]:
+        with self._lock, self._connection:
+            rows = self._rows(owner, response_id)
+            if not rows:
+                raise _not_found(response_id)
+            if rows[-1][1] is not None:
+                raise NotFound(
+                    f"The response '{response_id}' goes on from others, and '{rows[-1][1]}' of them is no longer "
+                    "stored. Send the conversation as 'input'."
+                )
+            self._touch([row[0] for row in rows])
+        return [_kept(record, previous) for _, previous, record in reversed(rows)]
+
+    def _get(self, owner: str, response_id: str) -> Kept:
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT record, previous FROM responses WHERE id = ? AND owner = ?", (response_id, owner)
+            ).fetchone()
+        if row is None:
+            raise _not_found(response_id)
+        return _kept(*row)
+
+    def _item(self, owner: str, item_id: str) -> dict[str, Any] | None:
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT record, previous FROM responses JOIN items ON responses.id = items.response "
+                "WHERE items.owner = ? AND items.id = ?",
+                (owner, item_id),
+            ).fetchone()
+        return None if row is None else next(item for item in _kept(*row).items if item.get("id") == item_id)
+
+    def _delete(self, owner: str, response_id: str) -> None:
+        with self._lock, self._connection as database:
+            gone = database.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (response_id, owner))
+            if not gone.rowcount:
+                raise _not_found(response_id)
+
+    def _rows(self, owner: str, response_id: str) -> list[tuple[str, str | None, str]]:
+        """This answer, then the one it goes on from, and so on."""
+        return self._connection.execute(_CHAIN, {"id": response_id, "owner": owner}).fetchall()
+
+    def _touch(self, ids: Sequence[str]) -> None:
+        first, self._clock = self._clock + 1, self._clock + len(ids)
+        self._connection.executemany("UPDATE responses SET touched = ? WHERE id = ?", enumerate(ids, first))
+
+    def _evict(self) -> None:
+        while True:
+            count, size = self._totals()
+            if count <= self._max_count and size <= self._max_bytes:
+                return
+            self._connection.execute(
+                "DELETE FROM responses WHERE id = (SELECT id FROM responses ORDER BY touched LIMIT 1)"
+            )
+
+    def _totals(self) -> tuple[int, int]:
+        count, size = self._connection.execute("SELECT count(*), coalesce(sum(size), 0) FROM responses").fetchone()
+        return count, size
+
+
+def _open(path: Path | None) -> sqlite3.Connection:
+    """A connection with the tables. The file is for its owner's eyes: it holds conversations."""
+    if path is not None:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    connection = sqlite3.connect(":memory:" if path is None else path, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA journal_mode = WAL")
+        # With WAL this loses the last answers at a power cut, and never the file.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version not in (0, _VERSION):
+            raise sqlite3.DatabaseError(f"it is of version {version} and {_VERSION} was expected; move it away")
+        connection.executescript(_TABLES)
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _kept(record: str, previous: str | None) -> Kept:
+    return Kept(**json.loads(record), previous=previous)
+
+
+def _not_found(response_id: str) -> NotFound:
+    return NotFound(
+        f"There is no stored response '{response_id[:100]}' of this key. It may have been deleted, made with 'store' "
+        "set to false, or pushed out by newer ones."
+    )

@@ -1,0 +1,48 @@
+"""Reads the outputs of one choice: the pieces of its answer, how it ended, and how much of it was thinking.
+
+Knows no wire format. What the chunks of a chat do for speed, the other APIs do here, one piece at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from server.api.logprobs import TokenTexts, chat_entry
+from server.chat.answer import Delta, ReasoningDelta
+from server.chat.parser import AnswerParser
+from server.engine.messages import Finish, Output
+from server.errors import EngineFailure
+
+
+class AnswerReader:
+    """One choice as it is written. `reasoning_tokens` counts those that brought thoughts."""
+
+    def __init__(self, parser: AnswerParser) -> None:
+        self._parser = parser
+        self._texts = TokenTexts()
+        self._is_thinking = False
+        self._finish: Finish | None = None
+        self.reasoning_tokens = 0
+
+    @property
+    def finish(self) -> Finish:
+        """How it ended. Raises EngineFailure when it did not."""
+        if self._finish is None:
+            raise EngineFailure("The engine ended this request without an answer. Send it again.")
+        return self._finish
+
+    def feed(self, output: Output) -> Sequence[Delta]:
+        """The pieces of the answer that are certain now."""
+        deltas = self._parser.feed(output.text) if output.text else []
+        if deltas:
+            self._is_thinking = isinstance(deltas[-1], ReasoningDelta)
+        if self._is_thinking:
+            self.reasoning_tokens += len(output.tokens)
+        if output.finish is not None:
+            self._finish = output.finish
+            deltas = [*deltas, *self._parser.finish()]
+        return deltas
+
+    def logprobs(self, output: Output) -> list[dict[str, object]]:
+        """The log-probabilities of this output's tokens, if they were asked for."""
+        return [chat_entry(entry, self._texts.next(entry.piece)) for entry in output.logprobs]
