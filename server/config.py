@@ -136,6 +136,12 @@ class ContextSection(Section):
     spec_draft_n_max: int = setting(
         31, "Most tokens guessed ahead where a lone text repeats itself, checked in one step; 0 guesses none.", ge=0
     )
+    embeddings: bool = setting(
+        False, "Make the context for embeddings at start, not when they are first asked for.", "--embedding"
+    )
+    pooling: Literal["", "none", "mean", "cls", "last", "rank"] = setting(
+        "", "How a text's vectors become one; empty is the model's own, else their mean."
+    )
     rope_scaling: Literal["", "none", "linear", "yarn"] = setting("", "RoPE scaling; empty is the model's own.")
     rope_freq_base: float = setting(0.0, "RoPE base frequency; 0 is the model's own.", ge=0)
     rope_freq_scale: float = setting(0.0, "RoPE frequency factor, 0.5 doubles the context; 0 is the model's own.", ge=0)

@@ -105,16 +105,14 @@ def show_summary(
     """Say once what is served, on what, where, and how to call it."""
     rows = [
         ("Model", f"{model_id}: {_description(ready)}"),
-        (
-            "Context",
-            f"{ready.n_slots} {_plural('slot', ready.n_slots)} of {ready.n_ctx:,} tokens{_each(ready.n_slots)}",
-        ),
+        ("Context", _slots(ready) if ready.writes else f"texts of up to {ready.n_ctx:,} tokens"),
+        *_embedding(ready),
         ("Runs on", _place(ready)),
         ("Memory", f"{_bytes(ready.memory_bytes)}; flash attention {_flash_attention(ready)}"),
         ("API", f"{url}/v1"),
         ("Docs", f"{url}/docs"),
     ]
-    _show(console or Console(), f"ggufd {__version__} is ready", rows, _hints(model, url, has_keys=has_keys))
+    _show(console or Console(), f"ggufd {__version__} is ready", rows, _hints(ready, model, url, has_keys=has_keys))
 
 
 def log_settings(file: Path | None) -> None:
@@ -147,11 +145,16 @@ def show_plan(
     _show(console or Console(), "The settings are good. It would run:", rows, [])
 
 
-def curl_line(url: str, *, with_key: bool) -> str:
+_CHAT = ("chat/completions", {"messages": [{"role": "user", "content": "Hello! Who are you?"}], "max_tokens": 100})
+_EMBEDDING = ("embeddings", {"input": ["A first text.", "A second one."]})
+_RERANK = ("rerank", {"query": "Who lives in the sea?", "documents": ["The cat.", "The whale."]})
+
+
+def curl_line(url: str, *, with_key: bool, what: tuple[str, object] = _CHAT) -> str:
     """A command that works when pasted into a POSIX shell (the key comes from the environment)."""
-    body = json.dumps({"messages": [{"role": "user", "content": "Hello! Who are you?"}], "max_tokens": 100})
+    path, body = what
     key = ' -H "Authorization: Bearer $GGUFD_API_KEY"' if with_key else ""
-    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}"
+    return f"curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d {shlex.quote(json.dumps(body))}"
 
 
 def _show(console: Console, title: str, rows: Sequence[tuple[str, str]], hints: Sequence[str]) -> None:
@@ -167,8 +170,9 @@ def _show(console: Console, title: str, rows: Sequence[tuple[str, str]], hints: 
         console.print(hint, soft_wrap=True, markup=False, highlight=False)
 
 
-def _hints(model: ModelFile, url: str, *, has_keys: bool) -> list[str]:
-    hints = ["", "  Try it:", f"  {curl_line(url, with_key=has_keys)}"]
+def _hints(ready: Ready, model: ModelFile, url: str, *, has_keys: bool) -> list[str]:
+    makes = _RERANK if ready.embedding.pooling == "rank" else _EMBEDDING
+    hints = ["", "  Try it:", f"  {curl_line(url, with_key=has_keys, what=_CHAT if ready.writes else makes)}"]
     if model.is_demo:
         hints += ["", "  This is the small demo model. Another one: ggufd --model FILE.gguf"]
     return [*hints, "", "  Ctrl-C stops."]
@@ -180,6 +184,20 @@ def _description(ready: Ready) -> str:
         f"{model.name}, {model.architecture}, {model.ftype}, {_parameters(model.n_params)} parameters, "
         f"{_bytes(model.size_bytes)}"
     )
+
+
+def _slots(ready: Ready) -> str:
+    return f"{ready.n_slots} {_plural('slot', ready.n_slots)} of {ready.n_ctx:,} tokens{_each(ready.n_slots)}"
+
+
+def _embedding(ready: Ready) -> list[tuple[str, str]]:
+    """Nothing about it for a model that writes, unless somebody wants it."""
+    info = ready.embedding
+    if not info.is_asked_for:
+        return []
+    if info.pooling == "rank":
+        return [("Reranks", f"documents of up to {info.n_ctx:,} tokens with their query")]
+    return [("Embeds", f"{info.width:,} numbers a text, pooled by {info.pooling}, of up to {info.n_ctx:,} tokens")]
 
 
 def _place(ready: Ready) -> str:

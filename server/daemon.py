@@ -47,6 +47,8 @@ _LOOK_S = 1.0
 """How often it is looked whether the engine has been given up, or the key file has changed."""
 
 _OTHERS = {
+    "embeddings",
+    "pooling",
     "ctx_size",
     "parallel",
     "batch_size",
@@ -242,6 +244,8 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         cache_reuse=config.context.cache_reuse,
         cache_ram_bytes=config.context.cache_ram << 20,
         max_draft=config.context.spec_draft_n_max,
+        pooling=config.context.pooling or None,
+        embeddings=config.context.embeddings,
         cache_dir=str(platformdirs.user_cache_path("ggufd")),
         sleep_idle_s=config.model.sleep_idle_seconds,
         log_level=logging.getLevelNamesMapping()[config.server.log_level.upper()],

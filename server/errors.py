@@ -6,6 +6,7 @@
     │   └── ModelError              the file cannot be found, read or loaded
     ├── InvalidRequest              400 invalid_request_error
     │   ├── ContextLengthExceeded   400, code context_length_exceeded
+    │   ├── InputTooLong            the same, of a text that becomes a vector
     │   └── Unsupported             400, code unsupported
     ├── Unauthorized                401 authentication_error
     ├── Forbidden                   403 permission_error: an admin's key is needed
@@ -78,6 +79,17 @@ class ContextLengthExceeded(InvalidRequest):
         )
         self.n_prompt = n_prompt
         self.n_ctx = n_ctx
+
+
+class InputTooLong(InvalidRequest):
+    """A text whose vector is wanted is longer than what is computed for one."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, n_tokens: int, n_ctx: int, *, param: str = "input") -> None:
+        super().__init__(
+            f"'{param}' has {n_tokens} tokens, but at most {n_ctx} become one vector here. Split the text.", param=param
+        )
 
 
 class Unsupported(InvalidRequest):

@@ -18,6 +18,7 @@ from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
 from server.engine.messages import (
     Admitted,
     CacheReport,
+    EmbeddingInfo,
     EngineRequest,
     Finish,
     FinishReason,
@@ -35,6 +36,7 @@ from server.engine.messages import (
     Usage,
 )
 from server.errors import EngineDown, GgufdError, InvalidRequest, Unavailable
+from server.llama.params import Pooling
 
 BOS, EOS, N_VOCAB = 256, 257, 258
 
@@ -47,8 +49,8 @@ class FakeState(enum.Enum):
     DRAINING = "draining"
 
 
-def make_ready(n_ctx: int = 512) -> Ready:
-    """What an engine of four slots says of itself."""
+def make_ready(n_ctx: int = 512, *, pooling: Pooling = "mean", writes: bool = True) -> Ready:
+    """What an engine of four slots says of itself. It makes vectors of up to 16 tokens."""
     model = ModelInfo(
         "fake", "fake.gguf", "fake", "fake", "F32", 1000, 4000, N_VOCAB, 2048, 8, 2, None, "<s>", "</s>", {}
     )
@@ -67,6 +69,8 @@ def make_ready(n_ctx: int = 512) -> Ready:
         buffers=(),
         system_info="",
         build="b1",
+        embedding=EmbeddingInfo(pooling, 4, 16, is_asked_for=pooling == "rank"),
+        writes=writes,
     )
 
 

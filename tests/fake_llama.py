@@ -40,8 +40,13 @@ import numpy as np
 
 from server.engine import process
 from server.engine.client import EngineClient
+from server.engine.embedding import Embedder, EmbedderParams
 from server.engine.engine import Engine
 from server.engine.messages import (
+    Admitted,
+    Embedding,
+    EmbeddingInfo,
+    EmbedRequest,
     EngineConfig,
     EngineRequest,
     Event,
@@ -57,8 +62,8 @@ from server.engine.messages import (
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
 from server.errors import EngineFailure, InvalidRequest
-from server.llama.batch import Batch, Logits, NoRoomError, State
-from server.llama.params import ContextParams, ModelParams
+from server.llama.batch import Batch, Logits, NoRoomError, State, Vectors
+from server.llama.params import ContextParams, ModelParams, Pooling
 
 BOS, EOS, EOT = 256, 257, 258
 THE = 259
@@ -366,6 +371,86 @@ class FakeDecoder:
         return chain
 
 
+class FakeVectorDecoder:
+    """See `server.engine.backend.VectorDecoder`. A row is a hash of its sequence's tokens so far, `WIDTH` numbers.
+
+    Seconds pass on the clock of `decoder`, `row_s` a row. `failures` are raised by the next decodes, one each.
+    """
+
+    WIDTH = 6
+
+    def __init__(
+        self,
+        decoder: FakeDecoder,
+        *,
+        n_ctx: int = 64,
+        n_batch: int = 48,
+        n_inputs: int = 4,
+        can_split: bool = True,
+        row_s: float = 0.002,
+    ) -> None:
+        self.n_ctx, self.n_batch, self.n_inputs, self.can_split = n_ctx, n_batch, n_inputs, can_split
+        self.batch = Batch.with_capacity(n_batch)
+        self.failures: list[Exception] = []
+        self.batches: list[list[int]] = []
+        self._decoder = decoder
+        self._row_s = row_s
+        self._held: dict[int, list[int]] = {}
+        self._rows = np.full((n_batch, self.WIDTH), np.nan, np.float32)
+
+    @property
+    def n_held(self) -> int:
+        return len(self._held)
+
+    def decode(self) -> float:
+        batch = self.batch
+        assert 0 < batch.n_rows <= self.n_batch
+        assert batch.n_outputs == batch.n_rows, "a row without an output"
+        self._rows[:] = np.nan
+        sequences = [int(one) for one in batch.seq_id[: batch.n_rows]]
+        for row, sequence in enumerate(sequences):
+            assert 0 <= sequence < self.n_inputs
+            held = self._held.setdefault(sequence, [])
+            assert int(batch.pos[row]) == len(held), "a gap"
+            assert self.can_split or row == 0 or sequence in sequences[:row] or not held, "a sequence in pieces"
+            held.append(int(batch.token[row]))
+            self._rows[row] = vector_after(held)
+        assert sum(map(len, self._held.values())) <= self.n_ctx, "more tokens than there are cells"
+        self.batches.append(sequences)
+        seconds = batch.n_rows * self._row_s
+        self._decoder.sleep(seconds)
+        if self.failures:
+            raise self.failures.pop(0)
+        return seconds
+
+    def rows(self) -> Vectors:
+        return self._rows[: self.batch.n_rows]
+
+    def scores(self, sequence: int) -> Vectors:
+        assert sequence in self.batches[-1], "llama.cpp has scores of the last batch only"
+        return vector_after(self._held[sequence])[None, :1]
+
+    def forget(self, sequence: int) -> None:
+        self._held.pop(sequence, None)
+
+
+def no_vectors() -> Embedder:
+    """For an engine that is asked for none."""
+
+    def make() -> FakeVectorDecoder:
+        raise EngineFailure("there is no context for vectors here")
+
+    return Embedder(EmbedderParams("mean", 64, N_VOCAB), make)
+
+
+def vector_after(tokens: Sequence[int]) -> Vectors:
+    """The row of a sequence's last token."""
+    value = 1
+    for token in tokens:
+        value = (value * 1_000_003 + token + 7) % _PRIME
+    return np.random.default_rng(value).normal(0, 1, FakeVectorDecoder.WIDTH).astype(np.float32)
+
+
 def logits_after(tokens: Sequence[int], seed: int = 0) -> Logits:
     """The fake model: logits that depend on every token and its place. Letters are likelier than other bytes."""
     value = seed + 1
@@ -399,11 +484,12 @@ class Collected:
     texts: dict[int, str] = field(default_factory=dict)
     tokens: dict[int, list[int]] = field(default_factory=dict)
     finishes: dict[int, Finish] = field(default_factory=dict)
+    vectors: dict[int, Vectors] = field(default_factory=dict)
     failure: Failed | None = None
 
     @property
     def is_done(self) -> bool:
-        return self.failure is not None or len(self.finishes) == self.n
+        return self.failure is not None or len(self.finishes) + len(self.vectors) == self.n
 
     def add(self, event: Any) -> None:
         assert self.failure is None, f"{event} after {self.failure}"
@@ -413,6 +499,9 @@ class Collected:
             self.failure = event
             return
         assert event.index not in self.finishes, f"{event} after the finish"
+        assert event.index not in self.vectors or isinstance(event, Admitted), f"{event} after the vector"
+        if isinstance(event, Embedding):
+            self.vectors[event.index] = np.frombuffer(event.data, "<f4").reshape(-1, event.width)
         if isinstance(event, Output):
             self.texts[event.index] = self.texts.get(event.index, "") + event.text
             self.tokens.setdefault(event.index, []).extend(event.tokens)
@@ -433,8 +522,13 @@ class Rig:
         n_cache_reuse: int = 0,
         cache_ram_bytes: int = 0,
         max_draft: int = 0,
+        pooling: Pooling = "mean",
     ) -> None:
         self.decoder = decoder
+        self.vectors = FakeVectorDecoder(decoder)
+        self.embedder = Embedder(
+            EmbedderParams(pooling, self.vectors.n_ctx, N_VOCAB, max_queue_wait_s), lambda: self.vectors, decoder.clock
+        )
         self.scheduler = Scheduler(
             n_batch=decoder.n_batch,
             n_ubatch=decoder.n_batch,
@@ -448,6 +542,7 @@ class Rig:
             FakeGrammars(),
             queue,
             self.scheduler,
+            self.embedder,
             decoder.clock,
             n_cache_reuse=n_cache_reuse,
             cache_ram_bytes=cache_ram_bytes,
@@ -456,7 +551,7 @@ class Rig:
         self.collected: dict[int, Collected] = {}
         self.aborted: set[int] = set()
 
-    def add(self, *requests: EngineRequest) -> None:
+    def add(self, *requests: EngineRequest | EmbedRequest) -> None:
         for request in requests:
             self.collected[request.request_id] = Collected(request.n)
             self.engine.add(request)
@@ -499,7 +594,7 @@ class Rig:
 
 
 RIG_OPTIONS = frozenset(
-    ("max_gap_ms", "max_queue", "max_queue_wait_s", "n_cache_reuse", "cache_ram_bytes", "max_draft")
+    ("max_gap_ms", "max_queue", "max_queue_wait_s", "n_cache_reuse", "cache_ram_bytes", "max_draft", "pooling")
 )
 
 
@@ -612,7 +707,9 @@ class InprocSpawn:
         )
         queue = RequestQueue(self._max_queue, self._max_queue_wait_s)
         conn.send([fake_ready(decoder)])
-        process.serve(conn, Engine(decoder, FakeVocabulary(), FakeGrammars(), queue, scheduler))
+        vectors = FakeVectorDecoder(decoder)
+        embedder = Embedder(EmbedderParams("mean", vectors.n_ctx, N_VOCAB), lambda: vectors)
+        process.serve(conn, Engine(decoder, FakeVocabulary(), FakeGrammars(), queue, scheduler, embedder))
 
 
 def inproc_client(
@@ -669,4 +766,5 @@ def fake_ready(decoder: FakeDecoder) -> Ready:
         buffers=(),
         system_info="",
         build="fake",
+        embedding=EmbeddingInfo("mean", FakeVectorDecoder.WIDTH, 64, is_asked_for=False),
     )

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from server import console
-from server.engine.messages import ModelInfo, Ready
+from server.engine.messages import EmbeddingInfo, ModelInfo, Ready
 from server.hub import ModelFile
 
 MODEL = ModelInfo(
@@ -49,6 +49,7 @@ READY = Ready(
     buffers=(),
     system_info="",
     build="",
+    embedding=EmbeddingInfo("mean", 64, 2048, is_asked_for=False),
 )
 FILE = ModelFile(Path("/m/tiny.gguf"), 640 << 20)
 
@@ -81,6 +82,19 @@ class TestSummary:
         ):
             assert words in said
         assert "demo" not in said
+
+    def test_what_makes_vectors_says_how(self) -> None:
+        assert "Embeds" not in summary()
+        info = EmbeddingInfo("cls", 384, 512, is_asked_for=True)
+        said = summary(replace(READY, embedding=info, writes=False, n_ctx=512))
+        assert "texts of up to 512 tokens" in said
+        assert "384 numbers a text, pooled by cls, of up to 512 tokens" in said
+        assert "/v1/embeddings" in said
+        assert "slots" not in said
+        assert "/v1/chat" not in said
+        said = summary(replace(READY, embedding=replace(info, pooling="rank"), writes=False))
+        assert "documents of up to 512 tokens" in said
+        assert "/v1/rerank" in said
 
     def test_layers_on_a_gpu(self) -> None:
         said = summary(replace(READY, n_gpu_layers=99, devices=("NVIDIA H100",)))

@@ -21,7 +21,7 @@ from server.errors import EngineFailure, InvalidRequest
 from server.llama.context import Context
 from server.llama.model import Model
 from server.llama.params import ContextParams, ModelParams
-from tests.fake_llama import Collected, make_request
+from tests.fake_llama import Collected, make_request, no_vectors
 from tests.tiny_model import EOS, EOT, N_VOCAB
 
 DIGITS = Grammar(GrammarKind.REGEX, "[0-9]{3}")
@@ -46,7 +46,7 @@ def run(context: Context, grammars: GrammarCompiler, *requests: Any) -> dict[int
     for slot in range(context.n_slots):
         context.trim(slot, 0)
     scheduler = Scheduler(n_batch=64, n_ubatch=64, n_outputs_max=64, max_gap_ms=100.0)
-    engine = Engine(context, context.model, grammars, RequestQueue(10, 60.0), scheduler)
+    engine = Engine(context, context.model, grammars, RequestQueue(10, 60.0), scheduler, no_vectors())
     collected = {request.request_id: Collected(request.n) for request in requests}
     for request in requests:
         engine.add(request)

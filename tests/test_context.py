@@ -18,7 +18,7 @@ from server.llama.batch import NoRoomError
 from server.llama.context import Context
 from server.llama.model import Model
 from server.llama.params import ContextParams, ModelParams
-from tests.fake_llama import FakeGrammars, make_request
+from tests.fake_llama import FakeGrammars, make_request, no_vectors
 from tests.tiny_model import N_VOCAB
 
 N_SLOTS = 6
@@ -252,7 +252,7 @@ class RealRig:
         scheduler = Scheduler(
             n_batch=context.n_batch, n_ubatch=64, n_outputs_max=context.n_outputs_max, max_gap_ms=100.0
         )
-        self.engine = Engine(context, context.model, FakeGrammars(), RequestQueue(99, 60.0), scheduler)
+        self.engine = Engine(context, context.model, FakeGrammars(), RequestQueue(99, 60.0), scheduler, no_vectors())
         self.tokens: dict[int, list[int]] = {}
 
     def step(self) -> None:

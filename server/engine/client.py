@@ -21,6 +21,8 @@ from server.engine.limits import TokenBuckets, check_rate, check_waiting
 from server.engine.messages import (
     Abort,
     Admitted,
+    Embedding,
+    EmbedRequest,
     EngineConfig,
     EngineRequest,
     EraseSlot,
@@ -30,6 +32,7 @@ from server.engine.messages import (
     LoadFailed,
     LoadProgress,
     LogLine,
+    Notice,
     Output,
     Ping,
     Pong,
@@ -87,7 +90,7 @@ class RequestStream:
     Raises the `GgufdError` that ended the request, if one did.
     """
 
-    def __init__(self, client: EngineClient, request: EngineRequest) -> None:
+    def __init__(self, client: EngineClient, request: EngineRequest | EmbedRequest) -> None:
         self.request = request
         self.is_admitted = False
         self.submitted_s = time.monotonic()
@@ -146,7 +149,7 @@ class RequestStream:
             error = from_code(event.code, event.message, param=event.param, retry_after_s=event.retry_after_s)
             self._fail(error)
             return
-        if isinstance(event, Output) and event.finish is not None:
+        if isinstance(event, Embedding) or (isinstance(event, Output) and event.finish is not None):
             self._n_open -= 1
         elif isinstance(event, Admitted) and not self.is_admitted:
             self.is_admitted = True
@@ -344,7 +347,7 @@ class EngineClient:
         n_slots = self.ready.n_slots if self.ready is not None else 1
         return max(1.0, self._service_s * (self.n_waiting + 1) / n_slots)
 
-    def submit(self, request: EngineRequest) -> RequestStream:
+    def submit(self, request: EngineRequest | EmbedRequest) -> RequestStream:
         """Queue a request, which wakes a sleeping engine.
 
         Raises `Draining`, `EngineDown`, `QueueFull` or `TooManyRequests` at once when it cannot be taken.
@@ -392,7 +395,7 @@ class EngineClient:
         else:
             future.set_result(n_tokens)
 
-    def _refuse(self, request: EngineRequest) -> None:
+    def _refuse(self, request: EngineRequest | EmbedRequest) -> None:
         if self._drain_refusal is not None:
             raise self._drain_refusal
         if self._phase not in _TAKES_REQUESTS or self.ready is None:
@@ -408,7 +411,7 @@ class EngineClient:
         if request.limits.max_waiting is not None:
             self._refuse_account(request, n_free)
 
-    def _refuse_account(self, request: EngineRequest, n_free: int) -> None:
+    def _refuse_account(self, request: EngineRequest | EmbedRequest, n_free: int) -> None:
         """Raises `TooManyRequests` when the account has as many requests waiting as it may."""
         assert self.ready is not None
         limits = request.limits
@@ -463,6 +466,8 @@ class EngineClient:
                         self._on_progress(fraction)
                 case LogLine(level, message):
                     engine_logger.log(level, "%s", message)
+                case Notice(message):
+                    logger.info("%s", message)
                 case Ready():
                     self._became_ready(event)
                 case LoadFailed(message):
@@ -489,11 +494,13 @@ class EngineClient:
                 took_s = time.monotonic() - stream.admitted_s
                 self._service_s += _SMOOTHING * (took_s - self._service_s)
 
-    def _charge(self, request: EngineRequest, event: RequestEvent) -> None:
-        if isinstance(event, Admitted):
+    def _charge(self, request: EngineRequest | EmbedRequest, event: RequestEvent) -> None:
+        if isinstance(event, Admitted) and isinstance(request, EngineRequest):
             self._buckets.charge(request.account, request.limits, len(request.prompt) - event.cached_tokens)
         elif isinstance(event, Output):
             self._buckets.charge(request.account, request.limits, len(event.tokens))
+        elif isinstance(event, Embedding):
+            self._buckets.charge(request.account, request.limits, event.n_tokens)
 
     def _became_ready(self, ready: Ready) -> None:
         self.ready = ready
@@ -611,7 +618,7 @@ def _lost(reason: str) -> EngineDown:
 
 def _n_slots(streams: Iterable[RequestStream]) -> int:
     """Slots that their requests hold, or are about to."""
-    return sum(stream.request.n for stream in streams if stream.is_admitted)
+    return sum(s.request.n for s in streams if s.is_admitted and isinstance(s.request, EngineRequest))
 
 
 def _exit_text(code: int) -> str:

@@ -14,8 +14,10 @@ import numpy as np
 
 from server.engine.backend import Decoder, Grammars, Vocabulary
 from server.engine.banned import BanGuard, check_bans
+from server.engine.embedding import Embedder
 from server.engine.messages import (
     Admitted,
+    EmbedRequest,
     EngineRequest,
     Event,
     Failed,
@@ -35,7 +37,7 @@ from server.engine.scheduler import Chunk, Scheduler, halves
 from server.engine.sequence import Sent, Sequence, Status
 from server.engine.speculative import Lookup, Speculator
 from server.engine.threads import ThreadTuner
-from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueTimeout, TryLater
+from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueFull, QueueTimeout
 from server.llama.batch import NoRoomError
 
 # llama.cpp takes 2**32 - 1 for "draw a seed".
@@ -57,6 +59,7 @@ class Engine:
         grammars: Grammars,
         queue: RequestQueue,
         scheduler: Scheduler,
+        embedder: Embedder,
         clock: Callable[[], float] = time.perf_counter,
         *,
         n_cache_reuse: int = 0,
@@ -68,6 +71,7 @@ class Engine:
         self._grammars = grammars
         self._queue = queue
         self._scheduler = scheduler
+        self._embedder = embedder
         self._clock = clock
         self._threads = ThreadTuner(decoder.n_threads)
         self._cache = PrefixCache(decoder, clock, n_cache_reuse=n_cache_reuse, cache_ram_bytes=cache_ram_bytes)
@@ -79,9 +83,14 @@ class Engine:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    def add(self, request: EngineRequest) -> None:
+    def add(self, request: EngineRequest | EmbedRequest) -> None:
         """Put a request into the queue, or say `Failed` when it cannot be served."""
         try:
+            if isinstance(request, EmbedRequest):
+                self._refuse_if_full(self._embedder.n_free)
+                self._embedder.add(request)
+                return
+            self._refuse_if_full(len(self._cache.idle))
             self._check(request)
             now_s = self._clock()
             sequences = [Sequence.of(request, index, now_s) for index in range(request.n)]
@@ -100,6 +109,7 @@ class Engine:
             sequence.status = Status.FINISHED
         for sequence in self._of_request(request_id):
             self._leave(sequence)
+        self._embedder.abort(request_id)
 
     def erase_slot(self, index: int) -> SlotErased:
         """Forget what a slot keeps, unless it is running."""
@@ -112,13 +122,19 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running) or bool(self._queue) or bool(self._events)
+        return bool(self._running) or bool(self._queue) or self._embedder.has_work or bool(self._events)
 
     @property
     def is_compiling(self) -> bool:
         """Whether there is nothing to do until a grammar is compiled."""
-        is_busy = bool(self._running) or bool(self._events)
+        is_busy = bool(self._running) or self._embedder.has_work or bool(self._events)
         return not is_busy and bool(self._queue) and all(one.is_compiling for one in self._queue.waiting())
+
+    def _refuse_if_full(self, n_free: int) -> None:
+        """One limit for all that wait, whatever for; the next step takes `n_free` of them."""
+        n_waiting = self._queue.n_requests + self._embedder.n_waiting
+        if n_waiting >= self._queue.max_requests + n_free:
+            raise QueueFull(f"{n_waiting} requests are waiting already; try again later")
 
     def _check(self, request: EngineRequest) -> None:
         check_bans(request.banned_strings, request.banned_regexes)
@@ -132,7 +148,7 @@ class Engine:
     # --- the step ---------------------------------------------------------------------------------------------------
 
     def step(self) -> list[Event]:
-        """Admit, compute one batch, sample, finish; returns what happened."""
+        """Admit, compute one batch, sample, finish, compute vectors; returns what happened."""
         self._expire()
         self._admit()
         self._guess()
@@ -140,8 +156,16 @@ class Engine:
         if plan:
             self._note_health(self._compute(plan))
             self._cache.close_holes(self._counters.step_s)
+        if self._embedder.has_work:
+            self._embed()
         events, self._events = self._events, []
         return events
+
+    def _embed(self) -> None:
+        """Compute vectors for as long as those who write may be kept waiting."""
+        start_s = self._clock()
+        self._events += self._embedder.step(self._scheduler.pause_left_s(self._counters.step_s, bool(self._running)))
+        self._counters.leave_out(self._clock() - start_s)
 
     def keep_house(self) -> None:
         """What is better done while nobody waits; short, and only for when there is no work."""
@@ -506,8 +530,7 @@ class Engine:
         self._fail(request_id, error)
 
     def _fail(self, request_id: int, error: GgufdError) -> None:
-        retry_after_s = error.retry_after_s if isinstance(error, TryLater) else None
-        self._emit(Failed(request_id, error.code or "internal_error", error.message, error.param, retry_after_s))
+        self._emit(Failed.by(request_id, error))
 
     # --- what is said -----------------------------------------------------------------------------------------------
 
@@ -541,7 +564,7 @@ class Engine:
     def stats(self) -> Stats:
         """A snapshot: who waits, who runs, what was computed, what the slots hold."""
         return Stats(
-            waiting=len(self._queue),
+            waiting=len(self._queue) + self._embedder.n_waiting,
             running=len(self._running),
             steps=self._counters.steps,
             computed_tokens=self._counters.computed_tokens,
@@ -555,6 +578,7 @@ class Engine:
     def check_integrity(self) -> None:
         """Raise `EngineFailure` unless queue, running sequences and slots agree."""
         self._cache.check_integrity()
+        self._embedder.check_integrity()
         in_slots = {id(slot.sequence) for slot in self._cache.running}
         if in_slots != {id(sequence) for sequence in self._running}:
             raise EngineFailure("the running sequences are not those in the slots")
@@ -578,6 +602,11 @@ class _Counters:
     def begin(self, now_s: float) -> None:
         if self._ended_s is not None:
             self.step_gap_s = now_s - self._ended_s
+
+    def leave_out(self, seconds: float) -> None:
+        """What was done meanwhile is no part of the gap between two steps."""
+        if self._ended_s is not None:
+            self._ended_s += seconds
 
     def end(self, now_s: float, seconds: float) -> None:
         self._ended_s = now_s

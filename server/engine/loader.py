@@ -11,32 +11,38 @@ from typing import NamedTuple
 
 from server.engine import host
 from server.engine.constraint import GrammarCompiler
+from server.engine.embedding import AT_ONCE, Embedder, EmbedderParams
 from server.engine.engine import Engine
-from server.engine.messages import EngineConfig, LoadProgress, LogLine, ModelInfo, Ready
+from server.engine.messages import EmbeddingInfo, EngineConfig, LoadProgress, LogLine, ModelInfo, Notice, Ready
 from server.engine.offload import Device, Machine, Wish, choose
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
+from server.engine.vector_engine import VectorEngine
 from server.errors import ModelError
 from server.llama import gguf, shape, system
 from server.llama.calibration import prefers_flash_attention
 from server.llama.context import Context
+from server.llama.embedding import EmbeddingContext
 from server.llama.log import LogCapture
 from server.llama.model import Model
-from server.llama.params import ContextParams
+from server.llama.params import ContextParams, EmbeddingParams
 
 _DEFAULT_N_CTX = 8192
 _MIN_N_CTX = 512
+_VECTOR_N_CTX = 2048
+"""Longest text that becomes a vector when nobody says otherwise."""
+
 _MEMORY_SHARE = 0.8
 _BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
-Report = Callable[[LoadProgress | LogLine], None]
+Report = Callable[[LoadProgress | LogLine | Notice], None]
 
 
 class Loaded(NamedTuple):
     """An engine that serves, what it says of itself, and the log that C writes to while it lives."""
 
-    engine: Engine
+    engine: Engine | VectorEngine
     ready: Ready
     log: LogCapture
 
@@ -46,15 +52,27 @@ def load(config: EngineConfig, report: Report) -> Loaded:
     log = _LoadLog(config.log_level, report)
     log.capture.install()
     try:
-        config, offload_why = place(config, system.device_memory())
-        model = Model(config.model, _progress(report))
+        placed, offload_why = place(config, system.device_memory())
+        model = Model(placed.model, _progress(report))
         _refuse_unservable(model)
-        params, flash_why = _resolve(config, model)
-        log.start_counting()
-        context = Context(model, params)
+        if _only_embeds(model):
+            # What was planned for a cache of slots is of no use to it.
+            return _vectors_only(config, model, log)
+        return _writing(placed, model, log, offload_why)
     except ModelError as error:
         raise ModelError(log.explain(error.message)) from None
-    engine = _engine(config, model, context)
+
+
+def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str) -> Loaded:
+    """An engine that writes; its context for vectors is made when it is wanted."""
+    params, flash_why = _resolve(config, model)
+    log.start_counting()
+    context = Context(model, params)
+    vectors = _embedding_params(config, model, min(context.n_ctx, _VECTOR_N_CTX))
+    embedder = _embedder(config, model, vectors, log)
+    if config.embeddings:
+        embedder.prepare()
+    engine = _engine(config, model, context, embedder)
     ready = Ready(
         model=_info(model),
         n_ctx=context.n_ctx,
@@ -70,9 +88,77 @@ def load(config: EngineConfig, report: Report) -> Loaded:
         buffers=tuple(log.buffers),
         system_info=system.info(),
         build=system.build(),
+        embedding=_embedding_info(model, vectors, is_asked_for=config.embeddings or config.pooling is not None),
         offload_why=offload_why,
     )
     return Loaded(engine, ready, log.capture)
+
+
+def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
+    """An engine for a model that was made for vectors: no slots, no cache that is kept."""
+    vectors = _embedding_params(config, model, config.context.n_ctx or _VECTOR_N_CTX)
+    log.start_counting()
+    embedder = _embedder(config, model, vectors, log)
+    decoder = embedder.prepare()
+    ready = Ready(
+        model=_info(model),
+        n_ctx=vectors.n_ctx,
+        n_slots=AT_ONCE,
+        n_batch=decoder.n_batch,
+        n_threads=vectors.n_threads,
+        n_gpu_layers=log.n_gpu_layers,
+        devices=system.gpu_devices(),
+        flash_attn=vectors.flash_attn == "on",
+        flash_attn_why="left to llama.cpp" if vectors.flash_attn == "auto" else "as configured",
+        reuse="none",
+        memory_bytes=log.memory_bytes,
+        buffers=tuple(log.buffers),
+        system_info=system.info(),
+        build=system.build(),
+        embedding=_embedding_info(model, vectors, is_asked_for=True),
+        writes=False,
+    )
+    return Loaded(VectorEngine(embedder, config.max_queue), ready, log.capture)
+
+
+def _only_embeds(model: Model) -> bool:
+    """A file that names a pooling was made for vectors, and a model that sees what comes next cannot write it."""
+    return model.pooling is not None or not model.is_causal
+
+
+def _embedding_params(config: EngineConfig, model: Model, n_ctx: int) -> EmbeddingParams:
+    """Inputs of `n_ctx` tokens, or of as many as the model was trained for; what names no pooling gets the mean."""
+    pooling = config.pooling or model.pooling or "mean"
+    if pooling == "rank" and not _has_classifier(model):
+        raise ModelError(f"{model.params.path} has no classifier, so it gives no scores; use another pooling than rank")
+    return EmbeddingParams(
+        n_ctx=min(n_ctx, model.n_ctx_train or n_ctx),
+        pooling=pooling,
+        n_threads=config.context.n_threads_batch or config.context.n_threads or host.compute_threads(),
+        flash_attn=config.context.flash_attn,
+        kv_offload=config.context.kv_offload,
+    )
+
+
+def _has_classifier(model: Model) -> bool:
+    header = gguf.read(gguf.parts_of(Path(model.params.path)))
+    return any(tensor.name.startswith("cls") for tensor in header.tensors())
+
+
+def _embedding_info(model: Model, params: EmbeddingParams, *, is_asked_for: bool) -> EmbeddingInfo:
+    width = model.n_scores if params.pooling == "rank" else model.n_embd_out
+    return EmbeddingInfo(params.pooling, width, params.n_ctx, is_asked_for)
+
+
+def _embedder(config: EngineConfig, model: Model, params: EmbeddingParams, log: _LoadLog) -> Embedder:
+    def make() -> EmbeddingContext:
+        before = log.memory_bytes
+        context = EmbeddingContext(model, params)
+        log.tell(f"the context for embeddings takes {(log.memory_bytes - before) >> 20} MiB")
+        return context
+
+    known = EmbedderParams(params.pooling, params.n_ctx, model.n_vocab, config.max_queue_wait_s)
+    return Embedder(known, make)
 
 
 def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> tuple[EngineConfig, str]:
@@ -94,7 +180,7 @@ def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> tuple
     return dataclasses.replace(config, model=model, context=context), choice.why
 
 
-def _engine(config: EngineConfig, model: Model, context: Context) -> Engine:
+def _engine(config: EngineConfig, model: Model, context: Context, embedder: Embedder) -> Engine:
     scheduler = Scheduler(
         n_batch=context.n_batch,
         n_ubatch=config.context.n_ubatch,
@@ -113,6 +199,7 @@ def _engine(config: EngineConfig, model: Model, context: Context) -> Engine:
         GrammarCompiler(model),
         queue,
         scheduler,
+        embedder,
         n_cache_reuse=config.cache_reuse,
         cache_ram_bytes=config.cache_ram_bytes,
         max_draft=min(config.max_draft, context.n_outputs_max - 1, context.n_batch - 1),
@@ -218,6 +305,10 @@ class _LoadLog:
         self.memory_bytes = 0
         for line in self.buffers:
             self._count(line)
+
+    def tell(self, message: str) -> None:
+        """What is no line of llama.cpp's."""
+        self._report(Notice(message))
 
     def explain(self, message: str) -> str:
         """`message`, with the last error of llama.cpp that says more than that loading failed."""

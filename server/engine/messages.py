@@ -9,8 +9,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from server.errors import GgufdError, TryLater
 from server.keys.ring import Limits
-from server.llama.params import ContextParams, ModelParams
+from server.llama.params import ContextParams, ModelParams, Pooling
 
 DEFAULT_SAMPLERS: tuple[str, ...] = (
     "penalties",
@@ -137,6 +138,30 @@ class EngineRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Token lists, each at least one token, whose vectors are wanted; answered by an `Embedding` for each.
+
+    A vector is cut to its first `dimensions` numbers and then scaled: `norm` is llama-server's number, 2 is unit length
+    and -1 leaves it as it is (`engine.pooling.scaled`). Scores of a reranker are never cut or scaled. Who asks, and
+    within what limits, is told as in `EngineRequest`.
+    """
+
+    request_id: int
+    inputs: tuple[tuple[int, ...], ...]
+    dimensions: int | None = None
+    norm: int = 2
+    key: str = ""
+    account: str = ""
+    limits: Limits = field(default_factory=Limits)
+    max_queue_wait_s: float | None = None
+
+    @property
+    def n(self) -> int:
+        """How many answers it gets."""
+        return len(self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
 class Abort:
     """End this request now; nothing more is sent for it."""
 
@@ -165,7 +190,7 @@ class Shutdown:
     """Leave the main loop; what still runs is dropped."""
 
 
-Command = EngineRequest | Abort | GetStats | EraseSlot | Ping | Shutdown
+Command = EngineRequest | EmbedRequest | Abort | GetStats | EraseSlot | Ping | Shutdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +318,20 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedding:
+    """What an input became: little-endian floats of 32 bits, `width` of them for each vector.
+
+    One vector, or one for each token where nothing is pooled; of a reranker, its scores. `n_tokens` are the input's.
+    """
+
+    request_id: int
+    index: int
+    data: bytes
+    width: int
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The whole request ended in an error: see `errors.from_code`. `param` is the field at fault."""
 
@@ -302,8 +341,14 @@ class Failed:
     param: str | None = None
     retry_after_s: float | None = None
 
+    @classmethod
+    def by(cls, request_id: int, error: GgufdError) -> Failed:
+        """Flattened, so that it crosses the boundary."""
+        retry_after_s = error.retry_after_s if isinstance(error, TryLater) else None
+        return cls(request_id, error.code or "internal_error", error.message, error.param, retry_after_s)
 
-RequestEvent = Admitted | Progress | PromptLogprobs | Output | Failed
+
+RequestEvent = Admitted | Progress | PromptLogprobs | Output | Embedding | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +363,13 @@ class LogLine:
     """A line of llama.cpp's or of the engine's log; `level` is `logging`'s."""
 
     level: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that the person who runs the server should know, in one line."""
+
     message: str
 
 
@@ -343,8 +395,21 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingInfo:
+    """How vectors are made: pooled how, `width` numbers of at most `n_ctx` tokens.
+
+    `is_asked_for` says that somebody set this up: a file that names a pooling, or a setting.
+    """
+
+    pooling: Pooling
+    width: int
+    n_ctx: int
+    is_asked_for: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
-    """The engine serves. `n_ctx` is cells of one slot.
+    """The engine serves. `n_ctx` is cells of one slot. A model that does not write (`writes`) makes vectors only.
 
     `reuse` says which prefixes can be reused: "any" of what a slot holds, or only the "whole" of it.
     `memory_bytes` is the sum of llama.cpp's own `buffers`, a line each.
@@ -364,7 +429,9 @@ class Ready:
     buffers: tuple[str, ...]
     system_info: str
     build: str
+    embedding: EmbeddingInfo
     offload_why: str = ""
+    writes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,7 +479,7 @@ class Pong:
     """The engine lives."""
 
 
-Event = RequestEvent | LoadProgress | LogLine | Ready | LoadFailed | Stats | SlotErased | Pong
+Event = RequestEvent | LoadProgress | LogLine | Notice | Ready | LoadFailed | Stats | SlotErased | Pong
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,7 +492,8 @@ class EngineConfig:
     `cache_reuse` is the fewest tokens worth moving within a slot when a history was trimmed; 0 moves none.
     `cache_ram_bytes` of host RAM keep the computed tokens of chats that lost their slot; 0 keeps none.
     `max_draft` is the most tokens that are guessed ahead from a sequence's own text; 0 guesses none.
-    `cache_dir` keeps calibration results; None keeps none.
+    `cache_dir` keeps calibration results; None keeps none. `pooling` None leaves it to the model; the context for
+    `embeddings` of a model that writes is made at start when that is set, else when they are first asked for.
     After `sleep_idle_s` without a request the client ends the process until the next one; None never does.
     """
 
@@ -442,4 +510,6 @@ class EngineConfig:
     max_draft: int = 0
     cache_dir: str | None = None
     sleep_idle_s: float | None = None
+    pooling: Pooling | None = None
+    embeddings: bool = False
     log_level: int = 30

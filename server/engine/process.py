@@ -6,11 +6,12 @@ Imported by the API process too, which only names `main`: nothing heavy is impor
 from __future__ import annotations
 
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from server.engine.messages import (
     Abort,
     Command,
+    EmbedRequest,
     EngineConfig,
     EngineRequest,
     EraseSlot,
@@ -19,14 +20,29 @@ from server.engine.messages import (
     LoadFailed,
     LoadProgress,
     LogLine,
+    Notice,
     Ping,
     Pong,
     Shutdown,
+    SlotErased,
+    Stats,
 )
 from server.errors import ModelError
 
-if TYPE_CHECKING:
-    from server.engine.engine import Engine
+
+class Engine(Protocol):
+    """What the main loop drives: `engine.Engine`, or one that makes vectors only."""
+
+    @property
+    def has_work(self) -> bool: ...
+    @property
+    def is_compiling(self) -> bool: ...
+    def add(self, request: EngineRequest | EmbedRequest) -> None: ...
+    def abort(self, request_id: int) -> None: ...
+    def step(self) -> list[Event]: ...
+    def keep_house(self) -> None: ...
+    def stats(self) -> Stats: ...
+    def erase_slot(self, index: int) -> SlotErased: ...
 
 
 _COMPILE_POLL_S = 0.002
@@ -37,7 +53,7 @@ def main(conn: Connection, config: EngineConfig) -> None:
     """Load the model, say `Ready` or `LoadFailed`, then serve until `Shutdown` or the end of the connection."""
     from server.engine.loader import load
 
-    def report(event: LoadProgress | LogLine) -> None:
+    def report(event: LoadProgress | LogLine | Notice) -> None:
         conn.send([event])
 
     try:
@@ -75,7 +91,7 @@ def _patience_s(engine: Engine) -> float | None:
 
 def _obey(engine: Engine, command: Command, events: list[Event]) -> None:
     match command:
-        case EngineRequest():
+        case EngineRequest() | EmbedRequest():
             engine.add(command)
         case Abort(request_id):
             engine.abort(request_id)

@@ -95,6 +95,10 @@ class Scheduler:
                 n_outputs_left -= chunk.n_outputs
         return sorted([*decoding, *prefill], key=lambda chunk: chunk.sequence.slot or 0)
 
+    def pause_left_s(self, step_s: float, is_writing: bool) -> float | None:
+        """Seconds that other work may take after a step of `step_s`; None when nobody waits for the next one."""
+        return max(0.0, self._max_gap_s - step_s) if is_writing else None
+
     def token_budget(self, *, n_decode: int) -> int:
         """Tokens of prefill that the next step may compute beside `n_decode` rows."""
         room = self._n_batch - n_decode

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 Logits = npt.NDArray[np.float32]
 State = npt.NDArray[np.uint8]
+Vectors = npt.NDArray[np.float32]
 
 
 class NoRoomError(Exception):

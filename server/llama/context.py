@@ -37,7 +37,7 @@ CACHE_TYPES = tuple(_CACHE_TYPES)
 _FLOAT_TYPES = ("f16", "bf16", "f32")
 _QUANT_BLOCK = 32
 _ROPE_SCALING = {"": -1, "none": 0, "linear": 1, "yarn": 2}
-_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 
 class Context:
@@ -62,7 +62,7 @@ class Context:
         self.n_threads = int(llama_cpp.llama_n_threads(self.handle))
         self._n_threads_now: int | None = None
         self._memory = llama_cpp.llama_get_memory(self.handle)
-        self._batch = _NativeBatch(self.n_batch)
+        self._batch = NativeBatch(self.n_batch)
         self._logits: tuple[int, int, Logits] | None = None
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class Context:
         return chain
 
 
-class _NativeBatch:
+class NativeBatch:
     """A `Batch` that lives in the memory of a `llama_batch`."""
 
     def __init__(self, n_batch: int) -> None:
@@ -213,7 +213,7 @@ def _native_params(params: ContextParams, n_outputs_max: int) -> Any:
     native.n_outputs_max = n_outputs_max
     native.n_threads = params.n_threads
     native.n_threads_batch = params.n_threads_batch or params.n_threads
-    native.flash_attn_type = _FLASH_ATTENTION[params.flash_attn]
+    native.flash_attn_type = FLASH_ATTENTION[params.flash_attn]
     native.type_k = _CACHE_TYPES[params.cache_type_k]
     native.type_v = _CACHE_TYPES[params.cache_type_v]
     native.offload_kqv = params.kv_offload

@@ -16,13 +16,14 @@ import llama_cpp
 
 from server.errors import ModelError
 from server.llama.overrides import native_overrides
-from server.llama.params import ModelParams
+from server.llama.params import ModelParams, Pooling
 
 _SPLIT_MODES = {
     "none": llama_cpp.LLAMA_SPLIT_MODE_NONE,
     "layer": llama_cpp.LLAMA_SPLIT_MODE_LAYER,
     "row": llama_cpp.LLAMA_SPLIT_MODE_ROW,
 }
+_POOLINGS: dict[str, Pooling] = {"1": "mean", "2": "cls", "3": "last", "4": "rank"}
 _ALL_LAYERS = -1
 _META_BYTES = 1 << 16
 _PIECE_BYTES = 256
@@ -233,6 +234,27 @@ class Model:
     def is_recurrent(self) -> bool:
         """Whether some state is recurrent, so that a tail of a sequence cannot be dropped."""
         return bool(llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle))
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How the file says that vectors are pooled; None for a model that was made to write."""
+        number = self.metadata.get(f"{self.architecture}.pooling_type", "")
+        return _POOLINGS.get(number)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token sees only those before it, so that text can be continued."""
+        return self.metadata.get(f"{self.architecture}.attention.causal", "true") != "false"
+
+    @property
+    def n_embd_out(self) -> int:
+        """Width of the vectors that it makes."""
+        return int(llama_cpp.llama_model_n_embd_out(self.handle))
+
+    @property
+    def n_scores(self) -> int:
+        """How many scores a reranker or classifier gives."""
+        return int(llama_cpp.llama_model_n_cls_out(self.handle))
 
     @property
     def has_decoder(self) -> bool:

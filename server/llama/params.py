@@ -10,6 +10,9 @@ from typing import Literal
 
 FlashAttention = Literal["auto", "on", "off"]
 
+Pooling = Literal["none", "mean", "cls", "last", "rank"]
+"""How one vector is made of a text's: not at all, or out of their mean, the first, the last, or a score."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelParams:
@@ -60,3 +63,18 @@ class ContextParams:
     yarn_attn_factor: float = -1.0
     yarn_beta_slow: float = -1.0
     yarn_beta_fast: float = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingParams:
+    """How to make the context that computes vectors. `n_ctx` is the longest input in tokens.
+
+    `n_inputs` are computed at once at most, and share `n_ctx` cells. Zero threads are as many as there are cores.
+    """
+
+    n_ctx: int
+    pooling: Pooling
+    n_inputs: int = 16
+    n_threads: int = 0
+    flash_attn: FlashAttention = "auto"
+    kv_offload: bool = True

@@ -1,0 +1,72 @@
+"""An engine for a model that writes nothing: it makes vectors, and says so to who wants text."""
+
+from __future__ import annotations
+
+from server.engine.embedding import AT_ONCE, Embedder
+from server.engine.messages import EmbedRequest, EngineRequest, Event, Failed, SlotErased, SlotState, Stats
+from server.errors import GgufdError, QueueFull, Unsupported
+
+
+class VectorEngine:
+    """Drives an `Embedder` alone. Its slots are the requests that take turns; they keep nothing."""
+
+    def __init__(self, embedder: Embedder, max_queue: int) -> None:
+        self._embedder = embedder
+        self._max_queue = max_queue
+        self._n_steps = 0
+        self._events: list[Event] = []
+
+    @property
+    def has_work(self) -> bool:
+        return self._embedder.has_work or bool(self._events)
+
+    @property
+    def is_compiling(self) -> bool:
+        """There is no grammar to wait for."""
+        return False
+
+    def add(self, request: EngineRequest | EmbedRequest) -> None:
+        """Queue a request for vectors; say `Failed` of any other, and of one too many."""
+        try:
+            if isinstance(request, EngineRequest):
+                raise Unsupported("this model makes vectors, not text")
+            if self._embedder.n_waiting >= self._max_queue + self._embedder.n_free:
+                raise QueueFull(f"{self._max_queue} requests are waiting already; try again later")
+            self._embedder.add(request)
+        except GgufdError as error:
+            self._events.append(Failed.by(request.request_id, error))
+
+    def abort(self, request_id: int) -> None:
+        self._embedder.abort(request_id)
+
+    def step(self) -> list[Event]:
+        """Compute one batch of texts; returns what happened."""
+        self._n_steps += 1
+        events = [*self._events, *self._embedder.step()]
+        self._events = []
+        return events
+
+    def keep_house(self) -> None:
+        """There is nothing to keep."""
+
+    def erase_slot(self, index: int) -> SlotErased:
+        return SlotErased(index, 0)
+
+    def stats(self) -> Stats:
+        running = [request.request_id for request in self._embedder.running]
+        idle = [None] * (AT_ONCE - len(running))
+        return Stats(
+            waiting=self._embedder.n_waiting,
+            running=len(running),
+            steps=self._n_steps,
+            computed_tokens=self._embedder.n_tokens,
+            cached_tokens=0,
+            generated_tokens=0,
+            step_s=0.0,
+            step_gap_s=0.0,
+            slots=tuple(SlotState(place, request_id, 0, 0) for place, request_id in enumerate([*running, *idle])),
+        )
+
+    def check_integrity(self) -> None:
+        """Raise `EngineFailure` unless requests, inputs and sequences agree."""
+        self._embedder.check_integrity()

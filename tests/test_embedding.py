@@ -1,0 +1,254 @@
+"""Vectors between the steps of those who write: right whatever runs beside, fair, bounded, and gone when aborted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.engine.embedding import AT_ONCE, Embedder, EmbedderParams
+from server.engine.messages import Admitted, Embedding, EmbedRequest, Failed, Output, SlotState
+from server.engine.pooling import scaled
+from server.engine.vector_engine import VectorEngine
+from server.errors import EngineFailure, InvalidRequest
+from server.llama.batch import NoRoomError, Vectors
+from server.llama.params import Pooling
+from tests.fake_llama import N_VOCAB, FakeDecoder, FakeVectorDecoder, Rig, make_engine, make_request, vector_after
+
+
+def embed(request_id: int, *texts: bytes, **changes: object) -> EmbedRequest:
+    return EmbedRequest(request_id, tuple(tuple(text) for text in texts), **changes)  # type: ignore[arg-type]
+
+
+def rows_of(text: bytes) -> Vectors:
+    return np.stack([vector_after(list(text[: n + 1])) for n in range(len(text))])
+
+
+def mean_of(text: bytes) -> Vectors:
+    return scaled(rows_of(text).mean(axis=0)[None], 2)
+
+
+@given(
+    texts=st.lists(st.binary(min_size=1, max_size=64), min_size=1, max_size=12),
+    n_requests=st.integers(1, 6),
+    writing=st.booleans(),
+)
+def test_every_text_gets_its_own_vector(texts: list[bytes], n_requests: int, writing: bool) -> None:
+    rig = make_engine(n_slots=2)
+    if writing:
+        rig.add(make_request(99, b"a long story" * 10, max_tokens=30, ignore_eos=True))
+    requests = [embed(number, *texts) for number in range(n_requests)]
+    rig.add(*requests)
+    collected = rig.run()
+    for request in requests:
+        vectors = collected[request.request_id].vectors
+        for index, text in enumerate(texts):
+            assert vectors[index] == pytest.approx(mean_of(text), abs=1e-5)
+    assert rig.vectors.n_held == 0
+
+
+@pytest.mark.parametrize("pooling", ["none", "cls", "last", "rank"])
+def test_other_poolings(pooling: Pooling) -> None:
+    rig = make_engine(pooling=pooling)
+    rig.add(embed(1, b"hello" * 10, norm=-1))
+    (vector,) = rig.run()[1].vectors.values()
+    rows = rows_of(b"hello" * 10)
+    wanted = {"none": rows, "cls": rows[:1], "last": rows[-1:], "rank": rows[-1:, :1]}[pooling]
+    assert vector == pytest.approx(wanted)
+
+
+def test_a_vector_is_cut_before_it_is_scaled() -> None:
+    rig = make_engine()
+    rig.add(embed(1, b"hello", dimensions=3))
+    cut = scaled(rows_of(b"hello").mean(axis=0)[None, :3], 2)
+    assert rig.run()[1].vectors[0] == pytest.approx(cut, abs=1e-6)
+
+
+def test_short_texts_are_computed_together() -> None:
+    rig = make_engine()
+    rig.add(embed(1, *[b"four"] * 8))
+    rig.run()
+    # Four sequences there are, so two batches.
+    assert [len(batch) for batch in rig.vectors.batches] == [16, 16]
+
+
+def test_nobody_who_writes_waits_longer_than_the_gap() -> None:
+    rig = make_engine(max_gap_ms=100.0, base_s=0.01)
+    rig.add(make_request(1, b"hi", max_tokens=60, ignore_eos=True))
+    rig.step()
+    rig.add(embed(2, *[b"x" * 60] * 5))
+    last_s, gaps = rig.decoder.clock(), []
+    while rig.engine.has_work and not rig.collected[2].is_done:
+        events = rig.step()
+        if any(isinstance(event, Output) for event in events):
+            gaps.append(rig.decoder.clock() - last_s)
+            last_s = rig.decoder.clock()
+    # 300 tokens of 2 ms each: without pieces the longest would be a batch of 48, beside a step of 10.
+    assert rig.collected[2].is_done
+    assert max(gaps) <= 0.1 + 1e-6
+    assert any(len(batch) > 16 for batch in rig.vectors.batches), "the gap is there to be used"
+
+
+def test_a_text_that_may_not_be_cut_is_in_one_batch() -> None:
+    rig = make_engine()
+    rig.vectors.can_split = False
+    texts = [b"a" * 40, b"b" * 20, b"c" * 20, b"d" * 47]
+    rig.add(embed(1, *texts))
+    vectors = rig.run()[1].vectors
+    assert [vectors[index] == pytest.approx(mean_of(text), abs=1e-5) for index, text in enumerate(texts)] == [True] * 4
+    assert [len(batch) for batch in rig.vectors.batches] == [40, 40, 47]
+
+
+def test_a_question_does_not_wait_for_a_long_list() -> None:
+    rig = make_engine()
+    rig.add(embed(1, *[b"x" * 16] * 100), embed(2, b"question"))
+    for _ in range(3):
+        rig.step()
+    assert rig.collected[2].is_done
+    assert not rig.collected[1].is_done
+
+
+def test_more_requests_wait_and_are_told_when_they_begin() -> None:
+    rig = make_engine()
+    rig.add(*[embed(number, *[b"x" * 30] * 3) for number in range(AT_ONCE + 2)])
+    assert rig.engine.stats().waiting == 2
+    admitted = [event.request_id for event in rig.step() if isinstance(event, Admitted)]
+    assert admitted == list(range(AT_ONCE))
+    assert all(one.is_done for one in rig.run().values())
+
+
+def test_who_has_fewest_under_way_begins_first() -> None:
+    rig = make_engine()
+    rig.add(*[embed(number, *[b"x" * 30] * 20, account="greedy") for number in range(AT_ONCE + 3)])
+    rig.step()
+    rig.add(embed(50, b"a question", account="modest"))
+    begun = [event.request_id for _ in range(200) for event in rig.step() if isinstance(event, Admitted)]
+    assert begun[0] == 50
+
+
+def test_one_limit_for_all_that_wait() -> None:
+    rig = make_engine(n_slots=1, max_queue=2)
+    rig.add(make_request(0, b"writes", max_tokens=50, ignore_eos=True))
+    rig.step()
+    rig.add(*[embed(number, *[b"x" * 60] * 9) for number in range(1, AT_ONCE + 3)])
+    rig.add(make_request(50, b"late"), embed(51, b"late"))
+    for number in (50, 51):
+        failure = rig.collected[number].failure
+        assert failure is None or failure.code == "queue_full"
+    rig.run()
+    assert rig.collected[50].failure is not None
+    assert rig.collected[51].failure is not None
+
+
+def test_it_waits_no_longer_than_it_may() -> None:
+    rig = make_engine(max_queue_wait_s=5.0)
+    rig.add(*[embed(number, *[b"x" * 60] * 60) for number in range(AT_ONCE + 1)])
+    rig.add(embed(77, b"impatient", max_queue_wait_s=0.1))
+    rig.run()
+    impatient = rig.collected[77].failure
+    assert impatient is not None
+    assert impatient.code == "queue_timeout"
+    patient = rig.collected[AT_ONCE].failure
+    assert patient is not None
+    assert "waited" in patient.message
+
+
+@given(st.data())
+def test_an_abort_leaves_nothing_behind(data: st.DataObject) -> None:
+    rig = make_engine()
+    rig.add(*[embed(number, *[b"some text"] * 7) for number in range(6)])
+    for _ in range(data.draw(st.integers(0, 4))):
+        rig.step()
+    for number in data.draw(st.sets(st.integers(0, 7))):
+        rig.abort(number)
+    rig.run()
+    assert rig.vectors.n_held == 0
+    assert all(one.is_done for number, one in rig.collected.items() if number not in rig.aborted)
+
+
+@pytest.mark.parametrize("error", [NoRoomError(), EngineFailure("it broke")])
+def test_a_batch_that_fails_fails_its_requests_alone(error: Exception) -> None:
+    rig = make_engine()
+    rig.vectors.failures = [error]
+    writer = make_request(1, b"hi", max_tokens=9, ignore_eos=True)
+    rig.add(writer, embed(2, b"x" * 48), embed(3, b"y" * 48))
+    collected = rig.run()
+    assert collected[2].failure is not None
+    assert collected[2].failure.code == "engine_failure"
+    assert len(collected[3].vectors) == 1
+    assert collected[1].finishes[0].usage.completion_tokens == 9
+    assert rig.vectors.n_held == 0
+
+
+def test_a_context_that_cannot_be_made_fails_the_request_and_is_tried_again() -> None:
+    decoder = FakeDecoder()
+    vectors = FakeVectorDecoder(decoder)
+    tries = [vectors]
+
+    def make() -> FakeVectorDecoder:
+        if len(tries) == 1:
+            tries.append(vectors)
+            raise EngineFailure("no memory")
+        return tries[0]
+
+    embedder = Embedder(EmbedderParams("mean", 64, N_VOCAB), make, decoder.clock)
+    embedder.add(embed(1, b"a"))
+    assert [type(event) for event in embedder.step()] == [Admitted, Failed]
+    embedder.add(embed(2, b"a"))
+    assert [type(event) for event in embedder.step()] == [Admitted, Embedding]
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (embed(1, b"a", b""), "at least one token"),
+        (embed(1, b"a" * 65), "at most 64"),
+        (EmbedRequest(1, ((N_VOCAB,),)), "vocabulary"),
+    ],
+)
+def test_what_cannot_be_a_vector_is_refused(request_: EmbedRequest, words: str) -> None:
+    rig = make_engine()
+    rig.add(request_)
+    failure = rig.run()[1].failure
+    assert failure is not None
+    assert words in failure.message
+    assert failure.param == "input"
+
+
+def test_no_text_at_all_is_refused() -> None:
+    with pytest.raises(InvalidRequest):
+        make_engine().embedder.add(embed(1))
+
+
+class TestVectorsOnly:
+    @pytest.fixture
+    def rig(self) -> Rig:
+        return make_engine(max_queue=1)
+
+    def test_it_says_so_to_who_wants_text(self, rig: Rig) -> None:
+        engine = VectorEngine(rig.embedder, 1)
+        engine.add(make_request(1, b"Hello"))
+        engine.add(embed(2, b"Hello"))
+        assert engine.has_work
+        failed, _, vector = engine.step()
+        assert isinstance(failed, Failed)
+        assert failed.code == "unsupported"
+        assert isinstance(vector, Embedding)
+        assert not engine.has_work
+
+    def test_its_queue_is_bounded_and_its_places_are_told(self, rig: Rig) -> None:
+        engine = VectorEngine(rig.embedder, 1)
+        for number in range(AT_ONCE + 2):
+            engine.add(embed(number, *[b"x" * 60] * 9))
+        events = engine.step()
+        assert [event.code for event in events if isinstance(event, Failed)] == ["queue_full"]
+        stats = engine.stats()
+        assert (stats.running, stats.waiting) == (AT_ONCE, 1)
+        assert sorted(slot.request_id or 0 for slot in stats.slots) == [0, 1, 2, 3]
+        for number in range(AT_ONCE + 1):
+            engine.abort(number)
+        engine.check_integrity()
+        assert engine.stats().slots == tuple(SlotState(place, None, 0, 0) for place in range(AT_ONCE))
+        assert not engine.has_work
+        assert engine.erase_slot(0).n_tokens == 0
