@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from server.engine.messages import EngineRequest
 from server.engine.speculative import Lookup, Speculator, StepCosts, run_class
-from server.llama.batch import Logits
+from server.errors import EngineFailure
+from server.llama.batch import Logits, NoRoomError
 from tests.fake_llama import EOT, Collected, FakeDecoder, Rig, logits_after, make_request
 
 TEXT = b"The quick brown fox jumps over the lazy dog. "
@@ -208,6 +209,18 @@ def test_an_abort_amid_guesses_leaves_a_clean_slot() -> None:
     rig.abort(1)
     rig.add(make_request(2, TEXT * 2, max_tokens=20))
     assert rig.run()[2].finishes[0].usage.cached_tokens == len(TEXT) * 2 - 1
+
+
+@pytest.mark.parametrize("error", [NoRoomError(), EngineFailure("a row failed")])
+def test_a_guess_that_cannot_be_computed_costs_nothing_but_itself(error: Exception) -> None:
+    request = make_request(1, TEXT * 2, max_tokens=100)
+    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), max_draft=31)
+    rig.add(request)
+    while not rig.engine.stats().generated_tokens > 40:
+        rig.step()
+    rig.decoder.failures.append(error)
+    assert rig.run()[1].texts == run(request, max_draft=0)[0].texts
+    assert not rig.decoder.failures
 
 
 def test_a_context_that_cannot_take_back_is_not_guessed_for() -> None:

@@ -33,7 +33,7 @@ from server.engine.messages import (
 from server.engine.prefix_cache import PrefixCache
 from server.engine.queue import RequestQueue
 from server.engine.sampling import Bias, Logprobs, Row, Sampler, VectorSampler, is_vectorisable, penalties_of
-from server.engine.scheduler import Chunk, Scheduler, halves
+from server.engine.scheduler import Chunk, Scheduler, halves, n_rows
 from server.engine.sequence import Sent, Sequence, Status
 from server.engine.speculative import Lookup, Speculator
 from server.engine.threads import ThreadTuner
@@ -232,7 +232,8 @@ class Engine:
     def _compute(self, plan: list[Chunk]) -> bool:
         """Compute the plan; whether any of it could be.
 
-        What fails is tried again in halves, down to a single row: its request ends then, and nobody else's.
+        What fails is tried again without guesses, then in halves, down to a single row: its request ends then, and
+        nobody else's.
         """
         plan = [chunk for chunk in plan if not chunk.sequence.is_finished]
         if not plan:
@@ -240,12 +241,13 @@ class Engine:
         try:
             outputs = self._decode(plan)
         except (NoRoomError, EngineFailure) as error:
-            return self._compute_halves(self._rewound(plan), error)
+            rest = self._rewound(plan)
+            return self._compute(rest) if n_rows(rest) < n_rows(plan) else self._compute_halves(rest, error)
         self._advance(plan, outputs)
         return True
 
     def _compute_halves(self, plan: list[Chunk], error: Exception) -> bool:
-        if sum(chunk.n_tokens for chunk in plan) > 1:
+        if n_rows(plan) > 1:
             first, second = halves(plan)
             is_any_computed = self._compute(first)
             return self._compute(second) or is_any_computed
@@ -254,13 +256,16 @@ class Engine:
         return False
 
     def _rewound(self, plan: list[Chunk]) -> list[Chunk]:
-        """The plan after a failed decode, whose rows may be in the cache by halves; what was there before is good."""
+        """The plan after a failed decode, whose rows may be in the cache by halves; what was there before is good.
+
+        What was only guessed is not tried again.
+        """
         kept = []
         for chunk in plan:
             try:
                 self._cache.rewind(chunk.sequence)
                 del chunk.sequence.prompt_logprobs[chunk.sequence.n_past :]
-                kept.append(chunk)
+                kept.append(chunk.without_draft())
             except EngineFailure as error:
                 self._lose(chunk.sequence, error)
         return kept

@@ -32,10 +32,20 @@ class Chunk:
     n_tokens: int
     n_outputs: int
 
+    def without_draft(self) -> Chunk:
+        """The chunk of a sequence that gives up its draft."""
+        n_draft, self.sequence.draft = len(self.sequence.draft), ()
+        return Chunk(self.sequence, self.n_tokens - n_draft, self.n_outputs - n_draft)
+
+
+def n_rows(plan: list[Chunk]) -> int:
+    """Rows that the plan computes."""
+    return sum(chunk.n_tokens for chunk in plan)
+
 
 def halves(plan: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
     """The first half of the rows and the rest, at least one row each; a chunk that lies across is divided."""
-    n_left = sum(chunk.n_tokens for chunk in plan) // 2
+    n_left = n_rows(plan) // 2
     first, second = [], []
     for chunk in plan:
         n_first = min(chunk.n_tokens, n_left)
