@@ -105,6 +105,13 @@ async def test_a_hanging_call_is_refused_and_those_behind_it_are_answered() -> N
         assert [r.text for r in await asyncio.gather(*behind)] == [f"fine {i}" for i in range(5)]
 
 
+async def test_a_grammar_that_takes_too_long_is_refused_as_one() -> None:
+    costly = Grammar(GrammarKind.REGEX, "|".join(f"value {i * 7919}" for i in range(15_000)))
+    async with running(TextClient(params(), call_timeout_s=0.01)) as client:
+        with pytest.raises(InvalidRequest, match=r"schema could not be compiled: it took longer than 0\.01 s"):
+            await client.check_grammar(costly)
+
+
 async def test_the_time_limit_does_not_count_the_wait() -> None:
     async with running(TextClient(params(HANGS), call_timeout_s=0.4)) as client:
         calls = [client.render(said("hang")), client.render(said("hang")), client.encode("fine")]

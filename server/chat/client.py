@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 10.0
+GRAMMAR_TIMEOUT_S = 3.0
 START_TIMEOUT_S = 120.0
 
 _MAX_BACKOFF_S = 5.0
 _GIVE_UP_AFTER = 5
 """So many starts that failed in a row, and callers are told at once instead of waiting."""
 
+_GRAMMAR = "check_grammar"
 _KILL_CODE = -signal.SIGKILL if hasattr(signal, "SIGKILL") else None
 
 
@@ -79,7 +81,7 @@ class TextCalls(ABC):
 
     async def check_grammar(self, grammar: Grammar) -> None:
         """Raises InvalidRequest unless the grammar can be enforced."""
-        await self._call("check_grammar", grammar.kind.value, grammar.text)
+        await self._call(_GRAMMAR, grammar.kind.value, grammar.text)
 
 
 @dataclass(slots=True)
@@ -87,6 +89,7 @@ class _Pending:
     """A call without an answer, pickled. `deaths` counts the processes that died while it was worked on."""
 
     call_id: int
+    method: str
     pickled: bytes
     future: asyncio.Future[Any]
     deaths: int = 0
@@ -151,12 +154,12 @@ class TextClient(TextCalls):
             raise EngineDown(f"The text process is not running. {self._last_failure}".strip())
         self._next_id += 1
         pickled = _pickled(Call(self._next_id, method, args, kwargs))
-        pending = _Pending(self._next_id, pickled, self._loop.create_future())
+        pending = _Pending(self._next_id, method, pickled, self._loop.create_future())
         self._pending[self._next_id] = pending
         if self._is_ready:
             self._send(pending)
             if len(self._pending) == 1:
-                self._watch(self._call_timeout_s)
+                self._watch(self._limit_s(pending))
         return await pending.future
 
     # --- the process's life -------------------------------------------------------------------------------------
@@ -250,11 +253,12 @@ class TextClient(TextCalls):
             return
         if code == _KILL_CODE and not self._timed_out and pending.deaths < 2:
             return
-        what = f"took longer than {self._call_timeout_s:g} s" if self._timed_out else "stopped the tokenizer"
-        error = InvalidRequest(
-            f"This text could not be processed: it {what}. Send it shorter, or without very long unbroken runs."
-        )
-        self._settle(pending.call_id, error)
+        what = f"it took longer than {self._limit_s(pending):g} s" if self._timed_out else "it stopped the process"
+        if pending.method == _GRAMMAR:
+            message = f"This grammar or schema could not be compiled: {what}. Make it smaller or simpler."
+        else:
+            message = f"This text could not be processed: {what}. Send it shorter, or without very long unbroken runs."
+        self._settle(pending.call_id, InvalidRequest(message))
 
     def _back_off(self, reason: str) -> None:
         self._failures += 1
@@ -275,10 +279,14 @@ class TextClient(TextCalls):
 
     def _watch_next(self) -> None:
         if self._pending and self._is_ready:
-            self._watch(self._call_timeout_s)
+            self._watch(self._limit_s(next(iter(self._pending.values()))))
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _limit_s(self, pending: _Pending) -> float:
+        """How long the process may take for this call: grammars are quick, or they are hostile."""
+        return min(self._call_timeout_s, GRAMMAR_TIMEOUT_S) if pending.method == _GRAMMAR else self._call_timeout_s
 
     def _watch(self, timeout_s: float) -> None:
         if self._timer is not None:
