@@ -22,7 +22,7 @@ SamplerName = Literal[
 ]
 
 
-def _split(value: Any) -> Any:
+def split(value: Any) -> Any:
     """A list in one text: JSON when it begins with a bracket, else parted by commas (or semicolons)."""
     if not isinstance(value, str):
         return value
@@ -34,9 +34,9 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in re.split("[,;]", value) if part.strip()]
 
 
-Floats = Annotated[tuple[float, ...], BeforeValidator(_split)]
-Strings = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Keys = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_split)]
+Floats = Annotated[tuple[float, ...], BeforeValidator(split)]
+Strings = Annotated[tuple[str, ...], BeforeValidator(split)]
+Keys = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(split)]
 
 
 def _minus_one_is(meaning: Any) -> BeforeValidator:
@@ -51,8 +51,10 @@ Seed = Annotated[Annotated[int, Field(ge=0, le=2**32 - 1)] | None, _minus_one_is
 Limit = Annotated[Annotated[int, Field(ge=1)] | None, _minus_one_is(None)]
 Seconds = Annotated[Annotated[float, Field(gt=0)] | None, _minus_one_is(None)]
 Waiting = Annotated[Annotated[int, Field(ge=0)] | None, _minus_one_is(None)]
-Overrides = Annotated[tuple[Annotated[str, Field(pattern="^[^=]+=[^=]+$")], ...], BeforeValidator(_split)]
-SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(_split)]
+Overrides = Annotated[tuple[Annotated[str, Field(pattern="^[^=]+=[^=]+$")], ...], BeforeValidator(split)]
+Scaled = Annotated[tuple[Annotated[str, Field(pattern=r"^.+:[+-]?(\d+(\.\d*)?|\.\d+)$")], ...], BeforeValidator(split)]
+LayerRange = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None, BeforeValidator(split)]
+SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(split)]
 
 
 def setting(default: Any, description: str, *flags: str, **limits: Any) -> Any:
@@ -93,6 +95,14 @@ class ModelSection(Section):
     )
     override_tensor: Overrides = setting(
         (), "Tensors by pattern to a buffer, as in ffn_.*_exps=CPU; goes before all other placement.", "-ot"
+    )
+    lora: Strings = setting((), "LoRA adapters for every request that does not say otherwise.")
+    lora_scaled: Scaled = setting((), "The same with a scale each, as in style.gguf:0.5.")
+    lora_init_without_apply: bool = setting(False, "Load the adapters for requests that ask for them only.")
+    control_vector: Strings = setting((), "Control vectors, always added.")
+    control_vector_scaled: Scaled = setting((), "The same with a scale each, as in calm.gguf:0.8.")
+    control_vector_layer_range: LayerRange = setting(
+        None, "First and last layer that control vectors are added to, as in 10,20; unset is all."
     )
     split_mode: Literal["none", "layer", "row"] = setting("layer", "How several GPUs share the model.", "-sm")
     main_gpu: int = setting(0, "The GPU to use where split_mode is none.", "-mg", ge=0)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from server import __version__, console, hub, listen
+from server import __version__, adapters, console, hub, listen
 from server.config import Config
 from server.engine.messages import EngineConfig
 from server.keys.ring import Limits
@@ -66,6 +66,7 @@ _OTHERS = {
 def run(config: Config, keys: Access | None) -> int:
     """Serve until a signal says stop; the process's exit code. Raises StartupError."""
     model = hub.find(config.model.model)
+    adapters.check(config, model)
     template = hub.chat_template(config.model.chat_template_file)
     listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
     sockets = listen.bind(config.server.host, config.server.port)
@@ -133,6 +134,7 @@ class Daemon:
     def _find_served(self, config: Config, on_progress: OnProgress) -> Served:
         """The same for a model that is to be found first. Raises ModelError."""
         model = hub.find(config.model.model)
+        adapters.check(config, model)
         template = hub.chat_template(config.model.chat_template_file)
         return self._make_served(config, model, template, on_progress)
 
@@ -264,6 +266,9 @@ def _model_params(config: Config, model: hub.ModelFile) -> ModelParams:
         mlock=settings.mlock,
         n_cpu_moe=n_cpu_moe(config),
         overrides=tuple(_override(one) for one in settings.override_tensor),
+        loras=tuple(one.path for one in adapters.loras_of(config)),
+        control_vectors=adapters.control_vectors_of(config),
+        control_layers=settings.control_vector_layer_range,
     )
 
 
@@ -301,6 +306,7 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
     return ApiConfig(
         model_id=model_id(config, model),
         model_aliases=(model.path.name,),
+        adapters=adapters.loras_of(config),
         keys=None if keys is None else keys.ring,
         cache_sharing=config.context.cache_sharing,
         max_body_bytes=config.server.max_body_bytes,

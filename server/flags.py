@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from server.config import Setting, settings
+from server.config import Setting, settings, split
 
 _PANELS = {
     "model": "Model",
@@ -38,7 +38,7 @@ def with_settings(
     own = own or {}
 
     def run(config: Path | None = None, **given: Any) -> None:
-        flags = {key: value for key, value in given.items() if value is not None and key not in own}
+        flags = {key: _joined(value) for key, value in given.items() if value not in (None, []) and key not in own}
         command(config, flags, **{key: given[key] for key in own})
 
     settable = {one.key: _option(one) for one in settings() if one.section in sections}
@@ -52,6 +52,13 @@ def with_settings(
     run.__annotations__ = options
     run.__doc__ = command.__doc__
     return run
+
+
+def _joined(value: Any) -> Any:
+    """What one flag says stays text, for the config to read; what several say of a list is put together."""
+    if not isinstance(value, list):
+        return value
+    return value[0] if len(value) == 1 else [part for text in value for part in split(text)]
 
 
 def _config_option() -> Any:
@@ -74,7 +81,10 @@ def _option(one: Setting) -> Any:
         rich_help_panel=_PANELS[one.section],
         show_default=False,
     )
-    return Annotated[bool | None if one.is_switch else str | None, option]
+    if one.is_switch:
+        return Annotated[bool | None, option]
+    kind = list[str] if _metavar(one.field.annotation) == "LIST" else str
+    return Annotated[kind | None, option]
 
 
 def _default(one: Setting) -> str:

@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ggufd")
 
-OF_ONE_MODEL = ("alias", "chat_template_file")
+OF_ONE_MODEL = (
+    "alias",
+    "chat_template_file",
+    "lora",
+    "lora_scaled",
+    "control_vector",
+    "control_vector_scaled",
+    "control_vector_layer_range",
+)
 """Settings that another model does not inherit."""
 
 _SECTIONS = ("model", "context")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,8 +11,9 @@ from typing import Any
 import httpx
 
 from server.api.app import create_app
-from server.api.ports import Models
+from server.api.ports import Models, Report
 from server.api.settings import ApiConfig
+from server.errors import GgufdError
 from server.keys.ring import Key, KeyRing, Role, digest_of
 from tests.fake_engine import FakeEngine, FakeText
 
@@ -63,6 +65,25 @@ def parse_events(text: str) -> list[Any]:
 def ring_of(*keys: str, role: Role = Role.ADMIN) -> KeyRing:
     """A ring of these keys, named by their places."""
     return KeyRing(Key(f"key-{place}", digest_of(key), role) for place, key in enumerate(keys, 1))
+
+
+class FakeModels:
+    """Reports three steps, or ends with `error` after the first `error_after`."""
+
+    def __init__(self, error: GgufdError | None = None, error_after: int = 0) -> None:
+        self.error, self.error_after = error, error_after
+        self.settings: dict[str, Any] = {}
+
+    def bind(self, show: Any) -> None:
+        self.show = show
+
+    async def change(self, settings: Any, report: Report) -> None:
+        self.settings = settings
+        for i, (stage, share) in enumerate([("finding", None), ("loading", 0.5), ("loading", 1.0)]):
+            if self.error is not None and i == self.error_after:
+                raise self.error
+            report(stage, share)
+            await asyncio.sleep(0)
 
 
 @asynccontextmanager

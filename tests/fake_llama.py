@@ -31,6 +31,7 @@ import multiprocessing
 import random
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -73,6 +74,7 @@ N_VOCAB = 264
 
 _SPECIALS = {BOS: b"<s>", EOS: b"</s>", EOT: b"<eot>", SUPPRESSED: b"<never>", N_VOCAB - 1: b"<pad>"}
 _OTHERS = {THE: b" the", EMOJI_HEAD: b"\xf0\x9f", EMOJI_TAIL: b"\x98\x80"}
+_ADAPTED = 1000
 _PRIME = (1 << 61) - 1
 
 
@@ -193,6 +195,7 @@ class FakeChain:
 class FakeDecoder:
     """See `server.engine.backend.Decoder`. Seconds pass on `clock` alone: `base_s` a ubatch, `row_s` a row.
 
+    A token that was computed under other adapters is another one to the model from then on.
     `failures` are raised by the next decodes, one each; an `EngineFailure` leaves the slots of its batch half computed.
     A batch of more than `max_rows` rows, or with one of `full_slots`, has no room; one with one of `bad_slots` fails.
     """
@@ -204,6 +207,7 @@ class FakeDecoder:
         n_batch: int = 64,
         n_outputs_max: int = 64,
         can_trim: bool = True,
+        n_adapters: int = 0,
         n_threads: int = 2,
         base_s: float = 0.01,
         row_s: float = 0.0005,
@@ -214,6 +218,8 @@ class FakeDecoder:
         self.n_outputs_max = n_outputs_max
         self.n_vocab = N_VOCAB
         self.n_threads = n_threads
+        self.n_adapters = n_adapters
+        self.adapters: tuple[float, ...] = ()
         self.threads: int | None = None
         self.can_trim = can_trim
         self.batch = Batch.with_capacity(n_batch)
@@ -241,13 +247,17 @@ class FakeDecoder:
         self._now_s += seconds
 
     def tokens(self, slot: int) -> list[int]:
-        return list(self._slots[slot])
+        return [value % _ADAPTED for value in self._slots[slot]]
 
     # --- decode -----------------------------------------------------------------------------------------------------
 
     def set_threads(self, n_threads: int | None) -> None:
         assert n_threads is None or 1 <= n_threads <= self.n_threads
         self.threads = n_threads
+
+    def set_adapters(self, scales: tuple[float, ...]) -> None:
+        assert len(scales) in (0, self.n_adapters)
+        self.adapters = scales
 
     def decode(self) -> float:
         self.before_decode()
@@ -299,7 +309,9 @@ class FakeDecoder:
         slot = int(batch.seq_id[row])
         token = int(batch.token[row])
         assert 0 <= token < self.n_vocab
-        self._slots[slot].append(token)
+        self._slots[slot].append(
+            token + _ADAPTED * (zlib.crc32(repr(self.adapters).encode()) % 1000 if any(self.adapters) else 0)
+        )
         if batch.output[row]:
             output = len(self._output_of_row)
             self._logits[output] = self.logits_after(self._slots[slot])

@@ -9,7 +9,7 @@ import pytest
 
 from server.api.app import create_app
 from server.api.settings import ApiConfig
-from tests.api_client import error_of, ring_of, running
+from tests.api_client import FakeModels, error_of, ring_of, running
 from tests.fake_engine import FakeEngine, FakeState, FakeText
 
 
@@ -208,7 +208,7 @@ async def test_without_configured_keys_any_header_is_fine(value: str) -> None:
 
 
 async def test_every_route_with_a_body_is_documented_with_examples_that_work() -> None:
-    async with running() as api:
+    async with running(models=FakeModels()) as api:
         document = (await api.http.get("/openapi.json")).json()
         posts = {path: item["post"] for path, item in document["paths"].items() if "post" in item}
         assert {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"} <= set(posts)

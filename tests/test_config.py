@@ -222,6 +222,7 @@ class TestTable:
 
 _CANDIDATES = (
     "2048",
+    "2,5",
     "2",
     "true",
     "false",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.host_cache import HostCache, Kept
-from server.engine.messages import CacheSource
+from server.engine.messages import CacheSource, Realm
 from server.engine.prefix_cache import PrefixCache
 from server.errors import EngineFailure
 from tests.fake_llama import FakeDecoder, make_engine, make_request, run_alone
@@ -23,31 +23,34 @@ def state(n: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     return np.zeros(n, np.uint8)
 
 
+NOBODY: Realm = ("", ())
+
+
 def test_the_longest_beginning_is_found() -> None:
     cache = HostCache(1000)
     for text in ("abc", "abd", "x"):
         cache.insert(Kept(tokens(text), state(10)))
-    found = cache.match(tokens("abdx"), "", only_whole=False)
+    found = cache.match(tokens("abdx"), NOBODY, only_whole=False)
     assert found is not None
     assert (found[0].tokens, found[1]) == (tokens("abd"), 3)
-    assert cache.match(tokens("zzz"), "", only_whole=False) is None
+    assert cache.match(tokens("zzz"), NOBODY, only_whole=False) is None
 
 
 def test_another_namespaces_entries_are_not_found() -> None:
     cache = HostCache(1000)
-    cache.insert(Kept(tokens("abc"), state(10), "them"))
-    assert cache.match(tokens("abcd"), "me", only_whole=False) is None
-    assert not cache.holds(tokens("abc"), "me")
-    cache.insert(Kept(tokens("abcd"), state(10), "me"))
-    assert cache.holds(tokens("abc"), "them")
+    cache.insert(Kept(tokens("abc"), state(10), ("them", ())))
+    assert cache.match(tokens("abcd"), ("me", ()), only_whole=False) is None
+    assert not cache.holds(tokens("abc"), ("me", ()))
+    cache.insert(Kept(tokens("abcd"), state(10), ("me", ())))
+    assert cache.holds(tokens("abc"), ("them", ()))
     assert len(cache) == 2
 
 
 def test_a_cache_that_cannot_be_trimmed_needs_all_of_an_entry() -> None:
     cache = HostCache(1000)
     cache.insert(Kept(tokens("abcd"), state(10)))
-    assert cache.match(tokens("abcx"), "", only_whole=True) is None
-    assert cache.match(tokens("abcdx"), "", only_whole=True) is not None
+    assert cache.match(tokens("abcx"), NOBODY, only_whole=True) is None
+    assert cache.match(tokens("abcdx"), NOBODY, only_whole=True) is not None
 
 
 def test_what_goes_on_replaces_its_beginning() -> None:
@@ -55,8 +58,8 @@ def test_what_goes_on_replaces_its_beginning() -> None:
     cache.insert(Kept(tokens("ab"), state(10)))
     cache.insert(Kept(tokens("abc"), state(10)))
     assert len(cache) == 1
-    assert cache.holds(tokens("ab"), "")
-    assert not cache.holds(tokens("abcd"), "")
+    assert cache.holds(tokens("ab"), NOBODY)
+    assert not cache.holds(tokens("abcd"), NOBODY)
 
 
 @given(st.lists(st.tuples(st.text("ab", min_size=1, max_size=6), st.integers(1, 60)), max_size=30))
@@ -65,19 +68,19 @@ def test_the_budget_holds_and_the_latest_survives(entries: list[tuple[str, int]]
     for text, n_bytes in entries:
         cache.insert(Kept(tokens(text), state(n_bytes)))
         assert cache.n_bytes <= 100
-        assert cache.holds(tokens(text), "")
+        assert cache.holds(tokens(text), NOBODY)
 
 
 def test_the_least_recently_used_goes_first() -> None:
     cache = HostCache(20)
     cache.insert(Kept(tokens("a"), state(10)))
     cache.insert(Kept(tokens("b"), state(10)))
-    found = cache.match(tokens("a"), "", only_whole=False)
+    found = cache.match(tokens("a"), NOBODY, only_whole=False)
     assert found is not None
     cache.touch(found[0])
     cache.insert(Kept(tokens("c"), state(10)))
-    assert cache.holds(tokens("a"), "")
-    assert not cache.holds(tokens("b"), "")
+    assert cache.holds(tokens("a"), NOBODY)
+    assert not cache.holds(tokens("b"), NOBODY)
 
 
 def test_nothing_is_kept_without_a_budget() -> None:

@@ -500,6 +500,6 @@ def test_another_namespace_is_not_explained() -> None:
 def test_a_swapped_slot_takes_its_namespace_along() -> None:
     rig = Rig()
     running_at(rig, [0, 3])
-    rig.cache.slots[3].namespace = "them"
+    rig.cache.slots[3].realm = ("them", ())
     rig.cache._swap(rig.cache.slots[3], rig.cache.slots[1])
-    assert [slot.namespace for slot in rig.cache.slots] == ["", "them", "", ""]
+    assert [slot.realm[0] for slot in rig.cache.slots] == ["", "them", "", ""]

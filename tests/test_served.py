@@ -12,15 +12,14 @@ import httpx
 import pytest
 
 from server import daemon, sources
-from server.api.ports import Report
 from server.api.settings import ApiConfig
 from server.config import Config
 from server.engine.client import EngineClient, EngineState
 from server.engine.messages import LoadFailed, LoadProgress, Output
-from server.errors import EngineDown, EngineFailure, GgufdError, InvalidRequest, ModelError, Unavailable
+from server.errors import EngineDown, EngineFailure, InvalidRequest, ModelError, Unavailable
 from server.hub import ModelFile
 from server.served import Models, OnProgress, Served, changed
-from tests.api_client import error_of, parse_events, running
+from tests.api_client import FakeModels, error_of, parse_events, running
 from tests.fake_llama import InprocSpawn, inproc_client, make_request
 from tests.live_server import live_server
 
@@ -219,25 +218,6 @@ class TestSettings:
         with pytest.raises(InvalidRequest, match=words) as caught:
             changed(CONFIG, settings)
         assert caught.value.param == param
-
-
-class FakeModels:
-    """Reports three steps, or ends with `error` after the first `error_after`."""
-
-    def __init__(self, error: GgufdError | None = None, error_after: int = 0) -> None:
-        self.error, self.error_after = error, error_after
-        self.settings: dict[str, Any] = {}
-
-    def bind(self, show: Any) -> None:
-        self.show = show
-
-    async def change(self, settings: Any, report: Report) -> None:
-        self.settings = settings
-        for i, (stage, share) in enumerate([("finding", None), ("loading", 0.5), ("loading", 1.0)]):
-            if self.error is not None and i == self.error_after:
-                raise self.error
-            report(stage, share)
-            await asyncio.sleep(0)
 
 
 class TestRoute:

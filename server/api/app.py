@@ -18,8 +18,10 @@ from starlette.responses import Response
 
 from server import __version__
 from server.api import embeddings, front, kobold, loading, ollama, ooba, ops, tabby, tokens, vllm
+from server.api.adapters import Adapters
 from server.api.auth import DOCS_FILES, KeyMiddleware
 from server.api.docs import Documentation
+from server.api.llamacpp import adapters as lora_adapters
 from server.api.llamacpp import completion, props
 from server.api.openai import chat, completions
 from server.api.openai import models as model_list
@@ -51,7 +53,7 @@ def create_app(engine: Engine, text: Text, config: ApiConfig, models: Models | N
     responses = ResponseStore(
         config.responses_path, max_count=config.max_responses, max_bytes=config.max_responses_bytes
     )
-    app.state.services = Services(engine, text, config, models=models, responses=responses)
+    app.state.services = Services(engine, text, config, Adapters(config), models=models, responses=responses)
     if models is not None:
         models.bind(functools.partial(_serve, app))
     app.openapi = Documentation(app, has_keys=config.keys is not None)  # type: ignore[method-assign]
@@ -69,7 +71,9 @@ def create_app(engine: Engine, text: Text, config: ApiConfig, models: Models | N
 
 def _serve(app: FastAPI, engine: Engine, text: Text, config: ApiConfig) -> None:
     """From the next request on; those under way keep the services that they began with."""
-    app.state.services = dataclasses.replace(app.state.services, engine=engine, text=text, config=config)
+    app.state.services = dataclasses.replace(
+        app.state.services, engine=engine, text=text, config=config, adapters=Adapters(config)
+    )
 
 
 def _add_routes(app: FastAPI) -> None:
@@ -81,7 +85,7 @@ def _add_routes(app: FastAPI) -> None:
         app.include_router(router, include_in_schema=False)
     app.include_router(tokens.router)
     app.include_router(tokens.router, prefix="/v1", include_in_schema=False)
-    families = (completion, props, ooba, tabby, vllm, ollama, embeddings)
+    families = (completion, props, lora_adapters, ooba, tabby, vllm, ollama, embeddings)
     for family in families:
         app.include_router(family.router)
     app.include_router(kobold.classic, prefix="/api/v1")

@@ -31,6 +31,14 @@ async def read_optional_json(request: Request, max_bytes: int) -> JsonObject:
     return parse_json(raw) if raw.strip() else {}
 
 
+async def read_array(request: Request, max_bytes: int) -> list[Any]:
+    """The body as a JSON array. Raises `PayloadTooLarge` or `InvalidRequest`."""
+    value = _parse(await _read_bytes(request, max_bytes), "array")
+    if not isinstance(value, list):
+        raise InvalidRequest(f"The request body must be a JSON array, not {_kind(value)}.")
+    return value
+
+
 async def _read_bytes(request: Request, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
@@ -49,16 +57,22 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
 
 def parse_json(raw: bytes) -> JsonObject:
     """The JSON object that `raw` holds. Raises `InvalidRequest` for anything else."""
+    value = _parse(raw, "object")
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"The request body must be a JSON object, not {_kind(value)}.")
+    return value
+
+
+def _parse(raw: bytes, expected: str) -> Any:
+    """The JSON that `raw` holds, safe to walk through. Raises `InvalidRequest` for what is none."""
     if not raw.strip():
-        raise InvalidRequest("The request body is empty. Expected a JSON object.")
+        raise InvalidRequest(f"The request body is empty. Expected a JSON {expected}.")
     try:
         value = json.loads(raw, parse_constant=_refuse_constant)
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"The request body must be a JSON object, not {_kind(value)}.")
     _check_depth(value)
     # Bytes that are valid UTF-8 hold no surrogate; only an escape can make one.
     if b"\\ud" in raw.lower():
@@ -71,7 +85,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _kind(value: object) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 
 
@@ -79,7 +93,7 @@ def _too_deep() -> InvalidRequest:
     return InvalidRequest(f"The request body is nested too deeply: at most {MAX_DEPTH} levels are read.")
 
 
-def _check_depth(value: JsonObject) -> None:
+def _check_depth(value: Any) -> None:
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [child for parent in level for child in _children(parent) if isinstance(child, (dict, list))]
@@ -92,7 +106,7 @@ def _children(parent: Any) -> Any:
     return parent.values() if isinstance(parent, dict) else parent
 
 
-def _check_surrogates(body: JsonObject) -> None:
+def _check_surrogates(body: Any) -> None:
     for path, text in _strings("", body):
         try:
             text.encode()

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
 from server.api.auth import admin_only
 from server.api.body import JsonObject, read_json
+from server.api.docs import documented
 from server.api.openai.models import model_json
 from server.api.ports import Models, services_of
 from server.api.responses import body_of, json_response
@@ -21,7 +23,22 @@ from server.errors import GgufdError, InvalidRequest, Unsupported
 router = APIRouter(tags=["operations"])
 
 
-@router.post("/models/load", dependencies=[Depends(admin_only)])
+class LoadRequest(BaseModel):
+    """What to load; and settings for it, by their names in config.toml."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    stream: bool = True
+
+
+_EXAMPLES = {
+    "a file": {"model": "another.gguf", "ctx_size": 8192},
+    "from a hub, without a stream": {"model": "hf:OWNER/REPO:Q4_K_M", "stream": False},
+}
+
+
+@router.post("/models/load", dependencies=[Depends(admin_only)], **documented(LoadRequest, _EXAMPLES, streams=True))
 async def load(request: Request) -> Response:
     """Serve another model instead: `model`, as on the command line, and any other setting of [model] and [context].
 

@@ -41,7 +41,9 @@ class TokensRequest(BaseModel):
 @router.get("/model/info")
 async def model_info(request: Request) -> Response:
     """The model's name."""
-    return json_response({"model_name": services_of(request).config.model_id, "lora_names": [], "loader": "llama.cpp"})
+    services = services_of(request)
+    loras = services.adapters.names
+    return json_response({"model_name": services.config.model_id, "lora_names": loras, "loader": "llama.cpp"})
 
 
 @router.get("/model/list")

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 from starlette.requests import Request
 
 from server.api.activity import Activity
+from server.api.adapters import Adapters
 from server.api.openai.responses.store import ResponseStore
 from server.api.settings import ApiConfig
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
@@ -88,6 +89,7 @@ class Services:
     engine: Engine
     text: Text
     config: ApiConfig
+    adapters: Adapters
     activity: Activity = field(default_factory=Activity)
     models: Models | None = None
     responses: ResponseStore = field(default_factory=ResponseStore)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, With
 
 from server.api.accounts import account_of, check_priority, limits_of
 from server.api.activity import Owner
+from server.api.adapters import AdapterScale
 from server.api.constraints import ConstraintFields
 from server.api.explain import is_logged
 from server.api.ports import Services
@@ -82,6 +83,23 @@ class StreamOptions(BaseModel):
 _STREAM_OPTIONS = {"type": "object", "properties": {"include_usage": {"type": "boolean"}}}
 
 
+_LORA = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {"id": {"type": "integer"}, "scale": {"type": "number"}},
+        "required": ["id", "scale"],
+    },
+}
+Lora = Annotated[tuple[AdapterScale, ...], BeforeValidator(_as_tuple), WithJsonSchema(_LORA)]
+ModelName = Annotated[
+    str | None,
+    # There is one model, so whatever a client calls it is meant; but with an adapter's name behind it is told apart.
+    BeforeValidator(lambda value: value if isinstance(value, str) else None),
+    WithJsonSchema({"type": "string"}),
+]
+
+
 class GenerationFields(ConstraintFields):
     """Samplers, constraints, limits and bans of a request that generates."""
 
@@ -97,6 +115,8 @@ class GenerationFields(ConstraintFields):
     bans_case_sensitive: Bool = False
     return_progress: Bool = False
     explain_cache: Bool = False
+    lora: Lora | None = None
+    model: ModelName = None
     priority: Annotated[Int, Field(ge=-_MAX_PRIORITY, le=_MAX_PRIORITY)] = 0
 
     @property
@@ -176,6 +196,7 @@ async def engine_request(
         account=account_of(owner, services.config),
         limits=limits_of(owner, services.config),
         priority=fields.priority,
+        adapters=services.adapters.wanted(fields.lora, fields.model),
         max_queue_wait_s=services.config.max_queue_wait_s,
     )
 

@@ -14,6 +14,15 @@ CacheSharing = Literal["auto", "shared", "per-key"]
 
 
 @dataclass(frozen=True, slots=True)
+class LoraAdapter:
+    """A loaded adapter: its name, its file, and how much of it a request gets that does not say."""
+
+    name: str
+    path: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class ApiConfig:
     """Settings of the HTTP side.
 
@@ -33,6 +42,7 @@ class ApiConfig:
 
     model_id: str
     model_aliases: tuple[str, ...] = ()
+    adapters: tuple[LoraAdapter, ...] = ()
     keys: KeyRing | None = None
     cache_sharing: CacheSharing = "auto"
     max_body_bytes: int = 2_000_000

@@ -37,6 +37,7 @@ from server.engine.scheduler import Chunk, Scheduler, halves, n_rows
 from server.engine.sequence import Sent, Sequence, Status
 from server.engine.speculative import Lookup, Speculator
 from server.engine.threads import ThreadTuner
+from server.engine.turns import Turns
 from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueFull, QueueTimeout
 from server.llama.batch import NoRoomError
 
@@ -75,6 +76,7 @@ class Engine:
         self._clock = clock
         self._threads = ThreadTuner(decoder.n_threads)
         self._cache = PrefixCache(decoder, clock, n_cache_reuse=n_cache_reuse, cache_ram_bytes=cache_ram_bytes)
+        self._turns = Turns()
         self._speculator = Speculator(max_draft if decoder.can_trim else 0)
         self._running: list[Sequence] = []
         self._events: list[Event] = []
@@ -142,6 +144,8 @@ class Engine:
             raise InvalidRequest("a request needs at least one prompt token and one choice")
         if len(request.prompt) >= self._decoder.n_ctx:
             raise ContextLengthExceeded(len(request.prompt), self._decoder.n_ctx)
+        if len(request.adapters) not in (0, self._decoder.n_adapters):
+            raise InvalidRequest(f"there are {self._decoder.n_adapters} adapters", param="lora")
         if not all(0 <= token < self._decoder.n_vocab for token in request.prompt):
             raise InvalidRequest("a prompt token is not in the vocabulary", param="prompt")
 
@@ -151,8 +155,9 @@ class Engine:
         """Admit, compute one batch, sample, finish, compute vectors; returns what happened."""
         self._expire()
         self._admit()
+        turn = self._turns.next(self._running)
         self._guess()
-        plan = self._scheduler.schedule(self._running)
+        plan = self._scheduler.schedule(turn, is_watched=any(sequence.is_decoding for sequence in self._running))
         if plan:
             self._note_health(self._compute(plan))
             self._cache.close_holes(self._counters.step_s)
@@ -276,6 +281,7 @@ class Engine:
         n_decode = sum(chunk.n_tokens for chunk in plan if chunk.sequence.is_decoding)
         n_prefill = self._decoder.batch.n_rows - n_decode
         self._set_threads(n_decode, n_prefill)
+        self._decoder.set_adapters(plan[0].sequence.request.adapters)
         seconds = self._decoder.decode()
         self._counters.end(self._clock(), seconds)
         self._cache.note_decode()

@@ -9,17 +9,18 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 
+from server.engine.messages import Realm
 from server.engine.tokens import common_prefix
 from server.llama.batch import State
 
 
 @dataclass(slots=True, eq=False)
 class Kept:
-    """The state of a slot that held `tokens`, shape `[n_bytes]`; `asker` had them computed, in one `namespace`."""
+    """The state of a slot that held `tokens`, shape `[n_bytes]`; `asker` had them computed, in one `realm`."""
 
     tokens: array[int]
     state: State
-    namespace: str = ""
+    realm: Realm = ("", ())
     asker: str = ""
     last_used: int = 0
 
@@ -40,27 +41,27 @@ class HostCache:
     def n_bytes(self) -> int:
         return sum(len(entry.state) for entry in self._entries)
 
-    def match(self, tokens: array[int], namespace: str, *, only_whole: bool) -> tuple[Kept, int] | None:
-        """The entry of a namespace with the longest common beginning with `tokens`, and its length; None without one.
+    def match(self, tokens: array[int], realm: Realm, *, only_whole: bool) -> tuple[Kept, int] | None:
+        """The entry of a realm with the longest common beginning with `tokens`, and its length; None without one.
 
         With `only_whole` entries count only where all of their tokens begin `tokens`.
         """
         best: tuple[Kept, int] | None = None
-        for entry in self._of(namespace):
+        for entry in self._of(realm):
             n = common_prefix(entry.tokens, tokens)
             if n > (best[1] if best else 0) and not (only_whole and n < len(entry.tokens)):
                 best = (entry, n)
         return best
 
-    def holds(self, tokens: array[int], namespace: str) -> bool:
-        """Whether all of `tokens` begin some entry of a namespace."""
-        return any(common_prefix(entry.tokens, tokens) == len(tokens) for entry in self._of(namespace))
+    def holds(self, tokens: array[int], realm: Realm) -> bool:
+        """Whether all of `tokens` begin some entry of a realm."""
+        return any(common_prefix(entry.tokens, tokens) == len(tokens) for entry in self._of(realm))
 
     def insert(self, kept: Kept) -> None:
         """Keep a state, in place of those whose tokens only begin it; evict others to stay in the budget."""
         if len(kept.state) > self.max_bytes:
             return
-        for entry in self._of(kept.namespace):
+        for entry in self._of(kept.realm):
             if common_prefix(entry.tokens, kept.tokens) == len(entry.tokens):
                 self._entries.remove(entry)
         while self.n_bytes + len(kept.state) > self.max_bytes:
@@ -69,8 +70,8 @@ class HostCache:
         self._entries.append(kept)
         self.touch(kept)
 
-    def _of(self, namespace: str) -> list[Kept]:
-        return [entry for entry in self._entries if entry.namespace == namespace]
+    def _of(self, realm: Realm) -> list[Kept]:
+        return [entry for entry in self._entries if entry.realm == realm]
 
     def touch(self, entry: Kept) -> None:
         """The entry was used just now."""

@@ -33,7 +33,7 @@ _VECTOR_N_CTX = 2048
 """Longest text that becomes a vector when nobody says otherwise."""
 
 _MEMORY_SHARE = 0.8
-_BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
+_BUFFER = re.compile(r"(\S+)\s+(model|LoRA|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
 Report = Callable[[LoadProgress | LogLine | Notice], None]
@@ -301,7 +301,7 @@ class _LoadLog:
 
     def start_counting(self) -> None:
         """Forget the buffers of calibration contexts; those of the weights stay."""
-        self.buffers = [line for line in self.buffers if " model " in line]
+        self.buffers = [line for line in self.buffers if " model " in line or " LoRA " in line]
         self.memory_bytes = 0
         for line in self.buffers:
             self._count(line)

@@ -98,6 +98,14 @@ class SamplingParams:
     grammar: Grammar | None = None
 
 
+Scales = tuple[float, ...]
+"""How much of every LoRA adapter is added, in the order in which they were loaded; empty for the model alone."""
+
+
+Realm = tuple[str, Scales]
+"""Within which computed tokens are worth the same: whose they may be, and under which adapters they were computed."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One prompt, `n` sequences that continue it.
@@ -111,6 +119,7 @@ class EngineRequest:
     own requests, lower first. What was computed is reused within one `namespace` only. `explain_cache` asks for
     `Usage.cache`, in which only what the same `asker` had computed is told: a person, as well as the API can tell them
     apart.
+    `adapters` are the scales of the LoRA adapters, all of them or none.
     """
 
     request_id: int
@@ -134,7 +143,13 @@ class EngineRequest:
     account: str = ""
     limits: Limits = field(default_factory=Limits)
     priority: int = 0
+    adapters: Scales = ()
     max_queue_wait_s: float | None = None
+
+    @property
+    def realm(self) -> Realm:
+        """Where what this request computes may be reused."""
+        return self.namespace, self.adapters
 
 
 @dataclass(frozen=True, slots=True)

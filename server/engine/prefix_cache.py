@@ -5,8 +5,9 @@ A slot is locked while a sequence runs in it and keeps the computed tokens as ca
     tokens of a running sequence   [0, n_past) in the slot   [n_past, len) not yet
     tokens of an idle slot         [0, len) in the slot
 
-Matching compares tokens, never hashes, and stays within a namespace: the time of a first token tells whether somebody
-has asked the same before. Every reuse, copy and move ends with a check of llama.cpp's own count.
+Matching compares tokens, never hashes, and stays within a realm: other adapters compute other states, and the time of a
+first token tells whether somebody has asked the same before. Every reuse, copy and move ends with a check of
+llama.cpp's own count.
 
 Running slots should be neighbours: rows of consecutive slots are computed together, a hole costs a whole pass over
 the weights (measured: 4 rows of neighbours 9.9 ms, of slots 0, 4, 8, 12 17.8 ms). Moving a sequence costs a copy of
@@ -26,7 +27,7 @@ from typing import NamedTuple
 from server.engine.backend import Decoder
 from server.engine.chunk_reuse import Move, plan_moves
 from server.engine.host_cache import HostCache, Kept
-from server.engine.messages import CacheDifference, CacheReport, CacheSource
+from server.engine.messages import CacheDifference, CacheReport, CacheSource, Realm
 from server.engine.sequence import Sequence
 from server.engine.tokens import common_prefix
 from server.errors import EngineFailure
@@ -56,7 +57,7 @@ class Slot:
     tokens: array[int] = field(default_factory=lambda: array("i"))
     sequence: Sequence | None = None
     last_used: int = 0
-    namespace: str = ""
+    realm: Realm = ("", ())
     asker: str = ""
 
     @property
@@ -141,7 +142,7 @@ class PrefixCache:
     def _usable(self, slot: Slot, sequence: Sequence) -> int:
         if sequence.request.prompt_logprobs or slot.n_computed == 0 or slot.index in self._shifted:
             return 0
-        if slot.namespace != sequence.request.namespace:
+        if slot.realm != sequence.request.realm:
             return 0
         n_common = common_prefix(slot.computed, sequence.tokens)
         # A cache that cannot drop its tail is of use only to a prompt that goes on where it ends.
@@ -157,7 +158,7 @@ class PrefixCache:
         for slot in self.running:
             leader = slot.sequence
             assert leader is not None
-            if slot.namespace == sequence.request.namespace and _is_reading(leader):
+            if slot.realm == sequence.request.realm and _is_reading(leader):
                 promised = min(limit, common_prefix(leader.tokens, sequence.tokens))
                 if promised >= best + _MIN_SHARED_TOKENS and promised > leader.n_past:
                     return True
@@ -193,8 +194,8 @@ class PrefixCache:
         """Bring back a chat from host RAM, into the slot that is missed least, when that saves computing it again."""
         if self.host.max_bytes == 0 or sequence.request.prompt_logprobs:
             return False
-        namespace = sequence.request.namespace
-        found = self.host.match(sequence.tokens, namespace, only_whole=not self._decoder.can_trim)
+        realm = sequence.request.realm
+        found = self.host.match(sequence.tokens, realm, only_whole=not self._decoder.can_trim)
         if found is None or found[1] < self.match(sequence)[0].n_common + _MIN_SHARED_TOKENS:
             return False
         slot = self._victim()
@@ -212,7 +213,7 @@ class PrefixCache:
         start = self._clock()
         self._decoder.set_state(slot.index, entry.state)
         slot.tokens = entry.tokens[:]
-        slot.namespace, slot.asker = entry.namespace, entry.asker
+        slot.realm, slot.asker = entry.realm, entry.asker
         self.host.touch(entry)
         self._touch(slot)
         self._measure_copy(len(entry.state), len(entry.tokens), self._clock() - start)
@@ -231,9 +232,9 @@ class PrefixCache:
         """Keep in host RAM what an idle slot is about to lose, unless it is kept there already."""
         if self.host.max_bytes == 0 or slot.n_computed < _MIN_SAVED_TOKENS or slot.index in self._shifted:
             return
-        if not self.host.holds(slot.tokens, slot.namespace):
+        if not self.host.holds(slot.tokens, slot.realm):
             state = self._decoder.get_state(slot.index)
-            self.host.insert(Kept(slot.tokens[:], state, slot.namespace, slot.asker))
+            self.host.insert(Kept(slot.tokens[:], state, slot.realm, slot.asker))
 
     def _difference(self, sequence: Sequence) -> CacheDifference | None:
         """Where the prompt leaves what the best matching slot holds; of equal ones the asker's own, then the latest."""
@@ -241,7 +242,7 @@ class PrefixCache:
         kept = [
             (common_prefix(slot.computed, sequence.tokens), slot)
             for slot in self.slots
-            if slot.n_computed and slot.namespace == sequence.request.namespace
+            if slot.n_computed and slot.realm == sequence.request.realm
         ]
         if not kept:
             return None
@@ -260,7 +261,7 @@ class PrefixCache:
         n_reuse = self._keep(target, n_reuse + n_moved)
         target.tokens = array("i")
         target.sequence = sequence
-        target.namespace, target.asker = sequence.request.namespace, sequence.request.asker
+        target.realm, target.asker = sequence.request.realm, sequence.request.asker
         self._touch(target)
         sequence.slot = target.index
         sequence.n_past = sequence.n_cached = n_reuse
@@ -436,7 +437,7 @@ class PrefixCache:
         idle.sequence, running.sequence = sequence, None
         running.tokens, idle.tokens = idle.tokens, array("i")
         running.last_used, idle.last_used = idle.last_used, running.last_used
-        running.namespace, idle.namespace = idle.namespace, running.namespace
+        running.realm, idle.realm = idle.realm, running.realm
         running.asker, idle.asker = idle.asker, running.asker
         sequence.slot = idle.index
         n_bytes = len(moving) + (len(staying) if staying is not None else 0)

@@ -86,12 +86,15 @@ class Scheduler:
         self._max_gap_s = max_gap_ms / 1000
         self.step_time = StepTime()
 
-    def schedule(self, running: Iterable[Sequence]) -> list[Chunk]:
-        """The chunks of the next batch, by ascending slot."""
+    def schedule(self, running: Iterable[Sequence], *, is_watched: bool = False) -> list[Chunk]:
+        """The chunks of the next batch, by ascending slot.
+
+        `is_watched` says that somebody waits for a token, if not in this batch.
+        """
         sequences = list(running)
         decoding = [_decode_chunk(sequence) for sequence in sequences if sequence.is_decoding]
         n_decode = sum(chunk.n_tokens for chunk in decoding)
-        budget = self.token_budget(n_decode=n_decode)
+        budget = self.token_budget(n_decode=n_decode, is_watched=is_watched)
         n_outputs_left = self._n_outputs_max - n_decode
         prefill: list[Chunk] = []
         reading = [sequence for sequence in sequences if not sequence.is_decoding]
@@ -109,13 +112,14 @@ class Scheduler:
         """Seconds that other work may take after a step of `step_s`; None when nobody waits for the next one."""
         return max(0.0, self._max_gap_s - step_s) if is_writing else None
 
-    def token_budget(self, *, n_decode: int) -> int:
+    def token_budget(self, *, n_decode: int, is_watched: bool = False) -> int:
         """Tokens of prefill that the next step may compute beside `n_decode` rows."""
+        is_alone = n_decode == 0 and not is_watched
         room = self._n_batch - n_decode
         per_token = self.step_time.prefill_s_per_token
         if per_token == 0:
-            return min(room, self._n_ubatch if n_decode == 0 else 2 * _MIN_CHUNK)
-        if n_decode == 0:
+            return min(room, self._n_ubatch if is_alone else 2 * _MIN_CHUNK)
+        if is_alone:
             affordable = int(_ALONE_GAPS * self._max_gap_s / per_token)
             # Whole tiles of the matrix kernels: 64 rows and their multiples are computed best.
             return min(room, max(_TILE, min(self._n_ubatch, affordable // _TILE * _TILE)))

@@ -16,6 +16,7 @@ import llama_cpp
 import numpy as np
 
 from server.errors import EngineFailure, ModelError
+from server.llama.adapters import put_control_vectors_over
 from server.llama.batch import Batch, Logits, NoRoomError, State
 from server.llama.model import Model
 from server.llama.params import ContextParams
@@ -64,6 +65,10 @@ class Context:
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._batch = NativeBatch(self.n_batch)
         self._logits: tuple[int, int, Logits] | None = None
+        self._scales: tuple[float, ...] = ()
+        vectors = model.params.control_vectors
+        if vectors:
+            put_control_vectors_over(self.handle, vectors, model.params.control_layers, model.n_embd, model.n_layer)
 
     def close(self) -> None:
         if self.handle:
@@ -81,6 +86,17 @@ class Context:
             self._n_threads_now = n_threads
             n_batch = n_threads or self.params.n_threads_batch or self.n_threads
             llama_cpp.llama_set_n_threads(self.handle, n_threads or self.n_threads, n_batch)
+
+    @property
+    def n_adapters(self) -> int:
+        """LoRA adapters that there are."""
+        return len(self.model.adapters)
+
+    def set_adapters(self, scales: tuple[float, ...]) -> None:
+        """The scale of every LoRA adapter in the next decodes; empty for the model alone."""
+        if scales != self._scales:
+            self._scales = scales
+            self.model.adapters.put_over(self.handle, scales)
 
     @property
     def can_trim(self) -> bool:

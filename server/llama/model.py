@@ -15,6 +15,7 @@ from typing import Any
 import llama_cpp
 
 from server.errors import ModelError
+from server.llama.adapters import Adapters
 from server.llama.overrides import native_overrides
 from server.llama.params import ModelParams, Pooling
 
@@ -49,6 +50,8 @@ class Model:
         if not self.handle:
             raise ModelError(f"llama.cpp could not load {params.path}")
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
+        # Before any context: its graphs are sized by what there is.
+        self.adapters = Adapters(self.handle, () if params.vocab_only or params.no_alloc else params.loras)
 
     def close(self) -> None:
         if self.handle:

@@ -15,12 +15,22 @@ Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
 
 @dataclass(frozen=True, slots=True)
+class ControlVector:
+    """A file of directions, and how much of them is added."""
+
+    path: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelParams:
     """How to load one GGUF; names are llama-server's.
 
     `n_gpu_layers` None means all layers that the build can offload. `tensor_split` is the share of each device.
     Of the first `n_cpu_moe` layers the experts stay in RAM, None leaves it to the loader; `overrides` are
     `(pattern of tensor names, buffer)`, and go before.
+    `loras` are files of adapters; a request says which it wants, and how much. `control_vectors` are always added, to
+    the layers of `control_layers`, first and last; None is all.
     `no_alloc` reads no weights and takes no memory: llama.cpp only says in its log what it would take (`mmap` off).
     """
 
@@ -35,6 +45,9 @@ class ModelParams:
     no_alloc: bool = False
     n_cpu_moe: int | None = None
     overrides: tuple[tuple[str, str], ...] = ()
+    loras: tuple[str, ...] = ()
+    control_vectors: tuple[ControlVector, ...] = ()
+    control_layers: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,9 +139,3 @@ async def apply_template(request: Request) -> Response:
         )
     )
     return json_response({"prompt": rendered.text, "n_tokens": len(rendered.tokens), "repairs": list(rendered.repairs)})
-
-
-@router.get("/lora-adapters")
-async def lora_adapters(request: Request) -> Response:
-    """No adapter is loaded."""
-    return json_response([])

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the one model, under the name that was configured or the file's."""
+"""`GET /v1/models`: the one model, under the name that was configured or the file's, alone and with each adapter."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ router = APIRouter(tags=["OpenAI"])
 
 @router.get("/models")
 async def list_models(request: Request) -> Response:
-    """The models that are served: one."""
-    return json_response({"object": "list", "data": [model_json(services_of(request))]})
+    """The model that is served, and the same with each LoRA adapter."""
+    services = services_of(request)
+    adapted = [_adapted_json(services, name) for name in services.adapters.model_names]
+    return json_response({"object": "list", "data": [model_json(services), *adapted]})
 
 
 @router.get("/models/{model_id:path}")
 async def get_model(request: Request, model_id: str) -> Response:
     """One model by its id."""
     services = services_of(request)
+    if model_id in services.adapters.model_names:
+        return json_response(_adapted_json(services, model_id))
     if model_id not in (services.config.model_id, *services.config.model_aliases):
         raise NotFound(
             f"There is no model {model_id[:100]!r} here. This server has '{services.config.model_id}'.", param="model"
@@ -32,7 +36,7 @@ async def get_model(request: Request, model_id: str) -> Response:
 
 
 def model_json(services: Services) -> dict[str, Any]:
-    """The model as OpenAI lists it; `meta` as llama-server does, once it is loaded."""
+    """The model as OpenAI lists it; `meta` as llama-server does and some more, once it is loaded."""
     config = services.config
     return {
         "id": config.model_id,
@@ -42,6 +46,11 @@ def model_json(services: Services) -> dict[str, Any]:
         "aliases": list(config.model_aliases),
         "meta": _meta(services),
     }
+
+
+def _adapted_json(services: Services, name: str) -> dict[str, Any]:
+    """The model under an adapter, which is asked for by this name."""
+    return {**model_json(services), "id": name, "aliases": [], "parent": services.config.model_id}
 
 
 def _meta(services: Services) -> dict[str, Any] | None:

@@ -1,0 +1,56 @@
+"""LoRA adapters and control vectors as the settings name them: files and scales, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from server.api.settings import LoraAdapter
+from server.config import Config
+from server.errors import ConfigError
+from server.hub import ModelFile
+from server.llama import adapter_files, gguf
+from server.llama.params import ControlVector
+
+
+def loras_of(config: Config) -> tuple[LoraAdapter, ...]:
+    """Every adapter with the scale that requests get which do not say. Raises ConfigError where two share a name."""
+    settings = config.model
+    named = [*((path, 1.0) for path in settings.lora), *map(_scaled, settings.lora_scaled)]
+    made = [
+        LoraAdapter(Path(path).stem, path, 0.0 if settings.lora_init_without_apply else scale) for path, scale in named
+    ]
+    names = [one.name for one in made]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"--lora: two adapters are called {twice}; a request could not tell them apart")
+    return tuple(made)
+
+
+def control_vectors_of(config: Config) -> tuple[ControlVector, ...]:
+    """Every control vector with its scale."""
+    settings = config.model
+    plain = [ControlVector(path) for path in settings.control_vector]
+    return (*plain, *(ControlVector(*_scaled(text)) for text in settings.control_vector_scaled))
+
+
+def _scaled(text: str) -> tuple[str, float]:
+    """FILE:SCALE; the config has checked it."""
+    path, _, scale = text.rpartition(":")
+    return path, float(scale)
+
+
+def check(config: Config, model: ModelFile) -> None:
+    """Raises ModelError, one line, where a file is no adapter or no control vector for this model."""
+    loras, vectors = loras_of(config), control_vectors_of(config)
+    if not loras and not vectors:
+        return
+    header = gguf.read(_parts(model))
+    for lora in loras:
+        adapter_files.check_lora(lora.path, header)
+    for vector in vectors:
+        adapter_files.check_control_vector(vector.path, header)
+
+
+def _parts(model: ModelFile) -> Sequence[Path]:
+    return gguf.parts_of(model.path)
