@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from server.chat.planner import AnswerPlanner
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
 from server.engine.messages import (
     Admitted,
@@ -278,6 +279,12 @@ class FakeStream:
         return Output(request.request_id, index, text, tokens, logprobs, finish)
 
 
+def _prepare_schema(schema: str) -> str:
+    if "nonsense" in schema:
+        raise InvalidRequest("no such type", param="grammar")
+    return schema
+
+
 def _logprob(token: int, logprob: float, n: int) -> TokenLogprob:
     others = [(other, piece(other), logprob - 1 - place) for place, other in enumerate(range(97, 97 + n - 1))]
     top = ((token, piece(token), logprob), *others) if n else ()
@@ -285,11 +292,18 @@ def _logprob(token: int, logprob: float, n: int) -> TokenLogprob:
 
 
 class FakeText:
-    """The text process over bytes. Its template writes `role: content` lines; system messages come first."""
+    """The text process over bytes. Its template writes `role: content` lines, then `opened`.
 
-    def __init__(self, *, adds_bos: bool = False, has_infill: bool = False, template: str = "fake") -> None:
+    `template` is what is looked at for marks of thoughts; it knows no tools.
+    """
+
+    def __init__(
+        self, *, adds_bos: bool = False, has_infill: bool = False, template: str = "fake", opened: str = ""
+    ) -> None:
         self.info = TextInfo(template, False, None, (), BOS, EOS, "<s>", "</s>", N_VOCAB, adds_bos, has_infill)
         self.chats: list[ChatPrompt] = []
+        self.opened = opened
+        self.planner = AnswerPlanner(template, lambda text: [text], _prepare_schema, knows_tools=False)
 
     async def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         tokens: list[int] = []
@@ -309,12 +323,22 @@ class FakeText:
 
     async def render(self, chat: ChatPrompt) -> RenderedChat:
         self.chats.append(chat)
+        asked, chat = chat, self.planner.prepare(chat)
         lines = [f"{message['role']}: {message['content']}" for message in chat.messages]
         is_continued = chat.messages[-1]["role"] == "assistant" and chat.continue_final_message is not False
-        text = "\n".join(lines) + ("" if is_continued else "\nassistant: ")
+        text = "\n".join(lines) + ("" if is_continued else f"\nassistant: {self.opened}")
         roles = [message["role"] for message in chat.messages]
         repairs = ("merge_same_role",) if any(a == b for a, b in itertools.pairwise(roles)) else ()
-        return RenderedChat(text, tuple(text.encode()), repairs)
+        plan = self.planner.plan(asked, text, str(chat.messages[-1]["content"]) if is_continued else "")
+        return RenderedChat(
+            text,
+            tuple(text.encode()),
+            (*repairs, *plan.loosened),
+            form=plan.form,
+            shown=plan.shown,
+            grammar=plan.grammar,
+            frame=plan.frame,
+        )
 
     async def check_grammar(self, grammar: Grammar) -> None:
         if grammar.kind is GrammarKind.JSON_SCHEMA:

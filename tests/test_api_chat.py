@@ -200,7 +200,6 @@ async def test_other_routes_refuse_foreign_biases() -> None:
             "messages[0].tool_calls",
             "invalid_value",
         ),
-        ({"messages": HELLO, "tools": [{"type": "function"}]}, "tools", "unsupported"),
         (
             {
                 "messages": HELLO,

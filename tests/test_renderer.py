@@ -111,7 +111,10 @@ def test_a_tool_result_becomes_the_users_where_tools_are_unknown() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     messages = (user("U"), {"role": "assistant", "content": None, "tool_calls": [call]})
     text, repairs = render(STRICT, *messages, {"role": "tool", "tool_call_id": "1", "content": "found"})
-    assert text == "[user]U</s>\n[assistant][calls look]</s>\n[user]found</s>\n[assistant]"
+    assert text == (
+        '[user]U</s>\n[assistant]<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call></s>\n'
+        "[user]<tool_response>\nfound\n</tool_response></s>\n[assistant]"
+    )
     assert "tool_to_user" in repairs
 
 

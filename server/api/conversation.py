@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from server.api.activity import Owner
 from server.api.explain import CacheExplainer
 from server.api.generation import Choice, Generation, collect, submit
 from server.api.openai.schemas import ChatRequest
+from server.api.openai.tools import check_choice
 from server.api.ports import Services
 from server.api.requests import check_n, engine_request
 from server.chat.answer import Answer
 from server.chat.parser import AnswerParser
-from server.chat.prompt import ChatPrompt, RenderedChat
+from server.chat.prompt import AnswerFormat, ChatPrompt, RenderedChat
 from server.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,9 @@ class Conversation:
         self.explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         self.n_logprobs = _n_logprobs(fields)
         self.headers: dict[str, str] = {}
+        self._form = AnswerFormat()
+        self._keeps_thinking = fields.reasoning_format == "none"
+        check_choice(fields.tools, fields.choice)
         check_n("n", fields.n, services.config.max_n)
 
     async def start(self) -> Generation:
@@ -36,6 +41,7 @@ class Conversation:
         services = self._services
         ready = services.require_ready()
         rendered = await self.render()
+        self._form = rendered.form
         self._report(rendered.repairs)
         self.explainer.add_prompt(rendered.text, self._fields.messages)
         request = await engine_request(
@@ -45,12 +51,13 @@ class Conversation:
             owner=self._owner,
             param=self._param,
             n_logprobs=self.n_logprobs,
+            rendered=rendered,
         )
         return await submit(services, [request], self._owner, self.explainer)
 
     def parser(self, index: int) -> AnswerParser:
         """A new parser for choice `index`, once the request was started."""
-        return AnswerParser()
+        return AnswerParser(self._form, keeps_thinking=self._keeps_thinking)
 
     async def answers(self) -> list[tuple[Answer, Choice]]:
         """Start, and wait for every choice."""
@@ -68,7 +75,10 @@ class Conversation:
             fields.messages,
             add_generation_prompt=fields.add_generation_prompt,
             continue_final_message=fields.continue_final_message,
-            template_kwargs=fields.template_kwargs,
+            template_kwargs=self._template_kwargs(),
+            tools=fields.tools,
+            tool_choice=fields.choice,
+            parallel_tool_calls=fields.parallel_tool_calls,
         )
         try:
             return await self._services.text.render(chat)
@@ -76,6 +86,16 @@ class Conversation:
             if error.param == "messages":
                 error.param = self._param
             raise
+
+    def _template_kwargs(self) -> dict[str, Any]:
+        """The template's variables; an effort of none is the variable that templates have for that."""
+        fields = self._fields
+        effort: dict[str, Any] = {}
+        if fields.reasoning_effort is not None:
+            effort = {"reasoning_effort": fields.reasoning_effort}
+        if fields.reasoning_effort == "none" or fields.reasoning_budget == 0:
+            effort = {"enable_thinking": False}
+        return {**effort, **fields.template_kwargs}
 
     def _report(self, repairs: tuple[str, ...]) -> None:
         if repairs:

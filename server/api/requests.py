@@ -5,6 +5,7 @@ All that can be refused without the engine is refused here. Knows no route and n
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -20,8 +21,10 @@ from server.api.ports import Services
 from server.api.recommended import recommended
 from server.api.sampling import Bool, Count, Int
 from server.api.settings import ApiConfig
+from server.chat.prompt import RenderedChat
+from server.chat.tools.grammar import BODY
 from server.engine.banned import check_bans
-from server.engine.messages import EngineRequest, Grammar
+from server.engine.messages import EngineRequest, Grammar, GrammarKind
 from server.errors import ContextLengthExceeded, InvalidRequest, Unsupported
 
 MAX_LOGPROBS = 128
@@ -154,6 +157,7 @@ async def engine_request(
     n: int | None = None,
     n_logprobs: int | None = None,
     prompt_logprobs: bool = False,
+    rendered: RenderedChat | None = None,
 ) -> EngineRequest:
     """The engine request for one prompt of tokens; `param` is what the client calls the prompt.
 
@@ -171,8 +175,11 @@ async def engine_request(
     check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
     check_bans(fields.banned_strings, fields.banned_regexes)
     check_priority(fields.priority, owner)
+    constraint_param = "tools" if sampling.grammar is None else fields.constraint_param
+    if rendered is not None:
+        sampling = dataclasses.replace(sampling, grammar=_whole_answer(sampling.grammar, rendered))
     if sampling.grammar is not None:
-        await _check_grammar(services, sampling.grammar, fields.constraint_param)
+        await _check_grammar(services, sampling.grammar, constraint_param)
     limit = services.config.max_tokens if fields.max_tokens is None else fields.max_tokens
     return EngineRequest(
         request_id=services.engine.new_request_id(),
@@ -185,6 +192,7 @@ async def engine_request(
         n_logprobs=n_logprobs,
         prompt_logprobs=prompt_logprobs,
         skip_special_tokens=fields.skip_special_tokens,
+        shown_tokens=frozenset(rendered.shown if rendered is not None else ()),
         banned_strings=fields.banned_strings,
         banned_regexes=fields.banned_regexes,
         bans_case_sensitive=fields.bans_case_sensitive,
@@ -213,6 +221,16 @@ def _namespace(config: ApiConfig, owner: Owner) -> str:
             return owner.key if has_others else ""
 
 
+def _whole_answer(content: Grammar | None, rendered: RenderedChat) -> Grammar | None:
+    """What holds an answer whose content is held by `content`: thoughts and calls have forms of their own."""
+    lark = rendered.grammar if content is None else rendered.frame
+    if lark is None:
+        return content
+    if content is None or BODY not in lark:
+        return Grammar(GrammarKind.LARK, lark)
+    return dataclasses.replace(content, frame=lark)
+
+
 async def _check_grammar(services: Services, grammar: Grammar, param: str) -> None:
     try:
         await services.text.check_grammar(grammar)
@@ -222,8 +240,6 @@ async def _check_grammar(services: Services, grammar: Grammar, param: str) -> No
 
 
 _LATER: Mapping[str, str] = {
-    "tools": "Tool calls are",
-    "functions": "Tool calls are",
     "image_data": "Images are",
     "images": "Images are",
 }

@@ -81,7 +81,7 @@ class TextCalls(ABC):
 
     async def check_grammar(self, grammar: Grammar) -> None:
         """Raises InvalidRequest unless the grammar can be enforced."""
-        await self._call(_GRAMMAR, grammar.kind.value, grammar.text)
+        await self._call(_GRAMMAR, grammar.kind.value, grammar.text, grammar.frame)
 
 
 @dataclass(slots=True)

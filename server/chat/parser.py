@@ -2,20 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from server.chat.answer import ContentDelta, Delta
+from server.chat.prompt import AnswerFormat
+from server.chat.reader import MalformedError, Reader, Steps
+from server.chat.thinking import Thinking, keep_thinking, read_thinking
+from server.chat.tools.families import BY_NAME
+from server.chat.writer import AnswerWriter, new_call_id
 
 
 class AnswerParser:
-    """Reads one answer. `is_plain` says that from here on all text is content, as it is."""
+    """Reads one answer. `is_plain` says that from here on all text is content, as it is.
 
-    def __init__(self) -> None:
-        self.is_plain = True
-        self.n_calls = 0
+    `keeps_thinking` leaves thoughts in the content, marks and all.
+    """
+
+    def __init__(
+        self,
+        form: AnswerFormat | None = None,
+        *,
+        keeps_thinking: bool = False,
+        new_id: Callable[[], str] = new_call_id,
+    ) -> None:
+        self._form = form or AnswerFormat()
+        self._keeps_thinking = keeps_thinking
+        self._reader = Reader()
+        self._answer = AnswerWriter(new_id)
+        self._steps = self._read()
+        self.is_plain = False
+        self._go_on()
+
+    @property
+    def n_calls(self) -> int:
+        """Calls so far."""
+        return self._answer.n_calls
 
     def feed(self, text: str) -> list[Delta]:
         """What is certain with `text` added."""
-        return [ContentDelta(text)] if text else []
+        if self.is_plain:
+            return [ContentDelta(text)] if text else []
+        self._reader.add(text)
+        self._go_on()
+        return self._answer.take()
 
     def finish(self) -> list[Delta]:
         """What is left at the end of the text."""
-        return []
+        if not self.is_plain:
+            self._reader.end()
+            self._go_on()
+        return self._answer.take()
+
+    def _go_on(self) -> None:
+        """Read until more text is needed, or until the rest is content."""
+        try:
+            next(self._steps)
+        except (StopIteration, MalformedError):
+            self.is_plain = True
+            self._answer.content(self._reader.unread())
+            self._answer.flush()
+
+    def _read(self) -> Steps[None]:
+        form = self._form
+        if form.closing:
+            read = keep_thinking if self._keeps_thinking else read_thinking
+            yield from read(self._reader, self._answer, Thinking(form.opening, form.closing), form.opened)
+        if form.tool_format:
+            yield from BY_NAME[form.tool_format].read(self._reader, self._answer, form.text_arguments)

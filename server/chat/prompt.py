@@ -43,6 +43,8 @@ class ChatPrompt:
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool = True
     documents: tuple[Mapping[str, Any], ...] = ()
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -50,25 +52,48 @@ class ChatPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    """How an answer is to be read.
+
+    `tool_format` is the name of the format that calls come in, "" when none can come. Thoughts stand between `opening`
+    and `closing`, both "" when there are none; `opened` is how the prompt has begun them, "" when it has not.
+    `text_arguments` are the arguments of each tool that are texts, for formats that do not say so themselves.
+    """
+
+    tool_format: str = ""
+    opening: str = ""
+    closing: str = ""
+    opened: str = ""
+    text_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class RenderedChat:
     """The prompt as text and as tokens, BOS once at most.
 
     `repairs` names what was changed in the conversation because the template refuses or drops its shape;
-    `is_fallback` says that the model has no template and ChatML was used.
+    `is_fallback` says that the model has no template and ChatML was used. `form` is how to read the answer, in which
+    the special tokens `shown` must be written out. `grammar` is Lark of the whole answer, None when it is free;
+    `frame` is the same round content that is constrained itself, which it calls `@body`.
     """
 
     text: str
     tokens: tuple[int, ...]
     repairs: tuple[str, ...] = ()
     is_fallback: bool = False
+    form: AnswerFormat = AnswerFormat()
+    shown: tuple[int, ...] = ()
+    grammar: str | None = None
+    frame: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TextParams:
-    """How to start the text process. `chat_template` replaces the one in the file; None keeps that."""
+    """How to start the text process. `chat_template` replaces the one in the file, `tool_format` what it looks like."""
 
     model: ModelParams
     chat_template: str | None = None
+    tool_format: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +102,8 @@ class TextInfo:
 
     `chat_template` is the text that is rendered, byte for byte; "" when the file has none and ChatML stands in
     (`is_fallback`). `template_error` says why the file's own template cannot be used at all, or is None.
-    `template_needs` names the repairs that this template needs, see `chat.repair`.
+    `template_needs` names the repairs that this template needs, see `chat.repair`. `tool_format` is the format that
+    calls come in; `has_thinking` says that the template knows of thoughts.
     """
 
     chat_template: str
@@ -91,3 +117,5 @@ class TextInfo:
     n_vocab: int
     adds_bos: bool
     has_infill: bool
+    tool_format: str = ""
+    has_thinking: bool = False

@@ -35,6 +35,20 @@ _TOOL_CALL = {
 }
 
 
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "probe_function",
+        "description": "Looks.",
+        "parameters": {
+            "type": "object",
+            "properties": {"probe": {"type": "integer", "description": "How deep."}},
+            "required": ["probe"],
+        },
+    },
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Probe:
     """Roles to try, and the repairs of which one may be needed for them, least invasive first."""
@@ -70,7 +84,8 @@ _PROBES = (
 class ChatRenderer:
     """Renders conversations with one template. `variables` are the template's own, as `bos_token`.
 
-    `needs` names the repairs that the probes found; `takes_parts` says that contents must be lists of parts.
+    `needs` names the repairs that the probes found; `takes_parts` says that contents must be lists of parts;
+    `knows_tools` that tools are written into the prompt.
     """
 
     def __init__(self, template: Template, variables: Mapping[str, str]) -> None:
@@ -81,6 +96,12 @@ class ChatRenderer:
         self.takes_arguments_as_text = False
         self.needs: frozenset[str] = frozenset()
         self._probe()
+        self.knows_tools = self._writes_tools()
+
+    @property
+    def source(self) -> str:
+        """The template's text."""
+        return self._template.source
 
     def render(self, chat: ChatPrompt) -> tuple[str, tuple[str, ...]]:
         """The prompt's text, and the names of the repairs.
@@ -144,9 +165,16 @@ class ChatRenderer:
         return message
 
     def _request_variables(self, chat: ChatPrompt) -> dict[str, Any]:
-        tools = {"tools": [_plain_value(tool) for tool in chat.tools]} if chat.tools else self._without_tools
+        tools = self._with_tools([_plain_value(tool) for tool in chat.tools]) if chat.tools else self._without_tools
         documents = [_plain_value(document) for document in chat.documents] or None
         return {**self._variables, "documents": documents, **chat.template_kwargs, **tools}
+
+    def _with_tools(self, tools: list[Any]) -> dict[str, Any]:
+        """The variables for tools; templates of the time before `tools` take them as a text."""
+        if "functions" not in self._without_tools:
+            return {"tools": tools}
+        functions = json.dumps([tool["function"] for tool in tools], ensure_ascii=False)
+        return {**self._without_tools, "tools": tools, "functions": functions}
 
     # --- what this template needs -------------------------------------------------------------------------------
 
@@ -164,6 +192,15 @@ class ChatRenderer:
                 return True
         self._without_tools, self.takes_parts = {"tools": None}, False
         return False
+
+    def _writes_tools(self) -> bool:
+        """Whether the template tells the model of tools."""
+        messages, _ = apply(list(_probe_messages("U")), self.needs)
+        variables = {**self._variables, "documents": None, **self._with_tools([_TOOL]), "add_generation_prompt": True}
+        try:
+            return str(_TOOL["function"]["name"]) in self._render(messages, variables)
+        except TemplateError:
+            return False
 
     def _learn(self, probe: _Probe) -> None:
         if "C" in probe.roles:
@@ -200,6 +237,12 @@ def _no_tools() -> tuple[dict[str, Any], ...]:
 def needed(renderer: ChatRenderer) -> tuple[str, ...]:
     """The repairs that the template needs, in the order of the ladder."""
     return tuple(name for name in LADDER if name in renderer.needs)
+
+
+def begun_answer(chat: ChatPrompt) -> str:
+    """The text of the last message when that is continued; the prompt ends with it."""
+    last = _plain(chat.messages[-1])
+    return str(last["content"]) if _continues(chat, last) else ""
 
 
 def _probe_messages(roles: str) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from server.chat.tools.generic import as_text
+
 Messages = list[dict[str, Any]]
 Repair = Callable[[Messages], Messages]
 
@@ -35,17 +37,7 @@ def unknown_to_user(messages: Messages) -> Messages:
 
 def tool_to_user(messages: Messages) -> Messages:
     """Results become what the user says, calls become what the assistant said."""
-    return [_without_calls(m) for m in messages]
-
-
-def _without_calls(message: dict[str, Any]) -> dict[str, Any]:
-    if message["role"] == "tool":
-        return {"role": "user", "content": message["content"]}
-    if not message.get("tool_calls"):
-        return message
-    names = (call.get("function", {}).get("name", "") for call in message["tool_calls"])
-    said = [message["content"], *(f"[calls {name}]" for name in names)]
-    return {"role": "assistant", "content": _JOINT.join(part for part in said if part)}
+    return [dict(as_text(m)) for m in messages]
 
 
 def drop_empty(messages: Messages) -> Messages:

@@ -7,16 +7,18 @@ vocabulary only, no weights. Knows nothing of processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
+from server.chat.planner import AnswerPlanner
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo, TextParams
-from server.chat.renderer import ChatRenderer, needed
+from server.chat.renderer import ChatRenderer, begun_answer, needed
 from server.chat.template import CHATML, Template, TemplateError
 from server.errors import InvalidRequest, ModelError, Unsupported
 from server.llama.grammar import build_tokenizer, check_grammar
 from server.llama.model import Model
 from server.llama.params import ModelParams
+from server.llama.schema import prepared
 
 _SPECIAL_TOKENS = {
     "unk_token": "tokenizer.ggml.unknown_token_id",
@@ -32,13 +34,20 @@ class TextModel:
     Raises ModelError when there is no vocabulary, or when the template that replaces the file's is no Jinja.
     """
 
-    def __init__(self, model: Model, chat_template: str | None = None) -> None:
+    def __init__(self, model: Model, chat_template: str | None = None, tool_format: str | None = None) -> None:
         if not model.has_vocab:
             raise ModelError(f"{model.params.path} carries no tokenizer; a model with one is needed.")
         self._model = model
         self._is_fallback = False
         self._template_error: str | None = None
         self._renderer = self._make_renderer(chat_template)
+        self._planner = AnswerPlanner(
+            self._renderer.source,
+            self._split,
+            self._prepare_schema,
+            knows_tools=self._renderer.knows_tools,
+            tool_format=tool_format,
+        )
         self.info = self._describe(chat_template)
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
@@ -94,13 +103,40 @@ class TextModel:
                 f"{self._template_error} Start the server with --chat-template-file, or use completions.",
                 param="messages",
             )
-        text, repairs = self._renderer.render(chat)
+        text, repairs = self._renderer.render(self._planner.prepare(chat))
         tokens = self._with_bos(self._tokenize(text, False, True))
-        return RenderedChat(text, tuple(tokens), repairs, self._is_fallback)
+        plan = self._planner.plan(chat, text, begun_answer(chat))
+        return RenderedChat(
+            text,
+            tuple(tokens),
+            (*repairs, *plan.loosened),
+            self._is_fallback,
+            form=plan.form,
+            shown=plan.shown,
+            grammar=plan.grammar,
+            frame=plan.frame,
+        )
 
-    def check_grammar(self, kind: str, text: str) -> None:
-        """Raises InvalidRequest unless the grammar can be enforced."""
-        check_grammar(kind, text, lambda: self._grammar_tokenizer)
+    def check_grammar(self, kind: str, text: str, frame: str = "") -> None:
+        """Raises InvalidRequest unless the grammar can be enforced, inside its frame if it has one."""
+        check_grammar(kind, text, lambda: self._grammar_tokenizer, frame=frame)
+
+    @lru_cache(maxsize=256)  # noqa: B019 - one text model lives as long as its process
+    def _prepare_schema(self, schema: str) -> str:
+        self.check_grammar("json_schema", schema)
+        return prepared(schema)
+
+    def _split(self, text: str) -> list[int | str]:
+        """The special tokens in a text, and what stands between them."""
+        parts: list[int | str] = []
+        for token in self._tokenize(text, False, True):
+            if not self._model.is_special(token):
+                continue
+            before, mark, after = text.partition(self._piece(token))
+            if mark:
+                parts += [before, token] if before else [token]
+                text = after
+        return [*parts, text] if text else parts
 
     @cached_property
     def _grammar_tokenizer(self) -> Any:
@@ -161,9 +197,13 @@ class TextModel:
             n_vocab=model.n_vocab,
             adds_bos=model.adds_bos,
             has_infill=model.infill_tokens is not None,
+            tool_format=self._planner.tool_format.name,
+            has_thinking=self._planner.thinking is not None,
         )
 
 
 def load(params: TextParams) -> TextModel:
     """The text model of a file; weights stay on disk, whatever the parameters say of them. Raises ModelError."""
-    return TextModel(Model(ModelParams(params.model.path, vocab_only=True, n_gpu_layers=0)), params.chat_template)
+    return TextModel(
+        Model(ModelParams(params.model.path, vocab_only=True, n_gpu_layers=0)), params.chat_template, params.tool_format
+    )

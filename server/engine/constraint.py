@@ -114,7 +114,7 @@ class GrammarCompiler:
     def _build(self, grammar: Grammar) -> Matcher:
         """On the thread. The first mask is the dearest, and copies share what it needs: computed here too."""
         kind = grammar.kind.value
-        matcher = Matcher(self._have_tokenizer(), compile_grammar(kind, grammar.text), kind=kind)
+        matcher = Matcher(self._have_tokenizer(), compile_grammar(kind, grammar.text, grammar.frame), kind=kind)
         matcher.check_start()
         return matcher
 

@@ -386,7 +386,8 @@ class Engine:
         sequence.tokens.append(token)
         self._counters.generated_tokens += 1
         self._queue.charge_token(sequence)
-        piece = self._vocabulary.piece(token, special=not request.skip_special_tokens)
+        is_shown = not request.skip_special_tokens or token in request.shown_tokens
+        piece = self._vocabulary.piece(token, special=is_shown)
         logprob = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
         delta = sequence.detokenizer.feed(piece, Sent(token, logprob))
         if sequence.guard is not None and not self._guard(sequence, sequence.guard):

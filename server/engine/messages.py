@@ -51,10 +51,14 @@ class GrammarKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A constraint on the output. Checked (`llama.grammar.check`) before it comes here."""
+    """A constraint on the output. Checked (`llama.grammar.check_grammar`) before it comes here.
+
+    `frame` is Lark of the whole output, in which `@body` is what `text` describes; "" when that is the whole.
+    """
 
     kind: GrammarKind
     text: str
+    frame: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,8 @@ class EngineRequest:
     end the text and are cut from it. `n_logprobs` None means none are wanted, else how many of the best besides
     the chosen one (0 is fine). `prompt_logprobs` asks for those of the prompt too (no prefix reuse then).
     `banned_strings` and `banned_regexes` are taken back before they are sent (`engine.banned`).
-    `skip_special_tokens` leaves control tokens out of the text. `min_tokens` keeps end tokens away until then.
+    `skip_special_tokens` leaves control tokens out of the text, but not `shown_tokens`. `min_tokens` keeps end tokens
+    away until then.
     `key` names who asked; `account` is who is charged, for fairness, within `limits`. `priority` orders an account's
     own requests, lower first. What was computed is reused within one `namespace` only. `explain_cache` asks for
     `Usage.cache`, in which only what the same `asker` had computed is told: a person, as well as the API can tell them
@@ -132,6 +137,7 @@ class EngineRequest:
     n_logprobs: int | None = None
     prompt_logprobs: bool = False
     skip_special_tokens: bool = True
+    shown_tokens: frozenset[int] = frozenset()
     banned_strings: tuple[str, ...] = ()
     banned_regexes: tuple[str, ...] = ()
     bans_case_sensitive: bool = False

@@ -7,6 +7,7 @@ nothing of where a grammar came from.
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Callable
@@ -53,11 +54,21 @@ _LIMITS = {
 }
 
 
-def compile_grammar(kind: str, text: str) -> str:
+def compile_grammar(kind: str, text: str, frame: str = "") -> str:
     """llguidance's form of a grammar; `kind` is "gbnf", "json_schema", "regex" or "lark".
 
-    Raises InvalidRequest that names what is wrong or cannot be translated.
+    `frame` is Lark of the whole output, in which `@body` is what `text` describes. Raises InvalidRequest that names
+    what is wrong or cannot be translated.
     """
+    compiled = _compile(kind, text)
+    if not frame:
+        return compiled
+    grammars = json.loads(compiled)["grammars"]
+    grammars[0]["name"] = "body"
+    return json.dumps({"grammars": [{"lark_grammar": frame}, *grammars]})
+
+
+def _compile(kind: str, text: str) -> str:
     _check_bounds(kind, text)
     from llguidance import LLMatcher
 
@@ -73,14 +84,14 @@ def compile_grammar(kind: str, text: str) -> str:
     raise InvalidRequest(f"Unknown kind of grammar {kind!r}.", param="grammar")
 
 
-def check_grammar(kind: str, text: str, build: Callable[[], Any] | None = None) -> None:
+def check_grammar(kind: str, text: str, build: Callable[[], Any] | None = None, *, frame: str = "") -> None:
     """Raises InvalidRequest unless the grammar can be enforced and allows at least one first token.
 
-    Only a Lark grammar can name tokens of the vocabulary; for that, `build` is asked for the model's tokenizer. All
-    others are checked against bytes, which costs no vocabulary.
+    Only Lark can name tokens of the vocabulary; for that, `build` is asked for the model's tokenizer. All else is
+    checked against bytes, which costs no vocabulary.
     """
-    tokenizer = build() if kind == "lark" and build is not None else _byte_tokenizer()
-    grammar = compile_grammar(kind, text)
+    tokenizer = build() if (frame or kind == "lark") and build is not None else _byte_tokenizer()
+    grammar = compile_grammar(kind, text, frame)
     try:
         Matcher(tokenizer, grammar, kind=kind).check_start()
     except InvalidRequest as error:

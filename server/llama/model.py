@@ -112,6 +112,15 @@ class Model:
     def is_control(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_control(self.vocab, token))
 
+    def is_special(self, token: int) -> bool:
+        """Whether a token is a mark and no text: a control token, or one that was added and looks like one."""
+        if self.is_control(token):
+            return True
+        attributes = llama_cpp.llama_vocab_get_attr(self.vocab, token)
+        piece = self.piece(token, special=True)
+        is_added = bool(attributes & llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED)
+        return is_added and piece.startswith(b"<") and piece.endswith(b">")
+
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`; `add_special` adds BOS/EOS as the model wants, `parse_special` reads `<|…|>` as tokens.
 

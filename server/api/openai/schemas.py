@@ -11,6 +11,7 @@ from server.api.openai.messages import read_messages
 from server.api.openai.tools import read_tool_choice, read_tools
 from server.api.requests import MAX_LOGPROBS, GenerationFields
 from server.api.sampling import Bool, Int
+from server.chat.prompt import ToolChoice
 
 Prompt = str | tuple[int, ...]
 
@@ -119,3 +120,8 @@ class ChatRequest(GenerationFields):
     reasoning_format: Literal["auto", "deepseek", "none"] | None = None
     reasoning_effort: Effort | None = None
     reasoning_budget: Annotated[Int, Field(ge=-1)] | None = None
+
+    @property
+    def choice(self) -> ToolChoice:
+        """Whether tools may be called; without a word they may."""
+        return ToolChoice() if self.tool_choice is None else self.tool_choice

@@ -1,0 +1,141 @@
+"""What the answer to a conversation will look like: how it is to be read, and what holds it to that.
+
+Decided from the template's text, once; and for each conversation from its tools and from how its prompt ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from server.chat.prompt import AnswerFormat, ChatPrompt, ToolMode
+from server.chat.thinking import USUAL, Thinking, opened_by, thinking_of
+from server.chat.tools.base import ToolFormat
+from server.chat.tools.families import BY_NAME, GENERIC, format_of
+from server.chat.tools.generic import as_text, tool_prompt, with_prompt
+from server.chat.tools.grammar import Calling, answer_grammar
+from server.chat.tools.rules import Rules, Tool, literal
+from server.errors import InvalidRequest
+
+Split = Callable[[str], Sequence[int | str]]
+"""A text as special tokens, and the texts between them."""
+
+ANY_ARGUMENTS = "any_arguments"
+"""What is told when a tool's schema cannot be enforced: its arguments are held to be a JSON object, no more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AnswerPlan:
+    """How to read an answer and what holds it; see `RenderedChat`."""
+
+    form: AnswerFormat
+    shown: tuple[int, ...]
+    grammar: str | None
+    frame: str | None
+    loosened: tuple[str, ...]
+
+
+class AnswerPlanner:
+    """Plans the answers of one model.
+
+    `knows_tools` says that the template writes tools into the prompt; `tool_format` overrides what it looks like.
+    `prepare_schema` gives a schema back as it can be enforced, both as JSON. Raises InvalidRequest when it cannot.
+    """
+
+    def __init__(
+        self,
+        template: str,
+        split: Split,
+        prepare_schema: Callable[[str], str],
+        *,
+        knows_tools: bool,
+        tool_format: str | None = None,
+    ) -> None:
+        self._split = split
+        self._prepare_schema = prepare_schema
+        self._known_thinking = thinking_of(template)
+        found = BY_NAME[tool_format] if tool_format else format_of(template)
+        self._is_generic = found is None or found is GENERIC or not knows_tools
+        self.tool_format: ToolFormat = GENERIC if self._is_generic or found is None else found
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """The marks round thoughts, None when the template knows of none."""
+        return self._known_thinking
+
+    def prepare(self, chat: ChatPrompt) -> ChatPrompt:
+        """The conversation as the template is to be given it."""
+        tools = () if chat.tool_choice.mode is ToolMode.NONE else chat.tools
+        if not self._is_generic:
+            return dataclasses.replace(chat, tools=tools)
+        messages = chat.messages
+        if tools:
+            is_required = chat.tool_choice.mode is ToolMode.REQUIRED
+            prompt = tool_prompt(tools, is_required=is_required, may_repeat=chat.parallel_tool_calls)
+            messages = with_prompt(messages, prompt)
+        if any(message.get("tool_calls") or message["role"] == "tool" for message in messages):
+            messages = tuple(as_text(message) for message in messages)
+        return dataclasses.replace(chat, messages=messages, tools=())
+
+    def plan(self, chat: ChatPrompt, prompt: str, begun: str) -> AnswerPlan:
+        """The answer to `chat`, whose prompt ends with `begun` where an answer is continued."""
+        thinking = self._known_thinking
+        opened = opened_by(thinking, prompt, begun) if thinking is not None else ""
+        calling = self._calling(chat)
+        marks = thinking or USUAL
+        form = AnswerFormat(
+            tool_format=calling.form.name if calling else "",
+            opening=marks.opening,
+            closing=marks.closing,
+            opened=opened,
+        )
+        if thinking is None and calling is None:
+            return AnswerPlan(form, (), None, None, ())
+        tools, loosened = self._tools(chat) if calling else ((), ())
+        grammars = [
+            answer_grammar(Rules(tools, self._mark), calling, thinking, is_inside=bool(opened), has_body=has_body)
+            for has_body in (False, True)
+        ]
+        return AnswerPlan(form, self._shown(calling, thinking), grammars[0] if calling else None, grammars[1], loosened)
+
+    def _calling(self, chat: ChatPrompt) -> Calling | None:
+        if not chat.tools or chat.tool_choice.mode is ToolMode.NONE:
+            return None
+        choice = chat.tool_choice
+        is_named = choice.mode is ToolMode.REQUIRED and len(choice.names) == 1
+        return Calling(self.tool_format, choice.mode, chat.parallel_tool_calls and not is_named)
+
+    def _tools(self, chat: ChatPrompt) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
+        """The tools that may be called, and which of them have arguments that only are held to be an object."""
+        tools, loosened = [], []
+        for index, tool in enumerate(chat.tools):
+            function = tool["function"]
+            if chat.tool_choice.names and function["name"] not in chat.tool_choice.names:
+                continue
+            try:
+                schema = json.loads(self._prepare_schema(json.dumps(_closed(function.get("parameters") or {}))))
+            except InvalidRequest as error:
+                if function.get("strict"):
+                    error.param = f"tools[{index}].function.parameters"
+                    raise
+                schema = {"type": "object"}
+                loosened.append(f"{ANY_ARGUMENTS}:{function['name']}")
+            tools.append(Tool(function["name"], schema))
+        return tuple(tools), tuple(loosened)
+
+    def _shown(self, calling: Calling | None, thinking: Thinking | None) -> tuple[int, ...]:
+        marks = (*(calling.form.marks if calling else ()), *((thinking.opening, thinking.closing) if thinking else ()))
+        parts = [part for mark in marks if mark for part in self._split(mark)]
+        return tuple(dict.fromkeys(part for part in parts if isinstance(part, int)))
+
+    def _mark(self, text: str) -> str:
+        return " ".join(f"<[{part}]>" if isinstance(part, int) else literal(part) for part in self._split(text))
+
+
+def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments that the schema does not name would be refused by whoever runs the tool."""
+    if schema.get("properties") and "additionalProperties" not in schema and "patternProperties" not in schema:
+        return {**schema, "type": "object", "additionalProperties": False}
+    return {**schema, "type": "object"}

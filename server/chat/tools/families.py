@@ -1,0 +1,98 @@
+"""The formats that are known, and which of them a template is written for."""
+
+from __future__ import annotations
+
+from server.chat.tools.base import ToolFormat
+from server.chat.tools.json_calls import JsonCalls
+from server.chat.tools.named import NamedCalls
+
+GENERIC = JsonCalls(name="generic", signs=(), opening="<tool_call>", closing="</tool_call>")
+"""For models whose template knows no tools: Hermes' marks, which most have seen, and a prompt of our own."""
+
+FORMATS: tuple[ToolFormat, ...] = (
+    NamedCalls(
+        name="mistral",
+        signs=("[TOOL_CALLS]", "[ARGS]"),
+        opening="[TOOL_CALLS]",
+        between="[ARGS]",
+        number=r"(\[CALL_ID\][a-zA-Z0-9]*)?",
+    ),
+    JsonCalls(name="mistral-json", signs=("[TOOL_CALLS]",), opening="[TOOL_CALLS]", is_list=True, id_key="id"),
+    NamedCalls(
+        name="deepseek-v3.1",
+        signs=("<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>"),
+        unless=("```json",),
+        opening="<｜tool▁calls▁begin｜>",
+        before="<｜tool▁call▁begin｜>",
+        between="<｜tool▁sep｜>",
+        after="<｜tool▁call▁end｜>",
+        closing="<｜tool▁calls▁end｜>",
+    ),
+    NamedCalls(
+        name="deepseek-r1",
+        signs=("<｜tool▁calls▁begin｜>",),
+        opening="<｜tool▁calls▁begin｜>",
+        before="<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+        between="\n```json\n",
+        after="\n```<｜tool▁call▁end｜>",
+        closing="<｜tool▁calls▁end｜>",
+    ),
+    NamedCalls(
+        name="kimi-k2",
+        signs=("<|tool_calls_section_begin|>",),
+        opening="<|tool_calls_section_begin|>",
+        before="<|tool_call_begin|>functions.",
+        between="<|tool_call_argument_begin|>",
+        after="<|tool_call_end|>",
+        closing="<|tool_calls_section_end|>",
+        number=r":\d{1,4}",
+        is_numbered=True,
+    ),
+    JsonCalls(
+        name="command-r7b",
+        signs=("<|START_ACTION|>",),
+        opening="<|START_ACTION|>",
+        closing="<|END_ACTION|>",
+        is_list=True,
+        name_key="tool_name",
+        arguments_key="parameters",
+        id_key="tool_call_id",
+        id_pattern=r"\d{1,4}",
+        is_id_first=True,
+    ),
+    JsonCalls(
+        name="command-r",
+        signs=("tool_name", "Action:", "```json"),
+        opening="Action:",
+        closing="```",
+        is_list=True,
+        name_key="tool_name",
+        arguments_key="parameters",
+    ),
+    NamedCalls(
+        name="functionary",
+        signs=("<function=",),
+        unless=("<parameter=",),
+        opening="<function=",
+        between=">",
+        after="</function>",
+    ),
+    JsonCalls(name="granite", signs=("<|tool_call|>",), opening="<|tool_call|>", is_list=True),
+    JsonCalls(name="nemotron", signs=("<TOOLCALL>",), opening="<TOOLCALL>", closing="</TOOLCALL>", is_list=True),
+    JsonCalls(name="firefunction", signs=(" functools",), opening=" functools", is_list=True),
+    JsonCalls(
+        name="hermes",
+        signs=("<tool_call>", "</tool_call>"),
+        unless=("arg_key", "<parameter="),
+        opening="<tool_call>",
+        closing="</tool_call>",
+    ),
+)
+"""The more particular ones first."""
+
+BY_NAME = {one.name: one for one in (*FORMATS, GENERIC)}
+
+
+def format_of(template: str) -> ToolFormat | None:
+    """The format that a template is written for, or None."""
+    return next((one for one in FORMATS if one.fits(template)), None)

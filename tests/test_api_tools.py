@@ -1,0 +1,226 @@
+"""Tools and thoughts on `/v1/chat/completions` over the fakes: what the model is told, what the client is told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from server.engine.messages import GrammarKind
+from tests.api_client import running
+from tests.fake_engine import FakeEngine, FakeText
+
+PATH = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "hi"}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+PARIS = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+NOW = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+
+
+def says(*answers: str) -> FakeEngine:
+    """An engine with room for tools in its prompts."""
+    return FakeEngine(answers, n_ctx=2048)
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+async def test_calls_are_told_apart_from_content() -> None:
+    async with running(says(f"I look.\n{PARIS}\n{NOW}")) as api:
+        answer = await api.ok(PATH, messages=HELLO, tools=[WEATHER, CLOCK])
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] == "I look."
+    first, second = choice["message"]["tool_calls"]
+    assert first["function"] == {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+    assert second["function"] == {"name": "clock", "arguments": "{}"}
+    assert first["type"] == second["type"] == "function"
+    assert first["id"] != second["id"]
+    assert first["id"].startswith("call_")
+
+
+async def test_calls_alone_have_no_content() -> None:
+    async with running(says(PARIS)) as api:
+        answer = await api.ok(PATH, messages=HELLO, tools=[WEATHER])
+    assert answer["choices"][0]["message"]["content"] is None
+
+
+async def test_streamed_calls_say_id_type_and_name_once() -> None:
+    async with running(says(f"I look.\n{PARIS}\n{NOW}")) as api:
+        events = await api.events(PATH, messages=HELLO, tools=[WEATHER, CLOCK])
+    choices = [event["choices"][0] for event in events[:-1]]
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == "I look."
+    calls: dict[int, dict[str, str]] = {}
+    for choice in choices:
+        for part in choice["delta"].get("tool_calls", ()):
+            call = calls.setdefault(part["index"], {"id": "", "type": "", "name": "", "arguments": ""})
+            for key in ("id", "type"):
+                call[key] += part.get(key, "")
+            for key in ("name", "arguments"):
+                call[key] += part["function"].get(key, "")
+    assert [(call["type"], call["name"], json.loads(call["arguments"])) for call in calls.values()] == [
+        ("function", "get_weather", {"city": "Paris"}),
+        ("function", "clock", {}),
+    ]
+    assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+async def test_each_choice_has_calls_of_its_own() -> None:
+    async with running(says(PARIS, "No.", NOW)) as api:
+        answer = await api.ok(PATH, messages=HELLO, tools=[WEATHER, CLOCK], n=3)
+    reasons = [choice["finish_reason"] for choice in answer["choices"]]
+    assert reasons == ["tool_calls", "stop", "tool_calls"]
+
+
+async def test_a_template_without_tools_is_told_of_them_in_words() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    async with running(says("Hello")) as api:
+        await api.ok(PATH, messages=[system, *HELLO], tools=[WEATHER], tool_choice="required")
+        prompt = bytes(api.engine.requests[0].prompt).decode()
+    assert '{"name": "get_weather", "description": "Weather of a city", "parameters"' in json.loads(
+        json.dumps(prompt).replace("\\\\n", "\\n")
+    )
+    assert "Call a tool now." in prompt
+    assert "Be brief." in prompt
+
+
+async def test_calls_are_held_from_the_first_token_where_one_is_required() -> None:
+    async with running(says("Hello")) as api:
+        for choice in ("auto", "required", named("clock"), "none", None):
+            await api.ok(PATH, messages=HELLO, tools=[WEATHER, CLOCK], tool_choice=choice)
+        auto, required, clock, none, unset = [request.sampling.grammar for request in api.engine.requests]
+    assert auto == unset
+    assert auto is not None
+    assert auto.kind is GrammarKind.LARK
+    assert required is not None
+    assert required.text.startswith('start: "<tool_call>"')
+    assert clock is not None
+    assert "get_weather" not in clock.text
+    assert none is None
+
+
+async def test_content_beside_calls_may_have_a_grammar_of_its_own() -> None:
+    schema = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
+    async with running(says("Hello")) as api:
+        await api.ok(PATH, messages=HELLO, tools=[CLOCK], response_format=schema)
+        await api.ok(PATH, messages=HELLO, tools=[CLOCK], tool_choice="required", response_format=schema)
+        either, calls = [request.sampling.grammar for request in api.engine.requests]
+    assert either is not None
+    assert either.kind is GrammarKind.JSON_SCHEMA
+    assert "@body" in either.frame
+    assert calls is not None
+    assert calls.kind is GrammarKind.LARK
+
+
+async def test_a_schema_that_cannot_be_enforced_is_refused_where_it_is_strict() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "x": "nonsense"}}}
+    async with running(says("Hello")) as api:
+        response = await api.post(PATH, {"messages": HELLO, "tools": [tool]})
+        assert response.headers["x-ggufd-repairs"] == "any_arguments:f"
+        tool["function"]["strict"] = True  # type: ignore[index]
+        error = await api.refused(PATH, {"messages": HELLO, "tools": [CLOCK, tool]})
+        assert error["param"] == "tools[1].function.parameters"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_are_told_apart(stream: bool) -> None:
+    async with running(
+        FakeEngine(["Hm, so.\n</think>\n\nYes."]), FakeText(template="<think>", opened="<think>\n")
+    ) as api:
+        if stream:
+            events = await api.events(PATH, messages=HELLO)
+            deltas = [event["choices"][0]["delta"] for event in events[:-1]]
+            message = {
+                name: "".join(delta.get(name, "") for delta in deltas) for name in ("content", "reasoning_content")
+            }
+        else:
+            message = (await api.ok(PATH, messages=HELLO))["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == ("Hm, so.", "Yes.")
+
+
+async def test_thoughts_may_stay_in_the_content() -> None:
+    async with running(says("Hm.</think>Yes."), FakeText(template="<think>", opened="<think>\n")) as api:
+        answer = await api.ok(PATH, messages=HELLO, reasoning_format="none")
+    message = answer["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": "<think>\nHm.</think>Yes.", "refusal": None}
+
+
+async def test_structured_output_begins_after_the_thoughts() -> None:
+    async with running(says("</think>{}"), FakeText(template="<think>", opened="<think>\n")) as api:
+        answer = await api.ok(PATH, messages=HELLO, response_format={"type": "json_object"})
+        grammar = api.engine.requests[0].sampling.grammar
+    assert grammar is not None
+    assert grammar.kind is GrammarKind.JSON_SCHEMA
+    assert "</think>" in grammar.frame
+    assert answer["choices"][0]["message"]["content"] == "{}"
+
+
+async def test_log_probabilities_stand_beside_calls_and_thoughts() -> None:
+    async with running(says(f"<think>a</think>b{NOW}")) as api:
+        events = await api.events(PATH, messages=HELLO, tools=[CLOCK], logprobs=True)
+    choices = [event["choices"][0] for event in events[:-1]]
+    entries = [entry for choice in choices if choice["logprobs"] for entry in choice["logprobs"]["content"]]
+    assert "".join(entry["token"] for entry in entries) == f"<think>a</think>b{NOW}"
+
+
+@pytest.mark.parametrize(
+    ("body", "kwargs"),
+    [
+        ({"reasoning_effort": "high"}, {"reasoning_effort": "high"}),
+        ({"reasoning_effort": "none"}, {"enable_thinking": False}),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, {"enable_thinking": False}),
+        ({"reasoning_budget": 0}, {"enable_thinking": False}),
+        ({"thinking_budget_tokens": 5}, {}),
+    ],
+)
+async def test_what_says_how_much_to_think_reaches_the_template(body: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    async with running(says("Hello")) as api:
+        await api.ok(PATH, messages=HELLO, **body)
+        assert api.text.chats[0].template_kwargs == kwargs
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": {}}, "tools"),
+        ({"tools": ["f"]}, "tools[0]"),
+        ({"tools": [CLOCK, {"type": "function"}]}, "tools[1].function"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
+        ({"tools": [CLOCK, CLOCK]}, "tools[1].function.name"),
+        ({"tools": [{"function": {"name": "f", "description": 3}}]}, "tools[0].function.description"),
+        ({"tools": [{"function": {"name": "f", "parameters": []}}]}, None),
+        ({"tools": [{"function": {"name": "f", "parameters": "x"}}]}, "tools[0].function.parameters"),
+        ({"tools": [{"function": {"name": "f", "parameters": {"type": "string"}}}]}, "tools[0].function.parameters"),
+        ({"tools": [{"function": {"name": "f", "strict": "yes"}}]}, "tools[0].function.strict"),
+        ({"tools": [CLOCK], "tool_choice": "maybe"}, "tool_choice"),
+        ({"tools": [CLOCK], "tool_choice": 3}, "tool_choice"),
+        ({"tools": [CLOCK], "tool_choice": {"type": "function"}}, "tool_choice.function.name"),
+        ({"tools": [CLOCK], "tool_choice": named("get_weather")}, "tool_choice"),
+        ({"tools": [CLOCK], "tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice.tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [CLOCK], "parallel_tool_calls": "no"}, "parallel_tool_calls"),
+        ({"reasoning_format": "x"}, "reasoning_format"),
+        ({"reasoning_effort": "x"}, "reasoning_effort"),
+        ({"reasoning_budget": -2}, "reasoning_budget"),
+    ],
+)
+async def test_a_wrong_tool_or_choice_is_a_400_that_names_the_place(body: dict[str, Any], param: str | None) -> None:
+    async with running(says("Hello")) as api:
+        if param is None:
+            await api.ok(PATH, messages=HELLO, **body)
+            return
+        error = await api.refused(PATH, {"messages": HELLO, **body})
+        assert error["param"] == param
+        assert api.engine.requests == []

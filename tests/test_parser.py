@@ -1,0 +1,355 @@
+"""Answers as models write them, family by family: whole, a character at a time, cut anywhere, held by the grammar."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
+
+from server.chat.answer import Answer, ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
+from server.chat.parser import AnswerParser
+from server.chat.prompt import AnswerFormat, ToolMode
+from server.chat.tools.families import BY_NAME
+from server.chat.tools.grammar import Calling, answer_grammar
+from server.chat.tools.rules import Rules, Tool, literal
+
+WEATHER = Tool(
+    "get_weather",
+    {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+)
+CLOCK = Tool("clock", {"type": "object", "properties": {}, "additionalProperties": False})
+TOOLS = (WEATHER, CLOCK)
+TEXTS = {"get_weather": ("city",)}
+
+PARIS = ("get_weather", {"city": "Paris"})
+OSLO = ("get_weather", {"city": 'Oslo "N"', "days": 3})
+NOW = ("clock", {})
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a model of one family wrote, and what it means. `opened` is how the prompt began the thoughts."""
+
+    family: str
+    text: str
+    calls: tuple[tuple[str, dict[str, Any]], ...]
+    content: str = ""
+    reasoning: str = ""
+    opening: str = ""
+    closing: str = ""
+    opened: str = ""
+
+    @property
+    def form(self) -> AnswerFormat:
+        return AnswerFormat(self.family, self.opening, self.closing, self.opened, TEXTS)
+
+
+CALL_PARIS = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
+CALL_OSLO = '{"name": "get_weather", "arguments": {"city": "Oslo \\"N\\"", "days": 3}}'
+CALL_NOW = '{"name": "clock", "arguments": {}}'
+THINK = {"opening": "<think>", "closing": "</think>"}
+
+TRACES = [
+    Trace("hermes", f"<tool_call>\n{CALL_PARIS}\n</tool_call>", (PARIS,)),
+    Trace("generic", f"<tool_call>\n{CALL_NOW}\n</tool_call>", (NOW,)),
+    Trace(
+        "hermes",
+        f"I look.\n\n<tool_call>\n{CALL_PARIS}\n</tool_call>\n<tool_call>\n{CALL_OSLO}\n</tool_call>",
+        (PARIS, OSLO),
+        content="I look.",
+    ),
+    Trace(
+        "hermes",
+        f"<think>\nA <tool_call> would do.\n</think>\n\n<tool_call>\n{CALL_OSLO}\n</tool_call>",
+        (OSLO,),
+        reasoning="A <tool_call> would do.",
+        **THINK,
+    ),
+    Trace(
+        "hermes",
+        f"Hm.\n</think>\n\nWell:\n<tool_call>\n{CALL_NOW}\n</tool_call>",
+        (NOW,),
+        content="Well:",
+        reasoning="Hm.",
+        opened="<think>\n",
+        **THINK,
+    ),
+    Trace("hermes", "It is < 3 <tool and </tool_call> warm.\n", (), content="It is < 3 <tool and </tool_call> warm.\n"),
+    Trace(
+        "mistral-json",
+        f'[TOOL_CALLS][{CALL_PARIS[:-1]}, "id": "a1b2c3d4e"}}, {CALL_NOW[:-1]}, "id": "000000001"}}]',
+        (PARIS, NOW),
+    ),
+    Trace("mistral-json", f"[TOOL_CALLS] [{CALL_PARIS}]", (PARIS,)),
+    Trace(
+        "mistral", 'Yes. [TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}[TOOL_CALLS]clock[ARGS]{}', (PARIS, NOW), "Yes."
+    ),
+    Trace(
+        "mistral",
+        '[THINK]Let me see.[/THINK][TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}',
+        (PARIS,),
+        reasoning="Let me see.",
+        opening="[THINK]",
+        closing="[/THINK]",
+    ),
+    Trace(
+        "deepseek-r1",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
+        '{"city": "Paris"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>clock\n```json\n{}'
+        "\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        (PARIS, NOW),
+    ),
+    Trace(
+        "deepseek-v3.1",
+        "So.</think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>"
+        '{"city": "Oslo \\"N\\"", "days": 3}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        (OSLO,),
+        reasoning="So.",
+        opened="<think>",
+        **THINK,
+    ),
+    Trace(
+        "kimi-k2",
+        "Sure.<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
+        '{"city": "Paris"}<|tool_call_end|><|tool_call_begin|>functions.clock:1<|tool_call_argument_begin|>{}'
+        "<|tool_call_end|><|tool_calls_section_end|>",
+        (PARIS, NOW),
+        content="Sure.",
+    ),
+    Trace(
+        "command-r7b",
+        '<|START_THINKING|>I will look.<|END_THINKING|><|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": '
+        '"get_weather", "parameters": {"city": "Paris"}}\n]<|END_ACTION|>'.replace("[\n    ", "[").replace("\n]", "]"),
+        (PARIS,),
+        reasoning="I will look.",
+        opening="<|START_THINKING|>",
+        closing="<|END_THINKING|>",
+    ),
+    Trace(
+        "functionary",
+        'Ok. <function=get_weather>{"city": "Paris"}</function><function=clock>{}</function>',
+        (PARIS, NOW),
+        content="Ok.",
+    ),
+    Trace("granite", f"<|tool_call|>[{CALL_PARIS}, {CALL_NOW}]", (PARIS, NOW)),
+    Trace("nemotron", f"<TOOLCALL>[{CALL_PARIS}]</TOOLCALL>", (PARIS,)),
+    Trace("firefunction", f" functools[{CALL_PARIS}, {CALL_NOW}]", (PARIS, NOW)),
+]
+
+
+def ids() -> Any:
+    """Call ids that a test can foretell."""
+    numbers = itertools.count()
+    return lambda: f"call_{next(numbers)}"
+
+
+def read(form: AnswerFormat, pieces: Iterable[str]) -> list[Delta]:
+    parser = AnswerParser(form, new_id=ids())
+    deltas = [delta for piece in pieces for delta in parser.feed(piece)]
+    return [*deltas, *parser.finish()]
+
+
+def plain(answer: Answer) -> tuple[str, str, tuple[tuple[str, Any], ...]]:
+    return answer.content, answer.reasoning, tuple((call.name, json.loads(call.arguments)) for call in answer.calls)
+
+
+@pytest.mark.parametrize("trace", TRACES, ids=lambda trace: trace.family)
+def test_a_trace_is_read_whole_and_a_character_at_a_time(trace: Trace) -> None:
+    for pieces in ([trace.text], trace.text):
+        answer = Answer.of(read(trace.form, pieces))
+        assert plain(answer) == (trace.content, trace.reasoning, trace.calls)
+        assert [call.call_id for call in answer.calls] == [f"call_{i}" for i in range(len(trace.calls))]
+
+
+@given(st.sampled_from(TRACES), st.data())
+def test_how_a_text_is_cut_into_pieces_makes_no_difference(trace: Trace, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(trace.text) - 1)))))
+    pieces = [trace.text[a:b] for a, b in itertools.pairwise([0, *cuts, len(trace.text)])]
+    assert plain(Answer.of(read(trace.form, pieces))) == (trace.content, trace.reasoning, trace.calls)
+
+
+@given(st.sampled_from(TRACES), st.data())
+def test_an_answer_that_ends_anywhere_is_a_beginning_of_the_whole(trace: Trace, data: st.DataObject) -> None:
+    n = data.draw(st.integers(0, len(trace.text)))
+    deltas = read(trace.form, trace.text[:n])
+    begins = [delta for delta in deltas if isinstance(delta, ToolCallBegin)]
+    assert [begin.call for begin in begins] == list(range(len(begins)))
+    assert len({begin.call_id for begin in begins}) == len(begins)
+    answer = Answer.of(deltas)
+    for call, (name, arguments) in zip(answer.calls, trace.calls, strict=False):
+        assert call.name == name
+        if call is not answer.calls[-1]:
+            assert json.loads(call.arguments) == arguments
+    assert answer.reasoning in trace.text
+
+
+def test_no_delta_is_empty_and_calls_come_in_order() -> None:
+    for trace in TRACES:
+        seen = -1
+        for delta in read(trace.form, trace.text):
+            match delta:
+                case ContentDelta(text) | ReasoningDelta(text):
+                    assert text
+                case ToolCallBegin(call, call_id, name):
+                    assert (call, bool(call_id), bool(name)) == (seen + 1, True, True)
+                    seen = call
+                case ToolArgumentsDelta(call, text):
+                    assert text
+                    assert call == seen
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tool_call>",
+        "<tool_call>\nno JSON\n</tool_call>",
+        '<tool_call>{"city": "Paris"}</tool_call>',
+        '<tool_call>{"name": 3}</tool_call>',
+        '<tool_call>{"name": "f", ',
+        "<tool_call>[[]]</tool_call>",
+        "<tool_call>{" + '"a":[' * 300,
+        "<tool_cal",
+        "a <tool_call b",
+    ],
+)
+def test_what_only_looks_like_a_call_is_never_lost(text: str) -> None:
+    answer = Answer.of(read(AnswerFormat("hermes"), f"Text {text}"))
+    if not answer.calls:
+        assert answer.content == f"Text {text}"
+
+
+def test_arguments_that_come_first_or_as_text_or_not_at_all() -> None:
+    text = (
+        '<tool_call>{"arguments": {"city": "Paris"}, "id": 1, "name": "get_weather"}</tool_call>'
+        '<tool_call>{"name": "get_weather", "arguments": "{\\"city\\": \\"Oslo\\"}"}</tool_call>'
+        '<tool_call>{"name": "clock"}</tool_call><tool_call>[{"name": "clock", "arguments": {}}]'
+    )
+    calls = plain(Answer.of(read(AnswerFormat("hermes"), text)))[2]
+    assert calls == (PARIS, ("get_weather", {"city": "Oslo"}), NOW, NOW)
+
+
+@given(st.text(alphabet='<tool_cal>/{}[]"\\:, \nname', max_size=60), st.sampled_from(sorted(BY_NAME)))
+def test_any_text_is_read_the_same_in_pieces_and_whole(text: str, family: str) -> None:
+    form = AnswerFormat(family, "<think>", "</think>", "", TEXTS)
+    assert Answer.of(read(form, text)) == Answer.of(read(form, [text]))
+
+
+@given(st.text(alphabet="<think>/ \nab", max_size=40))
+def test_without_tools_nothing_of_the_content_is_lost(text: str) -> None:
+    form = AnswerFormat(opening="<think>", closing="</think>")
+    whole = "".join(delta.text for delta in _kept(form, text))
+    assert whole == text
+    if not text.lstrip("\n").startswith("<think>"):
+        answer = Answer.of(read(form, text))
+        assert (answer.content, answer.reasoning) == (text, "")
+
+
+def _kept(form: AnswerFormat, text: str) -> list[ContentDelta]:
+    parser = AnswerParser(form, keeps_thinking=True)
+    deltas = [delta for character in text for delta in parser.feed(character)] + parser.finish()
+    assert all(isinstance(delta, ContentDelta) for delta in deltas)
+    return [delta for delta in deltas if isinstance(delta, ContentDelta)]
+
+
+def test_kept_thoughts_have_both_marks_also_where_the_prompt_opened_them() -> None:
+    form = AnswerFormat(opening="<think>", closing="</think>", opened="<think>\n")
+    assert "".join(delta.text for delta in _kept(form, "a\n</think>\n\nb")) == "<think>\na\n</think>\n\nb"
+
+
+def test_after_the_thoughts_all_is_plain() -> None:
+    parser = AnswerParser(AnswerFormat(opening="<think>", closing="</think>"))
+    assert not parser.is_plain
+    assert parser.feed("<think>a</think>b") == [ReasoningDelta("a"), ContentDelta("b")]
+    assert parser.is_plain
+    assert parser.feed(" c ") == [ContentDelta(" c ")]
+    assert AnswerParser().is_plain
+
+
+# --- the grammar ----------------------------------------------------------------------------------------------------
+
+_BYTES = LLTokenizer("byte")
+
+
+def matcher(family: str, mode: ToolMode = ToolMode.AUTO, *, may_repeat: bool = True) -> LLMatcher:
+    """The grammar of an answer without thoughts, over bytes."""
+    calling = Calling(BY_NAME[family], mode, may_repeat)
+    lark = answer_grammar(Rules(TOOLS, literal), calling, None, is_inside=False, has_body=False)
+    found = LLMatcher(_BYTES, LLMatcher.grammar_from_lark(lark), log_level=0)
+    assert not found.is_error(), f"{lark}\n{found.get_error()}"
+    return found
+
+
+def takes(found: LLMatcher, text: str) -> bool:
+    """Whether the text may be written, and the answer may end after it."""
+    tokens = _BYTES.tokenize_bytes(text.encode())
+    return found.try_consume_tokens(tokens) == len(tokens) and found.is_accepting()
+
+
+@pytest.mark.parametrize("trace", [t for t in TRACES if t.calls and not t.reasoning], ids=lambda trace: trace.family)
+def test_the_grammar_takes_what_the_family_writes(trace: Trace) -> None:
+    assert takes(matcher(trace.family), trace.text)
+    if not trace.content:
+        assert takes(matcher(trace.family, ToolMode.REQUIRED), trace.text)
+    if len(trace.calls) > 1:
+        assert not takes(matcher(trace.family, may_repeat=False), trace.text)
+
+
+@pytest.mark.parametrize("family", sorted(BY_NAME))
+def test_text_is_free_until_a_call_is_opened(family: str) -> None:
+    opening = BY_NAME[family].opening
+    assert takes(matcher(family), "")
+    assert takes(matcher(family), "Free text, <b>, [1], {no} call.")
+    assert not takes(matcher(family, ToolMode.REQUIRED), "")
+    assert matcher(family).try_consume_tokens(_BYTES.tokenize_bytes(f"{opening}no such thing".encode())) < len(
+        _BYTES.tokenize_bytes(f"{opening}no such thing".encode())
+    )
+
+
+@dataclass
+class _Walk:
+    """A text that the grammar allows, one allowed byte after another."""
+
+    found: LLMatcher
+    tokens: list[int] = field(default_factory=list)
+
+    def go(self, choose: Any) -> bytes:
+        while not self.found.is_stopped() and len(self.tokens) < 400:
+            mask = self.found.compute_bitmask()
+            allowed = [token for token in range(256) if mask[token // 8] >> token % 8 & 1]
+            if not allowed or (self.found.is_accepting() and len(self.tokens) > 150):
+                break
+            token = choose(allowed)
+            assert self.found.consume_token(token)
+            self.tokens.append(token)
+        return bytes(self.tokens)
+
+
+@pytest.mark.parametrize("family", sorted(BY_NAME))
+@settings(max_examples=15)
+@given(st.randoms(use_true_random=False))
+def test_whatever_the_grammar_lets_through_is_read_as_calls_that_fit(family: str, random: Any) -> None:
+    walk = _Walk(matcher(family, ToolMode.REQUIRED, may_repeat=False))
+    text = walk.go(lambda allowed: random.choice([t for t in allowed if 32 <= t < 127] or allowed))
+    if not walk.found.is_accepting():
+        return
+    answer = Answer.of(read(AnswerFormat(family, text_arguments=TEXTS), [text.decode()]))
+    assert answer.content == ""
+    (call,) = answer.calls
+    arguments = json.loads(call.arguments)
+    if call.name == "get_weather":
+        assert isinstance(arguments["city"], str)
+        assert set(arguments) <= {"city", "days"}
+    else:
+        assert (call.name, arguments) == NOW
