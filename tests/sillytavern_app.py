@@ -23,7 +23,9 @@ from typing import Any
 import httpx
 import pytest
 
-VERSIONS = ("1.12.6", "1.18.0")
+VERSIONS = tuple(os.environ.get("TEST_SILLYTAVERN_VERSIONS", "1.12.6 1.18.0").split())
+"""The oldest that is in use and a new one; others are tried by naming them in the environment, oldest first."""
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ggufd-tests"
 INSTALL_S = 600
 FIRST_START_S = 240

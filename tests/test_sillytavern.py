@@ -105,14 +105,13 @@ def server() -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="module")
 def apps(server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, SillyTavern]]:
-    """Both versions, running for the whole module."""
+    """All versions, running for the whole module."""
     folder = tmp_path_factory.mktemp("sillytavern")
-    with (
-        sillytavern_app.or_skip(),
-        sillytavern_app.running("1.12.6", folder / "old") as old,
-        sillytavern_app.running("1.18.0", folder / "new") as new,
-    ):
-        yield {"1.12.6": old, "1.18.0": new}
+    with sillytavern_app.or_skip(), contextlib.ExitStack() as stack:
+        yield {
+            version: stack.enter_context(sillytavern_app.running(version, folder / version))
+            for version in sillytavern_app.VERSIONS
+        }
 
 
 @pytest.fixture
@@ -246,7 +245,7 @@ def test_llamacpp_shows_token_probabilities(app: SillyTavern, server: LiveServer
     assert "".join(one[0]["content"] for one in shown) == "".join(event["content"] for event in events)
 
 
-@pytest.mark.parametrize("app", ["1.18.0"], indirect=True)
+@pytest.mark.parametrize("app", sillytavern_app.VERSIONS[-1:], indirect=True)
 @pytest.mark.parametrize("kind", ["llamacpp", "koboldcpp"])
 def test_derives_template_and_context(app: SillyTavern, kind: str, server: LiveServer) -> None:
     answer = app.post(
