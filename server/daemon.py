@@ -188,9 +188,13 @@ class Daemon:
         assert served.engine.ready is not None
         settings = self._config.server
         url = listen.url_of(settings.host, self._sockets, is_tls=bool(settings.ssl_cert_file))
-        console.show_summary(
-            served.engine.ready, self._model, served.api.model_id, url, has_keys=self._keys is not None
-        )
+        try:
+            console.show_summary(
+                served.engine.ready, self._model, served.api.model_id, url, has_keys=self._keys is not None
+            )
+        except OSError as error:
+            # A full disk, a pipe that nobody reads: no reason not to serve.
+            logger.warning("ready at %s/v1, but that could not be written to stdout: %s", url, error.strerror)
 
     async def _until_stopped(self, models: Models) -> None:
         """Return at the first signal, or when the engine is given up: whoever started us may start us again."""

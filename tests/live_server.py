@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).parent.parent
 START_S = 90
@@ -21,13 +22,16 @@ STOP_S = 30
 
 
 class LiveServer:
-    """A ready server. `log` grows while it runs; `url` has no path."""
+    """A ready server, which may have `n_files` files open. `log` grows while it runs; `url` has no path."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, n_files: int | None = None) -> None:
         self.url = ""
         self.log: list[str] = []
+        command = [sys.executable, "-m", "server", "--port", "0", *arguments]
+        if n_files is not None:
+            command = ["sh", "-c", f'ulimit -n {n_files} && exec "$@"', "sh", *command]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "server", "--port", "0", *arguments],
+            command,
             cwd=ROOT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
             stdout=subprocess.PIPE,
@@ -70,6 +74,15 @@ class LiveServer:
         return self._process.pid
 
     @property
+    def engine(self) -> psutil.Process:
+        """The process that holds the model: by far the largest child."""
+        return max(self.children(), key=lambda child: child.memory_info().rss)
+
+    def children(self) -> list[psutil.Process]:
+        """All processes under the API's."""
+        return psutil.Process(self.pid).children(recursive=True)
+
+    @property
     def exit_code(self) -> int | None:
         """How it ended; None while it runs."""
         return self._process.poll()
@@ -90,9 +103,9 @@ class LiveServer:
 
 
 @contextlib.contextmanager
-def live_server(*arguments: str) -> Iterator[LiveServer]:
+def live_server(*arguments: str, n_files: int | None = None) -> Iterator[LiveServer]:
     """A ready server with these flags; ended when left."""
-    server = LiveServer(*arguments)
+    server = LiveServer(*arguments, n_files=n_files)
     try:
         server.wait_ready()
         yield server

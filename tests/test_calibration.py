@@ -118,8 +118,18 @@ def test_a_memory_that_cannot_be_written_is_no_harm(
     model: Model, measured: list[AttentionShape], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert prefers_flash_attention(model, PARAMS, tmp_path / "file" / "memory.json")[0] is False
-    assert prefers_flash_attention(model, PARAMS, tmp_path)[0] is False
+    for memory in (tmp_path / "file" / "memory.json", tmp_path):
+        is_on, why = prefers_flash_attention(model, PARAMS, memory)
+        assert is_on is False
+        assert f"not remembered, {memory} cannot be written" in why
+
+
+def test_without_a_place_for_temporary_files_nothing_is_measured(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
+    assert prefers_flash_attention(model, PARAMS, None) == (
+        False,
+        "not measured, since no temporary file could be written: No such file or directory",
+    )
 
 
 @pytest.mark.parametrize(

@@ -69,19 +69,23 @@ def prefers_flash_attention(model: Model, params: ContextParams, memory: Path | 
     """Whether a chat turn is faster with it, and why, in a few words.
 
     `memory` is a file that remembers answers per machine, build, slots, cache types and shape; None remembers
-    nothing. A file that cannot be read or written is measured around.
+    nothing. A file that cannot be read or written is measured around. Off where nothing can be measured.
     """
     shape = AttentionShape.of(model)
     cache_types = params.cache_type_k, params.cache_type_v
     n_rows = _rows(params)
     key = "|".join(map(str, (_cpu(), llama_cpp.__version__, n_rows, *cache_types, *shape)))
     known = _remembered(memory)
+    note = ""
     if key not in known:
-        known[key] = _measure(shape, params)
-        _remember(memory, known)
+        try:
+            known[key] = _measure(shape, params)
+        except OSError as error:
+            return False, f"not measured, since no temporary file could be written: {error.strerror}"
+        note = _remember(memory, known)
     off, on = known[key]["off"], known[key]["on"]
     ratio = on.turn_s / off.turn_s
-    return ratio < _CLEARLY, f"a chat turn was measured {ratio:.2f} times as long with it on this CPU"
+    return ratio < _CLEARLY, f"a chat turn was measured {ratio:.2f} times as long with it on this CPU{note}"
 
 
 def _measure(shape: AttentionShape, params: ContextParams) -> dict[str, Measurement]:
@@ -222,10 +226,13 @@ def _measurement(entry: list[object]) -> Measurement:
     return Measurement(message_s, token_s)
 
 
-def _remember(memory: Path | None, known: dict[str, dict[str, Measurement]]) -> None:
-    """Keep what was measured, unless the machine was busy: that would be believed for ever."""
+def _remember(memory: Path | None, known: dict[str, dict[str, Measurement]]) -> str:
+    """Keep what was measured, unless the machine was busy: that would be believed for ever. Says what went wrong."""
     is_busy = psutil.getloadavg()[0] > 0.5 * (psutil.cpu_count() or 1)
     if memory is not None and not is_busy:
-        with contextlib.suppress(OSError):
+        try:
             memory.parent.mkdir(parents=True, exist_ok=True)
             memory.write_text(json.dumps(known, indent=1))
+        except OSError as error:
+            return f"; not remembered, {memory} cannot be written: {error.strerror}"
+    return ""
