@@ -214,6 +214,13 @@ class QueueSection(Section):
         0.25, "What a computed token of a prompt counts beside a generated one, where keys share by tokens.", ge=0
     )
     priority_aging_s: float = setting(30.0, "Seconds of waiting that make up for one step of priority.", gt=0)
+    reserved_slots: int = setting(0, "Slots that only short requests may take; one slot is always everybody's.", ge=0)
+    short_tokens: int = setting(
+        512, "Most tokens, to compute and to generate, of a request that may take a reserved slot.", ge=1
+    )
+    preempt: bool = setting(
+        False, "Let a long answer wait in host RAM while one with a better claim uses its slot; costs RAM as slots do."
+    )
     share_by_address: bool = setting(True, "Without keys, give every client address a share of its own.")
     max_running_per_key: Limit = setting(None, "Slots that one key may hold at once; unset is all of them.")
     max_waiting_per_key: Waiting = setting(None, "Requests of one key that may wait; one more is refused with 429.")

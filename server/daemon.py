@@ -24,7 +24,7 @@ import platformdirs
 
 from server import __version__, adapters, console, hub, listen
 from server.config import Config
-from server.engine.messages import EngineConfig
+from server.engine.messages import EngineConfig, Rules
 from server.keys.ring import Limits
 from server.llama.params import ContextParams, ModelParams
 from server.llama.shape import MAX_LAYERS
@@ -247,9 +247,14 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         prompt_cost=config.queue.prompt_cost,
         priority_aging_s=config.queue.priority_aging_s,
         step_timeout_s=config.queue.step_timeout_s,
-        cache_reuse=config.context.cache_reuse,
-        cache_ram_bytes=config.context.cache_ram << 20,
-        max_draft=config.context.spec_draft_n_max,
+        rules=Rules(
+            n_cache_reuse=config.context.cache_reuse,
+            cache_ram_bytes=config.context.cache_ram << 20,
+            max_draft=config.context.spec_draft_n_max,
+            n_reserved=config.queue.reserved_slots,
+            short_tokens=config.queue.short_tokens,
+            preempts=config.queue.preempt,
+        ),
         pooling=config.context.pooling or None,
         embeddings=config.context.embeddings,
         cache_dir=str(platformdirs.user_cache_path("ggufd")),

@@ -57,6 +57,7 @@ from server.engine.messages import (
     ModelInfo,
     Output,
     Ready,
+    Rules,
     SamplingParams,
     Shutdown,
 )
@@ -531,9 +532,7 @@ class Rig:
         max_gap_ms: float = 100.0,
         max_queue: int = 64,
         max_queue_wait_s: float = 600.0,
-        n_cache_reuse: int = 0,
-        cache_ram_bytes: int = 0,
-        max_draft: int = 0,
+        rules: Rules | None = None,
         pooling: Pooling = "mean",
     ) -> None:
         self.decoder = decoder
@@ -547,18 +546,16 @@ class Rig:
             n_outputs_max=decoder.n_outputs_max,
             max_gap_ms=max_gap_ms,
         )
-        queue = RequestQueue(max_queue, max_queue_wait_s)
+        self.queue = RequestQueue(max_queue, max_queue_wait_s)
         self.engine = Engine(
             decoder,
             FakeVocabulary(),
             FakeGrammars(),
-            queue,
+            self.queue,
             self.scheduler,
             self.embedder,
             decoder.clock,
-            n_cache_reuse=n_cache_reuse,
-            cache_ram_bytes=cache_ram_bytes,
-            max_draft=max_draft,
+            rules=rules,
         )
         self.collected: dict[int, Collected] = {}
         self.aborted: set[int] = set()
@@ -577,7 +574,8 @@ class Rig:
         events = self.engine.step()
         self.engine.check_integrity()
         n_open = sum(1 for chain in self.decoder.chains if not chain.is_closed)
-        assert n_open <= self.engine.stats().running, "a sampler chain was not freed"
+        n_preempted = sum(sequence.is_preempted for sequence in self.queue.waiting())
+        assert n_open <= self.engine.stats().running + n_preempted, "a sampler chain was not freed"
         seen: set[tuple[int, int]] = set()
         for event in events:
             assert not isinstance(event, Failed) or event.request_id not in self.aborted
@@ -605,15 +603,15 @@ class Rig:
         return sum(n for _, n in self.decoder.computed)
 
 
-RIG_OPTIONS = frozenset(
-    ("max_gap_ms", "max_queue", "max_queue_wait_s", "n_cache_reuse", "cache_ram_bytes", "max_draft", "pooling")
-)
+RIG_OPTIONS = frozenset(("max_gap_ms", "max_queue", "max_queue_wait_s", "pooling"))
+RULES = frozenset(field.name for field in dataclasses.fields(Rules))
 
 
 def make_engine(**options: Any) -> Rig:
-    """A rig with these options of its own; the others are the decoder's."""
+    """A rig with these options of its own, or rules of its engine; the others are the decoder's."""
     own = {name: options.pop(name) for name in RIG_OPTIONS & options.keys()}
-    return Rig(FakeDecoder(**options), **own)
+    rules = Rules(**{name: options.pop(name) for name in RULES & options.keys()})
+    return Rig(FakeDecoder(**options), rules=rules, **own)
 
 
 def run_alone(request: EngineRequest, **decoder: Any) -> Collected:

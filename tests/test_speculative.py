@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.messages import EngineRequest
+from server.engine.messages import EngineRequest, Rules
 from server.engine.speculative import Lookup, Speculator, StepCosts, run_class
 from server.errors import EngineFailure
 from server.llama.batch import Logits, NoRoomError
@@ -34,7 +34,7 @@ class EchoDecoder(FakeDecoder):
 
 
 def run(request: EngineRequest, *, max_draft: int, slip: int = 1000, **options: Any) -> tuple[Collected, Rig]:
-    rig = Rig(EchoDecoder(slip, n_slots=2, n_ctx=512, **options), max_draft=max_draft)
+    rig = Rig(EchoDecoder(slip, n_slots=2, n_ctx=512, **options), rules=Rules(max_draft=max_draft))
     rig.add(request)
     return rig.run()[request.request_id], rig
 
@@ -196,13 +196,13 @@ def test_a_text_that_does_not_repeat_is_not_guessed_at() -> None:
 
 
 def test_two_sequences_are_not_guessed_at() -> None:
-    rig = Rig(EchoDecoder(n_slots=2, n_ctx=512, row_s=0.0), max_draft=31)
+    rig = Rig(EchoDecoder(n_slots=2, n_ctx=512, row_s=0.0), rules=Rules(max_draft=31))
     rig.add(make_request(1, TEXT * 2, max_tokens=100), make_request(2, TEXT * 2, max_tokens=100))
     assert all(collected.finishes[0].usage.drafted_tokens == 0 for collected in rig.run().values())
 
 
 def test_an_abort_amid_guesses_leaves_a_clean_slot() -> None:
-    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), max_draft=31)
+    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), rules=Rules(max_draft=31))
     rig.add(make_request(1, TEXT * 2, max_tokens=300))
     for _ in range(12):
         rig.step()
@@ -214,7 +214,7 @@ def test_an_abort_amid_guesses_leaves_a_clean_slot() -> None:
 @pytest.mark.parametrize("error", [NoRoomError(), EngineFailure("a row failed")])
 def test_a_guess_that_cannot_be_computed_costs_nothing_but_itself(error: Exception) -> None:
     request = make_request(1, TEXT * 2, max_tokens=100)
-    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), max_draft=31)
+    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), rules=Rules(max_draft=31))
     rig.add(request)
     while not rig.engine.stats().generated_tokens > 40:
         rig.step()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from server.engine.admission import Admission
 from server.engine.backend import Decoder, Grammars, Vocabulary
 from server.engine.banned import BanGuard, check_bans
 from server.engine.embedding import Embedder
@@ -26,6 +27,7 @@ from server.engine.messages import (
     Output,
     Progress,
     PromptLogprobs,
+    Rules,
     SlotErased,
     SlotState,
     Stats,
@@ -62,11 +64,9 @@ class Engine:
         scheduler: Scheduler,
         embedder: Embedder,
         clock: Callable[[], float] = time.perf_counter,
-        *,
-        n_cache_reuse: int = 0,
-        cache_ram_bytes: int = 0,
-        max_draft: int = 0,
+        rules: Rules | None = None,
     ) -> None:
+        rules = rules or Rules()
         self._decoder = decoder
         self._vocabulary = vocabulary
         self._grammars = grammars
@@ -75,9 +75,12 @@ class Engine:
         self._embedder = embedder
         self._clock = clock
         self._threads = ThreadTuner(decoder.n_threads)
-        self._cache = PrefixCache(decoder, clock, n_cache_reuse=n_cache_reuse, cache_ram_bytes=cache_ram_bytes)
+        self._cache = PrefixCache(
+            decoder, clock, n_cache_reuse=rules.n_cache_reuse, cache_ram_bytes=rules.cache_ram_bytes
+        )
+        self._admission = Admission(queue, self._cache, rules)
         self._turns = Turns()
-        self._speculator = Speculator(max_draft if decoder.can_trim else 0)
+        self._speculator = Speculator(rules.max_draft if decoder.can_trim else 0)
         self._running: list[Sequence] = []
         self._events: list[Event] = []
         self._counters = _Counters()
@@ -108,7 +111,7 @@ class Engine:
         """End a request now, wherever it is; what it computed stays as cache. Unknown ids are fine."""
         for sequence in self._queue.of_request(request_id):
             self._queue.remove(sequence)
-            sequence.status = Status.FINISHED
+            self._end(sequence)
         for sequence in self._of_request(request_id):
             self._leave(sequence)
         self._embedder.abort(request_id)
@@ -186,23 +189,12 @@ class Engine:
             self._fail(sequence.request.request_id, QueueTimeout(message))
 
     def _admit(self) -> None:
-        """Move waiting sequences into free slots, in the queue's order.
-
-        One whose prefix somebody is computing right now waits for that, and lets others pass: copying is cheaper. So
-        does one whose grammar is being compiled.
-        """
-        for sequence in self._queue:
-            if not self._cache.idle:
-                break
-            # A choice whose sibling failed a moment ago has left the queue.
-            if sequence.is_finished or sequence.is_compiling or self._cache.should_wait(sequence):
-                continue
-            self._queue.take(sequence)
-            try:
-                self._start(sequence)
-            except GgufdError as error:
-                self._queue.release(sequence)
-                self._fail_request(sequence.request.request_id, error)
+        """Move waiting sequences into the slots that they get, as the policy says."""
+        for sequence in self._admission.admissible():
+            self._start(sequence)
+        for newcomer, victim in self._admission.exchanges(self._running):
+            if self._preempt(victim):
+                self._start(newcomer)
         self._cache.release_copies()
 
     def _guess(self) -> None:
@@ -220,6 +212,35 @@ class Engine:
         return n_left if max_tokens is None else min(n_left, max_tokens - sequence.n_generated)
 
     def _start(self, sequence: Sequence) -> None:
+        self._queue.take(sequence)
+        try:
+            if sequence.state is None:
+                self._begin(sequence)
+            else:
+                self._cache.resume(sequence)
+        except GgufdError as error:
+            self._queue.release(sequence)
+            if sequence.slot is not None:
+                self._cache.insert(sequence)
+            self._end(sequence)
+            self._fail_request(sequence.request.request_id, error)
+            return
+        sequence.status = Status.RUNNING
+        self._running.append(sequence)
+
+    def _preempt(self, sequence: Sequence) -> bool:
+        """Running to waiting; sampler, grammar and text stay with it. False when its state cannot be read."""
+        try:
+            self._cache.suspend(sequence)
+        except EngineFailure:
+            return False
+        self._running.remove(sequence)
+        sequence.status = Status.WAITING
+        self._queue.put_back(sequence)
+        self._counters.preemptions += 1
+        return True
+
+    def _begin(self, sequence: Sequence) -> None:
         if sequence.grammar is not None and sequence.constraint is None:
             sequence.constraint = sequence.grammar.constraint()
         now_s = self._clock()
@@ -229,8 +250,6 @@ class Engine:
         sequence.sampler = self._new_sampler(sequence)
         if self._speculator.is_on and sequence.constraint is None:
             sequence.lookup = Lookup(sequence.n_prompt)
-        sequence.status = Status.RUNNING
-        self._running.append(sequence)
         self._counters.cached_tokens += sequence.n_cached
         self._emit(Admitted(sequence.request.request_id, sequence.index, sequence.n_cached))
 
@@ -519,7 +538,11 @@ class Engine:
     def _retire(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._queue.release(sequence)
+        self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
         sequence.status = Status.FINISHED
+        sequence.state = None
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None
@@ -585,6 +608,7 @@ class Engine:
             step_s=self._counters.step_s,
             step_gap_s=self._counters.step_gap_s,
             slots=tuple(_slot_state(slot.index, slot.sequence, slot.n_computed) for slot in self._cache.slots),
+            preemptions=self._counters.preemptions,
         )
 
     def check_integrity(self) -> None:
@@ -607,6 +631,7 @@ class _Counters:
         self.computed_tokens = 0
         self.cached_tokens = 0
         self.generated_tokens = 0
+        self.preemptions = 0
         self.step_s = 0.0
         self.step_gap_s = 0.0
         self._ended_s: float | None = None

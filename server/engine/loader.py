@@ -193,6 +193,7 @@ def _engine(config: EngineConfig, model: Model, context: Context, embedder: Embe
         prompt_cost=config.prompt_cost,
         aging_s=config.priority_aging_s,
     )
+    max_draft = min(config.rules.max_draft, context.n_outputs_max - 1, context.n_batch - 1)
     return Engine(
         context,
         model,
@@ -200,9 +201,7 @@ def _engine(config: EngineConfig, model: Model, context: Context, embedder: Embe
         queue,
         scheduler,
         embedder,
-        n_cache_reuse=config.cache_reuse,
-        cache_ram_bytes=config.cache_ram_bytes,
-        max_draft=min(config.max_draft, context.n_outputs_max - 1, context.n_batch - 1),
+        rules=dataclasses.replace(config.rules, max_draft=max_draft),
     )
 
 

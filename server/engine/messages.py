@@ -485,6 +485,7 @@ class Stats:
     step_s: float
     step_gap_s: float
     slots: tuple[SlotState, ...]
+    preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,15 +505,31 @@ Event = RequestEvent | LoadProgress | LogLine | Notice | Ready | LoadFailed | St
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """How slots are given and what is kept of what they held.
+
+    `n_cache_reuse` is the fewest tokens worth moving within a slot when a history was trimmed; 0 moves none.
+    `cache_ram_bytes` of host RAM keep the computed tokens of chats that lost their slot; 0 keeps none.
+    `max_draft` is the most tokens that are guessed ahead from a sequence's own text; 0 guesses none.
+    `n_reserved` slots are kept for requests that have at most `short_tokens` to compute and to generate.
+    `preempts` lets a running sequence wait in host RAM while one that has a better claim uses its slot.
+    """
+
+    n_cache_reuse: int = 0
+    cache_ram_bytes: int = 0
+    max_draft: int = 0
+    n_reserved: int = 0
+    short_tokens: int = 0
+    preempts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """All the engine needs to know. Times in seconds, `max_gap_ms` in milliseconds.
 
     `max_gap_ms` bounds the gap that prefill may put between two tokens of a running sequence.
     `prompt_cost` is what a computed token of a prompt counts beside a generated one; `priority_aging_s` of waiting make
     up for one step of priority.
-    `cache_reuse` is the fewest tokens worth moving within a slot when a history was trimmed; 0 moves none.
-    `cache_ram_bytes` of host RAM keep the computed tokens of chats that lost their slot; 0 keeps none.
-    `max_draft` is the most tokens that are guessed ahead from a sequence's own text; 0 guesses none.
     `cache_dir` keeps calibration results; None keeps none. `pooling` None leaves it to the model; the context for
     `embeddings` of a model that writes is made at start when that is set, else when they are first asked for.
     After `sleep_idle_s` without a request the client ends the process until the next one; None never does.
@@ -526,9 +543,7 @@ class EngineConfig:
     prompt_cost: float = 0.25
     priority_aging_s: float = 30.0
     step_timeout_s: float = 0.0
-    cache_reuse: int = 0
-    cache_ram_bytes: int = 0
-    max_draft: int = 0
+    rules: Rules = field(default_factory=Rules)
     cache_dir: str | None = None
     sleep_idle_s: float | None = None
     pooling: Pooling | None = None

@@ -286,6 +286,39 @@ class PrefixCache:
         limit = len(sequence.tokens) - 1
         return plan_moves(slot.tokens, sequence.tokens, n_prefix, self._n_cache_reuse, limit)
 
+    # --- suspend and resume -------------------------------------------------------------------------------------------
+
+    def can_suspend(self, sequence: Sequence) -> bool:
+        """Whether what the sequence computed can be read now: not before the decode that rotates what was moved."""
+        return sequence.n_past > 0 and sequence.slot not in self._shifted
+
+    def suspend(self, sequence: Sequence) -> None:
+        """The sequence leaves its slot, and takes along what it computed there, to go on with exactly that."""
+        slot = self._slot_of(sequence)
+        sequence.state = self._decoder.get_state(slot.index)
+        self.insert(sequence)
+        if slot.n_computed >= _MIN_SAVED_TOKENS:
+            # The same bytes serve others whose prompt begins so; who takes the slot need not read them again.
+            self.host.insert(Kept(slot.tokens[:], sequence.state, slot.realm, slot.asker))
+
+    def resume(self, sequence: Sequence) -> None:
+        """Give a suspended sequence a free slot again, and back what it had. Raises `EngineFailure` as `lock` does."""
+        assert sequence.state is not None
+        slot = self._victim()
+        try:
+            self._save(slot)
+            self._decoder.set_state(slot.index, sequence.state)
+            slot.tokens = sequence.tokens[: sequence.n_past]
+            self._check(slot)
+        except EngineFailure:
+            # What the slot holds is in doubt now.
+            self.evict(slot)
+            raise
+        slot.tokens, slot.sequence = array("i"), sequence
+        slot.realm, slot.asker = sequence.request.realm, sequence.request.asker
+        sequence.slot, sequence.state = slot.index, None
+        self._touch(slot)
+
     def insert(self, sequence: Sequence) -> None:
         """The sequence leaves its slot; what it computed stays there as cache, but not what it only guessed."""
         slot = self._slot_of(sequence)

@@ -61,6 +61,17 @@ class RequestQueue:
         """Requests none of whose sequences has been admitted."""
         return sum(1 for sequence in self.waiting() if _is_first(sequence))
 
+    def heads(self) -> Iterator[Sequence]:
+        """The first of every account that may run more, the account that was served least first."""
+        for account in sorted(self._waiting, key=self.counters.__getitem__):
+            sequences = self._waiting.get(account)
+            if sequences and self._may_run(sequences[0]):
+                yield sequences[0]
+
+    def n_running(self, account: str) -> int:
+        """Slots that an account holds."""
+        return self._running[account]
+
     def waiting(self) -> Iterator[Sequence]:
         """All that wait, in no order that means anything."""
         for sequences in self._waiting.values():
