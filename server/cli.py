@@ -75,10 +75,10 @@ def serve(config_file: Path | None, flags: dict[str, Any]) -> None:
     """Load the model and serve it until Ctrl-C or SIGTERM (the default command)."""
     try:
         config = _load(config_file, flags)
-        from server import console, daemon
+        from server import console, daemon, logs
         from server.keys import access
 
-        console.set_up_log(config.server.log_level)
+        logs.set_up(config.server.log_level, config.server.log_format)
         console.log_settings(_file(config_file))
         code = daemon.run(config, access.of(config.server))
     except GgufdError as error:

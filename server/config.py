@@ -192,8 +192,9 @@ class ServerSection(Section):
     )
     drain_s: float = setting(30.0, "Seconds that running requests get to end at Ctrl-C or SIGTERM.", ge=0)
     log_level: Literal["debug", "info", "warning", "error"] = setting(
-        "info", "Least severe log lines shown; debug adds llama.cpp's own."
+        "info", "Least severe log lines shown; debug adds llama.cpp's own, and words of prompts."
     )
+    log_format: Literal["text", "json"] = setting("text", "The log as lines to read, or as an object of JSON each.")
 
 
 class ResponsesSection(Section):

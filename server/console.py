@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: the log, the progress bar, the summary.
+"""What the person at the terminal sees: the progress bar, the summary.
 
 Pleasant on a terminal, plain lines in a log file. Knows no engine and no HTTP; it is given what it shows.
 """
@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -25,28 +23,6 @@ from server.engine.messages import Ready
 from server.hub import ModelFile
 
 logger = logging.getLogger("ggufd")
-
-_QUIET = ("uvicorn.error", "uvicorn.access", "asyncio")
-"""Loggers whose info is our debug: our own lines say it already."""
-
-_LLAMA = "server.llama"
-"""llama.cpp's own log, of every level: what of it matters to a user comes in our words."""
-
-
-def set_up_log(level: str) -> None:
-    """One handler for everything, on stderr: coloured on a terminal, plain lines with a date elsewhere."""
-    handler: logging.Handler
-    if sys.stderr.isatty():
-        handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="[%X]", markup=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    number = logging.getLevelNamesMapping()[level.upper()]
-    logging.basicConfig(level=number, handlers=[handler], force=True)
-    for name in _QUIET:
-        logging.getLogger(name).setLevel(number if number <= logging.DEBUG else logging.WARNING)
-    logging.getLogger(_LLAMA).setLevel(number if number <= logging.DEBUG else logging.CRITICAL)
 
 
 class LoadingBar:

@@ -159,7 +159,7 @@ class Daemon:
             uvicorn.Config(
                 create_app(served.engine, served.text, served.api, models),
                 log_config=None,
-                access_log=logger.isEnabledFor(logging.DEBUG),
+                access_log=False,
                 root_path=settings.root_path,
                 proxy_headers=bool(settings.trusted_proxies),
                 forwarded_allow_ips=list(settings.trusted_proxies),

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import shlex
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,26 +136,3 @@ class TestLoadingBar:
             bar.update(0.5)
         assert "m.gguf" in text(shown)
         assert not caplog.messages
-
-
-class TestLog:
-    @pytest.fixture(autouse=True)
-    def _as_before(self) -> Iterator[None]:
-        root = logging.getLogger()
-        before = (root.level, root.handlers[:])
-        yield
-        root.setLevel(before[0])
-        root.handlers[:] = before[1]
-        for name in ("server.llama", "uvicorn.error", "uvicorn.access", "asyncio"):
-            logging.getLogger(name).setLevel(logging.NOTSET)
-
-    def test_llama_cpp_speaks_at_debug_only(self) -> None:
-        console.set_up_log("info")
-        assert not logging.getLogger("server.llama").isEnabledFor(logging.ERROR)
-        assert logging.getLogger("ggufd").isEnabledFor(logging.INFO)
-        console.set_up_log("debug")
-        assert logging.getLogger("server.llama").isEnabledFor(logging.INFO)
-
-    def test_a_quiet_level_silences_our_own_lines(self) -> None:
-        console.set_up_log("error")
-        assert not logging.getLogger("ggufd").isEnabledFor(logging.WARNING)

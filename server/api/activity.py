@@ -13,6 +13,7 @@ from typing import Protocol
 from starlette.requests import Request
 
 from server.api.auth import key_of
+from server.api.record import Record, record_of
 from server.engine.messages import Finish
 from server.keys.ring import Limits
 
@@ -21,7 +22,7 @@ from server.keys.ring import Limits
 class Owner:
     """Who asks: the name of a key ("" without keys), the address, and a name of the client's own choice.
 
-    `limits` are what the queue grants the key.
+    `limits` are what the queue grants the key; `record` is of the request, which is told there what became of it.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Owner:
     genkey: str = ""
     limits: Limits = field(default_factory=Limits)
     is_admin: bool = True
+    record: Record = field(default_factory=Record, compare=False)
 
     @property
     def asker(self) -> str:
@@ -40,7 +42,7 @@ def owner_of(request: Request, genkey: str = "") -> Owner:
     """Who sent this request."""
     key = key_of(request)
     address = request.client.host if request.client else ""
-    return Owner(key.name, address, genkey, key.limits, key.is_admin)
+    return Owner(key.name, address, genkey, key.limits, key.is_admin, record_of(request))
 
 
 class Work(Protocol):

@@ -30,6 +30,8 @@ from server.api.openai.responses.store import ResponseStore
 from server.api.pages import PageGuard
 from server.api.paths import LenientMiddleware
 from server.api.ports import Engine, Models, Services, Text
+from server.api.record import DISCONNECTED, HEADER, RecordMiddleware, note_error, record_of
+from server.api.requestlog import log_crash, log_request
 from server.api.responses import error_body, error_response, json_response
 from server.api.settings import ApiConfig
 from server.api.sse import let_streams_finish
@@ -66,6 +68,7 @@ def create_app(engine: Engine, text: Text, config: ApiConfig, models: Models | N
     if config.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(LenientMiddleware, root_path=config.root_path)
+    app.add_middleware(RecordMiddleware, sinks=[log_request])
     return app
 
 
@@ -102,6 +105,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GgufdError)
+    note_error(request.scope, error.code)
     return error_response(error)
 
 
@@ -111,18 +115,23 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405 and request.method == "OPTIONS":
         return Response(status_code=204, headers=headers)
+    code = str(error.detail).lower().replace(" ", "_")
+    note_error(request.scope, code)
     if error.status_code == 404:
         return error_response(NotFound(f"There is no route {request.method} {request.url.path}. See /docs."))
     message = f"{request.method} {request.url.path}: {error.detail}."
-    body = error_body(message, "invalid_request_error", code=str(error.detail).lower().replace(" ", "_"))
+    body = error_body(message, "invalid_request_error", code=code)
     return json_response(body, status=error.status_code, headers=headers)
 
 
 async def _on_gone(request: Request, error: Exception) -> Response:
     """Nobody reads this; the status is for the log."""
+    note_error(request.scope, DISCONNECTED)
     return Response(status_code=_CLIENT_GONE)
 
 
 async def _on_crash(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return error_response(GgufdError("The server failed on this request. Its log says why."))
+    log_crash(logger, f"{request.method} {request.url.path[:60]!a} failed", error)
+    response = error_response(GgufdError("The server failed on this request. Its log says why."))
+    response.headers[HEADER] = record_of(request).request_id
+    return response

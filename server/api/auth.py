@@ -6,6 +6,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.api.record import note_error, note_key
 from server.api.responses import error_response
 from server.errors import Forbidden, Unauthorized
 from server.keys.ring import ANYBODY, Key, KeyRing
@@ -45,21 +46,27 @@ class KeyMiddleware:
         self._ring = ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _is_public(scope):
+        if scope["type"] != "http" or _needs_no_key(scope):
             await self._app(scope, receive, send)
             return
         sent = _sent_keys(Headers(scope=scope))
         key = next((key for one in sent if (key := self._ring.find(one)) is not None), None)
         if key is None:
+            note_error(scope, Unauthorized.code)
             await _refusal(bool(sent))(scope, receive, send)
             return
         scope[_SCOPE_KEY] = key
+        note_key(scope, key.name)
         await self._app(scope, receive, send)
 
 
-def _is_public(scope: Scope) -> bool:
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path in PUBLIC_PATHS or path.startswith(f"{DOCS_FILES}/") or scope["method"] == "OPTIONS"
+def is_public(path: str) -> bool:
+    """Whether a path is one that probes and browsers ask for."""
+    return path in PUBLIC_PATHS or path.startswith(f"{DOCS_FILES}/")
+
+
+def _needs_no_key(scope: Scope) -> bool:
+    return is_public(scope["path"].removeprefix(scope.get("root_path", ""))) or scope["method"] == "OPTIONS"
 
 
 def _sent_keys(headers: Headers) -> list[bytes]:

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from server.api.activity import Activity, Owner
 from server.api.explain import CacheExplainer
 from server.api.ports import RequestStream, Services
+from server.api.record import DISCONNECTED
 from server.engine.messages import (
     EngineRequest,
     Finish,
@@ -69,6 +70,7 @@ class Generation:
     async def __aenter__(self) -> Self:
         self._activity.enter(self)
         self._stack.callback(self._activity.leave, self)
+        self._stack.callback(self._tell)
         for stream in self._streams:
             await self._stack.enter_async_context(stream)
         return self
@@ -78,6 +80,7 @@ class Generation:
 
     def abort(self) -> None:
         """End every sequence now: `batches` tells what there was, then that they ended."""
+        self.owner.record.reason = FinishReason.ABORT.value
         for stream in self._streams:
             stream.abort()
 
@@ -89,12 +92,19 @@ class Generation:
     async def batches(self) -> AsyncIterator[Batch]:
         """Everything that happens, until every sequence has finished. Raises the error that ended a request."""
         batches = _of_one(self._streams[0], 0) if len(self._streams) == 1 else self._merged()
-        async for first, events in batches:
-            for index, finish in self._note(first, events):
-                await self._explainer.note(index, self.requests[index // self.n], finish.usage)
-            yield first, _scored(events) if self._is_scoring else events
+        record = self.owner.record
+        try:
+            async for first, events in batches:
+                if record.first_s is None and any(isinstance(event, Output) for event in events):
+                    record.note_first_token()
+                for index, finish in self._note(first, events):
+                    await self._explainer.note(index, self.requests[index // self.n], finish.usage)
+                yield first, _scored(events) if self._is_scoring else events
+        except GgufdError as error:
+            record.reason = error.code or "internal_error"
+            raise
         for index, progress in enumerate(self._choices):
-            if not progress.is_finished:
+            if progress.finish is None:
                 yield index - index % self.n, [self._cut(index, progress)]
 
     def _note(self, first: int, events: Sequence[RequestEvent]) -> list[tuple[int, Finish]]:
@@ -107,10 +117,29 @@ class Generation:
                 if first + event.index == 0:
                     progress.texts.append(event.text)
                 if event.finish is not None:
-                    progress.is_finished = True
+                    progress.finish = event.finish
                     self.finishes.append(event.finish)
                     ended.append((first + event.index, event.finish))
         return ended
+
+    def _tell(self) -> None:
+        """Write into the record what the request has cost, as far as the engine told."""
+        record = self.owner.record
+        usages = [progress.finish.usage for progress in self._choices if progress.finish is not None]
+        firsts = [progress.finish.usage for progress in self._choices[:: self.n] if progress.finish is not None]
+        record.is_generation = True
+        record.prompt_tokens += sum(len(request.prompt) for request in self.requests[: len(self._streams)])
+        record.cached_tokens += sum(usage.cached_tokens for usage in firsts)
+        record.completion_tokens += sum(progress.n_tokens for progress in self._choices)
+        if usages:
+            record.queue_s = max(usage.queue_s for usage in usages)
+            record.prefill_s = max(usage.prefill_s for usage in usages)
+            record.decode_s = max(usage.decode_s for usage in usages)
+        record.reason = record.reason or self._reason()
+
+    def _reason(self) -> str:
+        is_whole = self.finishes and len(self.finishes) == self.total
+        return self.finishes[0].reason.value if is_whole else DISCONNECTED
 
     def _cut(self, index: int, progress: _Progress) -> Output:
         """The end of an aborted sequence, which the engine says nothing of. What its time went to is unknown."""
@@ -143,7 +172,7 @@ class _Progress:
 
     texts: list[str] = field(default_factory=list)
     n_tokens: int = 0
-    is_finished: bool = False
+    finish: Finish | None = None
 
 
 async def _of_one(stream: RequestStream, first: int) -> AsyncIterator[Batch]:
@@ -188,6 +217,7 @@ async def submit(
     is_scoring: bool = False,
 ) -> Generation:
     """Hand all requests to the engine, or none: when one is refused, those before it are aborted."""
+    owner.record.model = services.config.model_id
     streams: list[RequestStream] = []
     try:
         for request in requests:

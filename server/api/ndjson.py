@@ -11,6 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.api.generation import Generation
+from server.api.requestlog import log_crash
 from server.api.responses import body_of, dumps
 from server.engine.messages import RequestEvent
 from server.errors import GgufdError
@@ -59,6 +60,6 @@ async def _lines(generation: Generation, lines: Lines) -> AsyncIterator[bytes]:
                     yield line
     except GgufdError as error:
         yield line_bytes(body_of(error))
-    except Exception:
-        logger.exception("A stream failed")
+    except Exception as error:
+        log_crash(logger, "a stream failed", error)
         yield line_bytes(body_of(GgufdError("The server failed to write this answer. Send it again.")))

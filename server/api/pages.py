@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.api.record import note_error
 from server.api.responses import error_response
 from server.errors import ForeignPage
 
@@ -36,6 +37,7 @@ class PageGuard:
         if error is None:
             await self._app(scope, receive, send)
         else:
+            note_error(scope, error.code)
             await error_response(error)(scope, receive, send)
 
     def _fault(self, headers: Headers) -> ForeignPage | None:

@@ -17,6 +17,7 @@ from sse_starlette.sse import AppStatus
 from starlette.types import Message, Receive, Scope, Send
 
 from server.api.generation import Generation
+from server.api.requestlog import log_crash
 from server.api.responses import body_of, dumps
 from server.engine.messages import RequestEvent
 from server.errors import GgufdError
@@ -118,8 +119,8 @@ async def _events(generation: Generation, chunks: ChunkFormat) -> AsyncIterator[
             yield data
     except GgufdError as error:
         yield chunks.fail(error)
-    except Exception:
-        logger.exception("A stream failed")
+    except Exception as error:
+        log_crash(logger, "a stream failed", error)
         yield chunks.fail(GgufdError("The server failed to write this answer. Send it again."))
 
 
