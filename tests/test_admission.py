@@ -312,6 +312,15 @@ def test_a_state_that_cannot_be_restored_fails_its_request_only(monkeypatch: pyt
     assert_as_alone(rig, job(3))
 
 
+def test_a_short_prompt_does_not_wait_until_anothers_long_one_is_read() -> None:
+    rig = make_engine(n_slots=2, n_ctx=2048, n_batch=64)
+    rig.add(make_request(1, b"y" * 1500, account="batch"))
+    rig.step()
+    rig.add(make_request(2, b"short", account="chat", max_tokens=1))
+    assert steps_until_done(rig, 2) == 1
+    rig.run()
+
+
 @pytest.mark.usefixtures("quiet_log_afterwards")
 def test_a_real_model_goes_on_with_exactly_the_text_it_was_in() -> None:
     """The demo model, quantised: any other state, or any other batch, would round otherwise sooner or later."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -168,3 +170,11 @@ def test_every_prompt_gets_computed(made: list[tuple[int, int, bool, bool]]) -> 
             chunk.sequence.n_past += chunk.n_tokens
         n_steps += 1
         assert n_steps <= 16 * 300 / 16 + 20
+
+
+def test_whose_account_was_served_least_reads_first_and_the_more_urgent_within_it() -> None:
+    served = {0: 500.0, 1: 20.0, 2: 20.0}
+    reading = [sequence(slot, 40, admit_s=float(slot)) for slot in served]
+    reading[2].request = dataclasses.replace(reading[2].request, priority=-1)
+    plan = scheduler(n_batch=64).schedule(reading, served=lambda one: served[one.slot or 0])
+    assert shape(plan) == [(1, 24, 0), (2, 40, 1)]

@@ -160,7 +160,8 @@ class Engine:
         self._admit()
         turn = self._turns.next(self._running)
         self._guess()
-        plan = self._scheduler.schedule(turn, is_watched=any(sequence.is_decoding for sequence in self._running))
+        is_watched = any(sequence.is_decoding for sequence in self._running)
+        plan = self._scheduler.schedule(turn, is_watched=is_watched, served=self._queue.served)
         if plan:
             self._note_health(self._compute(plan))
             self._cache.close_holes(self._counters.step_s)

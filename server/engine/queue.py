@@ -68,6 +68,10 @@ class RequestQueue:
             if sequences and self._may_run(sequences[0]):
                 yield sequences[0]
 
+    def served(self, sequence: Sequence) -> float:
+        """What a sequence's account was served so far."""
+        return self.counters[sequence.request.account]
+
     def n_running(self, account: str) -> int:
         """Slots that an account holds."""
         return self._running[account]

@@ -1,14 +1,14 @@
 """Which tokens of which running sequences go into the next batch.
 
 There is no prefill phase and no decode phase: each sequence's computed tokens catch up with its tokens. Every
-decoding sequence gets its one row; then prefill fills a token budget, oldest first, chosen so that the step stays
-under `max_gap_ms` while somebody decodes. Prefill with nobody decoding goes in larger chunks, bounded in time too:
-the chunk is what a cancel or a newcomer waits for.
+decoding sequence gets its one row; then prefill fills a token budget, the least served account first and oldest first
+within it, chosen so that the step stays under `max_gap_ms` while somebody decodes. Prefill with nobody decoding goes in
+larger chunks, bounded in time too: the chunk is what a cancel or a newcomer waits for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from server.engine.sequence import Sequence
@@ -86,10 +86,17 @@ class Scheduler:
         self._max_gap_s = max_gap_ms / 1000
         self.step_time = StepTime()
 
-    def schedule(self, running: Iterable[Sequence], *, is_watched: bool = False) -> list[Chunk]:
+    def schedule(
+        self,
+        running: Iterable[Sequence],
+        *,
+        is_watched: bool = False,
+        served: Callable[[Sequence], float] = lambda _: 0.0,
+    ) -> list[Chunk]:
         """The chunks of the next batch, by ascending slot.
 
-        `is_watched` says that somebody waits for a token, if not in this batch.
+        `is_watched` says that somebody waits for a token, if not in this batch. Whose account was `served` least reads
+        its prompt first: a short one need not wait for all of another's long one.
         """
         sequences = list(running)
         decoding = [_decode_chunk(sequence) for sequence in sequences if sequence.is_decoding]
@@ -98,7 +105,7 @@ class Scheduler:
         n_outputs_left = self._n_outputs_max - n_decode
         prefill: list[Chunk] = []
         reading = [sequence for sequence in sequences if not sequence.is_decoding]
-        for sequence in sorted(reading, key=lambda sequence: (sequence.admit_s, sequence.index)):
+        for sequence in sorted(reading, key=lambda one: (served(one), one.request.priority, one.admit_s, one.index)):
             if budget > 0:
                 chunk = _prefill_chunk(sequence, budget, n_outputs_left)
                 if chunk.n_tokens == 0:
