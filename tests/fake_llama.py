@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import multiprocessing
 import random
 import threading
@@ -109,6 +110,11 @@ class FakeGrammars:
     def compile(self, grammar: Grammar) -> FakeCompiledGrammar:
         return FakeCompiledGrammar(grammar.text)
 
+    def begin_masks(self, constraints: Sequence[FakeConstraint]) -> None:
+        assert len(set(map(id, constraints))) == len(constraints) > 0
+        for constraint in constraints:
+            constraint.begin()
+
 
 class FakeCompiledGrammar:
     def __init__(self, text: str) -> None:
@@ -131,14 +137,29 @@ class FakeConstraint:
     def __init__(self, places: list[str]) -> None:
         self._places = places
         self._position = 0
+        self._begun_at: int | None = None
         self._is_masked = False
 
     @property
     def is_stopped(self) -> bool:
         return self._position == len(self._places)
 
+    @property
+    def is_accepting(self) -> bool:
+        return self.is_stopped
+
+    def begin(self) -> None:
+        assert not self.is_stopped, "began more than the grammar allows"
+        self._begun_at = self._position
+
+    def forced(self) -> list[int]:
+        """A place with one character leaves no choice."""
+        rest = itertools.takewhile(lambda place: len(place) == 1 and place != "!", self._places[self._position :])
+        return [ord(place) for place in rest]
+
     def mask(self, row: Logits) -> None:
         assert not self.is_stopped, "asked for more than the grammar allows"
+        assert self._begun_at == self._position, "a mask was not begun before its decode"
         allowed = self._places[self._position].encode()
         if allowed == b"!":
             raise EngineFailure("the grammar cannot go on")
@@ -148,7 +169,7 @@ class FakeConstraint:
         self._is_masked = True
 
     def accept(self, token: int) -> None:
-        assert self._is_masked, "a token was chosen without a mask"
+        assert self._is_masked or token in self.forced()[:1], "a token was chosen without a mask"
         if chr(token) not in self._places[self._position]:
             raise EngineFailure(f"token {token} does not fit the grammar")
         self._position += 1
@@ -157,6 +178,7 @@ class FakeConstraint:
     def rewind(self, n: int) -> None:
         assert 0 < n <= self._position, "more taken back than was accepted"
         self._position -= n
+        self._begun_at = None
 
 
 class FakeChain:
@@ -180,6 +202,10 @@ class FakeChain:
             return int(row.argmax())
         weights = np.exp((row - row.max()) / self._temperature)
         return int(np.searchsorted(np.cumsum(weights), self._random.random() * weights.sum()))
+
+    def accept(self, token: int) -> None:
+        assert not self.is_closed, "told a chain that was freed"
+        self._n_kept += self._can_rewind
 
     def rewind(self, n: int, said: Sequence[int]) -> None:
         assert 0 < n <= self._n_kept, "more taken back than was kept"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import pytest
 
 from server.engine.constraint import GrammarCompiler
 from server.engine.engine import Engine
-from server.engine.messages import Grammar, GrammarKind
+from server.engine.messages import FinishReason, Grammar, GrammarKind, Output
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
 from server.errors import EngineFailure, InvalidRequest
@@ -75,20 +77,82 @@ def test_what_is_said_fits_the_grammar(
     assert re.fullmatch(pattern, said)
 
 
-def test_a_schema_gives_json(context: Context, grammars: GrammarCompiler) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"n": {"type": "integer", "maximum": 99}, "ok": {"type": "boolean"}},
-        "required": ["n", "ok"],
-        "additionalProperties": False,
-    }
-    grammar = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema))
-    bias = tuple((token, -20.0) for token in b" \n\r\t")
-    request = make_request(1, b"hello", grammar=grammar, max_tokens=200, seed=2, temperature=0.5, logit_bias=bias)
-    found = json.loads(run(context, grammars, request)[1].texts[0])
-    assert found.keys() == {"n", "ok"}
-    assert isinstance(found["ok"], bool)
-    assert found["n"] <= 99
+SCHEMA = Grammar(
+    GrammarKind.JSON_SCHEMA,
+    json.dumps(
+        {
+            "type": "object",
+            "properties": {
+                "n": {"type": "integer", "minimum": -5, "maximum": 99},
+                "ok": {"type": "boolean"},
+                "name": {"type": "string", "pattern": "^[a-z]{0,8}$"},
+            },
+            "required": ["n", "ok", "name"],
+            "additionalProperties": False,
+        }
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 100.0},
+        {"temperature": 5.0, "n": 3},
+        {"temperature": 1.0, "xtc_probability": 1.0, "xtc_threshold": 0.01},
+        {"temperature": 1.0, "typ_p": 0.3},
+        {"temperature": 1.0, "mirostat": 1},
+        {"temperature": 1.0, "mirostat": 2},
+        {"temperature": 1.0, "top_k": 1, "dry_multiplier": 2.0},
+        {"temperature": 2.0, "banned_strings": ("aa", "b", "9", "zq")},
+        {"temperature": 2.0, "logit_bias": tuple((token, 100.0) for token in b"{}[]xyz\n")},
+        {"temperature": 2.0, "logit_bias": ((ord("b"), -math.inf), (ord("1"), -math.inf))},
+        {"temperature": 2.0, "repeat_penalty": 5.0, "presence_penalty": 3.0},
+        {"temperature": 2.0, "min_tokens": 100},
+        {"temperature": 2.0, "ignore_eos": True},
+        {"temperature": 2.0, "n_logprobs": 2},
+    ],
+    ids=str,
+)
+def test_a_schema_holds_under_whatever_else_is_asked(
+    context: Context, grammars: GrammarCompiler, changes: dict[str, Any]
+) -> None:
+    request = make_request(1, b"hello", **{"grammar": SCHEMA, "max_tokens": 200, "seed": 2, **changes})
+    collected = run(context, grammars, request)[1]
+    assert collected.failure is None
+    for index in range(request.n):
+        assert collected.finishes[index].reason is FinishReason.STOP
+        found = json.loads(collected.texts[index])
+        assert found.keys() == {"n", "ok", "name"}
+        assert isinstance(found["ok"], bool)
+        assert -5 <= found["n"] <= 99
+        assert re.fullmatch("[a-z]{0,8}", found["name"])
+
+
+def test_half_of_a_schema_does_not_look_like_the_whole(context: Context, grammars: GrammarCompiler) -> None:
+    collected = run(context, grammars, make_request(1, b"hello", grammar=SCHEMA, max_tokens=9))[1]
+    assert collected.finishes[0].reason is FinishReason.LENGTH
+    nothing_left = tuple((token, -math.inf) for token in b"tf")
+    failure = run(context, grammars, make_request(1, b"x", grammar=SCHEMA, logit_bias=nothing_left, max_tokens=99))[
+        1
+    ].failure
+    assert failure is not None
+    assert "no token is left" in failure.message
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 2.0, "seed": 3}, {"repeat_penalty": 3.0}], ids=str)
+def test_forced_tokens_are_those_that_would_be_sampled(
+    context: Context, grammars: GrammarCompiler, changes: dict[str, Any]
+) -> None:
+    """With log-probabilities each token is sampled from its own row."""
+    request = make_request(1, b"hello", grammar=SCHEMA, max_tokens=200, **changes)
+    forced = run(context, grammars, request)[1]
+    sampled = run(context, grammars, dataclasses.replace(request, n_logprobs=0))[1]
+    assert (forced.texts, forced.tokens) == (sampled.texts, sampled.tokens)
+    n_forced, n_sampled = (sum(isinstance(event, Output) for event in one.events) for one in (forced, sampled))
+    assert n_forced < 0.5 * n_sampled
 
 
 def test_constrained_and_free_sequences_together_say_what_each_says_alone(

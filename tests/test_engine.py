@@ -744,12 +744,60 @@ def test_a_request_that_fails_in_a_step_leaves_true_caches_behind() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_biases_that_leave_a_grammar_nothing_end_the_text(temperature: float) -> None:
+@pytest.mark.parametrize("text", ["b/a/c", "bc/a/c", "bc/ad/c"])
+def test_biases_that_leave_a_grammar_nothing_are_an_error(temperature: float, text: str) -> None:
+    """Half of what was asked for must not look like the whole."""
     rig = make_engine()
-    ban = ((ord("a"), -math.inf),)
-    rig.add(make_request(1, b"x", grammar=grammar("b/a/c"), logit_bias=ban, temperature=temperature, seed=1))
-    assert rig.run()[1].finishes[0].reason is FinishReason.STOP
-    assert rig.text(1) == "b"
+    ban = ((ord("a"), -math.inf), (ord("d"), -math.inf))
+    rig.add(make_request(1, b"x", grammar=grammar(text), logit_bias=ban, temperature=temperature, seed=1))
+    failure = rig.run()[1].failure
+    assert failure is not None
+    assert (failure.code, "no token is left" in failure.message) == ("invalid_value", True)
+
+
+LONG_WORD = "ab/" + "/".join("forced") + "/cd/" + "/".join("more")
+
+
+def test_what_a_grammar_forces_is_taken_at_once() -> None:
+    rig = make_engine()
+    rig.add(make_request(1, b"x", grammar=grammar(LONG_WORD), max_tokens=None))
+    outputs = [event for _ in range(3) for event in rig.step() if isinstance(event, Output)]
+    assert [len(output.tokens) for output in outputs] == [7, 5]
+    assert outputs[-1].finish is not None
+    assert outputs[-1].finish.usage.completion_tokens == 12
+    assert not rig.engine.has_work
+
+
+@pytest.mark.parametrize("option", [{"n_logprobs": 0}, {"banned_strings": ("zzz",)}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"temperature": 1.5, "seed": 4}, {"repeat_penalty": 1.9}, {"max_tokens": 4}, {"stop": ("rce",)}, {"n": 3}],
+    ids=str,
+)
+def test_forced_tokens_are_what_would_have_been_sampled(option: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Where every token's own row is needed nothing is taken at once, and the text is the same."""
+    changes = {"max_tokens": None, "grammar": grammar(LONG_WORD), **changes}
+    forced = run_alone(make_request(1, b"x", **changes))
+    sampled = run_alone(make_request(1, b"x", **changes, **option))
+    assert (forced.texts, forced.tokens) == (sampled.texts, sampled.tokens)
+    reasons = [[finish.reason for finish in one.finishes.values()] for one in (forced, sampled)]
+    assert reasons[0] == reasons[1]
+
+
+def test_few_forced_tokens_beside_many_others_cost_no_pass_of_their_own() -> None:
+    rig = make_engine(n_slots=9)
+    for request_id in range(8):
+        rig.add(make_request(request_id, b"others", ignore_eos=True, max_tokens=40))
+    for _ in range(4):
+        rig.step()
+    rig.add(make_request(9, b"x", grammar=grammar("ab/c/d/ef/g"), max_tokens=None))
+    before = rig.decoder.n_ubatches
+    n_steps = 0
+    while not rig.collected[9].is_done:
+        rig.step()
+        n_steps += 1
+    # One pass more, for its prompt.
+    assert rig.decoder.n_ubatches - before <= n_steps + 1
 
 
 def test_a_copy_that_fails_fails_its_request_and_leaks_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -842,7 +890,9 @@ options: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "temperature": st.sampled_from([0.0, 1.5]),
         "stop": st.sampled_from([("e",), ("ab", "q"), ("xyz",)]),
         "xtc_probability": st.just(0.5),
-        "grammar": st.sampled_from([grammar("ab/cd/ef"), grammar("ab/!"), grammar("!"), grammar("?ab/cd")]),
+        "grammar": st.sampled_from(
+            [grammar("ab/cd/ef"), grammar("ab/!"), grammar("!"), grammar("?ab/cd"), grammar("ab/c/d/ef/g")]
+        ),
         "prompt_logprobs": st.just(True),
         "return_progress": st.just(True),
         "banned_strings": st.sampled_from([("e",), ("ab", "th")]),

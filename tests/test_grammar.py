@@ -14,7 +14,7 @@ from llguidance import LLTokenizer
 from server.api.constraints import of_choices
 from server.errors import InvalidRequest
 from server.llama.gbnf import plain_gbnf
-from server.llama.grammar import Matcher, check_grammar, compile_grammar
+from server.llama.grammar import MaskFiller, Matcher, check_grammar, compile_grammar, mask_words
 
 _BYTES = LLTokenizer("byte")
 
@@ -132,11 +132,12 @@ def test_plain_form_is_a_fixed_point() -> None:
 
 def test_masks_follow_the_tokens() -> None:
     matcher = Matcher(_BYTES, compile_grammar("gbnf", 'root ::= "ab" | "ac"'))
-    mask = np.zeros(Matcher.mask_words(_BYTES.vocab_size), dtype=np.uint32)
+    masks = np.zeros((1, mask_words(_BYTES.vocab_size)), dtype=np.uint32)
+    filler = MaskFiller(1)
 
     def allowed() -> list[int]:
-        matcher.fill_mask(mask)
-        bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+        filler.fill([matcher], masks)
+        bits = np.unpackbits(masks[0].view(np.uint8), bitorder="little")
         return [int(token) for token in np.flatnonzero(bits[: _BYTES.vocab_size])]
 
     assert allowed() == [ord("a")]
@@ -152,3 +153,16 @@ def test_masks_follow_the_tokens() -> None:
     assert allowed() == [ord("b"), ord("c")]
     assert not matcher.accept(ord("x"))
     assert matcher.is_error
+
+
+def test_masks_of_many_are_filled_at_once_and_one_in_error_harms_no_other() -> None:
+    start = Matcher(_BYTES, compile_grammar("regex", "[0-9]{2}"))
+    broken, further = start.copy(), start.copy()
+    assert not broken.accept(ord("x"))
+    assert further.accept(ord("1"))
+    assert further.accept(ord("2"))
+    masks = np.zeros((4, mask_words(_BYTES.vocab_size)), dtype=np.uint32)
+    MaskFiller(2).fill([start, broken, further], masks)
+    counts = np.bitwise_count(masks).sum(axis=1)
+    assert (counts[0], counts[2], counts[3]) == (10, 1, 0)
+    assert [matcher.is_error for matcher in (start, broken, further)] == [False, True, False]

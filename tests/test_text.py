@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from server.chat.prompt import ChatPrompt
 from server.chat.text import TextModel
 from server.errors import InvalidRequest, ModelError, Unsupported
-from server.llama.grammar import Matcher, build_tokenizer, compile_grammar
+from server.llama.grammar import MaskFiller, Matcher, build_tokenizer, compile_grammar, mask_words
 from server.llama.model import Model
 from server.llama.params import ModelParams
 from tests.vocabularies import demo_model, vocabulary
@@ -213,14 +213,15 @@ def test_a_grammar_over_the_demo_vocabulary_ends_with_every_end_token(demo: Mode
     tokenizer = build_tokenizer(demo)
     assert set(tokenizer.eos_tokens) == set(demo.eog_tokens)
     matcher = Matcher(tokenizer, compile_grammar("gbnf", 'root ::= "yes" | "no"'))
-    mask = np.zeros(Matcher.mask_words(demo.n_vocab), dtype=np.uint32)
+    masks = np.zeros((1, mask_words(demo.n_vocab)), dtype=np.uint32)
+    filler = MaskFiller(1)
     for token in text_model.encode("yes", add_special=False):
-        matcher.fill_mask(mask)
-        assert mask[token // 32] >> (token % 32) & 1
+        filler.fill([matcher], masks)
+        assert masks[0, token // 32] >> (token % 32) & 1
         assert matcher.accept(token)
     assert matcher.is_accepting
-    matcher.fill_mask(mask)
-    allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+    filler.fill([matcher], masks)
+    allowed = np.flatnonzero(np.unpackbits(masks[0].view(np.uint8), bitorder="little"))
     assert set(map(int, allowed)) == set(demo.eog_tokens)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from server.engine.messages import Grammar, SamplingParams
 from server.engine.sampling import Row, Sampler
@@ -83,12 +83,15 @@ class Vocabulary(Protocol):
 
 
 class Constraint(Protocol):
-    """A grammar's state along one sequence. See `llama.grammar.Matcher`."""
+    """A grammar's state along one sequence. See `engine.constraint.GrammarConstraint`."""
 
     def mask(self, row: Row) -> None:
         """Set the logits of all tokens that may not come next to minus infinity."""
 
     def accept(self, token: int) -> None: ...
+
+    def forced(self) -> list[int]:
+        """The tokens that must come next, as the grammar leaves no choice; often none. They are not accepted yet."""
 
     def rewind(self, n: int) -> None:
         """Take back the last `n` accepted tokens."""
@@ -96,6 +99,10 @@ class Constraint(Protocol):
     @property
     def is_stopped(self) -> bool:
         """Whether nothing but the end may follow."""
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether the text is whole and may end here."""
 
 
 class CompiledGrammar(Protocol):
@@ -117,3 +124,6 @@ class Grammars(Protocol):
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """Returns at once."""
+
+    def begin_masks(self, constraints: Sequence[Any]) -> None:
+        """Compute what `mask` of these constraints needs, beside the decode that comes now."""

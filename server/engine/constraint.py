@@ -1,7 +1,8 @@
 """A grammar along one sequence: masks on its logits, and where it stands; and the compiling of grammars.
 
 The bridge to llguidance is in `llama.grammar`. A grammar is compiled on a thread of its own, which llguidance lets run
-beside the step loop, and kept: whoever sends it again gets a copy that is ready at once.
+beside the step loop, and kept: whoever sends it again gets a copy that is ready at once. Masks are computed while the
+decode runs whose logits they are for.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import os
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from server.engine.messages import Grammar
 from server.engine.sampling import Row
 from server.errors import EngineFailure
-from server.llama.grammar import Matcher, build_tokenizer, compile_grammar
+from server.llama.grammar import MaskFiller, Matcher, build_tokenizer, compile_grammar, mask_words
 from server.llama.model import Model
 
 _MAX_KEPT = 32
@@ -27,46 +30,99 @@ _MAX_KEPT_CHARS = 2 * 1024 * 1024
 _NICENESS = 10
 
 
-class GrammarConstraint:
-    """Masks one sequence's rows by `matcher`. Raises `EngineFailure` when the matcher cannot go on."""
+class Masks:
+    """Masks of the next tokens of many constraints, computed together beside a decode.
 
-    def __init__(self, compiled: CompiledGrammar, matcher: Matcher, n_vocab: int) -> None:
-        self._compiled = compiled
-        self._matcher = matcher
-        self._words = np.zeros(Matcher.mask_words(n_vocab), np.uint32)
+    The thread that samples calls; another one computes, and has the matchers to itself between `begin` and the first
+    `banned`.
+    """
+
+    def __init__(self, n_vocab: int) -> None:
         self._n_vocab = n_vocab
+        self._thread = ThreadPoolExecutor(1, "masks")
+        self._filler = MaskFiller(max(1, (os.cpu_count() or 1) // 2))
+        self._words = np.zeros((0, mask_words(n_vocab)), np.uint32)
+        self._banned = np.zeros((0, n_vocab), bool)
+        self._row_of: dict[int, int] = {}
+        self._filling: Future[None] | None = None
+
+    def begin(self, matchers: Sequence[Matcher]) -> None:
+        """Compute the masks of these from now on. Those begun before are forgotten."""
+        self._wait()
+        if len(matchers) > len(self._words):
+            self._words = np.zeros((len(matchers), self._words.shape[1]), np.uint32)
+        self._row_of = {id(matcher): row for row, matcher in enumerate(matchers)}
+        self._filling = self._thread.submit(self._fill, matchers)
+
+    def banned(self, matcher: Matcher) -> npt.NDArray[np.bool_]:
+        """Which tokens may not come next, shape `[n_vocab]`, valid until the next call of `begin`."""
+        if id(matcher) not in self._row_of:
+            self.begin([matcher])
+        self._wait()
+        # After its token was taken, a mask is good no more.
+        banned: npt.NDArray[np.bool_] = self._banned[self._row_of.pop(id(matcher))]
+        return banned
+
+    def _wait(self) -> None:
+        filling, self._filling = self._filling, None
+        if filling is not None:
+            filling.result()
+
+    def _fill(self, matchers: Sequence[Matcher]) -> None:
+        words = self._words[: len(matchers)]
+        self._filler.fill(matchers, words)
+        bits = np.unpackbits(~words.view(np.uint8), axis=1, bitorder="little", count=self._n_vocab)
+        self._banned = bits.view(bool)
+
+
+class GrammarConstraint:
+    """Masks one sequence's rows by its `matcher`. Raises `EngineFailure` when the matcher cannot go on."""
+
+    def __init__(self, compiled: CompiledGrammar, matcher: Matcher, masks: Masks) -> None:
+        self._compiled = compiled
+        self._masks = masks
+        self.matcher = matcher
 
     def mask(self, row: Row) -> None:
-        self._matcher.fill_mask(self._words)
-        if self._matcher.is_error:
+        banned = self._masks.banned(self.matcher)
+        if self.matcher.is_error:
             raise self._broken("the grammar cannot go on")
-        banned = np.unpackbits(~self._words.view(np.uint8), bitorder="little")[: self._n_vocab]
-        np.copyto(row, -np.inf, where=banned.view(bool))
+        np.copyto(row, -np.inf, where=banned)
 
     def accept(self, token: int) -> None:
-        if not self._matcher.accept(token):
+        if not self.matcher.accept(token):
             raise self._broken(f"token {token} does not fit the grammar")
 
+    def forced(self) -> list[int]:
+        tokens = self.matcher.forced_tokens()
+        if self.matcher.is_error:
+            raise self._broken("the grammar cannot go on")
+        return tokens
+
     def rewind(self, n: int) -> None:
-        if not self._matcher.rollback(n):
+        if not self.matcher.rollback(n):
             raise self._broken(f"the grammar cannot go {n} tokens back")
 
     @property
     def is_stopped(self) -> bool:
-        return self._matcher.is_stopped
+        return self.matcher.is_stopped
+
+    @property
+    def is_accepting(self) -> bool:
+        return self.matcher.is_accepting
 
     def _broken(self, what: str) -> EngineFailure:
         # Copies share what they learn with the compiled grammar, and so may share what broke this one.
         self._compiled.is_broken = True
-        return EngineFailure(f"{what}: {self._matcher.error}")
+        return EngineFailure(f"{what}: {self.matcher.error}")
 
 
 class CompiledGrammar:
     """A grammar that is being compiled, or is."""
 
-    def __init__(self, matcher: Future[Matcher], n_vocab: int) -> None:
+    def __init__(self, matcher: Future[Matcher], masks: Callable[[], Masks]) -> None:
         self._matcher = matcher
-        self._n_vocab = n_vocab
+        self._masks = masks
         self.is_broken = False
 
     @property
@@ -76,7 +132,7 @@ class CompiledGrammar:
 
     def constraint(self) -> GrammarConstraint:
         """A new constraint at the grammar's start. Raises `InvalidRequest` when it cannot be enforced."""
-        return GrammarConstraint(self, self._matcher.result().copy(), self._n_vocab)
+        return GrammarConstraint(self, self._matcher.result().copy(), self._masks())
 
 
 class GrammarCompiler:
@@ -85,6 +141,7 @@ class GrammarCompiler:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._tokenizer: Any = None
+        self._masks: Masks | None = None
         self._thread = ThreadPoolExecutor(1, "grammar", _be_nice)
         self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
         self._n_kept_chars = 0
@@ -100,9 +157,18 @@ class GrammarCompiler:
         if compiled is not None:
             self._n_kept_chars -= len(grammar.text)
         if compiled is None or compiled.is_broken:
-            compiled = CompiledGrammar(self._thread.submit(self._build, grammar), self._model.n_vocab)
+            compiled = CompiledGrammar(self._thread.submit(self._build, grammar), self._have_masks)
         self._keep(grammar, compiled)
         return compiled
+
+    def begin_masks(self, constraints: Sequence[GrammarConstraint]) -> None:
+        """Compute the masks that these will ask for next, beside whatever comes now."""
+        self._have_masks().begin([constraint.matcher for constraint in constraints])
+
+    def _have_masks(self) -> Masks:
+        if self._masks is None:
+            self._masks = Masks(self._model.n_vocab)
+        return self._masks
 
     def _keep(self, grammar: Grammar, compiled: CompiledGrammar) -> None:
         self._kept[grammar] = compiled

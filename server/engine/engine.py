@@ -15,6 +15,7 @@ import numpy as np
 from server.engine.admission import Admission
 from server.engine.backend import Decoder, Grammars, Vocabulary
 from server.engine.banned import BanGuard, check_bans
+from server.engine.detokenizer import Delta
 from server.engine.embedding import Embedder
 from server.engine.messages import (
     Admitted,
@@ -298,7 +299,8 @@ class Engine:
     def _decode(self, plan: list[Chunk]) -> list[tuple[int, int]]:
         """Compute one batch; see `_fill_batch` for what is returned."""
         outputs = self._fill_batch(plan)
-        n_decode = sum(chunk.n_tokens for chunk in plan if chunk.sequence.is_decoding)
+        self._begin_masks(plan)
+        n_decode = sum(chunk.n_tokens for chunk in plan if chunk.is_decode)
         n_prefill = self._decoder.batch.n_rows - n_decode
         self._set_threads(n_decode, n_prefill)
         self._decoder.set_adapters(plan[0].sequence.request.adapters)
@@ -311,6 +313,13 @@ class Engine:
         )
         self._counters.computed_tokens += self._decoder.batch.n_rows
         return outputs
+
+    def _begin_masks(self, plan: list[Chunk]) -> None:
+        """The masks of all that will be sampled after this decode are computed beside it."""
+        sequences = [chunk.sequence for chunk in plan if chunk.n_outputs and _is_last(chunk)]
+        constraints = [sequence.constraint for sequence in sequences if sequence.constraint is not None]
+        if constraints:
+            self._grammars.begin_masks(constraints)
 
     def _note_time(self, seconds: float, n_decode: int, n_prefill: int, *, n_sequences: int) -> None:
         """A step of one sequence alone tells what a guess costs; one with a guess is no measure for anything else."""
@@ -357,7 +366,8 @@ class Engine:
     def _go_on(self, sequence: Sequence, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]], row: int) -> None:
         """Take the next token if the logits for it are there."""
         if sequence.n_past < len(sequence.tokens):
-            self._report_progress(sequence)
+            if not sequence.n_generated:
+                self._report_progress(sequence)
             return
         try:
             if sequence.draft:
@@ -393,7 +403,6 @@ class Engine:
         """Sample, append, detokenize, and finish the sequence if this was its last token."""
         if not sequence.first_token_s:
             self._first_token(sequence)
-        request = sequence.request
         if sequence.logprobs is not None:
             sequence.logprobs.note(row)
         if not self._mask(sequence, row):
@@ -403,20 +412,47 @@ class Engine:
         if token in self._vocabulary.eog_tokens:
             self._finish(sequence, FinishReason.STOP, "", [])
             return
-        sequence.tokens.append(token)
-        self._counters.generated_tokens += 1
-        self._queue.charge_token(sequence)
-        is_shown = not request.skip_special_tokens or token in request.shown_tokens
-        piece = self._vocabulary.piece(token, special=is_shown)
-        logprob = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
-        delta = sequence.detokenizer.feed(piece, Sent(token, logprob))
+        delta = self._append(sequence, token)
         if sequence.guard is not None and not self._guard(sequence, sequence.guard):
             return
-        reason = self._finish_reason(sequence)
+        reason = self._finish_reason(sequence) or self._force(sequence, delta)
         if reason is not None:
             self._finish(sequence, reason, delta.text, delta.items)
         elif delta.text or delta.items:
             self._emit_output(_output(sequence, delta.text, delta.items))
+
+    def _append(self, sequence: Sequence, token: int) -> Delta[Sent]:
+        """Take a token; what of the text may be sent now."""
+        sequence.tokens.append(token)
+        self._counters.generated_tokens += 1
+        self._queue.charge_token(sequence)
+        request = sequence.request
+        is_shown = not request.skip_special_tokens or token in request.shown_tokens
+        piece = self._vocabulary.piece(token, special=is_shown)
+        logprob = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
+        return sequence.detokenizer.feed(piece, Sent(token, logprob))
+
+    def _force(self, sequence: Sequence, delta: Delta[Sent]) -> FinishReason | None:
+        """Take the tokens about which the grammar leaves no choice: they are computed together, as a prompt is.
+
+        Not where each token's own row is needed, for its log-probabilities or to go back to.
+        """
+        if sequence.constraint is None or sequence.logprobs is not None or sequence.guard is not None:
+            return None
+        assert sequence.sampler is not None
+        assert sequence.bias is not None
+        for token in sequence.constraint.forced():
+            if sequence.bias.bans(token) or token in self._vocabulary.eog_tokens:
+                break
+            sequence.sampler.accept(token)
+            sequence.constraint.accept(token)
+            more = self._append(sequence, token)
+            delta.text += more.text
+            delta.items += more.items
+            reason = self._finish_reason(sequence)
+            if reason is not None:
+                return reason
+        return None
 
     def _first_token(self, sequence: Sequence) -> None:
         sequence.first_token_s = self._clock()
@@ -468,6 +504,9 @@ class Engine:
         """Every token is banned here: the one before was wrong, or, if it was sent, this is the end."""
         if sequence.guard is not None and sequence.detokenizer.n_pending:
             self._rewind(sequence, sequence.guard, 1)
+        elif sequence.constraint is not None and not sequence.constraint.is_accepting:
+            # Half of what was asked for must not look like the whole.
+            raise InvalidRequest("no token is left that the constraint, the biases and the bans all allow")
         else:
             self._finish(sequence, FinishReason.STOP, "", [])
 
@@ -650,6 +689,12 @@ class _Counters:
         self._ended_s = now_s
         self.step_s = seconds
         self.steps += 1
+
+
+def _is_last(chunk: Chunk) -> bool:
+    """Whether nothing of the sequence is uncomputed after it."""
+    n_draft = len(chunk.sequence.draft)
+    return chunk.sequence.n_past + chunk.n_tokens - n_draft == len(chunk.sequence.tokens)
 
 
 def _output(sequence: Sequence, text: str, items: list[Sent], finish: Finish | None = None) -> Output:

@@ -28,7 +28,7 @@ _MASK_64 = (1 << 64) - 1
 
 
 class Sampler(Protocol):
-    """Chooses tokens for one sequence. `sample` also remembers what it chose.
+    """Chooses tokens for one sequence. `sample` also remembers what it chose; `accept` what came without a choice.
 
     `rewind(n, said)` takes the last `n` choices back; `said` is all that is left, prompt included. What is drawn next
     is drawn anew: with the same random number a banned token would always be replaced by its neighbour.
@@ -36,6 +36,7 @@ class Sampler(Protocol):
     """
 
     def sample(self, row: Row, batch_row: int) -> int: ...
+    def accept(self, token: int) -> None: ...
     def rewind(self, n: int, said: Sequence[int]) -> None: ...
     def keep(self, n: int) -> None: ...
     def close(self) -> None: ...
@@ -54,8 +55,13 @@ class Bias:
         self._ids = np.array(list(biases), np.int64)
         self._values = np.array(list(biases.values()), np.float32)
         self._banned = np.fromiter(banned, np.int64)
+        self._never = {*self._banned.tolist(), *(token for token, value in biases.items() if value == -math.inf)}
         self._eog = np.fromiter(eog, np.int64)
         self._eog_until = math.inf if params.ignore_eos else min_tokens
+
+    def bans(self, token: int) -> bool:
+        """Whether `token` can never be chosen, ends apart."""
+        return token in self._never
 
     def apply(self, row: Row, n_generated: int) -> None:
         if len(self._ids):
@@ -157,10 +163,13 @@ class VectorSampler:
         if self._penalties is not None:
             self._penalties.apply(row)
         token = int(row.argmax()) if self._temperature <= 0 else self._draw(row)
+        self.accept(token)
+        return token
+
+    def accept(self, token: int) -> None:
         if self._penalties is not None:
             self._penalties.accept(token)
         self._n_chosen += 1
-        return token
 
     def rewind(self, n: int, said: Sequence[int]) -> None:
         self._n_chosen -= n

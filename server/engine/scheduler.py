@@ -21,6 +21,9 @@ _TILE = 64
 _ALONE_GAPS = 12
 """How many times `max_gap_ms` a chunk may take when nobody decodes."""
 
+_DECODES_A_PASS = 4
+"""Decoding sequences whose tokens of one step cost about as much as one more pass over the weights for a few tokens."""
+
 _SMOOTHING = 0.3
 
 
@@ -31,6 +34,11 @@ class Chunk:
     sequence: Sequence
     n_tokens: int
     n_outputs: int
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it goes on from the token written last, and reads nothing."""
+        return self.sequence.n_generated > 0 and self.n_tokens == 1 + len(self.sequence.draft)
 
     def without_draft(self) -> Chunk:
         """The chunk of a sequence that gives up its draft."""
@@ -100,12 +108,19 @@ class Scheduler:
         """
         sequences = list(running)
         decoding = [_decode_chunk(sequence) for sequence in sequences if sequence.is_decoding]
+        decoding += [Chunk(sequence, 1, 0) for sequence in sequences if _goes_singly(sequence, len(decoding))]
         n_decode = sum(chunk.n_tokens for chunk in decoding)
         budget = self.token_budget(n_decode=n_decode, is_watched=is_watched)
         n_outputs_left = self._n_outputs_max - n_decode
         prefill: list[Chunk] = []
-        reading = [sequence for sequence in sequences if not sequence.is_decoding]
-        for sequence in sorted(reading, key=lambda one: (served(one), one.request.priority, one.admit_s, one.index)):
+        is_in = {chunk.sequence.slot for chunk in decoding}
+        reading = [sequence for sequence in sequences if sequence.slot not in is_in]
+
+        def turn(one: Sequence) -> tuple[float, ...]:
+            # What a grammar forced is no prompt: its sequence is writing, and goes first.
+            return (one.n_generated == 0, served(one), one.request.priority, one.admit_s, one.index)
+
+        for sequence in sorted(reading, key=turn):
             if budget > 0:
                 chunk = _prefill_chunk(sequence, budget, n_outputs_left)
                 if chunk.n_tokens == 0:
@@ -132,6 +147,14 @@ class Scheduler:
             return min(room, max(_TILE, min(self._n_ubatch, affordable // _TILE * _TILE)))
         affordable = int((self._max_gap_s - self.step_time.decode_s) / per_token)
         return min(room, self._n_ubatch, max(_MIN_CHUNK, affordable))
+
+
+def _goes_singly(sequence: Sequence, n_decode: int) -> bool:
+    """Whether tokens that a grammar forced are computed one a step, beside `n_decode` others.
+
+    Rows of unequal counts are computed apart, at the price of a lone token or two; that pays for enough tokens only.
+    """
+    return sequence.n_generated > 0 and 1 < sequence.n_uncomputed <= 1 + n_decode // _DECODES_A_PASS
 
 
 def _decode_chunk(sequence: Sequence) -> Chunk:

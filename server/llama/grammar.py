@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -152,18 +152,6 @@ class Matcher:
         twin._matcher = self._matcher.deep_copy()
         return twin
 
-    @staticmethod
-    def mask_words(n_vocab: int) -> int:
-        """How many 32-bit words a mask over `n_vocab` tokens has."""
-        return (n_vocab + 31) // 32
-
-    def fill_mask(self, mask: npt.NDArray[np.uint32]) -> None:
-        """Write one bit a token, lowest first, into `mask`: contiguous, uint32, `mask_words` long.
-
-        Once the grammar has stopped only tokens that end generation are allowed.
-        """
-        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-
     def check_start(self) -> None:
         """Raises InvalidRequest when no token at all may come first, or none can be followed."""
         try:
@@ -209,6 +197,31 @@ class Matcher:
     @property
     def error(self) -> str:
         return _first_lines(self._matcher.get_error())
+
+
+class MaskFiller:
+    """Computes masks of several matchers at once, on up to `n_threads` threads and without holding Python up."""
+
+    def __init__(self, n_threads: int) -> None:
+        from llguidance import LLExecutor
+
+        self._executor = LLExecutor(n_threads)
+
+    def fill(self, matchers: Sequence[Matcher], masks: npt.NDArray[np.uint32]) -> None:
+        """Write one bit a token, lowest first, into `masks`: contiguous, a row of `mask_words` for each matcher.
+
+        Nothing else may use the matchers meanwhile. Where a grammar has stopped only tokens that end generation are
+        allowed; one that fails is in error afterwards.
+        """
+        assert masks.flags.c_contiguous
+        assert len(matchers) <= len(masks)
+        rows = [(matcher._matcher, row) for row, matcher in enumerate(matchers)]
+        self._executor.unsafe_compute_mask_ptr(rows, masks.ctypes.data, masks.strides[0], len(masks))
+
+
+def mask_words(n_vocab: int) -> int:
+    """How many 32-bit words a mask over `n_vocab` tokens has."""
+    return (n_vocab + 31) // 32
 
 
 @lru_cache(maxsize=1)

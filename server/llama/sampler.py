@@ -106,6 +106,12 @@ class SamplerChain:
             self._history.append(llama_cpp.llama_sampler_clone(self._handle))
         return int(llama_cpp.llama_sampler_sample(self._handle, self._context, batch_row))
 
+    def accept(self, token: int) -> None:
+        """Remember a token that came without a choice."""
+        if self._history is not None:
+            self._history.append(llama_cpp.llama_sampler_clone(self._handle))
+        llama_cpp.llama_sampler_accept(self._handle, token)
+
     def keep_history(self) -> None:
         """Remember the state before each choice from now on: a sampler has no undo."""
         self._history = deque()
