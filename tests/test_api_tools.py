@@ -94,6 +94,17 @@ async def test_a_template_without_tools_is_told_of_them_in_words() -> None:
     assert "Be brief." in prompt
 
 
+async def test_a_history_told_in_words_may_come_in_parts() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    turn = {"role": "assistant", "content": [{"type": "text", "text": "I look."}], "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "Noon"}]}
+    async with running(says("ok")) as api:
+        await api.ok(PATH, messages=[*HELLO, turn, result], tools=[CLOCK])
+    prompt = bytes(api.engine.requests[0].prompt).decode()
+    assert "assistant: I look.\n<tool_call>" in prompt
+    assert "<tool_response>\nNoon\n</tool_response>" in prompt
+
+
 async def test_calls_are_held_from_the_first_token_where_one_is_required() -> None:
     async with running(says("Hello")) as api:
         for choice in ("auto", "required", named("clock"), "none", None):

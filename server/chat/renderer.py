@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from server.chat.content import text_of
 from server.chat.prompt import ChatPrompt, Message
 from server.chat.repair import LADDER, PLACEHOLDER, Messages, apply, attempts
 from server.chat.template import Template, TemplateError, TemplateOverflowError
-from server.errors import InvalidRequest, Unsupported
+from server.errors import InvalidRequest
 
 CONTINUE_AFTER_PROMPT = "continue_after_generation_prompt"
 
@@ -289,7 +290,7 @@ def _plain(message: Message) -> dict[str, Any]:
     plain = {name: _plain_value(value) for name, value in message.items() if value is not None}
     if not isinstance(plain.get("role"), str):
         raise InvalidRequest("Every message needs a role, as 'user' or 'assistant'.", param="messages")
-    plain["content"] = _text(plain.get("content", ""))
+    plain["content"] = text_of(plain.get("content", ""))
     return plain
 
 
@@ -299,26 +300,6 @@ def _plain_value(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain_value(item) for item in value]
     return value
-
-
-def _text(content: Any) -> str:
-    """A content's text; parts are joined by line ends, as llama-server does."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidRequest("A message's content must be a string or a list of parts.", param="messages")
-    return "\n".join(_part_text(part) for part in content)
-
-
-def _part_text(part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    if isinstance(part, dict):
-        text = part.get("text", part.get("refusal"))
-        if isinstance(text, str):
-            return text
-        raise Unsupported(f"This server takes only text, not {part.get('type', 'this part')!r}.", param="messages")
-    raise InvalidRequest("A part of a content must be an object with a text.", param="messages")
 
 
 def _with_mapping(call: Any) -> Any:

@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from server.chat.content import text_of
+
 _JOINT = "\n\n"
 
 _HOW = """\
@@ -45,11 +47,11 @@ def with_prompt(messages: Sequence[Mapping[str, Any]], prompt: str) -> tuple[Map
 def as_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """A message without fields for calls: they are what the assistant said, a result is what the user says."""
     if message["role"] == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+        return {"role": "user", "content": f"<tool_response>\n{text_of(message['content'])}\n</tool_response>"}
     if not message.get("tool_calls"):
         return message
-    blocks = [_block(call) for call in message["tool_calls"]]
-    return {"role": "assistant", "content": "\n".join([part for part in (message["content"], *blocks) if part])}
+    parts = [text_of(message.get("content") or ""), *map(_block, message["tool_calls"])]
+    return {"role": "assistant", "content": "\n".join([part for part in parts if part])}
 
 
 def _block(call: Mapping[str, Any]) -> str:
