@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from server.api.anthropic.schemas import MESSAGES as ANTHROPIC
 from server.api.fields import KOBOLD, LLAMACPP, OLLAMA, OPENAI_CHAT, OPENAI_COMPLETION, SHARED, Aliases
 from server.api.openai.responses.schemas import RESPONSES
 from tests.api_client import error_of, running
@@ -50,6 +52,25 @@ ITEMS = st.lists(
 )
 
 
+BLOCKS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "tool_use", "tool_result", "thinking", "document", "image"])},
+        optional={
+            "text": VALUES,
+            "id": st.sampled_from(["a", "b"]),
+            "name": st.sampled_from(["f", ""]),
+            "input": VALUES,
+            "tool_use_id": st.sampled_from(["a", "b"]),
+            "content": CONTENT | VALUES,
+            "thinking": VALUES,
+            "source": VALUES | st.fixed_dictionaries({"type": st.sampled_from(["text", "content"]), "data": VALUES}),
+        },
+    ),
+    max_size=3,
+)
+ANTHROPIC_MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES, "content": BLOCKS | CONTENT | VALUES}), max_size=3)
+
+
 def bodies(aliases: Aliases, **required: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     """Objects that look like requests: mostly known names, with values of every kind."""
     names = sorted({name for names in aliases.values() for name in names} | {"tools", "response_format", "model"})
@@ -61,6 +82,11 @@ CASES = {
     "/v1/completions": bodies(OPENAI_COMPLETION, prompt=st.text("ab", max_size=5) | VALUES),
     "/v1/chat/completions": bodies(OPENAI_CHAT, messages=MESSAGES | VALUES),
     "/v1/responses": bodies(RESPONSES | {name: (name,) for name in SHARED}, input=ITEMS | VALUES),
+    "/v1/messages": bodies(
+        ANTHROPIC | {name: (name,) for name in SHARED},
+        messages=ANTHROPIC_MESSAGES | VALUES,
+        max_tokens=st.integers(1, 5) | VALUES,
+    ),
     "/completion": bodies(LLAMACPP, prompt=st.text("ab", max_size=5) | VALUES),
     "/api/v1/generate": bodies(KOBOLD, prompt=st.text("ab", max_size=5) | VALUES),
     "/api/generate": bodies(OLLAMA, prompt=st.text("ab", max_size=5) | VALUES, options=VALUES),
@@ -68,6 +94,13 @@ CASES = {
     "/tokenize": st.fixed_dictionaries({"content": VALUES}, optional={"add_special": VALUES, "with_pieces": VALUES}),
     "/detokenize": st.fixed_dictionaries({"tokens": VALUES | st.lists(st.integers(-1, 300), max_size=4)}),
 }
+
+
+def _error(response: httpx.Response) -> Any:
+    if response.url.path == "/v1/messages":
+        assert set(response.json()) == {"type", "error"}
+        return response.json()["error"]
+    return error_of(response, response.status_code)
 
 
 @pytest.mark.parametrize("path", CASES)
@@ -80,7 +113,8 @@ def test_no_json_object_makes_a_500(path: str, data: st.DataObject) -> None:
         async with running(FakeEngine(["ab"]), FakeText(has_infill=True)) as api:
             response = await api.post(path, body)
             if response.status_code != 200:
-                error = error_of(response, 404 if response.status_code == 404 else 400)
+                assert response.status_code in (400, 404), response.text
+                error = _error(response)
                 assert error["message"].isascii()
                 assert len(error["message"]) < 500
             assert api.engine.open == set()

@@ -239,6 +239,42 @@ async def test_tokens_are_counted_without_an_answer() -> None:
     assert len(api.engine.requests) == 1
 
 
+SAID = '<think>Hm</think>Ok <tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+
+
+def thinking_api() -> Any:
+    return running(FakeEngine([SAID], n_ctx=4096), FakeText(template="<think>"))
+
+
+async def test_thoughts_texts_and_calls_are_items() -> None:
+    async with thinking_api() as api:
+        response = await api.ok(PATH, input="Hi", tools=[ADD])
+    thought, message, call = response["output"]
+    assert (thought["type"], thought["content"][0]["text"]) == ("reasoning", "Hm")
+    assert (message["type"], message["content"][0]["text"]) == ("message", "Ok")
+    assert (call["type"], call["name"], json.loads(call["arguments"])) == ("function_call", "add", {"a": 1})
+    details = response["usage"]["output_tokens_details"]
+    assert 0 < details["reasoning_tokens"] < response["usage"]["output_tokens"]
+
+
+async def test_a_result_goes_on_from_a_stored_call() -> None:
+    async with thinking_api() as api:
+        first = await api.ok(PATH, input="Hi", tools=[ADD])
+        result = {**RESULT, "call_id": first["output"][2]["call_id"]}
+        await api.ok(PATH, input=[result], tools=[ADD], previous_response_id=first["id"])
+    _, turn, tool = sent(api)
+    assert (turn["reasoning_content"], turn["tool_calls"][0]["id"]) == ("Hm", tool["tool_call_id"])
+
+
+async def test_a_streamed_call_is_items_too() -> None:
+    async with thinking_api() as api:
+        events = await named_events(api, input="Hi", tools=[ADD])
+    added = [data["item"]["type"] for name, data in events if name == "response.output_item.added"]
+    assert added == ["reasoning", "message", "function_call"]
+    arguments = [data["delta"] for name, data in events if name == "response.function_call_arguments.delta"]
+    assert json.loads("".join(arguments)) == {"a": 1}
+
+
 def long_chat(n_turns: int) -> list[dict[str, str]]:
     turns = [
         [{"role": "user", "content": f"Question {n}"}, {"role": "assistant", "content": "x" * 20}]
@@ -294,6 +330,8 @@ async def test_truncation_cannot_help_a_single_long_message() -> None:
         ({"input": "x", "tools": [{**ADD, "parameters": 3}]}, "tools[0].parameters"),
         ({"input": "x", "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
         ({"input": "x", "tool_choice": "perhaps"}, "tool_choice"),
+        ({"input": "x", "tools": [ADD], "tool_choice": {"type": "function", "name": "sub"}}, "tool_choice"),
+        ({"input": "x", "tool_choice": "required"}, "tool_choice"),
         ({"input": "x", "text": "json"}, "text"),
         ({"input": "x", "text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"input": "x", "text": {"format": {"type": "json_schema"}}}, "text.format.schema"),

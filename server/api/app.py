@@ -19,6 +19,8 @@ from starlette.responses import Response
 from server import __version__
 from server.api import embeddings, front, kobold, loading, ollama, ooba, ops, tabby, tokens, vllm
 from server.api.adapters import Adapters
+from server.api.anthropic import errors as anthropic
+from server.api.anthropic import messages
 from server.api.auth import DOCS_FILES, KeyMiddleware
 from server.api.docs import Documentation
 from server.api.llamacpp import adapters as lora_adapters
@@ -83,7 +85,15 @@ def _add_routes(app: FastAPI) -> None:
     """Every route of the OpenAI family answers with and without its prefix: users forget it."""
     app.include_router(front.router)
     app.include_router(ops.router)
-    for router in (completions.router, chat.router, create.router, kept.router, model_list.router, loading.router):
+    for router in (
+        completions.router,
+        chat.router,
+        create.router,
+        kept.router,
+        messages.router,
+        model_list.router,
+        loading.router,
+    ):
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)
     app.include_router(tokens.router)
@@ -106,7 +116,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GgufdError)
     note_error(request.scope, error.code)
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -118,9 +128,12 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     code = str(error.detail).lower().replace(" ", "_")
     note_error(request.scope, code)
     if error.status_code == 404:
-        return error_response(NotFound(f"There is no route {request.method} {request.url.path}. See /docs."))
+        missing = NotFound(f"There is no route {request.method} {request.url.path}. See /docs.")
+        return error_response(missing, request.url.path)
     message = f"{request.method} {request.url.path}: {error.detail}."
     body = error_body(message, "invalid_request_error", code=code)
+    if anthropic.is_anthropic(request.url.path):
+        body = anthropic.error_body(message, error.status_code)
     return json_response(body, status=error.status_code, headers=headers)
 
 
@@ -135,3 +148,5 @@ async def _on_crash(request: Request, error: Exception) -> Response:
     response = error_response(GgufdError("The server failed on this request. Its log says why."))
     response.headers[HEADER] = record_of(request).request_id
     return response
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_response(GgufdError("The server failed on this request. Its log says why."), request.url.path)

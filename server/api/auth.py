@@ -53,7 +53,7 @@ class KeyMiddleware:
         key = next((key for one in sent if (key := self._ring.find(one)) is not None), None)
         if key is None:
             note_error(scope, Unauthorized.code)
-            await _refusal(bool(sent))(scope, receive, send)
+            await _refusal(bool(sent), scope["path"])(scope, receive, send)
             return
         scope[_SCOPE_KEY] = key
         note_key(scope, key.name)
@@ -77,8 +77,9 @@ def _sent_keys(headers: Headers) -> list[bytes]:
     return [key.strip().encode("latin-1", "replace") for key in sent if key.strip()]
 
 
-def _refusal(has_key: bool) -> ASGIApp:
+def _refusal(has_key: bool, path: str) -> ASGIApp:
     what = "The API key that was sent is wrong." if has_key else "No API key was sent."
-    response = error_response(Unauthorized(f"{what} Send one of this server's, as 'Authorization: Bearer KEY'."))
+    error = Unauthorized(f"{what} Send one of this server's, as 'Authorization: Bearer KEY'.")
+    response = error_response(error, path)
     response.headers["WWW-Authenticate"] = "Bearer"
     return response

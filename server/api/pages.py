@@ -39,6 +39,7 @@ class PageGuard:
         else:
             note_error(scope, error.code)
             await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
 
     def _fault(self, headers: Headers) -> ForeignPage | None:
         host, origin = headers.get("host", ""), headers.get("origin")

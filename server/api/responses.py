@@ -1,4 +1,4 @@
-"""JSON and errors as every route answers them: ASCII-safe, no NaN, OpenAI's error shape."""
+"""JSON and errors as every route answers them: ASCII-safe, no NaN, OpenAI's error shape, Anthropic's on its routes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from server.api.anthropic import errors as anthropic
 from server.errors import GgufdError, TryLater
 
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
@@ -34,9 +35,10 @@ def body_of(error: GgufdError) -> dict[str, Any]:
     return error_body(error.message, error.type, param=error.param, code=error.code)
 
 
-def error_response(error: GgufdError) -> Response:
-    """One of our errors as a response, with Retry-After when it is a matter of time."""
+def error_response(error: GgufdError, path: str = "") -> Response:
+    """One of our errors as a response to `path`, with Retry-After when it is a matter of time."""
     headers = {}
     if isinstance(error, TryLater):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    return json_response(body_of(error), status=error.status, headers=headers)
+    body = anthropic.error_body(error.message, error.status, param=error.param)
+    return json_response(body if anthropic.is_anthropic(path) else body_of(error), status=error.status, headers=headers)
