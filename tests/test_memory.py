@@ -19,6 +19,7 @@ from tests import allocated
 from tests.franken_moe import write_franken_moe
 from tests.gguf_files import llama, write
 from tests.measured_engine import measure
+from tests.quantised import FTYPES, quantise
 
 
 def context(**params: Any) -> ContextParams:
@@ -248,21 +249,6 @@ class TestPlacement:
 
 
 # --- rearranged weights ----------------------------------------------------------------------------------------------
-
-FTYPES = {"Q2_K": 10, "Q3_K_M": 12, "Q4_0": 2, "Q4_K_M": 15, "Q5_0": 8, "Q5_K_M": 17, "Q6_K": 18, "Q8_0": 7}
-"""llama_ftype of the eight quantisations that model cards list."""
-
-
-def quantise(source: Path, target: Path, ftype: int) -> Path:
-    import llama_cpp
-
-    from tests.tiny_model import quiet_llama
-
-    quiet_llama()
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.allow_requantize, params.nthread = ftype, True, 1
-    assert llama_cpp.llama_model_quantize(bytes(source), bytes(target), params) == 0
-    return target
 
 
 class TestRearranged:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
@@ -40,24 +41,40 @@ def byte_characters() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
 
 
-def write_tiny_model(path: Path, *, seed: int = 0, metadata: dict[str, float] | None = None) -> Path:
-    """Write the model; `metadata` adds floats, as `general.sampling.temp`."""
+class Size(NamedTuple):
+    """How wide it is, how wide inside, and how many experts it has (0: it is no mixture), two of which are used."""
+
+    width: int = N_EMBD
+    n_ff: int = N_FF
+    n_experts: int = 0
+
+
+TINY = Size()
+
+
+def write_tiny_model(
+    path: Path, *, seed: int = 0, metadata: dict[str, float] | None = None, size: Size = TINY, n_used: int = 2
+) -> Path:
+    """Write the model; `metadata` adds floats, as `general.sampling.temp`. Experts differ, and so does their router."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_context_length(N_CTX_TRAIN)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_feed_forward_length(N_FF)
+    writer.add_embedding_length(size.width)
+    writer.add_feed_forward_length(size.n_ff)
     writer.add_block_count(N_LAYER)
     writer.add_head_count(N_HEAD)
     writer.add_head_count_kv(N_HEAD_KV)
-    writer.add_rope_dimension_count(N_EMBD // N_HEAD)
+    writer.add_rope_dimension_count(size.width // N_HEAD)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(N_VOCAB)
+    if size.n_experts:
+        writer.add_expert_count(size.n_experts)
+        writer.add_expert_used_count(n_used)
     for key, value in (metadata or {}).items():
         writer.add_float32(key, value)
     _add_vocabulary(writer)
-    _add_weights(writer, np.random.default_rng(seed))
+    _add_weights(writer, np.random.default_rng(seed), size)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -79,27 +96,32 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def _add_weights(writer: gguf.GGUFWriter, draw: np.random.Generator) -> None:
-    width_kv = N_EMBD // N_HEAD * N_HEAD_KV
-    layer = (
-        ("attn_q", N_EMBD, N_EMBD),
-        ("attn_k", width_kv, N_EMBD),
-        ("attn_v", width_kv, N_EMBD),
-        ("attn_output", N_EMBD, N_EMBD),
-        ("ffn_gate", N_FF, N_EMBD),
-        ("ffn_up", N_FF, N_EMBD),
-        ("ffn_down", N_EMBD, N_FF),
-    )
-    shapes = [("token_embd", N_VOCAB, N_EMBD), ("output", N_VOCAB, N_EMBD)]
-    shapes += [(f"blk.{i}.{name}", rows, columns) for i in range(N_LAYER) for name, rows, columns in layer]
-    for name, rows, columns in shapes:
+def _add_weights(writer: gguf.GGUFWriter, draw: np.random.Generator, size: Size) -> None:
+    width = size.width
+    width_kv = width // N_HEAD * N_HEAD_KV
+    experts = (size.n_experts,) if size.n_experts else ()
+    suffix = "_exps" if experts else ""
+    layer: list[tuple[str, tuple[int, ...]]] = [
+        ("attn_q", (width, width)),
+        ("attn_k", (width_kv, width)),
+        ("attn_v", (width_kv, width)),
+        ("attn_output", (width, width)),
+        (f"ffn_gate{suffix}", (*experts, size.n_ff, width)),
+        (f"ffn_up{suffix}", (*experts, size.n_ff, width)),
+        (f"ffn_down{suffix}", (*experts, width, size.n_ff)),
+    ]
+    if experts:
+        layer.append(("ffn_gate_inp", (size.n_experts, width)))
+    shapes = [("token_embd", (N_VOCAB, width)), ("output", (N_VOCAB, width))]
+    shapes += [(f"blk.{i}.{name}", shape) for i in range(N_LAYER) for name, shape in layer]
+    for name, shape in shapes:
         # Logits of a standard deviation near 4: not flat, and no token that always wins.
         deviation = 0.7 if name == "output" else 0.35
-        weights = draw.normal(0, deviation, (rows, columns)).astype(np.float32)
+        weights = draw.normal(0, deviation * (N_EMBD / width) ** 0.5, shape).astype(np.float32)
         if name == "output":
             # Bytes that begin no ASCII character are rare, so that most of what is said is text.
             weights[128:256] *= 0.3
         writer.add_tensor(f"{name}.weight", weights)
     norms = ["output_norm", *(f"blk.{i}.{name}_norm" for i in range(N_LAYER) for name in ("attn", "ffn"))]
     for name in norms:
-        writer.add_tensor(f"{name}.weight", np.ones(N_EMBD, np.float32))
+        writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))

@@ -23,6 +23,7 @@ from server.llama import gguf, shape, system
 from server.llama.calibration import prefers_flash_attention
 from server.llama.context import Context
 from server.llama.embedding import EmbeddingContext
+from server.llama.gguf import Scalar
 from server.llama.log import LogCapture
 from server.llama.model import Model
 from server.llama.params import ContextParams, EmbeddingParams
@@ -34,6 +35,7 @@ _VECTOR_N_CTX = 2048
 
 _MEMORY_SHARE = 0.8
 _BUFFER = re.compile(r"(\S+)\s+(model|LoRA|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
+_CHANGED = re.compile(r"Using metadata override \([^)]*\) '(.+)' = ")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
 Report = Callable[[LoadProgress | LogLine | Notice], None]
@@ -54,6 +56,7 @@ def load(config: EngineConfig, report: Report) -> Loaded:
     try:
         placed, offload_why = place(config, system.device_memory())
         model = Model(placed.model, _progress(report))
+        log.check_metadata(config.model.metadata)
         _refuse_unservable(model)
         if _only_embeds(model):
             # What was planned for a cache of slots is of no use to it.
@@ -167,7 +170,7 @@ def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> tuple
         return config, ""
     if config.model.n_gpu_layers is not None:
         return config, "as configured"
-    made = shape.of(gguf.read(gguf.parts_of(Path(config.model.path))))
+    made = shape.of(gguf.read(gguf.parts_of(Path(config.model.path))).with_metadata(dict(config.model.metadata)))
     ram = host.ram()
     gpus = tuple(Device(one.description, one.free, one.total, one.shares_ram) for one in devices)
     wish = Wish(config.context, None, config.model.n_cpu_moe, config.model.mmap, config.model.tensor_split)
@@ -277,8 +280,13 @@ def _info(model: Model) -> ModelInfo:
         chat_template=model.chat_template,
         bos_piece=_piece_text(model, model.bos),
         eos_piece=_piece_text(model, model.eos),
-        metadata={key: value for key, value in metadata.items() if key != "tokenizer.chat_template"},
+        metadata={key: value for key, value in metadata.items() if key != "tokenizer.chat_template"}
+        | {key: _as_llama_writes(value) for key, value in model.params.metadata},
     )
+
+
+def _as_llama_writes(value: Scalar) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _piece_text(model: Model, token: int | None) -> str:
@@ -293,6 +301,7 @@ class _LoadLog:
         self._report = report
         self._is_counting = True
         self._errors: list[str] = []
+        self._changed: set[str] = set()
         self.buffers: list[str] = []
         self.memory_bytes = 0
         self.n_gpu_layers = 0
@@ -317,12 +326,22 @@ class _LoadLog:
         reason = re.sub(r"^\w+: ", "", reasons[0])
         return f"{message}: {reason}"
 
+    def check_metadata(self, changes: Sequence[tuple[str, Scalar]]) -> None:
+        """Raises ModelError where llama.cpp did not read a key that the settings change, or not with that type."""
+        for key, value in changes:
+            if key not in self._changed:
+                raise ModelError(
+                    f"override_kv {key}: llama.cpp reads no such key of this model, or not as a {type(value).__name__}"
+                )
+
     def _receive(self, level: int, line: str) -> None:
         if level >= logging.ERROR:
             self._errors.append(line.strip())
         if _BUFFER.search(line):
             self.buffers.append(line)
             self._count(line)
+        if (changed := _CHANGED.search(line)) is not None:
+            self._changed.add(changed[1])
         offloaded = _OFFLOADED.search(line)
         if offloaded is not None:
             self.n_gpu_layers = int(offloaded[1])

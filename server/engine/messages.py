@@ -414,6 +414,11 @@ class ModelInfo:
     eos_piece: str
     metadata: dict[str, str]
 
+    def number(self, key: str) -> int:
+        """A whole number of the architecture's own metadata; 0 where it has none."""
+        text = self.metadata.get(f"{self.architecture}.{key}", "")
+        return int(text) if text.isdecimal() else 0
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingInfo:

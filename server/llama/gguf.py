@@ -12,7 +12,7 @@ import stat
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -122,6 +122,11 @@ class Gguf:
     @property
     def n_bytes(self) -> int:
         return sum(part.n_bytes for part in self.parts)
+
+    def with_metadata(self, changes: Mapping[str, Scalar]) -> Gguf:
+        """The same model, said to have other values under some keys."""
+        first, *others = self.parts
+        return Gguf((replace(first, metadata={**first.metadata, **changes}), *others))
 
     def tensors(self) -> Iterator[TensorInfo]:
         return chain.from_iterable(part.tensors for part in self.parts)

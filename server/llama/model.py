@@ -16,7 +16,7 @@ import llama_cpp
 
 from server.errors import ModelError
 from server.llama.adapters import Adapters
-from server.llama.overrides import native_overrides
+from server.llama.overrides import native_metadata, native_overrides
 from server.llama.params import ModelParams, Pooling
 
 _SPLIT_MODES = {
@@ -288,6 +288,9 @@ def _native_params(params: ModelParams, on_progress: ProgressCallback | None) ->
     native.no_alloc = params.no_alloc
     native.tensor_buft_overrides, buffers = native_overrides(params.n_cpu_moe or 0, params.overrides)
     keep: list[Any] = [buffers]
+    if params.metadata:
+        native.kv_overrides = changes = native_metadata(params.metadata)
+        keep.append(changes)
     if params.tensor_split:
         shares = (ctypes.c_float * llama_cpp.llama_max_devices())(*params.tensor_split)
         native.tensor_split = shares

@@ -1,19 +1,29 @@
-"""Which tensors go to which buffer, whatever layer they are in: the struct that the binding leaves untyped.
+"""What settings say instead of the file and of llama.cpp: other metadata, and other buffers for some tensors.
 
-Patterns are C++ regular expressions, searched for in a tensor's name; the first that matches counts. A pattern that C++
-could not read would end the process, so only what both languages read the same is let through.
+Patterns of tensors are C++ regular expressions, searched for in a name; the first that matches counts. One that
+C++ could not read would end the process, so only what both languages read the same is let through.
 """
 
 from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Sequence
 from typing import Any
+
+import llama_cpp
 
 from server.errors import ModelError
 from server.llama import system
+from server.llama.gguf import Scalar
 from server.llama.shape import MAX_LAYERS
 
+_KINDS: tuple[tuple[type, tuple[int, str]], ...] = (
+    (bool, (llama_cpp.LLAMA_KV_OVERRIDE_TYPE_BOOL, "val_bool")),
+    (int, (llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT, "val_i64")),
+    (float, (llama_cpp.LLAMA_KV_OVERRIDE_TYPE_FLOAT, "val_f64")),
+    (str, (llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR, "val_str")),
+)
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 _PLAIN = re.compile(r"[\w.^$|()\[\]*+?\\-]{1,200}", re.ASCII)
 
@@ -39,6 +49,17 @@ def native_overrides(n_cpu_moe: int, overrides: tuple[tuple[str, str], ...]) -> 
     for place, (pattern, name) in zip(array, wanted, strict=False):
         place.pattern, place.buft = pattern.encode(), buffers[name]
     return ctypes.cast(array, ctypes.c_void_p), array
+
+
+def native_metadata(changes: Sequence[tuple[str, Scalar]]) -> Any:
+    """llama.cpp's array of other values for metadata; an empty key ends it."""
+    array = (llama_cpp.llama_model_kv_override * (len(changes) + 1))()
+    for place, (key, value) in zip(array, changes, strict=False):
+        # A bool is an int to Python.
+        place.tag, name = next(kind for python, kind in _KINDS if isinstance(value, python))
+        place.key = key.encode()
+        setattr(place.value, name, value.encode() if isinstance(value, str) else value)
+    return array
 
 
 def _experts_of(n_layers: int) -> str:

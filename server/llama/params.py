@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from server.llama.gguf import Scalar
+
 FlashAttention = Literal["auto", "on", "off"]
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
@@ -29,6 +31,7 @@ class ModelParams:
     `n_gpu_layers` None means all layers that the build can offload. `tensor_split` is the share of each device.
     Of the first `n_cpu_moe` layers the experts stay in RAM, None leaves it to the loader; `overrides` are
     `(pattern of tensor names, buffer)`, and go before.
+    `metadata` stands for what the file says under these keys.
     `loras` are files of adapters; a request says which it wants, and how much. `control_vectors` are always added, to
     the layers of `control_layers`, first and last; None is all.
     `no_alloc` reads no weights and takes no memory: llama.cpp only says in its log what it would take (`mmap` off).
@@ -45,6 +48,7 @@ class ModelParams:
     no_alloc: bool = False
     n_cpu_moe: int | None = None
     overrides: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, Scalar], ...] = ()
     loras: tuple[str, ...] = ()
     control_vectors: tuple[ControlVector, ...] = ()
     control_layers: tuple[int, int] | None = None

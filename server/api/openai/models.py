@@ -57,12 +57,19 @@ def _meta(services: Services) -> dict[str, Any] | None:
     ready = services.engine.ready
     if ready is None:
         return None
+    model = ready.model
     return {
-        "n_vocab": ready.model.n_vocab,
+        "name": model.name,
+        "architecture": model.architecture,
+        "ftype": model.ftype,
+        "size": model.size_bytes,
+        "n_params": model.n_params,
+        "n_vocab": model.n_vocab,
+        "n_embd": model.n_embd,
+        "n_layer": model.n_layer,
+        "n_expert": model.number("expert_count"),
+        "n_expert_used": model.number("expert_used_count"),
         "n_ctx": ready.n_ctx,
-        "n_ctx_train": ready.model.n_ctx_train,
-        "n_embd": ready.model.n_embd,
-        "n_params": ready.model.n_params,
-        "size": ready.model.size_bytes,
-        "ftype": ready.model.ftype,
+        "n_ctx_train": model.n_ctx_train,
+        "n_slots": ready.n_slots,
     }
