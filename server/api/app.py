@@ -145,8 +145,7 @@ async def _on_gone(request: Request, error: Exception) -> Response:
 
 async def _on_crash(request: Request, error: Exception) -> Response:
     log_crash(logger, f"{request.method} {request.url.path[:60]!a} failed", error)
-    response = error_response(GgufdError("The server failed on this request. Its log says why."))
+    failed = GgufdError("The server failed on this request. Its log says why.")
+    response = error_response(failed, request.url.path)
     response.headers[HEADER] = record_of(request).request_id
     return response
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return error_response(GgufdError("The server failed on this request. Its log says why."), request.url.path)

@@ -38,7 +38,6 @@ class PageGuard:
             await self._app(scope, receive, send)
         else:
             note_error(scope, error.code)
-            await error_response(error)(scope, receive, send)
             await error_response(error, scope["path"])(scope, receive, send)
 
     def _fault(self, headers: Headers) -> ForeignPage | None:
