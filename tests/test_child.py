@@ -42,6 +42,10 @@ def tell_signals(conn: Connection) -> None:
     conn.send((ignored, os.environ.get("GGML_NO_BACKTRACE")))
 
 
+def tell_who_goes_first(conn: Connection) -> None:
+    conn.send(int(Path("/proc/self/oom_score_adj").read_text()))
+
+
 def never_read(conn: Connection) -> None:
     conn.send("started")
     time.sleep(WAIT_S)
@@ -190,3 +194,10 @@ def test_a_child_starts_where_no_temporary_file_can_be_made(
     parent = Parent(write_to_stderr_of_c)
     assert parent.wait_for_exit() == (7, "")
     assert "no temporary file" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_where_memory_ends_a_child_is_ended_and_not_its_parent() -> None:
+    parent = Parent(tell_who_goes_first)
+    parent.wait_for_exit()
+    assert parent.messages[0] > int(Path("/proc/self/oom_score_adj").read_text())

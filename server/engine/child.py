@@ -159,6 +159,7 @@ def _bootstrap(main: Main, conn: Connection, stderr_path: str | None, args: tupl
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     _write_no_core()
+    _go_first_when_memory_ends()
     # Without this an abort in ggml starts a debugger and writes its backtrace to the terminal.
     os.environ["GGML_NO_BACKTRACE"] = "1"
     _redirect_stderr(stderr_path)
@@ -180,6 +181,12 @@ def _write_no_core() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _go_first_when_memory_ends() -> None:
+    """Linux ends one process then: a child, which is started again, and not the parent that would do that."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def _redirect_stderr(path: str | None) -> None:

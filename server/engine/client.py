@@ -53,6 +53,7 @@ _HEALTHY_S = 60.0
 _FIRST_BACKOFF_S = 0.5
 _SMOOTHING = 0.1
 _STOP_S = 5.0
+_KILLED = -9
 
 _MAX_UNREAD = 10_000
 """Events that are kept for a client that reads more slowly than its answer is made: some megabytes."""
@@ -622,4 +623,6 @@ def _n_slots(streams: Iterable[RequestStream]) -> int:
 
 
 def _exit_text(code: int) -> str:
+    if code == _KILLED:
+        return f"signal {-code}, as the system sends it where memory ends"
     return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -49,6 +49,9 @@ _SEEDS = 2**32 - 1
 
 _MAX_LOST_STEPS = 3
 
+_CHECK_EVERY = 256
+"""Steps between two looks at the books: they cost some microseconds a slot."""
+
 
 class Engine:
     """Runs many sequences on one `decoder`. Not thread-safe: one thread owns it and its context.
@@ -166,6 +169,8 @@ class Engine:
         if plan:
             self._note_health(self._compute(plan))
             self._cache.close_holes(self._counters.step_s)
+            if self._counters.steps % _CHECK_EVERY == 0:
+                self.check_integrity()
         if self._embedder.has_work:
             self._embed()
         events, self._events = self._events, []
@@ -178,7 +183,11 @@ class Engine:
         self._counters.leave_out(self._clock() - start_s)
 
     def keep_house(self) -> None:
-        """What is better done while nobody waits; short, and only for when there is no work."""
+        """What is better done while nobody waits; short, and only for when there is no work.
+
+        Raises `EngineFailure` when the engine's books are wrong: better a new engine than somebody else's text.
+        """
+        self.check_integrity()
         self._grammars.prepare()
         self._cache.save_next()
 
