@@ -148,6 +148,9 @@ class ContextSection(Section):
     cache_sharing: Literal["auto", "shared", "per-key"] = setting(
         "auto", "Who may reuse what another key had computed: all, nobody, or auto: nobody from the second key on."
     )
+    pre_roll: bool = setting(
+        False, "Compute while idle what a chat's next prompt begins with when its client drops old messages each turn."
+    )
     spec_draft_n_max: int = setting(
         31, "Most tokens guessed ahead where a lone text repeats itself, checked in one step; 0 guesses none.", ge=0
     )

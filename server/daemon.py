@@ -60,6 +60,7 @@ _OTHERS = {
     "cache_ram",
     "cache_sharing",
     "spec_draft_n_max",
+    "pre_roll",
 }
 """Context settings that have another name in `ContextParams`, or are none of its matter."""
 
@@ -277,6 +278,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
             n_cache_reuse=config.context.cache_reuse,
             cache_ram_bytes=config.context.cache_ram << 20,
             max_draft=config.context.spec_draft_n_max,
+            pre_rolls=config.context.pre_roll,
             n_reserved=config.queue.reserved_slots,
             short_tokens=config.queue.short_tokens,
             preempts=config.queue.preempt,

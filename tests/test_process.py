@@ -81,8 +81,9 @@ def test_an_idle_engine_waits_and_does_not_spin(rig: Rig) -> None:
 
         has_work = property(lambda self: look())
 
-        def keep_house(self) -> None:
+        def keep_house(self) -> bool:
             """Nothing to do."""
+            return False
 
     def look() -> bool:
         nonlocal n_looks

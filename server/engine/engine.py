@@ -34,6 +34,7 @@ from server.engine.messages import (
     Stats,
 )
 from server.engine.prefix_cache import PrefixCache
+from server.engine.preroll import PreRoll
 from server.engine.queue import RequestQueue
 from server.engine.sampling import Bias, Logprobs, Row, Sampler, VectorSampler, is_vectorisable, penalties_of
 from server.engine.scheduler import Chunk, Scheduler, halves, n_rows
@@ -84,6 +85,7 @@ class Engine:
         )
         self._admission = Admission(queue, self._cache, rules)
         self._turns = Turns()
+        self._pre_roll = PreRoll(decoder, self._cache, scheduler) if rules.pre_rolls and decoder.can_trim else None
         self._speculator = Speculator(rules.max_draft if decoder.can_trim else 0)
         self._running: list[Sequence] = []
         self._events: list[Event] = []
@@ -182,14 +184,18 @@ class Engine:
         self._events += self._embedder.step(self._scheduler.pause_left_s(self._counters.step_s, bool(self._running)))
         self._counters.leave_out(self._clock() - start_s)
 
-    def keep_house(self) -> None:
-        """What is better done while nobody waits; short, and only for when there is no work.
+    def keep_house(self) -> bool:
+        """What is better done while nobody waits; short, and only for when there is no work. Whether there is more.
 
         Raises `EngineFailure` when the engine's books are wrong: better a new engine than somebody else's text.
         """
         self.check_integrity()
         self._grammars.prepare()
         self._cache.save_next()
+        if self._pre_roll is None or not self._pre_roll.has_work:
+            return False
+        self._pre_roll.step()
+        return self._pre_roll.has_work
 
     def _expire(self) -> None:
         now_s = self._clock()
@@ -256,6 +262,8 @@ class Engine:
             sequence.constraint = sequence.grammar.constraint()
         now_s = self._clock()
         self._cache.lock(sequence)
+        if self._pre_roll is not None and sequence.index == 0:
+            sequence.chat = self._pre_roll.begin(sequence.request, sequence.tokens)
         sequence.admit_s = now_s
         self._queue.charge_prompt(sequence)
         sequence.sampler = self._new_sampler(sequence)
@@ -581,6 +589,8 @@ class Engine:
 
     def _leave(self, sequence: Sequence) -> None:
         """Running to finished; the computed tokens stay in the slot as cache."""
+        if self._pre_roll is not None and sequence.chat is not None:
+            self._pre_roll.end(sequence.chat, sequence)
         self._cache.insert(sequence)
         self._retire(sequence)
 

@@ -516,6 +516,7 @@ class Rules:
     `n_cache_reuse` is the fewest tokens worth moving within a slot when a history was trimmed; 0 moves none.
     `cache_ram_bytes` of host RAM keep the computed tokens of chats that lost their slot; 0 keeps none.
     `max_draft` is the most tokens that are guessed ahead from a sequence's own text; 0 guesses none.
+    `pre_rolls` lets an idle engine compute what trimmed chats will begin with.
     `n_reserved` slots are kept for requests that have at most `short_tokens` to compute and to generate.
     `preempts` lets a running sequence wait in host RAM while one that has a better claim uses its slot.
     """
@@ -523,6 +524,7 @@ class Rules:
     n_cache_reuse: int = 0
     cache_ram_bytes: int = 0
     max_draft: int = 0
+    pre_rolls: bool = False
     n_reserved: int = 0
     short_tokens: int = 0
     preempts: bool = False

@@ -286,6 +286,43 @@ class PrefixCache:
         limit = len(sequence.tokens) - 1
         return plan_moves(slot.tokens, sequence.tokens, n_prefix, self._n_cache_reuse, limit)
 
+    # --- beginnings that nobody has asked for yet ---------------------------------------------------------------------
+
+    def spare(self, tokens: array[int], realm: Realm, asker: str, *, keep: list[Slot]) -> Slot | None:
+        """An idle slot for `tokens`, which holds already as many of them as there are in any; None without one.
+
+        Not one of `keep`, and none that holds the only copy of something else.
+        """
+        able = [slot for slot in self.idle if slot not in keep]
+        known = {slot.index: common_prefix(slot.computed, tokens) for slot in self.slots if slot.realm == realm}
+        own = max(able, key=lambda slot: known.get(slot.index, 0), default=None)
+        if own is None:
+            return None
+        if known.get(own.index, 0) < max(_MIN_SHARED_TOKENS, own.n_computed / 2):
+            own = min(able, key=lambda slot: (slot.n_computed > 0, slot.last_used))
+            if not self._is_saved(own):
+                return None
+            best = self.slots[max(known, key=lambda index: known[index])] if known else own
+            if best is not own and known[best.index] >= _MIN_SHARED_TOKENS:
+                self._copy(best, own)
+                self.release_copies()
+        own.tokens = tokens[: self._keep(own, common_prefix(own.tokens, tokens))]
+        own.realm, own.asker = realm, asker
+        self._touch(own)
+        self._check(own)
+        return own
+
+    def _is_saved(self, slot: Slot) -> bool:
+        """Whether an idle slot can lose what it holds, because there is nothing, or after saving it."""
+        self._save(slot)
+        return slot.n_computed < _MIN_SAVED_TOKENS or self.host.holds(slot.tokens, slot.realm)
+
+    def extend(self, slot: Slot, tokens: array[int]) -> None:
+        """An idle slot holds these tokens more, which were just computed in it."""
+        slot.tokens.extend(tokens)
+        self._touch(slot)
+        self._check(slot)
+
     # --- suspend and resume -------------------------------------------------------------------------------------------
 
     def can_suspend(self, sequence: Sequence) -> bool:

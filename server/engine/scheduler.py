@@ -148,6 +148,12 @@ class Scheduler:
         affordable = int((self._max_gap_s - self.step_time.decode_s) / per_token)
         return min(room, self._n_ubatch, max(_MIN_CHUNK, affordable))
 
+    def background_budget(self) -> int:
+        """Tokens of prefill that a step may compute which a newcomer might have to wait for."""
+        per_token = self.step_time.prefill_s_per_token
+        affordable = int(self._max_gap_s / per_token) if per_token else 2 * _MIN_CHUNK
+        return min(self._n_ubatch, max(_MIN_CHUNK, affordable))
+
 
 def _goes_singly(sequence: Sequence, n_decode: int) -> bool:
     """Whether tokens that a grammar forced are computed one a step, beside `n_decode` others.

@@ -15,6 +15,7 @@ from server.engine.detokenizer import Detokenizer
 from server.engine.messages import CacheReport, EngineRequest, TokenLogprob, Usage
 from server.engine.sampling import Bias, Logprobs, Sampler
 from server.engine.speculative import Lookup
+from server.engine.trim import Chat
 from server.llama.batch import State
 
 
@@ -66,6 +67,7 @@ class Sequence:
     guard: BanGuard | None = None
     logprobs: Logprobs | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    chat: Chat | None = None
     lookup: Lookup | None = None
     draft: tuple[int, ...] = ()
     n_drafted: int = 0

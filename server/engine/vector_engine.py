@@ -46,8 +46,9 @@ class VectorEngine:
         self._events = []
         return events
 
-    def keep_house(self) -> None:
+    def keep_house(self) -> bool:
         """There is nothing to keep."""
+        return False
 
     def erase_slot(self, index: int) -> SlotErased:
         return SlotErased(index, 0)
