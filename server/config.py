@@ -181,6 +181,9 @@ class ServerSection(Section):
     )
     allow_unauthenticated: bool = setting(False, "Listen beyond this machine although no key is set.")
     root_path: str = setting("", "Path under which a reverse proxy shows the server, such as /llm.", pattern="^(/.*)?$")
+    metrics_for: Literal["admin", "user", "everybody", "nobody"] = setting(
+        "admin", "Who may read /metrics: an admin's key, any key, everybody without one, or nobody."
+    )
     trusted_proxies: Strings = setting(
         (), "Addresses or networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."
     )

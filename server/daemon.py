@@ -347,6 +347,7 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         adapters=adapters.loras_of(config),
         keys=None if keys is None else keys.ring,
         cache_sharing=config.context.cache_sharing,
+        metrics_for=config.server.metrics_for,
         max_body_bytes=config.server.max_body_bytes,
         ping_s=config.server.ping_s,
         sampling=given,

@@ -221,6 +221,7 @@ class TestTable:
 
 
 _CANDIDATES = (
+    "user",
     "2048",
     "2,5",
     "a.b=int:3",

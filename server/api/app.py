@@ -57,20 +57,22 @@ def create_app(engine: Engine, text: Text, config: ApiConfig, models: Models | N
     responses = ResponseStore(
         config.responses_path, max_count=config.max_responses, max_bytes=config.max_responses_bytes
     )
-    app.state.services = Services(engine, text, config, Adapters(config), models=models, responses=responses)
+    services = Services(engine, text, config, Adapters(config), models=models, responses=responses)
+    app.state.services = services
     if models is not None:
         models.bind(functools.partial(_serve, app))
     app.openapi = Documentation(app, has_keys=config.keys is not None)  # type: ignore[method-assign]
     _add_routes(app)
     _add_error_handlers(app)
     if config.keys is not None:
-        app.add_middleware(KeyMiddleware, ring=config.keys)
+        public = (ops.METRICS,) if config.metrics_for == "everybody" else ()
+        app.add_middleware(KeyMiddleware, ring=config.keys, public=public)
     if config.allowed_hosts is not None:
         app.add_middleware(PageGuard, hosts=config.allowed_hosts, origins=config.cors_origins)
     if config.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(LenientMiddleware, root_path=config.root_path)
-    app.add_middleware(RecordMiddleware, sinks=[log_request])
+    app.add_middleware(RecordMiddleware, sinks=[log_request, services.metrics.observe])
     return app
 
 

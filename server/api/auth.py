@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -30,6 +32,11 @@ def key_of(request: Request) -> Key:
 
 async def admin_only(request: Request) -> None:
     """A dependency of routes that show or change the server itself. Raises Forbidden."""
+    require_admin(request)
+
+
+def require_admin(request: Request) -> None:
+    """Raises Forbidden unless an admin asks."""
     key = key_of(request)
     if not key.is_admin:
         raise Forbidden(
@@ -39,14 +46,18 @@ async def admin_only(request: Request) -> None:
 
 
 class KeyMiddleware:
-    """Lets requests in that carry a key of `ring`, as `Authorization: Bearer ...` or `x-api-key`."""
+    """Lets requests in that carry a key of `ring`, as `Authorization: Bearer ...` or `x-api-key`.
 
-    def __init__(self, app: ASGIApp, ring: KeyRing) -> None:
+    `public` are paths that need none, beside those that never do.
+    """
+
+    def __init__(self, app: ASGIApp, ring: KeyRing, public: Collection[str] = ()) -> None:
         self._app = app
         self._ring = ring
+        self._public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _needs_no_key(scope):
+        if scope["type"] != "http" or self._needs_no_key(scope):
             await self._app(scope, receive, send)
             return
         sent = _sent_keys(Headers(scope=scope))
@@ -59,14 +70,14 @@ class KeyMiddleware:
         note_key(scope, key.name)
         await self._app(scope, receive, send)
 
+    def _needs_no_key(self, scope: Scope) -> bool:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        return is_public(path) or path in self._public or scope["method"] == "OPTIONS"
+
 
 def is_public(path: str) -> bool:
     """Whether a path is one that probes and browsers ask for."""
     return path in PUBLIC_PATHS or path.startswith(f"{DOCS_FILES}/")
-
-
-def _needs_no_key(scope: Scope) -> bool:
-    return is_public(scope["path"].removeprefix(scope.get("root_path", ""))) or scope["method"] == "OPTIONS"
 
 
 def _sent_keys(headers: Headers) -> list[bytes]:

@@ -1,14 +1,24 @@
-"""Is it there, is it well: `/health` and `/ready`. Never waits for the engine."""
+"""Is it there, is it well: `/health` and `/ready`, which never wait for the engine, and `/metrics`, which asks it."""
 
 from __future__ import annotations
+
+import asyncio
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.api.ports import services_of
+from server.api.auth import require_admin
+from server.api.metrics import Snapshot
+from server.api.ports import Services, services_of
 from server.api.responses import error_body, json_response
+from server.errors import GgufdError, NotFound
 
 router = APIRouter(tags=["operations"])
+
+METRICS = "/metrics"
+
+_STATS_TIMEOUT_S = 5.0
+"""The engine answers between two steps; Prometheus waits 10 s by default."""
 
 _TAKES_REQUESTS = {"ready": "ok", "sleeping": "sleeping", "waking": "waking"}
 """States of the engine in which a request is served, perhaps after loading; and what they are called."""
@@ -36,3 +46,28 @@ async def health(request: Request) -> Response:
     state = "loading" if state == "ready" else state
     error = error_body(f"The server takes no requests now: {state}.", "service_unavailable", code=state)
     return json_response({"status": state, **error}, status=503, headers={"Retry-After": "2"})
+
+
+@router.get(METRICS)
+async def metrics(request: Request) -> Response:
+    """Counters, gauges and histograms in Prometheus' text format. Who may read them is a setting (`metrics_for`)."""
+    services = services_of(request)
+    match services.config.metrics_for:
+        case "nobody":
+            raise NotFound("There are no metrics: this server was started with --metrics-for nobody.")
+        case "admin":
+            require_admin(request)
+        case "user" | "everybody":
+            pass
+    text, media_type = services.metrics.exposition(await _snapshot(services), request.headers.get("accept", ""))
+    return Response(text, headers={"content-type": media_type})
+
+
+async def _snapshot(services: Services) -> Snapshot:
+    """The engine's own figures are missing while there is none, or while it is too busy to tell them."""
+    engine = services.engine
+    try:
+        stats = await asyncio.wait_for(engine.stats(), _STATS_TIMEOUT_S)
+    except (GgufdError, TimeoutError):
+        stats = None
+    return Snapshot(engine.state.name.lower(), services.config.model_id, engine.ready, stats)

@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from server.api.activity import Activity
 from server.api.adapters import Adapters
+from server.api.metrics import Metrics
 from server.api.openai.responses.store import ResponseStore
 from server.api.settings import ApiConfig
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
@@ -93,6 +94,7 @@ class Services:
     activity: Activity = field(default_factory=Activity)
     models: Models | None = None
     responses: ResponseStore = field(default_factory=ResponseStore)
+    metrics: Metrics = field(default_factory=Metrics)
 
     @property
     def is_ready(self) -> bool:

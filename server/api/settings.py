@@ -11,6 +11,7 @@ from typing import Any, Literal
 from server.keys.ring import KeyRing, Limits
 
 CacheSharing = Literal["auto", "shared", "per-key"]
+MetricsFor = Literal["admin", "user", "everybody", "nobody"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class ApiConfig:
     adapters: tuple[LoraAdapter, ...] = ()
     keys: KeyRing | None = None
     cache_sharing: CacheSharing = "auto"
+    metrics_for: MetricsFor = "admin"
     max_body_bytes: int = 2_000_000
     ping_s: float = 1.0
     sampling: Mapping[str, Any] = field(default_factory=dict)

@@ -15,6 +15,7 @@ import numpy as np
 from server.engine.admission import Admission
 from server.engine.backend import Decoder, Grammars, Vocabulary
 from server.engine.banned import BanGuard, check_bans
+from server.engine.counters import Counters
 from server.engine.detokenizer import Delta
 from server.engine.embedding import Embedder
 from server.engine.messages import (
@@ -89,7 +90,7 @@ class Engine:
         self._speculator = Speculator(rules.max_draft if decoder.can_trim else 0)
         self._running: list[Sequence] = []
         self._events: list[Event] = []
-        self._counters = _Counters()
+        self._counters = Counters()
         self._n_lost_steps = 0
 
     # --- requests ---------------------------------------------------------------------------------------------------
@@ -175,6 +176,8 @@ class Engine:
                 self.check_integrity()
         if self._embedder.has_work:
             self._embed()
+        if not self._running:
+            self._counters.rest()
         events, self._events = self._events, []
         return events
 
@@ -322,13 +325,13 @@ class Engine:
         self._set_threads(n_decode, n_prefill)
         self._decoder.set_adapters(plan[0].sequence.request.adapters)
         seconds = self._decoder.decode()
-        self._counters.end(self._clock(), seconds)
+        n_rows = self._decoder.batch.n_rows
+        self._counters.end(self._clock(), seconds, n_rows=n_rows, n_sequences=len(plan))
         self._cache.note_decode()
         self._note_time(seconds, n_decode, n_prefill, n_sequences=len(plan))
         self._cache.prefill_s_per_token = (
             self._scheduler.step_time.prefill_s_per_token or self._cache.prefill_s_per_token
         )
-        self._counters.computed_tokens += self._decoder.batch.n_rows
         return outputs
 
     def _begin_masks(self, plan: list[Chunk]) -> None:
@@ -441,7 +444,7 @@ class Engine:
     def _append(self, sequence: Sequence, token: int) -> Delta[Sent]:
         """Take a token; what of the text may be sent now."""
         sequence.tokens.append(token)
-        self._counters.generated_tokens += 1
+        self._counters.note_token(sequence)
         self._queue.charge_token(sequence)
         request = sequence.request
         is_shown = not request.skip_special_tokens or token in request.shown_tokens
@@ -597,6 +600,7 @@ class Engine:
     def _retire(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._queue.release(sequence)
+        self._counters.note_end(sequence)
         self._end(sequence)
 
     def _end(self, sequence: Sequence) -> None:
@@ -657,17 +661,30 @@ class Engine:
 
     def stats(self) -> Stats:
         """A snapshot: who waits, who runs, what was computed, what the slots hold."""
+        counters, cache = self._counters, self._cache
         return Stats(
             waiting=len(self._queue) + self._embedder.n_waiting,
             running=len(self._running),
-            steps=self._counters.steps,
-            computed_tokens=self._counters.computed_tokens,
-            cached_tokens=self._counters.cached_tokens,
-            generated_tokens=self._counters.generated_tokens,
-            step_s=self._counters.step_s,
-            step_gap_s=self._counters.step_gap_s,
-            slots=tuple(_slot_state(slot.index, slot.sequence, slot.n_computed) for slot in self._cache.slots),
-            preemptions=self._counters.preemptions,
+            steps=counters.steps,
+            computed_tokens=counters.computed_tokens,
+            cached_tokens=counters.cached_tokens,
+            generated_tokens=counters.generated_tokens,
+            step_s=counters.step_s,
+            step_gap_s=counters.step_gap_s,
+            slots=tuple(_slot_state(slot.index, slot.sequence, slot.n_computed) for slot in cache.slots),
+            preemptions=counters.preemptions,
+            busy_slots=counters.busy_slots,
+            longest=counters.longest,
+            drafted_tokens=counters.drafted_tokens,
+            accepted_tokens=counters.accepted_tokens,
+            evictions=cache.n_evicted,
+            restores=cache.n_restored,
+            host_evictions=cache.host.n_evicted,
+            host_bytes=cache.host.n_bytes,
+            step_seconds=counters.steps_spread.spread,
+            step_gap_seconds=counters.step_gaps.spread,
+            token_gap_seconds=counters.token_gaps.spread,
+            batch_rows=counters.batches.spread,
         )
 
     def check_integrity(self) -> None:
@@ -680,34 +697,6 @@ class Engine:
         if any(sequence.status is not Status.RUNNING for sequence in self._running):
             raise EngineFailure("a sequence runs without being in the running state")
         self._queue.check_integrity(self._running)
-
-
-class _Counters:
-    """What was done since the start; `step_s` and `step_gap_s` are of the last step, in seconds."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.computed_tokens = 0
-        self.cached_tokens = 0
-        self.generated_tokens = 0
-        self.preemptions = 0
-        self.step_s = 0.0
-        self.step_gap_s = 0.0
-        self._ended_s: float | None = None
-
-    def begin(self, now_s: float) -> None:
-        if self._ended_s is not None:
-            self.step_gap_s = now_s - self._ended_s
-
-    def leave_out(self, seconds: float) -> None:
-        """What was done meanwhile is no part of the gap between two steps."""
-        if self._ended_s is not None:
-            self._ended_s += seconds
-
-    def end(self, now_s: float, seconds: float) -> None:
-        self._ended_s = now_s
-        self.step_s = seconds
-        self.steps += 1
 
 
 def _is_last(chunk: Chunk) -> bool:

@@ -478,8 +478,21 @@ class SlotState:
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """How values spread: `counts[i]` were at most `bounds[i]` and above the bound before it, the last above all."""
+
+    bounds: tuple[float, ...] = ()
+    counts: tuple[int, ...] = (0,)
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
-    """A snapshot of the engine. Counters count from its start; times in seconds, rates in tokens a second."""
+    """A snapshot of the engine. Counters count from its start; times in seconds, rates in tokens a second.
+
+    `busy_slots` sums the sequences of all batches, `longest` is the longest sequence. `evictions` are chats that lost
+    their slot, `restores` those that came back from host RAM, `host_evictions` those that left it too.
+    """
 
     waiting: int
     running: int
@@ -491,6 +504,18 @@ class Stats:
     step_gap_s: float
     slots: tuple[SlotState, ...]
     preemptions: int = 0
+    busy_slots: int = 0
+    longest: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    evictions: int = 0
+    restores: int = 0
+    host_evictions: int = 0
+    host_bytes: int = 0
+    step_seconds: Spread = Spread()
+    step_gap_seconds: Spread = Spread()
+    token_gap_seconds: Spread = Spread()
+    batch_rows: Spread = Spread()
 
 
 @dataclass(frozen=True, slots=True)

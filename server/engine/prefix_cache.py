@@ -121,6 +121,8 @@ class PrefixCache:
         self._hole_debt_s = 0.0
         self._shifted: set[int] = set()
         self._time = 0
+        self.n_evicted = 0
+        self.n_restored = 0
         self._copied: tuple[Slot, int, State] | None = None
 
     @property
@@ -201,7 +203,9 @@ class PrefixCache:
         slot = self._victim()
         try:
             self._save(slot)
+            self.n_evicted += slot.n_computed > 0
             self._fill(slot, found[0])
+            self.n_restored += 1
         except EngineFailure:
             # What the slot holds is in doubt now.
             self.evict(slot)
@@ -255,6 +259,7 @@ class PrefixCache:
     def _place(self, sequence: Sequence, source: Slot, target: Slot, n_reuse: int) -> None:
         if source is not target or 2 * n_reuse < target.n_computed:
             self._save(target)
+            self.n_evicted += target.n_computed > 0
         if source is not target and n_reuse:
             self._copy(source, target)
         n_moved = self._move_chunks(target, sequence, n_reuse)

@@ -60,6 +60,7 @@ class Sequence:
     cache_report: CacheReport | None = None
     admit_s: float = 0.0
     first_token_s: float = 0.0
+    last_token_s: float = 0.0
     sampler: Sampler | None = None
     bias: Bias | None = None
     grammar: CompiledGrammar | None = None
