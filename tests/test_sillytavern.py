@@ -6,6 +6,7 @@ The bodies are those that its page composes for each type with its default slide
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -326,6 +327,86 @@ def test_custom_continues_the_last_message_without_an_echo(app: SillyTavern, ser
     ]
     answer = app.post(f"{CHAT}/generate", chat_body(server, messages=messages, temperature=0)).json()
     assert answer["choices"][0]["message"]["content"].lstrip().startswith("6")
+
+
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Tells the weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 20}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+ASKED = [{"role": "user", "content": "What is the weather in Paris? Call get_weather."}]
+
+
+def joined_calls(events: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Tool calls as its page puts them together: every text field is appended to what is there."""
+    calls: dict[int, dict[str, str]] = {}
+    for event in events:
+        for part in (event["choices"][0]["delta"].get("tool_calls") or []) if event["choices"] else []:
+            call = calls.setdefault(part["index"], {"id": "", "name": "", "arguments": ""})
+            call["id"] += part.get("id") or ""
+            call["name"] += part["function"].get("name") or ""
+            call["arguments"] += part["function"].get("arguments") or ""
+    return list(calls.values())
+
+
+@every_version
+def test_custom_calls_a_tool_and_takes_its_result(app: SillyTavern, server: LiveServer) -> None:
+    body = {"messages": ASKED, "tools": [WEATHER], "tool_choice": "required", "max_tokens": 100}
+    answer = app.post(f"{CHAT}/generate", chat_body(server, **body)).json()
+    calls = answer["choices"][0]["message"]["tool_calls"]
+    assert [set(json.loads(call["function"]["arguments"])) for call in calls] == [{"city"}] * len(calls)
+    call = calls[0]
+    assert call["function"]["name"] == "get_weather"
+
+    with app.streamed(f"{CHAT}/generate", chat_body(server, **body, stream=True)) as stream:
+        streamed = joined_calls(list(stream))[0]
+    assert streamed["name"] == "get_weather"
+    assert streamed["id"]
+    assert set(json.loads(streamed["arguments"])) == {"city"}
+
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "Sunny, 20 degrees."}
+    told = [*ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}, result]
+    again = app.post(f"{CHAT}/generate", chat_body(server, messages=told, tools=[WEATHER], tool_choice="auto")).json()
+    assert again["choices"][0]["message"].get("content") or again["choices"][0]["message"].get("tool_calls")
+
+
+@pytest.mark.parametrize("app", sillytavern_app.VERSIONS[-1:], indirect=True)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_custom_answers_in_the_form_of_a_schema(app: SillyTavern, stream: bool, server: LiveServer) -> None:
+    value = {
+        "type": "object",
+        "properties": {"mood": {"enum": ["joy", "anger", "fear"]}, "strength": {"type": "integer", "maximum": 9}},
+        "required": ["mood", "strength"],
+        "additionalProperties": False,
+    }
+    schema = {"name": "expression", "strict": True, "value": value}
+    body = chat_body(server, json_schema=schema, max_tokens=60, stream=stream)
+    if stream:
+        with app.streamed(f"{CHAT}/generate", body) as events:
+            text = "".join(event["choices"][0]["delta"].get("content") or "" for event in events if event["choices"])
+    else:
+        text = app.post(f"{CHAT}/generate", body).json()["choices"][0]["message"]["content"]
+    said = json.loads(text)
+    assert said["mood"] in value["properties"]["mood"]["enum"]
+    assert said["strength"] <= 9
+
+
+@pytest.mark.parametrize("app", sillytavern_app.VERSIONS[-1:], indirect=True)
+def test_llamacpp_answers_in_the_form_of_a_schema(app: SillyTavern, server: LiveServer) -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}}}
+    schema |= {"required": ["age"], "additionalProperties": False}
+    body = body_of(KINDS[0], server, json_schema=schema, max_tokens=40, stream=False)
+    body.pop("grammar")
+    answer = app.post("/api/backends/text-completions/generate", body).json()
+    assert 0 <= json.loads(whole_text(answer))["age"] <= 99
 
 
 @every_version
