@@ -57,6 +57,7 @@ from server.engine.messages import (
     Grammar,
     ModelInfo,
     Output,
+    Queued,
     Ready,
     Rules,
     SamplingParams,
@@ -536,6 +537,9 @@ class Collected:
         if isinstance(event, Failed):
             assert not self.is_done, "failed after the end"
             self.failure = event
+            return
+        if isinstance(event, Queued):
+            assert not any(isinstance(before, Admitted) for before in self.events), "still queued though admitted"
             return
         assert event.index not in self.finishes, f"{event} after the finish"
         assert event.index not in self.vectors or isinstance(event, Admitted), f"{event} after the vector"

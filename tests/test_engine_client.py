@@ -26,6 +26,7 @@ from server.engine.messages import (
     LoadFailed,
     LoadProgress,
     Output,
+    Queued,
     Stats,
 )
 from server.errors import (
@@ -155,6 +156,25 @@ async def test_a_key_waits_when_it_has_used_its_tokens_a_minute(make: Make) -> N
     assert 8 < refusal.value.retry_after_s <= 10
     async with client.submit(request_of(client, account="b", limits=limits)) as stream:
         assert (await read(stream))[0]
+
+
+async def test_a_request_that_has_no_time_to_wait_is_refused_before_anything_is_said(make: Make) -> None:
+    client = await make(InprocSpawn(step_s=0.005, n_slots=1, n_ctx=4096))
+    first = request_of(client, max_tokens=3000, ignore_eos=True)
+    async with client.submit(first) as running:
+        while not any(isinstance(event, Output) for event in await running.take()):
+            pass
+        await asyncio.sleep(0.1)
+        async with client.submit(request_of(client, timeout_s=0.5)) as stream:
+            with pytest.raises(QueueTimeout) as refusal:
+                await stream.placed()
+        assert refusal.value.param == "timeout"
+        async with client.submit(request_of(client, timeout_s=500.0, report_queue=True)) as stream:
+            await stream.placed()
+            (queued,) = await stream.take()
+            assert isinstance(queued, Queued)
+            entries = (await client.queue_state()).entries
+            assert [entry.turn and entry.turn.position for entry in entries] == [None, 1]
 
 
 async def test_leaving_early_aborts_in_the_engine(make: Make) -> None:

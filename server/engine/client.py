@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from server.engine import process
 from server.engine.child import Child
@@ -21,6 +21,7 @@ from server.engine.limits import TokenBuckets, check_rate, check_waiting
 from server.engine.messages import (
     Abort,
     Admitted,
+    Command,
     Embedding,
     EmbedRequest,
     EngineConfig,
@@ -28,6 +29,7 @@ from server.engine.messages import (
     EraseSlot,
     Event,
     Failed,
+    GetQueue,
     GetStats,
     LoadFailed,
     LoadProgress,
@@ -36,6 +38,7 @@ from server.engine.messages import (
     Output,
     Ping,
     Pong,
+    QueueState,
     Ready,
     RequestEvent,
     Shutdown,
@@ -47,6 +50,8 @@ from server.errors import Draining, EngineDown, EngineFailure, GgufdError, Model
 
 logger = logging.getLogger(__name__)
 engine_logger = logging.getLogger("server.llama")
+
+_Answer = TypeVar("_Answer", Stats, QueueState)
 
 _MAX_RESTARTS = 5
 _HEALTHY_S = 60.0
@@ -136,6 +141,10 @@ class RequestStream:
         self._events.clear()
         return events
 
+    async def placed(self) -> None:
+        """Wait until the engine has taken the request in: it runs, or knows its turn. Raises what refused it."""
+        await self._some()
+
     async def _some(self) -> None:
         while not self._events:
             if self._error is not None:
@@ -202,7 +211,7 @@ class EngineClient:
         self._streams: dict[int, RequestStream] = {}
         self._ids = itertools.count(1)
         self._ready_future: asyncio.Future[Ready] | None = None
-        self._stats_waiters: list[asyncio.Future[Stats]] = []
+        self._asking: dict[type[Event], list[asyncio.Future[Any]]] = {}
         self._erase_waiters: dict[int, list[asyncio.Future[int]]] = {}
         self._n_restarts = 0
         self._ready_s = 0.0
@@ -369,9 +378,21 @@ class EngineClient:
         """A snapshot of the engine. Raises `EngineDown` when there is none to ask."""
         if self._phase is not EngineState.READY:
             raise self._down()
-        future: asyncio.Future[Stats] = self._loop.create_future()
-        self._stats_waiters.append(future)
-        self._send(GetStats())
+        return await self._ask(GetStats(), Stats)
+
+    async def queue_state(self) -> QueueState:
+        """Every request under way. Raises `EngineDown` when there is none to ask."""
+        if self._phase in (EngineState.SLEEPING, EngineState.WAKING):
+            return QueueState(())
+        if self._phase is not EngineState.READY:
+            raise self._down()
+        return await self._ask(GetQueue(), QueueState)
+
+    async def _ask(self, question: Command, answer: type[_Answer]) -> _Answer:
+        """Send a question; every answer of a kind is for all who asked for one of that kind."""
+        future: asyncio.Future[_Answer] = self._loop.create_future()
+        self._asking.setdefault(answer, []).append(future)
+        self._send(question)
         return await future
 
     async def erase_slot(self, slot: int) -> int:
@@ -473,8 +494,8 @@ class EngineClient:
                     self._became_ready(event)
                 case LoadFailed(message):
                     self._load_failed(message)
-                case Stats():
-                    self._answer_stats(event)
+                case Stats() | QueueState():
+                    self._answer(event)
                 case SlotErased(slot, n_tokens):
                     self._answer_erased(slot, n_tokens)
                 case Pong():
@@ -517,11 +538,10 @@ class EngineClient:
         if self._ready_future is not None and not self._ready_future.done():
             self._ready_future.set_result(ready)
 
-    def _answer_stats(self, stats: Stats) -> None:
-        for future in self._stats_waiters:
+    def _answer(self, answer: Stats | QueueState) -> None:
+        for future in self._asking.pop(type(answer), []):
             if not future.done():
-                future.set_result(stats)
-        self._stats_waiters.clear()
+                future.set_result(answer)
 
     def _load_failed(self, message: str) -> None:
         """At the start it is said and done. Later the model could be loaded before: it is tried again."""
@@ -564,7 +584,7 @@ class EngineClient:
         while generation == self._generation and self._phase is EngineState.READY:
             await asyncio.sleep(self._watchdog.beat_s)
             now_s = time.monotonic()
-            has_work = bool(self._streams or self._stats_waiters or self._erase_waiters)
+            has_work = bool(self._streams or self._asking or self._erase_waiters)
             match self._watchdog.look(now_s - before_s, has_work=has_work):
                 case Verdict.ASK:
                     self._send(Ping())
@@ -583,11 +603,12 @@ class EngineClient:
 
     def _lose_answers(self, error: GgufdError) -> None:
         erasing = [future for waiters in self._erase_waiters.values() for future in waiters]
-        lost: list[asyncio.Future[Any]] = [*self._stats_waiters, *erasing]
+        asking = [future for waiters in self._asking.values() for future in waiters]
+        lost: list[asyncio.Future[Any]] = [*asking, *erasing]
         for future in lost:
             if not future.done():
                 future.set_exception(error)
-        self._stats_waiters.clear()
+        self._asking.clear()
         self._erase_waiters.clear()
 
     def _restart(self, reason: str) -> None:

@@ -13,11 +13,13 @@ from collections.abc import Callable
 import numpy as np
 
 from server.engine.admission import Admission
+from server.engine.announcer import Announcer
 from server.engine.backend import Decoder, Grammars, Vocabulary
 from server.engine.banned import BanGuard, check_bans
 from server.engine.counters import Counters
 from server.engine.detokenizer import Delta
 from server.engine.embedding import Embedder
+from server.engine.forecast import Forecast
 from server.engine.messages import (
     Admitted,
     EmbedRequest,
@@ -29,6 +31,7 @@ from server.engine.messages import (
     Output,
     Progress,
     PromptLogprobs,
+    QueueState,
     Rules,
     SlotErased,
     SlotState,
@@ -87,6 +90,8 @@ class Engine:
         self._admission = Admission(queue, self._cache, rules)
         self._turns = Turns()
         self._pre_roll = PreRoll(decoder, self._cache, scheduler) if rules.pre_rolls and decoder.can_trim else None
+        self._forecast = Forecast(scheduler.step_time)
+        self._announcer = Announcer(queue, self._cache, self._forecast)
         self._speculator = Speculator(rules.max_draft if decoder.can_trim else 0)
         self._running: list[Sequence] = []
         self._events: list[Event] = []
@@ -116,9 +121,6 @@ class Engine:
 
     def abort(self, request_id: int) -> None:
         """End a request now, wherever it is; what it computed stays as cache. Unknown ids are fine."""
-        for sequence in self._queue.of_request(request_id):
-            self._queue.remove(sequence)
-            self._end(sequence)
         for sequence in self._of_request(request_id):
             self._leave(sequence)
         self._embedder.abort(request_id)
@@ -165,6 +167,7 @@ class Engine:
         """Admit, compute one batch, sample, finish, compute vectors; returns what happened."""
         self._expire()
         self._admit()
+        self._announce()
         turn = self._turns.next(self._running)
         self._guess()
         is_watched = any(sequence.is_decoding for sequence in self._running)
@@ -207,6 +210,26 @@ class Engine:
             waited_s = now_s - sequence.arrival_s
             message = f"the request waited {waited_s:.0f} s in the queue, as long as it may; try again later"
             self._fail(sequence.request.request_id, QueueTimeout(message))
+        for request_id in {one.request.request_id for one in self._all() if one.is_overdue(now_s)}:
+            self._time_out(request_id)
+
+    def _time_out(self, request_id: int) -> None:
+        """A request's own time is over: what there is of its answers is all of them; without any it fails."""
+        sequences = self._of_request(request_id)
+        request = sequences[0].request
+        if len(sequences) == request.n and not any(sequence.n_generated for sequence in sequences):
+            message = f"the timeout of {request.timeout_s:g} s that the request asks for passed before its first token"
+            self._fail_request(request_id, QueueTimeout(message, param="timeout"))
+            return
+        for sequence in sequences:
+            self._finish(sequence, FinishReason.LENGTH, "", [])
+
+    def _announce(self) -> None:
+        """Tell those that wait, and want to know, when their turn comes; end those whose turn comes too late."""
+        for notice in self._announcer.notices(self._running, self._clock()):
+            if isinstance(notice, Failed):
+                self.abort(notice.request_id)
+            self._emit(notice)
 
     def _admit(self) -> None:
         """Move waiting sequences into the slots that they get, as the policy says."""
@@ -588,10 +611,15 @@ class Engine:
         usage = sequence.usage(self._clock())
         finish = Finish(reason, usage, sequence.detokenizer.stop)
         self._leave(sequence)
+        self._forecast.note_answer(sequence.n_generated)
         self._emit_output(_output(sequence, text + rest.text, [*items, *rest.items], finish))
 
     def _leave(self, sequence: Sequence) -> None:
-        """Running to finished; the computed tokens stay in the slot as cache."""
+        """Waiting or running to finished; the computed tokens stay in the slot as cache."""
+        if sequence.status is Status.WAITING:
+            self._queue.remove(sequence)
+            self._end(sequence)
+            return
         if self._pre_roll is not None and sequence.chat is not None:
             self._pre_roll.end(sequence.chat, sequence)
         self._cache.insert(sequence)
@@ -656,8 +684,16 @@ class Engine:
                 )
             )
 
+    def _all(self) -> list[Sequence]:
+        """Those that wait, then those that run."""
+        return [*self._queue.waiting(), *self._running]
+
     def _of_request(self, request_id: int) -> list[Sequence]:
-        return [sequence for sequence in self._running if sequence.request.request_id == request_id]
+        return [sequence for sequence in self._all() if sequence.request.request_id == request_id]
+
+    def queue_state(self) -> QueueState:
+        """Every request under way, and when those that wait have their turn."""
+        return self._announcer.state(self._running, self._clock())
 
     def stats(self) -> Stats:
         """A snapshot: who waits, who runs, what was computed, what the slots hold."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from server.errors import GgufdError, TryLater
 from server.keys.ring import Limits
@@ -125,6 +126,8 @@ class EngineRequest:
     `Usage.cache`, in which only what the same `asker` had computed is told: a person, as well as the API can tell them
     apart.
     `adapters` are the scales of the LoRA adapters, all of them or none.
+    `timeout_s` after its arrival what there is of the answer is all of it; a request that could not even begin by then
+    is refused. `report_queue` asks for `Queued` while it waits.
     """
 
     request_id: int
@@ -151,6 +154,8 @@ class EngineRequest:
     priority: int = 0
     adapters: Scales = ()
     max_queue_wait_s: float | None = None
+    timeout_s: float | None = None
+    report_queue: bool = False
 
     @property
     def realm(self) -> Realm:
@@ -195,6 +200,11 @@ class GetStats:
 
 
 @dataclass(frozen=True, slots=True)
+class GetQueue:
+    """Answer with `QueueState`."""
+
+
+@dataclass(frozen=True, slots=True)
 class EraseSlot:
     """Forget what this slot keeps, if it is idle; answer with `SlotErased`."""
 
@@ -211,7 +221,7 @@ class Shutdown:
     """Leave the main loop; what still runs is dropped."""
 
 
-Command = EngineRequest | EmbedRequest | Abort | GetStats | EraseSlot | Ping | Shutdown
+Command = EngineRequest | EmbedRequest | Abort | GetStats | GetQueue | EraseSlot | Ping | Shutdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +302,21 @@ class Finish:
     stop: str | None = None
 
 
+class Turn(NamedTuple):
+    """A waiting request's place, 1 is the next, and seconds until it has a slot, as far as measured rates can tell."""
+
+    position: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The request waits for its turn."""
+
+    request_id: int
+    turn: Turn
+
+
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """The request left the queue for a slot."""
@@ -369,7 +394,7 @@ class Failed:
         return cls(request_id, error.code or "internal_error", error.message, error.param, retry_after_s)
 
 
-RequestEvent = Admitted | Progress | PromptLogprobs | Output | Embedding | Failed
+RequestEvent = Queued | Admitted | Progress | PromptLogprobs | Output | Embedding | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -519,6 +544,30 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueEntry:
+    """A request under way; `turn` None means that it runs. `age_s` is seconds since it arrived.
+
+    Generated tokens are counted over all its choices.
+    """
+
+    request_id: int
+    key: str
+    asker: str
+    priority: int
+    age_s: float
+    prompt_tokens: int
+    generated_tokens: int
+    turn: Turn | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """All requests under way: those that run, the oldest first, then those that wait in the foreseen order."""
+
+    entries: tuple[QueueEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SlotErased:
     """So many tokens were forgotten; None means that the slot is running and keeps them."""
 
@@ -531,7 +580,7 @@ class Pong:
     """The engine lives."""
 
 
-Event = RequestEvent | LoadProgress | LogLine | Notice | Ready | LoadFailed | Stats | SlotErased | Pong
+Event = RequestEvent | LoadProgress | LogLine | Notice | Ready | LoadFailed | Stats | QueueState | SlotErased | Pong
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from server.engine.messages import (
     EngineRequest,
     EraseSlot,
     Event,
+    GetQueue,
     GetStats,
     LoadFailed,
     LoadProgress,
@@ -23,6 +24,7 @@ from server.engine.messages import (
     Notice,
     Ping,
     Pong,
+    QueueState,
     Shutdown,
     SlotErased,
     Stats,
@@ -42,6 +44,7 @@ class Engine(Protocol):
     def step(self) -> list[Event]: ...
     def keep_house(self) -> bool: ...
     def stats(self) -> Stats: ...
+    def queue_state(self) -> QueueState: ...
     def erase_slot(self, index: int) -> SlotErased: ...
 
 
@@ -96,6 +99,8 @@ def _obey(engine: Engine, command: Command, events: list[Event]) -> None:
             engine.abort(request_id)
         case GetStats():
             events.append(engine.stats())
+        case GetQueue():
+            events.append(engine.queue_state())
         case EraseSlot(slot):
             events.append(engine.erase_slot(slot))
         case Ping():

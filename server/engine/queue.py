@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from server.engine.fairness import TokenCounters
 from server.engine.sequence import Sequence, Status
@@ -59,7 +59,20 @@ class RequestQueue:
     @property
     def n_requests(self) -> int:
         """Requests none of whose sequences has been admitted."""
-        return sum(1 for sequence in self.waiting() if _is_first(sequence))
+        return sum(1 for sequence in self.waiting() if sequence.is_first)
+
+    def foreseen(self, expected_tokens: Callable[[Sequence], float]) -> Iterator[Sequence]:
+        """The order of service if nobody else comes, and every answer is as long as expected."""
+        counters = {account: self.counters[account] for account in self._waiting}
+        rest = {account: deque(sequences) for account, sequences in self._waiting.items()}
+        while rest:
+            account = min(rest, key=counters.__getitem__)
+            sequence = rest[account].popleft()
+            yield sequence
+            cost = self._prompt_cost * sequence.n_prompt_uncomputed + expected_tokens(sequence)
+            counters[account] += cost / sequence.request.limits.weight
+            if not rest[account]:
+                del rest[account]
 
     def heads(self) -> Iterator[Sequence]:
         """The first of every account that may run more, the account that was served least first."""
@@ -148,7 +161,7 @@ class RequestQueue:
         return [
             sequence
             for sequence in self.waiting()
-            if _is_first(sequence) and now_s - sequence.arrival_s > self._max_wait_s(sequence)
+            if sequence.is_first and now_s - sequence.arrival_s > self._max_wait_s(sequence)
         ]
 
     def _max_wait_s(self, sequence: Sequence) -> float:
@@ -192,8 +205,3 @@ class RequestQueue:
                 raise EngineFailure(f"the queue of {account!r} is empty or out of order")
             if any(sequence.status is not Status.WAITING for sequence in sequences):
                 raise EngineFailure("a sequence waits without being in the waiting state")
-
-
-def _is_first(sequence: Sequence) -> bool:
-    """Whether it stands for a request of which nothing has been admitted yet."""
-    return sequence.index == 0 and not sequence.is_preempted

@@ -108,6 +108,16 @@ class Sequence:
         """Whether it waits for a slot again, having lost one."""
         return self.status is Status.WAITING and self.state is not None
 
+    def is_overdue(self, now_s: float) -> bool:
+        """Whether the time that its request asks for is over."""
+        timeout_s = self.request.timeout_s
+        return timeout_s is not None and now_s - self.arrival_s > timeout_s
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it stands, waiting, for a request of which nothing was admitted yet."""
+        return self.index == 0 and self.status is Status.WAITING and self.state is None
+
     @property
     def is_decoding(self) -> bool:
         """Whether only the token generated last is uncomputed."""
@@ -124,13 +134,14 @@ class Sequence:
 
     def usage(self, now_s: float) -> Usage:
         first_token_s = self.first_token_s or now_s
+        admit_s = self.admit_s or now_s
         return Usage(
             prompt_tokens=self.n_prompt,
             completion_tokens=self.n_generated,
             cached_tokens=self.n_cached,
             moved_tokens=self.n_moved,
-            queue_s=self.admit_s - self.arrival_s,
-            prefill_s=first_token_s - self.admit_s,
+            queue_s=admit_s - self.arrival_s,
+            prefill_s=first_token_s - admit_s,
             decode_s=now_s - first_token_s,
             rewinds=0 if self.guard is None else self.guard.n_rewinds,
             cache=self.cache_report,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.engine.embedding import AT_ONCE, Embedder
-from server.engine.messages import EmbedRequest, EngineRequest, Event, Failed, SlotErased, SlotState, Stats
+from server.engine.messages import EmbedRequest, EngineRequest, Event, Failed, QueueState, SlotErased, SlotState, Stats
 from server.errors import GgufdError, QueueFull, Unsupported
 
 
@@ -49,6 +49,10 @@ class VectorEngine:
     def keep_house(self) -> bool:
         """There is nothing to keep."""
         return False
+
+    def queue_state(self) -> QueueState:
+        """Nobody writes here."""
+        return QueueState(())
 
     def erase_slot(self, index: int) -> SlotErased:
         return SlotErased(index, 0)

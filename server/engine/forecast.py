@@ -1,0 +1,62 @@
+"""When those that wait will have a slot, and their first token, as far as what was measured lately can tell.
+
+Slots become free when what runs in them ends; the next in the foreseen order takes the first that does. How long an
+answer is is not known before it ends: the mean of the latest ones is taken, within the limit that a request names.
+Before anything was measured nothing takes any time, so nobody is told to wait, or refused, for a guess.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from server.engine.messages import Turn
+from server.engine.scheduler import StepTime
+from server.engine.sequence import Sequence
+
+_SMOOTHING = 0.1
+_LONGER = 1.25
+"""A text that is longer than the mean is expected to have a fifth of its length yet to come."""
+
+
+class Forecast:
+    """Estimates from `step_time`, which is measured, and from the lengths of answers that have ended."""
+
+    def __init__(self, step_time: StepTime) -> None:
+        self._step_time = step_time
+        self._mean_answer: float | None = None
+
+    def note_answer(self, n_tokens: int) -> None:
+        """An answer has ended after so many tokens."""
+        mean = self._mean_answer
+        self._mean_answer = n_tokens if mean is None else mean + _SMOOTHING * (n_tokens - mean)
+
+    def expected_tokens(self, sequence: Sequence) -> float:
+        """How long the whole answer of a sequence will be."""
+        expected = max(self._mean_answer or 0.0, _LONGER * sequence.n_generated)
+        limit = sequence.request.max_tokens
+        if limit is None:
+            return expected
+        return min(limit, expected) if self._mean_answer is not None else limit
+
+    def prefill_s(self, n_tokens: int) -> float:
+        """Seconds until so many tokens of a prompt are read and the first token is there."""
+        return n_tokens * self._step_time.prefill_s_per_token + self._step_time.decode_s
+
+    def left_s(self, sequence: Sequence) -> float:
+        """Seconds of a slot until a sequence ends."""
+        n_left = max(0.0, self.expected_tokens(sequence) - sequence.n_generated)
+        n_unread = sequence.n_prompt_uncomputed
+        return n_unread * self._step_time.prefill_s_per_token + n_left * self._step_time.decode_s
+
+    def turns(self, order: Iterable[Sequence], running: Iterable[Sequence], n_free: int) -> dict[int, Turn]:
+        """The turn of every request of which nothing runs yet, by its id; `order` is that of service."""
+        free_s = [0.0] * n_free + [self.left_s(sequence) for sequence in running]
+        heapq.heapify(free_s)
+        turns: dict[int, Turn] = {}
+        for sequence in order:
+            wait_s = heapq.heappop(free_s)
+            heapq.heappush(free_s, wait_s + self.left_s(sequence))
+            if sequence.is_first:
+                turns[sequence.request.request_id] = Turn(len(turns) + 1, wait_s)
+        return turns
