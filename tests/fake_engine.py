@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from server.chat.planner import AnswerPlanner
+from server.chat.answer_planner import AnswerPlanner
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
 from server.engine.messages import (
     Admitted,
@@ -303,7 +303,9 @@ class FakeText:
         self.info = TextInfo(template, False, None, (), BOS, EOS, "<s>", "</s>", N_VOCAB, adds_bos, has_infill)
         self.chats: list[ChatPrompt] = []
         self.opened = opened
-        self.planner = AnswerPlanner(template, lambda text: [text], _prepare_schema, knows_tools=False)
+        self.planner = AnswerPlanner(
+            template, lambda text: [text], _prepare_schema, knows_tools=False, carries_calls=False
+        )
 
     async def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         tokens: list[int] = []

@@ -145,6 +145,58 @@ TRACES = [
     ),
     Trace("granite", f"<|tool_call|>[{CALL_PARIS}, {CALL_NOW}]", (PARIS, NOW)),
     Trace("nemotron", f"<TOOLCALL>[{CALL_PARIS}]</TOOLCALL>", (PARIS,)),
+    Trace("llama-3", CALL_PARIS.replace("arguments", "parameters"), (PARIS,)),
+    Trace("llama-3", 'Is {"name": "Bob"} a name?', (), content='Is {"name": "Bob"} a name?'),
+    Trace(
+        "lfm2",
+        '<|tool_call_start|>[get_weather(city="Oslo \\"N\\"", days=3), clock()]<|tool_call_end|>',
+        (OSLO, NOW),
+    ),
+    Trace("pythonic", '[get_weather(city="Paris")]', (PARIS,)),
+    Trace("pythonic", "Not a list [1].", (), content="Not a list [1]."),
+    Trace(
+        "qwen3-coder",
+        'I look.\n<tool_call>\n<function=get_weather>\n<parameter=city>\nOslo "N"\n</parameter>\n<parameter=days>\n3\n'
+        "</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=clock>\n</function>\n</tool_call>",
+        (OSLO, NOW),
+        content="I look.",
+    ),
+    Trace(
+        "seed-oss",
+        "<seed:think>Hm.</seed:think><seed:tool_call><function=get_weather><parameter=city>Paris</parameter></function>"
+        "</seed:tool_call>",
+        (PARIS,),
+        reasoning="Hm.",
+        opening="<seed:think>",
+        closing="</seed:think>",
+    ),
+    Trace(
+        "glm",
+        '<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Oslo "N"</arg_value>\n<arg_key>days</arg_key>\n'
+        "<arg_value>3</arg_value>\n</tool_call>",
+        (OSLO,),
+    ),
+    Trace(
+        "harmony",
+        "<|channel|>analysis<|message|>The user asks.<|end|><|start|>assistant<|channel|>commentary "
+        'to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}',
+        (PARIS,),
+        reasoning="The user asks.",
+    ),
+    Trace(
+        "harmony",
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.clock<|channel|>commentary json"
+        "<|message|>{}",
+        (NOW,),
+        content="I look.",
+    ),
+    Trace("harmony", "<|channel|>final<|message|>It is warm.\n", (), content="It is warm.\n"),
+    Trace(
+        "functionary-3.2", 'all\nI look.>>>get_weather\n{"city": "Paris"}>>>clock\n{}', (PARIS, NOW), content="I look."
+    ),
+    Trace("functionary-3.2", 'get_weather\n{"city": "Paris"}', (PARIS,)),
+    Trace("functionary-3.2", "all\nNone > 3 >> 2.", (), content="None > 3 >> 2."),
+    Trace("command-r", 'Action: ```json\n[{"tool_name": "clock", "parameters": {}}]\n```', (NOW,)),
     Trace("firefunction", f" functools[{CALL_PARIS}, {CALL_NOW}]", (PARIS, NOW)),
 ]
 
@@ -308,13 +360,12 @@ def test_the_grammar_takes_what_the_family_writes(trace: Trace) -> None:
 
 @pytest.mark.parametrize("family", sorted(BY_NAME))
 def test_text_is_free_until_a_call_is_opened(family: str) -> None:
-    opening = BY_NAME[family].opening
-    assert takes(matcher(family), "")
-    assert takes(matcher(family), "Free text, <b>, [1], {no} call.")
-    assert not takes(matcher(family, ToolMode.REQUIRED), "")
-    assert matcher(family).try_consume_tokens(_BYTES.tokenize_bytes(f"{opening}no such thing".encode())) < len(
-        _BYTES.tokenize_bytes(f"{opening}no such thing".encode())
-    )
+    said = {"harmony": "<|channel|>final<|message|>", "functionary-3.2": "all\n"}.get(family, "")
+    assert takes(matcher(family), said)
+    assert takes(matcher(family), f"{said}Free text, <b>, [1], {{no}} call.")
+    assert not takes(matcher(family, ToolMode.REQUIRED), said)
+    wrong = _BYTES.tokenize_bytes(f"{BY_NAME[family].opening}no such thing".encode())
+    assert matcher(family).try_consume_tokens(wrong) < len(wrong)
 
 
 @dataclass

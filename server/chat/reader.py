@@ -134,6 +134,11 @@ class Reader:
             yield from self._wait()
         return self._text[0]
 
+    def character(self) -> Steps[str]:
+        """Take the next character. Raises MalformedError at the end."""
+        yield from self.peek()
+        return self._take(1)
+
     def name(self, stop: str, *, limit: int = 256) -> Steps[str]:
         """The short text up to `stop`, which is taken. Raises MalformedError when it does not come soon."""
         parts: list[str] = []

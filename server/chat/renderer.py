@@ -32,7 +32,7 @@ _EMPTY_THINKING = re.compile(r"<think>\s*</think>\s*\Z")
 _TOOL_CALL = {
     "id": "call00001",
     "type": "function",
-    "function": {"name": "probe_function", "arguments": '{"probe": 1}'},
+    "function": {"name": "probe_function", "arguments": '{"probe": 7381}'},
 }
 
 
@@ -86,7 +86,7 @@ class ChatRenderer:
     """Renders conversations with one template. `variables` are the template's own, as `bos_token`.
 
     `needs` names the repairs that the probes found; `takes_parts` says that contents must be lists of parts;
-    `knows_tools` that tools are written into the prompt.
+    `knows_tools` that tools are written into the prompt, `carries_calls` that earlier calls are.
     """
 
     def __init__(self, template: Template, variables: Mapping[str, str]) -> None:
@@ -98,6 +98,7 @@ class ChatRenderer:
         self.needs: frozenset[str] = frozenset()
         self._probe()
         self.knows_tools = self._writes_tools()
+        self.carries_calls = self._writes_calls()
 
     @property
     def source(self) -> str:
@@ -200,6 +201,15 @@ class ChatRenderer:
         variables = {**self._variables, "documents": None, **self._with_tools([_TOOL]), "add_generation_prompt": True}
         try:
             return str(_TOOL["function"]["name"]) in self._render(messages, variables)
+        except TemplateError:
+            return False
+
+    def _writes_calls(self) -> bool:
+        """Whether calls of earlier answers come out with their arguments."""
+        messages, _ = apply(list(_probe_messages("UCT")), self.needs)
+        variables = {**self._variables, "documents": None, **self._with_tools([_TOOL]), "add_generation_prompt": True}
+        try:
+            return "tool_to_user" not in self.needs and "7381" in self._render(messages, variables)
         except TemplateError:
             return False
 

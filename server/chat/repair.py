@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from server.chat.tools.generic import as_text
+from server.chat.tools.families import GENERIC
+from server.chat.tools.generic import read_call
 
 Messages = list[dict[str, Any]]
 Repair = Callable[[Messages], Messages]
@@ -37,7 +38,16 @@ def unknown_to_user(messages: Messages) -> Messages:
 
 def tool_to_user(messages: Messages) -> Messages:
     """Results become what the user says, calls become what the assistant said."""
-    return [dict(as_text(m)) for m in messages]
+    return [_without_calls(m) for m in messages]
+
+
+def _without_calls(message: dict[str, Any]) -> dict[str, Any]:
+    if message["role"] == "tool":
+        return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+    if not message.get("tool_calls"):
+        return message
+    text = GENERIC.write([read_call(call) for call in message["tool_calls"]])
+    return {"role": "assistant", "content": "\n".join(part for part in (message["content"], text) if part)}
 
 
 def drop_empty(messages: Messages) -> Messages:

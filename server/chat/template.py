@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -132,4 +132,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """JSON as the models saw it in training: Jinja's own filter escapes `<`, `>`, `&` and `'`, which they never saw."""
+    if isinstance(value, Iterator):
+        # What a filter such as `map` gives; llama.cpp's own reader of templates takes it for a list.
+        value = list(value)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

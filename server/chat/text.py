@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
-from server.chat.planner import AnswerPlanner
+from server.chat.answer_planner import AnswerPlanner
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo, TextParams
 from server.chat.renderer import ChatRenderer, begun_answer, needed
 from server.chat.template import CHATML, Template, TemplateError
@@ -46,6 +46,7 @@ class TextModel:
             self._split,
             self._prepare_schema,
             knows_tools=self._renderer.knows_tools,
+            carries_calls=self._renderer.carries_calls,
             tool_format=tool_format,
         )
         self.info = self._describe(chat_template)

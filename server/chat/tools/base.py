@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from server.chat.reader import MalformedError, Reader, Steps
-from server.chat.tools.rules import TEXT, Rules
+from server.chat.tools.rules import TEXT, Rules, escaped
 from server.chat.writer import AnswerWriter
 
 
@@ -16,7 +17,8 @@ class ToolFormat(ABC):
     """How one family of models writes calls.
 
     A template that holds all of `signs` is of this family; `unless` are signs of another. `opening` begins a call, or
-    several at once, anywhere in the text, or with `is_at_start` at the beginning of it only.
+    several at once, anywhere in the text, or with `is_at_start` at the beginning of it only. With `is_whole` an answer
+    without calls is in this format too, thoughts and all.
     """
 
     name: str
@@ -24,6 +26,7 @@ class ToolFormat(ABC):
     unless: tuple[str, ...] = ()
     opening: str
     is_at_start: bool = False
+    is_whole: bool = False
 
     def fits(self, template: str) -> bool:
         """Whether a template looks like one of this family."""
@@ -41,6 +44,10 @@ class ToolFormat(ABC):
     @abstractmethod
     def calls(self, rules: Rules, *, may_repeat: bool) -> str:
         """Lark of what follows the opening, to the end of the last call."""
+
+    def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
+        """Calls as the model would write them; None for formats whose templates always do that themselves."""
+        return None
 
     def read(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
         """Content and calls, to the end of the text. What only looked like a call is content."""
@@ -75,12 +82,9 @@ class ToolFormat(ABC):
         if body != TEXT:
             return f"{opening} {calls} | {body}"
         if self.is_at_start:
-            rules.add("OTHER", f"/\\s*[^\\s{self.opening[0]}](?s:.*)/")
+            rules.add("OTHER", f"/\\s*[^\\s{escaped(self.opening[0])}](?s:.*)/")
             return f"{opening} {calls} | OTHER?"
-        if opening.startswith("<["):
-            return f"{TEXT}? {opening} {calls} | {TEXT}?"
-        rules.add("opened[lazy]", f"{TEXT} {opening}")
-        return f"opened {calls} | {TEXT}?"
+        return f"{rules.up_to('opened', self.opening)} {calls} | {TEXT}?"
 
 
 TextArguments = Mapping[str, Sequence[str]]
@@ -98,3 +102,10 @@ def read_arguments(reader: Reader, answer: AnswerWriter) -> Steps[None]:
 def write_arguments(answer: AnswerWriter, text: str) -> None:
     """Arguments that are there as a whole."""
     answer.arguments(text.strip() or "{}")
+
+
+def close_calls(reader: Reader, closing: str) -> Steps[None]:
+    """Over the closing mark and blanks before it; a text that ends without it ends the call all the same."""
+    if closing:
+        yield from reader.blanks()
+        yield from reader.skip(closing)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from server.chat.tools.base import ToolFormat
-from server.chat.tools.json_calls import JsonCalls
+from server.chat.tools.functionary import FunctionaryParts
+from server.chat.tools.harmony import Harmony
+from server.chat.tools.json_calls import BareJsonCalls, JsonCalls
 from server.chat.tools.named import NamedCalls
+from server.chat.tools.pythonic import PythonicCalls
+from server.chat.tools.tagged import TaggedCalls
 
 GENERIC = JsonCalls(name="generic", signs=(), opening="<tool_call>", closing="</tool_call>")
 """For models whose template knows no tools: Hermes' marks, which most have seen, and a prompt of our own."""
@@ -64,6 +68,7 @@ FORMATS: tuple[ToolFormat, ...] = (
         name="command-r",
         signs=("tool_name", "Action:", "```json"),
         opening="Action:",
+        fence="```json",
         closing="```",
         is_list=True,
         name_key="tool_name",
@@ -77,13 +82,69 @@ FORMATS: tuple[ToolFormat, ...] = (
         between=">",
         after="</function>",
     ),
+    TaggedCalls(
+        name="qwen3-coder",
+        signs=("<tool_call>", "<function=", "<parameter="),
+        opening="<tool_call>",
+        closing="</tool_call>",
+        before="<function=",
+        between=">",
+        after="</function>",
+        key_before="<parameter=",
+        key_after=">",
+        value_after="</parameter>",
+    ),
+    TaggedCalls(
+        name="seed-oss",
+        signs=("<seed:tool_call>", "<function=", "<parameter="),
+        opening="<seed:tool_call>",
+        closing="</seed:tool_call>",
+        before="<function=",
+        between=">",
+        after="</function>",
+        key_before="<parameter=",
+        key_after=">",
+        value_after="</parameter>",
+        edge="",
+    ),
+    TaggedCalls(
+        name="glm",
+        signs=("<tool_call>", "<arg_key>", "<arg_value>"),
+        opening="<tool_call>",
+        closing="</tool_call>",
+        key_before="<arg_key>",
+        key_after="</arg_key>",
+        value_before="<arg_value>",
+        value_after="</arg_value>",
+    ),
+    PythonicCalls(
+        name="lfm2", signs=("<|tool_list_start|>",), opening="<|tool_call_start|>", closing="<|tool_call_end|>"
+    ),
+    PythonicCalls(name="lfm2", signs=("List of tools: [",), opening="<|tool_call_start|>", closing="<|tool_call_end|>"),
+    JsonCalls(
+        name="apriel",
+        signs=("<tool_calls>[",),
+        opening="<tool_calls>",
+        closing="</tool_calls>",
+        is_list=True,
+        id_key="id",
+    ),
+    PythonicCalls(
+        name="lfm2", signs=("<|tool_call_start|>",), opening="<|tool_call_start|>", closing="<|tool_call_end|>"
+    ),
+    Harmony(name="harmony", signs=("<|channel|>", "<|message|>", "analysis")),
+    FunctionaryParts(name="functionary-3.2", signs=(">>>", "<|start_header_id|>")),
+    BareJsonCalls(
+        name="llama-3", signs=("<|start_header_id|>", '"parameters"', "tool_calls"), arguments_key="parameters"
+    ),
+    PythonicCalls(name="pythonic", signs=("[func_name1(",), opening="[", is_at_start=True),
     JsonCalls(name="granite", signs=("<|tool_call|>",), opening="<|tool_call|>", is_list=True),
     JsonCalls(name="nemotron", signs=("<TOOLCALL>",), opening="<TOOLCALL>", closing="</TOOLCALL>", is_list=True),
     JsonCalls(name="firefunction", signs=(" functools",), opening=" functools", is_list=True),
     JsonCalls(
         name="hermes",
         signs=("<tool_call>", "</tool_call>"),
-        unless=("arg_key", "<parameter="),
+        unless=("arg_key", "<parameter=", "minimax"),
         opening="<tool_call>",
         closing="</tool_call>",
     ),

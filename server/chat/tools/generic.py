@@ -1,32 +1,34 @@
 """Tools for models whose template knows none: a prompt that tells of them, and a history in which calls are text.
 
-The format is Hermes': `<tool_call>` blocks with JSON in them, answered by `<tool_response>` blocks.
+Where the template shows no format of its own, calls are Hermes' `<tool_call>` blocks. Results come back in
+`<tool_response>` blocks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from server.chat.content import text_of
 
 _JOINT = "\n\n"
 
-_HOW = """\
-To call a tool, write a block like this, and nothing after it:
-<tool_call>
-{"name": "name of the tool", "arguments": {"name of an argument": "its value"}}
-</tool_call>"""
-_SEVERAL = "To call several, write several such blocks."
+_SEVERAL = "To call several, write them one after another."
 _OPTIONAL = "If no tool is needed, just answer."
 _REQUIRED = "Call a tool now."
+_EXAMPLE = ("name_of_the_tool", {"name_of_an_argument": "its value"})
+
+Write = Callable[[Sequence[tuple[str, Any]]], str]
+"""Calls, each a name and arguments, as a model writes them."""
 
 
-def tool_prompt(tools: Sequence[Mapping[str, Any]], *, is_required: bool, may_repeat: bool) -> str:
-    """What the model is told of `tools`, which are in OpenAI's shape."""
+def tool_prompt(tools: Sequence[Mapping[str, Any]], write: Write, *, is_required: bool, may_repeat: bool) -> str:
+    """What the model is told of `tools`, which are in OpenAI's shape, and of how to call them."""
     lines = [json.dumps(_shown(tool["function"]), ensure_ascii=False) for tool in tools]
-    rules = [_HOW, *([_SEVERAL] if may_repeat else []), _REQUIRED if is_required else _OPTIONAL]
+    how = ["To call a tool, write this, and nothing after it:", write([_EXAMPLE])]
+    rules = [*how, *([_SEVERAL] if may_repeat else []), _REQUIRED if is_required else _OPTIONAL]
     return "\n".join(["You can call these tools:", *lines, "", *rules])
 
 
@@ -44,19 +46,27 @@ def with_prompt(messages: Sequence[Mapping[str, Any]], prompt: str) -> tuple[Map
     return ({**first, "content": [{"type": "text", "text": prompt + _JOINT[1:]}, *parts]}, *messages[1:])
 
 
-def as_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A message without fields for calls: they are what the assistant said, a result is what the user says."""
-    if message["role"] == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{text_of(message['content'])}\n</tool_response>"}
-    if not message.get("tool_calls"):
+def as_text(message: Mapping[str, Any], write: Write) -> Mapping[str, Any]:
+    """A message whose calls are part of what the assistant said."""
+    calls = message.get("tool_calls")
+    if not calls:
         return message
-    parts = [text_of(message.get("content") or ""), *map(_block, message["tool_calls"])]
+    parts = [text_of(message.get("content") or ""), write([read_call(call) for call in calls])]
     return {"role": "assistant", "content": "\n".join([part for part in parts if part])}
 
 
-def _block(call: Mapping[str, Any]) -> str:
-    function = call.get("function", {})
-    arguments = function.get("arguments") or "{}"
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    name = json.dumps(function.get("name", ""), ensure_ascii=False)
-    return f'<tool_call>\n{{"name": {name}, "arguments": {text}}}\n</tool_call>'
+def read_call(call: Mapping[str, Any]) -> tuple[str, Any]:
+    """Name and arguments of a call in OpenAI's shape; arguments that are no JSON stay text."""
+    function = call.get("function") or {}
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments)
+    return function.get("name", ""), arguments
+
+
+def result_as_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool's result as what the user says."""
+    if message["role"] != "tool":
+        return message
+    return {"role": "user", "content": f"<tool_response>\n{text_of(message.get('content') or '')}\n</tool_response>"}

@@ -46,12 +46,7 @@ def answer_grammar(
 
 def _with_thoughts(rules: Rules, thinking: Thinking, *, is_inside: bool, may_end: bool) -> str:
     """Thoughts and what comes after. With `may_end` the model may also stop while it thinks."""
-    closing, opening = rules.mark(thinking.closing), rules.mark(thinking.opening.strip())
-    if closing.startswith("<["):
-        thoughts = rules.add("thoughts", f"{TEXT}? {closing}")
-    else:
-        rules.add("thoughts[lazy]", f"{TEXT} {closing}")
-        thoughts = "thoughts"
+    opening, thoughts = rules.mark(thinking.opening.strip()), rules.up_to("thoughts", thinking.closing)
     unfinished = f" | {TEXT}?" if may_end else ""
     if is_inside:
         return f"{thoughts} {_BLANKS} after{unfinished}"

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from server.chat.reader import MalformedError, Reader, Steps
-from server.chat.tools.base import TextArguments, ToolFormat, read_arguments, write_arguments
+from server.chat.tools.base import TextArguments, ToolFormat, close_calls, read_arguments, write_arguments
 from server.chat.tools.rules import Rules, escaped, more, pattern
 from server.chat.writer import AnswerWriter
 
 
 @dataclass(frozen=True, kw_only=True)
 class JsonCalls(ToolFormat):
-    """Calls as JSON objects with a name and arguments, one between marks, or a list of them (`is_list`)."""
+    """Calls as JSON objects with a name and arguments, one between marks, or a list of them (`is_list`).
 
+    `fence` stands before it and `closing` behind.
+    """
+
+    fence: str = ""
     closing: str = ""
     is_list: bool = False
     name_key: str = "name"
@@ -26,13 +33,23 @@ class JsonCalls(ToolFormat):
     def marks(self) -> tuple[str, ...]:
         return self.opening, self.closing
 
+    def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
+        objects = [{self.name_key: name, self.arguments_key: arguments} for name, arguments in calls]
+        texts = [json.dumps(value, ensure_ascii=False) for value in objects]
+        if self.is_list:
+            fence = f" {self.fence}\n" if self.fence else ""
+            return f"{self.opening}{fence}[{', '.join(texts)}]{self.closing}"
+        return "\n".join(f"{self.opening}\n{text}\n{self.closing}" for text in texts)
+
     def read_calls(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
+        yield from reader.blanks()
+        yield from reader.skip(self.fence)
         yield from reader.blanks()
         if not (yield from reader.skip("[")):
             yield from self._read_call(reader, answer)
         else:
             yield from self._read_list(reader, answer)
-        yield from _close(reader, self.closing)
+        yield from close_calls(reader, self.closing)
 
     def _read_list(self, reader: Reader, answer: AnswerWriter) -> Steps[None]:
         while True:
@@ -44,14 +61,16 @@ class JsonCalls(ToolFormat):
             yield from reader.skip(",")
 
     def _read_call(self, reader: Reader, answer: AnswerWriter) -> Steps[None]:
+        yield from reader.expect("{")
         yield from read_json_call(reader, answer, (self.name_key, "name"), (self.arguments_key, "arguments"))
 
     def calls(self, rules: Rules, *, may_repeat: bool) -> str:
         call = rules.choice("call", lambda index, tool: self._call(rules, index, tool.name))
         closing = f"/\\s?/ {rules.mark(self.closing)}" if self.closing else ""
         if self.is_list:
-            again = more(f"/,\\s?/ {call}") if may_repeat else ""
-            return f"/\\s?\\[/ {call} {again} /\\s?\\]/ {closing}"
+            again = more(f"/,\\s{{0,8}}/ {call}") if may_repeat else ""
+            fence = f"/\\s?/ {rules.mark(self.fence)}" if self.fence else ""
+            return f"{fence} /\\s{{0,8}}\\[\\s{{0,8}}/ {call} {again} /\\s{{0,8}}\\]/ {closing}"
         one = f"/\\s?/ {call} {closing}"
         return one + (more(f"/\\s?/ {rules.mark(self.opening)} {one}") if may_repeat and closing else "")
 
@@ -63,23 +82,33 @@ class JsonCalls(ToolFormat):
         return f"{pattern(head)} {rules.arguments(index)} {pattern(last + _END)}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class BareJsonCalls(JsonCalls):
+    """A call is the whole answer: a JSON object without any mark."""
+
+    opening: str = "{"
+    is_at_start: bool = True
+
+    def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
+        name, arguments = calls[0]
+        return json.dumps({self.name_key: name, self.arguments_key: arguments}, ensure_ascii=False)
+
+    def read_calls(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
+        yield from read_json_call(reader, answer, (self.name_key,), (self.arguments_key, "arguments"))
+
+    def calls(self, rules: Rules, *, may_repeat: bool) -> str:
+        return rules.choice("call", lambda index, tool: self._call(rules, index, tool.name).replace("/\\{", "/", 1))
+
+
 _END = r"\s?\}"
-
-
-def _close(reader: Reader, closing: str) -> Steps[None]:
-    """Over the closing mark and blanks before it; a text that ends without it ends the call all the same."""
-    if closing:
-        yield from reader.blanks()
-        yield from reader.skip(closing)
 
 
 def read_json_call(
     reader: Reader, answer: AnswerWriter, names: tuple[str, ...], arguments: tuple[str, ...]
 ) -> Steps[None]:
-    """A JSON object that is a call. Its arguments are passed on as they come, once the name is known."""
+    """A JSON object that is a call, from behind its bracket. Arguments are passed on as soon as the name is known."""
     held: list[str] | None = None
     is_begun = has_arguments = False
-    yield from reader.expect("{")
     yield from reader.blanks()
     while not (yield from reader.skip("}")):
         key = yield from reader.json_string()

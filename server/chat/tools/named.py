@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from server.chat.reader import MalformedError, Reader, Steps
 from server.chat.tools.base import TextArguments, ToolFormat, read_arguments
@@ -29,6 +32,14 @@ class NamedCalls(ToolFormat):
     @property
     def marks(self) -> tuple[str, ...]:
         return self.opening, self.before, self.between, self.after, self.closing
+
+    def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
+        texts = []
+        for index, (name, arguments) in enumerate(calls):
+            number = f":{index}" if self.is_numbered else ""
+            text = json.dumps(arguments, ensure_ascii=False)
+            texts.append(f"{self.before or self.opening}{name}{number}{self.between}{text}{self.after}")
+        return f"{self.opening if self.before else ''}{''.join(texts)}{self.closing}"
 
     def read_calls(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
         if not self.before:

@@ -54,6 +54,14 @@ class Rules:
         options = [self.add(f"{name}_{index}", items(index, tool)) for index, tool in enumerate(self.tools)]
         return self.add(name, " | ".join(options))
 
+    def up_to(self, name: str, text: str) -> str:
+        """Any text up to the first `text`, and that. A special token ends it by itself; else the rule `name` does."""
+        ending = self.mark(text)
+        if ending.startswith("<["):
+            return f"{TEXT}? {ending}"
+        self.add(f"{name}[lazy]", f"{TEXT} {ending}")
+        return name
+
     def text(self, start: str) -> str:
         """The whole grammar."""
         rules = {"start": start, **self._rules, TEXT: "/(?s:.*)/"}
@@ -65,6 +73,28 @@ def json_items(schema: Any) -> str:
     if isinstance(schema, Mapping):
         schema = {**schema, "x-guidance": _WRITTEN}
     return "%json " + json.dumps(schema, ensure_ascii=False)
+
+
+def property_schema(parameters: Mapping[str, Any], name: str) -> Any:
+    """The schema of one argument, with the definitions that it may refer to."""
+    schema = parameters["properties"][name]
+    definitions = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
+    return {**schema, **definitions} if isinstance(schema, Mapping) else schema
+
+
+def text_arguments(parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """The arguments that can be nothing but texts."""
+    properties = parameters.get("properties")
+    return tuple(name for name, schema in properties.items() if _is_text(schema)) if properties else ()
+
+
+def _is_text(schema: Any) -> bool:
+    if not isinstance(schema, Mapping):
+        return False
+    options = schema.get("enum")
+    if isinstance(options, list) and not all(isinstance(option, str) for option in options):
+        return False
+    return schema.get("type") == "string" or bool(options and "type" not in schema)
 
 
 def pattern(regex: str) -> str:

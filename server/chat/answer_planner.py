@@ -14,9 +14,9 @@ from server.chat.prompt import AnswerFormat, ChatPrompt, ToolMode
 from server.chat.thinking import USUAL, Thinking, opened_by, thinking_of
 from server.chat.tools.base import ToolFormat
 from server.chat.tools.families import BY_NAME, GENERIC, format_of
-from server.chat.tools.generic import as_text, tool_prompt, with_prompt
+from server.chat.tools.generic import as_text, result_as_text, tool_prompt, with_prompt
 from server.chat.tools.grammar import Calling, answer_grammar
-from server.chat.tools.rules import Rules, Tool, literal
+from server.chat.tools.rules import Rules, Tool, literal, text_arguments
 from server.errors import InvalidRequest
 
 Split = Callable[[str], Sequence[int | str]]
@@ -24,6 +24,9 @@ Split = Callable[[str], Sequence[int | str]]
 
 ANY_ARGUMENTS = "any_arguments"
 """What is told when a tool's schema cannot be enforced: its arguments are held to be a JSON object, no more."""
+
+
+_NO_CALLS: Sequence[tuple[str, Any]] = (("", {}),)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,9 +41,10 @@ class AnswerPlan:
 
 
 class AnswerPlanner:
-    """Plans the answers of one model.
+    """Plans the answers of one model. `thinking` are its marks round thoughts, None when it knows of none.
 
-    `knows_tools` says that the template writes tools into the prompt; `tool_format` overrides what it looks like.
+    `knows_tools` says that the template writes tools into the prompt, `carries_calls` that it writes earlier calls;
+    `tool_format` overrides what it looks like.
     `prepare_schema` gives a schema back as it can be enforced, both as JSON. Raises InvalidRequest when it cannot.
     """
 
@@ -51,59 +55,65 @@ class AnswerPlanner:
         prepare_schema: Callable[[str], str],
         *,
         knows_tools: bool,
+        carries_calls: bool,
         tool_format: str | None = None,
     ) -> None:
         self._split = split
         self._prepare_schema = prepare_schema
-        self._known_thinking = thinking_of(template)
         found = BY_NAME[tool_format] if tool_format else format_of(template)
-        self._is_generic = found is None or found is GENERIC or not knows_tools
-        self.tool_format: ToolFormat = GENERIC if self._is_generic or found is None else found
-
-    @property
-    def thinking(self) -> Thinking | None:
-        """The marks round thoughts, None when the template knows of none."""
-        return self._known_thinking
+        is_usable = found is not None and (knows_tools or found.write(_NO_CALLS) is not None)
+        self.tool_format: ToolFormat = found if found is not None and is_usable else GENERIC
+        self._is_generic = self.tool_format is GENERIC
+        self._prompts_tools = self._is_generic or not knows_tools
+        self._writes_calls = self._is_generic or (self.tool_format.write(_NO_CALLS) is not None and not carries_calls)
+        self.thinking = None if self.tool_format.is_whole else thinking_of(template)
 
     def prepare(self, chat: ChatPrompt) -> ChatPrompt:
         """The conversation as the template is to be given it."""
         tools = () if chat.tool_choice.mode is ToolMode.NONE else chat.tools
-        if not self._is_generic:
-            return dataclasses.replace(chat, tools=tools)
         messages = chat.messages
-        if tools:
+        if tools and self._prompts_tools:
             is_required = chat.tool_choice.mode is ToolMode.REQUIRED
-            prompt = tool_prompt(tools, is_required=is_required, may_repeat=chat.parallel_tool_calls)
+            prompt = tool_prompt(tools, self._write, is_required=is_required, may_repeat=chat.parallel_tool_calls)
             messages = with_prompt(messages, prompt)
-        if any(message.get("tool_calls") or message["role"] == "tool" for message in messages):
-            messages = tuple(as_text(message) for message in messages)
-        return dataclasses.replace(chat, messages=messages, tools=())
+        if self._writes_calls:
+            messages = tuple(as_text(message, self._write) for message in messages)
+        if self._is_generic:
+            messages = tuple(result_as_text(message) for message in messages)
+        return dataclasses.replace(chat, messages=messages, tools=() if self._prompts_tools else tools)
+
+    def _write(self, calls: Sequence[tuple[str, Any]]) -> str:
+        return self.tool_format.write(calls) or ""
 
     def plan(self, chat: ChatPrompt, prompt: str, begun: str) -> AnswerPlan:
         """The answer to `chat`, whose prompt ends with `begun` where an answer is continued."""
-        thinking = self._known_thinking
+        thinking = self.thinking
         opened = opened_by(thinking, prompt, begun) if thinking is not None else ""
         calling = self._calling(chat)
-        marks = thinking or USUAL
+        marks = thinking or (Thinking("", "") if self.tool_format.is_whole else USUAL)
         form = AnswerFormat(
             tool_format=calling.form.name if calling else "",
             opening=marks.opening,
             closing=marks.closing,
             opened=opened,
+            text_arguments={tool["function"]["name"]: text_arguments(_parameters(tool)) for tool in chat.tools},
         )
         if thinking is None and calling is None:
             return AnswerPlan(form, (), None, None, ())
-        tools, loosened = self._tools(chat) if calling else ((), ())
+        has_tools = calling is not None and calling.mode is not ToolMode.NONE
+        tools, loosened = self._tools(chat) if has_tools else ((), ())
         grammars = [
             answer_grammar(Rules(tools, self._mark), calling, thinking, is_inside=bool(opened), has_body=has_body)
             for has_body in (False, True)
         ]
-        return AnswerPlan(form, self._shown(calling, thinking), grammars[0] if calling else None, grammars[1], loosened)
+        return AnswerPlan(
+            form, self._shown(calling, thinking), grammars[0] if has_tools else None, grammars[1], loosened
+        )
 
     def _calling(self, chat: ChatPrompt) -> Calling | None:
-        if not chat.tools or chat.tool_choice.mode is ToolMode.NONE:
-            return None
         choice = chat.tool_choice
+        if not chat.tools or choice.mode is ToolMode.NONE:
+            return Calling(self.tool_format, ToolMode.NONE, False) if self.tool_format.is_whole else None
         is_named = choice.mode is ToolMode.REQUIRED and len(choice.names) == 1
         return Calling(self.tool_format, choice.mode, chat.parallel_tool_calls and not is_named)
 
@@ -115,7 +125,7 @@ class AnswerPlanner:
             if chat.tool_choice.names and function["name"] not in chat.tool_choice.names:
                 continue
             try:
-                schema = json.loads(self._prepare_schema(json.dumps(_closed(function.get("parameters") or {}))))
+                schema = json.loads(self._prepare_schema(json.dumps(_closed(_parameters(tool)))))
             except InvalidRequest as error:
                 if function.get("strict"):
                     error.param = f"tools[{index}].function.parameters"
@@ -132,6 +142,11 @@ class AnswerPlanner:
 
     def _mark(self, text: str) -> str:
         return " ".join(f"<[{part}]>" if isinstance(part, int) else literal(part) for part in self._split(text))
+
+
+def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters: Mapping[str, Any] = tool["function"].get("parameters") or {}
+    return parameters
 
 
 def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:

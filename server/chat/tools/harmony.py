@@ -1,0 +1,89 @@
+"""gpt-oss's Harmony: an answer is messages in channels, for thoughts, calls, and what is said at last."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from server.chat.reader import Reader, Steps
+from server.chat.tools.base import TextArguments, ToolFormat
+from server.chat.tools.rules import TEXT, Rules, literal
+from server.chat.writer import AnswerWriter
+
+_RECIPIENT = re.compile(r"\bto=(?:functions\.)?([A-Za-z0-9_.:/-]+)")
+_ENDS = ("<|end|>", "<|call|>", "<|return|>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harmony(ToolFormat):
+    """The prompt ends with the assistant's `<|start|>`; calls and the last message end the turn."""
+
+    opening: str = "<|channel|>"
+    is_whole: bool = True
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return "<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>"
+
+    def read(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
+        while True:
+            header: list[str] = []
+            if not (yield from reader.until(("<|message|>",), header.append)):
+                # The end, or text outside of all channels.
+                text = "".join(header)
+                answer.content("" if "<|channel|>" in text or "<|start|>" in text else text)
+                return
+            yield from self._read_message(reader, answer, "".join(header))
+
+    def _read_message(self, reader: Reader, answer: AnswerWriter, header: str) -> Steps[None]:
+        recipient = _RECIPIENT.search(header)
+        if recipient is not None:
+            yield from _read_call(reader, answer, recipient[1])
+        elif header.partition("<|channel|>")[2].startswith("analysis"):
+            yield from reader.until(_ENDS, answer.reasoning)
+            answer.end_reasoning()
+        else:
+            yield from reader.until(_ENDS, answer.content)
+
+    def read_calls(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
+        raise NotImplementedError("Harmony is read as a whole")
+
+    def calls(self, rules: Rules, *, may_repeat: bool) -> str:
+        """One call: what comes after it is a turn of its own."""
+        return rules.choice("call", lambda index, tool: _call(rules, index, tool.name))
+
+    def answer(self, rules: Rules, *, body: str, may_repeat: bool, is_required: bool) -> str:
+        channel, message = rules.mark("<|channel|>"), rules.mark("<|message|>")
+        ended = rules.up_to("ended", "<|end|>")
+        rules.add(
+            "aside", f'{channel} ("analysis" | "commentary") {message} {ended} {rules.mark("<|start|>")} "assistant"'
+        )
+        final = rules.add("final", f'{channel} "final" {message} {body}{"?" if body == TEXT else ""}')
+        last = [self.calls(rules, may_repeat=may_repeat)] if rules.tools else []
+        if not is_required:
+            last.append(final)
+        return f"aside* ({' | '.join(last)})"
+
+
+def _read_call(reader: Reader, answer: AnswerWriter, name: str) -> Steps[None]:
+    answer.begin(name)
+    parts: list[str] = []
+
+    def pass_on(text: str) -> None:
+        parts.append(text)
+        answer.arguments(text)
+
+    yield from reader.until(_ENDS, pass_on)
+    if not "".join(parts).strip():
+        answer.arguments("{}")
+
+
+def _call(rules: Rules, index: int, name: str) -> str:
+    """The recipient stands in the channel or before it."""
+    channel, message = rules.mark("<|channel|>"), rules.mark("<|message|>")
+    kind = f'(" "? {rules.mark("<|constrain|>")} "json" | " json")?'
+    recipient = literal(f" to=functions.{name}")
+    header = (
+        f'({channel} "commentary" {recipient} | {recipient} {channel} ("commentary" | "analysis")) {kind} {message}'
+    )
+    return f"{header} {rules.arguments(index)}"

@@ -1,0 +1,145 @@
+"""Formats in which calls are a list of Python calls with keyword arguments: `[look(city="Paris"), clock()]`."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.chat.reader import MAX_DEPTH, MalformedError, Reader, Steps
+from server.chat.tools.base import TextArguments, ToolFormat, close_calls
+from server.chat.tools.rules import Rules, Tool, json_items, literal, more, property_schema
+from server.chat.writer import AnswerWriter
+
+_NAMES = {"true": True, "false": False, "null": None}
+_MAX_CHARS = 200_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PythonicCalls(ToolFormat):
+    """`opening`, the list, `closing`. An opening of "[" is that of the list itself."""
+
+    closing: str = ""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return self.opening, self.closing
+
+    def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
+        texts = [
+            f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})" for name, arguments in calls
+        ]
+        inner = ", ".join(texts)
+        return f"[{inner}]" if self.opening == "[" else f"{self.opening}[{inner}]{self.closing}"
+
+    def read_calls(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
+        if self.opening != "[":
+            yield from reader.blanks()
+            yield from reader.expect("[")
+        while True:
+            yield from reader.blanks()
+            name = yield from reader.name("(", limit=128)
+            arguments = _as_json((yield from _to_bracket(reader)))
+            answer.begin(name.strip())
+            answer.arguments(arguments)
+            yield from reader.blanks()
+            if not (yield from reader.skip(",")):
+                break
+        yield from reader.skip("]")
+        yield from close_calls(reader, self.closing)
+
+    def calls(self, rules: Rules, *, may_repeat: bool) -> str:
+        call = rules.choice("call", lambda index, tool: _call(rules, index, tool))
+        again = more(f"/,\\s?/ {call}") if may_repeat else ""
+        closing = rules.mark(self.closing) if self.closing else ""
+        first = '"["' if self.opening != "[" else ""
+        return f'{first} {call} {again} "]" {closing}'
+
+
+def _keywords(arguments: Any) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in arguments.items()) if isinstance(arguments, dict) else ""
+
+
+def _call(rules: Rules, index: int, tool: Tool) -> str:
+    """One call; its arguments in the order of the schema, those that are not required left out or not."""
+    properties: Mapping[str, Any] = tool.parameters.get("properties") or {}
+    required = tool.parameters.get("required") or ()
+    items = []
+    for place, name in enumerate(properties):
+        value = rules.add(f"value_{index}_{place}", _value(property_schema(tool.parameters, name)))
+        items.append((f"{literal(name + '=')} {value}", name in required))
+    return f'{literal(tool.name + "(")} {_in_order(rules, f"list_{index}", items)} ")"'
+
+
+def _in_order(rules: Rules, name: str, items: list[tuple[str, bool]]) -> str:
+    """The items with commas between; `first` stands where none came before, `rest` where one did."""
+    first, rest = "", ""
+    for place, (item, is_required) in reversed(list(enumerate(items))):
+        begun = f"{item} {rest}"
+        options = begun if is_required else f"{begun} | {first}" if first else f"({begun})?"
+        following = f"/,\\s?/ {item}" if is_required else f"(/,\\s?/ {item})?"
+        rest = rules.add(f"{name}_rest_{place}", f"{following} {rest}")
+        first = rules.add(f"{name}_{place}", options)
+    return first
+
+
+def _value(schema: Any) -> str:
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    if kind == "boolean" and "enum" not in schema and "const" not in schema:
+        return '"True" | "False"'
+    return '"None"' if kind == "null" else json_items(schema)
+
+
+def _to_bracket(reader: Reader) -> Steps[str]:
+    """The text up to the bracket that ends the call, which is taken. Raises MalformedError."""
+    parts: list[str] = []
+    quote, depth = "", 1
+    while True:
+        character = yield from reader.character()
+        if quote:
+            if character == "\\":
+                character += yield from reader.character()
+            elif character == quote:
+                quote = ""
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        if depth == 0:
+            return "".join(parts)
+        parts.append(character)
+        if depth > MAX_DEPTH or len(parts) > _MAX_CHARS:
+            raise MalformedError
+
+
+def _as_json(text: str) -> str:
+    """Keyword arguments as a JSON object. Raises MalformedError for anything else."""
+    try:
+        call = ast.parse(f"call({text})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise MalformedError
+        values = {_key(keyword): _literal(keyword.value) for keyword in call.keywords}
+        return json.dumps(values, ensure_ascii=False)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        raise MalformedError from None
+
+
+def _key(keyword: ast.keyword) -> str:
+    if keyword.arg is None:
+        raise MalformedError
+    return keyword.arg
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal, in which JSON's words for truth and nothing are known too."""
+    for inner in ast.walk(node):
+        for field, value in ast.iter_fields(inner):
+            parts = value if isinstance(value, list) else [value]
+            known = [ast.Constant(_NAMES[p.id]) if isinstance(p, ast.Name) and p.id in _NAMES else p for p in parts]
+            setattr(inner, field, known if isinstance(value, list) else known[0])
+    if isinstance(node, ast.Name):
+        node = ast.Constant(_NAMES.get(node.id, ...))
+    value = ast.literal_eval(node)
+    return json.loads(json.dumps(value))

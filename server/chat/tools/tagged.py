@@ -1,0 +1,148 @@
+"""Formats in which each argument stands between tags of its own: values that are texts as they are, others as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from server.chat.reader import MalformedError, Reader, Steps
+from server.chat.tools.base import TextArguments, ToolFormat
+from server.chat.tools.rules import Rules, Tool, json_items, literal, more, property_schema, text_arguments
+from server.chat.writer import AnswerWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaggedCalls(ToolFormat):
+    """A call is `before` NAME `between`, its arguments, `after`; in `opening` and `closing`.
+
+    An argument is `key_before` KEY `key_after` `value_before` VALUE `value_after`. `edge` stands round values and
+    between tags: a line end, or nothing.
+    """
+
+    closing: str
+    before: str = ""
+    between: str = ""
+    after: str = ""
+    key_before: str
+    key_after: str
+    value_before: str = ""
+    value_after: str
+    edge: str = "\n"
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        tags = self.before, self.after, self.key_before, self.key_after, self.value_before, self.value_after
+        return self.opening, self.closing, *tags
+
+    def read_calls(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
+        yield from reader.blanks()
+        yield from reader.expect(self.before)
+        name = yield from self._read_name(reader)
+        answer.begin(name)
+        separator = "{"
+        yield from reader.blanks()
+        while (yield from reader.skip(self.key_before)):
+            key = (yield from reader.name(self.key_after)).strip()
+            answer.arguments(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
+            separator = ", "
+            if self.value_before:
+                yield from reader.blanks()
+                yield from reader.expect(self.value_before)
+            yield from self._read_value(reader, answer, is_text=key in texts.get(name, ()))
+            yield from reader.blanks()
+        yield from reader.skip(self.after)
+        answer.arguments("{}" if separator == "{" else "}")
+        yield from reader.blanks()
+        yield from reader.skip(self.closing)
+
+    def _read_name(self, reader: Reader) -> Steps[str]:
+        """Up to `between`; without that, up to whatever comes first of a line end and a tag."""
+        parts: list[str] = []
+        if self.between:
+            parts.append((yield from reader.name(self.between)))
+        else:
+            while (character := (yield from reader.peek())) not in "\n<":
+                parts.append((yield from reader.character()))
+                if len(parts) > 256:
+                    raise MalformedError
+            assert character
+        name = "".join(parts).strip()
+        if not name:
+            raise MalformedError
+        return name
+
+    def _read_value(self, reader: Reader, answer: AnswerWriter, *, is_text: bool) -> Steps[None]:
+        if is_text:
+            value = _Text(answer)
+            answer.arguments('"')
+            yield from reader.until((self.value_after,), value.add)
+            answer.arguments('"')
+            return
+        parts: list[str] = []
+        yield from reader.until((self.value_after,), parts.append)
+        answer.arguments(_as_json("".join(parts).strip()))
+
+    # --- the grammar ------------------------------------------------------------------------------------------------
+
+    def calls(self, rules: Rules, *, may_repeat: bool) -> str:
+        call = rules.choice("call", lambda index, tool: self._call(rules, index, tool))
+        whole = f"{call} {rules.mark(self.closing)}"
+        again = more(f"/\\s?/ {rules.mark(self.opening)} {whole}") if may_repeat else ""
+        return f"{whole} {again}"
+
+    def _call(self, rules: Rules, index: int, tool: Tool) -> str:
+        edge = literal(self.edge) if self.edge else ""
+        before = f"/\\s?/ {rules.mark(self.before)}" if self.before else ""
+        between = literal(self.between) if self.between else ""
+        after = f"{rules.mark(self.after)} {edge}" if self.after else ""
+        required = tool.parameters.get("required") or ()
+        items = []
+        for place, name in enumerate(tool.parameters.get("properties") or {}):
+            item = rules.add(f"argument_{index}_{place}", self._argument(rules, f"value_{index}_{place}", tool, name))
+            items.append(item if name in required else f"{item}?")
+        return f"{before} {literal(tool.name)} {between} {edge} {' '.join(items)} {after}"
+
+    def _argument(self, rules: Rules, rule: str, tool: Tool, name: str) -> str:
+        key = f"{rules.mark(self.key_before)} {literal(name)} {rules.mark(self.key_after)}"
+        edge = literal(self.edge) if self.edge else ""
+        inner = edge if not self.value_before else ""
+        before = f"{edge} {rules.mark(self.value_before)}" if self.value_before else ""
+        value = self._value(rules, rule, tool, name)
+        return f"{key} {before} {inner} {value} {edge}"
+
+    def _value(self, rules: Rules, rule: str, tool: Tool, name: str) -> str:
+        """A value with the tag that ends it."""
+        schema = property_schema(tool.parameters, name)
+        inner = self.edge if not self.value_before else ""
+        ending = rules.mark(inner + self.value_after)
+        if name not in text_arguments(tool.parameters):
+            return f"{rules.add(rule, json_items(schema))} {ending}"
+        if isinstance(options := schema.get("enum"), list):
+            return f"{rules.add(rule, ' | '.join(literal(option) for option in options))} {ending}"
+        return rules.up_to(rule, inner + self.value_after)
+
+
+class _Text:
+    """A text on its way into a JSON string, without one line end before and after it."""
+
+    def __init__(self, answer: AnswerWriter) -> None:
+        self._answer = answer
+        self._is_first = True
+        self._held = ""
+
+    def add(self, text: str) -> None:
+        if self._is_first:
+            text = text.removeprefix("\n")
+            self._is_first = False
+        text = self._held + text
+        self._held = "\n" if text.endswith("\n") else ""
+        self._answer.arguments(json.dumps(text.removesuffix("\n"), ensure_ascii=False)[1:-1])
+
+
+def _as_json(text: str) -> str:
+    """A value that is no text; what is no JSON was meant as one after all."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return json.dumps(text, ensure_ascii=False)
+    return text

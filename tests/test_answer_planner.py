@@ -1,0 +1,171 @@
+"""What is decided from a template and a conversation: the format of calls, the prompt, how a history is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.chat.answer import Answer
+from server.chat.answer_planner import AnswerPlanner
+from server.chat.parser import AnswerParser
+from server.chat.prompt import AnswerFormat, ChatPrompt, ToolChoice, ToolMode
+from server.chat.renderer import ChatRenderer
+from server.chat.template import CHATML, Template
+from tests.vocabularies import SOURCE_VARIABLE, templates
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            "required": ["city"],
+        },
+    },
+}
+ARGUMENTS = {"city": "Oslo", "days": 3}
+CALL = {
+    "id": "call00001",
+    "type": "function",
+    "function": {"name": "get_weather", "arguments": json.dumps(ARGUMENTS)},
+}
+ASKED = {"role": "user", "content": "Question?"}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "tool_call_id": "call00001", "name": "get_weather", "content": "SUNNY"}
+HISTORY = (ASKED, CALLED, RESULT)
+
+
+def planned(source: str, tool_format: str | None = None) -> tuple[ChatRenderer, AnswerPlanner]:
+    renderer = ChatRenderer(Template(source), {"bos_token": "<s>", "eos_token": "</s>"})
+    planner = AnswerPlanner(
+        source,
+        lambda text: [text],
+        lambda schema: schema,
+        knows_tools=renderer.knows_tools,
+        carries_calls=renderer.carries_calls,
+        tool_format=tool_format,
+    )
+    return renderer, planner
+
+
+def rendered(source: str, chat: ChatPrompt, tool_format: str | None = None) -> str:
+    renderer, planner = planned(source, tool_format)
+    return renderer.render(planner.prepare(chat))[0]
+
+
+def test_a_template_without_tools_gets_a_prompt_and_a_history_in_words() -> None:
+    text = rendered(CHATML, ChatPrompt(HISTORY, tools=(WEATHER,)))
+    assert text.startswith("<|im_start|>system\nYou can call these tools:\n")
+    assert (
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 3}}\n</tool_call><|im_end|>' in text
+    )
+    assert "<|im_start|>user\n<tool_response>\nSUNNY\n</tool_response><|im_end|>" in text
+
+
+def test_no_tools_are_told_where_none_may_be_called() -> None:
+    chat = ChatPrompt((ASKED,), tools=(WEATHER,), tool_choice=ToolChoice(ToolMode.NONE))
+    assert "get_weather" not in rendered(CHATML, chat)
+
+
+def test_the_format_can_be_set_where_the_template_does_not_show_it() -> None:
+    text = rendered(CHATML, ChatPrompt((ASKED,), tools=(WEATHER,)), tool_format="mistral-json")
+    assert '[TOOL_CALLS][{"name": "name_of_the_tool", "arguments"' in text
+
+
+@pytest.mark.parametrize(
+    ("prompt_end", "begun", "opened"),
+    [
+        ("<|im_start|>assistant\n<think>\n", "", "<think>\n"),
+        ("<|im_start|>assistant\n", "", ""),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", "", ""),
+        ("<|im_start|>assistant\n", "<think>I", "<think>I"),
+        ("<|im_start|>assistant\n", "<think>I</think>So", ""),
+        ("<|im_start|>assistant\n<think>\n", "I", "<think>\nI"),
+        ("What does <think> do?<|im_end|>\n<|im_start|>assistant\n", "", ""),
+    ],
+)
+def test_whether_the_prompt_has_opened_thoughts(prompt_end: str, begun: str, opened: str) -> None:
+    _, planner = planned(CHATML + "{# <think> #}")
+    plan = planner.plan(ChatPrompt((ASKED,)), prompt_end + begun, begun)
+    assert plan.form.opened == opened
+    assert plan.frame is not None
+    assert plan.grammar is None
+
+
+# --- real templates -------------------------------------------------------------------------------------------------
+
+FAMILIES = {
+    "ByteDance-Seed-OSS": "seed-oss",
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "command-r7b",
+    "GLM-4.6": "glm",
+    "Kimi-K2-Instruct": "kimi-k2",
+    "LFM2-8B-A1B": "lfm2",
+    "LFM2.5-Instruct": "lfm2",
+    "Mistral-Small-3.2-24B-Instruct-2506": "mistral",
+    "NVIDIA-Nemotron-Nano-v2": "nemotron",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "hermes",
+    "Qwen-QwQ-32B": "hermes",
+    "Qwen-Qwen2.5-7B-Instruct": "hermes",
+    "Qwen-Qwen3-0.6B": "hermes",
+    "Qwen3-Coder": "qwen3-coder",
+    "Qwen3.5-4B": "qwen3-coder",
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "deepseek-r1",
+    "deepseek-ai-DeepSeek-V3.1": "deepseek-v3.1",
+    "fireworks-ai-llama-3-firefunction-v2": "firefunction",
+    "google-gemma-2-2b-it": "generic",
+    "ibm-granite-granite-3.3-2B-Instruct": "granite",
+    "llama-cpp-deepseek-r1": "deepseek-r1",
+    "meetkai-functionary-medium-v3.1": "functionary",
+    "meetkai-functionary-medium-v3.2": "functionary-3.2",
+    "meta-llama-Llama-3.1-8B-Instruct": "llama-3",
+    "meta-llama-Llama-3.3-70B-Instruct": "llama-3",
+    "microsoft-Phi-3.5-mini-instruct": "generic",
+    "mistralai-Ministral-3-14B-Reasoning-2512": "mistral",
+    "mistralai-Mistral-Nemo-Instruct-2407": "mistral-json",
+    "moonshotai-Kimi-K2": "kimi-k2",
+    "openai-gpt-oss-120b": "harmony",
+    "unsloth-Apriel-1.5": "apriel",
+}
+
+
+def _real_templates() -> list[Any]:
+    found = [path for path in templates() if path.stem in FAMILIES]
+    if not found:
+        reason = f"{SOURCE_VARIABLE} does not name a folder with llama.cpp's sources"
+        return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="absent")]
+    return [pytest.param(path, id=path.stem) for path in found]
+
+
+@pytest.mark.parametrize("path", _real_templates())
+def test_real_templates_are_recognised_and_their_own_history_is_read_back(path: Path) -> None:
+    """A call that the template wrote into the prompt is what the parser would make of it."""
+    source = path.read_text(encoding="utf-8")
+    renderer, planner = planned(source)
+    assert planner.tool_format.name == FAMILIES[path.stem]
+    text = renderer.render(planner.prepare(ChatPrompt(HISTORY, tools=(WEATHER,))))[0]
+    assert "get_weather" in text.partition("Question?")[0] or "SUNNY" in text
+    written = text.rpartition("Question?")[2].partition("SUNNY")[0]
+    if planner.tool_format.is_whole:
+        written = written[written.rfind("get_weather", 0, written.rfind("city")) - len(" to=functions.") :]
+        written = written.removeprefix("header_id|>\n\n").partition("<|call|>")[0].rpartition(">>>")[2]
+    if planner.tool_format.is_at_start:
+        written = written[written.index(planner.tool_format.opening) :]
+    form = AnswerFormat(planner.tool_format.name, text_arguments={"get_weather": ("city",)})
+    parser = AnswerParser(form, new_id=lambda: "id")
+    answer = Answer.of([*parser.feed(written), *parser.finish()])
+    assert answer.calls, written
+    assert (answer.calls[0].name, json.loads(answer.calls[0].arguments)) == ("get_weather", ARGUMENTS)
+
+
+@pytest.mark.parametrize("path", _real_templates())
+def test_real_templates_tell_the_model_of_its_tools(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    text = rendered(source, ChatPrompt((ASKED,), tools=(WEATHER,)))
+    assert "get_weather" in text
+    assert "Weather of a city" in text
+    assert "Question?" in text
