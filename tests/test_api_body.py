@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from typing import Any
 
 import httpx
@@ -10,9 +12,57 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.body import MAX_DEPTH, parse_json
+from server.api.body import MAX_CONTAINERS, MAX_DEPTH, MAX_STRINGS, MAX_VALUES, parse_json
 from server.errors import InvalidRequest
 from tests.api_client import error_of, running
+
+N_BYTES = 2_000_000
+
+LARGE = {
+    "text": b'{"a": "' + b"a" * N_BYTES + b'"}',
+    "prose full of commas": b'{"a": "' + b"a, [b], {c}" * (N_BYTES // 11) + b'"}',
+    "quoted quotes": b'{"a": "' + b'\\"' * (N_BYTES // 2) + b'"}',
+    "escapes": b'{"a": "' + rb"\u00e9" * (N_BYTES // 6) + b'"}',
+    "a string without an end": b'{"a": "' + b'\\"' * (N_BYTES // 2),
+    "ids": b'{"a": [' + b"1," * (MAX_VALUES - 2) + b"1]}",
+}
+
+HOSTILE = {
+    "numbers": b'{"a": [' + b"1," * (N_BYTES // 2) + b"1]}",
+    "arrays": b'{"a": [' + b"[]," * (N_BYTES // 3) + b"[]]}",
+    "objects": b'{"a": [' + b"{}," * (N_BYTES // 3) + b"{}]}",
+    "deep arrays": b'{"a": [' + (b"[" * 90 + b"]" * 90 + b",") * (N_BYTES // 181) + b"[]]}",
+    "strings": b'{"a": [' + b'"a",' * (N_BYTES // 4) + b'"a"]}',
+    "names": b"{" + b",".join(b'"%d":1' % i for i in range(N_BYTES // 10)) + b"}",
+}
+
+
+@pytest.mark.parametrize("raw", [*LARGE.values(), *HOSTILE.values()], ids=[*LARGE, *HOSTILE])
+def test_no_body_keeps_others_waiting(raw: bytes) -> None:
+    """Processor time, which other programs do not add to; what is parsed at all may not take long."""
+    took_s = []
+    for _ in range(3):
+        start_s = time.process_time()
+        with contextlib.suppress(InvalidRequest):
+            parse_json(raw)
+        took_s.append(time.process_time() - start_s)
+    assert min(took_s) < 0.08
+
+
+@pytest.mark.parametrize("raw", [raw for name, raw in LARGE.items() if "without" not in name])
+def test_large_texts_are_read(raw: bytes) -> None:
+    assert parse_json(raw)["a"]
+
+
+@pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE)
+def test_masses_are_refused(raw: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="holds too much"):
+        parse_json(raw)
+
+
+@given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_a_small_body_is_never_too_much(value: Any) -> None:
+    assert parse_json(json.dumps({"a": value}).encode())["a"] == value
 
 
 @pytest.mark.parametrize(
@@ -31,7 +81,12 @@ from tests.api_client import error_of, running
         (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
         (b'{"a": "\xff\xfe"}', "not valid JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
-        (b'{"a": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"a": ' + b"[" * 15_000, "nested too deeply"),
+        (b'{"a": "\xed\xa0\x80"}', "not valid JSON"),
+        ('{"a": 1}'.encode("utf-16"), "not valid JSON"),
+        (b'{"a": [' + b"[]," * MAX_CONTAINERS + b"[]]}", "at most 20000 arrays and objects"),
+        (b'{"a": [' + b"1," * MAX_VALUES + b"1,1]}", "at most 150000 values"),
+        (b'{"a": [' + b'"a",' * MAX_STRINGS + b'"a"]}', "at most 50000 strings"),
         (b'{"a": ' + b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1) + b"}", "nested too deeply"),
     ],
 )

@@ -5,6 +5,7 @@ Made with what it needs; starts and stops nothing.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import logging
@@ -59,6 +60,7 @@ def create_app(engine: Engine, text: Text, config: ApiConfig, models: Models | N
     )
     services = Services(engine, text, config, Adapters(config), models=models, responses=responses)
     app.state.services = services
+    app.state.large_bodies = asyncio.Lock()
     if models is not None:
         models.bind(functools.partial(_serve, app))
     app.openapi = Documentation(app, has_keys=config.keys is not None)  # type: ignore[method-assign]
