@@ -6,11 +6,13 @@ every sequence. What the contract forbids is an AssertionError.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import codecs
 import enum
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +21,9 @@ from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
 from server.engine.messages import (
     Admitted,
     CacheReport,
+    Embedding,
     EmbeddingInfo,
+    EmbedRequest,
     EngineRequest,
     Finish,
     FinishReason,
@@ -87,10 +91,17 @@ class FakeEngine:
     requests after the first `n_accepted`.
     """
 
-    def __init__(self, answers: Sequence[str | bytes] = ("Hello world",), n_ctx: int = 512) -> None:
+    def __init__(
+        self,
+        answers: Sequence[str | bytes] = ("Hello world",),
+        n_ctx: int = 512,
+        *,
+        pooling: Pooling = "mean",
+        writes: bool = True,
+    ) -> None:
         self.answers = [answer.encode() if isinstance(answer, str) else answer for answer in answers]
         self.state = FakeState.READY
-        self.ready: Ready | None = make_ready(n_ctx)
+        self.ready: Ready | None = make_ready(n_ctx, pooling=pooling, writes=writes)
         self.gate = asyncio.Event()
         self.gate.set()
         self.step_s = 0.0
@@ -103,6 +114,7 @@ class FakeEngine:
         self.cache = CacheReport()
         self.n_kept = 5
         self.requests: list[EngineRequest] = []
+        self.embeds: list[EmbedRequest] = []
         self.aborted: list[int] = []
         self.open: set[int] = set()
 
@@ -115,16 +127,20 @@ class FakeEngine:
         return len(self.open) - self.n_waiting
 
     def new_request_id(self) -> int:
-        return len(self.requests) + 1000
+        return len(self.requests) + len(self.embeds) + 1000
 
-    def submit(self, request: EngineRequest) -> FakeStream:
-        _check(request, self.ready)
+    def submit(self, request: EngineRequest | EmbedRequest) -> FakeStream | FakeVectors:
         if self.ready is None:
             raise EngineDown("loading")
         if self.refusal is not None and len(self.requests) >= self.n_accepted:
             raise self.refusal
-        self.requests.append(request)
         self.open.add(id(request))
+        if isinstance(request, EmbedRequest):
+            _check_embed(request, self.ready)
+            self.embeds.append(request)
+            return FakeVectors(self, request)
+        _check(request, self.ready)
+        self.requests.append(request)
         return FakeStream(self, request)
 
     async def stats(self) -> Stats:
@@ -149,6 +165,69 @@ def _check(request: EngineRequest, ready: Ready | None) -> None:
     assert request.max_tokens is None or request.max_tokens >= 1
     assert all(request.stop), "an empty stop string"
     assert all(0 <= token < N_VOCAB for token, _ in request.sampling.logit_bias), "a bias out of the vocabulary"
+
+
+def _check_embed(request: EmbedRequest, ready: Ready) -> None:
+    assert request.inputs, "nothing to embed"
+    for tokens in request.inputs:
+        assert isinstance(tokens, tuple)
+        assert 0 < len(tokens) <= ready.embedding.n_ctx, "an input that does not fit"
+        assert all(type(token) is int and 0 <= token < N_VOCAB for token in tokens), "a token out of the vocabulary"
+    assert request.dimensions is None or 0 < request.dimensions <= ready.embedding.width
+
+
+@dataclass
+class FakeVectors:
+    """The events of one request for vectors, an input each time.
+
+    A vector is the number of tokens, the first token, 3 and 4, cut and brought to the length 1 as asked for; a score is
+    the number of tokens.
+    """
+
+    engine: FakeEngine
+    request: EmbedRequest
+    n_told: int = 0
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __aenter__(self) -> FakeVectors:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.abort()
+        self.engine.open.discard(id(self.request))
+
+    def abort(self) -> None:
+        if self.n_told < self.request.n and not self.ended.is_set():
+            self.engine.aborted.append(self.request.request_id)
+        self.ended.set()
+
+    async def take(self) -> list[RequestEvent]:
+        waits = [asyncio.create_task(event.wait()) for event in (self.engine.gate, self.ended)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if self.engine.error is not None:
+            raise self.engine.error
+        if self.ended.is_set() or self.n_told == self.request.n:
+            return []
+        # The last first: nothing may rest on the order.
+        index = self.request.n - 1 - self.n_told
+        self.n_told += 1
+        return [self._embedding(index)]
+
+    def _embedding(self, index: int) -> Embedding:
+        assert self.engine.ready is not None
+        tokens, pooling = self.request.inputs[index], self.engine.ready.embedding.pooling
+        if pooling == "rank":
+            rows = [[float(len(tokens))]]
+        else:
+            n_vectors = len(tokens) if pooling == "none" else 1
+            rows = [[len(tokens), token, 3.0, 4.0] for token in tokens[:n_vectors]]
+            rows = [row[: self.request.dimensions] for row in rows]
+        if self.request.norm == 2 and pooling != "rank":
+            rows = [[number / math.hypot(*row) for number in row] for row in rows]
+        data = array.array("f", [number for row in rows for number in row]).tobytes()
+        return Embedding(self.request.request_id, index, data, len(rows[0]), len(tokens))
 
 
 @dataclass
@@ -313,9 +392,19 @@ class FakeText:
             tokens += [BOS] * (position > 0) + list(part.encode())
         return [BOS, *tokens] if add_special and self.info.adds_bos else tokens
 
-    async def encode_infill(self, prefix: str, suffix: str) -> list[int]:
+    async def encode_inputs(self, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
+        return [[*text.encode(), EOS] if limit is None else [*text.encode()[: limit - 1], EOS] for text in texts]
+
+    async def encode_pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
+        return [[*query.encode(), EOS, *document.encode(), EOS] for document in documents]
+
+    async def encode_infill(
+        self, prefix: str, suffix: str, files: Sequence[tuple[str, str]] = (), limit: int | None = None
+    ) -> list[int]:
         assert self.info.has_infill
-        return [1, *prefix.encode(), 2, *suffix.encode(), 3]
+        assert limit is None or limit > 0
+        others = "".join(name + text for name, text in files).encode()
+        return [*others, 1, *prefix.encode(), 2, *suffix.encode(), 3]
 
     async def decode(self, tokens: Sequence[int]) -> str:
         return b"".join(piece(token) for token in tokens).decode("utf-8", "replace")

@@ -285,12 +285,6 @@ async def test_vllm_counts_a_conversation() -> None:
         assert set((await api.http.get("/version")).json()) == {"version"}
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/api/embed", "/api/extra/embeddings", "/rerank"])
-async def test_what_is_not_there_yet_says_so(path: str) -> None:
-    async with running() as api:
-        assert (await api.refused(path, {"input": ["a"]}))["code"] == "unsupported"
-
-
 @pytest.mark.parametrize(
     ("path", "body", "expected"),
     [

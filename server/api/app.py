@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server import __version__
-from server.api import embeddings, front, kobold, loading, ollama, ooba, ops, tabby, tokens, vllm
+from server.api import embeddings, front, kobold, loading, ollama, ooba, ops, rerank, tabby, tokens, vllm
 from server.api.adapters import Adapters
 from server.api.anthropic import errors as anthropic
 from server.api.anthropic import messages
@@ -102,7 +102,7 @@ def _add_routes(app: FastAPI) -> None:
         app.include_router(router, include_in_schema=False)
     app.include_router(tokens.router)
     app.include_router(tokens.router, prefix="/v1", include_in_schema=False)
-    families = (completion, props, lora_adapters, ooba, tabby, vllm, ollama, embeddings)
+    families = (completion, props, lora_adapters, ooba, tabby, vllm, ollama, embeddings, rerank)
     for family in families:
         app.include_router(family.router)
     app.include_router(kobold.classic, prefix="/api/v1")

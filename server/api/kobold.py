@@ -232,7 +232,8 @@ async def max_length(request: Request) -> Response:
 async def koboldcpp_version(request: Request) -> Response:
     """The version of KoboldCpp's API, and what of it there is."""
     services = services_of(request)
-    absent = ("txt2img", "vision", "audio", "transcribe", "multiplayer", "websearch", "tts", "embeddings", "admin")
+    ready = services.engine.ready
+    absent = ("txt2img", "vision", "audio", "transcribe", "multiplayer", "websearch", "tts", "admin")
     return json_response(
         {
             "result": "KoboldCpp",
@@ -241,6 +242,7 @@ async def koboldcpp_version(request: Request) -> Response:
             "server": "ggufd",
             "server_version": __version__,
             **dict.fromkeys(absent, False),
+            "embeddings": ready is not None and ready.embedding.pooling not in ("none", "rank"),
         }
     )
 

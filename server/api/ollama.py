@@ -256,7 +256,7 @@ async def show(request: Request) -> Response:
                 f"{architecture}.embedding_length": model.n_embd,
                 f"{architecture}.block_count": model.n_layer,
             },
-            "capabilities": ["completion"],
+            "capabilities": ["completion" if ready.writes else "embedding"],
         }
     )
 

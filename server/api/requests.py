@@ -165,6 +165,8 @@ async def engine_request(
     fit, a grammar that cannot be used, a phrase that cannot be banned, a priority that its owner may not ask for.
     """
     ready = services.require_ready()
+    if not ready.writes:
+        raise Unsupported("This model makes vectors of texts and writes none. Ask /v1/embeddings or /v1/rerank.")
     if not prompt:
         raise InvalidRequest(f"'{param}': the prompt is empty. Expected at least one token.", param=param)
     check_tokens(prompt, ready.model.n_vocab, param)

@@ -63,8 +63,18 @@ class TextCalls(ABC):
         tokens: list[int] = await self._call("encode", text, add_special=add_special, parse_special=parse_special)
         return tokens
 
-    async def encode_infill(self, prefix: str, suffix: str) -> list[int]:
-        tokens: list[int] = await self._call("encode_infill", prefix, suffix)
+    async def encode_inputs(self, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
+        tokens: list[list[int]] = await self._call("encode_inputs", list(texts), limit)
+        return tokens
+
+    async def encode_pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
+        tokens: list[list[int]] = await self._call("encode_pairs", query, list(documents))
+        return tokens
+
+    async def encode_infill(
+        self, prefix: str, suffix: str, files: Sequence[tuple[str, str]] = (), limit: int | None = None
+    ) -> list[int]:
+        tokens: list[int] = await self._call("encode_infill", prefix, suffix, list(files), limit)
         return tokens
 
     async def decode(self, tokens: Sequence[int]) -> str:

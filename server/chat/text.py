@@ -6,6 +6,7 @@ vocabulary only, no weights. Knows nothing of processes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -67,8 +68,44 @@ class TextModel:
             del tokens[-1]
         return tokens
 
-    def encode_infill(self, prefix: str, suffix: str) -> list[int]:
+    def encode_inputs(self, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
+        """Token ids of texts whose vectors are wanted, with all that the model puts around one.
+
+        Of a text of more than `limit` tokens the end is cut; what stands behind every text is kept.
+        """
+        return [self._fitted(self._tokenize(text, True, True), limit) for text in texts]
+
+    def _fitted(self, tokens: list[int], limit: int | None) -> list[int]:
+        if limit is None or len(tokens) <= limit:
+            return tokens
+        closing = self._closing[-limit:]
+        return [*tokens[: limit - len(closing)], *closing]
+
+    @cached_property
+    def _closing(self) -> list[int]:
+        """What the model puts behind every text: EOS or SEP, mostly nothing."""
+        around = self._tokenize("", True, False)
+        return around[1:] if self._model.adds_bos else around
+
+    def encode_pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
+        """Token ids of a query and each document, as a reranker reads them: the file's template, else BERT's pairs."""
+        template = self._model.rerank_template
+        if template is not None:
+            return [self._tokenize(_filled(template, query, one), False, True) for one in documents]
+        bos, end = self._model.bos, self._model.eos if self._model.eos is not None else self._model.sep
+        before = [bos] if self._model.adds_bos and bos is not None else []
+        after = [end] if self._model.adds_eos and end is not None else []
+        between = [self._model.sep] if self._model.adds_sep and self._model.sep is not None else []
+        head = [*before, *self._tokenize(query, False, False), *after, *between]
+        return [[*head, *self._tokenize(one, False, False), *after] for one in documents]
+
+    def encode_infill(
+        self, prefix: str, suffix: str, files: Sequence[tuple[str, str]] = (), limit: int | None = None
+    ) -> list[int]:
         """The prompt that asks for what stands between the two; their own special tokens are read as text.
+
+        `files` are names and texts of others that may help. Of what is more than `limit` tokens goes first what lies
+        farthest: files, then the beginning of the prefix and the end of the suffix, of which a quarter is kept.
 
         Raises Unsupported when the model has no infill tokens.
         """
@@ -76,9 +113,27 @@ class TextModel:
         if marks is None:
             raise Unsupported("This model has no infill tokens, so it cannot fill in before a suffix.", param="suffix")
         before, after, middle = marks
-        tokens = [before, *self._tokenize(prefix, False, False)]
-        tokens += [after, *self._tokenize(suffix, False, False), middle]
-        return self._with_bos(tokens)
+        head, tail = self._tokenize(prefix, False, False), self._tokenize(suffix, False, False)
+        others = self._encode_files(files)
+        if limit is not None:
+            room = max(0, limit - len(marks) - 1)
+            n_tail = min(len(tail), max(room // 4, room - len(head)))
+            head, tail = _last(head, room - n_tail), tail[:n_tail]
+            others = _last(others, room - len(head) - len(tail))
+        return self._with_bos([*others, before, *head, after, *tail, middle])
+
+    def _encode_files(self, files: Sequence[tuple[str, str]]) -> list[int]:
+        """Other files as models know them that were trained on whole repositories; for the rest with a plain line."""
+        if not files:
+            return []
+        repository, mark = self._model.repository_tokens
+        tokens = [repository, *self._tokenize("repository\n", False, False)] if repository is not None else []
+        for name, text in files:
+            if mark is None:
+                tokens += self._tokenize(f"\n\n--- {name} ---\n\n{text}", False, False)
+            else:
+                tokens += [mark, *self._tokenize(f"{name}\n{text}", False, False)]
+        return tokens if mark is None else [*tokens, mark, *self._tokenize("current\n", False, False)]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of the tokens, special ones written out; bytes that are no UTF-8 become U+FFFD.
@@ -201,6 +256,16 @@ class TextModel:
             tool_format=self._planner.tool_format.name,
             has_thinking=self._planner.thinking is not None,
         )
+
+
+def _filled(template: str, query: str, document: str) -> str:
+    """In one pass: a query may hold the word `{document}`."""
+    texts = {"{query}": query, "{document}": document}
+    return re.sub(r"\{query\}|\{document\}", lambda match: texts[match[0]], template)
+
+
+def _last(tokens: list[int], n: int) -> list[int]:
+    return tokens[max(0, len(tokens) - n) :]
 
 
 def load(params: TextParams) -> TextModel:

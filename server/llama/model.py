@@ -86,6 +86,15 @@ class Model:
     def adds_eos(self) -> bool:
         return bool(llama_cpp.llama_vocab_get_add_eos(self.vocab))
 
+    @property
+    def sep(self) -> int | None:
+        return _token_or_none(llama_cpp.llama_vocab_sep(self.vocab))
+
+    @property
+    def adds_sep(self) -> bool:
+        """Whether a SEP stands between two texts that are judged together."""
+        return bool(llama_cpp.llama_vocab_get_add_sep(self.vocab))
+
     @cached_property
     def eog_tokens(self) -> frozenset[int]:
         """Every token that ends generation."""
@@ -108,6 +117,12 @@ class Model:
         if prefix is None or suffix is None or middle is None:
             return None
         return prefix, suffix, middle
+
+    @cached_property
+    def repository_tokens(self) -> tuple[int | None, int | None]:
+        """What begins a repository and a file of it in front of infill, where the model has such."""
+        repository = _token_or_none(llama_cpp.llama_vocab_fim_rep(self.vocab))
+        return repository, _token_or_none(llama_cpp.llama_vocab_fim_sep(self.vocab))
 
     def is_control(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_control(self.vocab, token))
@@ -178,6 +193,12 @@ class Model:
     def chat_template(self) -> str | None:
         """The file's Jinja template, byte for byte, or None."""
         raw = llama_cpp.llama_model_chat_template(self.handle, None)
+        return raw.decode("utf-8", "replace") if raw is not None else None
+
+    @property
+    def rerank_template(self) -> str | None:
+        """The file's text with `{query}` and `{document}` that a reranker reads, or None."""
+        raw = llama_cpp.llama_model_chat_template(self.handle, b"rerank")
         return raw.decode("utf-8", "replace") if raw is not None else None
 
     @property
