@@ -178,3 +178,22 @@ def test_whose_account_was_served_least_reads_first_and_the_more_urgent_within_i
     reading[2].request = dataclasses.replace(reading[2].request, priority=-1)
     plan = scheduler(n_batch=64).schedule(reading, served=lambda one: served[one.slot or 0])
     assert shape(plan) == [(1, 24, 0), (2, 40, 1)]
+
+
+def forced(slot: int, n_forced: int, *, admit_s: float = 0.0) -> Sequence:
+    return sequence(slot, 10, n_past=10, n_generated=1 + n_forced, admit_s=admit_s)
+
+
+@pytest.mark.parametrize(
+    ("n_others", "n_forced", "rows"),
+    [(0, 1, 2), (0, 5, 6), (2, 1, 1), (2, 2, 3), (4, 1, 1), (4, 15, 1), (4, 16, 17)],
+)
+def test_forced_tokens_go_at_once_or_one_a_step_whichever_costs_less(n_others: int, n_forced: int, rows: int) -> None:
+    plan = scheduler().schedule([forced(0, n_forced), *(decoding(slot) for slot in range(1, n_others + 1))])
+    assert shape(plan)[0] == (0, rows, 0 if rows == 1 else 1)
+    assert plan[0].is_decode == (rows == 1)
+
+
+def test_forced_tokens_wait_for_no_prompt() -> None:
+    older = sequence(0, 500, admit_s=-5.0)
+    assert shape(scheduler().schedule([older, forced(1, 20)])) == [(0, 43, 0), (1, 21, 1)]

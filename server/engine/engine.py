@@ -514,6 +514,9 @@ class Engine:
             sequence.constraint.mask(row)
         if sequence.guard is not None:
             sequence.guard.apply(row, len(sequence.tokens))
+        elif not sequence.bias.is_banning:
+            # A grammar alone always leaves something, and looking costs as much as masking.
+            return True
         return bool(np.isfinite(row.max()))
 
     def _sample(self, sequence: Sequence, row: Row, batch_row: int) -> int:

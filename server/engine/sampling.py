@@ -59,6 +59,11 @@ class Bias:
         self._eog = np.fromiter(eog, np.int64)
         self._eog_until = math.inf if params.ignore_eos else min_tokens
 
+    @property
+    def is_banning(self) -> bool:
+        """Whether any token is kept away, at any place."""
+        return bool(self._never) or self._eog_until > 0
+
     def bans(self, token: int) -> bool:
         """Whether `token` can never be chosen, ends apart."""
         return token in self._never

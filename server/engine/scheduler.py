@@ -21,8 +21,10 @@ _TILE = 64
 _ALONE_GAPS = 12
 """How many times `max_gap_ms` a chunk may take when nobody decodes."""
 
-_DECODES_A_PASS = 4
-"""Decoding sequences whose tokens of one step cost about as much as one more pass over the weights for a few tokens."""
+_MANY_STREAMS = 4
+"""From so many decoding sequences on, a few tokens in a pass of their own take longer than beside the others."""
+
+_MAX_SINGLY = 16
 
 _SMOOTHING = 0.3
 
@@ -158,9 +160,11 @@ class Scheduler:
 def _goes_singly(sequence: Sequence, n_decode: int) -> bool:
     """Whether tokens that a grammar forced are computed one a step, beside `n_decode` others.
 
-    Rows of unequal counts are computed apart, at the price of a lone token or two; that pays for enough tokens only.
+    Rows of unequal counts are computed apart, in one more pass over the weights. Few streams gain by that; many are
+    computed better together, where a token that is not sampled costs less than others do.
     """
-    return sequence.n_generated > 0 and 1 < sequence.n_uncomputed <= 1 + n_decode // _DECODES_A_PASS
+    most = _MAX_SINGLY if n_decode >= _MANY_STREAMS else 1 + n_decode // 2
+    return sequence.n_generated > 0 and 1 < sequence.n_uncomputed <= most
 
 
 def _decode_chunk(sequence: Sequence) -> Chunk:
