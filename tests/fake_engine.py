@@ -37,6 +37,8 @@ from server.engine.messages import (
     RequestEvent,
     SlotState,
     Stats,
+    StepRecord,
+    Steps,
     TokenLogprob,
     Usage,
 )
@@ -111,6 +113,7 @@ class FakeEngine:
         self.n_accepted = 0
         self.cached_tokens = 0
         self.rewinds = 0
+        self.records: tuple[StepRecord, ...] = ()
         self.cache = CacheReport()
         self.n_kept = 5
         self.requests: list[EngineRequest] = []
@@ -146,6 +149,9 @@ class FakeEngine:
     async def stats(self) -> Stats:
         slots = (SlotState(0, None, self.n_kept, self.n_kept), SlotState(1, 1000, 9, 7))
         return Stats(self.n_waiting, self.n_running, 0, 0, 0, 0, 0.0, 0.0, slots)
+
+    async def steps(self) -> Steps:
+        return Steps(self.records)
 
     async def erase_slot(self, slot: int) -> int:
         assert self.ready is not None

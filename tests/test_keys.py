@@ -289,7 +289,8 @@ class TestCommand:
 
 class TestRoles:
     @pytest.mark.parametrize(
-        ("method", "path"), [("GET", "/slots"), ("POST", "/slots/0?action=erase"), ("POST", "/props")]
+        ("method", "path"),
+        [("GET", "/slots"), ("GET", "/debug/steps"), ("POST", "/slots/0?action=erase"), ("POST", "/props")],
     )
     async def test_what_shows_or_changes_the_server_is_an_admins(self, method: str, path: str) -> None:
         async with running(keys=ring_of("user", role=Role.USER)) as api:

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server import __version__
-from server.api import embeddings, front, kobold, loading, ollama, ooba, ops, rerank, tabby, tokens, vllm
+from server.api import debug, embeddings, front, kobold, loading, ollama, ooba, ops, rerank, tabby, tokens, vllm
 from server.api.adapters import Adapters
 from server.api.anthropic import errors as anthropic
 from server.api.anthropic import messages
@@ -89,6 +89,7 @@ def _add_routes(app: FastAPI) -> None:
     """Every route of the OpenAI family answers with and without its prefix: users forget it."""
     app.include_router(front.router)
     app.include_router(ops.router)
+    app.include_router(debug.router)
     for router in (
         completions.router,
         chat.router,

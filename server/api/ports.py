@@ -15,7 +15,7 @@ from server.api.metrics import Metrics
 from server.api.openai.responses.store import ResponseStore
 from server.api.settings import ApiConfig
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
-from server.engine.messages import EmbedRequest, EngineRequest, Grammar, Ready, RequestEvent, Stats
+from server.engine.messages import EmbedRequest, EngineRequest, Grammar, Ready, RequestEvent, Stats, Steps
 from server.errors import EngineDown
 
 
@@ -45,6 +45,7 @@ class Engine(Protocol):
     def new_request_id(self) -> int: ...
     def submit(self, request: EngineRequest | EmbedRequest) -> RequestStream: ...
     async def stats(self) -> Stats: ...
+    async def steps(self) -> Steps: ...
     async def erase_slot(self, slot: int) -> int:
         """Forget what an idle slot keeps; how many tokens that was. Raises Unavailable while it is in use."""
 

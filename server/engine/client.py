@@ -31,6 +31,7 @@ from server.engine.messages import (
     Failed,
     GetQueue,
     GetStats,
+    GetSteps,
     LoadFailed,
     LoadProgress,
     LogLine,
@@ -44,6 +45,7 @@ from server.engine.messages import (
     Shutdown,
     SlotErased,
     Stats,
+    Steps,
 )
 from server.engine.watchdog import Verdict, Watchdog
 from server.errors import Draining, EngineDown, EngineFailure, GgufdError, ModelError, QueueFull, Unavailable, from_code
@@ -51,7 +53,7 @@ from server.errors import Draining, EngineDown, EngineFailure, GgufdError, Model
 logger = logging.getLogger(__name__)
 engine_logger = logging.getLogger("server.llama")
 
-_Answer = TypeVar("_Answer", Stats, QueueState)
+_Answer = TypeVar("_Answer", Stats, QueueState, Steps)
 
 _MAX_RESTARTS = 5
 _HEALTHY_S = 60.0
@@ -380,6 +382,12 @@ class EngineClient:
             raise self._down()
         return await self._ask(GetStats(), Stats)
 
+    async def steps(self) -> Steps:
+        """The last steps of the engine. Raises `EngineDown` when there is none to ask."""
+        if self._phase is not EngineState.READY:
+            raise self._down()
+        return await self._ask(GetSteps(), Steps)
+
     async def queue_state(self) -> QueueState:
         """Every request under way. Raises `EngineDown` when there is none to ask."""
         if self._phase in (EngineState.SLEEPING, EngineState.WAKING):
@@ -494,7 +502,7 @@ class EngineClient:
                     self._became_ready(event)
                 case LoadFailed(message):
                     self._load_failed(message)
-                case Stats() | QueueState():
+                case Stats() | QueueState() | Steps():
                     self._answer(event)
                 case SlotErased(slot, n_tokens):
                     self._answer_erased(slot, n_tokens)
@@ -538,7 +546,7 @@ class EngineClient:
         if self._ready_future is not None and not self._ready_future.done():
             self._ready_future.set_result(ready)
 
-    def _answer(self, answer: Stats | QueueState) -> None:
+    def _answer(self, answer: Stats | QueueState | Steps) -> None:
         for future in self._asking.pop(type(answer), []):
             if not future.done():
                 future.set_result(answer)

@@ -36,6 +36,7 @@ from server.engine.messages import (
     SlotErased,
     SlotState,
     Stats,
+    Steps,
 )
 from server.engine.prefix_cache import PrefixCache
 from server.engine.preroll import PreRoll
@@ -45,6 +46,7 @@ from server.engine.scheduler import Chunk, Scheduler, halves, n_rows
 from server.engine.sequence import Sent, Sequence, Status
 from server.engine.speculative import Lookup, Speculator
 from server.engine.threads import ThreadTuner
+from server.engine.trace import StepTrace
 from server.engine.turns import Turns
 from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueFull, QueueTimeout
 from server.llama.batch import NoRoomError
@@ -96,6 +98,7 @@ class Engine:
         self._running: list[Sequence] = []
         self._events: list[Event] = []
         self._counters = Counters()
+        self._trace = StepTrace(clock)
         self._n_lost_steps = 0
 
     # --- requests ---------------------------------------------------------------------------------------------------
@@ -165,6 +168,7 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Admit, compute one batch, sample, finish, compute vectors; returns what happened."""
+        self._trace.begin()
         self._expire()
         self._admit()
         self._announce()
@@ -173,8 +177,10 @@ class Engine:
         is_watched = any(sequence.is_decoding for sequence in self._running)
         plan = self._scheduler.schedule(turn, is_watched=is_watched, served=self._queue.served)
         if plan:
+            self._trace.planned()
             self._note_health(self._compute(plan))
             self._cache.close_holes(self._counters.step_s)
+            self._trace.end()
             if self._counters.steps % _CHECK_EVERY == 0:
                 self.check_integrity()
         if self._embedder.has_work:
@@ -352,10 +358,19 @@ class Engine:
         self._counters.end(self._clock(), seconds, n_rows=n_rows, n_sequences=len(plan))
         self._cache.note_decode()
         self._note_time(seconds, n_decode, n_prefill, n_sequences=len(plan))
+        self._note_batch(plan, seconds, n_decode, n_prefill)
         self._cache.prefill_s_per_token = (
             self._scheduler.step_time.prefill_s_per_token or self._cache.prefill_s_per_token
         )
         return outputs
+
+    def _note_batch(self, plan: list[Chunk], seconds: float, n_decode: int, n_prefill: int) -> None:
+        """A step that had to try again has several batches."""
+        self._trace.decode_s += seconds
+        self._trace.n_sequences += len(plan)
+        self._trace.n_decode += n_decode
+        self._trace.n_prefill += n_prefill
+        self._trace.n_draft += sum(len(chunk.sequence.draft) for chunk in plan)
 
     def _begin_masks(self, plan: list[Chunk]) -> None:
         """The masks of all that will be sampled after this decode are computed beside it."""
@@ -446,12 +461,12 @@ class Engine:
         """Sample, append, detokenize, and finish the sequence if this was its last token."""
         if not sequence.first_token_s:
             self._first_token(sequence)
-        if sequence.logprobs is not None:
-            sequence.logprobs.note(row)
-        if not self._mask(sequence, row):
+        start_s = self._clock()
+        token = self._sample(sequence, row, batch_row)
+        self._trace.sample_s += self._clock() - start_s
+        if token is None:
             self._widen_or_end(sequence)
             return
-        token = self._sample(sequence, row, batch_row)
         if token in self._vocabulary.eog_tokens:
             self._finish(sequence, FinishReason.STOP, "", [])
             return
@@ -473,7 +488,10 @@ class Engine:
         is_shown = not request.skip_special_tokens or token in request.shown_tokens
         piece = self._vocabulary.piece(token, special=is_shown)
         logprob = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
-        return sequence.detokenizer.feed(piece, Sent(token, logprob))
+        start_s = self._clock()
+        delta = sequence.detokenizer.feed(piece, Sent(token, logprob))
+        self._trace.detokenize_s += self._clock() - start_s
+        return delta
 
     def _force(self, sequence: Sequence, delta: Delta[Sent]) -> FinishReason | None:
         """Take the tokens about which the grammar leaves no choice: they are computed together, as a prompt is.
@@ -519,8 +537,13 @@ class Engine:
             return True
         return bool(np.isfinite(row.max()))
 
-    def _sample(self, sequence: Sequence, row: Row, batch_row: int) -> int:
+    def _sample(self, sequence: Sequence, row: Row, batch_row: int) -> int | None:
+        """The next token; None when every token is banned here."""
         assert sequence.sampler is not None
+        if sequence.logprobs is not None:
+            sequence.logprobs.note(row)
+        if not self._mask(sequence, row):
+            return None
         token = sequence.sampler.sample(row, batch_row)
         if sequence.constraint is not None and token not in self._vocabulary.eog_tokens:
             sequence.constraint.accept(token)
@@ -697,6 +720,14 @@ class Engine:
     def queue_state(self) -> QueueState:
         """Every request under way, and when those that wait have their turn."""
         return self._announcer.state(self._running, self._clock())
+
+    def steps(self) -> Steps:
+        """The last steps, and where their time went."""
+        return Steps(self._trace.records)
+
+    def note_sent(self, seconds: float) -> None:
+        """What the last step said was sent, in so many seconds."""
+        self._trace.sent(seconds)
 
     def stats(self) -> Stats:
         """A snapshot: who waits, who runs, what was computed, what the slots hold."""

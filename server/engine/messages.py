@@ -205,6 +205,11 @@ class GetQueue:
 
 
 @dataclass(frozen=True, slots=True)
+class GetSteps:
+    """Answer with `Steps`."""
+
+
+@dataclass(frozen=True, slots=True)
 class EraseSlot:
     """Forget what this slot keeps, if it is idle; answer with `SlotErased`."""
 
@@ -221,7 +226,7 @@ class Shutdown:
     """Leave the main loop; what still runs is dropped."""
 
 
-Command = EngineRequest | EmbedRequest | Abort | GetStats | GetQueue | EraseSlot | Ping | Shutdown
+Command = EngineRequest | EmbedRequest | Abort | GetStats | GetQueue | GetSteps | EraseSlot | Ping | Shutdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -568,6 +573,35 @@ class QueueState:
 
 
 @dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step: seconds of the engine's clock, and rows of its batch.
+
+    `plan_s` passed before the batch was made, `decode_s` in llama.cpp; of the rest `sample_s` went to masks, samplers
+    and log-probabilities, `detokenize_s` to text. `send_s` came after the step. `n_draft` of the `n_decode` rows were
+    guesses.
+    """
+
+    start_s: float
+    seconds: float
+    plan_s: float
+    decode_s: float
+    sample_s: float
+    detokenize_s: float
+    n_sequences: int
+    n_decode: int
+    n_prefill: int
+    n_draft: int
+    send_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The last steps, oldest first."""
+
+    records: tuple[StepRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SlotErased:
     """So many tokens were forgotten; None means that the slot is running and keeps them."""
 
@@ -580,7 +614,9 @@ class Pong:
     """The engine lives."""
 
 
-Event = RequestEvent | LoadProgress | LogLine | Notice | Ready | LoadFailed | Stats | QueueState | SlotErased | Pong
+Event = (
+    RequestEvent | LoadProgress | LogLine | Notice | Ready | LoadFailed | Stats | Steps | QueueState | SlotErased | Pong
+)
 
 
 @dataclass(frozen=True, slots=True)

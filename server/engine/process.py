@@ -5,6 +5,7 @@ Imported by the API process too, which only names `main`: nothing heavy is impor
 
 from __future__ import annotations
 
+import time
 from multiprocessing.connection import Connection
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from server.engine.messages import (
     Event,
     GetQueue,
     GetStats,
+    GetSteps,
     LoadFailed,
     LoadProgress,
     LogLine,
@@ -28,6 +30,7 @@ from server.engine.messages import (
     Shutdown,
     SlotErased,
     Stats,
+    Steps,
 )
 from server.errors import ModelError
 
@@ -45,6 +48,8 @@ class Engine(Protocol):
     def keep_house(self) -> bool: ...
     def stats(self) -> Stats: ...
     def queue_state(self) -> QueueState: ...
+    def steps(self) -> Steps: ...
+    def note_sent(self, seconds: float) -> None: ...
     def erase_slot(self, index: int) -> SlotErased: ...
 
 
@@ -81,7 +86,9 @@ def serve(conn: Connection, engine: Engine) -> None:
         if engine.has_work:
             events += engine.step()
         if events:
+            start_s = time.perf_counter()
             conn.send(events)
+            engine.note_sent(time.perf_counter() - start_s)
 
 
 def _patience_s(engine: Engine) -> float | None:
@@ -101,6 +108,8 @@ def _obey(engine: Engine, command: Command, events: list[Event]) -> None:
             events.append(engine.stats())
         case GetQueue():
             events.append(engine.queue_state())
+        case GetSteps():
+            events.append(engine.steps())
         case EraseSlot(slot):
             events.append(engine.erase_slot(slot))
         case Ping():

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from server.engine.embedding import AT_ONCE, Embedder
-from server.engine.messages import EmbedRequest, EngineRequest, Event, Failed, QueueState, SlotErased, SlotState, Stats
+from server.engine.messages import (
+    EmbedRequest,
+    EngineRequest,
+    Event,
+    Failed,
+    QueueState,
+    SlotErased,
+    SlotState,
+    Stats,
+    Steps,
+)
 from server.errors import GgufdError, QueueFull, Unsupported
 
 
@@ -71,6 +81,13 @@ class VectorEngine:
             step_gap_s=0.0,
             slots=tuple(SlotState(place, request_id, 0, 0) for place, request_id in enumerate([*running, *idle])),
         )
+
+    def steps(self) -> Steps:
+        """Not recorded: its steps have one phase."""
+        return Steps(())
+
+    def note_sent(self, seconds: float) -> None:
+        """Not recorded either."""
 
     def check_integrity(self) -> None:
         """Raise `EngineFailure` unless requests, inputs and sequences agree."""

@@ -1,0 +1,58 @@
+"""`GET /debug/steps`: where the engine's time goes, as a trace that a browser draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from server.api.auth import admin_only
+from server.api.ports import services_of
+from server.api.responses import json_response
+from server.engine.messages import StepRecord
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/debug/steps", dependencies=[Depends(admin_only)])
+async def steps(request: Request) -> Response:
+    """The last steps of the engine in Chrome's trace format: open the file in ui.perfetto.dev or chrome://tracing.
+
+    One bar a step, with the rows of its batch, over its phases: planning, llama.cpp's decode, sampling, text, and
+    sending what it said. Needs an admin's key.
+    """
+    records = (await services_of(request).engine.steps()).records
+    events = [event for record in records for event in _events(record)]
+    return json_response({"traceEvents": events, "displayTimeUnit": "ms"})
+
+
+def _events(record: StepRecord) -> Iterator[dict[str, Any]]:
+    """The step, and its phases one behind the other: sampling and text take turns for each row and are summed here."""
+    rows = {
+        "sequences": record.n_sequences,
+        "decode rows": record.n_decode,
+        "of them guessed": record.n_draft,
+        "prefill rows": record.n_prefill,
+    }
+    yield _bar("step", record.start_s, record.seconds, rows)
+    rest_s = record.seconds - record.plan_s - record.decode_s - record.sample_s - record.detokenize_s
+    phases = {
+        "plan": record.plan_s,
+        "decode": record.decode_s,
+        "sample": record.sample_s,
+        "detokenize": record.detokenize_s,
+        "rest": max(0.0, rest_s),
+        "send": record.send_s,
+    }
+    start_s = record.start_s
+    for name, seconds in phases.items():
+        yield _bar(name, start_s, seconds, {})
+        start_s += seconds
+
+
+def _bar(name: str, start_s: float, seconds: float, args: dict[str, Any]) -> dict[str, Any]:
+    """A complete event: microseconds."""
+    times = {"ts": round(start_s * 1e6, 1), "dur": round(seconds * 1e6, 1)}
+    return {"name": name, "ph": "X", "pid": 1, "tid": 1, "cat": "engine", **times, "args": args}
