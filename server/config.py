@@ -56,6 +56,7 @@ Scaled = Annotated[tuple[Annotated[str, Field(pattern=r"^.+:[+-]?(\d+(\.\d*)?|\.
 _KEY_VALUE = r"^[^=]{1,127}=(int:-?\d{1,18}|float:-?[\d.]+(e-?\d+)?|bool:(true|false)|str:.{0,127})$"
 KeyValues = Annotated[tuple[Annotated[str, Field(pattern=_KEY_VALUE)], ...], BeforeValidator(split)]
 LayerRange = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None, BeforeValidator(split)]
+Servers = Annotated[tuple[Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$")], ...], BeforeValidator(split)]
 SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(split)]
 
 
@@ -112,6 +113,9 @@ class ModelSection(Section):
     split_mode: Literal["none", "layer", "row"] = setting("layer", "How several GPUs share the model.", "-sm")
     main_gpu: int = setting(0, "The GPU to use where split_mode is none.", "-mg", ge=0)
     tensor_split: Floats = setting((), "Share of each GPU, as in 3,1; empty goes by free memory.", "-ts")
+    rpc: Servers = setting(
+        (), "llama.cpp RPC servers whose devices are used too, as in host:50052; needs a build with RPC."
+    )
     mmap: bool = setting(True, "Map the file instead of reading it: a second start is quicker.")
     mlock: bool = setting(False, "Keep the model in RAM, never in swap.")
     sleep_idle_seconds: Seconds = setting(

@@ -303,6 +303,7 @@ def _model_params(config: Config, model: hub.ModelFile) -> ModelParams:
         mlock=settings.mlock,
         n_cpu_moe=n_cpu_moe(config),
         overrides=tuple(_override(one) for one in settings.override_tensor),
+        rpc=settings.rpc,
         metadata=tuple(metadata_of(config).items()),
         loras=tuple(one.path for one in adapters.loras_of(config)),
         control_vectors=adapters.control_vectors_of(config),

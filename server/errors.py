@@ -4,6 +4,7 @@
     ├── StartupError                the process says it in one line and exits 1
     │   ├── ConfigError             a setting is unknown or impossible
     │   └── ModelError              the file cannot be found, read or loaded
+    │       └── ModelTooLarge       there is not the memory for it
     ├── InvalidRequest              400 invalid_request_error
     │   ├── ContextLengthExceeded   400, code context_length_exceeded
     │   ├── InputTooLong            the same, of a text that becomes a vector
@@ -55,6 +56,10 @@ class ConfigError(StartupError):
 
 class ModelError(StartupError):
     """A model cannot be found, read or loaded."""
+
+
+class ModelTooLarge(ModelError):
+    """There is not enough memory for a model, in RAM or on a GPU."""
 
 
 class InvalidRequest(GgufdError):

@@ -225,6 +225,7 @@ _CANDIDATES = (
     "2048",
     "2,5",
     "a.b=int:3",
+    "host:50052",
     "2",
     "true",
     "false",

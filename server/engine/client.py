@@ -13,6 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from server.engine import process
@@ -38,6 +39,7 @@ from server.engine.messages import (
     Notice,
     Output,
     Ping,
+    Placing,
     Pong,
     QueueState,
     Ready,
@@ -47,6 +49,7 @@ from server.engine.messages import (
     Stats,
     Steps,
 )
+from server.engine.retreat import Retreat
 from server.engine.watchdog import Verdict, Watchdog
 from server.errors import Draining, EngineDown, EngineFailure, GgufdError, ModelError, QueueFull, Unavailable, from_code
 
@@ -223,6 +226,8 @@ class EngineClient:
         self._sleep_timer: asyncio.TimerHandle | None = None
         self._sleep_task: asyncio.Task[None] | None = None
         self._is_ending = False
+        self._retreat = Retreat()
+        self._is_retreating = False
         self._watchdog = Watchdog(0, 0)
         self._watch_task: asyncio.Task[None] | None = None
         self._hang = ""
@@ -500,8 +505,11 @@ class EngineClient:
                     logger.info("%s", message)
                 case Ready():
                     self._became_ready(event)
-                case LoadFailed(message):
-                    self._load_failed(message)
+                case Placing(vram_bytes):
+                    self._retreat.note(vram_bytes)
+                case LoadFailed(message, is_too_large):
+                    if not (is_too_large and self._begin_retreat(message)):
+                        self._load_failed(message)
                 case Stats() | QueueState() | Steps():
                     self._answer(event)
                 case SlotErased(slot, n_tokens):
@@ -534,6 +542,7 @@ class EngineClient:
 
     def _became_ready(self, ready: Ready) -> None:
         self.ready = ready
+        self._retreat.end()
         self._phase = EngineState.READY
         self._ready_s = time.monotonic()
         self._watchdog = Watchdog(self.config.step_timeout_s, ready.model.size_bytes)
@@ -577,6 +586,13 @@ class EngineClient:
         if generation != self._generation:
             return
         self._gone.set()
+        if not self._is_retreating and code:
+            # Some backends end the process where they get no memory.
+            self._begin_retreat(_exit_text(code))
+        if self._is_retreating:
+            self._is_retreating = False
+            self._launch()
+            return
         self._lose_answers(EngineDown("the engine has stopped; try again soon", retry_after_s=5))
         if self._is_stopping or self._is_ending or self._phase in (EngineState.FAILED, EngineState.SLEEPING):
             return
@@ -608,6 +624,17 @@ class EngineClient:
         self._lose_all(_lost(self._hang))
         assert self._link is not None
         self._link.kill()
+
+    def _begin_retreat(self, why: str) -> bool:
+        """Let the next process take less of the GPU, where the loader chose itself; False where that is no way out."""
+        is_loading = self._phase in (EngineState.LOADING, EngineState.WAKING, EngineState.RESTARTING)
+        limit = None if self._is_stopping or self._is_ending or not is_loading else self._retreat.next_limit()
+        if limit is None:
+            return False
+        self.config = replace(self.config, vram_limit=limit)
+        logger.warning("the model did not fit on the GPU (%s); trying with %.1f GiB of it", why, limit / (1 << 30))
+        self._is_retreating = True
+        return True
 
     def _lose_answers(self, error: GgufdError) -> None:
         erasing = [future for waiters in self._erase_waiters.values() for future in waiters]

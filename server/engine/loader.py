@@ -13,12 +13,22 @@ from server.engine import host
 from server.engine.constraint import GrammarCompiler
 from server.engine.embedding import AT_ONCE, Embedder, EmbedderParams
 from server.engine.engine import Engine
-from server.engine.messages import EmbeddingInfo, EngineConfig, LoadProgress, LogLine, ModelInfo, Notice, Ready
+from server.engine.messages import (
+    EmbeddingInfo,
+    EngineConfig,
+    Loading,
+    LoadProgress,
+    LogLine,
+    ModelInfo,
+    Notice,
+    Placing,
+    Ready,
+)
 from server.engine.offload import Device, Machine, Wish, choose
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
 from server.engine.vector_engine import VectorEngine
-from server.errors import ModelError
+from server.errors import ModelError, ModelTooLarge
 from server.llama import gguf, shape, system
 from server.llama.calibration import prefers_flash_attention
 from server.llama.context import Context
@@ -26,7 +36,7 @@ from server.llama.embedding import EmbeddingContext
 from server.llama.gguf import Scalar
 from server.llama.log import LogCapture
 from server.llama.model import Model
-from server.llama.params import ContextParams, EmbeddingParams
+from server.llama.params import ContextParams, EmbeddingParams, ModelParams
 
 _DEFAULT_N_CTX = 8192
 _MIN_N_CTX = 512
@@ -36,9 +46,10 @@ _VECTOR_N_CTX = 2048
 _MEMORY_SHARE = 0.8
 _BUFFER = re.compile(r"(\S+)\s+(model|LoRA|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
 _CHANGED = re.compile(r"Using metadata override \([^)]*\) '(.+)' = ")
+_NO_MEMORY = re.compile(r"(unable|failed) to allocate|out of memory", re.IGNORECASE)
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
-Report = Callable[[LoadProgress | LogLine | Notice], None]
+Report = Callable[[Loading], None]
 
 
 class Loaded(NamedTuple):
@@ -54,7 +65,10 @@ def load(config: EngineConfig, report: Report) -> Loaded:
     log = _LoadLog(config.log_level, report)
     log.capture.install()
     try:
-        placed, offload_why = place(config, system.device_memory())
+        system.add_rpc_servers(config.model.rpc)
+        placed, offload_why, vram_bytes = place(config, system.device_memory())
+        if vram_bytes:
+            report(Placing(vram_bytes))
         model = Model(placed.model, _progress(report))
         log.check_metadata(config.model.metadata)
         _refuse_unservable(model)
@@ -63,7 +77,10 @@ def load(config: EngineConfig, report: Report) -> Loaded:
             return _vectors_only(config, model, log)
         return _writing(placed, model, log, offload_why)
     except ModelError as error:
-        raise ModelError(log.explain(error.message)) from None
+        message = log.explain(error.message)
+        if log.is_out_of_memory:
+            raise ModelTooLarge(message + _hint(config.model)) from None
+        raise ModelError(message) from None
 
 
 def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str) -> Loaded:
@@ -164,23 +181,58 @@ def _embedder(config: EngineConfig, model: Model, params: EmbeddingParams, log: 
     return Embedder(known, make)
 
 
-def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> tuple[EngineConfig, str]:
-    """The settings with the layers on the GPU decided, where that is left to us, and why so."""
+class Placed(NamedTuple):
+    """The settings with the layers on the GPU decided, why so, and what that takes there where it was left to us."""
+
+    config: EngineConfig
+    why: str
+    vram_bytes: int = 0
+
+
+def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> Placed:
+    """Decide what goes to GPUs where that is left to us. Raises ModelError for numbers that cannot be obeyed."""
     if not devices:
-        return config, ""
+        if config.model.n_gpu_layers:
+            raise ModelError(
+                f"--n-gpu-layers {config.model.n_gpu_layers}: llama.cpp sees no GPU; leave it out, or install a build "
+                "of llama-cpp-python for your GPU"
+            )
+        return Placed(config, "")
+    gpus = _gpus_of(config.model, devices)
     if config.model.n_gpu_layers is not None:
-        return config, "as configured"
+        return Placed(config, "as configured")
     made = shape.of(gguf.read(gguf.parts_of(Path(config.model.path))).with_metadata(dict(config.model.metadata)))
     ram = host.ram()
-    gpus = tuple(Device(one.description, one.free, one.total, one.shares_ram) for one in devices)
     wish = Wish(config.context, None, config.model.n_cpu_moe, config.model.mmap, config.model.tensor_split)
-    choice = choose(made, wish, Machine(ram.free, ram.total, gpus, system.cpu_features()))
+    machine = Machine(ram.free, ram.total, gpus, system.cpu_features(), config.vram_limit)
+    choice = choose(made, wish, machine)
     placement = choice.placement
     model = dataclasses.replace(
         config.model, n_gpu_layers=placement.n_gpu_layers, n_cpu_moe=min(placement.n_cpu_moe, made.n_layers)
     )
     context = dataclasses.replace(config.context, n_ctx=choice.context.n_ctx)
-    return dataclasses.replace(config, model=model, context=context), choice.why
+    why = choice.why if config.vram_limit is None else f"{choice.why}, where more could not be allocated"
+    return Placed(dataclasses.replace(config, model=model, context=context), why, choice.estimate.vram.total)
+
+
+def _gpus_of(model: ModelParams, devices: Sequence[system.DeviceMemory]) -> tuple[Device, ...]:
+    """The GPUs that are used: one where the model is not to be split."""
+    if len(model.tensor_split) > len(devices):
+        raise ModelError(
+            f"--tensor-split names {len(model.tensor_split)} shares, but there are {len(devices)} GPUs: "
+            + ", ".join(one.description for one in devices)
+        )
+    if model.split_mode == "none":
+        if model.main_gpu >= len(devices):
+            raise ModelError(f"--main-gpu {model.main_gpu}: there are {len(devices)} GPUs, counted from 0")
+        devices = [devices[model.main_gpu]]
+    return tuple(Device(one.description, one.free, one.total, one.shares_ram) for one in devices)
+
+
+def _hint(model: ModelParams) -> str:
+    if not model.n_gpu_layers:
+        return ""
+    return f"; {model.n_gpu_layers} layers are more than the GPU holds: give --n-gpu-layers fewer, or leave it out"
 
 
 def _engine(config: EngineConfig, model: Model, context: Context, embedder: Embedder) -> Engine:
@@ -325,6 +377,11 @@ class _LoadLog:
             return message
         reason = re.sub(r"^\w+: ", "", reasons[0])
         return f"{message}: {reason}"
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether llama.cpp says that it failed for want of memory."""
+        return any(_NO_MEMORY.search(line) for line in self._errors)
 
     def check_metadata(self, changes: Sequence[tuple[str, Scalar]]) -> None:
         """Raises ModelError where llama.cpp did not read a key that the settings change, or not with that type."""

@@ -491,10 +491,18 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Placing:
+    """The loader chose itself what goes to GPUs, and is about to take so many bytes there, by its estimate."""
+
+    vram_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """The engine cannot serve this model; `message` is one line for the user."""
+    """The engine cannot serve this model; `message` is one line for the user. `is_too_large`: for want of memory."""
 
     message: str
+    is_too_large: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -614,9 +622,10 @@ class Pong:
     """The engine lives."""
 
 
-Event = (
-    RequestEvent | LoadProgress | LogLine | Notice | Ready | LoadFailed | Stats | Steps | QueueState | SlotErased | Pong
-)
+Loading = LoadProgress | Placing | LogLine | Notice
+"""What is said while a model loads."""
+
+Event = RequestEvent | Loading | Ready | LoadFailed | Stats | Steps | QueueState | SlotErased | Pong
 
 
 @dataclass(frozen=True, slots=True)
@@ -647,6 +656,7 @@ class EngineConfig:
     `max_gap_ms` bounds the gap that prefill may put between two tokens of a running sequence.
     `prompt_cost` is what a computed token of a prompt counts beside a generated one; `priority_aging_s` of waiting make
     up for one step of priority.
+    Where the loader chooses what goes to GPUs, it takes `vram_limit` bytes there at most; None is all that is free.
     `cache_dir` keeps calibration results; None keeps none. `pooling` None leaves it to the model; the context for
     `embeddings` of a model that writes is made at start when that is set, else when they are first asked for.
     After `sleep_idle_s` without a request the client ends the process until the next one; None never does.
@@ -661,6 +671,7 @@ class EngineConfig:
     priority_aging_s: float = 30.0
     step_timeout_s: float = 0.0
     rules: Rules = field(default_factory=Rules)
+    vram_limit: int | None = None
     cache_dir: str | None = None
     sleep_idle_s: float | None = None
     pooling: Pooling | None = None

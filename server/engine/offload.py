@@ -46,13 +46,20 @@ class Machine:
     ram_total: int
     devices: tuple[Device, ...] = ()
     cpu_features: frozenset[str] = frozenset()
+    vram_limit: int | None = None
+    """No more than this on all GPUs together, whatever is free: more could not be had before."""
 
     @property
     def ram_usable(self) -> int:
         return max(0, int(self.ram_free - _RAM_MARGIN * self.ram_total) - SERVER)
 
     def vram_usable(self, tensor_split: tuple[float, ...] = ()) -> int:
-        """What may be used on all GPUs together: the one that is full first, by its share, is the limit."""
+        """What may be used on all GPUs together."""
+        usable = self._vram_free(tensor_split)
+        return usable if self.vram_limit is None else min(usable, self.vram_limit)
+
+    def _vram_free(self, tensor_split: tuple[float, ...]) -> int:
+        """The GPU that is full first, by its share, is the limit."""
         usable = [_usable(device) for device in self.devices]
         shares = [*tensor_split, *[0.0] * (len(usable) - len(tensor_split))][: len(usable)]
         if not tensor_split or sum(shares) <= 0:

@@ -21,9 +21,7 @@ from server.engine.messages import (
     GetStats,
     GetSteps,
     LoadFailed,
-    LoadProgress,
-    LogLine,
-    Notice,
+    Loading,
     Ping,
     Pong,
     QueueState,
@@ -32,7 +30,7 @@ from server.engine.messages import (
     Stats,
     Steps,
 )
-from server.errors import ModelError
+from server.errors import ModelError, ModelTooLarge
 
 
 class Engine(Protocol):
@@ -61,13 +59,13 @@ def main(conn: Connection, config: EngineConfig) -> None:
     """Load the model, say `Ready` or `LoadFailed`, then serve until `Shutdown` or the end of the connection."""
     from server.engine.loader import load
 
-    def report(event: LoadProgress | LogLine | Notice) -> None:
+    def report(event: Loading) -> None:
         conn.send([event])
 
     try:
         loaded = load(config, report)
     except ModelError as error:
-        conn.send([LoadFailed(error.message)])
+        conn.send([LoadFailed(error.message, isinstance(error, ModelTooLarge))])
         return
     conn.send([loaded.ready])
     serve(conn, loaded.engine)

@@ -31,6 +31,7 @@ class ModelParams:
     `n_gpu_layers` None means all layers that the build can offload. `tensor_split` is the share of each device.
     Of the first `n_cpu_moe` layers the experts stay in RAM, None leaves it to the loader; `overrides` are
     `(pattern of tensor names, buffer)`, and go before.
+    `rpc` are servers, host:port, whose devices are used as this machine's own are.
     `metadata` stands for what the file says under these keys.
     `loras` are files of adapters; a request says which it wants, and how much. `control_vectors` are always added, to
     the layers of `control_layers`, first and last; None is all.
@@ -48,6 +49,7 @@ class ModelParams:
     no_alloc: bool = False
     n_cpu_moe: int | None = None
     overrides: tuple[tuple[str, str], ...] = ()
+    rpc: tuple[str, ...] = ()
     metadata: tuple[tuple[str, Scalar], ...] = ()
     loras: tuple[str, ...] = ()
     control_vectors: tuple[ControlVector, ...] = ()

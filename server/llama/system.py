@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import re
+import socket
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import llama_cpp
 from llama_cpp._ggml import libggml
 
+from server.errors import ModelError
+
 _GPU_TYPES = (1, 2)
 """ggml_backend_dev_type: GPU, and GPU that shares the host's memory."""
+
+
+_CONNECT_S = 3.0
 
 
 def build() -> str:
@@ -77,6 +84,37 @@ def buffer_types() -> dict[str, int]:
     return found
 
 
+def add_rpc_servers(servers: Sequence[str]) -> None:
+    """Use the devices of llama.cpp RPC servers as if they were this machine's. Raises ModelError, one line."""
+    if not servers:
+        return
+    if not llama_cpp.llama_supports_rpc():
+        raise ModelError(
+            f"--rpc {','.join(servers)}: this build of llama.cpp has no RPC backend; install llama-cpp-python with "
+            'CMAKE_ARGS="-DGGML_RPC=on"'
+        )
+    ggml = _registry()
+    address = ggml.ggml_backend_reg_get_proc_address(
+        ggml.ggml_backend_reg_by_name(b"RPC"), b"ggml_backend_rpc_add_server"
+    )
+    add_server = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(address)
+    for server in servers:
+        # ggml waits long for a server that is not there, or ends the process.
+        _check_reachable(server)
+        registration = add_server(server.encode())
+        if not registration:
+            raise ModelError(f"--rpc {server}: what answers there is no llama.cpp RPC server of this version")
+        ggml.ggml_backend_register(registration)
+
+
+def _check_reachable(server: str) -> None:
+    host, _, port = server.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ModelError(f"--rpc {server}: nothing answers there ({error}); is rpc-server running?") from None
+
+
 def cpu_features() -> frozenset[str]:
     """What the CPU kernels of this build use: "avx2", "avx512", "dotprod" ..."""
     return frozenset(name.lower() for name in re.findall(r"(\w+) = 1", info()))
@@ -97,6 +135,12 @@ def _registry() -> ctypes.CDLL:
     ggml.ggml_backend_dev_memory.restype = None
     ggml.ggml_backend_dev_buffer_type.argtypes = [ctypes.c_void_p]
     ggml.ggml_backend_dev_buffer_type.restype = ctypes.c_void_p
+    ggml.ggml_backend_reg_by_name.argtypes = [ctypes.c_char_p]
+    ggml.ggml_backend_reg_by_name.restype = ctypes.c_void_p
+    ggml.ggml_backend_reg_get_proc_address.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    ggml.ggml_backend_reg_get_proc_address.restype = ctypes.c_void_p
+    ggml.ggml_backend_register.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_register.restype = None
     ggml.ggml_backend_buft_name.argtypes = [ctypes.c_void_p]
     ggml.ggml_backend_buft_name.restype = ctypes.c_char_p
     return ggml  # type: ignore[no-any-return]
