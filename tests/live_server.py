@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -22,10 +23,14 @@ STOP_S = 30
 
 
 class LiveServer:
-    """A ready server, which may have `n_files` files open. `log` grows while it runs; `url` has no path."""
+    """A ready server, which may have `n_files` files open. `log` grows while it runs; `url` has no path.
 
-    def __init__(self, *arguments: str, n_files: int | None = None) -> None:
+    `verify` is whom to trust where it speaks TLS.
+    """
+
+    def __init__(self, *arguments: str, n_files: int | None = None, verify: ssl.SSLContext | bool = True) -> None:
         self.url = ""
+        self._verify = verify
         self.log: list[str] = []
         command = [sys.executable, "-m", "server", "--port", "0", *arguments]
         if n_files is not None:
@@ -48,10 +53,11 @@ class LiveServer:
     def wait_ready(self) -> None:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self._process.poll() is None:
-            if not self.url and (found := re.search(r"http://[\w.:\[\]]+(?=/v1)", "".join(self.log))):
+            if not self.url and (found := re.search(r"https?://[\w.:\[\]]+(?=/v1)", "".join(self.log))):
                 self.url = found[0]
             with contextlib.suppress(httpx.HTTPError):
-                if self.url and httpx.get(f"{self.url}/health", trust_env=False).status_code == 200:
+                probe = httpx.get(f"{self.url}/health", trust_env=False, verify=self._verify) if self.url else None
+                if probe is not None and probe.status_code == 200:
                     return
             time.sleep(0.1)
         raise RuntimeError(f"the server is not ready: {''.join(self.log)[-2000:]}")
@@ -103,9 +109,11 @@ class LiveServer:
 
 
 @contextlib.contextmanager
-def live_server(*arguments: str, n_files: int | None = None) -> Iterator[LiveServer]:
+def live_server(
+    *arguments: str, n_files: int | None = None, verify: ssl.SSLContext | bool = True
+) -> Iterator[LiveServer]:
     """A ready server with these flags; ended when left."""
-    server = LiveServer(*arguments, n_files=n_files)
+    server = LiveServer(*arguments, n_files=n_files, verify=verify)
     try:
         server.wait_ready()
         yield server
