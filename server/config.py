@@ -17,6 +17,32 @@ from pydantic.fields import FieldInfo
 ENV_PREFIX = "GGUFD_"
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
+ReasoningFormat = Literal["auto", "deepseek", "none"]
+ToolFormatName = Literal[
+    "auto",
+    "generic",
+    "apriel",
+    "command-r",
+    "command-r7b",
+    "deepseek-r1",
+    "deepseek-v3.1",
+    "firefunction",
+    "functionary",
+    "functionary-3.2",
+    "glm",
+    "granite",
+    "harmony",
+    "hermes",
+    "kimi-k2",
+    "lfm2",
+    "llama-3",
+    "mistral",
+    "mistral-json",
+    "nemotron",
+    "pythonic",
+    "qwen3-coder",
+    "seed-oss",
+]
 SamplerName = Literal[
     "penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature", "adaptive_p"
 ]
@@ -89,6 +115,9 @@ class ModelSection(Section):
     )
     alias: str = setting("", "Model name in the API; empty takes the file's name.", "-a")
     chat_template_file: str = setting("", "Jinja file instead of the model's own chat template.")
+    tool_format: ToolFormatName = setting(
+        "auto", "How the model writes tool calls; auto goes by its chat template, generic takes a prompt of our own."
+    )
     n_gpu_layers: Layers = setting(
         "auto", "Layers on the GPU; auto is as many as fit, 0 stays on the CPU.", "-ngl", "--gpu-layers"
     )
@@ -248,6 +277,17 @@ class QueueSection(Section):
     )
 
 
+class ReasoningSection(Section):
+    """What a model thinks before it answers."""
+
+    reasoning_format: ReasoningFormat = setting(
+        "auto", "Where thoughts go: auto and deepseek put them into reasoning_content, none leaves them in the content."
+    )
+    reasoning_budget: int = setting(
+        -1, "Tokens of thoughts after which a model is made to answer; 0 lets it not think, -1 is no limit.", ge=-1
+    )
+
+
 class SamplingSection(Section):
     """Defaults for what a request leaves out; unset takes the model file's own, else OpenAI's, else off."""
 
@@ -301,6 +341,7 @@ class Config(BaseModel):
     server: ServerSection = ServerSection()
     responses: ResponsesSection = ResponsesSection()
     queue: QueueSection = QueueSection()
+    reasoning: ReasoningSection = ReasoningSection()
     sampling: SamplingSection = SamplingSection()
 
 

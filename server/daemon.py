@@ -128,7 +128,8 @@ class Daemon:
         from server.engine.client import EngineClient
 
         settings = engine_config(config, model)
-        text = TextClient(TextParams(settings.model, template))
+        tool_format = None if config.model.tool_format == "auto" else config.model.tool_format
+        text = TextClient(TextParams(settings.model, template, tool_format))
         api = api_config(config, model, self._keys)
         return Served(config, model, EngineClient(settings, on_progress), text, api)
 
@@ -353,6 +354,8 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         ping_s=config.server.ping_s,
         sampling=given,
         max_tokens=max_tokens,
+        reasoning_format=config.reasoning.reasoning_format,
+        reasoning_budget=config.reasoning.reasoning_budget,
         max_queue_wait_s=config.queue.max_queue_wait_s,
         share_by_address=config.queue.share_by_address,
         limits=Limits(

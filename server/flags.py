@@ -20,6 +20,7 @@ _PANELS = {
     "server": "Server",
     "responses": "Stored responses",
     "queue": "Queue",
+    "reasoning": "Reasoning",
     "sampling": "Sampling defaults",
 }
 

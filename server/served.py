@@ -32,6 +32,7 @@ logger = logging.getLogger("ggufd")
 OF_ONE_MODEL = (
     "alias",
     "chat_template_file",
+    "tool_format",
     "override_kv",
     "lora",
     "lora_scaled",

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from server.chat.answer_planner import AnswerPlanner
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
+from server.chat.thinking import Thinking
 from server.engine.messages import (
     Admitted,
     CacheReport,
@@ -36,6 +37,7 @@ from server.engine.messages import (
     Ready,
     RequestEvent,
     SlotState,
+    SpanLimit,
     Stats,
     StepRecord,
     Steps,
@@ -364,6 +366,12 @@ class FakeStream:
         return Output(request.request_id, index, text, tokens, logprobs, finish)
 
 
+def _thoughts(thinking: Thinking | None) -> SpanLimit | None:
+    if thinking is None:
+        return None
+    return SpanLimit(thinking.opening, thinking.closing, tuple(thinking.closing.encode()))
+
+
 def _prepare_schema(schema: str) -> str:
     if "nonsense" in schema:
         raise InvalidRequest("no such type", param="grammar")
@@ -435,6 +443,7 @@ class FakeText:
             shown=plan.shown,
             grammar=plan.grammar,
             frame=plan.frame,
+            thoughts=_thoughts(plan.thoughts),
         )
 
     async def check_grammar(self, grammar: Grammar) -> None:

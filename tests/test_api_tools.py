@@ -235,3 +235,39 @@ async def test_a_wrong_tool_or_choice_is_a_400_that_names_the_place(body: dict[s
         error = await api.refused(PATH, {"messages": HELLO, **body})
         assert error["param"] == param
         assert api.engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("body", "max_tokens"),
+    [
+        ({}, None),
+        ({"reasoning_budget": 7}, 7),
+        ({"thinking_budget_tokens": 0}, 0),
+        ({"reasoning_budget": -1}, None),
+        ({"reasoning_effort": "none"}, 0),
+    ],
+)
+async def test_the_budget_of_thoughts_bounds_them(body: dict[str, Any], max_tokens: int | None) -> None:
+    for opened, opening in (("<think>\n", ""), ("", "<think>")):
+        async with running(says("</think>"), FakeText(template="<think>", opened=opened)) as api:
+            await api.ok(PATH, messages=HELLO, **body)
+            limit = api.engine.requests[0].span_limit
+        assert limit is not None
+        assert (limit.opening, limit.closing, limit.max_tokens) == (opening, "</think>", max_tokens)
+
+
+async def test_the_servers_own_budget_and_format_hold_where_a_request_has_none() -> None:
+    settings = {"reasoning_budget": 5, "reasoning_format": "none"}
+    async with running(says("a</think>b"), FakeText(template="<think>", opened="<think>"), **settings) as api:
+        answer = await api.ok(PATH, messages=HELLO)
+        own = await api.ok(PATH, messages=HELLO, reasoning_budget=-1, reasoning_format="deepseek")
+        limits = [request.span_limit for request in api.engine.requests]
+    assert [limit and limit.max_tokens for limit in limits] == [5, None]
+    assert answer["choices"][0]["message"]["content"] == "<think>a</think>b"
+    assert own["choices"][0]["message"]["reasoning_content"] == "a"
+
+
+async def test_nothing_is_bounded_where_no_thoughts_can_be() -> None:
+    async with running(says("a")) as api:
+        await api.ok(PATH, messages=HELLO, reasoning_budget=3)
+        assert api.engine.requests[0].span_limit is None

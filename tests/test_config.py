@@ -222,6 +222,7 @@ class TestTable:
 
 _CANDIDATES = (
     "user",
+    "hermes",
     "2048",
     "2,5",
     "a.b=int:3",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from server.engine.messages import (
     Output,
     Progress,
     PromptLogprobs,
+    SpanLimit,
 )
 from server.errors import EngineFailure, Unavailable
 from server.llama.batch import NoRoomError
@@ -1000,3 +1002,27 @@ def test_a_move_that_fails_ends_nobody(nth: int) -> None:
     rig.decoder.set_state = original  # type: ignore[method-assign]
     rig.add(make_request(9, b"after"))
     assert rig.run()[9].finishes
+
+
+# --- a part of the text that may only become so long ------------------------------------------------------------------
+
+
+def limited(max_tokens: int | None, **changes: Any) -> Collected:
+    limit = SpanLimit("", "</t>", tuple(b"</t>"), max_tokens)
+    request = make_request(1, b"hello", max_tokens=12, **changes)
+    return run_alone(dataclasses.replace(request, span_limit=limit))
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_logprobs": 1}, {"banned_strings": ("zzzz",)}])
+def test_a_limited_part_is_ended_and_the_text_goes_on(changes: dict[str, Any]) -> None:
+    free = limited(None, **changes)
+    ended = limited(3, **changes)
+    assert len(free.tokens[0]) == len(ended.tokens[0]) == 12
+    assert ended.tokens[0][:3] == free.tokens[0][:3]
+    assert bytes(ended.tokens[0][3:7]) == b"</t>"
+
+
+def test_an_ending_that_is_banned_is_not_said() -> None:
+    ended = limited(3, banned_strings=("</t>",))
+    assert len(ended.tokens[0]) == 12
+    assert "</t>" not in "".join(ended.texts[0])

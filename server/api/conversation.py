@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -15,6 +16,7 @@ from server.api.requests import check_n, engine_request
 from server.chat.answer import Answer
 from server.chat.parser import AnswerParser
 from server.chat.prompt import AnswerFormat, ChatPrompt, RenderedChat
+from server.engine.messages import SpanLimit
 from server.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ class Conversation:
         self.n_logprobs = _n_logprobs(fields)
         self.headers: dict[str, str] = {}
         self._form = AnswerFormat()
-        self._keeps_thinking = fields.reasoning_format == "none"
+        self._keeps_thinking = (fields.reasoning_format or services.config.reasoning_format) == "none"
         check_choice(fields.tools, fields.choice)
         check_n("n", fields.n, services.config.max_n)
 
@@ -52,6 +54,7 @@ class Conversation:
             param=self._param,
             n_logprobs=self.n_logprobs,
             rendered=rendered,
+            span_limit=self._limited(rendered.thoughts),
         )
         return await submit(services, [request], self._owner, self.explainer)
 
@@ -96,6 +99,15 @@ class Conversation:
         if fields.reasoning_effort == "none" or fields.reasoning_budget == 0:
             effort = {"enable_thinking": False}
         return {**effort, **fields.template_kwargs}
+
+    def _limited(self, thoughts: SpanLimit | None) -> SpanLimit | None:
+        """The thoughts within the budget that the request or else the server gives them."""
+        budget = self._fields.reasoning_budget
+        if budget is None:
+            budget = 0 if self._fields.reasoning_effort == "none" else self._services.config.reasoning_budget
+        if thoughts is None:
+            return None
+        return dataclasses.replace(thoughts, max_tokens=None if budget < 0 else budget)
 
     def _report(self, repairs: tuple[str, ...]) -> None:
         if repairs:

@@ -24,7 +24,7 @@ from server.api.settings import ApiConfig
 from server.chat.prompt import RenderedChat
 from server.chat.tools.grammar import BODY
 from server.engine.banned import check_bans
-from server.engine.messages import EngineRequest, Grammar, GrammarKind
+from server.engine.messages import EngineRequest, Grammar, GrammarKind, SpanLimit
 from server.errors import ContextLengthExceeded, InvalidRequest, Unsupported
 
 MAX_LOGPROBS = 128
@@ -158,6 +158,7 @@ async def engine_request(
     n_logprobs: int | None = None,
     prompt_logprobs: bool = False,
     rendered: RenderedChat | None = None,
+    span_limit: SpanLimit | None = None,
 ) -> EngineRequest:
     """The engine request for one prompt of tokens; `param` is what the client calls the prompt.
 
@@ -195,6 +196,7 @@ async def engine_request(
         prompt_logprobs=prompt_logprobs,
         skip_special_tokens=fields.skip_special_tokens,
         shown_tokens=frozenset(rendered.shown if rendered is not None else ()),
+        span_limit=span_limit,
         banned_strings=fields.banned_strings,
         banned_regexes=fields.banned_regexes,
         bans_case_sensitive=fields.bans_case_sensitive,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from server.keys.ring import KeyRing, Limits
 
+ReasoningFormat = Literal["auto", "deepseek", "none"]
 CacheSharing = Literal["auto", "shared", "per-key"]
 MetricsFor = Literal["admin", "user", "everybody", "nobody"]
 
@@ -37,7 +38,8 @@ class ApiConfig:
     `keys` everybody may ask. `max_n` bounds the choices of one prompt, `max_prompts` the prompts of one request.
     `responses_path` is the file of stored responses (None is memory), bounded by `max_responses` and
     `max_responses_bytes`.
-    `max_tokens` is the limit of a request that names none (None is the end of the context). Sizes in bytes,
+    `max_tokens` is the limit of a request that names none (None is the end of the context), `reasoning_budget` that of
+    thoughts in tokens (-1 is none). Sizes in bytes,
     times in seconds; `created` is a Unix time.
     """
 
@@ -53,6 +55,8 @@ class ApiConfig:
     max_n: int = 64
     max_prompts: int = 64
     max_tokens: int | None = None
+    reasoning_format: ReasoningFormat = "auto"
+    reasoning_budget: int = -1
     max_queue_wait_s: float | None = None
     share_by_address: bool = True
     limits: Limits = field(default_factory=Limits)

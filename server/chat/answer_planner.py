@@ -31,13 +31,17 @@ _NO_CALLS: Sequence[tuple[str, Any]] = (("", {}),)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AnswerPlan:
-    """How to read an answer and what holds it; see `RenderedChat`."""
+    """How to read an answer and what holds it; see `RenderedChat`.
+
+    `thoughts` has no opening where the prompt has opened them; None when there can be none.
+    """
 
     form: AnswerFormat
     shown: tuple[int, ...]
     grammar: str | None
     frame: str | None
     loosened: tuple[str, ...]
+    thoughts: Thinking | None
 
 
 class AnswerPlanner:
@@ -90,25 +94,26 @@ class AnswerPlanner:
         thinking = self.thinking
         opened = opened_by(thinking, prompt, begun) if thinking is not None else ""
         calling = self._calling(chat)
-        marks = thinking or (Thinking("", "") if self.tool_format.is_whole else USUAL)
+        read_as = thinking or (Thinking("", "") if self.tool_format.is_whole else USUAL)
         form = AnswerFormat(
             tool_format=calling.form.name if calling else "",
-            opening=marks.opening,
-            closing=marks.closing,
+            opening=read_as.opening,
+            closing=read_as.closing,
             opened=opened,
             text_arguments={tool["function"]["name"]: text_arguments(_parameters(tool)) for tool in chat.tools},
         )
         if thinking is None and calling is None:
-            return AnswerPlan(form, (), None, None, ())
+            return AnswerPlan(form, (), None, None, (), None)
         has_tools = calling is not None and calling.mode is not ToolMode.NONE
         tools, loosened = self._tools(chat) if has_tools else ((), ())
         grammars = [
             answer_grammar(Rules(tools, self._mark), calling, thinking, is_inside=bool(opened), has_body=has_body)
             for has_body in (False, True)
         ]
-        return AnswerPlan(
-            form, self._shown(calling, thinking), grammars[0] if has_tools else None, grammars[1], loosened
-        )
+        marks = thinking or self.tool_format.thoughts
+        thoughts = Thinking("", marks.closing) if marks is not None and opened else marks
+        grammar = grammars[0] if has_tools else None
+        return AnswerPlan(form, self._shown(calling, thinking), grammar, grammars[1], loosened, thoughts)
 
     def _calling(self, chat: ChatPrompt) -> Calling | None:
         choice = chat.tool_choice

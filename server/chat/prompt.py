@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.engine.messages import SpanLimit
 from server.llama.params import ModelParams
 
 Message = Mapping[str, Any]
@@ -74,7 +75,8 @@ class RenderedChat:
     `repairs` names what was changed in the conversation because the template refuses or drops its shape;
     `is_fallback` says that the model has no template and ChatML was used. `form` is how to read the answer, in which
     the special tokens `shown` must be written out. `grammar` is Lark of the whole answer, None when it is free;
-    `frame` is the same round content that is constrained itself, which it calls `@body`.
+    `frame` is the same round content that is constrained itself, which it calls `@body`. `thoughts` tells where they
+    are and how to end them; nothing bounds them yet.
     """
 
     text: str
@@ -85,6 +87,7 @@ class RenderedChat:
     shown: tuple[int, ...] = ()
     grammar: str | None = None
     frame: str | None = None
+    thoughts: SpanLimit | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from server.chat.answer_planner import AnswerPlanner
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo, TextParams
 from server.chat.renderer import ChatRenderer, begun_answer, needed
 from server.chat.template import CHATML, Template, TemplateError
+from server.chat.thinking import Thinking
+from server.engine.messages import SpanLimit
 from server.errors import InvalidRequest, ModelError, Unsupported
 from server.llama.grammar import build_tokenizer, check_grammar
 from server.llama.model import Model
@@ -171,11 +173,20 @@ class TextModel:
             shown=plan.shown,
             grammar=plan.grammar,
             frame=plan.frame,
+            thoughts=self._thoughts(plan.thoughts),
         )
 
     def check_grammar(self, kind: str, text: str, frame: str = "") -> None:
         """Raises InvalidRequest unless the grammar can be enforced, inside its frame if it has one."""
         check_grammar(kind, text, lambda: self._grammar_tokenizer, frame=frame)
+
+    def _thoughts(self, thinking: Thinking | None) -> SpanLimit | None:
+        """What ends thoughts: their mark, on a line of its own where it is a tag."""
+        if thinking is None:
+            return None
+        closing = thinking.closing
+        ending = self._tokenize(f"\n{closing}" if closing.startswith("</") else closing, False, True)
+        return SpanLimit(thinking.opening, closing, tuple(ending))
 
     @lru_cache(maxsize=256)  # noqa: B019 - one text model lives as long as its process
     def _prepare_schema(self, schema: str) -> str:

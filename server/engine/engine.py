@@ -484,6 +484,8 @@ class Engine:
         sequence.tokens.append(token)
         self._counters.note_token(sequence)
         self._queue.charge_token(sequence)
+        if sequence.span is not None:
+            sequence.span.note(self._vocabulary.piece(token, special=True), sequence.tokens)
         request = sequence.request
         is_shown = not request.skip_special_tokens or token in request.shown_tokens
         piece = self._vocabulary.piece(token, special=is_shown)
@@ -523,16 +525,18 @@ class Engine:
             self._emit(PromptLogprobs(sequence.request.request_id, sequence.index, entries))
 
     def _mask(self, sequence: Sequence, row: Row) -> bool:
-        """Apply biases, grammar and bans to the row; False when no token is left."""
+        """Apply biases, grammar, bans and limits to the row; False when no token is left."""
         assert sequence.bias is not None
         sequence.bias.apply(row, sequence.n_generated)
-        if sequence.constraint is None and sequence.guard is None:
+        if sequence.constraint is None and sequence.guard is None and sequence.span is None:
             return True
         if sequence.constraint is not None:
             sequence.constraint.mask(row)
         if sequence.guard is not None:
             sequence.guard.apply(row, len(sequence.tokens))
-        elif not sequence.bias.is_banning:
+        if sequence.span is not None:
+            sequence.span.apply(row)
+        if sequence.guard is None and not sequence.bias.is_banning:
             # A grammar alone always leaves something, and looking costs as much as masking.
             return True
         return bool(np.isfinite(row.max()))
@@ -591,6 +595,8 @@ class Engine:
             sequence.constraint.rewind(n)
         if sequence.lookup is not None:
             sequence.lookup.rewind(position)
+        if sequence.span is not None:
+            sequence.span.rewind(n)
         self._cache.rewind(sequence)
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:

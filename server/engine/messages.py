@@ -63,6 +63,20 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True)
+class SpanLimit:
+    """A bound on a part of the output: from `opening`, or from the start where that is "", to `closing`.
+
+    After `max_tokens` in it (None is no bound), or once it goes round in circles, the tokens `ending` are said, which
+    write `closing`.
+    """
+
+    opening: str
+    closing: str
+    ending: tuple[int, ...]
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen, in llama.cpp's names; every default is "off".
 
@@ -141,6 +155,7 @@ class EngineRequest:
     prompt_logprobs: bool = False
     skip_special_tokens: bool = True
     shown_tokens: frozenset[int] = frozenset()
+    span_limit: SpanLimit | None = None
     banned_strings: tuple[str, ...] = ()
     banned_regexes: tuple[str, ...] = ()
     bans_case_sensitive: bool = False

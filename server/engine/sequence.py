@@ -14,6 +14,7 @@ from server.engine.banned import BanGuard, bans_of
 from server.engine.detokenizer import Detokenizer
 from server.engine.messages import CacheReport, EngineRequest, TokenLogprob, Usage
 from server.engine.sampling import Bias, Logprobs, Sampler
+from server.engine.span import SpanGuard
 from server.engine.speculative import Lookup
 from server.engine.trim import Chat
 from server.llama.batch import State
@@ -66,6 +67,7 @@ class Sequence:
     grammar: CompiledGrammar | None = None
     constraint: Constraint | None = None
     guard: BanGuard | None = None
+    span: SpanGuard | None = None
     logprobs: Logprobs | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     chat: Chat | None = None
@@ -86,6 +88,7 @@ class Sequence:
             n_prompt=len(request.prompt),
             detokenizer=Detokenizer(request.stop, bans),
             guard=None if bans is None else BanGuard(),
+            span=None if request.span_limit is None else SpanGuard(request.span_limit),
             logprobs=None if request.n_logprobs is None else Logprobs(request.n_logprobs),
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.chat.reader import MalformedError, Reader, Steps
+from server.chat.thinking import Thinking
 from server.chat.tools.rules import TEXT, Rules, escaped
 from server.chat.writer import AnswerWriter
 
@@ -31,6 +32,11 @@ class ToolFormat(ABC):
     def fits(self, template: str) -> bool:
         """Whether a template looks like one of this family."""
         return all(sign in template for sign in self.signs) and not any(sign in template for sign in self.unless)
+
+    @property
+    def thoughts(self) -> Thinking | None:
+        """The marks round thoughts, where they are a part of the format."""
+        return None
 
     @property
     @abstractmethod

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from server.chat.reader import Reader, Steps
+from server.chat.thinking import Thinking
 from server.chat.tools.base import TextArguments, ToolFormat
 from server.chat.tools.rules import TEXT, Rules, literal
 from server.chat.writer import AnswerWriter
@@ -24,6 +25,10 @@ class Harmony(ToolFormat):
     @property
     def marks(self) -> tuple[str, ...]:
         return "<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>"
+
+    @property
+    def thoughts(self) -> Thinking | None:
+        return Thinking("<|channel|>analysis<|message|>", "<|end|>")
 
     def read(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
         while True:
