@@ -178,3 +178,16 @@ def test_a_model_that_cannot_trim_computes_again() -> None:
         )
     )
     assert rig.run()[1].texts[0] == reference(PROMPT, (plain[3:6],), LENGTH)
+
+
+def test_a_long_list_is_built_in_pieces_and_finds_the_same() -> None:
+    phrases = tuple(f"{number:04} {word}" for number in range(300) for word in ("bottles of beer", "on the wall"))
+    bans = Bans(phrases, (), case_sensitive=False)
+    n_pieces = 0
+    while not bans.is_ready:
+        bans.build()
+        n_pieces += 1
+    assert n_pieces > 10
+    whole = Bans(phrases, (), case_sensitive=False)
+    for held in ("0123 on the wall", "x 0299 bottles of", "0299 on the floor", ""):
+        assert bans.scan(held) == whole.scan(held)

@@ -963,6 +963,31 @@ def test_whatever_callers_do_every_text_is_the_one_it_has_alone(
             ]
 
 
+def test_a_long_list_of_banned_phrases_is_built_beside_the_steps_of_others() -> None:
+    phrases = tuple(f"phrase number {number}" for number in range(500))
+    rig = make_engine()
+    rig.add(make_request(1, b"others", max_tokens=60, ignore_eos=True))
+    rig.step()
+    rig.add(make_request(2, b"banned", banned_strings=phrases), make_request(3, b"banned", banned_strings=phrases))
+    n_steps = 0
+    while not any(isinstance(event, Admitted) for event in rig.collected[2].events):
+        rig.step()
+        n_steps += 1
+    assert n_steps > 5
+    collected = rig.run()
+    assert collected[2].texts == collected[3].texts == run_alone(make_request(2, b"banned")).texts
+    assert collected[1].texts == run_alone(make_request(1, b"others", max_tokens=60, ignore_eos=True)).texts
+
+
+def test_alone_it_is_built_at_once() -> None:
+    phrases = tuple(f"words of another kind {number}" for number in range(500))
+    rig = make_engine()
+    rig.add(make_request(1, b"banned", banned_strings=phrases))
+    rig.step()
+    assert rig.engine.is_compiling
+    assert rig.run()[1].finishes
+
+
 async def test_the_client_erases_a_slot_and_says_when_it_is_in_use() -> None:
     client = inproc_client(InprocSpawn(step_s=0.002))
     client.start()

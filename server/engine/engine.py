@@ -143,7 +143,7 @@ class Engine:
 
     @property
     def is_compiling(self) -> bool:
-        """Whether there is nothing to do until a grammar is compiled."""
+        """Whether there is nothing to do until a grammar is compiled or a list of phrases built."""
         is_busy = bool(self._running) or self._embedder.has_work or bool(self._events)
         return not is_busy and bool(self._queue) and all(one.is_compiling for one in self._queue.waiting())
 
@@ -239,12 +239,20 @@ class Engine:
 
     def _admit(self) -> None:
         """Move waiting sequences into the slots that they get, as the policy says."""
+        self._build_bans()
         for sequence in self._admission.admissible():
             self._start(sequence)
         for newcomer, victim in self._admission.exchanges(self._running):
             if self._preempt(victim):
                 self._start(newcomer)
         self._cache.release_copies()
+
+    def _build_bans(self) -> None:
+        """A piece of the first list of banned phrases that somebody waits for; several use the same."""
+        for sequence in self._queue.waiting():
+            if sequence.bans is not None and not sequence.bans.is_ready:
+                sequence.bans.build()
+                return
 
     def _guess(self) -> None:
         """A sequence that runs alone may be ahead of itself: see `engine.speculative`."""

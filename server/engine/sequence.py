@@ -10,7 +10,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from server.engine.backend import CompiledGrammar, Constraint
-from server.engine.banned import BanGuard, bans_of
+from server.engine.banned import BanGuard, Bans, bans_of
 from server.engine.detokenizer import Detokenizer
 from server.engine.messages import CacheReport, EngineRequest, TokenLogprob, Usage
 from server.engine.sampling import Bias, Logprobs, Sampler
@@ -66,6 +66,7 @@ class Sequence:
     bias: Bias | None = None
     grammar: CompiledGrammar | None = None
     constraint: Constraint | None = None
+    bans: Bans | None = None
     guard: BanGuard | None = None
     span: SpanGuard | None = None
     logprobs: Logprobs | None = None
@@ -87,6 +88,7 @@ class Sequence:
             tokens=array("i", request.prompt),
             n_prompt=len(request.prompt),
             detokenizer=Detokenizer(request.stop, bans),
+            bans=bans,
             guard=None if bans is None else BanGuard(),
             span=None if request.span_limit is None else SpanGuard(request.span_limit),
             logprobs=None if request.n_logprobs is None else Logprobs(request.n_logprobs),
@@ -128,8 +130,9 @@ class Sequence:
 
     @property
     def is_compiling(self) -> bool:
-        """Whether its grammar is not ready, so that it cannot start."""
-        return self.grammar is not None and not self.grammar.is_ready
+        """Whether its grammar or its list of banned phrases is not ready, so that it cannot start."""
+        is_grammar_ready = self.grammar is None or self.grammar.is_ready
+        return not is_grammar_ready or (self.bans is not None and not self.bans.is_ready)
 
     @property
     def is_finished(self) -> bool:
