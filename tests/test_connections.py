@@ -26,7 +26,7 @@ def server() -> Iterator[Served]:
         yield served
         assert served.engine.open == set()
     assert served.guard.n_open == 0
-    assert served.guard.reading == {}
+    assert served.guard.awaited == {}
 
 
 def connect(server: Served, data: bytes = b"", receive_bytes: int = 0) -> socket.socket:
@@ -180,6 +180,15 @@ def test_a_crowd_of_idle_connections_gives_way_to_those_who_ask(server: Served) 
         for _ in range(5):
             assert is_served(server)
         assert server.guard.n_open <= LIMITS.n_connections + 1
+
+
+def test_those_who_may_ask_again_give_way_too(server: Served) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(3 * LIMITS.n_connections):
+            connection = stack.enter_context(connect(server, ALIVE))
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        assert is_served(server)
+        assert len(server.guard.awaited) <= LIMITS.n_connections
 
 
 def test_when_all_are_being_answered_one_more_is_refused(server: Served) -> None:

@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 64 * 1024
 """Of a request line and its headers; nginx takes 32 KiB."""
 
+KEEP_ALIVE_S = 65
+"""Longer than clients and proxies keep an idle connection (5 to 60 s): who closes first must be the one who asks, or a
+request that is sent just then is lost."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -40,22 +44,26 @@ class Limits:
 
 
 class Guard:
-    """All connections of one server. Those whose request is incomplete stand in `reading`, the oldest first."""
+    """All connections of one server. `awaited` are those of which a request or its rest is awaited, longest first."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.reading: dict[Connection, None] = {}
+        self.awaited: dict[Connection, None] = {}
         self.n_open = 0
 
     def options(self) -> dict[str, Any]:
         """Settings of uvicorn that bring this in. A web socket would leave our protocol for another."""
-        return {"http": functools.partial(Connection, self), "ws": "none"}
+        return {
+            "http": functools.partial(Connection, self),
+            "ws": "none",
+            "timeout_keep_alive": KEEP_ALIVE_S,
+        }
 
     def make_room(self) -> bool:
         """Whether there is room for the connection that just came: the one that has dawdled longest gives way."""
         if self.n_open <= self.limits.n_connections:
             return True
-        oldest = next(iter(self.reading), None)
+        oldest = next(iter(self.awaited), None)
         if oldest is not None:
             oldest.drop()
         return oldest is not None
@@ -94,8 +102,10 @@ class Connection(HttpProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        # A pipelined request may have begun to be answered before it is whole.
-        if self.cycle.more_body and not self.cycle.response_complete:
+        if self.cycle.response_complete:
+            self._await()
+        elif self.cycle.more_body:
+            # A pipelined request may have begun to be answered before it is whole.
             self._start_reading()
 
     def pause_writing(self) -> None:
@@ -138,13 +148,17 @@ class Connection(HttpProtocol):
         if self._n_head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, f"The request's headers have more than {MAX_HEAD_BYTES} bytes.", "headers_too_large")
 
+    def _await(self) -> None:
+        if not self.transport.is_closing():
+            self._guard.awaited[self] = None
+
     def _start_reading(self) -> None:
         if self._read_timer is None and not self.transport.is_closing():
-            self._guard.reading[self] = None
+            self._await()
             self._read_timer = self.loop.call_later(self._guard.limits.read_timeout_s, self._read_overdue)
 
     def _stop_reading(self) -> None:
-        self._guard.reading.pop(self, None)
+        self._guard.awaited.pop(self, None)
         self._n_head_bytes = 0
         if self._read_timer is not None:
             self._read_timer.cancel()
