@@ -189,9 +189,27 @@ def test_the_next_to_go_is_saved_while_nobody_waits() -> None:
         return original(slot)
 
     rig.decoder.get_state = counted  # type: ignore[method-assign]
-    rig.add(make_request(2, CHATS[2], max_tokens=4))
+    rig.add(make_request(2, b"Short", max_tokens=4))
     rig.run()
     assert reads == 0
+
+
+def test_the_next_to_go_is_saved_beside_a_long_prompt_and_not_beside_a_short_one() -> None:
+    rig = make_engine(n_slots=2, cache_ram_bytes=1 << 20, copy_s_per_token=1e-5)
+    for i in (0, 1):
+        rig.add(make_request(i, CHATS[i], max_tokens=4))
+        rig.run()
+    host = rig.engine._cache.host
+    assert len(host) == 0
+    rig.add(make_request(2, b"Short", max_tokens=4))
+    rig.run()
+    assert len(host) == 1
+    rig.add(make_request(3, CHATS[2], max_tokens=4))
+    rig.run()
+    assert len(host) == 2
+    rig.add(make_request(4, b"Short again", max_tokens=4))
+    rig.run()
+    assert len(host) == 2
 
 
 def test_a_chat_that_cannot_be_restored_leaves_an_empty_slot() -> None:

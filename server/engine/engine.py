@@ -302,6 +302,7 @@ class Engine:
             sequence.constraint = sequence.grammar.constraint()
         now_s = self._clock()
         self._cache.lock(sequence)
+        self._cache.save_ahead(sequence)
         if self._pre_roll is not None and sequence.index == 0:
             sequence.chat = self._pre_roll.begin(sequence.request, sequence.tokens)
         sequence.admit_s = now_s

@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 _MIN_SHARED_TOKENS = 32
 """Prefixes shorter than this are computed again rather than taken from a longer chat."""
 
+_UNNOTICED = 20
+"""A save that takes this much less than the prefill before which it is done costs nothing."""
+
 _N_EXPLAINED = 16
 """So many tokens are told of what a slot holds where a prompt differs from it."""
 
@@ -118,6 +121,7 @@ class PrefixCache:
         self.prefill_s_per_token = _FIRST_PREFILL_S_PER_TOKEN
         self._copy_bytes_per_s = _FIRST_COPY_BYTES_PER_S
         self._bytes_per_token = 0.0
+        self._save_s_per_token = 0.0
         self._hole_debt_s = 0.0
         self._shifted: set[int] = set()
         self._time = 0
@@ -225,19 +229,28 @@ class PrefixCache:
 
     def save_next(self) -> None:
         """Save the slot that the next newcomer will take, while nobody waits: then that one need not wait for it."""
-        if self.idle and all(slot.n_computed for slot in self.slots):
+        if self.idle and all(slot.n_computed for slot in self.idle):
             slot = self._victim()
             try:
                 self._save(slot)
             except EngineFailure:
                 self.evict(slot)
 
+    def save_ahead(self, sequence: Sequence) -> None:
+        """The same while a long prompt is about to be read, beside which nobody notices it."""
+        if self.idle and self._save_s_per_token:
+            save_s = self._victim().n_computed * self._save_s_per_token
+            if sequence.n_uncomputed * self.prefill_s_per_token >= _UNNOTICED * save_s:
+                self.save_next()
+
     def _save(self, slot: Slot) -> None:
         """Keep in host RAM what an idle slot is about to lose, unless it is kept there already."""
         if self.host.max_bytes == 0 or slot.n_computed < _MIN_SAVED_TOKENS or slot.index in self._shifted:
             return
         if not self.host.holds(slot.tokens, slot.realm):
+            start_s = self._clock()
             state = self._decoder.get_state(slot.index)
+            self._save_s_per_token = (self._clock() - start_s) / slot.n_computed
             self.host.insert(Kept(slot.tokens[:], state, slot.realm, slot.asker))
 
     def _difference(self, sequence: Sequence) -> CacheDifference | None:
