@@ -235,6 +235,9 @@ class ServerSection(Section):
         60.0, "Seconds after which a client that reads nothing of its answer is dropped.", gt=0
     )
     drain_s: float = setting(30.0, "Seconds that running requests get to end at Ctrl-C or SIGTERM.", ge=0)
+    traces: bool = setting(
+        False, "Send a span for each request to OTEL_EXPORTER_OTLP_ENDPOINT; needs pip install 'ggufd[otel]'."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         "info", "Least severe log lines shown; debug adds llama.cpp's own, and words of prompts."
     )

@@ -25,6 +25,7 @@ import platformdirs
 from server import __version__, adapters, console, hub, listen
 from server.config import Config
 from server.engine.messages import EngineConfig, Rules
+from server.errors import StartupError
 from server.keys.ring import Limits
 from server.llama.gguf import Scalar
 from server.llama.params import ContextParams, ModelParams
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from server.api.settings import ApiConfig
+    from server.api.traces import Traces
     from server.engine.client import EngineClient
     from server.keys.access import Access
 
@@ -70,13 +72,28 @@ def run(config: Config, keys: Access | None) -> int:
     model = find_model(config)
     template = hub.chat_template(config.model.chat_template_file)
     listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
+    traces = open_traces(config)
     sockets = listen.bind(config.server.host, config.server.port)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Daemon(config, model, template, sockets, keys).run())
+            return runner.run(Daemon(config, model, template, sockets, keys, traces).run())
     finally:
+        if traces is not None:
+            traces.close()
         for one in sockets:
             one.close()
+
+
+def open_traces(config: Config) -> Traces | None:
+    """Where spans go, if they are wanted. Raises StartupError without the extra that they need."""
+    if not config.server.traces:
+        return None
+    try:
+        from server.api.traces import connect
+
+        return connect()
+    except ImportError as error:
+        raise StartupError(f"--traces needs {error.name}: pip install 'ggufd[otel]'") from None
 
 
 class Daemon:
@@ -89,12 +106,14 @@ class Daemon:
         template: str | None,
         sockets: list[socket.socket],
         keys: Access | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._config = config
         self._model = model
         self._template = template
         self._sockets = sockets
         self._keys = keys
+        self._traces = traces
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
@@ -154,11 +173,12 @@ class Daemon:
                 yield
 
         served = models.served
+        sinks = [] if self._traces is None else [self._traces.observe]
         settings = self._config.server
         limits = Limits(settings.read_timeout_s, settings.write_timeout_s, listen.connections_limit())
         return Server(
             uvicorn.Config(
-                create_app(served.engine, served.text, served.api, models),
+                create_app(served.engine, served.text, served.api, models, sinks),
                 log_config=None,
                 access_log=False,
                 root_path=settings.root_path,

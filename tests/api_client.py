@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import httpx
 
 from server.api.app import create_app
 from server.api.ports import Models, Report
+from server.api.record import Sink
 from server.api.settings import ApiConfig
 from server.errors import GgufdError
 from server.keys.ring import Key, KeyRing, Role, digest_of
@@ -88,11 +89,16 @@ class FakeModels:
 
 @asynccontextmanager
 async def running(
-    engine: FakeEngine | None = None, text: FakeText | None = None, models: Models | None = None, **settings: Any
+    engine: FakeEngine | None = None,
+    text: FakeText | None = None,
+    models: Models | None = None,
+    sinks: Sequence[Sink] = (),
+    **settings: Any,
 ) -> AsyncIterator[Api]:
     """The application over fakes."""
     engine, text = engine or FakeEngine(), text or FakeText()
-    app = create_app(engine, text, ApiConfig(**({"model_id": "fake-model", "build": "test"} | settings)), models)
+    config = ApiConfig(**({"model_id": "fake-model", "build": "test"} | settings))
+    app = create_app(engine, text, config, models, sinks)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield Api(engine, text, http)

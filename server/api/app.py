@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import functools
 import logging
+from collections.abc import Sequence
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -33,7 +34,7 @@ from server.api.openai.responses.store import ResponseStore
 from server.api.pages import PageGuard
 from server.api.paths import LenientMiddleware
 from server.api.ports import Engine, Models, Services, Text
-from server.api.record import DISCONNECTED, HEADER, RecordMiddleware, note_error, record_of
+from server.api.record import DISCONNECTED, HEADER, RecordMiddleware, Sink, note_error, record_of
 from server.api.requestlog import log_crash, log_request
 from server.api.responses import error_body, error_response, json_response
 from server.api.settings import ApiConfig
@@ -45,10 +46,13 @@ logger = logging.getLogger(__name__)
 _CLIENT_GONE = 499
 
 
-def create_app(engine: Engine, text: Text, config: ApiConfig, models: Models | None = None) -> FastAPI:
+def create_app(
+    engine: Engine, text: Text, config: ApiConfig, models: Models | None = None, sinks: Sequence[Sink] = ()
+) -> FastAPI:
     """The application over one engine and one text process; both are started and stopped by the caller.
 
-    `models` may give it others later. Raises ConfigError when the file of stored responses cannot be used.
+    `models` may give it others later; `sinks` are told of every request that ended. Raises ConfigError when the file of
+    stored responses cannot be used.
     """
     let_streams_finish()
     # /docs with its scripts from here: a machine that serves a model often has no internet.
@@ -74,7 +78,7 @@ def create_app(engine: Engine, text: Text, config: ApiConfig, models: Models | N
     if config.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(LenientMiddleware, root_path=config.root_path)
-    app.add_middleware(RecordMiddleware, sinks=[log_request, services.metrics.observe])
+    app.add_middleware(RecordMiddleware, sinks=[log_request, services.metrics.observe, *sinks])
     return app
 
 

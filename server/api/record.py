@@ -38,6 +38,7 @@ class Record:
     started_s: float = field(default_factory=time.monotonic)
     took_s: float = 0.0
     status: int = 0
+    traceparent: str = ""
     key: str = ""
     model: str = ""
     reason: str = ""
@@ -119,11 +120,13 @@ class RecordMiddleware:
 
 
 def _begin(scope: Scope) -> Record:
-    sent = Headers(scope=scope).get(HEADER, "")
+    headers = Headers(scope=scope)
+    sent = headers.get(HEADER, "")
     client = scope.get("client")
     return Record(
         request_id=sent if _ID.fullmatch(sent) else uuid.uuid4().hex[:16],
         method=scope["method"],
         path=scope["path"],
         address=client[0] if client else "",
+        traceparent=headers.get("traceparent", ""),
     )
