@@ -34,6 +34,9 @@ from server.engine.messages import (
     Output,
     Progress,
     PromptLogprobs,
+    Queued,
+    QueueEntry,
+    QueueState,
     Ready,
     RequestEvent,
     SlotState,
@@ -42,6 +45,7 @@ from server.engine.messages import (
     StepRecord,
     Steps,
     TokenLogprob,
+    Turn,
     Usage,
 )
 from server.errors import EngineDown, GgufdError, InvalidRequest, Unavailable
@@ -91,8 +95,9 @@ def piece(token: int) -> bytes:
 class FakeEngine:
     """Answers sequence `i` with `answers[i % len(answers)]`.
 
-    `gate` holds every request back until it is set. `error` ends streams after `error_after` steps; `refusal` refuses
-    requests after the first `n_accepted`.
+    `gate` holds every request back until it is set; `turns` are told one after the other to those who ask.
+    `late_refusal` is what the engine says to those that wait to be placed. `error` ends streams after `error_after`
+    steps; `refusal` refuses requests after the first `n_accepted`.
     """
 
     def __init__(
@@ -112,6 +117,9 @@ class FakeEngine:
         self.error: Exception | None = None
         self.error_after = 0
         self.refusal: GgufdError | None = None
+        self.late_refusal: GgufdError | None = None
+        self.turns: list[Turn] = []
+        self.queue: tuple[QueueEntry, ...] = ()
         self.n_accepted = 0
         self.cached_tokens = 0
         self.rewinds = 0
@@ -147,6 +155,9 @@ class FakeEngine:
         _check(request, self.ready)
         self.requests.append(request)
         return FakeStream(self, request)
+
+    async def queue_state(self) -> QueueState:
+        return QueueState(self.queue)
 
     async def stats(self) -> Stats:
         slots = (SlotState(0, None, self.n_kept, self.n_kept), SlotState(1, 1000, 9, 7))
@@ -257,6 +268,7 @@ class FakeStream:
     request: EngineRequest
     n_steps: int = 0
     is_entered: bool = False
+    is_placed: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     sequences: list[_Sequence] = field(default_factory=list)
 
@@ -300,8 +312,16 @@ class FakeStream:
     def is_done(self) -> bool:
         return self.ended.is_set() or all(sequence.is_finished for sequence in self.sequences)
 
+    async def placed(self) -> None:
+        self.is_placed = True
+        if self.engine.late_refusal is not None:
+            raise self.engine.late_refusal
+
     async def take(self) -> list[RequestEvent]:
         assert self.is_entered, "read outside of its context"
+        assert self.request.timeout_s is None or self.is_placed, "nobody waited for the engine's refusal"
+        if self.request.report_queue and self.engine.turns:
+            return [Queued(self.request.request_id, self.engine.turns.pop(0))]
         if not self.engine.gate.is_set():
             await self._released()
         await asyncio.sleep(self.engine.step_s)

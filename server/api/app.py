@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server import __version__
-from server.api import debug, embeddings, front, kobold, loading, ollama, ooba, ops, rerank, tabby, tokens, vllm
+from server.api import debug, embeddings, front, kobold, loading, ollama, ooba, ops, queue, rerank, tabby, tokens, vllm
 from server.api.adapters import Adapters
 from server.api.anthropic import errors as anthropic
 from server.api.anthropic import messages
@@ -102,6 +102,7 @@ def _add_routes(app: FastAPI) -> None:
         messages.router,
         model_list.router,
         loading.router,
+        queue.router,
     ):
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)

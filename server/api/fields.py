@@ -80,6 +80,8 @@ _GENERATION: Aliases = {
     "return_progress": ("return_progress",),
     "explain_cache": ("explain_cache",),
     "priority": ("priority",),
+    "timeout_s": ("timeout",),
+    "report_queue": ("report_queue",),
 }
 
 _LIMIT = ("n_predict", "max_new_tokens", "num_predict", "max_length")

@@ -216,13 +216,19 @@ async def submit(
     *,
     is_scoring: bool = False,
 ) -> Generation:
-    """Hand all requests to the engine, or none: when one is refused, those before it are aborted."""
+    """Hand all requests to the engine, or none: when one is refused, those before it are aborted.
+
+    Those with a timeout may be refused by the engine, which knows the queue: that is waited for.
+    """
     owner.record.model = services.config.model_id
     streams: list[RequestStream] = []
     try:
         for request in requests:
             streams.append(services.engine.submit(request))  # noqa: PERF401 - those before a refusal must stay
-    except GgufdError:
+        for request, stream in zip(requests, streams, strict=True):
+            if request.timeout_s is not None:
+                await stream.placed()
+    except (GgufdError, asyncio.CancelledError):
         async with Generation(requests, streams, services.activity, owner, explainer):
             raise
     return Generation(requests, streams, services.activity, owner, explainer, is_scoring=is_scoring)

@@ -15,7 +15,7 @@ from server.api.metrics import Metrics
 from server.api.openai.responses.store import ResponseStore
 from server.api.settings import ApiConfig
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
-from server.engine.messages import EmbedRequest, EngineRequest, Grammar, Ready, RequestEvent, Stats, Steps
+from server.engine.messages import EmbedRequest, EngineRequest, Grammar, QueueState, Ready, RequestEvent, Stats, Steps
 from server.errors import EngineDown
 
 
@@ -26,6 +26,9 @@ class RequestStream(Protocol):
     async def __aexit__(self, *exc_info: object) -> bool | None: ...
     async def take(self) -> list[RequestEvent]:
         """All events that are there, at least one; empty at the end. Raises the error that ended the request."""
+
+    async def placed(self) -> None:
+        """Wait until the engine has taken it in. Raises what refused it."""
 
     def abort(self) -> None:
         """End it: after what is there already, nothing more comes."""
@@ -46,6 +49,7 @@ class Engine(Protocol):
     def submit(self, request: EngineRequest | EmbedRequest) -> RequestStream: ...
     async def stats(self) -> Stats: ...
     async def steps(self) -> Steps: ...
+    async def queue_state(self) -> QueueState: ...
     async def erase_slot(self, slot: int) -> int:
         """Forget what an idle slot keeps; how many tokens that was. Raises Unavailable while it is in use."""
 

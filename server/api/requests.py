@@ -19,7 +19,7 @@ from server.api.constraints import ConstraintFields
 from server.api.explain import is_logged
 from server.api.ports import Services
 from server.api.recommended import recommended
-from server.api.sampling import Bool, Count, Int
+from server.api.sampling import Bool, Count, Float, Int
 from server.api.settings import ApiConfig
 from server.chat.prompt import RenderedChat
 from server.chat.tools.grammar import BODY
@@ -29,6 +29,7 @@ from server.errors import ContextLengthExceeded, InvalidRequest, Unsupported
 
 MAX_LOGPROBS = 128
 _MAX_PRIORITY = 1_000_000
+_MAX_TIMEOUT_S = 1e6
 
 
 def read_stop(value: Any) -> Any:
@@ -121,6 +122,8 @@ class GenerationFields(ConstraintFields):
     lora: Lora | None = None
     model: ModelName = None
     priority: Annotated[Int, Field(ge=-_MAX_PRIORITY, le=_MAX_PRIORITY)] = 0
+    timeout_s: Annotated[Float, Field(gt=0, le=_MAX_TIMEOUT_S)] | None = None
+    report_queue: Bool = False
 
     @property
     def includes_usage(self) -> bool:
@@ -208,6 +211,8 @@ async def engine_request(
         account=account_of(owner, services.config),
         limits=limits_of(owner, services.config),
         priority=fields.priority,
+        timeout_s=fields.timeout_s,
+        report_queue=fields.report_queue,
         adapters=services.adapters.wanted(fields.lora, fields.model),
         max_queue_wait_s=services.config.max_queue_wait_s,
     )

@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from server.api.generation import Generation
 from server.api.requestlog import log_crash
 from server.api.responses import body_of, dumps
-from server.engine.messages import RequestEvent
+from server.engine.messages import Queued, RequestEvent
 from server.errors import GgufdError
 
 logger = logging.getLogger(__name__)
@@ -108,12 +108,19 @@ class EventStream(EventSourceResponse):
         await send(message)
 
 
+def _told(chunks: ChunkFormat, first: int, event: RequestEvent) -> bytes:
+    """What the client is told; its place in the queue as a comment, which clients that do not know it pass over."""
+    if isinstance(event, Queued):
+        return f": queue position={event.turn.position} eta_s={event.turn.wait_s:.1f}\n\n".encode()
+    return chunks.feed(first, event)
+
+
 async def _events(generation: Generation, chunks: ChunkFormat) -> AsyncIterator[bytes]:
     try:
         if data := chunks.begin():
             yield data
         async for first, events in generation.batches():
-            if data := b"".join([chunks.feed(first, event) for event in events]):
+            if data := b"".join([_told(chunks, first, event) for event in events]):
                 yield data
         if data := await chunks.finish():
             yield data

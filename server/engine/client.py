@@ -41,6 +41,7 @@ from server.engine.messages import (
     Ping,
     Placing,
     Pong,
+    Queued,
     QueueState,
     Ready,
     RequestEvent,
@@ -149,6 +150,8 @@ class RequestStream:
     async def placed(self) -> None:
         """Wait until the engine has taken the request in: it runs, or knows its turn. Raises what refused it."""
         await self._some()
+        if not _reports_queue(self.request) and self._events and isinstance(self._events[0], Queued):
+            self._events.popleft()
 
     async def _some(self) -> None:
         while not self._events:
@@ -671,6 +674,10 @@ class EngineClient:
 
 def _lost(reason: str) -> EngineDown:
     return EngineDown(f"{reason}; the request is lost. It is being started again", retry_after_s=5)
+
+
+def _reports_queue(request: EngineRequest | EmbedRequest) -> bool:
+    return isinstance(request, EngineRequest) and request.report_queue
 
 
 def _n_slots(streams: Iterable[RequestStream]) -> int:
