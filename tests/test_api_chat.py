@@ -197,7 +197,7 @@ async def test_other_routes_refuse_foreign_biases() -> None:
         ({"messages": [{"role": "user", "content": "a", "name": 3}]}, "messages[0].name", "invalid_value"),
         (
             {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
-            "messages[0].tool_calls",
+            "messages[0].tool_calls[0].function",
             "invalid_value",
         ),
         (

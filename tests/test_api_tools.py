@@ -271,3 +271,59 @@ async def test_nothing_is_bounded_where_no_thoughts_can_be() -> None:
     async with running(says("a")) as api:
         await api.ok(PATH, messages=HELLO, reasoning_budget=3)
         assert api.engine.requests[0].span_limit is None
+
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+
+
+def history(*calls: Any, **result: Any) -> list[dict[str, Any]]:
+    called = {"role": "assistant", "content": None, "tool_calls": list(calls)}
+    return [*HELLO, called, {"role": "tool", "content": "noon", **result}]
+
+
+def with_call(**changes: Any) -> dict[str, Any]:
+    return {**CALL, **changes}
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        (history("f"), "messages[1].tool_calls[0]"),
+        (history(with_call(type="x")), "messages[1].tool_calls[0].type"),
+        (history(with_call(id=3)), "messages[1].tool_calls[0].id"),
+        (history(CALL, CALL), "messages[1].tool_calls[1].id"),
+        (history(with_call(function="f")), "messages[1].tool_calls[0].function"),
+        (history(with_call(function={"name": ""})), "messages[1].tool_calls[0].function.name"),
+        (history(with_call(function={"name": "f", "arguments": "{"})), "messages[1].tool_calls[0].function.arguments"),
+        (history(with_call(function={"name": "f", "arguments": "[]"})), "messages[1].tool_calls[0].function.arguments"),
+        (history(with_call(function={"name": "f", "arguments": 3})), "messages[1].tool_calls[0].function.arguments"),
+        (history(CALL, tool_call_id="call_2"), "messages[2].tool_call_id"),
+        (history(CALL, tool_call_id=3), "messages[2].tool_call_id"),
+        ([*HELLO, {"role": "tool", "content": "noon"}], "messages[1]"),
+        ([*HELLO, {"role": "tool", "content": "noon", "tool_call_id": "call_1"}], "messages[1].tool_call_id"),
+        ([*HELLO, {"role": "assistant", "tool_calls": {}, "content": "", "function_call": {"name": "f"}}], None),
+        ([*HELLO, {"role": "assistant", "tool_calls": "f"}], "messages[1].tool_calls"),
+    ],
+)
+async def test_a_wrong_history_is_a_400_that_names_the_place(messages: list[Any], param: str | None) -> None:
+    async with running(says("Hello")) as api:
+        error = await api.refused(PATH, {"messages": messages})
+        assert error["param"] == (param or "messages[1].function_call")
+
+
+async def test_results_are_linked_to_their_calls() -> None:
+    second = {"function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
+    async with running(says("Hello")) as api:
+        await api.ok(PATH, messages=[*history(CALL, second), {"role": "tool", "content": "sunny"}])
+        _, called, noon, sunny = api.text.chats[0].messages
+    assert called["tool_calls"][1]["function"] == {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
+    assert (noon["tool_call_id"], noon["name"]) == ("call_1", "clock")
+    assert (sunny["tool_call_id"], sunny["name"]) == (called["tool_calls"][1]["id"], "get_weather")
+
+
+@pytest.mark.parametrize("body", [{"functions": [{"name": "f"}]}, {"function_call": "auto"}])
+async def test_the_older_form_of_tools_is_refused_with_the_newer_name(body: dict[str, Any]) -> None:
+    async with running(says("Hello")) as api:
+        error = await api.refused(PATH, {"messages": HELLO, **body})
+        assert error["param"] in body
+        assert "'tool" in error["message"]

@@ -229,6 +229,20 @@ def test_a_template_that_refuses_a_last_answer_gets_it_behind_the_opened_turn() 
     assert render(refuses, assistant("So"))[0].endswith("<|im_start|>assistant\nSo")
 
 
+def test_ids_of_calls_are_shortened_for_a_template_that_insists() -> None:
+    source = (
+        "{% for m in messages %}{% if m.tool_call_id and m.tool_call_id|length != 9 %}{{ raise_exception('nine') }}"
+        "{% endif %}{% for c in m.tool_calls or [] %}{{ c.id }}({{ c.function.arguments }})={% endfor %}"
+        "{% if m.role == 'tool' %}{{ m.tool_call_id }}:{% endif %}{{ m.content }};{% endfor %}"
+    )
+    call = {"id": "call_" + "0" * 24, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "found"}
+    text, repairs = render(source, user("U"), {"role": "assistant", "content": None, "tool_calls": [call]}, result)
+    _, called, answered, _ = text.split(";")
+    assert called.partition("(")[0] == answered.partition(":")[0]
+    assert repairs == ("short_call_ids",)
+
+
 def test_an_answer_that_calls_a_tool_is_not_continued() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "no JSON"}}
     text, _ = render(CHATML, user("U"), {"role": "assistant", "content": "So", "tool_calls": [call]})

@@ -254,8 +254,14 @@ _LATER: Mapping[str, str] = {
 }
 
 
+_OLDER: Mapping[str, str] = {"functions": "tools", "function_call": "tool_choice"}
+
+
 def refuse_unavailable(body: Mapping[str, Any]) -> None:
     """Raises Unsupported for fields that are known and asked for, and that this server cannot honour yet."""
     for name, what in _LATER.items():
         if body.get(name):
             raise Unsupported(f"'{name}': {what} not available in this version of the server yet.", param=name)
+    for name, newer in _OLDER.items():
+        if body.get(name) is not None:
+            raise Unsupported(f"'{name}': this is the older form of '{newer}'. Send that instead.", param=name)

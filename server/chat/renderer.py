@@ -66,6 +66,8 @@ _ROLE_OF = {
     "A": "assistant",
     "C": "assistant",
     "T": "tool",
+    "L": "assistant",
+    "R": "tool",
 }
 _PROBES = (
     _Probe("SU", ("fold_system",)),
@@ -79,6 +81,7 @@ _PROBES = (
     _Probe("S", ("user_first",)),
     _Probe("XU", ("unknown_to_user",)),
     _Probe("UCT", ("tool_to_user",)),
+    _Probe("ULR", ("short_call_ids",)),
 )
 
 
@@ -259,11 +262,12 @@ def begun_answer(chat: ChatPrompt) -> str:
 def _probe_messages(roles: str) -> Iterator[dict[str, Any]]:
     for i, letter in enumerate(roles):
         message: dict[str, Any] = {"role": _ROLE_OF[letter], "content": f"probe{i}text"}
-        if letter == "C":
-            message["tool_calls"] = [_TOOL_CALL]
+        call = _TOOL_CALL if letter in "CT" else {**_TOOL_CALL, "id": "call_of_any_length"}
+        if letter in "CL":
+            message["tool_calls"] = [call]
             message["content"] = ""
-        if letter == "T":
-            message |= {"tool_call_id": _TOOL_CALL["id"], "name": "probe_function"}
+        if letter in "TR":
+            message |= {"tool_call_id": call["id"], "name": "probe_function"}
         yield message
 
 

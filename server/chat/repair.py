@@ -6,6 +6,7 @@ to do. Contents are plain strings here. Nothing is ever dropped except messages 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -48,6 +49,26 @@ def _without_calls(message: dict[str, Any]) -> dict[str, Any]:
         return message
     text = GENERIC.write([read_call(call) for call in message["tool_calls"]])
     return {"role": "assistant", "content": "\n".join(part for part in (message["content"], text) if part)}
+
+
+def short_call_ids(messages: Messages) -> Messages:
+    """Ids of calls become nine letters and digits, the same everywhere: what Mistral's templates insist on."""
+    return [_with_short_ids(m) for m in messages]
+
+
+def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(message.get("tool_call_id"), str):
+        message = {**message, "tool_call_id": _short_id(message["tool_call_id"])}
+    if not message.get("tool_calls"):
+        return message
+    calls = [{**call, "id": _short_id(call["id"])} if call.get("id") else call for call in message["tool_calls"]]
+    return {**message, "tool_calls": calls}
+
+
+def _short_id(call_id: str) -> str:
+    if len(call_id) == 9 and call_id.isalnum():
+        return call_id
+    return hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:9]
 
 
 def drop_empty(messages: Messages) -> Messages:
@@ -111,6 +132,7 @@ REPAIRS: dict[str, Repair] = {
     for repair in (
         developer_to_system,
         unknown_to_user,
+        short_call_ids,
         tool_to_user,
         drop_empty,
         merge_system,
@@ -125,6 +147,7 @@ REPAIRS: dict[str, Repair] = {
 LADDER: tuple[str, ...] = (
     "unknown_to_user",
     "developer_to_system",
+    "short_call_ids",
     "drop_empty",
     "merge_system",
     "merge_same_role",

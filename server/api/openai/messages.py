@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from server.api.openai.calls import read_calls, with_results_linked
 from server.errors import InvalidRequest, Unsupported
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -22,44 +23,37 @@ _OTHER_PARTS = {
     "file": "files",
     "input_file": "files",
 }
-_KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning")
+_KEPT = ("name", "tool_call_id", "reasoning_content", "reasoning")
 
 
 def read_messages(value: Any) -> tuple[dict[str, Any], ...]:
     """The messages with what a template can use. Raises InvalidRequest that names the place."""
     if not isinstance(value, list) or not value:
         raise InvalidRequest("'messages': expected a non-empty array of messages.", param="messages")
-    return tuple(_read_message(message, f"messages[{index}]") for index, message in enumerate(value))
+    return tuple(with_results_linked([_read_message(message, index) for index, message in enumerate(value)]))
 
 
-def _read_message(message: Any, path: str) -> dict[str, Any]:
+def _read_message(message: Any, index: int) -> dict[str, Any]:
+    path = f"messages[{index}]"
     if not isinstance(message, Mapping):
         raise _invalid(path, "expected an object with 'role' and 'content'")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise _invalid(f"{path}.role", f"expected one of {', '.join(ROLES)}")
+    if message.get("function_call"):
+        raise _invalid(f"{path}.function_call", "this is the older form of 'tool_calls'. Send those")
     kept = {name: message[name] for name in _KEPT if message.get(name) is not None}
-    _check_kept(kept, path)
+    _check_texts(kept, path)
+    if role == "assistant" and message.get("tool_calls"):
+        kept["tool_calls"] = read_calls(message["tool_calls"], f"{path}.tool_calls", index)
     content = _read_content(message.get("content"), f"{path}.content", may_lack=role == "assistant")
     return {"role": role, "content": content, **kept}
 
 
-def _check_kept(kept: Mapping[str, Any], path: str) -> None:
+def _check_texts(kept: Mapping[str, Any], path: str) -> None:
     for name, value in kept.items():
-        if name == "tool_calls":
-            _check_tool_calls(value, f"{path}.{name}")
-        elif not isinstance(value, str):
+        if not isinstance(value, str):
             raise _invalid(f"{path}.{name}", "expected a string")
-
-
-def _check_tool_calls(value: Any, path: str) -> None:
-    if not isinstance(value, list) or not all(_is_tool_call(call) for call in value):
-        raise _invalid(path, "expected an array of objects with a 'function' that has a 'name'")
-
-
-def _is_tool_call(call: Any) -> bool:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
 
 
 def _read_content(content: Any, path: str, *, may_lack: bool) -> Any:
