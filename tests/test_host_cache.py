@@ -172,7 +172,7 @@ def test_a_swipe_and_a_turn_save_nothing() -> None:
 
 
 def test_the_next_to_go_is_saved_while_nobody_waits() -> None:
-    rig = make_engine(n_slots=2, cache_ram_bytes=1 << 20)
+    rig = make_engine(n_slots=2, cache_ram_bytes=1 << 20, copy_s_per_token=1e-4)
     for i in (0, 1):
         rig.engine.keep_house()
         assert len(rig.engine._cache.host) == 0
