@@ -240,3 +240,12 @@ async def test_another_method_is_a_405_in_the_error_shape() -> None:
         response = await api.http.get(PATH)
         assert response.headers["allow"] == "POST"
         assert error_of(response, 405)["code"] == "method_not_allowed"
+
+
+async def test_the_prompts_tokens_are_counted_and_nothing_is_generated() -> None:
+    async with running() as api:
+        answer = await api.ok("/v1/chat/completions/input_tokens", messages=HELLO, model="any", temperature=0.5)
+        assert answer == {"object": "response.input_tokens", "input_tokens": len(b"user: Hi\nassistant: ")}
+        assert api.engine.requests == []
+        error = await api.refused("/v1/chat/completions/input_tokens", {"messages": "x"})
+        assert error["param"] == "messages"

@@ -91,6 +91,21 @@ CASES = {
     "/api/v1/generate": bodies(KOBOLD, prompt=st.text("ab", max_size=5) | VALUES),
     "/api/generate": bodies(OLLAMA, prompt=st.text("ab", max_size=5) | VALUES, options=VALUES),
     "/api/chat": bodies(OLLAMA, messages=MESSAGES | VALUES),
+    "/infill": bodies(LLAMACPP, input_prefix=st.text("ab", max_size=5) | VALUES, input_suffix=st.just("") | VALUES),
+    "/v1/chat/completions/input_tokens": bodies(OPENAI_CHAT, messages=MESSAGES | VALUES),
+    "/v1/embeddings": st.fixed_dictionaries(
+        {"input": st.text("ab", max_size=20) | VALUES},
+        optional={"encoding_format": VALUES | st.just("base64"), "dimensions": VALUES, "truncate": VALUES},
+    ),
+    "/embedding": st.fixed_dictionaries(
+        {"content": st.text("ab", max_size=5) | VALUES}, optional={"embd_normalize": VALUES}
+    ),
+    "/api/embed": st.fixed_dictionaries({"input": st.text("ab", max_size=20) | VALUES}, optional={"truncate": VALUES}),
+    "/api/embeddings": st.fixed_dictionaries({"prompt": VALUES}),
+    "/v1/rerank": st.fixed_dictionaries(
+        {"query": st.just("a") | VALUES, "documents": st.lists(VALUES | st.just("a"), max_size=3) | VALUES},
+        optional={"top_n": VALUES, "texts": VALUES, "return_documents": VALUES},
+    ),
     "/tokenize": st.fixed_dictionaries({"content": VALUES}, optional={"add_special": VALUES, "with_pieces": VALUES}),
     "/detokenize": st.fixed_dictionaries({"tokens": VALUES | st.lists(st.integers(-1, 300), max_size=4)}),
 }
@@ -110,7 +125,8 @@ def test_no_json_object_makes_a_500(path: str, data: st.DataObject) -> None:
     body = data.draw(CASES[path])
 
     async def ask() -> None:
-        async with running(FakeEngine(["ab"]), FakeText(has_infill=True)) as api:
+        engine = FakeEngine(["ab"], pooling="rank" if path == "/v1/rerank" else "mean")
+        async with running(engine, FakeText(has_infill=True)) as api:
             response = await api.post(path, body)
             if response.status_code != 200:
                 assert response.status_code in (400, 404), response.text

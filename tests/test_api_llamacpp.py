@@ -338,3 +338,40 @@ async def test_nothing_is_there_while_the_model_loads() -> None:
         for path in ("/props", "/slots"):
             assert (await api.http.get(path)).status_code == 503
         assert (await api.post(PATH, {"prompt": "a"})).status_code == 503
+
+
+GAP = {"input_prefix": "def f(", "input_suffix": "):"}
+
+
+async def test_infill() -> None:
+    async with running(FakeEngine(["x"]), FakeText(has_infill=True)) as api:
+        answer = await api.ok("/infill", **GAP, prompt="a, ", n_predict=4, input_extra=[{"text": "b", "filename": "n"}])
+        assert (answer["content"], answer["stop"]) == ("x", True)
+        request = api.engine.requests[0]
+        assert bytes(request.prompt) == b"nb\x01def f(a, \x02):\x03"
+        assert request.max_tokens == 4
+        events = await api.events("/infill", **GAP)
+        assert "".join(event["content"] for event in events) == "x"
+
+
+async def test_infill_needs_infill_tokens() -> None:
+    async with running() as api:
+        error = await api.refused("/infill", GAP)
+        assert error["code"] == "unsupported"
+        assert "infill" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"input_suffix": "b"}, "input_prefix"),
+        ({"input_prefix": "a"}, "input_suffix"),
+        ({**GAP, "prompt": 3}, "prompt"),
+        ({**GAP, "input_extra": "a"}, "input_extra"),
+        ({**GAP, "input_extra": [{"filename": "a"}]}, "input_extra[0].text"),
+        ({**GAP, "temperature": "hot"}, "temperature"),
+    ],
+)
+async def test_a_wrong_gap_is_named(body: Any, param: str) -> None:
+    async with running(text=FakeText(has_infill=True)) as api:
+        assert (await api.refused("/infill", body))["param"] == param

@@ -54,6 +54,9 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_sep_token_id(SEP)
     writer.add_bos_token_id(CLS)
     writer.add_eos_token_id(SEP)
+    # [CLS] a text [SEP] another [SEP]
+    writer.add_add_eos_token(True)
+    writer.add_add_sep_token(False)
 
 
 def _add_weights(writer: gguf.GGUFWriter, draw: np.random.Generator, *, has_head: bool) -> None:

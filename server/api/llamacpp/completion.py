@@ -56,7 +56,12 @@ async def create_native_completion(request: Request) -> Response:
     services = services_of(request)
     body = await read_json(request, services.config.max_body_bytes)
     refuse_unavailable(body)
-    fields = validate(NativeRequest, body, LLAMACPP)
+    return await answer_native(request, validate(NativeRequest, body, LLAMACPP))
+
+
+async def answer_native(request: Request, fields: NativeRequest) -> Response:
+    """The answer to a validated request, whole or as a stream."""
+    services = services_of(request)
     work = _Completion(services, fields, owner_of(request))
     if not fields.stream:
         return json_response(await unless_gone(request, work.answer()))

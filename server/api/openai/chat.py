@@ -52,6 +52,18 @@ async def create_chat_completion(request: Request) -> Response:
     return EventStream(generation, chunks, ping_s=services.config.ping_s, headers=work.headers)
 
 
+@router.post("/chat/completions/input_tokens", **documented(ChatRequest, {"one message": {"messages": _HELLO}}))
+async def count_input_tokens(request: Request) -> Response:
+    """How many tokens a chat request's prompt has, tools and template included; nothing is generated."""
+    services = services_of(request)
+    body = await read_json(request, services.config.max_body_bytes)
+    refuse_unavailable(body)
+    fields = validate(ChatRequest, body, OPENAI_CHAT)
+    services.require_ready()
+    rendered = await Conversation(services, fields, owner_of(request)).render()
+    return json_response({"object": "response.input_tokens", "input_tokens": len(rendered.tokens)})
+
+
 def _chunks(services: Services, fields: ChatRequest, work: Conversation, generation: Generation) -> ChatChunks:
     """The format of the stream."""
     return ChatChunks(
