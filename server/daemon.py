@@ -143,12 +143,14 @@ class Daemon:
     ) -> Served:
         """The clients of a model's two processes, not started, and what they are told."""
         from server.chat.client import TextClient
+        from server.chat.pool import TextPool
         from server.chat.prompt import TextParams
         from server.engine.client import EngineClient
 
         settings = engine_config(config, model)
         tool_format = None if config.model.tool_format == "auto" else config.model.tool_format
-        text = TextClient(TextParams(settings.model, template, tool_format))
+        params = TextParams(settings.model, template, tool_format)
+        text = TextPool(lambda: TextClient(params))
         api = api_config(config, model, self._keys)
         return Served(config, model, EngineClient(settings, on_progress), text, api)
 
