@@ -48,7 +48,7 @@ from server.engine.messages import (
     Turn,
     Usage,
 )
-from server.errors import EngineDown, GgufdError, InvalidRequest, Unavailable
+from server.errors import EngineDown, EngineFailure, GgufdError, InvalidRequest, Unavailable
 from server.llama.params import Pooling
 
 BOS, EOS, N_VOCAB = 256, 257, 258
@@ -415,6 +415,8 @@ class FakeText:
     ) -> None:
         self.info = TextInfo(template, False, None, (), BOS, EOS, "<s>", "</s>", N_VOCAB, adds_bos, has_infill)
         self.chats: list[ChatPrompt] = []
+        self.checked: list[tuple[object, str]] = []
+        self.invalid_texts: set[str] = set()
         self.opened = opened
         self.planner = AnswerPlanner(
             template, lambda text: [text], _prepare_schema, knows_tools=False, carries_calls=False
@@ -465,6 +467,11 @@ class FakeText:
             frame=plan.frame,
             thoughts=_thoughts(plan.thoughts),
         )
+
+    async def check_json(self, schema: str, text: str) -> None:
+        self.checked.append((json.loads(schema), text))
+        if text in self.invalid_texts:
+            raise EngineFailure("the finished text is not what its JSON schema asks for")
 
     async def check_grammar(self, grammar: Grammar) -> None:
         if grammar.kind is GrammarKind.JSON_SCHEMA:

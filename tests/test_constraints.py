@@ -83,6 +83,40 @@ async def test_no_constraint(body: Any) -> None:
     assert (await asked(ROUTES[0], **body)).sampling.grammar is None
 
 
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_text_that_its_schema_does_not_allow_is_an_error(path: str, stream: bool) -> None:
+    """The grammar would have to be wrong; then nobody must take the text for an answer."""
+    prompt = {"messages": HELLO} if "chat" in path else {"prompt": "a"}
+    async with running(FakeEngine(("{}", "[1]"))) as api:
+        api.text.invalid_texts.add("[1]")
+        await api.ok(path, **prompt, json_schema=OBJECT)
+        body = {**prompt, "json_schema": OBJECT, "n": 2}
+        if stream:
+            last = (await api.events(path, **body))[-1]
+            assert last["error"]["code"] == "engine_failure"
+        else:
+            assert (await api.refused(path, body, 500))["code"] == "engine_failure"
+        assert (OBJECT, "[1]") in api.text.checked
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"json_schema": OBJECT, "stop": ["l"]},
+        {"json_schema": OBJECT, "max_tokens": 2},
+        {"grammar": 'root ::= "a"'},
+        {"guided_choice": ["a"]},
+        {},
+    ],
+    ids=str,
+)
+async def test_only_whole_texts_of_a_schema_are_checked(body: dict[str, Any]) -> None:
+    async with running() as api:
+        await api.ok(ROUTES[0], prompt="a", **body)
+        assert api.text.checked == []
+
+
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=4))
 def test_any_choices_are_a_grammar_that_is_read(choices: list[str]) -> None:
     pattern = of_choices(tuple(choices)).text

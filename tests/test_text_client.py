@@ -21,7 +21,7 @@ from server.chat.prompt import ChatPrompt, TextParams
 from server.chat.text import TextModel, load
 from server.chat.worker import Answer, Call, Refusal, answer
 from server.engine.messages import Grammar, GrammarKind
-from server.errors import EngineDown, InvalidRequest, ModelError, Unsupported
+from server.errors import EngineDown, EngineFailure, InvalidRequest, ModelError, Unsupported
 from server.llama.params import ModelParams
 from tests.vocabularies import demo_model, vocabulary
 
@@ -83,6 +83,11 @@ async def test_every_call(kind: str) -> None:
         with pytest.raises(InvalidRequest, match="root") as caught:
             await client.check_grammar(Grammar(GrammarKind.GBNF, 'x ::= "a"'))
         assert caught.value.param == "grammar"
+        await client.check_json('{"type": "array"}', "[]")
+        with pytest.raises(EngineFailure, match="#/type"):
+            await client.check_json('{"type": "array"}', "{}")
+        with pytest.raises(InvalidRequest, match="'#/required'"):
+            await client.check_grammar(Grammar(GrammarKind.JSON_SCHEMA, '{"required": [1]}'))
         with pytest.raises(InvalidRequest, match="no token"):
             await client.decode([10**9])
         with pytest.raises(InvalidRequest, match="surrogate"):

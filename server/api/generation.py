@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
@@ -22,6 +22,7 @@ from server.engine.messages import (
     EngineRequest,
     Finish,
     FinishReason,
+    GrammarKind,
     Output,
     PromptLogprobs,
     RequestEvent,
@@ -32,6 +33,9 @@ from server.errors import EngineFailure, GgufdError
 
 T = TypeVar("T")
 
+CheckJson = Callable[[str, str], Awaitable[None]]
+"""Raises unless the second is JSON that satisfies the first, a schema."""
+
 Batch = tuple[int, list[RequestEvent]]
 """The first choice of one engine request, and what happened to that request; `index` counts from that choice."""
 
@@ -41,8 +45,8 @@ class Generation:
 
     `n` is the sequences of each request, `total` those of all; `requests` are what the engine was given. It belongs to
     `owner`, in whose name it can be found and aborted; `finishes` are the ends that the engine told, each explained by
-    the `explainer` before it is passed on. `is_scoring` says that only the prompt counts: the engine computes one
-    token, and it is dropped here.
+    the `explainer` before it is passed on. A finished text that a JSON schema held is looked at by `check` first.
+    `is_scoring` says that only the prompt counts: the engine computes one token, and it is dropped here.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Generation:
         activity: Activity,
         owner: Owner,
         explainer: CacheExplainer,
+        check: CheckJson,
         *,
         is_scoring: bool = False,
     ) -> None:
@@ -63,6 +68,7 @@ class Generation:
         self._streams = streams
         self._activity = activity
         self._explainer = explainer
+        self._check = check
         self._is_scoring = is_scoring
         self._choices = [_Progress() for _ in range(self.total)]
         self._stack = contextlib.AsyncExitStack()
@@ -99,6 +105,7 @@ class Generation:
                     record.note_first_token()
                 for index, finish in self._note(first, events):
                     await self._explainer.note(index, self.requests[index // self.n], finish.usage)
+                    await self._verify(index, finish)
                 yield first, _scored(events) if self._is_scoring else events
         except GgufdError as error:
             record.reason = error.code or "internal_error"
@@ -114,13 +121,25 @@ class Generation:
             if isinstance(event, Output):
                 progress = self._choices[first + event.index]
                 progress.n_tokens += len(event.tokens)
-                if first + event.index == 0:
+                if first + event.index == 0 or self._schema_of(first + event.index):
                     progress.texts.append(event.text)
                 if event.finish is not None:
                     progress.finish = event.finish
                     self.finishes.append(event.finish)
                     ended.append((first + event.index, event.finish))
         return ended
+
+    def _schema_of(self, index: int) -> str | None:
+        """The JSON schema that holds the whole of a choice's text."""
+        grammar = self.requests[index // self.n].sampling.grammar
+        is_schema = grammar is not None and grammar.kind is GrammarKind.JSON_SCHEMA and not grammar.frame
+        return grammar.text if grammar is not None and is_schema else None
+
+    async def _verify(self, index: int, finish: Finish) -> None:
+        """Raises EngineFailure when a text that ended by itself, uncut, is not what its schema asks for."""
+        schema = self._schema_of(index)
+        if schema is not None and finish.reason is FinishReason.STOP and finish.stop is None:
+            await self._check(schema, "".join(self._choices[index].texts))
 
     def _tell(self) -> None:
         """Write into the record what the request has cost, as far as the engine told."""
@@ -229,9 +248,10 @@ async def submit(
             if request.timeout_s is not None:
                 await stream.placed()
     except (GgufdError, asyncio.CancelledError):
-        async with Generation(requests, streams, services.activity, owner, explainer):
+        async with Generation(requests, streams, services.activity, owner, explainer, services.text.check_json):
             raise
-    return Generation(requests, streams, services.activity, owner, explainer, is_scoring=is_scoring)
+    check = services.text.check_json
+    return Generation(requests, streams, services.activity, owner, explainer, check, is_scoring=is_scoring)
 
 
 @dataclass(slots=True)

@@ -93,6 +93,10 @@ class TextCalls(ABC):
         """Raises InvalidRequest unless the grammar can be enforced."""
         await self._call(_GRAMMAR, grammar.kind.value, grammar.text, grammar.frame)
 
+    async def check_json(self, schema: str, text: str) -> None:
+        """Raises EngineFailure unless a finished text is what its schema asks for."""
+        await self._call("check_json", schema, text)
+
 
 @dataclass(slots=True)
 class _Pending:

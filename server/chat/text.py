@@ -16,6 +16,7 @@ from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo, TextParams
 from server.chat.renderer import ChatRenderer, begun_answer, needed
 from server.chat.template import CHATML, Template, TemplateError
 from server.chat.thinking import Thinking
+from server.chat.validity import check_json, validator_of
 from server.engine.messages import SpanLimit
 from server.errors import InvalidRequest, ModelError, Unsupported
 from server.llama.grammar import build_tokenizer, check_grammar
@@ -179,6 +180,12 @@ class TextModel:
     def check_grammar(self, kind: str, text: str, frame: str = "") -> None:
         """Raises InvalidRequest unless the grammar can be enforced, inside its frame if it has one."""
         check_grammar(kind, text, lambda: self._grammar_tokenizer, frame=frame)
+        if kind == "json_schema":
+            validator_of(text)
+
+    def check_json(self, schema: str, text: str) -> None:
+        """Raises EngineFailure unless a finished text is what its schema asks for."""
+        check_json(schema, text)
 
     def _thoughts(self, thinking: Thinking | None) -> SpanLimit | None:
         """What ends thoughts: their mark, on a line of its own where it is a tag."""

@@ -28,6 +28,7 @@ from server.llama.model import Model
 _MAX_KEPT = 32
 _MAX_KEPT_CHARS = 2 * 1024 * 1024
 _NICENESS = 10
+_STACK_BYTES = 512 << 20
 
 
 class Masks:
@@ -142,7 +143,7 @@ class GrammarCompiler:
         self._model = model
         self._tokenizer: Any = None
         self._masks: Masks | None = None
-        self._thread = ThreadPoolExecutor(1, "grammar", _be_nice)
+        self._thread = _deep_thread()
         self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
         self._n_kept_chars = 0
 
@@ -188,6 +189,17 @@ class GrammarCompiler:
         if self._tokenizer is None:
             self._tokenizer = build_tokenizer(self._model)
         return self._tokenizer
+
+
+def _deep_thread() -> ThreadPoolExecutor:
+    """One thread with as much stack as the thread that checked the grammar had: only a new one can be given it."""
+    before = threading.stack_size(_STACK_BYTES)
+    try:
+        thread = ThreadPoolExecutor(1, "grammar", _be_nice)
+        thread.submit(_be_nice).result()
+    finally:
+        threading.stack_size(before)
+    return thread
 
 
 def _be_nice() -> None:

@@ -95,9 +95,9 @@ def check_grammar(kind: str, text: str, build: Callable[[], Any] | None = None, 
     try:
         Matcher(tokenizer, grammar, kind=kind).check_start()
     except InvalidRequest as error:
-        if kind == "json_schema":
-            error.message = _with_place(text, error.message)
-        raise
+        if kind != "json_schema":
+            raise
+        raise InvalidRequest(_with_place(text, error.message), param="grammar") from None
 
 
 def _with_place(text: str, message: str) -> str:

@@ -1,0 +1,61 @@
+"""The second opinion on a finished text: what is no schema, and what does not satisfy one."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from server.chat.validity import check_json, validator_of
+from server.errors import EngineFailure, InvalidRequest
+
+SCHEMA = json.dumps({"properties": {"a/b": {"items": {"type": "integer", "maximum": 3}}}, "required": ["a/b"]})
+
+
+@pytest.mark.parametrize("text", ['{"a/b": [1, 2, 3]}', '{"a/b": [], "c": null}'])
+def test_what_satisfies_a_schema(text: str) -> None:
+    check_json(SCHEMA, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a/b": [1, 777]}', "'#/properties/a~1b/items/maximum'"),
+        ('{"a/b": [1, "777"]}', "'#/properties/a~1b/items/type'"),
+        ("{}", "'#/required'"),
+        ('{"a/b": [777', "no JSON"),
+        ("", "no JSON"),
+    ],
+)
+def test_what_does_not_and_nothing_of_it_is_said(text: str, said: str) -> None:
+    with pytest.raises(EngineFailure) as caught:
+        check_json(SCHEMA, text)
+    assert said in caught.value.message
+    assert "777" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"properties": {"a": {"required": "b"}}}, "'#/properties/a/required'"),
+        ({"items": {"minimum": "5"}}, "'#/items/minimum'"),
+        ({"items": {"pattern": "("}}, "'#/items/pattern'"),
+        ({"$schema": "https://example.org/own"}, "meta-schema"),
+        ({"$ref": "https://example.org/other"}, "Retrieval is disabled"),
+    ],
+)
+def test_what_is_no_schema(schema: Any, said: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        validator_of(json.dumps(schema))
+    assert said in caught.value.message
+    assert caught.value.param == "grammar"
+
+
+def test_a_pattern_cannot_take_for_ever() -> None:
+    schema = json.dumps({"type": "string", "pattern": "^(a+)+$"})
+    began_s = time.perf_counter()
+    with pytest.raises(EngineFailure):
+        check_json(schema, json.dumps("a" * 5000 + "b"))
+    assert time.perf_counter() - began_s < 1
