@@ -30,16 +30,16 @@ def test_the_longest_beginning_is_found() -> None:
     cache = HostCache(1000)
     for text in ("abc", "abd", "x"):
         cache.insert(Kept(tokens(text), state(10)))
-    found = cache.match(tokens("abdx"), NOBODY, only_whole=False)
+    found = cache.match(tokens("abdx"), NOBODY)
     assert found is not None
     assert (found[0].tokens, found[1]) == (tokens("abd"), 3)
-    assert cache.match(tokens("zzz"), NOBODY, only_whole=False) is None
+    assert cache.match(tokens("zzz"), NOBODY) is None
 
 
 def test_another_namespaces_entries_are_not_found() -> None:
     cache = HostCache(1000)
     cache.insert(Kept(tokens("abc"), state(10), ("them", ())))
-    assert cache.match(tokens("abcd"), ("me", ()), only_whole=False) is None
+    assert cache.match(tokens("abcd"), ("me", ())) is None
     assert not cache.holds(tokens("abc"), ("me", ()))
     cache.insert(Kept(tokens("abcd"), state(10), ("me", ())))
     assert cache.holds(tokens("abc"), ("them", ()))
@@ -47,10 +47,24 @@ def test_another_namespaces_entries_are_not_found() -> None:
 
 
 def test_a_cache_that_cannot_be_trimmed_needs_all_of_an_entry() -> None:
-    cache = HostCache(1000)
+    cache = HostCache(1000, only_whole=True)
     cache.insert(Kept(tokens("abcd"), state(10)))
-    assert cache.match(tokens("abcx"), NOBODY, only_whole=True) is None
-    assert cache.match(tokens("abcdx"), NOBODY, only_whole=True) is not None
+    assert cache.match(tokens("abcx"), NOBODY) is None
+    assert cache.match(tokens("abcd"), NOBODY) is None
+    assert cache.match(tokens("abcdx"), NOBODY) is not None
+
+
+def test_a_cache_that_cannot_be_trimmed_keeps_beginnings_beside_what_goes_on() -> None:
+    cache = HostCache(1000, only_whole=True)
+    for text in ("ab", "abcd", "abcd"):
+        cache.insert(Kept(tokens(text), state(10)))
+    assert len(cache) == 2
+    found = cache.match(tokens("abcx"), NOBODY)
+    assert found is not None
+    assert found[0].tokens == tokens("ab")
+    assert cache.holds(tokens("ab"), NOBODY)
+    assert not cache.holds(tokens("abc"), NOBODY)
+    assert cache.longest_common(tokens("abcx"), NOBODY) == 3
 
 
 def test_what_goes_on_replaces_its_beginning() -> None:
@@ -75,7 +89,7 @@ def test_the_least_recently_used_goes_first() -> None:
     cache = HostCache(20)
     cache.insert(Kept(tokens("a"), state(10)))
     cache.insert(Kept(tokens("b"), state(10)))
-    found = cache.match(tokens("a"), NOBODY, only_whole=False)
+    found = cache.match(tokens("a"), NOBODY)
     assert found is not None
     cache.touch(found[0])
     cache.insert(Kept(tokens("c"), state(10)))

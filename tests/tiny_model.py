@@ -73,7 +73,7 @@ def write_tiny_model(
         writer.add_expert_used_count(n_used)
     for key, value in (metadata or {}).items():
         writer.add_float32(key, value)
-    _add_vocabulary(writer)
+    add_vocabulary(writer)
     _add_weights(writer, np.random.default_rng(seed), size)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -82,7 +82,8 @@ def write_tiny_model(
     return path
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter) -> None:
+    """Bytes, a few merges, and control tokens."""
     normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

@@ -87,7 +87,11 @@ class Engine:
         self._clock = clock
         self._threads = ThreadTuner(decoder.n_threads)
         self._cache = PrefixCache(
-            decoder, clock, n_cache_reuse=rules.n_cache_reuse, cache_ram_bytes=rules.cache_ram_bytes
+            decoder,
+            clock,
+            n_cache_reuse=rules.n_cache_reuse,
+            cache_ram_bytes=rules.cache_ram_bytes,
+            message_ends=vocabulary.eog_tokens,
         )
         self._admission = Admission(queue, self._cache, rules)
         self._turns = Turns()
@@ -426,6 +430,9 @@ class Engine:
             if sequence.request.prompt_logprobs and sequence.n_past < sequence.n_prompt:
                 self._note_prompt_logprobs(sequence, rows)
             sequence.n_past += chunk.n_tokens - len(sequence.draft)
+            if sequence.marks and sequence.n_past == sequence.marks[0]:
+                del sequence.marks[0]
+                self._cache.keep_snapshot(sequence)
         for chunk, rows, (_, last_row) in zip(plan, rows_of, outputs, strict=True):
             if not chunk.sequence.is_finished:
                 self._go_on(chunk.sequence, rows, last_row)

@@ -26,10 +26,15 @@ class Kept:
 
 
 class HostCache:
-    """At most `max_bytes` of states; 0 keeps nothing."""
+    """At most `max_bytes` of states; 0 keeps nothing.
 
-    def __init__(self, max_bytes: int) -> None:
+    With `only_whole` a state is of use only where all of its tokens begin a prompt, since it cannot be cut back; so
+    the beginnings of an entry are entries of their own.
+    """
+
+    def __init__(self, max_bytes: int, *, only_whole: bool = False) -> None:
         self.max_bytes = max_bytes
+        self._only_whole = only_whole
         self._entries: list[Kept] = []
         self._time = 0
         self.n_evicted = 0
@@ -41,28 +46,37 @@ class HostCache:
     def n_bytes(self) -> int:
         return sum(len(entry.state) for entry in self._entries)
 
-    def match(self, tokens: array[int], realm: Realm, *, only_whole: bool) -> tuple[Kept, int] | None:
+    def match(self, tokens: array[int], realm: Realm) -> tuple[Kept, int] | None:
         """The entry of a realm with the longest common beginning with `tokens`, and its length; None without one.
 
-        With `only_whole` entries count only where all of their tokens begin `tokens`.
+        Of `tokens` at least the last is left to be computed.
         """
         best: tuple[Kept, int] | None = None
         for entry in self._of(realm):
             n = common_prefix(entry.tokens, tokens)
-            if n > (best[1] if best else 0) and not (only_whole and n < len(entry.tokens)):
+            is_usable = not self._only_whole or n == len(entry.tokens) < len(tokens)
+            if is_usable and n > (best[1] if best else 0):
                 best = (entry, n)
         return best
 
     def holds(self, tokens: array[int], realm: Realm) -> bool:
-        """Whether all of `tokens` begin some entry of a realm."""
-        return any(common_prefix(entry.tokens, tokens) == len(tokens) for entry in self._of(realm))
+        """Whether an entry of a realm is of use wherever one of `tokens` would be."""
+        return any(
+            common_prefix(entry.tokens, tokens) == len(tokens) >= (len(entry.tokens) if self._only_whole else 0)
+            for entry in self._of(realm)
+        )
+
+    def longest_common(self, tokens: array[int], realm: Realm) -> int:
+        """How many of `tokens` begin some entry of a realm, of use or not."""
+        return max((common_prefix(entry.tokens, tokens) for entry in self._of(realm)), default=0)
 
     def insert(self, kept: Kept) -> None:
-        """Keep a state, in place of those whose tokens only begin it; evict others to stay in the budget."""
+        """Keep a state, in place of those that are of no use beside it; evict others to stay in the budget."""
         if len(kept.state) > self.max_bytes:
             return
         for entry in self._of(kept.realm):
-            if common_prefix(entry.tokens, kept.tokens) == len(entry.tokens):
+            is_beginning = common_prefix(entry.tokens, kept.tokens) == len(entry.tokens)
+            if is_beginning and (not self._only_whole or len(entry.tokens) == len(kept.tokens)):
                 self._entries.remove(entry)
         while self.n_bytes + len(kept.state) > self.max_bytes:
             self._entries.remove(min(self._entries, key=lambda entry: entry.last_used))

@@ -482,7 +482,8 @@ class EmbeddingInfo:
 class Ready:
     """The engine serves. `n_ctx` is cells of one slot. A model that does not write (`writes`) makes vectors only.
 
-    `reuse` says which prefixes can be reused: "any" of what a slot holds, or only the "whole" of it.
+    `reuse` says which prefixes can be reused: "any" of what a slot holds, or only the "whole" of it, or that and the
+    "snapshots" that were made on the way.
     `memory_bytes` is the sum of llama.cpp's own `buffers`, a line each.
     """
 

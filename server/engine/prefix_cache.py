@@ -17,10 +17,11 @@ more than twice the best in hindsight.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from server.engine.chunk_reuse import Move, plan_moves
 from server.engine.host_cache import HostCache, Kept
 from server.engine.messages import CacheDifference, CacheReport, CacheSource, Realm
 from server.engine.sequence import Sequence
+from server.engine.snapshots import marks_of
 from server.engine.tokens import common_prefix
 from server.errors import EngineFailure
 from server.llama.batch import State
@@ -112,10 +114,12 @@ class PrefixCache:
         *,
         n_cache_reuse: int = 0,
         cache_ram_bytes: int = 0,
+        message_ends: Collection[int] = (),
     ) -> None:
         self._decoder = decoder
+        self._message_ends = message_ends
         self._n_cache_reuse = n_cache_reuse if decoder.can_shift else 0
-        self.host = HostCache(cache_ram_bytes)
+        self.host = HostCache(cache_ram_bytes, only_whole=not decoder.can_trim)
         self._clock = clock
         self.slots = [Slot(i) for i in range(decoder.n_slots)]
         self.prefill_s_per_token = _FIRST_PREFILL_S_PER_TOKEN
@@ -180,6 +184,7 @@ class PrefixCache:
         """
         if not self.idle:
             return False
+        n_parted = self._n_parted(sequence)
         was_restored = self._restore(sequence)
         source, target, n_reuse = self._choose(sequence)
         difference = self._difference(sequence) if sequence.request.explain_cache else None
@@ -191,17 +196,40 @@ class PrefixCache:
             self.release_copies()
             self.evict(target)
             raise
+        if self._keeps_snapshots and not sequence.request.prompt_logprobs:
+            prompt = sequence.request.prompt
+            sequence.marks = marks_of(prompt, self._message_ends, sequence.n_past, n_parted)
         if sequence.request.explain_cache:
             place = CacheSource.RESTORED if was_restored else _source(sequence, is_copy=source is not target)
             sequence.cache_report = CacheReport(place, difference)
         return True
+
+    @property
+    def _keeps_snapshots(self) -> bool:
+        return not self._decoder.can_trim and self.host.max_bytes > 0
+
+    def _n_parted(self, sequence: Sequence) -> int:
+        """Where this prompt leaves one that was computed before, which therefore cannot be used."""
+        if not self._keeps_snapshots:
+            return 0
+        realm = sequence.request.realm
+        held = [common_prefix(slot.computed, sequence.tokens) for slot in self.slots if slot.realm == realm]
+        return max([self.host.longest_common(sequence.tokens, realm), *held])
+
+    def keep_snapshot(self, sequence: Sequence) -> None:
+        """A sequence has come to a mark in its prompt: keep its state as it is now."""
+        slot, tokens, realm = self._slot_of(sequence), sequence.tokens[: sequence.n_past], sequence.request.realm
+        if not self.host.holds(tokens, realm):
+            # Without it something is computed again some day; nobody has to fail for that.
+            with contextlib.suppress(EngineFailure):
+                self.host.insert(Kept(tokens, self._decoder.get_state(slot.index), realm, slot.asker))
 
     def _restore(self, sequence: Sequence) -> bool:
         """Bring back a chat from host RAM, into the slot that is missed least, when that saves computing it again."""
         if self.host.max_bytes == 0 or sequence.request.prompt_logprobs:
             return False
         realm = sequence.request.realm
-        found = self.host.match(sequence.tokens, realm, only_whole=not self._decoder.can_trim)
+        found = self.host.match(sequence.tokens, realm)
         if found is None or found[1] < self.match(sequence)[0].n_common + _MIN_SHARED_TOKENS:
             return False
         slot = self._victim()

@@ -176,6 +176,8 @@ def _decode_chunk(sequence: Sequence) -> Chunk:
 def _prefill_chunk(sequence: Sequence, budget: int, n_outputs_left: int) -> Chunk:
     """Logits are wanted of the last token only, or of every token when the prompt's own log-probabilities are."""
     n_tokens = min(sequence.n_uncomputed, budget)
+    if sequence.marks:
+        n_tokens = min(n_tokens, sequence.marks[0] - sequence.n_past)
     if sequence.request.prompt_logprobs and sequence.n_past < sequence.n_prompt:
         n_tokens = min(n_tokens, n_outputs_left)
         return Chunk(sequence, n_tokens, n_tokens)

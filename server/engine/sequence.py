@@ -58,6 +58,8 @@ class Sequence:
     n_past: int = 0
     n_cached: int = 0
     n_moved: int = 0
+    marks: list[int] = field(default_factory=list)
+    """Where in the prompt its state is to be copied on the way, ascending."""
     cache_report: CacheReport | None = None
     admit_s: float = 0.0
     first_token_s: float = 0.0
