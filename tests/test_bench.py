@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -68,6 +69,7 @@ class FakeServer:
     log: list[str] = field(default_factory=list)
     name: str = "fake"
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
     hung_up: int = 0
     port: int = 0
 
@@ -106,6 +108,7 @@ class FakeServer:
             ids = [self._ids.setdefault(word, len(self._ids)) for word in body["content"].split()]
             _send(writer, 200, {"tokens": ids})
         elif path == "/v1/completions" and self.refuse is None:
+            self.keys.append(headers.get("authorization"))
             await self._complete(body, writer)
         elif path == "/v1/completions" and self.refuse is not None:
             _send(writer, self.refuse[0], self.refuse[1])
@@ -578,6 +581,20 @@ async def test_a_failing_job_fails_the_scenario(fake: FakeServer) -> None:
     fake.error_after = 30  # the chat's answers are shorter
     with pytest.raises(BenchError, match="out of memory"):
         await measure(fake, "background")
+
+
+async def test_questions_beside_jobs_are_asked_with_the_other_key(fake: FakeServer) -> None:
+    fake.step_s = 0.002
+    options = Options(fake.url, seed=7, scenarios=("fairness",), other_api_key="second", sizes=SMALL)
+    report = empty_report()
+    await run(dataclasses.replace(options, sizes=dataclasses.replace(SMALL, rounds=1)), report, lambda line: None)
+    figures = {(row.metric.case, row.metric.quantity): row for row in report.rows()}
+    assert len(figures) == 4
+    questions = [key for key, body in zip(fake.keys, fake.bodies, strict=True) if body["max_tokens"] == 8]
+    jobs = [key for key, body in zip(fake.keys, fake.bodies, strict=True) if body["max_tokens"] == 160]
+    assert jobs == [None] * 40
+    assert questions.count("bearer second") >= 6
+    assert questions.count(None) >= 6
 
 
 async def test_old_chats_go_on(fake: FakeServer) -> None:

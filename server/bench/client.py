@@ -280,6 +280,10 @@ class Client:
     def url(self) -> str:
         return self.address.url
 
+    def with_key(self, api_key: str) -> Client:
+        """The same server and model, asked by somebody else."""
+        return Client(self.url, api_key=api_key, model=self.model, timeout_s=self._timeout_s)
+
     async def start(self, prompt: str, max_tokens: int) -> Stream:
         """Send a greedy completion of exactly `max_tokens` tokens; the stream that it becomes."""
         streaming = {"stream": True, "stream_options": {"include_usage": True}}

@@ -48,6 +48,9 @@ def bench(
     api_key: Annotated[
         str | None, typer.Option(envvar="GGUFD_BENCH_API_KEY", help="Key to send, to both servers.")
     ] = None,
+    other_api_key: Annotated[
+        str | None, typer.Option(envvar="GGUFD_BENCH_OTHER_API_KEY", help="A second key, for the fairness scenario.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model to ask the first server for; its first by default.")] = None,
     max_slots: Annotated[
         int | None, typer.Option(min=1, help="Slots of a server that does not tell how many it has.")
@@ -68,6 +71,7 @@ def bench(
             scenarios=tuple(scenario or ()),
             sizes=sizes(quick, rounds, streams, depth, tokens, seconds, chat_context, pause),
             api_key=api_key,
+            other_api_key=other_api_key,
             model=model,
             max_slots=max_slots,
             timeout_s=timeout,

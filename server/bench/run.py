@@ -33,6 +33,7 @@ class Options:
     scenarios: tuple[str, ...] = ()
     sizes: Sizes = field(default_factory=Sizes)
     api_key: str | None = None
+    other_api_key: str | None = None
     model: str | None = None
     max_slots: int | None = None
     timeout_s: float = 300.0
@@ -50,7 +51,7 @@ async def run(options: Options, report: Report, progress: Progress) -> None:
     if len({client.url for client in clients}) < len(clients):
         raise BenchError(f"{clients[0].url} was given twice: --against needs another server")
     clients[0].model = options.model
-    servers = [await discover(client, options.max_slots) for client in clients]
+    servers = [await discover(client, options.max_slots, options.other_api_key) for client in clients]
     report.servers.extend(servers)
     for client in clients:
         await _warm_up(client, options.seed)
@@ -70,7 +71,7 @@ def choose(options: Options) -> list[Case]:
     return [case for name, make in SCENARIOS.items() if name in wanted for case in make(options.sizes)]
 
 
-async def discover(client: Client, max_slots: int | None = None) -> Server:
+async def discover(client: Client, max_slots: int | None = None, other_api_key: str | None = None) -> Server:
     """Ask `/v1/models` and `/props` who the server is; what it does not say stays None."""
     models = await _ask(client, "/v1/models")
     data = models.get("data")
@@ -87,6 +88,7 @@ async def discover(client: Client, max_slots: int | None = None) -> Server:
         n_slots=_first_integer(props.get("total_slots"), max_slots),
         model=_first_text(props.get("model_path"), name),
         build=_first_text(props.get("build_info"), entry.get("owned_by")),
+        other=None if other_api_key is None else client.with_key(other_api_key),
     )
 
 

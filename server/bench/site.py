@@ -64,13 +64,17 @@ DEFAULT_SLOTS = 16
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A measured server, and what it says of itself; None where it does not say. `n_ctx` is tokens of one slot."""
+    """A measured server, and what it says of itself; None where it does not say. `n_ctx` is tokens of one slot.
+
+    `other` speaks to it with another key, where there is one.
+    """
 
     client: Client
     n_ctx: int | None = None
     n_slots: int | None = None
     model: str | None = None
     build: str | None = None
+    other: Client | None = None
 
     @property
     def slots(self) -> int:

@@ -13,6 +13,7 @@ from server.bench.scenarios import (
     decode,
     deep,
     earlier,
+    fairness,
     fresh,
     interference,
     prefill,
@@ -32,5 +33,6 @@ SCENARIOS: dict[str, Callable[[Sizes], list[Case]]] = {
     "chat": chat.cases,
     "carousel": carousel.cases,
     "background": background.cases,
+    "fairness": fairness.cases,
     "old-chats": earlier.cases,
 }

@@ -1,0 +1,71 @@
+"""fairness: one sends many long jobs at once, another one short question at a time; with one key, and with two.
+
+With one key the questions wait behind the jobs. With two, a fair server lets them pass, and should lose nothing by it:
+compare `all requests` of the two cases. The second case wants `--other-api-key`; without it both are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import statistics
+import time
+
+from server.bench.client import Answer, Client, Stream, closing_all
+from server.bench.figures import Better, Metric
+from server.bench.site import Case, Figure, Site, Sizes
+
+NAME = "fairness"
+N_JOBS = 20
+JOB_PROMPT = 60
+JOB_TOKENS = 160
+QUESTION = 20
+ANSWER = 8
+ALONE = 5  # questions asked of the idle server, for what one takes by itself
+MOST_QUESTIONS = 40
+HEAD_START_S = 0.5  # of the jobs
+
+
+def cases(sizes: Sizes) -> list[Case]:
+    """Both senders with one key, then with two."""
+    needs = 2 * (JOB_PROMPT + JOB_TOKENS)
+    return [
+        Case(NAME, label, needs, functools.partial(_measure, label))
+        for label in (f"{N_JOBS} jobs and questions, one key", f"{N_JOBS} jobs and questions, two keys")
+    ]
+
+
+async def _measure(case: str, site: Site) -> list[Figure]:
+    asker = (site.server.other if case.endswith("two keys") else None) or site.client
+    alone = [await asker.complete(site.words.text(QUESTION), ANSWER) for _ in range(ALONE)]
+    streams: list[Stream] = []
+    with closing_all(streams):
+        start = time.perf_counter()
+        streams.extend([await site.client.start(site.words.text(JOB_PROMPT), JOB_TOKENS) for _ in range(N_JOBS)])
+        await asyncio.sleep(HEAD_START_S)
+        jobs = asyncio.gather(*(stream.answer() for stream in streams))
+        questions = await _ask_until(jobs, asker, site)
+        answers = [*await jobs, *questions]
+        seconds = max(answer.times[-1] for answer in answers) - start
+    return _figures(case, alone, questions, sum(answer.tokens for answer in answers) / seconds)
+
+
+async def _ask_until(jobs: asyncio.Future[list[Answer]], asker: Client, site: Site) -> list[Answer]:
+    """One question after the other as long as jobs run; at least one."""
+    questions: list[Answer] = []
+    while not questions or (not jobs.done() and len(questions) < MOST_QUESTIONS):
+        questions.append(await asker.complete(site.words.text(QUESTION), ANSWER))
+    return questions
+
+
+def _figures(case: str, alone: list[Answer], questions: list[Answer], rate: float) -> list[Figure]:
+    own = statistics.median(answer.wait for answer in alone)
+    waits = tuple(answer.wait - own for answer in questions)
+    return [
+        Figure(
+            Metric(NAME, case, "median wait of a question beyond its own work", "s", Better.LOWER),
+            statistics.median(waits),
+            waits,
+        ),
+        Figure(Metric(NAME, case, "all requests", "tok/s", Better.HIGHER), rate),
+    ]
