@@ -275,6 +275,8 @@ def test_the_same_prompt_again_computes_its_last_token_only() -> None:
 
 def test_an_unseen_prefix_of_two_at_once_is_computed_once() -> None:
     rig = make_engine(n_slots=4, n_batch=128)
+    # A step before this one, so that the prompt is read at once.
+    rig.scheduler.step_time.record(0.001, 0, 64)
     rig.add(make_request(1, LONG + b"one", max_tokens=5), make_request(2, LONG + b"two", max_tokens=5))
     rig.run()
     assert rig.collected[2].finishes[0].usage.cached_tokens == len(LONG)
@@ -304,6 +306,8 @@ def test_who_waits_for_a_prefix_starts_when_its_leader_is_aborted() -> None:
 def test_several_choices_compute_the_prompt_once() -> None:
     request = make_request(1, LONG, n=3, max_tokens=6, temperature=1.0, seed=3, ignore_eos=True)
     rig = make_engine(n_slots=4, n_batch=128)
+    # A step before this one, so that the prompt is read at once.
+    rig.scheduler.step_time.record(0.001, 0, 64)
     rig.add(request)
     collected = rig.run()[1]
     assert rig.n_computed == len(LONG) + 2 + 3 * 5

@@ -354,8 +354,9 @@ async def test_a_death_fails_what_is_open_and_the_engine_comes_back(make: Make) 
         with pytest.raises(EngineDown, match="signal 9"):
             await read(stream)
     assert client.state is EngineState.RESTARTING
-    with pytest.raises(EngineDown, match="started again"):
+    with pytest.raises(EngineDown, match="started again") as down:
         client.submit(request_of(client))
+    assert down.value.retry_after_s == client._load_s
     with pytest.raises(EngineDown):
         await client.stats()
     await until(lambda: client.state is EngineState.READY)

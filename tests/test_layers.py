@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,3 +121,21 @@ def test_the_http_side_loads_no_c_library_of_the_model() -> None:
         [sys.executable, "-c", program], cwd=ROOT.parent, capture_output=True, text=True, check=True
     )
     assert not {"numpy", *BINDINGS} & set(output.stdout.split())
+
+
+def test_no_duration_is_taken_from_a_clock_that_can_be_set() -> None:
+    """The wall clock tells people and clients the date; whoever measures uses a monotonic one."""
+    tells_the_date = {
+        "api/settings.py",
+        "api/openai/head.py",
+        "api/openai/responses/create.py",
+        "api/openai/responses/response.py",
+        "api/ollama.py",
+        "api/traces.py",
+        "chat/renderer.py",
+        "chat/template.py",
+        "bench/command.py",
+    }
+    wall_clock = re.compile(r"\btime\.time(_ns)?\(|datetime\.(now|utcnow)\(|\bdate\.today\(")
+    users = {str(path.relative_to(ROOT)) for path in FILES if wall_clock.search(path.read_text())}
+    assert users == tells_the_date

@@ -197,3 +197,9 @@ def test_forced_tokens_go_at_once_or_one_a_step_whichever_costs_less(n_others: i
 def test_forced_tokens_wait_for_no_prompt() -> None:
     older = sequence(0, 500, admit_s=-5.0)
     assert shape(scheduler().schedule([older, forced(1, 20)])) == [(0, 43, 0), (1, 21, 1)]
+
+
+def test_the_first_prompt_of_all_begins_with_little() -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512)
+    assert planner.token_budget(n_decode=0) == 64
+    assert planner.token_budget(n_decode=1) == 32

@@ -222,6 +222,8 @@ class EngineClient:
         self._asking: dict[type[Event], list[asyncio.Future[Any]]] = {}
         self._erase_waiters: dict[int, list[asyncio.Future[int]]] = {}
         self._n_restarts = 0
+        self._launched_s = 0.0
+        self._load_s = 5.0
         self._ready_s = 0.0
         self._service_s = 1.0
         self._buckets = TokenBuckets()
@@ -335,6 +337,7 @@ class EngineClient:
     def _launch(self) -> None:
         """Start a process. What an older one still says is told apart by its generation."""
         self._generation += 1
+        self._launched_s = time.monotonic()
         generation = self._generation
         self._is_ending = False
         self._gone.clear()
@@ -464,10 +467,15 @@ class EngineClient:
             case EngineState.LOADING:
                 return EngineDown("the model is still being loaded; try again in a few seconds", retry_after_s=2)
             case EngineState.SLEEPING | EngineState.WAKING:
-                return EngineDown("the model is unloaded while nobody uses it; a request loads it", retry_after_s=5)
+                return EngineDown(
+                    "the model is unloaded while nobody uses it; a request loads it", retry_after_s=self._load_s
+                )
             case EngineState.FAILED:
                 return EngineDown("the engine has failed and was given up; see the server's log", retry_after_s=60)
-        return EngineDown("the engine stopped and is being started again; try again soon", retry_after_s=5)
+        return EngineDown(
+            f"the engine stopped and is being started again; try again in {self._load_s:.0f} s",
+            retry_after_s=self._load_s,
+        )
 
     def _abort(self, stream: RequestStream) -> None:
         if stream.request.request_id in self._streams:
@@ -548,6 +556,7 @@ class EngineClient:
         self._retreat.end()
         self._phase = EngineState.READY
         self._ready_s = time.monotonic()
+        self._load_s = max(1.0, self._ready_s - self._launched_s)
         self._watchdog = Watchdog(self.config.step_timeout_s, ready.model.size_bytes)
         self._watch_task = self._loop.create_task(self._watch(self._generation))
         # There are some only where they woke it.
@@ -596,12 +605,12 @@ class EngineClient:
             self._is_retreating = False
             self._launch()
             return
-        self._lose_answers(EngineDown("the engine has stopped; try again soon", retry_after_s=5))
+        self._lose_answers(EngineDown("the engine has stopped; try again soon", retry_after_s=self._load_s))
         if self._is_stopping or self._is_ending or self._phase in (EngineState.FAILED, EngineState.SLEEPING):
             return
         reason = self._hang or self._load_error or f"the engine process ended unexpectedly ({_exit_text(code)})"
         logger.error("%s%s", reason, f": {stderr}" if stderr else "")
-        self._lose_all(_lost(reason))
+        self._lose_all(self._lost(reason))
         self._hang = self._load_error = ""
         self._restart(reason)
 
@@ -623,8 +632,8 @@ class EngineClient:
         """Its requests are told at once; the next process starts when this one is gone and its memory is free."""
         self._hang = f"the engine gave no sign of life for {self._watchdog.limit_s:.3g} s and was ended"
         self._phase = EngineState.RESTARTING
-        self._lose_answers(_lost(self._hang))
-        self._lose_all(_lost(self._hang))
+        self._lose_answers(self._lost(self._hang))
+        self._lose_all(self._lost(self._hang))
         assert self._link is not None
         self._link.kill()
 
@@ -638,6 +647,9 @@ class EngineClient:
         logger.warning("the model did not fit on the GPU (%s); trying with %.1f GiB of it", why, limit / (1 << 30))
         self._is_retreating = True
         return True
+
+    def _lost(self, reason: str) -> EngineDown:
+        return EngineDown(f"{reason}; the request is lost. It is being started again", retry_after_s=self._load_s)
 
     def _lose_answers(self, error: GgufdError) -> None:
         erasing = [future for waiters in self._erase_waiters.values() for future in waiters]
@@ -670,10 +682,6 @@ class EngineClient:
             self._launch()
         except OSError as error:
             self._restart(f"the engine process could not be started ({error})")
-
-
-def _lost(reason: str) -> EngineDown:
-    return EngineDown(f"{reason}; the request is lost. It is being started again", retry_after_s=5)
 
 
 def _reports_queue(request: EngineRequest | EmbedRequest) -> bool:

@@ -142,7 +142,8 @@ class Scheduler:
         room = self._n_batch - n_decode
         per_token = self.step_time.prefill_s_per_token
         if per_token == 0:
-            return min(room, self._n_ubatch if is_alone else 2 * _MIN_CHUNK)
+            # Little, until it is known what a token costs: a slow machine would seem to hang.
+            return min(room, self._n_ubatch, _TILE if is_alone else 2 * _MIN_CHUNK)
         if is_alone:
             affordable = int(_ALONE_GAPS * self._max_gap_s / per_token)
             # Whole tiles of the matrix kernels: 64 rows and their multiples are computed best.
