@@ -178,6 +178,9 @@ class ContextSection(Section):
         0, "Fewest tokens worth moving in the cache when a client trims its history; 0 computes them again.", ge=0
     )
     cache_ram: int = setting(1024, "MiB of host RAM that keep chats which lost their slot; 0 keeps none.", ge=0)
+    slot_save_path: str = setting(
+        "", "Folder where POST /slots/N?action=save keeps what a slot holds; empty refuses to save."
+    )
     cache_sharing: Literal["auto", "shared", "per-key"] = setting(
         "auto", "Who may reuse what another key had computed: all, nobody, or auto: nobody from the second key on."
     )

@@ -25,7 +25,7 @@ import platformdirs
 from server import __version__, adapters, console, hub, listen
 from server.config import Config
 from server.engine.messages import EngineConfig, Rules
-from server.errors import StartupError
+from server.errors import ConfigError, StartupError
 from server.keys.ring import Limits
 from server.llama.gguf import Scalar
 from server.llama.params import ContextParams, ModelParams
@@ -61,6 +61,7 @@ _OTHERS = {
     "cache_reuse",
     "cache_ram",
     "cache_sharing",
+    "slot_save_path",
     "spec_draft_n_max",
     "pre_roll",
 }
@@ -388,6 +389,7 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         root_path=config.server.root_path,
         cors_origins=config.server.cors_origins,
         allowed_hosts=_allowed_hosts(config, keys),
+        slot_save_path=_folder(config.context.slot_save_path),
         responses_path=Path(config.responses.responses_path) if config.responses.responses_path else None,
         max_responses=config.responses.max_responses,
         max_responses_bytes=config.responses.max_responses_mib << 20,
@@ -400,6 +402,17 @@ def _allowed_hosts(config: Config, keys: Access | None) -> tuple[str, ...] | Non
     server = config.server
     is_guarded = bool(server.allowed_hosts) or listen.is_loopback(server.host)
     return server.allowed_hosts if keys is None and is_guarded else None
+
+
+def _folder(text: str) -> Path | None:
+    """The folder of a setting, which is made. Raises ConfigError."""
+    if not text:
+        return None
+    try:
+        Path(text).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--slot-save-path {text}: no folder, and none can be made: {error.strerror}") from None
+    return Path(text).resolve()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -15,11 +15,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from server.chat.answer_planner import AnswerPlanner
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
 from server.chat.thinking import Thinking
 from server.engine.messages import (
+    ActOnSlot,
     Admitted,
     CacheReport,
     Embedding,
@@ -39,6 +41,8 @@ from server.engine.messages import (
     QueueState,
     Ready,
     RequestEvent,
+    SlotAction,
+    SlotDone,
     SlotState,
     SpanLimit,
     Stats,
@@ -126,6 +130,7 @@ class FakeEngine:
         self.records: tuple[StepRecord, ...] = ()
         self.cache = CacheReport()
         self.n_kept = 5
+        self.slot_commands: list[ActOnSlot] = []
         self.requests: list[EngineRequest] = []
         self.embeds: list[EmbedRequest] = []
         self.aborted: list[int] = []
@@ -166,13 +171,18 @@ class FakeEngine:
     async def steps(self) -> Steps:
         return Steps(self.records)
 
-    async def erase_slot(self, slot: int) -> int:
+    async def act_on_slot(self, command: ActOnSlot) -> SlotDone:
         assert self.ready is not None
-        assert 0 <= slot < self.ready.n_slots
-        if slot == 1:
+        assert 0 <= command.slot < self.ready.n_slots
+        if command.slot == 1:
             raise Unavailable("slot 1 is in use")
+        if command.action is not SlotAction.ERASE:
+            assert Path(command.path).is_absolute()
+            assert command.mark
+            self.slot_commands.append(command)
+            return SlotDone(command.slot, self.n_kept, 100)
         n_erased, self.n_kept = self.n_kept, 0
-        return n_erased
+        return SlotDone(command.slot, n_erased)
 
 
 def _check(request: EngineRequest, ready: Ready | None) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.embedding import AT_ONCE, Embedder, EmbedderParams
-from server.engine.messages import Admitted, Embedding, EmbedRequest, Failed, Output, SlotState
+from server.engine.messages import ActOnSlot, Admitted, Embedding, EmbedRequest, Failed, Output, SlotAction, SlotState
 from server.engine.pooling import scaled
 from server.engine.vector_engine import VectorEngine
 from server.errors import EngineFailure, InvalidRequest
@@ -251,4 +251,4 @@ class TestVectorsOnly:
         engine.check_integrity()
         assert engine.stats().slots == tuple(SlotState(place, None, 0, 0) for place in range(AT_ONCE))
         assert not engine.has_work
-        assert engine.erase_slot(0).n_tokens == 0
+        assert engine.act_on_slot(ActOnSlot(0, SlotAction.ERASE)).n_tokens == 0

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine.messages import (
+    ActOnSlot,
     Admitted,
     CacheDifference,
     CacheReport,
@@ -24,6 +25,7 @@ from server.engine.messages import (
     Output,
     Progress,
     PromptLogprobs,
+    SlotAction,
     SpanLimit,
 )
 from server.errors import EngineFailure, Unavailable
@@ -321,12 +323,12 @@ def test_an_erased_slot_keeps_nothing_and_a_running_one_everything() -> None:
     rig.add(make_request(1, b"once upon a time", max_tokens=3))
     rig.run()
     (kept,) = [slot for slot in rig.engine.stats().slots if slot.n_past]
-    assert rig.engine.erase_slot(kept.slot).n_tokens == kept.n_past
+    assert rig.engine.act_on_slot(ActOnSlot(kept.slot, SlotAction.ERASE)).n_tokens == kept.n_past
     assert not any(slot.n_past for slot in rig.engine.stats().slots)
     rig.add(make_request(2, b"once upon a time", max_tokens=3))
     rig.step()
     (running,) = [slot for slot in rig.engine.stats().slots if slot.request_id == 2]
-    assert rig.engine.erase_slot(running.slot).n_tokens is None
+    assert rig.engine.act_on_slot(ActOnSlot(running.slot, SlotAction.ERASE)).n_tokens is None
     rig.engine.check_integrity()
 
 
@@ -997,13 +999,13 @@ async def test_the_client_erases_a_slot_and_says_when_it_is_in_use() -> None:
     client.start()
     await client.wait_ready()
     try:
-        assert await client.erase_slot(0) == 0
+        assert (await client.act_on_slot(ActOnSlot(0, SlotAction.ERASE))).n_tokens == 0
         request = make_request(client.new_request_id(), b"once upon a time", max_tokens=200, ignore_eos=True)
         async with client.submit(request) as stream:
             await anext(stream)
             busy = next(slot.slot for slot in (await client.stats()).slots if slot.request_id is not None)
             with pytest.raises(Unavailable):
-                await client.erase_slot(busy)
+                await client.act_on_slot(ActOnSlot(busy, SlotAction.ERASE))
     finally:
         await client.stop()
 

@@ -61,7 +61,8 @@ def plain(folder: Path) -> Iterator[Guarded]:
     """At info, with a key file."""
     keys = folder / "keys.toml"
     user, admin = file.add(keys, "alice", {}), file.add(keys, "boss", {"role": Role.ADMIN.value})
-    with live_server(*SMALL, "--api-key-file", str(keys)) as server:
+    slots = ("--slot-save-path", str(folder / "slots"), "--cache-ram", "0", "--temp", "0")
+    with live_server(*SMALL, *slots, "--api-key-file", str(keys)) as server:
         guarded = Guarded(server, keys, user, admin, True)
         yield guarded
         guarded.http.close()
@@ -112,6 +113,26 @@ def test_one_key_does_not_profit_from_anothers_prompt(plain: Guarded) -> None:
         cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
     assert cached[:2] == [0, 0]
     assert cached[2] > 50
+
+
+def test_a_saved_chat_comes_back_from_its_file(plain: Guarded, folder: Path) -> None:
+    prompt = "The keeper of the lighthouse wrote a letter every evening, and every evening it began: " * 4
+    act = {"headers": {"x-api-key": plain.admin}, "json": {"filename": "lighthouse"}}
+    for slot in (0, 1):
+        assert plain.http.post(f"/slots/{slot}?action=erase", **act).status_code == 200
+    first = plain.complete(prompt, plain.user, n=12).json()["choices"][0]["text"]
+    slots = plain.get("/slots", plain.admin).json()
+    (held,) = [slot for slot in slots if slot["n_past"]]
+    saved = plain.http.post(f"/slots/{held['id']}?action=save", **act).json()
+    assert saved["n_saved"] == held["n_past"]
+    assert (folder / "slots" / "lighthouse").stat().st_size == saved["n_written"]
+    for slot in slots:
+        plain.http.post(f"/slots/{slot['id']}?action=erase", **act)
+    assert plain.http.post("/slots/0?action=restore", **act).json()["n_restored"] == held["n_past"]
+    again = plain.complete(prompt, plain.user, n=12).json()
+    assert again["choices"][0]["text"] == first
+    n_prompt = again["usage"]["prompt_tokens"]
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == n_prompt - 1
 
 
 def test_the_log_at_info_gives_no_prompt_and_no_key_away(plain: Guarded) -> None:

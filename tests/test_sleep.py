@@ -15,7 +15,7 @@ import pytest
 
 from server.engine.child import Child
 from server.engine.client import EngineClient, EngineState, RequestStream
-from server.engine.messages import EngineConfig, EngineRequest, LoadFailed, Output
+from server.engine.messages import ActOnSlot, EngineConfig, EngineRequest, LoadFailed, Output, SlotAction
 from server.errors import Draining, EngineDown
 from server.llama.params import ContextParams, ModelParams
 from tests.fake_llama import InprocSpawn, inproc_client, make_request, run_alone
@@ -58,7 +58,7 @@ async def test_an_idle_engine_ends_and_says_that_it_sleeps(client: EngineClient)
     assert client.ready is not None
     with pytest.raises(EngineDown, match="a request loads it"):
         await client.stats()
-    assert await client.erase_slot(0) == 0
+    assert (await client.act_on_slot(ActOnSlot(0, SlotAction.ERASE))).n_tokens == 0
 
 
 async def test_requests_wake_it_and_wait_for_the_model_in_order(client: EngineClient) -> None:

@@ -26,7 +26,7 @@ from server.api.anthropic import messages
 from server.api.auth import DOCS_FILES, KeyMiddleware
 from server.api.docs import Documentation
 from server.api.llamacpp import adapters as lora_adapters
-from server.api.llamacpp import completion, infill, props
+from server.api.llamacpp import completion, infill, props, slots
 from server.api.openai import chat, completions
 from server.api.openai import models as model_list
 from server.api.openai.responses import create, kept
@@ -108,7 +108,7 @@ def _add_routes(app: FastAPI) -> None:
         app.include_router(router, include_in_schema=False)
     app.include_router(tokens.router)
     app.include_router(tokens.router, prefix="/v1", include_in_schema=False)
-    families = (completion, infill, props, lora_adapters, ooba, tabby, vllm, ollama, embeddings, rerank)
+    families = (completion, infill, props, slots, lora_adapters, ooba, tabby, vllm, ollama, embeddings, rerank)
     for family in families:
         app.include_router(family.router)
     app.include_router(kobold.classic, prefix="/api/v1")

@@ -15,7 +15,18 @@ from server.api.metrics import Metrics
 from server.api.openai.responses.store import ResponseStore
 from server.api.settings import ApiConfig
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
-from server.engine.messages import EmbedRequest, EngineRequest, Grammar, QueueState, Ready, RequestEvent, Stats, Steps
+from server.engine.messages import (
+    ActOnSlot,
+    EmbedRequest,
+    EngineRequest,
+    Grammar,
+    QueueState,
+    Ready,
+    RequestEvent,
+    SlotDone,
+    Stats,
+    Steps,
+)
 from server.errors import EngineDown
 
 
@@ -50,8 +61,8 @@ class Engine(Protocol):
     async def stats(self) -> Stats: ...
     async def steps(self) -> Steps: ...
     async def queue_state(self) -> QueueState: ...
-    async def erase_slot(self, slot: int) -> int:
-        """Forget what an idle slot keeps; how many tokens that was. Raises Unavailable while it is in use."""
+    async def act_on_slot(self, command: ActOnSlot) -> SlotDone:
+        """Erase, save or restore what an idle slot keeps. Raises Unavailable while it is in use, or InvalidRequest."""
 
 
 class Text(Protocol):

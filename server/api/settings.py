@@ -63,6 +63,7 @@ class ApiConfig:
     root_path: str = ""
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] | None = None
+    slot_save_path: Path | None = None
     responses_path: Path | None = None
     max_responses: int = 1000
     max_responses_bytes: int = 64 << 20

@@ -21,13 +21,13 @@ from server.engine.child import Child
 from server.engine.limits import TokenBuckets, check_rate, check_waiting
 from server.engine.messages import (
     Abort,
+    ActOnSlot,
     Admitted,
     Command,
     Embedding,
     EmbedRequest,
     EngineConfig,
     EngineRequest,
-    EraseSlot,
     Event,
     Failed,
     GetQueue,
@@ -46,13 +46,24 @@ from server.engine.messages import (
     Ready,
     RequestEvent,
     Shutdown,
-    SlotErased,
+    SlotAction,
+    SlotDone,
     Stats,
     Steps,
 )
 from server.engine.retreat import Retreat
 from server.engine.watchdog import Verdict, Watchdog
-from server.errors import Draining, EngineDown, EngineFailure, GgufdError, ModelError, QueueFull, Unavailable, from_code
+from server.errors import (
+    Draining,
+    EngineDown,
+    EngineFailure,
+    GgufdError,
+    InvalidRequest,
+    ModelError,
+    QueueFull,
+    Unavailable,
+    from_code,
+)
 
 logger = logging.getLogger(__name__)
 engine_logger = logging.getLogger("server.llama")
@@ -220,7 +231,7 @@ class EngineClient:
         self._ids = itertools.count(1)
         self._ready_future: asyncio.Future[Ready] | None = None
         self._asking: dict[type[Event], list[asyncio.Future[Any]]] = {}
-        self._erase_waiters: dict[int, list[asyncio.Future[int]]] = {}
+        self._slot_waiters: dict[int, list[asyncio.Future[SlotDone]]] = {}
         self._n_restarts = 0
         self._launched_s = 0.0
         self._load_s = 5.0
@@ -414,27 +425,32 @@ class EngineClient:
         self._send(question)
         return await future
 
-    async def erase_slot(self, slot: int) -> int:
-        """Forget what an idle slot keeps; how many tokens that was. Raises `Unavailable` while it is running."""
-        if self._phase in (EngineState.SLEEPING, EngineState.WAKING):
-            return 0
+    async def act_on_slot(self, command: ActOnSlot) -> SlotDone:
+        """Erase, save or restore what an idle slot keeps.
+
+        Raises `Unavailable` while it is running, `InvalidRequest` when that cannot be done.
+        """
+        if self._phase in (EngineState.SLEEPING, EngineState.WAKING) and command.action is SlotAction.ERASE:
+            return SlotDone(command.slot, 0)
         if self._phase is not EngineState.READY:
             raise self._down()
-        future: asyncio.Future[int] = self._loop.create_future()
-        self._erase_waiters.setdefault(slot, []).append(future)
-        self._send(EraseSlot(slot))
+        future: asyncio.Future[SlotDone] = self._loop.create_future()
+        self._slot_waiters.setdefault(command.slot, []).append(future)
+        self._send(command)
         return await future
 
-    def _answer_erased(self, slot: int, n_tokens: int | None) -> None:
+    def _answer_slot(self, done: SlotDone) -> None:
         # The first to ask is the first to be answered.
-        waiters = self._erase_waiters.get(slot, [])
+        waiters = self._slot_waiters.get(done.slot, [])
         future = waiters.pop(0) if waiters else None
         if future is None or future.done():
             return
-        if n_tokens is None:
-            future.set_exception(Unavailable(f"slot {slot} is in use and cannot be erased now; try again later"))
+        if done.n_tokens is None:
+            future.set_exception(Unavailable(f"slot {done.slot} is in use now; try again later"))
+        elif done.failure:
+            future.set_exception(InvalidRequest(done.failure, param="filename"))
         else:
-            future.set_result(n_tokens)
+            future.set_result(done)
 
     def _refuse(self, request: EngineRequest | EmbedRequest) -> None:
         if self._drain_refusal is not None:
@@ -523,8 +539,8 @@ class EngineClient:
                         self._load_failed(message)
                 case Stats() | QueueState() | Steps():
                     self._answer(event)
-                case SlotErased(slot, n_tokens):
-                    self._answer_erased(slot, n_tokens)
+                case SlotDone():
+                    self._answer_slot(event)
                 case Pong():
                     pass
                 case _:
@@ -620,7 +636,7 @@ class EngineClient:
         while generation == self._generation and self._phase is EngineState.READY:
             await asyncio.sleep(self._watchdog.beat_s)
             now_s = time.monotonic()
-            has_work = bool(self._streams or self._asking or self._erase_waiters)
+            has_work = bool(self._streams or self._asking or self._slot_waiters)
             match self._watchdog.look(now_s - before_s, has_work=has_work):
                 case Verdict.ASK:
                     self._send(Ping())
@@ -652,14 +668,14 @@ class EngineClient:
         return EngineDown(f"{reason}; the request is lost. It is being started again", retry_after_s=self._load_s)
 
     def _lose_answers(self, error: GgufdError) -> None:
-        erasing = [future for waiters in self._erase_waiters.values() for future in waiters]
+        acting = [future for waiters in self._slot_waiters.values() for future in waiters]
         asking = [future for waiters in self._asking.values() for future in waiters]
-        lost: list[asyncio.Future[Any]] = [*asking, *erasing]
+        lost: list[asyncio.Future[Any]] = [*asking, *acting]
         for future in lost:
             if not future.done():
                 future.set_exception(error)
         self._asking.clear()
-        self._erase_waiters.clear()
+        self._slot_waiters.clear()
 
     def _restart(self, reason: str) -> None:
         if self.ready is None:

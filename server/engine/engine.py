@@ -9,9 +9,11 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
+from server.engine import slot_file
 from server.engine.admission import Admission
 from server.engine.announcer import Announcer
 from server.engine.backend import Decoder, Grammars, Vocabulary
@@ -21,6 +23,7 @@ from server.engine.detokenizer import Delta
 from server.engine.embedding import Embedder
 from server.engine.forecast import Forecast
 from server.engine.messages import (
+    ActOnSlot,
     Admitted,
     EmbedRequest,
     EngineRequest,
@@ -33,7 +36,8 @@ from server.engine.messages import (
     PromptLogprobs,
     QueueState,
     Rules,
-    SlotErased,
+    SlotAction,
+    SlotDone,
     SlotState,
     Stats,
     Steps,
@@ -132,14 +136,25 @@ class Engine:
             self._leave(sequence)
         self._embedder.abort(request_id)
 
-    def erase_slot(self, index: int) -> SlotErased:
-        """Forget what a slot keeps, unless it is running."""
-        slot = self._cache.slots[index]
+    def act_on_slot(self, command: ActOnSlot) -> SlotDone:
+        """Erase, save or restore what an idle slot keeps."""
+        slot = self._cache.slots[command.slot]
         if not slot.is_idle:
-            return SlotErased(index, None)
-        n_tokens = slot.n_computed
-        self._cache.evict(slot)
-        return SlotErased(index, n_tokens)
+            return SlotDone(command.slot, None)
+        n_bytes, n_tokens = 0, slot.n_computed
+        try:
+            match command.action:
+                case SlotAction.ERASE:
+                    self._cache.evict(slot)
+                case SlotAction.SAVE:
+                    n_bytes = slot_file.write(Path(command.path), self._cache.content(slot), command.mark)
+                case SlotAction.RESTORE:
+                    kept = slot_file.read(Path(command.path), command.mark)
+                    self._cache.replace(slot, kept)
+                    n_bytes, n_tokens = len(kept.state), len(kept.tokens)
+        except GgufdError as error:
+            return SlotDone(command.slot, n_tokens, failure=error.message)
+        return SlotDone(command.slot, n_tokens, n_bytes)
 
     @property
     def has_work(self) -> bool:

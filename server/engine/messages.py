@@ -224,11 +224,22 @@ class GetSteps:
     """Answer with `Steps`."""
 
 
+class SlotAction(enum.Enum):
+    """What may be done with what an idle slot keeps."""
+
+    ERASE = "erase"
+    SAVE = "save"
+    RESTORE = "restore"
+
+
 @dataclass(frozen=True, slots=True)
-class EraseSlot:
-    """Forget what this slot keeps, if it is idle; answer with `SlotErased`."""
+class ActOnSlot:
+    """Do that with this slot, if it is idle; answer with `SlotDone`. `path` is the file, `mark` names the model."""
 
     slot: int
+    action: SlotAction
+    path: str = ""
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +252,7 @@ class Shutdown:
     """Leave the main loop; what still runs is dropped."""
 
 
-Command = EngineRequest | EmbedRequest | Abort | GetStats | GetQueue | GetSteps | EraseSlot | Ping | Shutdown
+Command = EngineRequest | EmbedRequest | Abort | GetStats | GetQueue | GetSteps | ActOnSlot | Ping | Shutdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -626,11 +637,16 @@ class Steps:
 
 
 @dataclass(frozen=True, slots=True)
-class SlotErased:
-    """So many tokens were forgotten; None means that the slot is running and keeps them."""
+class SlotDone:
+    """So many tokens were erased, saved or restored, and so many bytes written or read.
+
+    `n_tokens` None means that the slot is running and keeps them; a `failure` that nothing was done.
+    """
 
     slot: int
     n_tokens: int | None
+    n_bytes: int = 0
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -641,7 +657,7 @@ class Pong:
 Loading = LoadProgress | Placing | LogLine | Notice
 """What is said while a model loads."""
 
-Event = RequestEvent | Loading | Ready | LoadFailed | Stats | Steps | QueueState | SlotErased | Pong
+Event = RequestEvent | Loading | Ready | LoadFailed | Stats | Steps | QueueState | SlotDone | Pong
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from server.engine.messages import CacheDifference, CacheReport, CacheSource, Re
 from server.engine.sequence import Sequence
 from server.engine.snapshots import marks_of
 from server.engine.tokens import common_prefix
-from server.errors import EngineFailure
+from server.errors import EngineFailure, InvalidRequest
 from server.llama.batch import State
 
 logger = logging.getLogger(__name__)
@@ -254,6 +254,24 @@ class PrefixCache:
         self._touch(slot)
         self._measure_copy(len(entry.state), len(entry.tokens), self._clock() - start)
         self._check(slot)
+
+    def content(self, slot: Slot) -> Kept:
+        """A copy of what an idle slot keeps. Raises InvalidRequest when that is nothing, or moved since it was read."""
+        if slot.n_computed == 0 or slot.index in self._shifted:
+            raise InvalidRequest(f"slot {slot.index} keeps nothing that could be saved")
+        return Kept(slot.tokens[:], self._decoder.get_state(slot.index), slot.realm, slot.asker)
+
+    def replace(self, slot: Slot, kept: Kept) -> None:
+        """Let an idle slot keep this instead. Raises InvalidRequest when that fails; the slot may be empty then."""
+        if len(kept.tokens) > self._decoder.n_ctx:
+            n_tokens = len(kept.tokens)
+            raise InvalidRequest(f"the saved slot has {n_tokens} tokens, and a slot holds {self._decoder.n_ctx} here")
+        try:
+            self._save(slot)
+            self._fill(slot, kept)
+        except EngineFailure as error:
+            self.evict(slot)
+            raise InvalidRequest(f"the saved slot cannot be taken in: {error.message}") from None
 
     def save_next(self) -> None:
         """Save the slot that the next newcomer will take, while nobody waits: then that one need not wait for it."""

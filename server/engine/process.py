@@ -11,11 +11,11 @@ from typing import Protocol
 
 from server.engine.messages import (
     Abort,
+    ActOnSlot,
     Command,
     EmbedRequest,
     EngineConfig,
     EngineRequest,
-    EraseSlot,
     Event,
     GetQueue,
     GetStats,
@@ -26,7 +26,7 @@ from server.engine.messages import (
     Pong,
     QueueState,
     Shutdown,
-    SlotErased,
+    SlotDone,
     Stats,
     Steps,
 )
@@ -48,7 +48,7 @@ class Engine(Protocol):
     def queue_state(self) -> QueueState: ...
     def steps(self) -> Steps: ...
     def note_sent(self, seconds: float) -> None: ...
-    def erase_slot(self, index: int) -> SlotErased: ...
+    def act_on_slot(self, command: ActOnSlot) -> SlotDone: ...
 
 
 _COMPILE_POLL_S = 0.002
@@ -108,7 +108,7 @@ def _obey(engine: Engine, command: Command, events: list[Event]) -> None:
             events.append(engine.queue_state())
         case GetSteps():
             events.append(engine.steps())
-        case EraseSlot(slot):
-            events.append(engine.erase_slot(slot))
+        case ActOnSlot():
+            events.append(engine.act_on_slot(command))
         case Ping():
             events.append(Pong())

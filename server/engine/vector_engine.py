@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from server.engine.embedding import AT_ONCE, Embedder
 from server.engine.messages import (
+    ActOnSlot,
     EmbedRequest,
     EngineRequest,
     Event,
     Failed,
     QueueState,
-    SlotErased,
+    SlotAction,
+    SlotDone,
     SlotState,
     Stats,
     Steps,
@@ -64,8 +66,9 @@ class VectorEngine:
         """Nobody writes here."""
         return QueueState(())
 
-    def erase_slot(self, index: int) -> SlotErased:
-        return SlotErased(index, 0)
+    def act_on_slot(self, command: ActOnSlot) -> SlotDone:
+        failure = "" if command.action is SlotAction.ERASE else "a model of vectors keeps nothing in its slots"
+        return SlotDone(command.slot, 0, failure=failure)
 
     def stats(self) -> Stats:
         running = [request.request_id for request in self._embedder.running]

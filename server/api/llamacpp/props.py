@@ -20,7 +20,7 @@ from server.api.sampling import Bool, SamplingFields
 from server.api.validation import validate
 from server.chat.prompt import ChatPrompt
 from server.engine.messages import SlotState
-from server.errors import NotFound, Unavailable, Unsupported
+from server.errors import Unavailable, Unsupported
 
 router = APIRouter(tags=["llama.cpp"])
 
@@ -90,24 +90,6 @@ def _slot_json(state: SlotState, n_ctx: int) -> dict[str, Any]:
         "n_tokens": state.n_tokens,
         "n_past": state.n_past,
     }
-
-
-@router.post("/slots/{slot}", include_in_schema=False, dependencies=[Depends(admin_only)])
-async def act_on_slot(request: Request, slot: str) -> Response:
-    """`?action=erase` forgets what an idle slot keeps. Slots are not saved to files: they keep themselves."""
-    services = services_of(request)
-    action = request.query_params.get("action")
-    if action != "erase":
-        raise Unsupported(
-            f"'action': {str(action)[:40]!a} is not available, only 'erase' is. What a chat computed is kept and found "
-            f"again without saving it.",
-            param="action",
-        )
-    ready = services.require_ready()
-    if not slot.isdecimal() or int(slot[:9]) >= ready.n_slots:
-        raise NotFound(f"There is no slot {slot[:20]!a}. This server has 0 to {ready.n_slots - 1}.")
-    n_erased = await services.engine.erase_slot(int(slot))
-    return json_response({"id_slot": int(slot), "n_erased": n_erased})
 
 
 class TemplateRequest(BaseModel):
