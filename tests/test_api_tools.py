@@ -49,6 +49,12 @@ async def test_calls_are_told_apart_from_content() -> None:
     assert first["id"].startswith("call_")
 
 
+async def test_a_call_that_a_stop_string_cut_is_no_call_to_make() -> None:
+    async with running(says(PARIS)) as api:
+        answer = await api.ok(PATH, messages=HELLO, tools=[WEATHER], stop=["Paris"])
+    assert answer["choices"][0]["finish_reason"] == "stop"
+
+
 async def test_calls_alone_have_no_content() -> None:
     async with running(says(PARIS)) as api:
         answer = await api.ok(PATH, messages=HELLO, tools=[WEATHER])

@@ -11,8 +11,11 @@ _REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
 def finish_reason(finish: Finish, *, has_calls: bool = False) -> str:
-    """OpenAI's word. A text that was cut for the server's reasons is as incomplete as one that met its limit."""
-    if has_calls and finish.reason is FinishReason.STOP:
+    """OpenAI's word. A text that was cut for the server's reasons is as incomplete as one that met its limit.
+
+    Calls after which a stop string was found may be cut: nothing should be done because of them.
+    """
+    if has_calls and finish.reason is FinishReason.STOP and finish.stop is None:
         return "tool_calls"
     return _REASONS.get(finish.reason, "length")
 
