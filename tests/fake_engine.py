@@ -392,7 +392,10 @@ class FakeStream:
                 self.engine.rewinds,
                 cache=self.engine.cache if request.explain_cache else None,
             )
-            finish = Finish(sequence.reason, usage, sequence.stop)
+            is_own_end = sequence.reason is FinishReason.STOP and sequence.stop is None
+            has_end = is_own_end and request.n_logprobs is not None
+            end = _logprob(EOS, -0.25, request.n_logprobs or 0) if has_end else None
+            finish = Finish(sequence.reason, usage, sequence.stop, end)
         return Output(request.request_id, index, text, tokens, logprobs, finish)
 
 

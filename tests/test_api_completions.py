@@ -376,3 +376,15 @@ async def test_while_the_model_loads_requests_are_refused() -> None:
         response = await api.post(PATH, {"prompt": "a"})
         assert error_of(response, 503)["code"] == "engine_down"
         assert "retry-after" in response.headers
+
+
+async def test_a_scored_prompt_has_one_entry_more_even_when_the_model_ends() -> None:
+    """lm-evaluation-harness leaves out the last, as what was generated."""
+    async with running(FakeEngine([""])) as api:
+        answer = await api.ok(PATH, prompt=[97, 98], echo=True, logprobs=1, max_tokens=1)
+        logprobs = answer["choices"][0]["logprobs"]
+        assert [len(values) for values in logprobs.values()] == [3, 3, 3, 3]
+        assert logprobs["tokens"] == ["a", "b", "</s>"]
+        assert answer["choices"][0]["text"] == "ab"
+        answer = await api.ok(PATH, prompt=[97, 98], logprobs=1, max_tokens=1)
+        assert answer["choices"][0]["logprobs"]["tokens"] == []

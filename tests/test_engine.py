@@ -1057,3 +1057,15 @@ def test_an_ending_that_is_banned_is_not_said() -> None:
     ended = limited(3, banned_strings=("</t>",))
     assert len(ended.tokens[0]) == 12
     assert "</t>" not in "".join(ended.texts[0])
+
+
+def test_the_token_that_ends_an_answer_is_told_when_logprobs_are_wanted() -> None:
+    for n_logprobs, is_told in ((None, False), (2, True)):
+        rig = make_engine()
+        rig.add(make_request(1, b"Hello", n_logprobs=n_logprobs, logit_bias=((EOS, 100.0),)))
+        finish = rig.run()[1].finishes[0]
+        assert (finish.reason, finish.usage.completion_tokens) == (FinishReason.STOP, 0)
+        assert (finish.end is not None) is is_told
+        if finish.end is not None:
+            assert (finish.end.token, len(finish.end.top)) == (EOS, 2)
+            assert finish.end.logprob < 0, "before the bias"

@@ -6,9 +6,27 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server import __version__
+from server.api.ports import services_of
 from server.api.responses import json_response
 
 router = APIRouter(tags=["vLLM"])
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(request: Request) -> Response:
+    """What an evaluation harness needs to know to tokenize by `/tokenize`."""
+    services = services_of(request)
+    services.require_ready()
+    info = services.text.info
+    return json_response(
+        {
+            "tokenizer_class": "GGUF",
+            "add_bos_token": info.adds_bos,
+            "bos_token": info.bos_piece or None,
+            "eos_token": info.eos_piece or None,
+            "chat_template": info.chat_template or None,
+        }
+    )
 
 
 @router.get("/version")

@@ -41,6 +41,7 @@ from server.engine.messages import (
     SlotState,
     Stats,
     Steps,
+    TokenLogprob,
 )
 from server.engine.prefix_cache import PrefixCache
 from server.engine.preroll import PreRoll
@@ -499,7 +500,8 @@ class Engine:
             self._widen_or_end(sequence)
             return
         if token in self._vocabulary.eog_tokens:
-            self._finish(sequence, FinishReason.STOP, "", [])
+            end = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
+            self._finish(sequence, FinishReason.STOP, "", [], end)
             return
         delta = self._append(sequence, token)
         if sequence.guard is not None and not self._guard(sequence, sequence.guard):
@@ -669,10 +671,12 @@ class Engine:
 
     # --- ends -------------------------------------------------------------------------------------------------------
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, text: str, items: list[Sent]) -> None:
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, text: str, items: list[Sent], end: TokenLogprob | None = None
+    ) -> None:
         rest = sequence.detokenizer.flush()
         usage = sequence.usage(self._clock())
-        finish = Finish(reason, usage, sequence.detokenizer.stop)
+        finish = Finish(reason, usage, sequence.detokenizer.stop, end)
         self._leave(sequence)
         self._forecast.note_answer(sequence.n_generated)
         self._emit_output(_output(sequence, text + rest.text, [*items, *rest.items], finish))

@@ -326,11 +326,15 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The end of a sequence. `stop` is the stop string that matched, if one did."""
+    """The end of a sequence. `stop` is the stop string that matched, if one did.
+
+    `end` is the token that ended it, which is no part of the text, when log-probabilities are wanted.
+    """
 
     reason: FinishReason
     usage: Usage
     stop: str | None = None
+    end: TokenLogprob | None = None
 
 
 class Turn(NamedTuple):

@@ -175,5 +175,9 @@ class _Completion:
 def _logprobs(choice: Choice, echo: Echo | None) -> dict[str, Any]:
     legacy = LegacyLogprobs()
     before = echo.logprobs(legacy, choice.prompt_logprobs) if echo else None
-    own = legacy.add(choice.logprobs, legacy.texts(choice.logprobs))
+    entries = choice.logprobs
+    if echo and choice.ended.end is not None:
+        # Who scores a prompt leaves out the last entry, as what was generated: there must be one.
+        entries = [*entries, choice.ended.end]
+    own = legacy.add(entries, legacy.texts(entries))
     return joined(before, own) if before else own
