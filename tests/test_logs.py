@@ -104,6 +104,15 @@ class TestRequestLine:
         assert "11 out" in line
         assert f"stop       {path}" in line
 
+    async def test_vectors_are_work_too(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, logger="ggufd")
+        async with running() as api:
+            await api.ok("/v1/embeddings", input=["ab", "cde"])
+        (line,) = caplog.messages
+        assert words(line)[2:7] == ["in", "0", "cached", "0", "out"]
+        assert int(words(line)[1]) >= 5
+        assert " stop " in line
+
     async def test_several_prompts_and_choices_add_up(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, logger="ggufd")
         async with running() as api:
@@ -121,7 +130,7 @@ class TestRequestLine:
             Record(prompt_tokens=1, completion_tokens=12345, queue_s=600.0, decode_s=100.0, reason="length"),
         ]
         for record in records:
-            record.is_generation = True
+            record.is_work = True
             record.path = "/v1/completions"
             log_request(record)
         places = [[line.index(word) for word in (" in", " out", "queue", "first", "/v1")] for line in caplog.messages]
@@ -188,7 +197,7 @@ class TestRequestLine:
         assert words(line)[1:3] == ["3", "in"]
 
     def test_unknown_numbers_are_no_numbers(self) -> None:
-        fields = fields_of(Record(is_generation=True))
+        fields = fields_of(Record(is_work=True))
         assert (fields["queue_s"], fields["first_token_s"], fields["tokens_per_s"]) == (None, None, None)
 
 

@@ -94,7 +94,7 @@ def test_spans_reach_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
         traces = connect()
-        traces.observe(Record(is_generation=True, request_id="me", method="POST", path="/x", reason="stop"))
+        traces.observe(Record(is_work=True, request_id="me", method="POST", path="/x", reason="stop"))
         traces.close()
     ((path, body),) = came
     assert path == "/v1/traces"

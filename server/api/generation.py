@@ -146,7 +146,7 @@ class Generation:
         record = self.owner.record
         usages = [progress.finish.usage for progress in self._choices if progress.finish is not None]
         firsts = [progress.finish.usage for progress in self._choices[:: self.n] if progress.finish is not None]
-        record.is_generation = True
+        record.is_work = True
         record.prompt_tokens += sum(len(request.prompt) for request in self.requests[: len(self._streams)])
         record.cached_tokens += sum(usage.cached_tokens for usage in firsts)
         record.completion_tokens += sum(progress.n_tokens for progress in self._choices)

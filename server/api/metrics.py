@@ -46,7 +46,9 @@ class Metrics:
         self._took = self._histogram("request_seconds", "From a request's arrival to its end.")
         self._prompt = self._histogram("request_prompt_tokens", "Tokens of a request's prompts.", _TOKENS)
         self._generated = self._histogram("request_generated_tokens", "Tokens of a request's answers.", _TOKENS)
-        self._requests = self._counter("requests", "Requests that generate, by how they ended.", "key", "reason")
+        self._requests = self._counter(
+            "requests", "Requests that the model worked for, by how they ended.", "key", "reason"
+        )
         self._key_tokens = self._counter("key_tokens", "Tokens by key: cached, computed, generated.", "key", "kind")
         self._aborts = self._counter("aborts", "Requests that ended early because nobody wanted more.", "reason")
         self._errors = self._counter("errors", "Answers that were errors, by their code.", "code")
@@ -65,7 +67,7 @@ class Metrics:
         """Count a request that has ended."""
         if record.reason and record.status >= 400:
             self._errors.labels(record.reason).inc()
-        if record.is_generation:
+        if record.is_work:
             self._observe_generation(record)
 
     def _observe_generation(self, record: Record) -> None:
@@ -80,12 +82,13 @@ class Metrics:
             self._queue.observe(record.queue_s)
         if record.first_s is not None:
             self._first.observe(record.first_s)
+            self._generated.observe(record.completion_tokens)
+        if record.first_s is not None or record.reason in _WELL:
             self._observe_tokens(record)
 
     def _observe_tokens(self, record: Record) -> None:
         n_computed = record.prompt_tokens - record.cached_tokens
         self._prompt.observe(record.prompt_tokens)
-        self._generated.observe(record.completion_tokens)
         kinds = {"cached": record.cached_tokens, "computed": n_computed, "generated": record.completion_tokens}
         for kind, n_tokens in kinds.items():
             self._key_tokens.labels(record.key, kind).inc(n_tokens)

@@ -27,7 +27,8 @@ _SCOPE_RECORD = "ggufd.record"
 class Record:
     """One request. Times are seconds: `started_s` of `time.monotonic`, the others lengths; None where unknown.
 
-    `reason` is why it ended: a finish reason, an error's code, `DISCONNECTED`, or "" of what generates nothing.
+    `is_work` says that the model had something to compute. `reason` is why it ended: a finish reason, an error's code,
+    `DISCONNECTED`, or "" of what was no work.
     `first_s` is from arrival to the first token; `decode_s` is the time of the tokens after it, of the slowest choice.
     """
 
@@ -42,7 +43,7 @@ class Record:
     key: str = ""
     model: str = ""
     reason: str = ""
-    is_generation: bool = False
+    is_work: bool = False
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0

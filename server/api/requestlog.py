@@ -15,11 +15,11 @@ _NOTHING = "-"
 
 
 def log_request(record: Record) -> None:
-    """At info what generates and what was refused; the rest, which pages and probes ask for all day, at debug."""
-    is_told = record.is_generation or (record.status >= 400 and not is_public(record.path))
+    """At info what the model worked for and what was refused; the rest, which probes ask for all day, at debug."""
+    is_told = record.is_work or (record.status >= 400 and not is_public(record.path))
     level = logging.INFO if is_told else logging.DEBUG
     if logger.isEnabledFor(level):
-        text = _generation(record) if record.is_generation else _other(record)
+        text = _generation(record) if record.is_work else _other(record)
         logger.log(level, "%s", text, extra={"fields": fields_of(record)})
 
 
@@ -75,7 +75,7 @@ def fields_of(record: Record) -> dict[str, Any]:
         "reason": record.reason or None,
         "took_s": round(record.took_s, 6),
     }
-    if record.is_generation:
+    if record.is_work:
         fields |= {
             "model": record.model,
             "prompt_tokens": record.prompt_tokens,

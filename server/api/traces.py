@@ -33,7 +33,7 @@ class Traces:
 
     def observe(self, record: Record) -> None:
         """A request has ended."""
-        if not record.is_generation:
+        if not record.is_work:
             return
         end_ns = time.time_ns()
         start_ns = end_ns - int(record.took_s * _NS)

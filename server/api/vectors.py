@@ -12,7 +12,7 @@ from server.api.activity import Owner
 from server.api.matryoshka import is_matryoshka
 from server.api.ports import Services
 from server.api.requests import check_tokens
-from server.engine.messages import Embedding, EmbedRequest
+from server.engine.messages import Embedding, EmbedRequest, FinishReason
 from server.errors import EngineFailure, InputTooLong, InvalidRequest, Unsupported
 
 MAX_INPUTS = 2048
@@ -71,12 +71,15 @@ async def compute(services: Services, inputs: Sequence[Sequence[int]], owner: Ow
         limits=limits_of(owner, services.config),
         max_queue_wait_s=services.config.max_queue_wait_s,
     )
-    found: dict[int, Embedding] = {}
+    record, found = owner.record, dict[int, Embedding]()
+    record.is_work, record.model = True, services.config.model_id
+    record.prompt_tokens += sum(map(len, inputs))
     async with services.engine.submit(request) as stream:
         while events := await stream.take():
             found |= {event.index: event for event in events if isinstance(event, Embedding)}
     if len(found) != len(inputs):
         raise EngineFailure("The engine ended this request without an answer. Send it again.")
+    record.reason = FinishReason.STOP.value
     return [found[index] for index in range(len(inputs))]
 
 
