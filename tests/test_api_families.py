@@ -393,6 +393,34 @@ async def test_ollamas_system_text_is_a_message() -> None:
     assert bytes(request.prompt) == b"system: Be short\nuser: Hi\nassistant: "
 
 
+OLLAMA_TOOL = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
+OLLAMA_CALL = '<think>Hm.</think>I look.<tool_call>{"name": "clock", "arguments": {"zone": "UTC"}}</tool_call>'
+
+
+async def test_ollama_chat_tells_thoughts_and_calls_apart() -> None:
+    async with running(FakeEngine([OLLAMA_CALL], n_ctx=2048)) as api:
+        answer = await api.ok("/api/chat", messages=HELLO, stream=False, tools=[OLLAMA_TOOL])
+        lines = lines_of((await api.post("/api/chat", {"messages": HELLO, "tools": [OLLAMA_TOOL]})).text)
+    calls = [{"function": {"name": "clock", "arguments": {"zone": "UTC"}}}]
+    expected = {"role": "assistant", "content": "I look.", "thinking": "Hm.", "tool_calls": calls}
+    assert answer["message"] == expected
+    assert "".join(line["message"].get("thinking", "") for line in lines) == "Hm."
+    assert "".join(line["message"]["content"] for line in lines) == "I look."
+    assert [line["message"]["tool_calls"] for line in lines if "tool_calls" in line["message"]] == [calls]
+    assert lines[-1]["done"] is True
+
+
+async def test_ollama_takes_its_own_history_back_and_switches_thoughts_off() -> None:
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "clock", "arguments": {}}}]}
+    result = {"role": "tool", "content": "noon", "tool_name": "clock"}
+    async with running() as api:
+        await api.ok("/api/chat", messages=[*HELLO, called, result], stream=False, think=False)
+        (chat,) = api.text.chats
+    assert chat.messages[2]["name"] == "clock"
+    assert chat.messages[2]["tool_call_id"] == chat.messages[1]["tool_calls"][0]["id"]
+    assert chat.template_kwargs == {"enable_thinking": False}
+
+
 @pytest.mark.parametrize(("path", "key"), [("/api/generate", "prompt"), ("/api/chat", "messages")])
 async def test_ollama_without_a_prompt_says_that_the_model_is_loaded(path: str, key: str) -> None:
     async with running() as api:

@@ -38,8 +38,8 @@ class Conversation:
         check_choice(fields.tools, fields.choice)
         check_n("n", fields.n, services.config.max_n)
 
-    async def start(self) -> Generation:
-        """Render and submit. Raises what refuses it."""
+    async def start(self, *, is_scoring: bool = False) -> Generation:
+        """Render and submit. Raises what refuses it. With `is_scoring` only the prompt counts."""
         services = self._services
         ready = services.require_ready()
         rendered = await self.render()
@@ -56,7 +56,7 @@ class Conversation:
             rendered=rendered,
             span_limit=self._limited(rendered.thoughts),
         )
-        return await submit(services, [request], self._owner, self.explainer)
+        return await submit(services, [request], self._owner, self.explainer, is_scoring=is_scoring)
 
     def parser(self, index: int) -> AnswerParser:
         """A new parser for choice `index`, once the request was started."""

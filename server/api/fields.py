@@ -170,6 +170,13 @@ OLLAMA: Aliases = {
 }
 """Of the body with its `options` laid open."""
 
+OLLAMA_CHAT: Aliases = {
+    **OPENAI_CHAT,
+    **OLLAMA,
+    "reasoning_effort": ("think",),
+}
+"""The same for chats, which become OpenAI's."""
+
 
 def _negative_is_unset(value: Any) -> Any:
     """llama.cpp's limits: -1 is no limit, -2 until the context is full."""
@@ -206,6 +213,11 @@ def _switch_is_unset(value: Any) -> Any:
     return None if isinstance(value, bool) else value
 
 
+def _effort_of(value: Any) -> Any:
+    """Ollama's switch for thoughts; on is what a model does anyway."""
+    return "none" if value is False else None if value is True else value
+
+
 def _json_is_any_object(value: Any) -> Any:
     return {"type": "object"} if value == "json" else value
 
@@ -221,6 +233,7 @@ READERS: Mapping[str, Callable[[Any], Any]] = {
     "sampler_order": _kobold_order,
     "anti_slop": _switch_is_unset,
     "format": _json_is_any_object,
+    "think": _effort_of,
 }
 """Names on the wire whose values mean something else than the field's: what to read them as."""
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import Field, Strict, WithJsonSchema
+from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 from starlette.responses import Response
 
 from server.api.activity import owner_of
 from server.api.body import JsonObject, read_json, read_optional_json
+from server.api.conversation import Conversation
 from server.api.docs import documented
 from server.api.explain import CacheExplainer
-from server.api.fields import OLLAMA
+from server.api.fields import OLLAMA, OLLAMA_CHAT
 from server.api.generation import Choice, Generation, collect, submit, unless_gone
 from server.api.ndjson import LineStream, line_bytes
 from server.api.openai.messages import read_messages
+from server.api.openai.schemas import ChatRequest
 from server.api.ports import Services, services_of
 from server.api.prompts import encode_text
 from server.api.requests import GenerationFields, check_n, engine_request, refuse_unavailable
@@ -27,6 +30,8 @@ from server.api.responses import json_response
 from server.api.sampling import Bool
 from server.api.usage import finish_reason
 from server.api.validation import validate
+from server.chat.answer import Answer, ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCall, ToolCallBegin
+from server.chat.parser import AnswerParser
 from server.chat.prompt import ChatPrompt
 from server.engine.messages import Finish, Output, Ready, RequestEvent
 from server.errors import InvalidRequest
@@ -54,59 +59,68 @@ class GenerateRequest(OllamaRequest):
     raw: Bool = False
 
 
-class ChatRequest(OllamaRequest):
-    """`messages` as OpenAI's, with texts."""
+def _read_chat(value: Any) -> tuple[dict[str, Any], ...]:
+    """OpenAI's messages, or none. Ollama has the name of a result's tool under a name of its own."""
+    if value == []:
+        return ()
+    return read_messages([_as_openais(message) for message in value] if isinstance(value, list) else value)
 
-    messages: Annotated[list[Any], WithJsonSchema({"type": "array", "items": {"type": "object"}})]
+
+def _as_openais(message: Any) -> Any:
+    if not isinstance(message, Mapping):
+        return message
+    refuse_unavailable({"images": message.get("images")})
+    return {"name": message.get("tool_name"), **message}
+
+
+class OllamaChatRequest(ChatRequest):
+    """OpenAI's, streamed unless told not to. `messages` may be empty; `think` switches thoughts or says how much."""
+
+    stream: Bool = True
+    messages: Annotated[
+        Any, BeforeValidator(_read_chat), WithJsonSchema({"type": "array", "items": {"type": "object"}})
+    ]
 
 
 class Work(ABC):
     """One request on its way from fields to lines or a whole answer."""
 
-    def __init__(self, services: Services, fields: OllamaRequest, request: Request) -> None:
+    def __init__(self, services: Services, fields: GenerationFields, request: Request) -> None:
         self._services = services
         self._fields = fields
         self._owner = owner_of(request)
         self._request = request
-        self._explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
+        self.explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         check_n("n", fields.n, 1)
 
     async def respond(self) -> Response:
         """The response, streamed or whole. Without a prompt only "it is loaded" is said."""
         if self.is_empty:
             self._services.require_ready()
-            return json_response(self.line("", done=True, done_reason="load"))
+            return json_response(self.line(Answer(), done=True, done_reason="load"))
         if self._fields.stream:
             return LineStream(await self._start(), _Lines(self))
         (choice,) = await unless_gone(self._request, self._collect())
-        return json_response(self.end(choice.text, choice.ended))
+        parser = self.parser()
+        answer = Answer.of([*parser.feed(choice.text), *parser.finish()])
+        return json_response(self.end(answer, choice.ended))
 
     async def _collect(self) -> list[Choice]:
         return await collect(await self._start())
 
     async def _start(self) -> Generation:
-        tokens = await self.tokens()
-        request = await engine_request(self._services, self._fields, tokens, owner=self._owner, param=self.prompt_name)
-        is_scoring = self._fields.max_tokens == 0
-        return await submit(self._services, [request], self._owner, self._explainer, is_scoring=is_scoring)
+        return await self.start(is_scoring=self._fields.max_tokens == 0)
 
-    async def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[int]:
-        self._services.require_ready()
-        chat = ChatPrompt(tuple(messages), template_kwargs=self._fields.template_kwargs)
-        rendered = await self._services.text.render(chat)
-        self._explainer.add_prompt(rendered.text, messages)
-        return rendered.tokens
-
-    def line(self, text: str, *, done: bool, **more: Any) -> dict[str, Any]:
-        """One line's object."""
+    def line(self, answer: Answer, *, done: bool, **more: Any) -> dict[str, Any]:
+        """One line's object, with a part of the answer."""
         head = {"model": self._services.config.model_id, "created_at": _iso(datetime.now(UTC))}
-        return {**head, **self.content(text), "done": done, **more}
+        return {**head, **self.content(answer), "done": done, **more}
 
-    def end(self, text: str, finish: Finish) -> dict[str, Any]:
+    def end(self, answer: Answer, finish: Finish) -> dict[str, Any]:
         """The object that ends the answer; durations in nanoseconds."""
         usage = finish.usage
         return self.line(
-            text,
+            answer,
             done=True,
             done_reason=finish_reason(finish),
             total_duration=round((usage.queue_s + usage.prefill_s + usage.decode_s) * _NS),
@@ -116,10 +130,12 @@ class Work(ABC):
             eval_count=usage.completion_tokens,
             eval_duration=round(usage.decode_s * _NS),
             **({"banned_rewinds": usage.rewinds} if self._fields.has_bans else {}),
-            **self._explainer.of(0),
+            **self.explainer.of(0),
         )
 
-    prompt_name: str
+    def parser(self) -> AnswerParser:
+        """What tells the parts of the answer apart."""
+        return AnswerParser()
 
     @property
     @abstractmethod
@@ -127,17 +143,15 @@ class Work(ABC):
         """Whether there is nothing to continue."""
 
     @abstractmethod
-    async def tokens(self) -> Sequence[int]:
-        """The prompt."""
+    async def start(self, *, is_scoring: bool) -> Generation:
+        """Hand the request to the engine."""
 
     @abstractmethod
-    def content(self, text: str) -> dict[str, Any]:
-        """What holds the text."""
+    def content(self, answer: Answer) -> dict[str, Any]:
+        """What holds a part of the answer."""
 
 
 class _Generate(Work):
-    prompt_name = "prompt"
-
     def __init__(self, services: Services, fields: GenerateRequest, request: Request) -> None:
         super().__init__(services, fields, request)
         self._body = fields
@@ -146,51 +160,88 @@ class _Generate(Work):
     def is_empty(self) -> bool:
         return not self._body.prompt
 
-    async def tokens(self) -> Sequence[int]:
+    async def start(self, *, is_scoring: bool) -> Generation:
+        tokens = await self._tokens()
+        request = await engine_request(self._services, self._fields, tokens, owner=self._owner, param="prompt")
+        return await submit(self._services, [request], self._owner, self.explainer, is_scoring=is_scoring)
+
+    async def _tokens(self) -> Sequence[int]:
         body = self._body
         if body.raw:
-            self._explainer.add_prompt(body.prompt)
+            self.explainer.add_prompt(body.prompt)
             return await encode_text(self._services, body.prompt, add_bos=True)
         system = [{"role": "system", "content": body.system}] if body.system else []
-        return await self._rendered([*system, {"role": "user", "content": body.prompt}])
+        messages = (*system, {"role": "user", "content": body.prompt})
+        self._services.require_ready()
+        rendered = await self._services.text.render(ChatPrompt(messages, template_kwargs=body.template_kwargs))
+        self.explainer.add_prompt(rendered.text, messages)
+        return rendered.tokens
 
-    def content(self, text: str) -> dict[str, Any]:
-        return {"response": text}
+    def content(self, answer: Answer) -> dict[str, Any]:
+        return {"response": answer.content}
 
 
 class _Chat(Work):
-    prompt_name = "messages"
-
-    def __init__(self, services: Services, fields: ChatRequest, request: Request) -> None:
+    def __init__(self, services: Services, fields: OllamaChatRequest, request: Request) -> None:
         super().__init__(services, fields, request)
         self._messages = fields.messages
+        self._conversation = Conversation(services, fields, self._owner)
+        self.explainer = self._conversation.explainer
 
     @property
     def is_empty(self) -> bool:
         return not self._messages
 
-    async def tokens(self) -> Sequence[int]:
-        for message in self._messages:
-            if isinstance(message, Mapping):
-                refuse_unavailable({"images": message.get("images")})
-        return await self._rendered(read_messages(self._messages))
+    async def start(self, *, is_scoring: bool) -> Generation:
+        return await self._conversation.start(is_scoring=is_scoring)
 
-    def content(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text}}
+    def parser(self) -> AnswerParser:
+        return self._conversation.parser(0)
+
+    def content(self, answer: Answer) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.content}
+        if answer.reasoning:
+            message["thinking"] = answer.reasoning
+        if answer.calls:
+            message["tool_calls"] = [_call_json(call) for call in answer.calls]
+        return {"message": message}
+
+
+def _call_json(call: ToolCall) -> dict[str, Any]:
+    """Arguments as an object, not as its text; what an answer that was cut left unfinished is no object."""
+    try:
+        arguments = json.loads(call.arguments)
+    except ValueError:
+        arguments = {}
+    return {"function": {"name": call.name, "arguments": arguments}}
 
 
 class _Lines:
-    """The stream: a line for each piece of text, one more that ends it."""
+    """The stream: a line for each piece of text, calls as a whole, one more line that ends it."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        self._parser: AnswerParser | None = None
+        self._calls: list[Delta] = []
 
     def feed(self, first: int, event: RequestEvent) -> bytes:
         """The lines for one event."""
         if not isinstance(event, Output):
             return b""
-        data = line_bytes(self._work.line(event.text, done=False)) if event.text else b""
-        return data if event.finish is None else data + line_bytes(self._work.end("", event.finish))
+        if self._parser is None:
+            self._parser = self._work.parser()
+        data = self._told(self._parser.feed(event.text))
+        if event.finish is None:
+            return data
+        data += self._told(self._parser.finish())
+        if self._calls:
+            data += line_bytes(self._work.line(Answer.of(self._calls), done=False))
+        return data + line_bytes(self._work.end(Answer(), event.finish))
+
+    def _told(self, deltas: Sequence[Delta]) -> bytes:
+        self._calls += [delta for delta in deltas if isinstance(delta, (ToolCallBegin, ToolArgumentsDelta))]
+        parts = [delta for delta in deltas if isinstance(delta, (ContentDelta, ReasoningDelta))]
+        return b"".join(line_bytes(self._work.line(Answer.of([part]), done=False)) for part in parts)
 
 
 _HELLO = [{"role": "user", "content": "Say hello."}]
@@ -203,11 +254,11 @@ async def generate(request: Request) -> Response:
     return await _Generate(services, validate(GenerateRequest, body, OLLAMA), request).respond()
 
 
-@router.post("/chat", **documented(ChatRequest, {"whole": {"messages": _HELLO, "stream": False}}))
+@router.post("/chat", **documented(OllamaChatRequest, {"whole": {"messages": _HELLO, "stream": False}}))
 async def chat(request: Request) -> Response:
     """Answer a conversation."""
     services, body = services_of(request), await _flat(request)
-    return await _Chat(services, validate(ChatRequest, body, OLLAMA), request).respond()
+    return await _Chat(services, validate(OllamaChatRequest, body, OLLAMA_CHAT), request).respond()
 
 
 async def _flat(request: Request) -> JsonObject:
@@ -256,9 +307,15 @@ async def show(request: Request) -> Response:
                 f"{architecture}.embedding_length": model.n_embd,
                 f"{architecture}.block_count": model.n_layer,
             },
-            "capabilities": ["completion" if ready.writes else "embedding"],
+            "capabilities": _capabilities(services, ready),
         }
     )
+
+
+def _capabilities(services: Services, ready: Ready) -> list[str]:
+    if not ready.writes:
+        return ["embedding"]
+    return ["completion", "tools", *(["thinking"] if services.text.info.has_thinking else [])]
 
 
 def _model_json(services: Services, ready: Ready) -> dict[str, Any]:

@@ -305,7 +305,17 @@ def _plain(message: Message) -> dict[str, Any]:
     if not isinstance(plain.get("role"), str):
         raise InvalidRequest("Every message needs a role, as 'user' or 'assistant'.", param="messages")
     plain["content"] = text_of(plain.get("content", ""))
-    return plain
+    return _with_thoughts(plain)
+
+
+def _with_thoughts(message: dict[str, Any]) -> dict[str, Any]:
+    """What was thought, under the names that templates have for it."""
+    thoughts = message.get("reasoning_content") or message.get("reasoning")
+    if not thoughts:
+        return message
+    # gpt-oss's template refuses thoughts and content beside calls.
+    more = {} if message["content"] else {"thinking": thoughts}
+    return {**message, "reasoning_content": thoughts, **more}
 
 
 def _plain_value(value: Any) -> Any:

@@ -13,7 +13,7 @@ from server.api.auth import admin_only
 from server.api.body import read_json
 from server.api.docs import documented
 from server.api.llamacpp.answer import settings_json
-from server.api.openai.schemas import Messages
+from server.api.openai.schemas import Messages, Tools
 from server.api.ports import Services, services_of
 from server.api.responses import json_response
 from server.api.sampling import Bool, SamplingFields
@@ -101,6 +101,7 @@ class TemplateRequest(BaseModel):
     add_generation_prompt: Bool | None = None
     continue_final_message: Bool | None = None
     chat_template_kwargs: Annotated[Mapping[str, Any], WithJsonSchema({"type": "object"})] = Field(default_factory=dict)
+    tools: Tools = ()
 
 
 @router.post(
@@ -118,6 +119,7 @@ async def apply_template(request: Request) -> Response:
             add_generation_prompt=fields.add_generation_prompt,
             continue_final_message=fields.continue_final_message,
             template_kwargs=fields.chat_template_kwargs,
+            tools=fields.tools,
         )
     )
     return json_response({"prompt": rendered.text, "n_tokens": len(rendered.tokens), "repairs": list(rendered.repairs)})

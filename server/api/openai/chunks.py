@@ -146,10 +146,14 @@ class ChatChunks(Chunks):
         parser = self._parsers[index]
         if parser.is_plain:
             return super()._body(index, envelope, output)
-        logprobs = None
         if output.logprobs:
             logprobs = self._logprobs(index, output.logprobs, self._texts(index, output.logprobs))
-        return self._deltas(index, parser.feed(output.text), logprobs)
+            return self._deltas(index, parser.feed(output.text), logprobs)
+        return b"".join([self._quick(index, envelope, delta) for delta in parser.feed(output.text)])
+
+    def _quick(self, index: int, envelope: Envelope, delta: Delta) -> bytes:
+        """Content goes the short way here too."""
+        return envelope.wrap(delta.text) if isinstance(delta, ContentDelta) else self._deltas(index, [delta])
 
     def _deltas(self, index: int, deltas: Sequence[Delta], logprobs: Any = None) -> bytes:
         """A chunk for each delta; log-probabilities stand in the first, or in one of their own."""
