@@ -1,7 +1,8 @@
-"""fairness: one sends many long jobs at once, another one short question at a time; with one key, and with two.
+"""fairness: one sends many long jobs at once, another a short question now and then; with one key, and with two.
 
 With one key the questions wait behind the jobs. With two, a fair server lets them pass, and should lose nothing by it:
-compare `all requests` of the two cases. The second case wants `--other-api-key`; without it both are the same.
+compare `all requests` of the two cases, which is the same work. The second case wants `--other-api-key`; without it
+both are the same.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 import statistics
 import time
 
-from server.bench.client import Answer, Client, Stream, closing_all
+from server.bench.client import Answer, Stream, closing_all
 from server.bench.figures import Better, Metric
 from server.bench.site import Case, Figure, Site, Sizes
 
@@ -22,8 +23,8 @@ JOB_TOKENS = 160
 QUESTION = 20
 ANSWER = 8
 ALONE = 5  # questions asked of the idle server, for what one takes by itself
-MOST_QUESTIONS = 40
-HEAD_START_S = 0.5  # of the jobs
+N_QUESTIONS = 8
+PAUSE_S = 0.4  # before each question, the first one too
 
 
 def cases(sizes: Sizes) -> list[Case]:
@@ -42,20 +43,12 @@ async def _measure(case: str, site: Site) -> list[Figure]:
     with closing_all(streams):
         start = time.perf_counter()
         streams.extend([await site.client.start(site.words.text(JOB_PROMPT), JOB_TOKENS) for _ in range(N_JOBS)])
-        await asyncio.sleep(HEAD_START_S)
-        jobs = asyncio.gather(*(stream.answer() for stream in streams))
-        questions = await _ask_until(jobs, asker, site)
-        answers = [*await jobs, *questions]
+        for _ in range(N_QUESTIONS):
+            await asyncio.sleep(PAUSE_S)
+            streams.append(await asker.start(site.words.text(QUESTION), ANSWER))
+        answers = await asyncio.gather(*(stream.answer() for stream in streams))
         seconds = max(answer.times[-1] for answer in answers) - start
-    return _figures(case, alone, questions, sum(answer.tokens for answer in answers) / seconds)
-
-
-async def _ask_until(jobs: asyncio.Future[list[Answer]], asker: Client, site: Site) -> list[Answer]:
-    """One question after the other as long as jobs run; at least one."""
-    questions: list[Answer] = []
-    while not questions or (not jobs.done() and len(questions) < MOST_QUESTIONS):
-        questions.append(await asker.complete(site.words.text(QUESTION), ANSWER))
-    return questions
+    return _figures(case, alone, answers[N_JOBS:], sum(answer.tokens for answer in answers) / seconds)
 
 
 def _figures(case: str, alone: list[Answer], questions: list[Answer], rate: float) -> list[Figure]:
