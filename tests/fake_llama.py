@@ -434,7 +434,7 @@ class FakeVectorDecoder:
         self.failures: list[Exception] = []
         self.batches: list[list[int]] = []
         self._decoder = decoder
-        self._row_s = row_s
+        self.row_s = row_s
         self._held: dict[int, list[int]] = {}
         self._rows = np.full((n_batch, self.WIDTH), np.nan, np.float32)
 
@@ -457,7 +457,7 @@ class FakeVectorDecoder:
             self._rows[row] = vector_after(held)
         assert sum(map(len, self._held.values())) <= self.n_ctx, "more tokens than there are cells"
         self.batches.append(sequences)
-        seconds = batch.n_rows * self._row_s
+        seconds = batch.n_rows * self.row_s
         self._decoder.sleep(seconds)
         if self.failures:
             raise self.failures.pop(0)

@@ -181,6 +181,33 @@ def test_a_batch_that_fails_fails_its_requests_alone(error: Exception) -> None:
     assert rig.vectors.n_held == 0
 
 
+def test_numbers_that_are_none_fail_their_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make_engine()
+    rows = rig.vectors.rows
+
+    def broken() -> Vectors:
+        found = rows().copy()
+        found[0] = np.nan
+        return found
+
+    monkeypatch.setattr(rig.vectors, "rows", broken)
+    rig.add(embed(1, b"a", b"b"))
+    rig.add(embed(2, b"c"))
+    collected = rig.run()
+    assert collected[1].failure is not None
+    assert len(collected[2].vectors) == 1
+    assert rig.vectors.n_held == 0
+
+
+def test_alone_no_batch_takes_longer_than_a_newcomer_may_wait() -> None:
+    rig = make_engine(pooling="mean")
+    rig.vectors.row_s = 0.1
+    rig.add(embed(1, *[b"x" * 60] * 3))
+    rig.run()
+    # 1.2 s; but never so few that it would not be worth it.
+    assert {len(batch) for batch in rig.vectors.batches[1:]} <= {12, 16}
+
+
 def test_a_context_that_cannot_be_made_fails_the_request_and_is_tried_again() -> None:
     decoder = FakeDecoder()
     vectors = FakeVectorDecoder(decoder)

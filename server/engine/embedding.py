@@ -25,8 +25,14 @@ AT_ONCE = 4
 """Requests that take turns; more wait."""
 
 _MIN_PIECE = 16
+_FIRST_PIECE = 64
+"""Tokens of the first batch, which tells what a token takes."""
+
 _PACK = 512
-"""Tokens of short texts that are computed together when nobody else waits."""
+"""Tokens of short texts that are computed together when there is time."""
+
+_ALONE_S = 1.2
+"""Seconds that a batch may take when nobody waits for its end: so long waits who comes meanwhile."""
 
 _SMOOTHING = 0.3
 
@@ -144,7 +150,7 @@ class Embedder:
     # --- the step ---------------------------------------------------------------------------------------------------
 
     def step(self, pause_s: float | None = None) -> list[Event]:
-        """Compute one batch, of about `pause_s` seconds where somebody waits for the end of it; what happened."""
+        """Compute one batch, of about `pause_s` seconds where somebody waits for its end; returns what happened."""
         self._expire()
         self._begin_jobs()
         if self._open:
@@ -180,7 +186,7 @@ class Embedder:
             decoder = self.prepare()
         except GgufdError as error:
             for job in tuple(self._open):
-                self._fail(job, error)
+                self._fail(job, EngineFailure(f"{error.message}; is there enough memory?"))
             return
         pieces = self._fill(decoder, self._budget(decoder, pause_s))
         try:
@@ -196,11 +202,10 @@ class Embedder:
     def _budget(self, decoder: VectorDecoder, pause_s: float | None) -> int:
         """Tokens of the next batch. One that cannot be computed in pieces may take more."""
         most = min(decoder.n_batch, _PACK)
-        if pause_s is None:
-            return most
         if self._s_per_token == 0:
-            return min(most, _MIN_PIECE)
-        return max(_MIN_PIECE, min(most, int(pause_s / self._s_per_token)))
+            return min(most, _FIRST_PIECE if pause_s is None else _MIN_PIECE)
+        affordable = int((_ALONE_S if pause_s is None else pause_s) / self._s_per_token)
+        return max(_MIN_PIECE, min(most, affordable))
 
     def _learn(self, s_per_token: float) -> None:
         known = self._s_per_token or s_per_token
@@ -244,7 +249,8 @@ class Embedder:
             one.n_past += piece.n_tokens
             if one.pool is not None and rows is not None:
                 one.pool.add(rows[piece.first : piece.first + piece.n_tokens])
-            if one.n_left == 0:
+            # One whose sibling failed a moment ago is gone.
+            if one.n_left == 0 and one in self._active:
                 self._finish(decoder, one)
 
     def _finish(self, decoder: VectorDecoder, one: _Input) -> None:
@@ -253,6 +259,9 @@ class Embedder:
             vectors = decoder.scores(one.sequence)
         else:
             vectors = scaled(one.pool.result()[:, : request.dimensions], request.norm)
+        if not np.isfinite(vectors).all():
+            self._fail(one.job, EngineFailure("the model made numbers of this text that are none"))
+            return
         data = np.ascontiguousarray(vectors, "<f4").tobytes()
         self._events.append(Embedding(request.request_id, one.index, data, vectors.shape[1], len(one.tokens)))
         self._release(one)
