@@ -69,6 +69,8 @@ def test_short_texts_are_computed_together() -> None:
     rig = make_engine()
     rig.add(embed(1, *[b"four"] * 8))
     rig.run()
+    stats = rig.engine.stats()
+    assert (stats.embedded_tokens, stats.computed_tokens) == (32, 0)
     # Four sequences there are, so two batches.
     assert [len(batch) for batch in rig.vectors.batches] == [16, 16]
 

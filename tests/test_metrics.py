@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as families
 
 from server.engine.counters import Counters, Histogram
-from server.engine.messages import Stats
+from server.engine.messages import EmbedRequest, Stats
 from server.errors import EngineDown, EngineFailure
 from server.keys.ring import Role
 from tests.api_client import Api, error_of, ring_of, running
@@ -118,7 +118,7 @@ class Scraped(FakeEngine):
 def told() -> Stats:
     """Of an engine that has worked."""
     rig = make_engine(n_slots=2)
-    rig.add(make_request(1, b"prompt", max_tokens=10, ignore_eos=True))
+    rig.add(make_request(1, b"prompt", max_tokens=10, ignore_eos=True), EmbedRequest(3, ((1, 2, 3), (4, 5))))
     rig.run()
     rig.add(make_request(2, b"a long prompt", max_tokens=10))
     rig.engine.step()
@@ -131,6 +131,7 @@ class TestMetrics:
             samples = await scraped(api)
         assert of(samples, "ggufd_generated_tokens_total") == told.generated_tokens
         assert of(samples, "llamacpp:n_decode_total") == told.steps
+        assert of(samples, "ggufd_embedded_tokens_total") == told.embedded_tokens == 5
         assert of(samples, "ggufd_batch_tokens_sum") == told.computed_tokens
         assert of(samples, "ggufd_step_seconds_count") == told.steps
         assert of(samples, "ggufd_batch_tokens_bucket", le="+Inf") == told.steps

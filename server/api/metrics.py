@@ -150,6 +150,7 @@ def _sums(stats: Stats) -> Iterator[CounterMetricFamily]:
         ("ggufd_computed_tokens", "Rows of all batches: prompt tokens and generated ones.", stats.computed_tokens),
         ("ggufd_cached_tokens", "Prompt tokens that were reused instead.", stats.cached_tokens),
         ("ggufd_generated_tokens", "Tokens that were sampled.", stats.generated_tokens),
+        ("ggufd_embedded_tokens", "Tokens of texts that became vectors or scores.", stats.embedded_tokens),
         ("ggufd_drafted_tokens", "Tokens that were guessed ahead.", stats.drafted_tokens),
         ("ggufd_accepted_tokens", "Guesses that came true.", stats.accepted_tokens),
         ("ggufd_preemptions", "Times that a sequence gave up its slot for a while.", stats.preemptions),

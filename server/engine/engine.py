@@ -792,6 +792,7 @@ class Engine:
             restores=cache.n_restored,
             host_evictions=cache.host.n_evicted,
             host_bytes=cache.host.n_bytes,
+            embedded_tokens=self._embedder.n_tokens,
             step_seconds=counters.steps_spread.spread,
             step_gap_seconds=counters.step_gaps.spread,
             token_gap_seconds=counters.token_gaps.spread,

@@ -581,6 +581,7 @@ class Stats:
     restores: int = 0
     host_evictions: int = 0
     host_bytes: int = 0
+    embedded_tokens: int = 0
     step_seconds: Spread = Spread()
     step_gap_seconds: Spread = Spread()
     token_gap_seconds: Spread = Spread()

@@ -77,11 +77,12 @@ class VectorEngine:
             waiting=self._embedder.n_waiting,
             running=len(running),
             steps=self._n_steps,
-            computed_tokens=self._embedder.n_tokens,
+            computed_tokens=0,
             cached_tokens=0,
             generated_tokens=0,
             step_s=0.0,
             step_gap_s=0.0,
+            embedded_tokens=self._embedder.n_tokens,
             slots=tuple(SlotState(place, request_id, 0, 0) for place, request_id in enumerate([*running, *idle])),
         )
 
