@@ -101,7 +101,7 @@ def _parse(raw: bytes, expected: str) -> Any:
         raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
     _check_depth(value)
     # Bytes that are valid UTF-8 hold no surrogate; only an escape can make one.
-    if b"\\ud" in raw.lower():
+    if b"\\ud" in raw or b"\\uD" in raw:
         _check_surrogates(value)
     return value
 

@@ -173,9 +173,9 @@ async def engine_request(
         raise Unsupported("This model makes vectors of texts and writes none. Ask /v1/embeddings or /v1/rerank.")
     if not prompt:
         raise InvalidRequest(f"'{param}': the prompt is empty. Expected at least one token.", param=param)
-    check_tokens(prompt, ready.model.n_vocab, param)
     if len(prompt) >= ready.n_ctx:
         raise ContextLengthExceeded(len(prompt), ready.n_ctx, param=param)
+    check_tokens(prompt, ready.model.n_vocab, param)
     sampling = fields.to_params({**recommended(ready.model.metadata), **services.config.sampling})
     check_tokens([token for token, _ in fields.logit_bias or ()], ready.model.n_vocab, "logit_bias")
     check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
