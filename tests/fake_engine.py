@@ -137,6 +137,10 @@ class FakeEngine:
         self.open: set[int] = set()
 
     @property
+    def is_full(self) -> bool:
+        return self.refusal is not None and len(self.requests) >= self.n_accepted
+
+    @property
     def n_waiting(self) -> int:
         return 0 if self.gate.is_set() else len(self.open)
 

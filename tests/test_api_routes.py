@@ -9,6 +9,7 @@ import pytest
 
 from server.api.app import create_app
 from server.api.settings import ApiConfig
+from server.errors import QueueFull
 from tests.api_client import FakeModels, error_of, ring_of, running
 from tests.fake_engine import FakeEngine, FakeState, FakeText
 
@@ -51,6 +52,18 @@ async def test_health_tells_the_engines_state(path: str) -> None:
             assert response.json()["status"] == state.value
             assert response.json()["error"]["code"] == state.value
         assert (await api.http.get("/health/live")).json() == {"status": "ok"}
+
+
+async def test_a_full_queue_is_healthy_but_not_ready() -> None:
+    async with running() as api:
+        api.engine.refusal = QueueFull("full")
+        for path in ("/ready", "/health/ready"):
+            response = await api.http.get(path)
+            assert (response.status_code, response.json()["status"]) == (503, "queue_full")
+            assert response.headers["retry-after"]
+        assert (await api.http.get("/health")).status_code == 200
+        api.engine.refusal = None
+        assert (await api.http.get("/ready")).status_code == 200
 
 
 @pytest.mark.parametrize("state", [FakeState.SLEEPING, FakeState.WAKING])

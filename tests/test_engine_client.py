@@ -243,6 +243,7 @@ async def test_the_queue_is_full_exactly_at_its_capacity(make: Make) -> None:
     client = await make(spawn, max_queue=3)
     spawn.pause()
     streams = [client.submit(request_of(client)) for _ in range(5)]
+    assert client.is_full
     with pytest.raises(QueueFull) as caught:
         client.submit(request_of(client))
     assert caught.value.retry_after_s >= 1

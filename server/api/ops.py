@@ -30,21 +30,36 @@ async def live() -> Response:
     return json_response({"status": "ok"})
 
 
-@router.get("/health/ready", include_in_schema=False)
-@router.get("/ready")
 @router.get("/v1/health", include_in_schema=False)
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """200 when requests are taken, also by a model that has to wake for them; 503 with the engine's state while it
+    """200 when the model is served, also one that has to wake for a request; 503 with the engine's state while it
     loads, restarts, drains or has failed.
     """
+    return _state(services_of(request))
+
+
+@router.get("/health/ready", include_in_schema=False)
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """200 when a request would be taken now: as `/health`, but 503 too while as many wait as may."""
     services = services_of(request)
+    if services.is_ready and services.engine.is_full:
+        return _not_now("queue_full", "as many requests wait as may")
+    return _state(services)
+
+
+def _state(services: Services) -> Response:
     state = services.engine.state.name.lower()
     if state in _TAKES_REQUESTS and services.is_ready:
         return json_response({"status": _TAKES_REQUESTS[state]})
     # The engine may be ready a moment before the text process is.
     state = "loading" if state == "ready" else state
-    error = error_body(f"The server takes no requests now: {state}.", "service_unavailable", code=state)
+    return _not_now(state, state)
+
+
+def _not_now(state: str, why: str) -> Response:
+    error = error_body(f"The server takes no requests now: {why}.", "service_unavailable", code=state)
     return json_response({"status": state, **error}, status=503, headers={"Retry-After": "2"})
 
 

@@ -53,6 +53,10 @@ class Engine(Protocol):
     @property
     def ready(self) -> Ready | None: ...
     @property
+    def is_full(self) -> bool:
+        """Whether one more request would be refused, because as many wait as may."""
+
+    @property
     def n_waiting(self) -> int: ...
     @property
     def n_running(self) -> int: ...

@@ -452,14 +452,25 @@ class EngineClient:
         else:
             future.set_result(done)
 
+    @property
+    def _n_free(self) -> int:
+        """Slots that nobody holds."""
+        n_slots = self.ready.n_slots if self.ready is not None else 0
+        return max(0, n_slots - _n_slots(self._streams.values()))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many requests wait as may: one more would be refused."""
+        return self.n_waiting >= self.config.max_queue + self._n_free
+
     def _refuse(self, request: EngineRequest | EmbedRequest) -> None:
         if self._drain_refusal is not None:
             raise self._drain_refusal
         if self._phase not in _TAKES_REQUESTS or self.ready is None:
             raise self._down()
         check_rate(self._buckets, request.account, request.limits)
-        n_free = max(0, self.ready.n_slots - _n_slots(self._streams.values()))
-        if self.n_waiting >= self.config.max_queue + n_free:
+        n_free = self._n_free
+        if self.is_full:
             raise QueueFull(
                 f"the queue is full: {self.n_waiting} requests are waiting. Try again in "
                 f"{self.retry_after_s:.0f} s, or start the server with a larger --max-queue",
