@@ -28,6 +28,7 @@ from server.engine.messages import (
     SlotAction,
     SpanLimit,
 )
+from server.engine.sampling import VectorSampler
 from server.errors import EngineFailure, Unavailable
 from server.llama.batch import NoRoomError
 from tests.fake_llama import (
@@ -654,6 +655,29 @@ def test_only_the_request_that_cannot_be_computed_ends(kind: str, slot: int) -> 
     for request in four():
         if request.request_id != request_id:
             assert collected[request.request_id].texts == run_alone(request).texts
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), IndexError("out of bounds")])
+def test_a_request_that_stumbles_over_its_numbers_ends_alone(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = make_engine(n_slots=2)
+    good = make_request(1, b"good", max_tokens=9, ignore_eos=True)
+    rig.add(good, make_request(2, b"bad", temperature=0.5, seed=1))
+    sample = VectorSampler.sample
+
+    def stumble(sampler: VectorSampler, row: Any, batch_row: int) -> int:
+        if sampler._temperature:
+            raise error
+        return sample(sampler, row, batch_row)
+
+    monkeypatch.setattr(VectorSampler, "sample", stumble)
+    collected = rig.run()
+    assert collected[1].texts == run_alone(good).texts
+    assert collected[2].failure is not None
+    assert collected[2].failure.code == "engine_failure"
+    assert str(error) in collected[2].failure.message
+    assert "a request failed" in caplog.text
 
 
 def test_nothing_of_a_failed_request_is_reused() -> None:

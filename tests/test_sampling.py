@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine.messages import DEFAULT_SAMPLERS, SamplingParams
@@ -24,6 +24,7 @@ from server.engine.sampling import (
     Penalties,
     VectorSampler,
     active_samplers,
+    bounded,
     is_vectorisable,
     penalties_of,
     uniform,
@@ -604,3 +605,62 @@ def test_every_sampler_has_a_maker_in_the_chain(context: Context) -> None:
     for name, changes in acting.items():
         found = distribution(context, SamplingParams(samplers=(name,), **changes), logits, said)
         assert not is_close(found, neutral), name
+
+
+ANY_NUMBER = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(
+    [5e-324, 1e-45, 1e-38, 3.5e38, 1.7e308, -5e-324, -1.7e308, 0.0, 1.0]
+)
+ANY_SHARE = st.floats(0, 1) | st.sampled_from([5e-324, 1e-45, 1 - 1e-16])
+ANYTHING = st.fixed_dictionaries(
+    {},
+    optional={
+        "temperature": ANY_NUMBER,
+        "dynatemp_range": ANY_NUMBER.map(abs),
+        "dynatemp_exponent": ANY_NUMBER,
+        "top_k": st.sampled_from([0, 1, 7, 2**31 - 1]),
+        "top_p": ANY_SHARE,
+        "min_p": ANY_SHARE,
+        "typ_p": ANY_SHARE,
+        "top_n_sigma": ANY_NUMBER,
+        "xtc_probability": ANY_SHARE,
+        "xtc_threshold": ANY_SHARE,
+        "dry_multiplier": ANY_NUMBER.map(abs),
+        "dry_base": ANY_NUMBER.map(abs),
+        "dry_allowed_length": st.sampled_from([0, 1, 2, 2**31 - 1]),
+        "repeat_penalty": ANY_NUMBER,
+        "frequency_penalty": ANY_NUMBER,
+        "presence_penalty": ANY_NUMBER,
+        "mirostat": st.sampled_from([0, 0, 1, 2]),
+        "mirostat_tau": ANY_NUMBER.map(abs),
+        "mirostat_eta": ANY_SHARE,
+        "adaptive_target": st.floats(-1, 1),
+        "adaptive_decay": st.floats(0, 0.99),
+        "min_keep": st.sampled_from([0, 1, 2**31 - 1]),
+        "samplers": st.permutations([*DEFAULT_SAMPLERS, "adaptive_p"]).map(tuple),
+        "logit_bias": st.lists(st.tuples(st.integers(0, N_VOCAB - 1), ANY_NUMBER), max_size=3).map(tuple),
+    },
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ANYTHING, st.integers(0, 2**32 - 2))
+def test_whatever_the_numbers_a_token_comes_of_them(context: Context, changes: dict[str, Any], seed: int) -> None:
+    """In numpy, where a warning is an error, and in C, where an assertion would end this process."""
+    params = bounded(SamplingParams(**changes))
+    logits = some_logits(seed % 1000, scale=10.0)
+    Bias(params, banned=(), eog=frozenset(), min_tokens=0).apply(logits, 0)
+    write_row(context, logits)
+    chain = context.new_chain(params, seed, SAID, can_rewind=False)
+    for _ in range(3):
+        assert 0 <= chain.sample(logits, 0) < N_VOCAB
+    chain.close()
+    if is_vectorisable(params):
+        sampler = vector_sampler(params, SAID, seed)
+        for _ in range(3):
+            assert 0 <= sampler.sample(logits.copy(), 0) < N_VOCAB
+
+
+def test_sane_numbers_are_left_as_they_are() -> None:
+    params = SamplingParams(temperature=0.7, repeat_penalty=1.1, logit_bias=((3, -math.inf), (4, 2.5)), dry_base=1.75)
+    assert bounded(params) == params
+    assert bounded(SamplingParams()) == SamplingParams()

@@ -6,6 +6,7 @@ Start reading at `Engine.step`.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -46,7 +47,16 @@ from server.engine.messages import (
 from server.engine.prefix_cache import PrefixCache
 from server.engine.preroll import PreRoll
 from server.engine.queue import RequestQueue
-from server.engine.sampling import Bias, Logprobs, Row, Sampler, VectorSampler, is_vectorisable, penalties_of
+from server.engine.sampling import (
+    Bias,
+    Logprobs,
+    Row,
+    Sampler,
+    VectorSampler,
+    bounded,
+    is_vectorisable,
+    penalties_of,
+)
 from server.engine.scheduler import Chunk, Scheduler, halves, n_rows
 from server.engine.sequence import Sent, Sequence, Status
 from server.engine.speculative import Lookup, Speculator
@@ -55,6 +65,8 @@ from server.engine.trace import StepTrace
 from server.engine.turns import Turns
 from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueFull, QueueTimeout
 from server.llama.batch import NoRoomError
+
+logger = logging.getLogger(__name__)
 
 # llama.cpp takes 2**32 - 1 for "draw a seed".
 _SEEDS = 2**32 - 1
@@ -295,12 +307,12 @@ class Engine:
                 self._begin(sequence)
             else:
                 self._cache.resume(sequence)
-        except GgufdError as error:
+        except Exception as error:
             self._queue.release(sequence)
             if sequence.slot is not None:
                 self._cache.insert(sequence)
             self._end(sequence)
-            self._fail_request(sequence.request.request_id, error)
+            self._fail_request(sequence.request.request_id, _failure_of(error))
             return
         sequence.status = Status.RUNNING
         self._running.append(sequence)
@@ -464,8 +476,8 @@ class Engine:
                 self._next_tokens(sequence, rows, row)
             else:
                 self._next_token(sequence, rows[-1], row)
-        except GgufdError as error:
-            self._fail_request(sequence.request.request_id, error)
+        except Exception as error:
+            self._fail_request(sequence.request.request_id, _failure_of(error))
 
     def _next_tokens(
         self, sequence: Sequence, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]], last_row: int
@@ -645,7 +657,7 @@ class Engine:
         return None
 
     def _new_sampler(self, sequence: Sequence) -> Sampler:
-        request, params = sequence.request, sequence.request.sampling
+        request, params = sequence.request, bounded(sequence.request.sampling)
         seed = params.seed if params.seed is not None else random.SystemRandom().randrange(_SEEDS)
         seed = (seed + sequence.index) % _SEEDS
         sequence.bias = Bias(
@@ -815,6 +827,19 @@ def _is_last(chunk: Chunk) -> bool:
     """Whether nothing of the sequence is uncomputed after it."""
     n_draft = len(chunk.sequence.draft)
     return chunk.sequence.n_past + chunk.n_tokens - n_draft == len(chunk.sequence.tokens)
+
+
+def _failure_of(error: Exception) -> GgufdError:
+    """What a request is told: one that stumbles over its own numbers takes nobody else along.
+
+    A failed assertion says that our books are wrong, which is not the request's matter: it is raised again.
+    """
+    if isinstance(error, AssertionError):
+        raise error
+    if isinstance(error, GgufdError):
+        return error
+    logger.exception("a request failed")
+    return EngineFailure(f"this request could not be computed ({type(error).__name__}: {error})")
 
 
 def _output(sequence: Sequence, text: str, items: list[Sent], finish: Finish | None = None) -> Output:

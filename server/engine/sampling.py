@@ -7,6 +7,7 @@ Both are equal in distribution, and equal in greedy output; the tests hold that.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -75,6 +76,40 @@ class Bias:
             row[self._banned] = -np.inf
         if n_generated < self._eog_until:
             row[self._eog] = -np.inf
+
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "dynatemp_range": (0, 100),
+    "dynatemp_exponent": (0.01, 100),
+    "repeat_penalty": (0.01, 100),
+    "frequency_penalty": (-1000, 1000),
+    "presence_penalty": (-1000, 1000),
+    "top_n_sigma": (-1, 1000),
+    "dry_multiplier": (0, 1000),
+    "dry_base": (0, 1000),
+    "mirostat_tau": (0, 1000),
+    "mirostat_eta": (0, 1),
+}
+"""Beyond these a number means what the bound means, but its arithmetic ends in infinities, and those in no token."""
+
+_TEMPERATURES = 0.001, 1000
+_BIASES = -10_000, 10_000
+
+
+def bounded(params: SamplingParams) -> SamplingParams:
+    """The same parameters with every number where single precision can compute with it."""
+    changes: dict[str, Any] = {name: _within(getattr(params, name), *bounds) for name, bounds in _BOUNDS.items()}
+    if params.temperature > 0:
+        changes["temperature"] = _within(params.temperature, *_TEMPERATURES)
+    # Minus infinity bans a token.
+    changes["logit_bias"] = tuple(
+        (token, bias if bias == -math.inf else _within(bias, *_BIASES)) for token, bias in params.logit_bias
+    )
+    return dataclasses.replace(params, **changes)
+
+
+def _within(value: float, least: float, most: float) -> float:
+    return min(max(value, least), most)
 
 
 class Penalties:
