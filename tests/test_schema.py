@@ -34,6 +34,8 @@ def refusal(schema: Any) -> str:
     ("schema", "good", "bad"),
     [
         (True, [1, {"a": [None]}], []),
+        ({"$schema": "https://json-schema.org/draft-07/schema", "type": "integer"}, [1], ["a"]),
+        ({"$schema": "http://json-schema.org/draft/2020-12/schema#", "type": "integer"}, [1], ["a"]),
         ({"multipleOf": 0.25, "type": "number"}, [0.75], [0.8]),
         ({"type": "array", "items": {"type": "integer"}, "uniqueItems": False}, [[1, 1]], [["a"]]),
         ({"type": "object", "minProperties": 1, "unevaluatedProperties": True}, [{"a": 1}], [{}]),

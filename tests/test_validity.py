@@ -14,6 +14,13 @@ from server.errors import EngineFailure, InvalidRequest
 SCHEMA = json.dumps({"properties": {"a/b": {"items": {"type": "integer", "maximum": 3}}}, "required": ["a/b"]})
 
 
+def test_names_of_dialects_are_read_kindly() -> None:
+    schema = {"$schema": "https://json-schema.org/draft-04/schema", "minimum": 1, "exclusiveMinimum": True}
+    check_json(json.dumps(schema), "2")
+    with pytest.raises(EngineFailure, match="inimum"):
+        check_json(json.dumps(schema), "1")
+
+
 @pytest.mark.parametrize("text", ['{"a/b": [1, 2, 3]}', '{"a/b": [], "c": null}'])
 def test_what_satisfies_a_schema(text: str) -> None:
     check_json(SCHEMA, text)

@@ -13,7 +13,7 @@ from functools import lru_cache
 from jsonschema_rs import RegexOptions, ValidationError, Validator, validator_for
 
 from server.errors import EngineFailure
-from server.llama.schema import refused
+from server.llama.schema import name_dialect, refused
 
 
 @lru_cache(maxsize=64)
@@ -22,8 +22,11 @@ def validator_of(schema: str) -> Validator:
 
     Formats are left to the grammar: to the specification they are notes. Patterns are matched in linear time.
     """
+    parsed = json.loads(schema)
+    if isinstance(parsed, dict):
+        name_dialect(parsed)
     try:
-        return validator_for(json.loads(schema), offline=True, pattern_options=RegexOptions(), validate_formats=False)
+        return validator_for(parsed, offline=True, pattern_options=RegexOptions(), validate_formats=False)
     except ValidationError as error:
         # Of a schema, the instance is the schema.
         raise refused(f"'{_pointer(error.instance_path)}': {error.message[:300]}.") from None

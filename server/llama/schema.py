@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -50,6 +51,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _MAX_MULTIPLE = 20_000
 """The least common multiple of all `multipleOf`, powers of ten aside: llguidance makes a state of each remainder."""
 
+_DIALECT = re.compile(r"https?://json-schema\.org/(?:(draft-0[3467])|draft/(2019-09|2020-12))/schema#?")
+
 Refusal = Callable[[str], str | None]
 """Why a schema, written as JSON, is refused; None when it is not."""
 
@@ -71,6 +74,7 @@ def prepared(text: str) -> str:
         schema = {}
     if not isinstance(schema, dict):
         raise refused("expected an object.")
+    name_dialect(schema)
     _check_levels(schema)
     _check_multiples(schema)
     for place in places(Place("#", schema)):
@@ -81,6 +85,16 @@ def prepared(text: str) -> str:
             # It could switch off the very refusals that this server relies on.
             raise refused(f"'{place.pointer}/x-guidance' is not supported.")
     return json.dumps(schema | {"x-guidance": STYLE}, ensure_ascii=False)
+
+
+def name_dialect(schema: dict[str, Any]) -> None:
+    """Write the name of a dialect as its specification does; many leave out a `#` or the `s` of https."""
+    found = _DIALECT.fullmatch(str(schema.get("$schema")))
+    if found is not None:
+        old, new = found.groups()
+        schema["$schema"] = (
+            f"http://json-schema.org/{old}/schema#" if old else f"https://json-schema.org/draft/{new}/schema"
+        )
 
 
 def refused(reason: str) -> InvalidRequest:
