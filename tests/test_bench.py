@@ -44,6 +44,7 @@ from server.bench.site import Figure, Server, Site, Sizes
 from server.bench.sse import SseReader
 from server.bench.table import number, ratio_cell
 from server.bench.words import Words, calibrate
+from server.llama.grammar import check_grammar
 
 # --- a server of known speed ---------------------------------------------------------------------------------------
 
@@ -505,6 +506,23 @@ async def test_copy_finds_the_step_of_a_lone_stream(fake: FakeServer) -> None:
     found = await measure(fake, "copy")
     assert list(found) == [("1 stream", "one stream")]
     assert 17 < found["1 stream", "one stream"] <= 51
+
+
+async def test_schema_holds_half_of_the_answers_and_compares(fake: FakeServer) -> None:
+    fake.step_s = 0.02
+    found = await measure(fake, "schema")
+    assert set(found) == {("1 stream", "one stream"), ("1 stream", "over free text")} | {
+        ("3 streams", "all streams"),
+        ("3 streams", "over free text"),
+    }
+    assert 0.3 < found["3 streams", "over free text"] < 3
+    held = [body for body in fake.bodies if "json_schema" in body]
+    assert len(held) == len(fake.bodies) / 2 == 4
+    assert not any(body["ignore_eos"] for body in held)
+    drawn = [json.dumps(body["json_schema"]) for body in held]
+    assert len(set(drawn)) == 4
+    for text in drawn:
+        check_grammar("json_schema", text)
 
 
 async def test_prefill_finds_the_rate(fake: FakeServer) -> None:

@@ -13,7 +13,7 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -284,9 +284,9 @@ class Client:
         """The same server and model, asked by somebody else."""
         return Client(self.url, api_key=api_key, model=self.model, timeout_s=self._timeout_s)
 
-    async def start(self, prompt: str, max_tokens: int) -> Stream:
-        """Send a greedy completion of exactly `max_tokens` tokens; the stream that it becomes."""
-        streaming = {"stream": True, "stream_options": {"include_usage": True}}
+    async def start(self, prompt: str, max_tokens: int, extra: Mapping[str, Any] | None = None) -> Stream:
+        """Send a greedy completion of exactly `max_tokens` tokens, unless `extra` fields say otherwise; its stream."""
+        streaming = {"stream": True, "stream_options": {"include_usage": True}, **(extra or {})}
         exchange = await self._send("POST", "/v1/completions", self._completion(prompt, max_tokens) | streaming)
         return Stream(exchange, self.url, self._timeout_s)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from server.bench.client import Answer, Client, Stream, closing_all
 from server.bench.figures import Metric
@@ -103,11 +104,14 @@ class Site:
     def client(self) -> Client:
         return self.server.client
 
-    async def together(self, prompts: Sequence[str], max_tokens: int) -> list[Answer]:
-        """All the prompts sent at once; their answers, in the prompts' order. On an error all hang up."""
+    async def together(
+        self, prompts: Sequence[str], max_tokens: int, extras: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[Answer]:
+        """All the prompts sent at once, each with its `extras`; their answers, in order. On an error all hang up."""
         streams: list[Stream] = []
+        pairs = zip(prompts, extras or [{}] * len(prompts), strict=True)
         with closing_all(streams):
-            streams.extend(await asyncio.gather(*(self.client.start(prompt, max_tokens) for prompt in prompts)))
+            streams.extend(await asyncio.gather(*(self.client.start(one, max_tokens, extra) for one, extra in pairs)))
             return await asyncio.gather(*(stream.answer() for stream in streams))
 
     async def remember(self, prompts: Sequence[str]) -> None:

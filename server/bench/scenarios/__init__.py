@@ -17,6 +17,7 @@ from server.bench.scenarios import (
     fresh,
     interference,
     prefill,
+    schema,
     shared,
 )
 from server.bench.site import Case, Sizes
@@ -26,6 +27,7 @@ SCENARIOS: dict[str, Callable[[Sizes], list[Case]]] = {
     "decode": decode.cases,
     "deep": deep.cases,
     "copy": copy.cases,
+    "schema": schema.cases,
     "prefill": prefill.cases,
     "shared": shared.cases,
     "burst": burst.cases,
