@@ -30,8 +30,8 @@ def measured() -> StepTime:
     return step_time
 
 
-def waiting(request_id: int, n_prompt: int = 10, max_tokens: int | None = 10) -> Sequence:
-    return Sequence.of(make_request(request_id, bytes(n_prompt), max_tokens=max_tokens), 0, 0.0)
+def waiting(request_id: int, n_prompt: int = 10, max_tokens: int | None = 10, **changes: Any) -> Sequence:
+    return Sequence.of(make_request(request_id, bytes(n_prompt), max_tokens=max_tokens, **changes), 0, 0.0)
 
 
 # --- the forecast -----------------------------------------------------------------------------------------------------
@@ -50,14 +50,17 @@ def test_a_free_slot_is_no_wait() -> None:
     assert Forecast(measured()).turns([waiting(1)], [waiting(2)], n_free=1) == {1: (1, 0.0)}
 
 
-def test_an_answer_is_expected_to_be_as_long_as_the_latest_ones_within_its_limit() -> None:
+def test_an_answer_is_expected_to_be_as_long_as_the_latest_ones_beside_their_limits() -> None:
     forecast = Forecast(measured())
     assert forecast.expected_tokens(waiting(1, max_tokens=None)) == 0
     assert forecast.expected_tokens(waiting(1, max_tokens=80)) == 80
-    forecast.note_answer(40)
+    ended = waiting(2, max_tokens=80)
+    ended.tokens.extend([1] * 40)
+    forecast.note_answer(ended)
     assert forecast.expected_tokens(waiting(1, max_tokens=80)) == 40
-    assert forecast.expected_tokens(waiting(1, max_tokens=30)) == 30
+    assert forecast.expected_tokens(waiting(1, max_tokens=30)) == 15
     assert forecast.expected_tokens(waiting(1, max_tokens=None)) == 40
+    assert forecast.expected_tokens(waiting(1, max_tokens=80, ignore_eos=True)) == 80
     long = waiting(1, max_tokens=None)
     long.tokens.extend([1] * 100)
     assert forecast.expected_tokens(long) == 125

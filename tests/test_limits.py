@@ -74,6 +74,6 @@ def test_free_slots_are_places_too(n_waiting: int, n_free: int, is_refused: bool
     if not is_refused:
         check()
         return
-    with pytest.raises(TooManyRequests, match="0 requests waiting") as refusal:
+    with pytest.raises(TooManyRequests, match="0 requests waiting, and have") as refusal:
         check()
     assert (refusal.value.status, refusal.value.type, refusal.value.retry_after_s) == (429, "rate_limit_error", 7.0)

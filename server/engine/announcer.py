@@ -56,6 +56,10 @@ class Announcer:
         entries = [_entry(sequences, turns, now_s) for sequences in requests.values()]
         return QueueState(tuple(sorted(entries, key=lambda entry: (entry.turn or Turn(0, 0.0), -entry.age_s))))
 
+    def longest_wait_s(self, running: list[Sequence]) -> float:
+        """When the last of those that wait has a slot: somebody who came now would wait at least as long."""
+        return max((turn.wait_s for turn in self._turns(running).values()), default=0.0)
+
     def _turns(self, running: list[Sequence]) -> dict[int, Turn]:
         order = self._queue.foreseen(self._forecast.expected_tokens)
         return self._forecast.turns(order, running, len(self._cache.idle))

@@ -244,10 +244,10 @@ class Engine:
     def _expire(self) -> None:
         now_s = self._clock()
         for sequence in self._queue.expired(now_s):
-            self.abort(sequence.request.request_id)
             waited_s = now_s - sequence.arrival_s
             message = f"the request waited {waited_s:.0f} s in the queue, as long as it may; try again later"
-            self._fail(sequence.request.request_id, QueueTimeout(message))
+            retry_after_s = self._announcer.longest_wait_s(self._running)
+            self._fail_request(sequence.request.request_id, QueueTimeout(message, retry_after_s=retry_after_s))
         for request_id in {one.request.request_id for one in self._all() if one.is_overdue(now_s)}:
             self._time_out(request_id)
 
@@ -690,7 +690,7 @@ class Engine:
         usage = sequence.usage(self._clock())
         finish = Finish(reason, usage, sequence.detokenizer.stop, end)
         self._leave(sequence)
-        self._forecast.note_answer(sequence.n_generated)
+        self._forecast.note_answer(sequence)
         self._emit_output(_output(sequence, text + rest.text, [*items, *rest.items], finish))
 
     def _leave(self, sequence: Sequence) -> None:

@@ -1,8 +1,9 @@
 """When those that wait will have a slot, and their first token, as far as what was measured lately can tell.
 
 Slots become free when what runs in them ends; the next in the foreseen order takes the first that does. How long an
-answer is is not known before it ends: the mean of the latest ones is taken, within the limit that a request names.
-Before anything was measured nothing takes any time, so nobody is told to wait, or refused, for a guess.
+answer is is not known before it ends. Where a request names a limit, the share of their limits that the latest answers
+used is taken, else their mean length. Before anything was measured nothing takes any time, so nobody is told to wait,
+or refused, for a guess.
 """
 
 from __future__ import annotations
@@ -14,9 +15,23 @@ from server.engine.messages import Turn
 from server.engine.scheduler import StepTime
 from server.engine.sequence import Sequence
 
-_SMOOTHING = 0.1
+_MEMORY = 10
+"""Answers that a mean is of, about."""
+
 _LONGER = 1.25
 """A text that is longer than the mean is expected to have a fifth of its length yet to come."""
+
+
+class _Mean:
+    """Of the latest values, the newer ones the more; `value` is what was given before there are any."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+        self._n = 0
+
+    def add(self, value: float) -> None:
+        self._n = min(self._n + 1, _MEMORY)
+        self.value += (value - self.value) / self._n
 
 
 class Forecast:
@@ -24,20 +39,25 @@ class Forecast:
 
     def __init__(self, step_time: StepTime) -> None:
         self._step_time = step_time
-        self._mean_answer: float | None = None
+        self._length = _Mean(0.0)
+        self._share = _Mean(1.0)
 
-    def note_answer(self, n_tokens: int) -> None:
-        """An answer has ended after so many tokens."""
-        mean = self._mean_answer
-        self._mean_answer = n_tokens if mean is None else mean + _SMOOTHING * (n_tokens - mean)
+    def note_answer(self, sequence: Sequence) -> None:
+        """An answer has ended."""
+        self._length.add(sequence.n_generated)
+        limit = sequence.request.max_tokens
+        if limit is not None and not sequence.request.sampling.ignore_eos:
+            self._share.add(sequence.n_generated / limit)
 
     def expected_tokens(self, sequence: Sequence) -> float:
         """How long the whole answer of a sequence will be."""
-        expected = max(self._mean_answer or 0.0, _LONGER * sequence.n_generated)
         limit = sequence.request.max_tokens
+        longer = _LONGER * sequence.n_generated
         if limit is None:
-            return expected
-        return min(limit, expected) if self._mean_answer is not None else limit
+            return max(self._length.value, longer)
+        if sequence.request.sampling.ignore_eos:
+            return limit
+        return min(limit, max(limit * self._share.value, longer))
 
     def prefill_s(self, n_tokens: int) -> float:
         """Seconds until so many tokens of a prompt are read and the first token is there."""

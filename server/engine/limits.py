@@ -51,8 +51,7 @@ def check_rate(buckets: TokenBuckets, account: str, limits: Limits) -> None:
     wait_s = buckets.wait_s(account, limits)
     if wait_s > 0:
         raise TooManyRequests(
-            f"this key may use {limits.tokens_per_minute} tokens a minute and has used them; try again in "
-            f"{wait_s:.0f} s",
+            f"you may use {limits.tokens_per_minute} tokens a minute and have used them; try again in {wait_s:.0f} s",
             retry_after_s=wait_s,
         )
 
@@ -64,7 +63,7 @@ def check_waiting(limits: Limits, n_waiting: int, n_free: int, retry_after_s: fl
     """
     if limits.max_waiting is not None and n_waiting >= limits.max_waiting + n_free:
         raise TooManyRequests(
-            f"this key may have {limits.max_waiting} requests waiting, and has {n_waiting}; try again in "
+            f"you may have {limits.max_waiting} requests waiting, and have {n_waiting}; try again in "
             f"{retry_after_s:.0f} s, or send fewer at once",
             retry_after_s=retry_after_s,
         )
