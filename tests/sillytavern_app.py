@@ -170,8 +170,8 @@ class SillyTavern:
             self._process.kill()
             self._process.wait(10)
 
-    def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        return self.http.post(path, json=body)
+    def post(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
+        return self.http.post(path, json=body, headers=headers)
 
     @contextlib.contextmanager
     def opened(self, path: str, body: dict[str, Any]) -> Iterator[httpx.Response]:

@@ -491,6 +491,34 @@ def test_a_banned_string_never_shows(app: SillyTavern, server: LiveServer) -> No
     assert word.lower() not in text.lower()
 
 
+MEMORIES = ("The cat sleeps on the sofa.", "Interest rates rose by half a point.", "It rained all day in June.")
+
+
+@every_version
+@pytest.mark.parametrize("source", ["llamacpp", "vllm", "ollama"])
+def test_vector_storage_finds_what_was_said(app: SillyTavern, server: LiveServer, source: str) -> None:
+    where = {"source": source, "apiUrl": server.url, "model": model_of(server), "keep": False}
+    where["collectionId"] = f"chat-{source}"
+    # 1.12.6 is told by headers what newer ones find in the body.
+    headers = {f"x-{source}-url": server.url, f"x-{source}-model": model_of(server)}
+    items = [{"hash": 100 + place, "text": text, "index": place} for place, text in enumerate(MEMORIES)]
+    assert app.post("/api/vector/insert", {**where, "items": items}, headers).status_code == 200
+    query = {**where, "searchText": MEMORIES[1], "topK": 1, "threshold": 0.1}
+    found = app.post("/api/vector/query", query, headers).json()
+    assert found["hashes"] == [101]
+    assert found["metadata"][0]["text"] == MEMORIES[1]
+
+
+def test_vector_storage_over_koboldcpp(apps: dict[str, SillyTavern], server: LiveServer) -> None:
+    """Newer than 1.12.6: the page asks for the vectors and hands them on."""
+    for version, app in apps.items():
+        if version != "1.12.6":
+            answer = app.post("/api/backends/kobold/embed", {"server": server.url, "items": list(MEMORIES)}).json()
+            assert answer["model"] == model_of(server)
+            assert len({len(vector) for vector in answer["embeddings"]}) == 1
+            assert len(answer["embeddings"]) == len(MEMORIES)
+
+
 @pytest.fixture(scope="module")
 def locked_server() -> Iterator[LiveServer]:
     with live_server("--ctx-size", "2048", "--parallel", "1", "--threads", "1", "--api-key", "sesame") as started:
