@@ -329,6 +329,14 @@ def test_after_the_thoughts_all_is_plain() -> None:
     assert AnswerParser().is_plain
 
 
+@pytest.mark.parametrize("family", sorted(name for name, one in BY_NAME.items() if one.write([PARIS]) is not None))
+def test_what_a_format_writes_it_reads_and_its_grammar_takes(family: str) -> None:
+    calls = (OSLO, NOW) if "llama" not in family else (OSLO,)
+    text = BY_NAME[family].write(calls) or ""
+    assert plain(Answer.of(read(AnswerFormat(family, text_arguments=TEXTS), text))) == ("", "", calls)
+    assert takes(matcher(family, ToolMode.REQUIRED), text)
+
+
 # --- the grammar ----------------------------------------------------------------------------------------------------
 
 _BYTES = LLTokenizer("byte")

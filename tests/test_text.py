@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.chat.prompt import ChatPrompt
+from server.chat.answer import Answer
+from server.chat.parser import AnswerParser
+from server.chat.prompt import ChatPrompt, ToolChoice, ToolMode
+from server.chat.template import CHATML
 from server.chat.text import TextModel
+from server.chat.tools.families import BY_NAME
+from server.chat.tools.json_calls import JsonCalls
 from server.errors import InvalidRequest, ModelError, Unsupported
 from server.llama.grammar import MaskFiller, Matcher, build_tokenizer, compile_grammar, mask_words
 from server.llama.model import Model
@@ -235,3 +242,71 @@ def test_grammar_checks(text_model: TextModel) -> None:
 
 def test_info_is_plain_data(text_model: TextModel) -> None:
     assert all(isinstance(v, (str, int, bool, tuple, type(None))) for v in dataclasses.asdict(text_model.info).values())
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Looks.",
+        "parameters": {
+            "type": "object",
+            "properties": {"place": {"type": "string"}, "deep": {"type": "boolean"}, "n": {"type": "integer"}},
+            "required": ["place"],
+        },
+    },
+}
+
+
+def asked(mode: ToolMode) -> ChatPrompt:
+    return dataclasses.replace(chat(("user", "Hi")), tools=(_TOOL,), tool_choice=ToolChoice(mode))
+
+
+@pytest.mark.parametrize("end", ["", "<think>\n", "{# <think> #}"])
+@pytest.mark.parametrize("name", sorted(BY_NAME))
+def test_every_format_can_be_held_with_and_without_thoughts(demo: Model, name: str, end: str) -> None:
+    text_model = _text_model(demo, CHATML + end, name)
+    for mode in (ToolMode.AUTO, ToolMode.REQUIRED):
+        rendered = text_model.render(asked(mode))
+        assert rendered.grammar is not None
+        assert rendered.frame is not None
+        text_model.check_grammar("lark", rendered.grammar)
+        if mode is ToolMode.AUTO:
+            text_model.check_grammar("json_schema", '{"type": "object"}', rendered.frame)
+
+
+def _text_model(model: Model, template: str, tool_format: str) -> TextModel:
+    """One whose tokenizer for grammars is made once for all."""
+    made = TextModel(model, template, tool_format)
+    made.__dict__["_grammar_tokenizer"] = _grammar_tokenizer(model)
+    return made
+
+
+@functools.cache
+def _grammar_tokenizer(model: Model) -> Any:
+    return build_tokenizer(model)
+
+
+def test_marks_that_are_special_tokens_are_written_out_and_held_as_such(
+    demo: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo model has no marks for calls, so two others of its special tokens play them."""
+    form = JsonCalls(name="special", signs=(), opening="<issue_start>", closing="<issue_closed>")
+    monkeypatch.setitem(BY_NAME, "special", form)
+    text_model = _text_model(demo, CHATML, "special")
+    rendered = text_model.render(asked(ToolMode.AUTO))
+    (opening,), (closing,) = (text_model.encode(mark, add_special=False) for mark in form.marks)
+    assert rendered.shown == (opening, closing)
+    assert rendered.grammar is not None
+    assert f"<[{opening}]>" in rendered.grammar
+    call = 'Yes. <issue_start>\n{"name": "look", "arguments": {"place": "up"}}\n<issue_closed>'
+    wrong = 'Yes. <issue_start>\n{"name": "jump", "arguments": {}}\n<issue_closed>'
+    for text, is_allowed in ((call, True), (wrong, False)):
+        matcher = Matcher(_grammar_tokenizer(demo), compile_grammar("lark", rendered.grammar), kind="lark")
+        tokens = text_model.encode(text, add_special=False)
+        assert (matcher.count_allowed(tokens) == len(tokens)) == is_allowed
+    parser = AnswerParser(rendered.form)
+    (made,) = Answer.of([*parser.feed(call), *parser.finish()]).calls
+    assert (made.name, made.arguments) == ("look", '{"place": "up"}')

@@ -35,6 +35,8 @@ class JsonCalls(ToolFormat):
 
     def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
         objects = [{self.name_key: name, self.arguments_key: arguments} for name, arguments in calls]
+        if self.is_id_first:
+            objects = [{self.id_key: str(index), **one} for index, one in enumerate(objects)]
         texts = [json.dumps(value, ensure_ascii=False) for value in objects]
         if self.is_list:
             fence = f" {self.fence}\n" if self.fence else ""

@@ -28,10 +28,7 @@ class PythonicCalls(ToolFormat):
         return self.opening, self.closing
 
     def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
-        texts = [
-            f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})" for name, arguments in calls
-        ]
-        inner = ", ".join(texts)
+        inner = ", ".join(f"{name}({_keywords(arguments)})" for name, arguments in calls)
         return f"[{inner}]" if self.opening == "[" else f"{self.opening}[{inner}]{self.closing}"
 
     def read_calls(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
@@ -59,7 +56,17 @@ class PythonicCalls(ToolFormat):
 
 
 def _keywords(arguments: Any) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in arguments.items()) if isinstance(arguments, dict) else ""
+    items = arguments.items() if isinstance(arguments, dict) else ()
+    return ", ".join(f"{key}={_written(value)}" for key, value in items)
+
+
+def _written(value: Any) -> str:
+    """A literal with JSON's quotes, which models write, and Python's words."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_written(key)}: {_written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_written, value)) + "]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _call(rules: Rules, index: int, tool: Tool) -> str:

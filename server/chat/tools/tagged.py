@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from server.chat.reader import MalformedError, Reader, Steps
 from server.chat.tools.base import TextArguments, ToolFormat
@@ -33,6 +35,28 @@ class TaggedCalls(ToolFormat):
     def marks(self) -> tuple[str, ...]:
         tags = self.before, self.after, self.key_before, self.key_after, self.value_before, self.value_after
         return self.opening, self.closing, *tags
+
+    def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
+        return "\n".join(self._written(name, arguments) for name, arguments in calls)
+
+    def _written(self, name: str, arguments: Any) -> str:
+        edge = self.edge
+        parts = [self.opening, edge if self.before else "", self.before, name, self.between, edge]
+        for key, value in arguments.items() if isinstance(arguments, dict) else ():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            inner = "" if self.value_before else edge
+            parts += [
+                self.key_before,
+                key,
+                self.key_after,
+                edge,
+                self.value_before,
+                text,
+                inner,
+                self.value_after,
+                edge,
+            ]
+        return "".join([*parts, self.after, edge if self.after else "", self.closing])
 
     def read_calls(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
         yield from reader.blanks()
