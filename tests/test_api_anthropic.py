@@ -236,6 +236,7 @@ def assistant(*blocks: Any) -> dict[str, Any]:
         (user({"type": "document", "source": {"type": "base64"}}), "messages[0].content[0]"),
         (user({"type": "text"}), "messages[0].content[0].text"),
         (user({"type": "tool_result"}), "messages[0].content[0].tool_use_id"),
+        (user(RESULT), "messages[0].content[0].tool_use_id"),
         (user({**RESULT, "content": [{"type": "image"}]}), "messages[0].content[0].content[0]"),
         (user({"type": "thinking", "thinking": "x"}), "messages[0].content[0].type"),
         (assistant({**USE, "input": "x"}), "messages[1].content[0].input"),

@@ -320,6 +320,8 @@ async def test_truncation_cannot_help_a_single_long_message() -> None:
         ({"input": [{"type": "function_call_output", "call_id": "x"}]}, "input[0].output"),
         ({"input": [{"type": "reasoning", "content": [1]}]}, "input[0].content[0]"),
         ({"input": [{"type": "item_reference", "id": 3}]}, "input[0].id"),
+        ({"input": [USER, RESULT]}, "input[1].call_id"),
+        ({"input": [USER, {**CALL, "arguments": "[1"}]}, "input[1].arguments"),
         ({"input": "x", "instructions": 3}, "instructions"),
         ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
         ({"input": "x", "temperature": "hot"}, "temperature"),

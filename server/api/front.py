@@ -32,6 +32,7 @@ _CLIENTS = (
     ("SillyTavern, Text Completion", "API type <b>llama.cpp</b>, API URL", ""),
     ("SillyTavern, Chat Completion", "source <b>Custom (OpenAI-compatible)</b>, endpoint", "/v1"),
     ("Programs for OpenAI's API", "base URL", "/v1"),
+    ("Programs for Anthropic's API", "base URL", ""),
     ("Programs for KoboldCpp", "URL", "/api"),
     ("Programs for Ollama", "host", ""),
 )
