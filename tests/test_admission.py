@@ -216,6 +216,22 @@ def test_a_sequence_in_prefill_goes_on_where_it_was() -> None:
     assert rig.n_computed - computed < len(long.prompt) + 10 + 20 + 80 + 5 + 4 - 16
 
 
+def test_a_preempted_sequence_goes_on_under_its_own_adapters() -> None:
+    rig = make_engine(n_slots=2, n_adapters=2, preempts=True, cache_ram_bytes=1 << 20)
+    jobs = [job(i, adapters=(1.0, 0.5)) for i in range(2)]
+    chats = [job(10 + i, "chat", max_tokens=30, adapters=(0.0, 1.0) if i % 2 else ()) for i in range(4)]
+    rig.add(*jobs)
+    for request in chats:
+        for _ in range(9):
+            rig.step()
+        rig.add(request)
+    rig.run()
+    assert rig.engine.stats().preemptions >= 2
+    for request in (*jobs, *chats):
+        alone = run_alone(request, n_adapters=2)
+        assert rig.collected[request.request_id].texts == alone.texts
+
+
 def test_a_grammar_and_bans_and_stop_strings_go_on_where_they_were() -> None:
     rig = make_engine(n_slots=1, preempts=True)
     grammar = Grammar(GrammarKind.REGEX, "/".join(["ab", "cd", "efg"] * 9))

@@ -223,6 +223,22 @@ def test_a_guess_that_cannot_be_computed_costs_nothing_but_itself(error: Excepti
     assert not rig.decoder.failures
 
 
+def test_one_that_is_preempted_amid_guesses_says_the_same() -> None:
+    request = make_request(1, TEXT * 2, max_tokens=300, priority=1)
+    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), rules=Rules(max_draft=31, preempts=True))
+    rig.add(request)
+    for i in (10, 11, 12):
+        rig.step()
+        rig.step()
+        rig.add(make_request(i, b"urgent", max_tokens=2))
+        while not rig.collected[i].is_done:
+            rig.step()
+    collected = rig.run()[1]
+    assert rig.engine.stats().preemptions == 3
+    assert collected.finishes[0].usage.accepted_tokens > 20
+    assert collected.texts == run(request, max_draft=0)[0].texts
+
+
 def test_a_context_that_cannot_take_back_is_not_guessed_for() -> None:
     collected, _ = run(make_request(1, TEXT * 2, max_tokens=100), max_draft=31, row_s=0.0, can_trim=False)
     assert collected.finishes[0].usage.drafted_tokens == 0
