@@ -181,6 +181,9 @@ class ContextSection(Section):
     slot_save_path: str = setting(
         "", "Folder where POST /slots/N?action=save keeps what a slot holds; empty refuses to save."
     )
+    cache_disk: int = setting(
+        0, "MiB on disk that keep chats which left host RAM, also over a restart; 0 keeps none.", ge=0
+    )
     cache_sharing: Literal["auto", "shared", "per-key"] = setting(
         "auto", "Who may reuse what another key had computed: all, nobody, or auto: nobody from the second key on."
     )

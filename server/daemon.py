@@ -24,7 +24,7 @@ import platformdirs
 
 from server import __version__, adapters, console, hub, listen
 from server.config import Config
-from server.engine.messages import EngineConfig, Rules
+from server.engine.messages import DiskPlace, EngineConfig, Rules
 from server.errors import ConfigError, StartupError
 from server.keys.ring import Limits
 from server.llama.gguf import Scalar
@@ -60,6 +60,7 @@ _OTHERS = {
     "threads_batch",
     "cache_reuse",
     "cache_ram",
+    "cache_disk",
     "cache_sharing",
     "slot_save_path",
     "spec_draft_n_max",
@@ -287,6 +288,12 @@ def model_id(config: Config, model: hub.ModelFile) -> str:
     return config.model.alias or own
 
 
+def _disk_place(config: Config) -> DiskPlace | None:
+    if not config.context.cache_disk:
+        return None
+    return DiskPlace(str(platformdirs.user_cache_path("ggufd") / "prefixes"), config.context.cache_disk << 20)
+
+
 def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
     """The engine's part of the settings."""
     return EngineConfig(
@@ -301,6 +308,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         rules=Rules(
             n_cache_reuse=config.context.cache_reuse,
             cache_ram_bytes=config.context.cache_ram << 20,
+            disk=_disk_place(config),
             max_draft=config.context.spec_draft_n_max,
             pre_rolls=config.context.pre_roll,
             n_reserved=config.queue.reserved_slots,

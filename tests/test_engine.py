@@ -747,14 +747,14 @@ def test_a_grammar_that_is_refused_fails_its_request_only(n: int) -> None:
 def test_who_waits_for_a_grammar_lets_others_pass() -> None:
     rig = make_engine(n_slots=1)
     rig.add(make_request(1, b"abc", grammar=grammar("?XY/Z")), make_request(2, b"fine", max_tokens=1))
-    assert not rig.engine.is_compiling
+    assert not rig.engine.is_preparing
     rig.step()
     assert rig.collected[2].is_done
     assert not rig.collected[1].events
-    assert rig.engine.is_compiling
+    assert rig.engine.is_preparing
     rig.run()
     assert rig.text(1)[1] == "Z"
-    assert not rig.engine.is_compiling
+    assert not rig.engine.is_preparing
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -1015,7 +1015,7 @@ def test_alone_it_is_built_at_once() -> None:
     rig = make_engine()
     rig.add(make_request(1, b"banned", banned_strings=phrases))
     rig.step()
-    assert rig.engine.is_compiling
+    assert rig.engine.is_preparing
     assert rig.run()[1].finishes
 
 

@@ -85,6 +85,9 @@ def test_an_idle_engine_waits_and_does_not_spin(rig: Rig) -> None:
             """Nothing to do."""
             return False
 
+        def close(self, timeout_s: float) -> None:
+            """Nothing to keep."""
+
     def look() -> bool:
         nonlocal n_looks
         n_looks += 1
@@ -109,12 +112,15 @@ def test_an_engine_that_waits_for_a_grammar_does_not_spin(rig: Rig) -> None:
         """Has work all the time, and nothing to do while `compiling`."""
 
         has_work = True
-        is_compiling = property(lambda self: compiling.is_set())
+        is_preparing = property(lambda self: compiling.is_set())
 
         def step(self) -> list[Any]:
             nonlocal n_steps
             n_steps += 1
             return []
+
+        def close(self, timeout_s: float) -> None:
+            """Nothing to keep."""
 
     ours, theirs = multiprocessing.Pipe()
     thread = threading.Thread(target=process.serve, args=(theirs, Compiling()), daemon=True)

@@ -77,7 +77,7 @@ class Admission:
 
     def _can_start(self, sequence: Sequence) -> bool:
         # A choice whose sibling failed a moment ago has left the queue.
-        if sequence.is_finished or sequence.is_compiling:
+        if sequence.is_finished or sequence.is_preparing:
             return False
         return sequence.is_preempted or not self._cache.should_wait(sequence)
 

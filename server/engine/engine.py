@@ -109,6 +109,7 @@ class Engine:
             n_cache_reuse=rules.n_cache_reuse,
             cache_ram_bytes=rules.cache_ram_bytes,
             message_ends=vocabulary.eog_tokens,
+            disk=rules.disk,
         )
         self._admission = Admission(queue, self._cache, rules)
         self._turns = Turns()
@@ -139,6 +140,9 @@ class Engine:
                 grammar = self._grammars.compile(request.sampling.grammar)
                 for sequence in sequences:
                     sequence.grammar = grammar
+            fetch = self._cache.fetch(sequences[0])
+            for sequence in sequences:
+                sequence.fetch = fetch
             self._queue.push(sequences, n_free=len(self._cache.idle))
         except GgufdError as error:
             self._fail(request.request_id, error)
@@ -169,15 +173,24 @@ class Engine:
             return SlotDone(command.slot, n_tokens, failure=error.message)
         return SlotDone(command.slot, n_tokens, n_bytes)
 
+    def close(self, timeout_s: float) -> None:
+        """This is the end: what can be kept for the next engine is kept, within that time."""
+        for sequence in tuple(self._running):
+            self._leave(sequence)
+        try:
+            self._cache.close(timeout_s)
+        except EngineFailure as error:
+            logger.warning("not all chats could be kept on disk: %s", error)
+
     @property
     def has_work(self) -> bool:
         return bool(self._running) or bool(self._queue) or self._embedder.has_work or bool(self._events)
 
     @property
-    def is_compiling(self) -> bool:
+    def is_preparing(self) -> bool:
         """Whether there is nothing to do until a grammar is compiled or a list of phrases built."""
         is_busy = bool(self._running) or self._embedder.has_work or bool(self._events)
-        return not is_busy and bool(self._queue) and all(one.is_compiling for one in self._queue.waiting())
+        return not is_busy and bool(self._queue) and all(one.is_preparing for one in self._queue.waiting())
 
     def _refuse_if_full(self, n_free: int) -> None:
         """One limit for all that wait, whatever for; the next step takes `n_free` of them."""

@@ -6,12 +6,17 @@ states come and go as bytes, and fit only the context that made them.
 
 from __future__ import annotations
 
+import time
 from array import array
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from server.engine.messages import Realm
 from server.engine.tokens import common_prefix
 from server.llama.batch import State
+
+if TYPE_CHECKING:
+    from server.engine.disk_cache import DiskCache, Fetch
 
 
 @dataclass(slots=True, eq=False)
@@ -26,14 +31,15 @@ class Kept:
 
 
 class HostCache:
-    """At most `max_bytes` of states; 0 keeps nothing.
+    """At most `max_bytes` of states; 0 keeps nothing. What has to go, goes to `disk`.
 
     With `only_whole` a state is of use only where all of its tokens begin a prompt, since it cannot be cut back; so
     the beginnings of an entry are entries of their own.
     """
 
-    def __init__(self, max_bytes: int, *, only_whole: bool = False) -> None:
+    def __init__(self, max_bytes: int, disk: DiskCache | None = None, *, only_whole: bool = False) -> None:
         self.max_bytes = max_bytes
+        self._disk = disk if max_bytes else None
         self._only_whole = only_whole
         self._entries: list[Kept] = []
         self._time = 0
@@ -70,6 +76,29 @@ class HostCache:
         """How many of `tokens` begin some entry of a realm, of use or not."""
         return max((common_prefix(entry.tokens, tokens) for entry in self._of(realm)), default=0)
 
+    def fetch(self, tokens: array[int], realm: Realm, n_known: int) -> Fetch | None:
+        """Begin to read from disk what has more of `tokens` than the `n_known` that a slot holds; None without."""
+        if self._disk is None:
+            return None
+        found = self.match(tokens, realm)
+        return self._disk.fetch(tokens, realm, max(n_known, found[1] if found else 0))
+
+    def close(self, timeout_s: float) -> None:
+        """Put on disk what there is, the latest first, as far as that goes in time."""
+        if self._disk is None:
+            return
+        deadline_s = time.monotonic() + timeout_s
+        for entry in sorted(self._entries, key=lambda entry: -entry.last_used):
+            self._disk.flush(max(0.0, deadline_s - time.monotonic()), n_left=1)
+            if time.monotonic() < deadline_s:
+                self._disk.store(entry)
+        self._disk.flush(max(0.0, deadline_s - time.monotonic()))
+        self._disk.close()
+
+    @property
+    def has_disk(self) -> bool:
+        return self._disk is not None
+
     def insert(self, kept: Kept) -> None:
         """Keep a state, in place of those that are of no use beside it; evict others to stay in the budget."""
         if len(kept.state) > self.max_bytes:
@@ -79,8 +108,11 @@ class HostCache:
             if is_beginning and (not self._only_whole or len(entry.tokens) == len(kept.tokens)):
                 self._entries.remove(entry)
         while self.n_bytes + len(kept.state) > self.max_bytes:
-            self._entries.remove(min(self._entries, key=lambda entry: entry.last_used))
+            oldest = min(self._entries, key=lambda entry: entry.last_used)
+            self._entries.remove(oldest)
             self.n_evicted += 1
+            if self._disk is not None:
+                self._disk.store(oldest)
         self._entries.append(kept)
         self.touch(kept)
 

@@ -13,7 +13,9 @@ from server.engine import host
 from server.engine.constraint import GrammarCompiler
 from server.engine.embedding import AT_ONCE, Embedder, EmbedderParams
 from server.engine.engine import Engine
+from server.engine.fingerprint import fingerprint
 from server.engine.messages import (
+    DiskPlace,
     EmbeddingInfo,
     EngineConfig,
     Loading,
@@ -92,7 +94,7 @@ def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str
     embedder = _embedder(config, model, vectors, log)
     if config.embeddings:
         embedder.prepare()
-    engine = _engine(config, model, context, embedder)
+    engine = _engine(config, params, model, context, embedder)
     ready = Ready(
         model=_info(model),
         n_ctx=context.n_ctx,
@@ -235,7 +237,13 @@ def _hint(model: ModelParams) -> str:
     return f"; {model.n_gpu_layers} layers are more than the GPU holds: give --n-gpu-layers fewer, or leave it out"
 
 
-def _engine(config: EngineConfig, model: Model, context: Context, embedder: Embedder) -> Engine:
+def _marked(config: EngineConfig, params: ContextParams) -> DiskPlace | None:
+    """Where chats are kept on disk, told apart from those that would not fit this model and these settings."""
+    disk = config.rules.disk
+    return None if disk is None else dataclasses.replace(disk, fingerprint=fingerprint(config.model, params))
+
+
+def _engine(config: EngineConfig, params: ContextParams, model: Model, context: Context, embedder: Embedder) -> Engine:
     scheduler = Scheduler(
         n_batch=context.n_batch,
         n_ubatch=config.context.n_ubatch,
@@ -256,7 +264,7 @@ def _engine(config: EngineConfig, model: Model, context: Context, embedder: Embe
         queue,
         scheduler,
         embedder,
-        rules=dataclasses.replace(config.rules, max_draft=max_draft),
+        rules=dataclasses.replace(config.rules, max_draft=max_draft, disk=_marked(config, params)),
     )
 
 

@@ -666,11 +666,21 @@ Event = RequestEvent | Loading | Ready | LoadFailed | Stats | Steps | QueueState
 
 
 @dataclass(frozen=True, slots=True)
+class DiskPlace:
+    """Where computed prefixes are kept on disk, `max_bytes` of them; `fingerprint` names the model and its settings."""
+
+    folder: str
+    max_bytes: int
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """How slots are given and what is kept of what they held.
 
     `n_cache_reuse` is the fewest tokens worth moving within a slot when a history was trimmed; 0 moves none.
     `cache_ram_bytes` of host RAM keep the computed tokens of chats that lost their slot; 0 keeps none.
+    `disk` keeps those that left host RAM too; None keeps none.
     `max_draft` is the most tokens that are guessed ahead from a sequence's own text; 0 guesses none.
     `pre_rolls` lets an idle engine compute what trimmed chats will begin with.
     `n_reserved` slots are kept for requests that have at most `short_tokens` to compute and to generate.
@@ -679,6 +689,7 @@ class Rules:
 
     n_cache_reuse: int = 0
     cache_ram_bytes: int = 0
+    disk: DiskPlace | None = None
     max_draft: int = 0
     pre_rolls: bool = False
     n_reserved: int = 0

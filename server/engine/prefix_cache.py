@@ -27,8 +27,9 @@ from typing import NamedTuple
 
 from server.engine.backend import Decoder
 from server.engine.chunk_reuse import Move, plan_moves
+from server.engine.disk_cache import Fetch, open_disk_cache
 from server.engine.host_cache import HostCache, Kept
-from server.engine.messages import CacheDifference, CacheReport, CacheSource, Realm
+from server.engine.messages import CacheDifference, CacheReport, CacheSource, DiskPlace, Realm
 from server.engine.sequence import Sequence
 from server.engine.snapshots import marks_of
 from server.engine.tokens import common_prefix
@@ -103,7 +104,8 @@ def _source(sequence: Sequence, *, is_copy: bool) -> CacheSource | None:
 class PrefixCache:
     """Places sequences into the slots of `decoder`. Rates are measured as they occur; times in seconds.
 
-    `cache_ram_bytes` of host RAM keep what a slot held when somebody else takes it over.
+    `cache_ram_bytes` of host RAM keep what a slot held when somebody else takes it over; what has to leave it goes to
+    `disk`.
     `n_cache_reuse` > 0 lets runs of at least so many tokens be moved to where a trimmed history has them now.
     """
 
@@ -115,11 +117,14 @@ class PrefixCache:
         n_cache_reuse: int = 0,
         cache_ram_bytes: int = 0,
         message_ends: Collection[int] = (),
+        disk: DiskPlace | None = None,
     ) -> None:
         self._decoder = decoder
         self._message_ends = message_ends
         self._n_cache_reuse = n_cache_reuse if decoder.can_shift else 0
-        self.host = HostCache(cache_ram_bytes, only_whole=not decoder.can_trim)
+        only_whole = not decoder.can_trim
+        disk_cache = open_disk_cache(disk, only_whole=only_whole)
+        self.host = HostCache(cache_ram_bytes, disk_cache, only_whole=only_whole)
         self._clock = clock
         self.slots = [Slot(i) for i in range(decoder.n_slots)]
         self.prefill_s_per_token = _FIRST_PREFILL_S_PER_TOKEN
@@ -224,11 +229,28 @@ class PrefixCache:
             with contextlib.suppress(EngineFailure):
                 self.host.insert(Kept(tokens, self._decoder.get_state(slot.index), realm, slot.asker))
 
+    def fetch(self, sequence: Sequence) -> Fetch | None:
+        """Begin to bring back from disk a chat that neither a slot nor host RAM holds; None when there is none."""
+        if not self.host.has_disk or sequence.request.prompt_logprobs:
+            return None
+        n_known = self.match(sequence)[0].n_common
+        return self.host.fetch(sequence.tokens, sequence.request.realm, n_known)
+
+    def close(self, timeout_s: float) -> None:
+        """Put on disk what idle slots and host RAM hold, as far as that goes in time."""
+        if self.host.has_disk:
+            for slot in sorted(self.idle, key=lambda slot: slot.last_used):
+                self._save(slot)
+            self.host.close(timeout_s)
+
     def _restore(self, sequence: Sequence) -> bool:
         """Bring back a chat from host RAM, into the slot that is missed least, when that saves computing it again."""
         if self.host.max_bytes == 0 or sequence.request.prompt_logprobs:
             return False
         realm = sequence.request.realm
+        if sequence.fetch is not None and (kept := sequence.fetch.kept) is not None:
+            self.host.insert(kept)
+        sequence.fetch = None
         found = self.host.match(sequence.tokens, realm)
         if found is None or found[1] < self.match(sequence)[0].n_common + _MIN_SHARED_TOKENS:
             return False

@@ -5,6 +5,9 @@ Imported by the API process too, which only names `main`: nothing heavy is impor
 
 from __future__ import annotations
 
+import logging
+import logging.handlers
+import queue
 import time
 from multiprocessing.connection import Connection
 from typing import Protocol
@@ -22,6 +25,7 @@ from server.engine.messages import (
     GetSteps,
     LoadFailed,
     Loading,
+    LogLine,
     Ping,
     Pong,
     QueueState,
@@ -39,7 +43,7 @@ class Engine(Protocol):
     @property
     def has_work(self) -> bool: ...
     @property
-    def is_compiling(self) -> bool: ...
+    def is_preparing(self) -> bool: ...
     def add(self, request: EngineRequest | EmbedRequest) -> None: ...
     def abort(self, request_id: int) -> None: ...
     def step(self) -> list[Event]: ...
@@ -49,9 +53,13 @@ class Engine(Protocol):
     def steps(self) -> Steps: ...
     def note_sent(self, seconds: float) -> None: ...
     def act_on_slot(self, command: ActOnSlot) -> SlotDone: ...
+    def close(self, timeout_s: float) -> None: ...
 
 
-_COMPILE_POLL_S = 0.002
+_CLOSE_S = 3.0
+"""What is to be kept on disk must be there by then."""
+
+_PREPARE_POLL_S = 0.002
 """How often the loop looks whether a grammar is compiled, when that is all there is to wait for."""
 
 
@@ -68,17 +76,23 @@ def main(conn: Connection, config: EngineConfig) -> None:
         conn.send([LoadFailed(error.message, isinstance(error, ModelTooLarge))])
         return
     conn.send([loaded.ready])
-    serve(conn, loaded.engine)
+    log: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    logging.getLogger("server").addHandler(logging.handlers.QueueHandler(log))
+    serve(conn, loaded.engine, log)
 
 
-def serve(conn: Connection, engine: Engine) -> None:
-    """The main loop. Every message out is a list of events: at most one message a step."""
+def serve(conn: Connection, engine: Engine, log: queue.SimpleQueue[logging.LogRecord] | None = None) -> None:
+    """The main loop. Every message out is a list of events: at most one message a step.
+
+    What this process writes into its `log`, on whatever thread, goes out with them.
+    """
     while True:
-        events: list[Event] = []
+        events: list[Event] = _lines(log)
         is_tidying = not engine.has_work and not conn.poll(0) and engine.keep_house()
         while conn.poll(0 if events or is_tidying else _patience_s(engine)):
             command: Command = conn.recv()
             if isinstance(command, Shutdown):
+                engine.close(_CLOSE_S)
                 return
             _obey(engine, command, events)
         if engine.has_work:
@@ -89,11 +103,19 @@ def serve(conn: Connection, engine: Engine) -> None:
             engine.note_sent(time.perf_counter() - start_s)
 
 
+def _lines(log: queue.SimpleQueue[logging.LogRecord] | None) -> list[Event]:
+    lines: list[Event] = []
+    while log is not None and not log.empty():
+        record = log.get_nowait()
+        lines.append(LogLine(record.levelno, record.getMessage()))
+    return lines
+
+
 def _patience_s(engine: Engine) -> float | None:
     """How long the next command may be waited for: for ever with nothing to do."""
     if not engine.has_work:
         return None
-    return _COMPILE_POLL_S if engine.is_compiling else 0
+    return _PREPARE_POLL_S if engine.is_preparing else 0
 
 
 def _obey(engine: Engine, command: Command, events: list[Event]) -> None:

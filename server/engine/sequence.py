@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from server.engine.backend import CompiledGrammar, Constraint
 from server.engine.banned import BanGuard, Bans, bans_of
 from server.engine.detokenizer import Detokenizer
+from server.engine.disk_cache import Fetch
 from server.engine.messages import CacheReport, EngineRequest, TokenLogprob, Usage
 from server.engine.sampling import Bias, Logprobs, Sampler
 from server.engine.span import SpanGuard
@@ -73,6 +74,7 @@ class Sequence:
     span: SpanGuard | None = None
     logprobs: Logprobs | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    fetch: Fetch | None = None
     chat: Chat | None = None
     lookup: Lookup | None = None
     draft: tuple[int, ...] = ()
@@ -131,10 +133,9 @@ class Sequence:
         return self.n_generated > 0 and self.n_uncomputed == 1
 
     @property
-    def is_compiling(self) -> bool:
-        """Whether its grammar or its list of banned phrases is not ready, so that it cannot start."""
-        is_grammar_ready = self.grammar is None or self.grammar.is_ready
-        return not is_grammar_ready or (self.bans is not None and not self.bans.is_ready)
+    def is_preparing(self) -> bool:
+        """Whether it cannot start yet: its grammar, its list of banned phrases or its state on disk is not ready."""
+        return not all(part is None or part.is_ready for part in (self.grammar, self.bans, self.fetch))
 
     @property
     def is_finished(self) -> bool:

@@ -33,7 +33,7 @@ class VectorEngine:
         return self._embedder.has_work or bool(self._events)
 
     @property
-    def is_compiling(self) -> bool:
+    def is_preparing(self) -> bool:
         """There is no grammar to wait for."""
         return False
 
@@ -89,6 +89,9 @@ class VectorEngine:
     def steps(self) -> Steps:
         """Not recorded: its steps have one phase."""
         return Steps(())
+
+    def close(self, timeout_s: float) -> None:
+        """Nothing is kept."""
 
     def note_sent(self, seconds: float) -> None:
         """Not recorded either."""
