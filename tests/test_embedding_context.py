@@ -10,6 +10,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from server.engine import loader
 from server.engine.embedding import Embedder, EmbedderParams
 from server.engine.loader import load
 from server.engine.messages import Embedding, EmbedRequest, EngineConfig, Event, Failed, Notice
@@ -170,6 +171,26 @@ def test_a_writer_makes_its_second_context_when_it_is_wanted(tiny_model: Path, a
     notices = [event.message for event in told if isinstance(event, Notice)]
     assert len(notices) == 1
     assert "MiB" in notices[0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "n_short", "is_on", "why"),
+    [
+        ("auto", 512, False, "texts are short"),
+        ("auto", 64, True, "texts may be long"),
+        ("off", 64, False, "as configured"),
+        ("on", 512, True, "as configured"),
+    ],
+)
+def test_flash_attention_goes_by_the_length_of_texts(
+    berts: dict[str, Path], monkeypatch: pytest.MonkeyPatch, wanted: str, n_short: int, is_on: bool, why: str
+) -> None:
+    monkeypatch.setattr(loader.system, "gpu_devices", lambda: ())
+    monkeypatch.setattr(loader, "_SHORT_TEXT", n_short)
+    loaded = load(config_of(berts["mean"], context={"flash_attn": wanted}), lambda event: None)
+    assert (loaded.ready.flash_attn, loaded.ready.flash_attn_why) == (is_on, why)
+    loaded.engine.add(EmbedRequest(1, ((2, 9, 3),)))
+    assert any(isinstance(event, Embedding) for event in answers(loaded.engine))
 
 
 def test_the_pooling_may_be_set(berts: dict[str, Path]) -> None:

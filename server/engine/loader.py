@@ -38,12 +38,14 @@ from server.llama.embedding import EmbeddingContext
 from server.llama.gguf import Scalar
 from server.llama.log import LogCapture
 from server.llama.model import Model
-from server.llama.params import ContextParams, EmbeddingParams, ModelParams
+from server.llama.params import ContextParams, EmbeddingParams, FlashAttention, ModelParams
 
 _DEFAULT_N_CTX = 8192
 _MIN_N_CTX = 512
 _VECTOR_N_CTX = 2048
 """Longest text that becomes a vector when nobody says otherwise."""
+
+_SHORT_TEXT = 512
 
 _MEMORY_SHARE = 0.8
 _BUFFER = re.compile(r"(\S+)\s+(model|LoRA|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
@@ -90,7 +92,7 @@ def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str
     params, flash_why = _resolve(config, model)
     log.start_counting()
     context = Context(model, params)
-    vectors = _embedding_params(config, model, min(context.n_ctx, _VECTOR_N_CTX))
+    vectors = _embedding_params(config, model, min(context.n_ctx, _VECTOR_N_CTX), params.flash_attn)
     embedder = _embedder(config, model, vectors, log)
     if config.embeddings:
         embedder.prepare()
@@ -118,7 +120,9 @@ def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str
 
 def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
     """An engine for a model that was made for vectors: no slots, no cache that is kept."""
-    vectors = _embedding_params(config, model, config.context.n_ctx or _VECTOR_N_CTX)
+    n_ctx = config.context.n_ctx or _VECTOR_N_CTX
+    flash_attn, flash_why = _vectors_flash_attention(config, min(n_ctx, model.n_ctx_train or n_ctx))
+    vectors = _embedding_params(config, model, n_ctx, flash_attn)
     log.start_counting()
     embedder = _embedder(config, model, vectors, log)
     decoder = embedder.prepare()
@@ -131,7 +135,7 @@ def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
         n_gpu_layers=log.n_gpu_layers,
         devices=system.gpu_devices(),
         flash_attn=vectors.flash_attn == "on",
-        flash_attn_why="left to llama.cpp" if vectors.flash_attn == "auto" else "as configured",
+        flash_attn_why=flash_why,
         reuse="none",
         memory_bytes=log.memory_bytes,
         buffers=tuple(log.buffers),
@@ -143,12 +147,21 @@ def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
     return Loaded(VectorEngine(embedder, config.max_queue), ready, log.capture)
 
 
+def _vectors_flash_attention(config: EngineConfig, n_ctx: int) -> tuple[FlashAttention, str]:
+    """Short texts are read faster without it on a CPU, but the scores of a long one against itself take much memory."""
+    if config.context.flash_attn != "auto":
+        return config.context.flash_attn, "as configured"
+    if system.gpu_devices() and config.model.n_gpu_layers != 0:
+        return "on", "layers run on a GPU"
+    return ("on", "texts may be long") if n_ctx > _SHORT_TEXT else ("off", "texts are short")
+
+
 def _only_embeds(model: Model) -> bool:
     """A file that names a pooling was made for vectors, and a model that sees what comes next cannot write it."""
     return model.pooling is not None or not model.is_causal
 
 
-def _embedding_params(config: EngineConfig, model: Model, n_ctx: int) -> EmbeddingParams:
+def _embedding_params(config: EngineConfig, model: Model, n_ctx: int, flash_attn: FlashAttention) -> EmbeddingParams:
     """Inputs of `n_ctx` tokens, or of as many as the model was trained for; what names no pooling gets the mean."""
     pooling = config.pooling or model.pooling or "mean"
     if pooling == "rank" and not _has_classifier(model):
@@ -157,7 +170,7 @@ def _embedding_params(config: EngineConfig, model: Model, n_ctx: int) -> Embeddi
         n_ctx=min(n_ctx, model.n_ctx_train or n_ctx),
         pooling=pooling,
         n_threads=config.context.n_threads_batch or config.context.n_threads or host.compute_threads(),
-        flash_attn=config.context.flash_attn,
+        flash_attn=flash_attn,
         kv_offload=config.context.kv_offload,
     )
 
