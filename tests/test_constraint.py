@@ -16,7 +16,7 @@ import pytest
 
 from server.engine.constraint import GrammarCompiler
 from server.engine.engine import Engine
-from server.engine.messages import FinishReason, Grammar, GrammarKind, Output
+from server.engine.messages import Admitted, FinishReason, Grammar, GrammarKind, Output
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
 from server.errors import EngineFailure, InvalidRequest
@@ -44,11 +44,15 @@ def grammars(context: Context) -> GrammarCompiler:
     return GrammarCompiler(context.model)
 
 
-def run(context: Context, grammars: GrammarCompiler, *requests: Any) -> dict[int, Collected]:
+def engine_over(context: Context, grammars: GrammarCompiler) -> Engine:
     for slot in range(context.n_slots):
         context.trim(slot, 0)
     scheduler = Scheduler(n_batch=64, n_ubatch=64, n_outputs_max=64, max_gap_ms=100.0)
-    engine = Engine(context, context.model, grammars, RequestQueue(10, 60.0), scheduler, no_vectors())
+    return Engine(context, context.model, grammars, RequestQueue(10, 60.0), scheduler, no_vectors())
+
+
+def run(context: Context, grammars: GrammarCompiler, *requests: Any) -> dict[int, Collected]:
+    engine = engine_over(context, grammars)
     collected = {request.request_id: Collected(request.n) for request in requests}
     for request in requests:
         engine.add(request)
@@ -265,3 +269,28 @@ def test_a_token_that_does_not_fit_is_an_error(grammars: GrammarCompiler) -> Non
     constraint = grammars.compile(DIGITS).constraint()
     with pytest.raises(EngineFailure, match="does not fit"):
         constraint.accept(ord("x"))
+
+
+def test_no_step_waits_for_a_compile(context: Context, grammars: GrammarCompiler) -> None:
+    grammars.prepare()
+    engine = engine_over(context, grammars)
+    engine.add(make_request(1, b"hello", max_tokens=None, ignore_eos=True))
+    for _ in range(3):
+        engine.step()
+    choices = "|".join(f"value{i * 7907}" for i in range(15_000))
+    began_s = time.perf_counter()
+    engine.add(make_request(2, b"x", grammar=Grammar(GrammarKind.REGEX, choices), max_tokens=50))
+    longest_s = time.perf_counter() - began_s
+    n_steps = 0
+    is_admitted = False
+    while not is_admitted:
+        step_s = time.perf_counter()
+        events = engine.step()
+        longest_s = max(longest_s, time.perf_counter() - step_s)
+        is_admitted = any(isinstance(event, Admitted) and event.request_id == 2 for event in events)
+        n_steps += 1
+    # On a quiet machine the longest is a few milliseconds; a compile on this thread would be all of it.
+    assert n_steps > 5
+    assert longest_s < 0.5 * (time.perf_counter() - began_s)
+    engine.abort(1)
+    engine.abort(2)
