@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.engine.constraint import GrammarCompiler
+from server.engine.constraint import GrammarCompiler, Masks
 from server.engine.engine import Engine
 from server.engine.messages import Admitted, FinishReason, Grammar, GrammarKind, Output
 from server.engine.queue import RequestQueue
@@ -294,3 +295,14 @@ def test_no_step_waits_for_a_compile(context: Context, grammars: GrammarCompiler
     assert longest_s < 0.5 * (time.perf_counter() - began_s)
     engine.abort(1)
     engine.abort(2)
+
+
+def test_masks_are_not_waited_for_where_no_core_was_free_to_begin(grammars: GrammarCompiler) -> None:
+    masks = Masks(N_VOCAB)
+    constraint = grammars.compile(DIGITS).constraint()
+    go = threading.Event()
+    blocked = masks._thread.submit(go.wait, 30.0)
+    masks.begin([constraint.matcher])
+    assert np.flatnonzero(~masks.banned(constraint.matcher)).tolist() == list(b"0123456789")
+    assert not blocked.done()
+    go.set()

@@ -46,6 +46,7 @@ class Masks:
         self._banned = np.zeros((0, n_vocab), bool)
         self._row_of: dict[int, int] = {}
         self._filling: Future[None] | None = None
+        self._matchers: Sequence[Matcher] = ()
 
     def begin(self, matchers: Sequence[Matcher]) -> None:
         """Compute the masks of these from now on. Those begun before are forgotten."""
@@ -53,6 +54,7 @@ class Masks:
         if len(matchers) > len(self._words):
             self._words = np.zeros((len(matchers), self._words.shape[1]), np.uint32)
         self._row_of = {id(matcher): row for row, matcher in enumerate(matchers)}
+        self._matchers = matchers
         self._filling = self._thread.submit(self._fill, matchers)
 
     def banned(self, matcher: Matcher) -> npt.NDArray[np.bool_]:
@@ -66,7 +68,12 @@ class Masks:
 
     def _wait(self) -> None:
         filling, self._filling = self._filling, None
-        if filling is not None:
+        if filling is None:
+            return
+        if filling.cancel():
+            # The cores were too busy with the decode to begin: here it goes without waiting for one.
+            self._fill(self._matchers)
+        else:
             filling.result()
 
     def _fill(self, matchers: Sequence[Matcher]) -> None:

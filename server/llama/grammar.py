@@ -205,7 +205,8 @@ class MaskFiller:
     def __init__(self, n_threads: int) -> None:
         from llguidance import LLExecutor
 
-        self._executor = LLExecutor(n_threads)
+        # Its threads are others than the caller's, which must be woken: nothing is gained by a single one.
+        self._executor = LLExecutor(n_threads) if n_threads > 1 else None
 
     def fill(self, matchers: Sequence[Matcher], masks: npt.NDArray[np.uint32]) -> None:
         """Write one bit a token, lowest first, into `masks`: contiguous, a row of `mask_words` for each matcher.
@@ -215,8 +216,13 @@ class MaskFiller:
         """
         assert masks.flags.c_contiguous
         assert len(matchers) <= len(masks)
-        rows = [(matcher._matcher, row) for row, matcher in enumerate(matchers)]
-        self._executor.unsafe_compute_mask_ptr(rows, masks.ctypes.data, masks.strides[0], len(masks))
+        start, n_bytes = masks.ctypes.data, masks.strides[0]
+        if self._executor is not None and len(matchers) > 1:
+            rows = [(matcher._matcher, row) for row, matcher in enumerate(matchers)]
+            self._executor.unsafe_compute_mask_ptr(rows, start, n_bytes, len(masks))
+            return
+        for row, matcher in enumerate(matchers):
+            matcher._matcher.unsafe_compute_mask_ptr(start + row * n_bytes, n_bytes)
 
 
 def mask_words(n_vocab: int) -> int:
