@@ -49,6 +49,8 @@ class Admission:
         One whose prefix somebody is computing right now waits for that, and lets others pass: copying is cheaper. So
         does one whose grammar is being compiled.
         """
+        if not self._cache.idle:
+            return
         for sequence in self._queue:
             n_free = len(self._cache.idle)
             if n_free == 0:
