@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from server.api.openai.tools import read_tools
 from server.bench.client import Address, Answer, BenchError, Client
 from server.bench.command import bench, sizes
 from server.bench.figures import (
@@ -108,7 +109,7 @@ class FakeServer:
         elif path == "/tokenize" and self.has_tokenize:
             ids = [self._ids.setdefault(word, len(self._ids)) for word in body["content"].split()]
             _send(writer, 200, {"tokens": ids})
-        elif path == "/v1/completions" and self.refuse is None:
+        elif path in ("/v1/completions", "/v1/chat/completions") and self.refuse is None:
             self.keys.append(headers.get("authorization"))
             await self._complete(body, writer)
         elif path == "/v1/completions" and self.refuse is not None:
@@ -120,7 +121,8 @@ class FakeServer:
     async def _complete(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         self.log.append(self.name)
         self.bodies.append(body)
-        prompt = body["prompt"].split()
+        is_chat = "messages" in body
+        prompt = (body["messages"][-1]["content"] if is_chat else body["prompt"]).split()
         async with self._reading:
             cached = min(max((common_prefix(prompt, old) for old in self._seen), default=0), len(prompt) - 1)
             self._seen.append(prompt)
@@ -141,7 +143,8 @@ class FakeServer:
                 pass
             if i:
                 await asyncio.sleep(self.step_s)
-            _event(writer, json.dumps({"choices": [{"text": word, "index": 0, "finish_reason": None}]}))
+            said = {"delta": {"content": word}} if is_chat else {"text": word}
+            _event(writer, json.dumps({"choices": [{**said, "index": 0, "finish_reason": None}]}))
             await writer.drain()
         self._seen.append(prompt + "".join(words).split())
         if self.has_usage:
@@ -523,6 +526,18 @@ async def test_schema_holds_half_of_the_answers_and_compares(fake: FakeServer) -
     assert len(set(drawn)) == 4
     for text in drawn:
         check_grammar("json_schema", text)
+
+
+async def test_tools_compares_chats_with_and_without_and_waits_for_a_call(fake: FakeServer) -> None:
+    fake.step_s = 0.005
+    found = await measure(fake, "tools")
+    assert {quantity for _, quantity in found} == {"one stream", "all streams", "over none", "a required call"}
+    assert 0.3 < found["3 streams", "over none"] < 3
+    assert found["1 stream", "a required call"] >= 199 * 0.005
+    offered = [body["tools"] for body in fake.bodies if "tools" in body]
+    assert len(offered) == 2 * len(fake.bodies) / 3 == 8
+    assert all("prompt" not in body for body in fake.bodies)
+    assert len({json.dumps(read_tools(tools)) for tools in offered}) == 4
 
 
 async def test_prefill_finds_the_rate(fake: FakeServer) -> None:

@@ -171,9 +171,8 @@ def _read(event: bytes) -> dict[str, Any]:
 
 
 def _text(event: bytes) -> str:
-    """The new text that an event of a completions stream carries."""
-    choices = _read(event).get("choices") or [{}]
-    return choices[0].get("text") or ""
+    """The new text that an event of a stream carries."""
+    return next(_pieces(_read(event)), "")
 
 
 def _integer(value: object) -> int | None:
@@ -245,7 +244,7 @@ class Stream:
     def _assemble(self, objects: list[tuple[float, dict[str, Any]]]) -> Answer:
         pieces = [(arrival, piece) for arrival, value in objects for piece in _pieces(value)]
         if not pieces:
-            raise BenchError(f"{self._url} streamed no text from /v1/completions")
+            raise BenchError(f"{self._url} streamed no text")
         last: dict[str, Any] = {}
         for _, value in objects:
             last |= {key: value[key] for key in ("usage", "timings") if value.get(key)}
@@ -263,8 +262,11 @@ class Stream:
 
 def _pieces(value: dict[str, Any]) -> Iterator[str]:
     for choice in value.get("choices") or ():
-        if text := choice.get("text"):
-            yield text
+        delta = choice.get("delta") or {}
+        calls = [(call.get("function") or {}).get("arguments") for call in delta.get("tool_calls") or ()]
+        for text in (choice.get("text"), delta.get("reasoning_content"), delta.get("content"), *calls):
+            if text:
+                yield text
 
 
 class Client:
@@ -285,9 +287,17 @@ class Client:
         return Client(self.url, api_key=api_key, model=self.model, timeout_s=self._timeout_s)
 
     async def start(self, prompt: str, max_tokens: int, extra: Mapping[str, Any] | None = None) -> Stream:
-        """Send a greedy completion of exactly `max_tokens` tokens, unless `extra` fields say otherwise; its stream."""
+        """Send a greedy completion of exactly `max_tokens` tokens, unless `extra` fields say otherwise; its stream.
+
+        With `messages` among them it is a chat's.
+        """
         streaming = {"stream": True, "stream_options": {"include_usage": True}, **(extra or {})}
-        exchange = await self._send("POST", "/v1/completions", self._completion(prompt, max_tokens) | streaming)
+        body = self._completion(prompt, max_tokens) | streaming
+        path = "/v1/completions"
+        if "messages" in body:
+            del body["prompt"]
+            path = "/v1/chat/completions"
+        exchange = await self._send("POST", path, body)
         return Stream(exchange, self.url, self._timeout_s)
 
     async def complete(self, prompt: str, max_tokens: int) -> Answer:

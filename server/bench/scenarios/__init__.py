@@ -19,6 +19,7 @@ from server.bench.scenarios import (
     prefill,
     schema,
     shared,
+    tools,
 )
 from server.bench.site import Case, Sizes
 
@@ -28,6 +29,7 @@ SCENARIOS: dict[str, Callable[[Sizes], list[Case]]] = {
     "deep": deep.cases,
     "copy": copy.cases,
     "schema": schema.cases,
+    "tools": tools.cases,
     "prefill": prefill.cases,
     "shared": shared.cases,
     "burst": burst.cases,

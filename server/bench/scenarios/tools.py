@@ -1,0 +1,67 @@
+"""tools: chats that may call tools beside chats that have none, and how long a required call takes."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from typing import Any
+
+from server.bench.figures import Better, Metric
+from server.bench.scenarios.decode import plural, rates
+from server.bench.site import Case, Figure, Site, Sizes
+from server.bench.words import sentences
+
+NAME = "tools"
+PROMPT = 24
+TOOLS = 4
+STREAMS = (1, 8)
+ROOM = 800
+"""Tokens that the tools may take in a prompt."""
+
+_CALL_TOKENS = 200
+
+
+def cases(sizes: Sizes) -> list[Case]:
+    """One stream and eight, or as many as are measured at most."""
+    counts = sorted({min(n, max(sizes.streams)) for n in STREAMS})
+    needs = sizes.decode_tokens + PROMPT + ROOM
+    return [Case(NAME, plural(n), needs, partial(_measure, n), streams=n) for n in counts]
+
+
+def drawn_tools(source: random.Random, n: int) -> list[dict[str, Any]]:
+    """So many tools with arguments of a few kinds; their names are drawn anew."""
+    return [_tool(source, index) for index in range(n)]
+
+
+def _tool(source: random.Random, index: int) -> dict[str, Any]:
+    names = [sentences(source, 2).rstrip(".").lower().replace(" ", "_") for _ in range(3)]
+    properties = {
+        f"{names[0]}_a": {"type": "string", "maxLength": 24},
+        f"{names[1]}_b": {"type": "integer"},
+        f"{names[2]}_c": {"enum": ["low", "high"]},
+    }
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    name = f"tool_{index}_{names[0]}"[:60]
+    return {"type": "function", "function": {"name": name, "description": "Does it.", "parameters": parameters}}
+
+
+async def _measure(n: int, site: Site) -> list[Figure]:
+    """Without tools first, then with tools that may be called, then with a call that must be made."""
+    n_tokens = site.sizes.decode_tokens
+    plain = [_chat(site) for _ in range(n)]
+    free = rates(NAME, plural(n), await site.together([""] * n, n_tokens, plain))
+    may_call = [{**_chat(site), "tools": drawn_tools(site.words.random, TOOLS)} for _ in range(n)]
+    offered = rates(NAME, plural(n), await site.together([""] * n, n_tokens, may_call))
+    figures = [figure for figure in offered if n == 1 or figure.metric.quantity == "all streams"]
+    before = {figure.metric.quantity: figure.value for figure in free}
+    for figure in tuple(figures):
+        ratio = Metric(NAME, plural(n), "over none", "x", Better.HIGHER)
+        figures.append(Figure(ratio, figure.value / before[figure.metric.quantity]))
+    must = {"tool_choice": "required", "parallel_tool_calls": False, "ignore_eos": False}
+    calls = await site.together([""] * n, _CALL_TOKENS, [{**one, **must} for one in may_call])
+    metric = Metric(NAME, plural(n), "a required call", "s", Better.LOWER)
+    return [*figures, Figure(metric, max(call.times[-1] - call.sent for call in calls))]
+
+
+def _chat(site: Site) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": site.words.text(PROMPT)}]}
