@@ -151,6 +151,7 @@ def test_stats_are_answered_when_idle_and_when_busy(rig: Rig) -> None:
     (stats,) = loop.receive()
     assert isinstance(stats, Stats)
     assert stats.running == 0
+    assert stats.resident_bytes > 1 << 20
     loop.conn.send(make_request(1, b"hello", max_tokens=None, ignore_eos=True))
     loop.receive()
     loop.conn.send(GetStats())

@@ -194,11 +194,14 @@ def _levels(stats: Stats, ready: Ready) -> Iterator[GaugeMetricFamily]:
     n_used = sum(slot.n_past > 0 for slot in kept)
     slots = {"running": len(running), "cached": n_used, "empty": len(kept) - n_used}
     cells = {"running": _n_tokens(running), "cached": _n_tokens(kept)}
-    memory = {"engine_buffers": ready.memory_bytes, "host_cache": stats.host_bytes}
+    memory = {"buffers": ready.memory_bytes, "host_cache": stats.host_bytes, "resident": stats.resident_bytes}
     yield _gauge("ggufd_slots", "Slots, by what they do.", "state", slots)
     yield _gauge("ggufd_kv_tokens", "Tokens in the slots, of sequences that run or are kept.", "state", cells)
     yield _gauge(
-        "ggufd_memory_bytes", "Memory of the engine: llama.cpp's buffers, and chats in host RAM.", "of", memory
+        "ggufd_memory_bytes",
+        "Of the engine: llama.cpp's buffers, chats in host RAM, and all that its process holds.",
+        "of",
+        memory,
     )
     levels = (
         ("ggufd_kv_capacity_tokens", "Tokens that all slots can hold.", len(stats.slots) * ready.n_ctx),

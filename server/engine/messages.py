@@ -561,6 +561,7 @@ class Stats:
 
     `busy_slots` sums the sequences of all batches, `longest` is the longest sequence. `evictions` are chats that lost
     their slot, `restores` those that came back from host RAM, `host_evictions` those that left it too.
+    `resident_bytes` is the memory of the engine's process, 0 where it has none of its own.
     """
 
     waiting: int
@@ -581,6 +582,7 @@ class Stats:
     restores: int = 0
     host_evictions: int = 0
     host_bytes: int = 0
+    resident_bytes: int = 0
     embedded_tokens: int = 0
     step_seconds: Spread = Spread()
     step_gap_seconds: Spread = Spread()

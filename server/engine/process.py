@@ -5,6 +5,7 @@ Imported by the API process too, which only names `main`: nothing heavy is impor
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import logging.handlers
 import queue
@@ -118,6 +119,13 @@ def _patience_s(engine: Engine) -> float | None:
     return _PREPARE_POLL_S if engine.is_preparing else 0
 
 
+def _resident_bytes() -> int:
+    """Memory of this process that is in RAM, the mapped model included."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def _obey(engine: Engine, command: Command, events: list[Event]) -> None:
     match command:
         case EngineRequest() | EmbedRequest():
@@ -125,7 +133,7 @@ def _obey(engine: Engine, command: Command, events: list[Event]) -> None:
         case Abort(request_id):
             engine.abort(request_id)
         case GetStats():
-            events.append(engine.stats())
+            events.append(dataclasses.replace(engine.stats(), resident_bytes=_resident_bytes()))
         case GetQueue():
             events.append(engine.queue_state())
         case GetSteps():
