@@ -14,7 +14,6 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +39,14 @@ CREATE INDEX IF NOT EXISTS by_response ON items (response);
 """
 
 _CHAIN = """
-WITH RECURSIVE chain (id, previous, record, depth) AS (
-    SELECT id, previous, record, 0 FROM responses WHERE id = :id AND owner = :owner
+WITH RECURSIVE chain (id, previous, depth) AS (
+    SELECT id, previous, 0 FROM responses WHERE id = :id AND owner = :owner
     UNION ALL
-    SELECT one.id, one.previous, one.record, depth + 1
+    SELECT one.id, one.previous, depth + 1
     FROM responses AS one JOIN chain ON one.id = chain.previous WHERE one.owner = :owner
 )
-SELECT id, previous, record FROM chain ORDER BY depth
 """
+"""An answer at depth 0, the one that it goes on from at 1, and so on; what goes on from another key's ends there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,21 +137,26 @@ class ResponseStore:
                 "INSERT OR REPLACE INTO items VALUES (?, ?, ?)",
                 [(owner, item["id"], kept.response_id) for item in kept.items if item.get("id")],
             )
-            self._touch([row[0] for row in self._rows(owner, kept.response_id)])
+            self._touch(owner, kept.response_id)
             self._evict()
 
     def _chain(self, owner: str, response_id: str) -> list[Kept]:
-        with self._lock, self._connection:
-            rows = self._rows(owner, response_id)
-            if not rows:
-                raise _not_found(response_id)
-            if rows[-1][1] is not None:
-                raise NotFound(
-                    f"The response '{response_id}' goes on from others, and '{rows[-1][1]}' of them is no longer "
-                    "stored. Send the conversation as 'input'."
-                )
-            self._touch([row[0] for row in rows])
-        return [_kept(record, previous) for _, previous, record in reversed(rows)]
+        asked = {"id": response_id, "owner": owner}
+        with self._lock, self._connection as database:
+            rows = database.execute(
+                f"{_CHAIN} SELECT record, one.previous FROM chain JOIN responses AS one USING (id) ORDER BY depth DESC",
+                asked,
+            ).fetchall()
+            self._touch(owner, response_id)
+        if not rows:
+            raise _not_found(response_id)
+        chain = [_kept(*row) for row in rows]
+        if (gone := chain[0].previous) is not None:
+            raise NotFound(
+                f"The response '{response_id}' goes on from others, and '{gone}' of them is no longer stored. Send the "
+                "conversation as 'input'."
+            )
+        return chain
 
     def _get(self, owner: str, response_id: str) -> Kept:
         with self._lock:
@@ -178,13 +182,13 @@ class ResponseStore:
             if not gone.rowcount:
                 raise _not_found(response_id)
 
-    def _rows(self, owner: str, response_id: str) -> list[tuple[str, str | None, str]]:
-        """This answer, then the one it goes on from, and so on."""
-        return self._connection.execute(_CHAIN, {"id": response_id, "owner": owner}).fetchall()
-
-    def _touch(self, ids: Sequence[str]) -> None:
-        first, self._clock = self._clock + 1, self._clock + len(ids)
-        self._connection.executemany("UPDATE responses SET touched = ? WHERE id = ?", enumerate(ids, first))
+    def _touch(self, owner: str, response_id: str) -> None:
+        """Make an answer the one used last, but for those that it goes on from."""
+        asked = {"id": response_id, "owner": owner}
+        rows = self._connection.execute(f"{_CHAIN} SELECT id FROM chain ORDER BY depth", asked).fetchall()
+        touched = [(clock, row[0]) for clock, row in enumerate(rows, self._clock + 1)]
+        self._connection.executemany("UPDATE responses SET touched = ? WHERE id = ?", touched)
+        self._clock += len(rows)
 
     def _evict(self) -> None:
         while True:
