@@ -199,6 +199,7 @@ class ContextSection(Section):
     pooling: Literal["", "none", "mean", "cls", "last", "rank"] = setting(
         "", "How a text's vectors become one; empty is the model's own, else their mean."
     )
+    reranking: bool = setting(False, "Rank documents: the same as pooling rank.", "--rerank")
     rope_scaling: Literal["", "none", "linear", "yarn"] = setting("", "RoPE scaling; empty is the model's own.")
     rope_freq_base: float = setting(0.0, "RoPE base frequency; 0 is the model's own.", ge=0)
     rope_freq_scale: float = setting(0.0, "RoPE frequency factor, 0.5 doubles the context; 0 is the model's own.", ge=0)

@@ -52,6 +52,7 @@ _LOOK_S = 1.0
 _OTHERS = {
     "embeddings",
     "pooling",
+    "reranking",
     "ctx_size",
     "parallel",
     "batch_size",
@@ -315,7 +316,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
             short_tokens=config.queue.short_tokens,
             preempts=config.queue.preempt,
         ),
-        pooling=config.context.pooling or None,
+        pooling="rank" if config.context.reranking else config.context.pooling or None,
         embeddings=config.context.embeddings,
         cache_dir=str(platformdirs.user_cache_path("ggufd")),
         sleep_idle_s=config.model.sleep_idle_seconds,

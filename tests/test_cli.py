@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -147,6 +148,21 @@ class TestContextRule:
         made = context(cache_type_k="q8_0", threads="3", rope_freq_base="5e5", ubatch_size="64", rope_scaling="yarn")
         assert (made.cache_type_k, made.n_threads, made.rope_freq_base) == ("q8_0", 3, 5e5)
         assert (made.n_ubatch, made.rope_scaling) == (64, "yarn")
+
+
+@pytest.mark.parametrize(
+    ("flags", "pooling", "embeddings"),
+    [
+        ({}, None, False),
+        ({"embeddings": True}, None, True),
+        ({"pooling": "cls"}, "cls", False),
+        ({"reranking": True}, "rank", False),
+        ({"embeddings": True, "pooling": "rank"}, "rank", True),
+    ],
+)
+def test_vectors_are_made_as_configured(flags: dict[str, Any], pooling: str | None, embeddings: bool) -> None:
+    made = daemon.engine_config(sources.load(None, flags, {}), hub.ModelFile(Path("m.gguf"), 0))
+    assert (made.pooling, made.embeddings) == (pooling, embeddings)
 
 
 class TestModelParams:
