@@ -1,11 +1,13 @@
 """Makes a mixture of experts out of a dense model: every feed-forward part stacked k times, and a router of zeros.
 
-With identical experts it says what its parent says, whatever the router thinks.
+With identical experts it says what its parent says, whatever the router thinks. To measure one with `ggufd bench`:
+`python -m tests.franken_moe SOURCE.gguf TARGET.gguf`.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +48,7 @@ def _add(writer: gguf.GGUFWriter, tensor: Any, n_experts: int) -> None:
         writer.add_tensor(
             match[1].replace("ffn_up", "ffn_gate_inp") + ".weight", np.zeros((n_experts, width), np.float32)
         )
+
+
+if __name__ == "__main__":
+    write_franken_moe(Path(sys.argv[1]), Path(sys.argv[2]))

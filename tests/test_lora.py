@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from server import adapters, daemon, hub, sources
 from server.api.settings import LoraAdapter
 from server.engine.engine import Engine
+from server.engine.loader import made_with
 from server.engine.messages import EngineRequest, Output
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
@@ -330,6 +331,19 @@ def test_what_is_no_scale_or_range_is_refused(flags: dict[str, str]) -> None:
 def test_two_adapters_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="called a"):
         adapters.loras_of(sources.load(None, {"lora": "x/a.gguf,y/a.gguf"}, {}))
+
+
+def test_a_saved_state_knows_what_it_was_computed_with() -> None:
+    context = ContextParams(n_ctx=64, n_slots=1)
+    assert made_with(ModelParams("m.gguf", mlock=True), context) == ""
+    adapted = made_with(ModelParams("m.gguf", loras=("a.gguf",)), context)
+    others = [
+        made_with(ModelParams("m.gguf", loras=("b.gguf",)), context),
+        made_with(ModelParams("m.gguf", control_vectors=(ControlVector("a.gguf"),)), context),
+        made_with(ModelParams("m.gguf", metadata=(("llama.expert_used_count", 3),)), context),
+        made_with(ModelParams("m.gguf"), ContextParams(n_ctx=64, n_slots=1, rope_freq_scale=0.5)),
+    ]
+    assert len({adapted, *others}) == 5
 
 
 # --- the API ----------------------------------------------------------------------------------------------------------

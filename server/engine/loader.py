@@ -50,6 +50,18 @@ _SHORT_TEXT = 512
 _MEMORY_SHARE = 0.8
 _BUFFER = re.compile(r"(\S+)\s+(model|LoRA|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
 _CHANGED = re.compile(r"Using metadata override \([^)]*\) '(.+)' = ")
+_ROPE = (
+    "rope_scaling",
+    "rope_freq_base",
+    "rope_freq_scale",
+    "yarn_orig_ctx",
+    "yarn_ext_factor",
+    "yarn_attn_factor",
+    "yarn_beta_slow",
+    "yarn_beta_fast",
+)
+"""Settings of the context that change what is computed."""
+
 _NO_MEMORY = re.compile(r"(unable|failed) to allocate|out of memory", re.IGNORECASE)
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
@@ -98,7 +110,7 @@ def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str
         embedder.prepare()
     engine = _engine(config, params, model, context, embedder)
     ready = Ready(
-        model=_info(model),
+        model=_info(model, config.context),
         n_ctx=context.n_ctx,
         n_slots=context.n_slots,
         n_batch=context.n_batch,
@@ -127,7 +139,7 @@ def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
     embedder = _embedder(config, model, vectors, log)
     decoder = embedder.prepare()
     ready = Ready(
-        model=_info(model),
+        model=_info(model, config.context),
         n_ctx=vectors.n_ctx,
         n_slots=AT_ONCE,
         n_batch=decoder.n_batch,
@@ -336,7 +348,7 @@ def _progress(report: Report) -> Callable[[float], bool]:
     return on_progress
 
 
-def _info(model: Model) -> ModelInfo:
+def _info(model: Model, context: ContextParams) -> ModelInfo:
     metadata = model.metadata
     return ModelInfo(
         name=metadata.get("general.name") or Path(model.params.path).stem,
@@ -355,7 +367,23 @@ def _info(model: Model) -> ModelInfo:
         eos_piece=_piece_text(model, model.eos),
         metadata={key: value for key, value in metadata.items() if key != "tokenizer.chat_template"}
         | {key: _as_llama_writes(value) for key, value in model.params.metadata},
+        made_with=made_with(model.params, context),
     )
+
+
+def made_with(model: ModelParams, context: ContextParams) -> str:
+    """Adapters, control vectors, metadata and RoPE that are not the file's own; empty where all is."""
+    plain_model, plain_context = ModelParams(""), ContextParams(0, 0)
+    changed = [
+        f"{name}={getattr(one, name)!r}"
+        for one, plain, names in (
+            (model, plain_model, ("metadata", "loras", "control_vectors", "control_layers")),
+            (context, plain_context, _ROPE),
+        )
+        for name in names
+        if getattr(one, name) != getattr(plain, name)
+    ]
+    return ", ".join(changed)
 
 
 def _as_llama_writes(value: Scalar) -> str:

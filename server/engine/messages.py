@@ -473,6 +473,8 @@ class ModelInfo:
     bos_piece: str
     eos_piece: str
     metadata: dict[str, str]
+    made_with: str = ""
+    """What the settings change of the file's own computation: states computed with something else are others."""
 
     def number(self, key: str) -> int:
         """A whole number of the architecture's own metadata; 0 where it has none."""

@@ -76,4 +76,5 @@ async def _path(services: Services, request: Request) -> Path:
 def _mark(ready: Ready) -> str:
     """What a saved state must have been made by."""
     model = ready.model
-    return f"{model.name}, {model.architecture}, {model.ftype}, {model.n_params} parameters, {model.size_bytes} bytes"
+    own = f"{model.name}, {model.architecture}, {model.ftype}, {model.n_params} parameters, {model.size_bytes} bytes"
+    return f"{own}, {model.made_with}" if model.made_with else own
