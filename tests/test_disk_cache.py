@@ -129,7 +129,7 @@ def test_a_damaged_file_is_noticed_and_deleted(tmp_path: Path, damage: str) -> N
 def test_damaged_files_are_no_hindrance_at_the_start(tmp_path: Path) -> None:
     stored(tmp_path, kept(5))
     (tmp_path / "junk.npz").write_bytes(b"junk")
-    (tmp_path / "half.npz.part").write_bytes(b"half")
+    (tmp_path / ".half.npz.x1").write_bytes(b"half")
     assert len(cache(tmp_path)) == 1
     assert len(list(tmp_path.iterdir())) == 1
 

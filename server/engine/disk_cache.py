@@ -1,9 +1,8 @@
 """Computed prefixes that left host RAM too, in files: they come back after a restart, or for a chat of last week.
 
-A byte budget; what was used least recently goes first. A file says which model and settings made it (`fingerprint`),
-and holds its tokens, which alone decide what it is good for; its checksum is verified whenever it is read (numpy's
-`.npz`, a zip archive). Reading and writing happen on a thread: a step never waits for a disk. Whatever fails costs no
-more than the file.
+A byte budget; what was used least recently goes first. A file (`state_file`) says which model and settings made it
+(`fingerprint`), and holds its tokens, which alone decide what it is good for. Reading and writing happen on a thread: a
+step never waits for a disk. Whatever fails costs no more than the file.
 """
 
 from __future__ import annotations
@@ -12,16 +11,15 @@ import hashlib
 import logging
 import os
 import time
-import zipfile
 from array import array
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from server.engine import state_file
 from server.engine.host_cache import Kept
 from server.engine.messages import DiskPlace, Realm
+from server.engine.state_file import BadStateFile
 from server.engine.tokens import common_prefix
 
 logger = logging.getLogger(__name__)
@@ -32,10 +30,7 @@ MIN_TOKENS = 256
 _MAX_WRITING = 4
 """So many states may wait for the disk; more would hold RAM that is wanted for something else."""
 
-_FORMAT = 1
 _SUFFIX = ".npz"
-_FAULTS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-"""What reading a file of somebody else's making may raise."""
 
 
 @dataclass(slots=True, eq=False)
@@ -117,11 +112,10 @@ class DiskCache:
 
     def _read(self, entry: Filed) -> Kept | None:
         try:
-            with entry.path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-                kept = Kept(entry.tokens[:], data["state"], entry.realm, str(data["asker"]))
+            kept, _ = state_file.read(entry.path)
             os.utime(entry.path)
             entry.used_s = entry.path.stat().st_mtime
-        except _FAULTS as error:
+        except (OSError, BadStateFile) as error:
             logger.warning("%s could not be read, so this chat is computed again: %s", entry.path.name, error)
             entry.path.unlink(missing_ok=True)
             entry.tokens, entry.n_bytes = array("i"), 0
@@ -133,22 +127,16 @@ class DiskCache:
         entries = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
             try:
-                stat = path.stat()
-                entries.append(Filed(path, stat.st_size, stat.st_mtime, *self._head(path)))
-            except _FAULTS as error:
+                stat, head = path.stat(), state_file.read_head(path)
+            except (OSError, BadStateFile) as error:
                 logger.warning("%s is no saved chat and is deleted: %s", path.name, error)
                 path.unlink(missing_ok=True)
-        for leftover in self._folder.glob(f"*{_SUFFIX}.part"):
+                continue
+            tokens = head.tokens if head.mark == self._fingerprint else array("i")
+            entries.append(Filed(path, stat.st_size, stat.st_mtime, tokens, head.realm))
+        for leftover in self._folder.glob(f".*{_SUFFIX}.*"):
             leftover.unlink(missing_ok=True)
         return entries
-
-    def _head(self, path: Path) -> tuple[array[int], Realm]:
-        """The tokens of a file and whose they are; no tokens when another model made it, or another version."""
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            if int(data["format"]) != _FORMAT or str(data["fingerprint"]) != self._fingerprint:
-                return array("i"), ("", ())
-            tokens = array("i", data["tokens"].astype(np.intc).tobytes())
-            return tokens, (str(data["namespace"]), tuple(data["adapters"].tolist()))
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -206,28 +194,15 @@ class DiskCache:
 
     def _write(self, kept: Kept) -> Filed | None:
         path = self._folder / f"{self._name(kept)}{_SUFFIX}"
-        part = path.with_name(f"{path.name}.part")
         try:
-            with open(part, "wb", opener=_private) as file:
-                np.savez(
-                    file,
-                    format=_FORMAT,
-                    fingerprint=self._fingerprint,
-                    namespace=kept.realm[0],
-                    adapters=np.array(kept.realm[1], np.float64),
-                    asker=kept.asker,
-                    tokens=np.array(kept.tokens, np.intc),
-                    state=kept.state,
-                )
-            part.replace(path)
-            stat = path.stat()
+            n_bytes = state_file.write(path, kept, self._fingerprint)
+            used_s = path.stat().st_mtime
         except OSError as error:
-            part.unlink(missing_ok=True)
             if not self._has_failed:
                 logger.warning("chats cannot be kept on disk: %s", error)
             self._has_failed = True
             return None
-        return Filed(path, stat.st_size, stat.st_mtime, kept.tokens[:], kept.realm)
+        return Filed(path, n_bytes, used_s, kept.tokens[:], kept.realm)
 
     def _name(self, kept: Kept) -> str:
         """A name that says nothing of what is in the file, and is the same for the same."""
@@ -235,7 +210,3 @@ class DiskCache:
         digest.update(repr((self._fingerprint, kept.realm)).encode())
         digest.update(kept.tokens.tobytes())
         return digest.hexdigest()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

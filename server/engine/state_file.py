@@ -1,0 +1,97 @@
+"""A computed chat in a file: its tokens, its state, whose it is, and what it was computed with (`mark`).
+
+numpy's `.npz`, a zip archive whose checksums are verified as it is read. A file is written whole or not at all, and
+only its owner may read it. The state goes back to llama.cpp, which checks its shape: trust the folder, not the network.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from server.engine.host_cache import Kept
+from server.engine.messages import Realm
+
+_FORMAT = 1
+_FAULTS = (
+    *(zipfile.BadZipFile, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError),
+    *(RuntimeError, TypeError, ValueError),
+)
+"""numpy and zipfile have many words for a file that is broken."""
+
+
+class BadStateFile(Exception):
+    """The file is broken, or no such file at all."""
+
+
+class Head(NamedTuple):
+    """What a file tells before its state."""
+
+    tokens: array[int]
+    realm: Realm
+    asker: str
+    mark: str
+
+
+def write(path: Path, kept: Kept, mark: str) -> int:
+    """Write all of it or nothing; how many bytes that are. Raises OSError."""
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            namespace, adapters = kept.realm
+            np.savez(
+                file,
+                format=_FORMAT,
+                mark=mark,
+                namespace=namespace,
+                adapters=np.array(adapters, np.float64),
+                asker=kept.asker,
+                tokens=np.array(kept.tokens, np.int32),
+                state=kept.state,
+            )
+        os.replace(part, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(part)
+        raise
+    return path.stat().st_size
+
+
+def read(path: Path) -> tuple[Kept, str]:
+    """What was written, and its mark. Raises OSError and BadStateFile."""
+    with _opened(path) as data:
+        head = _head(data)
+        state = np.ascontiguousarray(data["state"])
+    return Kept(head.tokens, state, head.realm, head.asker), head.mark
+
+
+def read_head(path: Path) -> Head:
+    """The same without the state, which is most of it. Raises OSError and BadStateFile."""
+    with _opened(path) as data:
+        return _head(data)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as data:
+                yield data
+        except _FAULTS as error:
+            raise BadStateFile(str(error)) from None
+
+
+def _head(data: Any) -> Head:
+    if int(data["format"]) != _FORMAT:
+        raise BadStateFile("it was written by another version")
+    realm = (str(data["namespace"]), tuple(data["adapters"].tolist()))
+    tokens = array("i", data["tokens"].astype(np.intc).tobytes())
+    return Head(tokens, realm, str(data["asker"]), str(data["mark"]))
