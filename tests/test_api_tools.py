@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from server.engine.messages import GrammarKind
+from server.engine.messages import Grammar, GrammarKind
+from server.errors import InvalidRequest
 from tests.api_client import running
 from tests.fake_engine import FakeEngine, FakeText
 
@@ -333,3 +334,14 @@ async def test_the_older_form_of_tools_is_refused_with_the_newer_name(body: dict
         error = await api.refused(PATH, {"messages": HELLO, **body})
         assert error["param"] in body
         assert "'tool" in error["message"]
+
+
+async def test_tools_that_are_too_much_for_a_grammar_are_told_as_such() -> None:
+    class Narrow(FakeText):
+        async def check_grammar(self, grammar: Grammar) -> None:
+            raise InvalidRequest("It is too long.", param="grammar")
+
+    async with running(says("Hello"), Narrow()) as api:
+        error = await api.refused(PATH, {"messages": HELLO, "tools": [CLOCK]})
+    assert error["param"] == "tools"
+    assert error["message"].startswith("'tools': ")

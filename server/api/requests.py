@@ -245,6 +245,8 @@ async def _check_grammar(services: Services, grammar: Grammar, param: str) -> No
         await services.text.check_grammar(grammar)
     except InvalidRequest as error:
         error.param = param
+        if param == "tools":
+            error.message = f"'tools': one grammar cannot hold them all. Send fewer, or simpler schemas. {error}"
         raise
 
 

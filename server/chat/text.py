@@ -177,8 +177,12 @@ class TextModel:
             thoughts=self._thoughts(plan.thoughts),
         )
 
+    @lru_cache(maxsize=64)  # noqa: B019 - one text model lives as long as its process
     def check_grammar(self, kind: str, text: str, frame: str = "") -> None:
-        """Raises InvalidRequest unless the grammar can be enforced, inside its frame if it has one."""
+        """Raises InvalidRequest unless the grammar can be enforced, inside its frame if it has one.
+
+        What passed is remembered: the same tools come with every message of a chat.
+        """
         check_grammar(kind, text, lambda: self._grammar_tokenizer, frame=frame)
         if kind == "json_schema":
             validator_of(text)

@@ -29,9 +29,15 @@ from server.chat.answer import Answer, ToolCall
 router = APIRouter(tags=["OpenAI"])
 
 _HELLO = [{"role": "user", "content": "Say hello in one sentence."}]
+_PLACE = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 _EXAMPLES: Mapping[str, Any] = {
     "one message": {"messages": _HELLO, "max_tokens": 64},
     "streamed": {"messages": _HELLO, "max_tokens": 64, "stream": True, "stream_options": {"include_usage": True}},
+    "with a tool": {
+        "messages": [{"role": "user", "content": "What time is it in Oslo?"}],
+        "tools": [{"type": "function", "function": {"name": "clock", "parameters": _PLACE}}],
+        "tool_choice": "required",
+    },
     "continue the answer": {"messages": [*_HELLO, {"role": "assistant", "content": "Hello, and"}], "max_tokens": 32},
 }
 
