@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -14,6 +14,8 @@ from server.chat.parser import AnswerParser
 from server.chat.prompt import AnswerFormat, ChatPrompt, ToolChoice, ToolMode
 from server.chat.renderer import ChatRenderer
 from server.chat.template import CHATML, Template
+from server.chat.tools.families import BY_NAME, FORMATS
+from server.config import ToolFormatName
 from tests.vocabularies import SOURCE_VARIABLE, templates
 
 WEATHER = {
@@ -95,6 +97,14 @@ def test_whether_the_prompt_has_opened_thoughts(prompt_end: str, begun: str, ope
     assert plan.form.opened == opened
     assert plan.frame is not None
     assert plan.grammar is None
+
+
+def test_every_format_can_be_set_and_is_in_the_readme() -> None:
+    assert set(get_args(ToolFormatName)) == {"auto", *BY_NAME}
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert [name for name in BY_NAME if f"`{name}`" not in readme] == []
+    names = [one.name for one in FORMATS]
+    assert len(names) == len(set(names))
 
 
 # --- real templates -------------------------------------------------------------------------------------------------

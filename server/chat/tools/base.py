@@ -17,13 +17,14 @@ from server.chat.writer import AnswerWriter
 class ToolFormat(ABC):
     """How one family of models writes calls.
 
-    A template that holds all of `signs` is of this family; `unless` are signs of another. `opening` begins a call, or
-    several at once, anywhere in the text, or with `is_at_start` at the beginning of it only. With `is_whole` an answer
-    without calls is in this format too, thoughts and all.
+    A template that holds all of `signs`, or any of `or_signs`, is of this family; `unless` are signs of another.
+    `opening` begins a call, or several at once, anywhere in the text, or with `is_at_start` at the beginning of it
+    only. With `is_whole` an answer without calls is in this format too, thoughts and all.
     """
 
     name: str
     signs: tuple[str, ...]
+    or_signs: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
     opening: str
     is_at_start: bool = False
@@ -31,7 +32,8 @@ class ToolFormat(ABC):
 
     def fits(self, template: str) -> bool:
         """Whether a template looks like one of this family."""
-        return all(sign in template for sign in self.signs) and not any(sign in template for sign in self.unless)
+        is_one = all(sign in template for sign in self.signs) or any(sign in template for sign in self.or_signs)
+        return is_one and not any(sign in template for sign in self.unless)
 
     @property
     def thoughts(self) -> Thinking | None:

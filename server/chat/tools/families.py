@@ -117,10 +117,6 @@ FORMATS: tuple[ToolFormat, ...] = (
         value_before="<arg_value>",
         value_after="</arg_value>",
     ),
-    PythonicCalls(
-        name="lfm2", signs=("<|tool_list_start|>",), opening="<|tool_call_start|>", closing="<|tool_call_end|>"
-    ),
-    PythonicCalls(name="lfm2", signs=("List of tools: [",), opening="<|tool_call_start|>", closing="<|tool_call_end|>"),
     JsonCalls(
         name="apriel",
         signs=("<tool_calls>[",),
@@ -130,7 +126,11 @@ FORMATS: tuple[ToolFormat, ...] = (
         id_key="id",
     ),
     PythonicCalls(
-        name="lfm2", signs=("<|tool_call_start|>",), opening="<|tool_call_start|>", closing="<|tool_call_end|>"
+        name="lfm2",
+        signs=("<|tool_call_start|>",),
+        or_signs=("<|tool_list_start|>", "List of tools: ["),
+        opening="<|tool_call_start|>",
+        closing="<|tool_call_end|>",
     ),
     Harmony(name="harmony", signs=("<|channel|>", "<|message|>", "analysis")),
     FunctionaryParts(name="functionary-3.2", signs=(">>>", "<|start_header_id|>")),
