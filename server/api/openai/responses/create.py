@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -46,89 +47,65 @@ _EXAMPLES: Mapping[str, Any] = {
 @router.post("/responses", **documented(ResponseRequest, _EXAMPLES, streams=True))
 async def create_response(request: Request) -> Response:
     """Answer the input. What was said before may be named by `previous_response_id` instead of being sent again."""
-    work = await _work_of(request)
-    if not work.fields.stream:
-        answer = await unless_gone(request, work.answer())
-        return json_response(answer, headers=work.headers)
-    generation = await work.start()
-    return EventStream(generation, work.events(), ping_s=services_of(request).config.ping_s, headers=work.headers)
+    asked = await _asked(request)
+    if not asked.fields.stream:
+        answer, headers = await unless_gone(request, asked.answer())
+        return json_response(answer, headers=headers)
+    running = await asked.start()
+    ping_s = services_of(request).config.ping_s
+    return EventStream(running.generation, running.events(), ping_s=ping_s, headers=running.headers)
 
 
 @router.post("/responses/input_tokens", **documented(ResponseRequest, {"a text": {"input": "Hello"}}))
 async def count_input_tokens(request: Request) -> Response:
     """How many tokens of prompt the same request to `/v1/responses` would have."""
-    count = await (await _work_of(request)).count()
+    count = await (await _asked(request)).count()
     return json_response({"object": "response.input_tokens", "input_tokens": count})
 
 
-async def _work_of(request: Request) -> _Work:
+async def _asked(request: Request) -> _Asked:
     services = services_of(request)
     body = await read_json(request, services.config.max_body_bytes)
     refuse_others(body)
-    return _Work(services, validate(ResponseRequest, body, RESPONSES), body, owner_of(request))
+    return _Asked(services, validate(ResponseRequest, body, RESPONSES), body, owner_of(request))
 
 
-class _Work:
-    """One request on its way from fields to a response."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One request, from fields to the engine."""
 
-    def __init__(self, services: Services, fields: ResponseRequest, body: JsonObject, owner: Owner) -> None:
-        self.fields = fields
-        self.headers: dict[str, str] = {}
-        self._services = services
-        self._body = body
-        self._owner = owner
-        self._items: list[Item] = []
+    services: Services
+    fields: ResponseRequest
+    body: JsonObject
+    owner: Owner
 
     async def count(self) -> int:
         """Tokens of the prompt."""
-        chat = await self._convert()
-        with self._origins.in_errors():
+        chat, origins = to_chat(self.fields, self.body, await self._past(), await self._items())
+        with origins.in_errors():
             return len((await self._conversation(chat).render()).tokens)
 
-    async def start(self) -> Generation:
+    async def answer(self) -> tuple[ResponseObject, Mapping[str, str]]:
+        """The whole response, and its headers."""
+        running = await self.start()
+        return await running.whole(), running.headers
+
+    async def start(self) -> _Running:
         """Submit. Raises what refuses it."""
-        chat = await self._convert()
-        with self._origins.in_errors():
-            self._chat, generation = await self._submit(chat)
-        self.headers |= self._chat.headers
+        items = await self._items()
+        chat, origins = to_chat(self.fields, self.body, await self._past(), items)
+        with origins.in_errors():
+            conversation, generation = await self._submit(chat)
         head = {
             "id": new_response_id(),
             "object": "response",
             "created_at": int(time.time()),
-            "model": self._services.config.model_id,
+            "model": self.services.config.model_id,
             "background": False,
             **settings_json(self.fields, generation.requests[0].sampling),
         }
-        self._writer = ResponseWriter(head, AnswerReader(self._chat.parser(0)))
-        return generation
-
-    async def answer(self) -> ResponseObject:
-        """The whole response."""
-        generation = await self.start()
-        async with generation:
-            async for _, events in generation.batches():
-                for event in events:
-                    if isinstance(event, Output):
-                        self._writer.feed(event)
-        return await self._complete()
-
-    def events(self) -> ResponseEvents:
-        """The format of the stream, once started."""
-        return ResponseEvents(self._writer, self._complete)
-
-    async def _complete(self) -> ResponseObject:
-        """The response at its end, kept if it is to be: who is told of it may go on from it at once."""
-        response = self._writer.finished() | self._chat.explainer.of(0)
-        if self.fields.store:
-            kept = Kept(response, [listed(item) for item in self._items], self.fields.previous_response_id)
-            response["store"] = await self._services.responses.keep(self._owner.key, kept)
-        return response
-
-    async def _convert(self) -> ChatRequest:
-        past = await self._past()
-        self._items = await self._resolved()
-        chat, self._origins = to_chat(self.fields, self._body, past, self._items)
-        return chat
+        writer = ResponseWriter(head, AnswerReader(conversation.parser(0)))
+        return _Running(self, items, conversation, generation, writer)
 
     async def _past(self) -> list[Item]:
         """All that was said up to the response that this one goes on from."""
@@ -136,17 +113,17 @@ class _Work:
         if previous is None:
             return []
         try:
-            chain = await self._services.responses.chain(self._owner.key, previous)
+            chain = await self.services.responses.chain(self.owner.key, previous)
         except NotFound as error:
             raise NotFound(f"'previous_response_id': {error.message}", param="previous_response_id") from None
         return [item for kept in chain for item in kept.items]
 
-    async def _resolved(self) -> list[Item]:
+    async def _items(self) -> list[Item]:
         """The input, with the items themselves where it refers to some."""
         items = []
         for index, item in enumerate(self.fields.items):
             if item["type"] == "item_reference":
-                found = await self._services.responses.item(self._owner.key, item["id"])
+                found = await self.services.responses.item(self.owner.key, item["id"])
                 if found is None:
                     param = f"input[{index}].id"
                     raise NotFound(f"'{param}': there is no stored item of this id. Send it itself.", param=param)
@@ -163,8 +140,45 @@ class _Work:
                 raise
             chat, n_dropped = await shortened(chat, self._conversation, error)
         conversation = self._conversation(chat)
-        self.headers["x-ggufd-truncated"] = f"{n_dropped} messages"
+        conversation.headers["x-ggufd-truncated"] = f"{n_dropped} messages"
         return conversation, await conversation.start()
 
     def _conversation(self, chat: ChatRequest) -> Conversation:
-        return Conversation(self._services, chat, self._owner, "input")
+        return Conversation(self.services, chat, self.owner, "input")
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """One response, from the engine to the client and into the store. `items` are the input."""
+
+    asked: _Asked
+    items: Sequence[Item]
+    conversation: Conversation
+    generation: Generation
+    writer: ResponseWriter
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.conversation.headers
+
+    def events(self) -> ResponseEvents:
+        """The format of the stream."""
+        return ResponseEvents(self.writer, self._complete)
+
+    async def whole(self) -> ResponseObject:
+        """The response, waited for."""
+        async with self.generation:
+            async for _, events in self.generation.batches():
+                for event in events:
+                    if isinstance(event, Output):
+                        self.writer.feed(event)
+        return await self._complete()
+
+    async def _complete(self) -> ResponseObject:
+        """The response at its end, kept if it is to be: who is told of it may go on from it at once."""
+        response = self.writer.finished() | self.conversation.explainer.of(0)
+        fields, services = self.asked.fields, self.asked.services
+        if fields.store:
+            kept = Kept(response, [listed(item) for item in self.items], fields.previous_response_id)
+            response["store"] = await services.responses.keep(self.asked.owner.key, kept)
+        return response
