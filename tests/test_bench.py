@@ -269,6 +269,13 @@ def test_events_are_the_same_wherever_the_bytes_are_cut(
     assert found == ["\n".join(event).encode() for event in events]
 
 
+@given(st.lists(st.sampled_from([b"data:", b"data: x", b"\r", b"\n", b"\r\n", b"\n\n", b":"]) | st.binary(max_size=4)))
+def test_whatever_bytes_come_the_events_are_the_same_wherever_they_are_cut(pieces: list[bytes]) -> None:
+    cut, whole = SseReader(), SseReader()
+    found = [event for piece in pieces for event in cut.feed(piece)]
+    assert found == whole.feed(b"".join(pieces))
+
+
 def test_event_fields_besides_data_are_passed_over_and_unfinished_events_kept_back() -> None:
     reader = SseReader()
     assert reader.feed(b"event: x\nid: 1\ndata:no space\n\nretry: 3\n\ndata\n\ndata: half") == [b"no space", b""]

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,6 +33,9 @@ TIMEOUT_S = 60
 N_SOCKETS = 20
 """Connections of one example: each may last as long as the server waits for the rest of a request."""
 
+TRIED: Counter[str] = Counter()
+"""How many inputs each server got."""
+
 ANSWERS = (200, 204, 400, 401, 403, 404, 405, 406, 408, 411, 413, 414, 415, 422, 431)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120 + 12 * N_EXAMPLES)]
@@ -51,11 +55,13 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
         with serving(FakeEngine(["ab"]), limits=Limits(read_timeout_s=0.3)) as served:
             yield served.url
             assert served.engine.open == set()
+            print(f"fake engine: {TRIED[served.url]} inputs")
         return
     small = ("--ctx-size", "256", "--threads", "1", "--max-tokens", "4", "--flash-attn", "off")
     with live_server(*small, "--read-timeout-s", "0.3") as running:
         yield running.url
         assert running.wait_running(0, timeout_s=5)
+        print(f"demo model: {TRIED[running.url]} inputs")
         assert not [line for line in running.log if "starting the engine again" in line or "Traceback" in line]
 
 
@@ -68,6 +74,7 @@ def check_alive(url: str) -> None:
 @SCHEMA.parametrize()
 @FUZZ
 def test_every_route_answers_or_refuses_whatever_comes(url: str, case: schemathesis.Case) -> None:
+    TRIED[url] += 1
     response = case.call(base_url=url, timeout=TIMEOUT_S)
     assert response.status_code in ANSWERS, f"{response.status_code}: {response.text[:500]}"
     if response.status_code >= 400 and case.method != "HEAD":
@@ -116,6 +123,7 @@ def raw_requests(draw: st.DrawFn) -> bytes:
 @settings(FUZZ, max_examples=2 * N_EXAMPLES)
 @given(sent=st.lists(raw_requests() | st.binary(max_size=60), min_size=1, max_size=N_SOCKETS))
 def test_whatever_bytes_come_the_answer_is_no_server_error_and_the_connection_ends(url: str, sent: list[bytes]) -> None:
+    TRIED[url] += len(sent)
     address = urlsplit(url).hostname or "", urlsplit(url).port or 0
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(socket.create_connection(address, timeout=TIMEOUT_S)) for _ in sent]
