@@ -186,6 +186,14 @@ class TestApiConfig:
         assert made.sampling == {"temperature": 0.5, "seed": 1}
         assert made.keys is None
 
+    def test_where_responses_are_kept_and_how_many(self) -> None:
+        model = hub.ModelFile(Path("m.gguf"), 0)
+        made = daemon.api_config(sources.load(None, {}, {}), model)
+        assert (made.responses_path, made.max_responses, made.max_responses_bytes) == (None, 1000, 64 << 20)
+        set_to = {"responses_path": "r.sqlite", "max_responses": "5", "max_responses_mib": "2"}
+        made = daemon.api_config(sources.load(None, set_to, {}), model)
+        assert (made.responses_path, made.max_responses, made.max_responses_bytes) == (Path("r.sqlite"), 5, 2 << 20)
+
 
 class TestListen:
     def test_the_loopback_is_both_families(self) -> None:

@@ -22,6 +22,9 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 
+from server.errors import EngineFailure
+from tests.api_server import serving
+from tests.fake_engine import FakeEngine
 from tests.live_server import LiveServer, live_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -192,6 +195,24 @@ class TestAnthropic:
             )
         with pytest.raises(anthropic.AuthenticationError):
             client.with_options(api_key="wrong").messages.count_tokens(model=MODEL, messages=[])
+
+
+def test_an_answer_that_breaks_off_is_an_exception() -> None:
+    engine = FakeEngine(["Hello world"])
+    engine.error, engine.error_after = EngineFailure("It broke."), 3
+    with serving(engine) as served:
+        with (
+            openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client,
+            client.responses.stream(model=MODEL, input="x") as events,
+            pytest.raises(openai.APIError, match="It broke"),
+        ):
+            list(events)
+        with (
+            anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0) as claude,
+            claude.messages.stream(model=MODEL, max_tokens=50, messages=[{"role": "user", "content": "x"}]) as message,
+            pytest.raises(anthropic.APIStatusError, match="It broke"),
+        ):
+            list(message)
 
 
 class TestLangChain:

@@ -205,6 +205,13 @@ def test_a_model_that_cannot_be_loaded_is_one_line(start: type[Program], tmp_pat
     assert "cut.gguf" in said[0]
 
 
+def test_a_file_of_responses_that_cannot_be_used_is_one_line(start: type[Program], tmp_path: Path) -> None:
+    program = start("--port", "0", "--responses-path", str(tmp_path / "none" / "responses.sqlite"), *SMALL)
+    assert program.wait() == 1
+    assert program.err[-1].startswith("ggufd: responses_path: ")
+    assert not [line for line in program.err if "Traceback" in line]
+
+
 def test_require_gpu_refuses_the_cpu(start: type[Program]) -> None:
     program = start("--port", "0", "--require-gpu", "-ngl", "0", *SMALL)
     assert program.wait() == 1
