@@ -194,8 +194,11 @@ def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
 
 def test_what_leaves_host_ram_comes_back_from_disk(tmp_path: Path) -> None:
     rig = rig_on(tmp_path, n_slots=1, cache_ram_bytes=4000)
+    disk = rig.engine._cache.host._disk
+    assert disk is not None
     for at, prompt in enumerate(CHATS):
         cached(rig, at, prompt)
+        disk.flush(5)
     assert cached(rig, 10, CHATS[0] + b" And more.") >= len(CHATS[0])
 
 

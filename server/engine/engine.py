@@ -5,22 +5,18 @@ Start reading at `Engine.step`.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
 
 from server.engine import slot_file
 from server.engine.admission import Admission
 from server.engine.announcer import Announcer
 from server.engine.backend import Decoder, Grammars, Vocabulary
-from server.engine.banned import BanGuard, check_bans
+from server.engine.banned import check_bans
+from server.engine.batcher import Batcher, Computed, Costs
 from server.engine.counters import Counters
-from server.engine.detokenizer import Delta
 from server.engine.embedding import Embedder
 from server.engine.forecast import Forecast
 from server.engine.messages import (
@@ -32,8 +28,6 @@ from server.engine.messages import (
     Failed,
     Finish,
     FinishReason,
-    Output,
-    Progress,
     PromptLogprobs,
     QueueState,
     Rules,
@@ -42,34 +36,23 @@ from server.engine.messages import (
     SlotState,
     Stats,
     Steps,
-    TokenLogprob,
 )
+from server.engine.outbox import Outbox
 from server.engine.prefix_cache import PrefixCache
 from server.engine.preroll import PreRoll
 from server.engine.queue import RequestQueue
-from server.engine.sampling import (
-    Bias,
-    Logprobs,
-    Row,
-    Sampler,
-    VectorSampler,
-    bounded,
-    is_vectorisable,
-    penalties_of,
-)
+from server.engine.sampling import Row, Rows
 from server.engine.scheduler import Chunk, Scheduler, halves, n_rows
-from server.engine.sequence import Sent, Sequence, Status
+from server.engine.sequence import Sequence, Status
 from server.engine.speculative import Lookup, Speculator
 from server.engine.threads import ThreadTuner
 from server.engine.trace import StepTrace
 from server.engine.turns import Turns
+from server.engine.writer import Said, Writer
 from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueFull, QueueTimeout
 from server.llama.batch import NoRoomError
 
 logger = logging.getLogger(__name__)
-
-# llama.cpp takes 2**32 - 1 for "draw a seed".
-_SEEDS = 2**32 - 1
 
 _MAX_LOST_STEPS = 3
 
@@ -102,7 +85,6 @@ class Engine:
         self._scheduler = scheduler
         self._embedder = embedder
         self._clock = clock
-        self._threads = ThreadTuner(decoder.n_threads)
         self._cache = PrefixCache(
             decoder,
             clock,
@@ -118,9 +100,12 @@ class Engine:
         self._announcer = Announcer(queue, self._cache, self._forecast)
         self._speculator = Speculator(rules.max_draft if decoder.can_trim else 0)
         self._running: list[Sequence] = []
-        self._events: list[Event] = []
+        self._outbox = Outbox()
         self._counters = Counters()
         self._trace = StepTrace(clock)
+        costs = Costs(scheduler.step_time, self._speculator.costs, ThreadTuner(decoder.n_threads))
+        self._batcher = Batcher(decoder, grammars, self._cache, costs, self._counters, self._trace, clock)
+        self._writer = Writer(decoder, vocabulary, self._cache, self._counters, self._trace, queue.charge_token, clock)
         self._n_lost_steps = 0
 
     # --- requests ---------------------------------------------------------------------------------------------------
@@ -184,12 +169,12 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running) or bool(self._queue) or self._embedder.has_work or bool(self._events)
+        return bool(self._running) or bool(self._queue) or self._embedder.has_work or bool(self._outbox)
 
     @property
     def is_preparing(self) -> bool:
         """Whether there is nothing to do until a grammar is compiled or a list of phrases built."""
-        is_busy = bool(self._running) or self._embedder.has_work or bool(self._events)
+        is_busy = bool(self._running) or self._embedder.has_work or bool(self._outbox)
         return not is_busy and bool(self._queue) and all(one.is_preparing for one in self._queue.waiting())
 
     def _refuse_if_full(self, n_free: int) -> None:
@@ -232,13 +217,12 @@ class Engine:
             self._embed()
         if not self._running:
             self._counters.rest()
-        events, self._events = self._events, []
-        return events
+        return self._outbox.take()
 
     def _embed(self) -> None:
         """Compute vectors for as long as those who write may be kept waiting."""
         start_s = self._clock()
-        self._events += self._embedder.step(self._scheduler.pause_left_s(self._counters.step_s, bool(self._running)))
+        self._outbox.put(*self._embedder.step(self._scheduler.pause_left_s(self._counters.step_s, bool(self._running))))
         self._counters.leave_out(self._clock() - start_s)
 
     def keep_house(self) -> bool:
@@ -273,14 +257,14 @@ class Engine:
             self._fail_request(request_id, QueueTimeout(message, param="timeout"))
             return
         for sequence in sequences:
-            self._finish(sequence, FinishReason.LENGTH, "", [])
+            self._finish(sequence, Said(), FinishReason.LENGTH)
 
     def _announce(self) -> None:
         """Tell those that wait, and want to know, when their turn comes; end those whose turn comes too late."""
         for notice in self._announcer.notices(self._running, self._clock()):
             if isinstance(notice, Failed):
                 self.abort(notice.request_id)
-            self._emit(notice)
+            self._outbox.put(notice)
 
     def _admit(self) -> None:
         """Move waiting sequences into the slots that they get, as the policy says."""
@@ -352,11 +336,11 @@ class Engine:
             sequence.chat = self._pre_roll.begin(sequence.request, sequence.tokens)
         sequence.admit_s = now_s
         self._queue.charge_prompt(sequence)
-        sequence.sampler = self._new_sampler(sequence)
+        self._writer.begin(sequence)
         if self._speculator.is_on and sequence.constraint is None:
             sequence.lookup = Lookup(sequence.n_prompt)
         self._counters.cached_tokens += sequence.n_cached
-        self._emit(Admitted(sequence.request.request_id, sequence.index, sequence.n_cached))
+        self._outbox.put(Admitted(sequence.request.request_id, sequence.index, sequence.n_cached))
 
     def _compute(self, plan: list[Chunk]) -> bool:
         """Compute the plan; whether any of it could be.
@@ -367,12 +351,13 @@ class Engine:
         plan = [chunk for chunk in plan if not chunk.sequence.is_finished]
         if not plan:
             return False
+        depth = max((sequence.n_past for sequence in self._running), default=0)
         try:
-            outputs = self._decode(plan)
+            computed = self._batcher.compute(plan, depth=depth)
         except (NoRoomError, EngineFailure) as error:
             rest = self._rewound(plan)
             return self._compute(rest) if n_rows(rest) < n_rows(plan) else self._compute_halves(rest, error)
-        self._advance(plan, outputs)
+        self._advance(computed)
         return True
 
     def _compute_halves(self, plan: list[Chunk], error: Exception) -> bool:
@@ -399,90 +384,25 @@ class Engine:
                 self._lose(chunk.sequence, error)
         return kept
 
-    def _decode(self, plan: list[Chunk]) -> list[tuple[int, int]]:
-        """Compute one batch; see `_fill_batch` for what is returned."""
-        outputs = self._fill_batch(plan)
-        self._begin_masks(plan)
-        n_decode = sum(chunk.n_tokens for chunk in plan if chunk.is_decode)
-        n_prefill = self._decoder.batch.n_rows - n_decode
-        self._set_threads(n_decode, n_prefill)
-        self._decoder.set_adapters(plan[0].sequence.request.adapters)
-        seconds = self._decoder.decode()
-        n_rows = self._decoder.batch.n_rows
-        self._counters.end(self._clock(), seconds, n_rows=n_rows, n_sequences=len(plan))
-        self._cache.note_decode()
-        self._note_time(seconds, n_decode, n_prefill, n_sequences=len(plan))
-        self._note_batch(plan, seconds, n_decode, n_prefill)
-        self._cache.prefill_s_per_token = (
-            self._scheduler.step_time.prefill_s_per_token or self._cache.prefill_s_per_token
-        )
-        return outputs
-
-    def _note_batch(self, plan: list[Chunk], seconds: float, n_decode: int, n_prefill: int) -> None:
-        """A step that had to try again has several batches."""
-        self._trace.decode_s += seconds
-        self._trace.n_sequences += len(plan)
-        self._trace.n_decode += n_decode
-        self._trace.n_prefill += n_prefill
-        self._trace.n_draft += sum(len(chunk.sequence.draft) for chunk in plan)
-
-    def _begin_masks(self, plan: list[Chunk]) -> None:
-        """The masks of all that will be sampled after this decode are computed beside it."""
-        sequences = [chunk.sequence for chunk in plan if chunk.n_outputs and _is_last(chunk)]
-        constraints = [sequence.constraint for sequence in sequences if sequence.constraint is not None]
-        if constraints:
-            self._grammars.begin_masks(constraints)
-
-    def _note_time(self, seconds: float, n_decode: int, n_prefill: int, *, n_sequences: int) -> None:
-        """A step of one sequence alone tells what a guess costs; one with a guess is no measure for anything else."""
-        if n_sequences == 1 and n_prefill == 0:
-            self._speculator.costs.record(n_decode, seconds)
-        if n_decode <= n_sequences:
-            self._scheduler.step_time.record(seconds, n_decode, n_prefill)
-
-    def _set_threads(self, n_decode: int, n_prefill: int) -> None:
-        """Learn from the step before, unless there was nothing to do in between, and choose for this one."""
-        self._counters.begin(self._clock())
-        if self._counters.step_gap_s < self._counters.step_s:
-            self._threads.record(self._counters.step_s + self._counters.step_gap_s)
-        depth = max((sequence.n_past for sequence in self._running), default=0)
-        self._decoder.set_threads(self._threads.choose(n_decode, depth=depth, is_prefill=n_prefill > 0))
-
-    def _fill_batch(self, plan: list[Chunk]) -> list[tuple[int, int]]:
-        """Write the plan into the batch; returns the first output and the last row of each chunk."""
-        batch = self._decoder.batch
-        batch.clear()
-        places = []
-        for chunk in plan:
-            sequence = chunk.sequence
-            assert sequence.slot is not None
-            tokens = sequence.tokens[sequence.n_past : sequence.n_past + chunk.n_tokens]
-            tokens.extend(sequence.draft)
-            first_output = batch.add(sequence.slot, tokens, sequence.n_past, chunk.n_outputs)
-            places.append((first_output, batch.n_rows - 1))
-        return places
-
-    def _advance(self, plan: list[Chunk], outputs: list[tuple[int, int]]) -> None:
+    def _advance(self, computed: list[Computed]) -> None:
         """The plan is computed: note that of all first, since one that fails ends its siblings."""
-        logits = self._decoder.logits() if self._decoder.batch.n_outputs else np.empty((0, 0), np.float32)
-        rows_of = [logits[first : first + chunk.n_outputs] for chunk, (first, _) in zip(plan, outputs, strict=True)]
-        for chunk, rows in zip(plan, rows_of, strict=True):
+        for chunk, rows, _ in computed:
             sequence = chunk.sequence
             if sequence.request.prompt_logprobs and sequence.n_past < sequence.n_prompt:
-                self._note_prompt_logprobs(sequence, rows)
+                self._writer.note_prompt(sequence, rows)
             sequence.n_past += chunk.n_tokens - len(sequence.draft)
             if sequence.marks and sequence.n_past == sequence.marks[0]:
                 del sequence.marks[0]
                 self._cache.keep_snapshot(sequence)
-        for chunk, rows, (_, last_row) in zip(plan, rows_of, outputs, strict=True):
+        for chunk, rows, last_row in computed:
             if not chunk.sequence.is_finished:
                 self._go_on(chunk.sequence, rows, last_row)
 
-    def _go_on(self, sequence: Sequence, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]], row: int) -> None:
+    def _go_on(self, sequence: Sequence, rows: Rows, row: int) -> None:
         """Take the next token if the logits for it are there."""
         if sequence.n_past < len(sequence.tokens):
             if not sequence.n_generated:
-                self._report_progress(sequence)
+                self._outbox.put_progress(sequence, self._clock())
             return
         try:
             if sequence.draft:
@@ -492,9 +412,7 @@ class Engine:
         except Exception as error:
             self._fail_request(sequence.request.request_id, _failure_of(error))
 
-    def _next_tokens(
-        self, sequence: Sequence, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]], last_row: int
-    ) -> None:
+    def _next_tokens(self, sequence: Sequence, rows: Rows, last_row: int) -> None:
         """Sample as many tokens as were guessed, until one comes differently; the rest of the guess is forgotten."""
         draft, sequence.draft = sequence.draft, ()
         sequence.n_drafted += len(draft)
@@ -512,199 +430,33 @@ class Engine:
         if not sequence.is_finished:
             self._cache.rewind(sequence)
 
-    # --- one token --------------------------------------------------------------------------------------------------
-
     def _next_token(self, sequence: Sequence, row: Row, batch_row: int) -> None:
-        """Sample, append, detokenize, and finish the sequence if this was its last token."""
+        """Take the next token, say what may be said, and finish the sequence if this was its last."""
         if not sequence.first_token_s:
             self._first_token(sequence)
-        start_s = self._clock()
-        token = self._sample(sequence, row, batch_row)
-        self._trace.sample_s += self._clock() - start_s
-        if token is None:
-            self._widen_or_end(sequence)
-            return
-        if token in self._vocabulary.eog_tokens:
-            end = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
-            self._finish(sequence, FinishReason.STOP, "", [], end)
-            return
-        delta = self._append(sequence, token)
-        if sequence.guard is not None and not self._guard(sequence, sequence.guard):
-            return
-        reason = self._finish_reason(sequence) or self._force(sequence, delta)
-        if reason is not None:
-            self._finish(sequence, reason, delta.text, delta.items)
-        elif delta.text or delta.items:
-            self._emit_output(_output(sequence, delta.text, delta.items))
-
-    def _append(self, sequence: Sequence, token: int) -> Delta[Sent]:
-        """Take a token; what of the text may be sent now."""
-        sequence.tokens.append(token)
-        self._counters.note_token(sequence)
-        self._queue.charge_token(sequence)
-        if sequence.span is not None:
-            sequence.span.note(self._vocabulary.piece(token, special=True), sequence.tokens)
-        request = sequence.request
-        is_shown = not request.skip_special_tokens or token in request.shown_tokens
-        piece = self._vocabulary.piece(token, special=is_shown)
-        logprob = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
-        start_s = self._clock()
-        delta = sequence.detokenizer.feed(piece, Sent(token, logprob))
-        self._trace.detokenize_s += self._clock() - start_s
-        return delta
-
-    def _force(self, sequence: Sequence, delta: Delta[Sent]) -> FinishReason | None:
-        """Take the tokens about which the grammar leaves no choice: they are computed together, as a prompt is.
-
-        Not where each token's own row is needed, for its log-probabilities or to go back to.
-        """
-        if sequence.constraint is None or sequence.logprobs is not None or sequence.guard is not None:
-            return None
-        assert sequence.sampler is not None
-        assert sequence.bias is not None
-        for token in sequence.constraint.forced():
-            if sequence.bias.bans(token) or token in self._vocabulary.eog_tokens:
-                break
-            sequence.sampler.accept(token)
-            sequence.constraint.accept(token)
-            more = self._append(sequence, token)
-            delta.text += more.text
-            delta.items += more.items
-            reason = self._finish_reason(sequence)
-            if reason is not None:
-                return reason
-        return None
+        said = self._writer.write(sequence, row, batch_row)
+        if said.reason is not None:
+            self._finish(sequence, said, said.reason)
+        elif said.text or said.items:
+            self._outbox.put_text(sequence, said)
 
     def _first_token(self, sequence: Sequence) -> None:
         sequence.first_token_s = self._clock()
-        self._report_progress(sequence)
+        self._outbox.put_progress(sequence, self._clock())
         if sequence.request.prompt_logprobs:
             entries = tuple(sequence.prompt_logprobs)
-            self._emit(PromptLogprobs(sequence.request.request_id, sequence.index, entries))
-
-    def _mask(self, sequence: Sequence, row: Row) -> bool:
-        """Apply biases, grammar, bans and limits to the row; False when no token is left."""
-        assert sequence.bias is not None
-        sequence.bias.apply(row, sequence.n_generated)
-        if sequence.constraint is None and sequence.guard is None and sequence.span is None:
-            return True
-        if sequence.constraint is not None:
-            sequence.constraint.mask(row)
-        if sequence.guard is not None:
-            sequence.guard.apply(row, len(sequence.tokens))
-        if sequence.span is not None:
-            sequence.span.apply(row)
-        if sequence.guard is None and not sequence.bias.is_banning:
-            # A grammar alone always leaves something, and looking costs as much as masking.
-            return True
-        return bool(np.isfinite(row.max()))
-
-    def _sample(self, sequence: Sequence, row: Row, batch_row: int) -> int | None:
-        """The next token; None when every token is banned here."""
-        assert sequence.sampler is not None
-        if sequence.logprobs is not None:
-            sequence.logprobs.note(row)
-        if not self._mask(sequence, row):
-            return None
-        token = sequence.sampler.sample(row, batch_row)
-        if sequence.constraint is not None and token not in self._vocabulary.eog_tokens:
-            sequence.constraint.accept(token)
-        return token
-
-    # --- banned phrases ---------------------------------------------------------------------------------------------
-
-    def _guard(self, sequence: Sequence, guard: BanGuard) -> bool:
-        """Take a banned phrase back, if the last token completed one; False when it did.
-
-        The token that began the phrase is banned at its position alone. Where so many were tried already that the
-        way must be wrong, the token before goes too, as long as it was not sent.
-        """
-        assert sequence.sampler is not None
-        detokenizer = sequence.detokenizer
-        n = detokenizer.n_banned
-        if n == 0:
-            sequence.sampler.keep(detokenizer.n_pending)
-            guard.forget(len(sequence.tokens) - detokenizer.n_pending)
-            return True
-        if guard.is_dead_end(len(sequence.tokens) - n) and detokenizer.n_pending > n:
-            n += 1
-        self._rewind(sequence, guard, n)
-        return False
-
-    def _widen_or_end(self, sequence: Sequence) -> None:
-        """Every token is banned here: the one before was wrong, or, if it was sent, this is the end."""
-        if sequence.guard is not None and sequence.detokenizer.n_pending:
-            self._rewind(sequence, sequence.guard, 1)
-        elif sequence.constraint is not None and not sequence.constraint.is_accepting:
-            # Half of what was asked for must not look like the whole.
-            raise InvalidRequest("no token is left that the constraint, the biases and the bans all allow")
-        else:
-            self._finish(sequence, FinishReason.STOP, "", [])
-
-    def _rewind(self, sequence: Sequence, guard: BanGuard, n: int) -> None:
-        """Take back the last `n` tokens and ban the first of them where it stood."""
-        assert sequence.sampler is not None
-        position = len(sequence.tokens) - n
-        guard.ban(position, sequence.tokens[position])
-        del sequence.tokens[position:]
-        sequence.detokenizer.rewind(n)
-        sequence.sampler.rewind(n, sequence.tokens)
-        if sequence.constraint is not None:
-            sequence.constraint.rewind(n)
-        if sequence.lookup is not None:
-            sequence.lookup.rewind(position)
-        if sequence.span is not None:
-            sequence.span.rewind(n)
-        self._cache.rewind(sequence)
-
-    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        request = sequence.request
-        if sequence.detokenizer.stop is not None:
-            return FinishReason.STOP
-        if sequence.constraint is not None and sequence.constraint.is_stopped:
-            return FinishReason.STOP
-        if request.max_tokens is not None and sequence.n_generated >= request.max_tokens:
-            return FinishReason.LENGTH
-        if len(sequence.tokens) >= self._decoder.n_ctx:
-            return FinishReason.LENGTH
-        return None
-
-    def _new_sampler(self, sequence: Sequence) -> Sampler:
-        request, params = sequence.request, bounded(sequence.request.sampling)
-        seed = params.seed if params.seed is not None else random.SystemRandom().randrange(_SEEDS)
-        seed = (seed + sequence.index) % _SEEDS
-        sequence.bias = Bias(
-            params,
-            banned=self._vocabulary.suppressed_tokens,
-            eog=self._vocabulary.eog_tokens,
-            min_tokens=request.min_tokens,
-        )
-        said = request.prompt
-        if not is_vectorisable(params):
-            return self._decoder.new_chain(params, seed, said, can_rewind=sequence.guard is not None)
-        penalties = penalties_of(params, n_ctx=self._decoder.n_ctx, n_vocab=self._decoder.n_vocab, said=said)
-        return VectorSampler(params, seed, penalties)
-
-    def _note_prompt_logprobs(
-        self, sequence: Sequence, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]]
-    ) -> None:
-        logprobs = sequence.logprobs or Logprobs(0)
-        following = sequence.tokens[sequence.n_past + 1 : sequence.n_prompt]
-        for row, token in zip(rows, following, strict=False):
-            logprobs.note(row)
-            sequence.prompt_logprobs.append(logprobs.of(token, self._vocabulary))
+            self._outbox.put(PromptLogprobs(sequence.request.request_id, sequence.index, entries))
 
     # --- ends -------------------------------------------------------------------------------------------------------
 
-    def _finish(
-        self, sequence: Sequence, reason: FinishReason, text: str, items: list[Sent], end: TokenLogprob | None = None
-    ) -> None:
+    def _finish(self, sequence: Sequence, said: Said, reason: FinishReason) -> None:
+        """To finished, with its last words."""
         rest = sequence.detokenizer.flush()
         usage = sequence.usage(self._clock())
-        finish = Finish(reason, usage, sequence.detokenizer.stop, end)
+        finish = Finish(reason, usage, sequence.detokenizer.stop, said.end)
         self._leave(sequence)
         self._forecast.note_answer(sequence)
-        self._emit_output(_output(sequence, text + rest.text, [*items, *rest.items], finish))
+        self._outbox.put_text(sequence, Said(said.text + rest.text, [*said.items, *rest.items]), finish)
 
     def _leave(self, sequence: Sequence) -> None:
         """Waiting or running to finished; the computed tokens stay in the slot as cache."""
@@ -748,33 +500,9 @@ class Engine:
         self._fail(request_id, error)
 
     def _fail(self, request_id: int, error: GgufdError) -> None:
-        self._emit(Failed.by(request_id, error))
+        self._outbox.put(Failed.by(request_id, error))
 
     # --- what is said -----------------------------------------------------------------------------------------------
-
-    def _emit(self, event: Event) -> None:
-        self._events.append(event)
-
-    def _emit_output(self, output: Output) -> None:
-        """One output a step: the tokens of a guess that came true go together."""
-        last = self._events[-1] if self._events else None
-        if isinstance(last, Output) and (last.request_id, last.index) == (output.request_id, output.index):
-            self._events[-1] = _joined(last, output)
-        else:
-            self._emit(output)
-
-    def _report_progress(self, sequence: Sequence) -> None:
-        if sequence.request.return_progress:
-            self._emit(
-                Progress(
-                    request_id=sequence.request.request_id,
-                    index=sequence.index,
-                    total=sequence.n_prompt,
-                    cached=sequence.n_cached,
-                    processed=sequence.n_past,
-                    time_s=self._clock() - sequence.admit_s,
-                )
-            )
 
     def _all(self) -> list[Sequence]:
         """Those that wait, then those that run."""
@@ -836,12 +564,6 @@ class Engine:
         self._queue.check_integrity(self._running)
 
 
-def _is_last(chunk: Chunk) -> bool:
-    """Whether nothing of the sequence is uncomputed after it."""
-    n_draft = len(chunk.sequence.draft)
-    return chunk.sequence.n_past + chunk.n_tokens - n_draft == len(chunk.sequence.tokens)
-
-
 def _failure_of(error: Exception) -> GgufdError:
     """What a request is told: one that stumbles over its own numbers takes nobody else along.
 
@@ -853,21 +575,6 @@ def _failure_of(error: Exception) -> GgufdError:
         return error
     logger.exception("a request failed")
     return EngineFailure(f"this request could not be computed ({type(error).__name__}: {error})")
-
-
-def _output(sequence: Sequence, text: str, items: list[Sent], finish: Finish | None = None) -> Output:
-    tokens = tuple([item.token for item in items])
-    logprobs = () if sequence.logprobs is None else tuple([item.logprob for item in items if item.logprob])
-    return Output(sequence.request.request_id, sequence.index, text, tokens, logprobs, finish)
-
-
-def _joined(first: Output, second: Output) -> Output:
-    return dataclasses.replace(
-        second,
-        text=first.text + second.text,
-        tokens=first.tokens + second.tokens,
-        logprobs=first.logprobs + second.logprobs,
-    )
 
 
 def _slot_state(index: int, sequence: Sequence | None, n_past: int) -> SlotState:

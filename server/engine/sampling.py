@@ -21,6 +21,9 @@ from server.engine.messages import DEFAULT_SAMPLERS, SamplingParams, TokenLogpro
 Row = npt.NDArray[np.float32]
 """The logits of one output, shape `[n_vocab]`, writable: samplers and masks change it in place."""
 
+Rows = npt.NDArray[np.float32]
+"""The logits of some outputs, shape `[n_outputs, n_vocab]`."""
+
 _VECTORISED = frozenset(("penalties", "top_k", "top_p", "min_p", "temperature"))
 _NUCLEUS_START = 256
 _BLOCK = 256

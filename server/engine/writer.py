@@ -1,0 +1,244 @@
+"""One sequence's next token: drawn from its row, held to its rules, turned into text that may be sent.
+
+What a grammar leaves no choice about is taken at once; what completes a banned phrase is taken back. Knows no batch and
+nobody else's sequence; the engine sends what is said here, and ends what is said to be over.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from server.engine.backend import Decoder, Vocabulary
+from server.engine.banned import BanGuard
+from server.engine.counters import Counters
+from server.engine.detokenizer import Delta
+from server.engine.messages import FinishReason, TokenLogprob
+from server.engine.prefix_cache import PrefixCache
+from server.engine.sampling import (
+    Bias,
+    Logprobs,
+    Row,
+    Rows,
+    Sampler,
+    VectorSampler,
+    bounded,
+    is_vectorisable,
+    penalties_of,
+)
+from server.engine.sequence import Sent, Sequence
+from server.engine.trace import StepTrace
+from server.errors import InvalidRequest
+
+# llama.cpp takes 2**32 - 1 for "draw a seed".
+_SEEDS = 2**32 - 1
+
+
+@dataclass(slots=True)
+class Said:
+    """Text that may be sent now, with the tokens it completes; a `reason` says that nothing more will come.
+
+    `end` is the token that ended it, where log-probabilities are wanted: it has no text.
+    """
+
+    text: str = ""
+    items: list[Sent] = field(default_factory=list)
+    reason: FinishReason | None = None
+    end: TokenLogprob | None = None
+
+
+class Writer:
+    """Chooses tokens for the sequences of one engine. `charge` is told of each; times come from `clock`, in seconds."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        vocabulary: Vocabulary,
+        cache: PrefixCache,
+        counters: Counters,
+        trace: StepTrace,
+        charge: Callable[[Sequence], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._decoder = decoder
+        self._vocabulary = vocabulary
+        self._cache = cache
+        self._counters = counters
+        self._trace = trace
+        self._charge = charge
+        self._clock = clock
+
+    def begin(self, sequence: Sequence) -> None:
+        """A sequence was admitted: get ready to choose its tokens."""
+        sequence.sampler = self._new_sampler(sequence)
+
+    def _new_sampler(self, sequence: Sequence) -> Sampler:
+        request, params = sequence.request, bounded(sequence.request.sampling)
+        seed = params.seed if params.seed is not None else random.SystemRandom().randrange(_SEEDS)
+        seed = (seed + sequence.index) % _SEEDS
+        sequence.bias = Bias(
+            params,
+            banned=self._vocabulary.suppressed_tokens,
+            eog=self._vocabulary.eog_tokens,
+            min_tokens=request.min_tokens,
+        )
+        said = request.prompt
+        if not is_vectorisable(params):
+            return self._decoder.new_chain(params, seed, said, can_rewind=sequence.guard is not None)
+        penalties = penalties_of(params, n_ctx=self._decoder.n_ctx, n_vocab=self._decoder.n_vocab, said=said)
+        return VectorSampler(params, seed, penalties)
+
+    def note_prompt(self, sequence: Sequence, rows: Rows) -> None:
+        """The log-probabilities of the prompt's tokens that follow those of `rows`."""
+        logprobs = sequence.logprobs or Logprobs(0)
+        following = sequence.tokens[sequence.n_past + 1 : sequence.n_prompt]
+        for row, token in zip(rows, following, strict=False):
+            logprobs.note(row)
+            sequence.prompt_logprobs.append(logprobs.of(token, self._vocabulary))
+
+    def write(self, sequence: Sequence, row: Row, batch_row: int) -> Said:
+        """Choose the token that the logits in `row` are for. Raises InvalidRequest where none is left to choose.
+
+        `batch_row` is the row's place in the batch that was computed last.
+        """
+        start_s = self._clock()
+        token = self._sample(sequence, row, batch_row)
+        self._trace.sample_s += self._clock() - start_s
+        if token is None:
+            return self._widen_or_end(sequence)
+        if token in self._vocabulary.eog_tokens:
+            end = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
+            return Said(reason=FinishReason.STOP, end=end)
+        delta = self._append(sequence, token)
+        if sequence.guard is not None and not self._guard(sequence, sequence.guard):
+            return Said()
+        reason = self._finish_reason(sequence) or self._force(sequence, delta)
+        return Said(delta.text, delta.items, reason)
+
+    def _sample(self, sequence: Sequence, row: Row, batch_row: int) -> int | None:
+        """The next token; None when every token is banned here."""
+        assert sequence.sampler is not None
+        if sequence.logprobs is not None:
+            sequence.logprobs.note(row)
+        if not self._mask(sequence, row):
+            return None
+        token = sequence.sampler.sample(row, batch_row)
+        if sequence.constraint is not None and token not in self._vocabulary.eog_tokens:
+            sequence.constraint.accept(token)
+        return token
+
+    def _mask(self, sequence: Sequence, row: Row) -> bool:
+        """Apply biases, grammar, bans and limits to the row; False when no token is left."""
+        assert sequence.bias is not None
+        sequence.bias.apply(row, sequence.n_generated)
+        if sequence.constraint is None and sequence.guard is None and sequence.span is None:
+            return True
+        if sequence.constraint is not None:
+            sequence.constraint.mask(row)
+        if sequence.guard is not None:
+            sequence.guard.apply(row, len(sequence.tokens))
+        if sequence.span is not None:
+            sequence.span.apply(row)
+        if sequence.guard is None and not sequence.bias.is_banning:
+            # A grammar alone always leaves something, and looking costs as much as masking.
+            return True
+        return bool(np.isfinite(row.max()))
+
+    def _append(self, sequence: Sequence, token: int) -> Delta[Sent]:
+        """Take a token; what of the text may be sent now."""
+        sequence.tokens.append(token)
+        self._counters.note_token(sequence)
+        self._charge(sequence)
+        if sequence.span is not None:
+            sequence.span.note(self._vocabulary.piece(token, special=True), sequence.tokens)
+        request = sequence.request
+        is_shown = not request.skip_special_tokens or token in request.shown_tokens
+        piece = self._vocabulary.piece(token, special=is_shown)
+        logprob = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
+        start_s = self._clock()
+        delta = sequence.detokenizer.feed(piece, Sent(token, logprob))
+        self._trace.detokenize_s += self._clock() - start_s
+        return delta
+
+    def _force(self, sequence: Sequence, delta: Delta[Sent]) -> FinishReason | None:
+        """Take the tokens about which the grammar leaves no choice: they are computed together, as a prompt is.
+
+        Not where each token's own row is needed, for its log-probabilities or to go back to.
+        """
+        if sequence.constraint is None or sequence.logprobs is not None or sequence.guard is not None:
+            return None
+        assert sequence.sampler is not None
+        assert sequence.bias is not None
+        for token in sequence.constraint.forced():
+            if sequence.bias.bans(token) or token in self._vocabulary.eog_tokens:
+                break
+            sequence.sampler.accept(token)
+            sequence.constraint.accept(token)
+            more = self._append(sequence, token)
+            delta.text += more.text
+            delta.items += more.items
+            reason = self._finish_reason(sequence)
+            if reason is not None:
+                return reason
+        return None
+
+    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
+        request = sequence.request
+        if sequence.detokenizer.stop is not None:
+            return FinishReason.STOP
+        if sequence.constraint is not None and sequence.constraint.is_stopped:
+            return FinishReason.STOP
+        if request.max_tokens is not None and sequence.n_generated >= request.max_tokens:
+            return FinishReason.LENGTH
+        if len(sequence.tokens) >= self._decoder.n_ctx:
+            return FinishReason.LENGTH
+        return None
+
+    # --- banned phrases ---------------------------------------------------------------------------------------------
+
+    def _guard(self, sequence: Sequence, guard: BanGuard) -> bool:
+        """Take a banned phrase back, if the last token completed one; False when it did.
+
+        The token that began the phrase is banned at its position alone. Where so many were tried already that the
+        way must be wrong, the token before goes too, as long as it was not sent.
+        """
+        assert sequence.sampler is not None
+        detokenizer = sequence.detokenizer
+        n = detokenizer.n_banned
+        if n == 0:
+            sequence.sampler.keep(detokenizer.n_pending)
+            guard.forget(len(sequence.tokens) - detokenizer.n_pending)
+            return True
+        if guard.is_dead_end(len(sequence.tokens) - n) and detokenizer.n_pending > n:
+            n += 1
+        self._rewind(sequence, guard, n)
+        return False
+
+    def _widen_or_end(self, sequence: Sequence) -> Said:
+        """Every token is banned here: the one before was wrong, or, if it was sent, this is the end."""
+        if sequence.guard is not None and sequence.detokenizer.n_pending:
+            self._rewind(sequence, sequence.guard, 1)
+            return Said()
+        if sequence.constraint is not None and not sequence.constraint.is_accepting:
+            # Half of what was asked for must not look like the whole.
+            raise InvalidRequest("no token is left that the constraint, the biases and the bans all allow")
+        return Said(reason=FinishReason.STOP)
+
+    def _rewind(self, sequence: Sequence, guard: BanGuard, n: int) -> None:
+        """Take back the last `n` tokens and ban the first of them where it stood."""
+        assert sequence.sampler is not None
+        position = len(sequence.tokens) - n
+        guard.ban(position, sequence.tokens[position])
+        del sequence.tokens[position:]
+        sequence.detokenizer.rewind(n)
+        sequence.sampler.rewind(n, sequence.tokens)
+        if sequence.constraint is not None:
+            sequence.constraint.rewind(n)
+        if sequence.lookup is not None:
+            sequence.lookup.rewind(position)
+        if sequence.span is not None:
+            sequence.span.rewind(n)
+        self._cache.rewind(sequence)
