@@ -52,8 +52,11 @@ async def test_calls_are_told_apart_from_content() -> None:
 
 async def test_a_call_that_a_stop_string_cut_is_no_call_to_make() -> None:
     async with running(says(PARIS)) as api:
-        answer = await api.ok(PATH, messages=HELLO, tools=[WEATHER], stop=["Paris"])
-    assert answer["choices"][0]["finish_reason"] == "stop"
+        cut = await api.ok(PATH, messages=HELLO, tools=[WEATHER], stop=["Paris"])
+        events = await api.events(PATH, messages=HELLO, tools=[WEATHER], stop=["Paris"])
+        whole = await api.ok(PATH, messages=HELLO, tools=[WEATHER], stop=["</tool_call>"])
+    assert cut["choices"][0]["finish_reason"] == events[-2]["choices"][0]["finish_reason"] == "stop"
+    assert whole["choices"][0]["finish_reason"] == "tool_calls"
 
 
 async def test_calls_alone_have_no_content() -> None:

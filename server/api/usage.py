@@ -13,9 +13,9 @@ _REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 def finish_reason(finish: Finish, *, has_calls: bool = False) -> str:
     """OpenAI's word. A text that was cut for the server's reasons is as incomplete as one that met its limit.
 
-    Calls after which a stop string was found may be cut: nothing should be done because of them.
+    `has_calls` says that there are calls, and that each can be made: a stop string may have cut one.
     """
-    if has_calls and finish.reason is FinishReason.STOP and finish.stop is None:
+    if has_calls and finish.reason is FinishReason.STOP:
         return "tool_calls"
     return _REASONS.get(finish.reason, "length")
 

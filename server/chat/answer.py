@@ -5,6 +5,7 @@ Knows neither how a model writes these things nor how an API does.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -52,6 +53,14 @@ class ToolCall:
     arguments: str
 
 
+def is_object(text: str) -> bool:
+    """Whether a call's arguments are whole: an answer that was cut may leave them unfinished."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 @dataclass(slots=True)
 class Answer:
     """An answer so far."""
@@ -59,6 +68,11 @@ class Answer:
     content: str = ""
     reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
+
+    @property
+    def has_whole_calls(self) -> bool:
+        """Whether there are calls, and each of them can be made."""
+        return bool(self.calls) and all(is_object(call.arguments) for call in self.calls)
 
     @classmethod
     def of(cls, deltas: Iterable[Delta]) -> Answer:

@@ -34,9 +34,9 @@ class AnswerParser:
         self._go_on()
 
     @property
-    def n_calls(self) -> int:
-        """Calls so far."""
-        return self._answer.n_calls
+    def has_whole_calls(self) -> bool:
+        """Whether there are calls, and each of them can be made."""
+        return self._answer.has_whole_calls
 
     def feed(self, text: str) -> list[Delta]:
         """What is certain with `text` added."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
-from server.chat.answer import ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
+from server.chat.answer import ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin, is_object
 
 
 def new_call_id() -> str:
@@ -26,6 +26,12 @@ class AnswerWriter:
         self.has_content = False
         self._has_reasoning = False
         self.n_calls = 0
+        self._arguments: list[list[str]] = []
+
+    @property
+    def has_whole_calls(self) -> bool:
+        """Whether there are calls, and the arguments of each are a whole JSON object."""
+        return self.n_calls > 0 and all(is_object("".join(parts)) for parts in self._arguments)
 
     def take(self) -> list[Delta]:
         """What was written since the last time."""
@@ -71,8 +77,10 @@ class AnswerWriter:
         self.has_content = True
         self._deltas.append(ToolCallBegin(self.n_calls, self._new_id(), name))
         self.n_calls += 1
+        self._arguments.append([])
 
     def arguments(self, text: str) -> None:
         """More of the arguments of the call that was begun last."""
         if text:
+            self._arguments[-1].append(text)
             self._deltas.append(ToolArgumentsDelta(self.n_calls - 1, text))

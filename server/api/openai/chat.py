@@ -105,7 +105,7 @@ def _choice(index: int, answer: Answer, choice: Choice, *, has_logprobs: bool) -
         "index": index,
         "message": message_json(answer),
         "logprobs": _logprobs(choice) if has_logprobs else None,
-        "finish_reason": finish_reason(choice.ended, has_calls=bool(answer.calls)),
+        "finish_reason": finish_reason(choice.ended, has_calls=answer.has_whole_calls),
     }
 
 

@@ -165,7 +165,7 @@ class ChatChunks(Chunks):
         return self._deltas(index, self._parsers[index].finish()) + super()._end(index, finish)
 
     def _reason(self, index: int, finish: Finish) -> str:
-        return finish_reason(finish, has_calls=self._parsers[index].n_calls > 0)
+        return finish_reason(finish, has_calls=self._parsers[index].has_whole_calls)
 
     def _choice(self, index: int, text: str, logprobs: Any = None) -> dict[str, Any]:
         return _delta(index, {"content": text}, logprobs)
