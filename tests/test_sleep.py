@@ -15,7 +15,16 @@ import pytest
 
 from server.engine.child import Child
 from server.engine.client import EngineClient, EngineState, RequestStream
-from server.engine.messages import ActOnSlot, EngineConfig, EngineRequest, LoadFailed, Output, SlotAction
+from server.engine.messages import (
+    ActOnSlot,
+    Embedding,
+    EmbedRequest,
+    EngineConfig,
+    EngineRequest,
+    LoadFailed,
+    Output,
+    SlotAction,
+)
 from server.errors import Draining, EngineDown
 from server.llama.params import ContextParams, ModelParams
 from tests.fake_llama import InprocSpawn, inproc_client, make_request, run_alone
@@ -71,6 +80,13 @@ async def test_requests_wake_it_and_wait_for_the_model_in_order(client: EngineCl
     assert isinstance(client._spawn, InprocSpawn)
     assert len(client._spawn.links) == 2
     await until(client, EngineState.SLEEPING)
+
+
+async def test_texts_that_are_to_become_vectors_wake_it_too(client: EngineClient) -> None:
+    await until(client, EngineState.SLEEPING)
+    stream = client.submit(EmbedRequest(client.new_request_id(), ((72, 101), (108, 111))))
+    vectors = [event async for event in stream if isinstance(event, Embedding)]
+    assert sorted(event.index for event in vectors) == [0, 1]
 
 
 async def test_it_does_not_sleep_while_somebody_is_served(client: EngineClient) -> None:
