@@ -25,6 +25,7 @@ from server.engine.messages import (
     FinishReason,
     LoadFailed,
     LoadProgress,
+    LogLine,
     Output,
     Queued,
     Stats,
@@ -624,3 +625,13 @@ async def test_a_real_engine_can_be_stopped_while_it_loads(tiny_model: Path) -> 
     pid = pid_of(client)
     await client.stop()
     assert not psutil.pid_exists(pid)
+
+
+async def test_what_the_engine_logs_is_logged_under_its_own_name(caplog: pytest.LogCaptureFixture) -> None:
+    spawn: Any = FailingSpawn(LogLine(30, "a sequence was moved", "server.engine.prefix_cache"), LoadFailed("done"))
+    client = EngineClient(inproc_client().config, spawn=spawn)
+    client.start()
+    with pytest.raises(ModelError):
+        await client.wait_ready()
+    assert ("server.engine.prefix_cache", 30, "a sequence was moved") in caplog.record_tuples
+    await client.stop()

@@ -66,7 +66,6 @@ from server.errors import (
 )
 
 logger = logging.getLogger(__name__)
-engine_logger = logging.getLogger("server.llama")
 
 _Answer = TypeVar("_Answer", Stats, QueueState, Steps)
 
@@ -537,8 +536,8 @@ class EngineClient:
                 case LoadProgress(fraction):
                     if self._on_progress is not None:
                         self._on_progress(fraction)
-                case LogLine(level, message):
-                    engine_logger.log(level, "%s", message)
+                case LogLine(level, message, name):
+                    logging.getLogger(name).log(level, "%s", message)
                 case Notice(message):
                     logger.info("%s", message)
                 case Ready():

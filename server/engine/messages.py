@@ -441,10 +441,11 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """A line of llama.cpp's or of the engine's log; `level` is `logging`'s."""
+    """A line of llama.cpp's or of the engine's log; `level` and `logger` are `logging`'s."""
 
     level: int
     message: str
+    logger: str = "server.llama"
 
 
 @dataclass(frozen=True, slots=True)

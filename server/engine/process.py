@@ -108,7 +108,7 @@ def _lines(log: queue.SimpleQueue[logging.LogRecord] | None) -> list[Event]:
     lines: list[Event] = []
     while log is not None and not log.empty():
         record = log.get_nowait()
-        lines.append(LogLine(record.levelno, record.getMessage()))
+        lines.append(LogLine(record.levelno, record.getMessage(), record.name))
     return lines
 
 
