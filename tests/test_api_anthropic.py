@@ -166,7 +166,8 @@ async def test_every_error_has_anthropics_shape() -> None:
         engine.refusal, engine.error = None, RuntimeError("a fault of ours")
         assert (await refused(api, ASK, 500))["type"] == "api_error"
         engine.ready, engine.state = None, FakeState.LOADING
-        assert (await refused(api, ASK, 503))["type"] == "overloaded_error"
+        for path in (PATH, f"{PATH}/count_tokens"):
+            assert (await refused(api, ASK, 503, path))["type"] == "overloaded_error"
 
 
 async def test_a_prompt_that_does_not_fit_is_the_messages_fault() -> None:

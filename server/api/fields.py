@@ -135,7 +135,9 @@ _CONVERTED = {
     "reasoning_effort",
     "add_generation_prompt",
 }
-SHARED = frozenset(name for field, names in OPENAI_CHAT.items() if field not in _CONVERTED for name in names)
+SHARED = frozenset(
+    {"model", "lora"} | {name for field, names in OPENAI_CHAT.items() if field not in _CONVERTED for name in names}
+)
 """Names that mean the same wherever a request becomes a chat request: every sampler, constraint and ban."""
 
 LLAMACPP: Aliases = {

@@ -60,10 +60,12 @@ async def create_message(request: Request) -> Response:
 @router.post("/messages/count_tokens", **documented(PromptRequest, {"one message": {"messages": _HELLO}}))
 async def count_tokens(request: Request) -> Response:
     """How many tokens of prompt the same request to `/v1/messages` would have."""
+    services = services_of(request)
     body = await _body_of(request)
     chat, origins = to_chat(validate(PromptRequest, body, MESSAGES), body)
+    services.require_ready()
     with origins.in_errors():
-        rendered = await Conversation(services_of(request), chat, owner_of(request)).render()
+        rendered = await Conversation(services, chat, owner_of(request)).render()
     return json_response({"input_tokens": len(rendered.tokens)})
 
 

@@ -82,6 +82,7 @@ class _Asked:
     async def count(self) -> int:
         """Tokens of the prompt."""
         chat, origins = to_chat(self.fields, self.body, await self._past(), await self._items())
+        self.services.require_ready()
         with origins.in_errors():
             return len((await self._conversation(chat).render()).tokens)
 
