@@ -374,7 +374,7 @@ async def test_a_models_name_says_it_too() -> None:
         assert await scales_of(api, model="fake-model+topic") == (0.0, 1.0)
         assert await scales_of(api, model="fake-model+topic+style") == (1.0, 1.0)
         assert await scales_of(api, model="any+thing") == (1.0, 0.0)
-        assert await scales_of(api, "/v1/responses", input="a", model="fake-model+topic") == (0.0, 1.0)
+        assert await scales_of(api, "/v1/responses", input="a", prompt=None, model="fake-model+topic") == (0.0, 1.0)
         message = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 5}
         assert await scales_of(api, "/v1/messages", **message, model="fake-model+topic") == (0.0, 1.0)
         assert await scales_of(api, model="fake-model+style", lora=[]) == ()
