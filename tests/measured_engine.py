@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import random
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,13 @@ from server.engine.messages import (
     EngineConfig,
     EngineRequest,
     Failed,
+    GetStats,
     LoadFailed,
     Output,
     Ready,
     SamplingParams,
     Shutdown,
+    Stats,
 )
 from server.llama.params import ContextParams, ModelParams
 
@@ -48,6 +51,7 @@ def measure(path: Path, context: ContextParams, *, mmap: bool = True) -> Measure
         for i in range(2, context.n_slots + 2):
             child.send(_request(i, [draw.randrange(100, 400) for _ in range(20)]))
         _await_finished(inbox, context.n_slots)
+        _await_idle(child, inbox)
         status = Path(f"/proc/{child.pid}/status").read_text()
     finally:
         child.send(Shutdown())
@@ -55,6 +59,14 @@ def measure(path: Path, context: ContextParams, *, mmap: bool = True) -> Measure
             child.kill()
     own, mapped = (1024 * int(re.findall(rf"{name}:\s+(\d+) kB", status)[0]) for name in ("RssAnon", "RssFile"))
     return Measured(own, mapped, ready)
+
+
+def _await_idle(child: Child, inbox: queue.SimpleQueue[Any]) -> None:
+    """Once idle, the engine makes ready for grammars, and answers nothing until it is done."""
+    time.sleep(0.2)
+    child.send(GetStats())
+    while not any(isinstance(event, Stats) for event in inbox.get(timeout=_TIMEOUT_S)):
+        pass
 
 
 def _request(number: int, prompt: list[int]) -> EngineRequest:

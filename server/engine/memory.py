@@ -25,6 +25,8 @@ N_OUTPUTS = 64
 _PROCESS = 32 * MIB
 # Measured over vocabularies of 49,152 tokens with as many merges, and of 262,144 without.
 _TOKEN, _MERGE, _VOCABULARY = 156, 143, 2 * MIB
+# llguidance's view of the vocabulary, made at the first idle moment; measured over the same two.
+_GRAMMAR_TOKEN, _GRAMMARS = 410, 3 * MIB
 # A context's own tables, and llama.cpp's record of every cell.
 _CONTEXT, _CELL = 3 * MIB // 2, 100
 
@@ -299,7 +301,7 @@ def _work_of_host(shape: Shape, context: ContextParams) -> int:
 def _process(shape: Shape, context: ContextParams) -> int:
     """Everything else that the engine's process owns."""
     n_merges = _length(shape, "tokenizer.ggml.merges")
-    vocabulary = _VOCABULARY + _TOKEN * shape.n_vocab + _MERGE * n_merges
+    vocabulary = _VOCABULARY + _GRAMMARS + (_TOKEN + _GRAMMAR_TOKEN) * shape.n_vocab + _MERGE * n_merges
     cells = context.n_slots * cells_of(context)
     return _PROCESS + vocabulary + _CONTEXT + _CELL * cells
 
