@@ -117,10 +117,25 @@ async def test_blocks_become_messages() -> None:
 
 
 async def test_a_document_of_text_is_text() -> None:
-    document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Long."}}
+    sources = [
+        {"type": "text", "media_type": "text/plain", "data": "Long."},
+        {"type": "content", "content": "Longer."},
+        {"type": "content", "content": [{"type": "text", "text": "Longest."}]},
+    ]
+    documents = [{"type": "document", "source": source} for source in sources]
     async with running() as api:
-        await api.ok(PATH, max_tokens=5, messages=[{"role": "user", "content": [document]}])
-    assert sent(api)[0]["content"] == [{"type": "text", "text": "Long."}]
+        await api.ok(PATH, max_tokens=5, messages=[{"role": "user", "content": documents}])
+    assert [part["text"] for part in sent(api)[0]["content"]] == ["Long.", "Longer.", "Longest."]
+
+
+@pytest.mark.parametrize(
+    ("thinking", "kwargs"),
+    [({"type": "disabled"}, {"enable_thinking": False}), ({"type": "adaptive"}, {}), ({"type": "between_tools"}, {})],
+)
+async def test_how_much_to_think_reaches_the_template(thinking: dict[str, str], kwargs: dict[str, bool]) -> None:
+    async with running() as api:
+        await api.ok(PATH, **ASK, thinking=thinking)
+    assert api.text.chats[-1].template_kwargs == kwargs
 
 
 async def test_the_last_message_of_the_assistant_is_continued() -> None:
@@ -257,6 +272,11 @@ def assistant(*blocks: Any) -> dict[str, Any]:
         ({**ASK, "thinking": {"type": "enabled"}}, "thinking.budget_tokens"),
         ({**ASK, "thinking": {"type": "enabled", "budget_tokens": "many"}}, "thinking.budget_tokens"),
         ({**ASK, "thinking": {"type": "deep"}}, "thinking.type"),
+        ({**ASK, "output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
+        (
+            {**ASK, "tools": [ADD], "tool_choice": {"type": "any", "disable_parallel_tool_use": 1}},
+            "tool_choice.disable_parallel_tool_use",
+        ),
         ({**ASK, "output_config": {"effort": "all"}}, "output_config.effort"),
         ({**ASK, "output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
         ({**ASK, "stop_sequences": "x", "temperature": "hot"}, "temperature"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.errors import EngineFailure
-from tests.api_client import Api, error_of, running
+from tests.api_client import Api, error_of, ring_of, running
 from tests.fake_engine import FakeEngine, FakeText
 
 PATH = "/v1/responses"
@@ -208,6 +208,21 @@ async def test_a_deleted_response_is_gone() -> None:
             await api.http.get(f"{path}/input_items"),
         ):
             error_of(response, 404)
+
+
+async def test_a_response_is_for_the_key_that_made_it() -> None:
+    mine, yours = ({"Authorization": f"Bearer {key}"} for key in ("a", "b"))
+    async with running(keys=ring_of("a", "b")) as api:
+        response_id = (await api.post(PATH, {"input": "Hi"}, headers=mine)).json()["id"]
+        path = f"{PATH}/{response_id}"
+        for address in (path, f"{path}/input_items"):
+            assert (await api.http.get(address, headers=mine)).status_code == 200
+            error_of(await api.http.get(address, headers=yours), 404)
+        error_of(await api.http.delete(path, headers=yours), 404)
+        going_on = {"input": "And?", "previous_response_id": response_id}
+        assert error_of(await api.post(PATH, going_on, headers=yours), 404)["param"] == "previous_response_id"
+        assert (await api.post(PATH, going_on, headers=mine)).status_code == 200
+        assert error_of(await api.http.get(path, params={"stream": "true"}, headers=mine), 400)["param"] == "stream"
 
 
 async def test_input_items_come_in_pages() -> None:
