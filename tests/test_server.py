@@ -204,7 +204,7 @@ def test_a_grammar_is_kept_to(client: openai.OpenAI) -> None:
         ({"extra_body": {"top_p": 2}}, "top_p"),
         ({"extra_body": {"logit_bias": {"the": 1}}}, "logit_bias"),
         ({"extra_body": {"grammar": "root ::= ("}}, "grammar"),
-        ({"extra_body": {"tools": [{"type": "function", "function": {"name": "f"}}]}}, "tools"),
+        ({"extra_body": {"tools": [{"type": "function", "function": {"name": ""}}]}}, "tools[0].function.name"),
     ],
 )
 def test_a_wrong_field_is_named(client: openai.OpenAI, body: dict[str, Any], param: str) -> None:
@@ -235,7 +235,7 @@ def send(server: LiveServer, body: dict[str, Any]) -> socket.socket:
     """A raw connection with a completion asked for."""
     raw = json.dumps(body).encode()
     connection = socket.create_connection(("127.0.0.1", urlsplit(server.url).port or 0), timeout=60)
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: test\r\nContent-Length: {len(raw)}\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(raw)}\r\n\r\n"
     connection.sendall(head.encode() + raw)
     return connection
 
