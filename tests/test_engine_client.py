@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from server.engine import client as client_module
+from server.engine import stream as stream_module
 from server.engine.child import Child
-from server.engine.client import EngineClient, EngineState, RequestStream
+from server.engine.client import EngineClient, EngineState
 from server.engine.messages import (
     Admitted,
     EngineConfig,
@@ -30,6 +31,7 @@ from server.engine.messages import (
     Queued,
     Stats,
 )
+from server.engine.stream import RequestStream
 from server.errors import (
     Draining,
     EngineDown,
@@ -411,7 +413,7 @@ async def test_restarts_back_off(make: Make) -> None:
 async def test_one_who_does_not_read_is_dropped_and_the_engine_waits_for_nobody(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "_MAX_UNREAD", 50)
+    monkeypatch.setattr(stream_module, "_MAX_UNREAD", 50)
     client = await make(InprocSpawn(n_ctx=4096))
     unread = client.submit(request_of(client, max_tokens=None, ignore_eos=True))
     async with client.submit(request_of(client, max_tokens=200, ignore_eos=True)) as stream:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from server.engine.child import Child
-from server.engine.client import EngineClient, EngineState, RequestStream
+from server.engine.client import EngineClient, EngineState
 from server.engine.messages import (
     ActOnSlot,
     Embedding,
@@ -25,6 +25,7 @@ from server.engine.messages import (
     Output,
     SlotAction,
 )
+from server.engine.stream import RequestStream
 from server.errors import Draining, EngineDown
 from server.llama.params import ContextParams, ModelParams
 from tests.fake_llama import InprocSpawn, inproc_client, make_request, run_alone

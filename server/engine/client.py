@@ -11,7 +11,6 @@ import enum
 import itertools
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -41,7 +40,6 @@ from server.engine.messages import (
     Ping,
     Placing,
     Pong,
-    Queued,
     QueueState,
     Ready,
     RequestEvent,
@@ -52,17 +50,16 @@ from server.engine.messages import (
     Steps,
 )
 from server.engine.retreat import Retreat
+from server.engine.stream import RequestStream
 from server.engine.watchdog import Verdict, Watchdog
 from server.errors import (
     Draining,
     EngineDown,
-    EngineFailure,
     GgufdError,
     InvalidRequest,
     ModelError,
     QueueFull,
     Unavailable,
-    from_code,
 )
 
 logger = logging.getLogger(__name__)
@@ -75,9 +72,6 @@ _FIRST_BACKOFF_S = 0.5
 _SMOOTHING = 0.1
 _STOP_S = 5.0
 _KILLED = -9
-
-_MAX_UNREAD = 10_000
-"""Events that are kept for a client that reads more slowly than its answer is made: some megabytes."""
 
 
 class EngineState(enum.Enum):
@@ -104,104 +98,6 @@ _TAKES_REQUESTS = (EngineState.READY, EngineState.SLEEPING, EngineState.WAKING)
 
 Spawn = Callable[[Callable[[list[Event]], None], Callable[[int, str], None]], Link]
 """Starts an engine; gets `on_message` and `on_exit`, which may be called on any thread."""
-
-
-class RequestStream:
-    """The events of one request, in order; an async iterator, and a context that aborts what is not finished.
-
-    Raises the `GgufdError` that ended the request, if one did.
-    """
-
-    def __init__(self, client: EngineClient, request: EngineRequest | EmbedRequest) -> None:
-        self.request = request
-        self.is_admitted = False
-        self.submitted_s = time.monotonic()
-        self.admitted_s = 0.0
-        self._client = client
-        self._n_open = request.n
-        self._events: deque[RequestEvent] = deque()
-        self._error: GgufdError | None = None
-        self._wake: asyncio.Future[None] | None = None
-
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing more will come."""
-        return self._n_open == 0 or self._error is not None
-
-    def abort(self) -> None:
-        """Stop the request; nothing more will come."""
-        if not self.is_done:
-            self._n_open = 0
-            self._client._abort(self)
-        self._notify()
-
-    async def __aenter__(self) -> RequestStream:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.abort()
-
-    def __aiter__(self) -> RequestStream:
-        return self
-
-    async def __anext__(self) -> RequestEvent:
-        await self._some()
-        if not self._events:
-            raise StopAsyncIteration
-        return self._events.popleft()
-
-    async def take(self) -> list[RequestEvent]:
-        """All events that are there, at least one; empty at the end."""
-        await self._some()
-        events = list(self._events)
-        self._events.clear()
-        return events
-
-    async def placed(self) -> None:
-        """Wait until the engine has taken the request in: it runs, or knows its turn. Raises what refused it."""
-        await self._some()
-        if not _reports_queue(self.request) and self._events and isinstance(self._events[0], Queued):
-            self._events.popleft()
-
-    async def _some(self) -> None:
-        while not self._events:
-            if self._error is not None:
-                raise self._error
-            if self._n_open == 0:
-                return
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
-
-    def _put(self, event: RequestEvent) -> None:
-        if isinstance(event, Failed):
-            error = from_code(event.code, event.message, param=event.param, retry_after_s=event.retry_after_s)
-            self._fail(error)
-            return
-        if isinstance(event, Embedding) or (isinstance(event, Output) and event.finish is not None):
-            self._n_open -= 1
-        elif isinstance(event, Admitted) and not self.is_admitted:
-            self.is_admitted = True
-            self.admitted_s = time.monotonic()
-        if len(self._events) >= _MAX_UNREAD:
-            self._drop_reader()
-            return
-        self._events.append(event)
-        self._notify()
-
-    def _drop_reader(self) -> None:
-        """The engine waits for nobody, and memory is not without end."""
-        self._client._abort(self)
-        self._fail(EngineFailure(f"the answer was read too slowly: {_MAX_UNREAD} pieces of it were waiting to be sent"))
-
-    def _fail(self, error: GgufdError) -> None:
-        if not self.is_done:
-            self._error = error
-        self._notify()
-
-    def _notify(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-        self._wake = None
 
 
 class EngineClient:
@@ -386,7 +282,7 @@ class EngineClient:
         Raises `Draining`, `EngineDown`, `QueueFull` or `TooManyRequests` at once when it cannot be taken.
         """
         self._refuse(request)
-        stream = RequestStream(self, request)
+        stream = RequestStream(request, self._abort)
         self._streams[request.request_id] = stream
         self._idle.clear()
         self._disturb()
@@ -516,7 +412,7 @@ class EngineClient:
 
     def _lose_all(self, error: GgufdError) -> None:
         for stream in list(self._streams.values()):
-            stream._fail(error)
+            stream.fail(error)
             self._forget(stream)
 
     def _send(self, command: Any) -> None:
@@ -562,7 +458,7 @@ class EngineClient:
             return
         if stream.request.limits.tokens_per_minute is not None:
             self._charge(stream.request, event)
-        stream._put(event)
+        stream.put(event)
         if stream.is_done:
             self._forget(stream)
             if stream.is_admitted:
@@ -708,10 +604,6 @@ class EngineClient:
             self._launch()
         except OSError as error:
             self._restart(f"the engine process could not be started ({error})")
-
-
-def _reports_queue(request: EngineRequest | EmbedRequest) -> bool:
-    return isinstance(request, EngineRequest) and request.report_queue
 
 
 def _n_slots(streams: Iterable[RequestStream]) -> int:
