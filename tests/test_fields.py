@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.api import fields
-from server.api.fields import KOBOLD, LLAMACPP, OLLAMA, OPENAI_CHAT, OPENAI_COMPLETION, SAMPLING, Aliases, resolve
+from server.api.fields import (
+    KOBOLD,
+    LLAMACPP,
+    OLLAMA,
+    OLLAMA_CHAT,
+    OPENAI_CHAT,
+    OPENAI_COMPLETION,
+    SAMPLING,
+    Aliases,
+    resolve,
+)
 from server.api.sampling import SamplingFields, order_samplers
 from server.api.validation import validate
 from server.engine.messages import (
@@ -30,6 +40,7 @@ ALL_TABLES = {
     "llamacpp": LLAMACPP,
     "kobold": KOBOLD,
     "ollama": OLLAMA,
+    "ollama chat": OLLAMA_CHAT,
 }
 
 
