@@ -542,7 +542,7 @@ async def test_tools_compares_chats_with_and_without_and_waits_for_a_call(fake: 
     assert 0.3 < found["3 streams", "over none"] < 3
     assert found["1 stream", "a required call"] >= 199 * 0.005
     offered = [body["tools"] for body in fake.bodies if "tools" in body]
-    assert len(offered) == 2 * len(fake.bodies) / 3 == 8
+    assert len(offered) == 3 * len(fake.bodies) / 5 == 12
     assert all("prompt" not in body for body in fake.bodies)
     assert len({json.dumps(read_tools(tools)) for tools in offered}) == 4
 

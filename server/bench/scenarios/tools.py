@@ -46,11 +46,16 @@ def _tool(source: random.Random, index: int) -> dict[str, Any]:
 
 
 async def _measure(n: int, site: Site) -> list[Figure]:
-    """Without tools first, then with tools that may be called, then with a call that must be made."""
+    """Without tools first, then with tools that may be called, then with a call that must be made.
+
+    Prompts are read before the clock runs: those with tools are long, and servers differ in whom they let wait for it.
+    """
     n_tokens = site.sizes.decode_tokens
     plain = [_chat(site) for _ in range(n)]
+    await site.together([""] * n, 1, plain)
     free = rates(NAME, plural(n), await site.together([""] * n, n_tokens, plain))
     may_call = [{**_chat(site), "tools": drawn_tools(site.words.random, TOOLS)} for _ in range(n)]
+    await site.together([""] * n, 1, may_call)
     offered = rates(NAME, plural(n), await site.together([""] * n, n_tokens, may_call))
     figures = [figure for figure in offered if n == 1 or figure.metric.quantity == "all streams"]
     before = {figure.metric.quantity: figure.value for figure in free}
