@@ -99,6 +99,29 @@ def test_whether_the_prompt_has_opened_thoughts(prompt_end: str, begun: str, ope
     assert plan.grammar is None
 
 
+@pytest.mark.parametrize(
+    ("parameters", "is_closed"),
+    [
+        (None, True),
+        ({}, True),
+        ({"type": "object", "properties": {}}, True),
+        ({"type": "object", "properties": {"city": {"type": "string"}}}, True),
+        ({"type": "object"}, False),
+        ({"type": "object", "properties": {}, "additionalProperties": True}, False),
+        ({"type": "object", "properties": {}, "patternProperties": {"^a": {}}}, False),
+    ],
+)
+def test_arguments_that_a_tool_does_not_name_are_not_written(parameters: Any, *, is_closed: bool) -> None:
+    function = {"name": "clock"} if parameters is None else {"name": "clock", "parameters": parameters}
+    chat = ChatPrompt(
+        (ASKED,), tools=({"type": "function", "function": function},), tool_choice=ToolChoice(ToolMode.REQUIRED)
+    )
+    _, planner = planned(CHATML)
+    grammar = planner.plan(chat, "", "").grammar
+    assert grammar is not None
+    assert ('"additionalProperties": false' in grammar) is is_closed
+
+
 def test_every_format_can_be_set_and_is_in_the_readme() -> None:
     assert set(get_args(ToolFormatName)) == {"auto", *BY_NAME}
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

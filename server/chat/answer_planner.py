@@ -155,7 +155,8 @@ def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Arguments that the schema does not name would be refused by whoever runs the tool."""
-    if schema.get("properties") and "additionalProperties" not in schema and "patternProperties" not in schema:
+    """Arguments that the schema does not name would be refused by whoever runs the tool; no schema names none."""
+    is_listed = "properties" in schema or not schema
+    if is_listed and "additionalProperties" not in schema and "patternProperties" not in schema:
         return {**schema, "type": "object", "additionalProperties": False}
     return {**schema, "type": "object"}
