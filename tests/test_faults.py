@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from server import listen
-from tests.live_server import ROOT, LiveServer, live_server
+from tests.live_server import ROOT, LiveServer, free_port, live_server
 
 pytestmark = [
     pytest.mark.e2e,
@@ -164,12 +164,6 @@ def test_full_disks_and_folders_that_cannot_be_written_do_no_harm(tmp_path: Path
             rest = process.stderr.read()
     assert b"Traceback" not in rest
     assert process.returncode in (0, 120), "120 is Python's word for an output that could not be flushed"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def raw_request(body: dict[str, Any]) -> bytes:

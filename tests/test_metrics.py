@@ -12,7 +12,6 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as families
 
 from server.engine.counters import Counters, Histogram
@@ -165,11 +164,12 @@ class TestMetrics:
         assert of(samples, "llamacpp:prompt_tokens_cached_total") == 4
         assert of(samples, "ggufd_queue_wait_seconds_sum") == pytest.approx(0.02)
 
-    async def test_who_asks_for_openmetrics_gets_it(self, told: Stats) -> None:
+    async def test_who_prefers_openmetrics_gets_the_same_names(self, told: Stats) -> None:
+        """What Prometheus itself asks for."""
+        preferred = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
         async with running(Scraped(told)) as api:
-            response = await api.http.get("/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"})
-        assert response.headers["content-type"].startswith("application/openmetrics-text")
-        assert {"ggufd_steps", "ggufd_slots"} <= {family.name for family in openmetrics(response.text)}
+            samples = await scraped(api, accept=preferred)
+        assert of(samples, "llamacpp:n_decode_total") == told.steps
 
     async def test_without_an_engine_the_rest_is_told(self) -> None:
         class Down(FakeEngine):

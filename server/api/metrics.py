@@ -11,12 +11,16 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from server import __version__
 from server.api.record import DISCONNECTED, Record
 from server.engine.messages import FinishReason, Ready, SlotState, Spread, Stats
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""The plain format, whatever is asked for: every Prometheus reads it, and in OpenMetrics the client library writes
+llama-server's names with an underscore for the colon."""
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 600.0)
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
@@ -98,11 +102,10 @@ class Metrics:
         self._llama["tokens_predicted"].inc(record.completion_tokens)
         self._llama["tokens_predicted_seconds"].inc(record.decode_s)
 
-    def exposition(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
-        """The text, and its media type: OpenMetrics for who asks for that."""
+    def exposition(self, snapshot: Snapshot) -> bytes:
+        """The text, of the type `MEDIA_TYPE`."""
         self._engine.snapshot = snapshot
-        encode, media_type = choose_encoder(accept)
-        return encode(self._registry), media_type
+        return generate_latest(self._registry)
 
 
 _WELL = (FinishReason.STOP.value, FinishReason.LENGTH.value)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.api.auth import require_admin
-from server.api.metrics import Snapshot
+from server.api.metrics import MEDIA_TYPE, Snapshot
 from server.api.ports import Services, services_of
 from server.api.responses import error_body, json_response
 from server.errors import GgufdError, NotFound
@@ -74,8 +74,7 @@ async def metrics(request: Request) -> Response:
             require_admin(request)
         case "user" | "everybody":
             pass
-    text, media_type = services.metrics.exposition(await _snapshot(services), request.headers.get("accept", ""))
-    return Response(text, headers={"content-type": media_type})
+    return Response(services.metrics.exposition(await _snapshot(services)), headers={"content-type": MEDIA_TYPE})
 
 
 async def _snapshot(services: Services) -> Snapshot:
