@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterator
+import operator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from server.llama import calibration
-from server.llama.calibration import AttentionShape, Measurement, prefers_flash_attention, write_layers
+from server.llama.attention_model import AttentionShape, write_attention_model
+from server.llama.batch import Batch
+from server.llama.calibration import Measurement, Side, Times, Unsteady, prefers_flash_attention
 from server.llama.model import Model
 from server.llama.params import ContextParams, ModelParams
 
@@ -29,7 +35,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[AttentionShape]:
     """Shapes that were measured; each time flash attention comes out as half as fast."""
     shapes: list[AttentionShape] = []
 
-    def measure(shape: AttentionShape, params: ContextParams) -> dict[str, Measurement]:
+    def measure(shape: AttentionShape, params: ContextParams) -> dict[Side, Measurement]:
         shapes.append(shape)
         return {"off": Measurement(0.1, 0.01), "on": Measurement(0.2, 0.02)}
 
@@ -37,20 +43,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[AttentionShape]:
     return shapes
 
 
-@pytest.fixture(autouse=True)
-def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psutil.getloadavg", lambda: (0.0, 0.0, 0.0))
-
-
-def test_what_a_busy_machine_measures_is_not_remembered(
-    model: Model, measured: list[AttentionShape], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_real_measurement_gives_an_answer_and_why(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("psutil.getloadavg", lambda: (100.0, 0.0, 0.0))
-    prefers_flash_attention(model, PARAMS, tmp_path / "memory.json")
-    assert not (tmp_path / "memory.json").exists()
-
-
-def test_a_real_measurement_gives_an_answer_and_why(model: Model, tmp_path: Path) -> None:
+    # However busy the machine is: so small a model agrees with itself some time.
+    monkeypatch.setattr(calibration, "_BUDGET_S", 60.0)
     is_on, why = prefers_flash_attention(model, PARAMS, tmp_path / "folder" / "memory.json")
     ratio = float(why.split(" measured ")[1].split()[0])
     assert 0.05 < ratio < 20
@@ -59,13 +56,94 @@ def test_a_real_measurement_gives_an_answer_and_why(model: Model, tmp_path: Path
     assert all(0 < seconds < 60 for side in ("off", "on") for seconds in entry[side])
 
 
-def test_the_one_layer_has_the_attention_of_the_model(tmp_path: Path) -> None:
-    shape = AttentionShape(6, 3, 64)
-    write_layers(tmp_path / "layer.gguf", shape, 1)
-    layer = Model(ModelParams(str(tmp_path / "layer.gguf")))
-    assert AttentionShape.of(layer) == shape
-    assert layer.n_layer == 1
-    layer.close()
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ([1.0, 1.1, 1.2], False),
+        ([1.0, 1.1, 1.2, 1.3], False),
+        ([1.0, 1.1, 1.2, 1.25], True),
+        ([9.0, 1.2, 5.0, 1.0, 1.1, 1.2], True),
+        ([1.0, 1.1, 1.2, 1.25, 0.5], False),
+    ],
+    ids=["few", "apart", "close", "some disturbed", "all but one disturbed"],
+)
+def test_times_are_believed_when_the_best_of_them_agree(seconds: list[float], expected: bool) -> None:
+    times = Times()
+    for one in seconds:
+        times.add(one)
+    assert times.agree is expected
+    assert times.best == min(seconds)
+
+
+class FakeContext:
+    """Decodes at once, and says that it took a drawn time; what was read is counted, and must be cut back."""
+
+    def __init__(self, draw: Callable[[], float], n_slots: int = 2) -> None:
+        self.n_slots = n_slots
+        self.batch = Batch.with_capacity(512)
+        self._draw = draw
+        self._lengths = [0] * n_slots
+
+    def decode(self) -> float:
+        for slot, pos in zip(
+            *(column[: self.batch.n_rows] for column in (self.batch.seq_id, self.batch.pos)), strict=True
+        ):
+            assert pos == self._lengths[slot]
+            self._lengths[slot] += 1
+        return self._draw()
+
+    def trim(self, slot: int, n_keep: int) -> None:
+        self._lengths[slot] = n_keep
+
+
+def time_turns(draw: dict[Side, Callable[[], float]], budget_s: float) -> dict[Side, Measurement]:
+    contexts = {side: FakeContext(one) for side, one in draw.items()}
+    return calibration._time_turns(contexts, time.perf_counter() + budget_s)  # type: ignore[arg-type]
+
+
+def test_the_best_time_of_each_side_is_found_under_any_noise() -> None:
+    random = Random(1)
+    noisy = {side: lambda best=best: best * (1 + random.choice([0, 0, 0.1, 5, 40])) for side, best in BEST.items()}
+    assert time_turns(noisy, 60) == {side: Measurement(best, best) for side, best in BEST.items()}
+
+
+BEST: dict[Side, float] = {"off": 0.1, "on": 0.2}
+
+
+def test_a_machine_that_is_never_steady_is_given_up_in_time() -> None:
+    wild = itertools.accumulate(itertools.repeat(1.5), operator.mul)
+    begin = time.perf_counter()
+    with pytest.raises(Unsteady):
+        time_turns({"off": lambda: next(wild), "on": lambda: next(wild)}, 0.2)
+    assert time.perf_counter() - begin < 5
+
+
+def test_what_a_busy_machine_measures_is_not_believed_nor_remembered(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(calibration, "_BUDGET_S", 0.0)
+    assert prefers_flash_attention(model, PARAMS, tmp_path / "memory.json") == (
+        True,
+        "not measured, since this machine is busy: measured again at the next start",
+    )
+    assert not (tmp_path / "memory.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_layers"),
+    [(AttentionShape(9, 3, 64), 4), (AttentionShape(32, 8, 128), 1), (AttentionShape(64, 8, 128), 1)],
+    ids=["135M", "7B", "70B"],
+)
+def test_the_few_layers_have_the_attention_of_the_model_and_little_else(
+    tmp_path: Path, shape: AttentionShape, n_layers: int
+) -> None:
+    path = tmp_path / "layers.gguf"
+    write_attention_model(path, shape, shape.quick_layers)
+    layers = Model(ModelParams(str(path)))
+    assert AttentionShape.of(layers) == shape
+    assert layers.n_layer == n_layers
+    assert path.stat().st_size < 40e6
+    layers.close()
 
 
 def test_an_answer_is_remembered(model: Model, measured: list[AttentionShape], tmp_path: Path) -> None:

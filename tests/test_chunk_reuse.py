@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.engine.chunk_reuse import plan_moves
 from server.engine.messages import CacheSource
-from server.llama.calibration import AttentionShape, write_layers
+from server.llama.attention_model import AttentionShape, write_attention_model
 from server.llama.context import Context
 from server.llama.model import Model
 from server.llama.params import ContextParams, ModelParams
@@ -89,7 +89,7 @@ def test_what_was_moved_is_not_copied_before_it_is_rotated() -> None:
 def one_layer(tmp_path: Path) -> Model:
     """With one layer, keys and values depend on a token and its place alone, so a move must be exact."""
     path = tmp_path / "one-layer.gguf"
-    write_layers(path, AttentionShape(4, 2, 64), 1)
+    write_attention_model(path, AttentionShape(4, 2, 64), 1)
     return Model(ModelParams(str(path)))
 
 
