@@ -411,6 +411,32 @@ class FakeDecoder:
         return chain
 
 
+class FakeDraft(FakeDecoder):
+    """A draft model beside `target`, one stream, whose seconds pass on the target's clock.
+
+    It says what the target would, but for the share `error` of all places; made of the text alone, so always the same.
+    """
+
+    def __init__(self, target: FakeDecoder, *, error: float = 0.0, **options: Any) -> None:
+        super().__init__(n_slots=1, **{"n_ctx": target.n_ctx, "base_s": 0.001, "row_s": 0.0, **options})
+        self._target = target
+        self._error = error
+
+    def decode(self) -> float:
+        try:
+            seconds = super().decode()
+        finally:
+            assert self.batch.n_outputs <= 1, "more logits than a guess needs"
+        self._target.sleep(seconds)
+        return seconds
+
+    def logits_after(self, tokens: list[int]) -> Logits:
+        row = self._target.logits_after(tokens)
+        if zlib.crc32(repr(tokens).encode()) % 1000 < 1000 * self._error:
+            return np.roll(row, 7)
+        return row
+
+
 class FakeVectorDecoder:
     """See `server.engine.backend.VectorDecoder`. A row is a hash of its sequence's tokens so far, `WIDTH` numbers.
 
@@ -564,6 +590,8 @@ class Rig:
         max_queue_wait_s: float = 600.0,
         rules: Rules | None = None,
         pooling: Pooling = "mean",
+        draft: FakeDraft | None = None,
+        p_min: float = 0.0,
     ) -> None:
         self.decoder = decoder
         self.vectors = FakeVectorDecoder(decoder)
@@ -587,6 +615,8 @@ class Rig:
             decoder.clock,
             rules=rules,
         )
+        if draft is not None:
+            self.engine.guess_with(draft, p_min)
         self.collected: dict[int, Collected] = {}
         self.aborted: set[int] = set()
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.engine.drafter import Trust
 from server.engine.messages import EngineRequest, Rules
 from server.engine.speculative import Lookup, Speculator, StepCosts, run_class
 from server.errors import EngineFailure
@@ -140,14 +141,14 @@ def speculator(row_cost: float) -> Speculator:
 def test_rows_that_cost_little_are_used_and_dear_ones_are_not() -> None:
     tokens = array("i", list(TEXT * 3))
     lookup = lookup_over(TEXT * 3, len(TEXT))
-    assert len(speculator(0.05).draft(lookup, tokens, 100)) == 31
-    assert speculator(1.0).draft(lookup, tokens, 100) == ()
+    assert len(speculator(0.05).draft(lookup, Trust(), tokens, 100)) == 31
+    assert speculator(1.0).draft(lookup, Trust(), tokens, 100) == ()
 
 
 def test_never_more_is_guessed_than_may_come() -> None:
     lookup = lookup_over(TEXT * 3, len(TEXT))
-    assert len(speculator(0.0).draft(lookup, array("i", list(TEXT * 3)), 5)) == 5
-    assert speculator(0.0).draft(lookup, array("i", list(TEXT * 3)), 0) == ()
+    assert len(speculator(0.0).draft(lookup, Trust(), array("i", list(TEXT * 3)), 5)) == 5
+    assert speculator(0.0).draft(lookup, Trust(), array("i", list(TEXT * 3)), 0) == ()
 
 
 # --- in the engine ----------------------------------------------------------------------------------------------------

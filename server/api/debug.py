@@ -20,8 +20,8 @@ router = APIRouter(tags=["operations"])
 async def steps(request: Request) -> Response:
     """The last steps of the engine in Chrome's trace format: open the file in ui.perfetto.dev or chrome://tracing.
 
-    One bar a step, with the rows of its batch, over its phases: planning, llama.cpp's decode, sampling, text, and
-    sending what it said. Needs an admin's key.
+    One bar a step, with the rows of its batch, over its phases: guessing, planning, llama.cpp's decode, sampling, text,
+    and sending what it said. Needs an admin's key.
     """
     records = (await services_of(request).engine.steps()).records
     events = [event for record in records for event in _events(record)]
@@ -37,13 +37,14 @@ def _events(record: StepRecord) -> Iterator[dict[str, Any]]:
         "prefill rows": record.n_prefill,
     }
     yield _bar("step", record.start_s, record.seconds, rows)
-    rest_s = record.seconds - record.plan_s - record.decode_s - record.sample_s - record.detokenize_s
+    known_s = record.plan_s + record.draft_s + record.decode_s + record.sample_s + record.detokenize_s
     phases = {
+        **({"draft": record.draft_s} if record.draft_s else {}),
         "plan": record.plan_s,
         "decode": record.decode_s,
         "sample": record.sample_s,
         "detokenize": record.detokenize_s,
-        "rest": max(0.0, rest_s),
+        "rest": max(0.0, record.seconds - known_s),
         "send": record.send_s,
     }
     start_s = record.start_s

@@ -156,6 +156,8 @@ def _sums(stats: Stats) -> Iterator[CounterMetricFamily]:
         ("ggufd_embedded_tokens", "Tokens of texts that became vectors or scores.", stats.embedded_tokens),
         ("ggufd_drafted_tokens", "Tokens that were guessed ahead.", stats.drafted_tokens),
         ("ggufd_accepted_tokens", "Guesses that came true.", stats.accepted_tokens),
+        ("ggufd_model_drafted_tokens", "Those of them that a draft model guessed.", stats.model_drafted_tokens),
+        ("ggufd_model_accepted_tokens", "Its guesses that came true.", stats.model_accepted_tokens),
         ("ggufd_preemptions", "Times that a sequence gave up its slot for a while.", stats.preemptions),
         ("ggufd_restores", "Chats that came back from host RAM.", stats.restores),
         ("llamacpp:n_decode", "Calls of llama_decode.", stats.steps),

@@ -41,6 +41,8 @@ class Counters:
         self.longest = 0
         self.drafted_tokens = 0
         self.accepted_tokens = 0
+        self.model_drafted_tokens = 0
+        self.model_accepted_tokens = 0
         self.step_s = 0.0
         self.step_gap_s = 0.0
         self.steps_spread = Histogram(_SECONDS)
@@ -90,3 +92,6 @@ class Counters:
         self.longest = max(self.longest, len(sequence.tokens))
         self.drafted_tokens += sequence.n_drafted
         self.accepted_tokens += sequence.n_accepted
+        sequence.trust.settle(sequence.tokens)
+        self.model_drafted_tokens += sequence.trust.n_drafted
+        self.model_accepted_tokens += sequence.trust.n_accepted

@@ -13,10 +13,11 @@ from pathlib import Path
 from server.engine import slot_file
 from server.engine.admission import Admission
 from server.engine.announcer import Announcer
-from server.engine.backend import Decoder, Grammars, Vocabulary
+from server.engine.backend import Decoder, DraftDecoder, Grammars, Vocabulary
 from server.engine.banned import check_bans
 from server.engine.batcher import Batcher, Computed, Costs
 from server.engine.counters import Counters
+from server.engine.drafter import Drafter
 from server.engine.embedding import Embedder
 from server.engine.forecast import Forecast
 from server.engine.messages import (
@@ -107,6 +108,11 @@ class Engine:
         self._batcher = Batcher(decoder, grammars, self._cache, costs, self._counters, self._trace, clock)
         self._writer = Writer(decoder, vocabulary, self._cache, self._counters, self._trace, queue.charge_token, clock)
         self._n_lost_steps = 0
+
+    def guess_with(self, draft: DraftDecoder, p_min: float) -> None:
+        """From now on a draft model guesses too. See `engine.drafter`."""
+        n_vocab, eog = self._decoder.n_vocab, self._vocabulary.eog_tokens
+        self._speculator.drafter = Drafter(draft, n_vocab=n_vocab, eog=eog, p_min=p_min)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -289,7 +295,12 @@ class Engine:
             return
         sequence = self._running[0]
         if sequence.lookup is not None and sequence.is_decoding:
-            sequence.draft = self._speculator.draft(sequence.lookup, sequence.tokens, self._n_left(sequence) - 1)
+            start_s = self._clock()
+            n_most = self._n_left(sequence) - 1
+            sequence.draft = self._speculator.draft(sequence.lookup, sequence.trust, sequence.tokens, n_most)
+            self._trace.draft_s = self._clock() - start_s
+            # A draft model's time is no gap that a thread too many would explain.
+            self._counters.leave_out(self._trace.draft_s)
 
     def _n_left(self, sequence: Sequence) -> int:
         """How many tokens may still be sampled."""
@@ -541,6 +552,8 @@ class Engine:
             longest=counters.longest,
             drafted_tokens=counters.drafted_tokens,
             accepted_tokens=counters.accepted_tokens,
+            model_drafted_tokens=counters.model_drafted_tokens,
+            model_accepted_tokens=counters.model_accepted_tokens,
             evictions=cache.n_evicted,
             restores=cache.n_restored,
             host_evictions=cache.host.n_evicted,
@@ -556,6 +569,7 @@ class Engine:
         """Raise `EngineFailure` unless queue, running sequences and slots agree."""
         self._cache.check_integrity()
         self._embedder.check_integrity()
+        self._speculator.check_integrity()
         in_slots = {id(slot.sequence) for slot in self._cache.running}
         if in_slots != {id(sequence) for sequence in self._running}:
             raise EngineFailure("the running sequences are not those in the slots")

@@ -562,6 +562,7 @@ class Spread:
 class Stats:
     """A snapshot of the engine. Counters count from its start; times in seconds, rates in tokens a second.
 
+    Of the `drafted_tokens` guessed and the `accepted_tokens` that came true, those named `model_` were a draft model's.
     `busy_slots` sums the sequences of all batches, `longest` is the longest sequence. `evictions` are chats that lost
     their slot, `restores` those that came back from host RAM, `host_evictions` those that left it too.
     `resident_bytes` is the memory of the engine's process, 0 where it has none of its own.
@@ -581,6 +582,8 @@ class Stats:
     longest: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    model_drafted_tokens: int = 0
+    model_accepted_tokens: int = 0
     evictions: int = 0
     restores: int = 0
     host_evictions: int = 0
@@ -621,9 +624,9 @@ class QueueState:
 class StepRecord:
     """One step: seconds of the engine's clock, and rows of its batch.
 
-    `plan_s` passed before the batch was made, `decode_s` in llama.cpp; of the rest `sample_s` went to masks, samplers
-    and log-probabilities, `detokenize_s` to text. `send_s` came after the step. `n_draft` of the `n_decode` rows were
-    guesses.
+    `draft_s` and `plan_s` passed before the batch was made, the former on guesses, `decode_s` in llama.cpp; of the rest
+    `sample_s` went to masks, samplers and log-probabilities, `detokenize_s` to text. `send_s` came after the step.
+    `n_draft` of the `n_decode` rows were guesses.
     """
 
     start_s: float
@@ -637,6 +640,7 @@ class StepRecord:
     n_prefill: int
     n_draft: int
     send_s: float = 0.0
+    draft_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from server.engine.backend import CompiledGrammar, Constraint
 from server.engine.banned import BanGuard, Bans, bans_of
 from server.engine.detokenizer import Detokenizer
 from server.engine.disk_cache import Fetch
+from server.engine.drafter import Trust
 from server.engine.messages import CacheReport, EngineRequest, TokenLogprob, Usage
 from server.engine.sampling import Bias, Logprobs, Sampler
 from server.engine.span import SpanGuard
@@ -77,6 +78,7 @@ class Sequence:
     fetch: Fetch | None = None
     chat: Chat | None = None
     lookup: Lookup | None = None
+    trust: Trust = field(default_factory=Trust)
     draft: tuple[int, ...] = ()
     n_drafted: int = 0
     n_accepted: int = 0

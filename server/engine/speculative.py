@@ -2,8 +2,9 @@
 
 `Lookup` follows one sequence's text and knows, whenever its last tokens stood there before, what came after them.
 `Speculator` decides how many of those tokens are worth a row each, by how often such guesses came true and by what a
-step with more rows was measured to cost. The guess changes no output: every token is sampled from its own row, and
-the first one that was guessed wrongly ends the step. Knows no context and no samplers.
+step with more rows was measured to cost; where none are, it asks the draft model, if there is one. The guess changes
+no output: every token is sampled from its own row, and the first one that was guessed wrongly ends the step. Knows no
+samplers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from array import array
 from typing import NamedTuple
 
 import numpy as np
+
+from server.engine.drafter import Drafter, Trust
 
 _N_GRAM = 3
 """So many tokens in a row must have stood there before."""
@@ -178,14 +181,27 @@ class Speculator:
         self._sizes = [size - 1 for size in (4, 8, 16, 32, 64) if size - 1 < max_draft]
         if max_draft > 0:
             self._sizes.append(max_draft)
+        self._max_draft = max_draft
         self.costs = StepCosts()
+        self.drafter: Drafter | None = None
 
     @property
     def is_on(self) -> bool:
         return bool(self._sizes)
 
-    def draft(self, lookup: Lookup, tokens: array[int], limit: int) -> tuple[int, ...]:
+    def draft(self, lookup: Lookup, trust: Trust, tokens: array[int], limit: int) -> tuple[int, ...]:
         """The tokens worth checking in the next step, at most `limit`; often none."""
+        guess = self._look_up(lookup, tokens, limit)
+        if guess or self.drafter is None:
+            return guess
+        return self.drafter.draft(trust, tokens, min(limit, self._max_draft), limit, self.costs.seconds)
+
+    def check_integrity(self) -> None:
+        """Raise `EngineFailure` when the draft model's books are wrong."""
+        if self.drafter is not None:
+            self.drafter.check_integrity()
+
+    def _look_up(self, lookup: Lookup, tokens: array[int], limit: int) -> tuple[int, ...]:
         lookup.follow(tokens)
         one = self.costs.seconds(1)
         if not lookup.is_running or one == 0:

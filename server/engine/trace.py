@@ -29,7 +29,7 @@ class StepTrace:
     def begin(self) -> None:
         """A step begins."""
         self._start_s = self._planned_s = self._clock()
-        self.decode_s = self.sample_s = self.detokenize_s = 0.0
+        self.draft_s = self.decode_s = self.sample_s = self.detokenize_s = 0.0
         self.n_sequences = self.n_decode = self.n_prefill = self.n_draft = 0
 
     def sent(self, seconds: float) -> None:
@@ -47,7 +47,7 @@ class StepTrace:
             StepRecord(
                 start_s=self._start_s,
                 seconds=self._clock() - self._start_s,
-                plan_s=self._planned_s - self._start_s,
+                plan_s=self._planned_s - self._start_s - self.draft_s,
                 decode_s=self.decode_s,
                 sample_s=self.sample_s,
                 detokenize_s=self.detokenize_s,
@@ -55,5 +55,6 @@ class StepTrace:
                 n_decode=self.n_decode,
                 n_prefill=self.n_prefill,
                 n_draft=self.n_draft,
+                draft_s=self.draft_s,
             )
         )
