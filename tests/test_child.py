@@ -102,6 +102,18 @@ def _no_files_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot hold signals back")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_its_interpreter_starts_does_not_end_it(number: signal.Signals) -> None:
+    parent = Parent(echo, "said")
+    assert parent.child.pid is not None
+    os.kill(parent.child.pid, number)
+    parent.child.send("still here")
+    parent.wait_for_messages(1)
+    parent.child.send(None)
+    assert parent.wait_for_exit() == (0, "")
+
+
 def test_messages_go_both_ways_in_order_and_the_end_is_told_last() -> None:
     parent = Parent(echo, "said")
     assert parent.child.is_alive

@@ -16,7 +16,8 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ class Child:
             target=_bootstrap, args=(main, child_conn, self._stderr.path, args), name=name, daemon=True
         )
         try:
-            self._process.start()
+            with _signals_held():
+                self._process.start()
         except OSError:
             self._conn.close()
             self._stderr.take()
@@ -147,6 +149,26 @@ def _remove(path: str) -> None:
 
 
 _CLOSE = object()
+_PARENTS_BUSINESS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """A process started meanwhile sees none of the parent's signals before its own first code has ignored them.
+
+    Else a Ctrl-C while its interpreter starts kills it, with a traceback on the terminal. What this thread blocks is
+    inherited; elsewhere in the parent the signals arrive as ever. Windows has nothing of the kind.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # It would be started on the way to the first child, and unblocks what it blocked itself.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_BUSINESS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _bootstrap(main: Main, conn: Connection, stderr_path: str | None, args: tuple[Any, ...]) -> None:
@@ -154,9 +176,8 @@ def _bootstrap(main: Main, conn: Connection, stderr_path: str | None, args: tupl
 
     A terminal sends Ctrl-C to all processes, a service manager SIGTERM: who drains needs its children until the end.
     """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _PARENTS_BUSINESS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     _write_no_core()
     _go_first_when_memory_ends()
