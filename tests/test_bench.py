@@ -35,9 +35,11 @@ from server.bench.figures import (
     Verdict,
     common_prefix,
     longest_gap,
+    percentile,
     throughput,
 )
-from server.bench.report import Record, Report
+from server.bench.report import Report
+from server.bench.rows import Record
 from server.bench.run import Options, choose, discover, run
 from server.bench.scenarios import SCENARIOS
 from server.bench.scenarios.chat import History, Message
@@ -206,6 +208,7 @@ def serving(*fakes: FakeServer) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.bench.scenarios.fairness.PAUSE_S", 0.01)
+    monkeypatch.setattr("server.bench.scenarios.crowd.HEAD_START_S", 0.1)
 
 
 @pytest.fixture
@@ -615,11 +618,43 @@ async def test_a_carousel_goes_on_with_every_chat(fake: FakeServer) -> None:
 async def test_a_chat_beside_jobs_is_measured_and_the_jobs_are_hung_up(fake: FakeServer) -> None:
     fake.token_s, fake.step_s = 0.0005, 0.01
     found = await measure(fake, "background")
-    case = "a chat beside 2 jobs"
+    case = "a chat beside 2 jobs, one key"
     assert 25 * 0.0005 <= found[case, "median first token"] < 0.2
     assert 0.01 <= found[case, "longest gap"] < 0.3
     assert 50 < found[case, "jobs"] < 205
     assert len([body for body in fake.bodies if body["max_tokens"] == 24]) >= 4
+
+
+async def test_jobs_have_the_other_key_where_there_is_one_and_the_row_says_so(fake: FakeServer) -> None:
+    fake.step_s = 0.002
+    report = empty_report()
+    one = dataclasses.replace(SMALL, rounds=1)
+    options = Options(fake.url, seed=7, scenarios=("background",), api_key="first", other_api_key="second", sizes=one)
+    await run(options, report, lambda line: None)
+    assert {row.metric.case for row in report.rows()} == {"a chat beside 2 jobs, two keys"}
+    asked = {(key, body["max_tokens"]) for key, body in zip(fake.keys, fake.bodies, strict=True)}
+    assert asked == {("bearer first", 16), ("bearer first", 24), ("bearer second", 160)}
+
+
+async def test_a_crowd_is_compared_with_as_many_clients_as_slots(fake: FakeServer) -> None:
+    fake.step_s = 0.02
+    found = await measure(fake, "crowd")
+    assert {case for case, _ in found} == {f"{n} clients on 4 slots" for n in (4, 8, 16)}
+    # The fake serves all at once, so that four times the clients are four times as fast.
+    assert 2.5 < found["16 clients on 4 slots", "over as many clients as slots"] < 6
+    assert 0.02 <= found["4 clients on 4 slots", "gap between tokens, median"] < 0.06
+    assert found["4 clients on 4 slots", "gap between tokens, p99"] >= 0.02
+
+
+async def test_a_failing_client_fails_the_crowd(fake: FakeServer) -> None:
+    fake.error_after = 3
+    with pytest.raises(BenchError, match="out of memory"):
+        await measure(fake, "crowd")
+
+
+def test_a_percentile_is_one_of_the_values() -> None:
+    assert percentile([float(value) for value in range(1, 101)], 0.99) == 99.0
+    assert percentile([3.0], 0.99) == 3.0
 
 
 async def test_a_failing_job_fails_the_scenario(fake: FakeServer) -> None:

@@ -79,7 +79,11 @@ def _shared_data(path: Path) -> set[str]:
     return {"engine"} if package_of(path) == "llama" and engine and is_messages else set()
 
 
-@pytest.mark.parametrize("path", of("bench"), ids=str)
+ENGINE_BENCH = ROOT / "bench" / "engine"
+"""The part of the bench that drives the engine itself."""
+
+
+@pytest.mark.parametrize("path", [path for path in of("bench") if path.parent != ENGINE_BENCH], ids=str)
 def test_the_bench_knows_only_http(path: Path) -> None:
     assert own_packages(path) <= {"bench", "errors"}
 
@@ -123,6 +127,15 @@ def test_the_http_side_loads_no_c_library_of_the_model() -> None:
     assert not {"numpy", *BINDINGS} & set(output.stdout.split())
 
 
+def test_a_bench_over_http_loads_no_c_library_of_the_model() -> None:
+    """Its client eats from the cores that it measures."""
+    program = "import sys, server.bench.app; print(*sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT.parent, capture_output=True, text=True, check=True
+    )
+    assert not {"numpy", "matplotlib", *BINDINGS} & set(output.stdout.split())
+
+
 def test_no_duration_is_taken_from_a_clock_that_can_be_set() -> None:
     """The wall clock tells people and clients the date; whoever measures uses a monotonic one."""
     tells_the_date = {
@@ -135,6 +148,7 @@ def test_no_duration_is_taken_from_a_clock_that_can_be_set() -> None:
         "chat/renderer.py",
         "chat/template.py",
         "bench/command.py",
+        "bench/sheet.py",
     }
     wall_clock = re.compile(r"\btime\.time(_ns)?\(|datetime\.(now|utcnow)\(|\bdate\.today\(")
     users = {str(path.relative_to(ROOT)) for path in FILES if wall_clock.search(path.read_text())}

@@ -1,27 +1,23 @@
-"""`ggufd bench`: flags in, table and JSON out. The one module here that prints."""
+"""`ggufd bench URL`: flags in, table and JSON out."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import datetime
-import json
 import random
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from server.bench.client import BenchError
+from server.bench.output import console, failing_in_one_line, say, write_json
 from server.bench.report import Report, busy, describe_machine
 from server.bench.run import Options, run
 from server.bench.scenarios import SCENARIOS
 from server.bench.site import QUICK, Sizes
 from server.bench.table import show
-
-FILE_WIDTH = 150
-"""Columns of a table that goes into a file or a pipe."""
 
 _NAMES = ", ".join(SCENARIOS)
 
@@ -49,7 +45,7 @@ def bench(
         str | None, typer.Option(envvar="GGUFD_BENCH_API_KEY", help="Key to send, to both servers.")
     ] = None,
     other_api_key: Annotated[
-        str | None, typer.Option(envvar="GGUFD_BENCH_OTHER_API_KEY", help="A second key, for the fairness scenario.")
+        str | None, typer.Option(envvar="GGUFD_BENCH_OTHER_API_KEY", help="A second key, for fairness and background.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model to ask the first server for; its first by default.")] = None,
     max_slots: Annotated[
@@ -59,11 +55,8 @@ def bench(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer.")] = 300.0,
 ) -> None:
     """Measure an OpenAI-compatible server, or two in turn."""
-    console, progress = Console(), Console(stderr=True)
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-    try:
+    with failing_in_one_line():
         options = Options(
             url=url,
             seed=seed,
@@ -78,12 +71,9 @@ def bench(
         )
         report = Report(seed, datetime.datetime.now().astimezone().isoformat(timespec="seconds"), describe_machine())
         report.warn(busy())
-        progress.print(f"seed {seed}", style="dim", highlight=False)
-        interrupted = _run(options, report, progress)
-    except BenchError as error:
-        progress.print(f"ggufd bench: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    _finish(report, console, json_file, interrupted=interrupted)
+        say(f"seed {seed}")
+        interrupted = _run(options, report)
+    _finish(report, json_file, interrupted=interrupted)
 
 
 def sizes(
@@ -117,12 +107,8 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _run(options: Options, report: Report, progress: Console) -> bool:
+def _run(options: Options, report: Report) -> bool:
     """Run to the end, or to Ctrl-C, which is no error: True then."""
-
-    def say(line: str) -> None:
-        progress.print(line, style="dim", highlight=False, markup=False)
-
     try:
         asyncio.run(run(options, report, say))
     except KeyboardInterrupt:
@@ -130,15 +116,10 @@ def _run(options: Options, report: Report, progress: Console) -> bool:
     return False
 
 
-def _finish(report: Report, console: Console, json_file: Path | None, *, interrupted: bool) -> None:
+def _finish(report: Report, json_file: Path | None, *, interrupted: bool) -> None:
     if interrupted:
         report.warn(["interrupted: this is what there was until then"])
-    show(report, console)
-    if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            console.print(f"ggufd bench: {json_file} cannot be written: {error.strerror}", style="red", markup=False)
-            raise typer.Exit(1) from None
+    show(report, console())
+    write_json(json_file, report.as_json())
     if interrupted:
         raise typer.Exit(130)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,6 +101,11 @@ def throughput(streams: Sequence[tuple[Sequence[float], float]]) -> float | None
         end = max(times[-1] for times, _ in streams)
     counted = sum(sum(start < moment <= end for moment in times) * weight for times, weight in streams)
     return counted / (end - start) if end > start else None
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The least value that so large a share of all values does not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:

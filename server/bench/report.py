@@ -1,4 +1,4 @@
-"""What a run found: every sample, in what circumstances, as JSON; and the rows of the table."""
+"""What a run on servers found, and in what circumstances, as JSON."""
 
 from __future__ import annotations
 
@@ -11,26 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from server import __version__
-from server.bench.figures import Metric, Ratio, Summary
-from server.bench.site import Figure, Server
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A figure of one repetition, on the server with this index."""
-
-    repetition: int
-    server: int
-    figure: Figure
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A metric over all repetitions: a summary for each server that has one, and their ratio if there are two."""
-
-    metric: Metric
-    summaries: tuple[Summary | None, ...]
-    ratio: Ratio | None
+from server.bench.rows import Record, Row, results, rows_of
+from server.bench.site import Server
 
 
 @dataclass(slots=True)
@@ -63,24 +45,7 @@ class Report:
 
     def rows(self) -> list[Row]:
         """One row a metric, in the order of measuring."""
-        metrics = list(dict.fromkeys(record.figure.metric for record in self.records))
-        return [self._row(metric) for metric in metrics]
-
-    def _row(self, metric: Metric) -> Row:
-        values = [self._values(metric, index) for index in range(len(self.servers))]
-        ratio = None
-        if len(values) == 2:
-            # Only repetitions that both have; a run cut short leaves one without its pair.
-            both = [(values[0][r], values[1][r]) for r in values[0] if r in values[1]]
-            ratio = Ratio.of([a for a, _ in both], [b for _, b in both]) if both else None
-        return Row(metric, tuple(Summary.of(list(found.values())) if found else None for found in values), ratio)
-
-    def _values(self, metric: Metric, server: int) -> dict[int, float]:
-        return {
-            record.repetition: record.figure.value
-            for record in self.records
-            if record.server == server and record.figure.metric == metric
-        }
+        return rows_of(self.records, len(self.servers))
 
     def as_json(self) -> dict[str, Any]:
         """Everything, in plain values: each repetition of each metric with its raw samples."""
@@ -93,29 +58,7 @@ class Report:
             "tokens_per_word": self.tokens_per_word,
             "client": {"cpu_s": self.cpu_s, "clock_s": self.clock_s, "share_of_a_core": self.client_share},
             "warnings": self.warnings,
-            "results": [self._result(row) for row in self.rows()],
-        }
-
-    def _result(self, row: Row) -> dict[str, Any]:
-        metric, ratio = row.metric, row.ratio
-        samples = [record for record in self.records if record.figure.metric == metric]
-        return {
-            "scenario": metric.scenario,
-            "case": metric.case,
-            "quantity": metric.quantity,
-            "unit": metric.unit,
-            "better": metric.better.value,
-            "medians": [summary.median if summary else None for summary in row.summaries],
-            "ratio": {"of_medians": ratio.of_medians, "low": ratio.low, "high": ratio.high} if ratio else None,
-            "samples": [
-                {
-                    "server": record.server,
-                    "repetition": record.repetition,
-                    "value": record.figure.value,
-                    "raw": list(record.figure.raw),
-                }
-                for record in samples
-            ],
+            "results": results(self.records, len(self.servers)),
         }
 
 

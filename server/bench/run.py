@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.bench.client import BenchError, Client
-from server.bench.report import Record, Report
+from server.bench.report import Report
+from server.bench.rows import Record
 from server.bench.scenarios import SCENARIOS
 from server.bench.site import Case, Server, Site, Sizes
 from server.bench.words import Words, calibrate

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from server.bench.figures import Better, Ratio, Summary, Verdict
-from server.bench.report import Report, Row
+from server.bench.report import Report
+from server.bench.rows import Row, rows_of
+from server.bench.sheet import Sheet
 
 _COLOURS = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.EVEN: "default"}
 
@@ -41,39 +45,39 @@ def ratio_cell(ratio: Ratio | None, better: Better) -> str:
     return f"[{_COLOURS[verdict]}]{ratio.of_medians:.2f}{spread}{word}[/]"
 
 
-def table(report: Report) -> Table:
-    """All rows of the report; the servers' columns are headed by letters that the caption explains."""
+def table(rows: Sequence[Row], n_sides: int) -> Table:
+    """The columns of what was measured are headed by letters that the caption explains."""
     found = Table(title_justify="left", header_style="bold")
     found.add_column("scenario")
     found.add_column("case")
     found.add_column("quantity")
     found.add_column("unit")
     found.add_column("better")
-    for letter, _ in zip("AB", report.servers, strict=False):
+    for letter in "AB"[:n_sides]:
         found.add_column(letter, justify="right")
-    if len(report.servers) == 2:
+    if n_sides == 2:
         found.add_column("A / B", justify="right")
     before = None
-    for row in report.rows():
+    for row in rows:
         if before is not None and before != row.metric.scenario:
             found.add_section()
         before = row.metric.scenario
-        found.add_row(*_cells(row, len(report.servers)))
+        found.add_row(*_cells(row, n_sides))
     return found
 
 
-def _cells(row: Row, n_servers: int) -> list[str]:
+def _cells(row: Row, n_sides: int) -> list[str]:
     metric = row.metric
     cells = [metric.scenario, metric.case, metric.quantity, metric.unit, metric.better.value]
     cells += [summary_cell(summary) for summary in row.summaries]
-    if n_servers == 2:
+    if n_sides == 2:
         cells.append(ratio_cell(row.ratio, metric.better))
     return cells
 
 
 def show(report: Report, console: Console) -> None:
     """The table, and what a reader needs to judge it."""
-    console.print(table(report))
+    console.print(table(report.rows(), len(report.servers)))
     for letter, server in zip("AB", report.servers, strict=False):
         known = [server.client.url, server.model, server.build]
         if server.n_slots is not None:
@@ -81,12 +85,19 @@ def show(report: Report, console: Console) -> None:
         if server.n_ctx is not None:
             known.append(f"{server.n_ctx:,} tokens of context a slot")
         console.print(f"{letter}: {escape(', '.join(part for part in known if part))}", highlight=False, soft_wrap=True)
-    machine = report.machine
-    console.print(
-        f"{machine['cpu']}, {machine['cores']} cores; {report.date}; seed {report.seed}; "
-        f"this client took {report.client_share:.1%} of a core",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for warning in report.warnings:
+    taken = f"seed {report.seed}; this client took {report.client_share:.1%} of a core"
+    _show_circumstances(console, report.machine, f"{report.date}; {taken}", report.warnings)
+
+
+def show_sheet(sheet: Sheet, console: Console) -> None:
+    """The table, what its columns are, and what a reader needs to judge it."""
+    console.print(table(rows_of(sheet.records, len(sheet.sides)), len(sheet.sides)))
+    for letter, side in zip("AB", sheet.sides, strict=False):
+        console.print(f"{letter}: {escape(side)}", highlight=False, soft_wrap=True)
+    _show_circumstances(console, sheet.machine, sheet.date, sheet.warnings)
+
+
+def _show_circumstances(console: Console, machine: Mapping[str, str | int], when: str, warnings: Sequence[str]) -> None:
+    console.print(f"{machine['cpu']}, {machine['cores']} cores; {when}", highlight=False, soft_wrap=True)
+    for warning in warnings:
         console.print(f"[yellow]note:[/] {escape(warning)}", highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from server.bench.scenarios import (
     carousel,
     chat,
     copy,
+    crowd,
     decode,
     deep,
     earlier,
@@ -38,5 +39,6 @@ SCENARIOS: dict[str, Callable[[Sizes], list[Case]]] = {
     "carousel": carousel.cases,
     "background": background.cases,
     "fairness": fairness.cases,
+    "crowd": crowd.cases,
     "old-chats": earlier.cases,
 }

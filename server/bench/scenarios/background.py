@@ -1,4 +1,7 @@
-"""background: one chat beside jobs that keep every slot busy."""
+"""background: one chat beside jobs that keep every slot busy; with a key of their own where two are given.
+
+With one key the chat waits in line like everybody. A server that is fair between keys lets it pass.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,12 @@ MOST_TURNS = 12
 def cases(sizes: Sizes) -> list[Case]:
     """The one case."""
     needs = CARD + CARD // 10 + MOST_TURNS * 2 * (MESSAGE + ANSWER)
-    return [Case(NAME, _label(sizes), needs, _measure, streams=sizes.jobs + 1)]
+    return [Case(NAME, f"a chat beside {sizes.jobs} jobs", needs, _measure, streams=sizes.jobs + 1)]
 
 
-def _label(sizes: Sizes) -> str:
-    return f"a chat beside {sizes.jobs} jobs"
+def _label(site: Site) -> str:
+    keys = "one key" if site.server.other is None else "two keys"
+    return f"a chat beside {site.sizes.jobs} jobs, {keys}"
 
 
 async def _measure(site: Site) -> list[Figure]:
@@ -51,13 +55,14 @@ async def _measure(site: Site) -> list[Figure]:
                 task.cancel()
             await asyncio.gather(chat, *jobs, return_exceptions=True)
         done = sum(start < moment <= end for stream in streams for moment in stream.times)
-    return _figures(_label(site.sizes), answers, done / (end - start))
+    return _figures(_label(site), answers, done / (end - start))
 
 
 async def _job(site: Site, streams: list[Stream]) -> None:
-    """One unseen prompt after the other, for ever."""
+    """One unseen prompt after the other, for ever; with the other key, if there is one."""
+    client = site.server.other or site.client
     while True:
-        stream = await site.client.start(site.words.text(JOB_PROMPT), JOB_TOKENS)
+        stream = await client.start(site.words.text(JOB_PROMPT), JOB_TOKENS)
         streams.append(stream)
         await stream.answer()
 

@@ -1,0 +1,39 @@
+"""What a command found that measures something else than servers over HTTP: its samples, and in what circumstances."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from server import __version__
+from server.bench.report import busy, describe_machine
+from server.bench.rows import Record, results
+from server.bench.site import Figure
+
+
+@dataclass(slots=True)
+class Sheet:
+    """Filled while the command runs. `sides` says what is compared, in words; `date` is ISO 8601 with its offset."""
+
+    sides: list[str]
+    date: str = field(default_factory=lambda: datetime.datetime.now().astimezone().isoformat(timespec="seconds"))
+    machine: dict[str, str | int] = field(default_factory=describe_machine)
+    records: list[Record] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=busy)
+
+    def add(self, repetition: int, side: int, figures: Sequence[Figure]) -> None:
+        """What one repetition found on one side."""
+        self.records.extend(Record(repetition, side, figure) for figure in figures)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, in plain values."""
+        return {
+            "date": self.date,
+            "ggufd": __version__,
+            "machine": self.machine,
+            "sides": self.sides,
+            "warnings": self.warnings,
+            "results": results(self.records, len(self.sides)),
+        }
