@@ -46,7 +46,7 @@ def build_app(command: str) -> typer.Typer:
     app.command("serve")(with_settings(serve))
     app.command("check")(with_settings(check))
     app.command("plan")(with_settings(plan, ("model", "context"), _plan_options()))
-    app.command("bench")(_bench(command))
+    app.add_typer(_bench(command), name="bench")
     app.add_typer(_keys(command), name="keys")
     return app
 
@@ -157,17 +157,12 @@ def _keys(command: str) -> typer.Typer:
     return typer.Typer(help="Make, list and revoke keys.")
 
 
-def _bench(command: str) -> Any:
-    """The bench's own command; a stand-in when another one runs, or where the extra is missing."""
+def _bench(command: str) -> typer.Typer:
+    """The bench's commands; an empty stand-in when another one runs."""
     if command == "bench":
-        try:
-            from server.bench.command import bench
-        except ModuleNotFoundError as error:
-            print(f"ggufd: bench needs {error.name}: pip install 'ggufd[bench]'", file=sys.stderr)
-            sys.exit(1)
-        return bench
+        from server.bench.app import app
 
-    def stand_in() -> None:
-        """Measure any OpenAI-compatible server, or two in turns."""
+        return app
+    import typer
 
-    return stand_in
+    return typer.Typer(help="Measure any OpenAI-compatible server, or two in turns.")

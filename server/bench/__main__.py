@@ -1,8 +1,6 @@
 """`python -m server.bench URL`: the bench alone, without the rest of the command line."""
 
-import typer
-
-from server.bench.command import bench
+from server.bench.app import app
 
 if __name__ == "__main__":
-    typer.run(bench)
+    app()

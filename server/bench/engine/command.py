@@ -1,0 +1,139 @@
+"""The command: loads the engine, and runs shapes on it and on llama.cpp's programs in turns."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from server import hub
+from server.bench.client import BenchError
+from server.bench.engine import peers
+from server.bench.engine.loop import Loop, Rates
+from server.bench.engine.shapes import Shape, batched, lone, numbers
+from server.bench.figures import Better, Metric
+from server.bench.output import console, failing_in_one_line, say, write_json
+from server.bench.sheet import Sheet
+from server.bench.site import Figure
+from server.bench.table import show_sheet
+from server.engine import host
+from server.engine.messages import EngineConfig, Ready, Rules
+from server.llama.params import ContextParams, ModelParams
+
+if TYPE_CHECKING:
+    from server.engine.loader import Loaded
+
+OURS = 0
+PEER = 1
+
+_WARM_UP = Shape(400, 16)
+_LEAST_N_CTX = 512
+
+Measure = Callable[[Shape], Rates]
+
+
+def engine(
+    model: Annotated[str, typer.Option("--model", "-m", help="The model, as `ggufd serve` takes it.")] = "",
+    threads: Annotated[
+        int, typer.Option("--threads", "-t", min=0, help="Compute threads of both sides; 0: as `serve` would.")
+    ] = 0,
+    flash_attn: Annotated[
+        Literal["auto", "on", "off"], typer.Option("--flash-attn", "-fa", help="auto is as measured, for both sides.")
+    ] = "auto",
+    npp: Annotated[str, typer.Option(help="Tokens of a prompt, as llama-batched-bench takes them.")] = "128",
+    ntg: Annotated[str, typer.Option(help="Tokens that each sequence writes.")] = "128",
+    npl: Annotated[str, typer.Option(help="Sequences at once.")] = "1,4,8,16",
+    prompts: Annotated[str, typer.Option(help="Long prompts to read alone, as llama-bench -p; may be empty.")] = (
+        "800,4000"
+    ),
+    depths: Annotated[str, typer.Option(help="Depths to write at alone, as llama-bench -d; may be empty.")] = "0,1300",
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions of each shape.")] = 3,
+    llama_batched_bench: Annotated[
+        Path | None, typer.Option(help="This program; it runs in turns with the engine.")
+    ] = None,
+    llama_bench: Annotated[Path | None, typer.Option(help="This one, for what is read or written alone.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every sample to this file.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Draw the same tokens as another run; random by default.")] = None,
+) -> None:
+    """Measure the engine's own loop, without HTTP: greedy, with the shapes of llama-batched-bench and llama-bench."""
+    with failing_in_one_line():
+        together = batched(numbers("--npp", npp), numbers("--ntg", ntg), numbers("--npl", npl))
+        alone = lone(numbers("--prompts", prompts), numbers("--depths", depths, least=0))
+        if not together + alone:
+            raise BenchError("there is no shape to measure: give --npl, --prompts or --depths")
+        # All of it stays named until the end: C writes to its log.
+        loaded = _load(model, threads, flash_attn, together + alone)
+        ready, loop = loaded.ready, _warm_loop(loaded, random.Random(seed))
+        setting = peers.Setting(ready.model.path, ready.n_threads, ready.flash_attn)
+        by_batched = _by(peers.batched_bench, llama_batched_bench, setting)
+        by_bench = _by(peers.llama_bench, llama_bench, setting)
+        sheet = Sheet([_ours(ready), "llama.cpp's programs"] if by_batched or by_bench else [_ours(ready)])
+        for shape in together:
+            _measure(shape, rounds, "batch", loop.measure, by_batched, sheet)
+        for shape in alone:
+            _measure(shape, rounds, "alone", loop.measure, by_bench, sheet)
+    show_sheet(sheet, console())
+    write_json(json_file, sheet.as_json())
+
+
+def _load(model: str, n_threads: int, flash_attn: Literal["auto", "on", "off"], shapes: Sequence[Shape]) -> Loaded:
+    """An engine with room for every shape, that keeps nothing outside its slots and guesses nothing."""
+    config = EngineConfig(
+        model=ModelParams(str(hub.find(model).path)),
+        context=ContextParams(
+            n_ctx=max(_LEAST_N_CTX, *(shape.n_ctx for shape in shapes)),
+            n_slots=max(shape.n_sequences for shape in shapes),
+            n_threads=n_threads or host.compute_threads(),
+            flash_attn=flash_attn,
+        ),
+        rules=Rules(),
+    )
+    from server.engine.loader import load  # brings llama.cpp, which the other commands do without
+
+    loaded = load(config, lambda event: None)
+    if not loaded.ready.writes:
+        raise BenchError(f"{config.model.path} writes nothing; it makes vectors only")
+    return loaded
+
+
+def _warm_loop(loaded: Loaded, source: random.Random) -> Loop:
+    """What a token of a prompt costs is learnt by the first ones, and chunks are small until then."""
+    loop = Loop(loaded.engine, loaded.ready.model.n_vocab, source)
+    loop.measure(_WARM_UP)
+    return loop
+
+
+def _by(
+    run: Callable[[peers.Program, Shape, peers.Setting], Rates], path: Path | None, setting: peers.Setting
+) -> Measure | None:
+    if path is None:
+        return None
+    program = peers.Program(path)
+    return lambda shape: run(program, shape, setting)
+
+
+def _ours(ready: Ready) -> str:
+    flash = "on" if ready.flash_attn else "off"
+    return (
+        f"the engine, {ready.model.path}, {ready.n_threads} threads, flash attention {flash} ({ready.flash_attn_why})"
+    )
+
+
+def _measure(shape: Shape, rounds: int, scenario: str, ours: Measure, peer: Measure | None, sheet: Sheet) -> None:
+    for repetition in range(rounds):
+        sheet.add(repetition, OURS, _figures(scenario, shape, ours(shape)))
+        if peer is not None:
+            sheet.add(repetition, PEER, _figures(scenario, shape, peer(shape)))
+        say(f"{scenario}, {shape.label}: {repetition + 1} of {rounds}")
+
+
+def _figures(scenario: str, shape: Shape, rates: Rates) -> list[Figure]:
+    phases = (("read", rates.read), ("written", rates.written))
+    return [
+        Figure(Metric(scenario, shape.label, phase, "tok/s", Better.HIGHER), rate)
+        for phase, rate in phases
+        if rate is not None
+    ]
