@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 import time
 from array import array
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -161,6 +164,32 @@ def test_a_disk_that_fails_is_said_once(tmp_path: Path, caplog: pytest.LogCaptur
         disk.flush(5)
     assert len(disk) == 0
     assert caplog.text.count("cannot be kept on disk") == 1
+
+
+def freeze(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on every disk is read-only, as a file system becomes that has met an error."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for module, name in ((os, "unlink"), (os, "utime"), (os, "replace"), (tempfile, "mkstemp")):
+        monkeypatch.setattr(module, name, refuse)
+
+
+def test_a_folder_that_becomes_read_only_is_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = stored(tmp_path, kept(5), kept(1000))
+    damaged = disk._entries[1].path
+    damaged.write_bytes(b"PK")
+    (tmp_path / ".half.npz.x1").write_bytes(b"half")
+    freeze(monkeypatch)
+    assert read(fetched(disk, kept(5))) is not None
+    assert read(fetched(disk, kept(1000))) is None
+    disk.store(kept(2000))
+    disk.flush(5)
+    disk._max_bytes = 10
+    assert fetched(disk, kept(5)) is None
+    again = cache(tmp_path)
+    assert read(fetched(again, kept(5))) is not None
 
 
 # --- in the engine ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.api.openai.responses.store import Kept, ResponseStore
-from server.errors import ConfigError, NotFound
+from server.errors import ConfigError, NotFound, Unavailable
 
 
 def kept(name: str, previous: str | None = None, text: str = "") -> Kept:
@@ -153,6 +153,26 @@ async def test_a_database_that_fails_keeps_nothing_and_says_so(caplog: pytest.Lo
     store.close()
     assert not await store.keep("", kept("a"))
     assert "could not be stored" in caplog.text
+    for call in (store.get, store.chain, store.delete, store.item):
+        with pytest.raises(Unavailable, match="cannot be used now: Cannot operate on a closed database"):
+            await call("", "a")
+
+
+async def test_a_full_disk_still_tells_what_it_holds(tmp_path: Path) -> None:
+    store = ResponseStore(tmp_path / "responses.sqlite")
+    await store.keep("", kept("a"))
+    await store.keep("", kept("b", "a"))
+    store._connection.execute("PRAGMA query_only = ON")
+    assert not await store.keep("", kept("c"))
+    assert [one.response_id for one in await store.chain("", "b")] == ["a", "b"]
+    assert await exists(store, "a")
+    with pytest.raises(Unavailable, match="attempt to write a readonly database"):
+        await store.delete("", "a")
+    store._connection.execute("PRAGMA query_only = OFF")
+    assert await store.keep("", kept("c", "b"))
+    assert [one.response_id for one in await store.chain("", "c")] == ["a", "b", "c"]
+    store.check_integrity()
+    store.close()
 
 
 STEPS = st.lists(

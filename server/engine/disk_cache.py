@@ -13,6 +13,7 @@ import os
 import time
 from array import array
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,13 +114,14 @@ class DiskCache:
     def _read(self, entry: Filed) -> Kept | None:
         try:
             kept, _ = state_file.read(entry.path)
-            os.utime(entry.path)
-            entry.used_s = entry.path.stat().st_mtime
         except (OSError, BadStateFile) as error:
             logger.warning("%s could not be read, so this chat is computed again: %s", entry.path.name, error)
-            entry.path.unlink(missing_ok=True)
+            _remove(entry.path)
             entry.tokens, entry.n_bytes = array("i"), 0
             return None
+        with suppress(OSError):
+            os.utime(entry.path)
+            entry.used_s = entry.path.stat().st_mtime
         return kept
 
     def _scan(self) -> list[Filed]:
@@ -130,12 +132,12 @@ class DiskCache:
                 stat, head = path.stat(), state_file.read_head(path)
             except (OSError, BadStateFile) as error:
                 logger.warning("%s is no saved chat and is deleted: %s", path.name, error)
-                path.unlink(missing_ok=True)
+                _remove(path)
                 continue
             tokens = head.tokens if head.mark == self._fingerprint else array("i")
             entries.append(Filed(path, stat.st_size, stat.st_mtime, tokens, head.realm))
         for leftover in self._folder.glob(f".*{_SUFFIX}.*"):
-            leftover.unlink(missing_ok=True)
+            _remove(leftover)
         return entries
 
     # --- writing ------------------------------------------------------------------------------------------------------
@@ -190,7 +192,7 @@ class DiskCache:
 
     def _delete(self, entry: Filed) -> None:
         self._entries.remove(entry)
-        entry.path.unlink(missing_ok=True)
+        _remove(entry.path)
 
     def _write(self, kept: Kept) -> Filed | None:
         path = self._folder / f"{self._name(kept)}{_SUFFIX}"
@@ -210,3 +212,9 @@ class DiskCache:
         digest.update(repr((self._fingerprint, kept.realm)).encode())
         digest.update(kept.tokens.tobytes())
         return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Delete a file; one that a folder does not let go of stays, for the next start to find."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)

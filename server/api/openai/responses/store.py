@@ -8,22 +8,29 @@ first one last. Knows no request and no response object: records are JSON.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import sqlite3
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from server.errors import ConfigError, NotFound
+from server.errors import ConfigError, NotFound, Unavailable
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
 """Of the tables; a file with another one is refused."""
+
+_BROKEN_S = 30
+"""When to try again with a database that failed; a guess, for only a person can know."""
+
+_Found = TypeVar("_Found")
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS responses (
@@ -101,19 +108,31 @@ class ResponseStore:
 
     async def chain(self, owner: str, response_id: str) -> list[Kept]:
         """This answer and all that it goes on from, the first one first. Raises NotFound when one of them is gone."""
-        return await asyncio.to_thread(self._chain, owner, response_id)
+        return await self._call(self._chain, owner, response_id)
 
     async def get(self, owner: str, response_id: str) -> Kept:
         """One answer. Raises NotFound."""
-        return await asyncio.to_thread(self._get, owner, response_id)
+        return await self._call(self._get, owner, response_id)
 
     async def item(self, owner: str, item_id: str) -> dict[str, Any] | None:
         """An item by its id, out of any answer."""
-        return await asyncio.to_thread(self._item, owner, item_id)
+        return await self._call(self._item, owner, item_id)
 
     async def delete(self, owner: str, response_id: str) -> None:
         """Forget one answer. Raises NotFound."""
-        await asyncio.to_thread(self._delete, owner, response_id)
+        await self._call(self._delete, owner, response_id)
+
+    async def _call(self, work: Callable[[str, str], _Found], owner: str, name: str) -> _Found:
+        """Raises Unavailable when the database cannot do it."""
+        try:
+            return await asyncio.to_thread(work, owner, name)
+        except sqlite3.Error as error:
+            logger.error("the stored responses cannot be used: %s", error)
+            raise Unavailable(
+                f"The stored responses cannot be used now: {error}. Send the conversation as 'input', or try again "
+                f"when whoever runs the server has looked at its disk.",
+                retry_after_s=_BROKEN_S,
+            ) from None
 
     def check_integrity(self) -> None:
         """Raises AssertionError when a bound does not hold, or an answer would go before one that goes on from it."""
@@ -142,12 +161,14 @@ class ResponseStore:
 
     def _chain(self, owner: str, response_id: str) -> list[Kept]:
         asked = {"id": response_id, "owner": owner}
-        with self._lock, self._connection as database:
-            rows = database.execute(
+        with self._lock:
+            rows = self._connection.execute(
                 f"{_CHAIN} SELECT record, one.previous FROM chain JOIN responses AS one USING (id) ORDER BY depth DESC",
                 asked,
             ).fetchall()
-            self._touch(owner, response_id)
+            # A disk that takes no more forgets who was used last, and still tells what it holds.
+            with contextlib.suppress(sqlite3.OperationalError), self._connection:
+                self._touch(owner, response_id)
         if not rows:
             raise _not_found(response_id)
         chain = [_kept(*row) for row in rows]
