@@ -25,6 +25,7 @@ Give `inproc_client` an `InprocSpawn` of your own to halt its steps (`spawn.paus
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import itertools
@@ -64,6 +65,7 @@ from server.engine.messages import (
     Shutdown,
 )
 from server.engine.queue import RequestQueue
+from server.engine.reader import Tell, read
 from server.engine.scheduler import Scheduler
 from server.errors import EngineFailure, InvalidRequest
 from server.llama.batch import Batch, Logits, NoRoomError, State, Vectors
@@ -686,6 +688,11 @@ def run_alone(request: EngineRequest, **decoder: Any) -> Collected:
 _KILLED = -9
 
 
+def soon(function: Callable[..., None], *args: Any) -> None:
+    """Call it on the event loop, but not now: as a `Link` says what it has to say."""
+    asyncio.get_running_loop().call_soon(function, *args)
+
+
 class ThreadLink:
     """A `Link` whose engine runs in a thread of this process."""
 
@@ -698,10 +705,10 @@ class ThreadLink:
         self._ours, theirs = multiprocessing.Pipe()
         self._on_message, self._on_exit = on_message, on_exit
         self._exit_code = 0
+        self._is_over = threading.Event()
         self._worker = threading.Thread(target=self._work, args=(main, theirs), daemon=True)
-        self._reader = threading.Thread(target=self._read, daemon=True)
         self._worker.start()
-        self._reader.start()
+        read(self._ours, self._tell, self._end, asyncio.get_running_loop())
 
     def send(self, message: Any) -> None:
         with contextlib.suppress(OSError):
@@ -713,25 +720,22 @@ class ThreadLink:
         self.send(Shutdown())
 
     def join(self, timeout_s: float) -> bool:
-        self._reader.join(timeout_s)
-        return not self._reader.is_alive()
+        return self._is_over.wait(timeout_s)
 
     def _work(self, main: Callable[[Connection], None], conn: Connection) -> None:
         with contextlib.suppress(EOFError, OSError):
             main(conn)
         conn.close()
 
-    def _read(self) -> None:
-        while True:
-            try:
-                message = self._ours.recv()
-            except (EOFError, OSError):
-                break
-            if self._exit_code == 0:
-                self._on_message(message)
+    def _tell(self, events: list[Event]) -> None:
+        if self._exit_code == 0:
+            self._on_message(events)
+
+    def _end(self, tell: Tell) -> None:
         self._worker.join()
         self._ours.close()
-        self._on_exit(self._exit_code, "")
+        tell(self._on_exit, self._exit_code, "")
+        self._is_over.set()
 
 
 class InprocSpawn:

@@ -44,7 +44,7 @@ from server.errors import (
 )
 from server.keys.ring import Limits
 from server.llama.params import ContextParams, ModelParams
-from tests.fake_llama import InprocSpawn, inproc_client, make_request, run_alone
+from tests.fake_llama import InprocSpawn, inproc_client, make_request, run_alone, soon
 
 WAIT_S = 60.0
 
@@ -478,8 +478,8 @@ class FailingSpawn:
 
     def __call__(self, on_message: Any, on_exit: Any) -> FailingSpawn:
         if self.events:
-            on_message(self.events)
-        on_exit(self.code, "")
+            soon(on_message, self.events)
+        soon(on_exit, self.code, "")
         return self
 
     def send(self, message: Any) -> None: ...

@@ -17,7 +17,7 @@ from server.engine.messages import EngineConfig, LoadFailed, Output, Placing
 from server.engine.retreat import Retreat
 from server.errors import ModelError, ModelTooLarge
 from server.llama.params import ContextParams, ModelParams
-from tests.fake_llama import InprocSpawn, inproc_client, make_request
+from tests.fake_llama import InprocSpawn, inproc_client, make_request, soon
 
 GIB = 1 << 30
 WAIT_S = 30.0
@@ -40,12 +40,12 @@ class Gpu:
         limit = self.client.config.vram_limit
         taken = self.wanted if limit is None else min(limit, self.wanted)
         self.tries.append(taken)
-        on_message([Placing(taken)])
+        soon(on_message, [Placing(taken)])
         if taken <= self.n_bytes:
             return self._healthy(on_message, on_exit)
         if not self.dies:
-            on_message([LoadFailed("failed to allocate CUDA0 buffer", is_too_large=True)])
-        on_exit(-6 if self.dies else 0, "")
+            soon(on_message, [LoadFailed("failed to allocate CUDA0 buffer", is_too_large=True)])
+        soon(on_exit, -6 if self.dies else 0, "")
         return self
 
     def send(self, message: Any) -> None: ...
@@ -104,8 +104,8 @@ async def test_where_less_would_not_help_nothing_is_tried(make: Callable[..., Gp
     gpu = make(GIB, 0)
 
     def spawn(on_message: Callable[[Any], None], on_exit: Callable[[int, str], None]) -> Gpu:
-        on_message(events)
-        on_exit(0, "")
+        soon(on_message, events)
+        soon(on_exit, 0, "")
         return gpu
 
     gpu.client._spawn = spawn

@@ -20,7 +20,7 @@ from server.errors import EngineDown, EngineFailure, InvalidRequest, ModelError,
 from server.hub import ModelFile
 from server.served import Models, OnProgress, Served, changed
 from tests.api_client import FakeModels, error_of, parse_events, running
-from tests.fake_llama import InprocSpawn, inproc_client, make_request
+from tests.fake_llama import InprocSpawn, inproc_client, make_request, soon
 from tests.live_server import live_server
 
 WAIT_S = 60.0
@@ -47,8 +47,8 @@ class Refusing:
     """An engine that cannot load its model."""
 
     def __init__(self, on_message: Callable[[Any], None], on_exit: Callable[[int, str], None]) -> None:
-        on_message([LoadProgress(0.5), LoadFailed("its tensors are missing")])
-        on_exit(0, "")
+        soon(on_message, [LoadProgress(0.5), LoadFailed("its tensors are missing")])
+        soon(on_exit, 0, "")
 
     def send(self, message: Any) -> None: ...
     def kill(self) -> None: ...

@@ -28,7 +28,7 @@ from server.engine.messages import (
 from server.engine.stream import RequestStream
 from server.errors import Draining, EngineDown
 from server.llama.params import ContextParams, ModelParams
-from tests.fake_llama import InprocSpawn, inproc_client, make_request, run_alone
+from tests.fake_llama import InprocSpawn, inproc_client, make_request, run_alone, soon
 from tests.live_server import live_server
 
 WAIT_S = 60.0
@@ -115,8 +115,8 @@ async def test_a_model_that_is_gone_when_it_should_wake_is_said_and_tried_again(
 
     class Missing:
         def __init__(self, on_message: Any, on_exit: Any) -> None:
-            on_message([LoadFailed("no such file")])
-            on_exit(0, "")
+            soon(on_message, [LoadFailed("no such file")])
+            soon(on_exit, 0, "")
 
         def send(self, message: Any) -> None: ...
         def kill(self) -> None: ...

@@ -8,13 +8,12 @@ Knows nothing of what the calls do.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import pickle
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -182,20 +181,15 @@ class TextClient(TextCalls):
         self._is_ready = False
         self._timed_out = False
         self._generation += 1
-        # Called on the child's reader thread. A child that was given up may still speak: its number tells.
-        on_message = functools.partial(self._post, self._receive, self._generation)
-        on_exit = functools.partial(self._post, self._died, self._generation)
+        # A child that was given up may still speak: its number tells.
+        on_message = functools.partial(self._receive, self._generation)
+        on_exit = functools.partial(self._died, self._generation)
         try:
-            self._child = Child("ggufd-text", main, (self._params,), on_message, on_exit)
+            self._child = Child("ggufd-text", main, (self._params,), on_message, on_exit, self._loop)
         except OSError as error:
             self._died(self._generation, error.errno or 0, str(error))
             return
         self._watch(self._start_timeout_s)
-
-    def _post(self, function: Callable[..., None], generation: int, *args: Any) -> None:
-        # The loop may already be closed when the last words of a child arrive.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, generation, *args)
 
     def _receive(self, generation: int, reply: Reply) -> None:
         if generation != self._generation:

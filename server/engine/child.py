@@ -1,11 +1,12 @@
 """A child process that may die: started, talked to, watched, and ended.
 
-Messages are pickled plain data over a pipe. Two threads stand on the parent's side, one that reads and one that
-writes, so a busy child never blocks the caller. Knows nothing of what the messages mean.
+Messages are pickled plain data over a pipe. Nothing here waits for a busy child: a thread writes, and what the child
+says is read where it is wanted (`engine.reader`). Knows nothing of what the messages mean.
 """
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import logging
@@ -22,6 +23,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from server.engine.reader import Tell, read
+
 logger = logging.getLogger(__name__)
 
 Main = Callable[..., None]
@@ -33,8 +36,9 @@ _STDERR_TAIL_BYTES = 4096
 class Child:
     """One process and the pipe to it.
 
-    `on_message(message)` and `on_exit(exit_code, stderr_tail)` are called on the reader's thread; `on_exit` is the
-    last call, exactly once, however the child ended. `exit_code` is negative for a signal, as in `multiprocessing`.
+    `on_message(message)` and `on_exit(exit_code, stderr_tail)` are called on `loop`, the one that runs now, or without
+    one on a thread; `on_exit` is the last call, exactly once, however the child ended. `exit_code` is negative for a
+    signal, as in `multiprocessing`.
     """
 
     def __init__(
@@ -44,9 +48,9 @@ class Child:
         args: tuple[Any, ...],
         on_message: Callable[[Any], None],
         on_exit: Callable[[int, str], None],
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         context = multiprocessing.get_context("spawn")
-        self._on_message = on_message
         self._on_exit = on_exit
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._conn, child_conn = context.Pipe()
@@ -66,11 +70,11 @@ class Child:
         # multiprocessing asks with SIGTERM at the end of the program, and waits for ever for one that does not hear it.
         atexit.register(self.kill)
         self.pid = self._process.pid
-        self._reader = threading.Thread(target=self._read, name=f"{name}-reader", daemon=True)
+        self._is_over = threading.Event()
         self._writer = threading.Thread(target=self._write, name=f"{name}-writer", daemon=True)
-        # The reader joins the writer when the child ends, which may be at once.
+        # It is joined when the child ends, which may be at once.
         self._writer.start()
-        self._reader.start()
+        read(self._conn, on_message, self._bury, loop)
 
     @property
     def is_alive(self) -> bool:
@@ -90,17 +94,11 @@ class Child:
             self._process.kill()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the end of the child and of both threads; False when it takes longer."""
-        self._reader.join(timeout_s)
-        return not self._reader.is_alive()
+        """Wait until the child is gone and `on_exit` was called; False when it takes longer. Not on the loop."""
+        return self._is_over.wait(timeout_s)
 
-    def _read(self) -> None:
-        while True:
-            try:
-                message = self._conn.recv()
-            except (EOFError, OSError):
-                break
-            self._on_message(message)
+    def _bury(self, tell: Tell) -> None:
+        """Nothing more will be said: wait for the end, clear up, and `tell(on_exit, ...)` how it was. On a thread."""
         self._process.join()
         atexit.unregister(self.kill)
         self._outbox.put(_CLOSE)
@@ -108,7 +106,8 @@ class Child:
         self._conn.close()
         code = self._process.exitcode
         self._process.close()
-        self._on_exit(code if code is not None else 0, self._stderr.take())
+        tell(self._on_exit, code if code is not None else 0, self._stderr.take())
+        self._is_over.set()
 
     def _write(self) -> None:
         while (message := self._outbox.get()) is not _CLOSE:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import itertools
 import logging
 import time
@@ -97,7 +98,7 @@ class Link(Protocol):
 _TAKES_REQUESTS = (EngineState.READY, EngineState.SLEEPING, EngineState.WAKING)
 
 Spawn = Callable[[Callable[[list[Event]], None], Callable[[int, str], None]], Link]
-"""Starts an engine; gets `on_message` and `on_exit`, which may be called on any thread."""
+"""Starts an engine; gets `on_message` and `on_exit`, which are called on the event loop, and not before it returns."""
 
 
 class EngineClient:
@@ -238,22 +239,16 @@ class EngineClient:
             self._give_up(f"the engine process could not be started ({error})")
 
     def _spawn_child(self, on_message: Callable[[list[Event]], None], on_exit: Callable[[int, str], None]) -> Link:
-        return Child("ggufd-engine", process.main, (self.config,), on_message, on_exit)
+        return Child("ggufd-engine", process.main, (self.config,), on_message, on_exit, self._loop)
 
     def _launch(self) -> None:
         """Start a process. What an older one still says is told apart by its generation."""
         self._generation += 1
         self._launched_s = time.monotonic()
-        generation = self._generation
         self._is_ending = False
         self._gone.clear()
-
-        def on_message(events: list[Event]) -> None:
-            self._loop.call_soon_threadsafe(self._receive, generation, events)
-
-        def on_exit(code: int, stderr: str) -> None:
-            self._loop.call_soon_threadsafe(self._exited, generation, code, stderr)
-
+        on_message = functools.partial(self._receive, self._generation)
+        on_exit = functools.partial(self._exited, self._generation)
         self._link = self._spawn(on_message, on_exit)
 
     # --- requests ---------------------------------------------------------------------------------------------------
