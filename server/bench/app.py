@@ -7,8 +7,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from server.bench.chunks import chunks
 from server.bench.command import bench
 from server.bench.engine.command import engine
+from server.bench.start import start
 
 _DEFAULT = "http"
 
@@ -30,3 +32,5 @@ app = typer.Typer(
 )
 app.command(_DEFAULT)(bench)
 app.command("engine")(engine)
+app.command("start")(start)
+app.command("chunks")(chunks)
