@@ -52,7 +52,7 @@ from server.engine.messages import (
     Turn,
     Usage,
 )
-from server.errors import EngineDown, EngineFailure, GgufdError, InvalidRequest, Unavailable
+from server.errors import EngineDown, EngineFailure, GgufdError, InvalidRequest, Unavailable, Unsupported
 from server.llama.params import Pooling
 
 BOS, EOS, N_VOCAB = 256, 257, 258
@@ -454,7 +454,8 @@ class FakeText:
     async def encode_infill(
         self, prefix: str, suffix: str, files: Sequence[tuple[str, str]] = (), limit: int | None = None
     ) -> list[int]:
-        assert self.info.has_infill
+        if not self.info.has_infill:
+            raise Unsupported("This model has no infill tokens.", param="suffix")
         assert limit is None or limit > 0
         others = "".join(name + text for name, text in files).encode()
         return [*others, 1, *prefix.encode(), 2, *suffix.encode(), 3]

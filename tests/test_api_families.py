@@ -393,6 +393,33 @@ async def test_ollamas_system_text_is_a_message() -> None:
     assert bytes(request.prompt) == b"system: Be short\nuser: Hi\nassistant: "
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_ollamas_older_route_tells_thoughts_apart(stream: bool) -> None:
+    text = FakeText(template="<think>", opened="<think>\n")
+    async with running(FakeEngine(["Hm.</think>{}"]), text) as api:
+        response = await api.post("/api/generate", {"prompt": "Hi", "stream": stream, "format": "json"})
+        lines = lines_of(response.text)
+        (request,) = api.engine.requests
+    assert ("".join(line.get("thinking", "") for line in lines), lines[-1]["done"]) == ("Hm.", True)
+    assert "".join(line["response"] for line in lines) == "{}"
+    assert request.sampling.grammar is not None
+    assert "</think>" in request.sampling.grammar.frame
+
+
+async def test_ollamas_older_route_switches_thoughts_off() -> None:
+    async with running() as api:
+        await api.ok("/api/generate", prompt="Hi", stream=False, think=False)
+        assert api.text.chats[0].template_kwargs == {"enable_thinking": False}
+
+
+async def test_ollama_fills_in_before_a_suffix() -> None:
+    async with running(None, FakeText(has_infill=True)) as api:
+        await api.ok("/api/generate", prompt="a", suffix="b", stream=False)
+        assert api.engine.requests[0].prompt == (1, *b"a", 2, *b"b", 3)
+    async with running() as api:
+        assert (await api.refused("/api/generate", {"prompt": "a", "suffix": "b"}))["param"] == "suffix"
+
+
 OLLAMA_TOOL = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
 OLLAMA_CALL = '<think>Hm.</think>I look.<tool_call>{"name": "clock", "arguments": {"zone": "UTC"}}</tool_call>'
 

@@ -186,6 +186,36 @@ async def test_structured_output_begins_after_the_thoughts() -> None:
     assert answer["choices"][0]["message"]["content"] == "{}"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_content_inside_an_answer_is_held_to_its_schema_too(stream: bool) -> None:
+    body = {"messages": HELLO, "response_format": {"type": "json_object"}, "tools": [CLOCK], "stream": stream}
+    text = FakeText(template="<think>", opened="<think>\n")
+    async with running(says(f"Hm.</think>[1]{NOW}"), text) as api:
+        await api.post(PATH, body)
+        text.invalid_texts.add("[1]")
+        response = await api.post(PATH, body)
+    assert text.checked == [({"type": "object"}, "[1]")] * 2
+    assert "not what its JSON schema asks for" in response.text
+    assert response.status_code == (200 if stream else 500)
+
+
+async def test_an_answer_that_only_calls_tools_has_no_content_to_be_checked() -> None:
+    async with running(says(f"Hm.</think>{NOW}"), FakeText(template="<think>", opened="<think>\n")) as api:
+        await api.ok(PATH, messages=HELLO, response_format={"type": "json_object"}, tools=[CLOCK])
+        assert api.text.checked == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_usage_tells_how_much_was_thought(stream: bool) -> None:
+    options = {"stream_options": {"include_usage": True}} if stream else {}
+    text = FakeText(template="<think>", opened="<think>\n")
+    async with running(FakeEngine(["Hm, so.</think>Yes.", "Hm.</think>No."]), text) as api:
+        body = {"messages": HELLO, "n": 2, **options}
+        answer = (await api.events(PATH, **body))[-2] if stream else await api.ok(PATH, **body)
+    told = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert len("Hm, so.Hm.") <= told <= len("Hm, so.</think>Hm.</think>")
+
+
 async def test_log_probabilities_stand_beside_calls_and_thoughts() -> None:
     async with running(says(f"<think>a</think>b{NOW}")) as api:
         events = await api.events(PATH, messages=HELLO, tools=[CLOCK], logprobs=True)

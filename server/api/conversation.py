@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.api.activity import Owner
 from server.api.explain import CacheExplainer
@@ -12,6 +12,7 @@ from server.api.generation import Choice, Generation, collect, submit
 from server.api.openai.schemas import ChatRequest
 from server.api.openai.tools import check_choice
 from server.api.ports import Services
+from server.api.reader import AnswerReader
 from server.api.requests import check_n, engine_request
 from server.chat.answer import Answer
 from server.chat.parser import AnswerParser
@@ -20,6 +21,14 @@ from server.engine.messages import SpanLimit
 from server.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
+
+
+class Answered(NamedTuple):
+    """One choice, read. `reasoning_tokens` of it were thoughts."""
+
+    answer: Answer
+    choice: Choice
+    reasoning_tokens: int
 
 
 class Conversation:
@@ -56,20 +65,28 @@ class Conversation:
             rendered=rendered,
             span_limit=self._limited(rendered.thoughts),
         )
-        return await submit(services, [request], self._owner, self.explainer, is_scoring=is_scoring)
+        return await submit(
+            services, [request], self._owner, self.explainer, content_of=self._content_of, is_scoring=is_scoring
+        )
 
-    def parser(self, index: int) -> AnswerParser:
-        """A new parser for choice `index`, once the request was started."""
-        return AnswerParser(self._form, keeps_thinking=self._keeps_thinking)
+    def reader(self) -> AnswerReader:
+        """A new reader for a choice, once the request was started."""
+        return AnswerReader(AnswerParser(self._form, keeps_thinking=self._keeps_thinking))
 
-    async def answers(self) -> list[tuple[Answer, Choice]]:
+    async def answers(self) -> list[Answered]:
         """Start, and wait for every choice."""
-        choices = await collect(await self.start())
-        return [(self._read(index, choice), choice) for index, choice in enumerate(choices)]
+        return [self._read(choice) for choice in await collect(await self.start())]
 
-    def _read(self, index: int, choice: Choice) -> Answer:
-        parser = self.parser(index)
-        return Answer.of([*parser.feed(choice.text), *parser.finish()])
+    def _read(self, choice: Choice) -> Answered:
+        reader = self.reader()
+        answer = Answer.of([delta for output in choice.outputs for delta in reader.feed(output)])
+        return Answered(answer, choice, reader.reasoning_tokens)
+
+    def _content_of(self, text: str) -> str | None:
+        """What of a whole answer a schema of the content holds; None when it calls tools and says nothing."""
+        parser = AnswerParser(self._form)
+        answer = Answer.of([*parser.feed(text), *parser.finish()])
+        return answer.content if answer.content or not answer.calls else None
 
     async def render(self) -> RenderedChat:
         """The prompt, which nothing is done with: to be counted."""

@@ -168,7 +168,6 @@ OLLAMA: Aliases = {
     **_GENERATION,
     "max_tokens": ("num_predict", "n_predict", "max_tokens"),
     "json_schema": ("format", "json_schema"),
-    "template_kwargs": ("chat_template_kwargs",),
 }
 """Of the body with its `options` laid open."""
 

@@ -36,6 +36,9 @@ T = TypeVar("T")
 CheckJson = Callable[[str, str], Awaitable[None]]
 """Raises unless the second is JSON that satisfies the first, a schema."""
 
+ContentOf = Callable[[str], str | None]
+"""What is said in a whole answer, apart from thoughts and calls; None where nothing is, because tools are called."""
+
 Batch = tuple[int, list[RequestEvent]]
 """The first choice of one engine request, and what happened to that request; `index` counts from that choice."""
 
@@ -45,7 +48,8 @@ class Generation:
 
     `n` is the sequences of each request, `total` those of all; `requests` are what the engine was given. It belongs to
     `owner`, in whose name it can be found and aborted; `finishes` are the ends that the engine told, each explained by
-    the `explainer` before it is passed on. A finished text that a JSON schema held is looked at by `check` first.
+    the `explainer` before it is passed on. A finished text that a JSON schema held is looked at by `check` first; where
+    the schema held a part of it, that is found by `content_of`.
     `is_scoring` says that only the prompt counts: the engine computes one token, and it is dropped here.
     """
 
@@ -58,6 +62,7 @@ class Generation:
         explainer: CacheExplainer,
         check: CheckJson,
         *,
+        content_of: ContentOf | None = None,
         is_scoring: bool = False,
     ) -> None:
         self.n = requests[0].n if requests else 1
@@ -69,6 +74,7 @@ class Generation:
         self._activity = activity
         self._explainer = explainer
         self._check = check
+        self._content_of = content_of
         self._is_scoring = is_scoring
         self._choices = [_Progress() for _ in range(self.total)]
         self._stack = contextlib.AsyncExitStack()
@@ -130,16 +136,19 @@ class Generation:
         return ended
 
     def _schema_of(self, index: int) -> str | None:
-        """The JSON schema that holds the whole of a choice's text."""
+        """The JSON schema that holds what a choice says."""
         grammar = self.requests[index // self.n].sampling.grammar
-        is_schema = grammar is not None and grammar.kind is GrammarKind.JSON_SCHEMA and not grammar.frame
-        return grammar.text if grammar is not None and is_schema else None
+        return grammar.text if grammar is not None and grammar.kind is GrammarKind.JSON_SCHEMA else None
 
     async def _verify(self, index: int, finish: Finish) -> None:
         """Raises EngineFailure when a text that ended by itself, uncut, is not what its schema asks for."""
         schema = self._schema_of(index)
-        if schema is not None and finish.reason is FinishReason.STOP and finish.stop is None:
-            await self._check(schema, "".join(self._choices[index].texts))
+        if schema is None or finish.reason is not FinishReason.STOP or finish.stop is not None:
+            return
+        text = "".join(self._choices[index].texts)
+        content = text if self._content_of is None else self._content_of(text)
+        if content is not None:
+            await self._check(schema, content)
 
     def _tell(self) -> None:
         """Write into the record what the request has cost, as far as the engine told."""
@@ -233,6 +242,7 @@ async def submit(
     owner: Owner,
     explainer: CacheExplainer,
     *,
+    content_of: ContentOf | None = None,
     is_scoring: bool = False,
 ) -> Generation:
     """Hand all requests to the engine, or none: when one is refused, those before it are aborted.
@@ -251,16 +261,16 @@ async def submit(
         async with Generation(requests, streams, services.activity, owner, explainer, services.text.check_json):
             raise
     check = services.text.check_json
-    return Generation(requests, streams, services.activity, owner, explainer, check, is_scoring=is_scoring)
+    return Generation(
+        requests, streams, services.activity, owner, explainer, check, content_of=content_of, is_scoring=is_scoring
+    )
 
 
 @dataclass(slots=True)
 class Choice:
-    """One finished answer."""
+    """One finished answer, and the `outputs` that it came in."""
 
-    texts: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None
 
@@ -269,14 +279,20 @@ class Choice:
         if isinstance(event, PromptLogprobs):
             self.prompt_logprobs = event.entries
             return
-        self.texts.append(event.text)
-        self.tokens.extend(event.tokens)
-        self.logprobs.extend(event.logprobs)
+        self.outputs.append(event)
         self.finish = event.finish or self.finish
 
     @property
     def text(self) -> str:
-        return "".join(self.texts)
+        return "".join(output.text for output in self.outputs)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for output in self.outputs for token in output.tokens]
+
+    @property
+    def logprobs(self) -> list[TokenLogprob]:
+        return [entry for output in self.outputs for entry in output.logprobs]
 
     @property
     def ended(self) -> Finish:
@@ -288,7 +304,8 @@ class Choice:
     @property
     def mean_logprob(self) -> float:
         """Mean log-probability of a token, what `best_of` ranks by; an empty answer ranks last."""
-        return sum(entry.logprob for entry in self.logprobs) / len(self.logprobs) if self.logprobs else -1e9
+        logprobs = [entry.logprob for entry in self.logprobs]
+        return sum(logprobs) / len(logprobs) if logprobs else -1e9
 
 
 async def collect(generation: Generation) -> list[Choice]:

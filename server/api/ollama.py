@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
+from pydantic import BeforeValidator, Strict, WithJsonSchema
 from starlette.responses import Response
 
 from server.api.activity import owner_of
@@ -25,6 +25,7 @@ from server.api.openai.messages import read_messages
 from server.api.openai.schemas import ChatRequest
 from server.api.ports import Services, services_of
 from server.api.prompts import encode_text
+from server.api.reader import AnswerReader
 from server.api.requests import GenerationFields, check_n, engine_request, refuse_unavailable
 from server.api.responses import json_response
 from server.api.sampling import Bool
@@ -32,7 +33,6 @@ from server.api.usage import finish_reason
 from server.api.validation import validate
 from server.chat.answer import Answer, ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCall, ToolCallBegin
 from server.chat.parser import AnswerParser
-from server.chat.prompt import ChatPrompt
 from server.engine.messages import Finish, Output, Ready, RequestEvent
 from server.errors import InvalidRequest
 
@@ -44,18 +44,16 @@ _VERSION = "0.12.6"
 _NS = 1_000_000_000
 
 
-class OllamaRequest(GenerationFields):
-    """What both routes take. Samplers may stand in `options`, as Ollama's clients send them, or beside it."""
+class GenerateRequest(GenerationFields):
+    """`raw` leaves the prompt as it is, a `suffix` asks for what stands before it; else the prompt is a user's message.
+
+    Samplers may stand in `options`, as Ollama's clients send them, or beside it. `think` is that of the chat.
+    """
 
     stream: Bool = True
-    template_kwargs: Annotated[Mapping[str, Any], WithJsonSchema({"type": "object"})] = Field(default_factory=dict)
-
-
-class GenerateRequest(OllamaRequest):
-    """`raw` leaves the prompt as it is; else it becomes a user's message in the model's template."""
-
     prompt: Annotated[str, Strict()] = ""
     system: Annotated[str, Strict()] = ""
+    suffix: Annotated[str, Strict()] = ""
     raw: Bool = False
 
 
@@ -101,8 +99,8 @@ class Work(ABC):
         if self._fields.stream:
             return LineStream(await self._start(), _Lines(self))
         (choice,) = await unless_gone(self._request, self._collect())
-        parser = self.parser()
-        answer = Answer.of([*parser.feed(choice.text), *parser.finish()])
+        reader = self.reader()
+        answer = Answer.of([delta for output in choice.outputs for delta in reader.feed(output)])
         return json_response(self.end(answer, choice.ended))
 
     async def _collect(self) -> list[Choice]:
@@ -133,10 +131,6 @@ class Work(ABC):
             **self.explainer.of(0),
         )
 
-    def parser(self) -> AnswerParser:
-        """What tells the parts of the answer apart."""
-        return AnswerParser()
-
     @property
     @abstractmethod
     def is_empty(self) -> bool:
@@ -147,11 +141,17 @@ class Work(ABC):
         """Hand the request to the engine."""
 
     @abstractmethod
+    def reader(self) -> AnswerReader:
+        """What tells the parts of the answer apart."""
+
+    @abstractmethod
     def content(self, answer: Answer) -> dict[str, Any]:
         """What holds a part of the answer."""
 
 
-class _Generate(Work):
+class _Continue(Work):
+    """A text goes on as it is, or is filled in before a suffix: no template, and nothing but text in the answer."""
+
     def __init__(self, services: Services, fields: GenerateRequest, request: Request) -> None:
         super().__init__(services, fields, request)
         self._body = fields
@@ -166,26 +166,26 @@ class _Generate(Work):
         return await submit(self._services, [request], self._owner, self.explainer, is_scoring=is_scoring)
 
     async def _tokens(self) -> Sequence[int]:
-        body = self._body
-        if body.raw:
-            self.explainer.add_prompt(body.prompt)
-            return await encode_text(self._services, body.prompt, add_bos=True)
-        system = [{"role": "system", "content": body.system}] if body.system else []
-        messages = (*system, {"role": "user", "content": body.prompt})
-        self._services.require_ready()
-        rendered = await self._services.text.render(ChatPrompt(messages, template_kwargs=body.template_kwargs))
-        self.explainer.add_prompt(rendered.text, messages)
-        return rendered.tokens
+        self.explainer.add_prompt(self._body.prompt)
+        if self._body.suffix:
+            self._services.require_ready()
+            return await self._services.text.encode_infill(self._body.prompt, self._body.suffix)
+        return await encode_text(self._services, self._body.prompt, add_bos=True)
+
+    def reader(self) -> AnswerReader:
+        return AnswerReader(AnswerParser())
 
     def content(self, answer: Answer) -> dict[str, Any]:
         return {"response": answer.content}
 
 
 class _Chat(Work):
+    param = "messages"
+
     def __init__(self, services: Services, fields: OllamaChatRequest, request: Request) -> None:
         super().__init__(services, fields, request)
         self._messages = fields.messages
-        self._conversation = Conversation(services, fields, self._owner)
+        self._conversation = Conversation(services, fields, self._owner, self.param)
         self.explainer = self._conversation.explainer
 
     @property
@@ -195,8 +195,8 @@ class _Chat(Work):
     async def start(self, *, is_scoring: bool) -> Generation:
         return await self._conversation.start(is_scoring=is_scoring)
 
-    def parser(self) -> AnswerParser:
-        return self._conversation.parser(0)
+    def reader(self) -> AnswerReader:
+        return self._conversation.reader()
 
     def content(self, answer: Answer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.content}
@@ -205,6 +205,15 @@ class _Chat(Work):
         if answer.calls:
             message["tool_calls"] = [_call_json(call) for call in answer.calls]
         return {"message": message}
+
+
+class _Generate(_Chat):
+    """A chat of one message, in the fields of the older route."""
+
+    param = "prompt"
+
+    def content(self, answer: Answer) -> dict[str, Any]:
+        return {"response": answer.content, **({"thinking": answer.reasoning} if answer.reasoning else {})}
 
 
 def _call_json(call: ToolCall) -> dict[str, Any]:
@@ -221,19 +230,18 @@ class _Lines:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._parser: AnswerParser | None = None
+        self._reader: AnswerReader | None = None
         self._calls: list[Delta] = []
 
     def feed(self, first: int, event: RequestEvent) -> bytes:
         """The lines for one event."""
         if not isinstance(event, Output):
             return b""
-        if self._parser is None:
-            self._parser = self._work.parser()
-        data = self._told(self._parser.feed(event.text))
+        if self._reader is None:
+            self._reader = self._work.reader()
+        data = self._told(self._reader.feed(event))
         if event.finish is None:
             return data
-        data += self._told(self._parser.finish())
         if self._calls:
             data += line_bytes(self._work.line(Answer.of(self._calls), done=False))
         return data + line_bytes(self._work.end(Answer(), event.finish))
@@ -251,7 +259,11 @@ _HELLO = [{"role": "user", "content": "Say hello."}]
 async def generate(request: Request) -> Response:
     """Continue a text, or answer it."""
     services, body = services_of(request), await _flat(request)
-    return await _Generate(services, validate(GenerateRequest, body, OLLAMA), request).respond()
+    fields = validate(GenerateRequest, body, OLLAMA)
+    if fields.raw or fields.suffix:
+        return await _Continue(services, fields, request).respond()
+    chat = validate(OllamaChatRequest, _as_chat(body, fields), OLLAMA_CHAT)
+    return await _Generate(services, chat, request).respond()
 
 
 @router.post("/chat", **documented(OllamaChatRequest, {"whole": {"messages": _HELLO, "stream": False}}))
@@ -259,6 +271,14 @@ async def chat(request: Request) -> Response:
     """Answer a conversation."""
     services, body = services_of(request), await _flat(request)
     return await _Chat(services, validate(OllamaChatRequest, body, OLLAMA_CHAT), request).respond()
+
+
+def _as_chat(body: JsonObject, fields: GenerateRequest) -> JsonObject:
+    """The body of the chat that a prompt is; none without one."""
+    system = [{"role": "system", "content": fields.system}] if fields.system else []
+    messages = [*system, {"role": "user", "content": fields.prompt}] if fields.prompt else []
+    foreign = ("prompt", "system", "suffix", "raw", "tools", "tool_choice")
+    return {name: value for name, value in body.items() if name not in foreign} | {"messages": messages}
 
 
 async def _flat(request: Request) -> JsonObject:

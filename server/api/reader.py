@@ -1,6 +1,6 @@
 """Reads the outputs of one choice: the pieces of its answer, how it ended, and how much of it was thinking.
 
-Knows no wire format. What the chunks of a chat do for speed, the other APIs do here, one piece at a time.
+Knows no wire format.
 """
 
 from __future__ import annotations
@@ -23,6 +23,16 @@ class AnswerReader:
         self._is_thinking = False
         self._finish: Finish | None = None
         self.reasoning_tokens = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether from here on all text is content, as it is: then it need not be fed any more."""
+        return self._parser.is_plain
+
+    @property
+    def has_whole_calls(self) -> bool:
+        """Whether there are calls, and each of them can be made."""
+        return self._parser.has_whole_calls
 
     @property
     def finish(self) -> Finish:

@@ -20,10 +20,13 @@ def finish_reason(finish: Finish, *, has_calls: bool = False) -> str:
     return _REASONS.get(finish.reason, "length")
 
 
-def usage_json(usages: Sequence[Usage], n: int, *, has_bans: bool = False) -> dict[str, Any]:
+def usage_json(
+    usages: Sequence[Usage], n: int, *, reasoning_tokens: int | None = None, has_bans: bool = False
+) -> dict[str, Any]:
     """OpenAI's `usage` over all sequences, `n` for each prompt: a prompt counts once, whatever `n` is.
 
-    With `has_bans` it tells how often a banned phrase was taken back.
+    `reasoning_tokens` of the completion were thoughts; None where nobody looks for any. With `has_bans` it tells how
+    often a banned phrase was taken back.
     """
     firsts = usages[::n]
     prompt = sum(usage.prompt_tokens for usage in firsts)
@@ -33,6 +36,7 @@ def usage_json(usages: Sequence[Usage], n: int, *, has_bans: bool = False) -> di
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts), **_moved(firsts)},
+        **({} if reasoning_tokens is None else {"completion_tokens_details": {"reasoning_tokens": reasoning_tokens}}),
         **({"banned_rewinds": sum(usage.rewinds for usage in usages)} if has_bans else {}),
     }
 

@@ -18,7 +18,6 @@ from server.api.conversation import Conversation
 from server.api.docs import documented
 from server.api.generation import Generation, unless_gone
 from server.api.ports import services_of
-from server.api.reader import AnswerReader
 from server.api.responses import json_response
 from server.api.sse import EventStream
 from server.api.validation import validate
@@ -46,7 +45,7 @@ async def create_message(request: Request) -> Response:
         generation = await conversation.start()
     writer = MessageWriter(
         services.config.model_id,
-        AnswerReader(conversation.parser(0)),
+        conversation.reader(),
         prompt_tokens=len(generation.requests[0].prompt),
         max_tokens=fields.max_tokens,
         stop=chat.stop,

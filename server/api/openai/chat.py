@@ -76,7 +76,7 @@ def _chunks(services: Services, fields: ChatRequest, work: Conversation, generat
         head(services, "chatcmpl", "chat.completion.chunk"),
         generation.total,
         generation.n,
-        new_parser=work.parser,
+        new_reader=work.reader,
         explainer=work.explainer,
         includes_usage=fields.includes_usage,
         has_bans=fields.has_bans,
@@ -87,14 +87,15 @@ def _chunks(services: Services, fields: ChatRequest, work: Conversation, generat
 async def _answer(services: Services, fields: ChatRequest, work: Conversation) -> dict[str, Any]:
     """The whole answer as JSON data."""
     answers = await work.answers()
-    usages = [choice.ended.usage for _, choice in answers]
+    usages = [one.choice.ended.usage for one in answers]
+    reasoning_tokens = sum(one.reasoning_tokens for one in answers)
     return {
         **head(services, "chatcmpl", "chat.completion"),
         "choices": [
-            _choice(index, answer, choice, has_logprobs=work.n_logprobs is not None)
-            for index, (answer, choice) in enumerate(answers)
+            _choice(index, one.answer, one.choice, has_logprobs=work.n_logprobs is not None)
+            for index, one in enumerate(answers)
         ],
-        "usage": usage_json(usages, len(answers), has_bans=fields.has_bans),
+        "usage": usage_json(usages, len(answers), reasoning_tokens=reasoning_tokens, has_bans=fields.has_bans),
         "timings": timings_json(usages[0]),
         **work.explainer.of(0),
     }

@@ -12,10 +12,10 @@ from typing import Any
 from server.api.explain import CacheExplainer
 from server.api.logprobs import LegacyLogprobs, TokenTexts, chat_entry
 from server.api.openai.echo import Echo
+from server.api.reader import AnswerReader
 from server.api.sse import DONE, ChunkFormat, Envelope, event_bytes
 from server.api.usage import finish_reason, progress_json, timings_json, usage_json
 from server.chat.answer import ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
-from server.chat.parser import AnswerParser
 from server.engine.messages import Finish, Output, Progress, PromptLogprobs, RequestEvent, TokenLogprob, Usage
 
 
@@ -92,7 +92,10 @@ class Chunks(ChunkFormat):
         if not self._includes_usage:
             return DONE
         usages = [self._usages[index] for index in sorted(self._usages)]
-        return event_bytes(self._object([]) | {"usage": usage_json(usages, self._n, has_bans=self._has_bans)}) + DONE
+        return event_bytes(self._object([]) | {"usage": self._usage(usages)}) + DONE
+
+    def _usage(self, usages: Sequence[Usage]) -> dict[str, Any]:
+        return usage_json(usages, self._n, has_bans=self._has_bans)
 
     def _with_logprobs(self, index: int, output: Output) -> bytes:
         """One chunk a token where the tokens' texts make up the text: some clients read the first entry alone."""
@@ -128,28 +131,28 @@ class Chunks(ChunkFormat):
 
 
 class ChatChunks(Chunks):
-    """`chat.completion.chunk`. `new_parser` makes the parser of a choice."""
+    """`chat.completion.chunk`. `new_reader` makes the reader of a choice."""
 
-    def __init__(self, *args: Any, new_parser: Callable[[int], AnswerParser], **options: Any) -> None:
+    def __init__(self, *args: Any, new_reader: Callable[[], AnswerReader], **options: Any) -> None:
         super().__init__(*args, **options)
-        self._new_parser = new_parser
-        self._parsers: dict[int, AnswerParser] = {}
+        self._new_reader = new_reader
+        self._readers: dict[int, AnswerReader] = {}
         self._decoders: dict[int, TokenTexts] = {}
 
     def _opening(self, index: int) -> bytes:
         self._decoders[index] = TokenTexts()
-        self._parsers[index] = self._new_parser(index)
+        self._readers[index] = self._new_reader()
         return self.chunk(_delta(index, {"role": "assistant", "content": ""}))
 
     def _body(self, index: int, envelope: Envelope, output: Output) -> bytes:
         """Text that needs no reading goes the short way, which is most of it."""
-        parser = self._parsers[index]
-        if parser.is_plain:
+        reader = self._readers[index]
+        if reader.is_plain:
             return super()._body(index, envelope, output)
         if output.logprobs:
             logprobs = self._logprobs(index, output.logprobs, self._texts(index, output.logprobs))
-            return self._deltas(index, parser.feed(output.text), logprobs)
-        return b"".join([self._quick(index, envelope, delta) for delta in parser.feed(output.text)])
+            return self._deltas(index, reader.feed(output), logprobs)
+        return b"".join([self._quick(index, envelope, delta) for delta in reader.feed(output)])
 
     def _quick(self, index: int, envelope: Envelope, delta: Delta) -> bytes:
         """Content goes the short way here too."""
@@ -161,11 +164,12 @@ class ChatChunks(Chunks):
         values = [logprobs, *[None] * len(parts)]
         return b"".join(self.chunk(_delta(index, part, value)) for part, value in zip(parts, values, strict=False))
 
-    def _end(self, index: int, finish: Finish) -> bytes:
-        return self._deltas(index, self._parsers[index].finish()) + super()._end(index, finish)
-
     def _reason(self, index: int, finish: Finish) -> str:
-        return finish_reason(finish, has_calls=self._parsers[index].has_whole_calls)
+        return finish_reason(finish, has_calls=self._readers[index].has_whole_calls)
+
+    def _usage(self, usages: Sequence[Usage]) -> dict[str, Any]:
+        reasoning_tokens = sum(reader.reasoning_tokens for reader in self._readers.values())
+        return usage_json(usages, self._n, reasoning_tokens=reasoning_tokens, has_bans=self._has_bans)
 
     def _choice(self, index: int, text: str, logprobs: Any = None) -> dict[str, Any]:
         return _delta(index, {"content": text}, logprobs)

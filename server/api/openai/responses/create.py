@@ -24,7 +24,6 @@ from server.api.openai.responses.stream import ResponseEvents
 from server.api.openai.responses.truncation import shortened
 from server.api.openai.schemas import ChatRequest
 from server.api.ports import Services, services_of
-from server.api.reader import AnswerReader
 from server.api.responses import json_response
 from server.api.sse import EventStream
 from server.api.validation import validate
@@ -105,7 +104,7 @@ class _Asked:
             "background": False,
             **settings_json(self.fields, generation.requests[0].sampling),
         }
-        writer = ResponseWriter(head, AnswerReader(conversation.parser(0)))
+        writer = ResponseWriter(head, conversation.reader())
         return _Running(self, items, conversation, generation, writer)
 
     async def _past(self) -> list[Item]:
