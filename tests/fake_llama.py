@@ -101,7 +101,7 @@ class FakeGrammars:
     """A grammar is the characters that may stand at each place: "ab/c" is an a or b, then a c, then the end.
 
     "!" at a place makes the matcher fail there; a grammar that starts with it is refused. One that starts with "?"
-    is compiled once it was looked at three times.
+    is compiled once it was looked at three times. "*<" is free: any bytes up to a "<", and that; it may end there too.
     """
 
     def __init__(self) -> None:
@@ -139,20 +139,30 @@ class FakeCompiledGrammar:
 class FakeConstraint:
     def __init__(self, places: list[str]) -> None:
         self._places = places
-        self._position = 0
+        self._positions = [0]
         self._begun_at: int | None = None
-        self._is_masked = False
+        self._is_masked = self._is_refused = False
+        self.n_masks = 0
+
+    @property
+    def _position(self) -> int:
+        return self._positions[-1]
 
     @property
     def is_stopped(self) -> bool:
         return self._position == len(self._places)
 
     @property
+    def is_free(self) -> bool:
+        return not self.is_stopped and self._places[self._position] == "*<"
+
+    @property
     def is_accepting(self) -> bool:
-        return self.is_stopped
+        return self.is_stopped or self.is_free
 
     def begin(self) -> None:
         assert not self.is_stopped, "began more than the grammar allows"
+        assert not self.is_free, "began what may not be needed"
         self._begun_at = self._position
 
     def forced(self) -> list[int]:
@@ -162,25 +172,45 @@ class FakeConstraint:
 
     def mask(self, row: Logits) -> None:
         assert not self.is_stopped, "asked for more than the grammar allows"
-        assert self._begun_at == self._position, "a mask was not begun before its decode"
-        allowed = self._places[self._position].encode()
-        if allowed == b"!":
+        if self.is_free:
+            assert self._is_refused, "a mask where none was needed"
+        else:
+            assert self._begun_at == self._position, "a mask was not begun before its decode"
+        if self._places[self._position] == "!":
             raise EngineFailure("the grammar cannot go on")
-        banned = np.ones(len(row), bool)
-        banned[list(allowed)] = False
-        row[banned] = -np.inf
+        row[[token for token in range(len(row)) if not self._fits(token)]] = -np.inf
         self._is_masked = True
+        self._is_refused = False
+        self.n_masks += 1
+
+    def take(self, token: int) -> bool:
+        assert self.is_free, "a token was chosen without a mask"
+        if self._fits(token):
+            self._advance(token)
+            return True
+        self._is_refused = True
+        return False
 
     def accept(self, token: int) -> None:
         assert self._is_masked or token in self.forced()[:1], "a token was chosen without a mask"
-        if chr(token) not in self._places[self._position]:
+        if not self._fits(token):
             raise EngineFailure(f"token {token} does not fit the grammar")
-        self._position += 1
+        self._advance(token)
         self._is_masked = False
 
+    def _fits(self, token: int) -> bool:
+        """An end may come where the text is whole, without being taken."""
+        if self.is_free:
+            return token < 256 or token in FakeVocabulary.eog_tokens
+        return chr(token) in self._places[self._position]
+
+    def _advance(self, token: int) -> None:
+        stays = self.is_free and chr(token) != "<"
+        self._positions.append(self._position + (not stays))
+
     def rewind(self, n: int) -> None:
-        assert 0 < n <= self._position, "more taken back than was accepted"
-        self._position -= n
+        assert 0 < n < len(self._positions), "more taken back than was accepted"
+        del self._positions[-n:]
         self._begun_at = None
 
 

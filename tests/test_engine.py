@@ -817,6 +817,52 @@ def test_forced_tokens_are_what_would_have_been_sampled(option: dict[str, Any], 
     assert reasons[0] == reasons[1]
 
 
+FREE = "*</ab/c/d"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"temperature": 1.5, "seed": 4},
+        {"temperature": 1.5, "seed": 4, "xtc_probability": 0.1},
+        {"temperature": 1.5, "seed": 5, "banned_strings": ("a", "<")},
+        {"temperature": 1.5, "seed": 6, "repeat_penalty": 1.9, "n": 3},
+        {"temperature": 1.5, "seed": 7, "n_logprobs": 1},
+    ],
+    ids=str,
+)
+def test_free_text_is_drawn_without_a_mask_until_a_call_is_opened(changes: dict[str, Any]) -> None:
+    """The fake's constraint allows a mask in free text only after it refused a token, and none is begun for it."""
+    request = make_request(1, b"x", grammar=grammar(FREE), logit_bias=((ord("<"), 6.0),), max_tokens=60, **changes)
+    collected = run_alone(request)
+    for index in range(request.n):
+        free, opening, call = collected.texts[index].partition("<")
+        assert call in ("acd", "bcd") if opening else collected.finishes[index].usage.completion_tokens > 0
+        assert b" the" not in free.encode()
+    if "banned_strings" not in changes:
+        assert any("<" in text for text in collected.texts.values())
+
+
+def test_a_token_that_free_text_may_not_have_is_drawn_again() -> None:
+    """The fake's free text is of single bytes: " the" is wanted most, and refused."""
+    bias = ((THE, 100.0), (ord("z"), 90.0))
+    for changes in ({}, {"temperature": 1.0, "seed": 3}, {"temperature": 1.0, "seed": 3, "typ_p": 0.9}):
+        rig = make_engine()
+        rig.add(make_request(1, b"x", grammar=grammar(FREE), logit_bias=bias, max_tokens=5, **changes))
+        rig.step()
+        constraint = rig.engine._running[0].constraint
+        rig.run()
+        assert rig.text(1) == "zzzzz"
+        assert constraint.n_masks == 5  # type: ignore[union-attr]
+
+
+def test_free_text_may_end() -> None:
+    rig = make_engine()
+    rig.add(make_request(1, b"x", grammar=grammar(FREE), logit_bias=((EOT, 100.0),), max_tokens=5))
+    assert rig.run()[1].finishes[0].reason is FinishReason.STOP
+
+
 def test_few_forced_tokens_beside_many_others_cost_no_pass_of_their_own() -> None:
     rig = make_engine(n_slots=9)
     for request_id in range(8):

@@ -332,14 +332,15 @@ def test_penalties_are_those_counted_by_hand(
     logits = some_logits(2, 10)
     logits[4] = -np.inf
     found = logits.copy()
-    penalties.apply(found)
-    for token in range(10):
-        count = (said + more)[-last_n:].count(token)
-        expected = float(logits[token])
-        if count:
-            expected = expected * repeat if expected <= 0 else expected / repeat
-            expected -= count * frequency + presence
-        assert found[token] == pytest.approx(expected, rel=1e-5)
+    with penalties.applied(found):
+        for token in range(10):
+            count = (said + more)[-last_n:].count(token)
+            expected = float(logits[token])
+            if count:
+                expected = expected * repeat if expected <= 0 else expected / repeat
+                expected -= count * frequency + presence
+            assert found[token] == pytest.approx(expected, rel=1e-5)
+    assert (found == logits).all()
 
 
 @pytest.mark.parametrize("last_n", [2**31 - 1, -1])
@@ -367,9 +368,8 @@ def test_a_rewind_takes_the_penalty_back_and_draws_anew(context: Context) -> Non
         vector.rewind(1, SAID)
     assert len(set(tries)) > 3
     fresh, rewound = logits.copy(), logits.copy()
-    vector_sampler(params, SAID)._penalties.apply(fresh)  # type: ignore[union-attr]
-    vector._penalties.apply(rewound)  # type: ignore[union-attr]
-    assert (fresh == rewound).all()
+    with vector_sampler(params, SAID)._penalties.applied(fresh), vector._penalties.applied(rewound):  # type: ignore[union-attr]
+        assert (fresh == rewound).all()
 
     write_row(context, logits)
     chain = context.new_chain(dataclasses.replace(params, xtc_probability=0.01), 1, SAID, can_rewind=True)

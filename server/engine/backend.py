@@ -100,7 +100,17 @@ class Vocabulary(Protocol):
 
 
 class Constraint(Protocol):
-    """A grammar's state along one sequence. See `engine.constraint.GrammarConstraint`."""
+    """A grammar's state along one sequence. See `engine.constraint.GrammarConstraint`.
+
+    Where it `is_free` nearly any token may come: one is drawn without a mask then, and `take` says whether it may. Only
+    where it may not is a mask needed, and another draw.
+    """
+
+    @property
+    def is_free(self) -> bool: ...
+
+    def take(self, token: int) -> bool:
+        """Accept a token if it may come next; False, and nothing changed, if not."""
 
     def mask(self, row: Row) -> None:
         """Set the logits of all tokens that may not come next to minus infinity."""
@@ -108,7 +118,10 @@ class Constraint(Protocol):
     def accept(self, token: int) -> None: ...
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, as the grammar leaves no choice; often none. They are not accepted yet."""
+        """The tokens that must come next, as the grammar leaves no choice; often none. They are not accepted yet.
+
+        Where there are any it is not free.
+        """
 
     def rewind(self, n: int) -> None:
         """Take back the last `n` accepted tokens."""

@@ -101,9 +101,9 @@ class Batcher:
         return places
 
     def _begin_masks(self, plan: list[Chunk]) -> None:
-        """The masks of all that will be sampled after this decode are computed beside it."""
+        """The masks that will be needed after this decode are computed beside it."""
         sequences = [chunk.sequence for chunk in plan if chunk.n_outputs and _is_last(chunk)]
-        constraints = [sequence.constraint for sequence in sequences if sequence.constraint is not None]
+        constraints = [one.constraint for one in sequences if one.constraint is not None and not one.constraint.is_free]
         if constraints:
             self._grammars.begin_masks(constraints)
 

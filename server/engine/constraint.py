@@ -3,6 +3,10 @@
 The bridge to llguidance is in `llama.grammar`. A grammar is compiled on a thread of its own, which llguidance lets run
 beside the step loop, and kept: whoever sends it again gets a copy that is ready at once. Masks are computed while the
 decode runs whose logits they are for.
+
+Most of an answer that may call tools is free text, where a mask would say that nearly everything may come. There a
+token is drawn first and the grammar asked about that one alone, which takes a few microseconds. What may come is the
+same either way, and how likely it is too: a token that is refused is drawn again from those that are allowed.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +47,7 @@ class Masks:
         self._thread = ThreadPoolExecutor(1, "masks")
         self._filler = MaskFiller(max(1, (os.cpu_count() or 1) // 2))
         self._words = np.zeros((0, mask_words(n_vocab)), np.uint32)
+        self._word = np.zeros((1, mask_words(n_vocab)), np.uint32)
         self._banned = np.zeros((0, n_vocab), bool)
         self._row_of: dict[int, int] = {}
         self._filling: Future[None] | None = None
@@ -58,12 +63,13 @@ class Masks:
         self._filling = self._thread.submit(self._fill, matchers)
 
     def banned(self, matcher: Matcher) -> npt.NDArray[np.bool_]:
-        """Which tokens may not come next, shape `[n_vocab]`, valid until the next call of `begin`."""
-        if id(matcher) not in self._row_of:
-            self.begin([matcher])
+        """Which tokens may not come next, shape `[n_vocab]`, valid until the next call of this or of `begin`."""
         self._wait()
         # After its token was taken, a mask is good no more.
-        banned: npt.NDArray[np.bool_] = self._banned[self._row_of.pop(id(matcher))]
+        place = self._row_of.pop(id(matcher), None)
+        if place is None:
+            self._filler.fill([matcher], self._word)
+        banned: npt.NDArray[np.bool_] = self._unpacked(self._word)[0] if place is None else self._banned[place]
         return banned
 
     def _wait(self) -> None:
@@ -79,23 +85,40 @@ class Masks:
     def _fill(self, matchers: Sequence[Matcher]) -> None:
         words = self._words[: len(matchers)]
         self._filler.fill(matchers, words)
+        self._banned = self._unpacked(words)
+
+    def _unpacked(self, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
         bits = np.unpackbits(~words.view(np.uint8), axis=1, bitorder="little", count=self._n_vocab)
-        self._banned = bits.view(bool)
+        return bits.view(bool)
 
 
 class GrammarConstraint:
-    """Masks one sequence's rows by its `matcher`. Raises `EngineFailure` when the matcher cannot go on."""
+    """Holds one sequence to its `matcher`. Raises `EngineFailure` when the matcher cannot go on.
 
-    def __init__(self, compiled: CompiledGrammar, matcher: Matcher, masks: Masks) -> None:
+    It is free from a mask on that allows half of the vocabulary, until a token is refused or leaves no choice about
+    the next.
+    """
+
+    def __init__(self, compiled: CompiledGrammar, matcher: Matcher, masks: Masks, *, is_free: bool) -> None:
         self._compiled = compiled
         self._masks = masks
         self.matcher = matcher
+        self.is_free = is_free
 
     def mask(self, row: Row) -> None:
         banned = self._masks.banned(self.matcher)
         if self.matcher.is_error:
             raise self._broken("the grammar cannot go on")
         np.copyto(row, -np.inf, where=banned)
+        self.is_free = _is_free(len(row) - int(np.count_nonzero(banned)), len(row))
+
+    def take(self, token: int) -> bool:
+        if self.matcher.take(token):
+            return True
+        if self.matcher.is_error:
+            raise self._broken("the grammar cannot go on")
+        self.is_free = False
+        return False
 
     def accept(self, token: int) -> None:
         if not self.matcher.accept(token):
@@ -105,9 +128,12 @@ class GrammarConstraint:
         tokens = self.matcher.forced_tokens()
         if self.matcher.is_error:
             raise self._broken("the grammar cannot go on")
+        if tokens:
+            self.is_free = False
         return tokens
 
     def rewind(self, n: int) -> None:
+        self.is_free = False
         if not self.matcher.rollback(n):
             raise self._broken(f"the grammar cannot go {n} tokens back")
 
@@ -125,22 +151,34 @@ class GrammarConstraint:
         return EngineFailure(f"{what}: {self.matcher.error}")
 
 
+def _is_free(n_allowed: int, n_vocab: int) -> bool:
+    return 2 * n_allowed > n_vocab
+
+
+class _Start(NamedTuple):
+    """A matcher at the start of its grammar, and whether nearly any token may come first."""
+
+    matcher: Matcher
+    is_free: bool
+
+
 class CompiledGrammar:
     """A grammar that is being compiled, or is."""
 
-    def __init__(self, matcher: Future[Matcher], masks: Callable[[], Masks]) -> None:
-        self._matcher = matcher
+    def __init__(self, start: Future[_Start], masks: Callable[[], Masks]) -> None:
+        self._start = start
         self._masks = masks
         self.is_broken = False
 
     @property
     def is_ready(self) -> bool:
         """Whether `constraint` will not wait; also when the grammar was refused."""
-        return self._matcher.done()
+        return self._start.done()
 
     def constraint(self) -> GrammarConstraint:
         """A new constraint at the grammar's start. Raises `InvalidRequest` when it cannot be enforced."""
-        return GrammarConstraint(self, self._matcher.result().copy(), self._masks())
+        start = self._start.result()
+        return GrammarConstraint(self, start.matcher.copy(), self._masks(), is_free=start.is_free)
 
 
 class GrammarCompiler:
@@ -185,12 +223,11 @@ class GrammarCompiler:
             dropped, _ = self._kept.popitem(last=False)
             self._n_kept_chars -= len(dropped.text)
 
-    def _build(self, grammar: Grammar) -> Matcher:
+    def _build(self, grammar: Grammar) -> _Start:
         """On the thread. The first mask is the dearest, and copies share what it needs: computed here too."""
         kind = grammar.kind.value
         matcher = Matcher(self._have_tokenizer(), compile_grammar(kind, grammar.text, grammar.frame), kind=kind)
-        matcher.check_start()
-        return matcher
+        return _Start(matcher, _is_free(matcher.check_start(), self._model.n_vocab))
 
     def _have_tokenizer(self) -> Any:
         if self._tokenizer is None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +34,8 @@ _MASK_64 = (1 << 64) - 1
 
 class Sampler(Protocol):
     """Chooses tokens for one sequence. `sample` also remembers what it chose; `accept` what came without a choice.
+
+    `sample` leaves the row as it was: after a `rewind` it may be asked again.
 
     `rewind(n, said)` takes the last `n` choices back; `said` is all that is left, prompt included. What is drawn next
     is drawn anew: with the same random number a banned token would always be replaced by its neighbour.
@@ -144,11 +147,15 @@ class Penalties:
         self._window.append(token)
         self._counts[token] += 1
 
-    def apply(self, row: Row) -> None:
+    @contextmanager
+    def applied(self, row: Row) -> Iterator[None]:
+        """The row with penalties, and without them again afterwards."""
         seen = np.flatnonzero(self._counts)
-        logits = row[seen]
-        logits = np.where(logits <= 0, logits * self._repeat, logits / self._repeat)
+        before = row[seen]
+        logits = np.where(before <= 0, before * self._repeat, before / self._repeat)
         row[seen] = logits - (self._counts[seen] * self._frequency + self._presence)
+        yield
+        row[seen] = before
 
 
 def penalties_of(params: SamplingParams, *, n_ctx: int, n_vocab: int, said: Sequence[int]) -> Penalties | None:
@@ -203,9 +210,8 @@ class VectorSampler:
         self._tries: dict[int, int] = {}
 
     def sample(self, row: Row, batch_row: int) -> int:
-        if self._penalties is not None:
-            self._penalties.apply(row)
-        token = int(row.argmax()) if self._temperature <= 0 else self._draw(row)
+        with self._penalties.applied(row) if self._penalties is not None else nullcontext():
+            token = int(row.argmax()) if self._temperature <= 0 else self._draw(row)
         self.accept(token)
         return token
 

@@ -54,6 +54,11 @@ class SpanGuard:
     def stage(self) -> Stage:
         return self._states[-1].stage
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether `apply` will leave one token."""
+        return self.stage is Stage.INSIDE and self._states[-1].n_said is not None
+
     def note(self, piece: bytes, tokens: array[int]) -> None:
         """`tokens`, all of the sequence, have one more, whose bytes are `piece`."""
         state = self._states[-1]
@@ -73,9 +78,10 @@ class SpanGuard:
 
     def apply(self, row: Row) -> None:
         """Leave nothing but the next token of the ending, where that is due and allowed."""
-        n_said = self._states[-1].n_said
-        if self.stage is not Stage.INSIDE or n_said is None:
+        if not self.is_ending:
             return
+        n_said = self._states[-1].n_said
+        assert n_said is not None
         token = self._limit.ending[n_said]
         if row[token] == -math.inf:
             self._states[-1] = _State(Stage.OVER, b"")

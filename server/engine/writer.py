@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from server.engine.backend import Decoder, Vocabulary
+from server.engine.backend import Constraint, Decoder, Vocabulary
 from server.engine.banned import BanGuard
 from server.engine.counters import Counters
 from server.engine.detokenizer import Delta
@@ -87,7 +87,8 @@ class Writer:
         )
         said = request.prompt
         if not is_vectorisable(params):
-            return self._decoder.new_chain(params, seed, said, can_rewind=sequence.guard is not None)
+            can_rewind = sequence.guard is not None or sequence.constraint is not None
+            return self._decoder.new_chain(params, seed, said, can_rewind=can_rewind)
         penalties = penalties_of(params, n_ctx=self._decoder.n_ctx, n_vocab=self._decoder.n_vocab, said=said)
         return VectorSampler(params, seed, penalties)
 
@@ -120,29 +121,54 @@ class Writer:
 
     def _sample(self, sequence: Sequence, row: Row, batch_row: int) -> int | None:
         """The next token; None when every token is banned here."""
-        assert sequence.sampler is not None
+        assert sequence.bias is not None
         if sequence.logprobs is not None:
             sequence.logprobs.note(row)
-        if not self._mask(sequence, row):
-            return None
-        token = sequence.sampler.sample(row, batch_row)
-        if sequence.constraint is not None and token not in self._vocabulary.eog_tokens:
-            sequence.constraint.accept(token)
+        sequence.bias.apply(row, sequence.n_generated)
+        if sequence.constraint is None:
+            return self._draw(sequence, row, batch_row)
+        token = self._sample_held(sequence, sequence.constraint, row, batch_row)
+        if sequence.guard is None:
+            assert sequence.sampler is not None
+            sequence.sampler.keep(0)
         return token
 
-    def _mask(self, sequence: Sequence, row: Row) -> bool:
-        """Apply biases, grammar, bans and limits to the row; False when no token is left."""
+    def _sample_held(self, sequence: Sequence, constraint: Constraint, row: Row, batch_row: int) -> int | None:
+        """The next token under a grammar: drawn and then looked at where it is free, else from what it allows.
+
+        The end of a limited part is looked for in what is allowed, so it is never drawn freely.
+        """
+        if constraint.is_free and not (sequence.span is not None and sequence.span.is_ending):
+            token = self._draw(sequence, row, batch_row)
+            if token is None or self._fits(constraint, token):
+                return token
+            assert sequence.sampler is not None
+            sequence.sampler.rewind(1, sequence.tokens)
+        constraint.mask(row)
+        token = self._draw(sequence, row, batch_row)
+        if token is not None and token not in self._vocabulary.eog_tokens:
+            constraint.accept(token)
+        return token
+
+    def _fits(self, constraint: Constraint, token: int) -> bool:
+        """Whether the grammar allows `token`, which it then has taken; an end is not for it to take."""
+        return constraint.is_accepting if token in self._vocabulary.eog_tokens else constraint.take(token)
+
+    def _draw(self, sequence: Sequence, row: Row, batch_row: int) -> int | None:
+        """A token of those that bans and limits leave; None when there is none."""
+        assert sequence.sampler is not None
+        if not self._restrict(sequence, row):
+            return None
+        return sequence.sampler.sample(row, batch_row)
+
+    def _restrict(self, sequence: Sequence, row: Row) -> bool:
+        """Apply bans and limits to the row; False when no token is left."""
         assert sequence.bias is not None
-        sequence.bias.apply(row, sequence.n_generated)
-        if sequence.constraint is None and sequence.guard is None and sequence.span is None:
-            return True
-        if sequence.constraint is not None:
-            sequence.constraint.mask(row)
         if sequence.guard is not None:
             sequence.guard.apply(row, len(sequence.tokens))
         if sequence.span is not None:
             sequence.span.apply(row)
-        if sequence.guard is None and not sequence.bias.is_banning:
+        if sequence.guard is None and not (sequence.constraint is not None and sequence.bias.is_banning):
             # A grammar alone always leaves something, and looking costs as much as masking.
             return True
         return bool(np.isfinite(row.max()))
@@ -168,11 +194,14 @@ class Writer:
 
         Not where each token's own row is needed, for its log-probabilities or to go back to.
         """
-        if sequence.constraint is None or sequence.logprobs is not None or sequence.guard is not None:
+        if sequence.constraint is None:
+            return None
+        tokens = sequence.constraint.forced()
+        if sequence.logprobs is not None or sequence.guard is not None:
             return None
         assert sequence.sampler is not None
         assert sequence.bias is not None
-        for token in sequence.constraint.forced():
+        for token in tokens:
             if sequence.bias.bans(token) or token in self._vocabulary.eog_tokens:
                 break
             sequence.sampler.accept(token)

@@ -152,8 +152,8 @@ class Matcher:
         twin._matcher = self._matcher.deep_copy()
         return twin
 
-    def check_start(self) -> None:
-        """Raises InvalidRequest when no token at all may come first, or none can be followed."""
+    def check_start(self) -> int:
+        """How many tokens may come first. Raises InvalidRequest when none at all may, or none can be followed."""
         try:
             mask = int.from_bytes(self._matcher.compute_bitmask(), "little")
         except ValueError as error:
@@ -163,10 +163,15 @@ class Matcher:
         second = self.copy()
         if not second.accept((mask & -mask).bit_length() - 1):
             raise _refused(self._kind, second.error)
+        return mask.bit_count()
 
     def accept(self, token: int) -> bool:
         """Step over `token`; False, and stuck in an error, when the grammar does not allow it."""
         return bool(self._matcher.consume_token(token))
+
+    def take(self, token: int) -> bool:
+        """Step over `token` if the grammar allows it; else, or in an error, nothing changes."""
+        return bool(self._matcher.try_consume_tokens([token]))
 
     def count_allowed(self, tokens: list[int]) -> int:
         """How many of `tokens` could come next, in order; changes nothing."""
