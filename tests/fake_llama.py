@@ -627,8 +627,12 @@ class Rig:
     ) -> None:
         self.decoder = decoder
         self.vectors = FakeVectorDecoder(decoder)
+        self.queue = RequestQueue(max_queue, max_queue_wait_s)
         self.embedder = Embedder(
-            EmbedderParams(pooling, self.vectors.n_ctx, N_VOCAB, max_queue_wait_s), lambda: self.vectors, decoder.clock
+            EmbedderParams(pooling, self.vectors.n_ctx, N_VOCAB, max_queue_wait_s),
+            lambda: self.vectors,
+            self.queue.accounts,
+            decoder.clock,
         )
         self.scheduler = Scheduler(
             n_batch=decoder.n_batch,
@@ -636,7 +640,6 @@ class Rig:
             n_outputs_max=decoder.n_outputs_max,
             max_gap_ms=max_gap_ms,
         )
-        self.queue = RequestQueue(max_queue, max_queue_wait_s)
         self.engine = Engine(
             decoder,
             FakeVocabulary(),
@@ -812,7 +815,7 @@ class InprocSpawn:
         queue = RequestQueue(self._max_queue, self._max_queue_wait_s)
         conn.send([fake_ready(decoder)])
         vectors = FakeVectorDecoder(decoder)
-        embedder = Embedder(EmbedderParams("mean", vectors.n_ctx, N_VOCAB), lambda: vectors)
+        embedder = Embedder(EmbedderParams("mean", vectors.n_ctx, N_VOCAB), lambda: vectors, queue.accounts)
         process.serve(conn, Engine(decoder, FakeVocabulary(), FakeGrammars(), queue, scheduler, embedder))
 
 

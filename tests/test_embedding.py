@@ -12,6 +12,7 @@ from server.engine.messages import ActOnSlot, Admitted, Embedding, EmbedRequest,
 from server.engine.pooling import scaled
 from server.engine.vector_engine import VectorEngine
 from server.errors import EngineFailure, InvalidRequest
+from server.keys.ring import Limits
 from server.llama.batch import NoRoomError, Vectors
 from server.llama.params import Pooling
 from tests.fake_llama import N_VOCAB, FakeDecoder, FakeVectorDecoder, Rig, make_engine, make_request, vector_after
@@ -129,6 +130,78 @@ def test_who_has_fewest_under_way_begins_first() -> None:
     assert begun[0] == 50
 
 
+def test_the_first_list_of_an_account_does_not_wait_for_those_of_another() -> None:
+    rig = make_engine()
+    rig.add(*[embed(number, *[b"x" * 30] * 20, account="greedy") for number in range(AT_ONCE)])
+    rig.step()
+    rig.add(embed(50, b"a question", account="modest"))
+    assert [event.request_id for event in rig.step() if isinstance(event, Admitted)] == [50]
+
+
+def test_accounts_share_by_tokens_and_weight() -> None:
+    rig = make_engine()
+    heavy = embed(1, *[b"x" * 16] * 90, account="heavy", limits=Limits(weight=2.0))
+    rig.add(heavy, embed(2, *[b"y" * 16] * 90, account="light"))
+    while len(rig.collected[1].vectors) < 60:
+        rig.step()
+    assert len(rig.collected[2].vectors) == pytest.approx(30, abs=4)
+
+
+def test_what_becomes_vectors_is_charged_and_what_does_not_is_given_back() -> None:
+    rig = make_engine()
+    rig.add(embed(1, b"x" * 40, b"y" * 40, account="a"))
+    rig.run()
+    assert rig.queue.counters["a"] == 80 * 0.25
+    rig.add(embed(2, *[b"x" * 60] * 9, account="a"))
+    rig.step()
+    n_computed = rig.engine.stats().embedded_tokens - 80
+    assert 0 < n_computed < 540
+    rig.abort(2)
+    assert rig.queue.counters["a"] == (80 + n_computed) * 0.25
+
+
+def test_who_had_many_vectors_made_waits_for_a_slot_behind_who_had_none() -> None:
+    rig = make_engine(n_slots=1)
+    rig.add(make_request(1, b"first", account="other", max_tokens=5), embed(2, *[b"x" * 60] * 9, account="reader"))
+    rig.step()
+    late = make_request(4, b"late", account="other", max_tokens=1)
+    rig.add(make_request(3, b"early", account="reader", max_tokens=1), late)
+    begun = [event.request_id for _ in range(40) for event in rig.step() if isinstance(event, Admitted)]
+    assert begun.index(4) < begun.index(3)
+
+
+@pytest.mark.parametrize("writes_first", [True, False])
+def test_a_limit_of_what_runs_counts_both(writes_first: bool) -> None:
+    limits = Limits(max_running=1)
+    writer = make_request(1, b"hi", max_tokens=9, ignore_eos=True, account="a", limits=limits)
+    reader = embed(2, *[b"x" * 60] * 9, account="a", limits=limits)
+    rig = make_engine()
+    first, second = (1, 2) if writes_first else (2, 1)
+    rig.add(writer if writes_first else reader)
+    rig.step()
+    rig.add(reader if writes_first else writer)
+    while not rig.collected[first].is_done:
+        assert not rig.collected[second].events
+        rig.step()
+    assert rig.run()[second].is_done
+
+
+def test_who_waits_for_vectors_is_in_the_queue_too() -> None:
+    rig = make_engine()
+    rig.add(make_request(9, b"writes", max_tokens=50, ignore_eos=True))
+    rig.add(*[embed(number, *[b"x" * 30] * 9, key="k", asker="k") for number in range(AT_ONCE + 2)])
+    rig.step()
+    rig.step()
+    entries = rig.engine.queue_state().entries
+    assert [(entry.request_id, entry.turn and entry.turn.position) for entry in entries[:1]] == [(9, None)]
+    assert {entry.request_id for entry in entries[1:-2]} == set(range(AT_ONCE))
+    assert {(entry.prompt_tokens, entry.turn) for entry in entries[1:-2]} == {(270, None)}
+    turns = [(entry.request_id, entry.turn.position) for entry in entries[-2:] if entry.turn is not None]
+    assert turns == [(AT_ONCE, 1), (AT_ONCE + 1, 2)]
+    waits = [entry.turn.wait_s for entry in entries[-2:] if entry.turn is not None]
+    assert 0 < waits[0] < waits[1]
+
+
 def test_one_limit_for_all_that_wait() -> None:
     rig = make_engine(n_slots=1, max_queue=2)
     rig.add(make_request(0, b"writes", max_tokens=50, ignore_eos=True))
@@ -221,7 +294,7 @@ def test_a_context_that_cannot_be_made_fails_the_request_and_is_tried_again() ->
             raise EngineFailure("no memory")
         return tries[0]
 
-    embedder = Embedder(EmbedderParams("mean", 64, N_VOCAB), make, decoder.clock)
+    embedder = Embedder(EmbedderParams("mean", 64, N_VOCAB), make, clock=decoder.clock)
     embedder.add(embed(1, b"a"))
     assert [type(event) for event in embedder.step()] == [Admitted, Failed]
     embedder.add(embed(2, b"a"))

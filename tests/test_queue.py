@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.engine.fairness import Accounts
 from server.engine.queue import RequestQueue
 from server.engine.sequence import Sequence, Status
 from server.errors import EngineFailure, QueueFull
@@ -166,7 +167,7 @@ def test_accounts_that_were_served_alike_take_turns() -> None:
 
 
 def test_tokens_are_charged_by_weight_and_only_what_is_computed() -> None:
-    queue = RequestQueue(10, 60.0, prompt_cost=0.5)
+    queue = RequestQueue(10, 60.0, accounts=Accounts(0.5))
     (sequence,) = sequences(1, account="a", prompt=b"x" * 10, limits=Limits(weight=2.0))
     queue.push([sequence])
     queue.take(sequence)
@@ -178,7 +179,7 @@ def test_tokens_are_charged_by_weight_and_only_what_is_computed() -> None:
 
 
 def test_what_was_not_computed_of_a_prompt_is_given_back() -> None:
-    queue = RequestQueue(10, 60.0, prompt_cost=0.5)
+    queue = RequestQueue(10, 60.0, accounts=Accounts(0.5))
     (sequence,) = sequences(1, account="a", prompt=b"x" * 10)
     queue.push([sequence])
     take(queue, sequence)
@@ -263,7 +264,7 @@ class Simulation:
 
     n_slots: int
     limits: dict[str, Limits] = field(default_factory=dict)
-    queue: RequestQueue = field(default_factory=lambda: RequestQueue(10**6, 1e9, prompt_cost=PROMPT_COST))
+    queue: RequestQueue = field(default_factory=lambda: RequestQueue(10**6, 1e9, accounts=Accounts(PROMPT_COST)))
     running: list[Sequence] = field(default_factory=list)
     served: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     admitted: list[int] = field(default_factory=list)

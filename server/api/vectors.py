@@ -67,6 +67,7 @@ async def compute(services: Services, inputs: Sequence[Sequence[int]], owner: Ow
         dimensions=wish.dimensions,
         norm=wish.norm,
         key=owner.key,
+        asker=owner.asker,
         account=account_of(owner, services.config),
         limits=limits_of(owner, services.config),
         max_queue_wait_s=services.config.max_queue_wait_s,

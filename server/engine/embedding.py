@@ -1,28 +1,30 @@
 """Vectors of texts, computed between the steps of those who write: who waits, who is computed, in what pieces.
 
-Requests are few at once and take turns, so that a list of a thousand texts does not hold up one question; who has
-fewest under way begins first. A text that may be computed in pieces is, so that nobody's stream pauses for longer than
-it may.
+Requests are few at once and take turns, so that a list of a thousand texts does not hold up one question: the next
+text is of the account that was served least, in the same book that those who write are charged in. Every account may
+have one request under way. A text that may be computed in pieces is, so that nobody's stream pauses for longer than it
+may.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from server.engine.backend import VectorDecoder
-from server.engine.messages import Admitted, Embedding, EmbedRequest, Event, Failed
+from server.engine.fairness import Accounts, Standing
+from server.engine.messages import Admitted, Embedding, EmbedRequest, Event, Failed, QueueEntry, Turn
 from server.engine.pooling import Pool, new_pool, scaled
 from server.errors import EngineFailure, GgufdError, InputTooLong, InvalidRequest, QueueTimeout
 from server.llama.batch import NoRoomError
 from server.llama.params import Pooling
 
 AT_ONCE = 4
-"""Requests that take turns; more wait."""
+"""Requests that take turns; more wait, but for the first of an account."""
 
 _MIN_PIECE = 16
 _FIRST_PIECE = 64
@@ -49,6 +51,15 @@ class _Job:
     @property
     def has_more(self) -> bool:
         return self.n_begun < self.request.n
+
+    @property
+    def account(self) -> str:
+        return self.request.account
+
+    @property
+    def n_tokens_left(self) -> int:
+        """Of texts that nobody turned to yet."""
+        return sum(map(len, self.request.inputs[self.n_begun :]))
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +109,7 @@ class Embedder:
 
     params: EmbedderParams
     make: Callable[[], VectorDecoder]
+    accounts: Accounts = field(default_factory=Accounts)
     clock: Callable[[], float] = time.perf_counter
     n_tokens: int = 0
     _decoder: VectorDecoder | None = None
@@ -119,33 +131,60 @@ class Embedder:
         if not all(0 <= token < self.params.n_vocab for tokens in request.inputs for token in tokens):
             raise InvalidRequest("a token is not in the vocabulary", param="input")
         self._waiting.append(_Job(request, self.clock()))
+        self.accounts.wait(request.account)
 
     def abort(self, request_id: int) -> None:
         """End a request now, wherever it is. Unknown ids are fine."""
-        for jobs in (self._waiting, self._open):
-            for job in [job for job in jobs if job.request.request_id == request_id]:
-                jobs.remove(job)
-        for one in [one for one in self._active if one.job.request.request_id == request_id]:
+        for job in [job for job in (*self._waiting, *self._open) if job.request.request_id == request_id]:
+            self._end(job)
+
+    def _end(self, job: _Job) -> None:
+        """The request neither waits nor runs any more."""
+        for one in [one for one in self._active if one.job is job]:
             self._release(one)
+        if job.has_more:
+            self.accounts.settle(job.account)
+        if job in self._waiting:
+            self._waiting.remove(job)
+        else:
+            self._open.remove(job)
+            self.accounts.rest(job.account)
 
     @property
     def has_work(self) -> bool:
         return bool(self._waiting or self._open or self._events)
 
     @property
-    def n_free(self) -> int:
-        """Further requests that the next step would begin."""
-        return max(0, AT_ONCE - len(self._open) - len(self._waiting))
-
-    @property
     def n_waiting(self) -> int:
         """Requests that the next step does not begin."""
-        return max(0, len(self._waiting) - (AT_ONCE - len(self._open)))
+        return len(self._waiting) - len(self._beginners(self._waiting))
+
+    def would_begin(self, request: EmbedRequest) -> bool:
+        """Whether the next step would begin this request, if it came now."""
+        job = _Job(request, self.clock())
+        return job in self._beginners([*self._waiting, job])
 
     @property
     def running(self) -> Iterator[EmbedRequest]:
         """The requests that take turns."""
         return (job.request for job in self._open)
+
+    def entries(self) -> Iterator[QueueEntry]:
+        """Every request under way: those that run, then those that wait, as the first of whom they will begin.
+
+        A wait is until all texts before it are computed, if nobody writes meanwhile.
+        """
+        now_s, n_before = self.clock(), 0
+        waiting = sorted(self._waiting, key=lambda job: self.accounts.counters[job.account])
+        for position, job in enumerate((*self._open, *waiting), start=1 - len(self._open)):
+            yield _entry(job, now_s, Turn(position, n_before * self._s_per_token) if position > 0 else None)
+            n_before += job.n_tokens_left
+
+    @property
+    def standing(self) -> Standing:
+        """Whose requests have texts that nobody turned to yet, and whose run."""
+        waiting = Counter(job.account for job in (*self._waiting, *self._open) if job.has_more)
+        return Standing(waiting, Counter(job.account for job in self._open))
 
     # --- the step ---------------------------------------------------------------------------------------------------
 
@@ -174,12 +213,24 @@ class Embedder:
                 self._fail(job, QueueTimeout(f"{waited}; try again later"))
 
     def _begin_jobs(self) -> None:
-        while self._waiting and len(self._open) < AT_ONCE:
-            busy = Counter(job.request.account for job in self._open)
-            job = min(self._waiting, key=lambda job: busy[job.request.account])
+        for job in self._beginners(self._waiting):
             self._waiting.remove(job)
             self._open.append(job)
+            self.accounts.run(job.account)
             self._events.append(Admitted(job.request.request_id, 0, 0))
+
+    def _beginners(self, waiting: Iterable[_Job]) -> list[_Job]:
+        """Who of those that wait begins now: whose account has fewest under way, then whose was served least."""
+        busy, running = Counter(job.account for job in self._open), self.accounts.running.copy()
+        found: list[_Job] = []
+        able = list(waiting)
+        while able := [job for job in able if _may_begin(job, busy, running)]:
+            job = min(able, key=lambda job: (busy[job.account], self.accounts.counters[job.account]))
+            able.remove(job)
+            found.append(job)
+            busy[job.account] += 1
+            running[job.account] += 1
+        return found
 
     def _compute(self, pause_s: float | None) -> None:
         try:
@@ -215,7 +266,7 @@ class Embedder:
         """Write the next pieces into the batch: of inputs under way, then of new ones, each request in its turn."""
         decoder.batch.clear()
         pieces = [_add(decoder, one, budget) for one in self._active if decoder.batch.n_rows < budget]
-        while (job := next((job for job in self._open if job.has_more), None)) is not None:
+        while (job := self._next_job()) is not None:
             if not self._has_room(decoder, len(job.request.inputs[job.n_begun]), budget):
                 break
             pieces.append(_add(decoder, self._begin(decoder, job), budget))
@@ -223,6 +274,11 @@ class Embedder:
             self._open.remove(job)
             self._open.append(job)
         return pieces
+
+    def _next_job(self) -> _Job | None:
+        """The request whose next text comes next: of the account that was served least, in turns among its own."""
+        able = [job for job in self._open if job.has_more]
+        return min(able, key=lambda job: self.accounts.counters[job.account], default=None)
 
     def _has_room(self, decoder: VectorDecoder, n_tokens: int, budget: int) -> bool:
         """Whether one more input may begin in this batch: cells of the whole of it are there, and a sequence."""
@@ -239,6 +295,9 @@ class Embedder:
         one = _Input(job, job.n_begun, sequence, pool)
         job.n_begun += 1
         self._active.append(one)
+        self.accounts.charge_prompt(job.account, len(one.tokens), job.request.limits)
+        if not job.has_more:
+            self.accounts.settle(job.account)
         return one
 
     def _advance(self, decoder: VectorDecoder, pieces: list[_Piece]) -> None:
@@ -267,12 +326,14 @@ class Embedder:
         self._release(one)
         one.job.n_done += 1
         if one.job.n_done == request.n:
-            self._open.remove(one.job)
+            self._end(one.job)
 
     # --- ends -------------------------------------------------------------------------------------------------------
 
     def _release(self, one: _Input) -> None:
+        """Computed or not, it needs its sequence no more; what was not is given back."""
         self._active.remove(one)
+        self.accounts.charge_prompt(one.job.account, -one.n_left, one.job.request.limits)
         if self._decoder is not None:
             self._decoder.forget(one.sequence)
 
@@ -296,6 +357,27 @@ class Embedder:
             n_active = sum(1 for one in self._active if one.job is job)
             if job.n_done + n_active != job.n_begun or job.n_done >= job.request.n:
                 raise EngineFailure("a request for embeddings has lost count of its inputs")
+
+
+def _may_begin(job: _Job, busy: Counter[str], running: Counter[str]) -> bool:
+    """Whether there is a place, which an account's first request always has, and its account may run one more."""
+    limit = job.request.limits.max_running
+    has_place = busy.total() < AT_ONCE or not busy[job.account]
+    return has_place and (limit is None or running[job.account] < limit)
+
+
+def _entry(job: _Job, now_s: float, turn: Turn | None) -> QueueEntry:
+    request = job.request
+    return QueueEntry(
+        request_id=request.request_id,
+        key=request.key,
+        asker=request.asker,
+        priority=0,
+        age_s=now_s - job.arrival_s,
+        prompt_tokens=sum(map(len, request.inputs)),
+        generated_tokens=0,
+        turn=turn,
+    )
 
 
 def _add(decoder: VectorDecoder, one: _Input, budget: int) -> _Piece:

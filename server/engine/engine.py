@@ -120,7 +120,7 @@ class Engine:
         """Put a request into the queue, or say `Failed` when it cannot be served."""
         try:
             if isinstance(request, EmbedRequest):
-                self._refuse_if_full(self._embedder.n_free)
+                self._refuse_if_full(int(self._embedder.would_begin(request)))
                 self._embedder.add(request)
                 return
             self._refuse_if_full(len(self._cache.idle))
@@ -524,7 +524,8 @@ class Engine:
 
     def queue_state(self) -> QueueState:
         """Every request under way, and when those that wait have their turn."""
-        return self._announcer.state(self._running, self._clock())
+        written = self._announcer.state(self._running, self._clock())
+        return QueueState((*written.entries, *self._embedder.entries()))
 
     def steps(self) -> Steps:
         """The last steps, and where their time went."""
@@ -575,7 +576,7 @@ class Engine:
             raise EngineFailure("the running sequences are not those in the slots")
         if any(sequence.status is not Status.RUNNING for sequence in self._running):
             raise EngineFailure("a sequence runs without being in the running state")
-        self._queue.check_integrity(self._running)
+        self._queue.check_integrity(self._running, self._embedder.standing)
 
 
 def _failure_of(error: Exception) -> GgufdError:

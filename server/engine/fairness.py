@@ -9,7 +9,15 @@ get in any such time differs by at most twice that. Knows no requests and no slo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from server.errors import EngineFailure
+from server.keys.ring import Limits
+
+_FORGET_EVERY = 64
+"""So many new counters are kept before those that make no difference are dropped."""
 
 
 class TokenCounters:
@@ -49,3 +57,73 @@ class TokenCounters:
             for account, counter in self._counters.items()
             if account in active or counter > self._floor
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How much of each account waits and runs."""
+
+    waiting: Counter[str] = field(default_factory=Counter)
+    running: Counter[str] = field(default_factory=Counter)
+
+
+class Accounts:
+    """What every account was served, what of it waits and what it runs: one book for texts and vectors.
+
+    A generated token costs its account 1, a token of a prompt or of a text whose vector is wanted `prompt_cost`.
+    """
+
+    def __init__(self, prompt_cost: float = 0.25) -> None:
+        self.prompt_cost = prompt_cost
+        self.counters = TokenCounters()
+        self.waiting: Counter[str] = Counter()
+        self.running: Counter[str] = Counter()
+
+    def may_run(self, account: str, limits: Limits) -> bool:
+        """Whether it may run one more."""
+        return limits.max_running is None or self.running[account] < limits.max_running
+
+    def charge(self, account: str, cost: float, limits: Limits) -> None:
+        """Add a cost to what it was served."""
+        self.counters.charge(account, cost, limits.weight)
+
+    def charge_prompt(self, account: str, n_tokens: int, limits: Limits) -> None:
+        """Charge tokens that are only read; fewer than none are given back."""
+        self.charge(account, self.prompt_cost * n_tokens, limits)
+
+    def wait(self, account: str) -> None:
+        """One more of it waits."""
+        if account not in self.waiting:
+            self.counters.lift(account, self.waiting)
+            if len(self.counters) % _FORGET_EVERY == 0:
+                self.counters.forget({account, *self.waiting, *self.running})
+        self.waiting[account] += 1
+
+    def settle(self, account: str) -> None:
+        """One of it waits no more."""
+        _count_down(self.waiting, account)
+        if account not in self.waiting:
+            self.counters.settle(account)
+
+    def run(self, account: str) -> None:
+        """One more of it runs."""
+        self.running[account] += 1
+
+    def rest(self, account: str) -> None:
+        """One of it runs no more."""
+        _count_down(self.running, account)
+
+    def check_integrity(self, *standings: Standing) -> None:
+        """Raise `EngineFailure` unless these together are what the book says."""
+        waiting, running = Counter[str](), Counter[str]()
+        for standing in standings:
+            waiting += standing.waiting
+            running += standing.running
+        if (waiting, running) != (self.waiting, self.running):
+            raise EngineFailure("the accounts' counts of what waits and runs are wrong")
+
+
+def _count_down(counter: Counter[str], account: str) -> None:
+    counter[account] -= 1
+    if not counter[account]:
+        del counter[account]

@@ -13,6 +13,7 @@ from server.engine import host
 from server.engine.constraint import GrammarCompiler
 from server.engine.embedding import AT_ONCE, Embedder, EmbedderParams
 from server.engine.engine import Engine
+from server.engine.fairness import Accounts
 from server.engine.fingerprint import fingerprint
 from server.engine.messages import (
     DiskPlace,
@@ -205,7 +206,7 @@ def _embedder(config: EngineConfig, model: Model, params: EmbeddingParams, log: 
         return context
 
     known = EmbedderParams(params.pooling, params.n_ctx, model.n_vocab, config.max_queue_wait_s)
-    return Embedder(known, make)
+    return Embedder(known, make, Accounts(config.prompt_cost))
 
 
 class Placed(NamedTuple):
@@ -278,7 +279,7 @@ def _engine(config: EngineConfig, params: ContextParams, model: Model, context: 
     queue = RequestQueue(
         config.max_queue,
         config.max_queue_wait_s,
-        prompt_cost=config.prompt_cost,
+        accounts=embedder.accounts,
         aging_s=config.priority_aging_s,
     )
     max_draft = min(config.rules.max_draft, context.n_outputs_max - 1, context.n_batch - 1)

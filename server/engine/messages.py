@@ -192,6 +192,7 @@ class EmbedRequest:
     dimensions: int | None = None
     norm: int = 2
     key: str = ""
+    asker: str = ""
     account: str = ""
     limits: Limits = field(default_factory=Limits)
     max_queue_wait_s: float | None = None
@@ -615,7 +616,10 @@ class QueueEntry:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """All requests under way: those that run, the oldest first, then those that wait in the foreseen order."""
+    """All requests under way: those that write, then those that want vectors, whose places are of a line of their own.
+
+    Of both first those that run, the oldest first of those that write, then those that wait in the foreseen order.
+    """
 
     entries: tuple[QueueEntry, ...]
 

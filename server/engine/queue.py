@@ -15,30 +15,25 @@ from bisect import insort
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 
-from server.engine.fairness import TokenCounters
+from server.engine.fairness import Accounts, Standing, TokenCounters
 from server.engine.sequence import Sequence, Status
 from server.errors import EngineFailure, QueueFull
-
-_FORGET_EVERY = 64
-"""So many new counters are kept before those that make no difference are dropped."""
 
 
 class RequestQueue:
     """Waiting sequences, at most `max_requests` requests of them, none longer than `max_wait_s` seconds.
 
-    A generated token costs its account 1, a computed token of a prompt `prompt_cost`.
+    In `accounts` more than these sequences may be counted: what else is computed for somebody counts too.
     """
 
     def __init__(
-        self, max_requests: int, max_wait_s: float, *, prompt_cost: float = 0.25, aging_s: float = 30.0
+        self, max_requests: int, max_wait_s: float, *, accounts: Accounts | None = None, aging_s: float = 30.0
     ) -> None:
         self.max_requests = max_requests
         self.max_wait_s = max_wait_s
-        self.counters = TokenCounters()
-        self._prompt_cost = prompt_cost
+        self.accounts = accounts or Accounts()
         self._aging_s = aging_s
         self._waiting: dict[str, list[Sequence]] = {}
-        self._running: Counter[str] = Counter()
         self._n_pushed = 0
 
     def __len__(self) -> int:
@@ -57,6 +52,10 @@ class RequestQueue:
             yield rest[self.counters.least(able)].popleft()
 
     @property
+    def counters(self) -> TokenCounters:
+        return self.accounts.counters
+
+    @property
     def n_requests(self) -> int:
         """Requests none of whose sequences has been admitted."""
         return sum(1 for sequence in self.waiting() if sequence.is_first)
@@ -69,7 +68,7 @@ class RequestQueue:
             account = min(rest, key=counters.__getitem__)
             sequence = rest[account].popleft()
             yield sequence
-            cost = self._prompt_cost * sequence.n_prompt_uncomputed + expected_tokens(sequence)
+            cost = self.accounts.prompt_cost * sequence.n_prompt_uncomputed + expected_tokens(sequence)
             counters[account] += cost / sequence.request.limits.weight
             if not rest[account]:
                 del rest[account]
@@ -86,8 +85,8 @@ class RequestQueue:
         return self.counters[sequence.request.account]
 
     def n_running(self, account: str) -> int:
-        """Slots that an account holds."""
-        return self._running[account]
+        """Slots that an account holds, and lists of texts that become vectors."""
+        return self.accounts.running[account]
 
     def waiting(self) -> Iterator[Sequence]:
         """All that wait, in no order that means anything."""
@@ -115,11 +114,11 @@ class RequestQueue:
     def take(self, sequence: Sequence) -> None:
         """Waiting to running: the sequence gets a slot."""
         self._drop(sequence)
-        self._running[sequence.request.account] += 1
+        self.accounts.run(sequence.request.account)
 
     def put_back(self, sequence: Sequence) -> None:
         """Running to waiting: the sequence was preempted, and keeps its place in the order of its account."""
-        self._count_out(sequence)
+        self.accounts.rest(sequence.request.account)
         self._insert(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -130,26 +129,26 @@ class RequestQueue:
 
     def release(self, sequence: Sequence) -> None:
         """The sequence runs no more."""
-        self._count_out(sequence)
+        self.accounts.rest(sequence.request.account)
         self._refund(sequence)
 
     # --- charges ----------------------------------------------------------------------------------------------------
 
     def charge_prompt(self, sequence: Sequence) -> None:
         """Charge what is left to compute of a prompt that was just admitted."""
-        self._charge(sequence, self._prompt_cost * sequence.n_prompt_uncomputed)
+        self._charge_prompt(sequence, sequence.n_prompt_uncomputed)
 
     def charge_token(self, sequence: Sequence) -> None:
         """Charge one generated token."""
-        self._charge(sequence, 1.0)
+        self.accounts.charge(sequence.request.account, 1.0, sequence.request.limits)
 
     def _refund(self, sequence: Sequence) -> None:
         """What was charged of the prompt and never computed is given back."""
         if sequence.n_prompt_uncomputed and sequence.admit_s:
-            self._charge(sequence, -self._prompt_cost * sequence.n_prompt_uncomputed)
+            self._charge_prompt(sequence, -sequence.n_prompt_uncomputed)
 
-    def _charge(self, sequence: Sequence, cost: float) -> None:
-        self.counters.charge(sequence.request.account, cost, sequence.request.limits.weight)
+    def _charge_prompt(self, sequence: Sequence, n_tokens: int) -> None:
+        self.accounts.charge_prompt(sequence.request.account, n_tokens, sequence.request.limits)
 
     # --- who is waiting ---------------------------------------------------------------------------------------------
 
@@ -169,37 +168,27 @@ class RequestQueue:
         return self.max_wait_s if asked is None else min(asked, self.max_wait_s)
 
     def _may_run(self, sequence: Sequence) -> bool:
-        limit = sequence.request.limits.max_running
-        return limit is None or self._running[sequence.request.account] < limit
+        return self.accounts.may_run(sequence.request.account, sequence.request.limits)
 
     # --- keeping the books ------------------------------------------------------------------------------------------
 
     def _insert(self, sequence: Sequence) -> None:
         account = sequence.request.account
-        if account not in self._waiting:
-            self.counters.lift(account, self._waiting)
-            self._waiting[account] = []
-            if len(self.counters) % _FORGET_EVERY == 0:
-                self.counters.forget(self._waiting.keys() | self._running.keys())
-        insort(self._waiting[account], sequence, key=self.rank)
+        self.accounts.wait(account)
+        insort(self._waiting.setdefault(account, []), sequence, key=self.rank)
 
     def _drop(self, sequence: Sequence) -> None:
         account = sequence.request.account
         self._waiting[account].remove(sequence)
         if not self._waiting[account]:
             del self._waiting[account]
-            self.counters.settle(account)
+        self.accounts.settle(account)
 
-    def _count_out(self, sequence: Sequence) -> None:
-        account = sequence.request.account
-        self._running[account] -= 1
-        if not self._running[account]:
-            del self._running[account]
-
-    def check_integrity(self, running: list[Sequence]) -> None:
-        """Raise `EngineFailure` unless the books agree with each other and with who runs."""
-        if Counter(sequence.request.account for sequence in running) != self._running:
-            raise EngineFailure("the queue's count of running sequences is not theirs")
+    def check_integrity(self, running: list[Sequence], beside: Standing | None = None) -> None:
+        """Raise `EngineFailure` unless the books agree with each other and with who runs; `beside` is no sequence."""
+        n_waiting = Counter({account: len(sequences) for account, sequences in self._waiting.items()})
+        n_running = Counter(sequence.request.account for sequence in running)
+        self.accounts.check_integrity(Standing(n_waiting, n_running), beside or Standing())
         for account, sequences in self._waiting.items():
             if not sequences or sequences != sorted(sequences, key=self.rank):
                 raise EngineFailure(f"the queue of {account!r} is empty or out of order")

@@ -42,7 +42,7 @@ class VectorEngine:
         try:
             if isinstance(request, EngineRequest):
                 raise Unsupported("this model makes vectors, not text")
-            if self._embedder.n_waiting >= self._max_queue + self._embedder.n_free:
+            if self._embedder.n_waiting >= self._max_queue + self._embedder.would_begin(request):
                 raise QueueFull(f"{self._max_queue} requests are waiting already; try again later")
             self._embedder.add(request)
         except GgufdError as error:
@@ -63,8 +63,8 @@ class VectorEngine:
         return False
 
     def queue_state(self) -> QueueState:
-        """Nobody writes here."""
-        return QueueState(())
+        """Every request under way."""
+        return QueueState(tuple(self._embedder.entries()))
 
     def act_on_slot(self, command: ActOnSlot) -> SlotDone:
         failure = "" if command.action is SlotAction.ERASE else "a model of vectors keeps nothing in its slots"
@@ -97,5 +97,6 @@ class VectorEngine:
         """Not recorded either."""
 
     def check_integrity(self) -> None:
-        """Raise `EngineFailure` unless requests, inputs and sequences agree."""
+        """Raise `EngineFailure` unless requests, inputs, sequences and accounts agree."""
         self._embedder.check_integrity()
+        self._embedder.accounts.check_integrity(self._embedder.standing)
