@@ -177,6 +177,9 @@ class ContextSection(Section):
     cache_reuse: int = setting(
         0, "Fewest tokens worth moving in the cache when a client trims its history; 0 computes them again.", ge=0
     )
+    context_shift: bool = setting(
+        False, "Let an answer go on when its slot is full, without the older half of what stands behind n_keep tokens."
+    )
     cache_ram: int = setting(1024, "MiB of host RAM that keep chats which lost their slot; 0 keeps none.", ge=0)
     slot_save_path: str = setting(
         "", "Folder where POST /slots/N?action=save keeps what a slot holds; empty refuses to save."

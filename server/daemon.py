@@ -60,6 +60,7 @@ _OTHERS = {
     "threads",
     "threads_batch",
     "cache_reuse",
+    "context_shift",
     "cache_ram",
     "cache_disk",
     "cache_sharing",
@@ -308,6 +309,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         step_timeout_s=config.queue.step_timeout_s,
         rules=Rules(
             n_cache_reuse=config.context.cache_reuse,
+            shifts_context=config.context.context_shift,
             cache_ram_bytes=config.context.cache_ram << 20,
             disk=_disk_place(config),
             max_draft=config.context.spec_draft_n_max,

@@ -127,6 +127,7 @@ class FakeEngine:
         self.n_accepted = 0
         self.cached_tokens = 0
         self.rewinds = 0
+        self.dropped_tokens = 0
         self.records: tuple[StepRecord, ...] = ()
         self.cache = CacheReport()
         self.n_kept = 5
@@ -395,6 +396,7 @@ class FakeStream:
                 0.1,
                 self.engine.rewinds,
                 cache=self.engine.cache if request.explain_cache else None,
+                dropped_tokens=self.engine.dropped_tokens,
             )
             is_own_end = sequence.reason is FinishReason.STOP and sequence.stop is None
             has_end = is_own_end and request.n_logprobs is not None

@@ -668,6 +668,7 @@ class Rig:
     def step(self) -> list[Event]:
         events = self.engine.step()
         self.engine.check_integrity()
+        self._check_slots()
         n_open = sum(1 for chain in self.decoder.chains if not chain.is_closed)
         n_preempted = sum(sequence.is_preempted for sequence in self.queue.waiting())
         assert n_open <= self.engine.stats().running + n_preempted, "a sampler chain was not freed"
@@ -680,6 +681,11 @@ class Rig:
                 seen.add((event.request_id, event.index))
             self.collected[event.request_id].add(event)
         return events
+
+    def _check_slots(self) -> None:
+        """The books may count right and be wrong all the same: every slot must hold the very tokens that they say."""
+        for slot in self.engine._cache.slots:
+            assert self.decoder.tokens(slot.index) == slot.computed.tolist(), f"slot {slot.index} holds other tokens"
 
     def run(self, max_steps: int = 5000) -> dict[int, Collected]:
         """Step until nothing is left to do."""

@@ -148,6 +148,19 @@ async def test_rewinds_are_counted_when_phrases_are_banned() -> None:
         assert "banned_rewinds" not in (await api.ok(PATH, prompt="a"))["timings"]
 
 
+async def test_an_answer_that_went_on_in_a_full_slot_says_what_that_cost() -> None:
+    engine = FakeEngine()
+    async with running(engine) as api:
+        whole = await api.ok(PATH, prompt="a")
+        engine.dropped_tokens = 7
+        shifted = await api.ok(PATH, prompt="a", n_keep=3)
+        usage = (await api.ok("/v1/completions", prompt="a", n=2))["usage"]
+    assert (whole["truncated"], whole["timings"].get("dropped_tokens")) == (False, None)
+    assert (shifted["truncated"], shifted["timings"]["dropped_tokens"]) == (True, 7)
+    assert shifted["generation_settings"]["n_keep"] == 3
+    assert usage["dropped_tokens"] == 14
+
+
 async def test_an_error_in_a_stream_is_its_last_event() -> None:
     engine = FakeEngine()
     engine.error, engine.error_after = EngineFailure("broken"), 2
@@ -244,6 +257,8 @@ async def test_every_control_changes_something(body: Any) -> None:
         ({"n_probs": 10, "logprobs": 5}, "n_logprobs", 10),
         ({"logprobs": 5}, "n_logprobs", 5),
         ({"return_progress": True}, "return_progress", True),
+        ({"n_keep": 5}, "n_keep", 5),
+        ({"n_keep": -1}, "n_keep", 1),
     ],
 )
 async def test_every_other_control_reaches_the_engine(body: Any, field: str, value: Any) -> None:

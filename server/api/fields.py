@@ -75,6 +75,7 @@ _GENERATION: Aliases = {
     "stop": ("stop", "stopping_strings", "stop_sequence", "stop_sequences"),
     "min_tokens": ("min_tokens", "min_new_tokens"),
     "skip_special_tokens": ("skip_special_tokens",),
+    "n_keep": ("n_keep",),
     "stream": ("stream",),
     "stream_options": ("stream_options",),
     "return_progress": ("return_progress",),

@@ -112,6 +112,7 @@ class GenerationFields(ConstraintFields):
     min_tokens: Count = 0
     stop: Stop = ()
     skip_special_tokens: Bool = True
+    n_keep: Annotated[Int, Field(ge=-1)] = 0
     stream: Bool = False
     stream_options: Annotated[StreamOptions, WithJsonSchema(_STREAM_OPTIONS)] | None = None
     banned_strings: Phrases = ()
@@ -198,6 +199,7 @@ async def engine_request(
         n_logprobs=n_logprobs,
         prompt_logprobs=prompt_logprobs,
         skip_special_tokens=fields.skip_special_tokens,
+        n_keep=len(prompt) if fields.n_keep < 0 else fields.n_keep,
         shown_tokens=frozenset(rendered.shown if rendered is not None else ()),
         span_limit=span_limit,
         banned_strings=fields.banned_strings,

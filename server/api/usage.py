@@ -37,6 +37,7 @@ def usage_json(
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts), **_moved(firsts)},
         **({} if reasoning_tokens is None else {"completion_tokens_details": {"reasoning_tokens": reasoning_tokens}}),
+        **_dropped(usages),
         **({"banned_rewinds": sum(usage.rewinds for usage in usages)} if has_bans else {}),
     }
 
@@ -45,6 +46,12 @@ def _moved(usages: Sequence[Usage]) -> dict[str, int]:
     """How many of the cached tokens were moved within the cache, where any were."""
     moved = sum(usage.moved_tokens for usage in usages)
     return {"moved_tokens": moved} if moved else {}
+
+
+def _dropped(usages: Sequence[Usage]) -> dict[str, int]:
+    """How many tokens had to leave their slots for the text to go on, where any had."""
+    dropped = sum(usage.dropped_tokens for usage in usages)
+    return {"dropped_tokens": dropped} if dropped else {}
 
 
 def timings_json(usage: Usage, *, has_bans: bool = False) -> dict[str, Any]:
@@ -60,6 +67,7 @@ def timings_json(usage: Usage, *, has_bans: bool = False) -> dict[str, Any]:
         "predicted_per_second": _rate(usage.completion_tokens, usage.decode_s),
         "queue_ms": _ms(usage.queue_s),
         **_moved([usage]),
+        **_dropped([usage]),
         **_drafted(usage),
         **({"banned_rewinds": usage.rewinds} if has_bans else {}),
     }

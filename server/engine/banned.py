@@ -192,7 +192,7 @@ def _compile(regex: str, case_sensitive: bool) -> Any:
 
 
 class BanGuard:
-    """Which tokens of one sequence are banned where; positions count the sequence's tokens, prompt included."""
+    """Which tokens of one sequence are banned where; positions count the tokens that it generated."""
 
     def __init__(self) -> None:
         self._banned: dict[int, list[int]] = {}

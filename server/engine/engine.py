@@ -16,6 +16,7 @@ from server.engine.announcer import Announcer
 from server.engine.backend import Decoder, DraftDecoder, Grammars, Vocabulary
 from server.engine.banned import check_bans
 from server.engine.batcher import Batcher, Computed, Costs
+from server.engine.context_shift import ContextShift
 from server.engine.counters import Counters
 from server.engine.drafter import Drafter
 from server.engine.embedding import Embedder
@@ -106,7 +107,21 @@ class Engine:
         self._trace = StepTrace(clock)
         costs = Costs(scheduler.step_time, self._speculator.costs, ThreadTuner(decoder.n_threads))
         self._batcher = Batcher(decoder, grammars, self._cache, costs, self._counters, self._trace, clock)
-        self._writer = Writer(decoder, vocabulary, self._cache, self._counters, self._trace, queue.charge_token, clock)
+        if rules.shifts_context and not decoder.can_shift:
+            logger.warning(
+                "context_shift is set, but this model's cache cannot move tokens: a full slot ends an answer"
+            )
+        self._context_shift = ContextShift(decoder.n_ctx, is_on=rules.shifts_context and decoder.can_shift)
+        self._writer = Writer(
+            decoder,
+            vocabulary,
+            self._cache,
+            self._counters,
+            self._trace,
+            self._context_shift,
+            queue.charge_token,
+            clock,
+        )
         self._n_lost_steps = 0
 
     def guess_with(self, draft: DraftDecoder, p_min: float) -> None:
@@ -207,6 +222,7 @@ class Engine:
         self._trace.begin()
         self._expire()
         self._admit()
+        self._shift_context()
         self._announce()
         turn = self._turns.next(self._running)
         self._guess()
@@ -288,6 +304,26 @@ class Engine:
             if sequence.bans is not None and not sequence.bans.is_ready:
                 sequence.bans.build()
                 return
+
+    def _shift_context(self) -> None:
+        """Make room where a slot is full and its text is to go on: see `engine.context_shift`."""
+        for sequence in [one for one in self._running if self._context_shift.is_full(one)]:
+            # A sibling may have failed a moment ago.
+            if not sequence.is_finished:
+                self._drop_older_half(sequence)
+
+    def _drop_older_half(self, sequence: Sequence) -> None:
+        gap = self._context_shift.gap(sequence)
+        assert gap is not None, "a full sequence was not ended"
+        try:
+            self._cache.shift(sequence, gap.start, gap.n)
+        except EngineFailure as error:
+            self._lose(sequence, error)
+            return
+        if sequence.lookup is not None:
+            sequence.lookup.restart(len(sequence.tokens))
+        told = sequence.request.request_id, gap.n, gap.start
+        logger.info("context shift: request %d goes on without %d tokens behind its first %d", *told)
 
     def _guess(self) -> None:
         """A sequence that runs alone may be ahead of itself: see `engine.speculative`."""
@@ -399,7 +435,7 @@ class Engine:
         """The plan is computed: note that of all first, since one that fails ends its siblings."""
         for chunk, rows, _ in computed:
             sequence = chunk.sequence
-            if sequence.request.prompt_logprobs and sequence.n_past < sequence.n_prompt:
+            if sequence.request.prompt_logprobs and sequence.is_reading:
                 self._writer.note_prompt(sequence, rows)
             sequence.n_past += chunk.n_tokens - len(sequence.draft)
             if sequence.marks and sequence.n_past == sequence.marks[0]:

@@ -140,6 +140,7 @@ class EngineRequest:
     `Usage.cache`, in which only what the same `asker` had computed is told: a person, as well as the API can tell them
     apart.
     `adapters` are the scales of the LoRA adapters, all of them or none.
+    `n_keep` tokens behind the first one stay when the context is shifted.
     `timeout_s` after its arrival what there is of the answer is all of it; a request that could not even begin by then
     is refused. `report_queue` asks for `Queued` while it waits.
     """
@@ -155,6 +156,7 @@ class EngineRequest:
     prompt_logprobs: bool = False
     skip_special_tokens: bool = True
     shown_tokens: frozenset[int] = frozenset()
+    n_keep: int = 0
     span_limit: SpanLimit | None = None
     banned_strings: tuple[str, ...] = ()
     banned_regexes: tuple[str, ...] = ()
@@ -310,6 +312,7 @@ class Usage:
     `moved_tokens` of those were moved from another place (`cache_reuse`), so the text may differ a little.
     `rewinds` counts banned phrases that were taken back. `cache` is there when it was asked for.
     `accepted_tokens` of the completion were guessed before they were sampled, out of `drafted_tokens` guesses.
+    `dropped_tokens` had to leave the slot before the end (`context_shift`).
     """
 
     prompt_tokens: int
@@ -323,6 +326,7 @@ class Usage:
     cache: CacheReport | None = None
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    dropped_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -692,6 +696,7 @@ class Rules:
     """How slots are given and what is kept of what they held.
 
     `n_cache_reuse` is the fewest tokens worth moving within a slot when a history was trimmed; 0 moves none.
+    `shifts_context` lets an answer go on in a full slot, without the older half of what stands there.
     `cache_ram_bytes` of host RAM keep the computed tokens of chats that lost their slot; 0 keeps none.
     `disk` keeps those that left host RAM too; None keeps none.
     `max_draft` is the most tokens that are guessed ahead from a sequence's own text; 0 guesses none.
@@ -701,6 +706,7 @@ class Rules:
     """
 
     n_cache_reuse: int = 0
+    shifts_context: bool = False
     cache_ram_bytes: int = 0
     disk: DiskPlace | None = None
     max_draft: int = 0

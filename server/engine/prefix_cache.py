@@ -89,7 +89,7 @@ class Match(NamedTuple):
 
 def _is_reading(leader: Sequence) -> bool:
     """Whether others may wait for the prompt that this one computes right now."""
-    return leader.n_past < leader.n_prompt and not leader.request.prompt_logprobs
+    return leader.is_reading and not leader.request.prompt_logprobs
 
 
 def _source(sequence: Sequence, *, is_copy: bool) -> CacheSource | None:
@@ -357,14 +357,18 @@ class PrefixCache:
     def _move_chunks(self, slot: Slot, sequence: Sequence, n_prefix: int) -> int:
         """Move what an idle slot holds further on to where the prompt wants it; how many tokens that were."""
         moves = self._plan_moves(slot, sequence, n_prefix)
-        for move in moves:
-            self._decoder.move(slot.index, move.source, move.target, move.n)
         n_moved = sum(move.n for move in moves)
         if moves:
-            self._shifted.add(slot.index)
-            self._decoder.trim(slot.index, n_prefix + n_moved)
+            self._move(slot, moves)
             slot.tokens = sequence.tokens[: n_prefix + n_moved]
         return n_moved
+
+    def _move(self, slot: Slot, moves: list[Move]) -> None:
+        """Move tokens, the last of them to the new end of the slot; nothing of it can be copied before a decode."""
+        for move in moves:
+            self._decoder.move(slot.index, move.source, move.target, move.n)
+        self._shifted.add(slot.index)
+        self._decoder.trim(slot.index, moves[-1].target + moves[-1].n)
 
     def _plan_moves(self, slot: Slot, sequence: Sequence, n_prefix: int) -> list[Move]:
         if self._n_cache_reuse == 0 or n_prefix == 0 or sequence.request.prompt_logprobs:
@@ -464,6 +468,14 @@ class PrefixCache:
             n_keep = 0
         sequence.n_past = n_keep
         self._check(slot)
+
+    def shift(self, sequence: Sequence, start: int, n: int) -> None:
+        """Drop the `n` tokens from `start` on of a running sequence, and move up what is computed behind them."""
+        slot, n_behind = self._slot_of(sequence), sequence.n_past - start - n
+        if n_behind > 0:
+            self._move(slot, [Move(start + n, start, n_behind)])
+        sequence.drop(start, n)
+        self.rewind(sequence)
 
     def evict(self, slot: Slot) -> None:
         """Forget what an idle slot keeps."""

@@ -179,7 +179,7 @@ def _prefill_chunk(sequence: Sequence, budget: int, n_outputs_left: int) -> Chun
     n_tokens = min(sequence.n_uncomputed, budget)
     if sequence.marks:
         n_tokens = min(n_tokens, sequence.marks[0] - sequence.n_past)
-    if sequence.request.prompt_logprobs and sequence.n_past < sequence.n_prompt:
+    if sequence.request.prompt_logprobs and sequence.is_reading:
         n_tokens = min(n_tokens, n_outputs_left)
         return Chunk(sequence, n_tokens, n_tokens)
     is_last = n_tokens == sequence.n_uncomputed

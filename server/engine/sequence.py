@@ -45,6 +45,7 @@ class Sequence:
     Times are seconds of `time.perf_counter`. `slot` is set exactly while running; `serial` is the order of arrival.
     While it waits preempted, `state` is what its slot held.
     `draft` are tokens that may come next: computed with the next step, and no part of the text until they are sampled.
+    `dropped` stood at `n_kept` before a context shift; from then on the prompt may end anywhere.
     """
 
     request: EngineRequest
@@ -82,6 +83,8 @@ class Sequence:
     draft: tuple[int, ...] = ()
     n_drafted: int = 0
     n_accepted: int = 0
+    n_kept: int = 0
+    dropped: array[int] = field(default_factory=lambda: array("i"))
 
     @classmethod
     def of(cls, request: EngineRequest, index: int, now_s: float) -> Sequence:
@@ -102,7 +105,17 @@ class Sequence:
 
     @property
     def n_generated(self) -> int:
-        return len(self.tokens) - self.n_prompt
+        return len(self.dropped) + len(self.tokens) - self.n_prompt
+
+    @property
+    def said(self) -> array[int]:
+        """The prompt and all that was generated, also what the slot holds no more."""
+        return self.tokens[: self.n_kept] + self.dropped + self.tokens[self.n_kept :]
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether tokens of the prompt are to be computed for the first time, or again before anything was dropped."""
+        return self.n_past < self.n_prompt and not self.dropped
 
     @property
     def n_uncomputed(self) -> int:
@@ -143,6 +156,13 @@ class Sequence:
     def is_finished(self) -> bool:
         return self.status is Status.FINISHED
 
+    def drop(self, start: int, n: int) -> None:
+        """The `n` tokens from `start` on are out of the slot; the text goes on without them."""
+        self.dropped.extend(self.tokens[start : start + n])
+        del self.tokens[start : start + n]
+        self.n_kept = start
+        self.n_past -= max(0, min(self.n_past, start + n) - start)
+
     def usage(self, now_s: float) -> Usage:
         first_token_s = self.first_token_s or now_s
         admit_s = self.admit_s or now_s
@@ -158,4 +178,5 @@ class Sequence:
             cache=self.cache_report,
             drafted_tokens=self.n_drafted,
             accepted_tokens=self.n_accepted,
+            dropped_tokens=len(self.dropped),
         )

@@ -61,8 +61,14 @@ class Lookup:
 
     def rewind(self, n_tokens: int) -> None:
         """All but the first `n_tokens` were taken back: what comes next is found anew."""
+        self._n_prompt = min(self._n_prompt, n_tokens)
         if n_tokens < self._n_seen:
             self._n_seen, self._source = n_tokens, None
+
+    def restart(self, n_tokens: int) -> None:
+        """The text is another one, of `n_tokens` so far: all that is still known is how far runs went."""
+        self._index.clear()
+        self._n_prompt, self._n_seen, self._source = n_tokens, 0, None
 
     def _index_prompt(self, tokens: array[int]) -> None:
         """Remember where the prompt's n-grams end, of equal ones the last; at its end find where it goes on."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from server.engine.backend import Constraint, Decoder, Vocabulary
 from server.engine.banned import BanGuard
+from server.engine.context_shift import ContextShift
 from server.engine.counters import Counters
 from server.engine.detokenizer import Delta
 from server.engine.messages import FinishReason, TokenLogprob
@@ -60,6 +61,7 @@ class Writer:
         cache: PrefixCache,
         counters: Counters,
         trace: StepTrace,
+        context_shift: ContextShift,
         charge: Callable[[Sequence], None],
         clock: Callable[[], float],
     ) -> None:
@@ -68,6 +70,7 @@ class Writer:
         self._cache = cache
         self._counters = counters
         self._trace = trace
+        self._context_shift = context_shift
         self._charge = charge
         self._clock = clock
 
@@ -143,7 +146,7 @@ class Writer:
             if token is None or self._fits(constraint, token):
                 return token
             assert sequence.sampler is not None
-            sequence.sampler.rewind(1, sequence.tokens)
+            sequence.sampler.rewind(1, sequence.said)
         constraint.mask(row)
         token = self._draw(sequence, row, batch_row)
         if token is not None and token not in self._vocabulary.eog_tokens:
@@ -165,7 +168,7 @@ class Writer:
         """Apply bans and limits to the row; False when no token is left."""
         assert sequence.bias is not None
         if sequence.guard is not None:
-            sequence.guard.apply(row, len(sequence.tokens))
+            sequence.guard.apply(row, sequence.n_generated)
         if sequence.span is not None:
             sequence.span.apply(row)
         if sequence.guard is None and not (sequence.constraint is not None and sequence.bias.is_banning):
@@ -202,7 +205,8 @@ class Writer:
         assert sequence.sampler is not None
         assert sequence.bias is not None
         for token in tokens:
-            if sequence.bias.bans(token) or token in self._vocabulary.eog_tokens:
+            is_refused = sequence.bias.bans(token) or token in self._vocabulary.eog_tokens
+            if is_refused or self._context_shift.is_full(sequence):
                 break
             sequence.sampler.accept(token)
             sequence.constraint.accept(token)
@@ -222,7 +226,7 @@ class Writer:
             return FinishReason.STOP
         if request.max_tokens is not None and sequence.n_generated >= request.max_tokens:
             return FinishReason.LENGTH
-        if len(sequence.tokens) >= self._decoder.n_ctx:
+        if self._context_shift.is_full(sequence) and self._context_shift.gap(sequence) is None:
             return FinishReason.LENGTH
         return None
 
@@ -239,9 +243,9 @@ class Writer:
         n = detokenizer.n_banned
         if n == 0:
             sequence.sampler.keep(detokenizer.n_pending)
-            guard.forget(len(sequence.tokens) - detokenizer.n_pending)
+            guard.forget(sequence.n_generated - detokenizer.n_pending)
             return True
-        if guard.is_dead_end(len(sequence.tokens) - n) and detokenizer.n_pending > n:
+        if guard.is_dead_end(sequence.n_generated - n) and detokenizer.n_pending > n:
             n += 1
         self._rewind(sequence, guard, n)
         return False
@@ -260,10 +264,10 @@ class Writer:
         """Take back the last `n` tokens and ban the first of them where it stood."""
         assert sequence.sampler is not None
         position = len(sequence.tokens) - n
-        guard.ban(position, sequence.tokens[position])
+        guard.ban(sequence.n_generated - n, sequence.tokens[position])
         del sequence.tokens[position:]
         sequence.detokenizer.rewind(n)
-        sequence.sampler.rewind(n, sequence.tokens)
+        sequence.sampler.rewind(n, sequence.said)
         if sequence.constraint is not None:
             sequence.constraint.rewind(n)
         if sequence.lookup is not None:

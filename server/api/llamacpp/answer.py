@@ -82,7 +82,7 @@ class NativeAnswer:
             "generation_settings": self._settings(request),
             "prompt": self._prompts[index // request.n],
             "has_new_line": "\n" in text,
-            "truncated": is_cut,
+            "truncated": is_cut or usage.dropped_tokens > 0,
             "stop_type": "word" if finish.stop else _STOP_TYPES.get(finish.reason, "none"),
             "stopping_word": finish.stop or "",
             "timings": timings_json(usage, has_bans=self._fields.has_bans),
@@ -97,6 +97,7 @@ class NativeAnswer:
             "max_tokens": limit,
             "stop": list(request.stop),
             "stream": self._fields.stream,
+            "n_keep": request.n_keep,
             "n_probs": request.n_logprobs or 0,
             "banned_strings": list(request.banned_strings),
         }

@@ -1,0 +1,262 @@
+"""A full slot in mid-answer: the older half goes, the rest moves up, and the text goes on as if it had been read so."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.engine.context_shift import ContextShift, Gap
+from server.engine.messages import FinishReason, Grammar, GrammarKind, SamplingParams
+from server.engine.prefix_cache import PrefixCache
+from server.engine.sampling import Bias, penalties_of
+from server.engine.sequence import Sequence
+from server.llama.attention_model import AttentionShape, write_attention_model
+from server.llama.context import Context
+from server.llama.model import Model
+from server.llama.params import ContextParams, ModelParams
+from tests.fake_llama import (
+    EOS,
+    EOT,
+    N_VOCAB,
+    SUPPRESSED,
+    Rig,
+    logits_after,
+    make_engine,
+    make_request,
+)
+
+N_CTX = 64
+ENDLESS: dict[str, Any] = {"ignore_eos": True}
+
+
+class Expected:
+    """What a server that computes every token anew would say, dropping as the engine does; greedy."""
+
+    def __init__(self, prompt: bytes, n_keep: int, max_tokens: int, **sampling: Any) -> None:
+        params = SamplingParams(temperature=0.0, ignore_eos=True, **sampling)
+        penalties = penalties_of(params, n_ctx=N_CTX, n_vocab=N_VOCAB, said=list(prompt))
+        bias = Bias(params, banned=(SUPPRESSED,), eog=(EOS, EOT), min_tokens=0)
+        self.tokens, self.said, self.n_dropped = list(prompt), list[int](), 0
+        while len(self.said) < max_tokens:
+            if len(self.tokens) == N_CTX:
+                start = min(1 + n_keep, N_CTX - 4)
+                gap = (N_CTX - 1 - start) // 2
+                del self.tokens[start : start + gap]
+                self.n_dropped += gap
+            row = logits_after(self.tokens)
+            bias.apply(row, 0)
+            if penalties is not None:
+                penalties.apply(row)
+            token = int(row.argmax())
+            if penalties is not None:
+                penalties.accept(token)
+            self.tokens.append(token)
+            self.said.append(token)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompts=st.lists(st.binary(min_size=1, max_size=N_CTX - 1), min_size=1, max_size=4),
+    n_keep=st.integers(0, 2 * N_CTX),
+    max_tokens=st.integers(1, 4 * N_CTX),
+    max_draft=st.sampled_from([0, 7]),
+    repeat_last_n=st.sampled_from([0, 16, -1]),
+)
+def test_the_text_is_that_of_a_server_which_reads_what_is_left_anew(
+    prompts: list[bytes], n_keep: int, max_tokens: int, max_draft: int, repeat_last_n: int
+) -> None:
+    """Slots that hold other tokens than the books say, or at other places, fail in the fake decoder and the rig."""
+    penalties: dict[str, Any] = {"repeat_last_n": repeat_last_n, "repeat_penalty": 1.3}
+    rig = make_engine(n_slots=2, n_ctx=N_CTX, shifts_context=True, max_draft=max_draft, preempts=True)
+    for number, prompt in enumerate(prompts):
+        sampling = {**ENDLESS, **penalties}
+        rig.add(make_request(number, prompt, n_keep=n_keep, max_tokens=max_tokens, account=str(number), **sampling))
+    rig.run()
+    for number, prompt in enumerate(prompts):
+        collected, expected = rig.collected[number], Expected(prompt, n_keep, max_tokens, **penalties)
+        assert collected.tokens[0] == expected.said
+        usage = collected.finishes[0].usage
+        assert collected.finishes[0].reason is FinishReason.LENGTH
+        assert (usage.completion_tokens, usage.dropped_tokens) == (max_tokens, expected.n_dropped)
+        assert usage.prompt_tokens == len(prompt)
+
+
+def run_one(**changes: Any) -> Rig:
+    rig = make_engine(n_slots=1, n_ctx=N_CTX, shifts_context=True)
+    rig.add(make_request(1, b"Once upon a time", **changes))
+    rig.run()
+    return rig
+
+
+def test_a_full_slot_ends_the_answer_unless_it_may_be_shifted() -> None:
+    rig = make_engine(n_slots=1, n_ctx=N_CTX)
+    rig.add(make_request(1, b"Once upon a time", max_tokens=200, **ENDLESS))
+    finish = rig.run()[1].finishes[0]
+    assert finish.reason is FinishReason.LENGTH
+    assert (finish.usage.completion_tokens, finish.usage.dropped_tokens) == (N_CTX - len(b"Once upon a time"), 0)
+
+
+def test_a_model_that_cannot_move_tokens_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        rig = make_engine(n_slots=1, n_ctx=N_CTX, shifts_context=True, can_trim=False)
+    assert "context_shift" in caplog.text
+    rig.add(make_request(1, b"Once upon a time", max_tokens=200, **ENDLESS))
+    assert rig.run()[1].finishes[0].usage.completion_tokens < N_CTX
+
+
+def test_an_answer_without_a_limit_ends_all_the_same() -> None:
+    usage = run_one(max_tokens=None, **ENDLESS).collected[1].finishes[0].usage
+    assert N_CTX <= usage.completion_tokens < 2 * N_CTX
+
+
+def test_what_it_dropped_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        run_one(max_tokens=100, n_keep=9, **ENDLESS)
+    assert "request 1 goes on without 26 tokens behind its first 10" in caplog.text
+
+
+PENALISED: dict[str, Any] = {"repeat_penalty": 1.3, "repeat_last_n": -1, **ENDLESS}
+
+
+@pytest.mark.parametrize("phrase_length", [2, 3])
+def test_no_banned_phrase_comes_through_a_shift(phrase_length: int) -> None:
+    plain = run_one(max_tokens=150, **PENALISED).text(1)
+    phrases = {plain[at : at + phrase_length] for at in range(30, 150 - phrase_length, 7)}
+    rig = run_one(max_tokens=150, banned_strings=tuple(phrases), **PENALISED)
+    usage = rig.collected[1].finishes[0].usage
+    assert usage.completion_tokens == 150
+    assert usage.rewinds > 0
+    assert usage.dropped_tokens > 0
+    assert not any(phrase.lower() in rig.text(1).lower() for phrase in phrases)
+
+
+def test_rewinds_after_a_shift_equal_a_run_that_knew_the_bans() -> None:
+    """Each rewind counts the penalties anew, over all that was said: also over what was dropped."""
+    plain = run_one(max_tokens=150, **PENALISED).text(1)
+    letters = [letter for letter in sorted(set(plain)) if letter.isalpha() and plain.rfind(letter) > 100][:3]
+    bytes_of = [ord(form) for letter in letters for form in {letter.lower(), letter.upper()}]
+    told = run_one(max_tokens=150, logit_bias=tuple((byte, -math.inf) for byte in bytes_of), **PENALISED)
+    found = run_one(max_tokens=150, banned_strings=tuple(letters), **PENALISED)
+    assert found.text(1) == told.text(1)
+    assert found.collected[1].finishes[0].usage.rewinds > 3
+
+
+def test_what_was_dropped_was_said_all_the_same() -> None:
+    rig = make_engine(n_slots=1, n_ctx=N_CTX, shifts_context=True)
+    rig.add(make_request(1, b"Once upon a time", max_tokens=None, **ENDLESS))
+    while not (sequence := rig.engine._running[0] if rig.engine._running else None) or not sequence.dropped:
+        rig.step()
+    generated = rig.collected[1].tokens[0]
+    assert sequence.said.tolist()[: 16 + len(generated)] == [*b"Once upon a time", *generated]
+    assert sequence.n_generated == len(sequence.said) - 16
+
+
+def test_a_grammar_and_stop_strings_go_on_over_a_shift() -> None:
+    grammar = "/".join(["abc"] * 60 + ["x", "y", "z"])
+    rig = run_one(max_tokens=300, grammar=Grammar(GrammarKind.GBNF, grammar))
+    assert rig.collected[1].finishes[0].reason is FinishReason.STOP
+    assert rig.text(1).endswith("xyz")
+    assert len(rig.text(1)) == 63
+    stopped = run_one(max_tokens=300, stop=("xy",), grammar=Grammar(GrammarKind.GBNF, grammar))
+    assert stopped.text(1) == rig.text(1)[:-3]
+    assert stopped.collected[1].finishes[0].stop == "xy"
+
+
+def test_the_next_prompt_reuses_what_is_left_and_nothing_else() -> None:
+    rig = run_one(max_tokens=100, n_keep=15, **ENDLESS)
+    left = rig.engine._cache.slots[0].tokens.tolist()
+    assert left[:16] == list(b"Once upon a time")
+    rig.add(make_request(2, [*left, 97, 98], max_tokens=3))
+    usage = rig.run()[2].finishes[0].usage
+    assert usage.cached_tokens == len(left)
+    rig.add(make_request(3, b"Once upon a time there was", max_tokens=3))
+    assert rig.run()[3].finishes[0].usage.cached_tokens == 16
+
+
+def test_an_abort_just_after_a_shift_leaves_no_half_moved_slot_to_copy() -> None:
+    rig = make_engine(n_slots=2, n_ctx=N_CTX, shifts_context=True, cache_ram_bytes=1 << 20)
+    rig.add(make_request(1, b"Once upon a time", max_tokens=500, **ENDLESS))
+    failed: list[int] = []
+
+    def abort_amid() -> None:
+        sequence = rig.engine._running[0] if rig.engine._running else None
+        if sequence is not None and sequence.dropped and not failed:
+            failed.append(len(sequence.tokens))
+            raise AssertionError
+
+    rig.decoder.before_decode = abort_amid
+    with pytest.raises(AssertionError):
+        rig.run()
+    rig.decoder.before_decode = lambda: None
+    rig.abort(1)
+    # The fake refuses to copy what no decode has rotated.
+    rig.add(make_request(2, b"Once upon a time there was a cat in a very small house", max_tokens=3))
+    rig.add(make_request(3, b"Another one", max_tokens=3))
+    rig.run()
+    assert failed
+    assert rig.collected[2].finishes
+
+
+def sequence_of(n_tokens: int, n_keep: int, max_tokens: int | None = 1000) -> Sequence:
+    request = dataclasses.replace(make_request(1, b"ab"), n_keep=n_keep, max_tokens=max_tokens)
+    sequence = Sequence.of(request, 0, 0.0)
+    sequence.tokens.extend(range(n_tokens - 2))
+    return sequence
+
+
+def test_half_of_what_is_not_kept_goes() -> None:
+    shift = ContextShift(64, is_on=True)
+    assert shift.gap(sequence_of(64, n_keep=0)) == Gap(1, 31)
+    assert shift.gap(sequence_of(64, n_keep=20)) == Gap(21, 21)
+    assert shift.gap(sequence_of(64, n_keep=1000)) == Gap(60, 1)
+    assert ContextShift(64, is_on=False).gap(sequence_of(64, n_keep=0)) is None
+
+
+@pytest.fixture
+def one_layer(tmp_path: Path) -> Model:
+    """With one layer, keys and values depend on a token and its place alone, so a move must be exact."""
+    path = tmp_path / "one-layer.gguf"
+    write_attention_model(path, AttentionShape(4, 2, 64), 1)
+    return Model(ModelParams(str(path)))
+
+
+def test_llama_cpp_computes_on_as_if_it_had_read_what_is_left(one_layer: Model) -> None:
+    """The engine's own cache over a real context: the logits after two shifts are those of a fresh read."""
+    context = Context(one_layer, ContextParams(n_ctx=128, n_slots=2, n_threads=1, flash_attn="off", cache_type_k="f32"))
+    cache, shift = PrefixCache(context), ContextShift(128, is_on=True)
+    tokens = np.random.default_rng(1).integers(1, 60, 128).tolist()
+    request = dataclasses.replace(make_request(1, tokens[:50]), n_keep=9, max_tokens=1000)
+    sequence = Sequence.of(request, 0, 0.0)
+    assert cache.lock(sequence)
+
+    def compute(slot: int, new: list[int], start: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        context.batch.clear()
+        context.batch.add(slot, new, start, 1)
+        context.decode()
+        cache.note_decode()
+        return context.logits()[0].copy()
+
+    for round_of in range(2):
+        sequence.tokens.extend(tokens[: 128 - len(sequence.tokens)])
+        compute(sequence.slot or 0, sequence.tokens.tolist()[sequence.n_past : 127], sequence.n_past)
+        sequence.n_past = 127
+        gap = shift.gap(sequence)
+        assert gap is not None
+        cache.shift(sequence, gap.start, gap.n)
+        cache.check_integrity()
+        assert sequence.n_past == 127 - gap.n == 69, round_of
+        moved = compute(sequence.slot or 0, sequence.tokens.tolist()[69:70], 69)
+        sequence.n_past = 70
+    assert len(sequence.dropped) == 2 * 58
+    fresh = compute(1 - (sequence.slot or 0), sequence.tokens.tolist(), 0)
+    context.close()
+    one_layer.close()
+    assert np.abs(moved - fresh).max() < 2e-3 * np.abs(fresh).max()
