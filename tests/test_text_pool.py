@@ -47,6 +47,19 @@ async def test_a_slow_call_makes_the_others_wait_only_until_there_is_a_second_pr
         await slow
 
 
+async def test_however_many_come_while_the_second_process_starts_there_is_no_third(pool: TextPool) -> None:
+    slow = asyncio.create_task(pool.render(said("hang")))
+    await asyncio.sleep(0)
+    waiting = []
+    while len(pool.pids) < 2:
+        # One in every turn of the loop.
+        waiting.append(asyncio.create_task(pool.encode("x")))
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
+    slow.cancel()
+    assert len(pool._clients) == 2
+
+
 async def test_one_who_leaves_a_slow_call_does_not_let_others_in_behind_it(pool: TextPool) -> None:
     slow = asyncio.create_task(pool.render(said("hang")))
     await asyncio.sleep(0.01)

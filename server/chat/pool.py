@@ -107,20 +107,21 @@ class TextPool(TextCalls):
     def _lose_patience(self, first: asyncio.Future[TextClient]) -> None:
         self._impatience = None
         if not first.done():
-            self._growing = asyncio.get_running_loop().create_task(self._grow())
+            # In the list at once: those who come before the task runs must not be impatient too.
+            second = self._new_client()
+            self._clients.append(second)
+            self._growing = asyncio.get_running_loop().create_task(self._grow(second))
         elif self._waiting:
             self._be_patient()
 
-    async def _grow(self) -> None:
+    async def _grow(self, second: TextClient) -> None:
         logger.info("a slow text makes others wait: a second text process is started")
-        client = self._new_client()
-        self._clients.append(client)
         try:
-            await client.start()
+            await second.start()
         except GgufdError as error:
             # Its model was good when the first one started; without the second all goes on as before.
             logger.warning("no second text process: %s", error.message)
-            self._clients.remove(client)
-            await client.stop()
+            self._clients.remove(second)
+            await second.stop()
             return
-        self._hand_on(client)
+        self._hand_on(second)
