@@ -19,7 +19,13 @@ logger = logging.getLogger("ggufd")
 _BACKLOG = 1024
 _MOST_FILES = 65_536
 _OTHER_FILES = 100
-"""What the process opens besides connections: pipes to its children, the log, libraries."""
+"""What the process may open besides connections: pipes to its children, the log, libraries."""
+
+_LEAST_OTHER_FILES = 40
+"""24 when all is well, and some more while a child is started again."""
+
+_FEW_CONNECTIONS = 200
+_LEAST_CONNECTIONS = 4
 
 _VANISHED_S = 60
 """A peer that does not acknowledge anything for so long is gone: its cable was pulled, its machine is off."""
@@ -79,7 +85,10 @@ def is_loopback(host: str) -> bool:
 
 
 def connections_limit() -> int:
-    """How many connections there may be, after the limit of open files was raised as far as this user may."""
+    """How many connections there may be, after the limit of open files was raised as far as this user may.
+
+    Says so where they are few.
+    """
     try:
         import resource
     except ImportError:
@@ -91,7 +100,15 @@ def connections_limit() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     n_files = _MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, _MOST_FILES)
-    return max(1, n_files - _OTHER_FILES)
+    n_others = min(_OTHER_FILES, max(_LEAST_OTHER_FILES, n_files // 2))
+    n_connections = max(_LEAST_CONNECTIONS, n_files - n_others)
+    if n_connections < _FEW_CONNECTIONS:
+        logger.warning(
+            "at most %d connections at once: this process may open %d files; raise that with ulimit -n",
+            n_connections,
+            n_files,
+        )
+    return n_connections
 
 
 def _notice_the_vanished(listening: socket.socket) -> None:

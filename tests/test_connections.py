@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from server.api.connections import MAX_HEAD_BYTES, Limits
+from server.api.connections import MAX_HEAD_BYTES, Connection, Limits
 from tests.api_server import Served, serving, wait_until
 from tests.fake_engine import FakeEngine
 
@@ -213,3 +214,38 @@ def test_pipelined_requests_are_answered_in_order(server: Served) -> None:
     with connect(server, n * ALIVE + ALIVE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")) as connection:
         data = read_all(connection)
     assert data.count(b"HTTP/1.1 200") == n + 1
+
+
+def test_requests_that_come_faster_than_answers_do_not_pile_up(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    n = 8000
+    queued = []
+    go_on = Connection.on_response_complete
+
+    def note(connection: Connection) -> None:
+        go_on(connection)
+        queued.append(len(connection.pipeline))
+
+    monkeypatch.setattr(Connection, "on_response_complete", note)
+    with connect(server) as connection:
+        sender = threading.Thread(target=connection.sendall, args=(n * ALIVE,))
+        sender.start()
+        n_answers = 0
+        while n_answers < n:
+            n_answers += connection.recv(1 << 20).count(b"HTTP/1.1 200")
+        sender.join(10)
+    assert len(queued) == n
+    assert 0 < max(queued) < 300
+    assert is_served(server)
+
+
+def test_a_queued_request_that_is_not_whole_is_awaited(server: Served) -> None:
+    body = b'{"prompt": "a", "max_tokens": 1}'
+    request = HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    server.in_loop(server.engine.gate.clear)
+    wait_until(lambda: not server.engine.gate.is_set())
+    slow = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with connect(server, slow + request[:-10]) as connection:
+        wait_until(lambda: len(server.engine.open) == 1)
+        connection.sendall(request[-10:])
+        server.in_loop(server.engine.gate.set)
+        assert read_all(connection).count(b"HTTP/1.1 200") == 2

@@ -134,9 +134,11 @@ def test_two_thousand_idle_connections_and_others_are_served(server: LiveServer)
         assert ask(server.url).status_code == 200
 
 
-def test_too_few_files_for_all_and_others_are_served() -> None:
+@pytest.mark.parametrize("n_files", [160, 64])
+def test_too_few_files_for_all_and_others_are_served(n_files: int) -> None:
     """The engine is killed meanwhile: it takes files to start it again."""
-    with live_server(*SMALL, n_files=160) as server, crowd(server, 400):
+    with live_server(*SMALL, n_files=n_files) as server, crowd(server, 400):
+        assert any("ulimit -n" in line for line in server.log)
         for _ in range(3):
             assert ask(server.url).status_code == 200
         server.engine.kill()

@@ -34,6 +34,10 @@ KEEP_ALIVE_S = 65
 request that is sent just then is lost."""
 
 
+_PIECE_BYTES = 8 * 1024
+"""Of what arrived, parsed at a time: hundreds of requests that wait for no answer fit into it, not thousands."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Seconds for a request to arrive whole and for a client to take something of its answer; connections at once."""
@@ -78,6 +82,7 @@ class Connection(HttpProtocol):
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._n_head_bytes = 0
+        self._unparsed = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -94,11 +99,12 @@ class Connection(HttpProtocol):
         self._guard.n_open -= 1
         self._stop_reading()
         self._stop_writing()
+        self._unparsed = b""
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._look(len(data))
+        self._unparsed += data
+        self._parse()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -107,6 +113,7 @@ class Connection(HttpProtocol):
         elif self.cycle.more_body:
             # A pipelined request may have begun to be answered before it is whole.
             self._start_reading()
+        self._parse()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -130,6 +137,24 @@ class Connection(HttpProtocol):
         self.transport.abort()
 
     # --- arriving ---------------------------------------------------------------------------------------------------
+
+    def _parse(self) -> None:
+        """Parse what has arrived, until requests queue up behind the one that is being answered.
+
+        uvicorn alone parses all of it, and reads more after each answer: who asks faster than is answered would fill
+        the memory, and keep everybody waiting for the parser.
+        """
+        while self._unparsed and not self._has_queued and not self.transport.is_closing():
+            piece, self._unparsed = self._unparsed[:_PIECE_BYTES], self._unparsed[_PIECE_BYTES:]
+            super().data_received(piece)
+            self._look(len(piece))
+        if self._has_queued or self._unparsed:
+            self.flow.pause_reading()
+
+    @property
+    def _has_queued(self) -> bool:
+        # h11 keeps what comes after a request to itself.
+        return bool(getattr(self, "pipeline", ()))
 
     def _look(self, n_bytes: int) -> None:
         """After some bytes: is a request whole, or are we still waiting for the rest of one?"""
