@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.context_shift import ContextShift, Gap
-from server.engine.messages import FinishReason, Grammar, GrammarKind, SamplingParams
+from server.engine.messages import FinishReason, Grammar, GrammarKind
 from server.engine.prefix_cache import PrefixCache
-from server.engine.sampling import Bias, penalties_of
 from server.engine.sequence import Sequence
 from server.llama.attention_model import AttentionShape, write_attention_model
 from server.llama.context import Context
@@ -25,7 +24,6 @@ from server.llama.params import ContextParams, ModelParams
 from tests.fake_llama import (
     EOS,
     EOT,
-    N_VOCAB,
     SUPPRESSED,
     Rig,
     logits_after,
@@ -34,16 +32,17 @@ from tests.fake_llama import (
 )
 
 N_CTX = 64
+REPEAT = np.float32(1.3)
 ENDLESS: dict[str, Any] = {"ignore_eos": True}
 
 
 class Expected:
-    """What a server that computes every token anew would say, dropping as the engine does; greedy."""
+    """What a server that computes every token anew would say, dropping as the engine does; greedy.
 
-    def __init__(self, prompt: bytes, n_keep: int, max_tokens: int, **sampling: Any) -> None:
-        params = SamplingParams(temperature=0.0, ignore_eos=True, **sampling)
-        penalties = penalties_of(params, n_ctx=N_CTX, n_vocab=N_VOCAB, said=list(prompt))
-        bias = Bias(params, banned=(SUPPRESSED,), eog=(EOS, EOT), min_tokens=0)
+    Each of the last `repeat_last_n` tokens that were said, dropped or not, is the less likely.
+    """
+
+    def __init__(self, prompt: bytes, n_keep: int, max_tokens: int, repeat_last_n: int) -> None:
         self.tokens, self.said, self.n_dropped = list(prompt), list[int](), 0
         while len(self.said) < max_tokens:
             if len(self.tokens) == N_CTX:
@@ -52,14 +51,13 @@ class Expected:
                 del self.tokens[start : start + gap]
                 self.n_dropped += gap
             row = logits_after(self.tokens)
-            bias.apply(row, 0)
-            if penalties is not None:
-                penalties.apply(row)
-            token = int(row.argmax())
-            if penalties is not None:
-                penalties.accept(token)
-            self.tokens.append(token)
-            self.said.append(token)
+            all_said = [*prompt, *self.said]
+            recent = all_said[-(N_CTX if repeat_last_n < 0 else repeat_last_n) :] if repeat_last_n else []
+            for token in set(recent):
+                row[token] = row[token] * REPEAT if row[token] <= 0 else row[token] / REPEAT
+            row[[EOS, EOT, SUPPRESSED]] = -np.inf
+            self.tokens.append(int(row.argmax()))
+            self.said.append(self.tokens[-1])
 
 
 @settings(max_examples=60, deadline=None)
@@ -74,14 +72,14 @@ def test_the_text_is_that_of_a_server_which_reads_what_is_left_anew(
     prompts: list[bytes], n_keep: int, max_tokens: int, max_draft: int, repeat_last_n: int
 ) -> None:
     """Slots that hold other tokens than the books say, or at other places, fail in the fake decoder and the rig."""
-    penalties: dict[str, Any] = {"repeat_last_n": repeat_last_n, "repeat_penalty": 1.3}
+    penalties: dict[str, Any] = {"repeat_last_n": repeat_last_n, "repeat_penalty": float(REPEAT)}
     rig = make_engine(n_slots=2, n_ctx=N_CTX, shifts_context=True, max_draft=max_draft, preempts=True)
     for number, prompt in enumerate(prompts):
         sampling = {**ENDLESS, **penalties}
         rig.add(make_request(number, prompt, n_keep=n_keep, max_tokens=max_tokens, account=str(number), **sampling))
     rig.run()
     for number, prompt in enumerate(prompts):
-        collected, expected = rig.collected[number], Expected(prompt, n_keep, max_tokens, **penalties)
+        collected, expected = rig.collected[number], Expected(prompt, n_keep, max_tokens, repeat_last_n)
         assert collected.tokens[0] == expected.said
         usage = collected.finishes[0].usage
         assert collected.finishes[0].reason is FinishReason.LENGTH
