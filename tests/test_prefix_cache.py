@@ -166,6 +166,21 @@ def test_a_long_chat_is_copied_from_not_cut_when_little_of_it_is_shared() -> Non
     assert rig.holds(slot) == LONG + b"a" * 100
 
 
+def test_a_short_prompt_is_copied_from_the_longer_chat_that_it_became() -> None:
+    rig = Rig()
+    slot = rig.keep(LONG[:20] + b"a" * 30)
+    sequence = rig.lock(LONG[:20])
+    assert (sequence.slot != slot, sequence.n_cached) == (True, 19)
+    assert rig.holds(slot) == LONG[:20] + b"a" * 30
+
+
+def test_a_long_chat_is_not_copied_for_a_few_tokens_of_it() -> None:
+    rig = Rig()
+    rig.keep(LONG + b"a" * 100)
+    assert rig.lock(LONG[:5] + b"new").n_cached == 0
+    assert rig.decoder.n_copies == 0
+
+
 def test_a_running_slot_is_copied_from_and_goes_on() -> None:
     rig = Rig()
     leader = rig.lock(LONG)
