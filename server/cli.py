@@ -32,20 +32,20 @@ def build_app(command: str) -> typer.Typer:
     """The command line, with the imports that `command` needs."""
     import typer
 
-    from server.flags import with_settings
+    from server.flags import CommandWithSections, with_settings
 
     app = typer.Typer(
         help="Serve one GGUF model over the OpenAI API, to many clients at once.",
-        epilog="`ggufd --model FILE` is `ggufd serve --model FILE`; its options: `ggufd serve --help`.",
+        epilog="`ggufd --model FILE` is `ggufd serve --model FILE`.\n\nAll settings: `ggufd serve -h`.",
         context_settings={"help_option_names": ["-h", "--help"]},
-        rich_markup_mode="rich",
+        rich_markup_mode=None,
         pretty_exceptions_enable=False,
         add_completion=False,
     )
     app.callback()(_top())
-    app.command("serve")(with_settings(serve))
-    app.command("check")(with_settings(check))
-    app.command("plan")(with_settings(plan, ("model", "context"), _plan_options()))
+    app.command("serve", cls=CommandWithSections)(with_settings(serve))
+    app.command("check", cls=CommandWithSections)(with_settings(check))
+    app.command("plan", cls=CommandWithSections)(with_settings(plan, ("model", "context"), _plan_options()))
     app.add_typer(_bench(command), name="bench")
     app.add_typer(_keys(command), name="keys")
     return app
@@ -72,7 +72,7 @@ def _top() -> Any:
 
 
 def serve(config_file: Path | None, flags: dict[str, Any]) -> None:
-    """Load the model and serve it until Ctrl-C or SIGTERM (the default command)."""
+    """Load the model and serve it until Ctrl-C (the default command)."""
     try:
         config = _load(config_file, flags)
         from server import console, daemon, logs
@@ -92,20 +92,24 @@ def check(config_file: Path | None, flags: dict[str, Any]) -> None:
     """Check settings and model file, and say what would be run."""
     try:
         config = _load(config_file, flags)
-        from server import console, daemon, hub, listen
+        from server import daemon, hub, listen
         from server.keys import access
+        from server.planner import check as planned
 
         keys = access.of(config.server)
         listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
         model = daemon.find_model(config, may_fetch=False)
         hub.chat_template(config.model.chat_template_file)
-        console.show_plan(config, model, _file(config_file), n_keys=0 if keys is None else len(keys.ring))
+        planned.run(config, model, _file(config_file), 0 if keys is None else len(keys.ring))
     except GgufdError as error:
         _fail(error)
 
 
 def plan(config_file: Path | None, flags: dict[str, Any], *, target: str, as_json: bool) -> None:
-    """Say what a model takes and what fits on this machine, from its header alone; of a folder, a table in Markdown."""
+    """Say what a model takes, and what fits on this machine.
+
+    Its header is read, nothing is loaded. Of a folder: a table in Markdown, as model cards have it.
+    """
     try:
         config = _load(config_file, flags)
         from server.planner import command

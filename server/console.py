@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from server import __version__
-from server.config import Config
 from server.engine.messages import Ready
 from server.hub import ModelFile
 
@@ -81,44 +80,23 @@ def show_summary(
     """Say once what is served, on what, where, and how to call it."""
     rows = [
         ("Model", f"{model_id}: {_description(ready)}"),
-        ("Context", _slots(ready) if ready.writes else f"texts of up to {ready.n_ctx:,} tokens"),
+        (
+            "Context",
+            slots_text(ready.n_slots, ready.n_ctx) if ready.writes else f"texts of up to {ready.n_ctx:,} tokens",
+        ),
         *_embedding(ready),
         ("Runs on", _place(ready)),
         ("Memory", f"{_bytes(ready.memory_bytes)}; flash attention {_flash_attention(ready)}"),
         ("API", f"{url}/v1"),
         ("Docs", f"{url}/docs"),
     ]
-    _show(console or Console(), f"ggufd {__version__} is ready", rows, _hints(ready, model, url, has_keys=has_keys))
+    show(f"ggufd {__version__} is ready", rows, _hints(ready, model, url, has_keys=has_keys), console)
 
 
 def log_settings(file: Path | None) -> None:
     """Say which file was read: a forgotten config.toml explains much."""
     if file is not None:
         logger.info("settings from %s", file)
-
-
-def show_plan(
-    config: Config, model: ModelFile, file: Path | None, *, n_keys: int = 0, console: Console | None = None
-) -> None:
-    """What `check` says: the settings that matter, as they would be used. Nothing was loaded."""
-    context, server = config.context, config.server
-    slots = context.parallel or 4
-    each = context.ctx_size // slots if context.parallel else context.ctx_size
-    rows = [
-        ("Settings", str(file or "no file, the defaults")),
-        ("Model", f"{model.path} ({_bytes(model.size_bytes)}{', the demo model' if model.is_demo else ''})"),
-        (
-            "Context",
-            f"{slots} {_plural('slot', slots)} of {f'{each:,} tokens' if each else 'as many tokens as fit'}",
-        ),
-        ("GPU", _wanted_layers(config)),
-        ("Flash attention", context.flash_attn),
-        ("KV cache", f"keys {context.cache_type_k}, values {context.cache_type_v}"),
-        ("Queue", f"{config.queue.max_queue} requests, {config.queue.max_queue_wait_s:g} s"),
-        ("Listens at", f"{server.host}, port {server.port}, {_keys(n_keys)}"),
-        ("Sampling", _sampling(config)),
-    ]
-    _show(console or Console(), "The settings are good. It would run:", rows, [])
 
 
 _CHAT = ("chat/completions", {"messages": [{"role": "user", "content": "Hello! Who are you?"}], "max_tokens": 100})
@@ -133,7 +111,11 @@ def curl_line(url: str, *, with_key: bool, what: tuple[str, object] = _CHAT) -> 
     return f"curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d {shlex.quote(json.dumps(body))}"
 
 
-def _show(console: Console, title: str, rows: Sequence[tuple[str, str]], hints: Sequence[str]) -> None:
+def show(
+    title: str, rows: Sequence[tuple[str, str]], hints: Sequence[str] = (), console: Console | None = None
+) -> None:
+    """A title, names with what they are, and lines that are to survive being copied."""
+    console = console or Console()
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -142,7 +124,7 @@ def _show(console: Console, title: str, rows: Sequence[tuple[str, str]], hints: 
     console.print(Text(title, style="bold green"))
     console.print(table)
     for hint in hints:
-        # Never wrapped: it must survive being copied.
+        # Never wrapped.
         console.print(hint, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -162,8 +144,9 @@ def _description(ready: Ready) -> str:
     )
 
 
-def _slots(ready: Ready) -> str:
-    return f"{ready.n_slots} {_plural('slot', ready.n_slots)} of {ready.n_ctx:,} tokens{_each(ready.n_slots)}"
+def slots_text(n_slots: int, n_ctx: int) -> str:
+    """`4 slots of 8,192 tokens each`."""
+    return f"{n_slots} {_plural('slot', n_slots)} of {n_ctx:,} tokens{_each(n_slots)}"
 
 
 def _embedding(ready: Ready) -> list[tuple[str, str]]:
@@ -189,22 +172,6 @@ def _place(ready: Ready) -> str:
 def _flash_attention(ready: Ready) -> str:
     state = "on" if ready.flash_attn else "off"
     return f"{state} ({ready.flash_attn_why})" if ready.flash_attn_why else state
-
-
-def _wanted_layers(config: Config) -> str:
-    layers = config.model.n_gpu_layers
-    if config.model.require_gpu:
-        return f"required; layers: {layers}"
-    return "not used" if layers == 0 else f"if there is one; layers: {layers}"
-
-
-def _sampling(config: Config) -> str:
-    given = {key: value for key, value in config.sampling.model_dump().items() if value is not None}
-    return ", ".join(f"{key} {value}" for key, value in given.items()) or "the model's own defaults"
-
-
-def _keys(count: int) -> str:
-    return f"with {count} {_plural('key', count)}" if count else "without a key"
 
 
 def _plural(word: str, count: int) -> str:

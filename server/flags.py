@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from server.config import Setting, settings, split
 
@@ -23,6 +24,24 @@ _PANELS = {
     "reasoning": "Reasoning",
     "sampling": "Sampling defaults",
 }
+
+
+class CommandWithSections(TyperCommand):
+    """A command whose help lists its options under the headings they were given.
+
+    A flag is never cut: what is too long for its column has its meaning below it, also on a terminal of 80 columns.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for one in self.get_params(ctx):
+            if (record := one.get_help_record(ctx)) is not None:
+                heading = "Arguments" if one.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(one, "rich_help_panel", None) or heading, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(typer.style(heading, bold=True)):
+                formatter.write_dl([(typer.style(names, fg="cyan"), meaning) for names, meaning in records])
+
 
 _KINDS = {int: "N", float: "X", str: "TEXT", bool: ""}
 
@@ -89,9 +108,9 @@ def _option(one: Setting) -> Any:
 
 
 def _default(one: Setting) -> str:
-    """The default in brackets, escaped for rich; nothing where there is nothing to show."""
+    """The default in brackets; nothing where there is nothing to show."""
     text = one.default_text.strip('"')
-    return f" \\[{text}]" if text not in ("", "[]") else ""
+    return f" [{text}]" if text not in ("", "[]") else ""
 
 
 def _names(one: Setting) -> tuple[str, ...]:

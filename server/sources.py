@@ -29,6 +29,16 @@ _SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+
 """What Kubernetes sets in every pod beside a service named ggufd; it sets GGUFD_PORT=tcp://... too."""
 
 
+_PLAINER = (
+    ("a valid integer", "a whole number"),
+    ("a valid number", "a number"),
+    ("a valid boolean", "true or false"),
+    ("less than or equal to", "at most"),
+    ("greater than or equal to", "at least"),
+    ("greater than", "more than"),
+)
+
+
 class Given(NamedTuple):
     """A value as it was found, and where."""
 
@@ -166,8 +176,10 @@ def _validate(merged: Layer, faults: list[str]) -> Config | None:
 
 def _expected(message: str) -> str:
     """Pydantic's sentence without its frame."""
-    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
-    return message.partition(", unable to")[0].replace("a valid integer", "a whole number")
+    message = message.removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable to")[0]
+    for theirs, ours in _PLAINER:
+        message = message.replace(theirs, ours)
+    return message
 
 
 def _contradictions(config: Config) -> Iterator[str]:

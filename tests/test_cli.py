@@ -14,6 +14,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from server import __version__, cli, daemon, hub, listen, sources
+from server.config import settings
 from server.errors import StartupError
 from server.llama.params import ContextParams
 
@@ -94,16 +95,64 @@ class TestCommands:
         run = Run(["--version"], capsys)
         assert (run.code, run.out) == (0, f"ggufd {__version__}\n")
 
-    def test_help_names_the_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_help_names_the_commands_and_cuts_none_of_their_lines(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
         run = Run(["--help"], capsys)
         assert run.code == 0
-        assert all(name in run.out for name in ("serve", "check", "bench"))
+        assert all(name in run.out for name in ("serve", "check", "plan", "keys", "bench"))
+        assert "..." not in run.out.partition("Commands:")[2]
+
+    def test_help_of_80_columns_shows_every_flag_whole_under_its_heading(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        lines = Run(["serve", "--help"], capsys).out.splitlines()
+        assert max(map(len, lines)) <= 80
+        words = {word.rstrip(",") for line in lines for word in line.split()}
+        assert {flag for one in settings() for flag in one.flags} <= words
+        assert [line for line in lines if line.endswith(":") and not line.startswith(" ")] == [
+            "Options:",
+            "Model:",
+            "Context:",
+            "Server:",
+            "Stored responses:",
+            "Queue:",
+            "Reasoning:",
+            "Sampling defaults:",
+        ]
 
     def test_check_says_what_would_be_run(self, capsys: pytest.CaptureFixture[str]) -> None:
         run = Run(["check", "-np", "2", "-c", "8192", "-ngl", "0", "-fa", "on", "--temp", "0.5"], capsys)
         assert run.code == 0
-        for words in ("2 slots of 4,096 tokens", "the demo model", "not used", "temperature 0.5", "without a key"):
+        for words in ("2 slots of 4,096 tokens each", "the demo model", "all on the CPU", "temperature 0.5"):
             assert words in run.out
+        assert "without a key" in run.out
+
+    def test_check_says_what_is_left_to_the_machine(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "4 slots of 8,192 tokens each" in Run(["check"], capsys).out
+
+    def test_check_says_what_does_not_fit(self, capsys: pytest.CaptureFixture[str]) -> None:
+        out = Run(["check", "-c", "1000000000", "-np", "16"], capsys).out
+        assert "16 slots of 62,500,000 tokens each" in out
+        assert "Does not fit: it needs " in out
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            (["-ngl", "20"], "ggufd: --n-gpu-layers 20: llama.cpp sees no GPU"),
+            (["-ts", "3,1"], "ggufd: --tensor-split 3,1: llama.cpp sees no GPU"),
+            (["--require-gpu"], "ggufd: require_gpu is set, but no layer runs on a GPU"),
+        ],
+    )
+    def test_check_refuses_a_gpu_that_is_not_there_as_a_start_does(
+        self, flags: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("server.llama.system.device_memory", lambda: ())
+        run = Run(["check", *flags], capsys)
+        assert (run.code, run.out) == (1, "")
+        assert run.err.startswith(words)
 
     def test_python_m_is_the_same(self) -> None:
         command = [sys.executable, "-m", "server", "--version"]

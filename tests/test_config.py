@@ -110,11 +110,14 @@ class TestWrongValues:
     @pytest.mark.parametrize(
         ("flags", "fault"),
         [
-            ({"port": "99999"}, '--port = "99999": expected less than or equal to 65535'),
+            ({"port": "99999"}, '--port = "99999": expected at most 65535'),
+            ({"ping_s": "0"}, '--ping-s = "0": expected more than 0'),
+            ({"mmap": "maybe"}, '--mmap = "maybe": expected true or false'),
+            ({"temperature": "hot"}, '--temperature = "hot": expected a number'),
             ({"parallel": "four"}, '--parallel = "four": expected a whole number'),
             ({"flash_attn": "maybe"}, "--flash-attn = \"maybe\": expected 'auto', 'on' or 'off'"),
             ({"n_gpu_layers": "most"}, "--n-gpu-layers = \"most\": expected 'auto' or a whole number"),
-            ({"n_gpu_layers": "-2"}, "--n-gpu-layers = \"-2\": expected 'auto' or greater than or equal to 0"),
+            ({"n_gpu_layers": "-2"}, "--n-gpu-layers = \"-2\": expected 'auto' or at least 0"),
             ({"temperature": "nan"}, '--temperature = "nan": expected a finite number'),
             ({"api_key": "[1"}, "--api-key = (hidden): expected texts parted by commas, or a list as JSON writes it"),
         ],

@@ -219,14 +219,9 @@ class Placed(NamedTuple):
 
 def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> Placed:
     """Decide what goes to GPUs where that is left to us. Raises ModelError for numbers that cannot be obeyed."""
-    if not devices:
-        if config.model.n_gpu_layers:
-            raise ModelError(
-                f"--n-gpu-layers {config.model.n_gpu_layers}: llama.cpp sees no GPU; leave it out, or install a build "
-                "of llama-cpp-python for your GPU"
-            )
+    gpus = gpus_of(config.model, devices)
+    if not gpus:
         return Placed(config, "")
-    gpus = _gpus_of(config.model, devices)
     if config.model.n_gpu_layers is not None:
         return Placed(config, "as configured")
     made = shape.of(gguf.read(gguf.parts_of(Path(config.model.path))).with_metadata(dict(config.model.metadata)))
@@ -243,8 +238,17 @@ def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> Place
     return Placed(dataclasses.replace(config, model=model, context=context), why, choice.estimate.vram.total)
 
 
-def _gpus_of(model: ModelParams, devices: Sequence[system.DeviceMemory]) -> tuple[Device, ...]:
-    """The GPUs that are used: one where the model is not to be split."""
+def gpus_of(model: ModelParams, devices: Sequence[system.DeviceMemory]) -> tuple[Device, ...]:
+    """The GPUs that are used: one where the model is not to be split. Raises ModelError for wishes without a GPU."""
+    if not devices:
+        for flag, wish in (("--n-gpu-layers", model.n_gpu_layers), ("--tensor-split", model.tensor_split)):
+            if wish:
+                shown = ",".join(f"{share:g}" for share in wish) if isinstance(wish, tuple) else wish
+                raise ModelError(
+                    f"{flag} {shown}: llama.cpp sees no GPU; leave it out, or install a build of llama-cpp-python "
+                    "for your GPU"
+                )
+        return ()
     if len(model.tensor_split) > len(devices):
         raise ModelError(
             f"--tensor-split names {len(model.tensor_split)} shares, but there are {len(devices)} GPUs: "

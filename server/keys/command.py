@@ -17,7 +17,7 @@ from server.errors import GgufdError
 from server.keys import access, file
 from server.keys.ring import Key, Role
 
-app = typer.Typer(help="Make, list and revoke keys.", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(help="Make, list and revoke keys.", no_args_is_help=True, rich_markup_mode=None)
 
 _File = Annotated[
     Path | None,

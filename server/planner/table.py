@@ -26,8 +26,9 @@ def show(report: Report, console: Console | None = None) -> None:
     console.print(_contexts(report))
     style = "bold" if report.choice.fits else "bold red"
     console.print(Text(verdict(report), style=style))
-    # Never wrapped: it must survive being copied.
-    console.print("  " + command(report), soft_wrap=True, markup=False, highlight=False)
+    if report.choice.fits:
+        # Never wrapped: it must survive being copied.
+        console.print("  " + command(report), soft_wrap=True, markup=False, highlight=False)
 
 
 def _facts(report: Report) -> Table:
@@ -153,10 +154,11 @@ def verdict(report: Report) -> str:
         return f"Does not fit: it needs {bytes_text(one.needed)} RAM{vram}. Take a smaller quantisation or context."
     n = choice.context.n_slots
     slots = f"{n} {'slot' if n == 1 else 'slots'} of {choice.context.n_ctx:,} tokens"
-    return f"Best here: {slots}, {_placement(report)} ({choice.why})"
+    return f"Best here: {slots}, {placement_text(report)} ({choice.why})"
 
 
-def _placement(report: Report) -> str:
+def placement_text(report: Report) -> str:
+    """How many of the layers go to the GPU."""
     placement = report.choice.placement
     total = report.shape.n_layers + 1
     n = min(placement.n_gpu_layers, total)

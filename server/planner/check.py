@@ -1,0 +1,66 @@
+"""`ggufd check`: what the settings come to on this machine, by the model's header alone. Nothing is loaded.
+
+What a start would refuse is refused here with the same words.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from server import console, daemon, served
+from server.config import Config
+from server.engine.loader import gpus_of
+from server.hub import ModelFile
+from server.llama import system
+from server.planner import report, table
+from server.planner.machine import this_machine
+from server.planner.report import Report
+
+
+def run(config: Config, model: ModelFile, file: Path | None, n_keys: int) -> None:
+    """Say what would be run, with the settings of `file` and so many keys. Raises ModelError for what could not be."""
+    gpus_of(daemon.engine_config(config, model).model, system.device_memory())
+    made = report.make(model, config, daemon.context_params(config), this_machine())
+    served.refuse_cpu(config, made.choice.placement.n_gpu_layers)
+    problem = [] if made.choice.fits else ["", table.verdict(made)]
+    console.show("The settings are good. It would run:", rows(config, made, file, n_keys), problem)
+
+
+def rows(config: Config, made: Report, file: Path | None, n_keys: int) -> list[tuple[str, str]]:
+    """The settings that matter, as they would be used."""
+    context, server, model = made.choice.context, config.server, made.model
+    size = table.bytes_text(model.size_bytes) + (", the demo model" if model.is_demo else "")
+    return [
+        ("Settings", str(file or "no file, the defaults")),
+        ("Model", f"{model.source or model.path} ({size})"),
+        ("Context", console.slots_text(context.n_slots, context.n_ctx)),
+        ("Runs on", f"{table.placement_text(made)} ({made.choice.why})"),
+        ("Memory", _memory(made)),
+        ("Flash attention", _flash_attention(made)),
+        ("KV cache", f"keys {context.cache_type_k}, values {context.cache_type_v}"),
+        ("Queue", f"{config.queue.max_queue} requests, {config.queue.max_queue_wait_s:g} s"),
+        ("Listens at", f"{server.host}, port {server.port}, {_keys(n_keys)}"),
+        ("Sampling", _sampling(config)),
+    ]
+
+
+def _memory(made: Report) -> str:
+    one = made.choice.estimate
+    text = f"{table.bytes_text(one.needed)} of {table.bytes_text(made.machine.ram_free)} free RAM"
+    return f"{text}, {table.bytes_text(one.vram.total)} VRAM" if one.vram.total else text
+
+
+def _flash_attention(made: Report) -> str:
+    wanted = made.choice.context.flash_attn
+    if wanted != "auto":
+        return wanted
+    return "on" if made.choice.placement.n_gpu_layers else "by a measurement at the first start"
+
+
+def _sampling(config: Config) -> str:
+    given = {key: value for key, value in config.sampling.model_dump().items() if value is not None}
+    return ", ".join(f"{key} {value}" for key, value in given.items()) or "the model's own defaults"
+
+
+def _keys(count: int) -> str:
+    return f"with {count} {'key' if count == 1 else 'keys'}" if count else "without a key"
