@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from server.bench.chunks import chunks
 from server.bench.command import bench
+from server.bench.curves.command import curves
 from server.bench.engine.command import engine
 from server.bench.start import start
 
@@ -34,3 +35,4 @@ app.command(_DEFAULT)(bench)
 app.command("engine")(engine)
 app.command("start")(start)
 app.command("chunks")(chunks)
+app.command("curves")(curves)

@@ -327,11 +327,18 @@ class Client:
         """A JSON object. Raises BenchError on any other answer."""
         return await self._fetch("GET", path, None)
 
+    async def text(self, path: str) -> str:
+        """A page of text. Raises BenchError on any other answer."""
+        return (await self._body("GET", path, None)).decode(errors="replace")
+
     async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """A JSON object for a JSON object. Raises BenchError on any other answer."""
         return await self._fetch("POST", path, body)
 
     async def _fetch(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        return _read(await self._body(method, path, body))
+
+    async def _body(self, method: str, path: str, body: dict[str, Any] | None) -> bytes:
         exchange = await self._send(method, path, body)
         try:
             await asyncio.wait_for(exchange.done.wait(), self._timeout_s)
@@ -342,7 +349,7 @@ class Client:
         if exchange.status != 200:
             what = error_line(exchange.status, bytes(exchange.body)) if exchange.status else "speaks no HTTP"
             raise BenchError(f"{self.url} {what}", status=exchange.status or None)
-        return _read(bytes(exchange.body))
+        return bytes(exchange.body)
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> Exchange:
         """Connect and send; the clock starts before the connection is made, as a user's does."""

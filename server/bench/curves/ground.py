@@ -1,0 +1,91 @@
+"""What every curve stands on: how far it goes, a server started with its own flags, and a client that knows it."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from server.bench.client import Answer, Client
+from server.bench.curves.curve import Curve
+from server.bench.local import Local, started
+from server.bench.run import discover
+from server.bench.site import Site, Sizes
+from server.bench.words import Words, calibrate
+
+Launch = Callable[..., AbstractContextManager[Local]]
+"""Starts a server with these flags, ended when left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How far the curves go. Lengths in tokens; `repetitions` of each point where it costs little."""
+
+    streams: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    tokens: int = 64
+    contexts: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384, 32768)
+    chats: tuple[int, ...] = (1, 10, 25, 50, 100, 200)
+    chat_tokens: int = 200
+    gaps_ms: tuple[int, ...] = (20, 50, 100, 200, 400, 1000)
+    newcomer: int = 800
+    repetitions: int = 3
+
+
+QUICK = Extent(
+    streams=(1, 4),
+    tokens=16,
+    contexts=(512, 1024),
+    chats=(1, 4),
+    chat_tokens=60,
+    gaps_ms=(50, 200),
+    newcomer=150,
+    repetitions=1,
+)
+"""Two points of each, to see that all works."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """How a curve is measured. `launch_long` starts the model whose context allows the long ones."""
+
+    launch: Launch
+    launch_long: Launch
+    extent: Extent
+    seed: int
+    say: Callable[[str], None]
+    curves: list[Curve] = field(default_factory=list)
+
+    def begin(self, name: str, x: str) -> Curve:
+        """A new curve, which is there when the run is cut short."""
+        curve = Curve(name, x)
+        self.curves.append(curve)
+        return curve
+
+    async def site(self, local: Local, *parts: object) -> Site:
+        """The server with unseen texts, warmed up."""
+        client = Client(local.url)
+        server = await discover(client)
+        rate = await calibrate(client, self.seed)
+        site = Site(server, Words(rate, self.seed, *parts), Sizes(newcomer=self.extent.newcomer))
+        await client.complete(site.words.text(16), 16)
+        return site
+
+
+def ggufd(model: str, n_threads: int) -> Launch:
+    """Starts ggufd; without guessing, which would say more about the text than about the server."""
+    flags = ["-m", model] if model else []
+    flags += ["-t", str(n_threads)] if n_threads else []
+    command = [sys.executable, "-m", "server", "serve", "--host", "127.0.0.1", "--port", "{port}", *flags]
+    return lambda *more: started([*command, "--spec-draft-n-max", "0", *more])
+
+
+def step_s(answers: Sequence[Answer]) -> float:
+    """The usual time between two tokens of a stream."""
+    return statistics.median(b - a for answer in answers for a, b in itertools.pairwise(answer.times))
+
+
+def mib(n_bytes: float) -> float:
+    return n_bytes / 2**20
