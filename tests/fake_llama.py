@@ -102,16 +102,18 @@ class FakeGrammars:
 
     "!" at a place makes the matcher fail there; a grammar that starts with it is refused. One that starts with "?"
     is compiled once it was looked at three times. "*<" is free: any bytes up to a "<", and that; it may end there too.
+    With `has_guesses` one decode may need several masks of a sequence, of which the first alone can be begun before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_guesses: bool = False) -> None:
+        self._has_guesses = has_guesses
         self.is_prepared = False
 
     def prepare(self) -> None:
         self.is_prepared = True
 
     def compile(self, grammar: Grammar) -> FakeCompiledGrammar:
-        return FakeCompiledGrammar(grammar.text)
+        return FakeCompiledGrammar(grammar.text, has_guesses=self._has_guesses)
 
     def begin_masks(self, constraints: Sequence[FakeConstraint]) -> None:
         assert len(set(map(id, constraints))) == len(constraints) > 0
@@ -120,7 +122,8 @@ class FakeGrammars:
 
 
 class FakeCompiledGrammar:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, has_guesses: bool) -> None:
+        self._has_guesses = has_guesses
         self._text = text.removeprefix("?")
         self._n_looks_left = 3 if text.startswith("?") else 0
 
@@ -133,11 +136,12 @@ class FakeCompiledGrammar:
         assert self._n_looks_left < 0, "started before it was compiled"
         if self._text.startswith("!"):
             raise InvalidRequest("the grammar is wrong", param="grammar")
-        return FakeConstraint(self._text.split("/"))
+        return FakeConstraint(self._text.split("/"), has_guesses=self._has_guesses)
 
 
 class FakeConstraint:
-    def __init__(self, places: list[str]) -> None:
+    def __init__(self, places: list[str], *, has_guesses: bool) -> None:
+        self._has_guesses = has_guesses
         self._places = places
         self._positions = [0]
         self._begun_at: int | None = None
@@ -175,7 +179,7 @@ class FakeConstraint:
         if self.is_free:
             assert self._is_refused, "a mask where none was needed"
         else:
-            assert self._begun_at == self._position, "a mask was not begun before its decode"
+            assert self._begun_at == self._position or self._has_guesses, "a mask was not begun before its decode"
         if self._places[self._position] == "!":
             raise EngineFailure("the grammar cannot go on")
         row[[token for token in range(len(row)) if not self._fits(token)]] = -np.inf
@@ -643,7 +647,7 @@ class Rig:
         self.engine = Engine(
             decoder,
             FakeVocabulary(),
-            FakeGrammars(),
+            FakeGrammars(has_guesses=rules is not None and rules.max_draft > 0),
             self.queue,
             self.scheduler,
             self.embedder,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.drafter import Trust
-from server.engine.messages import EngineRequest, Rules
+from server.engine.messages import EngineRequest, Grammar, GrammarKind, Rules
 from server.engine.speculative import Lookup, Speculator, StepCosts, run_class
 from server.errors import EngineFailure
 from server.llama.batch import Logits, NoRoomError
@@ -153,6 +153,11 @@ def test_never_more_is_guessed_than_may_come() -> None:
 
 # --- in the engine ----------------------------------------------------------------------------------------------------
 
+_CHARACTERS = "".join(sorted(set(TEXT.decode())))
+FREE = Grammar(GrammarKind.REGEX, "*<")
+HELD = Grammar(GrammarKind.REGEX, "/".join([_CHARACTERS] * 100))
+FORCING = Grammar(GrammarKind.REGEX, "/".join(c if c in "wxyz" else _CHARACTERS for c in TEXT.decode() * 2))
+
 REQUESTS = {
     "greedy": {},
     "drawn": {"temperature": 1.0, "seed": 7},
@@ -161,6 +166,11 @@ REQUESTS = {
     "stop": {"stop": ("lazy",)},
     "ban": {"banned_strings": ("brown f",)},
     "log-probabilities": {"n_logprobs": 2},
+    "free text": {"grammar": FREE},
+    "free text, drawn": {"grammar": FREE, "temperature": 1.0, "seed": 7},
+    "free text with a chain": {"grammar": FREE, "temperature": 1.0, "seed": 7, "xtc_probability": 0.1},
+    "a grammar": {"grammar": HELD, "temperature": 1.0, "seed": 7},
+    "a grammar that forces": {"grammar": FORCING},
     "one more token": {"max_tokens": 1},
     "up to the context limit": {"max_tokens": None},
 }
@@ -188,6 +198,12 @@ def test_a_text_that_repeats_takes_far_fewer_steps() -> None:
     assert usage.accepted_tokens > 150
     assert usage.drafted_tokens >= usage.accepted_tokens
     assert rig.engine.stats().steps < 60
+
+
+@pytest.mark.parametrize(("grammar", "is_guessed"), [(FREE, True), (HELD, False)], ids=["free", "held"])
+def test_a_text_that_repeats_is_guessed_where_its_grammar_leaves_it_free(grammar: Grammar, *, is_guessed: bool) -> None:
+    collected, _ = run(make_request(1, TEXT * 2, max_tokens=100, grammar=grammar), max_draft=31, row_s=0.0)
+    assert (collected.finishes[0].usage.accepted_tokens > 70) == is_guessed
 
 
 def test_a_text_that_does_not_repeat_is_not_guessed_at() -> None:

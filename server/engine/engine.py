@@ -330,7 +330,9 @@ class Engine:
         if len(self._running) != 1 or not self._speculator.is_on:
             return
         sequence = self._running[0]
-        if sequence.lookup is not None and sequence.is_decoding:
+        # What a grammar holds comes otherwise than guessed, and each row would wait for a mask.
+        is_held = sequence.constraint is not None and not sequence.constraint.is_free
+        if sequence.lookup is not None and sequence.is_decoding and not is_held:
             start_s = self._clock()
             n_most = self._n_left(sequence) - 1
             sequence.draft = self._speculator.draft(sequence.lookup, sequence.trust, sequence.tokens, n_most)
@@ -384,7 +386,7 @@ class Engine:
         sequence.admit_s = now_s
         self._queue.charge_prompt(sequence)
         self._writer.begin(sequence)
-        if self._speculator.is_on and sequence.constraint is None:
+        if self._speculator.is_on:
             sequence.lookup = Lookup(sequence.n_prompt)
         self._counters.cached_tokens += sequence.n_cached
         self._outbox.put(Admitted(sequence.request.request_id, sequence.index, sequence.n_cached))

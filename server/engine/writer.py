@@ -148,7 +148,7 @@ class Writer:
             assert sequence.sampler is not None
             sequence.sampler.rewind(1, sequence.said)
         constraint.mask(row)
-        token = self._draw(sequence, row, batch_row)
+        token = self._draw(sequence, row, batch_row, is_masked=True)
         if token is not None and token not in self._vocabulary.eog_tokens:
             constraint.accept(token)
         return token
@@ -157,22 +157,22 @@ class Writer:
         """Whether the grammar allows `token`, which it then has taken; an end is not for it to take."""
         return constraint.is_accepting if token in self._vocabulary.eog_tokens else constraint.take(token)
 
-    def _draw(self, sequence: Sequence, row: Row, batch_row: int) -> int | None:
+    def _draw(self, sequence: Sequence, row: Row, batch_row: int, *, is_masked: bool = False) -> int | None:
         """A token of those that bans and limits leave; None when there is none."""
         assert sequence.sampler is not None
-        if not self._restrict(sequence, row):
+        if not self._restrict(sequence, row, is_masked=is_masked):
             return None
         return sequence.sampler.sample(row, batch_row)
 
-    def _restrict(self, sequence: Sequence, row: Row) -> bool:
-        """Apply bans and limits to the row; False when no token is left."""
+    def _restrict(self, sequence: Sequence, row: Row, *, is_masked: bool) -> bool:
+        """Apply bans and limits to the row, which a grammar `is_masked`; False when no token is left."""
         assert sequence.bias is not None
         if sequence.guard is not None:
             sequence.guard.apply(row, sequence.n_generated)
         if sequence.span is not None:
             sequence.span.apply(row)
-        if sequence.guard is None and not (sequence.constraint is not None and sequence.bias.is_banning):
-            # A grammar alone always leaves something, and looking costs as much as masking.
+        if sequence.guard is None and not (is_masked and sequence.bias.is_banning):
+            # A grammar alone always leaves something, biases alone do too, and looking costs as much as masking.
             return True
         return bool(np.isfinite(row.max()))
 
