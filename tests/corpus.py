@@ -19,6 +19,7 @@ import sqlite3
 import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from server.llama.params import ModelParams
 from tests.vocabularies import demo_model
 
 _MAX_TOKENS = 400
+_AT_ONCE = 4
 
 
 def schemas() -> Iterator[tuple[str, str]]:
@@ -73,6 +75,7 @@ class Figures:
     n_taken: int = 0
     n_finished: int = 0
     wrong: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     reasons: collections.Counter[str] = field(default_factory=collections.Counter)
     compile_ms: list[float] = field(default_factory=list)
     mask_ms: list[float] = field(default_factory=list)
@@ -87,6 +90,8 @@ class Figures:
             f"{self.n} schemas, {self.n_taken} taken ({self.n_taken / max(1, self.n):.1%})",
             f"{self.n_finished} texts finished, {len(self.wrong)} of them not valid",
             *self.wrong[:20],
+            f"{len(self.errors)} ended in an error",
+            *self.errors[:20],
             *(f"{count:5} refused for {reason}" for reason, count in self.reasons.most_common(25)),
         ]
         for name, times in (("compile", self.compile_ms), ("mask", self.mask_ms)):
@@ -165,33 +170,44 @@ def by_walks(walker: Walker, n_walks: int, stride: int = 1) -> Figures:
 
 
 def by_answers(url: str, stride: int = 1) -> Figures:
-    """Have a server answer with each schema, and look at what it said it had finished."""
+    """Have a server answer with each schema, several at a time, and look at what it said it had finished."""
     figures = Figures()
-    with httpx.Client(base_url=url, timeout=600) as http:
-        for name, schema in list(schemas())[::stride]:
-            figures.n += 1
-            body = {
-                "messages": [{"role": "user", "content": "Write a short example of this file."}],
-                "response_format": {"type": "json_schema", "json_schema": {"schema": json.loads(schema)}},
-                "max_tokens": _MAX_TOKENS,
-            }
-            response = http.post("/v1/chat/completions", json=body)
-            answer = response.json()
-            if response.status_code == 400:
-                figures.refuse(InvalidRequest(answer["error"]["message"]))
-                continue
-            if response.status_code != 200:
-                figures.wrong.append(f"{name}: {response.status_code}: {answer['error']['message']}")
-                continue
-            figures.n_taken += 1
-            (choice,) = answer["choices"]
-            if choice["finish_reason"] == "stop":
-                figures.n_finished += 1
-                try:
-                    check_json(schema, choice["message"]["content"])
-                except GgufdError as error:
-                    figures.wrong.append(f"{name}: {error.message}")
+    chosen = list(schemas())[::stride]
+    with httpx.Client(base_url=url, timeout=600) as http, ThreadPoolExecutor(_AT_ONCE) as pool:
+        responses = pool.map(lambda item: _ask(http, item[1]), chosen)
+        for (name, schema), response in zip(chosen, responses, strict=True):
+            _note_answer(figures, name, schema, response)
     return figures
+
+
+def _ask(http: httpx.Client, schema: str) -> httpx.Response:
+    body = {
+        "messages": [{"role": "user", "content": "Write a short example of this file."}],
+        "response_format": {"type": "json_schema", "json_schema": {"schema": json.loads(schema)}},
+        "max_tokens": _MAX_TOKENS,
+    }
+    return http.post("/v1/chat/completions", json=body)
+
+
+def _note_answer(figures: Figures, name: str, schema: str, response: httpx.Response) -> None:
+    figures.n += 1
+    answer = response.json()
+    if response.status_code == 400:
+        figures.refuse(InvalidRequest(answer["error"]["message"]))
+        return
+    figures.n_taken += 1
+    if response.status_code != 200:
+        # Nothing that is wrong is an answer; but a schema that leads there should have been refused.
+        figures.errors.append(f"{name}: {response.status_code}: {answer['error']['message']}")
+        return
+    (choice,) = answer["choices"]
+    if choice["finish_reason"] != "stop":
+        return
+    figures.n_finished += 1
+    try:
+        check_json(schema, choice["message"]["content"])
+    except GgufdError as error:
+        figures.wrong.append(f"{name}: {error.message}")
 
 
 def by_suite(folder: Path, walker: Walker) -> Figures:

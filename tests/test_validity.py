@@ -26,6 +26,19 @@ def test_what_satisfies_a_schema(text: str) -> None:
     check_json(SCHEMA, text)
 
 
+@pytest.mark.parametrize("number", ["-1E400", "1e99999999999", "-" + "9" * 5000, "-0E923547", "1" * 900])
+def test_numbers_that_python_has_not_are_numbers(number: str) -> None:
+    check_json('{"items": {"type": "number"}}', f"[{number}]")
+    if number.strip("-").isdecimal():
+        check_json('{"type": "integer"}', number)
+
+
+@pytest.mark.parametrize("number", ["1e400", "1" * 5000])
+def test_numbers_that_python_has_not_are_held_to_bounds(number: str) -> None:
+    with pytest.raises(EngineFailure, match="maximum"):
+        check_json('{"maximum": 5}', number)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -7,6 +7,7 @@ first: what it does not accept is not handed on as an answer.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -14,6 +15,10 @@ from jsonschema_rs import RegexOptions, ValidationError, Validator, validator_fo
 
 from server.errors import EngineFailure
 from server.llama.schema import name_dialect, refused
+
+
+_MAX_DIGITS = 1000
+"""Of whole numbers that are taken as such."""
 
 
 @lru_cache(maxsize=64)
@@ -37,11 +42,18 @@ def validator_of(schema: str) -> Validator:
 def check_json(schema: str, text: str) -> None:
     """Raises EngineFailure unless `text` is JSON that satisfies the schema. Says nothing of what is in it."""
     try:
-        validator_of(schema).validate(json.loads(text))
+        validator_of(schema).validate(json.loads(text, parse_int=_number, parse_float=_number))
     except ValidationError as error:
         raise _failure(f"it does not satisfy '{_pointer(error.schema_path)}'") from None
     except ValueError:
         raise _failure("it is no JSON") from None
+
+
+def _number(text: str) -> int | float:
+    """JSON bounds no number, but Python does: what is too large for it becomes the largest that it has."""
+    if len(text) <= _MAX_DIGITS and text.lstrip("-").isdecimal():
+        return int(text)
+    return max(-sys.float_info.max, min(sys.float_info.max, float(text)))
 
 
 def _failure(reason: str) -> EngineFailure:
