@@ -18,13 +18,14 @@ from server.bench.figures import common_prefix
 class FakeServer:
     """An OpenAI-compatible server whose tokens are words and whose times are settings.
 
-    A prompt costs `token_s` for each word it has not seen, and while one is read every running stream stands still;
-    then each stream gets a word every `step_s`. It remembers every prompt with its answer, like a server with as many
-    slots as one likes.
+    A prompt costs `token_s` for each word it has not seen, a schema `schema_s`, and meanwhile every running stream
+    stands still; then each stream gets a word every `step_s`. It remembers every prompt with its answer, like a server
+    with as many slots as one likes.
     """
 
     token_s: float = 0.0
     step_s: float = 0.0
+    schema_s: float = 0.0
     key: str | None = None
     has_tokenize: bool = True
     has_usage: bool = True
@@ -97,7 +98,7 @@ class FakeServer:
         async with self._reading:
             cached = min(max((common_prefix(prompt, old) for old in self._seen), default=0), len(prompt) - 1)
             self._seen.append(prompt)
-            await asyncio.sleep(self.token_s * (len(prompt) - cached))
+            await asyncio.sleep(self.token_s * (len(prompt) - cached) + self.schema_s * ("json_schema" in body))
         if not body.get("stream"):
             usage = {"usage": _usage(len(prompt), 1, cached)} if self.has_usage else {}
             _send(writer, 200, {"choices": [{"text": " w"}]} | usage)

@@ -39,6 +39,7 @@ from server.bench.rows import Record
 from server.bench.run import Options, choose, discover, run
 from server.bench.scenarios import SCENARIOS
 from server.bench.scenarios.chat import History, Message
+from server.bench.scenarios.compiling import NEWCOMERS, PARTS
 from server.bench.site import Figure, Server, Site, Sizes
 from server.bench.sse import SseReader
 from server.bench.table import number, ratio_cell
@@ -418,6 +419,22 @@ async def test_interference_sees_the_others_stand_still(fake: FakeServer) -> Non
     assert 0.39 <= found[case, "longest gap of the others"] < 1.0
     assert 0.4 <= found[case, "its first token"] < 1.0
     assert 0.4 < found[case, "its first token over that alone"] < 2.5
+
+
+async def test_compile_sees_the_others_stand_still_for_new_schemas(fake: FakeServer) -> None:
+    fake.step_s = 0.005
+    quiet = await measure(fake, "compile")
+    schemas = [body["json_schema"] for body in fake.bodies if "json_schema" in body]
+    assert len({json.dumps(schema) for schema in schemas}) == len(schemas) == NEWCOMERS
+    check_grammar("json_schema", json.dumps(schemas[0]))
+    assert len(json.dumps(schemas[0])) > 10_000
+    fake.schema_s = 0.2
+    found = await measure(fake, "compile")
+    case = f"{PARTS} objects arrive"
+    assert quiet[case, "longest gap of the others"] < 0.15
+    assert 0.19 <= found[case, "longest gap of the others"] < 1.0
+    assert found[case, "longest gap over that beside free ones"] > 1.5
+    assert found[case, "its first token"] >= 0.2
 
 
 async def test_a_chat_has_every_kind_of_wait_and_a_perfect_cache_computes_the_least(fake: FakeServer) -> None:

@@ -16,7 +16,6 @@ from jsonschema_rs import RegexOptions, ValidationError, Validator, validator_fo
 from server.errors import EngineFailure
 from server.llama.schema import name_dialect, refused
 
-
 _MAX_DIGITS = 1000
 """Of whole numbers that are taken as such."""
 
