@@ -17,6 +17,7 @@ from server.bench.engine.loop import Loop
 from server.bench.engine.peers import Program, Setting, batched_bench, llama_bench
 from server.bench.engine.shapes import Shape, batched, lone, numbers
 from server.engine.messages import EngineRequest, Event
+from tests.bench_server import FakeServer, serving
 from tests.fake_llama import make_engine
 
 SETTING = Setting("m.gguf", 2, flash_attn=False)
@@ -175,6 +176,23 @@ def test_the_command_measures_both_sides_in_turns(tiny_model: Path, tmp_path: Pa
     assert together["ratio"]["of_medians"] > 1
     assert [(one["repetition"], one["server"]) for one in together["samples"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert found["64 written at depth 20", "written"]["ratio"] is None
+
+
+@pytest.mark.usefixtures("quiet_log_afterwards")
+def test_a_server_of_the_model_is_set_against_the_same_program(tiny_model: Path, tmp_path: Path) -> None:
+    bb = program(tmp_path / "bb", ['{"speed_pp": 1.0, "speed_tg": 25.0}'])
+    out = tmp_path / "out.json"
+    flags = ["-m", str(tiny_model), "-t", "1", "-fa", "off", "--npp", "8", "--ntg", "12", "--npl", "2", "--rounds", "1"]
+    rest = ["--prompts", "", "--depths", "", "--llama-batched-bench", str(bb.path), "--json", str(out)]
+    fake = FakeServer(step_s=0.02)
+    with serving(fake):
+        result = CliRunner().invoke(app, ["engine", *flags, *rest, "--url", fake.url])
+        too_many = CliRunner().invoke(app, ["engine", *flags, *rest, "--url", fake.url, "--npl", "5"])
+    assert result.exit_code == 0, result.output
+    (over_http,) = (one for one in json.loads(out.read_text())["results"] if one["scenario"] == "batch, over HTTP")
+    assert 40 < over_http["medians"][0] < 101
+    assert over_http["ratio"]["of_medians"] == pytest.approx(over_http["medians"][0] / 25)
+    assert (too_many.exit_code, "4 slots, and 5 sequences" in too_many.output) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -13,6 +13,7 @@ from server import hub
 from server.bench.client import BenchError
 from server.bench.engine import peers
 from server.bench.engine.loop import Loop, Rates
+from server.bench.engine.over_http import OverHttp
 from server.bench.engine.shapes import Shape, batched, lone, numbers
 from server.bench.figures import Better, Metric
 from server.bench.output import console, failing_in_one_line, say, write_json
@@ -55,6 +56,12 @@ def engine(
         Path | None, typer.Option(help="This program; it runs in turns with the engine.")
     ] = None,
     llama_bench: Annotated[Path | None, typer.Option(help="This one, for what is read or written alone.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A server of this model too: its rate over HTTP, beside llama-batched-bench's.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="GGUFD_BENCH_API_KEY", help="Key to send to that server.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every sample to this file.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draw the same tokens as another run; random by default.")] = None,
 ) -> None:
@@ -64,17 +71,20 @@ def engine(
         alone = lone(numbers("--prompts", prompts), numbers("--depths", depths, least=0))
         if not together + alone:
             raise BenchError("there is no shape to measure: give --npl, --prompts or --depths")
+        source = random.Random(seed)
+        by_http = _by_http(url, api_key, together, source)
         # All of it stays named until the end: C writes to its log.
         loaded = _load(model, threads, flash_attn, together + alone)
-        ready, loop = loaded.ready, _warm_loop(loaded, random.Random(seed))
+        ready, loop = loaded.ready, _warm_loop(loaded, source)
         setting = peers.Setting(ready.model.path, ready.n_threads, ready.flash_attn)
         by_batched = _by(peers.batched_bench, llama_batched_bench, setting)
         by_bench = _by(peers.llama_bench, llama_bench, setting)
-        sheet = Sheet([_ours(ready), "llama.cpp's programs"] if by_batched or by_bench else [_ours(ready)])
+        ours = _ours(ready) if url is None else f"{_ours(ready)}; over HTTP {url}"
+        sheet = Sheet([ours, "llama.cpp's programs"] if by_batched or by_bench else [ours])
         for shape in together:
-            _measure(shape, rounds, "batch", loop.measure, by_batched, sheet)
+            _measure(shape, rounds, _Sides("batch", loop.measure, by_batched, by_http), sheet)
         for shape in alone:
-            _measure(shape, rounds, "alone", loop.measure, by_bench, sheet)
+            _measure(shape, rounds, _Sides("alone", loop.measure, by_bench), sheet)
     show_sheet(sheet, console())
     write_json(json_file, sheet.as_json())
 
@@ -115,6 +125,12 @@ def _by(
     return lambda shape: run(program, shape, setting)
 
 
+def _by_http(url: str | None, api_key: str | None, shapes: Sequence[Shape], source: random.Random) -> Measure | None:
+    if url is None or not shapes:
+        return None
+    return OverHttp(url, api_key, source, max(shape.n_sequences for shape in shapes)).measure
+
+
 def _ours(ready: Ready) -> str:
     flash = "on" if ready.flash_attn else "off"
     return (
@@ -122,12 +138,27 @@ def _ours(ready: Ready) -> str:
     )
 
 
-def _measure(shape: Shape, rounds: int, scenario: str, ours: Measure, peer: Measure | None, sheet: Sheet) -> None:
+class _Sides(NamedTuple):
+    """Who is measured, under which name; `http` is set against the same peer."""
+
+    scenario: str
+    ours: Measure
+    peer: Measure | None
+    http: Measure | None = None
+
+
+def _measure(shape: Shape, rounds: int, sides: _Sides, sheet: Sheet) -> None:
+    over_http = f"{sides.scenario}, over HTTP"
     for repetition in range(rounds):
-        sheet.add(repetition, OURS, _figures(scenario, shape, ours(shape)))
-        if peer is not None:
-            sheet.add(repetition, PEER, _figures(scenario, shape, peer(shape)))
-        say(f"{scenario}, {shape.label}: {repetition + 1} of {rounds}")
+        sheet.add(repetition, OURS, _figures(sides.scenario, shape, sides.ours(shape)))
+        if sides.http is not None:
+            sheet.add(repetition, OURS, _figures(over_http, shape, sides.http(shape)))
+        if sides.peer is not None:
+            rates = sides.peer(shape)
+            sheet.add(repetition, PEER, _figures(sides.scenario, shape, rates))
+            if sides.http is not None:
+                sheet.add(repetition, PEER, _figures(over_http, shape, Rates(None, rates.written)))
+        say(f"{sides.scenario}, {shape.label}: {repetition + 1} of {rounds}")
 
 
 def _figures(scenario: str, shape: Shape, rates: Rates) -> list[Figure]:

@@ -1,0 +1,36 @@
+"""The same shapes asked of a server over HTTP, so that what HTTP costs stands beside what the engine's loop does."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from server.bench.client import BenchError, Client
+from server.bench.engine.loop import Rates
+from server.bench.engine.shapes import Shape
+from server.bench.figures import throughput
+from server.bench.run import discover
+from server.bench.site import Server, Site, Sizes
+from server.bench.words import Words, calibrate
+
+
+class OverHttp:
+    """A server that is asked for what the shapes write. Raises BenchError when it has too few slots for `n_most`."""
+
+    def __init__(self, url: str, api_key: str | None, source: random.Random, n_most: int) -> None:
+        self._client = Client(url, api_key=api_key)
+        self._random = source
+        self._server, self._per_word = asyncio.run(self._meet())
+        if self._server.n_slots is not None and self._server.n_slots < n_most:
+            raise BenchError(f"{url} has {self._server.n_slots} slots, and {n_most} sequences are to be measured")
+
+    async def _meet(self) -> tuple[Server, float]:
+        return await discover(self._client), await calibrate(self._client, self._random.randrange(2**32))
+
+    def measure(self, shape: Shape) -> Rates:
+        """The rate of all streams while all of them run; prompts are only about as long as wanted."""
+        words = Words(self._per_word, self._random.random())
+        site = Site(self._server, words, Sizes())
+        prompts = [words.text(shape.n_prompt) for _ in range(shape.n_sequences)]
+        answers = asyncio.run(site.together(prompts, shape.n_write))
+        return Rates(None, throughput([(answer.times, answer.per_piece) for answer in answers]))
