@@ -113,6 +113,12 @@ class ModelSection(Section):
     model: str = setting(
         "", "GGUF file, folder with one in it, hf:OWNER/REPO:QUANT or ollama:NAME; empty takes the demo model.", "-m"
     )
+    model_draft: str = setting(
+        "",
+        "Smaller model of the same vocabulary that guesses what a lone answer says next; named as model is.",
+        "-md",
+        "--spec-draft-model",
+    )
     alias: str = setting("", "Model name in the API; empty takes the file's name.", "-a")
     chat_template_file: str = setting("", "Jinja file instead of the model's own chat template.")
     tool_format: ToolFormatName = setting(
@@ -120,6 +126,9 @@ class ModelSection(Section):
     )
     n_gpu_layers: Layers = setting(
         "auto", "Layers on the GPU; auto is as many as fit, 0 stays on the CPU.", "-ngl", "--gpu-layers"
+    )
+    n_gpu_layers_draft: Layers = setting(
+        "auto", "The same for the draft model.", "-ngld", "--gpu-layers-draft", "--spec-draft-ngl"
     )
     cpu_moe: bool = setting(False, "Keep all experts of a mixture-of-experts model in RAM.", "-cmoe")
     n_cpu_moe: int | None = setting(
@@ -194,7 +203,14 @@ class ContextSection(Section):
         False, "Compute while idle what a chat's next prompt begins with when its client drops old messages each turn."
     )
     spec_draft_n_max: int = setting(
-        31, "Most tokens guessed ahead where a lone text repeats itself, checked in one step; 0 guesses none.", ge=0
+        31, "Most tokens of a lone answer guessed ahead and checked in one step; 0 guesses none.", ge=0
+    )
+    spec_draft_p_min: float = setting(
+        0.0,
+        "Probability below which the draft model's guess ends; 0 leaves it to what pays.",
+        "--draft-p-min",
+        ge=0,
+        le=1,
     )
     embeddings: bool = setting(
         False, "Make the context for embeddings at start, not when they are first asked for.", "--embedding"

@@ -85,6 +85,7 @@ def show_summary(
             slots_text(ready.n_slots, ready.n_ctx) if ready.writes else f"texts of up to {ready.n_ctx:,} tokens",
         ),
         *_embedding(ready),
+        *_draft(ready),
         ("Runs on", _place(ready)),
         ("Memory", f"{_bytes(ready.memory_bytes)}; flash attention {_flash_attention(ready)}"),
         ("API", f"{url}/v1"),
@@ -157,6 +158,15 @@ def _embedding(ready: Ready) -> list[tuple[str, str]]:
     if info.pooling == "rank":
         return [("Reranks", f"documents of up to {info.n_ctx:,} tokens with their query")]
     return [("Embeds", f"{info.width:,} numbers a text, pooled by {info.pooling}, of up to {info.n_ctx:,} tokens")]
+
+
+def _draft(ready: Ready) -> list[tuple[str, str]]:
+    draft = ready.draft
+    if draft is None:
+        return []
+    where = f", {draft.n_gpu_layers} layers on the GPU" if draft.n_gpu_layers else ""
+    what = f"{draft.name}, {draft.ftype}, {_parameters(draft.n_params)} parameters, {_bytes(draft.size_bytes)}{where}"
+    return [("Guesses", f"{what}; for an answer that runs alone")]
 
 
 def _place(ready: Ready) -> str:

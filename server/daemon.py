@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import multiprocessing
@@ -24,9 +25,10 @@ import platformdirs
 
 from server import __version__, adapters, console, hub, listen
 from server.config import Config
-from server.engine.messages import DiskPlace, EngineConfig, Rules
+from server.engine.messages import DiskPlace, DraftConfig, EngineConfig, Rules
 from server.errors import ConfigError, StartupError
 from server.keys.ring import Limits
+from server.llama.draft_file import check_draft
 from server.llama.gguf import Scalar
 from server.llama.params import ContextParams, ModelParams
 from server.llama.shape import MAX_LAYERS
@@ -66,6 +68,7 @@ _OTHERS = {
     "cache_sharing",
     "slot_save_path",
     "spec_draft_n_max",
+    "spec_draft_p_min",
     "pre_roll",
 }
 """Context settings that have another name in `ContextParams`, or are none of its matter."""
@@ -265,7 +268,17 @@ def find_model(config: Config, *, may_fetch: bool = True) -> hub.ModelFile:
     model = hub.with_metadata(hub.find(config.model.model, may_fetch=may_fetch), metadata_of(config))
     if may_fetch or model.path.exists():
         adapters.check(config, model)
-    return model
+    return with_draft(config, model, may_fetch=may_fetch)
+
+
+def with_draft(config: Config, model: hub.ModelFile, *, may_fetch: bool) -> hub.ModelFile:
+    """The same with the draft model that the settings name beside it. Raises ModelError where that cannot guess."""
+    if not config.model.model_draft:
+        return model
+    draft = hub.find(config.model.model_draft, may_fetch=may_fetch)
+    if draft.path.exists() and model.path.exists() and draft.shape is not None and model.shape is not None:
+        check_draft(draft.shape, model.shape)
+    return dataclasses.replace(model, draft=draft)
 
 
 def metadata_of(config: Config) -> dict[str, Scalar]:
@@ -318,11 +331,31 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
             short_tokens=config.queue.short_tokens,
             preempts=config.queue.preempt,
         ),
+        draft=_draft(config, model),
         pooling="rank" if config.context.reranking else config.context.pooling or None,
         embeddings=config.context.embeddings,
         cache_dir=str(platformdirs.user_cache_path("ggufd")),
         sleep_idle_s=config.model.sleep_idle_seconds,
         log_level=logging.getLevelNamesMapping()[config.server.log_level.upper()],
+    )
+
+
+def _draft(config: Config, model: hub.ModelFile) -> DraftConfig | None:
+    if model.draft is None:
+        return None
+    return DraftConfig(draft_params(config, model.draft), config.context.spec_draft_p_min)
+
+
+def draft_params(config: Config, draft: hub.ModelFile) -> ModelParams:
+    """How the draft model is loaded: as the other, but for what names that one's tensors and metadata."""
+    settings = config.model
+    return ModelParams(
+        path=str(draft.path),
+        n_gpu_layers=None if settings.n_gpu_layers_draft == "auto" else settings.n_gpu_layers_draft,
+        split_mode=settings.split_mode,
+        main_gpu=settings.main_gpu,
+        mmap=settings.mmap,
+        mlock=settings.mlock,
     )
 
 

@@ -34,6 +34,8 @@ class ModelFile:
     shape: shape.Shape | None = field(default=None, compare=False, repr=False)
     source: str = field(default="", compare=False)
     """What was asked for, where that is no path: hf:..., ollama:..."""
+    draft: ModelFile | None = field(default=None, compare=False)
+    """The smaller model that guesses for it."""
 
 
 def find(model: str, *, may_fetch: bool = True) -> ModelFile:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ggufd")
 
 OF_ONE_MODEL = (
+    "model_draft",
     "alias",
     "chat_template_file",
     "tool_format",

@@ -189,6 +189,8 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"--ctx-size {context.ctx_size} is shared by the slots of --parallel {context.parallel}: "
             f"nothing is left for each"
         )
+    if config.model.model_draft and not context.spec_draft_n_max:
+        yield f"--model-draft {config.model.model_draft} cannot guess with --spec-draft-n-max 0; leave one of both out"
     if context.flash_attn == "off" and context.cache_type_v not in ("f32", "f16", "bf16"):
         yield (
             f"--cache-type-v {context.cache_type_v} needs flash attention: set --flash-attn on, or --cache-type-v f16"

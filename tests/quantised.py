@@ -11,7 +11,7 @@ from tests.tiny_model import quiet_llama
 FTYPES = {"Q2_K": 10, "Q3_K_M": 12, "Q4_0": 2, "Q4_K_M": 15, "Q5_0": 8, "Q5_K_M": 17, "Q6_K": 18, "Q8_0": 7}
 """Name to llama_ftype."""
 
-F16 = 1
+F32, F16 = 0, 1
 
 
 def quantise(source: Path, target: Path, ftype: int) -> Path:

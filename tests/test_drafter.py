@@ -346,3 +346,18 @@ def test_one_that_is_preempted_amid_guesses_says_the_same() -> None:
     assert rig.engine.stats().preemptions == 3
     assert collected.finishes[0].usage.accepted_tokens > 20
     assert collected.tokens == run_without(request)[0].tokens
+
+
+def test_a_context_that_is_shifted_amid_guesses_says_the_same() -> None:
+    request = endless(300)
+    texts = []
+    for draft_s in (0.001, None):
+        decoder = FakeDecoder(n_slots=1, n_ctx=128)
+        draft = None if draft_s is None else FakeDraft(decoder, base_s=draft_s)
+        rig = Rig(decoder, rules=Rules(max_draft=15 if draft else 0, shifts_context=True), draft=draft)
+        rig.add(request)
+        collected = rig.run()[1]
+        assert collected.finishes[0].usage.dropped_tokens > 100
+        texts.append(collected.texts)
+    assert rig.engine.stats().drafted_tokens == 0
+    assert texts[0] == texts[1]

@@ -315,6 +315,8 @@ class Engine:
     def _drop_older_half(self, sequence: Sequence) -> None:
         gap = self._context_shift.gap(sequence)
         assert gap is not None, "a full sequence was not ended"
+        # While its last guess is still where it was.
+        sequence.trust.settle(sequence.tokens)
         try:
             self._cache.shift(sequence, gap.start, gap.n)
         except EngineFailure as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from server.engine import host
+from server.engine import draft_plan, host
 from server.engine.constraint import GrammarCompiler
 from server.engine.embedding import AT_ONCE, Embedder, EmbedderParams
 from server.engine.engine import Engine
@@ -17,6 +17,8 @@ from server.engine.fairness import Accounts
 from server.engine.fingerprint import fingerprint
 from server.engine.messages import (
     DiskPlace,
+    DraftConfig,
+    DraftInfo,
     EmbeddingInfo,
     EngineConfig,
     Loading,
@@ -40,6 +42,7 @@ from server.llama.gguf import Scalar
 from server.llama.log import LogCapture
 from server.llama.model import Model
 from server.llama.params import ContextParams, EmbeddingParams, FlashAttention, ModelParams
+from server.llama.shape import Shape
 
 _DEFAULT_N_CTX = 8192
 _MIN_N_CTX = 512
@@ -110,13 +113,15 @@ def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str
     if config.embeddings:
         embedder.prepare()
     engine = _engine(config, params, model, context, embedder)
+    n_gpu_layers = log.n_gpu_layers
+    draft = None if config.draft is None else _add_draft(config, config.draft, engine, context, log)
     ready = Ready(
         model=_info(model, config.context),
         n_ctx=context.n_ctx,
         n_slots=context.n_slots,
         n_batch=context.n_batch,
         n_threads=params.n_threads,
-        n_gpu_layers=log.n_gpu_layers,
+        n_gpu_layers=n_gpu_layers,
         devices=system.gpu_devices(),
         flash_attn=params.flash_attn == "on",
         flash_attn_why=flash_why,
@@ -127,12 +132,39 @@ def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str
         build=system.build(),
         embedding=_embedding_info(model, vectors, is_asked_for=config.embeddings or config.pooling is not None),
         offload_why=offload_why,
+        draft=draft,
     )
     return Loaded(engine, ready, log.capture)
 
 
+def _add_draft(config: EngineConfig, draft: DraftConfig, engine: Engine, context: Context, log: _LoadLog) -> DraftInfo:
+    """Load the draft model too, and let it guess."""
+    if not context.can_trim:
+        raise ModelError(f"{config.model.path}: its cache takes no wrong guess back; leave --model-draft out")
+    log.n_gpu_layers = 0
+    model = Model(draft.model)
+    if model.is_recurrent or _only_embeds(model):
+        raise ModelError(f"{draft.model.path}: is no model that can guess for another; leave --model-draft out")
+    asked = dataclasses.replace(context.params, flash_attn=config.context.flash_attn)
+    wanted = draft_plan.context_of(asked, model.n_ctx_train)
+    params, _ = _resolve(dataclasses.replace(config, model=draft.model, context=wanted), model)
+    decoder = Context(model, params)
+    engine.guess_with(decoder, draft.p_min)
+    return DraftInfo(
+        name=model.metadata.get("general.name") or Path(draft.model.path).stem,
+        path=draft.model.path,
+        ftype=model.ftype,
+        n_params=model.n_params,
+        size_bytes=model.size_bytes,
+        n_ctx=decoder.n_ctx,
+        n_gpu_layers=log.n_gpu_layers,
+    )
+
+
 def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
     """An engine for a model that was made for vectors: no slots, no cache that is kept."""
+    if config.draft is not None:
+        raise ModelError(f"{config.model.path}: makes vectors only, so nothing is guessed; leave --model-draft out")
     n_ctx = config.context.n_ctx or _VECTOR_N_CTX
     flash_attn, flash_why = _vectors_flash_attention(config, min(n_ctx, model.n_ctx_train or n_ctx))
     vectors = _embedding_params(config, model, n_ctx, flash_attn)
@@ -221,13 +253,17 @@ def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> Place
     """Decide what goes to GPUs where that is left to us. Raises ModelError for numbers that cannot be obeyed."""
     gpus = gpus_of(config.model, devices)
     if not gpus:
+        refuse_draft_layers(config.draft)
         return Placed(config, "")
-    if config.model.n_gpu_layers is not None:
+    if config.model.n_gpu_layers is not None and config.draft is None:
         return Placed(config, "as configured")
-    made = shape.of(gguf.read(gguf.parts_of(Path(config.model.path))).with_metadata(dict(config.model.metadata)))
+    made = _shape_of(config.model)
     ram = host.ram()
     wish = Wish(config.context, None, config.model.n_cpu_moe, config.model.mmap, config.model.tensor_split)
     machine = Machine(ram.free, ram.total, gpus, system.cpu_features(), config.vram_limit)
+    config, machine, draft_bytes = _place_draft(config, made, machine)
+    if config.model.n_gpu_layers is not None:
+        return Placed(config, "as configured")
     choice = choose(made, wish, machine)
     placement = choice.placement
     model = dataclasses.replace(
@@ -235,7 +271,29 @@ def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> Place
     )
     context = dataclasses.replace(config.context, n_ctx=choice.context.n_ctx)
     why = choice.why if config.vram_limit is None else f"{choice.why}, where more could not be allocated"
-    return Placed(dataclasses.replace(config, model=model, context=context), why, choice.estimate.vram.total)
+    vram_bytes = draft_bytes + choice.estimate.vram.total
+    return Placed(dataclasses.replace(config, model=model, context=context), why, vram_bytes)
+
+
+def refuse_draft_layers(draft: DraftConfig | None) -> None:
+    """Raises ModelError where layers of the draft model are to be on a GPU, but there is none."""
+    if draft is not None and draft.model.n_gpu_layers:
+        raise ModelError(f"--n-gpu-layers-draft {draft.model.n_gpu_layers}: llama.cpp sees no GPU; leave it out")
+
+
+def _place_draft(config: EngineConfig, made: Shape, machine: Machine) -> tuple[EngineConfig, Machine, int]:
+    """The same with the draft model placed, what it leaves of the machine, and its bytes on GPUs."""
+    if config.draft is None:
+        return config, machine, 0
+    params = config.draft.model
+    taken = draft_plan.plan(_shape_of(params), params, made, config.context, machine)
+    placed = dataclasses.replace(params, n_gpu_layers=taken.placement.n_gpu_layers)
+    draft = dataclasses.replace(config.draft, model=placed)
+    return dataclasses.replace(config, draft=draft), draft_plan.beside(machine, taken), taken.vram.total
+
+
+def _shape_of(params: ModelParams) -> Shape:
+    return shape.of(gguf.read(gguf.parts_of(Path(params.path))).with_metadata(dict(params.metadata)))
 
 
 def gpus_of(model: ModelParams, devices: Sequence[system.DeviceMemory]) -> tuple[Device, ...]:
@@ -311,7 +369,7 @@ def _resolve(config: EngineConfig, model: Model) -> tuple[ContextParams, str]:
     """The context's numbers with every "auto" decided, and why flash attention is on or off."""
     params = config.context
     n_threads = params.n_threads or host.compute_threads()
-    n_ctx = params.n_ctx or _fitting_n_ctx(model, params)
+    n_ctx = params.n_ctx or _fitting_n_ctx(model, params, _draft_bytes(config))
     params = dataclasses.replace(params, n_threads=n_threads, n_ctx=n_ctx)
     if params.flash_attn != "auto":
         return params, "as configured"
@@ -330,10 +388,22 @@ def _flash_attention(config: EngineConfig, model: Model, params: ContextParams) 
     return prefers_flash_attention(model, params, memory)
 
 
-def _fitting_n_ctx(model: Model, params: ContextParams) -> int:
-    """The training context up to 8,192 tokens a slot, halved until all slots' caches fit into free memory."""
+def _draft_bytes(config: EngineConfig) -> int:
+    """RAM that the draft model will take."""
+    if config.draft is None:
+        return 0
+    machine = Machine(0, 0)
+    made, params = _shape_of(config.draft.model), config.draft.model
+    return draft_plan.plan(made, params, _shape_of(config.model), config.context, machine).needed
+
+
+def _fitting_n_ctx(model: Model, params: ContextParams, taken_bytes: int = 0) -> int:
+    """The training context up to 8,192 tokens a slot, halved until all slots' caches fit into free memory.
+
+    `taken_bytes` of it are spoken for.
+    """
     n_ctx = min(model.n_ctx_train or _DEFAULT_N_CTX, _DEFAULT_N_CTX)
-    budget = _MEMORY_SHARE * host.ram().free
+    budget = _MEMORY_SHARE * host.ram().free - taken_bytes
     while n_ctx > _MIN_N_CTX and model.kv_bytes_per_token * n_ctx * params.n_slots > budget:
         n_ctx //= 2
     return n_ctx

@@ -306,6 +306,11 @@ def _process(shape: Shape, context: ContextParams) -> int:
     return _PROCESS + vocabulary + _CONTEXT + _CELL * cells
 
 
+def without_process(one: Estimate, shape: Shape) -> Estimate:
+    """The same for a model in a process that another one has made, and whose vocabulary is used by no grammar."""
+    return replace(one, process=one.process - _PROCESS - _GRAMMARS - _GRAMMAR_TOKEN * shape.n_vocab)
+
+
 def _length(shape: Shape, key: str) -> int:
     value = shape.gguf.metadata.get(key)
     if isinstance(value, Skipped):

@@ -502,6 +502,19 @@ class EmbeddingInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftInfo:
+    """The draft model that guesses. `n_ctx` tokens of one chat are all that it sees."""
+
+    name: str
+    path: str
+    ftype: str
+    n_params: int
+    size_bytes: int
+    n_ctx: int
+    n_gpu_layers: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The engine serves. `n_ctx` is cells of one slot. A model that does not write (`writes`) makes vectors only.
 
@@ -527,6 +540,7 @@ class Ready:
     embedding: EmbeddingInfo
     offload_why: str = ""
     writes: bool = True
+    draft: DraftInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -717,6 +731,14 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftConfig:
+    """A draft model that guesses; never a token to which it gives less probability than `p_min`."""
+
+    model: ModelParams
+    p_min: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """All the engine needs to know. Times in seconds, `max_gap_ms` in milliseconds.
 
@@ -738,6 +760,7 @@ class EngineConfig:
     priority_aging_s: float = 30.0
     step_timeout_s: float = 0.0
     rules: Rules = field(default_factory=Rules)
+    draft: DraftConfig | None = None
     vram_limit: int | None = None
     cache_dir: str | None = None
     sleep_idle_s: float | None = None

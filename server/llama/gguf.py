@@ -13,6 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import FileIO
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -185,16 +186,33 @@ def read_file(path: Path) -> Header:
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
             raise ModelError(f"{path}: is {kind}; --model wants the path of a GGUF file")
         with path.open("rb", buffering=0) as file:
-
-            def read_at(offset: int, n: int) -> bytes:
-                file.seek(offset)
-                return file.read(n)
-
-            return read_header(read_at, status.st_size, str(path))
+            return read_header(_reading(file), status.st_size, str(path))
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; --model wants the path of a GGUF file") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def read_tokens(path: Path) -> list[bytes]:
+    """The texts of the vocabulary of a file whose header is known to be good; empty where it has none."""
+    with path.open("rb", buffering=0) as file:
+        reader = _Reader(_reading(file), path.stat().st_size, str(path))
+        _version(reader)
+        reader.number("Q")
+        for _ in range(reader.number("Q")):
+            key, kind = reader.text(_MAX_KEY), reader.number("I")
+            if key == _TOKENS and kind == _ARRAY and reader.number("I") == _STRING:
+                return reader.texts(reader.number("Q"))
+            _value(reader, kind, is_vocabulary=False)
+    return []
+
+
+def _reading(file: FileIO) -> ReadAt:
+    def read_at(offset: int, n: int) -> bytes:
+        file.seek(offset)
+        return file.read(n)
+
+    return read_at
 
 
 def _check_split(headers: Sequence[Header]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from server import console, daemon, served
 from server.config import Config
-from server.engine.loader import gpus_of
+from server.engine.loader import gpus_of, refuse_draft_layers
 from server.hub import ModelFile
 from server.llama import system
 from server.planner import report, table
@@ -19,7 +19,9 @@ from server.planner.report import Report
 
 def run(config: Config, model: ModelFile, file: Path | None, n_keys: int) -> None:
     """Say what would be run, with the settings of `file` and so many keys. Raises ModelError for what could not be."""
-    gpus_of(daemon.engine_config(config, model).model, system.device_memory())
+    settings = daemon.engine_config(config, model)
+    if not gpus_of(settings.model, system.device_memory()):
+        refuse_draft_layers(settings.draft)
     made = report.make(model, config, daemon.context_params(config), this_machine())
     served.refuse_cpu(config, made.choice.placement.n_gpu_layers)
     problem = [] if made.choice.fits else ["", table.verdict(made)]
@@ -33,6 +35,7 @@ def rows(config: Config, made: Report, file: Path | None, n_keys: int) -> list[t
     return [
         ("Settings", str(file or "no file, the defaults")),
         ("Model", f"{model.source or model.path} ({size})"),
+        *_draft(model.draft),
         ("Context", console.slots_text(context.n_slots, context.n_ctx)),
         ("Runs on", f"{table.placement_text(made)} ({made.choice.why})"),
         ("Memory", _memory(made)),
@@ -44,10 +47,17 @@ def rows(config: Config, made: Report, file: Path | None, n_keys: int) -> list[t
     ]
 
 
+def _draft(draft: ModelFile | None) -> list[tuple[str, str]]:
+    return (
+        [] if draft is None else [("Guesses", f"{draft.source or draft.path} ({table.bytes_text(draft.size_bytes)})")]
+    )
+
+
 def _memory(made: Report) -> str:
-    one = made.choice.estimate
-    text = f"{table.bytes_text(one.needed)} of {table.bytes_text(made.machine.ram_free)} free RAM"
-    return f"{text}, {table.bytes_text(one.vram.total)} VRAM" if one.vram.total else text
+    parts = [made.choice.estimate, *([] if made.draft is None else [made.draft])]
+    needed, vram = sum(one.needed for one in parts), sum(one.vram.total for one in parts)
+    text = f"{table.bytes_text(needed)} of {table.bytes_text(made.machine.ram_free)} free RAM"
+    return f"{text}, {table.bytes_text(vram)} VRAM" if vram else text
 
 
 def _flash_attention(made: Report) -> str:

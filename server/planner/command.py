@@ -15,6 +15,7 @@ def run(target: str, config: Config, *, as_json: bool) -> None:
     """Plan the model that `target` or the settings name, or every model of a folder. Raises ModelError."""
     target = target or config.model.model
     models = [hub.with_metadata(model, daemon.metadata_of(config)) for model in hub.find_all(target)]
+    models = [daemon.with_draft(config, model, may_fetch=False) for model in models]
     machine = this_machine()
     context = daemon.context_params(config)
     reports = [report.make(model, config, context, machine) for model in models]

@@ -7,6 +7,7 @@ from typing import Any
 
 from server import daemon
 from server.config import Config
+from server.engine import draft_plan
 from server.engine.memory import Estimate, Placement, estimate, types_by_size
 from server.engine.offload import Choice, Machine, Wish, choose, default_n_ctx, largest_contexts, offload_steps
 from server.hub import ModelFile
@@ -27,6 +28,17 @@ class Report:
     steps: list[Estimate]
     choice: Choice
     contexts: list[tuple[int, int]]
+    draft: Estimate | None = None
+
+    @property
+    def own(self) -> int:
+        """RAM of its own, of the draft model's too."""
+        return self.in_ram.own + (self.draft.own if self.draft else 0)
+
+    @property
+    def needed(self) -> int:
+        """The same with the weights that are read in the mapped files."""
+        return self.in_ram.needed + (self.draft.needed if self.draft else 0)
 
     @property
     def recipe(self) -> str:
@@ -45,19 +57,30 @@ def make(model: ModelFile, config: Config, context: ContextParams, machine: Mach
     shape = model.shape
     assert shape is not None
     wish = wish_of(config, context)
+    draft = _draft(model, config, context, machine)
+    whole, machine = machine, machine if draft is None else draft_plan.beside(machine, draft)
     choice = choose(shape, wish, machine)
     shown = context if context.n_ctx else replace(context, n_ctx=default_n_ctx(shape))
     made = Placement(0, wish.n_cpu_moe or 0, wish.mmap, machine.cpu_features)
     return Report(
         model=model,
         shape=shape,
-        machine=machine,
+        machine=whole,
         context=shown,
         in_ram=estimate(shape, shown, made),
         steps=offload_steps(shape, shown, made),
         choice=choice,
         contexts=largest_contexts(shape, choice.context, choice.placement, machine, wish.tensor_split),
+        draft=draft,
     )
+
+
+def _draft(model: ModelFile, config: Config, context: ContextParams, machine: Machine) -> Estimate | None:
+    if model.draft is None:
+        return None
+    assert model.shape is not None
+    assert model.draft.shape is not None
+    return draft_plan.plan(model.draft.shape, daemon.draft_params(config, model.draft), model.shape, context, machine)
 
 
 def wish_of(config: Config, context: ContextParams) -> Wish:
@@ -91,6 +114,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "training_context": shape.n_ctx_train,
         "context": {"slots": report.context.n_slots, "tokens_each": report.context.n_ctx},
         "without_offload": _estimate(report.in_ram),
+        "draft": None if report.draft is None else _estimate(report.draft),
         "offload": [_estimate(step) for step in report.steps],
         "best": {
             "n_gpu_layers": report.choice.placement.n_gpu_layers,

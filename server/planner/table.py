@@ -98,10 +98,17 @@ def _in_ram(report: Report) -> Table:
         ("Engine process and vocabulary", one.process, ""),
     ):
         table.add_row(name, bytes_text(size), note)
+    if report.draft is not None:
+        table.add_row("Draft model, with its cache", bytes_text(report.draft.needed), _draft(report.draft))
     table.add_section()
-    table.add_row("Own memory", bytes_text(one.own), "", style="bold")
-    table.add_row("With the weights that it reads", bytes_text(one.needed), "", style="bold")
+    table.add_row("Own memory", bytes_text(report.own), "", style="bold")
+    table.add_row("With the weights that it reads", bytes_text(report.needed), "", style="bold")
     return table
+
+
+def _draft(draft: Estimate) -> str:
+    vram = draft.vram.total
+    return f"and {bytes_text(vram)} VRAM" if vram else f"{bytes_text(draft.ram.cache)} of it for one chat"
 
 
 def _slots(report: Report) -> str:
@@ -169,6 +176,9 @@ def command(report: Report) -> str:
     """What to type to get the choice."""
     choice = report.choice
     parts = [f"ggufd -m {shlex.quote(report.model.source or str(report.model.path))}"]
+    draft = report.model.draft
+    if draft is not None:
+        parts.append(f"-md {shlex.quote(draft.source or str(draft.path))}")
     if report.machine.devices:
         parts.append(f"-ngl {choice.placement.n_gpu_layers}")
     parts += [f"-c {choice.context.n_ctx * choice.context.n_slots}", f"-np {choice.context.n_slots}"]

@@ -19,7 +19,7 @@ from server.api.responses import json_response
 from server.api.sampling import Bool, SamplingFields
 from server.api.validation import validate
 from server.chat.prompt import ChatPrompt
-from server.engine.messages import SlotState
+from server.engine.messages import Ready, SlotState
 from server.errors import Unavailable, Unsupported
 
 router = APIRouter(tags=["llama.cpp"])
@@ -37,7 +37,7 @@ async def props(request: Request) -> Response:
                 "id": 0,
                 "id_task": -1,
                 "n_ctx": ready.n_ctx,
-                "speculative": False,
+                "speculative": ready.draft is not None,
                 "is_processing": False,
                 "params": _default_settings(services),
             },
@@ -45,6 +45,7 @@ async def props(request: Request) -> Response:
             "model_alias": services.config.model_id,
             "model_path": ready.model.path,
             "model_ftype": ready.model.ftype,
+            "draft_model_path": None if ready.draft is None else ready.draft.path,
             "modalities": {"vision": False, "audio": False},
             "chat_template": info.chat_template,
             "chat_template_needs": list(info.template_needs),
@@ -76,16 +77,16 @@ async def slots(request: Request) -> Response:
     states = (await services.engine.stats()).slots
     if request.query_params.get("fail_on_no_slot") == "1" and all(state.request_id is not None for state in states):
         raise Unavailable("No slot is free.")
-    return json_response([_slot_json(state, ready.n_ctx) for state in states])
+    return json_response([_slot_json(state, ready) for state in states])
 
 
-def _slot_json(state: SlotState, n_ctx: int) -> dict[str, Any]:
+def _slot_json(state: SlotState, ready: Ready) -> dict[str, Any]:
     is_processing = state.request_id is not None
     return {
         "id": state.slot,
         "id_task": state.request_id if is_processing else -1,
-        "n_ctx": n_ctx,
-        "speculative": False,
+        "n_ctx": ready.n_ctx,
+        "speculative": ready.draft is not None,
         "is_processing": is_processing,
         "n_tokens": state.n_tokens,
         "n_past": state.n_past,

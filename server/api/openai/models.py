@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from server.api.ports import Services, services_of
 from server.api.responses import json_response
+from server.engine.messages import DraftInfo
 from server.errors import NotFound
 
 router = APIRouter(tags=["OpenAI"])
@@ -72,4 +73,19 @@ def _meta(services: Services) -> dict[str, Any] | None:
         "n_ctx": ready.n_ctx,
         "n_ctx_train": model.n_ctx_train,
         "n_slots": ready.n_slots,
+        "draft": _draft_json(ready.draft),
+    }
+
+
+def _draft_json(draft: DraftInfo | None) -> dict[str, Any] | None:
+    """The draft model that guesses; None where there is none."""
+    if draft is None:
+        return None
+    return {
+        "name": draft.name,
+        "ftype": draft.ftype,
+        "size": draft.size_bytes,
+        "n_params": draft.n_params,
+        "n_ctx": draft.n_ctx,
+        "n_gpu_layers": draft.n_gpu_layers,
     }
