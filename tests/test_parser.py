@@ -171,6 +171,31 @@ TRACES = [
         closing="</seed:think>",
     ),
     Trace(
+        "minimax-m2",
+        'Let me see.\n<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Oslo "N"</parameter>\n'
+        '<parameter name="days">3</parameter>\n</invoke>\n<invoke name="clock">\n</invoke>\n</minimax:tool_call>',
+        (OSLO, NOW),
+        content="Let me see.",
+    ),
+    Trace(
+        "deepseek-v3.2",
+        '<think>\nWarm?</think>I look.\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n'
+        '<｜DSML｜parameter name="city" string="true">Oslo "N"</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+        '<｜DSML｜invoke name="clock">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+        (OSLO, NOW),
+        content="I look.",
+        reasoning="Warm?",
+        **THINK,
+    ),
+    Trace(
+        "deepseek-v4",
+        '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="city" string="true">Paris'
+        "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
+        (PARIS,),
+    ),
+    Trace("deepseek-v4", "1 <｜ 2, <｜DSML｜tool, 3", (), content="1 <｜ 2, <｜DSML｜tool, 3"),
+    Trace(
         "glm",
         '<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Oslo "N"</arg_value>\n<arg_key>days</arg_key>\n'
         "<arg_value>3</arg_value>\n</tool_call>",

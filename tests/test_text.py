@@ -310,3 +310,31 @@ def test_marks_that_are_special_tokens_are_written_out_and_held_as_such(
     parser = AnswerParser(rendered.form)
     (made,) = Answer.of([*parser.feed(call), *parser.finish()]).calls
     assert (made.name, made.arguments) == ("look", '{"place": "up"}')
+
+
+def test_marks_with_a_special_token_inside_are_held_too(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As DeepSeek's are; a special token of the demo model plays the one in them."""
+    original = BY_NAME["deepseek-v4"]
+    marks = {
+        field.name: value.replace("｜DSML｜", "<issue_start>")
+        for field in dataclasses.fields(original)
+        if isinstance(value := getattr(original, field.name), str)
+    }
+    monkeypatch.setitem(BY_NAME, "special", dataclasses.replace(original, **marks | {"name": "special"}))
+    text_model = _text_model(demo, CHATML, "special")
+    rendered = text_model.render(asked(ToolMode.AUTO))
+    assert rendered.shown == tuple(text_model.encode("<issue_start>", add_special=False))
+    assert rendered.grammar is not None
+    call = (
+        'It is <b>. <<issue_start>tool_calls>\n<<issue_start>invoke name="look">\n<<issue_start>parameter name="place" '
+        'string="true">a </b>, <i</<issue_start>parameter>\n</<issue_start>invoke>\n</<issue_start>tool_calls>'
+    )
+    texts = {call: True, "1 < 2, <b>": True, call.replace("look", "jump"): False, "So <issue_start>": False}
+    for text, is_allowed in texts.items():
+        matcher = Matcher(_grammar_tokenizer(demo), compile_grammar("lark", rendered.grammar), kind="lark")
+        tokens = text_model.encode(text, add_special=False)
+        assert (matcher.count_allowed(tokens) == len(tokens)) == is_allowed
+        assert not is_allowed or (all(map(matcher.accept, tokens)) and matcher.is_accepting)
+    parser = AnswerParser(rendered.form)
+    (made,) = Answer.of([*parser.feed(call), *parser.finish()]).calls
+    assert (made.name, made.arguments) == ("look", '{"place": "a </b>, <i"}')

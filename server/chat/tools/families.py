@@ -13,6 +13,26 @@ from server.chat.tools.tagged import TaggedCalls
 GENERIC = JsonCalls(name="generic", signs=(), opening="<tool_call>", closing="</tool_call>")
 """For models whose template knows no tools: Hermes' marks, which most have seen, and a prompt of our own."""
 
+
+def _dsml(name: str, block: str) -> TaggedCalls:
+    """DeepSeek's markup, in which arguments say whether they are texts; `block` is what it calls several calls."""
+    return TaggedCalls(
+        name=name,
+        signs=("｜DSML｜", f"{block}>"),
+        opening=f"<｜DSML｜{block}>",
+        closing=f"</｜DSML｜{block}>",
+        before='<｜DSML｜invoke name="',
+        between='">',
+        after="</｜DSML｜invoke>",
+        key_before='<｜DSML｜parameter name="',
+        key_after='" string="',
+        if_text='true">',
+        if_other='false">',
+        value_after="</｜DSML｜parameter>",
+        is_block=True,
+    )
+
+
 FORMATS: tuple[ToolFormat, ...] = (
     NamedCalls(
         name="mistral",
@@ -22,6 +42,21 @@ FORMATS: tuple[ToolFormat, ...] = (
         number=r"(\[CALL_ID\][a-zA-Z0-9]*)?",
     ),
     JsonCalls(name="mistral-json", signs=("[TOOL_CALLS]",), opening="[TOOL_CALLS]", is_list=True, id_key="id"),
+    _dsml("deepseek-v3.2", "function_calls"),
+    _dsml("deepseek-v4", "tool_calls"),
+    TaggedCalls(
+        name="minimax-m2",
+        signs=("<minimax:tool_call>", "<invoke name="),
+        opening="<minimax:tool_call>",
+        closing="</minimax:tool_call>",
+        before='<invoke name="',
+        between='">',
+        after="</invoke>",
+        key_before='<parameter name="',
+        key_after='">',
+        value_after="</parameter>",
+        is_block=True,
+    ),
     NamedCalls(
         name="deepseek-v3.1",
         signs=("<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>"),
@@ -93,6 +128,7 @@ FORMATS: tuple[ToolFormat, ...] = (
         key_before="<parameter=",
         key_after=">",
         value_after="</parameter>",
+        value_edge="\n",
     ),
     TaggedCalls(
         name="seed-oss",

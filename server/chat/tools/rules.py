@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_SPECIAL_INSIDE = re.compile(r'(?P<before>"(?:[^"\\]|\\.)*") (?P<special><\[.*)')
+"""A mark that begins with a text and has a special token further on, as Lark items."""
+
 TEXT = "TEXT"
 """Any text, also none; a mark of the format ends it."""
 
@@ -59,6 +62,9 @@ class Rules:
         ending = self.mark(text)
         if ending.startswith("<["):
             return f"{TEXT}? {ending}"
+        if inner := _SPECIAL_INSIDE.match(ending):
+            begun = self.add(f"{name.upper()}_BEGUN", f"/(?s:.*){escaped(json.loads(inner['before']))}/")
+            return f"{begun} {inner['special']}"
         self.add(f"{name}[lazy]", f"{TEXT} {ending}")
         return name
 

@@ -15,10 +15,11 @@ from server.chat.writer import AnswerWriter
 
 @dataclass(frozen=True, kw_only=True)
 class TaggedCalls(ToolFormat):
-    """A call is `before` NAME `between`, its arguments, `after`; in `opening` and `closing`.
+    """A call is `before` NAME `between`, its arguments, `after`; in `opening` and `closing`, with `is_block` several.
 
-    An argument is `key_before` KEY `key_after` `value_before` VALUE `value_after`. `edge` stands round values and
-    between tags: a line end, or nothing.
+    An argument is `key_before` KEY `key_after` `value_before` VALUE `value_after`. Formats that say whether the value
+    is a text do it with `if_text` or `if_other` behind `key_after`. `edge` stands between tags, `value_edge` round
+    values: a line end, or nothing.
     """
 
     closing: str
@@ -27,9 +28,13 @@ class TaggedCalls(ToolFormat):
     after: str = ""
     key_before: str
     key_after: str
+    if_text: str = ""
+    if_other: str = ""
     value_before: str = ""
     value_after: str
     edge: str = "\n"
+    value_edge: str = ""
+    is_block: bool = False
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -37,47 +42,63 @@ class TaggedCalls(ToolFormat):
         return self.opening, self.closing, *tags
 
     def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
-        return "\n".join(self._written(name, arguments) for name, arguments in calls)
+        written = [self._written(name, arguments) for name, arguments in calls]
+        edge = self.edge if self.before else ""
+        if self.is_block:
+            return f"{self.opening}{edge}{''.join(written)}{self.closing}"
+        return "\n".join(f"{self.opening}{edge}{call}{self.closing}" for call in written)
 
     def _written(self, name: str, arguments: Any) -> str:
-        edge = self.edge
-        parts = [self.opening, edge if self.before else "", self.before, name, self.between, edge]
+        parts = [self.before, name, self.between, self.edge]
         for key, value in arguments.items() if isinstance(arguments, dict) else ():
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            inner = "" if self.value_before else edge
-            parts += [
-                self.key_before,
-                key,
-                self.key_after,
-                edge,
-                self.value_before,
-                text,
-                inner,
-                self.value_after,
-                edge,
-            ]
-        return "".join([*parts, self.after, edge if self.after else "", self.closing])
+            parts += [self.key_before, key, *self._written_value(value), self.value_after, self.edge]
+        return "".join([*parts, self.after, self.edge if self.after else ""])
+
+    def _written_value(self, value: Any) -> list[str]:
+        is_text = isinstance(value, str)
+        text = value if is_text else json.dumps(value, ensure_ascii=False)
+        between = self.edge if self.value_before else ""
+        return [self._key_after(is_text=is_text), between, self.value_before, self.value_edge, text, self.value_edge]
+
+    def _key_after(self, *, is_text: bool) -> str:
+        return self.key_after + (self.if_text if is_text else self.if_other)
 
     def read_calls(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
         yield from reader.blanks()
         yield from reader.expect(self.before)
+        yield from self._read_call(reader, answer, texts)
+        while self.is_block and (yield from reader.skip(self.before)):
+            yield from self._read_call(reader, answer, texts)
+        yield from reader.skip(self.closing)
+
+    def _read_call(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
+        """From behind `before`, with the blanks that follow."""
         name = yield from self._read_name(reader)
         answer.begin(name)
         separator = "{"
         yield from reader.blanks()
         while (yield from reader.skip(self.key_before)):
-            key = (yield from reader.name(self.key_after)).strip()
+            key, is_text = yield from self._read_key(reader, texts.get(name, ()))
             answer.arguments(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
             separator = ", "
             if self.value_before:
                 yield from reader.blanks()
                 yield from reader.expect(self.value_before)
-            yield from self._read_value(reader, answer, is_text=key in texts.get(name, ()))
+            yield from self._read_value(reader, answer, is_text=is_text)
             yield from reader.blanks()
         yield from reader.skip(self.after)
         answer.arguments("{}" if separator == "{" else "}")
         yield from reader.blanks()
-        yield from reader.skip(self.closing)
+
+    def _read_key(self, reader: Reader, texts: Sequence[str]) -> Steps[tuple[str, bool]]:
+        """A key, and whether a text follows: as is said behind it, or as the tool's schema has it."""
+        key = (yield from reader.name(self.key_after)).strip()
+        if not self.if_text:
+            return key, key in texts
+        is_text = yield from reader.skip(self.if_text)
+        if not is_text:
+            yield from reader.expect(self.if_other)
+        return key, is_text
 
     def _read_name(self, reader: Reader) -> Steps[str]:
         """Up to `between`; without that, up to whatever comes first of a line end and a tag."""
@@ -110,9 +131,11 @@ class TaggedCalls(ToolFormat):
 
     def calls(self, rules: Rules, *, may_repeat: bool) -> str:
         call = rules.choice("call", lambda index, tool: self._call(rules, index, tool))
-        whole = f"{call} {rules.mark(self.closing)}"
-        again = more(f"/\\s?/ {rules.mark(self.opening)} {whole}") if may_repeat else ""
-        return f"{whole} {again}"
+        closing = rules.mark(self.closing)
+        if self.is_block:
+            return f"{call} {more(call) if may_repeat else ''} {closing}"
+        again = more(f"/\\s?/ {rules.mark(self.opening)} {call} {closing}") if may_repeat else ""
+        return f"{call} {closing} {again}"
 
     def _call(self, rules: Rules, index: int, tool: Tool) -> str:
         edge = literal(self.edge) if self.edge else ""
@@ -127,9 +150,10 @@ class TaggedCalls(ToolFormat):
         return f"{before} {literal(tool.name)} {between} {edge} {' '.join(items)} {after}"
 
     def _argument(self, rules: Rules, rule: str, tool: Tool, name: str) -> str:
-        key = f"{rules.mark(self.key_before)} {literal(name)} {rules.mark(self.key_after)}"
+        key_after = self._key_after(is_text=name in text_arguments(tool.parameters))
+        key = f"{rules.mark(self.key_before)} {literal(name)} {rules.mark(key_after)}"
         edge = literal(self.edge) if self.edge else ""
-        inner = edge if not self.value_before else ""
+        inner = literal(self.value_edge) if self.value_edge else ""
         before = f"{edge} {rules.mark(self.value_before)}" if self.value_before else ""
         value = self._value(rules, rule, tool, name)
         return f"{key} {before} {inner} {value} {edge}"
@@ -137,13 +161,12 @@ class TaggedCalls(ToolFormat):
     def _value(self, rules: Rules, rule: str, tool: Tool, name: str) -> str:
         """A value with the tag that ends it."""
         schema = property_schema(tool.parameters, name)
-        inner = self.edge if not self.value_before else ""
-        ending = rules.mark(inner + self.value_after)
+        ending = rules.mark(self.value_edge + self.value_after)
         if name not in text_arguments(tool.parameters):
             return f"{rules.add(rule, json_items(schema))} {ending}"
         if isinstance(options := schema.get("enum"), list):
             return f"{rules.add(rule, ' | '.join(literal(option) for option in options))} {ending}"
-        return rules.up_to(rule, inner + self.value_after)
+        return rules.up_to(rule, self.value_edge + self.value_after)
 
 
 class _Text:
