@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from server.config import ENV_PREFIX, Config, settings
 from server.errors import ConfigError
+from server.wording import plain
 
 CONFIG_NAME = "config.toml"
 
@@ -27,16 +28,6 @@ _NOT_SETTINGS = frozenset({"CONFIG", "LLAMA_CPP_SRC"})
 
 _SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)$")
 """What Kubernetes sets in every pod beside a service named ggufd; it sets GGUFD_PORT=tcp://... too."""
-
-
-_PLAINER = (
-    ("a valid integer", "a whole number"),
-    ("a valid number", "a number"),
-    ("a valid boolean", "true or false"),
-    ("less than or equal to", "at most"),
-    ("greater than or equal to", "at least"),
-    ("greater than", "more than"),
-)
 
 
 class Given(NamedTuple):
@@ -176,10 +167,8 @@ def _validate(merged: Layer, faults: list[str]) -> Config | None:
 
 def _expected(message: str) -> str:
     """Pydantic's sentence without its frame."""
-    message = message.removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable to")[0]
-    for theirs, ours in _PLAINER:
-        message = message.replace(theirs, ours)
-    return message
+    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    return plain(message.partition(", unable to")[0])
 
 
 def _contradictions(config: Config) -> Iterator[str]:

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent / "server"
 LAYERS = ("llama", "engine", "chat", "api")
 """From below to above."""
 
-BASE = {"", "errors"}
-"""What every layer may import: the version and the exceptions."""
+BASE = {"", "errors", "wording"}
+"""What every layer may import: the version, the exceptions, and the words for what is wrong."""
 
 SHARED = {"api": {"keys"}, "engine": {"keys"}}
 """What a layer may import beside it: whose key it is and what its owner is granted, as plain data."""
@@ -88,7 +88,7 @@ def test_the_bench_knows_only_http(path: Path) -> None:
     assert own_packages(path) <= {"bench", "errors"}
 
 
-@pytest.mark.parametrize("path", of("errors", "config"), ids=str)
+@pytest.mark.parametrize("path", of("errors", "config", "wording"), ids=str)
 def test_the_base_imports_no_other_part(path: Path) -> None:
     assert own_packages(path) == set()
 

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from server.api.fields import Aliases, Resolved, resolve
 from server.errors import InvalidRequest
+from server.wording import plain
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -59,7 +60,7 @@ def _path(loc: Sequence[int | str], resolved: Resolved) -> str | None:
 def _sentence(detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return "is required but missing"
-    message = re.sub(r"^(Input|Value error,) ?(should be)?", _expected, detail["msg"]).strip()
+    message = plain(re.sub(r"^(Input|Value error,) ?(should be)?", _expected, detail["msg"]).strip())
     if detail["type"] in _NO_VALUE:
         return message
     return f"{message}, got {_shown(detail['input'])}"
