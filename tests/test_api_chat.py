@@ -50,6 +50,16 @@ async def test_a_stream_opens_with_the_role_and_ends_with_the_reason() -> None:
     assert texts(events) == {0: "Hello world"}
 
 
+async def test_no_tokens_reads_the_prompt_and_says_nothing() -> None:
+    async with running() as api:
+        answer = await api.ok(PATH, messages=HELLO, max_tokens=0)
+        events = await api.events(PATH, messages=HELLO, max_tokens=0)
+    (choice,) = answer["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
+    assert answer["usage"]["completion_tokens"] == 0
+    assert texts(events) == {0: ""}
+
+
 async def test_choices_stream_side_by_side_one_a_chunk() -> None:
     async with running(FakeEngine(["one", "second"])) as api:
         options = {"include_usage": True}
@@ -211,6 +221,8 @@ async def test_other_routes_refuse_foreign_biases() -> None:
         ({"messages": HELLO, "response_format": {"type": "x"}}, "response_format", "invalid_value"),
         ({"messages": HELLO, "top_logprobs": 5}, "top_logprobs", "invalid_value"),
         ({"messages": HELLO, "logprobs": 5}, "logprobs", "invalid_value"),
+        ({"messages": HELLO, "stop": 5}, "stop", "invalid_value"),
+        ({"messages": HELLO, "modalities": ["text", "audio"]}, "modalities", "unsupported"),
         ({"messages": HELLO, "max_completion_tokens": -5}, "max_completion_tokens", "invalid_value"),
         ({"messages": HELLO, "n": 65}, "n", "invalid_value"),
         ({"messages": HELLO, "chat_template_kwargs": []}, "chat_template_kwargs", "invalid_value"),

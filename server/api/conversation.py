@@ -47,8 +47,8 @@ class Conversation:
         check_choice(fields.tools, fields.choice)
         check_n("n", fields.n, services.config.max_n)
 
-    async def start(self, *, is_scoring: bool = False) -> Generation:
-        """Render and submit. Raises what refuses it. With `is_scoring` only the prompt counts."""
+    async def start(self) -> Generation:
+        """Render and submit. Raises what refuses it. Where no tokens are wanted the prompt is read, and that is all."""
         services = self._services
         ready = services.require_ready()
         rendered = await self.render()
@@ -66,7 +66,12 @@ class Conversation:
             span_limit=self._limited(rendered.thoughts),
         )
         return await submit(
-            services, [request], self._owner, self.explainer, content_of=self._content_of, is_scoring=is_scoring
+            services,
+            [request],
+            self._owner,
+            self.explainer,
+            content_of=self._content_of,
+            is_scoring=self._fields.max_tokens == 0,
         )
 
     def reader(self) -> AnswerReader:

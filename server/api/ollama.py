@@ -97,17 +97,14 @@ class Work(ABC):
             self._services.require_ready()
             return json_response(self.line(Answer(), done=True, done_reason="load"))
         if self._fields.stream:
-            return LineStream(await self._start(), _Lines(self))
+            return LineStream(await self.start(), _Lines(self))
         (choice,) = await unless_gone(self._request, self._collect())
         reader = self.reader()
         answer = Answer.of([delta for output in choice.outputs for delta in reader.feed(output)])
         return json_response(self.end(answer, choice.ended))
 
     async def _collect(self) -> list[Choice]:
-        return await collect(await self._start())
-
-    async def _start(self) -> Generation:
-        return await self.start(is_scoring=self._fields.max_tokens == 0)
+        return await collect(await self.start())
 
     def line(self, answer: Answer, *, done: bool, **more: Any) -> dict[str, Any]:
         """One line's object, with a part of the answer."""
@@ -137,8 +134,8 @@ class Work(ABC):
         """Whether there is nothing to continue."""
 
     @abstractmethod
-    async def start(self, *, is_scoring: bool) -> Generation:
-        """Hand the request to the engine."""
+    async def start(self) -> Generation:
+        """Hand the request to the engine. Where no tokens are wanted the prompt is read, and that is all."""
 
     @abstractmethod
     def reader(self) -> AnswerReader:
@@ -160,9 +157,10 @@ class _Continue(Work):
     def is_empty(self) -> bool:
         return not self._body.prompt
 
-    async def start(self, *, is_scoring: bool) -> Generation:
+    async def start(self) -> Generation:
         tokens = await self._tokens()
         request = await engine_request(self._services, self._fields, tokens, owner=self._owner, param="prompt")
+        is_scoring = self._fields.max_tokens == 0
         return await submit(self._services, [request], self._owner, self.explainer, is_scoring=is_scoring)
 
     async def _tokens(self) -> Sequence[int]:
@@ -192,8 +190,8 @@ class _Chat(Work):
     def is_empty(self) -> bool:
         return not self._messages
 
-    async def start(self, *, is_scoring: bool) -> Generation:
-        return await self._conversation.start(is_scoring=is_scoring)
+    async def start(self) -> Generation:
+        return await self._conversation.start()
 
     def reader(self) -> AnswerReader:
         return self._conversation.reader()

@@ -35,7 +35,9 @@ _MAX_TIMEOUT_S = 1e6
 def read_stop(value: Any) -> Any:
     """One stop string or a list of them; empty ones never match anything and are dropped."""
     values = [value] if isinstance(value, str) else value
-    return [item for item in values if item != ""] if isinstance(values, list) else values
+    if not isinstance(values, list):
+        raise ValueError("expected a string or an array of strings")
+    return [item for item in values if item != ""]
 
 
 Stop = Annotated[
@@ -263,6 +265,10 @@ _OLDER: Mapping[str, str] = {"functions": "tools", "function_call": "tool_choice
 
 def refuse_unavailable(body: Mapping[str, Any]) -> None:
     """Raises Unsupported for fields that are known and asked for, and that this server cannot honour yet."""
+    if body.get("modalities") not in (None, [], ["text"]):
+        raise Unsupported(
+            "'modalities': answers are text only here. Leave it out, or send ['text'].", param="modalities"
+        )
     for name, what in _LATER.items():
         if body.get(name):
             raise Unsupported(f"'{name}': {what} not available in this version of the server yet.", param=name)
