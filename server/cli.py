@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from server.config import Config
 
+_INTERRUPTED = 130
 _TOP_LEVEL = ("-h", "--help", "--version")
 
 
@@ -25,7 +26,11 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _TOP_LEVEL):
         arguments = ["serve", *arguments]
-    build_app(arguments[0])(arguments, prog_name="ggufd")
+    try:
+        build_app(arguments[0])(arguments, prog_name="ggufd")
+    except KeyboardInterrupt:
+        # Ctrl-C while a command is still being imported.
+        sys.exit(_INTERRUPTED)
 
 
 def build_app(command: str) -> typer.Typer:
@@ -84,7 +89,7 @@ def serve(config_file: Path | None, flags: dict[str, Any]) -> None:
     except GgufdError as error:
         _fail(error)
     except KeyboardInterrupt:
-        code = 130
+        code = _INTERRUPTED
     sys.exit(code)
 
 

@@ -160,6 +160,16 @@ class TestCommands:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root, check=True)
         assert done.stdout == f"ggufd {__version__}\n"
 
+    def test_ctrl_c_while_a_command_is_imported_says_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def interrupted(command: str) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli, "build_app", interrupted)
+        run = Run([], capsys)
+        assert (run.code, run.out, run.err) == (130, "", "")
+
     def test_the_command_line_brings_no_http_and_no_binding(self) -> None:
         code = "import sys, server.cli as c; c.build_app('serve'); print(*sys.modules)"
         root = Path(__file__).parent.parent
