@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import importlib.metadata
 import logging
 import multiprocessing
@@ -135,6 +136,9 @@ class Daemon:
                 try:
                     if await self._load(served):
                         bar.close()
+                        # What was loaded stays. To look through it takes the garbage collector a tenth of a second, in
+                        # which nobody would get a token.
+                        gc.freeze()
                         self._announce(served)
                         await self._until_stopped(models)
                     await self._drain(models.served.engine)

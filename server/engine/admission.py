@@ -49,7 +49,7 @@ class Admission:
         One whose prefix somebody is computing right now waits for that, and lets others pass: copying is cheaper. So
         does one whose grammar is being compiled.
         """
-        if not self._cache.idle:
+        if not self._queue or not self._cache.idle:
             return
         for sequence in self._queue:
             n_free = len(self._cache.idle)

@@ -36,6 +36,8 @@ class Announcer:
 
     def notices(self, running: list[Sequence], now_s: float) -> Iterator[Queued | Failed]:
         """The news since the last call. Who gets `Failed` could not begin in its time, and is to be ended."""
+        if not self._queue and not self._told:
+            return
         listeners = self._listeners(now_s)
         turns = self._turns(running) if listeners else {}
         for sequence in listeners:

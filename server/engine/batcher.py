@@ -102,8 +102,12 @@ class Batcher:
 
     def _begin_masks(self, plan: list[Chunk]) -> None:
         """The masks that will be needed after this decode are computed beside it."""
-        sequences = [chunk.sequence for chunk in plan if chunk.n_outputs and _is_last(chunk)]
-        constraints = [one.constraint for one in sequences if one.constraint is not None and not one.constraint.is_free]
+        constraints = [
+            chunk.sequence.constraint
+            for chunk in plan
+            if chunk.sequence.constraint is not None and chunk.n_outputs and _is_last(chunk)
+        ]
+        constraints = [one for one in constraints if not one.is_free]
         if constraints:
             self._grammars.begin_masks(constraints)
 
@@ -127,7 +131,8 @@ class Batcher:
         self._trace.n_sequences += len(plan)
         self._trace.n_decode += n_decode
         self._trace.n_prefill += n_prefill
-        self._trace.n_draft += sum(len(chunk.sequence.draft) for chunk in plan)
+        if n_decode > len(plan):
+            self._trace.n_draft += sum(len(chunk.sequence.draft) for chunk in plan)
 
 
 def _is_last(chunk: Chunk) -> bool:

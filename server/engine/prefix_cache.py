@@ -561,10 +561,10 @@ class PrefixCache:
     def close_holes(self, last_step_s: float) -> None:
         """Move one running sequence next to the others when their holes have cost as much as a move would."""
         running = self.running
-        n_segments = sum(1 for i, slot in enumerate(running) if i == 0 or running[i - 1].index + 1 < slot.index)
-        if n_segments < 2:
+        if not running or running[-1].index - running[0].index < len(running):
             self._hole_debt_s = 0.0
             return
+        n_segments = sum(1 for i, slot in enumerate(running) if i == 0 or running[i - 1].index + 1 < slot.index)
         self._hole_debt_s += last_step_s * (n_segments - 1) / n_segments
         stray, target = self._best_move(running)
         n_tokens = stray.n_computed + target.n_computed

@@ -6,6 +6,7 @@ Imported by the API process too, which only names `main`: nothing heavy is impor
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import logging.handlers
 import queue
@@ -76,6 +77,8 @@ def main(conn: Connection, config: EngineConfig) -> None:
     except ModelError as error:
         conn.send([LoadFailed(error.message, isinstance(error, ModelTooLarge))])
         return
+    # What was loaded stays, and need not be looked through between two steps.
+    gc.freeze()
     conn.send([loaded.ready])
     log: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     logging.getLogger("server").addHandler(logging.handlers.QueueHandler(log))

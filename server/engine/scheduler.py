@@ -9,7 +9,7 @@ larger chunks, bounded in time too: the chunk is what a cancel or a newcomer wai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from server.engine.sequence import Sequence
 
@@ -29,8 +29,7 @@ _MAX_SINGLY = 16
 _SMOOTHING = 0.3
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """`n_tokens` of one sequence from its `n_past` on, its draft included, the last `n_outputs` of them with logits."""
 
     sequence: Sequence
@@ -108,29 +107,40 @@ class Scheduler:
         `is_watched` says that somebody waits for a token, if not in this batch. Whose account was `served` least reads
         its prompt first: a short one need not wait for all of another's long one.
         """
-        sequences = list(running)
-        decoding = [_decode_chunk(sequence) for sequence in sequences if sequence.is_decoding]
-        decoding += [Chunk(sequence, 1, 0) for sequence in sequences if _goes_singly(sequence, len(decoding))]
-        n_decode = sum(chunk.n_tokens for chunk in decoding)
+        plan, rest = [], []
+        for sequence in running:
+            if sequence.is_decoding:
+                plan.append(_decode_chunk(sequence))
+            else:
+                rest.append(sequence)
+        if rest:
+            self._read(rest, plan, is_watched=is_watched, served=served)
+        plan.sort(key=_slot_of)
+        return plan
+
+    def _read(
+        self, rest: list[Sequence], plan: list[Chunk], *, is_watched: bool, served: Callable[[Sequence], float]
+    ) -> None:
+        """Add what is computed of those with more than a token to compute to the `plan` of those that decode."""
+        n_decoding = len(plan)
+        single = [sequence for sequence in rest if _goes_singly(sequence, n_decoding)]
+        plan += [Chunk(sequence, 1, 0) for sequence in single]
+        n_decode = n_rows(plan)
         budget = self.token_budget(n_decode=n_decode, is_watched=is_watched)
         n_outputs_left = self._n_outputs_max - n_decode
-        prefill: list[Chunk] = []
-        is_in = {chunk.sequence.slot for chunk in decoding}
-        reading = [sequence for sequence in sequences if sequence.slot not in is_in]
 
         def turn(one: Sequence) -> tuple[float, ...]:
             # What a grammar forced is no prompt: its sequence is writing, and goes first.
             return (one.n_generated == 0, served(one), one.request.priority, one.admit_s, one.index)
 
-        for sequence in sorted(reading, key=turn):
+        for sequence in sorted((one for one in rest if one not in single), key=turn):
             if budget > 0:
                 chunk = _prefill_chunk(sequence, budget, n_outputs_left)
                 if chunk.n_tokens == 0:
                     continue
-                prefill.append(chunk)
+                plan.append(chunk)
                 budget -= chunk.n_tokens
                 n_outputs_left -= chunk.n_outputs
-        return sorted([*decoding, *prefill], key=lambda chunk: chunk.sequence.slot or 0)
 
     def pause_left_s(self, step_s: float, is_writing: bool) -> float | None:
         """Seconds that other work may take after a step of `step_s`; None when nobody waits for the next one."""
@@ -166,6 +176,10 @@ def _goes_singly(sequence: Sequence, n_decode: int) -> bool:
     """
     most = _MAX_SINGLY if n_decode >= _MANY_STREAMS else 1 + n_decode // 2
     return sequence.n_generated > 0 and 1 < sequence.n_uncomputed <= most
+
+
+def _slot_of(chunk: Chunk) -> int:
+    return chunk.sequence.slot or 0
 
 
 def _decode_chunk(sequence: Sequence) -> Chunk:
