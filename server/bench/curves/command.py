@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +45,7 @@ def curves(
         if drawn_from is not None:
             _draw(_read(drawn_from), plots or Path())
             return
+        names = _known(only or list(CURVES))
         ground = Ground(
             ggufd(model, threads),
             ggufd(long_model or model, threads),
@@ -53,24 +54,50 @@ def curves(
             say,
         )
         sheet = Sheet([])
-        start_s = time.perf_counter()
-        asyncio.run(_run(ground, only or list(CURVES)))
-        say(f"{time.perf_counter() - start_s:.0f} s in all")
-        found = {**sheet.as_json(), "seed": ground.seed, "curves": [curve.as_json() for curve in ground.curves]}
-        write_json(json_file, {key: value for key, value in found.items() if key not in ("sides", "results")})
+        interrupted = _measure(ground, names, sheet)
+        write_json(json_file, _as_json(ground, sheet))
         if plots is not None:
             _draw(ground.curves, plots)
         for warning in sheet.warnings:
             say(f"note: {warning}")
+    if interrupted:
+        raise typer.Exit(130)
+    if not any(curve.points for curve in ground.curves):
+        raise typer.Exit(1)
 
 
-async def _run(ground: Ground, names: list[str]) -> None:
+def _known(names: list[str]) -> list[str]:
     for name in names:
         if name not in CURVES:
             raise BenchError(f"no curve is named {name!r}: expected one of {', '.join(CURVES)}")
+    return names
+
+
+def _measure(ground: Ground, names: list[str], sheet: Sheet) -> bool:
+    """All of them, or up to Ctrl-C: True then. What fails is noted, and the others go on."""
+    start_s = time.perf_counter()
+    try:
+        asyncio.run(_run(ground, names, sheet))
+    except KeyboardInterrupt:
+        sheet.warnings.append("interrupted: this is what there was until then")
+        return True
+    finally:
+        say(f"{time.perf_counter() - start_s:.0f} s in all")
+    return False
+
+
+async def _run(ground: Ground, names: list[str], sheet: Sheet) -> None:
     for name, measure in CURVES.items():
         if name in names:
-            await measure(ground)
+            try:
+                await measure(ground)
+            except BenchError as error:
+                sheet.warnings.append(f"{name}: failed: {error}")
+
+
+def _as_json(ground: Ground, sheet: Sheet) -> dict[str, Any]:
+    circumstances = {key: value for key, value in sheet.as_json().items() if key not in ("sides", "results")}
+    return {**circumstances, "seed": ground.seed, "curves": [curve.as_json() for curve in ground.curves]}
 
 
 def _read(path: Path) -> list[Curve]:
