@@ -31,6 +31,7 @@ ToolFormatName = Literal[
     "firefunction",
     "functionary",
     "functionary-3.2",
+    "gemma-4",
     "glm",
     "granite",
     "harmony",

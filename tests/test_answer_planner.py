@@ -155,6 +155,8 @@ FAMILIES = {
     "deepseek-ai-DeepSeek-V4-Flash-0731": "deepseek-v4",
     "fireworks-ai-llama-3-firefunction-v2": "firefunction",
     "google-gemma-2-2b-it": "generic",
+    "google-gemma-4-31B-it": "gemma-4",
+    "google-gemma-4-31B-it-interleaved": "gemma-4",
     "ibm-granite-granite-3.3-2B-Instruct": "granite",
     "llama-cpp-deepseek-r1": "deepseek-r1",
     "meetkai-functionary-medium-v3.1": "functionary",

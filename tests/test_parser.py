@@ -171,6 +171,21 @@ TRACES = [
         closing="</seed:think>",
     ),
     Trace(
+        "gemma-4",
+        'I look.<|tool_call>call:get_weather{city:<|"|>Oslo "N"<|"|>,days:3}<tool_call|>'
+        "<|tool_call>call:clock{}<tool_call|>",
+        (OSLO, NOW),
+        content="I look.",
+    ),
+    Trace(
+        "gemma-4",
+        '<|channel>thought\nWarm?<channel|><|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|>',
+        (PARIS,),
+        reasoning="Warm?",
+        opening="<|channel>thought\n",
+        closing="<channel|>",
+    ),
+    Trace(
         "minimax-m2",
         'Let me see.\n<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Oslo "N"</parameter>\n'
         '<parameter name="days">3</parameter>\n</invoke>\n<invoke name="clock">\n</invoke>\n</minimax:tool_call>',
@@ -437,3 +452,43 @@ def test_whatever_the_grammar_lets_through_is_read_as_calls_that_fit(family: str
         assert set(arguments) <= {"city", "days"}
     else:
         assert (call.name, arguments) == NOW
+
+
+def test_nested_arguments_of_gemma_are_held_and_read_in_its_own_way_or_as_json() -> None:
+    inner = {"type": "object", "properties": {"b": {"type": "integer"}, "A": {"enum": ["x", "y"]}}, "required": ["b"]}
+    parameters = {
+        "type": "object",
+        "properties": {
+            "tags": {"type": "array", "items": {"type": "string", "description": "One."}},
+            "inner": {**inner, "additionalProperties": False},
+            "code": {"type": "string", "pattern": "^[0-9]{3}$"},
+            "any": {"type": "object"},
+        },
+        "required": ["tags", "inner", "code", "any"],
+        "additionalProperties": False,
+    }
+    calling = Calling(BY_NAME["gemma-4"], ToolMode.REQUIRED, may_repeat=False)
+    rules = Rules((Tool("f", parameters),), literal)
+    lark = answer_grammar(rules, calling, None, is_inside=False, has_body=False)
+    own = 'inner:{A:<|"|>x<|"|>,b:2},tags:[<|"|>a {<|"|>,<|"|>"b\\n"<|"|>]'
+    text = f'<|tool_call>call:f{{any:{{"k": [1]}},code:"123",{own}}}<tool_call|>'
+
+    def is_held(written: str) -> bool:
+        return takes(LLMatcher(_BYTES, LLMatcher.grammar_from_lark(lark), log_level=0), written)
+
+    assert is_held(text)
+    assert not is_held(text.replace("123", "12"))
+    assert not is_held(text.replace("b:2", ""))
+    assert not is_held(text.replace('A:<|"|>x', 'A:<|"|>z'))
+    (call,) = Answer.of(read(AnswerFormat("gemma-4"), text)).calls
+    expected = {"any": {"k": [1]}, "code": "123", "inner": {"A": "x", "b": 2}, "tags": ["a {", '"b\\n"']}
+    assert json.loads(call.arguments) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments", ["{a:}", "{a:[,]}", "{a:[}", "{:1", "{", '{a:<|"|>b', "{a:" + "[" * 300, '{<|"|>a']
+)
+def test_what_gemma_leaves_unfinished_ends(arguments: str) -> None:
+    for pieces in ([f"<|tool_call>call:f{arguments}"], f"<|tool_call>call:f{arguments}"):
+        answer = Answer.of(read(AnswerFormat("gemma-4"), pieces))
+        assert not answer.has_whole_calls

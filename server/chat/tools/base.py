@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,15 @@ def read_arguments(reader: Reader, answer: AnswerWriter) -> Steps[None]:
 def write_arguments(answer: AnswerWriter, text: str) -> None:
     """Arguments that are there as a whole."""
     answer.arguments(text.strip() or "{}")
+
+
+def as_json(text: str) -> str:
+    """A value that is no text; what is no JSON was meant as one after all."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return json.dumps(text, ensure_ascii=False)
+    return text
 
 
 def close_calls(reader: Reader, closing: str) -> Steps[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from server.chat.tools.base import ToolFormat
 from server.chat.tools.functionary import FunctionaryParts
+from server.chat.tools.gemma import GemmaCalls
 from server.chat.tools.harmony import Harmony
 from server.chat.tools.json_calls import BareJsonCalls, JsonCalls
 from server.chat.tools.named import NamedCalls
@@ -44,6 +45,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     JsonCalls(name="mistral-json", signs=("[TOOL_CALLS]",), opening="[TOOL_CALLS]", is_list=True, id_key="id"),
     _dsml("deepseek-v3.2", "function_calls"),
     _dsml("deepseek-v4", "tool_calls"),
+    GemmaCalls(name="gemma-4", signs=("<|tool_call>call:",)),
     TaggedCalls(
         name="minimax-m2",
         signs=("<minimax:tool_call>", "<invoke name="),

@@ -10,7 +10,7 @@ from typing import Any
 
 from server.chat.reader import MAX_DEPTH, MalformedError, Reader, Steps
 from server.chat.tools.base import TextArguments, ToolFormat, close_calls
-from server.chat.tools.rules import Rules, Tool, json_items, literal, more, property_schema
+from server.chat.tools.rules import Rules, Tool, in_order, json_items, literal, more, property_schema
 from server.chat.writer import AnswerWriter
 
 _NAMES = {"true": True, "false": False, "null": None}
@@ -77,19 +77,7 @@ def _call(rules: Rules, index: int, tool: Tool) -> str:
     for place, name in enumerate(properties):
         value = rules.add(f"value_{index}_{place}", _value(property_schema(tool.parameters, name)))
         items.append((f"{literal(name + '=')} {value}", name in required))
-    return f'{literal(tool.name + "(")} {_in_order(rules, f"list_{index}", items)} ")"'
-
-
-def _in_order(rules: Rules, name: str, items: list[tuple[str, bool]]) -> str:
-    """The items with commas between; `first` stands where none came before, `rest` where one did."""
-    first, rest = "", ""
-    for place, (item, is_required) in reversed(list(enumerate(items))):
-        begun = f"{item} {rest}"
-        options = begun if is_required else f"{begun} | {first}" if first else f"({begun})?"
-        following = f"/,\\s?/ {item}" if is_required else f"(/,\\s?/ {item})?"
-        rest = rules.add(f"{name}_rest_{place}", f"{following} {rest}")
-        first = rules.add(f"{name}_{place}", options)
-    return first
+    return f'{literal(tool.name + "(")} {in_order(rules, f"list_{index}", items)} ")"'
 
 
 def _value(schema: Any) -> str:

@@ -74,6 +74,18 @@ class Rules:
         return "\n".join(f"{name}: {items}" for name, items in rules.items())
 
 
+def in_order(rules: Rules, name: str, items: list[tuple[str, bool]]) -> str:
+    """The items with commas between; `first` stands where none came before, `rest` where one did."""
+    first, rest = "", ""
+    for place, (item, is_required) in reversed(list(enumerate(items))):
+        begun = f"{item} {rest}"
+        options = begun if is_required else f"{begun} | {first}" if first else f"({begun})?"
+        following = f"/,\\s?/ {item}" if is_required else f"(/,\\s?/ {item})?"
+        rest = rules.add(f"{name}_rest_{place}", f"{following} {rest}")
+        first = rules.add(f"{name}_{place}", options)
+    return first
+
+
 def json_items(schema: Any) -> str:
     """JSON that fits a schema."""
     if isinstance(schema, Mapping):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.chat.reader import MalformedError, Reader, Steps
-from server.chat.tools.base import TextArguments, ToolFormat
+from server.chat.tools.base import TextArguments, ToolFormat, as_json
 from server.chat.tools.rules import Rules, Tool, json_items, literal, more, property_schema, text_arguments
 from server.chat.writer import AnswerWriter
 
@@ -125,7 +125,7 @@ class TaggedCalls(ToolFormat):
             return
         parts: list[str] = []
         yield from reader.until((self.value_after,), parts.append)
-        answer.arguments(_as_json("".join(parts).strip()))
+        answer.arguments(as_json("".join(parts).strip()))
 
     # --- the grammar ------------------------------------------------------------------------------------------------
 
@@ -184,12 +184,3 @@ class _Text:
         text = self._held + text
         self._held = "\n" if text.endswith("\n") else ""
         self._answer.arguments(json.dumps(text.removesuffix("\n"), ensure_ascii=False)[1:-1])
-
-
-def _as_json(text: str) -> str:
-    """A value that is no text; what is no JSON was meant as one after all."""
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return json.dumps(text, ensure_ascii=False)
-    return text
