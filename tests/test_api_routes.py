@@ -238,6 +238,15 @@ async def test_every_route_with_a_body_is_documented_with_examples_that_work() -
             assert {"400", "401", "413", "503"} <= set(operation["responses"])
 
 
+async def test_openais_routes_are_shown_first_and_the_operators_last() -> None:
+    async with running() as api:
+        document = (await api.http.get("/openapi.json")).json()
+    names = [tag["name"] for tag in document["tags"]]
+    used = {tag for item in document["paths"].values() for one in item.values() for tag in one["tags"]}
+    assert (names[0], names[-1]) == ("OpenAI", "operations")
+    assert sorted(names) == sorted(used)
+
+
 async def test_the_document_tells_no_error_shape_but_ours() -> None:
     async with running() as api:
         document = (await api.http.get("/openapi.json")).text

@@ -75,6 +75,7 @@ class Documentation:
         document = get_openapi(title="ggufd", version=__version__, description=_ABOUT, routes=self._app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas["Error"] = _ERROR_SCHEMA
+        document["tags"] = _ordered_tags(document)
         _drop_foreign_errors(document)
         if self._has_keys:
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -83,6 +84,14 @@ class Documentation:
 
 
 _ABOUT = "One GGUF model over the OpenAI API. Every sampler of llama.cpp is taken on every generating route."
+
+
+def _ordered_tags(document: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What most people look for first, what only the one who runs the server needs last."""
+    names = dict.fromkeys(
+        tag for methods in document["paths"].values() for one in methods.values() for tag in one.get("tags", ())
+    )
+    return [{"name": name} for name in sorted(names, key=lambda name: (name == "operations", name != "OpenAI"))]
 
 
 def _drop_foreign_errors(document: dict[str, Any]) -> None:

@@ -116,7 +116,8 @@ code { font: .95em ui-monospace, monospace; overflow-wrap: anywhere; }
 <table>
 $clients
 </table>
-<p class="quiet">$key A program on another machine needs this machine's address in place of 127.0.0.1.</p>
+<p class="quiet">$key For programs on other machines: start the server with <code>--host 0.0.0.0</code>, and give them
+this machine's address.</p>
 </body>
 </html>
 """
