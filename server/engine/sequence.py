@@ -56,6 +56,8 @@ class Sequence:
     detokenizer: Detokenizer[Sent]
     status: Status = Status.WAITING
     serial: int = 0
+
+    # Where it is computed, and what was there before it.
     slot: int | None = None
     state: State | None = None
     n_past: int = 0
@@ -64,25 +66,37 @@ class Sequence:
     marks: list[int] = field(default_factory=list)
     """Where in the prompt its state is to be copied on the way, ascending."""
     cache_report: CacheReport | None = None
+    fetch: Fetch | None = None
+    """Its beginning, on its way from the disk."""
+    chat: Chat | None = None
+    """The conversation that it goes on, where its next prompt is to be foreseen."""
+
     admit_s: float = 0.0
     first_token_s: float = 0.0
     last_token_s: float = 0.0
+
+    # How its next token is chosen.
     sampler: Sampler | None = None
     bias: Bias | None = None
     grammar: CompiledGrammar | None = None
     constraint: Constraint | None = None
+    """The grammar along this sequence: where in it the text stands."""
+    logprobs: Logprobs | None = None
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    # What its text must not become: a banned phrase, or too long a part of it (thoughts).
     bans: Bans | None = None
     guard: BanGuard | None = None
     span: SpanGuard | None = None
-    logprobs: Logprobs | None = None
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    fetch: Fetch | None = None
-    chat: Chat | None = None
+
+    # What is guessed ahead: from where the text repeats itself, or by a draft model; and what came of it.
     lookup: Lookup | None = None
     trust: Trust = field(default_factory=Trust)
     draft: tuple[int, ...] = ()
     n_drafted: int = 0
     n_accepted: int = 0
+
+    # What a context shift took out of the slot.
     n_kept: int = 0
     dropped: array[int] = field(default_factory=lambda: array("i"))
 
