@@ -79,6 +79,14 @@ def test_a_step_with_running_streams_stays_under_the_gap() -> None:
     assert planner.token_budget(n_decode=4) == pytest.approx(80, abs=1)
 
 
+def test_nearly_a_tile_of_prefill_is_a_whole_one() -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0)
+    planner.step_time.record(0.02, n_decode=4, n_prefill=0)
+    for seconds_per_token, budget in ((0.08 / 70, 70), (0.08 / 50, 64), (0.08 / 44, 64), (0.08 / 40, 40)):
+        planner.step_time.prefill_s_per_token = seconds_per_token * 0.9999
+        assert planner.token_budget(n_decode=4) == budget
+
+
 def test_a_slow_machine_still_goes_on_with_prefill() -> None:
     planner = scheduler(max_gap_ms=100.0)
     planner.step_time.record(0.5, 4, 0)

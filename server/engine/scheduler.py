@@ -17,6 +17,13 @@ _MIN_CHUNK = 16
 """Fewer tokens a step would make a prompt wait for ever behind running streams on a slow machine."""
 
 _TILE = 64
+"""Rows that the matrix and attention kernels compute at once."""
+
+_NEAR_TILE = 44
+"""From so many rows on a whole tile takes no longer: flash attention computes fewer than 64 rows one by one.
+
+Measured behind 1,300 tokens, 2 threads: 40 rows 174 ms, 57 rows 250 ms, 64 rows 170 to 200 ms.
+"""
 
 _ALONE_GAPS = 12
 """How many times `max_gap_ms` a chunk may take when nobody decodes."""
@@ -159,6 +166,8 @@ class Scheduler:
             # Whole tiles of the matrix kernels: 64 rows and their multiples are computed best.
             return min(room, max(_TILE, min(self._n_ubatch, affordable // _TILE * _TILE)))
         affordable = int((self._max_gap_s - self.step_time.decode_s) / per_token)
+        if _NEAR_TILE <= affordable < _TILE:
+            affordable = _TILE
         return min(room, self._n_ubatch, max(_MIN_CHUNK, affordable))
 
     def background_budget(self) -> int:
