@@ -23,7 +23,7 @@ from server.api.generation import Choice, Generation, collect, submit, unless_go
 from server.api.ports import Services, services_of
 from server.api.prompts import encode_text
 from server.api.requests import GenerationFields, check_n, check_tokens, engine_request, refuse_unavailable
-from server.api.responses import dumps, json_response
+from server.api.responses import dumps, json_response, list_response
 from server.api.sampling import Bool, Int
 from server.api.sse import ChunkFormat, EventStream
 from server.api.usage import finish_reason
@@ -182,7 +182,7 @@ async def token_count(request: Request) -> Response:
     fields = validate(CountRequest, await read_json(request, services.config.max_body_bytes), {})
     services.require_ready()
     tokens = await services.text.encode(fields.prompt, add_special=fields.special)
-    return json_response({"value": len(tokens), "ids": tokens})
+    return await list_response("ids", tokens, {"value": len(tokens)})
 
 
 class IdsRequest(BaseModel):

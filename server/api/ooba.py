@@ -13,7 +13,7 @@ from server.api.body import read_json
 from server.api.docs import documented
 from server.api.ports import services_of
 from server.api.requests import check_tokens
-from server.api.responses import json_response
+from server.api.responses import json_response, list_response
 from server.api.sampling import Int
 from server.api.validation import validate
 
@@ -63,7 +63,7 @@ async def _encoded(request: Request) -> list[int]:
 async def encode(request: Request) -> Response:
     """A text's tokens, without BOS."""
     tokens = await _encoded(request)
-    return json_response({"tokens": tokens, "length": len(tokens)})
+    return await list_response("tokens", tokens, {"length": len(tokens)})
 
 
 @router.post("/token-count", **documented(TextRequest, _TEXT))

@@ -30,6 +30,7 @@ from server.errors import ContextLengthExceeded, InvalidRequest, Unsupported
 MAX_LOGPROBS = 128
 _MAX_PRIORITY = 1_000_000
 _MAX_TIMEOUT_S = 1e6
+_MAX_SCALES = 1000
 
 
 def read_stop(value: Any) -> Any:
@@ -97,7 +98,15 @@ _LORA = {
         "required": ["id", "scale"],
     },
 }
-Lora = Annotated[tuple[AdapterScale, ...], BeforeValidator(_as_tuple), WithJsonSchema(_LORA)]
+
+
+def _read_scales(value: Any) -> Any:
+    if isinstance(value, list) and len(value) > _MAX_SCALES:
+        raise ValueError(f"expected at most {_MAX_SCALES} adapters, got {len(value)}")
+    return _as_tuple(value)
+
+
+Lora = Annotated[tuple[AdapterScale, ...], Field(fail_fast=True), BeforeValidator(_read_scales), WithJsonSchema(_LORA)]
 ModelName = Annotated[
     str | None,
     # There is one model, so whatever a client calls it is meant; but with an adapter's name behind it is told apart.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.responses import Response
@@ -13,6 +14,11 @@ from server.api.anthropic import errors as anthropic
 from server.errors import GgufdError, TryLater
 
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+_AT_ONCE = 5000
+"""Items of a list that are written without a pause: some milliseconds."""
+
+Read = Callable[[Sequence[Any]], Awaitable[list[Any]]]
 
 
 def dumps(value: Any) -> bytes:
@@ -23,6 +29,21 @@ def dumps(value: Any) -> bytes:
 def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """`value` as a JSON response."""
     return Response(dumps(value), status, headers, "application/json")
+
+
+async def list_response(name: str, items: Sequence[Any], rest: Mapping[str, Any], read: Read | None = None) -> Response:
+    """`{name: items, **rest}` as a JSON response. A long list is written in pieces: a probe waits for one of them.
+
+    `read` makes what is shown of such a piece; else it is the items themselves.
+    """
+    written = []
+    for start in range(0, len(items), _AT_ONCE):
+        piece = items[start : start + _AT_ONCE]
+        written.append(dumps(piece if read is None else await read(piece))[1:-1])
+        await asyncio.sleep(0)
+    head = dumps(rest)[:-1] + (b"," if rest else b"")
+    body = b"%s%s:[%s]}" % (head, dumps(name), b",".join(written))
+    return Response(body, media_type="application/json")
 
 
 def error_body(message: str, error_type: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, Strict, WithJsonSchema
 
 from server.engine.messages import DEFAULT_SAMPLERS, SAMPLER_NAMES, Grammar, GrammarKind, SamplingParams
 
@@ -100,7 +100,7 @@ def _bias(bias: Any) -> float:
 
 LogitBias = Annotated[
     tuple[tuple[int, float], ...],
-    BeforeValidator(read_logit_bias),
+    PlainValidator(read_logit_bias),
     WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "array"}], "examples": [{"123": -100}]}),
 ]
 Breakers = Annotated[

@@ -13,7 +13,7 @@ from server.api.docs import documented
 from server.api.openai.models import model_json
 from server.api.ports import services_of
 from server.api.requests import check_tokens
-from server.api.responses import json_response
+from server.api.responses import json_response, list_response
 from server.api.sampling import Bool, Int
 from server.api.validation import validate
 
@@ -69,7 +69,7 @@ async def encode(request: Request) -> Response:
     tokens = await services.text.encode(
         fields.text, add_special=fields.add_bos_token, parse_special=fields.encode_special_tokens
     )
-    return json_response({"tokens": tokens, "length": len(tokens)})
+    return await list_response("tokens", tokens, {"length": len(tokens)})
 
 
 @router.post("/token/decode", **documented(DecodeRequest, {"tokens": {"tokens": [1, 2]}}))

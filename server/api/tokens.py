@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from server.api.fields import Aliases
 from server.api.openai.messages import read_messages
 from server.api.ports import Services, services_of
 from server.api.requests import check_tokens
-from server.api.responses import json_response
+from server.api.responses import json_response, list_response
 from server.api.sampling import Bool, Int
 from server.api.validation import validate
 from server.chat.prompt import ChatPrompt
@@ -56,8 +57,8 @@ async def tokenize(request: Request) -> Response:
     tokens = await services.text.encode(
         fields.content, add_special=fields.add_special, parse_special=fields.parse_special
     )
-    shown = await _with_pieces(services, tokens) if fields.with_pieces else tokens
-    return json_response({"tokens": shown, **_counts(services, tokens)})
+    read = functools.partial(_with_pieces, services) if fields.with_pieces else None
+    return await list_response("tokens", tokens, _counts(services, tokens), read)
 
 
 def _counts(services: Services, tokens: Sequence[int]) -> dict[str, int]:
@@ -73,7 +74,7 @@ async def _count_chat(services: Services, body: Mapping[str, Any]) -> Response:
     messages = read_messages(body["messages"])
     services.require_ready()
     rendered = await services.text.render(ChatPrompt(messages))
-    return json_response({"tokens": list(rendered.tokens), **_counts(services, rendered.tokens)})
+    return await list_response("tokens", rendered.tokens, _counts(services, rendered.tokens))
 
 
 def _with_content(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Strict, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, Strict, WithJsonSchema
 from starlette.responses import Response
 
 from server.api.body import read_json
@@ -42,7 +42,7 @@ class InfillRequest(BaseModel):
 
     input_prefix: Annotated[str, Strict()]
     input_suffix: Annotated[str, Strict()]
-    input_extra: Annotated[tuple[File, ...], WithJsonSchema(_FILES)] = ()
+    input_extra: Annotated[tuple[File, ...], Field(fail_fast=True), WithJsonSchema(_FILES)] = ()
     prompt: Annotated[str, Strict()] = ""
 
 
