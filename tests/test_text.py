@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -287,6 +288,24 @@ def _text_model(model: Model, template: str, tool_format: str) -> TextModel:
 @functools.cache
 def _grammar_tokenizer(model: Model) -> Any:
     return build_tokenizer(model)
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen3-coder", "pythonic", "gemma-4"])
+def test_of_a_schema_that_cannot_be_held_the_rest_is(demo: Model, name: str) -> None:
+    text_model = _text_model(demo, CHATML, name)
+    properties = {"place": {"enum": ["up"]}, "tags": {"type": "array", "uniqueItems": True}}
+    parameters = {"type": "object", "properties": properties, "required": ["place", "tags"]}
+    tool = {"type": "function", "function": {"name": "look", "parameters": parameters}}
+    rendered = text_model.render(dataclasses.replace(asked(ToolMode.REQUIRED), tools=(tool,)))
+    assert rendered.repairs == ("any_arguments:look",)
+    assert rendered.grammar is not None
+    wanted: dict[str, Any] = {"place": "up", "tags": [1, 1]}
+    fitting = {json.dumps(wanted): True, '{"place": "up"}': False, '{"place": "in", "tags": []}': False}
+    for arguments, is_allowed in fitting.items():
+        text = BY_NAME[name].write([("look", json.loads(arguments))]) or ""
+        matcher = Matcher(_grammar_tokenizer(demo), compile_grammar("lark", rendered.grammar), kind="lark")
+        tokens = text_model.encode(text, add_special=False)
+        assert (matcher.count_allowed(tokens) == len(tokens)) == is_allowed, text
 
 
 def test_marks_that_are_special_tokens_are_written_out_and_held_as_such(

@@ -23,7 +23,11 @@ Split = Callable[[str], Sequence[int | str]]
 """A text as special tokens, and the texts between them."""
 
 ANY_ARGUMENTS = "any_arguments"
-"""What is told when a tool's schema cannot be enforced: its arguments are held to be a JSON object, no more."""
+"""What is told when a tool's schema cannot be enforced: its arguments are held as far as can be."""
+
+_OBJECT_KEYWORDS = {"type", "properties", "required", "additionalProperties"}
+_MAX_TRIED = 64
+"""Properties that are looked at one by one: each is compiled."""
 
 
 _NO_CALLS: Sequence[tuple[str, Any]] = (("", {}),)
@@ -129,16 +133,42 @@ class AnswerPlanner:
             function = tool["function"]
             if chat.tool_choice.names and function["name"] not in chat.tool_choice.names:
                 continue
+            parameters = _closed(_parameters(tool))
             try:
-                schema = json.loads(self._prepare_schema(json.dumps(_closed(_parameters(tool)))))
+                schema = self._prepared(parameters)
             except InvalidRequest as error:
                 if function.get("strict"):
                     error.param = f"tools[{index}].function.parameters"
                     raise
-                schema = {"type": "object"}
+                schema = self._loosened(parameters)
                 loosened.append(f"{ANY_ARGUMENTS}:{function['name']}")
             tools.append(Tool(function["name"], schema))
         return tuple(tools), tuple(loosened)
+
+    def _prepared(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+        prepared: Mapping[str, Any] = json.loads(self._prepare_schema(json.dumps(schema)))
+        return prepared
+
+    def _loosened(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What can be held of a schema that cannot be held as a whole: the names, and those values that can be."""
+        properties = schema.get("properties")
+        if not isinstance(properties, Mapping) or len(properties) > _MAX_TRIED:
+            return {"type": "object"}
+        loose = {**schema, "properties": {name: self._or_any(value) for name, value in properties.items()}}
+        try:
+            return self._prepared({key: value for key, value in loose.items() if key in _OBJECT_KEYWORDS})
+        except InvalidRequest:
+            return {"type": "object"}
+
+    def _or_any(self, schema: Any) -> Any:
+        """The schema of one value; where it cannot be held alone, that of any value of its type."""
+        if not isinstance(schema, Mapping):
+            return schema
+        try:
+            self._prepared(schema)
+        except InvalidRequest:
+            return {"type": schema["type"]} if "type" in schema else {}
+        return schema
 
     def _shown(self, calling: Calling | None, thinking: Thinking | None) -> tuple[int, ...]:
         marks = (*(calling.form.marks if calling else ()), *((thinking.opening, thinking.closing) if thinking else ()))
