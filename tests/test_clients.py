@@ -14,11 +14,14 @@ import anthropic
 import instructor
 import openai
 import pytest
+from anthropic.types.beta import BetaMessageParam
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_ai import Agent
+from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 
@@ -318,11 +321,20 @@ class TestLiteLLM:
 
 
 class TestPydanticAI:
-    """`pydantic-ai`, over chat completions and over responses."""
+    """`pydantic-ai`, over chat completions, over responses and over messages."""
 
-    @pytest.fixture(params=[OpenAIChatModel, OpenAIResponsesModel], ids=["chat", "responses"])
-    async def model(self, base_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
-        async with openai.AsyncOpenAI(base_url=base_url, api_key="secret", max_retries=0, timeout=120) as client:
+    @pytest.fixture(
+        params=[OpenAIChatModel, OpenAIResponsesModel, AnthropicModel], ids=["chat", "responses", "messages"]
+    )
+    async def model(self, server: LiveServer, base_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+        options: dict[str, Any] = {"api_key": "secret", "max_retries": 0, "timeout": 120}
+        if request.param is AnthropicModel:
+            if not isinstance(BetaMessageParam, type):
+                pytest.skip("pydantic-ai makes messages of a class, which this anthropic has no more")
+            async with anthropic.AsyncAnthropic(base_url=server.url, **options) as messages:
+                yield AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=messages))
+            return
+        async with openai.AsyncOpenAI(base_url=base_url, **options) as client:
             yield request.param(MODEL, provider=OpenAIProvider(openai_client=client))
 
     async def test_an_agent_answers_with_a_model(self, model: Any) -> None:

@@ -14,6 +14,7 @@ from server.engine.loader import _fitting_n_ctx, _LoadLog, load
 from server.engine.messages import EngineConfig, Finish, LoadProgress, LogLine, Output
 from server.errors import ModelError
 from server.llama.attention_model import AttentionShape, write_attention_model
+from server.llama.model import Model
 from server.llama.params import ContextParams, ModelParams
 from tests.fake_llama import make_request
 from tests.tiny_model import CHAT_TEMPLATE, N_CTX_TRAIN, N_VOCAB
@@ -62,6 +63,12 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     write_attention_model(tmp_path / "layer.gguf", AttentionShape(2, 2, 32), 1)
     with pytest.raises(ModelError, match="has no tokenizer"):
         load(config_of(tmp_path / "layer.gguf"), lambda report: None)
+
+
+def test_a_model_with_an_encoder_is_refused_by_name(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Model, "has_encoder", property(lambda model: True))
+    with pytest.raises(ModelError, match=r"is a llama model, .* as T5 does, .* one like BERT"):
+        load(config_of(tiny_model), lambda report: None)
 
 
 def test_why_it_cannot_load_is_in_the_message(tmp_path: Path) -> None:

@@ -361,7 +361,8 @@ def _refuse_unservable(model: Model) -> None:
         raise ModelError(f"{model.params.path} has no tokenizer, so no text can be served with it")
     if model.has_encoder or not model.has_decoder:
         raise ModelError(
-            f"{model.params.path} is a {model.architecture} model with an encoder; only decoder-only models are served"
+            f"{model.params.path} is a {model.architecture} model, which reads with an encoder of its own, as T5 does, "
+            "and such models are not served. Choose one that only has a decoder, or for vectors one like BERT"
         )
 
 
