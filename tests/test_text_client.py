@@ -125,6 +125,25 @@ async def test_the_time_limit_does_not_count_the_wait() -> None:
         assert isinstance(fine, list)
 
 
+async def test_a_call_that_others_keep_from_the_processor_has_more_time() -> None:
+    async with running(client := TextClient(params(), call_timeout_s=0.5)):
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGSTOP)
+        call = asyncio.ensure_future(client.encode("late"))
+        await asyncio.sleep(1.0)
+        assert not call.done()
+        os.kill(client.pid, signal.SIGCONT)
+        assert await client.decode(await call) == "late"
+
+
+async def test_one_that_never_gets_it_is_given_up() -> None:
+    async with running(client := TextClient(params(), call_timeout_s=0.1)):
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGSTOP)
+        with pytest.raises(InvalidRequest, match="took longer"):
+            await client.encode("never")
+
+
 async def test_a_process_killed_from_outside_costs_nobody_anything() -> None:
     client = TextClient(params(HANGS), call_timeout_s=0.7)
     async with running(client):
@@ -149,7 +168,7 @@ async def test_an_answer_that_comes_with_the_time_limit_costs_the_next_call_noth
         assert client._child is not None
         assert client._child._conn.poll(30)
         # The limit passes for the first call while its answer waits for the event loop.
-        client._overrun()
+        client._give_up()
         assert await client.decode(await first) == "first"
         assert (await second).text == "slow"
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import psutil
 import pytest
 
 from server.chat.client import TextClient
-from server.chat.pool import TextPool
+from server.chat.pool import TextPool, _may_be_slow
+from server.chat.prompt import ChatPrompt
 from server.errors import EngineDown, InvalidRequest
 from tests.test_text_client import HANGS, params, said
 
@@ -58,6 +61,55 @@ async def test_however_many_come_while_the_second_process_starts_there_is_no_thi
     await asyncio.gather(*waiting)
     slow.cancel()
     assert len(pool._clients) == 2
+
+
+LONG = "x" * 100_000
+
+
+def hangs_long() -> ChatPrompt:
+    """Much text that keeps a process busy."""
+    return ChatPrompt(({"role": "user", "content": LONG}, {"role": "user", "content": "hang"}))
+
+
+async def test_however_many_slow_texts_come_short_ones_do_not_wait_for_them(pool: TextPool) -> None:
+    slow = [asyncio.create_task(pool.render(hangs_long())) for _ in range(6)]
+    await asyncio.sleep(0)
+    await pool.encode("until there is a second process")
+    while len(pool.pids) < 3:
+        assert await pool.encode("x")
+        await asyncio.sleep(0.01)
+    started_s = time.monotonic()
+    for number in range(10):
+        assert await pool.encode(str(number))
+    assert time.monotonic() - started_s < 1
+    await asyncio.gather(*slow, return_exceptions=True)
+    assert [type(one.exception()) for one in slow] == [InvalidRequest] * 6
+    assert len(pool._clients) == 3
+
+
+async def test_long_texts_wait_for_each_other_and_are_all_answered(pool: TextPool) -> None:
+    hanging = asyncio.create_task(pool.render(hangs_long()))
+    await asyncio.sleep(0)
+    assert await pool.encode("until there is a second process")
+    rendered = await asyncio.gather(*(pool.render(said(LONG + str(number))) for number in range(4)))
+    assert [one.text[-1] for one in rendered] == ["0", "1", "2", "3"]
+    hanging.cancel()
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "may_be_slow"),
+    [
+        ("encode", ("x",), False),
+        ("encode", (LONG,), True),
+        ("render", (said("x"),), False),
+        ("render", (said(LONG),), True),
+        ("render", (dataclasses.replace(said("x"), tools=({},)),), True),
+        ("check_grammar", ("regex", "a", ""), True),
+        ("check_json", ("{}", "[]"), False),
+    ],
+)
+def test_what_may_be_slow(method: str, args: tuple[Any, ...], may_be_slow: bool) -> None:
+    assert _may_be_slow(method, args) is may_be_slow
 
 
 async def test_one_who_leaves_a_slow_call_does_not_let_others_in_behind_it(pool: TextPool) -> None:

@@ -33,6 +33,12 @@ CALL_TIMEOUT_S = 10.0
 GRAMMAR_TIMEOUT_S = 3.0
 START_TIMEOUT_S = 120.0
 
+_PATIENCE = 4
+"""So many times as long as it may take a call may last where others have the processor."""
+
+_CPU_TICK_S = 0.01
+"""The processor's time is counted in these."""
+
 _MAX_BACKOFF_S = 5.0
 _GIVE_UP_AFTER = 5
 """So many starts that failed in a row, and callers are told at once instead of waiting."""
@@ -111,7 +117,8 @@ class _Pending:
 class TextClient(TextCalls):
     """Calls to a text process that is started again whenever it dies.
 
-    `call_timeout_s` counts from when the process turns to the call, not while it waits behind others.
+    `call_timeout_s` counts from when the process turns to the call, not while it waits behind others. On a machine that
+    is busy with something else it counts the processor's time, up to four times as long.
     """
 
     def __init__(
@@ -137,6 +144,7 @@ class TextClient(TextCalls):
         self._overrun_id: int | None = None
         self._failures = 0
         self._last_failure = ""
+        self._begun_s = self._begun_cpu_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._restart: asyncio.TimerHandle | None = None
 
@@ -172,7 +180,7 @@ class TextClient(TextCalls):
         if self._is_ready:
             self._send(pending)
             if len(self._pending) == 1:
-                self._watch(self._limit_s(pending))
+                self._begin_watch()
         return await pending.future
 
     # --- the process's life -------------------------------------------------------------------------------------
@@ -287,7 +295,7 @@ class TextClient(TextCalls):
 
     def _watch_next(self) -> None:
         if self._pending and self._is_ready:
-            self._watch(self._limit_s(next(iter(self._pending.values()))))
+            self._begin_watch()
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -296,12 +304,31 @@ class TextClient(TextCalls):
         """How long the process may take for this call: grammars are quick, or they are hostile."""
         return min(self._call_timeout_s, GRAMMAR_TIMEOUT_S) if pending.method == _GRAMMAR else self._call_timeout_s
 
+    def _begin_watch(self) -> None:
+        """The process turns to the oldest call."""
+        assert self._child is not None
+        self._begun_s, self._begun_cpu_s = self._loop.time(), self._child.cpu_s
+        self._watch(self._limit_s(next(iter(self._pending.values()))))
+
+    def _left_s(self) -> float:
+        """How much longer the process may take for the call that it works on."""
+        assert self._child is not None
+        limit_s = self._limit_s(next(iter(self._pending.values())))
+        had_s = self._loop.time() - self._begun_s
+        return min(limit_s - (self._child.cpu_s - self._begun_cpu_s), _PATIENCE * limit_s - had_s)
+
     def _watch(self, timeout_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(timeout_s, self._overrun)
 
     def _overrun(self) -> None:
+        if self._is_ready and self._pending and (left_s := self._left_s()) > 0:
+            self._watch(max(left_s, _CPU_TICK_S))
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
         self._timed_out = True
         self._overrun_id = next(iter(self._pending), None)
         if self._child is not None:

@@ -1,37 +1,52 @@
-"""Text processes: one as a rule, a second one as soon as a slow call makes others wait.
+"""Text processes: one as a rule, a second and a third as soon as slow calls make others wait.
 
-A text may keep a process busy for seconds (a hostile template, 200,000 emoji). Each process works on one call at a
-time, the rest waits here, in order, for whoever is free first. Knows nothing of what the calls do.
+A text may keep a process busy for seconds (200,000 emoji). Each process works on one call at a time, the rest waits
+here, in order, for whoever is free first. Only a call with much text, or with a grammar in it, can be slow: once there
+are two processes, one is for the others alone, so that however many slow texts come, they wait for each other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.chat.client import TextCalls, TextClient
-from server.chat.prompt import TextInfo
+from server.chat.prompt import ChatPrompt, TextInfo
 from server.errors import EngineDown, GgufdError
 
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 0.25
-"""So long a call waits for the first process before a second one is started, which then stays."""
+"""So long a call waits before another process is started, which then stays."""
+
+_MOST = 3
+_SHORT_BYTES = 64 << 10
+"""As much text takes a tenth of a second at most, whatever the vocabulary."""
+
+
+class _Waiting(NamedTuple):
+    """One who waits for a process, with a call that may be slow or not."""
+
+    process: asyncio.Future[TextClient]
+    may_be_slow: bool
 
 
 class TextPool(TextCalls):
-    """At most two processes, made by `new_client`. `patience_s` is how long a call waits before there is a second."""
+    """At most three processes, made by `new_client`. `patience_s` is how long a call waits before there is another."""
 
     def __init__(self, new_client: Callable[[], TextClient], *, patience_s: float = PATIENCE_S) -> None:
         self._new_client = new_client
         self._patience_s = patience_s
         self._clients = [new_client()]
         self._free: list[TextClient] = []
-        self._waiting: deque[asyncio.Future[TextClient]] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._n_slow = 0
         self._impatience: asyncio.TimerHandle | None = None
+        self._starting: TextClient | None = None
         self._growing: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[Any]] = set()
         self._is_stopped = True
@@ -49,10 +64,11 @@ class TextPool(TextCalls):
         if self._growing is not None:
             self._growing.cancel()
         for waiting in self._waiting:
-            if not waiting.done():
-                waiting.set_exception(EngineDown("The server is shutting down."))
+            if not waiting.process.done():
+                waiting.process.set_exception(EngineDown("The server is shutting down."))
         self._waiting.clear()
-        await asyncio.gather(*(client.stop() for client in self._clients))
+        clients = self._clients if self._starting is None else [*self._clients, self._starting]
+        await asyncio.gather(*(client.stop() for client in clients))
         await asyncio.gather(*self._calls, return_exceptions=True)
 
     @property
@@ -63,65 +79,97 @@ class TextPool(TextCalls):
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if self._is_stopped:
             raise EngineDown("The text process is not running.")
-        client = await self._free_client()
+        may_be_slow = _may_be_slow(method, args)
+        client = await self._free_client(may_be_slow)
         call = asyncio.create_task(client._call(method, *args, **kwargs))
         self._calls.add(call)
-        call.add_done_callback(lambda ended: self._end(client, ended))
+        call.add_done_callback(lambda ended: self._end(client, ended, may_be_slow))
         # One who leaves does not free the process: it goes on with the call.
         return await asyncio.shield(call)
 
-    async def _free_client(self) -> TextClient:
-        if self._free:
+    async def _free_client(self, may_be_slow: bool) -> TextClient:
+        if self._free and self._may_begin(may_be_slow):
+            self._n_slow += may_be_slow
             return self._free.pop()
-        waiting: asyncio.Future[TextClient] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(asyncio.get_running_loop().create_future(), may_be_slow)
         self._waiting.append(waiting)
         self._be_patient()
         try:
-            return await waiting
+            return await waiting.process
         except asyncio.CancelledError:
-            if waiting.done() and not waiting.cancelled():
-                self._hand_on(waiting.result())
+            if waiting.process.done() and not waiting.process.cancelled():
+                self._hand_on(waiting.process.result(), may_be_slow)
             raise
 
-    def _end(self, client: TextClient, call: asyncio.Task[Any]) -> None:
+    def _may_begin(self, may_be_slow: bool) -> bool:
+        """Whether such a call may take a free process: one is kept from the slow, where there are several."""
+        return not may_be_slow or self._n_slow < max(1, len(self._clients) - 1)
+
+    def _end(self, client: TextClient, call: asyncio.Task[Any], may_be_slow: bool) -> None:
         self._calls.discard(call)
         if not call.cancelled():
             # It was heard by the caller, unless that one left: then nobody misses it.
             call.exception()
-        self._hand_on(client)
+        self._hand_on(client, may_be_slow)
 
-    def _hand_on(self, client: TextClient) -> None:
-        """A process is free: for the one who has waited longest and still does."""
-        while self._waiting:
-            waiting = self._waiting.popleft()
-            if not waiting.done():
-                waiting.set_result(client)
-                return
+    def _hand_on(self, client: TextClient, was_slow: bool = False) -> None:
+        """A process is free, and so is another perhaps: for those who have waited longest and still do."""
+        self._n_slow -= was_slow
         self._free.append(client)
+        while self._free and (waiting := self._next()) is not None:
+            self._n_slow += waiting.may_be_slow
+            waiting.process.set_result(self._free.pop())
+
+    def _next(self) -> _Waiting | None:
+        """The first of those that wait who may begin; it waits no more."""
+        self._waiting = deque(one for one in self._waiting if not one.process.done())
+        found = next((one for one in self._waiting if self._may_begin(one.may_be_slow)), None)
+        if found is not None:
+            self._waiting.remove(found)
+        return found
 
     def _be_patient(self) -> None:
-        if len(self._clients) == 1 and self._impatience is None:
-            first = self._waiting[0]
-            self._impatience = asyncio.get_running_loop().call_later(self._patience_s, self._lose_patience, first)
+        """Wait a while with the first of those for whom another process would be one."""
+        first = next((one for one in self._waiting if self._would_help(one)), None)
+        if first is not None and self._impatience is None:
+            loop = asyncio.get_running_loop()
+            self._impatience = loop.call_later(self._patience_s, self._lose_patience, first)
 
-    def _lose_patience(self, first: asyncio.Future[TextClient]) -> None:
+    def _would_help(self, waiting: _Waiting) -> bool:
+        """A second process helps everybody, a third one those that the second is kept from."""
+        n_most = _MOST if waiting.may_be_slow else 2
+        return not waiting.process.done() and self._starting is None and len(self._clients) < n_most
+
+    def _lose_patience(self, first: _Waiting) -> None:
         self._impatience = None
-        if not first.done():
-            # In the list at once: those who come before the task runs must not be impatient too.
-            second = self._new_client()
-            self._clients.append(second)
-            self._growing = asyncio.get_running_loop().create_task(self._grow(second))
-        elif self._waiting:
+        if self._would_help(first):
+            # Known at once: those who come before the task runs must not be impatient too.
+            self._starting = self._new_client()
+            self._growing = asyncio.get_running_loop().create_task(self._grow(self._starting))
+        else:
             self._be_patient()
 
-    async def _grow(self, second: TextClient) -> None:
-        logger.info("a slow text makes others wait: a second text process is started")
+    async def _grow(self, another: TextClient) -> None:
+        logger.info("a slow text makes others wait: another text process is started")
         try:
-            await second.start()
+            await another.start()
         except GgufdError as error:
-            # Its model was good when the first one started; without the second all goes on as before.
-            logger.warning("no second text process: %s", error.message)
-            self._clients.remove(second)
-            await second.stop()
+            # Its model was good when the first one started; without another all goes on as before.
+            logger.warning("no other text process: %s", error.message)
+            self._starting = None
+            await another.stop()
             return
-        self._hand_on(second)
+        self._starting = None
+        self._clients.append(another)
+        self._hand_on(another)
+        self._be_patient()
+
+
+def _may_be_slow(method: str, args: tuple[Any, ...]) -> bool:
+    """Whether a call has much text, or a grammar to compile: tools are one."""
+    if method == "check_grammar" or any(isinstance(one, ChatPrompt) and one.tools for one in args):
+        return True
+    try:
+        return len(pickle.dumps(args, pickle.HIGHEST_PROTOCOL)) > _SHORT_BYTES
+    except RecursionError:
+        return True

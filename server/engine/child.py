@@ -84,6 +84,17 @@ class Child:
         except ValueError:
             return False
 
+    @property
+    def cpu_s(self) -> float:
+        """How much of the processor it has had, in seconds; 0 when that cannot be known."""
+        import psutil
+
+        try:
+            times = psutil.Process(self.pid).cpu_times()
+        except (psutil.Error, OSError):
+            return 0.0
+        return float(times.user + times.system)
+
     def send(self, message: Any) -> None:
         """Queue a message for the child; returns at once, and silently when the child is gone."""
         self._outbox.put(message)
