@@ -193,7 +193,9 @@ class ContextSection(Section):
     context_shift: bool = setting(
         False, "Let an answer go on when its slot is full, without the older half of what stands behind n_keep tokens."
     )
-    cache_ram: int = setting(1024, "MiB of host RAM that keep chats which lost their slot; 0 keeps none.", ge=0)
+    cache_ram: int = setting(
+        1024, "MiB of host RAM that keep chats which lost their slot; 0 keeps none.", "-cram", ge=0
+    )
     slot_save_path: str = setting(
         "", "Folder where POST /slots/N?action=save keeps what a slot holds; empty refuses to save."
     )
@@ -324,7 +326,9 @@ class ReasoningSection(Section):
 class SamplingSection(Section):
     """Defaults for what a request leaves out; unset takes the model file's own, else OpenAI's, else off."""
 
-    max_tokens: Limit = setting(None, "Most tokens of an answer; unset goes on to the end of the context.", "-n")
+    max_tokens: Limit = setting(
+        None, "Most tokens of an answer; unset goes on to the end of the context.", "-n", "--predict", "--n-predict"
+    )
     seed: Seed = setting(None, "Seed of requests that send none; unset draws one each time.", "-s")
     temperature: float | None = setting(None, "Randomness; 0 always takes the likeliest token.", "--temp", ge=0)
     dynatemp_range: float | None = setting(None, "Width of dynamic temperature; 0 is off.", ge=0)
@@ -334,7 +338,7 @@ class SamplingSection(Section):
         None, "Keep the likeliest tokens up to this probability in sum; 1 is off.", ge=0, le=1
     )
     min_p: float | None = setting(None, "Drop tokens below this share of the likeliest; 0 is off.", ge=0, le=1)
-    typ_p: float | None = setting(None, "Locally typical sampling; 1 is off.", "--typical", ge=0, le=1)
+    typ_p: float | None = setting(None, "Locally typical sampling; 1 is off.", "--typical", "--typical-p", ge=0, le=1)
     top_n_sigma: float | None = setting(
         None,
         "Keep tokens within this many standard deviations of the best logit; -1 is off.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from server.cli import build_app
 from server.config import Config, Setting, settings
 from server.sources import load
 from tests.readme import PARTS, between
+from tests.vocabularies import source_file
 
 ROOT = Path(__file__).parent.parent
 LINES = (ROOT / "config.toml").read_text("utf-8").splitlines()
@@ -73,3 +75,14 @@ def test_every_flag_is_in_the_help(command: str) -> None:
     parameters = group.commands[command].params  # type: ignore[attr-defined]
     described = {flag for one in parameters if one.help for flag in one.opts}
     assert described >= {flag for one in settings() for flag in one.flags} | {"--config"}
+
+
+def test_a_flag_of_llama_servers_has_all_of_its_names() -> None:
+    source = source_file("common/arg.cpp").read_text("utf-8")
+    options = re.findall(r"add_opt\(common_arg\(\s*((?:\{[^{}]*\},?\s*)+)", source)
+    assert len(options) > 100, "llama.cpp writes its options in another way now"
+    theirs = [set(re.findall(r'"(-[^"]+)"', names)) for names in options]
+    # A switch is turned off by --no-its-name, and that is all the names it needs.
+    for ours in [set(one.flags) for one in settings() if not one.is_switch]:
+        for names in theirs:
+            assert not ours & names or names <= ours

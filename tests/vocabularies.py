@@ -32,9 +32,14 @@ def templates() -> list[Path]:
     return sorted(source.glob("models/templates/*.jinja")) if source else []
 
 
-def vocabulary(name: str) -> str:
-    """The file of a vocabulary-only model of llama.cpp's sources, as "falcon"; skips the test without them."""
+def source_file(path: str) -> Path:
+    """A file of llama.cpp's sources; skips the test without them."""
     source = _source()
     if source is None:
         pytest.skip(f"{SOURCE_VARIABLE} does not name a folder with llama.cpp's sources")
-    return str(source / "models" / f"ggml-vocab-{name}.gguf")
+    return source / path
+
+
+def vocabulary(name: str) -> str:
+    """The file of a vocabulary-only model of llama.cpp's sources, as "falcon"; skips the test without them."""
+    return str(source_file(f"models/ggml-vocab-{name}.gguf"))
