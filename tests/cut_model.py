@@ -16,7 +16,7 @@ from server import hub
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
-def write_cut_model(source: Path, target: Path, *, n_layers: int = 4, n_ctx: int = 32768) -> Path:
+def write_cut_model(source: Path, target: Path, *, n_layers: int = 2, n_ctx: int = 32768) -> Path:
     """`source` is a model of the architecture llama; its types stay, and its rope is what it was."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, "llama")

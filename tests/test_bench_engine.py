@@ -126,6 +126,13 @@ def test_batched_bench_gets_the_shape_and_a_stream_for_each_sequence(tmp_path: P
     assert arguments_of(found) == ("-m m.gguf -t 2 -fa off -npp 32 -ntg 16 -npl 4 -c 196 -no-kvu --output-format jsonl")
 
 
+def test_batched_bench_runs_again_when_its_line_was_lost(tmp_path: Path) -> None:
+    found = program(tmp_path / "bb", ['{"speed_pp": 1.0, "speed_tg": 2.0}'])
+    first = '[ -e "$0.ran" ] || { touch "$0.ran"; exit 0; }'
+    found.path.write_text(found.path.read_text().replace("#!/bin/sh", f"#!/bin/sh\n{first}"))
+    assert batched_bench(found, Shape(1, 1), SETTING).written == 2.0
+
+
 def test_llama_bench_gets_the_depth(tmp_path: Path) -> None:
     found = program(tmp_path / "b", ['{"n_gen": 64, "avg_ts": 150.0}'])
     rates = llama_bench(found, Shape(0, 64, n_depth=1300), SETTING)

@@ -16,6 +16,9 @@ from server.bench.run import discover
 from server.bench.site import Site, Sizes
 from server.bench.words import Words, calibrate
 
+_ANSWER_S = 1800.0
+"""Reading 32k tokens takes minutes where somebody else is on the machine."""
+
 Launch = Callable[..., AbstractContextManager[Local]]
 """Starts a server with these flags, ended when left."""
 
@@ -66,7 +69,7 @@ class Ground:
 
     async def site(self, local: Local, *parts: object) -> Site:
         """The server with unseen texts, warmed up."""
-        client = Client(local.url)
+        client = Client(local.url, timeout_s=_ANSWER_S)
         server = await discover(client)
         rate = await calibrate(client, self.seed)
         site = Site(server, Words(rate, self.seed, *parts), Sizes(newcomer=self.extent.newcomer))

@@ -14,6 +14,8 @@ from server.bench.client import BenchError
 from server.bench.engine.loop import Rates
 from server.bench.engine.shapes import Shape
 
+_MORE_TRIES = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -71,9 +73,11 @@ def batched_bench(program: Program, shape: Shape, setting: Setting) -> Rates:
     """llama-batched-bench, with a stream for each sequence as the engine has it."""
     sizes = ["-npp", str(shape.n_prompt), "-ntg", str(shape.n_write), "-npl", str(shape.n_sequences)]
     n_ctx = shape.n_sequences * shape.n_ctx
-    found = program.run(
-        [*setting.flags, *sizes, "-c", str(n_ctx), "-no-kvu", "--output-format", "jsonl"],
-    )
+    arguments = [*setting.flags, *sizes, "-c", str(n_ctx), "-no-kvu", "--output-format", "jsonl"]
+    found = program.run(arguments)
+    for _ in range(_MORE_TRIES):
+        # Its lines are written by a thread that is not always done when it ends.
+        found = found or program.run(arguments)
     if len(found) != 1:
         raise BenchError(f"{program.path} gave {len(found)} results for one shape")
     return Rates(float(found[0]["speed_pp"]), float(found[0]["speed_tg"]))
