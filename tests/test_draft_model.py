@@ -27,6 +27,7 @@ from server.served import changed
 from tests.api_client import FakeEngine, running
 from tests.fake_engine import make_ready
 from tests.fake_llama import make_request
+from tests.franken_deep import write_franken_deep
 from tests.gguf_files import llama, write
 from tests.live_server import live_server
 from tests.quantised import F32, FTYPES, quantise
@@ -259,6 +260,18 @@ def test_a_model_that_guesses_for_itself_is_hardly_ever_wrong(
         # Its own cache is in F16.
         assert guessed.acceptance > 0.9
         assert guessed.stats.steps < 0.4 * plain.stats.steps
+
+
+def test_a_model_of_many_idle_layers_says_what_its_parent_guesses(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "Context", PricedContext)
+    deep = write_franken_deep(tiny_model, tmp_path / "deep.gguf", n_copies=3)
+    changes = {"max_tokens": 100, "ignore_eos": True}
+    guessed, parent = Said(deep, tiny_model, "once", **changes), Said(tiny_model, None, "once", **changes)
+    assert guessed.text == parent.text
+    assert guessed.ready.model.n_layer == 3 * parent.ready.model.n_layer
+    assert guessed.acceptance > 0.9
 
 
 def test_another_tiny_model_guesses_wrongly_and_changes_nothing(

@@ -48,7 +48,7 @@ _READING_SHARE = 0.25
 """Of the time of the sequence's own steps, at most, while the draft model reads what it has missed."""
 
 _LONGEST_S = 0.1
-"""A newcomer, or a client that leaves, waits no longer for a guess."""
+"""A newcomer, or a client that leaves, waits no longer for a guess, or for as long as a step takes anyway."""
 
 _FEW_ROWS = 8
 _SMOOTHING = 0.3
@@ -145,7 +145,7 @@ class Drafter:
         try:
             if not self._keep_pace(tokens, n_left, step_s(1)):
                 return ()
-            guess = self._guess(trust, tokens, min(limit, self._affordable()), step_s)
+            guess = self._guess(trust, tokens, min(limit, self._affordable(step_s(1))), step_s)
         except (NoRoomError, EngineFailure) as error:
             logger.warning("the draft model is given up; answers go on without it: %s", str(error) or "no room")
             self._is_lost = True
@@ -158,8 +158,9 @@ class Drafter:
         if not self._is_lost and self._decoder.n_past(_STREAM) != len(self._tokens):
             raise EngineFailure("the draft model's stream does not hold the tokens that it is said to hold")
 
-    def _affordable(self) -> int:
-        return max(1, int(_LONGEST_S / self._token_s)) if self._token_s else _N_TRIED
+    def _affordable(self, one_s: float) -> int:
+        n = int(max(_LONGEST_S, one_s) / self._token_s) if self._token_s else 0
+        return max(_N_TRIED, n)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
