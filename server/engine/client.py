@@ -11,6 +11,7 @@ import enum
 import functools
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -363,7 +364,7 @@ class EngineClient:
         if self.is_full:
             raise QueueFull(
                 f"the queue is full: {self.n_waiting} requests are waiting. Try again in "
-                f"{self.retry_after_s:.0f} s, or start the server with a larger --max-queue",
+                f"{math.ceil(self.retry_after_s)} s, or start the server with a larger --max-queue",
                 retry_after_s=self.retry_after_s,
             )
         if request.limits.max_waiting is not None:
@@ -390,7 +391,7 @@ class EngineClient:
             case EngineState.FAILED:
                 return EngineDown("the engine has failed and was given up; see the server's log", retry_after_s=60)
         return EngineDown(
-            f"the engine stopped and is being started again; try again in {self._load_s:.0f} s",
+            f"the engine stopped and is being started again; try again in {math.ceil(self._load_s)} s",
             retry_after_s=self._load_s,
         )
 

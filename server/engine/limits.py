@@ -7,6 +7,7 @@ took too much is made up for. Policy alone: knows no engine and no HTTP.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -51,7 +52,8 @@ def check_rate(buckets: TokenBuckets, account: str, limits: Limits) -> None:
     wait_s = buckets.wait_s(account, limits)
     if wait_s > 0:
         raise TooManyRequests(
-            f"you may use {limits.tokens_per_minute} tokens a minute and have used them; try again in {wait_s:.0f} s",
+            f"you may use {limits.tokens_per_minute} tokens a minute and have used them; try again in "
+            f"{math.ceil(wait_s)} s",
             retry_after_s=wait_s,
         )
 
@@ -64,6 +66,6 @@ def check_waiting(limits: Limits, n_waiting: int, n_free: int, retry_after_s: fl
     if limits.max_waiting is not None and n_waiting >= limits.max_waiting + n_free:
         raise TooManyRequests(
             f"you may have {limits.max_waiting} requests waiting, and have {n_waiting}; try again in "
-            f"{retry_after_s:.0f} s, or send fewer at once",
+            f"{math.ceil(retry_after_s)} s, or send fewer at once",
             retry_after_s=retry_after_s,
         )
