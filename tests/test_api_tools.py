@@ -343,6 +343,9 @@ def with_call(**changes: Any) -> dict[str, Any]:
         ([*HELLO, {"role": "tool", "content": "noon", "tool_call_id": "call_1"}], "messages[1].tool_call_id"),
         ([*HELLO, {"role": "assistant", "tool_calls": {}, "content": "", "function_call": {"name": "f"}}], None),
         ([*HELLO, {"role": "assistant", "tool_calls": "f"}], "messages[1].tool_calls"),
+        ([*HELLO, {"role": "assistant", "tool_calls": {}}], "messages[1].tool_calls"),
+        ([*history(CALL, with_call(id="call_2")), *HELLO], "messages[1].tool_calls[1]"),
+        ([*history(CALL)[:2], {"role": "assistant", "content": "Noon."}], "messages[1].tool_calls[0]"),
     ],
 )
 async def test_a_wrong_history_is_a_400_that_names_the_place(messages: list[Any], param: str | None) -> None:

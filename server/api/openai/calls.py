@@ -63,26 +63,35 @@ def _is_object(text: str) -> bool:
 def with_results_linked(messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The messages, each result with the id and the name of its call. Raises InvalidRequest when there is no such call.
 
-    A result without an id belongs to the first call that has none yet.
+    A result without an id belongs to the first call that has none yet. Nothing else may come before all calls have one.
     """
     names: dict[str, str] = {}
-    open_ids: list[str] = []
+    waiting: dict[str, str] = {}
     for index, message in enumerate(messages):
-        for call in message.get("tool_calls", ()):
+        path = f"messages[{index}]"
+        if message["role"] == "tool":
+            yield _linked(message, path, names, waiting)
+            continue
+        if waiting:
+            call_id, call_path = next(iter(waiting.items()))
+            raise _invalid(
+                call_path, f"this call has no result; expected a 'tool' message for {call_id!r} before {path}"
+            )
+        for place, call in enumerate(message.get("tool_calls", ())):
             names[call["id"]] = call["function"]["name"]
-            open_ids.append(call["id"])
-        yield _linked(message, f"messages[{index}]", names, open_ids) if message["role"] == "tool" else message
+            waiting[call["id"]] = f"{path}.tool_calls[{place}]"
+        yield message
 
 
-def _linked(message: dict[str, Any], path: str, names: Mapping[str, str], open_ids: list[str]) -> dict[str, Any]:
-    call_id = message.get("tool_call_id") or next(iter(open_ids), None)
+def _linked(message: dict[str, Any], path: str, names: Mapping[str, str], waiting: dict[str, str]) -> dict[str, Any]:
+    """A result with its call, which is then no more among those that are `waiting`, places by ids."""
+    call_id = message.get("tool_call_id") or next(iter(waiting), None)
     if call_id is None:
         raise _invalid(path, "it is the result of a tool, but no call before it waits for one")
     if call_id not in names:
         known = ", ".join(names) or "none"
         raise _invalid(f"{path}.tool_call_id", f"no call before it has the id {call_id!r}; the calls are: {known}")
-    if call_id in open_ids:
-        open_ids.remove(call_id)
+    waiting.pop(call_id, None)
     return {**message, "tool_call_id": call_id, "name": message.get("name") or names[call_id]}
 
 

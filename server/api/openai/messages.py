@@ -44,7 +44,7 @@ def _read_message(message: Any, index: int) -> dict[str, Any]:
         raise _invalid(f"{path}.function_call", "this is the older form of 'tool_calls'. Send those")
     kept = {name: message[name] for name in _KEPT if message.get(name) is not None}
     _check_texts(kept, path)
-    if role == "assistant" and message.get("tool_calls"):
+    if role == "assistant" and message.get("tool_calls") not in (None, []):
         kept["tool_calls"] = read_calls(message["tool_calls"], f"{path}.tool_calls", index)
     content = _read_content(message.get("content"), f"{path}.content", may_lack=role == "assistant")
     return {"role": role, "content": content, **kept}
