@@ -278,7 +278,7 @@ async def test_an_empty_answer_is_an_answer() -> None:
         ({"prompt": "a", "grammar": 'root ::= "a"', "json_schema": {}}, "json_schema"),
         ({"prompt": "a", "response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         ({"prompt": "a", "response_format": 3}, "response_format"),
-        ({"prompt": "a", "structured_outputs": {"choice": [1]}}, "structured_outputs"),
+        ({"prompt": "a", "structured_outputs": {"choice": [1]}}, "structured_outputs.choice"),
         ({"prompt": "a", "banned_strings": [1]}, "banned_strings[0]"),
         ({"prompt": "a", "banned_phrases": 3}, "banned_phrases"),
         ({"prompt": "a", "banned_regex": ["("]}, "banned_regex"),

@@ -83,6 +83,49 @@ async def test_no_constraint(body: Any) -> None:
     assert (await asked(ROUTES[0], **body)).sampling.grammar is None
 
 
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [
+        ({"jsno": OBJECT}, ".jsno"),
+        ({"structural_tag": "{}"}, ".structural_tag"),
+        ({"regex": 3}, ".regex"),
+        ({"grammar": ["root"]}, ".grammar"),
+        ({"choice": "a"}, ".choice"),
+        ({"json": 3}, ".json"),
+        ({"json_object": "yes"}, ".json_object"),
+        ({"regex": "a", "choice": ["b"]}, ""),
+    ],
+)
+async def test_no_part_of_structured_outputs_is_passed_over(value: Any, param: str) -> None:
+    async with running() as api:
+        error = await api.refused(ROUTES[0], {"prompt": "a", "structured_outputs": value})
+    assert error["param"] == f"structured_outputs{param}"
+
+
+async def test_how_vllm_writes_json_is_no_constraint() -> None:
+    body = {"structured_outputs": {"json": OBJECT, "regex": None, "disable_any_whitespace": True}}
+    grammar = (await asked(ROUTES[0], **body)).sampling.grammar
+    assert grammar is not None
+    assert grammar.kind is GrammarKind.JSON_SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"guided_json": {"type": "nonsense"}}, "guided_json"),
+        ({"json_schema": {"type": "nonsense"}}, "json_schema"),
+        ({"guided_grammar": "x"}, "guided_grammar"),
+        ({"guided_regex": "a", "grammar_string": "root"}, "guided_regex"),
+        ({"structural_tag": "{}"}, "structural_tag"),
+    ],
+)
+async def test_a_constraint_is_called_what_the_client_called_it(body: Any, param: str) -> None:
+    async with running() as api:
+        assert (await api.refused(ROUTES[0], {"prompt": "a", **body}))["param"] == param
+        ollamas = {"prompt": "a", "format": {"type": "nonsense"}}
+        assert (await api.refused("/api/generate", ollamas))["param"] == "format"
+
+
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_text_that_its_schema_does_not_allow_is_an_error(path: str, stream: bool) -> None:

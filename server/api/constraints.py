@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
+from pydantic import BeforeValidator, Field, PrivateAttr, Strict, WithJsonSchema
 
 from server.api.sampling import SamplingFields
 from server.engine.messages import Grammar, GrammarKind, SamplingParams
@@ -56,13 +56,18 @@ class ConstraintFields(SamplingFields):
     choices: Choices | None = None
     response_format: Format | None = None
     structured_outputs: Annotated[Mapping[str, Any], WithJsonSchema(_ANY_OBJECT)] = Field(default_factory=dict)
+    _wire_names: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Remember under which name each field came: errors are told in the client's own words."""
+        self._wire_names = context or {}
 
     def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """As `SamplingFields.to_params`, with the constraint. Raises InvalidRequest when there are two."""
         params = super().to_params(defaults)
         found = self._constraints()
         if params.grammar is not None:
-            found = {"grammar": params.grammar, **found}
+            found = {self._wire_name("grammar"): params.grammar, **found}
         if len(found) > 1:
             raise InvalidRequest(
                 f"Only one constraint can hold at a time, but {' and '.join(found)} were sent. Leave out all but one.",
@@ -73,16 +78,19 @@ class ConstraintFields(SamplingFields):
     @property
     def constraint_param(self) -> str:
         """The field that holds the constraint, to name it in an error."""
-        return next(iter(self._constraints()), "grammar")
+        return next(iter(self._constraints()), self._wire_name("grammar"))
+
+    def _wire_name(self, field: str) -> str:
+        return self._wire_names.get(field, field)
 
     def _constraints(self) -> dict[str, Grammar]:
         found: dict[str, Grammar] = {}
         if self.json_schema is not None:
-            found["json_schema"] = of_schema(self.json_schema)
+            found[self._wire_name("json_schema")] = of_schema(self.json_schema)
         if self.regex:
-            found["guided_regex"] = Grammar(GrammarKind.REGEX, self.regex)
+            found[self._wire_name("regex")] = Grammar(GrammarKind.REGEX, self.regex)
         if self.choices is not None:
-            found["guided_choice"] = of_choices(self.choices)
+            found[self._wire_name("choices")] = of_choices(self.choices)
         if self.response_format is not None and (grammar := of_format(self.response_format)) is not None:
             found["response_format"] = grammar
         if (grammar := _of_structured(self.structured_outputs)) is not None:
@@ -127,21 +135,49 @@ def _checked(schema: Any, param: str) -> Any:
 
 
 def _of_structured(value: Mapping[str, Any]) -> Grammar | None:
-    """vLLM's `structured_outputs`: an object with one of `json`, `regex`, `choice`, `grammar`, `json_object`."""
-    if value.get("json_object"):
-        return of_schema(_ANY_OBJECT)
-    if value.get("json") is not None:
-        return of_schema(_checked(value["json"], "structured_outputs.json"))
-    if value.get("choice") is not None:
+    """vLLM's `structured_outputs`: an object with one of its constraints. What is no constraint of ours is refused."""
+    asked = {name: item for name, item in value.items() if item not in (None, False, "") and name not in _NO_CONSTRAINT}
+    for name in asked:
+        if name not in _STRUCTURED:
+            raise _structured_error(f".{name}", f"expected one of {', '.join(_STRUCTURED)}")
+    if len(asked) > 1:
+        raise _structured_error("", f"only one constraint can hold at a time, but {' and '.join(asked)} were sent")
+    for name, item in asked.items():
         try:
-            return of_choices(read_choices(value["choice"]))
+            return _STRUCTURED[name](item)
         except ValueError as error:
-            raise InvalidRequest(f"'structured_outputs.choice': {error}.", param="structured_outputs") from None
-    for name, kind in (("regex", GrammarKind.REGEX), ("grammar", GrammarKind.GBNF)):
-        if isinstance(value.get(name), str) and value[name]:
-            return Grammar(kind, value[name])
+            raise _structured_error(f".{name}", str(error)) from None
     return None
 
+
+def _structured_error(path: str, reason: str) -> InvalidRequest:
+    param = f"structured_outputs{path}"
+    return InvalidRequest(f"'{param}': {reason}.", param=param)
+
+
+def _read_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected a string")
+    return value
+
+
+def _read_switch(value: Any) -> Any:
+    if value is not True:
+        raise ValueError("expected true or false")
+    return _ANY_OBJECT
+
+
+_STRUCTURED: Mapping[str, Callable[[Any], Grammar]] = {
+    "json": lambda value: of_schema(read_schema(value)),
+    "regex": lambda value: Grammar(GrammarKind.REGEX, _read_text(value)),
+    "choice": lambda value: of_choices(read_choices(value)),
+    "grammar": lambda value: Grammar(GrammarKind.GBNF, _read_text(value)),
+    "json_object": lambda value: of_schema(_read_switch(value)),
+}
+_NO_CONSTRAINT = frozenset(
+    ("disable_fallback", "disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
+)
+"""What else vLLM takes there: how its own engines write JSON."""
 
 _MEANINGFUL = re.compile(r"[^\w \x80-\U0010ffff]")
 

@@ -266,6 +266,7 @@ async def _check_grammar(services: Services, grammar: Grammar, param: str) -> No
 _LATER: Mapping[str, str] = {
     "image_data": "Images are",
     "images": "Images are",
+    "structural_tag": "Structural tags are",
 }
 
 

@@ -28,7 +28,7 @@ def validate(model: type[Model], body: Mapping[str, Any], aliases: Aliases) -> M
     """The body as `model`. Raises InvalidRequest that names the client's own field."""
     resolved = resolve(body, aliases)
     try:
-        return model.model_validate(resolved.values)
+        return model.model_validate(resolved.values, context=resolved.wire_names)
     except ValidationError as error:
         raise _as_invalid_request(error, resolved) from None
 
