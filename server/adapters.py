@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from server.api.settings import LoraAdapter
@@ -45,12 +44,8 @@ def check(config: Config, model: ModelFile) -> None:
     loras, vectors = loras_of(config), control_vectors_of(config)
     if not loras and not vectors:
         return
-    header = gguf.read(_parts(model))
+    header = model.shape.gguf if model.shape is not None else gguf.read(gguf.parts_of(model.path))
     for lora in loras:
         adapter_files.check_lora(lora.path, header)
     for vector in vectors:
         adapter_files.check_control_vector(vector.path, header)
-
-
-def _parts(model: ModelFile) -> Sequence[Path]:
-    return gguf.parts_of(model.path)

@@ -75,6 +75,7 @@ def _minus_one_is(meaning: Any) -> BeforeValidator:
 
 
 AllLayers = BeforeValidator(lambda value: "auto" if value in ("all", -1, "-1") else value)
+CacheRam = Literal["auto"] | Annotated[int, Field(ge=0)]
 Layers = Annotated[Literal["auto"] | Annotated[int, Field(ge=0)], AllLayers]
 Threads = Annotated[int, _minus_one_is(0)]
 Seed = Annotated[Annotated[int, Field(ge=0, le=2**32 - 1)] | None, _minus_one_is(None)]
@@ -193,8 +194,10 @@ class ContextSection(Section):
     context_shift: bool = setting(
         False, "Let an answer go on when its slot is full, without the older half of what stands behind n_keep tokens."
     )
-    cache_ram: int = setting(
-        1024, "MiB of host RAM that keep chats which lost their slot; 0 keeps none.", "-cram", ge=0
+    cache_ram: CacheRam = setting(
+        "auto",
+        "MiB of host RAM for chats that lost their slot; 0 keeps none, auto is half of what is free, 1024 at most.",
+        "-cram",
     )
     slot_save_path: str = setting(
         "", "Folder where POST /slots/N?action=save keeps what a slot holds; empty refuses to save."

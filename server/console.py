@@ -88,6 +88,7 @@ def show_summary(
         *_draft(ready),
         ("Runs on", _place(ready)),
         ("Memory", f"{_bytes(ready.memory_bytes)}; flash attention {_flash_attention(ready)}"),
+        *_host_cache(ready),
         ("API", f"{url}/v1"),
         ("Docs", f"{url}/docs"),
     ]
@@ -182,6 +183,14 @@ def _place(ready: Ready) -> str:
 def _flash_attention(ready: Ready) -> str:
     state = "on" if ready.flash_attn else "off"
     return f"{state} ({ready.flash_attn_why})" if ready.flash_attn_why else state
+
+
+def _host_cache(ready: Ready) -> list[tuple[str, str]]:
+    """What may be taken in time: in a small container it is less than elsewhere."""
+    if not ready.writes:
+        return []
+    size = f"up to {_bytes(ready.host_cache_bytes)} of RAM" if ready.host_cache_bytes else "no RAM"
+    return [("Keeps", f"{size} for chats that lost their slot")]
 
 
 def _plural(word: str, count: int) -> str:

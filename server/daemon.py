@@ -327,7 +327,6 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         rules=Rules(
             n_cache_reuse=config.context.cache_reuse,
             shifts_context=config.context.context_shift,
-            cache_ram_bytes=config.context.cache_ram << 20,
             disk=_disk_place(config),
             max_draft=config.context.spec_draft_n_max,
             pre_rolls=config.context.pre_roll,
@@ -338,6 +337,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         draft=_draft(config, model),
         pooling="rank" if config.context.reranking else config.context.pooling or None,
         embeddings=config.context.embeddings,
+        cache_ram_bytes=None if config.context.cache_ram == "auto" else config.context.cache_ram << 20,
         cache_dir=str(platformdirs.user_cache_path("ggufd")),
         sleep_idle_s=config.model.sleep_idle_seconds,
         log_level=logging.getLevelNamesMapping()[config.server.log_level.upper()],

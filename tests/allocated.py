@@ -3,8 +3,8 @@
     python -m tests.allocated < request.json > answer.json
 
 A process of its own, since the log goes through one function of the whole process. The request is a list of
-`{"path", "real": load the weights?, "contexts": [ContextParams as a dict]}`; the answer gives for each the model's
-buffers and those of every context, as `{buffer kind: MiB}`.
+`{"path", "real": load the weights?, "contexts": [ContextParams as a dict], "vectors": [EmbeddingParams as a dict]}`;
+the answer gives for each the model's buffers and those of every context, as `{buffer kind: MiB}`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ def ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _main() -> None:
     from server.llama.context import Context
+    from server.llama.embedding import EmbeddingContext
     from server.llama.log import LogCapture
     from server.llama.model import Model
-    from server.llama.params import ContextParams, ModelParams
+    from server.llama.params import ContextParams, EmbeddingParams, ModelParams
 
     lines: list[str] = []
     log = LogCapture(lambda level, line: lines.append(line))
@@ -50,11 +51,15 @@ def _main() -> None:
         is_real = request.get("real", False)
         lines.clear()
         model = Model(ModelParams(request["path"], mmap=is_real, no_alloc=not is_real))
-        found: dict[str, Any] = {"model": _buffers(lines), "contexts": []}
+        found: dict[str, Any] = {"model": _buffers(lines), "contexts": [], "vectors": []}
         for params in request["contexts"]:
             lines.clear()
             Context(model, ContextParams(**{"n_slots": 1, "n_threads": 1, **params})).close()
             found["contexts"].append(_buffers(lines))
+        for params in request.get("vectors", ()):
+            lines.clear()
+            EmbeddingContext(model, EmbeddingParams(**{"n_threads": 1, **params})).close()
+            found["vectors"].append(_buffers(lines))
         model.close()
         answer.append(found)
     json.dump(answer, sys.stdout)

@@ -1,4 +1,4 @@
-"""Loads a model in a real engine process, fills its slots, and reads how much memory that took."""
+"""Loads a model in a real engine process, fills its slots and its context for embeddings, and reads what that took."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from server.engine import process
 from server.engine.child import Child
 from server.engine.messages import (
+    Embedding,
+    EmbedRequest,
     EngineConfig,
     EngineRequest,
     Failed,
@@ -37,20 +39,23 @@ class Measured(NamedTuple):
     ready: Ready
 
 
-def measure(path: Path, context: ContextParams, *, mmap: bool = True) -> Measured:
-    """One slot is filled to its end, so that the compute buffer is used whole; then every slot says a word."""
+def measure(path: Path, context: ContextParams, *, embeds: bool = False, **model: Any) -> Measured:
+    """One slot is filled to its end, so that the compute buffer is used whole; then every slot says a word.
+
+    With `embeds` a text of full length becomes a vector before. `model` are further ModelParams; adapters are used.
+    Also what takes a share of a step takes all of it, since a gap may be of any length: how busy the machine is makes
+    no difference.
+    """
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    # A gap of any length: every chunk of the prompt is a whole ubatch, however busy the machine is.
-    config = EngineConfig(ModelParams(str(path), mmap=mmap), context, max_gap_ms=1e6)
+    config = EngineConfig(ModelParams(str(path), **model), context, max_gap_ms=1e6, embeddings=embeds)
     child = Child("measured", process.main, (config,), inbox.put, lambda code, stderr: inbox.put((code, stderr)))
     try:
         ready = _await_ready(inbox)
-        draw = random.Random(1)
-        child.send(_request(1, [draw.randrange(100, 400) for _ in range(ready.n_ctx - 8)]))
-        _await_finished(inbox, 1)
-        for i in range(2, context.n_slots + 2):
-            child.send(_request(i, [draw.randrange(100, 400) for _ in range(20)]))
-        _await_finished(inbox, context.n_slots)
+        scales = (1.0,) * len(config.model.loras)
+        if embeds or not ready.writes:
+            _embed(child, inbox, ready, scales)
+        if ready.writes:
+            _fill_slots(child, inbox, ready, scales)
         _await_idle(child, inbox)
         status = Path(f"/proc/{child.pid}/status").read_text()
     finally:
@@ -61,6 +66,34 @@ def measure(path: Path, context: ContextParams, *, mmap: bool = True) -> Measure
     return Measured(own, mapped, ready)
 
 
+def _embed(child: Child, inbox: queue.SimpleQueue[Any], ready: Ready, scales: tuple[float, ...]) -> None:
+    """Beside somebody who writes, where the model can: then a piece is as long as the gap allows."""
+    wanted = {Embedding}
+    if ready.writes:
+        child.send(_request(1, _tokens(ready, 20), scales, max_tokens=24))
+        wanted.add(Output)
+    child.send(EmbedRequest(2, (_tokens(ready, ready.embedding.n_ctx),)))
+    events = _events(inbox)
+    while wanted:
+        event = next(events)
+        if isinstance(event, Embedding) or (isinstance(event, Output) and event.finish):
+            wanted.remove(type(event))
+
+
+def _fill_slots(child: Child, inbox: queue.SimpleQueue[Any], ready: Ready, scales: tuple[float, ...]) -> None:
+    child.send(_request(1, _tokens(ready, ready.n_ctx - 8), scales))
+    _await_finished(inbox, 1)
+    for i in range(2, ready.n_slots + 2):
+        child.send(_request(i, _tokens(ready, 20), scales))
+    _await_finished(inbox, ready.n_slots)
+
+
+def _tokens(ready: Ready, count: int) -> tuple[int, ...]:
+    draw = random.Random(count)
+    first = min(100, ready.model.n_vocab // 2)
+    return tuple(draw.randrange(first, min(400, ready.model.n_vocab)) for _ in range(count))
+
+
 def _await_idle(child: Child, inbox: queue.SimpleQueue[Any]) -> None:
     """Once idle, the engine makes ready for grammars, and answers nothing until it is done."""
     time.sleep(0.2)
@@ -69,9 +102,13 @@ def _await_idle(child: Child, inbox: queue.SimpleQueue[Any]) -> None:
         pass
 
 
-def _request(number: int, prompt: list[int]) -> EngineRequest:
+def _request(number: int, prompt: tuple[int, ...], scales: tuple[float, ...], max_tokens: int = 4) -> EngineRequest:
     return EngineRequest(
-        request_id=number, prompt=tuple(prompt), max_tokens=4, sampling=SamplingParams(temperature=0.0, ignore_eos=True)
+        request_id=number,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        sampling=SamplingParams(temperature=0.0, ignore_eos=True),
+        adapters=scales,
     )
 
 

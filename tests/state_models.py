@@ -1,115 +1,152 @@
 """Tiny models whose cache cannot be cut back: a Mamba, a hybrid of it (Jamba), and one with a sliding window (Gemma 3).
 
-Random F32 weights over the tiny model's vocabulary of bytes.
+Random F32 weights over the tiny model's vocabulary of bytes; larger ones where memory is measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
 
 from tests.tiny_model import N_VOCAB, add_vocabulary
 
-_WIDTH, _INNER, _STATE, _KERNEL, _RANK, _FF = 32, 64, 8, 4, 4, 48
+_KERNEL, _RANK, _FF = 4, 4, 48
+_N_HEAD, _N_HEAD_KV = 4, 2
 WINDOW = 64
 Shapes = Mapping[str, tuple[int, ...]]
 
-_MAMBA: Shapes = {
-    "ssm_in.weight": (2 * _INNER, _WIDTH),
-    "ssm_conv1d.weight": (_INNER, _KERNEL),
-    "ssm_conv1d.bias": (_INNER,),
-    "ssm_x.weight": (_RANK + 2 * _STATE, _INNER),
-    "ssm_dt.weight": (_INNER, _RANK),
-    "ssm_dt.bias": (_INNER,),
-    "ssm_a": (_INNER, _STATE),
-    "ssm_d": (_INNER,),
-    "ssm_out.weight": (_WIDTH, _INNER),
-}
-_ATTENTION: Shapes = {
-    "attn_q.weight": (_WIDTH, _WIDTH),
-    "attn_k.weight": (_WIDTH // 2, _WIDTH),
-    "attn_v.weight": (_WIDTH // 2, _WIDTH),
-    "attn_output.weight": (_WIDTH, _WIDTH),
-}
-_FEED_FORWARD: Shapes = {
-    "ffn_norm.weight": (_WIDTH,),
-    "ffn_gate.weight": (_FF, _WIDTH),
-    "ffn_up.weight": (_FF, _WIDTH),
-    "ffn_down.weight": (_WIDTH, _FF),
-}
-_NORM: Shapes = {"attn_norm.weight": (_WIDTH,)}
+
+class Size(NamedTuple):
+    """How much is kept: `inner * state` numbers by a recurrent layer, `head_width` a head and token by the others."""
+
+    width: int = 32
+    state: int = 8
+    head_width: int = 8
+    n_vocab: int = N_VOCAB
+
+    @property
+    def inner(self) -> int:
+        """Of a recurrent layer; Jamba takes no other."""
+        return 2 * self.width
 
 
-def write_mamba(path: Path) -> Path:
+TINY = Size()
+
+
+def _mamba(size: Size) -> Shapes:
+    inner, state = size.inner, size.state
+    return {
+        "ssm_in.weight": (2 * inner, size.width),
+        "ssm_conv1d.weight": (inner, _KERNEL),
+        "ssm_conv1d.bias": (inner,),
+        "ssm_x.weight": (_RANK + 2 * state, inner),
+        "ssm_dt.weight": (inner, _RANK),
+        "ssm_dt.bias": (inner,),
+        "ssm_a": (inner, state),
+        "ssm_d": (inner,),
+        "ssm_out.weight": (size.width, inner),
+    }
+
+
+def _attention(size: Size) -> Shapes:
+    return {
+        "attn_q.weight": (_N_HEAD * size.head_width, size.width),
+        "attn_k.weight": (_N_HEAD_KV * size.head_width, size.width),
+        "attn_v.weight": (_N_HEAD_KV * size.head_width, size.width),
+        "attn_output.weight": (size.width, _N_HEAD * size.head_width),
+    }
+
+
+def _norm(size: Size) -> Shapes:
+    return {"attn_norm.weight": (size.width,)}
+
+
+def _feed_forward(size: Size) -> Shapes:
+    return {
+        "ffn_norm.weight": (size.width,),
+        "ffn_gate.weight": (_FF, size.width),
+        "ffn_up.weight": (_FF, size.width),
+        "ffn_down.weight": (size.width, _FF),
+    }
+
+
+def write_mamba(path: Path, size: Size = TINY) -> Path:
     """Two layers of nothing but recurrent state."""
-    writer = _writer(path, "mamba", n_layers=2)
+    writer = _writer(path, "mamba", size, n_layers=2)
     writer.add_feed_forward_length(0)
     writer.add_head_count(0)
-    _add_state_sizes(writer)
-    return _finish(writer, [{**_NORM, **_MAMBA}] * 2)
+    _add_state_sizes(writer, size)
+    return _finish(writer, size, [{**_norm(size), **_mamba(size)}] * 2)
 
 
-def write_hybrid(path: Path) -> Path:
-    """A layer of recurrent state and one of attention."""
-    writer = _writer(path, "jamba", n_layers=2)
+def write_hybrid(path: Path, size: Size = TINY) -> Path:
+    """A layer of recurrent state and one of attention, whose heads share the width."""
+    size = size._replace(head_width=size.width // _N_HEAD)
+    writer = _writer(path, "jamba", size, n_layers=2)
     writer.add_feed_forward_length(_FF)
-    writer.add_head_count(4)
-    writer.add_array("jamba.attention.head_count_kv", [0, 2])
-    _add_state_sizes(writer)
-    norms: Shapes = {"ssm_dt_norm.weight": (_RANK,), "ssm_b_norm.weight": (_STATE,), "ssm_c_norm.weight": (_STATE,)}
-    return _finish(writer, [{**_NORM, **_MAMBA, **norms, **_FEED_FORWARD}, {**_NORM, **_ATTENTION, **_FEED_FORWARD}])
+    writer.add_head_count(_N_HEAD)
+    writer.add_array("jamba.attention.head_count_kv", [0, _N_HEAD_KV])
+    _add_state_sizes(writer, size)
+    norms: Shapes = {
+        "ssm_dt_norm.weight": (_RANK,),
+        "ssm_b_norm.weight": (size.state,),
+        "ssm_c_norm.weight": (size.state,),
+    }
+    recurrent = {**_norm(size), **_mamba(size), **norms, **_feed_forward(size)}
+    return _finish(writer, size, [recurrent, {**_norm(size), **_attention(size), **_feed_forward(size)}])
 
 
-def write_windowed(path: Path) -> Path:
+def write_windowed(path: Path, size: Size = TINY) -> Path:
     """Six layers, of which five see the last `WINDOW` tokens alone."""
-    writer = _writer(path, "gemma3", n_layers=6)
+    writer = _writer(path, "gemma3", size, n_layers=6)
     writer.add_feed_forward_length(_FF)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_key_length(_WIDTH // 4)
-    writer.add_value_length(_WIDTH // 4)
+    writer.add_head_count(_N_HEAD)
+    writer.add_head_count_kv(_N_HEAD_KV)
+    writer.add_key_length(size.head_width)
+    writer.add_value_length(size.head_width)
     writer.add_sliding_window(WINDOW)
     more: Shapes = {
-        "post_attention_norm.weight": (_WIDTH,),
-        "attn_q_norm.weight": (_WIDTH // 4,),
-        "attn_k_norm.weight": (_WIDTH // 4,),
-        "post_ffw_norm.weight": (_WIDTH,),
+        "post_attention_norm.weight": (size.width,),
+        "attn_q_norm.weight": (size.head_width,),
+        "attn_k_norm.weight": (size.head_width,),
+        "post_ffw_norm.weight": (size.width,),
     }
-    return _finish(writer, [{**_NORM, **_ATTENTION, **more, **_FEED_FORWARD}] * 6)
+    return _finish(writer, size, [{**_norm(size), **_attention(size), **more, **_feed_forward(size)}] * 6)
 
 
-WRITERS: dict[str, Callable[[Path], Path]] = {"mamba": write_mamba, "hybrid": write_hybrid, "window": write_windowed}
+WRITERS: dict[str, Callable[..., Path]] = {"mamba": write_mamba, "hybrid": write_hybrid, "window": write_windowed}
 
 
-def _writer(path: Path, architecture: str, *, n_layers: int) -> gguf.GGUFWriter:
+def _writer(path: Path, architecture: str, size: Size, *, n_layers: int) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(f"tiny {architecture}")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_context_length(1024)
-    writer.add_embedding_length(_WIDTH)
+    writer.add_embedding_length(size.width)
     writer.add_block_count(n_layers)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(N_VOCAB)
-    add_vocabulary(writer)
+    writer.add_vocab_size(size.n_vocab)
+    add_vocabulary(writer, size.n_vocab)
     return writer
 
 
-def _add_state_sizes(writer: gguf.GGUFWriter) -> None:
+def _add_state_sizes(writer: gguf.GGUFWriter, size: Size) -> None:
     writer.add_ssm_conv_kernel(_KERNEL)
-    writer.add_ssm_inner_size(_INNER)
-    writer.add_ssm_state_size(_STATE)
+    writer.add_ssm_inner_size(size.inner)
+    writer.add_ssm_state_size(size.state)
     writer.add_ssm_time_step_rank(_RANK)
 
 
-def _finish(writer: gguf.GGUFWriter, layers: list[Shapes]) -> Path:
+def _finish(writer: gguf.GGUFWriter, size: Size, layers: list[Shapes]) -> Path:
     draw = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (N_VOCAB, _WIDTH),
-        "output.weight": (N_VOCAB, _WIDTH),
-        "output_norm.weight": (_WIDTH,),
+        "token_embd.weight": (size.n_vocab, size.width),
+        "output.weight": (size.n_vocab, size.width),
+        "output_norm.weight": (size.width,),
     }
     shapes |= {f"blk.{i}.{name}": shape for i, layer in enumerate(layers) for name, shape in layer.items()}
     for name, shape in shapes.items():

@@ -49,6 +49,7 @@ READY = Ready(
     system_info="",
     build="",
     embedding=EmbeddingInfo("mean", 64, 2048, is_asked_for=False),
+    host_cache_bytes=300 << 20,
 )
 FILE = ModelFile(Path("/m/tiny.gguf"), 640 << 20)
 
@@ -76,11 +77,15 @@ class TestSummary:
             "4 slots of 4,096 tokens each",
             "CPU, 8 threads",
             "3.0 GiB; flash attention off (slower on this CPU)",
+            "up to 300 MiB of RAM for chats that lost their slot",
             "http://127.0.0.1:8080/v1",
             "http://127.0.0.1:8080/docs",
         ):
             assert words in said
         assert "demo" not in said
+
+    def test_where_no_ram_is_left_no_chat_is_kept(self) -> None:
+        assert "no RAM for chats that lost their slot" in summary(replace(READY, host_cache_bytes=0))
 
     def test_what_makes_vectors_says_how(self) -> None:
         assert "Embeds" not in summary()
@@ -89,7 +94,7 @@ class TestSummary:
         assert "texts of up to 512 tokens" in said
         assert "384 numbers a text, pooled by cls, of up to 512 tokens" in said
         assert "/v1/embeddings" in said
-        assert "slots" not in said
+        assert "slot" not in said
         assert "/v1/chat" not in said
         said = summary(replace(READY, embedding=replace(info, pooling="rank"), writes=False))
         assert "documents of up to 512 tokens" in said

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from server.engine import host, loader
+from server.engine.engine import Engine
 from server.engine.loader import _fitting_n_ctx, _LoadLog, load
 from server.engine.messages import EngineConfig, Finish, LoadProgress, LogLine, Output
 from server.errors import ModelError
@@ -26,7 +27,11 @@ pytestmark = pytest.mark.usefixtures("quiet_log_afterwards")
 
 
 def config_of(path: Path, *, model: dict[str, Any] | None = None, **changes: Any) -> EngineConfig:
-    own = {name: changes.pop(name) for name in ("cache_dir", "log_level", "max_queue") if name in changes}
+    own = {
+        name: changes.pop(name)
+        for name in ("cache_dir", "log_level", "max_queue", "cache_ram_bytes")
+        if name in changes
+    }
     return EngineConfig(ModelParams(str(path), **(model or {})), ContextParams(**(CONTEXT | changes)), **own)
 
 
@@ -83,8 +88,9 @@ def test_flash_attention_is_measured_on_a_cpu_and_remembered(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader.system, "gpu_devices", lambda: ())
-    # However busy the machine is: so small a model agrees with itself some time.
+    # However busy the machine is.
     monkeypatch.setattr("server.llama.calibration._BUDGET_S", 60.0)
+    monkeypatch.setattr("server.llama.calibration._SPREAD", float("inf"))
     ready = load(config_of(tiny_model, flash_attn="auto", cache_dir=str(tmp_path)), lambda report: None).ready
     assert "on this CPU" in ready.flash_attn_why
     assert (tmp_path / "flash-attention.json").exists()
@@ -92,6 +98,20 @@ def test_flash_attention_is_measured_on_a_cpu_and_remembered(
     kv = [line for line in ready.buffers if " KV " in line]
     assert len(kv) == 1
     assert ready.memory_bytes < 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "expected"),
+    [(None, 10 << 30, 1 << 30), (None, 50 << 20, 0), (5 << 20, 50 << 20, 5 << 20), (0, 10 << 30, 0)],
+)
+def test_a_small_container_leaves_little_for_chats_without_a_slot(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None, free: int, expected: int
+) -> None:
+    monkeypatch.setattr(host, "ram", lambda: host.Ram(free, free))
+    loaded = load(config_of(tiny_model, cache_ram_bytes=asked), lambda report: None)
+    assert loaded.ready.host_cache_bytes == expected
+    assert isinstance(loaded.engine, Engine)
+    assert loaded.engine._cache.host.max_bytes == expected
 
 
 def test_flash_attention_is_on_where_layers_run_on_a_gpu(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

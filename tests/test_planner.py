@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from server.engine.offload import Device, Machine
 from server.planner import report, table
 from server.planner.report import Report
 from tests.gguf_files import llama, write
+from tests.lora_files import write_lora
+from tests.tiny_bert import write_tiny_bert
 
 GIB = 1 << 30
 
@@ -89,6 +92,29 @@ class TestTable:
         text = shown(planned(model, replace(GPU, devices=()), n_gpu_layers=5))
         assert "llama.cpp sees none here" in text
 
+    def test_what_is_loaded_beside_is_counted(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "m.gguf", *llama())
+        lora = write_lora(tmp_path / "lora.gguf", {"blk.0.attn_q.weight": ((999, 64), (64, 999))})
+        plain, more = (
+            planned(path, GPU, **flags)
+            for flags in ({}, {"lora": lora, "embeddings": True, "cache_ram": 7, "parallel": 2})
+        )
+        assert "Adapters" not in shown(plain)
+        assert re.search(r"Chats that lost their slot, up to +1.00 GiB +of what is free", shown(plain))
+        text = shown(more)
+        assert re.search(r"Adapters +500 KiB", text)
+        assert "Context for embeddings" in text
+        assert re.search(r"Chats that lost their slot, up to +7 MiB +--cache-ram", text)
+        assert more.choice.estimate.needed > plain.choice.estimate.own
+
+    def test_a_model_that_only_embeds_has_no_slots(self, tmp_path: Path) -> None:
+        one = planned(write_tiny_bert(tmp_path / "bert.gguf"), GPU)
+        text = shown(one)
+        assert "Best here: vectors of texts of up to 128 tokens" in text
+        assert text.splitlines()[-1].endswith("-ngl 3 -c 128")
+        assert "slot" not in text
+        assert one.in_ram.ram.cache == one.in_ram.host_cache == 0
+
 
 class TestCommand:
     def test_a_file(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +135,14 @@ class TestCommand:
         assert ram["needed"] == ram["own"] + ram["mapped_weights"]
         assert found["context"] == {"slots": 4, "tokens_each": 2048}
         assert found["best"]["n_gpu_layers"] == 0 or found["machine"]["devices"]
+
+    def test_an_adapter_of_another_model_is_one_line(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lora = write_lora(tmp_path / "lora.gguf", {"blk.0.attn_q.weight": ((2, 64), (64, 2))})
+        with pytest.raises(SystemExit):
+            run(str(model), "--lora", str(lora))
+        assert re.fullmatch(r"ggufd: .*was made for another model than .*four.gguf\n", capsys.readouterr().err)
 
     def test_a_folder_is_a_model_cards_table(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for kind in ("q8_0", "q4_0", "f16"):

@@ -82,19 +82,27 @@ def write_tiny_model(
     return path
 
 
-def add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    """Bytes, a few merges, and control tokens."""
+def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int = N_VOCAB) -> None:
+    """Bytes, a few merges, and control tokens; words that no text has, up to `n_vocab` tokens."""
     normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    # As in a real vocabulary, many share their beginning, and many do not.
+    words = [_word(i) if i % 2 else f"word{i}" for i in range(n_vocab - N_VOCAB)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*byte_characters(), *MERGED, *SPECIALS])
-    writer.add_token_types([normal] * (256 + len(MERGED)) + [control] * len(SPECIALS))
+    writer.add_token_list([*byte_characters(), *MERGED, *SPECIALS, *words])
+    writer.add_token_types([normal] * (256 + len(MERGED)) + [control] * len(SPECIALS) + [normal] * len(words))
     writer.add_token_merges([" ".join(merged) for merged in MERGED])
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     writer.add_eot_token_id(EOT)
     writer.add_add_bos_token(True)
     writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def _word(number: int) -> str:
+    """Six letters, different ones for every number."""
+    mixed = number * 146_410_007 % 26**6
+    return "".join(chr(97 + mixed // 26**place % 26) for place in range(6))
 
 
 def _add_weights(writer: gguf.GGUFWriter, draw: np.random.Generator, size: Size) -> None:

@@ -15,6 +15,7 @@ from server.engine.embedding import AT_ONCE, Embedder, EmbedderParams
 from server.engine.engine import Engine
 from server.engine.fairness import Accounts
 from server.engine.fingerprint import fingerprint
+from server.engine.memory import Beside, estimate
 from server.engine.messages import (
     DiskPlace,
     DraftConfig,
@@ -29,7 +30,7 @@ from server.engine.messages import (
     Placing,
     Ready,
 )
-from server.engine.offload import Device, Machine, Wish, choose
+from server.engine.offload import Device, Machine, Wish, choose, host_cache_bytes, in_ram
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
 from server.engine.vector_engine import VectorEngine
@@ -41,16 +42,11 @@ from server.llama.embedding import EmbeddingContext
 from server.llama.gguf import Scalar
 from server.llama.log import LogCapture
 from server.llama.model import Model
-from server.llama.params import ContextParams, EmbeddingParams, FlashAttention, ModelParams
+from server.llama.params import SHORT_TEXT, VECTOR_N_CTX, ContextParams, EmbeddingParams, FlashAttention, ModelParams
 from server.llama.shape import Shape
 
 _DEFAULT_N_CTX = 8192
 _MIN_N_CTX = 512
-_VECTOR_N_CTX = 2048
-"""Longest text that becomes a vector when nobody says otherwise."""
-
-_SHORT_TEXT = 512
-
 _MEMORY_SHARE = 0.8
 _BUFFER = re.compile(r"(\S+)\s+(model|LoRA|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
 _CHANGED = re.compile(r"Using metadata override \([^)]*\) '(.+)' = ")
@@ -86,6 +82,7 @@ def load(config: EngineConfig, report: Report) -> Loaded:
     log.capture.install()
     try:
         system.add_rpc_servers(config.model.rpc)
+        ram = host.ram()
         placed, offload_why, vram_bytes = place(config, system.device_memory())
         if vram_bytes:
             report(Placing(vram_bytes))
@@ -95,7 +92,7 @@ def load(config: EngineConfig, report: Report) -> Loaded:
         if _only_embeds(model):
             # What was planned for a cache of slots is of no use to it.
             return _vectors_only(config, model, log)
-        return _writing(placed, model, log, offload_why)
+        return _writing(placed, model, log, offload_why, ram)
     except ModelError as error:
         message = log.explain(error.message)
         if log.is_out_of_memory:
@@ -103,12 +100,13 @@ def load(config: EngineConfig, report: Report) -> Loaded:
         raise ModelError(message) from None
 
 
-def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str) -> Loaded:
-    """An engine that writes; its context for vectors is made when it is wanted."""
+def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str, ram: host.Ram) -> Loaded:
+    """An engine that writes; its context for vectors is made when it is wanted. `ram` was there before the model."""
     params, flash_why = _resolve(config, model)
+    config = _with_host_cache(config, params, ram)
     log.start_counting()
     context = Context(model, params)
-    vectors = _embedding_params(config, model, min(context.n_ctx, _VECTOR_N_CTX), params.flash_attn)
+    vectors = _embedding_params(config, model, min(context.n_ctx, VECTOR_N_CTX), params.flash_attn)
     embedder = _embedder(config, model, vectors, log)
     if config.embeddings:
         embedder.prepare()
@@ -125,7 +123,7 @@ def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str
         devices=system.gpu_devices(),
         flash_attn=params.flash_attn == "on",
         flash_attn_why=flash_why,
-        reuse="any" if context.can_trim else "snapshots" if config.rules.cache_ram_bytes else "whole",
+        reuse="any" if context.can_trim else "snapshots" if config.cache_ram_bytes else "whole",
         memory_bytes=log.memory_bytes,
         buffers=tuple(log.buffers),
         system_info=system.info(),
@@ -133,8 +131,29 @@ def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str
         embedding=_embedding_info(model, vectors, is_asked_for=config.embeddings or config.pooling is not None),
         offload_why=offload_why,
         draft=draft,
+        host_cache_bytes=config.rules.cache_ram_bytes,
     )
     return Loaded(engine, ready, log.capture)
+
+
+def _with_host_cache(config: EngineConfig, params: ContextParams, ram: host.Ram) -> EngineConfig:
+    """The settings with the RAM decided for chats that lost their slot: a container ends who takes too much."""
+    n_bytes = config.cache_ram_bytes
+    if n_bytes is None:
+        machine = Machine(ram.free, ram.total, cpu_features=system.cpu_features())
+        made = _shape_of(config.model)
+        placement = dataclasses.replace(in_ram(_wish(config), machine), n_gpu_layers=config.model.n_gpu_layers or 0)
+        _, machine, _ = _place_draft(config, made, machine)
+        n_bytes = host_cache_bytes(estimate(made, params, placement), machine)
+    return dataclasses.replace(
+        config, cache_ram_bytes=n_bytes, rules=dataclasses.replace(config.rules, cache_ram_bytes=n_bytes)
+    )
+
+
+def _wish(config: EngineConfig) -> Wish:
+    beside = Beside.of(config.model, embeds=config.embeddings, host_cache=config.cache_ram_bytes)
+    model = config.model
+    return Wish(config.context, None, model.n_cpu_moe, model.mmap, model.tensor_split, beside)
 
 
 def _add_draft(config: EngineConfig, draft: DraftConfig, engine: Engine, context: Context, log: _LoadLog) -> DraftInfo:
@@ -165,7 +184,7 @@ def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
     """An engine for a model that was made for vectors: no slots, no cache that is kept."""
     if config.draft is not None:
         raise ModelError(f"{config.model.path}: makes vectors only, so nothing is guessed; leave --model-draft out")
-    n_ctx = config.context.n_ctx or _VECTOR_N_CTX
+    n_ctx = config.context.n_ctx or VECTOR_N_CTX
     flash_attn, flash_why = _vectors_flash_attention(config, min(n_ctx, model.n_ctx_train or n_ctx))
     vectors = _embedding_params(config, model, n_ctx, flash_attn)
     log.start_counting()
@@ -198,7 +217,7 @@ def _vectors_flash_attention(config: EngineConfig, n_ctx: int) -> tuple[FlashAtt
         return config.context.flash_attn, "as configured"
     if system.gpu_devices() and config.model.n_gpu_layers != 0:
         return "on", "layers run on a GPU"
-    return ("on", "texts may be long") if n_ctx > _SHORT_TEXT else ("off", "texts are short")
+    return ("on", "texts may be long") if n_ctx > SHORT_TEXT else ("off", "texts are short")
 
 
 def _only_embeds(model: Model) -> bool:
@@ -259,12 +278,11 @@ def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> Place
         return Placed(config, "as configured")
     made = _shape_of(config.model)
     ram = host.ram()
-    wish = Wish(config.context, None, config.model.n_cpu_moe, config.model.mmap, config.model.tensor_split)
     machine = Machine(ram.free, ram.total, gpus, system.cpu_features(), config.vram_limit)
     config, machine, draft_bytes = _place_draft(config, made, machine)
     if config.model.n_gpu_layers is not None:
         return Placed(config, "as configured")
-    choice = choose(made, wish, machine)
+    choice = choose(made, _wish(config), machine)
     placement = choice.placement
     model = dataclasses.replace(
         config.model, n_gpu_layers=placement.n_gpu_layers, n_cpu_moe=min(placement.n_cpu_moe, made.n_layers)

@@ -8,11 +8,12 @@ fits is `offload`'s matter.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from server.llama import adapter_files
 from server.llama.gguf import Skipped, TensorInfo
-from server.llama.params import ContextParams, FlashAttention
+from server.llama.params import SHORT_TEXT, VECTOR_N_CTX, ContextParams, EmbeddingParams, FlashAttention, ModelParams
 from server.llama.shape import Shape, is_expert, layer_of
 from server.llama.tensor_types import BY_NAME
 
@@ -46,25 +47,50 @@ _REPACKED_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the weights go. `n_gpu_layers` as llama.cpp counts it: the output is the last of them and moves first.
+class Beside:
+    """What takes memory beside the model and its slots: tensors of adapters, control vectors, a context for embeddings.
 
-    `n_cpu_moe`: of so many layers, from the first, the experts stay in RAM. `cpu_features`: what the build's CPU
-    kernels use, lower case.
+    `host_cache` are bytes that were given to chats without a slot; 0 where they get what is left.
+    """
+
+    adapters: tuple[TensorInfo, ...] = ()
+    has_control_vectors: bool = False
+    embeds: bool = False
+    host_cache: int = 0
+
+    @classmethod
+    def of(cls, model: ModelParams, *, embeds: bool, host_cache: int | None) -> Beside:
+        """Read the headers of the adapters. Raises ModelError where there are none."""
+        adapters = tuple(tensor for path in model.loras for tensor in adapter_files.read(path).tensors)
+        return cls(adapters, bool(model.control_vectors), embeds, host_cache or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the weights go, and what goes with them.
+
+    `n_gpu_layers` as llama.cpp counts it: the output is the last of them and moves first. `n_cpu_moe`: of so many
+    layers, from the first, the experts stay in RAM. `cpu_features`: what the build's CPU kernels use, lower case.
     """
 
     n_gpu_layers: int = 0
     n_cpu_moe: int = 0
     mmap: bool = True
     cpu_features: frozenset[str] = frozenset()
+    beside: Beside = field(default_factory=Beside, repr=False)
 
 
 class Share(NamedTuple):
-    """What one kind of memory holds. `weights` are the process's own: read or rearranged, not mapped."""
+    """What one kind of memory holds. `weights` are the process's own: read or rearranged, not mapped.
+
+    `adapters` are LoRA's and control vectors; `vectors` is the whole context for embeddings.
+    """
 
     weights: int = 0
     cache: int = 0
     compute: int = 0
+    adapters: int = 0
+    vectors: int = 0
 
     @property
     def total(self) -> int:
@@ -73,7 +99,10 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a model takes with these settings. `mapped` is the part of the file that steps read in place."""
+    """What a model takes with these settings. `mapped` is the part of the file that steps read in place.
+
+    `host_cache` is what chats without a slot may take of RAM in time.
+    """
 
     placement: Placement
     ram: Share
@@ -81,16 +110,18 @@ class Estimate:
     process: int
     mapped: int
     file: int
+    host_cache: int = 0
 
     @property
     def own(self) -> int:
-        """The engine process's own memory (RssAnon) when every slot is full."""
+        """The engine process's own memory (RssAnon) when every slot is full, and no chat is kept without one."""
         return self.ram.total + self.process
 
     @property
     def needed(self) -> int:
-        """RAM that must be there to run without reading the disk: its own, and the weights it reads in the file."""
-        return self.own + self.mapped
+        """RAM that must be there to run without reading the disk: its own, and the weights it reads in the file; and
+        what was given to chats without a slot."""
+        return self.own + self.mapped + self.host_cache
 
 
 def estimate(shape: Shape, context: ContextParams, placement: Placement) -> Estimate:
@@ -100,25 +131,47 @@ def estimate(shape: Shape, context: ContextParams, placement: Placement) -> Esti
     start, so the larger of both is counted.
     """
     if context.flash_attn == "auto":
-        is_on = placement.n_gpu_layers > 0 or BY_NAME[context.cache_type_v].block > 1
-        sides: tuple[FlashAttention, ...] = ("on",) if is_on else ("off", "on")
-        both = (estimate(shape, replace(context, flash_attn=side), placement) for side in sides)
+        both = (
+            estimate(shape, replace(context, flash_attn=side), placement) for side in _sides(shape, context, placement)
+        )
         return max(both, key=lambda one: one.own + one.vram.total)
     ram_weights, mapped, vram_weights = _weights(shape, placement)
-    ram_cache, vram_cache = _cache(shape, context, placement)
-    on_gpu = placement.n_gpu_layers > 0
-    is_all_on_gpu = placement.n_gpu_layers > shape.n_layers and placement.n_cpu_moe == 0
-    ram_compute = (
-        _inputs(shape, context) + _work_of_host(shape, context) if is_all_on_gpu else compute_in_ram(shape, context)
-    )
+    ram_slots, vram_slots = Share(), Share()
+    if not shape.only_embeds:
+        ram_slots, vram_slots = _slots(shape, context, placement)
+    ram_adapters, vram_adapters = _adapters(shape, placement)
+    ram_vectors, vram_vectors = _vectors(shape, context, placement)
     return Estimate(
         placement=placement,
-        ram=Share(ram_weights, ram_cache, ram_compute),
-        vram=Share(vram_weights, vram_cache, compute_buffer(shape, context) if on_gpu else 0),
-        process=_process(shape, context),
+        ram=ram_slots._replace(weights=ram_weights, adapters=ram_adapters, vectors=ram_vectors),
+        vram=vram_slots._replace(weights=vram_weights, adapters=vram_adapters, vectors=vram_vectors),
+        process=_process(shape, context, placement),
         mapped=mapped,
         file=shape.gguf.n_bytes,
+        host_cache=0 if shape.only_embeds else placement.beside.host_cache,
     )
+
+
+def _sides(shape: Shape, context: ContextParams, placement: Placement) -> tuple[FlashAttention, ...]:
+    """What "auto" may become."""
+    if placement.n_gpu_layers > 0 or BY_NAME[context.cache_type_v].block > 1:
+        return ("on",)
+    if shape.only_embeds:
+        return ("on",) if vector_context(shape, context).n_ctx > SHORT_TEXT else ("off",)
+    return ("off", "on")
+
+
+def _slots(shape: Shape, context: ContextParams, placement: Placement, n_outputs: int = 1) -> tuple[Share, Share]:
+    """Cache and compute buffers of a context, in RAM and in VRAM. So many rows have an output at a time."""
+    ram_cache, vram_cache = _cache(shape, context, placement)
+    is_all_on_gpu = placement.n_gpu_layers > shape.n_layers and placement.n_cpu_moe == 0
+    ram_compute = (
+        _inputs(shape, context) + _work_of_host(shape, context)
+        if is_all_on_gpu
+        else compute_in_ram(shape, context, n_outputs)
+    )
+    vram_compute = compute_buffer(shape, context, max(n_outputs, N_OUTPUTS)) if placement.n_gpu_layers > 0 else 0
+    return Share(0, ram_cache, ram_compute), Share(0, vram_cache, vram_compute)
 
 
 # --- weights --------------------------------------------------------------------------------------------------------
@@ -232,9 +285,12 @@ def compute_buffer(shape: Shape, context: ContextParams, n_outputs: int = N_OUTP
 
     The allocator keeps what lives at one time, so the buffer is as large as the largest of three moments: attention
     (scores of all heads, without flash attention), the feed-forward part (its three inner rows), the output (logits,
-    when the masks are no longer needed). The counts of rows beside them were fitted to `sched_reserve`'s own figures:
-    exact for dense and MoE models with and without flash attention, 1,024 to 8,192 cells, ubatches of 512.
+    when the masks are no longer needed). A recurrent layer copies every slot's state on its way. The counts of rows
+    were fitted to `sched_reserve`'s own figures: exact for dense and MoE models with and without flash attention, 1,024
+    to 8,192 cells, ubatches of 512; within 6 % for a Mamba and a hybrid of it, 1 to 64 slots.
     """
+    if shape.keeps_nothing:
+        return _encoder_buffer(shape, context)
     n_tokens = ubatch(context)
     uses_flash = context.flash_attn == "on"
     residual, query = 4 * n_tokens * shape.width, 4 * n_tokens * max(shape.width, shape.query_width)
@@ -243,8 +299,28 @@ def compute_buffer(shape: Shape, context: ContextParams, n_outputs: int = N_OUTP
     keeps_query = uses_flash and context.cache_type_k in ("f16", "bf16")
     feed_forward = 3 * 4 * n_tokens * shape.n_ff + (4 if keeps_query else 3) * residual
     n_rows = min(n_tokens, max(n_outputs, context.n_slots))
-    output = 4 * n_rows * (shape.n_vocab + shape.width) + residual
-    return max(_inputs(shape, context) + max(attention, feed_forward), output)
+    output = 4 * n_rows * (_logits_width(shape) + shape.width) + residual
+    layer = max(attention, feed_forward, _recurrent_rows(shape, n_tokens)) + _copied_states(shape, context)
+    return max(_inputs(shape, context) + layer, output)
+
+
+def _recurrent_rows(shape: Shape, n_tokens: int) -> int:
+    return 4 * n_tokens * (6 * shape.state_width + shape.width) if shape.is_recurrent else 0
+
+
+def _copied_states(shape: Shape, context: ContextParams) -> int:
+    return 4 * context.n_slots * max(layer.state_elements for layer in shape.layers)
+
+
+def _encoder_buffer(shape: Shape, context: ContextParams) -> int:
+    """The same for a model that sees a batch as a whole, a token all others: exact for BERT, 256 to 2,048 tokens."""
+    n_tokens = ubatch(context)
+    uses_flash = context.flash_attn == "on"
+    residual = 4 * n_tokens * shape.width
+    inner_rows = 3 if any("ffn_gate" in tensor.name for tensor in shape.tensors) else 1
+    feed_forward = inner_rows * 4 * n_tokens * shape.n_ff + 3 * residual
+    attention = 0 if uses_flash else 4 * n_tokens * shape.n_heads * n_tokens + 6 * residual
+    return (2 if uses_flash else 4) * n_tokens * n_tokens + max(attention, feed_forward)
 
 
 def _halved_cache(shape: Shape, context: ContextParams) -> int:
@@ -257,10 +333,15 @@ def _halved_cache(shape: Shape, context: ContextParams) -> int:
     return 2 * widest * cells_of(context) * context.n_slots
 
 
-def compute_in_ram(shape: Shape, context: ContextParams) -> int:
+def compute_in_ram(shape: Shape, context: ContextParams, n_outputs: int = 1) -> int:
     """What a CPU really touches of it: only the logits of rows that are asked for, one a slot; and the work buffer."""
     logits = 4 * context.n_slots * shape.n_vocab
-    return compute_buffer(shape, context, 1) + _work_of_cpu(shape, context) + logits
+    return compute_buffer(shape, context, n_outputs) + _work_of_cpu(shape, context) + logits
+
+
+def _logits_width(shape: Shape) -> int:
+    """What sees a text as a whole has no words to say."""
+    return shape.n_vocab if shape.is_causal else 0
 
 
 def ubatch(context: ContextParams) -> int:
@@ -280,13 +361,13 @@ def _inputs(shape: Shape, context: ContextParams) -> int:
 
 def _work_of_cpu(shape: Shape, context: ContextParams) -> int:
     """Matrix products turn their right side into the left side's own type first: scores to f16 where V is, rows of
-    the feed-forward part to 8 bits (f16 in a model that is not quantised)."""
+    the feed-forward part to 8 bits (f16 in a model of f16, not at all in one of f32)."""
     n_tokens = ubatch(context)
     scores = 2 * n_tokens * shape.n_heads * cells_of(context)
-    if context.flash_attn == "on" or context.cache_type_v == "f32":
+    if context.flash_attn == "on" or context.cache_type_v == "f32" or shape.keeps_nothing:
         scores = 0
-    wide = shape.bits_per_weight > 12
-    rows = n_tokens * max(shape.n_ff, shape.width) * (2 if wide else 1.125)
+    bits = shape.bits_per_weight
+    rows = n_tokens * max(shape.n_ff, shape.width) * (0 if bits > 24 else 2 if bits > 12 else 1.125)
     return max(scores, int(rows))
 
 
@@ -295,15 +376,66 @@ def _work_of_host(shape: Shape, context: ContextParams) -> int:
     return 4 * ubatch(context) * shape.width + 4 * context.n_slots * shape.n_vocab
 
 
+# --- what is loaded beside ------------------------------------------------------------------------------------------
+
+
+def _adapters(shape: Shape, placement: Placement) -> tuple[int, int]:
+    """Bytes in RAM and in VRAM: an adapter's tensor lies where the model's own does, a direction where its layer is."""
+    ram = vram = 0
+    for tensor in placement.beside.adapters:
+        if is_on_gpu(tensor, shape, placement):
+            vram += tensor.n_bytes
+        else:
+            ram += tensor.n_bytes
+    if placement.beside.has_control_vectors:
+        n_on_gpu = min(shape.n_layers - 1, placement.n_gpu_layers)
+        vram += 4 * shape.width * n_on_gpu
+        ram += 4 * shape.width * (shape.n_layers - 1 - n_on_gpu)
+    return ram, vram
+
+
+def vector_context(shape: Shape, context: ContextParams) -> ContextParams:
+    """The context that makes vectors, as if it wrote: one slot that all inputs share, an output for every row."""
+    longest = context.n_ctx if shape.only_embeds else min(context.n_ctx, VECTOR_N_CTX)
+    params = EmbeddingParams(min(longest, shape.n_ctx_train), "none")
+    n_batch = params.n_batch(shape.n_vocab, is_causal=shape.is_causal)
+    return replace(
+        context,
+        n_ctx=params.n_ctx,
+        n_slots=1,
+        n_batch=n_batch,
+        n_ubatch=n_batch,
+        cache_type_k="f16",
+        cache_type_v="f16",
+    )
+
+
+def _vectors(shape: Shape, context: ContextParams, placement: Placement) -> tuple[int, int]:
+    """Bytes in RAM and in VRAM of the context for embeddings."""
+    if not placement.beside.embeds and not shape.only_embeds:
+        return 0, 0
+    made = vector_context(shape, context)
+    ram, vram = _slots(shape, made, placement, made.n_batch)
+    outputs = 4 * made.n_batch * (shape.width + _logits_width(shape))
+    # Each input has a state of its own; and all of one layer's are copied.
+    n_more = EmbeddingParams(0, "none").n_inputs - 1
+    states = n_more * 4 * sum(layer.state_elements for layer in shape.layers) + n_more * _copied_states(shape, made)
+    return ram.total + outputs + states, vram.total
+
+
 # --- the process ----------------------------------------------------------------------------------------------------
 
 
-def _process(shape: Shape, context: ContextParams) -> int:
+def _process(shape: Shape, context: ContextParams, placement: Placement) -> int:
     """Everything else that the engine's process owns."""
     n_merges = _length(shape, "tokenizer.ggml.merges")
-    vocabulary = _VOCABULARY + _GRAMMARS + (_TOKEN + _GRAMMAR_TOKEN) * shape.n_vocab + _MERGE * n_merges
-    cells = context.n_slots * cells_of(context)
-    return _PROCESS + vocabulary + _CONTEXT + _CELL * cells
+    vocabulary = _VOCABULARY + _TOKEN * shape.n_vocab + _MERGE * n_merges
+    if not shape.only_embeds:
+        vocabulary += _GRAMMARS + _GRAMMAR_TOKEN * shape.n_vocab
+    contexts = [] if shape.only_embeds else [context]
+    if placement.beside.embeds or shape.only_embeds:
+        contexts.append(vector_context(shape, context))
+    return _PROCESS + vocabulary + sum(_CONTEXT + _CELL * one.n_slots * cells_of(one) for one in contexts)
 
 
 def without_process(one: Estimate, shape: Shape) -> Estimate:

@@ -524,7 +524,8 @@ class Ready:
 
     `reuse` says which prefixes can be reused: "any" of what a slot holds, or only the "whole" of it, or that and the
     "snapshots" that were made on the way.
-    `memory_bytes` is the sum of llama.cpp's own `buffers`, a line each.
+    `memory_bytes` is the sum of llama.cpp's own `buffers`, a line each; `host_cache_bytes` of RAM more may be taken by
+    chats that lost their slot.
     """
 
     model: ModelInfo
@@ -545,6 +546,7 @@ class Ready:
     offload_why: str = ""
     writes: bool = True
     draft: DraftInfo | None = None
+    host_cache_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -749,6 +751,7 @@ class EngineConfig:
     `prompt_cost` is what a computed token of a prompt counts beside a generated one; `priority_aging_s` of waiting make
     up for one step of priority.
     Where the loader chooses what goes to GPUs, it takes `vram_limit` bytes there at most; None is all that is free.
+    `cache_ram_bytes` of host RAM keep chats that lost their slot; None leaves it to what is left beside the model.
     `cache_dir` keeps calibration results; None keeps none. `pooling` None leaves it to the model; the context for
     `embeddings` of a model that writes is made at start when that is set, else when they are first asked for.
     After `sleep_idle_s` without a request the client ends the process until the next one; None never does.
@@ -765,6 +768,7 @@ class EngineConfig:
     rules: Rules = field(default_factory=Rules)
     draft: DraftConfig | None = None
     vram_limit: int | None = None
+    cache_ram_bytes: int | None = 0
     cache_dir: str | None = None
     sleep_idle_s: float | None = None
     pooling: Pooling | None = None

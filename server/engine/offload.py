@@ -7,11 +7,11 @@ too. What was asked for by number is never changed. Knows nothing of how memory 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from server.engine.memory import MIB, Estimate, Placement, estimate
-from server.llama.params import ContextParams
+from server.engine.memory import MIB, Beside, Estimate, Placement, estimate
+from server.llama.params import VECTOR_N_CTX, ContextParams
 from server.llama.shape import Shape
 
 DEFAULT_N_CTX = 8192
@@ -20,6 +20,10 @@ _STEP = 256
 
 SERVER = 160 * MIB
 """The other two processes of the server: HTTP, and the vocabulary for a stranger's text."""
+
+_HOST_CACHE = 1024 * MIB
+_HOST_CACHE_SHARE = 0.5
+"""Of the RAM that is left beside a model: what chats get which lost their slot, when nobody says otherwise."""
 
 _RAM_MARGIN = 0.05
 _VRAM_MARGIN = 512 * MIB
@@ -80,6 +84,7 @@ class Wish:
     n_cpu_moe: int | None = None
     mmap: bool = True
     tensor_split: tuple[float, ...] = ()
+    beside: Beside = field(default_factory=Beside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +112,22 @@ def choose(shape: Shape, wish: Wish, machine: Machine) -> Choice:
 
 
 def default_n_ctx(shape: Shape) -> int:
-    return min(shape.n_ctx_train, DEFAULT_N_CTX)
+    return min(shape.n_ctx_train, VECTOR_N_CTX if shape.only_embeds else DEFAULT_N_CTX)
 
 
 def fits(one: Estimate, machine: Machine, tensor_split: tuple[float, ...] = ()) -> bool:
     """Whether there is room for it, in RAM and on the GPUs."""
-    in_ram = one.needed + (one.vram.total if _shares_ram(machine) else 0)
-    return in_ram <= machine.ram_usable and one.vram.total <= machine.vram_usable(tensor_split)
+    return _in_ram(one, machine) <= machine.ram_usable and one.vram.total <= machine.vram_usable(tensor_split)
+
+
+def host_cache_bytes(one: Estimate, machine: Machine) -> int:
+    """RAM for chats that lost their slot, where that is left to us: whole MiB, so that what runs still fits."""
+    left = max(0, machine.ram_usable - _in_ram(one, machine))
+    return min(_HOST_CACHE, int(_HOST_CACHE_SHARE * left)) // MIB * MIB
+
+
+def _in_ram(one: Estimate, machine: Machine) -> int:
+    return one.needed + (one.vram.total if _shares_ram(machine) else 0)
 
 
 def _shares_ram(machine: Machine) -> bool:
@@ -125,7 +139,7 @@ def _shares_ram(machine: Machine) -> bool:
 
 def _place(shape: Shape, wish: Wish, context: ContextParams, machine: Machine) -> tuple[Placement, str]:
     """Where the weights go, and why. A number that was given is obeyed."""
-    made = Placement(0, wish.n_cpu_moe or 0, wish.mmap, machine.cpu_features)
+    made = in_ram(wish, machine)
     if wish.n_gpu_layers is not None:
         return replace(made, n_gpu_layers=wish.n_gpu_layers), "as configured"
     if not machine.devices:
@@ -134,6 +148,11 @@ def _place(shape: Shape, wish: Wish, context: ContextParams, machine: Machine) -
         if estimate(shape, context, one).vram.total <= machine.vram_usable(wish.tensor_split):
             return one, "the whole model fits on the GPU" if i == 0 else _reason(shape, one)
     return made, "not even the output layer fits on the GPU"
+
+
+def in_ram(wish: Wish, machine: Machine) -> Placement:
+    """Nothing on a GPU."""
+    return Placement(0, wish.n_cpu_moe or 0, wish.mmap, machine.cpu_features, wish.beside)
 
 
 def _by_preference(shape: Shape, made: Placement, n_cpu_moe: int | None) -> Iterator[Placement]:

@@ -19,11 +19,6 @@ from server.llama.context import FLASH_ATTENTION, NativeBatch
 from server.llama.model import Model
 from server.llama.params import EmbeddingParams
 
-_LOGITS = 1 << 24
-"""llama.cpp computes logits beside the vectors of a model that can write, and keeps all of them: 64 MiB of floats."""
-
-_MIN_BATCH, _MAX_BATCH = 32, 512
-
 
 class EmbeddingContext:
     """A context over `model` beside the one that writes, if there is one; `close` frees it before the model is.
@@ -36,7 +31,7 @@ class EmbeddingContext:
         self.n_ctx = params.n_ctx
         self.n_inputs = params.n_inputs
         self.can_split = model.is_causal
-        self.n_batch = _batch_size(model) if self.can_split else max(params.n_ctx, _MAX_BATCH)
+        self.n_batch = params.n_batch(model.n_vocab, is_causal=model.is_causal)
         self._is_ranking = params.pooling == "rank"
         self._width = model.n_scores if self._is_ranking else model.n_embd_out
         self.handle = llama_cpp.llama_init_from_model(model.handle, _native_params(params, self.n_batch))
@@ -87,11 +82,6 @@ class EmbeddingContext:
     def forget(self, sequence: int) -> None:
         """Free what a sequence holds."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-
-
-def _batch_size(model: Model) -> int:
-    fitting = _LOGITS // model.n_vocab // _MIN_BATCH * _MIN_BATCH
-    return max(_MIN_BATCH, min(_MAX_BATCH, fitting))
 
 
 def _native_params(params: EmbeddingParams, n_batch: int) -> Any:

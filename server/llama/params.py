@@ -10,6 +10,17 @@ from typing import Literal
 
 from server.llama.gguf import Scalar
 
+VECTOR_N_CTX = 2048
+"""Longest text in tokens that becomes a vector when nobody says otherwise."""
+
+SHORT_TEXT = 512
+"""Tokens. Longer ones want flash attention also on a CPU: the scores of a text against itself take much memory."""
+
+_LOGITS = 1 << 24
+"""llama.cpp computes logits beside the vectors of a model that can write, and keeps all of them: 64 MiB of floats."""
+
+_MIN_BATCH, _MAX_BATCH = 32, 512
+
 FlashAttention = Literal["auto", "on", "off"]
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
@@ -97,3 +108,10 @@ class EmbeddingParams:
     n_threads: int = 0
     flash_attn: FlashAttention = "auto"
     kv_offload: bool = True
+
+    def n_batch(self, n_vocab: int, *, is_causal: bool) -> int:
+        """Rows that are computed at once. An input of a model that is not causal sees all of itself: one batch."""
+        if not is_causal:
+            return max(self.n_ctx, _MAX_BATCH)
+        fitting = _LOGITS // n_vocab // _MIN_BATCH * _MIN_BATCH
+        return max(_MIN_BATCH, min(_MAX_BATCH, fitting))

@@ -41,6 +41,19 @@ _RECURRENT_WITHOUT_HEADS = {"jamba", "granitehybrid", "plamo2", "lfm2", "lfm2moe
 _RECURRENT_BY_INTERVAL = {"qwen3next", "qwen35", "qwen35moe"}
 _RECURRENT_BESIDE_ATTENTION = {"falcon-h1"}
 
+_WITHOUT_CACHE = {
+    "bert",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "neo-bert",
+    "eurobert",
+    "modern-bert",
+    "gemma-embedding",
+}
+"""Architectures that see a text as a whole, and keep nothing of it."""
+
 _CHECKED = {"llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3"}
 """Architectures whose layers all hold the tensors below, or llama.cpp refuses them."""
 
@@ -88,10 +101,25 @@ class Shape:
     n_experts_used: int
     n_window: int
     layers: tuple[Layer, ...]
+    is_causal: bool = True
+    state_width: int = 0
+    """Inner elements of a recurrent layer; 0 without any."""
+    pools: bool = False
+    """Whether the file says how the rows of a text become one vector."""
 
     @property
     def n_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def only_embeds(self) -> bool:
+        """Made for vectors: it writes nothing."""
+        return self.pools or not self.is_causal
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """No cache and no state: a text is seen as a whole, at once."""
+        return not any(layer.key_width or layer.state_elements for layer in self.layers)
 
     @property
     def is_recurrent(self) -> bool:
@@ -149,6 +177,7 @@ def of(gguf: Gguf) -> Shape:
     _check_types(gguf, tensors)
     _check_epsilon(gguf)
     n_experts, n_experts_used = _experts(gguf, n_layers)
+    layers = tuple(_layers(gguf, n_layers, width, heads))
     return Shape(
         gguf=gguf,
         architecture=architecture,
@@ -161,7 +190,10 @@ def of(gguf: Gguf) -> Shape:
         n_experts=n_experts,
         n_experts_used=n_experts_used,
         n_window=_window(gguf),
-        layers=tuple(_layers(gguf, n_layers, width, heads)),
+        layers=layers,
+        is_causal=gguf.metadata.get(f"{architecture}.attention.causal") is not False,
+        state_width=_state_width(gguf, width) if any(layer.state_elements for layer in layers) else 0,
+        pools=gguf.integer("{arch}.pooling_type") > 0,
     )
 
 
@@ -279,7 +311,9 @@ def _layers(gguf: Gguf, n_layers: int, width: int, heads: tuple[int, ...]) -> It
 
 
 def _layers_with_cache(gguf: Gguf, n_layers: int) -> int:
-    """Some models' last layers read the cache of earlier ones."""
+    """Some models' last layers read the cache of earlier ones, some have none at all."""
+    if gguf.architecture in _WITHOUT_CACHE:
+        return 0
     if gguf.architecture == "gemma3n":
         return min(20, n_layers)
     return n_layers - gguf.integer("{arch}.attention.shared_kv_layers")
@@ -304,6 +338,10 @@ def _states(gguf: Gguf, n_layers: int, width: int, n_heads: int, kv_heads: tuple
         else:
             is_recurrent = False
         yield size if is_recurrent else 0
+
+
+def _state_width(gguf: Gguf, width: int) -> int:
+    return gguf.integer("{arch}.ssm.inner_size") or width
 
 
 def _state_elements(gguf: Gguf, width: int, n_heads: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from server import daemon, hub
+from server import adapters, daemon, hub
 from server.config import Config
 from server.planner import report, table
 from server.planner.machine import this_machine
@@ -16,6 +16,8 @@ def run(target: str, config: Config, *, as_json: bool) -> None:
     target = target or config.model.model
     models = [hub.with_metadata(model, daemon.metadata_of(config)) for model in hub.find_all(target)]
     models = [daemon.with_draft(config, model, may_fetch=False) for model in models]
+    for model in models:
+        adapters.check(config, model)
     machine = this_machine()
     context = daemon.context_params(config)
     reports = [report.make(model, config, context, machine) for model in models]

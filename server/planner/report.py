@@ -8,8 +8,18 @@ from typing import Any
 from server import daemon
 from server.config import Config
 from server.engine import draft_plan
-from server.engine.memory import Estimate, Placement, estimate, types_by_size
-from server.engine.offload import Choice, Machine, Wish, choose, default_n_ctx, largest_contexts, offload_steps
+from server.engine.memory import Beside, Estimate, estimate, types_by_size
+from server.engine.offload import (
+    Choice,
+    Machine,
+    Wish,
+    choose,
+    default_n_ctx,
+    host_cache_bytes,
+    in_ram,
+    largest_contexts,
+    offload_steps,
+)
 from server.hub import ModelFile
 from server.llama.params import ContextParams
 from server.llama.shape import Shape
@@ -41,6 +51,14 @@ class Report:
         return self.in_ram.needed + (self.draft.needed if self.draft else 0)
 
     @property
+    def host_cache(self) -> int:
+        """What chats that lost their slot may take of RAM in time, with the best setting."""
+        if self.shape.only_embeds:
+            return 0
+        left = self.machine if self.draft is None else draft_plan.beside(self.machine, self.draft)
+        return self.choice.estimate.host_cache or host_cache_bytes(self.choice.estimate, left)
+
+    @property
     def recipe(self) -> str:
         """The name of the quantisation that the file gives itself; empty where it gives none."""
         return FILE_TYPES.get(self.shape.gguf.integer("general.file_type", -1), "")
@@ -56,12 +74,12 @@ def make(model: ModelFile, config: Config, context: ContextParams, machine: Mach
     """Plan one model. `context.n_ctx` 0 leaves it to the choice; the tables then show the default context."""
     shape = model.shape
     assert shape is not None
-    wish = wish_of(config, context)
+    wish = wish_of(config, context, model)
     draft = _draft(model, config, context, machine)
     whole, machine = machine, machine if draft is None else draft_plan.beside(machine, draft)
     choice = choose(shape, wish, machine)
     shown = context if context.n_ctx else replace(context, n_ctx=default_n_ctx(shape))
-    made = Placement(0, wish.n_cpu_moe or 0, wish.mmap, machine.cpu_features)
+    made = in_ram(wish, machine)
     return Report(
         model=model,
         shape=shape,
@@ -83,15 +101,17 @@ def _draft(model: ModelFile, config: Config, context: ContextParams, machine: Ma
     return draft_plan.plan(model.draft.shape, daemon.draft_params(config, model.draft), model.shape, context, machine)
 
 
-def wish_of(config: Config, context: ContextParams) -> Wish:
+def wish_of(config: Config, context: ContextParams, model: ModelFile) -> Wish:
     """What of the settings the planner must obey."""
     layers = config.model.n_gpu_layers
+    engine = daemon.engine_config(config, model)
     return Wish(
         context=context,
         n_gpu_layers=None if layers == "auto" else layers,
         n_cpu_moe=daemon.n_cpu_moe(config),
         mmap=config.model.mmap,
         tensor_split=config.model.tensor_split,
+        beside=Beside.of(engine.model, embeds=engine.embeddings, host_cache=engine.cache_ram_bytes),
     )
 
 
@@ -123,6 +143,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "tokens_each": report.choice.context.n_ctx,
             "fits": report.choice.fits,
             "why": report.choice.why,
+            "cache_ram": report.host_cache,
             **_estimate(report.choice.estimate),
         },
         "contexts_that_fit": [{"slots": slots, "tokens_each": n_ctx} for slots, n_ctx in report.contexts],
@@ -141,9 +162,12 @@ def _estimate(one: Estimate) -> dict[str, Any]:
             "own_weights": one.ram.weights,
             "cache": one.ram.cache,
             "compute": one.ram.compute,
+            "adapters": one.ram.adapters,
+            "embeddings": one.ram.vectors,
             "process": one.process,
             "own": one.own,
             "mapped_weights": one.mapped,
+            "chats_without_a_slot": one.host_cache,
             "needed": one.needed,
         },
         "vram": {**one.vram._asdict(), "total": one.vram.total},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +23,8 @@ def show(report: Report, console: Console | None = None) -> None:
     console.print(_facts(report))
     console.print(_in_ram(report))
     console.print(_offload(report))
-    console.print(_contexts(report))
+    if not report.shape.only_embeds:
+        console.print(_contexts(report))
     style = "bold" if report.choice.fits else "bold red"
     console.print(Text(verdict(report), style=style))
     if report.choice.fits:
@@ -90,20 +91,32 @@ def _in_ram(report: Report) -> Table:
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
-    for name, size, note in (
-        ("Weights, read in the mapped file", one.mapped, "dropped when RAM is short"),
-        ("Weights, own copies", one.ram.weights, "rearranged for this CPU" if one.placement.mmap else "--no-mmap"),
-        ("KV cache", one.ram.cache, _cache_types(report)),
-        ("Compute buffers", one.ram.compute, f"flash attention {report.context.flash_attn}"),
-        ("Engine process and vocabulary", one.process, ""),
-    ):
+    for name, size, note in _parts_of(report):
         table.add_row(name, bytes_text(size), note)
     if report.draft is not None:
         table.add_row("Draft model, with its cache", bytes_text(report.draft.needed), _draft(report.draft))
     table.add_section()
     table.add_row("Own memory", bytes_text(report.own), "", style="bold")
-    table.add_row("With the weights that it reads", bytes_text(report.needed), "", style="bold")
+    table.add_row("With the weights that it reads", bytes_text(report.needed - one.host_cache), "", style="bold")
+    if not report.shape.only_embeds:
+        note = "--cache-ram" if one.host_cache else "of what is free"
+        table.add_row("Chats that lost their slot, up to", bytes_text(report.host_cache), note)
     return table
+
+
+def _parts_of(report: Report) -> Iterator[tuple[str, int, str]]:
+    """What, its bytes, and a word about it."""
+    one, ram = report.in_ram, report.in_ram.ram
+    yield "Weights, read in the mapped file", one.mapped, "dropped when RAM is short"
+    yield "Weights, own copies", ram.weights, "rearranged for this CPU" if one.placement.mmap else "--no-mmap"
+    if not report.shape.only_embeds:
+        yield "KV cache", ram.cache, _cache_types(report)
+        yield "Compute buffers", ram.compute, f"flash attention {report.context.flash_attn}"
+    if ram.adapters:
+        yield "Adapters", ram.adapters, "LoRA and control vectors"
+    if ram.vectors:
+        yield "Context for embeddings", ram.vectors, ""
+    yield "Engine process and vocabulary", one.process, ""
 
 
 def _draft(draft: Estimate) -> str:
@@ -112,6 +125,8 @@ def _draft(draft: Estimate) -> str:
 
 
 def _slots(report: Report) -> str:
+    if report.shape.only_embeds:
+        return f"texts of {report.context.n_ctx:,} tokens"
     n = report.context.n_slots
     return f"{n} {'slot' if n == 1 else 'slots'} of {report.context.n_ctx:,} tokens"
 
@@ -160,8 +175,10 @@ def verdict(report: Report) -> str:
         vram = f" and {bytes_text(one.vram.total)} VRAM" if one.vram.total else ""
         return f"Does not fit: it needs {bytes_text(one.needed)} RAM{vram}. Take a smaller quantisation or context."
     n = choice.context.n_slots
-    slots = f"{n} {'slot' if n == 1 else 'slots'} of {choice.context.n_ctx:,} tokens"
-    return f"Best here: {slots}, {placement_text(report)} ({choice.why})"
+    what = f"{n} {'slot' if n == 1 else 'slots'} of {choice.context.n_ctx:,} tokens"
+    if report.shape.only_embeds:
+        what = f"vectors of texts of up to {choice.context.n_ctx:,} tokens"
+    return f"Best here: {what}, {placement_text(report)} ({choice.why})"
 
 
 def placement_text(report: Report) -> str:
@@ -181,7 +198,10 @@ def command(report: Report) -> str:
         parts.append(f"-md {shlex.quote(draft.source or str(draft.path))}")
     if report.machine.devices:
         parts.append(f"-ngl {choice.placement.n_gpu_layers}")
-    parts += [f"-c {choice.context.n_ctx * choice.context.n_slots}", f"-np {choice.context.n_slots}"]
+    if report.shape.only_embeds:
+        parts.append(f"-c {choice.context.n_ctx}")
+    else:
+        parts += [f"-c {choice.context.n_ctx * choice.context.n_slots}", f"-np {choice.context.n_slots}"]
     for flag, value in (("-ctk", choice.context.cache_type_k), ("-ctv", choice.context.cache_type_v)):
         if value != "f16":
             parts.append(f"{flag} {value}")
