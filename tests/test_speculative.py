@@ -93,11 +93,17 @@ def test_a_long_prompt_is_indexed_in_parts() -> None:
 @given(st.lists(st.integers(0, 3), min_size=8, max_size=120), st.integers(0, 8), st.data())
 def test_a_guess_always_follows_an_equal_place(values: list[int], n_prompt: int, data: st.DataObject) -> None:
     tokens, lookup = array("i", values), Lookup(n_prompt)
-    seen = tokens[:n_prompt]
+    seen, n_kept = tokens[:n_prompt], n_prompt
     for token in tokens[n_prompt:]:
-        if len(seen) > n_prompt and data.draw(st.integers(0, 9)) == 0:
-            del seen[-data.draw(st.integers(1, len(seen) - n_prompt)) :]
+        what = data.draw(st.integers(0, 19))
+        if len(seen) > n_kept and what < 2:
+            del seen[-data.draw(st.integers(1, len(seen) - n_kept)) :]
             lookup.rewind(len(seen))
+        elif len(seen) > 10 and what == 2:
+            # The context was shifted: even what is said to be the prompt now may be taken back.
+            del seen[1 : data.draw(st.integers(2, len(seen)))]
+            lookup.restart(len(seen))
+            n_kept = 0
         seen.append(token)
         lookup.follow(seen)
         if lookup.is_running:
@@ -204,6 +210,21 @@ def test_a_text_that_repeats_takes_far_fewer_steps() -> None:
 def test_a_text_that_repeats_is_guessed_where_its_grammar_leaves_it_free(grammar: Grammar, *, is_guessed: bool) -> None:
     collected, _ = run(make_request(1, TEXT * 2, max_tokens=100, grammar=grammar), max_draft=31, row_s=0.0)
     assert (collected.finishes[0].usage.accepted_tokens > 70) == is_guessed
+
+
+def test_guesses_go_on_after_a_context_shift() -> None:
+    request = make_request(1, TEXT, max_tokens=900, ignore_eos=True)
+    one, many = (
+        Rig(EchoDecoder(n_slots=1, n_ctx=256), rules=Rules(max_draft=max_draft, shifts_context=True))
+        for max_draft in (0, 31)
+    )
+    for rig in (one, many):
+        rig.add(request)
+        rig.run()
+    assert many.text(1) == one.text(1)
+    usage = many.collected[1].finishes[0].usage
+    assert usage.dropped_tokens > 500
+    assert usage.accepted_tokens > 0.7 * usage.completion_tokens
 
 
 def test_a_text_that_does_not_repeat_is_not_guessed_at() -> None:
