@@ -6,18 +6,23 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 
-from tests.sillytavern_app import SillyTavern, Unavailable
+from tests.sillytavern_app import SillyTavern, Unavailable, or_skip, running
 
 PAGE_S = 30
 CHARACTER = "Marlow"
 API_PANEL = ("#sys-settings-button .drawer-toggle", "#rm_api_block")
 FORMAT_PANEL = ("#advanced-formatting-button .drawer-toggle", "#AdvancedFormatting")
 CHARACTER_PANEL = ("#rightNavHolder .drawer-toggle", "#right-nav-panel")
+_SET = """(field, value) => {
+    if (field.type === 'checkbox') field.checked = value; else field.value = value;
+    for (const event of ['input', 'change']) field.dispatchEvent(new Event(event, { bubbles: true }));
+}"""
 URL_FIELDS = {"ooba": "textgenerationwebui"}
 """Where the name of a type's address field is not the type's own."""
 
@@ -62,6 +67,27 @@ def opened(app: SillyTavern, width: int = 1200, height: int = 900) -> Iterator[T
             yield tavern
         finally:
             browser.close()
+
+
+def opener(
+    stack: contextlib.ExitStack, folders: pytest.TempPathFactory, settings: dict[str, Any]
+) -> Callable[[str], TavernPage]:
+    """Opens the page of a version, with a character to talk to; that of another version is closed first."""
+    open_now: dict[str, TavernPage] = {}
+
+    def page_of(version: str) -> TavernPage:
+        if version not in open_now:
+            open_now.clear()
+            stack.close()
+            folder = folders.mktemp("sillytavern") / "data"
+            with or_skip():
+                app = stack.enter_context(running(version, folder, settings))
+                open_now[version] = stack.enter_context(opened(app))
+            add_character(app)
+            open_now[version].reload()
+        return open_now[version]
+
+    return page_of
 
 
 class TavernPage:
@@ -156,6 +182,21 @@ class TavernPage:
     def wait_written(self) -> None:
         """Wait until nothing is being written."""
         self.page.locator("#mes_stop").wait_for(state="hidden")
+
+    def say(self, text: str) -> None:
+        """Write a message; returns when all of the answer is there."""
+        self.send(text)
+        self.wait_text(0)
+        self.wait_written()
+
+    def run(self, command: str) -> None:
+        """Type a slash command."""
+        self.page.fill("#send_textarea", command)
+        self.page.click("#send_but")
+
+    def set_sampler(self, name: str, value: float | str | bool) -> None:
+        """Set a field of the sliders' panel, as its own name calls it, whether or not it is in view."""
+        self.page.locator(f"#{name}_textgenerationwebui").evaluate(_SET, value)
 
     def stop(self) -> bool:
         """Press Stop; whether there was still something to stop."""

@@ -42,23 +42,8 @@ def server() -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="module")
 def open_page(server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], TavernPage]]:
-    """Opens the page of a version, with a character to talk to; that of another version is closed first."""
-    opened: dict[str, TavernPage] = {}
     with contextlib.ExitStack() as stack:
-
-        def page_of(version: str) -> TavernPage:
-            if version not in opened:
-                opened.clear()
-                stack.close()
-                folder = tmp_path_factory.mktemp("sillytavern") / "data"
-                with sillytavern_app.or_skip():
-                    app = stack.enter_context(sillytavern_app.running(version, folder, SETTINGS))
-                    opened[version] = stack.enter_context(sillytavern_page.opened(app))
-                sillytavern_page.add_character(app)
-                opened[version].reload()
-            return opened[version]
-
-        yield page_of
+        yield sillytavern_page.opener(stack, tmp_path_factory, SETTINGS)
 
 
 @pytest.fixture

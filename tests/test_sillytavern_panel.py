@@ -1,0 +1,173 @@
+"""What a person sets and asks for on SillyTavern's page, seen at the other end: sliders, and generations in between.
+
+Its page composes every request here; what the server took from it is read from the settings that the answer repeats,
+and from the server's log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests import sillytavern_app, sillytavern_page
+from tests.live_server import LiveServer, live_server
+from tests.sillytavern_page import TavernPage
+
+pytestmark = [pytest.mark.e2e, pytest.mark.sillytavern, pytest.mark.timeout(900)]
+
+SETTINGS = sillytavern_page.SETTINGS | {
+    "amount_gen": 24,
+    "max_context": 1536,
+    "oai_settings": sillytavern_page.SETTINGS["oai_settings"] | {"openai_max_tokens": 24},
+    "extension_settings": {"memory": {"source": "main", "position": -1}},
+}
+"""Short answers; and a summary is made, but not put into the prompt, which would then be another one."""
+
+Value = float | str | bool
+
+SLIDERS: dict[str, tuple[Value, Any]] = {
+    "temp": (0.85, 0.85),
+    "top_k": (33, 33),
+    "top_p": (0.81, 0.81),
+    "typical_p": (0.92, 0.92),
+    "min_p": (0.03, 0.03),
+    "rep_pen": (1.15, 1.15),
+    "rep_pen_range": (320, 320),
+    "freq_pen": (0.12, 0.12),
+    "presence_pen": (0.14, 0.14),
+    "dry_multiplier": (0.8, 0.8),
+    "dry_base": (1.6, 1.6),
+    "dry_allowed_length": (4, 4),
+    "dry_penalty_last_n": (256, 256),
+    "dry_sequence_breakers": ('["\\n", "#"]', ["\n", "#"]),
+    "xtc_probability": (0.05, 0.05),
+    "xtc_threshold": (0.2, 0.2),
+    "mirostat_tau": (4.5, 4.5),
+    "mirostat_eta": (0.2, 0.2),
+    "ban_eos_token": (True, True),
+    "seed": (4711, 4711),
+}
+"""What is set in a field of the panel, and what the server must have taken; the fields' own names."""
+
+NEWER: dict[str, tuple[Value, Any]] = {
+    "nsigma": (1.7, 1.7),
+    "min_keep": (3, 3),
+    "adaptive_target": (0.4, 0.4),
+    "adaptive_decay": (0.7, 0.7),
+}
+"""Those that came after 1.12.6."""
+
+NAMES = {
+    "temp": "temperature",
+    "rep_pen": "repeat_penalty",
+    "rep_pen_range": "repeat_last_n",
+    "freq_pen": "frequency_penalty",
+    "presence_pen": "presence_penalty",
+    "nsigma": "top_n_sigma",
+    "ban_eos_token": "ignore_eos",
+}
+"""Ours, where they differ."""
+
+
+class Written(NamedTuple):
+    """What the server's log says of a generation, in tokens."""
+
+    prompt: int
+    cached: int
+    completion: int
+
+
+_LINE = re.compile(r"([\d,]+) in +([\d,]+) cached +([\d,]+) out .*/(?:completion|chat/completions) ")
+
+
+def written(server: LiveServer) -> list[Written]:
+    """All generations so far."""
+    found = [_LINE.search(line) for line in tuple(server.log)]
+    return [Written(*(int(number.replace(",", "")) for number in one.groups())) for one in found if one]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LiveServer]:
+    """One slot: whatever else is asked for takes it from the chat."""
+    with live_server("--ctx-size", "2048", "--parallel", "1", "--threads", "1") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def open_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], TavernPage]]:
+    with contextlib.ExitStack() as stack:
+        yield sillytavern_page.opener(stack, tmp_path_factory, SETTINGS)
+
+
+@pytest.fixture
+def page(request: pytest.FixtureRequest, open_page: Callable[[str], TavernPage]) -> TavernPage:
+    return open_page(request.param)
+
+
+def address(kind: str, server: LiveServer) -> str:
+    return f"{server.url}/v1" if kind == "custom" else server.url
+
+
+def written_by(server: LiveServer, act: Callable[[], None]) -> Written:
+    """What the server says of the generation that this makes the page ask for."""
+    n_before = len(written(server))
+    act()
+    deadline = time.monotonic() + sillytavern_page.PAGE_S
+    while len(written(server)) == n_before:
+        assert time.monotonic() < deadline, "nothing was generated"
+        time.sleep(0.05)
+    return written(server)[-1]
+
+
+CHATS = [(version, kind) for version in sillytavern_app.VERSIONS for kind in ("llamacpp", "custom")]
+
+
+@pytest.mark.parametrize(("page", "kind"), CHATS, indirect=["page"])
+def test_quiet_generations_leave_the_chat_in_the_cache(page: TavernPage, kind: str, server: LiveServer) -> None:
+    page.connect(kind, address(kind, server))
+    page.open_chat()
+    chat = written_by(server, lambda: page.say("Tell me about the sea."))
+    for command, is_of_the_chat in (
+        ("/genraw Describe a lighthouse in one sentence.", False),
+        ("/gen Describe the scene in a few words.", True),
+        ("/summarize", True),
+    ):
+        quiet = written_by(server, functools.partial(page.run, command))
+        assert quiet.completion > 0
+        assert (quiet.cached >= chat.prompt) == is_of_the_chat, command
+        turn = written_by(server, lambda: page.say("And then?"))
+        # All but the new message, and what the page changes at the end of the last answer.
+        assert turn.cached >= chat.prompt + chat.completion - 8, command
+        chat = turn
+    assert not page.complaints()
+
+
+@pytest.mark.parametrize("page", sillytavern_app.VERSIONS, indirect=True)
+def test_every_slider_reaches_the_server(page: TavernPage, server: LiveServer) -> None:
+    page.connect("llamacpp", server.url)
+    page.open_chat()
+    wanted = SLIDERS | (NEWER if page.derives_context_size else {})
+    for name, (value, _) in wanted.items():
+        page.set_sampler(name, value)
+    taken = _settings_of(page, "Good evening.")
+    # It sends each number as it shows it, a few decimals after the point.
+    assert {name: taken[NAMES.get(name, name)] for name in wanted} == {
+        name: pytest.approx(expected) if isinstance(expected, float) else expected
+        for name, (_, expected) in wanted.items()
+    }
+
+
+def _settings_of(page: TavernPage, said: str) -> dict[str, Any]:
+    """What the last event of an answer says that it was made with."""
+    with page.page.expect_response(lambda reply: reply.url.endswith("/text-completions/generate")) as caught:
+        page.say(said)
+    events = [line.removeprefix("data: ") for line in caught.value.text().splitlines() if line.startswith("data: {")]
+    settings: dict[str, Any] = json.loads(events[-1])["generation_settings"]
+    return settings
