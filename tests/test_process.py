@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import multiprocessing
+import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -201,6 +203,23 @@ def test_the_loop_ends_with_its_connection(rig: Rig) -> None:
     loop = Loop(rig)
     loop.conn.close()
     assert isinstance(loop.wait(), EOFError)
+
+
+def test_a_library_of_another_machine_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            if name == "llama_cpp":
+                raise RuntimeError("Failed to load shared library 'libllama.so': GLIBC_2.38 not found")
+
+    monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    ours, theirs = multiprocessing.Pipe()
+    process.main(theirs, EngineConfig(ModelParams("any.gguf"), ContextParams(n_ctx=256, n_slots=1)))
+    assert ours.poll(WAIT_S)
+    (event,) = ours.recv()
+    assert isinstance(event, LoadFailed)
+    assert event.message.startswith("llama-cpp-python cannot be loaded: Failed to load")
+    assert "--force-reinstall" in event.message
 
 
 @pytest.mark.usefixtures("quiet_log_afterwards")

@@ -93,6 +93,13 @@ def _serve(conn: Connection, params: TextParams) -> None:
     os.environ.update(_NO_DEVICES)
     # Before anything of the file is read: Jinja computes constants of a template while it compiles it.
     _limit_resources()
+    from server.llama import library
+
+    try:
+        library.load()
+    except StartupError as error:
+        conn.send(StartFailed(error.message))
+        return
     from server.llama.log import LogCapture
 
     errors: deque[str] = deque(maxlen=_KEPT_LOG_LINES)

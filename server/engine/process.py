@@ -67,12 +67,15 @@ _PREPARE_POLL_S = 0.002
 
 def main(conn: Connection, config: EngineConfig) -> None:
     """Load the model, say `Ready` or `LoadFailed`, then serve until `Shutdown` or the end of the connection."""
-    from server.engine.loader import load
+    from server.llama import library
 
     def report(event: Loading) -> None:
         conn.send([event])
 
     try:
+        library.load()
+        from server.engine.loader import load
+
         loaded = load(config, report)
     except ModelError as error:
         conn.send([LoadFailed(error.message, isinstance(error, ModelTooLarge))])

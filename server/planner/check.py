@@ -9,9 +9,7 @@ from pathlib import Path
 
 from server import console, daemon, served
 from server.config import Config
-from server.engine.loader import gpus_of, refuse_draft_layers
 from server.hub import ModelFile
-from server.llama import system
 from server.planner import report, table
 from server.planner.machine import this_machine
 from server.planner.report import Report
@@ -19,10 +17,15 @@ from server.planner.report import Report
 
 def run(config: Config, model: ModelFile, file: Path | None, n_keys: int) -> None:
     """Say what would be run, with the settings of `file` and so many keys. Raises ModelError for what could not be."""
+    machine = this_machine()
+    # Only now: what is wrong with llama.cpp's library has been said.
+    from server.engine.loader import gpus_of, refuse_draft_layers
+    from server.llama import system
+
     settings = daemon.engine_config(config, model)
     if not gpus_of(settings.model, system.device_memory()):
         refuse_draft_layers(settings.draft)
-    made = report.make(model, config, daemon.context_params(config), this_machine())
+    made = report.make(model, config, daemon.context_params(config), machine)
     served.refuse_cpu(config, made.choice.placement.n_gpu_layers)
     problem = [] if made.choice.fits else ["", table.verdict(made)]
     console.show("The settings are good. It would run:", rows(config, made, file, n_keys), problem)

@@ -7,6 +7,10 @@ from server.engine.offload import Device, Machine
 
 
 def this_machine() -> Machine:
+    """Raises ModelError where llama.cpp cannot be loaded."""
+    from server.llama import library
+
+    library.load()
     from server.llama import system
 
     ram = host.ram()
