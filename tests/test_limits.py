@@ -32,7 +32,11 @@ def test_a_minutes_tokens_may_be_taken_at_once_and_then_one_waits() -> None:
         check_rate(buckets, "a", SIXTY)
     assert refusal.value.retry_after_s == pytest.approx(10)
     check_rate(buckets, "b", SIXTY)
-    clock.now_s += 10
+    clock.now_s += 0.7
+    with pytest.raises(TooManyRequests, match="in 10 s"):
+        # Rounded up, as Retry-After is: nine would be too early.
+        check_rate(buckets, "a", SIXTY)
+    clock.now_s += 9.3
     check_rate(buckets, "a", SIXTY)
 
 
