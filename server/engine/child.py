@@ -18,10 +18,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from server.engine.reader import Tell, read
 
@@ -87,13 +90,15 @@ class Child:
     @property
     def cpu_s(self) -> float:
         """How much of the processor it has had, in seconds; 0 when that cannot be known."""
-        import psutil
-
         try:
-            times = psutil.Process(self.pid).cpu_times()
+            times = self._seen.cpu_times()
         except (psutil.Error, OSError):
             return 0.0
         return float(times.user + times.system)
+
+    @cached_property
+    def _seen(self) -> psutil.Process:
+        return psutil.Process(self.pid)
 
     def send(self, message: Any) -> None:
         """Queue a message for the child; returns at once, and silently when the child is gone."""
