@@ -74,8 +74,8 @@ async def test_nobody_reads_anothers_text_nothing_is_lost_and_nothing_leaks(
     await asyncio.sleep(1)
     server.wait_ready()
     assert server.wait_running(0, timeout_s=5)
-    # The engine, two text processes, and what multiprocessing keeps to itself.
-    assert len(server.children()) <= 4, "a process was left behind"
+    # The engine, three text processes, and what multiprocessing keeps to itself.
+    assert len(server.children()) <= 5, "a process was left behind"
     assert psutil.Process(server.pid).num_fds() <= files_before + 10
     assert footprint.growth_mib < 8
     body = {"prompt": "The capital of France is", "temperature": 0, "max_tokens": 2}
