@@ -112,6 +112,19 @@ def test_a_guess_always_follows_an_equal_place(values: list[int], n_prompt: int,
             assert any(seen[at - 3 : at] == seen[-3:] and seen[at] == guessed for at in places)
 
 
+def test_what_stood_before_a_context_shift_may_be_taken_back() -> None:
+    tokens, lookup = array("i", b"abcdefgh" * 3), Lookup(0)
+    lookup.follow(tokens)
+    lookup.restart(len(tokens))
+    lookup.follow(tokens)
+    lookup.rewind(20)
+    tokens = tokens[:20]
+    for token in b"xyzabcdefghabcd":
+        tokens.append(token)
+        lookup.follow(tokens)
+    assert lookup.guess(tokens, 2) == tuple(b"ef")
+
+
 @pytest.mark.parametrize(("run_length", "kind"), [(3, 0), (4, 0), (5, 1), (9, 2), (17, 3), (500, 3)])
 def test_runs_have_classes(run_length: int, kind: int) -> None:
     assert run_class(run_length) == kind
