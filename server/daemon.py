@@ -27,7 +27,7 @@ import platformdirs
 from server import __version__, adapters, console, hub, listen
 from server.config import Config
 from server.engine.messages import DiskPlace, DraftConfig, EngineConfig, Rules
-from server.errors import ConfigError, StartupError
+from server.errors import ConfigError, ModelError, StartupError
 from server.keys.ring import Limits
 from server.llama.draft_file import check_draft
 from server.llama.gguf import Scalar
@@ -279,7 +279,10 @@ def with_draft(config: Config, model: hub.ModelFile, *, may_fetch: bool) -> hub.
     """The same with the draft model that the settings name beside it. Raises ModelError where that cannot guess."""
     if not config.model.model_draft:
         return model
-    draft = hub.find(config.model.model_draft, may_fetch=may_fetch)
+    try:
+        draft = hub.find(config.model.model_draft, may_fetch=may_fetch)
+    except ModelError as error:
+        raise ModelError(f"--model-draft: {error.message}") from None
     if draft.path.exists() and model.path.exists() and draft.shape is not None and model.shape is not None:
         check_draft(draft.shape, model.shape)
     return dataclasses.replace(model, draft=draft)

@@ -71,6 +71,11 @@ def test_the_draft_model_is_found_beside_the_other(pair: tuple[Path, Path]) -> N
     assert daemon.engine_config(Config(), replace(model, draft=None)).draft is None
 
 
+def test_one_that_is_not_there_is_named_by_its_flag(pair: tuple[Path, Path]) -> None:
+    with pytest.raises(ModelError, match=r"^--model-draft: nowhere\.gguf: no such file"):
+        daemon.find_model(config_of(pair[0], "nowhere.gguf"))
+
+
 TOKENS = [f"t{i}" for i in range(100)]
 
 

@@ -12,7 +12,7 @@ from server.engine.offload import Machine, Wish, choose, default_n_ctx
 from server.llama.params import ContextParams, ModelParams
 from server.llama.shape import Shape
 
-_N_BATCH = 512
+_N_BATCH = 256
 """It reads in short pieces."""
 
 
