@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -30,6 +31,7 @@ from tests.fake_llama import (
     make_engine,
     make_request,
 )
+from tests.live_server import live_server
 
 N_CTX = 64
 REPEAT = np.float32(1.3)
@@ -80,7 +82,10 @@ def test_the_text_is_that_of_a_server_which_reads_what_is_left_anew(
     rig.run()
     for number, prompt in enumerate(prompts):
         collected, expected = rig.collected[number], Expected(prompt, n_keep, max_tokens, repeat_last_n)
-        assert collected.tokens[0] == expected.said
+        said, unsaid = expected.said[: len(collected.tokens[0])], expected.said[len(collected.tokens[0]) :]
+        assert collected.tokens[0] == said
+        # Half a character at the end is no text, and is not sent.
+        assert all(token >= 128 for token in unsaid)
         usage = collected.finishes[0].usage
         assert collected.finishes[0].reason is FinishReason.LENGTH
         assert (usage.completion_tokens, usage.dropped_tokens) == (max_tokens, expected.n_dropped)
@@ -102,10 +107,8 @@ def test_a_full_slot_ends_the_answer_unless_it_may_be_shifted() -> None:
     assert (finish.usage.completion_tokens, finish.usage.dropped_tokens) == (N_CTX - len(b"Once upon a time"), 0)
 
 
-def test_a_model_that_cannot_move_tokens_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        rig = make_engine(n_slots=1, n_ctx=N_CTX, shifts_context=True, can_trim=False)
-    assert "context_shift" in caplog.text
+def test_a_model_that_cannot_move_tokens_goes_without() -> None:
+    rig = make_engine(n_slots=1, n_ctx=N_CTX, shifts_context=True, can_trim=False)
     rig.add(make_request(1, b"Once upon a time", max_tokens=200, **ENDLESS))
     assert rig.run()[1].finishes[0].usage.completion_tokens < N_CTX
 
@@ -116,7 +119,7 @@ def test_an_answer_without_a_limit_ends_all_the_same() -> None:
 
 
 def test_what_it_dropped_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):
         run_one(max_tokens=100, n_keep=9, **ENDLESS)
     assert "request 1 goes on without 26 tokens behind its first 10" in caplog.text
 
@@ -303,3 +306,16 @@ def test_llama_cpp_computes_on_as_if_it_had_read_what_is_left(one_layer: Model) 
     context.close()
     one_layer.close()
     assert np.abs(moved - fresh).max() < 2e-3 * np.abs(fresh).max()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("flags", [[], ["--context-shift"]], ids=["off", "on"])
+def test_the_real_server_goes_on_only_when_it_was_told_to(flags: list[str]) -> None:
+    body = {"prompt": "Once upon a time", "n_predict": 400, "n_keep": 4, "ignore_eos": True}
+    with live_server("--ctx-size", "256", "--parallel", "1", "--threads", "1", *flags) as server:
+        answer = httpx.post(f"{server.url}/completion", json=body, timeout=120, trust_env=False).json()
+        is_logged = "context shift" in "".join(server.log)
+    assert (answer["tokens_predicted"] == 400) == bool(flags)
+    assert answer["truncated"]
+    assert answer["timings"].get("dropped_tokens", 0) == (250 if flags else 0)
+    assert is_logged == bool(flags)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +13,13 @@ import pytest
 from server.engine import host, loader
 from server.engine.engine import Engine
 from server.engine.loader import _fitting_n_ctx, _LoadLog, load
-from server.engine.messages import EngineConfig, Finish, LoadProgress, LogLine, Output
+from server.engine.messages import EngineConfig, Finish, LoadProgress, LogLine, Notice, Output, Rules
 from server.errors import ModelError
 from server.llama.attention_model import AttentionShape, write_attention_model
 from server.llama.model import Model
 from server.llama.params import ContextParams, ModelParams
 from tests.fake_llama import make_request
+from tests.state_models import write_mamba
 from tests.tiny_model import CHAT_TEMPLATE, N_CTX_TRAIN, N_VOCAB
 
 CONTEXT = {"n_ctx": 256, "n_slots": 3, "n_batch": 64, "n_ubatch": 32, "n_threads": 1, "flash_attn": "off"}
@@ -33,6 +35,18 @@ def config_of(path: Path, *, model: dict[str, Any] | None = None, **changes: Any
         if name in changes
     }
     return EngineConfig(ModelParams(str(path), **(model or {})), ContextParams(**(CONTEXT | changes)), **own)
+
+
+def test_what_a_models_cache_cannot_do_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    rules = Rules(shifts_context=True, n_cache_reuse=64)
+
+    def told_of(path: Path) -> list[str]:
+        events: list[Any] = []
+        load(dataclasses.replace(config_of(path), rules=rules), events.append)
+        return [event.message.split()[0] for event in events if isinstance(event, Notice)]
+
+    assert told_of(write_mamba(tmp_path / "mamba.gguf")) == ["context_shift", "cache_reuse"]
+    assert told_of(tiny_model) == []
 
 
 def test_a_loaded_engine_says_what_it_is_and_serves(tiny_model: Path) -> None:

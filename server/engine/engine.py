@@ -107,10 +107,6 @@ class Engine:
         self._trace = StepTrace(clock)
         costs = Costs(scheduler.step_time, self._speculator.costs, ThreadTuner(decoder.n_threads))
         self._batcher = Batcher(decoder, grammars, self._cache, costs, self._counters, self._trace, clock)
-        if rules.shifts_context and not decoder.can_shift:
-            logger.warning(
-                "context_shift is set, but this model's cache cannot move tokens: a full slot ends an answer"
-            )
         self._context_shift = ContextShift(decoder.n_ctx, is_on=rules.shifts_context and decoder.can_shift)
         self._writer = Writer(
             decoder,
@@ -325,7 +321,7 @@ class Engine:
         if sequence.lookup is not None:
             sequence.lookup.restart(len(sequence.tokens))
         told = sequence.request.request_id, gap.n, gap.start
-        logger.info("context shift: request %d goes on without %d tokens behind its first %d", *told)
+        logger.warning("context shift: request %d goes on without %d tokens behind its first %d", *told)
 
     def _guess(self) -> None:
         """A sequence that runs alone may be ahead of itself: see `engine.speculative`."""

@@ -29,6 +29,7 @@ from server.engine.messages import (
     Notice,
     Placing,
     Ready,
+    Rules,
 )
 from server.engine.offload import Device, Machine, Wish, choose, host_cache_bytes, in_ram
 from server.engine.queue import RequestQueue
@@ -111,6 +112,8 @@ def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str
     if config.embeddings:
         embedder.prepare()
     engine = _engine(config, params, model, context, embedder)
+    if not context.can_shift:
+        _tell_what_cannot_be(config.rules, log)
     n_gpu_layers = log.n_gpu_layers
     draft = None if config.draft is None else _add_draft(config, config.draft, engine, context, log)
     ready = Ready(
@@ -178,6 +181,13 @@ def _add_draft(config: EngineConfig, draft: DraftConfig, engine: Engine, context
         n_ctx=decoder.n_ctx,
         n_gpu_layers=log.n_gpu_layers,
     )
+
+
+def _tell_what_cannot_be(rules: Rules, log: _LoadLog) -> None:
+    """What was asked for and needs a cache whose tokens can be moved to other places."""
+    for name, is_set in (("context_shift", rules.shifts_context), ("cache_reuse", rules.n_cache_reuse > 0)):
+        if is_set:
+            log.tell(f"{name} does nothing here: the cache of this model cannot move tokens")
 
 
 def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
