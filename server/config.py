@@ -92,7 +92,10 @@ SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(split)]
 
 
 def setting(default: Any, description: str, *flags: str, **limits: Any) -> Any:
-    """A field. It gets the flag --its-name; `flags` are further spellings, llama-server's where there are."""
+    """A field. It gets the flag --its-name; `flags` are further spellings, llama-server's where there are.
+
+    Those of a switch are `on/off`.
+    """
     return Field(default, description=description, json_schema_extra={"flags": list(flags)}, **limits)
 
 
@@ -186,7 +189,7 @@ class ContextSection(Section):
     )
     cache_type_k: CacheType = setting("f16", "Type of the KV cache's keys.", "-ctk")
     cache_type_v: CacheType = setting("f16", "Type of its values; a quantised one needs flash attention.", "-ctv")
-    kv_offload: bool = setting(True, "Keep the KV cache on the GPU with the layers.")
+    kv_offload: bool = setting(True, "Keep the KV cache on the GPU with the layers.", "-kvo/-nkvo")
     swa_full: bool = setting(True, "Keep the full cache of sliding-window models, so that prefixes can be reused.")
     cache_reuse: int = setting(
         0, "Fewest tokens worth moving in the cache when a client trims its history; 0 computes them again.", ge=0
@@ -395,10 +398,16 @@ class Setting(NamedTuple):
     @property
     def flags(self) -> tuple[str, ...]:
         """`--its-name` last, shorter and further spellings before it."""
+        return tuple(spelling.partition("/")[0] for spelling in self.spellings)
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The flags as typer reads them: a switch that is on by default is turned off by what follows the slash."""
         extra = self.field.json_schema_extra
         further = extra["flags"] if isinstance(extra, dict) else []
         assert isinstance(further, list)
-        return (*map(str, further), "--" + self.key.replace("_", "-"))
+        name = self.key.replace("_", "-")
+        return (*map(str, further), f"--{name}/--no-{name}" if self.is_switch else f"--{name}")
 
     @property
     def env(self) -> str:

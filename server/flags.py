@@ -95,7 +95,7 @@ def _config_option() -> Any:
 
 def _option(one: Setting) -> Any:
     option = typer.Option(
-        *_names(one),
+        *one.spellings,
         help=one.description + _default(one),
         metavar=None if one.is_switch else _metavar(one.field.annotation),
         rich_help_panel=_PANELS[one.section],
@@ -111,12 +111,6 @@ def _default(one: Setting) -> str:
     """The default in brackets; nothing where there is nothing to show."""
     text = one.default_text.strip('"')
     return f" [{text}]" if text not in ("", "[]") else ""
-
-
-def _names(one: Setting) -> tuple[str, ...]:
-    """A switch that is on by default is turned off by --no-its-name, as in llama-server."""
-    long = one.flags[-1]
-    return (*one.flags[:-1], f"{long}/--no-{long[2:]}") if one.is_switch else one.flags
 
 
 def _metavar(annotation: Any) -> str:

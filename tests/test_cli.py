@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import trustme
+import typer
 from cryptography.hazmat.primitives import serialization
 
 from server import __version__, cli, daemon, hub, listen, sources
 from server.config import settings
 from server.errors import StartupError
+from server.flags import with_settings
 from server.llama.params import ContextParams
 
 
@@ -103,6 +105,14 @@ class TestCommands:
         assert run.code == 0
         assert all(name in run.out for name in ("serve", "check", "plan", "keys", "bench"))
         assert "..." not in run.out.partition("Commands:")[2]
+
+    @pytest.mark.parametrize(("flag", "is_on"), [("-kvo", True), ("-nkvo", False), ("--no-kv-offload", False)])
+    def test_a_switch_has_llama_servers_short_names(self, flag: str, is_on: bool) -> None:
+        taken: list[dict[str, object]] = []
+        app = typer.Typer(add_completion=False)
+        app.command()(with_settings(lambda config, flags: taken.append(flags), ["context"]))
+        app([flag], standalone_mode=False)
+        assert [flags["kv_offload"] for flags in taken] == [is_on]
 
     def test_help_of_80_columns_shows_every_flag_whole_under_its_heading(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
