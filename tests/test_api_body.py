@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -38,16 +39,19 @@ HOSTILE = {
 }
 
 
+def cpu_s(work: Callable[[], object]) -> float:
+    """Seconds of the processor that `work` takes, which other programs add little to."""
+    start_s = time.process_time()
+    with contextlib.suppress(InvalidRequest):
+        work()
+    return time.process_time() - start_s
+
+
 @pytest.mark.parametrize("raw", [*LARGE.values(), *HOSTILE.values()], ids=[*LARGE, *HOSTILE])
 def test_no_body_keeps_others_waiting(raw: bytes) -> None:
-    """Processor time, which other programs do not add to; what is parsed at all may not take long."""
-    took_s = []
-    for _ in range(3):
-        start_s = time.process_time()
-        with contextlib.suppress(InvalidRequest):
-            parse_json(raw)
-        took_s.append(time.process_time() - start_s)
-    assert min(took_s) < 0.08
+    """Measured by what json alone takes for as many numbers as may be, some 8 ms."""
+    ratios = [cpu_s(lambda: parse_json(raw)) / cpu_s(lambda: json.loads(LARGE["ids"])) for _ in range(5)]
+    assert min(ratios) < 4
 
 
 @pytest.mark.parametrize("raw", [raw for name, raw in LARGE.items() if "without" not in name])
