@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import struct
 import threading
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,6 +19,15 @@ from hypothesis import strategies as st
 from server.engine.reader import Frames, Tell, read
 
 WAIT_S = 30.0
+
+
+def loops() -> Iterator[Callable[[], asyncio.AbstractEventLoop]]:
+    """Python's own, and the one that the server runs on."""
+    yield asyncio.new_event_loop
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        yield uvloop.new_event_loop
 
 
 def framed(*messages: Any) -> bytes:
@@ -98,6 +109,25 @@ async def test_a_loop_reads_by_itself(caplog: pytest.LogCaptureFixture) -> None:
     assert reading.seen == [*messages, "end"]
     assert reading.threads == {threading.current_thread()}
     assert "a message could not be handled" in caplog.text
+
+
+@pytest.mark.parametrize("new_loop", list(loops()))
+def test_a_long_message_goes_the_other_way_whole(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Longer than what the pipe holds, to somebody who is busy: who writes waits."""
+    message = b"x" * 3_000_000
+
+    async def write_while_reading() -> None:
+        reading = Reading(asyncio.get_running_loop())
+        writing = asyncio.create_task(asyncio.to_thread(reading.ours.send, message))
+        await asyncio.sleep(0.2)
+        assert not writing.done()
+        assert await asyncio.to_thread(reading.theirs.recv) == message
+        await writing
+        reading.theirs.close()
+        assert await asyncio.to_thread(reading.is_over.wait, WAIT_S)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(write_while_reading())
 
 
 async def test_a_loop_that_watches_no_pipes_is_told_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:

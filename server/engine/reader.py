@@ -88,6 +88,8 @@ class _LoopReader:
         self._on_message = on_message
         self._on_end = on_end
         loop.add_reader(self._fd, self._read)
+        # uvloop makes what it watches non-blocking, and who writes a long message to it would be stopped in the middle.
+        os.set_blocking(self._fd, True)
 
     def _read(self) -> None:
         try:
