@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from server.bench.client import Answer
@@ -36,6 +37,16 @@ def rates(scenario: str, case: str, answers: Sequence[Answer]) -> list[Figure]:
         metric = Metric(scenario, case, "one stream", "tok/s", Better.HIGHER)
         figures.append(Figure(metric, statistics.median(own), own))
     return figures
+
+
+def ratios(after: Sequence[Figure], before: Sequence[Figure], quantity: str) -> list[Figure]:
+    """How much is left of each rate, called `quantity`. Where one was too fast to be measured there is none."""
+    known = {figure.metric.quantity: figure.value for figure in before}
+    return [
+        Figure(replace(figure.metric, quantity=quantity, unit="x"), figure.value / known[figure.metric.quantity])
+        for figure in after
+        if figure.metric.quantity in known
+    ]
 
 
 async def _measure(n: int, site: Site) -> list[Figure]:

@@ -6,8 +6,7 @@ import random
 from functools import partial
 from typing import Any
 
-from server.bench.figures import Better, Metric
-from server.bench.scenarios.decode import plural, rates
+from server.bench.scenarios.decode import plural, rates, ratios
 from server.bench.site import Case, Figure, Site, Sizes
 from server.bench.words import sentences
 
@@ -54,8 +53,4 @@ async def _measure(n: int, site: Site) -> list[Figure]:
     extras = [{"json_schema": schema, "ignore_eos": False} for schema in schemas]
     held = rates(NAME, plural(n), await site.together(prompts, site.sizes.decode_tokens, extras))
     figures = [figure for figure in held if n == 1 or figure.metric.quantity == "all streams"]
-    before = {figure.metric.quantity: figure.value for figure in free}
-    for figure in tuple(figures):
-        ratio = Metric(NAME, plural(n), "over free text", "x", Better.HIGHER)
-        figures.append(Figure(ratio, figure.value / before[figure.metric.quantity]))
-    return figures
+    return [*figures, *ratios(figures, free, "over free text")]

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from server.bench.figures import Better, Metric
-from server.bench.scenarios.decode import plural, rates
+from server.bench.scenarios.decode import plural, rates, ratios
 from server.bench.site import Case, Figure, Site, Sizes
 from server.bench.words import sentences
 
@@ -58,10 +58,7 @@ async def _measure(n: int, site: Site) -> list[Figure]:
     await site.together([""] * n, 1, may_call)
     offered = rates(NAME, plural(n), await site.together([""] * n, n_tokens, may_call))
     figures = [figure for figure in offered if n == 1 or figure.metric.quantity == "all streams"]
-    before = {figure.metric.quantity: figure.value for figure in free}
-    for figure in tuple(figures):
-        ratio = Metric(NAME, plural(n), "over none", "x", Better.HIGHER)
-        figures.append(Figure(ratio, figure.value / before[figure.metric.quantity]))
+    figures += ratios(figures, free, "over none")
     must = {"tool_choice": "required", "parallel_tool_calls": False, "ignore_eos": False}
     calls = await site.together([""] * n, _CALL_TOKENS, [{**one, **must} for one in may_call])
     metric = Metric(NAME, plural(n), "a required call", "s", Better.LOWER)
