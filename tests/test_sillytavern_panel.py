@@ -143,8 +143,8 @@ def test_quiet_generations_leave_the_chat_in_the_cache(page: TavernPage, kind: s
         assert quiet.completion > 0
         assert (quiet.cached >= chat.prompt) == is_of_the_chat, command
         turn = written_by(server, lambda: page.say("And then?"))
-        # All but the new message, and what the page changes at the end of the last answer.
-        assert turn.cached >= chat.prompt + chat.completion - 8, command
+        # The page may change the last answer, from its first blank on.
+        assert turn.cached >= chat.prompt - 8, command
         chat = turn
     assert not page.complaints()
 
