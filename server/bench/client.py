@@ -206,19 +206,18 @@ class Stream:
 
     async def first(self) -> float:
         """Wait for the first text; its arrival. Raises BenchError when the response ends without any."""
-        try:
-            return await asyncio.wait_for(asyncio.shield(self._exchange.first), self._timeout_s)
-        except TimeoutError:
-            raise BenchError(f"{self._url} sent no text within {self._timeout_s:g} s") from None
-        except asyncio.CancelledError:
-            if self._exchange.first.cancelled():
-                return self._read().times[0]
-            raise
+        first = self._exchange.first
+        await asyncio.wait({first}, timeout=self._timeout_s)
+        if not first.done():
+            raise BenchError(f"{self._url} sent no text within {self._timeout_s:g} s")
+        return self._read().times[0] if first.cancelled() else first.result()
 
     async def answer(self) -> Answer:
         """Wait for the end. Raises BenchError when the server refused, failed or broke off."""
         try:
-            await asyncio.wait_for(self._exchange.done.wait(), self._timeout_s)
+            # Unlike this, Python 3.11's wait_for may lose a cancellation.
+            async with asyncio.timeout(self._timeout_s):
+                await self._exchange.done.wait()
         except TimeoutError:
             raise BenchError(f"{self._url} did not finish an answer within {self._timeout_s:g} s") from None
         return self._read()
@@ -341,7 +340,8 @@ class Client:
     async def _body(self, method: str, path: str, body: dict[str, Any] | None) -> bytes:
         exchange = await self._send(method, path, body)
         try:
-            await asyncio.wait_for(exchange.done.wait(), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                await exchange.done.wait()
         except TimeoutError:
             raise BenchError(f"{self.url}{path} did not answer within {self._timeout_s:g} s") from None
         finally:
@@ -359,7 +359,8 @@ class Client:
         exchange.sent = time.perf_counter()
         connecting = loop.create_connection(lambda: exchange, self.address.host, self.address.port, ssl=tls)
         try:
-            await asyncio.wait_for(connecting, CONNECT_TIMEOUT_S)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await connecting
         except (OSError, TimeoutError) as error:
             refused = isinstance(error, ConnectionRefusedError)
             reason = "connection refused" if refused else " ".join(str(error).split()) or "no answer"
