@@ -384,8 +384,13 @@ async def test_schema_holds_half_of_the_answers_and_compares(fake: FakeServer) -
 async def test_tools_compares_chats_with_and_without_and_waits_for_a_call(fake: FakeServer) -> None:
     fake.step_s = 0.005
     found = await measure(fake, "tools")
-    assert {quantity for _, quantity in found} == {"one stream", "all streams", "over none", "a required call"}
-    assert 0.3 < found["3 streams", "over none"] < 3
+    assert {quantity for _, quantity in found} == {
+        "one stream",
+        "all streams",
+        "over as long a chat",
+        "a required call",
+    }
+    assert 0.3 < found["3 streams", "over as long a chat"] < 3
     assert found["1 stream", "a required call"] >= 199 * 0.005
     offered = [body["tools"] for body in fake.bodies if "tools" in body]
     assert len(offered) == 3 * len(fake.bodies) / 5 == 12

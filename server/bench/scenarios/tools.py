@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from functools import partial
 from typing import Any
@@ -46,24 +47,26 @@ def _tool(source: random.Random, index: int) -> dict[str, Any]:
 
 
 async def _measure(n: int, site: Site) -> list[Figure]:
-    """Without tools first, then with tools that may be called, then with a call that must be made.
+    """Chats that speak of tools first, then chats that may call them, then with a call that must be made.
 
-    Prompts are read before the clock runs: those with tools are long, and servers differ in whom they let wait for it.
+    The first have the tools in their message, so that either is about as long: the deeper, the slower is every token.
+    Prompts are read before the clock runs: they are long, and servers differ in whom they let wait for it.
     """
     n_tokens = site.sizes.decode_tokens
-    plain = [_chat(site) for _ in range(n)]
+    tools = [drawn_tools(site.words.random, TOOLS) for _ in range(n)]
+    plain = [_chat(site, json.dumps(one)) for one in tools]
     await site.together([""] * n, 1, plain)
     free = rates(NAME, plural(n), await site.together([""] * n, n_tokens, plain))
-    may_call = [{**_chat(site), "tools": drawn_tools(site.words.random, TOOLS)} for _ in range(n)]
+    may_call = [{**_chat(site), "tools": one} for one in tools]
     await site.together([""] * n, 1, may_call)
     offered = rates(NAME, plural(n), await site.together([""] * n, n_tokens, may_call))
     figures = [figure for figure in offered if n == 1 or figure.metric.quantity == "all streams"]
-    figures += ratios(figures, free, "over none")
+    figures += ratios(figures, free, "over as long a chat")
     must = {"tool_choice": "required", "parallel_tool_calls": False, "ignore_eos": False}
     calls = await site.together([""] * n, _CALL_TOKENS, [{**one, **must} for one in may_call])
     metric = Metric(NAME, plural(n), "a required call", "s", Better.LOWER)
     return [*figures, Figure(metric, max(call.times[-1] - call.sent for call in calls))]
 
 
-def _chat(site: Site) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": site.words.text(PROMPT)}]}
+def _chat(site: Site, more: str = "") -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": site.words.text(PROMPT) + more}]}
