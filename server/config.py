@@ -296,6 +296,9 @@ class QueueSection(Section):
     max_queue: int = setting(64, "Requests that may wait; one more is refused with 503.", ge=0)
     max_queue_wait_s: float = setting(600.0, "Seconds a request may wait before it is refused.", gt=0)
     max_gap_ms: float = setting(100.0, "Longest pause that reading a prompt may put into other streams.", gt=0)
+    max_gap_steps: int = setting(
+        8, "The same in steps of theirs, where so many take longer: on a slow machine, or with many streams.", ge=0
+    )
     prompt_cost: float = setting(
         0.25, "What a computed token of a prompt counts beside a generated one, where keys share by tokens.", ge=0
     )

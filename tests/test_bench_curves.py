@@ -132,7 +132,8 @@ async def test_kept_chats_go_on_with_the_new_message_only() -> None:
 async def test_every_gap_has_a_server_of_its_own() -> None:
     with ground(token_s=0.002, step_s=0.004) as (found, launcher, _):
         await gaps.measure(found)
-    assert [flags[-2:] for flags in launcher.flags] == [("--max-gap-ms", "50"), ("--max-gap-ms", "200")]
+    steps = ("--max-gap-steps", "0")
+    assert [flags[-4:] for flags in launcher.flags] == [("--max-gap-ms", gap, *steps) for gap in ("50", "200")]
     got = values(found.curves[0])
     assert 0.07 <= got[50, "first token of a newcomer"] < 3
     assert 0.06 <= got[200, "longest gap of those who write"] < 3

@@ -33,9 +33,20 @@ def decoding(slot: int, n_prompt: int = 10) -> Sequence:
 
 
 def scheduler(
-    *, n_batch: int = 64, n_ubatch: int = 64, n_outputs_max: int = 64, max_gap_ms: float = 100.0
+    *,
+    n_batch: int = 64,
+    n_ubatch: int = 64,
+    n_outputs_max: int = 64,
+    max_gap_ms: float = 100.0,
+    max_gap_steps: int = 0,
 ) -> Scheduler:
-    return Scheduler(n_batch=n_batch, n_ubatch=n_ubatch, n_outputs_max=n_outputs_max, max_gap_ms=max_gap_ms)
+    return Scheduler(
+        n_batch=n_batch,
+        n_ubatch=n_ubatch,
+        n_outputs_max=n_outputs_max,
+        max_gap_ms=max_gap_ms,
+        max_gap_steps=max_gap_steps,
+    )
 
 
 def shape(plan: list[Chunk]) -> list[tuple[int | None, int, int]]:
@@ -77,6 +88,24 @@ def test_a_step_with_running_streams_stays_under_the_gap() -> None:
     planner.step_time.record(0.020 + 0.128, 4, 128)
     # 80 ms are left beside the 20 ms of the decode, at a millisecond a token.
     assert planner.token_budget(n_decode=4) == pytest.approx(80, abs=1)
+
+
+@pytest.mark.parametrize(("decode_s", "budget"), [(0.01, 90), (0.0125, 87), (0.05, 350)])
+def test_beside_slow_steps_the_gap_is_counted_in_them(decode_s: float, budget: int) -> None:
+    """A millisecond a token: what is left of 100 ms, or of eight steps if that is more."""
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, max_gap_steps=8)
+    planner.step_time.record(decode_s, 4, 0)
+    planner.step_time.prefill_s_per_token = 0.001
+    assert planner.token_budget(n_decode=4) == pytest.approx(budget, abs=1)
+
+
+def test_a_disturbed_step_makes_no_gap_longer() -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, max_gap_steps=8)
+    for decode_s in (0.02, 0.2, 0.2):
+        planner.step_time.record(decode_s, 4, 0)
+    assert planner.step_time.pace_s == 0.02
+    planner.step_time.decode_s, planner.step_time.prefill_s_per_token = 0.02, 0.001
+    assert planner.token_budget(n_decode=4) == pytest.approx(140, abs=1)
 
 
 def test_nearly_a_tile_of_prefill_is_a_whole_one() -> None:

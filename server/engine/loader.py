@@ -365,6 +365,7 @@ def _engine(config: EngineConfig, params: ContextParams, model: Model, context: 
         n_ubatch=config.context.n_ubatch,
         n_outputs_max=context.n_outputs_max,
         max_gap_ms=config.max_gap_ms,
+        max_gap_steps=config.max_gap_steps,
     )
     queue = RequestQueue(
         config.max_queue,

@@ -2,12 +2,14 @@
 
 There is no prefill phase and no decode phase: each sequence's computed tokens catch up with its tokens. Every
 decoding sequence gets its one row; then prefill fills a token budget, the least served account first and oldest first
-within it, chosen so that the step stays under `max_gap_ms` while somebody decodes. Prefill with nobody decoding goes in
-larger chunks, bounded in time too: the chunk is what a cancel or a newcomer waits for.
+within it, chosen so that the step stays under `max_gap_ms` while somebody decodes, or under `max_gap_steps` of their
+own steps where those are slow: a pause is felt beside the usual pace, and a newcomer waits for it many times. Prefill
+with nobody decoding goes in larger chunks, bounded in time too: the chunk is what a cancel or a newcomer waits for.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -34,6 +36,8 @@ _MANY_STREAMS = 4
 _MAX_SINGLY = 16
 
 _SMOOTHING = 0.3
+
+_RECENT = 16
 
 
 class Chunk(NamedTuple):
@@ -82,24 +86,34 @@ class StepTime:
     def __init__(self) -> None:
         self.decode_s = 0.0
         self.prefill_s_per_token = 0.0
+        self._decodes_s: deque[float] = deque(maxlen=_RECENT)
 
     def record(self, seconds: float, n_decode: int, n_prefill: int) -> None:
         if n_prefill == 0:
             self.decode_s = _smooth(self.decode_s, seconds)
+            self._decodes_s.append(seconds)
         elif n_prefill >= _MIN_CHUNK:
             decode_s = self.decode_s if n_decode else 0.0
             per_token = max(seconds - decode_s, 0.1 * seconds) / n_prefill
             self.prefill_s_per_token = _smooth(self.prefill_s_per_token, per_token)
 
+    @property
+    def pace_s(self) -> float:
+        """A step that only decodes, undisturbed: the quickest of the last ones."""
+        return min(self._decodes_s, default=0.0)
+
 
 class Scheduler:
     """Makes the plan of one step. `n_batch` rows at most, `n_ubatch` computed at once, `n_outputs_max` with logits."""
 
-    def __init__(self, *, n_batch: int, n_ubatch: int, n_outputs_max: int, max_gap_ms: float) -> None:
+    def __init__(
+        self, *, n_batch: int, n_ubatch: int, n_outputs_max: int, max_gap_ms: float, max_gap_steps: int = 0
+    ) -> None:
         self._n_batch = n_batch
         self._n_ubatch = min(n_ubatch, n_batch)
         self._n_outputs_max = n_outputs_max
         self._max_gap_s = max_gap_ms / 1000
+        self._max_gap_steps = max_gap_steps
         self.step_time = StepTime()
 
     def schedule(
@@ -165,7 +179,8 @@ class Scheduler:
             affordable = int(_ALONE_GAPS * self._max_gap_s / per_token)
             # Whole tiles of the matrix kernels: 64 rows and their multiples are computed best.
             return min(room, max(_TILE, min(self._n_ubatch, affordable // _TILE * _TILE)))
-        affordable = int((self._max_gap_s - self.step_time.decode_s) / per_token)
+        gap_s = max(self._max_gap_s, self._max_gap_steps * self.step_time.pace_s)
+        affordable = int((gap_s - self.step_time.decode_s) / per_token)
         if _NEAR_TILE <= affordable < _TILE:
             affordable = _TILE
         return min(room, self._n_ubatch, max(_MIN_CHUNK, affordable))

@@ -21,7 +21,8 @@ async def measure(ground: Ground) -> None:
     curve = ground.begin("gaps", "max_gap_ms")
     n_ctx = max(interference.RUNNING_TOKENS + 64, 2 * ground.extent.newcomer)
     for gap_ms in ground.extent.gaps_ms:
-        flags = ("-np", str(N_SLOTS), "-c", str(N_SLOTS * n_ctx), "--max-gap-ms", str(gap_ms))
+        gap = ("--max-gap-ms", str(gap_ms), "--max-gap-steps", "0")
+        flags = ("-np", str(N_SLOTS), "-c", str(N_SLOTS * n_ctx), *gap)
         with ground.launch(*flags) as local:
             site = await ground.site(local, "gaps", gap_ms)
             (case,) = interference.cases(site.sizes)
