@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -169,8 +170,7 @@ class TavernPage:
     def send(self, text: str) -> None:
         """Write a message and press the paper plane; returns when the answer's message is there."""
         before = self.answers.count()
-        self.page.fill("#send_textarea", text)
-        self.page.click("#send_but")
+        self._type(text)
         expect(self.answers).to_have_count(before + 1, timeout=PAGE_S * 1000)
 
     def wait_text(self, longer_than: int) -> None:
@@ -191,8 +191,18 @@ class TavernPage:
 
     def run(self, command: str) -> None:
         """Type a slash command."""
-        self.page.fill("#send_textarea", command)
-        self.page.click("#send_but")
+        self._type(command)
+
+    def _type(self, text: str) -> None:
+        """Write and press the paper plane until the page takes it: right after an answer it may not."""
+        field = self.page.locator("#send_textarea")
+        field.fill(text)
+        deadline = time.monotonic() + PAGE_S
+        while field.input_value():
+            assert time.monotonic() < deadline, f"the page does not take {text!r}"
+            self.page.click("#send_but")
+            with contextlib.suppress(AssertionError):
+                expect(field).to_have_value("", timeout=PAGE_S * 100)
 
     def set_sampler(self, name: str, value: float | str | bool) -> None:
         """Set a field of the sliders' panel, as its own name calls it, whether or not it is in view."""
