@@ -95,6 +95,8 @@ class FakeServer:
         self.bodies.append(body)
         is_chat = "messages" in body
         prompt = (body["messages"][-1]["content"] if is_chat else body["prompt"]).split()
+        if "tools" in body:
+            prompt += json.dumps(body["tools"]).split()
         async with self._reading:
             cached = min(max((common_prefix(prompt, old) for old in self._seen), default=0), len(prompt) - 1)
             self._seen.append(prompt)

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -393,7 +394,10 @@ async def test_tools_compares_chats_with_and_without_and_waits_for_a_call(fake: 
     assert 0.3 < found["3 streams", "over as long a chat"] < 3
     assert found["1 stream", "a required call"] >= 199 * 0.005
     offered = [body["tools"] for body in fake.bodies if "tools" in body]
-    assert len(offered) == 3 * len(fake.bodies) / 5 == 12
+    assert len(offered) == 4 * len(fake.bodies) / 6 == 16
+    plain = [body["messages"][0]["content"] for body in fake.bodies if "tools" not in body]
+    told = 24 + statistics.mean(len(json.dumps(tools).split()) for tools in offered)
+    assert statistics.mean(len(text.split()) for text in plain) == pytest.approx(told, rel=0.05), "about as long"
     assert all("prompt" not in body for body in fake.bodies)
     assert len({json.dumps(read_tools(tools)) for tools in offered}) == 4
 

@@ -38,6 +38,7 @@ _MAX_SINGLY = 16
 _SMOOTHING = 0.3
 
 _RECENT = 16
+"""Steps among which the quickest tells the streams' own pace: those that try fewer threads are slow."""
 
 
 class Chunk(NamedTuple):
@@ -104,7 +105,10 @@ class StepTime:
 
 
 class Scheduler:
-    """Makes the plan of one step. `n_batch` rows at most, `n_ubatch` computed at once, `n_outputs_max` with logits."""
+    """Makes the plan of one step. `n_batch` rows at most, `n_ubatch` computed at once, `n_outputs_max` with logits.
+
+    Beside streams a step takes `max_gap_ms` milliseconds at most, or as long as `max_gap_steps` of their own.
+    """
 
     def __init__(
         self, *, n_batch: int, n_ubatch: int, n_outputs_max: int, max_gap_ms: float, max_gap_steps: int = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from functools import partial
 from typing import Any
@@ -47,17 +46,17 @@ def _tool(source: random.Random, index: int) -> dict[str, Any]:
 
 
 async def _measure(n: int, site: Site) -> list[Figure]:
-    """Chats that speak of tools first, then chats that may call them, then with a call that must be made.
+    """Chats without tools first, then chats that may call them, then with a call that must be made.
 
-    The first have the tools in their message, so that either is about as long: the deeper, the slower is every token.
-    Prompts are read before the clock runs: they are long, and servers differ in whom they let wait for it.
+    The first are as long as the server makes the others: the deeper, the slower is every token. Prompts are read before
+    the clock runs: they are long, and servers differ in whom they let wait for it.
     """
     n_tokens = site.sizes.decode_tokens
-    tools = [drawn_tools(site.words.random, TOOLS) for _ in range(n)]
-    plain = [_chat(site, json.dumps(one)) for one in tools]
+    may_call = [{**_chat(site, PROMPT), "tools": drawn_tools(site.words.random, TOOLS)} for _ in range(n)]
+    told = await site.together([""] * n, 1, may_call)
+    plain = [_chat(site, answer.prompt_tokens or PROMPT) for answer in told]
     await site.together([""] * n, 1, plain)
     free = rates(NAME, plural(n), await site.together([""] * n, n_tokens, plain))
-    may_call = [{**_chat(site), "tools": one} for one in tools]
     await site.together([""] * n, 1, may_call)
     offered = rates(NAME, plural(n), await site.together([""] * n, n_tokens, may_call))
     figures = [figure for figure in offered if n == 1 or figure.metric.quantity == "all streams"]
@@ -68,5 +67,5 @@ async def _measure(n: int, site: Site) -> list[Figure]:
     return [*figures, Figure(metric, max(call.times[-1] - call.sent for call in calls))]
 
 
-def _chat(site: Site, more: str = "") -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": site.words.text(PROMPT) + more}]}
+def _chat(site: Site, n_tokens: int) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": site.words.text(n_tokens)}]}
