@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,16 @@ def _log_as_before() -> Iterator[None]:
     for handler in set(root.handlers) - set(handlers):
         root.removeHandler(handler)
     root.setLevel(level)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_apps_of_before() -> Iterator[None]:
+    """FastAPI remembers the endpoints of thousands of apps, and they their apps, of which each holds half a megabyte."""
+    yield
+    if models := sys.modules.get("fastapi.dependencies.models"):
+        for cache in vars(models).values():
+            if hasattr(cache, "cache_clear"):
+                cache.cache_clear()
 
 
 @pytest.fixture(scope="session")
