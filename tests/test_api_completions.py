@@ -31,7 +31,7 @@ async def test_an_answer_has_openais_shape() -> None:
     assert answer["system_fingerprint"].startswith("fp_")
     assert answer["choices"] == [{"index": 0, "text": "Hello world", "logprobs": None, "finish_reason": "stop"}]
     assert answer["usage"]["total_tokens"] == 3 + 11
-    assert answer["timings"]["predicted_per_second"] == pytest.approx(110)
+    assert answer["timings"]["predicted_per_second"] == pytest.approx(100)
 
 
 async def test_ids_are_unique() -> None:

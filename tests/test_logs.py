@@ -14,6 +14,7 @@ import pytest
 from server import logs
 from server.api.record import Record
 from server.api.requestlog import fields_of, log_request
+from server.engine.messages import Usage
 from server.errors import EngineFailure, QueueFull
 from server.keys.ring import Role
 from tests.api_client import Api, parse_events, ring_of, running
@@ -85,7 +86,7 @@ class TestRequestLine:
         said = words(record.getMessage())
         assert said[:7] == ["key-1", "3", "in", "2", "cached", "11", "out"]
         assert said[7:10] == ["queue", "0.01", "s"]
-        assert (said[10], said[12:15]) == ("first", ["s", "110.0", "tok/s"])
+        assert (said[10], said[12:15]) == ("first", ["s", "100.0", "tok/s"])
         assert said[15:] == ["stop", "/v1/completions", "fake-model", response.headers["x-request-id"]]
         fields = record.fields  # type: ignore[attr-defined]
         assert (fields["prompt_tokens"], fields["cached_tokens"], fields["completion_tokens"]) == (3, 2, 11)
@@ -121,13 +122,19 @@ class TestRequestLine:
         assert words(line)[1:7] == ["3", "in", "0", "cached", "20", "out"]
         assert " length " in line
 
+    @pytest.mark.parametrize(("n", "rate"), [(1, None), (2, 10.0), (11, 100.0)])
+    def test_the_rate_is_that_of_the_tokens_after_the_first(self, n: int, rate: float | None) -> None:
+        usage = Usage(5, n, 0, queue_s=0.0, prefill_s=0.2, decode_s=0.1)
+        record = Record(completion_tokens=n, decoded_tokens=usage.decoded_tokens, decode_s=usage.decode_s)
+        assert (record.tokens_per_s, usage.tokens_per_s) == (rate, rate or 0.0)
+
     async def test_columns_stand_under_each_other(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, logger="ggufd")
         records = [
             Record(
                 key="alice", prompt_tokens=1234, cached_tokens=1200, completion_tokens=56, queue_s=0.0, first_s=1.25
             ),
-            Record(prompt_tokens=1, completion_tokens=12345, queue_s=600.0, decode_s=100.0, reason="length"),
+            Record(prompt_tokens=1, completion_tokens=12345, queue_s=600.0, decode_s=100.0, decoded_tokens=12344, reason="length"),
         ]
         for record in records:
             record.is_work = True

@@ -163,6 +163,7 @@ class Generation:
             record.queue_s = max(usage.queue_s for usage in usages)
             record.prefill_s = max(usage.prefill_s for usage in usages)
             record.decode_s = max(usage.decode_s for usage in usages)
+            record.decoded_tokens = sum(usage.decoded_tokens for usage in usages)
         record.reason = record.reason or self._reason()
 
     def _reason(self) -> str:

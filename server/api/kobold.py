@@ -279,6 +279,6 @@ def _last(finish: Finish | None) -> dict[str, Any]:
         "last_token_count": usage.completion_tokens,
         "last_input_count": usage.prompt_tokens,
         "last_process_speed": round(computed / usage.prefill_s, 3) if usage.prefill_s > 0 else 0.0,
-        "last_eval_speed": round(usage.completion_tokens / usage.decode_s, 3) if usage.decode_s > 0 else 0.0,
+        "last_eval_speed": round(usage.tokens_per_s, 3),
         "stop_reason": _STOPPED_BY_TEXT if finish.stop else _STOP_REASONS.get(finish.reason, _NEVER_STOPPED),
     }

@@ -29,7 +29,8 @@ class Record:
 
     `is_work` says that the model had something to compute. `reason` is why it ended: a finish reason, an error's code,
     `DISCONNECTED`, or "" of what was no work.
-    `first_s` is from arrival to the first token; `decode_s` is the time of the tokens after it, of the slowest choice.
+    `first_s` is from arrival to the first token; `decode_s` is the time of the tokens after it, of the slowest choice,
+    and `decoded_tokens` are those of all.
     """
 
     request_id: str = ""
@@ -51,11 +52,12 @@ class Record:
     prefill_s: float | None = None
     first_s: float | None = None
     decode_s: float = 0.0
+    decoded_tokens: int = 0
 
     @property
     def tokens_per_s(self) -> float | None:
-        """How fast all choices together were written."""
-        return self.completion_tokens / self.decode_s if self.decode_s > 0 else None
+        """How fast all choices together were written; None where they are too short to tell."""
+        return self.decoded_tokens / self.decode_s if self.decoded_tokens and self.decode_s > 0 else None
 
     def note_first_token(self) -> None:
         """The first token of any choice is there."""

@@ -64,7 +64,7 @@ def timings_json(usage: Usage, *, has_bans: bool = False) -> dict[str, Any]:
         "prompt_per_second": _rate(computed, usage.prefill_s),
         "predicted_n": usage.completion_tokens,
         "predicted_ms": _ms(usage.decode_s),
-        "predicted_per_second": _rate(usage.completion_tokens, usage.decode_s),
+        "predicted_per_second": round(usage.tokens_per_s, 3),
         "queue_ms": _ms(usage.queue_s),
         **_moved([usage]),
         **_dropped([usage]),

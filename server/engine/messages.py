@@ -328,6 +328,16 @@ class Usage:
     accepted_tokens: int = 0
     dropped_tokens: int = 0
 
+    @property
+    def decoded_tokens(self) -> int:
+        """The tokens that `decode_s` was spent on: the first one came of the prompt."""
+        return max(0, self.completion_tokens - 1)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """How fast the text was written; 0 when it is too short to tell."""
+        return self.decoded_tokens / self.decode_s if self.decode_s > 0 else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Finish:
