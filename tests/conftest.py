@@ -29,7 +29,7 @@ def _log_as_before() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_apps_of_before() -> Iterator[None]:
-    """FastAPI remembers the endpoints of thousands of apps, and they their apps, of which each holds half a megabyte."""
+    """FastAPI remembers the endpoints of thousands of apps, and so the apps, half a megabyte each."""
     yield
     if models := sys.modules.get("fastapi.dependencies.models"):
         for cache in vars(models).values():

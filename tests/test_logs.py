@@ -134,7 +134,14 @@ class TestRequestLine:
             Record(
                 key="alice", prompt_tokens=1234, cached_tokens=1200, completion_tokens=56, queue_s=0.0, first_s=1.25
             ),
-            Record(prompt_tokens=1, completion_tokens=12345, queue_s=600.0, decode_s=100.0, decoded_tokens=12344, reason="length"),
+            Record(
+                prompt_tokens=1,
+                completion_tokens=12345,
+                queue_s=600.0,
+                decode_s=100.0,
+                decoded_tokens=12344,
+                reason="length",
+            ),
         ]
         for record in records:
             record.is_work = True
