@@ -56,7 +56,7 @@ def test_an_answer_is_expected_to_be_as_long_as_the_latest_ones_beside_their_lim
     assert forecast.expected_tokens(waiting(1, max_tokens=80)) == 80
     ended = waiting(2, max_tokens=80)
     ended.tokens.extend([1] * 40)
-    forecast.note_answer(ended)
+    forecast.note_answer(ended, 10.0)
     assert forecast.expected_tokens(waiting(1, max_tokens=80)) == 40
     assert forecast.expected_tokens(waiting(1, max_tokens=30)) == 15
     assert forecast.expected_tokens(waiting(1, max_tokens=None)) == 40
@@ -64,6 +64,15 @@ def test_an_answer_is_expected_to_be_as_long_as_the_latest_ones_beside_their_lim
     long = waiting(1, max_tokens=None)
     long.tokens.extend([1] * 100)
     assert forecast.expected_tokens(long) == 125
+
+
+@pytest.mark.parametrize(("tokens_per_s", "left_s"), [(10.0, 0.6), (20.0, 0.35), (5.0, 1.1), (0.1, 1.6), (0.0, 0.6)])
+def test_the_tokens_of_an_answer_take_what_they_took_lately(tokens_per_s: float, left_s: float) -> None:
+    """Where steps take 0.1 s: with guesses that come true less, beside prompts more, but not for ever."""
+    forecast = Forecast(measured())
+    forecast.note_answer(waiting(1), tokens_per_s)
+    one = waiting(2, max_tokens=5, ignore_eos=True)
+    assert forecast.left_s(one) == pytest.approx(left_s)
 
 
 def test_before_anything_was_measured_nothing_takes_any_time() -> None:

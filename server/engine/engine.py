@@ -502,7 +502,7 @@ class Engine:
         usage = sequence.usage(self._clock())
         finish = Finish(reason, usage, sequence.detokenizer.stop, said.end)
         self._leave(sequence)
-        self._forecast.note_answer(sequence)
+        self._forecast.note_answer(sequence, usage.tokens_per_s)
         self._outbox.put_text(sequence, Said(said.text + rest.text, [*said.items, *rest.items]), finish)
 
     def _leave(self, sequence: Sequence) -> None:

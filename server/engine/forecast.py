@@ -21,6 +21,9 @@ _MEMORY = 10
 _LONGER = 1.25
 """A text that is longer than the mean is expected to have a fifth of its length yet to come."""
 
+_MAX_STRETCH = 3.0
+"""An answer that took longer was held up by what need not come again."""
+
 
 class _Mean:
     """Of the latest values, the newer ones the more; `value` is what was given before there are any."""
@@ -35,15 +38,20 @@ class _Mean:
 
 
 class Forecast:
-    """Estimates from `step_time`, which is measured, and from the lengths of answers that have ended."""
+    """Estimates from `step_time`, which is measured, and from answers that have ended: how long they were, and what a
+    token of them took beside a step. That is less where guesses came true, and more where prompts were read between.
+    """
 
     def __init__(self, step_time: StepTime) -> None:
         self._step_time = step_time
         self._length = _Mean(0.0)
         self._share = _Mean(1.0)
+        self._stretch = _Mean(1.0)
 
-    def note_answer(self, sequence: Sequence) -> None:
-        """An answer has ended."""
+    def note_answer(self, sequence: Sequence, tokens_per_s: float) -> None:
+        """An answer has ended, which was written so fast."""
+        if tokens_per_s > 0 and self._step_time.decode_s > 0:
+            self._stretch.add(min(_MAX_STRETCH, 1 / (tokens_per_s * self._step_time.decode_s)))
         self._length.add(sequence.n_generated)
         limit = sequence.request.max_tokens
         if limit is not None and not sequence.request.sampling.ignore_eos:
@@ -67,7 +75,8 @@ class Forecast:
         """Seconds of a slot until a sequence ends."""
         n_left = max(0.0, self.expected_tokens(sequence) - sequence.n_generated)
         n_unread = sequence.n_prompt_uncomputed
-        return n_unread * self._step_time.prefill_s_per_token + n_left * self._step_time.decode_s
+        token_s = self._stretch.value * self._step_time.decode_s
+        return n_unread * self._step_time.prefill_s_per_token + n_left * token_s
 
     def turns(self, order: Iterable[Sequence], running: Iterable[Sequence], n_free: int) -> dict[int, Turn]:
         """The turn of every request of which nothing runs yet, by its id; `order` is that of service."""
