@@ -27,7 +27,7 @@ def _log_as_before() -> Iterator[None]:
     root.setLevel(level)
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def _no_apps_of_before() -> Iterator[None]:
     """FastAPI remembers the endpoints of thousands of apps, and so the apps, half a megabyte each."""
     yield

@@ -696,6 +696,7 @@ def test_given_sizes_replace_the_usual_ones() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+@pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="in the background nobody hears SIGINT")
 def test_ctrl_c_prints_what_is_there() -> None:
     fake = FakeServer(step_s=0.002)
     with serving(fake):
