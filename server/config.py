@@ -268,6 +268,11 @@ class ServerSection(Section):
     )
     max_body_bytes: int = setting(2_000_000, "Largest request body; more is refused with 413.", ge=1024)
     ping_s: float = setting(1.0, "Seconds of silence after which a stream carries a comment.", gt=0)
+    text_interval_ms: float = setting(
+        20.0,
+        "Milliseconds from write to write where tokens come quicker, as a screen shows them; 0 sends each at once.",
+        ge=0,
+    )
     read_timeout_s: float = setting(30.0, "Seconds in which a request must have arrived whole.", gt=0)
     write_timeout_s: float = setting(
         60.0, "Seconds after which a client that reads nothing of its answer is dropped.", gt=0

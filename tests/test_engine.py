@@ -518,6 +518,19 @@ def test_prompt_logprobs_are_those_of_every_token_after_the_first(n_outputs_max:
     assert rig.text(2) == rig.text(1)
 
 
+def test_the_next_text_is_foreseen_where_all_write() -> None:
+    rig = make_engine(n_slots=1)
+    assert rig.engine.next_text_s is None
+    rig.add(make_request(1, b"abc", max_tokens=5, ignore_eos=True))
+    rig.step()
+    rig.step()
+    assert rig.engine.next_text_s == pytest.approx(0.0105)
+    rig.add(make_request(2, b"def"))
+    assert rig.engine.next_text_s is None
+    rig.run()
+    assert rig.engine.next_text_s is None
+
+
 def test_progress_goes_up_to_the_whole_prompt() -> None:
     rig = make_engine(n_batch=32)
     rig.add(make_request(1, LONG, max_tokens=2, return_progress=True, ignore_eos=True))

@@ -213,6 +213,14 @@ class Engine:
 
     # --- the step ---------------------------------------------------------------------------------------------------
 
+    @property
+    def next_text_s(self) -> float | None:
+        """Seconds that the next step takes, if it only writes on; None where it may read a prompt, or nobody writes."""
+        is_writing = bool(self._running) and all(sequence.is_decoding for sequence in self._running)
+        if not is_writing or self._queue or self._embedder.has_work:
+            return None
+        return self._scheduler.step_time.decode_s
+
     def step(self) -> list[Event]:
         """Admit, compute one batch, sample, finish, compute vectors; returns what happened."""
         self._trace.begin()

@@ -755,10 +755,11 @@ class DraftConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """All the engine needs to know. Times in seconds, `max_gap_ms` in milliseconds.
+    """All the engine needs to know. Times in seconds, `max_gap_ms` and `text_interval_ms` in milliseconds.
 
     `max_gap_ms` bounds the gap that prefill may put between two tokens of a running sequence; so do `max_gap_steps`
-    steps that only decode, where they take longer.
+    steps that only decode, where they take longer. Text of steps that come quicker than `text_interval_ms` is sent
+    together.
     `prompt_cost` is what a computed token of a prompt counts beside a generated one; `priority_aging_s` of waiting make
     up for one step of priority.
     Where the loader chooses what goes to GPUs, it takes `vram_limit` bytes there at most; None is all that is free.
@@ -774,6 +775,7 @@ class EngineConfig:
     max_queue_wait_s: float = 600.0
     max_gap_ms: float = 100.0
     max_gap_steps: int = 8
+    text_interval_ms: float = 0.0
     prompt_cost: float = 0.25
     priority_aging_s: float = 30.0
     step_timeout_s: float = 0.0

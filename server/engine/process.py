@@ -28,6 +28,7 @@ from server.engine.messages import (
     LoadFailed,
     Loading,
     LogLine,
+    Output,
     Ping,
     Pong,
     QueueState,
@@ -46,6 +47,8 @@ class Engine(Protocol):
     def has_work(self) -> bool: ...
     @property
     def is_preparing(self) -> bool: ...
+    @property
+    def next_text_s(self) -> float | None: ...
     def add(self, request: EngineRequest | EmbedRequest) -> None: ...
     def abort(self, request_id: int) -> None: ...
     def step(self) -> list[Event]: ...
@@ -85,29 +88,70 @@ def main(conn: Connection, config: EngineConfig) -> None:
     conn.send([loaded.ready])
     log: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     logging.getLogger("server").addHandler(logging.handlers.QueueHandler(log))
-    serve(conn, loaded.engine, log)
+    serve(conn, loaded.engine, log, text_interval_s=config.text_interval_ms / 1000)
 
 
-def serve(conn: Connection, engine: Engine, log: queue.SimpleQueue[logging.LogRecord] | None = None) -> None:
-    """The main loop. Every message out is a list of events: at most one message a step.
+def serve(
+    conn: Connection,
+    engine: Engine,
+    log: queue.SimpleQueue[logging.LogRecord] | None = None,
+    *,
+    text_interval_s: float = 0.0,
+) -> None:
+    """The main loop. Every message out is a list of events: what happened in a step, or in several where text comes
+    quicker than every `text_interval_s`; the answer to a command goes before the next step.
 
     What this process writes into its `log`, on whatever thread, goes out with them.
     """
+    post = _Post(conn, engine, text_interval_s)
     while True:
-        events: list[Event] = _lines(log)
+        post.events += _lines(log)
         is_tidying = not engine.has_work and not conn.poll(0) and engine.keep_house()
-        while conn.poll(0 if events or is_tidying else _patience_s(engine)):
+        while conn.poll(0 if post.events or is_tidying else _patience_s(engine)):
             command: Command = conn.recv()
             if isinstance(command, Shutdown):
+                post.send()
                 engine.close(_CLOSE_S)
                 return
-            _obey(engine, command, events)
+            _obey(engine, command, post.events)
+            # The next step may be a longer one.
+            post.send()
         if engine.has_work:
-            events += engine.step()
-        if events:
+            post.events += engine.step()
+        if not post.can_wait():
+            post.send()
+
+
+class _Post:
+    """What the engine says, until it is sent.
+
+    Each message wakes the other process, which takes a core from those that compute, and starts with cold caches: with
+    a quick model that costs more than what the message says. So text waits for the text of the next step, where that
+    is there before a screen would show the first.
+    """
+
+    def __init__(self, conn: Connection, engine: Engine, interval_s: float) -> None:
+        self._conn = conn
+        self._engine = engine
+        self._interval_s = interval_s
+        self._sent_s = 0.0
+        self.events: list[Event] = []
+
+    def can_wait(self) -> bool:
+        """Whether all there is to say is text, and the next comes soon enough."""
+        if not self._interval_s or not all(isinstance(one, Output) and one.finish is None for one in self.events):
+            return False
+        next_s = self._engine.next_text_s
+        return next_s is not None and time.perf_counter() + next_s <= self._sent_s + self._interval_s
+
+    def send(self) -> None:
+        """All of it, if there is anything."""
+        if self.events:
             start_s = time.perf_counter()
-            conn.send(events)
-            engine.note_sent(time.perf_counter() - start_s)
+            self._conn.send(self.events)
+            self._sent_s = time.perf_counter()
+            self._engine.note_sent(self._sent_s - start_s)
+            self.events = []
 
 
 def _lines(log: queue.SimpleQueue[logging.LogRecord] | None) -> list[Event]:

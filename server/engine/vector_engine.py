@@ -37,6 +37,11 @@ class VectorEngine:
         """There is no grammar to wait for."""
         return False
 
+    @property
+    def next_text_s(self) -> float | None:
+        """Nothing is written here."""
+        return None
+
     def add(self, request: EngineRequest | EmbedRequest) -> None:
         """Queue a request for vectors; say `Failed` of any other, and of one too many."""
         try:
