@@ -58,6 +58,10 @@ class Loop:
         self._thread.join(WAIT_S)
         return self.ended[0]
 
+    def end(self) -> None:
+        self.conn.send(Shutdown())
+        assert self.wait() is None
+
 
 @pytest.fixture
 def rig() -> Rig:
@@ -71,8 +75,7 @@ def test_every_step_is_one_message(rig: Rig) -> None:
     assert isinstance(messages[0][0], Admitted)
     assert [sum(isinstance(event, Output) for event in message) for message in messages] == [1] * 5
     assert not loop.conn.poll(0.05)
-    loop.conn.send(Shutdown())
-    assert loop.wait() is None
+    loop.end()
 
 
 def texts_of(message: list[Any]) -> list[Output]:
@@ -88,11 +91,13 @@ class TestQuickText:
         first, rest = loop.receive(), loop.receive()
         assert (len(texts_of(first)), len(texts_of(rest))) == (1, 49)
         assert texts_of(rest)[-1].finish is not None
+        loop.end()
 
     def test_it_is_sent_when_the_next_would_come_too_late(self, rig: Rig) -> None:
         loop = Loop(rig, text_interval_s=0.01)
         loop.conn.send(make_request(1, b"hello", max_tokens=5, ignore_eos=True))
         assert [len(texts_of(loop.receive())) for _ in range(5)] == [1] * 5
+        loop.end()
 
     def test_a_command_sends_what_waits(self, rig: Rig) -> None:
         loop = Loop(rig, text_interval_s=WAIT_S)
@@ -102,6 +107,7 @@ class TestQuickText:
         message = loop.receive()
         assert isinstance(message[-1], Pong)
         assert n_before == 1
+        loop.end()
 
 
 def test_an_idle_engine_waits_and_does_not_spin(rig: Rig) -> None:
@@ -224,8 +230,7 @@ def test_an_abort_ends_all_talk_of_its_request(rig: Rig) -> None:
 def test_a_shutdown_drops_what_runs(rig: Rig) -> None:
     loop = Loop(rig)
     loop.conn.send(make_request(1, b"hello", max_tokens=None, ignore_eos=True))
-    loop.conn.send(Shutdown())
-    assert loop.wait() is None
+    loop.end()
 
 
 def test_the_loop_ends_with_its_connection(rig: Rig) -> None:
