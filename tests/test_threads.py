@@ -22,6 +22,25 @@ def test_every_number_is_tried_and_the_fastest_used() -> None:
     assert set(chosen[36:]) == {7}
 
 
+def test_what_is_far_too_slow_costs_few_steps() -> None:
+    chosen = run(ThreadTuner(2), {2: 0.005, 1: 0.010}, 4000)
+    assert chosen[:8] == [2, 2, 2, 2, 1, 1, 1, 1]
+    # Tried at 8, 8 + 500, 16 + 500 + 1,000 and so on steps.
+    assert chosen.count(1) == 4 * 4
+
+
+def test_a_number_that_may_yet_win_is_tried_on() -> None:
+    chosen = run(ThreadTuner(2), {2: 0.005, 1: 0.006}, 100)
+    assert chosen.count(1) == 12
+
+
+def test_steps_that_could_not_be_timed_drop_no_number() -> None:
+    tuner = ThreadTuner(2)
+    chosen = [tuner.choose(1, depth=100, is_prefill=False) for _ in range(24)]
+    assert chosen.count(1) == 12
+    assert tuner.choose(1, depth=100, is_prefill=False) == 2
+
+
 def test_a_slow_moment_during_the_trial_does_not_decide() -> None:
     tuner = ThreadTuner(2)
     for step in range(24):
@@ -32,9 +51,10 @@ def test_a_slow_moment_during_the_trial_does_not_decide() -> None:
 
 def test_what_was_slow_is_tried_again_later() -> None:
     tuner = ThreadTuner(2)
-    run(tuner, {2: 0.005, 1: 0.008}, 100)
-    later = run(tuner, {2: 0.02, 1: 0.008}, 1000)
+    run(tuner, {2: 0.005, 1: 0.008}, 20_000)
+    later = run(tuner, {2: 0.02, 1: 0.008}, 4100)
     assert later[-1] == 1
+    assert run(tuner, {2: 0.005, 1: 0.008}, 4100)[-1] == 2
 
 
 def test_rows_are_told_apart() -> None:

@@ -18,8 +18,12 @@ _ROUNDS = 3
 _TRY_STEPS = 4
 """A trial takes the numbers in turn, as the load changes meanwhile; the first step of a turn pays for the change."""
 
+_HOPELESS = 1.25
+"""A number whose best step took this many times the usual one of the fastest is tried no more: trying costs."""
+
 _KEEP_STEPS = 500
-"""Steps after a trial that use its winner."""
+_MAX_KEEP_STEPS = 4000
+"""Steps after a trial that use its winner: twice as many each time that the same one wins."""
 
 _SHALLOW = 256
 """Depths up to here are as one, then each doubling is told apart."""
@@ -78,13 +82,25 @@ class ThreadTuner:
 
     def _plan(self, trial: _Trial) -> Iterator[_Choice]:
         """Try every number, then use the fastest for a long while, and so on."""
+        best, n_keep = 0, _KEEP_STEPS
         while True:
-            trial.seconds.clear()
-            for _ in range(_ROUNDS):
-                for n in self._candidates:
-                    yield _Choice(n, counts=False)
-                    yield from [_Choice(n, counts=True)] * (_TRY_STEPS - 1)
-            yield from [_Choice(self._best(trial), counts=False)] * _KEEP_STEPS
+            yield from self._tries(trial)
+            before, best = best, self._best(trial)
+            n_keep = min(2 * n_keep, _MAX_KEEP_STEPS) if best == before else _KEEP_STEPS
+            yield from [_Choice(best, counts=False)] * n_keep
+
+    def _tries(self, trial: _Trial) -> Iterator[_Choice]:
+        """Rounds of the numbers that may yet win, as long as there are two."""
+        trial.seconds.clear()
+        hopeful = self._candidates
+        for _ in range(_ROUNDS):
+            if len(hopeful) < 2:
+                return
+            for n in hopeful:
+                yield _Choice(n, counts=False)
+                yield from [_Choice(n, counts=True)] * (_TRY_STEPS - 1)
+            limit_s = _HOPELESS * min(_typical(trial.seconds.get(n)) for n in hopeful)
+            hopeful = [n for n in hopeful if min(trial.seconds.get(n, ()), default=0.0) <= limit_s]
 
     def _best(self, trial: _Trial) -> int:
         best, *fewer = self._candidates
