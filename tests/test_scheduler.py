@@ -116,6 +116,15 @@ def test_nearly_a_tile_of_prefill_is_a_whole_one() -> None:
         assert planner.token_budget(n_decode=4) == budget
 
 
+@pytest.mark.parametrize(
+    ("ms_per_token", "budget"), [(0.0, 32), (0.1, 512), (0.7, 142), (2.0, 64), (4.5, 64), (4.8, 20), (20.0, 16)]
+)
+def test_what_nobody_waits_for_goes_in_tiles_where_they_are_not_much_longer(ms_per_token: float, budget: int) -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0)
+    planner.step_time.prefill_s_per_token = ms_per_token / 1000
+    assert planner.background_budget() == budget
+
+
 def test_a_slow_machine_still_goes_on_with_prefill() -> None:
     planner = scheduler(max_gap_ms=100.0)
     planner.step_time.record(0.5, 4, 0)

@@ -30,6 +30,9 @@ Measured behind 1,300 tokens, 2 threads: 40 rows 174 ms, 57 rows 250 ms, 64 rows
 _ALONE_GAPS = 12
 """How many times `max_gap_ms` a chunk may take when nobody decodes."""
 
+_BACKGROUND_GAPS = 3
+"""How many times `max_gap_ms` a tile may take that nobody waits for."""
+
 _MANY_STREAMS = 4
 """From so many decoding sequences on, a few tokens in a pass of their own take longer than beside the others."""
 
@@ -190,10 +193,16 @@ class Scheduler:
         return min(room, self._n_ubatch, max(_MIN_CHUNK, affordable))
 
     def background_budget(self) -> int:
-        """Tokens of prefill that a step may compute which a newcomer might have to wait for."""
+        """Tokens of prefill that a step may compute which a newcomer might have to wait for.
+
+        A whole tile where that is not much longer: on a slow machine fewer rows would take nearly as long, and half of
+        the time in between turns would go to waste.
+        """
         per_token = self.step_time.prefill_s_per_token
-        affordable = int(self._max_gap_s / per_token) if per_token else 2 * _MIN_CHUNK
-        return min(self._n_ubatch, max(_MIN_CHUNK, affordable))
+        if per_token == 0:
+            return min(self._n_ubatch, 2 * _MIN_CHUNK)
+        least = _TILE if _TILE * per_token <= _BACKGROUND_GAPS * self._max_gap_s else _MIN_CHUNK
+        return min(self._n_ubatch, max(least, int(self._max_gap_s / per_token)))
 
 
 def _goes_singly(sequence: Sequence, n_decode: int) -> bool:
