@@ -261,6 +261,8 @@ class TestDashboard:
         assert "ggufd_key:\n    environment: GGUFD_API_KEY" in compose
         (target,) = re.findall(r'targets: \["([\w.]+):8080"\]', prometheus)
         assert f"aliases: [{target}]" in compose
+        # podman-compose would hand the text itself on.
+        assert not re.search(r"(\w+): \$\{\1\b", compose)
         source = (DOCKER / "grafana/provisioning/datasources/ggufd.yaml").read_text("utf-8")
         assert "uid: ggufd" in source
         assert {json.dumps(panel["datasource"]) for panel in _panels()} == {'{"type": "prometheus", "uid": "ggufd"}'}
