@@ -431,10 +431,11 @@ async def test_an_engine_that_hangs_is_ended_and_everybody_told(make: Make) -> N
     running = client.submit(request_of(client, max_tokens=None, ignore_eos=True))
     waiting = client.submit(request_of(client))
     await until(lambda: running.is_admitted)
-    asking = asyncio.create_task(client.stats())
-    await asyncio.sleep(0)
     spawn.pause()
     started_s = time.monotonic()
+    # The step that runs ends, what came meanwhile is answered, and the next step hangs.
+    await asyncio.sleep(0.05)
+    asking = asyncio.create_task(client.stats())
     for stream in (running, waiting):
         with pytest.raises(EngineDown, match="no sign of life"):
             await read(stream)
