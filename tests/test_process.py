@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.abc
+import itertools
 import multiprocessing
 import sys
 import threading
@@ -100,13 +101,23 @@ class TestQuickText:
         loop.end()
 
     def test_a_command_sends_what_waits(self, rig: Rig) -> None:
+        decodes, has_ten, may_go_on = itertools.count(1), threading.Event(), threading.Event()
+
+        def hold() -> None:
+            if next(decodes) == 10:
+                has_ten.set()
+                assert may_go_on.wait(WAIT_S)
+
+        rig.decoder.before_decode = hold
         loop = Loop(rig, text_interval_s=WAIT_S)
-        loop.conn.send(make_request(1, b"hello", max_tokens=10_000, ignore_eos=True))
-        n_before = len(texts_of(loop.receive()))
+        loop.conn.send(make_request(1, b"hello", max_tokens=50, ignore_eos=True))
+        assert len(texts_of(loop.receive())) == 1
+        assert has_ten.wait(WAIT_S)
         loop.conn.send(Ping())
-        message = loop.receive()
-        assert isinstance(message[-1], Pong)
-        assert n_before == 1
+        may_go_on.set()
+        *texts, pong = loop.receive()
+        assert isinstance(pong, Pong)
+        assert len(texts_of(texts)) == len(texts) == 9
         loop.end()
 
 
