@@ -54,6 +54,7 @@ def cpu_s(work: Callable[[], object]) -> float:
 
 
 @pytest.mark.parametrize("raw", [*LARGE.values(), *HOSTILE.values()], ids=[*LARGE, *HOSTILE])
+@pytest.mark.timed
 def test_no_body_keeps_others_waiting(raw: bytes) -> None:
     """Measured by what json alone takes for as many numbers as may be, some 8 ms."""
     ratios = [cpu_s(lambda: parse_json(raw)) / cpu_s(lambda: json.loads(LARGE["ids"])) for _ in range(5)]
@@ -186,6 +187,7 @@ async def test_a_broken_body_is_answered_in_the_error_shape() -> None:
     ],
     ids=["faulty adapters", "many adapters", "faulty files", "many pieces"],
 )
+@pytest.mark.timed
 async def test_no_list_keeps_others_waiting(path: str, body: dict[str, Any]) -> None:
     """Processor time between two turns of the event loop, the best of three."""
     longest_s = []

@@ -48,6 +48,8 @@ from server.bench.words import Words, calibrate
 from server.llama.grammar import check_grammar
 from tests.bench_server import FakeServer, serving
 
+pytestmark = pytest.mark.timed
+
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,8 @@ from server.llama import gguf
 from tests.bench_server import FakeServer, serving
 from tests.cut_model import write_cut_model
 
+pytestmark = pytest.mark.timed
+
 EXTENT = dataclasses.replace(QUICK, streams=(1, 3), contexts=(200, 400), newcomer=40)
 
 

@@ -20,6 +20,8 @@ from server.engine.messages import EngineRequest, Event
 from tests.bench_server import FakeServer, serving
 from tests.fake_llama import make_engine
 
+pytestmark = pytest.mark.timed
+
 SETTING = Setting("m.gguf", 2, flash_attn=False)
 
 

@@ -17,6 +17,8 @@ from server.bench.app import app
 from server.bench.client import BenchError
 from server.bench.local import Local, listening, started
 
+pytestmark = pytest.mark.timed
+
 EMPTY_APP = f"{sys.executable} -m server.bench.empty_app {{port}} 0.001"
 
 LATE = """

@@ -111,6 +111,7 @@ def test_the_best_time_of_each_side_is_found_under_any_noise() -> None:
 BEST: dict[Side, float] = {"off": 0.1, "on": 0.2}
 
 
+@pytest.mark.timed
 def test_a_machine_that_is_never_steady_is_given_up_in_time() -> None:
     wild = itertools.accumulate(itertools.repeat(1.5), operator.mul)
     begin = time.perf_counter()

@@ -68,6 +68,7 @@ def is_served(server: Served) -> bool:
     [b"POST /v1/comple", HEAD, HEAD + b"Content-Length: 90\r\n\r\n", HEAD + b"Content-Length: 90\r\n\r\n{"],
     ids=["line", "head", "body", "part of a body"],
 )
+@pytest.mark.timed
 def test_a_request_that_does_not_arrive_is_ended(server: Served, sent: bytes) -> None:
     with connect(server, sent) as connection:
         started = time.monotonic()
@@ -76,6 +77,7 @@ def test_a_request_that_does_not_arrive_is_ended(server: Served, sent: bytes) ->
         assert time.monotonic() - started < 2
 
 
+@pytest.mark.timed
 def test_a_request_that_trickles_is_ended_all_the_same(server: Served) -> None:
     with connect(server, HEAD) as connection:
         started = time.monotonic()

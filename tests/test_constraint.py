@@ -231,6 +231,7 @@ def test_a_grammar_that_broke_is_compiled_anew(grammars: GrammarCompiler) -> Non
     assert grammars.compile(DIGITS) is not compiled
 
 
+@pytest.mark.timed
 def test_compiling_does_not_hold_the_caller_up(grammars: GrammarCompiler) -> None:
     grammars.prepare()
     text = "|".join(f"value{i * 7919}" for i in range(15_000))
@@ -272,6 +273,7 @@ def test_a_token_that_does_not_fit_is_an_error(grammars: GrammarCompiler) -> Non
         constraint.accept(ord("x"))
 
 
+@pytest.mark.timed
 def test_no_step_waits_for_a_compile(context: Context, grammars: GrammarCompiler) -> None:
     grammars.prepare()
     engine = engine_over(context, grammars)

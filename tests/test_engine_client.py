@@ -425,6 +425,7 @@ async def test_one_who_does_not_read_is_dropped_and_the_engine_waits_for_nobody(
         await unread.take()
 
 
+@pytest.mark.timed
 async def test_an_engine_that_hangs_is_ended_and_everybody_told(make: Make) -> None:
     spawn = InprocSpawn(n_slots=1, n_ctx=4096, step_s=0.002)
     client = await make(spawn, step_timeout_s=0.3)
@@ -584,6 +585,7 @@ async def test_a_real_engine_serves_dies_comes_back_and_leaves_nothing(tiny_mode
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 @pytest.mark.parametrize("name", ["SIGSTOP", "SIGSEGV", "SIGABRT"])
+@pytest.mark.timed
 async def test_however_a_real_engine_ends_everybody_is_told_within_a_second(tiny_model: Path, name: str) -> None:
     client = real_client(tiny_model, step_timeout_s=0.5)
     client.start()

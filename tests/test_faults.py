@@ -76,6 +76,7 @@ async def whole(http: httpx.AsyncClient) -> Told:
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT", "SIGSTOP"])
+@pytest.mark.timed
 async def test_however_the_engine_ends_everybody_is_told_within_a_second(server: LiveServer, name: str) -> None:
     """Four streams and four whole answers on two slots: some run, some wait. SIGSTOP stands for a step that hangs."""
     async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as http:
@@ -126,6 +127,7 @@ def test_a_server_killed_under_load_leaves_nothing_and_starts_again_at_its_port(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.timed
 def test_two_thousand_idle_connections_and_others_are_served(server: LiveServer) -> None:
     with crowd(server, min(2000, listen.connections_limit() - 100)):
         started_s = time.monotonic()

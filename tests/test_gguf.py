@@ -95,6 +95,7 @@ class TestRealFile:
         metadata = gguf.read([hub.find("").path]).metadata
         assert metadata["tokenizer.ggml.tokens"] == Skipped("string", 49152)
 
+    @pytest.mark.timed
     def test_it_takes_no_time_and_no_memory(self) -> None:
         path = hub.find("").path
         tracemalloc.start()
@@ -240,6 +241,7 @@ class TestDamage:
         head, _ = gguf_files.header(*llama())
         assert "ends within its header" in fault(head[:300], n_bytes=10**6)
 
+    @pytest.mark.timed
     def test_holes_as_long_as_a_disk_are_not_walked_through(self, tmp_path: Path) -> None:
         """Billions of empty strings, or one of half a terabyte, that the file really could hold."""
         for count, length in ((2**33, 0), (2**21, 2**39)):
@@ -374,6 +376,7 @@ REAL = gguf_files.header(*llama(extra={"llama.rope.sections": [1, 2, 3], "x.y": 
 VICIOUS = [0, 1, 7, 8, 9, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1]
 
 
+@pytest.mark.timed
 class TestFuzz:
     """Nothing but ModelError comes out, whatever goes in."""
 
@@ -420,6 +423,7 @@ class TestCommand:
 
     @pytest.mark.parametrize("command", ["check", "serve"])
     @pytest.mark.parametrize("defect", ["cut", "magic", "version", "endian", "tensors", "counts", "folder"])
+    @pytest.mark.timed
     def test_one_line_and_exit_code_1(
         self,
         tmp_path: Path,

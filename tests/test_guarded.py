@@ -177,6 +177,7 @@ def test_a_trusted_proxy_is_believed(secure: Guarded, plain: Guarded) -> None:
         assert address in guarded.wait_log("from-afar")
 
 
+@pytest.mark.timed
 def test_probes_are_answered_whatever_bodies_come(plain: Guarded) -> None:
     """The aim is 50 ms on a quiet machine; here other programs may hold the cores, so the limits are wider."""
     end = time.monotonic() + 4

@@ -289,6 +289,7 @@ async def test_after_the_end_calls_are_refused() -> None:
         os.kill(pid, 0)
 
 
+@pytest.mark.timed
 async def test_a_round_trip_is_short() -> None:
     async with running(TextClient(params())) as client:
         times = []

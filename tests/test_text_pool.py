@@ -36,6 +36,7 @@ async def test_one_process_is_enough_where_nobody_waits_long(pool: TextPool) -> 
     assert len(pool.pids) == 1
 
 
+@pytest.mark.timed
 async def test_a_slow_call_makes_the_others_wait_only_until_there_is_a_second_process(pool: TextPool) -> None:
     slow = asyncio.create_task(pool.render(said("hang")))
     await asyncio.sleep(0)
@@ -71,6 +72,7 @@ def hangs_long() -> ChatPrompt:
     return ChatPrompt(({"role": "user", "content": LONG}, {"role": "user", "content": "hang"}))
 
 
+@pytest.mark.timed
 async def test_however_many_slow_texts_come_short_ones_do_not_wait_for_them(pool: TextPool) -> None:
     slow = [asyncio.create_task(pool.render(hangs_long())) for _ in range(6)]
     await asyncio.sleep(0)

@@ -73,6 +73,7 @@ def test_what_is_no_schema(schema: Any, said: str) -> None:
     assert caught.value.param == "grammar"
 
 
+@pytest.mark.timed
 def test_a_pattern_cannot_take_for_ever() -> None:
     schema = json.dumps({"type": "string", "pattern": "^(a+)+$"})
     began_s = time.perf_counter()
