@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.body import MAX_CONTAINERS, MAX_DEPTH, MAX_STRINGS, MAX_VALUES, parse_json
+from server.api.body import MAX_CONTAINERS, MAX_DEPTH, MAX_STRINGS, MAX_VALUES, _without_texts, parse_json
 from server.errors import InvalidRequest
 from tests.api_client import error_of, running
 
@@ -38,6 +39,9 @@ HOSTILE = {
     "strings": b'{"a": [' + b'"a",' * (N_BYTES // 4) + b'"a"]}',
     "names": b"{" + b",".join(b'"%d":1' % i for i in range(N_BYTES // 10)) + b"}",
 }
+
+
+TEXTS = st.text(alphabet='"\\[{,:n') | st.text()
 
 
 def cpu_s(work: Callable[[], object]) -> float:
@@ -75,6 +79,13 @@ def test_masses_are_refused(raw: bytes) -> None:
 @given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_a_small_body_is_never_too_much(value: Any) -> None:
     assert parse_json(json.dumps({"a": value}).encode())["a"] == value
+
+
+@given(st.recursive(TEXTS | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner)))
+def test_what_is_in_texts_does_not_count(value: Any) -> None:
+    raw = json.dumps(value).encode()
+    assert _without_texts(raw) == re.sub(rb'"(?:[^"\\]|\\.)*"', b"", raw)
+    assert _without_texts(raw + rb', "[\", [,') == _without_texts(raw) + b", "
 
 
 @pytest.mark.parametrize(
