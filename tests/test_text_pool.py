@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from server.chat.client import TextClient
+from server.chat.client import TextClient, pickled
 from server.chat.pool import TextPool, _may_be_slow
 from server.chat.prompt import ChatPrompt
 from server.errors import EngineDown, InvalidRequest
@@ -57,7 +58,7 @@ async def test_however_many_come_while_the_second_process_starts_there_is_no_thi
     waiting = []
     while len(pool.pids) < 2:
         # One in every turn of the loop.
-        waiting.append(asyncio.create_task(pool.encode("x")))
+        waiting.append(asyncio.create_task(pool.encode(str(len(waiting)))))
         await asyncio.sleep(0)
     await asyncio.gather(*waiting)
     slow.cancel()
@@ -77,8 +78,10 @@ async def test_however_many_slow_texts_come_short_ones_do_not_wait_for_them(pool
     slow = [asyncio.create_task(pool.render(hangs_long())) for _ in range(6)]
     await asyncio.sleep(0)
     await pool.encode("until there is a second process")
-    while len(pool.pids) < 3:
-        assert await pool.encode("x")
+    for number in itertools.count(10):
+        if len(pool.pids) == 3:
+            break
+        assert await pool.encode(str(number))
         await asyncio.sleep(0.01)
     started_s = time.monotonic()
     for number in range(10):
@@ -111,7 +114,32 @@ async def test_long_texts_wait_for_each_other_and_are_all_answered(pool: TextPoo
     ],
 )
 def test_what_may_be_slow(method: str, args: tuple[Any, ...], may_be_slow: bool) -> None:
-    assert _may_be_slow(method, args) is may_be_slow
+    assert _may_be_slow(method, args, len(pickled(args))) is may_be_slow
+
+
+async def test_what_comes_again_waits_for_no_process(pool: TextPool) -> None:
+    tokens = await pool.encode("Hello there")
+    rendered = await pool.render(said("Hello"))
+    slow = asyncio.create_task(pool.render(said("hang")))
+    await asyncio.sleep(0)
+    again = await pool.encode("Hello there")
+    assert again == tokens
+    again.append(0)
+    assert await pool.encode("Hello there") == tokens
+    assert await pool.render(said("Hello")) == rendered
+    assert not slow.done()
+    assert len(pool.pids) == 1
+    assert await pool.encode("Hello there", add_special=False) == tokens
+    assert len(pool.pids) == 2
+    slow.cancel()
+
+
+async def test_what_a_template_says_of_the_time_is_not_remembered() -> None:
+    pool = TextPool(lambda: TextClient(params("{{ strftime_now('%H:%M:%S.%f') }}{{ messages[0].content }}")))
+    await pool.start()
+    texts = [(await pool.render(said("Hello"))).text for _ in range(2)]
+    await pool.stop()
+    assert texts[0] != texts[1]
 
 
 async def test_one_who_leaves_a_slow_call_does_not_let_others_in_behind_it(pool: TextPool) -> None:

@@ -174,8 +174,8 @@ class TextClient(TextCalls):
         if self._started is None or self._is_stopping or self._failures >= _GIVE_UP_AFTER:
             raise EngineDown(f"The text process is not running. {self._last_failure}".strip())
         self._next_id += 1
-        pickled = _pickled(Call(self._next_id, method, args, kwargs))
-        pending = _Pending(self._next_id, method, pickled, self._loop.create_future())
+        call = pickled(Call(self._next_id, method, args, kwargs))
+        pending = _Pending(self._next_id, method, call, self._loop.create_future())
         self._pending[self._next_id] = pending
         if self._is_ready:
             self._send(pending)
@@ -360,10 +360,11 @@ class InprocTextClient(TextCalls):
         return await loop.run_in_executor(self._executor, lambda: getattr(self._model, method)(*args, **kwargs))
 
 
-def _pickled(call: Call) -> bytes:
+def pickled(message: object) -> bytes:
+    """A message as bytes. Raises InvalidRequest where it is nested too deeply for that."""
     # Here and not on the child's writer thread, so that the one who asked for it hears what is wrong with it.
     try:
-        return pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     except RecursionError:
         raise InvalidRequest("The request is nested too deeply.") from None
 

@@ -3,18 +3,20 @@
 A text may keep a process busy for seconds (200,000 emoji). Each process works on one call at a time, the rest waits
 here, in order, for whoever is free first. Only a call with much text, or with a grammar in it, can be slow: once there
 are two processes, one is for the others alone, so that however many slow texts come, they wait for each other.
+
+What a text came to is remembered: of one that comes again nobody has to wait for a process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import pickle
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from server.chat.client import TextCalls, TextClient
+from server.chat.client import TextCalls, TextClient, pickled
+from server.chat.memo import Memo
 from server.chat.prompt import ChatPrompt, TextInfo
 from server.errors import EngineDown, GgufdError
 
@@ -49,6 +51,7 @@ class TextPool(TextCalls):
         self._starting: TextClient | None = None
         self._growing: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[Any]] = set()
+        self._memo = Memo()
         self._is_stopped = True
 
     async def start(self) -> TextInfo:
@@ -79,7 +82,19 @@ class TextPool(TextCalls):
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if self._is_stopped:
             raise EngineDown("The text process is not running.")
-        may_be_slow = _may_be_slow(method, args)
+        asked = pickled((method, args, kwargs))
+        if (known := self._memo.get(asked)) is not None:
+            return known
+        result = await self._ask(_may_be_slow(method, args, len(asked)), method, *args, **kwargs)
+        if self._is_lasting(method):
+            self._memo.put(asked, result)
+        return result
+
+    def _is_lasting(self, method: str) -> bool:
+        """Whether the same call would give the same again, and is likely to come."""
+        return method == "encode" or (method == "render" and "strftime_now" not in self.info.chat_template)
+
+    async def _ask(self, may_be_slow: bool, method: str, *args: Any, **kwargs: Any) -> Any:
         client = await self._free_client(may_be_slow)
         call = asyncio.create_task(client._call(method, *args, **kwargs))
         self._calls.add(call)
@@ -165,11 +180,7 @@ class TextPool(TextCalls):
         self._be_patient()
 
 
-def _may_be_slow(method: str, args: tuple[Any, ...]) -> bool:
+def _may_be_slow(method: str, args: tuple[Any, ...], n_bytes: int) -> bool:
     """Whether a call has much text, or a grammar to compile: tools are one."""
-    if method == "check_grammar" or any(isinstance(one, ChatPrompt) and one.tools for one in args):
-        return True
-    try:
-        return len(pickle.dumps(args, pickle.HIGHEST_PROTOCOL)) > _SHORT_BYTES
-    except RecursionError:
-        return True
+    has_grammar = method == "check_grammar" or any(isinstance(one, ChatPrompt) and one.tools for one in args)
+    return has_grammar or n_bytes > _SHORT_BYTES
