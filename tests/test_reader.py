@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import pickle
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.reader import Frames, Tell, read
+from server.engine.reader import Frames, Tell, framed, read
 
 WAIT_S = 30.0
 
@@ -30,7 +31,7 @@ def loops() -> Iterator[Callable[[], asyncio.AbstractEventLoop]]:
         yield uvloop.new_event_loop
 
 
-def framed(*messages: Any) -> bytes:
+def written(*messages: Any) -> bytes:
     """What `Connection.send` writes."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     data = b""
@@ -45,7 +46,7 @@ def framed(*messages: Any) -> bytes:
     messages=st.lists(st.one_of(st.none(), st.text(max_size=20), st.binary(max_size=300)), max_size=8), data=st.data()
 )
 def test_messages_are_whole_in_whatever_pieces_they_come(messages: list[Any], data: st.DataObject) -> None:
-    rest, frames, seen = framed(*messages), Frames(), []
+    rest, frames, seen = written(*messages), Frames(), []
     while rest:
         n = data.draw(st.integers(1, len(rest)))
         seen += list(frames.feed(rest[:n]))
@@ -53,8 +54,13 @@ def test_messages_are_whole_in_whatever_pieces_they_come(messages: list[Any], da
     assert seen == messages
 
 
+@given(st.binary(max_size=300))
+def test_messages_are_framed_as_a_connection_does_it(message: bytes) -> None:
+    assert framed(pickle.dumps(message, 4)) == written(message)
+
+
 def test_a_message_of_gigabytes_has_a_longer_head() -> None:
-    frame = framed("big")
+    frame = written("big")
     pickled = frame[4:]
     assert list(Frames().feed(struct.pack("!iQ", -1, len(pickled)) + pickled)) == ["big"]
 

@@ -1,7 +1,7 @@
 """A child process that may die: started, talked to, watched, and ended.
 
-Messages are pickled plain data over a pipe. Nothing here waits for a busy child: a thread writes, and what the child
-says is read where it is wanted (`engine.reader`). Knows nothing of what the messages mean.
+Messages are pickled plain data over a pipe. Nothing here waits for a busy child (`engine.sender`), and what it says is
+read where it is wanted (`engine.reader`). Knows nothing of what the messages mean.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import queue
 import signal
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 import psutil
 
 from server.engine.reader import Tell, read
+from server.engine.sender import Sender
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,6 @@ class Child:
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self._on_exit = on_exit
-        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._conn, child_conn = context.Pipe()
         self._stderr = _StderrFile(name)
         self._process = context.Process(
@@ -74,9 +73,7 @@ class Child:
         atexit.register(self.kill)
         self.pid = self._process.pid
         self._is_over = threading.Event()
-        self._writer = threading.Thread(target=self._write, name=f"{name}-writer", daemon=True)
-        # It is joined when the child ends, which may be at once.
-        self._writer.start()
+        self._sender = Sender(self._conn, name)
         read(self._conn, on_message, self._bury, loop)
 
     @property
@@ -101,8 +98,8 @@ class Child:
         return psutil.Process(self.pid)
 
     def send(self, message: Any) -> None:
-        """Queue a message for the child; returns at once, and silently when the child is gone."""
-        self._outbox.put(message)
+        """Send a message to the child; returns at once, and silently when the child is gone."""
+        self._sender.send(message)
 
     def kill(self) -> None:
         """End the process now; `on_exit` follows. Does nothing to one that is gone."""
@@ -117,18 +114,12 @@ class Child:
         """Nothing more will be said: wait for the end, clear up, and `tell(on_exit, ...)` how it was. On a thread."""
         self._process.join()
         atexit.unregister(self.kill)
-        self._outbox.put(_CLOSE)
-        self._writer.join()
+        self._sender.close()
         self._conn.close()
         code = self._process.exitcode
         self._process.close()
         tell(self._on_exit, code if code is not None else 0, self._stderr.take())
         self._is_over.set()
-
-    def _write(self) -> None:
-        while (message := self._outbox.get()) is not _CLOSE:
-            with contextlib.suppress(OSError):
-                self._conn.send(message)
 
 
 class _StderrFile:
@@ -163,7 +154,6 @@ def _remove(path: str) -> None:
         Path(path).unlink()
 
 
-_CLOSE = object()
 _PARENTS_BUSINESS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 

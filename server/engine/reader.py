@@ -108,11 +108,17 @@ class _LoopReader:
                 logger.exception("a message could not be handled")
 
 
-class Frames:
-    """Messages out of bytes, as multiprocessing's `Connection` writes them on Unix.
+def framed(pickled: bytes) -> bytes:
+    """A message as multiprocessing's `Connection` writes it on Unix: its length, and its pickle.
 
-    Each is the length of its pickle, 4 bytes big-endian, or from 2 GiB on -1 and then 8 bytes, and that pickle.
+    The length is 4 bytes, big-endian, or from 2 GiB on -1 and then 8 bytes.
     """
+    size = len(pickled)
+    return (_SIZE.pack(size) if size < 1 << 31 else _SIZE.pack(-1) + _BIG_SIZE.pack(size)) + pickled
+
+
+class Frames:
+    """Messages out of bytes that are `framed`."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
