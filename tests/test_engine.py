@@ -935,6 +935,26 @@ def test_a_long_prompt_holds_running_streams_up_no_longer_than_the_gap() -> None
     assert len(gaps) < 2600 / 30
 
 
+def test_copies_for_many_newcomers_do_not_hold_running_streams_up() -> None:
+    """Each takes 25 ms to read and 25 to write."""
+    prompt = bytes(range(97, 123)) * 10
+    rig = make_engine(n_slots=8, n_ctx=512, copy_s_per_token=0.025 / len(prompt), max_gap_ms=60.0)
+    rig.add(make_request(1, prompt, max_tokens=200, ignore_eos=True))
+    for _ in range(20):
+        rig.step()
+    newcomers = range(2, 9)
+    rig.add(*(make_request(number, prompt + bytes([number]) * 8, ignore_eos=True) for number in newcomers))
+    gaps = []
+    while not all(rig.collected[number].texts for number in newcomers):
+        before_s = rig.decoder.clock()
+        rig.step()
+        gaps.append(rig.decoder.clock() - before_s)
+    # One copy may begin at the end of the time, and a few tokens are read in any case.
+    assert max(gaps) < 0.06 + 0.05 + 0.05
+    admitted = [event for number in newcomers for event in rig.collected[number].events if isinstance(event, Admitted)]
+    assert [event.cached_tokens for event in admitted] == [len(prompt)] * 7
+
+
 def test_holes_are_closed_when_they_have_cost_as_much_as_a_move() -> None:
     rig = make_engine(n_slots=8)
     requests = [make_request(i, bytes([65 + i]) * 40, max_tokens=100, ignore_eos=True) for i in range(8)]

@@ -73,7 +73,30 @@ def test_a_prompt_goes_in_chunks_and_asks_for_logits_at_its_end_only() -> None:
 
 def test_the_oldest_prompt_goes_first() -> None:
     young, old = sequence(0, 50, admit_s=2.0), sequence(1, 50, admit_s=1.0)
-    assert shape(scheduler().schedule([young, old])) == [(0, 14, 0), (1, 50, 1)]
+    assert shape(scheduler().schedule([young, old])) == [(1, 50, 1)]
+
+
+@pytest.mark.parametrize(("young", "rows"), [(14, 14), (15, 0), (16, 0), (50, 0)])
+def test_no_prompt_begins_with_a_crumb(young: int, rows: int) -> None:
+    """One more count of rows in a batch is one more pass over the weights."""
+    plan = scheduler().schedule([sequence(0, young, admit_s=2.0), sequence(1, 50, admit_s=1.0)])
+    assert sum(chunk.n_tokens for chunk in plan) == 50 + rows
+
+
+@pytest.mark.parametrize(("n_left", "rows"), [(16, 16), (31, 31), (32, 16)])
+def test_of_a_prompt_no_crumb_is_left(n_left: int, rows: int) -> None:
+    planner = scheduler(max_gap_ms=20.0)
+    planner.step_time.record(0.5, 0, 16)
+    assert shape(planner.schedule([decoding(0), sequence(1, n_left)]))[1][1] == rows
+
+
+def test_what_the_step_has_spent_is_not_left_for_prompts() -> None:
+    planner = scheduler(n_batch=512, n_ubatch=512)
+    planner.step_time.record(0.02, 4, 0)
+    planner.step_time.record(0.1, 0, 100)
+    assert planner.token_budget(n_decode=4) == pytest.approx(80, abs=1)
+    assert planner.token_budget(n_decode=4, spent_s=0.04) == pytest.approx(40, abs=1)
+    assert planner.token_budget(n_decode=4, spent_s=1.0) == 16
 
 
 def test_decode_comes_before_prefill_however_old_that_is() -> None:

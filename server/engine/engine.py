@@ -224,6 +224,7 @@ class Engine:
     def step(self) -> list[Event]:
         """Admit, compute one batch, sample, finish, compute vectors; returns what happened."""
         self._trace.begin()
+        start_s = self._clock()
         self._expire()
         self._admit()
         self._shift_context()
@@ -231,7 +232,8 @@ class Engine:
         turn = self._turns.next(self._running)
         self._guess()
         is_watched = any(sequence.is_decoding for sequence in self._running)
-        plan = self._scheduler.schedule(turn, is_watched=is_watched, served=self._queue.served)
+        spent_s = self._clock() - start_s
+        plan = self._scheduler.schedule(turn, is_watched=is_watched, spent_s=spent_s, served=self._queue.served)
         if plan:
             self._trace.planned()
             self._note_health(self._compute(plan))
@@ -293,10 +295,17 @@ class Engine:
             self._outbox.put(notice)
 
     def _admit(self) -> None:
-        """Move waiting sequences into the slots that they get, as the policy says."""
+        """Move waiting sequences into the slots that they get, as the policy says.
+
+        Chats are copied for that. What takes longer than a step may is left to the next: those who have a slot need not
+        wait until all have one.
+        """
         self._build_bans()
+        end_s = self._clock() + self._scheduler.max_gap_s
         for sequence in self._admission.admissible():
             self._start(sequence)
+            if self._clock() > end_s:
+                break
         for newcomer, victim in self._admission.exchanges(self._running):
             if self._preempt(victim):
                 self._start(newcomer)

@@ -10,7 +10,7 @@ with nobody decoding goes in larger chunks, bounded in time too: the chunk is wh
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from server.engine.sequence import Sequence
@@ -128,12 +128,14 @@ class Scheduler:
         running: Iterable[Sequence],
         *,
         is_watched: bool = False,
+        spent_s: float = 0.0,
         served: Callable[[Sequence], float] = lambda _: 0.0,
     ) -> list[Chunk]:
         """The chunks of the next batch, by ascending slot.
 
-        `is_watched` says that somebody waits for a token, if not in this batch. Whose account was `served` least reads
-        its prompt first: a short one need not wait for all of another's long one.
+        `is_watched` says that somebody waits for a token, if not in this batch; `spent_s` seconds of the step have been
+        spent on other things. Whose account was `served` least reads its prompt first: a short one need not wait for
+        all of another's long one.
         """
         plan, rest = [], []
         for sequence in running:
@@ -142,40 +144,48 @@ class Scheduler:
             else:
                 rest.append(sequence)
         if rest:
-            self._read(rest, plan, is_watched=is_watched, served=served)
+            self._read(rest, plan, is_watched=is_watched, spent_s=spent_s, served=served)
         plan.sort(key=_slot_of)
         return plan
 
     def _read(
-        self, rest: list[Sequence], plan: list[Chunk], *, is_watched: bool, served: Callable[[Sequence], float]
+        self,
+        rest: list[Sequence],
+        plan: list[Chunk],
+        *,
+        is_watched: bool,
+        spent_s: float,
+        served: Callable[[Sequence], float],
     ) -> None:
         """Add what is computed of those with more than a token to compute to the `plan` of those that decode."""
         n_decoding = len(plan)
         single = [sequence for sequence in rest if _goes_singly(sequence, n_decoding)]
         plan += [Chunk(sequence, 1, 0) for sequence in single]
         n_decode = n_rows(plan)
-        budget = self.token_budget(n_decode=n_decode, is_watched=is_watched)
+        budget = self.token_budget(n_decode=n_decode, is_watched=is_watched, spent_s=spent_s)
         n_outputs_left = self._n_outputs_max - n_decode
 
         def turn(one: Sequence) -> tuple[float, ...]:
             # What a grammar forced is no prompt: its sequence is writing, and goes first.
             return (one.n_generated == 0, served(one), one.request.priority, one.admit_s, one.index)
 
-        for sequence in sorted((one for one in rest if one not in single), key=turn):
-            if budget > 0:
-                chunk = _prefill_chunk(sequence, budget, n_outputs_left)
-                if chunk.n_tokens == 0:
-                    continue
-                plan.append(chunk)
-                budget -= chunk.n_tokens
-                n_outputs_left -= chunk.n_outputs
+        readers = sorted((one for one in rest if one not in single), key=turn)
+        if readers and readers[0].n_uncomputed < 2 * _MIN_CHUNK:
+            # What would be left of it would take another pass over the weights.
+            budget = max(budget, min(readers[0].n_uncomputed, self._n_ubatch, self._n_batch - n_decode))
+        plan += _shared_out(budget, n_outputs_left, readers)
+
+    @property
+    def max_gap_s(self) -> float:
+        """How long a step may take beside streams, in seconds, where their own steps are quick."""
+        return self._max_gap_s
 
     def pause_left_s(self, step_s: float, is_writing: bool) -> float | None:
         """Seconds that other work may take after a step of `step_s`; None when nobody waits for the next one."""
         return max(0.0, self._max_gap_s - step_s) if is_writing else None
 
-    def token_budget(self, *, n_decode: int, is_watched: bool = False) -> int:
-        """Tokens of prefill that the next step may compute beside `n_decode` rows."""
+    def token_budget(self, *, n_decode: int, is_watched: bool = False, spent_s: float = 0.0) -> int:
+        """Tokens of prefill that the next step may compute beside `n_decode` rows; `spent_s` of its time is over."""
         is_alone = n_decode == 0 and not is_watched
         room = self._n_batch - n_decode
         per_token = self.step_time.prefill_s_per_token
@@ -187,7 +197,7 @@ class Scheduler:
             # Whole tiles of the matrix kernels: 64 rows and their multiples are computed best.
             return min(room, max(_TILE, min(self._n_ubatch, affordable // _TILE * _TILE)))
         gap_s = max(self._max_gap_s, self._max_gap_steps * self.step_time.pace_s)
-        affordable = int((gap_s - self.step_time.decode_s) / per_token)
+        affordable = int((gap_s - spent_s - self.step_time.decode_s) / per_token)
         if _NEAR_TILE <= affordable < _TILE:
             affordable = _TILE
         return min(room, self._n_ubatch, max(_MIN_CHUNK, affordable))
@@ -237,6 +247,20 @@ def _prefill_chunk(sequence: Sequence, budget: int, n_outputs_left: int) -> Chun
     if is_last and n_outputs_left == 0:
         return Chunk(sequence, n_tokens - 1, 0)
     return Chunk(sequence, n_tokens, 1 if is_last else 0)
+
+
+def _shared_out(budget: int, n_outputs_left: int, readers: Iterable[Sequence]) -> Iterator[Chunk]:
+    """The chunks of those who read, each as long as the budget allows; only the first may be a crumb of its prompt."""
+    has_begun = False
+    for sequence in readers:
+        if budget <= 0 or (has_begun and budget < min(sequence.n_uncomputed, _MIN_CHUNK)):
+            continue
+        chunk = _prefill_chunk(sequence, budget, n_outputs_left)
+        if chunk.n_tokens:
+            yield chunk
+            has_begun = True
+            budget -= chunk.n_tokens
+            n_outputs_left -= chunk.n_outputs
 
 
 def _smooth(old: float, new: float) -> float:
