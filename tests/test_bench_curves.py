@@ -100,6 +100,14 @@ async def test_streams_find_the_step_and_the_wait_of_many_at_once() -> None:
     assert launcher.flags == [("-np", "3", "-c", str(3 * (16 + 64)))]
 
 
+async def test_many_streams_write_long_enough_to_write_all_at_once() -> None:
+    extent = dataclasses.replace(EXTENT, streams=(1, 20), tokens=16)
+    with ground(extent, step_s=0.001) as (found, launcher, _):
+        await streams.measure(found)
+    assert {body["max_tokens"] for body in launcher.fake.bodies[1:]} == {16, 40}
+    assert launcher.flags == [("-np", "20", "-c", str(20 * (40 + 64)))]
+
+
 async def test_each_context_has_a_server_of_its_own_of_the_long_model() -> None:
     with ground(token_s=0.001) as (found, short, long):
         await context.measure(found)

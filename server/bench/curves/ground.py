@@ -78,11 +78,14 @@ class Ground:
 
 
 def ggufd(model: str, n_threads: int) -> Launch:
-    """Starts ggufd; without guessing, which would say more about the text than about the server."""
+    """Starts ggufd; without guessing, which would say more about the text than about the server.
+
+    Each token is sent by itself, so that a client sees the steps.
+    """
     flags = ["-m", model] if model else []
     flags += ["-t", str(n_threads)] if n_threads else []
     command = [sys.executable, "-m", "server", "serve", "--host", "127.0.0.1", "--port", "{port}", *flags]
-    return lambda *more: started([*command, "--spec-draft-n-max", "0", *more])
+    return lambda *more: started([*command, "--spec-draft-n-max", "0", "--text-interval-ms", "0", *more])
 
 
 def step_s(answers: Sequence[Answer]) -> float:

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from server.bench.client import Client
-from server.bench.curves.ground import Ground, step_s
+from server.bench.curves.ground import Extent, Ground, step_s
 from server.bench.figures import throughput
 
 PROMPT = 24
 ROOM = 64
 """Tokens of a slot beside the answer: the prompt, which is not exactly as long as wanted."""
+
+TOKENS_A_STREAM = 2
+"""Tokens of an answer for each stream, where that is more: while prompts are read, a step reads about one."""
 
 
 async def measure(ground: Ground) -> None:
@@ -20,13 +23,13 @@ async def measure(ground: Ground) -> None:
     extent = ground.extent
     curve = ground.begin("streams", "streams at once")
     n_slots = max(extent.streams)
-    with ground.launch("-np", str(n_slots), "-c", str(n_slots * (extent.tokens + ROOM))) as local:
+    with ground.launch("-np", str(n_slots), "-c", str(n_slots * (_n_tokens(extent, n_slots) + ROOM))) as local:
         site = await ground.site(local, "streams")
         for n in extent.streams:
             runs = []
             for _ in range(extent.repetitions):
                 prompts = [site.words.text(PROMPT) for _ in range(n)]
-                runs.append(await site.together(prompts, extent.tokens))
+                runs.append(await site.together(prompts, _n_tokens(extent, n)))
             curve.add(n, "a step", "ms", [1000 * step_s(run) for run in runs])
             rates = [throughput([(answer.times, answer.per_piece) for answer in run]) for run in runs]
             curve.add(n, "all streams", "tok/s", [rate for rate in rates if rate is not None])
@@ -35,6 +38,11 @@ async def measure(ground: Ground) -> None:
             for quantity, share in (await _shares(site.client, n)).items():
                 curve.add(n, quantity, "% of a step", [100 * share])
             ground.say(f"streams: {n} of {n_slots}")
+
+
+def _n_tokens(extent: Extent, n: int) -> int:
+    """As long an answer that `n` streams all write at once for a while."""
+    return max(extent.tokens, TOKENS_A_STREAM * n)
 
 
 async def _shares(client: Client, n: int) -> dict[str, float]:
