@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
 
+import psutil
 import pytest
 
 from server.chat.client import InprocTextClient, TextCalls, TextClient
@@ -65,6 +66,13 @@ async def killed(client: TextClient) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     while client.pid == pid:  # noqa: ASYNC110 - nothing tells a caller that the process died
+        await asyncio.sleep(0.005)
+
+
+async def stopped(pid: int) -> None:
+    """Let the process stand still, and wait until it does."""
+    os.kill(pid, signal.SIGSTOP)
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110 - nothing tells
         await asyncio.sleep(0.005)
 
 
@@ -128,7 +136,7 @@ async def test_the_time_limit_does_not_count_the_wait() -> None:
 async def test_a_call_that_others_keep_from_the_processor_has_more_time() -> None:
     async with running(client := TextClient(params(), call_timeout_s=0.5)):
         assert client.pid is not None
-        os.kill(client.pid, signal.SIGSTOP)
+        await stopped(client.pid)
         call = asyncio.ensure_future(client.encode("late"))
         await asyncio.sleep(1.0)
         assert not call.done()
@@ -139,7 +147,7 @@ async def test_a_call_that_others_keep_from_the_processor_has_more_time() -> Non
 async def test_one_that_never_gets_it_is_given_up() -> None:
     async with running(client := TextClient(params(), call_timeout_s=0.1)):
         assert client.pid is not None
-        os.kill(client.pid, signal.SIGSTOP)
+        await stopped(client.pid)
         with pytest.raises(InvalidRequest, match="took longer"):
             await client.encode("never")
 
