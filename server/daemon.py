@@ -161,8 +161,8 @@ class Daemon:
         settings = engine_config(config, model)
         tool_format = None if config.model.tool_format == "auto" else config.model.tool_format
         params = TextParams(settings.model, template, tool_format)
-        text = TextPool(lambda: TextClient(params))
         api = api_config(config, model, self._keys)
+        text = TextPool(lambda: TextClient(params), is_shared=lambda: api.shares_cache)
         return Served(config, model, EngineClient(settings, on_progress), text, api)
 
     def _find_served(self, config: Config, on_progress: OnProgress) -> Served:

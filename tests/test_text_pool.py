@@ -134,6 +134,22 @@ async def test_what_comes_again_waits_for_no_process(pool: TextPool) -> None:
     slow.cancel()
 
 
+async def test_nobody_learns_what_another_sent_where_that_is_not_shared() -> None:
+    is_shared = True
+    pool = TextPool(lambda: TextClient(params(HANGS)), patience_s=0.05, is_shared=lambda: is_shared)
+    await pool.start()
+    await pool.encode("Hello there")
+    slow = asyncio.create_task(pool.render(said("hang")))
+    await asyncio.sleep(0)
+    await pool.encode("Hello there")
+    assert len(pool.pids) == 1
+    is_shared = False
+    await pool.encode("Hello there")
+    assert len(pool.pids) == 2
+    slow.cancel()
+    await pool.stop()
+
+
 async def test_what_a_template_says_of_the_time_is_not_remembered() -> None:
     pool = TextPool(lambda: TextClient(params("{{ strftime_now('%H:%M:%S.%f') }}{{ messages[0].content }}")))
     await pool.start()

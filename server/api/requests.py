@@ -233,14 +233,9 @@ async def engine_request(
 
 def _namespace(config: ApiConfig, owner: Owner) -> str:
     """Within which the cache is shared; "" is everybody's. Without keys an address stands for a key."""
-    match config.cache_sharing:
-        case "shared":
-            return ""
-        case "per-key":
-            return owner.asker
-        case "auto":
-            has_others = config.keys is not None and len(config.keys) > 1
-            return owner.key if has_others else ""
+    if config.shares_cache:
+        return ""
+    return owner.asker if config.cache_sharing == "per-key" else owner.key
 
 
 def _whole_answer(content: Grammar | None, rendered: RenderedChat) -> Grammar | None:

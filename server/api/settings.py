@@ -31,16 +31,11 @@ class ApiConfig:
     `sampling` maps our field names (`SamplingParams`) to the values that an unset field gets. Without `keys` everybody
     may ask; `cache_sharing` says who may reuse what another had computed. `max_n` bounds the choices of one prompt,
     `max_prompts` the prompts of one request. `max_tokens` is the limit of a request that names none (None is the end of
-    the context). Sizes in bytes, times in seconds; `created` is a Unix time. `limits` hold for every key that was
+    the context), `reasoning_budget` that of thoughts in tokens (-1 is none). `limits` hold for every key that was
     granted no other; with `share_by_address` each address without a key is an account. `allowed_hosts` are the names
-    that the server goes by, besides its own; None takes any.
-    `sampling` maps our field names (`SamplingParams`) to the values that an unset field gets. Without
-    `keys` everybody may ask. `max_n` bounds the choices of one prompt, `max_prompts` the prompts of one request.
-    `responses_path` is the file of stored responses (None is memory), bounded by `max_responses` and
-    `max_responses_bytes`.
-    `max_tokens` is the limit of a request that names none (None is the end of the context), `reasoning_budget` that of
-    thoughts in tokens (-1 is none). Sizes in bytes,
-    times in seconds; `created` is a Unix time.
+    that the server goes by, besides its own; None takes any. `responses_path` is the file of stored responses (None is
+    memory), bounded by `max_responses` and `max_responses_bytes`. Sizes in bytes, times in seconds; `created` is a Unix
+    time.
     """
 
     model_id: str
@@ -69,3 +64,9 @@ class ApiConfig:
     max_responses_bytes: int = 64 << 20
     build: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def shares_cache(self) -> bool:
+        """Whether all reuse what was computed for one of them: `auto` is until there is a second key."""
+        has_others = self.keys is not None and len(self.keys) > 1
+        return self.cache_sharing == "shared" or (self.cache_sharing == "auto" and not has_others)

@@ -4,7 +4,8 @@ A text may keep a process busy for seconds (200,000 emoji). Each process works o
 here, in order, for whoever is free first. Only a call with much text, or with a grammar in it, can be slow: once there
 are two processes, one is for the others alone, so that however many slow texts come, they wait for each other.
 
-What a text came to is remembered: of one that comes again nobody has to wait for a process.
+What a text came to is remembered: of one that comes again nobody has to wait for a process. Not where that must not
+tell somebody what another one sent.
 """
 
 from __future__ import annotations
@@ -38,9 +39,18 @@ class _Waiting(NamedTuple):
 
 
 class TextPool(TextCalls):
-    """At most three processes, made by `new_client`. `patience_s` is how long a call waits before there is another."""
+    """At most three processes, made by `new_client`. `patience_s` is how long a call waits before there is another.
 
-    def __init__(self, new_client: Callable[[], TextClient], *, patience_s: float = PATIENCE_S) -> None:
+    `is_shared` says whether all may profit from what one of them sent.
+    """
+
+    def __init__(
+        self,
+        new_client: Callable[[], TextClient],
+        *,
+        patience_s: float = PATIENCE_S,
+        is_shared: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._new_client = new_client
         self._patience_s = patience_s
         self._clients = [new_client()]
@@ -52,6 +62,7 @@ class TextPool(TextCalls):
         self._growing: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[Any]] = set()
         self._memo = Memo()
+        self._is_shared = is_shared
         self._is_stopped = True
 
     async def start(self) -> TextInfo:
@@ -83,10 +94,11 @@ class TextPool(TextCalls):
         if self._is_stopped:
             raise EngineDown("The text process is not running.")
         asked = pickled((method, args, kwargs))
-        if (known := self._memo.get(asked)) is not None:
+        is_shared = self._is_shared()
+        if is_shared and (known := self._memo.get(asked)) is not None:
             return known
         result = await self._ask(_may_be_slow(method, args, len(asked)), method, *args, **kwargs)
-        if self._is_lasting(method):
+        if is_shared and self._is_lasting(method):
             self._memo.put(asked, result)
         return result
 
