@@ -51,12 +51,14 @@ async def read_array(request: Request, max_bytes: int) -> list[Any]:
 
 
 async def _read_in_turn(request: Request, max_bytes: int) -> bytes:
-    """The bytes of the body. Large ones that have come at once are handed out one a turn of the loop, so that what is
-    quick, as a probe is, waits for one of them and not for all.
+    """The bytes of the body. Large ones that have come at once are handed out one by one, so that what is quick, as a
+    probe is, waits for one of them and not for all.
     """
     raw = await _read_bytes(request, max_bytes)
     if len(raw) > _LARGE_BYTES:
         async with request.app.state.large_bodies:
+            # Two turns: in one what came meanwhile is read, in the other it is answered.
+            await asyncio.sleep(0)
             await asyncio.sleep(0)
     return raw
 
