@@ -195,5 +195,5 @@ def test_probes_are_answered_whatever_bodies_come(plain: Guarded) -> None:
             time.sleep(0.01)
         assert int(flooding.stdout.readline()) > 6
     print(f"health under load: median {statistics.median(took_s) * 1000:.0f} ms, worst {max(took_s) * 1000:.0f} ms")
-    assert statistics.median(took_s) < 0.1
-    assert max(took_s) < 1.0
+    assert statistics.median(took_s) < 0.05
+    assert max(took_s) < 0.3

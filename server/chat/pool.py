@@ -94,17 +94,17 @@ class TextPool(TextCalls):
         if self._is_stopped:
             raise EngineDown("The text process is not running.")
         asked = pickled((method, args, kwargs))
-        is_shared = self._is_shared()
-        if is_shared and (known := self._memo.get(asked)) is not None:
+        is_kept = self._is_shared() and self._is_lasting(method)
+        if is_kept and (known := self._memo.get(asked)) is not None:
             return known
         result = await self._ask(_may_be_slow(method, args, len(asked)), method, *args, **kwargs)
-        if is_shared and self._is_lasting(method):
+        if is_kept:
             self._memo.put(asked, result)
         return result
 
     def _is_lasting(self, method: str) -> bool:
         """Whether the same call would give the same again, and is likely to come."""
-        return method == "encode" or (method == "render" and "strftime_now" not in self.info.chat_template)
+        return method == "encode" or (method == "render" and not self.info.tells_time)
 
     async def _ask(self, may_be_slow: bool, method: str, *args: Any, **kwargs: Any) -> Any:
         client = await self._free_client(may_be_slow)

@@ -106,7 +106,7 @@ class TextInfo:
     `chat_template` is the text that is rendered, byte for byte; "" when the file has none and ChatML stands in
     (`is_fallback`). `template_error` says why the file's own template cannot be used at all, or is None.
     `template_needs` names the repairs that this template needs, see `chat.repair`. `tool_format` is the format that
-    calls come in; `has_thinking` says that the template knows of thoughts.
+    calls come in; `has_thinking` says that the template knows of thoughts, `tells_time` that it may write the time.
     """
 
     chat_template: str
@@ -122,3 +122,4 @@ class TextInfo:
     has_infill: bool
     tool_format: str = ""
     has_thinking: bool = False
+    tells_time: bool = False

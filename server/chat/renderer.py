@@ -108,6 +108,11 @@ class ChatRenderer:
         """The template's text."""
         return self._template.source
 
+    @property
+    def tells_time(self) -> bool:
+        """Whether the same conversation may come out otherwise a moment later."""
+        return "strftime_now" in self.source
+
     def render(self, chat: ChatPrompt) -> tuple[str, tuple[str, ...]]:
         """The prompt's text, and the names of the repairs.
 

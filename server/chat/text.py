@@ -277,6 +277,7 @@ class TextModel:
             has_infill=model.infill_tokens is not None,
             tool_format=self._planner.tool_format.name,
             has_thinking=self._planner.thinking is not None,
+            tells_time=self._renderer.tells_time,
         )
 
 
