@@ -108,6 +108,7 @@ def test_the_best_time_of_each_side_is_found_under_any_noise() -> None:
     assert time_turns(noisy, 60) == {side: Measurement(best, best) for side, best in BEST.items()}
 
 
+CONTEXT = calibration._calibration_context
 BEST: dict[Side, float] = {"off": 0.1, "on": 0.2}
 
 
@@ -120,15 +121,40 @@ def test_a_machine_that_is_never_steady_is_given_up_in_time() -> None:
     assert time.perf_counter() - begin < 5
 
 
-def test_what_a_busy_machine_measures_is_not_believed_nor_remembered(
+def test_a_machine_that_is_always_busy_is_given_up_after_three_starts(
     model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(calibration, "_BUDGET_S", 0.0)
-    assert prefers_flash_attention(model, PARAMS, tmp_path / "memory.json") == (
-        True,
-        "not measured, since this machine is busy: measured again at the next start",
+    begun: list[Side] = []
+    monkeypatch.setattr(
+        calibration, "_calibration_context", lambda params, side: begun.append(side) or CONTEXT(params, side)
     )
-    assert not (tmp_path / "memory.json").exists()
+    answers = [prefers_flash_attention(model, PARAMS, tmp_path / "memory.json") for _ in range(5)]
+    assert [is_on for is_on, _ in answers] == [True] * 5
+    assert [why.partition(" busy ")[2] for _, why in answers] == [
+        "1 of 3 times: measured again at the next start",
+        "2 of 3 times: measured again at the next start",
+        "3 of 3 times: not again",
+        "3 of 3 times: not again",
+        "3 of 3 times: not again",
+    ]
+    assert begun == [*calibration.SIDES] * 3
+
+
+def test_a_quiet_start_settles_it_after_busy_ones(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, measured: list[AttentionShape]
+) -> None:
+    measure = calibration._measure
+
+    def busy(*_: object) -> dict[Side, Measurement]:
+        raise Unsteady
+
+    monkeypatch.setattr(calibration, "_measure", busy)
+    assert prefers_flash_attention(model, PARAMS, tmp_path / "memory.json")[0] is True
+    monkeypatch.setattr(calibration, "_measure", measure)
+    answers = [prefers_flash_attention(model, PARAMS, tmp_path / "memory.json")[0] for _ in range(2)]
+    assert answers == [False, False]
+    assert len(measured) == 1
 
 
 @pytest.mark.parametrize(
@@ -175,7 +201,7 @@ def test_without_a_memory_it_is_measured_each_time(model: Model, measured: list[
     [
         lambda known: b"\xff\xfe{ not json",
         lambda known: b"[1, 2, 3]",
-        lambda known: json.dumps(dict.fromkeys(known, 5)).encode(),
+        lambda known: json.dumps(dict.fromkeys(known, 5.5)).encode(),
         lambda known: json.dumps({key: {"off": [1, 2]} for key in known}).encode(),
         lambda known: json.dumps({key: {"off": ["x", "y"], "on": [1, 2]} for key in known}).encode(),
         lambda known: json.dumps({key: {"off": [0, 0], "on": [1, 2]} for key in known}).encode(),

@@ -6,7 +6,8 @@ message is read at the end of a long history, where flash attention is slow on a
 other replies, where it is fast on some CPUs and slow on others. See `prefers_flash_attention`.
 
 Other programs on the same cores make every number larger, and not both sides alike. So both are measured in turns
-until the best times of each agree; where they do not within a moment, nothing is concluded, and nothing remembered.
+until the best times of each agree. Where they do not within a moment, nothing is concluded; the next starts try again,
+and when the third has not found the machine quiet either, it never is, and no start waits for it any more.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import platform
 import tempfile
 import time
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import llama_cpp
 
@@ -46,6 +47,9 @@ _AGREEING = 4
 _SPREAD = 1.25
 """So many measurements of one thing must lie within a quarter above the best of them to be believed."""
 
+_MAX_TRIES = 3
+"""Starts that pay `_BUDGET_S` for nothing on a machine that has no quiet moment."""
+
 _CLEARLY = 1.15
 """It is on unless a turn is so much slower with it: a few layers stay in the CPU's caches, a whole model does not,
 which favours "off". Where this measured 1.09, the whole model wrote 1.13 times as fast with it."""
@@ -64,6 +68,10 @@ class Measurement(NamedTuple):
     def turn_s(self) -> float:
         """A chat turn: a short message, then a reply."""
         return self.message_s + _REPLY_TOKENS * self.step_s
+
+
+Finding = dict[Side, Measurement] | int
+"""What is known of one shape: how long both ways take, or how often the machine was too busy to tell."""
 
 
 class Times:
@@ -100,17 +108,21 @@ def prefers_flash_attention(model: Model, params: ContextParams, memory: Path | 
     cache_types = params.cache_type_k, params.cache_type_v
     key = "|".join(map(str, (_METHOD, _cpu(), llama_cpp.__version__, _rows(params), *cache_types, *shape)))
     known = _remembered(memory)
+    finding = known.get(key, 0)
     note = ""
-    if key not in known:
+    if isinstance(finding, int) and finding < _MAX_TRIES:
+        n_busy = finding
         try:
-            known[key] = _measure(shape, params)
+            finding = _measure(shape, params)
         except OSError as error:
             return False, f"not measured, since no temporary file could be written: {error.strerror}"
         except Unsteady:
-            return True, "not measured, since this machine is busy: measured again at the next start"
-        note = _remember(memory, known)
-    off, on = known[key]["off"], known[key]["on"]
-    ratio = on.turn_s / off.turn_s
+            finding = n_busy + 1
+        note = _remember(memory, known | {key: finding})
+    if isinstance(finding, int):
+        again = "not again" if finding >= _MAX_TRIES else "measured again at the next start"
+        return True, f"not measured, since this machine was busy {finding} of {_MAX_TRIES} times: {again}{note}"
+    ratio = finding["on"].turn_s / finding["off"].turn_s
     return ratio < _CLEARLY, f"a chat turn was measured {ratio:.2f} times as long with it on this CPU{note}"
 
 
@@ -210,14 +222,20 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _remembered(memory: Path | None) -> dict[str, dict[Side, Measurement]]:
+def _remembered(memory: Path | None) -> dict[str, Finding]:
     if memory is None:
         return {}
     try:
-        known = json.loads(memory.read_text())
-        return {key: {side: _measurement(entry[side]) for side in SIDES} for key, entry in known.items()}
+        return {key: _finding(entry) for key, entry in json.loads(memory.read_text()).items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
+
+
+def _finding(entry: Any) -> Finding:
+    """Raises what a wrong shape raises."""
+    if isinstance(entry, int):
+        return entry
+    return {side: _measurement(entry[side]) for side in SIDES}
 
 
 def _measurement(entry: list[object]) -> Measurement:
@@ -228,7 +246,7 @@ def _measurement(entry: list[object]) -> Measurement:
     return Measurement(message_s, token_s)
 
 
-def _remember(memory: Path | None, known: dict[str, dict[Side, Measurement]]) -> str:
+def _remember(memory: Path | None, known: dict[str, Finding]) -> str:
     """Keep what was measured; says what went wrong."""
     if memory is not None:
         try:
