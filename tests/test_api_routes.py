@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from server.api.app import create_app
 from server.api.settings import ApiConfig
+from server.api.validation import Body
 from server.errors import QueueFull
 from tests.api_client import FakeModels, error_of, ring_of, running
 from tests.fake_engine import FakeEngine, FakeState, FakeText, make_ready
@@ -228,7 +230,6 @@ async def test_every_route_with_a_body_is_documented_with_examples_that_work() -
         assert {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"} <= set(posts)
         for path, operation in posts.items():
             body = operation["requestBody"]["content"]["application/json"]
-            assert "$defs" not in body["schema"]
             assert body["examples"]
             # Scores come from a model that gives nothing else.
             ready = make_ready(pooling="rank" if path == "/v1/rerank" else "mean")
@@ -236,6 +237,22 @@ async def test_every_route_with_a_body_is_documented_with_examples_that_work() -
             for example in body["examples"].values():
                 assert (await api.post(path, example["value"])).status_code == 200, path
             assert {"400", "401", "413", "503"} <= set(operation["responses"])
+
+
+async def test_the_schemas_of_the_document_are_all_there_and_each_its_own() -> None:
+    async with running() as api:
+        text = (await api.http.get("/openapi.json")).text
+    schemas = json.loads(text)["components"]["schemas"]
+    assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(schemas)
+    assert "#/$defs" not in text
+    names = [model.__name__ for model in descendants(Body)]
+    assert sorted(names) == sorted(set(names))
+    assert set(names) == set(schemas) - {"Error"}
+    assert {"messages", "temperature", "tools"} <= set(schemas["ChatRequest"]["properties"])
+
+
+def descendants(model: type[Body]) -> list[type[Body]]:
+    return [found for one in model.__subclasses__() for found in (one, *descendants(one))]
 
 
 async def test_openais_routes_are_shown_first_and_the_operators_last() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from server.api.sampling import Int
 from server.api.settings import ApiConfig
+from server.api.validation import Body
 from server.engine.messages import Scales
 from server.errors import InvalidRequest, NotFound
 
@@ -16,10 +17,8 @@ MAX_SCALE = 100.0
 """More than this makes noise of any model, and infinities of some."""
 
 
-class AdapterScale(BaseModel):
+class AdapterScale(Body):
     """How much of one adapter."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     id: Annotated[Int, Field(ge=0)]
     scale: Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE)]

@@ -7,9 +7,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
 
 from server import __version__
+from server.api.validation import Body
 
 _ERROR_SCHEMA: Mapping[str, Any] = {
     "type": "object",
@@ -37,10 +37,13 @@ _ERRORS = {
 }
 
 
-def documented(model: type[BaseModel], examples: Mapping[str, Any], *, streams: bool = False) -> dict[str, Any]:
-    """Arguments of a route whose body is `model`, for FastAPI's decorators. The schema must refer to no other."""
+def documented(model: type[Body], examples: Mapping[str, Any], *, streams: bool = False) -> dict[str, Any]:
+    """Arguments of a route whose body is `model`, for FastAPI's decorators. The schema must refer to no other.
+
+    It is named here, and made when somebody wants to read it (`_body_schemas`): the start does not wait for it.
+    """
     body = {
-        "schema": model.model_json_schema(),
+        "schema": {"$ref": f"#/components/schemas/{model.__name__}"},
         "examples": {name: {"value": value} for name, value in examples.items()},
     }
     extra = {"requestBody": {"required": True, "content": {"application/json": body}}}
@@ -74,13 +77,21 @@ class Documentation:
     def _make(self) -> dict[str, Any]:
         document = get_openapi(title="ggufd", version=__version__, description=_ABOUT, routes=self._app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas["Error"] = _ERROR_SCHEMA
+        schemas |= {"Error": _ERROR_SCHEMA, **_body_schemas(Body)}
         document["tags"] = _ordered_tags(document)
         _drop_foreign_errors(document)
         if self._has_keys:
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{"key": []}]
         return document
+
+
+def _body_schemas(model: type[Body]) -> dict[str, Any]:
+    """Of the model and all that are made from it, by their names."""
+    schemas = {} if model is Body else {model.__name__: model.model_json_schema()}
+    for one in model.__subclasses__():
+        schemas |= _body_schemas(one)
+    return schemas
 
 
 _ABOUT = "One GGUF model over the OpenAI API. Every sampler of llama.cpp is taken on every generating route."

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
+from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 from starlette.responses import Response
 
 from server.api.activity import owner_of
@@ -21,7 +21,7 @@ from server.api.openai.schemas import Prompt, Prompts, read_prompts
 from server.api.ports import services_of
 from server.api.responses import dumps, json_response
 from server.api.sampling import Bool, Int
-from server.api.validation import validate
+from server.api.validation import Body, validate
 from server.api.vectors import Wish, numbers_of, vectors_of
 from server.engine.messages import Embedding
 from server.errors import Unsupported
@@ -35,10 +35,8 @@ _NS = 1_000_000_000
 _WIDEST_NORM = 64
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(Body):
     """OpenAI's request. `dimensions` cuts vectors of models that were trained for it."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     input: Prompts
     encoding_format: Literal["float", "base64"] = "float"
@@ -46,10 +44,8 @@ class EmbeddingRequest(BaseModel):
     truncate: Bool = False
 
 
-class NativeEmbeddingRequest(BaseModel):
+class NativeEmbeddingRequest(Body):
     """llama-server's request. `embd_normalize`: -1 none, 0 greatest is 32,760, 1 sum, 2 length, p the p-norm."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     content: Prompts
     embd_normalize: Annotated[Int, Field(ge=-1, le=_WIDEST_NORM)] = 2
@@ -59,10 +55,8 @@ def _read_texts(value: Any) -> tuple[Prompt, ...]:
     return () if value in ("", []) else read_prompts(value)
 
 
-class OllamaEmbedRequest(BaseModel):
+class OllamaEmbedRequest(Body):
     """Ollama's request; what is too long is cut unless `truncate` is false."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     input: Annotated[
         Any, BeforeValidator(_read_texts), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})
@@ -71,10 +65,8 @@ class OllamaEmbedRequest(BaseModel):
     dimensions: Annotated[Int, Field(ge=1)] | None = None
 
 
-class OllamaEmbeddingsRequest(BaseModel):
+class OllamaEmbeddingsRequest(Body):
     """Ollama's older request, of one text."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     prompt: Annotated[str, Strict()] = ""
 

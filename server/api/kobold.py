@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Strict
+from pydantic import Strict
 from starlette.responses import Response
 
 from server import __version__
@@ -27,7 +27,7 @@ from server.api.responses import dumps, json_response, list_response
 from server.api.sampling import Bool, Int
 from server.api.sse import ChunkFormat, EventStream
 from server.api.usage import finish_reason
-from server.api.validation import validate
+from server.api.validation import Body, validate
 from server.engine.messages import Finish, FinishReason, Output, RequestEvent
 from server.errors import InvalidRequest
 
@@ -166,10 +166,8 @@ async def abort(request: Request) -> Response:
     return json_response({"success": bool(work), "n_aborted": len(work)})
 
 
-class CountRequest(BaseModel):
+class CountRequest(Body):
     """A text to be counted; `special` counts a BOS too."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     prompt: Annotated[str, Strict()]
     special: Bool = True
@@ -185,10 +183,8 @@ async def token_count(request: Request) -> Response:
     return await list_response("ids", tokens, {"value": len(tokens)})
 
 
-class IdsRequest(BaseModel):
+class IdsRequest(Body):
     """Token ids to turn into text."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     ids: list[Int]
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
@@ -18,12 +18,13 @@ from server.api.openai.models import model_json
 from server.api.ports import Models, services_of
 from server.api.responses import body_of, json_response
 from server.api.sse import event_bytes
+from server.api.validation import Body
 from server.errors import GgufdError, InvalidRequest, Unsupported
 
 router = APIRouter(tags=["operations"])
 
 
-class LoadRequest(BaseModel):
+class LoadRequest(Body):
     """What to load; and settings for it, by their names in config.toml."""
 
     model_config = ConfigDict(extra="allow")

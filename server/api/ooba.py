@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Strict
+from pydantic import Strict
 from starlette.responses import Response
 
 from server.api.activity import owner_of
@@ -15,25 +15,21 @@ from server.api.ports import services_of
 from server.api.requests import check_tokens
 from server.api.responses import json_response, list_response
 from server.api.sampling import Int
-from server.api.validation import validate
+from server.api.validation import Body, validate
 
 router = APIRouter(prefix="/v1/internal", tags=["text-generation-webui"])
 
 _TEXT = {"text": {"text": "Hello world"}}
 
 
-class TextRequest(BaseModel):
+class TextRequest(Body):
     """A text to be counted."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     text: Annotated[str, Strict()]
 
 
-class TokensRequest(BaseModel):
+class TokensRequest(Body):
     """Token ids to turn into text."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     tokens: list[Int]
 

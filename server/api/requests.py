@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
+from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
 from server.api.accounts import account_of, check_priority, limits_of
 from server.api.activity import Owner
@@ -21,6 +21,7 @@ from server.api.ports import Services
 from server.api.recommended import recommended
 from server.api.sampling import Bool, Count, Float, Int
 from server.api.settings import ApiConfig
+from server.api.validation import Body
 from server.chat.prompt import RenderedChat
 from server.chat.tools.grammar import BODY
 from server.engine.banned import check_bans
@@ -79,10 +80,8 @@ Phrases = Annotated[
 ]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Body):
     """`include_usage` asks for one more chunk, with the usage of the whole request."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     include_usage: Bool | None = None
 

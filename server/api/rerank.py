@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
+from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 from starlette.responses import Response
 
 from server.api.activity import owner_of
@@ -17,7 +17,7 @@ from server.api.generation import unless_gone
 from server.api.ports import services_of
 from server.api.responses import json_response
 from server.api.sampling import Bool, Int
-from server.api.validation import validate
+from server.api.validation import Body, validate
 from server.api.vectors import Wish, check_count, compute, encode_in_turns, numbers_of
 from server.engine.messages import Embedding
 from server.errors import Unsupported
@@ -34,10 +34,8 @@ _DOCUMENT = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"te
 Document = Annotated[str, Strict(), BeforeValidator(_read_document), WithJsonSchema(_DOCUMENT)]
 
 
-class RerankRequest(BaseModel):
+class RerankRequest(Body):
     """`top_n` keeps the best. With `return_documents` each result carries its text."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     query: Annotated[str, Strict()]
     documents: list[Document]

@@ -10,8 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, Strict, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, Strict, WithJsonSchema
 
+from server.api.validation import Body
 from server.engine.messages import DEFAULT_SAMPLERS, SAMPLER_NAMES, Grammar, GrammarKind, SamplingParams
 
 T = TypeVar("T")
@@ -120,10 +121,8 @@ TokenBans = Annotated[
 ]
 
 
-class SamplingFields(BaseModel):
+class SamplingFields(Body):
     """Every sampler, each unset by default: then the server's setting, the file's own or "off" holds."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     temperature: Annotated[Float, Field(ge=0, le=1e6)] | None = None
     dynatemp_range: Annotated[Float, Field(ge=0, le=1e6)] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Strict
+from pydantic import Strict
 from starlette.responses import Response
 
 from server.api.body import read_json
@@ -15,25 +15,21 @@ from server.api.ports import services_of
 from server.api.requests import check_tokens
 from server.api.responses import json_response, list_response
 from server.api.sampling import Bool, Int
-from server.api.validation import validate
+from server.api.validation import Body, validate
 
 router = APIRouter(prefix="/v1", tags=["tabbyAPI"])
 
 
-class EncodeRequest(BaseModel):
+class EncodeRequest(Body):
     """A text. With `encode_special_tokens` the texts of control tokens become these tokens."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     text: Annotated[str, Strict()]
     add_bos_token: Bool = True
     encode_special_tokens: Bool = True
 
 
-class DecodeRequest(BaseModel):
+class DecodeRequest(Body):
     """Token ids to turn into text."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     tokens: list[Int]
 

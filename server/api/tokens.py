@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Strict
+from pydantic import Strict
 from starlette.responses import Response
 
 from server.api.body import read_json
@@ -18,7 +18,7 @@ from server.api.ports import Services, services_of
 from server.api.requests import check_tokens
 from server.api.responses import json_response, list_response
 from server.api.sampling import Bool, Int
-from server.api.validation import validate
+from server.api.validation import Body, validate
 from server.chat.prompt import ChatPrompt
 
 router = APIRouter(tags=["tokens"])
@@ -26,10 +26,8 @@ router = APIRouter(tags=["tokens"])
 _TOKENIZE: Aliases = {"add_special": ("add_special", "add_special_tokens")}
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(Body):
     """`content`, or `prompt` as vLLM's clients call it. With `with_pieces` tokens come with their texts."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     content: Annotated[str, Strict()]
     add_special: Bool = False
@@ -37,10 +35,8 @@ class TokenizeRequest(BaseModel):
     with_pieces: Bool = False
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(Body):
     """Token ids to turn into text."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     tokens: list[Int]
 

@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from server.api.fields import Aliases, Resolved, resolve
@@ -22,6 +22,16 @@ Model = TypeVar("Model", bound=BaseModel)
 _short = reprlib.Repr()
 _short.maxstring, _short.maxlong, _short.maxlevel = 60, 40, 2
 _NO_VALUE = ("missing", "value_error", "json_invalid")
+
+
+class Body(BaseModel):
+    """What a client may send; other fields are passed over.
+
+    What checks it is made when the first one comes: most of the families of requests are never used, and the start
+    would wait for all of them.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 def validate(model: type[Model], body: Mapping[str, Any], aliases: Aliases) -> Model:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
 from server.api.fields import Aliases
 from server.api.sampling import Bool, Int
+from server.api.validation import Body
 from server.errors import Unsupported
 
 _OTHERS = {
@@ -30,10 +31,8 @@ _Object = Annotated[Mapping[str, Any], WithJsonSchema({"type": "object"})]
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
 
 
-class PromptRequest(BaseModel):
+class PromptRequest(Body):
     """What makes up the prompt: `POST /v1/messages/count_tokens`."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     messages: _Array
     system: Annotated[Any, WithJsonSchema(_TEXTS)] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, Strict, WithJsonSchema
+from pydantic import Field, Strict, WithJsonSchema
 from starlette.responses import Response
 
 from server.api.body import read_json
@@ -14,16 +14,14 @@ from server.api.fields import LLAMACPP
 from server.api.llamacpp.completion import NativeRequest, answer_native
 from server.api.ports import Services, services_of
 from server.api.requests import refuse_unavailable
-from server.api.validation import validate
+from server.api.validation import Body, validate
 from server.errors import Unsupported
 
 router = APIRouter(tags=["llama.cpp"])
 
 
-class File(BaseModel):
+class File(Body):
     """Another file that may help."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     text: Annotated[str, Strict()]
     filename: Annotated[str, Strict()] = "tmp"
@@ -35,10 +33,8 @@ _FILES = {
 }
 
 
-class InfillRequest(BaseModel):
+class InfillRequest(Body):
     """`prompt` is what was typed behind the prefix. All fields of `/completion` are taken besides."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     input_prefix: Annotated[str, Strict()]
     input_suffix: Annotated[str, Strict()]

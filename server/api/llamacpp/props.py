@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
 
 from server.api.auth import admin_only
@@ -17,7 +17,7 @@ from server.api.openai.schemas import Messages, Tools
 from server.api.ports import Services, services_of
 from server.api.responses import json_response
 from server.api.sampling import Bool, SamplingFields
-from server.api.validation import validate
+from server.api.validation import Body, validate
 from server.chat.prompt import ChatPrompt
 from server.engine.messages import Ready, SlotState
 from server.errors import Unavailable, Unsupported
@@ -93,10 +93,8 @@ def _slot_json(state: SlotState, ready: Ready) -> dict[str, Any]:
     }
 
 
-class TemplateRequest(BaseModel):
+class TemplateRequest(Body):
     """A conversation to be rendered."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     messages: Messages
     add_generation_prompt: Bool | None = None

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
+from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
 from server.api.fields import Aliases
 from server.api.openai.responses.items import Item, read_input
 from server.api.requests import MAX_LOGPROBS
 from server.api.sampling import Bool, Int
+from server.api.validation import Body
 from server.errors import InvalidRequest, Unsupported
 
 Text = Annotated[str, Strict()]
@@ -71,10 +72,8 @@ Input = Annotated[
 _Object = Annotated[Mapping[str, Any], WithJsonSchema({"type": "object"})]
 
 
-class ResponseRequest(BaseModel):
+class ResponseRequest(Body):
     """`input` is kept as items, checked. What is only told back is not looked into."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     input: Input = ()
     instructions: Text | None = None
