@@ -6,6 +6,8 @@ Imported again by every child process, so nothing heavy is imported before a com
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,9 +18,11 @@ if TYPE_CHECKING:
     import typer
 
     from server.config import Config
+    from server.spares import Spares
 
 _INTERRUPTED = 130
-_TOP_LEVEL = ("-h", "--help", "--version")
+_HELP = {"-h", "--help"}
+_TOP_LEVEL = {*_HELP, "--version"}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,13 +31,23 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _TOP_LEVEL):
         arguments = ["serve", *arguments]
     try:
-        build_app(arguments[0])(arguments, prog_name="ggufd")
+        with _spares(arguments) as spares:
+            build_app(arguments[0], spares)(arguments, prog_name="ggufd")
     except KeyboardInterrupt:
         # Ctrl-C while a command is still being imported.
         sys.exit(_INTERRUPTED)
 
 
-def build_app(command: str) -> typer.Typer:
+def _spares(arguments: list[str]) -> AbstractContextManager[Spares | None]:
+    """A server's processes, so that they start while the settings are read."""
+    if arguments[0] != "serve" or not _HELP.isdisjoint(arguments):
+        return nullcontext()
+    from server import spares
+
+    return spares.started()
+
+
+def build_app(command: str, spares: Spares | None = None) -> typer.Typer:
     """The command line, with the imports that `command` needs."""
     import typer
 
@@ -48,7 +62,7 @@ def build_app(command: str) -> typer.Typer:
         add_completion=False,
     )
     app.callback()(_top())
-    app.command("serve", cls=CommandWithSections)(with_settings(serve))
+    app.command("serve", cls=CommandWithSections)(with_settings(update_wrapper(partial(serve, spares), serve)))
     app.command("check", cls=CommandWithSections)(with_settings(check))
     app.command("plan", cls=CommandWithSections)(with_settings(plan, ("model", "context"), _plan_options()))
     app.add_typer(_bench(command), name="bench")
@@ -76,7 +90,7 @@ def _top() -> Any:
     return top
 
 
-def serve(config_file: Path | None, flags: dict[str, Any]) -> None:
+def serve(spares: Spares | None, config_file: Path | None, flags: dict[str, Any]) -> None:
     """Load the model and serve it until Ctrl-C (the default command)."""
     try:
         config = _load(config_file, flags)
@@ -85,7 +99,7 @@ def serve(config_file: Path | None, flags: dict[str, Any]) -> None:
 
         logs.set_up(config.server.log_level, config.server.log_format)
         console.log_settings(_file(config_file))
-        code = daemon.run(config, access.of(config.server))
+        code = daemon.run(config, access.of(config.server), spares)
     except GgufdError as error:
         _fail(error)
     except KeyboardInterrupt:

@@ -20,7 +20,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from server.api.traces import Traces
     from server.engine.client import EngineClient
     from server.keys.access import Access
+    from server.spares import Spares
 
 logger = logging.getLogger("ggufd")
 
@@ -75,8 +76,11 @@ _OTHERS = {
 """Context settings that have another name in `ContextParams`, or are none of its matter."""
 
 
-def run(config: Config, keys: Access | None) -> int:
-    """Serve until a signal says stop; the process's exit code. Raises StartupError."""
+def run(config: Config, keys: Access | None, spares: Spares | None = None) -> int:
+    """Serve until a signal says stop; the process's exit code. `spares` are children to begin with.
+
+    Raises StartupError.
+    """
     model = find_model(config)
     template = hub.chat_template(config.model.chat_template_file)
     listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
@@ -84,7 +88,7 @@ def run(config: Config, keys: Access | None) -> int:
     sockets = listen.bind(config.server.host, config.server.port)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Daemon(config, model, template, sockets, keys, traces).run())
+            return runner.run(Daemon(config, model, template, sockets, keys, traces, spares).run())
     finally:
         if traces is not None:
             traces.close()
@@ -115,6 +119,7 @@ class Daemon:
         sockets: list[socket.socket],
         keys: Access | None = None,
         traces: Traces | None = None,
+        spares: Spares | None = None,
     ) -> None:
         self._config = config
         self._model = model
@@ -122,23 +127,27 @@ class Daemon:
         self._sockets = sockets
         self._keys = keys
         self._traces = traces
+        self._spares = spares
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
         """Load, serve until told to stop, drain. Raises ModelError when the model cannot be served."""
+        # What is imported and loaded stays. To look for garbage in it takes an eighth of the start, and later a tenth
+        # of a second, in which nobody would get a token.
+        gc.disable()
         with _signals(self._on_signal, self._on_hangup), console.LoadingBar(self._model.path.name) as bar:
             served = self._make_served(self._config, self._model, self._template, bar.update)
             models = Models(served, self._find_served)
             served.engine.start()
+            loading = asyncio.gather(served.wait_ready(), served.text.start())
             try:
                 server = await asyncio.to_thread(self._make_server, models)
                 serving = asyncio.create_task(server.serve(self._sockets))
                 try:
-                    if await self._load(served):
+                    if await self._has_loaded(loading):
                         bar.close()
-                        # What was loaded stays. To look through it takes the garbage collector a tenth of a second, in
-                        # which nobody would get a token.
                         gc.freeze()
+                        gc.enable()
                         self._announce(served)
                         await self._until_stopped(models)
                     await self._drain(models.served.engine)
@@ -146,6 +155,7 @@ class Daemon:
                     server.should_exit = True
                     await serving
             finally:
+                loading.cancel()
                 await models.stop()
         return 0 if self._stop.is_set() else 1
 
@@ -162,8 +172,11 @@ class Daemon:
         tool_format = None if config.model.tool_format == "auto" else config.model.tool_format
         params = TextParams(settings.model, template, tool_format)
         api = api_config(config, model, self._keys)
-        text = TextPool(lambda: TextClient(params), is_shared=lambda: api.shares_cache)
-        return Served(config, model, EngineClient(settings, on_progress), text, api)
+        spares, self._spares = self._spares, None
+        first = None if spares is None else TextClient(params, spare=spares.text)
+        text = TextPool(lambda: TextClient(params), first=first, is_shared=lambda: api.shares_cache)
+        engine = EngineClient(settings, on_progress, spare=None if spares is None else spares.engine)
+        return Served(config, model, engine, text, api)
 
     def _find_served(self, config: Config, on_progress: OnProgress) -> Served:
         """The same for a model that is to be found first. Raises ModelError."""
@@ -205,9 +218,8 @@ class Daemon:
             )
         )
 
-    async def _load(self, served: Served) -> bool:
+    async def _has_loaded(self, loading: asyncio.Future[Any]) -> bool:
         """Wait for both children; False when a signal came first."""
-        loading = asyncio.gather(served.wait_ready(), served.text.start())
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
@@ -321,6 +333,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
     return EngineConfig(
         model=_model_params(config, model),
         context=context_params(config),
+        shape=model.shape,
         max_queue=config.queue.max_queue,
         max_queue_wait_s=config.queue.max_queue_wait_s,
         max_gap_ms=config.queue.max_gap_ms,
@@ -352,7 +365,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
 def _draft(config: Config, model: hub.ModelFile) -> DraftConfig | None:
     if model.draft is None:
         return None
-    return DraftConfig(draft_params(config, model.draft), config.context.spec_draft_p_min)
+    return DraftConfig(draft_params(config, model.draft), config.context.spec_draft_p_min, model.draft.shape)
 
 
 def draft_params(config: Config, draft: hub.ModelFile) -> ModelParams:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from server.engine.child import Child
+from server.engine.spare import Spare
 
 WAIT_S = 60.0
 
@@ -63,14 +64,26 @@ def start_and_wait(conn: Connection) -> None:
     child.join(WAIT_S)
 
 
+def make_ready() -> None:
+    os.environ["PREPARED"] = "1"
+
+
+def fail_to_prepare() -> None:
+    raise RuntimeError("nothing is here")
+
+
+def tell_what_was_prepared(conn: Connection, word: str) -> None:
+    conn.send((word, os.environ.get("PREPARED")))
+
+
 class Parent:
     """Collects what a child says and how it ended."""
 
-    def __init__(self, main: Any, *args: Any) -> None:
+    def __init__(self, main: Any, *args: Any, spare: Spare | None = None) -> None:
         self.messages: list[Any] = []
         self.exits: list[tuple[int, str]] = []
         self._changed = threading.Condition()
-        self.child = Child("test-child", main, args, self._on_message, self._on_exit)
+        self.child = Child("test-child", main, args, self._on_message, self._on_exit, spare=spare)
 
     def _on_message(self, message: Any) -> None:
         with self._changed:
@@ -213,3 +226,30 @@ def test_where_memory_ends_a_child_is_ended_and_not_its_parent() -> None:
     parent = Parent(tell_who_goes_first)
     parent.wait_for_exit()
     assert parent.messages[0] > int(Path("/proc/self/oom_score_adj").read_text())
+
+
+def test_a_spare_process_prepares_itself_and_becomes_a_child() -> None:
+    spare = Spare("test-spare", tell_what_was_prepared, make_ready)
+    pid = spare.process.pid
+    parent = Parent(tell_what_was_prepared, "hello", spare=spare)
+    assert parent.wait_for_exit() == (0, "")
+    assert parent.messages == [("hello", "1")]
+    assert parent.child.pid == pid
+    # It has been used up.
+    spare.discard()
+
+
+def test_nothing_is_left_of_a_spare_process_that_nobody_wanted() -> None:
+    spare = Spare("test-spare", tell_what_was_prepared, make_ready)
+    pid = spare.process.pid
+    assert pid is not None
+    spare.discard()
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_spare_process_that_died_is_a_dead_child() -> None:
+    spare = Spare("test-spare", tell_what_was_prepared, fail_to_prepare)
+    spare.process.join()
+    code, stderr = Parent(tell_what_was_prepared, "hello", spare=spare).wait_for_exit()
+    assert code == 1
+    assert stderr.endswith("RuntimeError: nothing is here")

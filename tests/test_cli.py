@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import trustme
 import typer
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 
 from server import __version__, cli, daemon, hub, listen, sources
 from server.config import settings
+from server.engine.spare import Spare
 from server.errors import StartupError
 from server.flags import with_settings
 from server.llama.params import ContextParams
@@ -173,12 +175,50 @@ class TestCommands:
     def test_ctrl_c_while_a_command_is_imported_says_nothing(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def interrupted(command: str) -> None:
+        def interrupted(command: str, spares: object) -> None:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(cli, "build_app", interrupted)
         run = Run([], capsys)
         assert (run.code, run.out, run.err) == (130, "", "")
+
+    @pytest.mark.parametrize("wrong", [["--port", "abc"], ["--no-such-flag"], ["-m", "/nonexistent.gguf"]], ids=str)
+    def test_processes_that_were_started_for_a_server_that_cannot_be_are_gone(
+        self, wrong: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        started: list[int | None] = []
+        before = Spare.__init__
+
+        def noting(self: Spare, *args: Any) -> None:
+            before(self, *args)
+            started.append(self.process.pid)
+
+        monkeypatch.setattr(Spare, "__init__", noting)
+        run = Run(["serve", *wrong], capsys)
+        assert run.code in (1, 2)
+        assert len(started) == 2
+        assert not any(pid is not None and psutil.pid_exists(pid) for pid in started)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("arguments", [["--help"], ["serve", "-h"], ["--version"], ["check"]], ids=str)
+    def test_a_command_that_serves_nothing_starts_no_process(
+        self, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def started(*_: object) -> None:
+            raise AssertionError("a process was started")
+
+        monkeypatch.setattr(Spare, "__init__", started)
+        assert Run(arguments, capsys).code == 0
+
+    def test_where_no_process_can_be_started_the_settings_are_still_read(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def refused(*_: object) -> None:
+            raise BlockingIOError("no more processes")
+
+        monkeypatch.setattr(Spare, "__init__", refused)
+        assert "port" in Run(["serve", "--port", "abc"], capsys).err
 
     def test_the_command_line_brings_no_http_and_no_binding(self) -> None:
         code = "import sys, server.cli as c; c.build_app('serve'); print(*sys.modules)"

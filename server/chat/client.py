@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo, TextParams
-from server.chat.worker import Answer, Call, Refusal, Reply, Started, StartFailed, main
+from server.chat.worker import NAME, Answer, Call, Refusal, Reply, Started, StartFailed, main
 from server.engine.child import Child
 from server.engine.messages import Grammar
+from server.engine.spare import Spare
 from server.errors import EngineDown, GgufdError, InvalidRequest, ModelError, from_code
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ class TextClient(TextCalls):
     """Calls to a text process that is started again whenever it dies.
 
     `call_timeout_s` counts from when the process turns to the call, not while it waits behind others. On a machine that
-    is busy with something else it counts the processor's time, up to four times as long.
+    is busy with something else it counts the processor's time, up to four times as long. `spare` is a process to begin
+    with.
     """
 
     def __init__(
@@ -128,8 +130,10 @@ class TextClient(TextCalls):
         call_timeout_s: float = CALL_TIMEOUT_S,
         start_timeout_s: float = START_TIMEOUT_S,
         backoff_s: float = 0.1,
+        spare: Spare | None = None,
     ) -> None:
         self._params = params
+        self._spare = spare
         self._call_timeout_s = call_timeout_s
         self._start_timeout_s = start_timeout_s
         self._backoff_s = backoff_s
@@ -193,7 +197,8 @@ class TextClient(TextCalls):
         on_message = functools.partial(self._receive, self._generation)
         on_exit = functools.partial(self._died, self._generation)
         try:
-            self._child = Child("ggufd-text", main, (self._params,), on_message, on_exit, self._loop)
+            spare, self._spare = self._spare, None
+            self._child = Child(NAME, main, (self._params,), on_message, on_exit, self._loop, spare)
         except OSError as error:
             self._died(self._generation, error.errno or 0, str(error))
             return

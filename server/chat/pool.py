@@ -39,21 +39,23 @@ class _Waiting(NamedTuple):
 
 
 class TextPool(TextCalls):
-    """At most three processes, made by `new_client`. `patience_s` is how long a call waits before there is another.
+    """At most three processes, made by `new_client`, but for the `first` where that is there.
 
-    `is_shared` says whether all may profit from what one of them sent.
+    `patience_s` is how long a call waits before there is another. `is_shared` says whether all may profit from what one
+    of them sent.
     """
 
     def __init__(
         self,
         new_client: Callable[[], TextClient],
         *,
+        first: TextClient | None = None,
         patience_s: float = PATIENCE_S,
         is_shared: Callable[[], bool] = lambda: True,
     ) -> None:
         self._new_client = new_client
         self._patience_s = patience_s
-        self._clients = [new_client()]
+        self._clients = [first or new_client()]
         self._free: list[TextClient] = []
         self._waiting: deque[_Waiting] = deque()
         self._n_slow = 0

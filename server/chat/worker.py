@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import pickle
@@ -22,6 +23,8 @@ from server.errors import GgufdError, InvalidRequest, StartupError
 
 if TYPE_CHECKING:
     from server.chat.text import TextModel
+
+NAME = "ggufd-text"
 
 # Some tokenizers of llama.cpp recurse once a character: 8 MB of stack end at 50,000 identical ones. The pages are
 # only taken when they are touched.
@@ -80,6 +83,16 @@ class StartFailed:
 Reply = Answer | Refusal | Started | StartFailed
 
 
+def prepare() -> None:
+    """Import what `main` will need. What stands in the way it will tell."""
+    gc.disable()
+    os.environ.update(_NO_DEVICES)
+    from server.llama import library
+
+    with contextlib.suppress(StartupError):
+        library.load()
+
+
 def main(conn: Connection, params: TextParams) -> None:
     """What the child runs. The work is done on a thread because only a new thread can have a larger stack."""
     threading.stack_size(_STACK_BYTES)
@@ -89,6 +102,7 @@ def main(conn: Connection, params: TextParams) -> None:
 
 
 def _serve(conn: Connection, params: TextParams) -> None:
+    gc.disable()
     # A GPU build would else make a context on each device, only to ask for its memory.
     os.environ.update(_NO_DEVICES)
     # Before anything of the file is read: Jinja computes constants of a template while it compiles it.
@@ -114,6 +128,8 @@ def _serve(conn: Connection, params: TextParams) -> None:
     model = _load(conn, params, errors)
     if model is None:
         return
+    gc.freeze()
+    gc.enable()
     conn.send(Started(model.info))
     with contextlib.suppress(EOFError, OSError):
         while True:

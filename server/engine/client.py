@@ -52,6 +52,7 @@ from server.engine.messages import (
     Steps,
 )
 from server.engine.retreat import Retreat
+from server.engine.spare import Spare
 from server.engine.stream import RequestStream
 from server.engine.watchdog import Verdict, Watchdog
 from server.errors import (
@@ -105,7 +106,7 @@ Spawn = Callable[[Callable[[list[Event]], None], Callable[[int, str], None]], Li
 class EngineClient:
     """One engine. `start` it inside a running event loop, `wait_ready`, `submit`; `drain` and `stop` at the end.
 
-    `on_progress` gets the share of the model that is loaded, 0 to 1.
+    `on_progress` gets the share of the model that is loaded, 0 to 1. `spare` is a process to begin with.
     """
 
     def __init__(
@@ -113,8 +114,10 @@ class EngineClient:
         config: EngineConfig,
         on_progress: Callable[[float], None] | None = None,
         spawn: Spawn | None = None,
+        spare: Spare | None = None,
     ) -> None:
         self.config = config
+        self._spare = spare
         self.ready: Ready | None = None
         self._on_progress = on_progress
         self._given_spawn = spawn
@@ -240,7 +243,8 @@ class EngineClient:
             self._give_up(f"the engine process could not be started ({error})")
 
     def _spawn_child(self, on_message: Callable[[list[Event]], None], on_exit: Callable[[int, str], None]) -> Link:
-        return Child("ggufd-engine", process.main, (self.config,), on_message, on_exit, self._loop)
+        spare, self._spare = self._spare, None
+        return Child(process.NAME, process.main, (self.config,), on_message, on_exit, self._loop, spare)
 
     def _launch(self) -> None:
         """Start a process. What an older one still says is told apart by its generation."""

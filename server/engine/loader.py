@@ -144,7 +144,7 @@ def _with_host_cache(config: EngineConfig, params: ContextParams, ram: host.Ram)
     n_bytes = config.cache_ram_bytes
     if n_bytes is None:
         machine = Machine(ram.free, ram.total, cpu_features=system.cpu_features())
-        made = _shape_of(config.model)
+        made = _shape_of(config)
         placement = dataclasses.replace(in_ram(_wish(config), machine), n_gpu_layers=config.model.n_gpu_layers or 0)
         _, machine, _ = _place_draft(config, made, machine)
         n_bytes = host_cache_bytes(estimate(made, params, placement), machine)
@@ -286,7 +286,7 @@ def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> Place
         return Placed(config, "")
     if config.model.n_gpu_layers is not None and config.draft is None:
         return Placed(config, "as configured")
-    made = _shape_of(config.model)
+    made = _shape_of(config)
     ram = host.ram()
     machine = Machine(ram.free, ram.total, gpus, system.cpu_features(), config.vram_limit)
     config, machine, draft_bytes = _place_draft(config, made, machine)
@@ -314,14 +314,15 @@ def _place_draft(config: EngineConfig, made: Shape, machine: Machine) -> tuple[E
     if config.draft is None:
         return config, machine, 0
     params = config.draft.model
-    taken = draft_plan.plan(_shape_of(params), params, made, config.context, machine)
+    taken = draft_plan.plan(_shape_of(config.draft), params, made, config.context, machine)
     placed = dataclasses.replace(params, n_gpu_layers=taken.placement.n_gpu_layers)
     draft = dataclasses.replace(config.draft, model=placed)
     return dataclasses.replace(config, draft=draft), draft_plan.beside(machine, taken), taken.vram.total
 
 
-def _shape_of(params: ModelParams) -> Shape:
-    return shape.of(gguf.read(gguf.parts_of(Path(params.path))).with_metadata(dict(params.metadata)))
+def _shape_of(config: EngineConfig | DraftConfig) -> Shape:
+    params = config.model
+    return config.shape or shape.of(gguf.read(gguf.parts_of(Path(params.path))).with_metadata(dict(params.metadata)))
 
 
 def gpus_of(model: ModelParams, devices: Sequence[system.DeviceMemory]) -> tuple[Device, ...]:
@@ -423,8 +424,8 @@ def _draft_bytes(config: EngineConfig) -> int:
     if config.draft is None:
         return 0
     machine = Machine(0, 0)
-    made, params = _shape_of(config.draft.model), config.draft.model
-    return draft_plan.plan(made, params, _shape_of(config.model), config.context, machine).needed
+    made, params = _shape_of(config.draft), config.draft.model
+    return draft_plan.plan(made, params, _shape_of(config), config.context, machine).needed
 
 
 def _fitting_n_ctx(model: Model, params: ContextParams, taken_bytes: int = 0) -> int:

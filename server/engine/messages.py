@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from server.errors import GgufdError, TryLater
 from server.keys.ring import Limits
 from server.llama.params import ContextParams, ModelParams, Pooling
+
+if TYPE_CHECKING:
+    from server.llama.shape import Shape
 
 DEFAULT_SAMPLERS: tuple[str, ...] = (
     "penalties",
@@ -747,10 +750,14 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class DraftConfig:
-    """A draft model that guesses; never a token to which it gives less probability than `p_min`."""
+    """A draft model that guesses; never a token to which it gives less probability than `p_min`.
+
+    `shape` is what its header says, where that has been read.
+    """
 
     model: ModelParams
     p_min: float = 0.0
+    shape: Shape | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -767,10 +774,12 @@ class EngineConfig:
     `cache_dir` keeps calibration results; None keeps none. `pooling` None leaves it to the model; the context for
     `embeddings` of a model that writes is made at start when that is set, else when they are first asked for.
     After `sleep_idle_s` without a request the client ends the process until the next one; None never does.
+    `shape` is what the model's header says, where that has been read: of a large vocabulary it takes half a second.
     """
 
     model: ModelParams
     context: ContextParams
+    shape: Shape | None = field(default=None, repr=False)
     max_queue: int = 64
     max_queue_wait_s: float = 600.0
     max_gap_ms: float = 100.0

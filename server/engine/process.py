@@ -5,6 +5,7 @@ Imported by the API process too, which only names `main`: nothing heavy is impor
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import logging
@@ -61,6 +62,8 @@ class Engine(Protocol):
     def close(self, timeout_s: float) -> None: ...
 
 
+NAME = "ggufd-engine"
+
 _CLOSE_S = 3.0
 """What is to be kept on disk must be there by then."""
 
@@ -68,8 +71,19 @@ _PREPARE_POLL_S = 0.002
 """How often the loop looks whether a grammar is compiled, when that is all there is to wait for."""
 
 
+def prepare() -> None:
+    """Import what `main` will need. What stands in the way it will tell."""
+    # Nothing of what is imported is garbage; to look for some takes an eighth of the time.
+    gc.disable()
+    from server.llama import library
+
+    with contextlib.suppress(ModelError):
+        library.load()
+
+
 def main(conn: Connection, config: EngineConfig) -> None:
     """Load the model, say `Ready` or `LoadFailed`, then serve until `Shutdown` or the end of the connection."""
+    gc.disable()
     from server.llama import library
 
     def report(event: Loading) -> None:
@@ -85,6 +99,7 @@ def main(conn: Connection, config: EngineConfig) -> None:
         return
     # What was loaded stays, and need not be looked through between two steps.
     gc.freeze()
+    gc.enable()
     conn.send([loaded.ready])
     log: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     logging.getLogger("server").addHandler(logging.handlers.QueueHandler(log))
