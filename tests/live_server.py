@@ -20,6 +20,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 START_S = 90
+_MODEL = {"-m", "--model"}
 STOP_S = 30
 
 
@@ -33,7 +34,9 @@ class LiveServer:
         self.url = ""
         self._verify = verify
         self.log: list[str] = []
-        command = [sys.executable, "-m", "server", "--port", "0", *arguments]
+        # Left alone, it is measured, and what the demo model says would depend on the machine.
+        fixed = () if _MODEL & set(arguments) else ("--flash-attn", "on")
+        command = [sys.executable, "-m", "server", "--port", "0", *fixed, *arguments]
         if n_files is not None:
             command = ["sh", "-c", f'ulimit -n {n_files} && exec "$@"', "sh", *command]
         self._process = subprocess.Popen(
