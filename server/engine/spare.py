@@ -140,12 +140,13 @@ def _bootstrap(main: Main, prepare: Callable[[], None], conn: Connection, stderr
     """
     for number in _PARENTS_BUSINESS:
         signal.signal(number, signal.SIG_IGN)
+    # First, so that the file has no name any more when the parent turns out to be gone already.
+    _redirect_stderr(stderr_path)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     _write_no_core()
     _go_first_when_memory_ends()
     # Without this an abort in ggml starts a debugger and writes its backtrace to the terminal.
     os.environ["GGML_NO_BACKTRACE"] = "1"
-    _redirect_stderr(stderr_path)
     prepare()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         main(conn, *conn.recv())
