@@ -156,6 +156,7 @@ class Daemon:
                     await serving
             finally:
                 loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
                 await models.stop()
         return 0 if self._stop.is_set() else 1
 
