@@ -200,6 +200,9 @@ def test_a_server_of_the_model_is_set_against_the_same_program(tiny_model: Path,
     assert result.exit_code == 0, result.output
     (over_http,) = (one for one in json.loads(out.read_text())["results"] if one["scenario"] == "batch, over HTTP")
     assert 40 < over_http["medians"][0] < 101
+    # Prompts are read before what is timed begins.
+    assert [body["max_tokens"] for body in fake.bodies[-4:]] == [1, 1, 12, 12]
+    assert fake.bodies[-4]["prompt"] in [body["prompt"] for body in fake.bodies[-2:]]
     assert over_http["ratio"]["of_medians"] == pytest.approx(over_http["medians"][0] / 25)
     assert (too_many.exit_code, "4 slots, and 5 sequences" in too_many.output) == (1, True)
 

@@ -28,9 +28,13 @@ class OverHttp:
         return await discover(self._client), await calibrate(self._client, self._random.randrange(2**32))
 
     def measure(self, shape: Shape) -> Rates:
-        """The rate of all streams while all of them run; prompts are only about as long as wanted."""
+        """The rate of all streams while all of them run; prompts are only about as long as wanted.
+
+        They are read before, as by the engine's loop: else the first answers are nearly done when the last one begins.
+        """
         words = Words(self._per_word, self._random.random())
         site = Site(self._server, words, Sizes())
         prompts = [words.text(shape.n_prompt) for _ in range(shape.n_sequences)]
+        asyncio.run(site.together(prompts, 1))
         answers = asyncio.run(site.together(prompts, shape.n_write))
         return Rates(None, throughput([(answer.times, answer.per_piece) for answer in answers]))
