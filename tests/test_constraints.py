@@ -13,23 +13,34 @@ from hypothesis import strategies as st
 from server.api.constraints import of_choices
 from server.engine.messages import EngineRequest, GrammarKind
 from tests.api_client import running
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import FakeEngine, FakeText
 
 OBJECT = {"type": "object"}
 HELLO = [{"role": "user", "content": "Hi"}]
 ROUTES = ("/v1/completions", "/v1/chat/completions")
+GENERATING: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "a"},
+    "/v1/chat/completions": {"messages": HELLO},
+    "/v1/responses": {"input": "a"},
+    "/v1/messages": {"messages": HELLO, "max_tokens": 9},
+    "/completion": {"prompt": "a"},
+    "/infill": {"input_prefix": "a", "input_suffix": "b"},
+    "/api/v1/generate": {"prompt": "a"},
+    "/api/generate": {"prompt": "a", "stream": False},
+    "/api/chat": {"messages": HELLO, "stream": False},
+}
+"""Every route that writes, with what it cannot do without."""
 
 
 async def asked(path: str, **body: Any) -> EngineRequest:
     """What the engine gets."""
-    prompt = {"messages": HELLO} if "chat" in path else {"prompt": "a"}
-    async with running() as api:
-        await api.ok(path, **prompt, **body)
+    async with running(text=FakeText(has_infill=True)) as api:
+        await api.ok(path, **GENERATING[path], **body)
         (request,) = api.engine.requests
     return request
 
 
-@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("path", GENERATING)
 @pytest.mark.parametrize(
     ("body", "kind", "schema"),
     [
@@ -51,6 +62,7 @@ async def asked(path: str, **body: Any) -> EngineRequest:
         ),
         ({"response_format": {"type": "json_schema", "schema": OBJECT}}, GrammarKind.JSON_SCHEMA, OBJECT),
         ({"structured_outputs": {"json": OBJECT}}, GrammarKind.JSON_SCHEMA, OBJECT),
+        ({"structured_outputs": {"json": False}}, GrammarKind.JSON_SCHEMA, False),
         ({"grammar": "", "json_schema": OBJECT}, GrammarKind.JSON_SCHEMA, OBJECT),
     ],
 )
@@ -60,20 +72,44 @@ async def test_a_schema_under_each_of_its_names(path: str, body: Any, kind: Gram
     assert (grammar.kind, json.loads(grammar.text)) == (kind, schema)
 
 
+@pytest.mark.parametrize("path", GENERATING)
 @pytest.mark.parametrize(
     ("body", "kind", "text"),
     [
         ({"grammar": 'root ::= "a"'}, GrammarKind.GBNF, 'root ::= "a"'),
+        ({"grammar_string": 'root ::= "a"'}, GrammarKind.GBNF, 'root ::= "a"'),
+        ({"guided_grammar": 'root ::= "a"'}, GrammarKind.GBNF, 'root ::= "a"'),
+        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, GrammarKind.GBNF, 'root ::= "a"'),
         ({"guided_regex": "a+"}, GrammarKind.REGEX, "a+"),
         ({"guided_choice": ["a", 'b"\n']}, GrammarKind.REGEX, "a|b\\x22\\x0a"),
         ({"structured_outputs": {"choice": ["a"]}}, GrammarKind.REGEX, "a"),
         ({"structured_outputs": {"regex": "a+"}}, GrammarKind.REGEX, "a+"),
     ],
 )
-async def test_other_constraints(body: Any, kind: GrammarKind, text: str) -> None:
-    grammar = (await asked(ROUTES[0], **body)).sampling.grammar
+async def test_other_constraints(path: str, body: Any, kind: GrammarKind, text: str) -> None:
+    grammar = (await asked(path, **body)).sampling.grammar
     assert grammar is not None
     assert (grammar.kind, grammar.text) == (kind, text)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"text": {"format": {"type": "json_schema", "name": "x", "schema": OBJECT}}}),
+        ("/v1/messages", {"output_config": {"format": {"type": "json_schema", "schema": OBJECT}}}),
+        ("/v1/messages", {"output_format": {"type": "json_schema", "schema": OBJECT}}),
+        ("/api/generate", {"format": OBJECT}),
+        ("/api/chat", {"format": "json"}),
+    ],
+)
+async def test_a_schema_under_an_apis_own_name(path: str, body: Any) -> None:
+    grammar = (await asked(path, **body)).sampling.grammar
+    assert grammar is not None
+    assert json.loads(grammar.text) == OBJECT
+    async with running() as api:
+        second = {"response_format": {"type": "json_object"}}
+        response = await api.post(path, {**GENERATING[path], **body, **second})
+    assert response.status_code == 400, "two constraints were taken"
 
 
 @pytest.mark.parametrize(
@@ -124,6 +160,22 @@ async def test_a_constraint_is_called_what_the_client_called_it(body: Any, param
         assert (await api.refused(ROUTES[0], {"prompt": "a", **body}))["param"] == param
         ollamas = {"prompt": "a", "format": {"type": "nonsense"}}
         assert (await api.refused("/api/generate", ollamas))["param"] == "format"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"json_schema": OBJECT, "guided_json": {"type": "array"}},
+        {"grammar": 'root ::= "a"', "guided_grammar": 'root ::= "b"'},
+        {"guided_regex": "a", "regex_pattern": "b"},
+    ],
+)
+async def test_a_constraint_that_comes_twice_is_taken_only_if_both_say_the_same(body: dict[str, Any]) -> None:
+    first, second = body
+    async with running() as api:
+        error = await api.refused(ROUTES[0], {"prompt": "a", **body})
+        assert error["param"] == second
+        await api.ok(ROUTES[0], prompt="a", **{first: body[first], second: body[first]})
 
 
 @pytest.mark.parametrize("path", ROUTES)

@@ -80,3 +80,10 @@ def test_a_pattern_cannot_take_for_ever() -> None:
     with pytest.raises(EngineFailure):
         check_json(schema, json.dumps("a" * 5000 + "b"))
     assert time.perf_counter() - began_s < 1
+
+
+@pytest.mark.parametrize("draft", ["draft-06", "draft-07"])
+def test_an_encoding_is_a_note_as_in_later_drafts(draft: str) -> None:
+    inner = {"type": "string", "contentEncoding": "base64", "contentMediaType": "application/json"}
+    schema = {"$schema": f"http://json-schema.org/{draft}/schema#", "properties": {"a": inner}}
+    check_json(json.dumps(schema), '{"a": "no base64"}')

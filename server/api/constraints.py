@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PrivateAttr, Strict, WithJsonSchema
 
+from server.api.fields import two_constraints
 from server.api.sampling import SamplingFields
 from server.engine.messages import Grammar, GrammarKind, SamplingParams
 from server.errors import InvalidRequest
@@ -69,10 +70,7 @@ class ConstraintFields(SamplingFields):
         if params.grammar is not None:
             found = {self._wire_name("grammar"): params.grammar, **found}
         if len(found) > 1:
-            raise InvalidRequest(
-                f"Only one constraint can hold at a time, but {' and '.join(found)} were sent. Leave out all but one.",
-                param=next(reversed(found)),
-            )
+            raise two_constraints(*found)
         return dataclasses.replace(params, grammar=next(iter(found.values()), None))
 
     @property
@@ -136,7 +134,7 @@ def _checked(schema: Any, param: str) -> Any:
 
 def _of_structured(value: Mapping[str, Any]) -> Grammar | None:
     """vLLM's `structured_outputs`: an object with one of its constraints. What is no constraint of ours is refused."""
-    asked = {name: item for name, item in value.items() if item not in (None, False, "") and name not in _NO_CONSTRAINT}
+    asked = {name: item for name, item in value.items() if not _is_unset(name, item) and name not in _NO_CONSTRAINT}
     for name in asked:
         if name not in _STRUCTURED:
             raise _structured_error(f".{name}", f"expected one of {', '.join(_STRUCTURED)}")
@@ -148,6 +146,11 @@ def _of_structured(value: Mapping[str, Any]) -> Grammar | None:
         except ValueError as error:
             raise _structured_error(f".{name}", str(error)) from None
     return None
+
+
+def _is_unset(name: str, item: Any) -> bool:
+    """`false` is a switch that is off, but as a schema it means that nothing is allowed."""
+    return item is None or item == "" or (item is False and name != "json")
 
 
 def _structured_error(path: str, reason: str) -> InvalidRequest:

@@ -2,6 +2,8 @@
 
 Of the names that a field has, the first one listed that is set wins. Null and "" are unset. Names that no
 table lists pass through untouched. Knows no types and no ranges: those are the models'.
+
+Constraints apart: to pass one over would let through what it forbids, so two names must say the same.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from server.errors import InvalidRequest
 
 Aliases = Mapping[str, tuple[str, ...]]
 """Our field -> its names on the wire, the strongest first. A name missing here is not one of ours."""
@@ -59,6 +63,8 @@ CONSTRAINTS: Aliases = {
     "structured_outputs": ("structured_outputs",),
 }
 """What binds the output besides a grammar."""
+
+_SAY_THE_SAME = frozenset(("grammar", *CONSTRAINTS))
 
 BANS: Aliases = {
     "banned_strings": ("banned_strings", "banned_phrases", "anti_slop", "antislop_phrases", "slop_phrases"),
@@ -127,7 +133,6 @@ _CONVERTED = {
     "stream_options",
     "return_progress",
     "max_tokens",
-    "response_format",
     "logprobs",
     "top_logprobs",
     "tools",
@@ -168,7 +173,7 @@ KOBOLD: Aliases = {
 OLLAMA: Aliases = {
     **_GENERATION,
     "max_tokens": ("num_predict", "n_predict", "max_tokens"),
-    "json_schema": ("format", "json_schema"),
+    "json_schema": ("format", *CONSTRAINTS["json_schema"]),
 }
 """Of the body with its `options` laid open."""
 
@@ -253,17 +258,33 @@ class Resolved:
 
 
 def resolve(body: Mapping[str, Any], aliases: Aliases) -> Resolved:
-    """Pick one value for each of our fields. A field that is unset under all its names is left out."""
+    """Pick one value for each of our fields. A field that is unset under all its names is left out.
+
+    Raises InvalidRequest where two names of a constraint do not say the same.
+    """
     known = {name for names in aliases.values() for name in names} | set(aliases)
     values = {name: value for name, value in body.items() if name not in known}
     wire_names: dict[str, str] = {}
     for field, names in aliases.items():
         for name in names:
             value = _read(name, body.get(name))
-            if value is not None:
+            if value is None:
+                continue
+            if field not in wire_names:
                 values[field], wire_names[field] = value, name
+            elif value != values[field]:
+                raise two_constraints(wire_names[field], name)
+            if field not in _SAY_THE_SAME:
                 break
     return Resolved(values, wire_names)
+
+
+def two_constraints(*names: str) -> InvalidRequest:
+    """The error of whoever sent all of these."""
+    return InvalidRequest(
+        f"Only one constraint can hold at a time, but {' and '.join(names)} were sent. Leave out all but one.",
+        param=names[-1],
+    )
 
 
 def _read(name: str, value: Any) -> Any:

@@ -14,21 +14,28 @@ from functools import lru_cache
 from jsonschema_rs import RegexOptions, ValidationError, Validator, validator_for
 
 from server.errors import EngineFailure
-from server.llama.schema import name_dialect, refused
+from server.llama.schema import Place, name_dialect, places, refused
 
 _MAX_DIGITS = 1000
 """Of whole numbers that are taken as such."""
+
+_NOTES = ("contentEncoding", "contentMediaType")
+"""Of drafts 6 and 7 the library would hold them, as those allow; the grammar does not."""
 
 
 @lru_cache(maxsize=64)
 def validator_of(schema: str) -> Validator:
     """Raises InvalidRequest for what is no JSON schema.
 
-    Formats are left to the grammar: to the specification they are notes. Patterns are matched in linear time.
+    Formats are left to the grammar, encodings to the client: to the specification they are notes. Patterns are matched
+    in linear time.
     """
     parsed = json.loads(schema)
     if isinstance(parsed, dict):
         name_dialect(parsed)
+        for place in places(Place("#", parsed)):
+            for note in _NOTES:
+                place.schema.pop(note, None)
     try:
         return validator_for(parsed, offline=True, pattern_options=RegexOptions(), validate_formats=False)
     except ValidationError as error:

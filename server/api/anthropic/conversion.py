@@ -7,7 +7,7 @@ from typing import Any
 
 from server.api.anthropic.blocks import ChatMessages
 from server.api.anthropic.schemas import MessagesRequest, PromptRequest
-from server.api.fields import OPENAI_CHAT, SHARED
+from server.api.fields import OPENAI_CHAT, SHARED, two_constraints
 from server.api.openai.schemas import ChatRequest
 from server.api.origins import Origins
 from server.api.validation import validate
@@ -30,7 +30,7 @@ def to_chat(fields: PromptRequest, body: Mapping[str, Any]) -> tuple[ChatRequest
         "messages": messages.messages,
         **_tools(fields, origins),
         **_thinking(fields.thinking, origins),
-        **_output(fields.output_config, origins),
+        **_output(fields, body, origins),
     }
     if isinstance(fields, MessagesRequest):
         chat |= {"max_tokens": fields.max_tokens, "stream": fields.stream}
@@ -95,19 +95,23 @@ def _thinking(thinking: Mapping[str, Any], origins: Origins) -> dict[str, Any]:
     return {}
 
 
-def _output(config: Mapping[str, Any], origins: Origins) -> dict[str, Any]:
-    """The effort, and the schema that binds the answer."""
+def _output(fields: PromptRequest, body: Mapping[str, Any], origins: Origins) -> dict[str, Any]:
+    """The effort, and the schema that binds the answer; older clients send that as `output_format`."""
     origins.note("reasoning_effort", "output_config.effort")
-    origins.note("response_format", "output_config.format")
-    origins.note("response_format.json_schema", "output_config.format")
-    chat = {"reasoning_effort": config.get("effort")}
-    wanted = config.get("format")
-    if wanted is None:
+    chat = {"reasoning_effort": fields.output_config.get("effort")}
+    found = {"output_config.format": fields.output_config.get("format"), "output_format": fields.output_format}
+    asked = {name: wanted for name, wanted in found.items() if wanted is not None}
+    if not asked:
         return chat
+    if len(asked) > 1 or body.get("response_format") is not None:
+        raise two_constraints(*asked, *(["response_format"] if len(asked) == 1 else []))
+    ((name, wanted),) = asked.items()
+    origins.note("response_format", name)
+    origins.note("response_format.json_schema", name)
     if not isinstance(wanted, Mapping) or wanted.get("type") != "json_schema":
-        raise _invalid("output_config.format.type", "expected 'json_schema'")
+        raise _invalid(f"{name}.type", "expected 'json_schema'")
     if not isinstance(wanted.get("schema"), Mapping):
-        raise _invalid("output_config.format.schema", "expected a JSON schema, which is an object")
+        raise _invalid(f"{name}.schema", "expected a JSON schema, which is an object")
     inner = {"name": "answer", "schema": wanted["schema"]}
     return {**chat, "response_format": {"type": "json_schema", "json_schema": inner}}
 

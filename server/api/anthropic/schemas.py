@@ -40,6 +40,7 @@ class PromptRequest(Body):
     tool_choice: _Object = Field(default_factory=dict)
     thinking: _Object = Field(default_factory=dict)
     output_config: _Object = Field(default_factory=dict)
+    output_format: _Object | None = None
 
 
 class MessagesRequest(PromptRequest):

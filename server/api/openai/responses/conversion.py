@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.api.fields import OPENAI_CHAT, SHARED
+from server.api.fields import OPENAI_CHAT, SHARED, two_constraints
 from server.api.openai.responses.items import Item, Messages
 from server.api.openai.responses.schemas import ResponseRequest
 from server.api.openai.schemas import ChatRequest
@@ -29,7 +29,7 @@ def to_chat(
         **{name: value for name, value in body.items() if name in SHARED},
         **_messages(fields, past, items, origins),
         **_tools(fields, origins),
-        **_format(fields, origins),
+        **_format(fields, body, origins),
         **_reasoning(fields, origins),
         "max_completion_tokens": fields.max_output_tokens,
         "stream": fields.stream,
@@ -84,13 +84,15 @@ def _choice(choice: Any) -> Any:
     return choice
 
 
-def _format(fields: ResponseRequest, origins: Origins) -> dict[str, Any]:
-    """`text.format` as `response_format`, whose schema lies one level deeper."""
-    origins.note("response_format", "text.format")
-    origins.note("response_format.json_schema", "text.format")
+def _format(fields: ResponseRequest, body: Mapping[str, Any], origins: Origins) -> dict[str, Any]:
+    """`text.format` as `response_format`, whose schema lies one level deeper; one of that name is left as it is."""
     wanted = fields.text.get("format")
     if wanted is None:
         return {}
+    if body.get("response_format") is not None:
+        raise two_constraints("text.format", "response_format")
+    origins.note("response_format", "text.format")
+    origins.note("response_format.json_schema", "text.format")
     kind = wanted.get("type") if isinstance(wanted, Mapping) else None
     if kind not in _FORMATS:
         raise _invalid("text.format.type", f"expected one of {', '.join(_FORMATS)}")
