@@ -57,6 +57,24 @@ def test_gbnf_means_what_it_means_in_llama_cpp(grammar: str, good: str, bad: str
     assert not matches("gbnf", grammar, bad)
 
 
+@pytest.mark.parametrize(
+    ("kind", "grammar", "good"),
+    [
+        ("gbnf", 'root ::= "a" [0-9]{2}', "a12"),
+        ("lark", 'start: "a" /[0-9]{2}/', "a12"),
+        ("regex", "a[0-9]{2}", "a12"),
+        ("json_schema", '{"const": "a12"}', '"a12"'),
+    ],
+)
+def test_a_grammar_of_any_kind_stands_in_its_frame(kind: str, grammar: str, good: str) -> None:
+    frame = 'start: "<t>" /[^<]{0,9}/ "</t>" @body'
+    check_grammar(kind, grammar, frame=frame)
+    matcher = Matcher(_BYTES, compile_grammar(kind, grammar, frame))
+    assert all(matcher.accept(byte) for byte in f"<t>so</t>{good}".encode())
+    assert matcher.is_accepting
+    assert not matcher.take(ord("x"))
+
+
 @given(st.text(min_size=1, max_size=12))
 def test_any_text_survives_as_a_literal(text: str) -> None:
     literal = re.sub(r'(["\\])', r"\\\1", text)

@@ -63,7 +63,9 @@ def compile_grammar(kind: str, text: str, frame: str = "") -> str:
     compiled = _compile(kind, text)
     if not frame:
         return compiled
-    grammars = json.loads(compiled)["grammars"]
+    # Of Lark llguidance makes no JSON: it stays as it is, and a GBNF grammar has become Lark.
+    is_lark = kind in ("gbnf", "lark")
+    grammars = [{"lark_grammar": compiled}] if is_lark else json.loads(compiled)["grammars"]
     grammars[0]["name"] = "body"
     return json.dumps({"grammars": [{"lark_grammar": frame}, *grammars]})
 
