@@ -76,6 +76,9 @@ def test_json_is_written_in_one_way_so_that_nothing_blank_goes_on_for_ever() -> 
         ({"properties": 5}, "#/properties", "must be an object"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "#", "no text can satisfy it"),
         ({"properties": {"a": {"x-guidance": {"lenient": True}}}}, "#/properties/a/x-guidance", "not supported"),
+        # llguidance reads doubles, and dies of the second.
+        ({"properties": {"id": {"const": 1234567890123456789}}}, "#/properties/id/const", "beyond 2**53"),
+        ({"enum": [1, {"a": [-(2**63)]}]}, "#/enum", "beyond 2**53"),
     ],
 )
 def test_what_is_refused_names_the_place_and_the_keyword(schema: Any, place: str, reason: str) -> None:

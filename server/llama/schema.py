@@ -51,6 +51,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _MAX_MULTIPLE = 20_000
 """The least common multiple of all `multipleOf`, powers of ten aside: llguidance makes a state of each remainder."""
 
+_MAX_EXACT = 2**53
+"""The largest whole number up to which a double is each of them."""
+
 _DIALECT = re.compile(r"https?://json-schema\.org/(?:(draft-0[3467])|draft/(2019-09|2020-12))/schema#?")
 
 Refusal = Callable[[str], str | None]
@@ -81,6 +84,7 @@ def prepared(text: str) -> str:
         for keyword, values in _NEUTRAL.items():
             if place.schema.get(keyword) in values and keyword in place.schema:
                 del place.schema[keyword]
+        _check_numbers(place)
         if "x-guidance" in place.schema:
             # It could switch off the very refusals that this server relies on.
             raise refused(f"'{place.pointer}/x-guidance' is not supported.")
@@ -166,6 +170,18 @@ def _check_levels(schema: dict[str, Any]) -> None:
         target = _target(schema, place.schema.get("$ref"))
         inner = [*children(place, definitions=False), *([] if target is None else [target])]
         waiting.extend((one, level + 1) for one in inner)
+
+
+def _check_numbers(place: Place) -> None:
+    """Raises InvalidRequest for whole numbers that llguidance, which reads them as doubles, would write otherwise."""
+    for keyword in ("const", "enum"):
+        waiting = [place.schema.get(keyword)]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, (dict, list)):
+                waiting.extend(value.values() if isinstance(value, dict) else value)
+            elif isinstance(value, int) and abs(value) > _MAX_EXACT:
+                raise refused(f"'{place.pointer}/{keyword}': whole numbers beyond 2**53 cannot be held exactly.")
 
 
 def _check_multiples(schema: dict[str, Any]) -> None:
