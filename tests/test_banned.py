@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.banned import REGEX_WINDOW, Bans, PhraseAutomaton, check_bans, fold
+from server.engine.messages import Grammar, GrammarKind
 from server.errors import InvalidRequest
 from tests.fake_llama import N_VOCAB, FakeVocabulary, logits_after, make_engine, make_request
 
@@ -154,10 +155,18 @@ def test_a_dead_end_widens_the_rewind_and_ends_at_last() -> None:
     assert collected.finishes[0].usage.rewinds >= len(everything)
 
 
+def test_what_has_no_way_on_ends_however_many_ways_there_are_back() -> None:
+    """Held back characters can be written otherwise in more ways than anybody could try."""
+    rig = make_engine()
+    ways = Grammar(GrammarKind.GBNF, "/".join(["abcdefgh"] * 60 + ["xy"]))
+    rig.add(make_request(1, PROMPT, grammar=ways, banned_regexes=("[xy]",), max_tokens=100))
+    failure = rig.run()[1].failure
+    assert failure is not None
+    assert "no token is left" in failure.message
+
+
 def test_a_grammar_goes_back_too() -> None:
     rig = make_engine()
-    from server.engine.messages import Grammar, GrammarKind
-
     plain = make_request(1, PROMPT, grammar=Grammar(GrammarKind.GBNF, "ab/ab/ab/ab"))
     rig.add(plain)
     free = rig.run()[1].texts[0]

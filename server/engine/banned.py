@@ -30,6 +30,8 @@ _MAX_REGEX_CHARACTERS = 1_000
 _MAX_REGEXES_CHARACTERS = 4_000
 _REGEX_BYTES = 1 << 20
 _MAX_TRIES = 16
+_MAX_REWINDS = 500
+"""In a row, between two texts that were sent: trying goes on in all of what is held back, so its ways multiply."""
 
 _PIECE_CHARACTERS = 1_000
 """Of a list of phrases, built between two steps in a millisecond or two."""
@@ -196,17 +198,25 @@ class BanGuard:
 
     def __init__(self) -> None:
         self._banned: dict[int, list[int]] = {}
+        self._first = 0
+        self._n_tried = 0
         self.n_rewinds = 0
 
     def ban(self, position: int, token: int) -> None:
         """A phrase began with `token` at `position`; what was learnt further on no longer applies."""
         self.n_rewinds += 1
+        self._n_tried += 1
         self._banned = {at: tokens for at, tokens in self._banned.items() if at <= position}
         self._banned.setdefault(position, []).append(token)
 
     def is_dead_end(self, position: int) -> bool:
         """Whether so much was tried at `position` that the fault must lie before it."""
         return len(self._banned.get(position, ())) >= _MAX_TRIES
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether so much was tried since text was sent last that no way on will be found."""
+        return self._n_tried >= _MAX_REWINDS
 
     def apply(self, row: Row, position: int) -> None:
         """Ban what is banned at `position`."""
@@ -216,5 +226,7 @@ class BanGuard:
 
     def forget(self, position: int) -> None:
         """Text up to `position` was sent: it cannot be taken back any more."""
+        if position > self._first:
+            self._first, self._n_tried = position, 0
         if self._banned:
             self._banned = {at: tokens for at, tokens in self._banned.items() if at >= position}

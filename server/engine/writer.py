@@ -118,7 +118,7 @@ class Writer:
             return Said(reason=FinishReason.STOP, end=end)
         delta = self._append(sequence, token)
         if sequence.guard is not None and not self._guard(sequence, sequence.guard):
-            return Said()
+            return self._end_lost(sequence) if sequence.guard.is_lost else Said()
         reason = self._finish_reason(sequence) or self._force(sequence, delta)
         return Said(delta.text, delta.items, reason)
 
@@ -252,9 +252,14 @@ class Writer:
 
     def _widen_or_end(self, sequence: Sequence) -> Said:
         """Every token is banned here: the one before was wrong, or, if it was sent, this is the end."""
-        if sequence.guard is not None and sequence.detokenizer.n_pending:
-            self._rewind(sequence, sequence.guard, 1)
+        guard = sequence.guard
+        if guard is not None and sequence.detokenizer.n_pending and not guard.is_lost:
+            self._rewind(sequence, guard, 1)
             return Said()
+        return self._end_lost(sequence)
+
+    def _end_lost(self, sequence: Sequence) -> Said:
+        """There is no way on."""
         if sequence.constraint is not None and not sequence.constraint.is_accepting:
             # Half of what was asked for must not look like the whole.
             raise InvalidRequest("no token is left that the constraint, the biases and the bans all allow")
