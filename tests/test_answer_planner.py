@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from llguidance import LLTokenizer
 
 from server.chat.answer import Answer
 from server.chat.answer_planner import AnswerPlanner
@@ -16,7 +18,10 @@ from server.chat.renderer import ChatRenderer
 from server.chat.template import CHATML, Template
 from server.chat.tools.families import BY_NAME, FORMATS
 from server.config import ToolFormatName
+from server.llama.grammar import Matcher, compile_grammar
 from tests.vocabularies import SOURCE_VARIABLE, templates
+
+_BYTES = LLTokenizer("byte")
 
 WEATHER = {
     "type": "function",
@@ -97,6 +102,23 @@ def test_whether_the_prompt_has_opened_thoughts(prompt_end: str, begun: str, ope
     assert plan.form.opened == opened
     assert plan.frame is not None
     assert plan.grammar is None
+
+
+def test_thoughts_that_the_grammar_lets_through_are_read_as_such() -> None:
+    """Else they would be content, which has a schema of its own."""
+    _, planner = planned(CHATML + "{# <think> #}")
+    plan = planner.plan(ChatPrompt((ASKED,)), "<|im_start|>assistant\n", "")
+    assert plan.frame is not None
+    start = Matcher(_BYTES, compile_grammar("regex", "[ab]", plan.frame))
+    for blanks in map("".join, itertools.product("\n \u2003", repeat=3)):
+        for length in range(4):
+            text = f"{blanks[:length]}<think>I</think>a"
+            matcher = start.copy()
+            if all(matcher.accept(byte) for byte in text.encode()):
+                parser = AnswerParser(plan.form)
+                answer = Answer.of([*parser.feed(text), *parser.finish()])
+                assert (answer.reasoning, answer.content) == ("I", "a")
+    assert start.copy().count_allowed(list(b"\n\n<think>")) == len(b"\n\n<think>")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ BODY = "@body"
 """Content that a grammar of its own describes."""
 
 _BLANKS = r"/\s{0,4}/"
+_BEFORE_THOUGHTS = r"/\n{0,2}/"
+"""No more than what is read as standing before thoughts (`chat.thinking`): else they would be content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +55,4 @@ def _with_thoughts(rules: Rules, thinking: Thinking, *, is_inside: bool, may_end
     if may_end and not opening.startswith("<["):
         # Free text may be anything, so that a mark which is text could not be told from it.
         return "after"
-    return f"({_BLANKS} {opening} {thoughts} {_BLANKS})? after" + (f" | {opening} {TEXT}?" if may_end else "")
+    return f"({_BEFORE_THOUGHTS} {opening} {thoughts} {_BLANKS})? after" + (f" | {opening} {TEXT}?" if may_end else "")
