@@ -15,6 +15,7 @@ import pytest
 from server.chat.client import TextClient, pickled
 from server.chat.pool import TextPool, _may_be_slow
 from server.chat.prompt import ChatPrompt
+from server.engine.messages import Grammar, GrammarKind
 from server.errors import EngineDown, InvalidRequest
 from tests.test_text_client import HANGS, params, said
 
@@ -132,6 +133,17 @@ async def test_what_comes_again_waits_for_no_process(pool: TextPool) -> None:
     assert await pool.encode("Hello there", add_special=False) == tokens
     assert len(pool.pids) == 2
     slow.cancel()
+
+
+async def test_a_grammar_that_was_taken_need_not_wait_behind_those_that_take_long(pool: TextPool) -> None:
+    known = Grammar(GrammarKind.REGEX, "a+")
+    await pool.check_grammar(known)
+    slow = [asyncio.create_task(pool.render(hangs_long())) for _ in range(3)]
+    await asyncio.sleep(0)
+    await asyncio.wait_for(pool.check_grammar(known), 0.1)
+    assert not any(one.done() for one in slow)
+    for one in slow:
+        one.cancel()
 
 
 async def test_nobody_learns_what_another_sent_where_that_is_not_shared() -> None:

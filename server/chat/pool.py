@@ -106,7 +106,7 @@ class TextPool(TextCalls):
 
     def _is_lasting(self, method: str) -> bool:
         """Whether the same call would give the same again, and is likely to come."""
-        return method == "encode" or (method == "render" and not self.info.tells_time)
+        return method in ("encode", "check_grammar") or (method == "render" and not self.info.tells_time)
 
     async def _ask(self, may_be_slow: bool, method: str, *args: Any, **kwargs: Any) -> Any:
         client = await self._free_client(may_be_slow)

@@ -178,14 +178,15 @@ class TextModel:
         )
 
     @lru_cache(maxsize=64)  # noqa: B019 - one text model lives as long as its process
-    def check_grammar(self, kind: str, text: str, frame: str = "") -> None:
-        """Raises InvalidRequest unless the grammar can be enforced, inside its frame if it has one.
+    def check_grammar(self, kind: str, text: str, frame: str = "") -> bool:
+        """True, which can be remembered. Raises InvalidRequest unless the grammar can be enforced, in its frame if any.
 
         What passed is remembered: the same tools come with every message of a chat.
         """
         check_grammar(kind, text, lambda: self._grammar_tokenizer, frame=frame)
         if kind == "json_schema":
             validator_of(text)
+        return True
 
     def check_json(self, schema: str, text: str) -> None:
         """Raises EngineFailure unless a finished text is what its schema asks for."""
