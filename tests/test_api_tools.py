@@ -36,6 +36,11 @@ def named(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
 
 
+def with_schema(**keywords: Any) -> dict[str, Any]:
+    """A request with one tool of this schema."""
+    return {"tools": [{"function": {"name": "f", "parameters": {"type": "object", **keywords}}}]}
+
+
 async def test_calls_are_told_apart_from_content() -> None:
     async with running(says(f"I look.\n{PARIS}\n{NOW}")) as api:
         answer = await api.ok(PATH, messages=HELLO, tools=[WEATHER, CLOCK])
@@ -57,6 +62,24 @@ async def test_a_call_that_a_stop_string_cut_is_no_call_to_make() -> None:
         whole = await api.ok(PATH, messages=HELLO, tools=[WEATHER], stop=["</tool_call>"])
     assert cut["choices"][0]["finish_reason"] == events[-2]["choices"][0]["finish_reason"] == "stop"
     assert whole["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("body", [{"max_tokens": 18}, {"stop": ["get_w"]}])
+async def test_a_head_of_a_call_that_was_cut_is_not_said(body: dict[str, Any]) -> None:
+    async with running(says(f"I look.\n{PARIS}")) as api:
+        (choice,) = (await api.ok(PATH, messages=HELLO, tools=[WEATHER], **body))["choices"]
+        events = await api.events(PATH, messages=HELLO, tools=[WEATHER], **body)
+    assert choice["message"]["content"].strip() == "I look."
+    assert choice["finish_reason"] == ("length" if "max_tokens" in body else "stop")
+    deltas = [event["choices"][0]["delta"] for event in events if isinstance(event, dict)]
+    assert "".join(delta.get("content") or "" for delta in deltas).strip() == "I look."
+
+
+async def test_the_head_of_a_call_is_no_thought() -> None:
+    async with running(says(f"<think>ab</think>\n{PARIS}")) as api:
+        for kept in ("deepseek", "none"):
+            usage = (await api.ok(PATH, messages=HELLO, tools=[WEATHER], reasoning_format=kept))["usage"]
+            assert usage["completion_tokens_details"]["reasoning_tokens"] < len("<think>ab</think>") + 1
 
 
 async def test_calls_alone_have_no_content() -> None:
@@ -255,6 +278,9 @@ async def test_what_says_how_much_to_think_reaches_the_template(body: dict[str, 
         ({"tools": [{"function": {"name": "f", "parameters": "x"}}]}, "tools[0].function.parameters"),
         ({"tools": [{"function": {"name": "f", "parameters": {"type": "string"}}}]}, "tools[0].function.parameters"),
         ({"tools": [{"function": {"name": "f", "strict": "yes"}}]}, "tools[0].function.strict"),
+        (with_schema(properties=[]), "tools[0].function.parameters.properties"),
+        (with_schema(required=5), "tools[0].function.parameters.required"),
+        (with_schema(required=[5]), "tools[0].function.parameters.required"),
         ({"tools": [CLOCK], "tool_choice": "maybe"}, "tool_choice"),
         ({"tools": [CLOCK], "tool_choice": 3}, "tool_choice"),
         ({"tools": [CLOCK], "tool_choice": {"type": "function"}}, "tool_choice.function.name"),
@@ -346,6 +372,7 @@ def with_call(**changes: Any) -> dict[str, Any]:
         ([*HELLO, {"role": "assistant", "tool_calls": {}}], "messages[1].tool_calls"),
         ([*history(CALL, with_call(id="call_2")), *HELLO], "messages[1].tool_calls[1]"),
         ([*history(CALL)[:2], {"role": "assistant", "content": "Noon."}], "messages[1].tool_calls[0]"),
+        ([*history(CALL), {"role": "tool", "content": "x", "tool_call_id": CALL["id"]}], "messages[3].tool_call_id"),
     ],
 )
 async def test_a_wrong_history_is_a_400_that_names_the_place(messages: list[Any], param: str | None) -> None:

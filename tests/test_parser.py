@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from server.chat.answer import Answer, ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
+from server.chat.answer import Answer, ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin, is_object
 from server.chat.parser import AnswerParser
 from server.chat.prompt import AnswerFormat, ToolMode
 from server.chat.tools.families import BY_NAME
 from server.chat.tools.grammar import Calling, answer_grammar
-from server.chat.tools.rules import Rules, Tool, literal
+from server.chat.tools.rules import Rules, Tool, literal, text_arguments
+from server.chat.tools.tagged import TaggedCalls
 
 WEATHER = Tool(
     "get_weather",
@@ -322,6 +323,52 @@ def test_what_only_looks_like_a_call_is_never_lost(text: str) -> None:
         assert answer.content == f"Text {text}"
 
 
+def read_cut(form: AnswerFormat, pieces: Iterable[str]) -> Answer:
+    """What is said of a text that a limit or a stop string has cut."""
+    parser = AnswerParser(form, new_id=ids())
+    deltas = [delta for piece in pieces for delta in parser.feed(piece)]
+    return Answer.of([*deltas, *parser.finish(is_cut=True)])
+
+
+@pytest.mark.parametrize("trace", TRACES, ids=lambda trace: trace.family)
+def test_of_an_answer_that_is_cut_no_mark_is_said(trace: Trace) -> None:
+    for n in range(len(trace.text)):
+        for pieces in ([trace.text[:n]], trace.text[:n]):
+            answer = read_cut(trace.form, pieces)
+            assert trace.content.startswith(answer.content.rstrip()), n
+            assert trace.reasoning.startswith(answer.reasoning), n
+            for call, (name, arguments) in zip(answer.calls, trace.calls, strict=False):
+                assert call.name == name
+                # Never whole and yet not all of it.
+                assert not is_object(call.arguments) or json.loads(call.arguments) == arguments
+
+
+def test_a_cut_takes_nothing_from_a_text_that_is_no_call() -> None:
+    assert read_cut(AnswerFormat("hermes"), "a <b> <tool_call b").content == "a <b> <tool_call b"
+    assert read_cut(AnswerFormat("hermes"), "<tool_call>no JSON").content == "<tool_call>no JSON"
+    assert read_cut(AnswerFormat("harmony"), "Plain text, to=day").content == "Plain text, to=day"
+
+
+def test_blanks_behind_a_call_are_no_content() -> None:
+    assert Answer.of(read(AnswerFormat("hermes"), f"<tool_call>{CALL_NOW}</tool_call>\n\n")).content == ""
+    said = Answer.of(read(AnswerFormat("hermes"), f"<tool_call>{CALL_NOW}</tool_call>\nDone.\n"))
+    assert said.content == "\nDone.\n"
+
+
+def test_what_is_said_to_be_a_text_keeps_its_last_line_end() -> None:
+    text = (
+        '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="a" string="true">x\n'
+        "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
+    )
+    (call,) = Answer.of(read(AnswerFormat("deepseek-v4"), text)).calls
+    assert json.loads(call.arguments) == {"a": "x\n"}
+
+
+def test_no_number_is_too_large_for_json() -> None:
+    (call,) = Answer.of(read(AnswerFormat("pythonic"), "[f(x=1e999, y=[-1e999])]")).calls
+    assert json.loads(call.arguments, parse_constant=pytest.fail)["x"] > 1e300
+
+
 def test_arguments_that_come_first_or_as_text_or_not_at_all() -> None:
     text = (
         '<tool_call>{"arguments": {"city": "Paris"}, "id": 1, "name": "get_weather"}</tool_call>'
@@ -452,6 +499,36 @@ def test_whatever_the_grammar_lets_through_is_read_as_calls_that_fit(family: str
         assert set(arguments) <= {"city", "days"}
     else:
         assert (call.name, arguments) == NOW
+
+
+_BOUNDED = {
+    "short": {"type": "string", "maxLength": 3, "description": "Short."},
+    "long": {"type": "string", "minLength": 2},
+    "none": {"type": "string", "maxLength": 0},
+    "one": {"const": "zz", "type": "string"},
+    "any": {"enum": ["a", "b"]},
+    "code": {"type": "string", "pattern": "^[0-9]{2}$"},
+}
+_FITTING = {"short": "abc", "long": "xy", "none": "", "one": "zz", "any": "b", "code": "12"}
+
+
+@pytest.mark.parametrize("family", [name for name, one in BY_NAME.items() if isinstance(one, TaggedCalls)])
+@pytest.mark.parametrize(
+    "wrong", [{}, {"short": "abcd"}, {"long": "x"}, {"none": "x"}, {"one": "y"}, {"any": "c"}, {"code": "123"}]
+)
+def test_texts_between_tags_are_held_to_what_their_schema_says(family: str, wrong: dict[str, str]) -> None:
+    parameters = {"type": "object", "properties": _BOUNDED, "required": list(_BOUNDED), "additionalProperties": False}
+    form = BY_NAME[family]
+    rules = Rules((Tool("f", parameters),), literal)
+    lark = answer_grammar(rules, Calling(form, ToolMode.REQUIRED, False), None, is_inside=False, has_body=False)
+    arguments = _FITTING | wrong
+    text = form.write([("f", arguments)]) or ""
+    # A pattern is held in JSON.
+    text = text.replace(arguments["code"], json.dumps(arguments["code"]))
+    text = text.replace('"code" string="true"', '"code" string="false"')
+    assert takes(LLMatcher(_BYTES, LLMatcher.grammar_from_lark(lark), log_level=0), text) is not bool(wrong)
+    (call,) = Answer.of(read(AnswerFormat(family, text_arguments={"f": text_arguments(parameters)}), text)).calls
+    assert json.loads(call.arguments) == arguments
 
 
 def test_nested_arguments_of_gemma_are_held_and_read_in_its_own_way_or_as_json() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from server.api.logprobs import TokenTexts, chat_entry
 from server.chat.answer import Delta, ReasoningDelta
 from server.chat.parser import AnswerParser
-from server.engine.messages import Finish, Output
+from server.engine.messages import Finish, FinishReason, Output
 from server.errors import EngineFailure
 
 
@@ -20,7 +20,6 @@ class AnswerReader:
     def __init__(self, parser: AnswerParser) -> None:
         self._parser = parser
         self._texts = TokenTexts()
-        self._is_thinking = False
         self._finish: Finish | None = None
         self.reasoning_tokens = 0
 
@@ -44,13 +43,12 @@ class AnswerReader:
     def feed(self, output: Output) -> Sequence[Delta]:
         """The pieces of the answer that are certain now."""
         deltas = self._parser.feed(output.text) if output.text else []
-        if deltas:
-            self._is_thinking = isinstance(deltas[-1], ReasoningDelta)
-        if self._is_thinking:
+        if self._parser.is_thinking or (deltas and isinstance(deltas[-1], ReasoningDelta)):
             self.reasoning_tokens += len(output.tokens)
         if output.finish is not None:
             self._finish = output.finish
-            deltas = [*deltas, *self._parser.finish()]
+            is_cut = output.finish.reason is not FinishReason.STOP or output.finish.stop is not None
+            deltas = [*deltas, *self._parser.finish(is_cut=is_cut)]
         return deltas
 
     def logprobs(self, output: Output) -> list[dict[str, object]]:

@@ -99,17 +99,18 @@ class AnswerPlanner:
         opened = opened_by(thinking, prompt, begun) if thinking is not None else ""
         calling = self._calling(chat)
         read_as = thinking or (Thinking("", "") if self.tool_format.is_whole else USUAL)
+        has_tools = calling is not None and calling.mode is not ToolMode.NONE
+        tools, loosened = self._tools(chat) if has_tools else ((), ())
         form = AnswerFormat(
             tool_format=calling.form.name if calling else "",
             opening=read_as.opening,
             closing=read_as.closing,
             opened=opened,
-            text_arguments={tool["function"]["name"]: text_arguments(_parameters(tool)) for tool in chat.tools},
+            # Of what is held: a text that is held as JSON is read as JSON.
+            text_arguments={tool.name: text_arguments(tool.parameters) for tool in tools},
         )
         if thinking is None and calling is None:
             return AnswerPlan(form, (), None, None, (), None)
-        has_tools = calling is not None and calling.mode is not ToolMode.NONE
-        tools, loosened = self._tools(chat) if has_tools else ((), ())
         grammars = [
             answer_grammar(Rules(tools, self._mark), calling, thinking, is_inside=bool(opened), has_body=has_body)
             for has_body in (False, True)

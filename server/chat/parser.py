@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from server.chat.answer import ContentDelta, Delta
 from server.chat.prompt import AnswerFormat
-from server.chat.reader import MalformedError, Reader, Steps
+from server.chat.reader import CutError, MalformedError, Reader, Steps
 from server.chat.thinking import Thinking, keep_thinking, read_thinking
 from server.chat.tools.families import BY_NAME
 from server.chat.writer import AnswerWriter, new_call_id
@@ -34,6 +34,11 @@ class AnswerParser:
         self._go_on()
 
     @property
+    def is_thinking(self) -> bool:
+        """Whether thoughts were begun and not ended, as far as has been read."""
+        return self._answer.is_thinking
+
+    @property
     def has_whole_calls(self) -> bool:
         """Whether there are calls, and each of them can be made."""
         return self._answer.has_whole_calls
@@ -46,10 +51,13 @@ class AnswerParser:
         self._go_on()
         return self._answer.take()
 
-    def finish(self) -> list[Delta]:
-        """What is left at the end of the text."""
+    def finish(self, *, is_cut: bool = False) -> list[Delta]:
+        """What is left at the end of the text.
+
+        Where that was cut, by a limit or a stop string, a mark or a call that had only begun is no content.
+        """
         if not self.is_plain:
-            self._reader.end()
+            self._reader.end(is_cut=is_cut)
             self._go_on()
         return self._answer.take()
 
@@ -57,6 +65,8 @@ class AnswerParser:
         """Read until more text is needed, or until the rest is content."""
         try:
             next(self._steps)
+        except CutError:
+            self.is_plain = True
         except (StopIteration, MalformedError):
             self.is_plain = True
             self._answer.content(self._reader.unread())

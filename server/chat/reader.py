@@ -32,20 +32,29 @@ class MalformedError(Exception):
     """The text is not what the format says."""
 
 
+class CutError(Exception):
+    """The text was cut where something was open that more of it would have ended: a mark, the head of a call."""
+
+
 class Reader:
-    """The text that was not read yet. `recorded` is what was read since `record`."""
+    """The text that was not read yet. `recorded` is what was read since `record`.
+
+    `is_over` says that no more text will come, `is_cut` besides that whoever writes it had not come to an end.
+    """
 
     def __init__(self) -> None:
         self._text = ""
         self._recorded: list[str] = []
         self.is_over = False
+        self.is_cut = False
 
     def add(self, text: str) -> None:
         self._text += text
 
-    def end(self) -> None:
+    def end(self, *, is_cut: bool = False) -> None:
         """No more text will come."""
         self.is_over = True
+        self.is_cut = is_cut
 
     def record(self, text: str = "") -> None:
         """Remember what is read from here on, as if `text` had been read just now."""
@@ -65,18 +74,29 @@ class Reader:
         return text
 
     def _wait(self) -> Steps[None]:
-        """Until there is more text. Raises MalformedError at its end."""
+        """Until there is more text. Raises MalformedError at its end, CutError where it was cut."""
         if self.is_over:
+            self.refuse_cut()
             raise MalformedError
         yield
 
-    def until(self, stops: tuple[str, ...], emit: Emit) -> Steps[str]:
-        """Pass text on up to the first of `stops`, which is taken and returned; "" when none comes any more."""
+    def refuse_cut(self) -> None:
+        """Raises CutError when the text was cut: what is open then stays open."""
+        if self.is_cut:
+            raise CutError
+
+    def until(self, stops: tuple[str, ...], emit: Emit, *, keeps_cut: bool = False) -> Steps[str]:
+        """Pass text on up to the first of `stops`, which is taken and returned; "" when none comes any more.
+
+        The beginning of one at a cut is left out, unless `keeps_cut`.
+        """
         matcher = StopMatcher(stops)
         while (found := matcher.find(self._text)) is None:
-            n_held = 0 if self.is_over else matcher.n_held(self._text)
+            is_whole = self.is_over and (keeps_cut or not self.is_cut)
+            n_held = 0 if is_whole else matcher.n_held(self._text)
             self._pass(len(self._text) - n_held, emit)
             if self.is_over:
+                self.unread()
                 return ""
             yield
         position, stop = found
@@ -97,11 +117,17 @@ class Reader:
             yield
 
     def begins(self, options: tuple[str, ...]) -> Steps[str]:
-        """Which of `options` the text begins with, waiting as long as that is open; "" is none. Takes nothing."""
+        """Which of `options` the text begins with, waiting as long as that is open; "" is none. Takes nothing.
+
+        Raises CutError where the text was cut while it was open.
+        """
         while True:
             found = next((option for option in options if self._text.startswith(option)), "")
-            if found or self.is_over or not any(option.startswith(self._text) for option in options):
+            if found or not any(option.startswith(self._text) for option in options):
                 return found
+            if self.is_over:
+                self.refuse_cut()
+                return ""
             yield
 
     def blanks(self, *, limit: int | None = None) -> Steps[None]:

@@ -67,7 +67,9 @@ def keep_thinking(reader: Reader, answer: AnswerWriter, thinking: Thinking, open
         answer.raw(opened)
     elif not (yield from _is_opened(reader, thinking)):
         return
-    answer.raw((yield from reader.until((thinking.closing,), answer.raw)))
+    answer.is_thinking = True
+    answer.raw((yield from reader.until((thinking.closing,), answer.raw, keeps_cut=True)))
+    answer.end_reasoning()
 
 
 def _is_opened(reader: Reader, thinking: Thinking) -> Steps[bool]:

@@ -16,14 +16,15 @@ def new_call_id() -> str:
 class AnswerWriter:
     """Deltas since the last `take`. White space before and after thoughts, and around calls, belongs to neither.
 
-    `has_content` says that something was said or called.
+    `has_content` says that something was said or called, `is_thinking` that thoughts were begun and not ended.
     """
 
     def __init__(self, new_id: Callable[[], str] = new_call_id) -> None:
         self._new_id = new_id
         self._deltas: list[Delta] = []
         self._held = ""
-        self.has_content = False
+        self._is_behind_call = False
+        self.has_content = self.is_thinking = False
         self._has_reasoning = False
         self.n_calls = 0
         self._arguments: list[list[str]] = []
@@ -46,6 +47,7 @@ class AnswerWriter:
         if kept:
             self._deltas.append(ContentDelta(kept))
             self.has_content = True
+            self._is_behind_call = False
 
     def raw(self, text: str) -> None:
         """What is said, blanks and all."""
@@ -53,13 +55,14 @@ class AnswerWriter:
         self.flush()
 
     def flush(self) -> None:
-        """The blanks that wait are said too: nothing but content follows."""
-        if self._held:
+        """The blanks that wait are said too, unless a call came last: nothing but content follows."""
+        if self._held and not self._is_behind_call:
             self._deltas.append(ContentDelta(self._held))
-            self._held = ""
+        self._held = ""
 
     def reasoning(self, text: str) -> None:
         """What is thought."""
+        self.is_thinking = True
         text = self._held + text if self._has_reasoning else text.lstrip()
         kept = text.rstrip()
         self._held = text[len(kept) :] if kept or self._has_reasoning else ""
@@ -69,12 +72,13 @@ class AnswerWriter:
 
     def end_reasoning(self) -> None:
         """Blanks at the end of thoughts are left out; thoughts may come again."""
+        self.is_thinking = False
         self._held = ""
 
     def begin(self, name: str) -> None:
         """A call begins."""
         self._held = ""
-        self.has_content = True
+        self.has_content = self._is_behind_call = True
         self._deltas.append(ToolCallBegin(self.n_calls, self._new_id(), name))
         self.n_calls += 1
         self._arguments.append([])

@@ -91,7 +91,8 @@ def _linked(message: dict[str, Any], path: str, names: Mapping[str, str], waitin
     if call_id not in names:
         known = ", ".join(names) or "none"
         raise _invalid(f"{path}.tool_call_id", f"no call before it has the id {call_id!r}; the calls are: {known}")
-    waiting.pop(call_id, None)
+    if waiting.pop(call_id, None) is None:
+        raise _invalid(f"{path}.tool_call_id", f"the call {call_id!r} has a result already")
     return {**message, "tool_call_id": call_id, "name": message.get("name") or names[call_id]}
 
 

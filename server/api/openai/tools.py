@@ -57,11 +57,22 @@ def _read_function(function: Any, path: str) -> dict[str, Any]:
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
     if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
         raise _invalid(f"{path}.parameters", "expected a JSON schema of the type 'object'")
+    _check_shape(parameters, f"{path}.parameters")
     strict = function.get("strict")
     if strict is not None and not isinstance(strict, bool):
         raise _invalid(f"{path}.strict", "expected true or false")
     read = {"name": name, "description": description, "parameters": dict(parameters)}
     return {**read, "strict": True} if strict else read
+
+
+def _check_shape(parameters: Mapping[str, Any], path: str) -> None:
+    """What templates and formats walk through. The rest is left to whoever enforces the schema."""
+    if not isinstance(parameters.get("properties", {}), (Mapping, type(None))):
+        raise _invalid(f"{path}.properties", "expected an object")
+    required = parameters.get("required", [])
+    is_list = isinstance(required, list) and all(isinstance(name, str) for name in required)
+    if required is not None and not is_list:
+        raise _invalid(f"{path}.required", "expected an array of names")
 
 
 def read_tool_choice(value: Any) -> ToolChoice:

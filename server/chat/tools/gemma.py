@@ -12,13 +12,10 @@ from typing import Any
 
 from server.chat.reader import MAX_DEPTH, Emit, MalformedError, Reader, Steps
 from server.chat.tools.base import TextArguments, ToolFormat, as_json, close_calls
-from server.chat.tools.rules import Rules, Tool, in_order, json_items, literal, more, property_schema
+from server.chat.tools.rules import NOTES, Rules, Tool, in_order, json_items, literal, more, property_schema
 from server.chat.writer import AnswerWriter
 
 _QUOTE = '<|"|>'
-
-_NOTES = {"description", "title", "default", "examples"}
-"""Keywords of a schema that constrain nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +168,7 @@ def _object(rules: Rules, name: str, schema: Mapping[str, Any]) -> str | None:
 
 def _value(rules: Rules, name: str, schema: Any) -> str:
     """A value in this format's own way where that can hold all that the schema says, else as JSON."""
-    keywords = set(schema) - _NOTES if isinstance(schema, Mapping) else set()
+    keywords = set(schema) - NOTES if isinstance(schema, Mapping) else set()
     quote = rules.mark(_QUOTE)
     match schema:
         case {"type": "string"} if keywords == {"type"}:

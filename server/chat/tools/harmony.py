@@ -13,6 +13,8 @@ from server.chat.writer import AnswerWriter
 
 _RECIPIENT = re.compile(r"\bto=(?:functions\.)?([A-Za-z0-9_.:/-]+)")
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
+_BEGUN_HEADER = re.compile(r"\s*(to=\S*\s*)?(<\|?[a-z]*\|?)?")
+"""What may be the beginning of a header, before its channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,8 @@ class Harmony(ToolFormat):
             if not (yield from reader.until(("<|message|>",), header.append)):
                 # The end, or text outside of all channels.
                 text = "".join(header)
-                answer.content("" if "<|channel|>" in text or "<|start|>" in text else text)
+                is_header = reader.is_cut and _BEGUN_HEADER.fullmatch(text) is not None
+                answer.content("" if is_header or "<|channel|>" in text or "<|start|>" in text else text)
                 return
             yield from self._read_message(reader, answer, "".join(header))
 
@@ -60,14 +63,14 @@ class Harmony(ToolFormat):
     def answer(self, rules: Rules, *, body: str, may_repeat: bool, is_required: bool) -> str:
         channel, message = rules.mark("<|channel|>"), rules.mark("<|message|>")
         ended = rules.up_to("ended", "<|end|>")
-        rules.add(
-            "aside", f'{channel} ("analysis" | "commentary") {message} {ended} {rules.mark("<|start|>")} "assistant"'
-        )
+        # Where a call must come nothing is said before it, and it is thought once: a budget bounds that.
+        kinds = '"analysis"' if is_required else '("analysis" | "commentary")'
+        rules.add("aside", f'{channel} {kinds} {message} {ended} {rules.mark("<|start|>")} "assistant"')
         final = rules.add("final", f'{channel} "final" {message} {body}{"?" if body == TEXT else ""}')
         last = [self.calls(rules, may_repeat=may_repeat)] if rules.tools else []
         if not is_required:
             last.append(final)
-        return f"aside* ({' | '.join(last)})"
+        return f"aside{'?' if is_required else '*'} ({' | '.join(last)})"
 
 
 def _read_call(reader: Reader, answer: AnswerWriter, name: str) -> Steps[None]:
@@ -78,7 +81,8 @@ def _read_call(reader: Reader, answer: AnswerWriter, name: str) -> Steps[None]:
         parts.append(text)
         answer.arguments(text)
 
-    yield from reader.until(_ENDS, pass_on)
+    if not (yield from reader.until(_ENDS, pass_on)):
+        reader.refuse_cut()
     if not "".join(parts).strip():
         answer.arguments("{}")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +132,9 @@ def _key(keyword: ast.keyword) -> str:
 def _literal(node: ast.expr) -> Any:
     """The value of a literal, in which JSON's words for truth and nothing are known too."""
     for inner in ast.walk(node):
+        if isinstance(inner, ast.Constant) and inner.value == math.inf:
+            # JSON bounds no number, but Python does.
+            inner.value = sys.float_info.max
         for field, value in ast.iter_fields(inner):
             parts = value if isinstance(value, list) else [value]
             known = [ast.Constant(_NAMES[p.id]) if isinstance(p, ast.Name) and p.id in _NAMES else p for p in parts]

@@ -19,6 +19,28 @@ _WRITTEN = {"whitespace_flexible": False, "item_separator": r",\s?", "key_separa
 
 
 @dataclass(frozen=True, slots=True)
+class Length:
+    """How many characters a text may have."""
+
+    least: int = 0
+    most: int | None = None
+
+    @property
+    def regex(self) -> str:
+        if self == ANY_LENGTH:
+            return "(?s:.*)"
+        return f"(?s:.{{{self.least},{'' if self.most is None else self.most}}})"
+
+    @property
+    def some(self) -> str:
+        """A terminal of a text that is not empty."""
+        return TEXT if self == ANY_LENGTH else f"/{Length(max(self.least, 1), self.most).regex}/"
+
+
+ANY_LENGTH = Length()
+
+
+@dataclass(frozen=True, slots=True)
 class Tool:
     """A tool that may be called; `parameters` is the JSON schema of its arguments, an object."""
 
@@ -57,15 +79,17 @@ class Rules:
         options = [self.add(f"{name}_{index}", items(index, tool)) for index, tool in enumerate(self.tools)]
         return self.add(name, " | ".join(options))
 
-    def up_to(self, name: str, text: str) -> str:
+    def up_to(self, name: str, text: str, length: Length = ANY_LENGTH) -> str:
         """Any text up to the first `text`, and that. A special token ends it by itself; else the rule `name` does."""
         ending = self.mark(text)
+        if length.most == 0:
+            return ending
         if ending.startswith("<["):
-            return f"{TEXT}? {ending}"
+            return f"{length.some}{'' if length.least else '?'} {ending}"
         if inner := _SPECIAL_INSIDE.match(ending):
-            begun = self.add(f"{name.upper()}_BEGUN", f"/(?s:.*){escaped(json.loads(inner['before']))}/")
+            begun = self.add(f"{name.upper()}_BEGUN", f"/{length.regex}{escaped(json.loads(inner['before']))}/")
             return f"{begun} {inner['special']}"
-        self.add(f"{name}[lazy]", f"{TEXT} {ending}")
+        self.add(f"{name}[lazy]", f"/{length.regex}/ {ending}")
         return name
 
     def text(self, start: str) -> str:
@@ -100,8 +124,14 @@ def property_schema(parameters: Mapping[str, Any], name: str) -> Any:
     return {**schema, **definitions} if isinstance(schema, Mapping) else schema
 
 
+NOTES = {"description", "title", "default", "examples"}
+"""Keywords of a schema that constrain nothing."""
+
+_LENGTHS = {"minLength", "maxLength"}
+
+
 def text_arguments(parameters: Mapping[str, Any]) -> tuple[str, ...]:
-    """The arguments that can be nothing but texts."""
+    """The arguments that can be nothing but texts, of which no more is asked than can be held in a text as it is."""
     properties = parameters.get("properties")
     return tuple(name for name, schema in properties.items() if _is_text(schema)) if properties else ()
 
@@ -109,10 +139,25 @@ def text_arguments(parameters: Mapping[str, Any]) -> tuple[str, ...]:
 def _is_text(schema: Any) -> bool:
     if not isinstance(schema, Mapping):
         return False
-    options = schema.get("enum")
-    if isinstance(options, list) and not all(isinstance(option, str) for option in options):
-        return False
-    return schema.get("type") == "string" or bool(options and "type" not in schema)
+    keywords = set(schema) - NOTES
+    options = text_options(schema)
+    if options is not None:
+        return keywords <= {"type", "enum", "const"} and schema.get("type", "string") == "string"
+    return schema.get("type") == "string" and keywords <= {"type", *_LENGTHS}
+
+
+def text_options(schema: Mapping[str, Any]) -> list[str] | None:
+    """The texts that a schema lists, None when it lists none or anything else."""
+    options = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    is_listed = isinstance(options, list) and options and all(isinstance(option, str) for option in options)
+    if not is_listed or not isinstance(schema.get("const", ""), str) or schema.get("const", options[0]) not in options:
+        return None
+    return [schema["const"]] if "const" in schema else list(options)
+
+
+def text_length(schema: Mapping[str, Any]) -> Length:
+    """How long a text may be."""
+    return Length(schema.get("minLength", 0), schema.get("maxLength"))
 
 
 def pattern(regex: str) -> str:

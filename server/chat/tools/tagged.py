@@ -9,7 +9,17 @@ from typing import Any
 
 from server.chat.reader import MalformedError, Reader, Steps
 from server.chat.tools.base import TextArguments, ToolFormat, as_json
-from server.chat.tools.rules import Rules, Tool, json_items, literal, more, property_schema, text_arguments
+from server.chat.tools.rules import (
+    Rules,
+    Tool,
+    json_items,
+    literal,
+    more,
+    property_schema,
+    text_arguments,
+    text_length,
+    text_options,
+)
 from server.chat.writer import AnswerWriter
 
 
@@ -118,13 +128,16 @@ class TaggedCalls(ToolFormat):
 
     def _read_value(self, reader: Reader, answer: AnswerWriter, *, is_text: bool) -> Steps[None]:
         if is_text:
-            value = _Text(answer)
+            # Where the format says that it is a text, it is one to the last line end.
+            value = _Text(answer, strips=not self.if_text)
             answer.arguments('"')
-            yield from reader.until((self.value_after,), value.add)
+            if not (yield from reader.until((self.value_after,), value.add)):
+                reader.refuse_cut()
             answer.arguments('"')
             return
         parts: list[str] = []
-        yield from reader.until((self.value_after,), parts.append)
+        if not (yield from reader.until((self.value_after,), parts.append)):
+            reader.refuse_cut()
         answer.arguments(as_json("".join(parts).strip()))
 
     # --- the grammar ------------------------------------------------------------------------------------------------
@@ -164,17 +177,17 @@ class TaggedCalls(ToolFormat):
         ending = rules.mark(self.value_edge + self.value_after)
         if name not in text_arguments(tool.parameters):
             return f"{rules.add(rule, json_items(schema))} {ending}"
-        if isinstance(options := schema.get("enum"), list):
+        if (options := text_options(schema)) is not None:
             return f"{rules.add(rule, ' | '.join(literal(option) for option in options))} {ending}"
-        return rules.up_to(rule, self.value_edge + self.value_after)
+        return rules.up_to(rule, self.value_edge + self.value_after, text_length(schema))
 
 
 class _Text:
-    """A text on its way into a JSON string, without one line end before and after it."""
+    """A text on its way into a JSON string; with `strips` without one line end before and after it."""
 
-    def __init__(self, answer: AnswerWriter) -> None:
+    def __init__(self, answer: AnswerWriter, *, strips: bool) -> None:
         self._answer = answer
-        self._is_first = True
+        self._strips = self._is_first = strips
         self._held = ""
 
     def add(self, text: str) -> None:
@@ -182,5 +195,5 @@ class _Text:
             text = text.removeprefix("\n")
             self._is_first = False
         text = self._held + text
-        self._held = "\n" if text.endswith("\n") else ""
-        self._answer.arguments(json.dumps(text.removesuffix("\n"), ensure_ascii=False)[1:-1])
+        self._held = "\n" if self._strips and text.endswith("\n") else ""
+        self._answer.arguments(json.dumps(text.removesuffix(self._held), ensure_ascii=False)[1:-1])
