@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from server.chat.prompt import ChatPrompt
-from server.chat.renderer import CONTINUE_AFTER_PROMPT, ChatRenderer, needed
+from server.chat.renderer import CONTINUE_AFTER_PROMPT, PLAIN_TOOLS, ChatRenderer, needed
 from server.chat.template import CHATML, Template
 from server.errors import InvalidRequest, Unsupported
 from tests.vocabularies import SOURCE_VARIABLE, templates
@@ -241,6 +241,77 @@ def test_ids_of_calls_are_shortened_for_a_template_that_insists() -> None:
     _, called, answered, _ = text.split(";")
     assert called.partition("(")[0] == answered.partition(":")[0]
     assert repairs == ("short_call_ids",)
+
+
+def called(content: str, *names: str) -> list[dict[str, Any]]:
+    """An answer that calls tools, and their results."""
+    calls = [{"id": name, "type": "function", "function": {"name": name, "arguments": "{}"}} for name in names]
+    results = [{"role": "tool", "tool_call_id": name, "content": f"result {name}"} for name in names]
+    return [{"role": "assistant", "content": content, "tool_calls": calls}, *results]
+
+
+_CALLS = (
+    "{% for m in messages %}[{{ m.role }}]{% if m.tool_calls %}"
+    "{% if m.tool_calls|length > MAX %}{{ raise_exception('too many') }}{% endif %}"
+    "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments }}{% endfor %}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_several_calls_are_told_one_by_one_to_a_template_that_takes_one() -> None:
+    messages = (system("S"), user("U"), *called("", "f", "g"), assistant("A"), user("V"))
+    text, repairs = render(_CALLS.replace("MAX", "1"), *messages)
+    assert text == "[system]S[user]U[assistant]f{}[tool]result f[assistant]g{}[tool]result g[assistant]A[user]V"
+    assert repairs == ("split_calls",)
+
+
+def test_what_is_said_beside_calls_is_not_lost_and_nothing_else_is_changed() -> None:
+    text, repairs = render(_CALLS.replace("MAX", "9"), system("S"), user("U"), *called("Said.", "f", "g"))
+    assert text == "[system]S[user]U[assistant]Said.[assistant]f{}g{}[tool]result f[tool]result g"
+    assert repairs == ("said_before_calls",)
+
+
+def test_calls_are_not_lost_where_something_is_said_beside_them() -> None:
+    source = (
+        "{% for m in messages %}[{{ m.role }}]{% if m.content %}{{ m.content }}{% else %}"
+        "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments }}{% endfor %}{% endif %}{% endfor %}"
+    )
+    text, repairs = render(source, user("U"), *called("Said.", "f"))
+    assert text == "[user]U[assistant]Said.[assistant]f{}[tool]result f"
+    assert repairs == ("said_before_calls",)
+
+
+def test_a_call_has_no_content_where_an_empty_one_is_written() -> None:
+    source = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}<call>{{ c.function.arguments }}{% endfor %}"
+        "{% if m.content is not none %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+    )
+    assert render(source, user("U"), *called("", "f"))[0] == "<user>U<call>{}<tool>result f"
+
+
+def test_schemas_of_tools_are_told_in_a_form_that_the_template_takes() -> None:
+    source = (
+        "{% for t in tools or [] %}{% for name, one in t.function.parameters.properties.items() %}"
+        "{% if one.type is not string %}{{ raise_exception('one type') }}{% endif %}"
+        "{{ name + ' ' + one.type + one.description }};{% endfor %}{% endfor %}"
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    properties = {"a": {"type": "string"}, "b": {"type": ["integer", "null"]}, "c": {"anyOf": []}, "d": True}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": properties}}}
+    text, repairs = render(source, user("U"), tools=(tool,))
+    assert text == "a string;b integer;c string;d string;[user]U"
+    assert repairs == (PLAIN_TOOLS,)
+
+
+def test_nothing_is_escaped() -> None:
+    source = """{% for m in messages %}{{ "<"|safe + m.content + '"' }}{% endfor %}"""
+    assert render(source, user('"&'))[0] == '<"&"'
+
+
+@pytest.mark.parametrize(("kwargs", "expected"), [({"enable_thinking": True}, "yes"), ({}, "no")])
+def test_thoughts_are_switched_on_under_either_name(kwargs: dict[str, Any], expected: str) -> None:
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}{{ 'yes' if thinking else 'no' }}"
+    assert render(source, user("U"), template_kwargs=kwargs)[0] == f"U{expected}"
 
 
 def test_an_answer_that_calls_a_tool_is_not_continued() -> None:

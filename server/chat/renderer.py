@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +24,8 @@ from server.chat.template import Template, TemplateError, TemplateOverflowError
 from server.errors import InvalidRequest
 
 CONTINUE_AFTER_PROMPT = "continue_after_generation_prompt"
+PLAIN_TOOLS = "plain_tools"
+"""Schemas of tools are told in fewer words than they have, and with those that a template does not do without."""
 
 _MARK = "ggufdContinuesHere0x5f3759df"
 """Stands for the message that is continued, so that its place is found whatever the template does to texts."""
@@ -34,7 +36,11 @@ _TOOL_CALL = {
     "type": "function",
     "function": {"name": "probe_function", "arguments": '{"probe": 7381}'},
 }
-
+_SECOND_CALL = {
+    "id": "call_of_any_length",
+    "type": "function",
+    "function": {"name": "second_function", "arguments": '{"probe": 9257}'},
+}
 
 _TOOL: dict[str, Any] = {
     "type": "function",
@@ -68,6 +74,8 @@ _ROLE_OF = {
     "T": "tool",
     "L": "assistant",
     "R": "tool",
+    "B": "assistant",
+    "P": "assistant",
 }
 _PROBES = (
     _Probe("SU", ("fold_system",)),
@@ -83,6 +91,8 @@ _PROBES = (
     _Probe("UCT", ("tool_to_user",)),
     _Probe("ULR", ("short_call_ids",)),
 )
+_CALL_PROBES = (_Probe("UPTR", ("split_calls",)), _Probe("UBT", ("said_before_calls",)))
+"""For templates that write calls: several at once, and with something said beside one."""
 
 
 class ChatRenderer:
@@ -98,10 +108,14 @@ class ChatRenderer:
         self._without_tools: dict[str, Any] = {"tools": None}
         self.takes_parts = False
         self.takes_arguments_as_text = False
+        self._leaves_content_out = False
         self.needs: frozenset[str] = frozenset()
-        self._probe()
+        self._probe(_PROBES)
         self.knows_tools = self._writes_tools()
         self.carries_calls = self._writes_calls()
+        if self.carries_calls:
+            self._leaves_content_out = self._writes_less_without_content()
+            self._probe(_CALL_PROBES)
 
     @property
     def source(self) -> str:
@@ -125,8 +139,7 @@ class ChatRenderer:
         if _continues(chat, messages[-1]):
             return self._render_continued(messages, variables)
         opens = True if chat.add_generation_prompt is None else chat.add_generation_prompt
-        text, repairs = self._render_repaired(messages, variables | {"add_generation_prompt": opens})
-        return text, repairs
+        return self._render_repaired(messages, variables | {"add_generation_prompt": opens})
 
     def _render_continued(self, messages: Messages, variables: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
         """Up to where a mark in place of the last message comes out, then that message's text as it is."""
@@ -158,6 +171,10 @@ class ChatRenderer:
             lossy = lossy or (text, repairs)
         if lossy is not None:
             return lossy
+        plain = _with_plain_tools(variables)
+        if plain != variables:
+            text, repairs = self._render_repaired(messages, plain)
+            return text, (*repairs, PLAIN_TOOLS)
         raise InvalidRequest(
             f"The model's chat template refuses this conversation: {refusal}", param="messages"
         ) from None
@@ -170,6 +187,8 @@ class ChatRenderer:
         """The message with its content and its calls' arguments in the form that this template reads."""
         if self.takes_parts:
             message = {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if self._leaves_content_out and message.get("tool_calls") and not message["content"]:
+            message = {**message, "content": None}
         if message.get("tool_calls") and not self.takes_arguments_as_text:
             message = {**message, "tool_calls": [_with_mapping(call) for call in message["tool_calls"]]}
         return message
@@ -177,7 +196,7 @@ class ChatRenderer:
     def _request_variables(self, chat: ChatPrompt) -> dict[str, Any]:
         tools = self._with_tools([_plain_value(tool) for tool in chat.tools]) if chat.tools else self._without_tools
         documents = [_plain_value(document) for document in chat.documents] or None
-        return {**self._variables, "documents": documents, **chat.template_kwargs, **tools}
+        return {**self._variables, "documents": documents, **_switches(chat.template_kwargs), **tools}
 
     def _with_tools(self, tools: list[Any]) -> dict[str, Any]:
         """The variables for tools; templates of the time before `tools` take them as a text."""
@@ -188,11 +207,11 @@ class ChatRenderer:
 
     # --- what this template needs -------------------------------------------------------------------------------
 
-    def _probe(self) -> None:
-        """Finds the form first, then the repairs; a template that takes nothing at all says so at each request."""
+    def _probe(self, probes: Sequence[_Probe]) -> None:
+        """Finds the repairs; a template that takes nothing at all says so at each request."""
         if not self._find_form():
             return
-        for probe in _PROBES:
+        for probe in probes:
             if not self._takes(probe.roles, self.needs):
                 self._learn(probe)
 
@@ -214,12 +233,23 @@ class ChatRenderer:
 
     def _writes_calls(self) -> bool:
         """Whether calls of earlier answers come out with their arguments."""
+        return "tool_to_user" not in self.needs and "7381" in self._call_probe()
+
+    def _writes_less_without_content(self) -> bool:
+        """Whether a call whose message has no content, not even an empty one, comes out as itself alone."""
+        written = self._call_probe()
+        self._leaves_content_out = True
+        bare = self._call_probe()
+        return "7381" in bare and "None" not in bare and len(bare) < len(written)
+
+    def _call_probe(self) -> str:
+        """A conversation with a call; "" when it is refused."""
         messages, _ = apply(list(_probe_messages("UCT")), self.needs)
         variables = {**self._variables, "documents": None, **self._with_tools([_TOOL]), "add_generation_prompt": True}
         try:
-            return "tool_to_user" not in self.needs and "7381" in self._render(messages, variables)
+            return self._render(messages, variables)
         except TemplateError:
-            return False
+            return ""
 
     def _learn(self, probe: _Probe) -> None:
         if "C" in probe.roles:
@@ -244,7 +274,7 @@ class ChatRenderer:
             text = self._render(messages, variables)
         except TemplateError:
             return False
-        return _has_all(text, messages)
+        return _has_all(text, messages) and all(mark in text for mark in _marks_of_calls(roles))
 
 
 def _no_tools() -> tuple[dict[str, Any], ...]:
@@ -258,6 +288,13 @@ def needed(renderer: ChatRenderer) -> tuple[str, ...]:
     return tuple(name for name in LADDER if name in renderer.needs)
 
 
+def _switches(template_kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The variables; what switches thoughts on and off is `thinking` to DeepSeek's and others' templates."""
+    if "enable_thinking" not in template_kwargs:
+        return template_kwargs
+    return {"thinking": template_kwargs["enable_thinking"], **template_kwargs}
+
+
 def begun_answer(chat: ChatPrompt) -> str:
     """The text of the last message when that is continued; the prompt ends with it."""
     last = _plain(chat.messages[-1])
@@ -267,13 +304,43 @@ def begun_answer(chat: ChatPrompt) -> str:
 def _probe_messages(roles: str) -> Iterator[dict[str, Any]]:
     for i, letter in enumerate(roles):
         message: dict[str, Any] = {"role": _ROLE_OF[letter], "content": f"probe{i}text"}
-        call = _TOOL_CALL if letter in "CT" else {**_TOOL_CALL, "id": "call_of_any_length"}
-        if letter in "CL":
-            message["tool_calls"] = [call]
+        call = _TOOL_CALL if letter in "CTB" else {**_TOOL_CALL, "id": "call_of_any_length"}
+        if letter in "CLBP":
+            message["tool_calls"] = [_TOOL_CALL, _SECOND_CALL] if letter == "P" else [call]
+        if letter in "CLP":
             message["content"] = ""
         if letter in "TR":
             message |= {"tool_call_id": call["id"], "name": "probe_function"}
         yield message
+
+
+def _marks_of_calls(roles: str) -> tuple[str, ...]:
+    """What of the arguments must come out where several are called, or something is said beside a call."""
+    return ("7381", "9257") if "P" in roles else ("7381",) if "B" in roles else ()
+
+
+def _with_plain_tools(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables with tools of which each schema says all that a template may ask for, in the simplest way."""
+    tools = [
+        {**tool, "function": {**tool["function"], "parameters": _plain_schema(tool["function"].get("parameters"))}}
+        for tool in variables.get("tools") or ()
+    ]
+    return {**variables, "tools": tools} if tools else dict(variables)
+
+
+def _plain_schema(schema: Any) -> dict[str, Any]:
+    """One type, a description, properties and items where these belong."""
+    plain = dict(schema) if isinstance(schema, dict) else {}
+    kinds = plain.get("type", "object" if "properties" in plain else "string")
+    kind = next((one for one in kinds if one != "null"), "string") if isinstance(kinds, list) else kinds
+    plain |= {"type": kind, "description": plain.get("description", "")}
+    if kind == "object":
+        properties = plain.get("properties") or {}
+        plain["properties"] = {name: _plain_schema(value) for name, value in properties.items()}
+        plain["additionalProperties"] = _plain_schema(plain.get("additionalProperties"))
+    if kind == "array":
+        plain["items"] = _plain_schema(plain.get("items"))
+    return plain
 
 
 def _has_all(text: str, messages: Messages) -> bool:

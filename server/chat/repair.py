@@ -7,6 +7,7 @@ to do. Contents are plain strings here. Nothing is ever dropped except messages 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -49,6 +50,50 @@ def _without_calls(message: dict[str, Any]) -> dict[str, Any]:
         return message
     text = GENERIC.write([read_call(call) for call in message["tool_calls"]])
     return {"role": "assistant", "content": "\n".join(part for part in (message["content"], text) if part)}
+
+
+def split_calls(messages: Messages) -> Messages:
+    """One call a message, each with its result right behind it: what Llama 3's templates insist on."""
+    split: Messages = []
+    for place, message in enumerate(messages):
+        calls = message.get("tool_calls") or ()
+        if len(calls) < 2:
+            split += [] if _is_result_of_several(messages, place) else [message]
+            continue
+        results = _results_behind(messages, place)
+        for index, call in enumerate(calls):
+            own = [result for result in results if result.get("tool_call_id") == call.get("id")]
+            rest = [result for result in results if result not in own] if index == len(calls) - 1 else []
+            results = [result for result in results if result not in own]
+            split += [{**(message if index == 0 else _CALLER), "tool_calls": [call]}, *own, *rest]
+    return split
+
+
+_CALLER = {"role": "assistant", "content": ""}
+
+
+def _results_behind(messages: Messages, place: int) -> Messages:
+    """The results right behind a message."""
+    return list(itertools.takewhile(lambda message: message["role"] == "tool", messages[place + 1 :]))
+
+
+def _is_result_of_several(messages: Messages, place: int) -> bool:
+    """Whether a message is one of the results right behind several calls."""
+    if messages[place]["role"] != "tool":
+        return False
+    caller = next((m for m in reversed(messages[:place]) if m["role"] != "tool"), {})
+    return len(caller.get("tool_calls") or ()) > 1
+
+
+def said_before_calls(messages: Messages) -> Messages:
+    """What is said beside calls becomes a message of its own: some templates write but one of both."""
+    split: Messages = []
+    for message in messages:
+        if message.get("tool_calls") and message["content"].strip():
+            split += [{"role": message["role"], "content": message["content"]}, {**message, "content": ""}]
+        else:
+            split.append(message)
+    return split
 
 
 def short_call_ids(messages: Messages) -> Messages:
@@ -133,6 +178,8 @@ REPAIRS: dict[str, Repair] = {
         developer_to_system,
         unknown_to_user,
         short_call_ids,
+        split_calls,
+        said_before_calls,
         tool_to_user,
         drop_empty,
         merge_system,
@@ -148,6 +195,8 @@ LADDER: tuple[str, ...] = (
     "unknown_to_user",
     "developer_to_system",
     "short_call_ids",
+    "split_calls",
+    "said_before_calls",
     "drop_empty",
     "merge_system",
     "merge_same_role",
@@ -173,15 +222,15 @@ def apply(messages: Messages, names: Collection[str]) -> tuple[Messages, tuple[s
 
 
 def attempts(messages: Messages, needed: Collection[str]) -> Iterator[tuple[Messages, tuple[str, ...]]]:
-    """What to render in turn: with the repairs this template is known to need, then with more and more of them.
+    """What to render in turn: with the repairs this template needs, with one more, then with more and more of them.
 
     Attempts that come out equal are left out. Lazy, since the first one nearly always does.
     """
-    names = set(needed)
-    tried = [apply(messages, names)]
+    tried = [apply(messages, needed)]
     yield tried[0]
-    for name in LADDER:
-        names.add(name)
+    one_more = [{*needed, name} for name in LADDER]
+    more_and_more = [{*needed, *LADDER[: n + 1]} for n in range(1, len(LADDER))]
+    for names in (*one_more, *more_and_more):
         repaired, used = apply(messages, names)
         if repaired and all(repaired != other for other, _ in tried):
             tried.append((repaired, used))
