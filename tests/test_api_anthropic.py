@@ -289,3 +289,10 @@ async def test_bad_input_is_named(body: dict[str, Any], param: str) -> None:
         error = await refused(api, body)
         assert api.engine.requests == []
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+async def test_a_conversation_to_be_held_here_is_refused_in_the_way_that_clients_go_on_from() -> None:
+    async with running() as api:
+        error = await refused(api, {**ASK, "thread": {"type": "create"}})
+    assert error["param"] == "thread"
+    assert error["details"]["error_code"] == "thread_unsupported_request"

@@ -102,6 +102,7 @@ def test_what_is_in_texts_does_not_count(value: Any) -> None:
         (b"3", "must be a JSON object, not a number"),
         (b'{"a": NaN}', "NaN is not a JSON number"),
         (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
+        (b'{"a": [-1e400]}', "-1e400 is too large a number"),
         (b'{"a": "\xff\xfe"}', "not valid JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"a": ' + b"[" * 15_000, "nested too deeply"),

@@ -71,11 +71,34 @@ BLOCKS = st.lists(
 ANTHROPIC_MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES, "content": BLOCKS | CONTENT | VALUES}), max_size=3)
 
 
+SCHEMA = VALUES | st.fixed_dictionaries(
+    {"type": st.just("object")},
+    optional={
+        "properties": VALUES | st.dictionaries(st.just("a"), VALUES | st.just({"type": "string"}), max_size=1),
+        "required": VALUES | st.just(["a"]),
+    },
+)
+FUNCTION = st.fixed_dictionaries(
+    {"name": st.just("f") | VALUES},
+    optional={"description": VALUES, "strict": VALUES, "parameters": SCHEMA, "input_schema": SCHEMA},
+)
+TOOLS = st.lists(
+    st.builds(
+        lambda inner, flat: {"type": "function", "function": inner, **(flat if isinstance(flat, dict) else {})},
+        FUNCTION | VALUES,
+        FUNCTION | VALUES,
+    ),
+    max_size=2,
+)
+"""Of each API's form: a function inside, or a name and a schema beside the type."""
+
+
 def bodies(aliases: Aliases, **required: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     """Objects that look like requests: mostly known names, with values of every kind."""
     names = sorted({name for names in aliases.values() for name in names} | {"tools", "response_format", "model"})
     anything = st.dictionaries(st.sampled_from(names), VALUES, max_size=5)
-    return st.builds(lambda known, some: {**known, **some}, st.fixed_dictionaries(required), anything)
+    known = st.fixed_dictionaries(required, optional={"tools": TOOLS})
+    return st.builds(lambda known, some: {**known, **some}, known, anything)
 
 
 CASES = {

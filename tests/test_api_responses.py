@@ -225,6 +225,18 @@ async def test_a_response_is_for_the_key_that_made_it() -> None:
         assert error_of(await api.http.get(path, params={"stream": "true"}, headers=mine), 400)["param"] == "stream"
 
 
+async def test_items_of_one_id_are_listed_each_once() -> None:
+    async with running() as api:
+        path = f"{PATH}/{(await api.ok(PATH, input=[{**USER, 'id': 'm'}] * 3))['id']}/input_items"
+        query, listed = {"order": "asc", "limit": 1}, []
+        for _ in range(3):
+            page = (await api.http.get(path, params=query)).json()
+            listed += [item["id"] for item in page["data"]]
+            query["after"] = listed[-1]
+    assert listed[0] == "m"
+    assert (len(set(listed)), page["has_more"]) == (3, False)
+
+
 async def test_input_items_come_in_pages() -> None:
     async with running() as api:
         path = f"{PATH}/{(await api.ok(PATH, input=[USER, USER, USER]))['id']}/input_items"

@@ -21,6 +21,8 @@ from server.keys import access, file
 from server.keys.ring import ANYBODY, PREFIX, Key, KeyRing, Limits, Role, digest_of, new_key
 from tests.api_client import error_of, ring_of, running
 
+A = digest_of("a").hex()
+
 
 @pytest.fixture(autouse=True)
 def config_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -325,9 +327,9 @@ class TestRoles:
         [
             ("auto", 0, ""),
             ("auto", 1, ""),
-            ("auto", 2, "key-1"),
+            ("auto", 2, A),
             ("shared", 2, ""),
-            ("per-key", 1, "key-1"),
+            ("per-key", 1, A),
             ("per-key", 0, "127.0.0.1"),
         ],
     )
@@ -344,7 +346,20 @@ class TestRoles:
             for keys in ("a", "ab", "a"):
                 ring.replace(ring_of(*keys))
                 await api.post("/v1/completions", {"prompt": "x"}, headers={"x-api-key": "a"})
-            assert [request.namespace for request in api.engine.requests] == ["", "key-1", ""]
+            assert [request.namespace for request in api.engine.requests] == ["", A, ""]
+
+    async def test_what_outlives_the_process_goes_by_the_key_and_not_by_its_place(self, tmp_path: Path) -> None:
+        path = tmp_path / "responses.sqlite"
+        async with running(keys=ring_of("a", "b"), responses_path=path) as api:
+            mine = (await api.post("/v1/responses", {"input": "x"}, headers={"x-api-key": "a"})).json()["id"]
+            namespace = api.engine.requests[0].namespace
+        async with running(keys=ring_of("b", "a"), responses_path=path) as api:
+            found = [
+                (await api.http.get(f"/v1/responses/{mine}", headers={"x-api-key": key})).status_code for key in "ab"
+            ]
+            await api.post("/v1/completions", {"prompt": "x"}, headers={"x-api-key": "b"})
+            assert api.engine.requests[0].namespace != namespace
+        assert found == [200, 404]
 
     def test_without_keys_everybody_is_an_admin(self) -> None:
         assert ANYBODY.is_admin

@@ -99,13 +99,22 @@ async def test_going_on_keeps_all_that_was_before(store: ResponseStore) -> None:
     assert not await exists(store, "x")
 
 
+async def test_a_conversation_that_takes_all_the_room_is_told_that_its_end_is_not_kept(store: ResponseStore) -> None:
+    names = "abcd"
+    told = [
+        await store.keep("", kept(name, before.strip() or None)) for name, before in zip(names, " abc", strict=True)
+    ]
+    assert told == [await exists(store, name) for name in names]
+    assert told == [True, True, True, False]
+
+
 async def test_bytes_are_bounded_too() -> None:
     store = ResponseStore(max_bytes=1000)
     await store.keep("", kept("a", text="x" * 500))
     await store.keep("", kept("b", text="x" * 500))
     assert [await exists(store, name) for name in ("a", "b")] == [False, True]
-    await store.keep("", kept("c", text="x" * 5000))
-    assert not await exists(store, "c")
+    assert not await store.keep("", kept("c", text="x" * 5000))
+    assert [await exists(store, name) for name in ("b", "c")] == [True, False]
     store.check_integrity()
     store.close()
 

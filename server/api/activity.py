@@ -31,6 +31,8 @@ class Owner:
     limits: Limits = field(default_factory=Limits)
     is_admin: bool = True
     record: Record = field(default_factory=Record, compare=False)
+    digest: str = ""
+    """Of the key itself, for what outlives the process: another key may have the name after a restart."""
 
     @property
     def asker(self) -> str:
@@ -42,7 +44,7 @@ def owner_of(request: Request, genkey: str = "") -> Owner:
     """Who sent this request."""
     key = key_of(request)
     address = request.client.host if request.client else ""
-    return Owner(key.name, address, genkey, key.limits, key.is_admin, record_of(request))
+    return Owner(key.name, address, genkey, key.limits, key.is_admin, record_of(request), key.digest.hex())
 
 
 class Work(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -94,7 +95,7 @@ def _parse(raw: bytes, expected: str) -> Any:
     _check_size(raw)
     try:
         # Strict: UTF-16 would deceive whoever counts bytes, and so might surrogates whoever looks for their escapes.
-        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:
@@ -133,6 +134,14 @@ def _too_much(what: str) -> InvalidRequest:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    """A number. One such as 1e400 is JSON, but as a float it is infinite, and no answer could tell it back."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return number
 
 
 def _kind(value: object) -> str:

@@ -39,7 +39,7 @@ class EmbeddingRequest(Body):
     """OpenAI's request. `dimensions` cuts vectors of models that were trained for it."""
 
     input: Prompts
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[Int, Field(ge=1)] | None = None
     truncate: Bool = False
 

@@ -231,10 +231,13 @@ async def engine_request(
 
 
 def _namespace(config: ApiConfig, owner: Owner) -> str:
-    """Within which the cache is shared; "" is everybody's. Without keys an address stands for a key."""
+    """Within which the cache is shared; "" is everybody's. Without keys an address stands for a key.
+
+    What is on disk outlives the process, after which another key may have the name: it goes by the key itself.
+    """
     if config.shares_cache:
         return ""
-    return owner.asker if config.cache_sharing == "per-key" else owner.key
+    return owner.digest or (owner.address if config.cache_sharing == "per-key" else "")
 
 
 def _whole_answer(content: Grammar | None, rendered: RenderedChat) -> Grammar | None:

@@ -61,5 +61,5 @@ def error_response(error: GgufdError, path: str = "") -> Response:
     headers = {}
     if isinstance(error, TryLater):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    body = anthropic.error_body(error.message, error.status, param=error.param)
+    body = anthropic.error_body(error.message, error.status, param=error.param, code=error.code)
     return json_response(body if anthropic.is_anthropic(path) else body_of(error), status=error.status, headers=headers)

@@ -32,7 +32,7 @@ class ChatMessages:
 
     def add_system(self, system: Any) -> None:
         """Add what stands in `system`: a text or text blocks."""
-        if system:
+        if system not in (None, "", []):
             self._append({"role": "system", "content": read_texts(system, "system")}, "system")
 
     def add_all(self, messages: Sequence[Any]) -> None:

@@ -23,8 +23,16 @@ def is_anthropic(path: str) -> bool:
     return _ROUTES.search(path) is not None
 
 
-def error_body(message: str, status: int, *, param: str | None = None) -> dict[str, Any]:
+_CODES = frozenset(("thread_unsupported_request",))
+"""What Anthropic's clients look for in the details."""
+
+
+def error_body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """The body of an error. `param` is ours: it names the field."""
     kind = _TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")
-    error = {"type": kind, "message": message}
-    return {"type": "error", "error": error if param is None else {**error, "param": param}}
+    error: dict[str, Any] = {"type": kind, "message": message}
+    if param is not None:
+        error["param"] = param
+    if code in _CODES:
+        error["details"] = {"error_code": code, "unsupported": [param]}
+    return {"type": "error", "error": error}

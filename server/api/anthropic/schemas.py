@@ -15,12 +15,21 @@ from server.errors import Unsupported
 _OTHERS = {
     "mcp_servers": "This server calls no tools itself",
     "container": "This server runs no code",
+    "compaction": "Nothing is compacted here",
 }
 """Fields that would change the answer, and why not."""
 
 
+class ThreadUnsupported(Unsupported):
+    """No conversation is held here. The client's tool runner asks for that, and goes on without at this code."""
+
+    code = "thread_unsupported_request"
+
+
 def refuse_others(body: Mapping[str, Any]) -> None:
     """Raises Unsupported for what this server has not."""
+    if body.get("thread") is not None:
+        raise ThreadUnsupported("'thread': No conversation is held here. Send all messages.", param="thread")
     for name, why in _OTHERS.items():
         if body.get(name):
             raise Unsupported(f"'{name}': {why}. Leave it out.", param=name)

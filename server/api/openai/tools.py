@@ -51,13 +51,10 @@ def _read_function(function: Any, path: str) -> dict[str, Any]:
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise _invalid(f"{path}.name", "expected 1 to 128 of the characters A-Z a-z 0-9 _ - . : /")
-    description = function.get("description") or ""
+    description = "" if function.get("description") is None else function["description"]
     if not isinstance(description, str):
         raise _invalid(f"{path}.description", "expected a string")
-    parameters = function.get("parameters") or {"type": "object", "properties": {}}
-    if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
-        raise _invalid(f"{path}.parameters", "expected a JSON schema of the type 'object'")
-    _check_shape(parameters, f"{path}.parameters")
+    parameters = _read_parameters(function.get("parameters"), f"{path}.parameters")
     strict = function.get("strict")
     if strict is not None and not isinstance(strict, bool):
         raise _invalid(f"{path}.strict", "expected true or false")
@@ -65,11 +62,24 @@ def _read_function(function: Any, path: str) -> dict[str, Any]:
     return {**read, "strict": True} if strict else read
 
 
+def _read_parameters(value: Any, path: str) -> Mapping[str, Any]:
+    """The schema of the arguments. Some languages write an empty object as an empty array, or as a text."""
+    if value in (None, "", [], {}):
+        return {"type": "object", "properties": {}}
+    if not isinstance(value, Mapping) or value.get("type", "object") != "object":
+        raise _invalid(path, "expected a JSON schema of the type 'object'")
+    _check_shape(value, path)
+    return value
+
+
 def _check_shape(parameters: Mapping[str, Any], path: str) -> None:
-    """What templates and formats walk through. The rest is left to whoever enforces the schema."""
-    if not isinstance(parameters.get("properties", {}), (Mapping, type(None))):
-        raise _invalid(f"{path}.properties", "expected an object")
-    required = parameters.get("required", [])
+    """What templates walk through, whether or not the schema is held to."""
+    properties, required = (parameters.get(name) for name in ("properties", "required"))
+    if not isinstance(properties, (Mapping, type(None))):
+        raise _invalid(f"{path}.properties", "expected an object of names and their schemas")
+    for name, schema in (properties or {}).items():
+        if not isinstance(schema, (Mapping, bool)):
+            raise _invalid(f"{path}.properties.{name}", "expected a JSON schema")
     is_list = isinstance(required, list) and all(isinstance(name, str) for name in required)
     if required is not None and not is_list:
         raise _invalid(f"{path}.required", "expected an array of names")
@@ -102,6 +112,8 @@ def _read_allowed(value: Mapping[str, Any]) -> ToolChoice:
 
 def _name_in(value: Any, path: str) -> str:
     """The name of a function, inside `function` or beside the type."""
+    if isinstance(value, Mapping) and value.get("type", "function") != "function":
+        raise _invalid(f"{path}.type", "expected 'function'")
     inner = value.get("function", value) if isinstance(value, Mapping) else None
     name = inner.get("name") if isinstance(inner, Mapping) else None
     if not isinstance(name, str):

@@ -133,7 +133,9 @@ _LENGTHS = {"minLength", "maxLength"}
 def text_arguments(parameters: Mapping[str, Any]) -> tuple[str, ...]:
     """The arguments that can be nothing but texts, of which no more is asked than can be held in a text as it is."""
     properties = parameters.get("properties")
-    return tuple(name for name, schema in properties.items() if _is_text(schema)) if properties else ()
+    if not isinstance(properties, Mapping):
+        return ()
+    return tuple(name for name, schema in properties.items() if _is_text(schema))
 
 
 def _is_text(schema: Any) -> bool:

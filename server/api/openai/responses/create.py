@@ -16,7 +16,7 @@ from server.api.conversation import Conversation
 from server.api.docs import documented
 from server.api.generation import Generation, unless_gone
 from server.api.openai.responses.conversion import to_chat
-from server.api.openai.responses.items import Item, listed
+from server.api.openai.responses.items import Item, all_listed
 from server.api.openai.responses.response import ResponseObject, ResponseWriter, new_response_id, settings_json
 from server.api.openai.responses.schemas import RESPONSES, ResponseRequest, refuse_others
 from server.api.openai.responses.store import Kept
@@ -113,7 +113,7 @@ class _Asked:
         if previous is None:
             return []
         try:
-            chain = await self.services.responses.chain(self.owner.key, previous)
+            chain = await self.services.responses.chain(self.owner.digest, previous)
         except NotFound as error:
             raise NotFound(f"'previous_response_id': {error.message}", param="previous_response_id") from None
         return [item for kept in chain for item in kept.items]
@@ -123,7 +123,7 @@ class _Asked:
         items = []
         for index, item in enumerate(self.fields.items):
             if item["type"] == "item_reference":
-                found = await self.services.responses.item(self.owner.key, item["id"])
+                found = await self.services.responses.item(self.owner.digest, item["id"])
                 if found is None:
                     param = f"input[{index}].id"
                     raise NotFound(f"'{param}': there is no stored item of this id. Send it itself.", param=param)
@@ -179,6 +179,6 @@ class _Running:
         response = self.writer.finished() | self.conversation.explainer.of(0)
         fields, services = self.asked.fields, self.asked.services
         if fields.store:
-            kept = Kept(response, [listed(item) for item in self.items], fields.previous_response_id)
-            response["store"] = await services.responses.keep(self.asked.owner.key, kept)
+            kept = Kept(response, all_listed(self.items), fields.previous_response_id)
+            response["store"] = await services.responses.keep(self.asked.owner.digest, kept)
         return response

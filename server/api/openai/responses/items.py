@@ -106,6 +106,19 @@ def _invalid(path: str, what: str) -> InvalidRequest:
     return InvalidRequest(f"'{path}': {what}.", param=path)
 
 
+def all_listed(items: Iterable[Item]) -> list[Item]:
+    """Sent items as they are kept and listed. Of those with one id only the first keeps it: pages go on after an id."""
+    seen: set[str] = set()
+    found = []
+    for item in items:
+        whole = listed(item)
+        if whole["id"] in seen:
+            whole["id"] = new_item_id(whole["type"])
+        seen.add(whole["id"])
+        found.append(whole)
+    return found
+
+
 def listed(item: Item) -> Item:
     """A sent item as it is kept and listed: with an id, and a message's text as parts."""
     kind = item["type"]

@@ -98,13 +98,12 @@ class ResponseStore:
             self._finalizer()
 
     async def keep(self, owner: str, kept: Kept) -> bool:
-        """Keep an answer; False when the database cannot, which the log explains."""
+        """Keep an answer; False when that cannot be, which the log explains."""
         try:
-            await asyncio.to_thread(self._keep, owner, kept)
+            return await asyncio.to_thread(self._keep, owner, kept)
         except sqlite3.Error as error:
             logger.error("a response could not be stored: %s", error)
             return False
-        return True
 
     async def chain(self, owner: str, response_id: str) -> list[Kept]:
         """This answer and all that it goes on from, the first one first. Raises NotFound when one of them is gone."""
@@ -147,8 +146,12 @@ class ResponseStore:
             assert early == (0,), "an answer is older than one that goes on from it"
             assert self._connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
-    def _keep(self, owner: str, kept: Kept) -> None:
+    def _keep(self, owner: str, kept: Kept) -> bool:
         record = json.dumps({"response": kept.response, "input": kept.input}, separators=(",", ":"))
+        if len(record) > self._max_bytes:
+            # Everybody's would go to make room for it, and then it itself.
+            logger.warning("a response of %d bytes is not stored: that is more than all may take", len(record))
+            return False
         with self._lock, self._connection as database:
             row = (kept.response_id, owner, kept.previous, 0, len(record), record)
             database.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
@@ -158,6 +161,11 @@ class ResponseStore:
             )
             self._touch(owner, kept.response_id)
             self._evict()
+            # Of a conversation that fills the store alone, the end is what goes first.
+            found = database.execute("SELECT 1 FROM responses WHERE id = ?", (kept.response_id,)).fetchone()
+        if found is None:
+            logger.warning("a response is not stored: what it goes on from takes all the room")
+        return found is not None
 
     def _chain(self, owner: str, response_id: str) -> list[Kept]:
         asked = {"id": response_id, "owner": owner}
