@@ -271,6 +271,7 @@ class FakeDecoder:
         n_batch: int = 64,
         n_outputs_max: int = 64,
         can_trim: bool = True,
+        copies_all: bool = True,
         n_adapters: int = 0,
         n_threads: int = 2,
         base_s: float = 0.01,
@@ -286,6 +287,8 @@ class FakeDecoder:
         self.adapters: tuple[float, ...] = ()
         self.threads: int | None = None
         self.can_trim = can_trim
+        self.copies_all = can_trim and copies_all
+        self._n_fixed = [0] * n_slots
         self.batch = Batch.with_capacity(n_batch)
         self.failures: list[Exception] = []
         self.max_rows = n_batch
@@ -410,12 +413,14 @@ class FakeDecoder:
     def trim(self, slot: int, n_keep: int) -> bool:
         if not self.can_trim and 0 < n_keep < len(self._slots[slot]):
             return False
+        assert n_keep == 0 or n_keep >= self._n_fixed[slot], "a copy was cut back that cannot be"
+        self._n_fixed[slot] = self._n_fixed[slot] if n_keep else 0
         del self._slots[slot][n_keep:]
         return True
 
     @property
     def can_shift(self) -> bool:
-        return self.can_trim
+        return self.copies_all
 
     def move(self, slot: int, source: int, target: int, n: int) -> None:
         """Moved tokens are as if computed anew; what stood behind them must be trimmed or moved next."""
@@ -438,6 +443,7 @@ class FakeDecoder:
         assert values[0] == -1, "not a state"
         assert len(values) - 1 <= self.n_ctx
         self._slots[slot] = [int(value) for value in values[1:]]
+        self._n_fixed[slot] = 0 if self.copies_all else len(self._slots[slot])
         self._now_s += self._copy_s_per_token * len(self._slots[slot])
         self.n_copies += 1
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from server import adapters, daemon, hub, sources
 from server.api.settings import LoraAdapter
 from server.engine.engine import Engine
+from server.engine.fingerprint import fingerprint
 from server.engine.loader import made_with
 from server.engine.messages import EngineRequest, Output
 from server.engine.queue import RequestQueue
@@ -333,6 +334,15 @@ def test_two_adapters_of_one_name_are_refused() -> None:
         adapters.loras_of(sources.load(None, {"lora": "x/a.gguf,y/a.gguf"}, {}))
 
 
+def test_an_adapter_in_the_home_folder_has_a_fingerprint(
+    tiny_model: Path, loras: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(Path(loras[0]).parent))
+    context = ContextParams(n_ctx=64, n_slots=1)
+    named = [fingerprint(ModelParams(str(tiny_model), loras=(path,)), context) for path in (loras[0], "~/style.gguf")]
+    assert named[0] == named[1]
+
+
 def test_a_saved_state_knows_what_it_was_computed_with() -> None:
     context = ContextParams(n_ctx=64, n_slots=1)
     assert made_with(ModelParams("m.gguf", mlock=True), context) == ""
@@ -381,6 +391,11 @@ async def test_a_models_name_says_it_too() -> None:
         error = await api.refused("/v1/completions", {"prompt": "a", "model": "fake-model+x"}, 404)
         assert error["param"] == "model"
         assert "style, topic" in error["message"]
+
+
+async def test_an_adapter_with_a_plus_in_its_name_is_asked_for_as_it_is_listed() -> None:
+    async with running(adapters=(*LOADED, LoraAdapter("a+b", "a+b.gguf", 1.0))) as api:
+        assert await scales_of(api, model="fake-model+a+b") == (0.0, 0.0, 1.0)
 
 
 async def test_the_models_are_listed_with_their_adapters() -> None:

@@ -138,6 +138,20 @@ def test_whatever_came_before_a_text_is_that_of_a_fresh_engine(asked: list[list[
         assert found[request.request_id].texts == run_alone(request, n_ctx=1024, n_batch=256, can_trim=False).texts
 
 
+@given(st.lists(PARTS, min_size=1, max_size=6), st.sampled_from([0, 2_000, 1 << 20]), st.integers(1, 3))
+def test_a_copy_that_cannot_be_cut_back_is_not(asked: list[list[bytes]], n_bytes: int, n_slots: int) -> None:
+    """The fake fails where one is: so does llama.cpp with a sliding window, or says something else."""
+    options: dict[str, Any] = {"n_ctx": 1024, "n_batch": 256, "copies_all": False}
+    rig = make_engine(n_slots=n_slots, cache_ram_bytes=n_bytes, preempts=True, **options)
+    requests = [make_request(i, chat(*parts, b"a: "), max_tokens=4, n=1 + i % 2) for i, parts in enumerate(asked)]
+    for request in requests:
+        rig.add(request)
+        rig.step()
+    found = rig.run()
+    for request in requests:
+        assert found[request.request_id].texts == run_alone(request, **options).texts
+
+
 # --- over llama.cpp ---------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +218,25 @@ def test_reuse_by_snapshots_says_what_no_cache_says(context: Context) -> None:
     first = len(prompts[0])
     assert [n for _, n in cached] == [0, first - 1, len(SYSTEM) + len(FIRST) + 2, len(SYSTEM) + 1, first - 1]
     assert len({text for text, _ in cached}) > 1
+
+
+def test_a_window_in_a_full_cache_says_what_no_cache_says(files: dict[str, Path]) -> None:
+    """A chat comes back from host RAM and is edited nearer to its end, or further from it, than the window is wide."""
+    model = Model(ModelParams(str(files["window"])))
+    made = Context(model, ContextParams(n_ctx=1024, n_slots=1, n_batch=512, n_ubatch=64, flash_attn="off"))
+    assert made.can_trim
+    assert not made.copies_all
+    here, there = list(SYSTEM + FIRST * 2), list(FIRST * 3)
+    prompts = [here, there, here[:-20] + list(b"edited"), there, here[:-100] + list(b"edited"), here[:-120]]
+    requests = [make_request(i, tokens, max_tokens=16, ignore_eos=True) for i, tokens in enumerate(prompts)]
+    cached = serve(made, *requests, cache_ram_bytes=64 << 20)
+    fresh = [serve(made, request, cache_ram_bytes=0)[0] for request in requests]
+    assert [text for text, _ in cached] == [text for text, _ in fresh]
+    assert cached[3][1] == len(there) - 1
+    # In its slot it can be cut back, behind what was copied there.
+    assert cached[5][1] == len(here) - 121
+    made.close()
+    model.close()
 
 
 @pytest.mark.e2e

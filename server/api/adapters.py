@@ -46,7 +46,7 @@ class Adapters:
         base, plus, names = (model or "").partition("+")
         if not plus or base not in self._bases or model in self._bases:
             return self.scales
-        return self._scales_by_name(names.split("+"))
+        return self._scales_by_name([names] if names in self.names else names.split("+"))
 
     def _scales_of(self, wish: Sequence[AdapterScale], param: str | None) -> Scales:
         for place, one in enumerate(wish):

@@ -97,7 +97,7 @@ class Engine:
         )
         self._admission = Admission(queue, self._cache, rules)
         self._turns = Turns()
-        self._pre_roll = PreRoll(decoder, self._cache, scheduler) if rules.pre_rolls and decoder.can_trim else None
+        self._pre_roll = PreRoll(decoder, self._cache, scheduler) if rules.pre_rolls and decoder.copies_all else None
         self._forecast = Forecast(scheduler.step_time)
         self._announcer = Announcer(queue, self._cache, self._forecast)
         self._speculator = Speculator(rules.max_draft if decoder.can_trim else 0)

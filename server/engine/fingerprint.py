@@ -23,7 +23,7 @@ def fingerprint(model: ModelParams, context: ContextParams) -> str:
     digest = hashlib.blake2b(digest_size=16)
     vectors = [vector.path for vector in model.control_vectors]
     for path in [*gguf.parts_of(Path(model.path)), *map(Path, [*model.loras, *vectors])]:
-        _add_file(digest, path)
+        _add_file(digest, path.expanduser())
     neutral = dataclasses.replace(context, n_batch=0, n_ubatch=0, n_slots=0, n_threads=0, n_threads_batch=0)
     scales = [vector.scale for vector in model.control_vectors]
     digest.update(repr((neutral, model.metadata, scales, model.control_layers, system.build())).encode())

@@ -60,7 +60,10 @@ _SMOOTHING = 0.2
 
 @dataclass(slots=True)
 class Slot:
-    """One stream. `tokens` is what an idle slot keeps; a running one's are its sequence's first `n_past`."""
+    """One stream. `tokens` is what an idle slot keeps; a running one's are its sequence's first `n_past`.
+
+    Its first `n_fixed` tokens are there as a whole or not at all: they came from a copy that cannot be cut back.
+    """
 
     index: int
     tokens: array[int] = field(default_factory=lambda: array("i"))
@@ -68,6 +71,7 @@ class Slot:
     last_used: int = 0
     realm: Realm = ("", ())
     asker: str = ""
+    n_fixed: int = 0
 
     @property
     def is_idle(self) -> bool:
@@ -125,7 +129,7 @@ class PrefixCache:
         self._decoder = decoder
         self._message_ends = message_ends
         self._n_cache_reuse = n_cache_reuse if decoder.can_shift else 0
-        only_whole = not decoder.can_trim
+        only_whole = not decoder.copies_all
         disk_cache = open_disk_cache(disk, only_whole=only_whole)
         self.host = HostCache(cache_ram_bytes, disk_cache, only_whole=only_whole)
         self._clock = clock
@@ -153,8 +157,7 @@ class PrefixCache:
 
     def match(self, sequence: Sequence) -> list[Match]:
         """For every slot what it could spare this sequence, most first. The last token is always computed again."""
-        limit = len(sequence.tokens) - 1
-        matches = [Match(slot, min(limit, self._usable(slot, sequence))) for slot in self.slots]
+        matches = [Match(slot, self._usable(slot, sequence)) for slot in self.slots]
         return sorted(matches, key=lambda match: match.n_common, reverse=True)
 
     def _usable(self, slot: Slot, sequence: Sequence) -> int:
@@ -162,14 +165,15 @@ class PrefixCache:
             return 0
         if slot.realm != sequence.request.realm:
             return 0
-        n_common = common_prefix(slot.computed, sequence.tokens)
-        # A cache that cannot drop its tail is of use only to a prompt that goes on where it ends.
-        whole = n_common == slot.n_computed < len(sequence.tokens)
-        return n_common if self._decoder.can_trim or whole else 0
+        n_common = min(len(sequence.tokens) - 1, common_prefix(slot.computed, sequence.tokens))
+        # What cannot drop its tail, or only where it is, is of use only to a prompt that goes on where it ends.
+        can_cut = self._decoder.can_trim if slot.is_idle else self._decoder.copies_all
+        n_least = slot.n_fixed if can_cut else slot.n_computed
+        return n_common if n_common >= n_least else 0
 
     def should_wait(self, sequence: Sequence) -> bool:
         """Whether somebody is computing a prefix of this prompt right now, more of it than any slot holds."""
-        if sequence.request.prompt_logprobs or not self._decoder.can_trim:
+        if sequence.request.prompt_logprobs or not self._decoder.copies_all:
             return False
         best = self.match(sequence)[0].n_common
         limit = len(sequence.tokens) - 1
@@ -214,7 +218,7 @@ class PrefixCache:
 
     @property
     def _keeps_snapshots(self) -> bool:
-        return not self._decoder.can_trim and self.host.max_bytes > 0
+        return not self._decoder.copies_all and self.host.max_bytes > 0
 
     def _n_parted(self, sequence: Sequence) -> int:
         """Where this prompt leaves one that was computed before, which therefore cannot be used."""
@@ -275,6 +279,7 @@ class PrefixCache:
         self._decoder.set_state(slot.index, entry.state)
         slot.tokens = entry.tokens[:]
         slot.realm, slot.asker = entry.realm, entry.asker
+        self._note_copied(slot)
         self.host.touch(entry)
         self._touch(slot)
         self._measure_copy(len(entry.state), len(entry.tokens), self._clock() - start)
@@ -439,6 +444,7 @@ class PrefixCache:
             self._save(slot)
             self._decoder.set_state(slot.index, sequence.state)
             slot.tokens = sequence.tokens[: sequence.n_past]
+            self._note_copied(slot)
             self._check(slot)
         except EngineFailure:
             # What the slot holds is in doubt now.
@@ -465,11 +471,7 @@ class PrefixCache:
         For when the last tokens were taken back, and for when a decode failed half-way.
         """
         slot = self._slot_of(sequence)
-        n_keep = min(sequence.n_past, len(sequence.tokens) - 1)
-        if not self._decoder.trim(slot.index, n_keep):
-            self._decoder.trim(slot.index, 0)
-            n_keep = 0
-        sequence.n_past = n_keep
+        sequence.n_past = self._trim(slot, min(sequence.n_past, len(sequence.tokens) - 1))
         self._check(slot)
 
     def shift(self, sequence: Sequence, start: int, n: int) -> None:
@@ -484,7 +486,7 @@ class PrefixCache:
         """Forget what an idle slot keeps."""
         if not slot.is_idle:
             raise EngineFailure(f"slot {slot.index} is running and cannot be evicted")
-        self._decoder.trim(slot.index, 0)
+        self._trim(slot, 0)
         slot.tokens = array("i")
         slot.last_used = 0
 
@@ -508,7 +510,8 @@ class PrefixCache:
         n_moved = sum(move.n for move in self._plan_moves(best.slot, sequence, best.n_common))
         if best.slot.is_idle and 2 * (best.n_common + n_moved) >= best.slot.n_computed:
             return best.slot, best.slot, best.n_common
-        if self._copy_s(best.slot.n_computed) < best.n_common * self.prefill_s_per_token:
+        can_copy = self._decoder.copies_all or best.n_common == best.slot.n_computed
+        if can_copy and self._copy_s(best.slot.n_computed) < best.n_common * self.prefill_s_per_token:
             return best.slot, victim, best.n_common
         return self._in_place_or_afresh(best_idle, victim)
 
@@ -531,10 +534,19 @@ class PrefixCache:
 
     def _keep(self, slot: Slot, n_keep: int) -> int:
         """Trim an idle slot to its first `n_keep` tokens; all of it goes when the model cannot do that."""
-        if slot.n_computed == n_keep or self._decoder.trim(slot.index, n_keep):
+        return n_keep if slot.n_computed == n_keep > 0 else self._trim(slot, n_keep)
+
+    def _trim(self, slot: Slot, n_keep: int) -> int:
+        """Drop all but the first `n_keep` tokens of a slot, or all of them where that cannot be; how many are left."""
+        if n_keep >= max(1, slot.n_fixed) and self._decoder.trim(slot.index, n_keep):
             return n_keep
         self._decoder.trim(slot.index, 0)
+        slot.n_fixed = 0
         return 0
+
+    def _note_copied(self, slot: Slot) -> None:
+        """What the slot holds was copied into it just now."""
+        slot.n_fixed = 0 if self._decoder.copies_all else slot.n_computed
 
     def _copy(self, source: Slot, target: Slot) -> None:
         """Clone all of `source` into the idle `target`; one reading serves all copies of the same content."""
@@ -545,6 +557,7 @@ class PrefixCache:
         state = self._copied[2]
         self._decoder.set_state(target.index, state)
         target.tokens = source.computed
+        self._note_copied(target)
         self._measure_copy(len(state), n, self._clock() - start)
         self._check(target)
 
@@ -581,8 +594,7 @@ class PrefixCache:
 
     def _reset(self, sequence: Sequence) -> None:
         """What its slot holds is in doubt: compute all of it again."""
-        self._decoder.trim(self._slot_of(sequence).index, 0)
-        sequence.n_past = 0
+        sequence.n_past = self._trim(self._slot_of(sequence), 0)
 
     def _best_move(self, running: list[Slot]) -> tuple[Slot, Slot]:
         """The running slot outside the best window of neighbours, and the idle one inside, with least to copy."""
@@ -603,7 +615,7 @@ class PrefixCache:
         n_tokens = running.n_computed + idle.n_computed
         self._decoder.set_state(idle.index, moving)
         if staying is None:
-            self._decoder.trim(running.index, 0)
+            self._trim(running, 0)
         else:
             self._decoder.set_state(running.index, staying)
         sequence = running.sequence
@@ -614,6 +626,8 @@ class PrefixCache:
         running.realm, idle.realm = idle.realm, running.realm
         running.asker, idle.asker = idle.asker, running.asker
         sequence.slot = idle.index
+        self._note_copied(running)
+        self._note_copied(idle)
         n_bytes = len(moving) + (len(staying) if staying is not None else 0)
         self._measure_copy(n_bytes, n_tokens, self._clock() - start)
         self._check(running)

@@ -103,6 +103,14 @@ class Context:
         """Whether any tail of a slot can be dropped: not with recurrent state or a windowed cache."""
         return not self.model.is_recurrent and (self.model.n_swa == 0 or self.params.swa_full)
 
+    @property
+    def copies_all(self) -> bool:
+        """Whether a copy of a slot can be cut back as the slot itself can.
+
+        Of layers with a sliding window llama.cpp writes no more than the window, however much the cache keeps.
+        """
+        return self.can_trim and self.model.n_swa == 0
+
     def decode(self) -> float:
         """Compute the batch; returns the seconds it took.
 
@@ -135,12 +143,26 @@ class Context:
 
     def trim(self, slot: int, n_keep: int) -> bool:
         """Drop all but the first `n_keep` tokens of a slot; False when this model's cache cannot (nothing is done)."""
+        if n_keep and self._is_window_gone(slot, n_keep):
+            return False
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, n_keep, -1))
+
+    def _is_window_gone(self, slot: int, n_keep: int) -> bool:
+        """Whether a sliding window at `n_keep` reaches back to what is no more there: llama.cpp does not ask."""
+        n_swa = self.model.n_swa
+        if n_swa == 0:
+            return False
+        first = int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
+        return first > max(0, n_keep - n_swa + 1)
 
     @property
     def can_shift(self) -> bool:
-        """Whether tokens of a slot can be moved to other positions."""
-        return self.can_trim and bool(llama_cpp.llama_memory_can_shift(self._memory))
+        """Whether tokens of a slot can be moved to other positions.
+
+        Not with a sliding window: llama.cpp puts what comes next into cells that have left it, which a later prompt
+        may go back to, as soon as moving has made holes.
+        """
+        return self.copies_all and bool(llama_cpp.llama_memory_can_shift(self._memory))
 
     def move(self, slot: int, source: int, target: int, n: int) -> None:
         """Drop tokens `[target, source)` of a slot and move `[source, source + n)` to `target`; positions rotate.
