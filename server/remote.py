@@ -27,6 +27,7 @@ _HF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^:]+\.gguf)|:(?P<qu
 _OLLAMA = re.compile(r"ollama:(?:(?P<owner>[\w.-]+)/)?(?P<name>[\w.-]+)(?::(?P<tag>[\w.-]+))?", re.ASCII)
 _PREFERRED = "Q4_K_M"
 _DISK_MARGIN = 256 << 20
+_TIMEOUT_S = 20
 _AHEAD = 1 << 20
 """Bytes fetched at once of a header that is read from afar."""
 
@@ -65,6 +66,8 @@ def find(model: str) -> list[RemoteFile]:
     if match is None:
         raise ModelError(f"{model}: expected hf:OWNER/REPO, hf:OWNER/REPO:QUANTISATION or hf:OWNER/REPO/FILE.gguf")
     hub = _library(model)
+    # The library itself would wait for ever.
+    hub.utils.get_session().timeout = _TIMEOUT_S
     with _one_line(model):
         tree = list(hub.HfApi().list_repo_tree(match["repo"], recursive=True))
     files = {one.path: _remote(match["repo"], one) for one in tree if str(one.path).lower().endswith(".gguf")}
@@ -132,8 +135,9 @@ def _reader(hub: Any, url: str) -> gguf.ReadAt:
 
     def read_at(offset: int, n: int) -> bytes:
         wanted = {**headers, "Range": f"bytes={offset}-{offset + min(n, _AHEAD) - 1}"}
-        with session.stream("GET", url, headers=wanted, follow_redirects=True) as response:
-            response.raise_for_status()
+        with session.stream("GET", url, headers=wanted, follow_redirects=True, timeout=_TIMEOUT_S) as response:
+            # Files of a gated repository are listed for everybody; only here the hub says that they are gated.
+            hub.utils.hf_raise_for_status(response)
             if response.status_code != 206:
                 raise ModelError(f"{url}: the server gives no part of a file, so the header alone cannot be read")
             return bytes(response.read())
@@ -209,6 +213,9 @@ def _one_line(model: str) -> Iterator[None]:
         raise ModelError(f"{model}: this repository wants its terms accepted; do so, and set HF_TOKEN") from None
     except RepositoryNotFoundError:
         raise ModelError(f"{model}: there is no such repository, or it is private and HF_TOKEN is not set") from None
-    except (HfHubHTTPError, client_error, OSError) as error:
+    except ModelError:
+        raise
+    except (HfHubHTTPError, client_error, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        # The library takes every answer for the hub's; that of a proxy or a login page is anything.
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{model}: the hub cannot be reached or does not answer as expected: {said[0]}") from None

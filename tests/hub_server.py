@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -23,6 +24,12 @@ class Hub:
     has_ranges: bool = True
     is_damaged: bool = False
     cut_after: int | None = None
+    listing: bytes | None = None
+    """What comes instead of a list of files: a page to log in on, or what a proxy says."""
+    files_are_gated: bool = False
+    """The list is everybody's, the files are not."""
+    is_silent: bool = False
+    """Files come after a second."""
     served: int = 0
     ranges: list[str] = field(default_factory=list)
     url: str = ""
@@ -72,7 +79,9 @@ class HubServer:
                 return self._fail(404, "RepoNotFound")
 
             def _tree(self, repo: str) -> None:
-                if repo in hub.gated:
+                if hub.listing is not None:
+                    return self._send(200, hub.listing, {"Content-Type": "application/json"})
+                if repo in hub.gated and not hub.files_are_gated:
                     return self._fail(403, "GatedRepo")
                 if repo not in hub.repos:
                     return self._fail(404, "RepoNotFound")
@@ -92,6 +101,10 @@ class HubServer:
                 data = hub.repos.get(repo, {}).get(name)
                 if data is None:
                     return self._fail(404, "EntryNotFound")
+                if repo in hub.gated:
+                    return self._fail(403, "GatedRepo")
+                if hub.is_silent:
+                    time.sleep(1)
                 head = {"ETag": f'"{_sum(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
                 status, part = 200, data
                 if hub.has_ranges and (match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):

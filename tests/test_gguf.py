@@ -290,6 +290,18 @@ class TestModel:
         tensors = [one for one in tensors if one[0] != name]
         assert f"'{name}'" in file_fault(write(tmp_path / "m.gguf", metadata, tensors))
 
+    def test_experts_one_by_one_as_files_had_them_once(self, tmp_path: Path) -> None:
+        """llama.cpp has forgotten them, and would say that another tensor is missing."""
+        metadata, tensors = llama(n_experts=2)
+        apart = [
+            (one[0].replace("_exps", f".{i}"), one[1][:2], one[2])
+            for one in tensors
+            for i in range(2 if "_exps" in one[0] else 1)
+        ]
+        fault = file_fault(write(tmp_path / "m.gguf", metadata, apart))
+        assert "keeps each expert in a tensor of its own" in fault
+        assert "convert it again" in fault
+
     @pytest.mark.parametrize(
         ("name", "kind", "words"),
         [

@@ -321,6 +321,18 @@ class TestRearranged:
             own = sum(size for name, size in account["model"].items() if "Mapped" not in name)
             assert one.ram.weights / MIB == pytest.approx(own, abs=0.02), file.name
 
+    @pytest.mark.parametrize("kind", ["q4_0", "q6_k", "q8_0"])
+    def test_so_are_embeddings_that_are_the_output_too(self, tmp_path: Path, kind: str) -> None:
+        metadata, tensors = llama(n_layers=2, width=256, n_ff=512, n_vocab=1000, kind=kind)
+        tensors = [
+            (name, dims, "f32" if "norm" in name else of) for name, dims, of in tensors if name != "output.weight"
+        ]
+        file = wordless(tmp_path / "m.gguf", metadata, tensors)
+        (account,) = allocated.ask([{"path": str(file), "real": True, "contexts": []}])
+        own = sum(size for name, size in account["model"].items() if "Mapped" not in name)
+        one = estimate(shape_of(file), context(), Placement(cpu_features=features()))
+        assert one.ram.weights / MIB == pytest.approx(own, abs=0.02)
+
 
 # --- real processes --------------------------------------------------------------------------------------------------
 
@@ -434,9 +446,11 @@ def types_of_early_2024(recipe: str, n_layers: int) -> Iterator[tuple[str, str]]
 
 
 def merge(folder: Path, recipe: str) -> Path:
-    """The header of that model, with one tensor an expert as files had them then; the weights are a hole."""
+    """The header of that model, with the experts of a layer in one tensor as files have them now; the weights are a
+    hole.
+    """
     base = recipe.removesuffix("_M")
-    metadata, stacked = llama(
+    metadata, tensors = llama(
         n_layers=32,
         width=4096,
         n_heads=32,
@@ -448,12 +462,7 @@ def merge(folder: Path, recipe: str) -> Path:
         kind=base,
         kinds=dict(types_of_early_2024(recipe, 32)),
     )
-    tensors = []
-    for name, dims, kind in stacked:
-        if "_exps" in name:
-            tensors += [(name.replace("_exps", f".{expert}"), dims[:2], kind) for expert in range(4)]
-        else:
-            tensors.append((name, dims, "f32" if "norm" in name or "gate_inp" in name else kind))
+    tensors = [(name, dims, "f32" if "norm" in name or "gate_inp" in name else kind) for name, dims, kind in tensors]
     return write(folder / f"{recipe}.gguf", metadata, tensors)
 
 

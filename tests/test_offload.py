@@ -127,6 +127,32 @@ class TestExperts:
         choice = chosen(experts, machine(24), n_cpu_moe=7)
         assert (choice.placement.n_gpu_layers, choice.placement.n_cpu_moe) == (33, 7)
 
+    def test_what_is_said_of_all_of_them_in_ram(self, experts: Shape) -> None:
+        assert chosen(experts, machine(24), n_cpu_moe=99).why == "the experts of 32 of 32 layers stay in RAM"
+
+
+class TestOverrides:
+    def test_more_layers_fit_where_a_pattern_keeps_tensors_in_ram(self, dense: Shape) -> None:
+        plain, kept = (
+            chosen(dense, machine(6), overrides=overrides).placement.n_gpu_layers
+            for overrides in ((), ((r"ffn_.*", "CPU"),))
+        )
+        assert plain < kept
+
+    def test_the_first_pattern_that_matches_decides(self, experts: Shape) -> None:
+        patterns = (r"blk\.0\.ffn_.*_exps", "CUDA0"), (r"_exps", "CPU")
+        both, second = (
+            estimate(experts, context(), Placement(33, overrides=overrides)).vram.weights
+            for overrides in (patterns, patterns[1:])
+        )
+        layer = sum(one.n_bytes for one in experts.tensors if one.name.startswith("blk.0.") and "_exps" in one.name)
+        assert both - second == layer
+
+    def test_experts_that_are_to_be_on_the_gpu_are_counted_there(self, experts: Shape) -> None:
+        choice = chosen(experts, machine(8), overrides=((r"_exps", "CUDA0"),))
+        assert choice.estimate.vram.total > machine(8).vram_usable()
+        assert not choice.fits
+
 
 class TestRam:
     def test_what_does_not_fit_is_said(self, dense: Shape) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from server import cli, daemon, hub, sources
+from server.config import settings
 from server.engine.offload import Device, Machine
 from server.planner import report, table
 from server.planner.report import Report
@@ -46,6 +49,19 @@ def planned(path: Path, machine: Machine, **flags: Any) -> Report:
     return report.make(hub.find(str(path)), config, daemon.context_params(config), machine)
 
 
+def flags_of(words: Sequence[str]) -> dict[str, str]:
+    """The settings that a command line gives."""
+    keys = {flag: one.key for one in settings() for flag in one.flags}
+    given, rest = {}, list(words)
+    while rest:
+        flag = rest.pop(0)
+        if flag.startswith("--no-") and flag not in keys:
+            given[keys[flag.replace("--no-", "--", 1)]] = "false"
+        else:
+            given[keys[flag]] = rest.pop(0) if rest and (not rest[0].startswith("-")) else "true"
+    return given
+
+
 def shown(one: Report) -> str:
     console = Console(width=160)
     with console.capture() as capture:
@@ -78,6 +94,51 @@ class TestTable:
         assert "Best here: 4 slots of 8,192 tokens, 31 of 31 layers on the GPU (the experts of" in text
         assert f"ggufd -m {model} -ngl 31" in text
         assert "-c 32768 -np 4" in text
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            {},
+            {"override_tensor": "ffn_(gate|up)_exps=CPU", "flash_attn": "on"},
+            {"split_mode": "none", "main_gpu": 1, "cache_ram": 0, "mmap": False},
+        ],
+        ids=str,
+    )
+    def test_the_command_is_the_setting_that_was_planned(self, model: Path, flags: dict[str, Any]) -> None:
+        """Pasted, it comes to the same: also with what was given, and with the experts that stay in RAM."""
+        two = replace(GPU, devices=GPU.devices * 2)
+        one = planned(model, two, **flags)
+        words = shlex.split(table.command(one))
+        assert words[:3] == ["ggufd", "-m", str(model)]
+        given = sources.load(None, flags_of(words[1:]), {})
+        again = report.make(hub.find(str(model)), given, daemon.context_params(given), two)
+        assert again.choice.fits
+        assert again.choice.estimate == one.choice.estimate
+
+    def test_one_gpu_of_two_is_what_the_split_mode_leaves(self, model: Path) -> None:
+        large = Device("A large GPU", 24 * GIB, 24 * GIB)
+        two = replace(GPU, devices=(large, *GPU.devices))
+        alone = planned(model, two, split_mode="none", main_gpu=1)
+        assert alone.choice.estimate.vram.total <= GPU.vram_usable()
+        assert planned(model, two).choice.why == "the whole model fits on the GPU"
+
+    def test_no_room_for_chats_without_a_slot_is_none(self, model: Path) -> None:
+        one = planned(model, GPU, cache_ram=0)
+        assert one.host_cache == 0
+        assert re.search(r"Chats that lost their slot, up to +0 +--cache-ram", shown(one))
+
+    @pytest.mark.parametrize("width", [60, 80])
+    def test_no_number_is_broken_on_a_narrow_terminal(self, model: Path, width: int) -> None:
+        console = Console(width=width)
+        with console.capture() as capture:
+            table.show(planned(model, GPU), console)
+        lines = capture.get().splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith("Layers on the GPU"))
+        rows = [line.split() for line in lines[start + 2 :] if line.strip()[:1].isdigit() and "iB" in line]
+        assert len(rows) > 5
+        assert all(row[-1] in ("MiB", "GiB", "KiB") for row in rows)
+        # The command is for pasting, so it stays in one piece.
+        assert max(len(line) for line in lines if "ggufd -m" not in line) <= width
 
     def test_layers_are_sampled_where_they_are_many(self, model: Path) -> None:
         rows = [line.split()[0] for line in shown(planned(model, GPU)).splitlines() if line.count("GiB") >= 2]

@@ -191,6 +191,22 @@ class TestFailures:
         far.gated.add(REPO)
         assert "wants its terms accepted" in fault(f"hf:{REPO}")
 
+    def test_terms_to_accept_of_which_the_list_says_nothing(self, far: Hub) -> None:
+        far.gated.add(REPO)
+        far.files_are_gated = True
+        assert "wants its terms accepted" in fault(f"hf:{REPO}", may_fetch=False)
+
+    @pytest.mark.parametrize("listing", [b"<html>Log in</html>", b'{"a": 1}', b'[{"type": "file", "path": "a.gguf"}]'])
+    def test_an_answer_that_is_not_the_hubs(self, far: Hub, listing: bytes) -> None:
+        far.listing = listing
+        assert "does not answer as expected" in fault(f"hf:{REPO}")
+
+    @pytest.mark.timeout(60)
+    def test_a_hub_that_says_nothing(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(remote, "_TIMEOUT_S", 0.2)
+        far.is_silent = True
+        assert "cannot be reached" in fault(f"hf:{REPO}", may_fetch=False)
+
     def test_the_library_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         real = builtins.__import__
 

@@ -156,7 +156,7 @@ def _with_host_cache(config: EngineConfig, params: ContextParams, ram: host.Ram)
 def _wish(config: EngineConfig) -> Wish:
     beside = Beside.of(config.model, embeds=config.embeddings, host_cache=config.cache_ram_bytes)
     model = config.model
-    return Wish(config.context, None, model.n_cpu_moe, model.mmap, model.tensor_split, beside)
+    return Wish(config.context, None, model.n_cpu_moe, model.mmap, model.tensor_split, beside, model.overrides)
 
 
 def _add_draft(config: EngineConfig, draft: DraftConfig, engine: Engine, context: Context, log: _LoadLog) -> DraftInfo:

@@ -7,6 +7,7 @@ fits is `offload`'s matter.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -77,6 +78,8 @@ class Placement:
     n_cpu_moe: int = 0
     mmap: bool = True
     cpu_features: frozenset[str] = frozenset()
+    overrides: tuple[tuple[str, str], ...] = ()
+    """`(pattern of tensor names, buffer)`: these go before all else."""
     beside: Beside = field(default_factory=Beside, repr=False)
 
 
@@ -191,11 +194,17 @@ def _weights(shape: Shape, placement: Placement) -> tuple[int, int, int]:
     tied = _tied_output(shape)
     if tied is not None and placement.n_gpu_layers > 0:
         vram += tied.n_bytes
+    elif tied is not None and _can_be_repacked(tied, placement):
+        # Rows are looked up in the file, and the output is computed from a rearranged copy.
+        own += tied.n_bytes
     return own, mapped, vram
 
 
 def is_on_gpu(tensor: TensorInfo, shape: Shape, placement: Placement) -> bool:
     """llama.cpp's rule: the last layers go, the output first of all; token embeddings always stay in RAM."""
+    for pattern, buffer in placement.overrides:
+        if re.search(pattern, tensor.name):
+            return not buffer.startswith("CPU") and not buffer.endswith("_Host")
     layer = layer_of(tensor.name)
     if layer is None:
         return placement.n_gpu_layers > 0 and tensor.name.startswith("output")
@@ -205,17 +214,19 @@ def is_on_gpu(tensor: TensorInfo, shape: Shape, placement: Placement) -> bool:
 
 
 def _tied_output(shape: Shape) -> TensorInfo | None:
-    """The embeddings, where they are the output's weights too: on a GPU they are held once more."""
+    """The embeddings, where they are the output's weights too: on a GPU, or rearranged, they are held once more."""
     names = {tensor.name: tensor for tensor in shape.tensors}
     return None if "output.weight" in names else names.get("token_embd.weight")
 
 
 def _is_repacked(tensor: TensorInfo, placement: Placement) -> bool:
-    """Whether the CPU rearranges this tensor at load. With a GPU in the build's list it keeps them as they are."""
+    """Whether the CPU rearranges this tensor at load; not where rows are looked up, which that form cannot do."""
+    return "token_embd" not in tensor.name and _can_be_repacked(tensor, placement)
+
+
+def _can_be_repacked(tensor: TensorInfo, placement: Placement) -> bool:
+    """Whether products with it are computed from a copy. With a GPU in the build's list it stays as it is."""
     if placement.n_gpu_layers > 0 or len(tensor.shape) < 2 or tensor.shape[1] % _REPACKED_ROWS:
-        return False
-    if "token_embd" in tensor.name:
-        # Rows are looked up in it, which the rearranged form cannot do.
         return False
     features = placement.cpu_features
     return any(tensor.type.name in types for feature, types in _REPACKED.items() if _has(features, feature))

@@ -85,6 +85,7 @@ class Wish:
     mmap: bool = True
     tensor_split: tuple[float, ...] = ()
     beside: Beside = field(default_factory=Beside)
+    overrides: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +147,14 @@ def _place(shape: Shape, wish: Wish, context: ContextParams, machine: Machine) -
         return made, "llama.cpp sees no GPU"
     for i, one in enumerate(_by_preference(shape, made, wish.n_cpu_moe)):
         if estimate(shape, context, one).vram.total <= machine.vram_usable(wish.tensor_split):
-            return one, "the whole model fits on the GPU" if i == 0 else _reason(shape, one)
+            is_whole = i == 0 and not one.n_cpu_moe and not one.overrides
+            return one, "the whole model fits on the GPU" if is_whole else _reason(shape, one)
     return made, "not even the output layer fits on the GPU"
 
 
 def in_ram(wish: Wish, machine: Machine) -> Placement:
     """Nothing on a GPU."""
-    return Placement(0, wish.n_cpu_moe or 0, wish.mmap, machine.cpu_features, wish.beside)
+    return Placement(0, wish.n_cpu_moe or 0, wish.mmap, machine.cpu_features, wish.overrides, wish.beside)
 
 
 def _by_preference(shape: Shape, made: Placement, n_cpu_moe: int | None) -> Iterator[Placement]:
@@ -171,7 +173,9 @@ def _by_preference(shape: Shape, made: Placement, n_cpu_moe: int | None) -> Iter
 
 def _reason(shape: Shape, placement: Placement) -> str:
     if placement.n_gpu_layers > shape.n_layers:
-        return f"the experts of {placement.n_cpu_moe} of {shape.n_layers} layers stay in RAM"
+        if not placement.n_cpu_moe:
+            return "the rest of the model fits on the GPU"
+        return f"the experts of {min(placement.n_cpu_moe, shape.n_layers)} of {shape.n_layers} layers stay in RAM"
     return f"{placement.n_gpu_layers} of {shape.n_layers + 1} layers fit on the GPU"
 
 

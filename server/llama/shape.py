@@ -61,7 +61,7 @@ _IN_EVERY_LAYER = (
     ("attn_norm.weight",),
     ("attn_q.weight", "attn_qkv.weight"),
     ("attn_output.weight",),
-    ("ffn_down.weight", "ffn_down_exps.weight", "ffn_down.0.weight"),
+    ("ffn_down.weight", "ffn_down_exps.weight"),
 )
 
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
@@ -71,7 +71,8 @@ _NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"}
 _MATRIX = re.compile(r"(?:token_embd|output|blk\.\d+\.(?:attn|ffn)_\w+)\.weight", re.ASCII)
 _NORM = re.compile(r"[\w.]*norm\.weight", re.ASCII)
 _LAYER = re.compile(r"blk\.(\d+)\.")
-_EXPERT = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down|gate_up)(?:_exps|\.\d+)\.")
+_EXPERT = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down|gate_up)_exps\.")
+_EXPERT_ALONE = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)\.\d+\.weight")
 
 
 class Layer(NamedTuple):
@@ -213,6 +214,11 @@ def _check_tensors(gguf: Gguf, tensors: dict[str, TensorInfo], n_layers: int) ->
         raise ModelError(f"{gguf.name}: holds no weights, only a vocabulary; --model wants a whole model")
     if "token_embd.weight" not in tensors:
         raise ModelError(f"{gguf.name}: the tensor 'token_embd.weight' is missing; expected a language model")
+    if any(_EXPERT_ALONE.match(name) for name in tensors):
+        raise ModelError(
+            f"{gguf.name}: keeps each expert in a tensor of its own, as files of early 2024 do; llama.cpp reads these "
+            "no more: fetch a newer file of this model, or convert it again"
+        )
     layers = {layer_of(name) for name in tensors}
     missing = [f"blk.{i}" for i in range(n_layers) if i not in layers]
     if gguf.architecture in _CHECKED:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from server import daemon
-from server.config import Config
+from server.config import Config, settings
 from server.engine import draft_plan
 from server.engine.memory import Beside, Estimate, estimate, types_by_size
 from server.engine.offload import (
@@ -39,6 +39,10 @@ class Report:
     choice: Choice
     contexts: list[tuple[int, int]]
     draft: Estimate | None = None
+    cache_ram: int | None = None
+    """Bytes that the settings give to chats without a slot; None where that is left to us."""
+    given: tuple[str, ...] = ()
+    """The flags that made it so, beside those that the choice decides."""
 
     @property
     def own(self) -> int:
@@ -55,8 +59,10 @@ class Report:
         """What chats that lost their slot may take of RAM in time, with the best setting."""
         if self.shape.only_embeds:
             return 0
+        if self.cache_ram is not None:
+            return self.cache_ram
         left = self.machine if self.draft is None else draft_plan.beside(self.machine, self.draft)
-        return self.choice.estimate.host_cache or host_cache_bytes(self.choice.estimate, left)
+        return host_cache_bytes(self.choice.estimate, left)
 
     @property
     def recipe(self) -> str:
@@ -75,6 +81,8 @@ def make(model: ModelFile, config: Config, context: ContextParams, machine: Mach
     shape = model.shape
     assert shape is not None
     wish = wish_of(config, context, model)
+    if config.model.split_mode == "none":
+        machine = replace(machine, devices=machine.devices[config.model.main_gpu :][:1])
     draft = _draft(model, config, context, machine)
     whole, machine = machine, machine if draft is None else draft_plan.beside(machine, draft)
     choice = choose(shape, wish, machine)
@@ -90,7 +98,27 @@ def make(model: ModelFile, config: Config, context: ContextParams, machine: Mach
         choice=choice,
         contexts=largest_contexts(shape, choice.context, choice.placement, machine, wish.tensor_split),
         draft=draft,
+        cache_ram=daemon.engine_config(config, model).cache_ram_bytes,
+        given=given(config),
     )
+
+
+_DECIDED = {"model", "model_draft", "n_gpu_layers", "n_cpu_moe", "ctx_size", "parallel", "cache_type_k", "cache_type_v"}
+
+
+def given(config: Config) -> tuple[str, ...]:
+    """The settings of model and context that are not as they come, as flags: what was planned needs them too."""
+    flags: list[str] = []
+    for one in settings():
+        value = getattr(getattr(config, one.section), one.key)
+        if one.section not in ("model", "context") or one.key in _DECIDED or value == one.field.default:
+            continue
+        if one.is_switch:
+            flags.append(one.flags[-1] if value else one.flags[-1].replace("--", "--no-", 1))
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            flags += [one.flags[-1], text]
+    return tuple(flags)
 
 
 def _draft(model: ModelFile, config: Config, context: ContextParams, machine: Machine) -> Estimate | None:
@@ -112,6 +140,7 @@ def wish_of(config: Config, context: ContextParams, model: ModelFile) -> Wish:
         mmap=config.model.mmap,
         tensor_split=config.model.tensor_split,
         beside=Beside.of(engine.model, embeds=engine.embeddings, host_cache=engine.cache_ram_bytes),
+        overrides=engine.model.overrides,
     )
 
 

@@ -99,7 +99,7 @@ def _in_ram(report: Report) -> Table:
     table.add_row("Own memory", bytes_text(report.own), "", style="bold")
     table.add_row("With the weights that it reads", bytes_text(report.needed - one.host_cache), "", style="bold")
     if not report.shape.only_embeds:
-        note = "--cache-ram" if one.host_cache else "of what is free"
+        note = "of what is free" if report.cache_ram is None else "--cache-ram"
         table.add_row("Chats that lost their slot, up to", bytes_text(report.host_cache), note)
     return table
 
@@ -136,9 +136,10 @@ def _cache_types(report: Report) -> str:
 
 
 def _offload(report: Report) -> Table:
-    table = Table(title="Layers on the GPU", title_justify="left", box=None, padding=(0, 2))
+    # 60 columns hold it.
+    table = Table(title="Layers on the GPU", title_justify="left", box=None, padding=(0, 0, 0, 1))
     for name in ("layers", "weights", "KV cache", "compute", "VRAM", "RAM"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for one in _some(report.steps):
         vram = one.vram
         cells = (vram.weights, vram.cache, vram.compute, vram.total, one.needed)
@@ -198,6 +199,9 @@ def command(report: Report) -> str:
         parts.append(f"-md {shlex.quote(draft.source or str(draft.path))}")
     if report.machine.devices:
         parts.append(f"-ngl {choice.placement.n_gpu_layers}")
+        # A number of layers is obeyed with all of their experts, unless these have one too.
+        if n_cpu_moe := min(choice.placement.n_cpu_moe, report.shape.n_layers):
+            parts.append(f"-ncmoe {n_cpu_moe}")
     if report.shape.only_embeds:
         parts.append(f"-c {choice.context.n_ctx}")
     else:
@@ -205,7 +209,7 @@ def command(report: Report) -> str:
     for flag, value in (("-ctk", choice.context.cache_type_k), ("-ctv", choice.context.cache_type_v)):
         if value != "f16":
             parts.append(f"{flag} {value}")
-    return " ".join(parts)
+    return " ".join([*parts, *map(shlex.quote, report.given)])
 
 
 def markdown(reports: Sequence[Report]) -> str:
@@ -217,12 +221,12 @@ def markdown(reports: Sequence[Report]) -> str:
     for report in sorted(reports, key=lambda one: one.shape.gguf.n_bytes):
         one, on_gpu = report.in_ram, report.steps[-1]
         cells = (
-            report.model.path.name,
+            report.model.path.name.replace("|", "\\|"),
             _short_quantisation(report),
             f"{report.shape.bits_per_weight:.2f}",
             bytes_text(report.shape.gguf.n_bytes),
-            bytes_text(one.own),
-            bytes_text(one.needed),
+            bytes_text(report.own),
+            bytes_text(report.needed - one.host_cache),
             bytes_text(on_gpu.vram.total),
             "yes" if report.choice.fits else "no",
         )
