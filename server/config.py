@@ -76,7 +76,7 @@ def _minus_one_is(meaning: Any) -> BeforeValidator:
 
 AllLayers = BeforeValidator(lambda value: "auto" if value in ("all", -1, "-1") else value)
 CacheRam = Literal["auto"] | Annotated[int, Field(ge=0)]
-Layers = Annotated[Literal["auto"] | Annotated[int, Field(ge=0)], AllLayers]
+Layers = Annotated[Literal["auto"] | Annotated[int, Field(ge=0, le=2**31 - 1)], AllLayers]
 Threads = Annotated[int, _minus_one_is(0)]
 Seed = Annotated[Annotated[int, Field(ge=0, le=2**32 - 1)] | None, _minus_one_is(None)]
 Limit = Annotated[Annotated[int, Field(ge=1)] | None, _minus_one_is(None)]
@@ -178,10 +178,11 @@ class ContextSection(Section):
         "Tokens of context: shared by all slots if parallel is set too, else each slot's; 0 is automatic.",
         "-c",
         ge=0,
+        le=(1 << 30) - 1,
     )
     parallel: int = setting(0, "Slots, the conversations computed at once; 0 is four.", "-np", ge=0, le=256)
-    batch_size: int = setting(2048, "Most tokens given to one step.", "-b", ge=1)
-    ubatch_size: int = setting(512, "Most tokens computed at once within a step.", "-ub", ge=1)
+    batch_size: int = setting(2048, "Most tokens given to one step.", "-b", ge=1, le=1 << 24)
+    ubatch_size: int = setting(512, "Most tokens computed at once within a step.", "-ub", ge=1, le=1 << 24)
     threads: Threads = setting(0, "Compute threads; 0 is one for each physical core.", "-t", ge=0, le=512)
     threads_batch: Threads = setting(0, "Compute threads for prompts; 0 is as threads.", "-tb", ge=0, le=512)
     flash_attn: Literal["auto", "on", "off"] = setting(

@@ -6,8 +6,9 @@ library nor what the model is used for.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -55,10 +56,11 @@ def find(model: str, *, may_fetch: bool = True) -> ModelFile:
         raise ModelError(
             f"{model}: addresses are not fetched; give hf:OWNER/REPO, or download the file and give its path"
         )
-    path = Path(model).expanduser()
-    if path.is_dir():
-        path = _only_model(path)
-    return _whole(path)
+    with _one_line(model):
+        path = Path(model).expanduser()
+        if path.is_dir():
+            path = _only_model(path)
+        return _whole(path)
 
 
 def with_metadata(model: ModelFile, changes: Mapping[str, Scalar]) -> ModelFile:
@@ -70,10 +72,22 @@ def with_metadata(model: ModelFile, changes: Mapping[str, Scalar]) -> ModelFile:
 
 def find_all(model: str) -> list[ModelFile]:
     """Every model of a folder, by name; of anything else the one that `find` finds, without fetching it."""
-    path = Path(model).expanduser()
-    if model == "" or not path.is_dir():
-        return [find(model, may_fetch=False)]
-    return [_whole(one) for one in _models_in(path)]
+    with _one_line(model):
+        path = Path(model).expanduser()
+        if model == "" or not path.is_dir():
+            return [find(model, may_fetch=False)]
+        return [_whole(one) for one in _models_in(path)]
+
+
+@contextlib.contextmanager
+def _one_line(model: str) -> Iterator[None]:
+    """What a name may raise that no file can have: too long, a NUL, nobody's home, a folder that may not be read."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{model}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"{model!r}: is no name of a file: {error}") from None
 
 
 def _from_hub(model: str, *, may_fetch: bool) -> ModelFile:
@@ -141,5 +155,5 @@ def chat_template(file: str) -> str | None:
         return None
     try:
         return Path(file).expanduser().read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{file}: cannot be read as a chat template: {error}") from None

@@ -24,7 +24,9 @@ from server.errors import ModelError
 from server.llama import gguf
 
 _HF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^:]+\.gguf)|:(?P<quant>[\w.-]+))?", re.ASCII)
-_OLLAMA = re.compile(r"ollama:(?:(?P<owner>[\w.-]+)/)?(?P<name>[\w.-]+)(?::(?P<tag>[\w.-]+))?", re.ASCII)
+_OLLAMA = re.compile(
+    r"ollama:(?:(?:(?P<host>[\w.-]+)/)?(?P<owner>[\w.-]+)/)?(?P<name>[\w.-]+)(?::(?P<tag>[\w.-]+))?", re.ASCII
+)
 _PREFERRED = "Q4_K_M"
 _DISK_MARGIN = 256 << 20
 _TIMEOUT_S = 20
@@ -48,7 +50,9 @@ def find_ollama(model: str) -> Path:
     if match is None:
         raise ModelError(f"{model}: expected ollama:NAME or ollama:NAME:TAG")
     root = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
-    folder = root / "manifests" / "registry.ollama.ai" / (match["owner"] or "library") / match["name"]
+    # What was pulled from another registry, as hf.co, lies under its name.
+    host = match["host"] or "registry.ollama.ai"
+    folder = root / "manifests" / host / (match["owner"] or "library") / match["name"]
     manifest = folder / (match["tag"] or "latest")
     try:
         layers = json.loads(manifest.read_text("utf-8"))["layers"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from server import sources
 from server.config import Config
 from server.config import settings as all_settings
-from server.errors import ConfigError, EngineDown, EngineFailure, InvalidRequest, ModelError, Unavailable
+from server.errors import ConfigError, EngineDown, EngineFailure, InvalidRequest, ModelError, StartupError, Unavailable
 from server.hub import ModelFile
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Models:
             report("fetching", None)
         try:
             new = await asyncio.to_thread(self._make, config, lambda share: report("loading", share))
-        except ModelError as error:
+        except StartupError as error:
             raise _refusal(error, old) from None
         try:
             report("reading the vocabulary", None)
@@ -204,7 +204,7 @@ def changed(config: Config, settings: Mapping[str, Any]) -> Config:
         raise InvalidRequest(f"{first}.", param=param) from None
 
 
-def _refusal(error: ModelError, old: Served) -> InvalidRequest:
+def _refusal(error: StartupError, old: Served) -> InvalidRequest:
     return InvalidRequest(f"{error.message}. '{old.api.model_id}' is served as before.", param="model")
 
 

@@ -20,11 +20,12 @@ from server.engine.engine import Engine
 from server.engine.messages import Admitted, FinishReason, Grammar, GrammarKind, Output
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
-from server.errors import EngineFailure, InvalidRequest
+from server.errors import EngineFailure, InvalidRequest, Unsupported
 from server.llama.context import Context
 from server.llama.model import Model
 from server.llama.params import ContextParams, ModelParams
 from tests.fake_llama import Collected, make_request, no_vectors
+from tests.tiny_bert import write_tiny_bert
 from tests.tiny_model import EOS, EOT, N_VOCAB
 
 DIGITS = Grammar(GrammarKind.REGEX, "[0-9]{3}")
@@ -308,3 +309,13 @@ def test_masks_are_not_waited_for_where_no_core_was_free_to_begin(grammars: Gram
     assert np.flatnonzero(~masks.banned(constraint.matcher)).tolist() == list(b"0123456789")
     assert not blocked.done()
     go.set()
+
+
+def test_a_vocabulary_that_no_grammar_can_read_fails_those_who_send_one_and_nobody_else(tmp_path: Path) -> None:
+    model = Model(ModelParams(str(write_tiny_bert(tmp_path / "m.gguf")), vocab_only=True))
+    compiler = GrammarCompiler(model)
+    for _ in range(2):
+        compiler.prepare()
+        with pytest.raises(Unsupported, match="Nothing can be enforced with this model's vocabulary"):
+            compiler.compile(DIGITS).constraint()
+    model.close()

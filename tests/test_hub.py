@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,24 @@ class TestFile:
 
     def test_missing(self, tmp_path: Path) -> None:
         assert "no such file" in fault(tmp_path / "m.gguf")
+
+    @pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/x", "a\0b"])
+    def test_a_name_that_no_file_can_have_is_refused_in_one_line(self, name: str) -> None:
+        for look in (hub.find, hub.find_all):
+            with pytest.raises(ModelError, match="cannot be read|is no name of a file") as caught:
+                look(name)
+            assert "\n" not in caught.value.message
+
+    def test_a_folder_that_may_not_be_read_is_refused_in_one_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(folder: Path) -> Iterator[Path]:
+            raise PermissionError(13, "Permission denied", str(folder))
+
+        monkeypatch.setattr(Path, "iterdir", refuse)
+        for look in (hub.find, hub.find_all):
+            with pytest.raises(ModelError, match=f"^{tmp_path}: cannot be read: Permission denied$"):
+                look(str(tmp_path))
 
     def test_an_address_is_refused_in_words(self) -> None:
         assert "give hf:OWNER/REPO" in fault("https://example.org/m.gguf")
@@ -144,6 +163,7 @@ class TestChatTemplate:
         (tmp_path / "t.jinja").write_text("{{ 'ä' }}", "utf-8")
         assert hub.chat_template(str(tmp_path / "t.jinja")) == "{{ 'ä' }}"
 
-    def test_unreadable(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("name", ["t.jinja", "~nobody-of-this-name/t.jinja", "a\0b"])
+    def test_unreadable(self, name: str) -> None:
         with pytest.raises(ModelError, match="cannot be read as a chat template"):
-            hub.chat_template(str(tmp_path / "t.jinja"))
+            hub.chat_template(name)

@@ -226,13 +226,20 @@ class TestOllama:
         return tmp_path
 
     def put(self, store: Path, name: str, layers: Any) -> None:
-        path = store / "manifests" / "registry.ollama.ai" / name
+        host = "" if name.startswith("hf.co/") else "registry.ollama.ai"
+        path = store / "manifests" / host / name
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"layers": layers}))
 
     @pytest.mark.parametrize(
         ("model", "manifest"),
-        [("ollama:tiny", "library/tiny/latest"), ("ollama:tiny:1b", "library/tiny/1b"), ("ollama:me/x:y", "me/x/y")],
+        [
+            ("ollama:tiny", "library/tiny/latest"),
+            ("ollama:tiny:1b", "library/tiny/1b"),
+            ("ollama:me/x:y", "me/x/y"),
+            ("ollama:hf.co/me/x-GGUF", "hf.co/me/x-GGUF/latest"),
+            ("ollama:hf.co/me/x-GGUF:Q4_K_M", "hf.co/me/x-GGUF/Q4_K_M"),
+        ],
     )
     def test_its_file_is_found(self, store: Path, model: str, manifest: str) -> None:
         kinds = ("template", "model")
@@ -262,7 +269,7 @@ class TestOllama:
         with pytest.raises(ModelError, match="no such file"):
             hub.find("ollama:tiny")
 
-    @pytest.mark.parametrize("model", ["ollama:", "ollama:../x", "ollama:a:b:c"])
+    @pytest.mark.parametrize("model", ["ollama:", "ollama:../x", "ollama:a:b:c", "ollama:a/b/c/d"])
     def test_what_is_no_name(self, store: Path, model: str) -> None:
         with pytest.raises(ModelError):
             hub.find(model)

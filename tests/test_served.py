@@ -16,7 +16,7 @@ from server.api.settings import ApiConfig
 from server.config import Config
 from server.engine.client import EngineClient, EngineState
 from server.engine.messages import LoadFailed, LoadProgress, Output
-from server.errors import EngineDown, EngineFailure, InvalidRequest, ModelError, Unavailable
+from server.errors import ConfigError, EngineDown, EngineFailure, InvalidRequest, ModelError, Unavailable
 from server.hub import ModelFile
 from server.served import Models, OnProgress, Served, changed
 from tests.api_client import FakeModels, error_of, parse_events, running
@@ -58,7 +58,7 @@ class Refusing:
 
 class House:
     """Everything that was made and shown. Models named "lost" are not found, "mute" have no vocabulary, "broken" none
-    of their tensors.
+    of their tensors; what is set for "nobody" cannot be.
     """
 
     def __init__(self) -> None:
@@ -71,6 +71,8 @@ class House:
         name = config.model.model or "first"
         if name == "lost":
             raise ModelError("lost: no such file")
+        if name == "nobody":
+            raise ConfigError("slot_save_path: the folder cannot be made")
         spawn: Any = Refusing if name == "broken" else InprocSpawn(n_ctx=4096, step_s=0.001)
         engine = EngineClient(inproc_client().config, on_progress, spawn)
         text = cast(Any, Text(is_bad=name == "mute"))
@@ -137,7 +139,7 @@ async def test_what_does_not_end_by_the_deadline_is_cut_and_told_so(house: House
         [event async for event in stream]
 
 
-@pytest.mark.parametrize(("name", "why"), [("lost", "no such file"), ("mute", "of no use")])
+@pytest.mark.parametrize(("name", "why"), [("lost", "no such file"), ("mute", "of no use"), ("nobody", "cannot be made")])
 async def test_a_model_that_is_seen_to_be_bad_disturbs_nobody(house: House, name: str, why: str) -> None:
     with pytest.raises(InvalidRequest, match=f"{why}.*'first' is served as before") as caught:
         await house.change(name)

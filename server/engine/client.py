@@ -237,6 +237,8 @@ class EngineClient:
         logger.info("loading the model again for a request")
         if ending is not None:
             await ending
+        # What could not be had before may be free by now.
+        self.config = replace(self.config, vram_limit=None)
         try:
             self._launch()
         except OSError as error:
@@ -600,6 +602,7 @@ class EngineClient:
     async def _launch_later(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
         logger.warning("starting the engine again (try %d of %d)", self._n_restarts, _MAX_RESTARTS)
+        self.config = replace(self.config, vram_limit=None)
         try:
             self._launch()
         except OSError as error:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from server.engine.messages import Grammar
 from server.engine.sampling import Row
-from server.errors import EngineFailure
+from server.errors import EngineFailure, InvalidRequest
 from server.llama.grammar import MaskFiller, Matcher, build_tokenizer, compile_grammar, mask_words
 from server.llama.model import Model
 
@@ -187,6 +187,7 @@ class GrammarCompiler:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._tokenizer: Any = None
+        self._is_hopeless = False
         self._masks: Masks | None = None
         self._thread = _deep_thread()
         self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
@@ -194,8 +195,12 @@ class GrammarCompiler:
 
     def prepare(self) -> None:
         """Have the tokenizer that the first grammar needs: llguidance halts all of Python while it makes it."""
-        if self._tokenizer is None:
-            self._thread.submit(self._have_tokenizer).result()
+        if self._tokenizer is None and not self._is_hopeless:
+            try:
+                self._thread.submit(self._have_tokenizer).result()
+            except InvalidRequest:
+                # Said to whoever wants a grammar; everybody else is served.
+                self._is_hopeless = True
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """The grammar, compiled before or from now on."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, Unsupported
 from server.llama import schema
 from server.llama.gbnf import MAX_DEPTH, plain_gbnf
 
@@ -119,14 +119,20 @@ def _with_place(text: str, message: str) -> str:
 
 
 def build_tokenizer(model: Model) -> Any:
-    """llguidance's view of the vocabulary: 0.2 s and 20 MB at 49k tokens. The model must outlive it."""
+    """llguidance's view of the vocabulary: 0.2 s and 20 MB at 49k tokens. The model must outlive it.
+
+    Raises Unsupported for a vocabulary that it cannot read: WordPiece, Unigram, one without an end token.
+    """
     from llguidance.llamacpp import lltokenizer_from_vocab
 
     with warnings.catch_warnings():
         # llguidance asks llama.cpp by a name that the binding calls deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
         # Its default is EOS alone; a model that ends its turns with another token could then never end.
-        return lltokenizer_from_vocab(model.vocab, eos_token=sorted(model.eog_tokens) or None)
+        try:
+            return lltokenizer_from_vocab(model.vocab, eos_token=sorted(model.eog_tokens) or None)
+        except ValueError as error:
+            raise Unsupported(f"Nothing can be enforced with this model's vocabulary ({error}).") from None
 
 
 class Matcher:
