@@ -21,6 +21,7 @@ from server.engine.spare import Spare
 from server.errors import StartupError
 from server.flags import with_settings
 from server.llama.params import ContextParams
+from tests import gguf_files
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +145,15 @@ class TestCommands:
 
     def test_check_says_what_is_left_to_the_machine(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "4 slots of 8,192 tokens each" in Run(["check"], capsys).out
+
+    def test_check_refuses_what_the_cpu_would_end_the_process_over(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        metadata, tensors = gguf_files.llama()
+        path = gguf_files.write(tmp_path / "m.gguf", metadata, [*tensors, ("blk.0.attn_q.bias", (64,), "f16")])
+        run = Run(["check", "-m", str(path), "-ngl", "0"], capsys)
+        assert (run.code, run.out) == (1, "")
+        assert run.err.endswith("is of type F16, expected F32 on a CPU; convert the model again\n")
 
     def test_check_says_what_does_not_fit(self, capsys: pytest.CaptureFixture[str]) -> None:
         out = Run(["check", "-c", "1000000000", "-np", "16"], capsys).out

@@ -28,7 +28,7 @@ from server.engine.messages import (
     SlotAction,
     SpanLimit,
 )
-from server.engine.sampling import VectorSampler
+from server.engine.sampling import NO_NUMBERS, VectorSampler
 from server.errors import EngineFailure, Unavailable
 from server.llama.batch import NoRoomError
 from tests.fake_llama import (
@@ -692,6 +692,17 @@ def test_a_request_that_stumbles_over_its_numbers_ends_alone(
     assert collected[2].failure.code == "engine_failure"
     assert str(error) in collected[2].failure.message
     assert "a request failed" in caplog.text
+
+
+@pytest.mark.parametrize("temperature", [0, 0.5])
+def test_logits_that_are_no_numbers_fail_their_request_in_plain_words(temperature: float) -> None:
+    rig = make_engine(n_slots=2)
+    broken = np.full(N_VOCAB, np.nan, np.float32)
+    rig.decoder.logits_after = lambda tokens: broken  # type: ignore[method-assign]
+    rig.add(make_request(1, b"hello", temperature=temperature))
+    failure = rig.run()[1].failure
+    assert failure is not None
+    assert failure.message == NO_NUMBERS
 
 
 def test_nothing_of_a_failed_request_is_reused() -> None:

@@ -503,9 +503,17 @@ async def test_a_model_that_cannot_be_loaded_is_a_model_error() -> None:
 async def test_an_engine_that_dies_while_it_loads_is_not_started_again() -> None:
     client = inproc_client(FailingSpawn(code=-9))  # type: ignore[arg-type]
     client.start()
-    with pytest.raises(ModelError, match="signal 9"):
+    with pytest.raises(ModelError, match=r"signal 9.* while loading the model; is there enough memory\?$"):
         await client.wait_ready()
     assert client.state is EngineState.FAILED
+    await client.stop()
+
+
+async def test_an_engine_that_llama_cpp_ends_while_it_loads_does_not_blame_the_memory() -> None:
+    client = inproc_client(FailingSpawn(code=-6))  # type: ignore[arg-type]
+    client.start()
+    with pytest.raises(ModelError, match=r"\(signal 6\) while loading the model$"):
+        await client.wait_ready()
     await client.stop()
 
 

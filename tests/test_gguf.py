@@ -315,6 +315,41 @@ class TestModel:
         tensors = [(one, dims, kind if one == name else old) for one, dims, old in tensors]
         assert words in file_fault(write(tmp_path / "m.gguf", metadata, tensors))
 
+    @pytest.mark.parametrize(
+        ("name", "kind", "is_refused"),
+        [
+            ("rope_freqs.weight", "f16", True),
+            ("rope_freqs.weight", "i32", True),
+            ("rope_freqs.weight", "f32", False),
+            ("blk.0.attn_q.bias", "i32", True),
+            ("blk.0.attn_q.bias", "bf16", True),
+            ("blk.0.attn_q.bias", "f16", False),
+            ("blk.0.attn_q.bias", "f32", False),
+        ],
+    )
+    def test_a_row_of_numbers_that_no_backend_reads(
+        self, tmp_path: Path, name: str, kind: str, is_refused: bool
+    ) -> None:
+        metadata, tensors = llama()
+        path = write(tmp_path / "m.gguf", metadata, [*tensors, (name, (64,), kind)])
+        if is_refused:
+            fault = f"the tensor '{name}' is of type {kind.upper()}, expected F32; convert the model again"
+            assert file_fault(path) == f"{path}: {fault}"
+        else:
+            assert hub.find(str(path)).shape is not None
+
+    @pytest.mark.parametrize("key", ["tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"])
+    @pytest.mark.parametrize(("token", "is_refused"), [(99, False), (100, True), (2**32 - 2, True), (2**32 - 1, False)])
+    def test_a_special_token_beyond_the_vocabulary(
+        self, tmp_path: Path, key: str, token: int, is_refused: bool
+    ) -> None:
+        metadata, tensors = llama()
+        path = write(tmp_path / "m.gguf", metadata | {key: token}, tensors)
+        if is_refused:
+            assert f"'{key}' is {token}, but the vocabulary has 100 tokens" in file_fault(path)
+        else:
+            assert hub.find(str(path)).shape is not None
+
     def test_only_a_vocabulary(self, tmp_path: Path) -> None:
         assert "only a vocabulary" in file_fault(write(tmp_path / "m.gguf", llama()[0], []))
 

@@ -15,9 +15,11 @@ from server.engine.engine import Engine
 from server.engine.loader import _fitting_n_ctx, _LoadLog, load
 from server.engine.messages import EngineConfig, Finish, LoadProgress, LogLine, Notice, Output, Rules
 from server.errors import ModelError
+from server.llama import gguf, shape
 from server.llama.attention_model import AttentionShape, write_attention_model
 from server.llama.model import Model
 from server.llama.params import ContextParams, ModelParams
+from tests import gguf_files
 from tests.fake_llama import make_request
 from tests.state_models import write_mamba
 from tests.tiny_model import CHAT_TEMPLATE, N_CTX_TRAIN, N_VOCAB
@@ -88,6 +90,14 @@ def test_a_model_with_an_encoder_is_refused_by_name(tiny_model: Path, monkeypatc
     monkeypatch.setattr(Model, "has_encoder", property(lambda model: True))
     with pytest.raises(ModelError, match=r"is a llama model, .* as T5 does, .* one like BERT"):
         load(config_of(tiny_model), lambda report: None)
+
+
+def test_half_biases_are_refused_where_the_cpu_would_add_them(tiny_model: Path, tmp_path: Path) -> None:
+    metadata, tensors = gguf_files.llama()
+    path = gguf_files.write(tmp_path / "m.gguf", metadata, [*tensors, ("blk.1.attn_k.bias", (32,), "f16")])
+    config = dataclasses.replace(config_of(tiny_model, model={"n_gpu_layers": 0}), shape=shape.of(gguf.read([path])))
+    with pytest.raises(ModelError, match=r"'blk.1.attn_k.bias' is of type F16, expected F32 on a CPU"):
+        load(config, lambda report: None)
 
 
 def test_why_it_cannot_load_is_in_the_message(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from server.chat.worker import Call, Refusal, answer
 from server.engine.messages import Grammar, GrammarKind
 from server.errors import EngineDown, EngineFailure, InvalidRequest, ModelError, Unsupported
 from server.llama.params import ModelParams
+from tests.tiny_bert import write_tiny_bert
 from tests.vocabularies import demo_model, vocabulary
 
 HANGS = (
@@ -246,6 +247,16 @@ async def test_deeply_nested_data_is_refused() -> None:
 async def test_a_file_that_is_no_model_says_so(path: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         await TextClient(params(path=path)).start()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="tells how a process ended by its signal")
+async def test_a_vocabulary_that_llama_cpp_aborts_over_is_refused_at_the_start_in_one_line(tmp_path: Path) -> None:
+    path = write_tiny_bert(tmp_path / "m.gguf")
+    # Without a name for its [CLS] llama.cpp takes the one of BERT itself, which lies beyond this vocabulary.
+    path.write_bytes(path.read_bytes().replace(b"ggml.bos_token_id", b"ggml.bos_token_xx"))
+    with pytest.raises(ModelError, match=r"cannot use its vocabulary .*; convert the model again$") as caught:
+        await TextClient(params(path=str(path))).start()
+    assert "\n" not in caught.value.message
 
 
 async def test_a_broken_replacing_template_says_so() -> None:

@@ -255,7 +255,7 @@ class TextClient(TextCalls):
         was_ready, self._is_ready = self._is_ready, False
         self._cancel_timers()
         reason = _reason(code, stderr_tail, timed_out=self._timed_out)
-        self._fail_start(f"The text process could not start: {reason}")
+        self._fail_start(self._start_failure(code, reason))
         if self._is_stopping:
             return
         logger.warning("The text process ended (%s) and is started again.", reason)
@@ -264,6 +264,12 @@ class TextClient(TextCalls):
             self._spawn()
         else:
             self._back_off(reason)
+
+    def _start_failure(self, code: int, reason: str) -> str:
+        if code == -signal.SIGABRT and not self._timed_out:
+            # llama.cpp's own way to say so, about tokens that are missing or of a type that does not belong there.
+            return f"{self._params.model.path}: llama.cpp cannot use its vocabulary ({reason}); convert the model again"
+        return f"The text process could not start: {reason}"
 
     def _blame(self, code: int) -> None:
         """The call that was being worked on is refused; but a process killed from outside gets it once more."""

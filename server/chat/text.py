@@ -41,6 +41,7 @@ class TextModel:
     def __init__(self, model: Model, chat_template: str | None = None, tool_format: str | None = None) -> None:
         if not model.has_vocab:
             raise ModelError(f"{model.params.path} carries no tokenizer; a model with one is needed.")
+        _check_vocabulary(model)
         self._model = model
         self._is_fallback = False
         self._template_error: str | None = None
@@ -280,6 +281,14 @@ class TextModel:
             has_thinking=self._planner.thinking is not None,
             tells_time=self._renderer.tells_time,
         )
+
+
+def _check_vocabulary(model: Model) -> None:
+    """A vocabulary that lacks a token which its tokenizer needs fails now, in C too, and not at every text."""
+    try:
+        model.tokenize("Hello", add_special=True, parse_special=True)
+    except ValueError:
+        raise ModelError(f"{model.params.path}: its vocabulary encodes no text; convert the model again") from None
 
 
 def _filled(template: str, query: str, document: str) -> str:

@@ -536,7 +536,7 @@ class EngineClient:
         logger.error("%s%s", reason, f": {stderr}" if stderr else "")
         self._lose_all(self._lost(reason))
         self._hang = self._load_error = ""
-        self._restart(reason)
+        self._restart(reason, "; is there enough memory?" if code == _KILLED else "")
 
     async def _watch(self, generation: int) -> None:
         """Look whether the engine still speaks, as long as it is this one."""
@@ -585,9 +585,10 @@ class EngineClient:
         self._asking.clear()
         self._slot_waiters.clear()
 
-    def _restart(self, reason: str) -> None:
+    def _restart(self, reason: str, hint: str = "") -> None:
+        """Start it again after a while; where nothing was ever loaded, say so with a `hint` and give up."""
         if self.ready is None:
-            self._give_up(f"{reason} while loading the model; is there enough memory?")
+            self._give_up(f"{reason} while loading the model{hint}")
             return
         if time.monotonic() - self._ready_s > _HEALTHY_S:
             self._n_restarts = 0

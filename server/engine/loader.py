@@ -84,7 +84,10 @@ def load(config: EngineConfig, report: Report) -> Loaded:
     try:
         system.add_rpc_servers(config.model.rpc)
         ram = host.ram()
-        placed, offload_why, vram_bytes = place(config, system.device_memory())
+        devices = system.device_memory()
+        placed, offload_why, vram_bytes = place(config, devices)
+        if config.shape is not None and (not devices or placed.model.n_gpu_layers == 0):
+            shape.refuse_half_biases(config.shape)
         if vram_bytes:
             report(Placing(vram_bytes))
         model = Model(placed.model, _progress(report))

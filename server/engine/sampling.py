@@ -18,12 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from server.engine.messages import DEFAULT_SAMPLERS, SamplingParams, TokenLogprob
+from server.errors import EngineFailure
 
 Row = npt.NDArray[np.float32]
 """The logits of one output, shape `[n_vocab]`, writable: samplers and masks change it in place."""
 
 Rows = npt.NDArray[np.float32]
 """The logits of some outputs, shape `[n_outputs, n_vocab]`."""
+
+NO_NUMBERS = "the model computed NaN in the place of numbers: its weights are damaged, or too large for their types"
 
 _VECTORISED = frozenset(("penalties", "top_k", "top_p", "min_p", "temperature"))
 _NUCLEUS_START = 256
@@ -289,7 +292,10 @@ class VectorSampler:
         """Index drawn by the softmax of `logits` at this temperature: first a block of them, then one inside it."""
         weights = self._scratch.weights(logits, self._temperature)
         blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
-        block, rest = _draw(blocks, self._random() * blocks.sum())
+        total = float(blocks.sum())
+        if math.isnan(total):
+            raise EngineFailure(NO_NUMBERS)
+        block, rest = _draw(blocks, self._random() * total)
         start = block * _BLOCK
         index, _ = _draw(weights[start : start + _BLOCK], rest)
         return start + index

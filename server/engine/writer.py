@@ -6,6 +6,7 @@ nobody else's sequence; the engine sends what is said here, and ends what is sai
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from server.engine.detokenizer import Delta
 from server.engine.messages import FinishReason, TokenLogprob
 from server.engine.prefix_cache import PrefixCache
 from server.engine.sampling import (
+    NO_NUMBERS,
     Bias,
     Logprobs,
     Row,
@@ -32,7 +34,7 @@ from server.engine.sampling import (
 )
 from server.engine.sequence import Sent, Sequence
 from server.engine.trace import StepTrace
-from server.errors import InvalidRequest
+from server.errors import EngineFailure, InvalidRequest
 
 # llama.cpp takes 2**32 - 1 for "draw a seed".
 _SEEDS = 2**32 - 1
@@ -104,10 +106,14 @@ class Writer:
             sequence.prompt_logprobs.append(logprobs.of(token, self._vocabulary))
 
     def write(self, sequence: Sequence, row: Row, batch_row: int) -> Said:
-        """Choose the token that the logits in `row` are for. Raises InvalidRequest where none is left to choose.
+        """Choose the token that the logits in `row` are for. Raises InvalidRequest where none is left to choose, and
+        EngineFailure where they are no numbers.
 
         `batch_row` is the row's place in the batch that was computed last.
         """
+        if math.isnan(row[0]):
+            # One NaN within the model makes every logit NaN, so there is no need to look at all of them.
+            raise EngineFailure(NO_NUMBERS)
         start_s = self._clock()
         token = self._sample(sequence, row, batch_row)
         self._trace.sample_s += self._clock() - start_s

@@ -14,7 +14,7 @@ from math import prod
 from typing import NamedTuple
 
 from server.errors import ModelError
-from server.llama.gguf import Gguf, TensorInfo
+from server.llama.gguf import Gguf, Skipped, TensorInfo
 
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
@@ -67,6 +67,9 @@ _IN_EVERY_LAYER = (
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"}
 """Types that no matrix product of llama.cpp's takes on its left side; it crashes over them."""
+
+_NO_TOKEN = 2**32 - 1
+"""How some converters write that there is no such token: -1."""
 
 _MATRIX = re.compile(r"(?:token_embd|output|blk\.\d+\.(?:attn|ffn)_\w+)\.weight", re.ASCII)
 _NORM = re.compile(r"[\w.]*norm\.weight", re.ASCII)
@@ -177,6 +180,7 @@ def of(gguf: Gguf) -> Shape:
         raise ModelError(f"{gguf.name}: damaged: 'token_embd.weight' is no table of a width and a vocabulary")
     _check_types(gguf, tensors)
     _check_epsilon(gguf)
+    _check_special_tokens(gguf)
     n_experts, n_experts_used = _experts(gguf, n_layers)
     layers = tuple(_layers(gguf, n_layers, width, heads))
     return Shape(
@@ -238,14 +242,49 @@ def _check_tensors(gguf: Gguf, tensors: dict[str, TensorInfo], n_layers: int) ->
 
 def _check_types(gguf: Gguf, tensors: dict[str, TensorInfo]) -> None:
     for tensor in tensors.values():
-        expected = ""
-        if _NORM.fullmatch(tensor.name) and len(tensor.shape) == 1 and tensor.type.name != "F32":
-            expected = "F32"
-        elif _MATRIX.fullmatch(tensor.name) and tensor.type.name in _NOT_WEIGHTS:
-            expected = "a type for weights"
-        if expected:
+        if tensor.type.name not in _floats_of(tensor):
+            raise _wrong_type(gguf, tensor, "F32")
+        if _MATRIX.fullmatch(tensor.name) and tensor.type.name in _NOT_WEIGHTS:
+            raise _wrong_type(gguf, tensor, "a type for weights")
+
+
+def _floats_of(tensor: TensorInfo) -> tuple[str, ...]:
+    """Types of which llama.cpp reads this row of numbers, if it is one; over others it ends the process."""
+    if _is_bias(tensor):
+        return ("F32", "F16")
+    if len(tensor.shape) == 1 and (tensor.name == "rope_freqs.weight" or _NORM.fullmatch(tensor.name)):
+        return ("F32",)
+    return (tensor.type.name,)
+
+
+def refuse_half_biases(shape: Shape) -> None:
+    """Raises ModelError for what GPUs add, but the CPU ends the process over: biases of type F16."""
+    tensor = next((one for one in shape.tensors if _is_bias(one) and one.type.name == "F16"), None)
+    if tensor is not None:
+        raise _wrong_type(shape.gguf, tensor, "F32 on a CPU")
+
+
+def _is_bias(tensor: TensorInfo) -> bool:
+    return len(tensor.shape) == 1 and tensor.name.endswith(".bias")
+
+
+def _wrong_type(gguf: Gguf, tensor: TensorInfo, expected: str) -> ModelError:
+    return ModelError(
+        f"{gguf.name}: the tensor '{tensor.name}' is of type {tensor.type.name}, expected {expected}; "
+        "convert the model again"
+    )
+
+
+def _check_special_tokens(gguf: Gguf) -> None:
+    """In the place of one beyond the vocabulary llama.cpp takes another model's, or aborts at the first text."""
+    tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, Skipped):
+        return
+    for name in ("bos", "eos"):
+        key = f"tokenizer.ggml.{name}_token_id"
+        if tokens.length <= (token := gguf.integer(key)) < _NO_TOKEN:
             raise ModelError(
-                f"{gguf.name}: the tensor '{tensor.name}' is of type {tensor.type.name}, expected {expected}; "
+                f"{gguf.name}: '{key}' is {token}, but the vocabulary has {tokens.length} tokens, counted from 0; "
                 "convert the model again"
             )
 

@@ -20,13 +20,15 @@ def run(config: Config, model: ModelFile, file: Path | None, n_keys: int) -> Non
     machine = this_machine()
     # Only now: what is wrong with llama.cpp's library has been said.
     from server.engine.loader import gpus_of, refuse_draft_layers
-    from server.llama import system
+    from server.llama import shape, system
 
     settings = daemon.engine_config(config, model)
     if not gpus_of(settings.model, system.device_memory()):
         refuse_draft_layers(settings.draft)
     made = report.make(model, config, daemon.context_params(config), machine)
     served.refuse_cpu(config, made.choice.placement.n_gpu_layers)
+    if made.choice.placement.n_gpu_layers == 0:
+        shape.refuse_half_biases(made.shape)
     problem = [] if made.choice.fits else ["", table.verdict(made)]
     console.show("The settings are good. It would run:", rows(config, made, file, n_keys), problem)
 
