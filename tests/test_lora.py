@@ -265,6 +265,15 @@ def test_what_is_no_adapter_of_this_model_is_said_in_one_line(
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize("flag", ["lora", "control_vector"])
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "a\0b", "x" * 300])
+def test_a_name_that_no_file_can_have_is_said_in_one_line(tiny_model: Path, flag: str, name: str) -> None:
+    config = sources.load(None, {flag: name}, {})
+    with pytest.raises(ModelError, match=r"is no name of a file|cannot be read") as caught:
+        adapters.check(config, hub.find(str(tiny_model)))
+    assert "\n" not in caught.value.message
+
+
 def test_half_an_adapter_and_a_foreign_tensor_are_named(tiny_model: Path, tmp_path: Path) -> None:
     model = gguf.read([tiny_model])
     write_lora(tmp_path / "one.gguf", {"blk.0.attn_q.weight": ((2, 32), (32, 2))})

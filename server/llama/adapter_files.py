@@ -49,8 +49,11 @@ def check_control_vector(path: str, model: gguf.Gguf) -> None:
 
 
 def read(path: str) -> gguf.Header:
-    """The header of such a file."""
-    return gguf.read_file(Path(path).expanduser())
+    """The header of such a file. Raises ModelError, one line, also for a name that no file can have."""
+    try:
+        return gguf.read_file(Path(path).expanduser())
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"{path!r}: is no name of a file: {error}") from None
 
 
 def _faults(header: gguf.Header, model: Mapping[str, gguf.TensorInfo]) -> Iterator[str]:
