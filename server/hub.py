@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -70,13 +70,24 @@ def with_metadata(model: ModelFile, changes: Mapping[str, Scalar]) -> ModelFile:
     return replace(model, shape=shape.of(model.shape.gguf.with_metadata(changes)))
 
 
-def find_all(model: str) -> list[ModelFile]:
-    """Every model of a folder, by name; of anything else the one that `find` finds, without fetching it."""
+def find_all(model: str, on_bad: Callable[[ModelError], None]) -> list[ModelFile]:
+    """Every model of a folder, by name; of anything else the one that `find` finds, without fetching it.
+
+    Of a folder's files that cannot be used `on_bad` is told. Raises ModelError where there is none that can.
+    """
     with _one_line(model):
         path = Path(model).expanduser()
         if model == "" or not path.is_dir():
             return [find(model, may_fetch=False)]
-        return [_whole(one) for one in _models_in(path)]
+        found = []
+        for one in _without_company(path, _models_in(path)):
+            try:
+                found.append(_whole(one))
+            except ModelError as error:
+                on_bad(error)
+        if not found:
+            raise ModelError(f"{path}: no model in this folder can be used")
+        return found
 
 
 @contextlib.contextmanager
@@ -122,6 +133,8 @@ def _demo() -> Path:
 def _only_model(folder: Path) -> Path:
     models = _models_in(folder)
     if len(models) > 1:
+        models = _without_company(folder, models)
+    if len(models) > 1:
         names = "".join(f"\n  {path}" for path in models)
         raise ModelError(f"{folder}: {len(models)} models in this folder; choose one with --model:{names}")
     return models[0]
@@ -134,6 +147,21 @@ def _models_in(folder: Path) -> list[Path]:
     if not models:
         raise ModelError(f"{folder}: no .gguf file in this folder; put one there, or name one with --model FILE")
     return models
+
+
+def _without_company(folder: Path, files: list[Path]) -> list[Path]:
+    """Without adapters, projectors and what else lies beside models, at least one; what cannot be read stays."""
+    models = [path for path in files if not _is_company(path)]
+    if not models:
+        raise ModelError(f"{folder}: only adapters or projectors are in this folder; put a model there too")
+    return models
+
+
+def _is_company(path: Path) -> bool:
+    try:
+        return bool(shape.no_model(gguf.read_file(path).metadata))
+    except ModelError:
+        return False
 
 
 def _is_later_part(path: Path) -> bool:

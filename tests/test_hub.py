@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,11 @@ def fault(model: Path | str) -> str:
     with pytest.raises(ModelError) as caught:
         hub.find(str(model))
     return caught.value.message
+
+
+def every(model: str) -> list[hub.ModelFile]:
+    """All of a folder, none of which may be bad."""
+    return hub.find_all(model, lambda error: pytest.fail(error.message))
 
 
 class TestFile:
@@ -77,7 +83,7 @@ class TestFile:
 
     @pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/x", "a\0b"])
     def test_a_name_that_no_file_can_have_is_refused_in_one_line(self, name: str) -> None:
-        for look in (hub.find, hub.find_all):
+        for look in (hub.find, every):
             with pytest.raises(ModelError, match=r"cannot be read|is no name of a file") as caught:
                 look(name)
             assert "\n" not in caught.value.message
@@ -89,8 +95,8 @@ class TestFile:
             raise PermissionError(13, "Permission denied", str(folder))
 
         monkeypatch.setattr(Path, "iterdir", refuse)
-        for look in (hub.find, hub.find_all):
-            with pytest.raises(ModelError, match=f"^{tmp_path}: cannot be read: Permission denied$"):
+        for look in (hub.find, every):
+            with pytest.raises(ModelError, match=f"^{re.escape(str(tmp_path))}: cannot be read: Permission denied$"):
                 look(str(tmp_path))
 
     def test_an_address_is_refused_in_words(self) -> None:
@@ -117,6 +123,40 @@ class TestFolder:
 
     def test_none(self, tmp_path: Path) -> None:
         assert "no .gguf file in this folder" in fault(tmp_path)
+
+
+COMPANY = [
+    ({"general.type": "adapter"}, "is an adapter, which --lora takes"),
+    ({"general.type": "mmproj"}, "is a projector of images or sounds"),
+    ({"general.type": "imatrix"}, "is an importance matrix"),
+    ({"general.architecture": "clip"}, "is a projector of images or sounds"),
+    ({"general.architecture": "controlvector"}, "is a control vector, which --control-vector takes"),
+]
+
+
+@pytest.mark.parametrize(("metadata", "words"), COMPANY)
+class TestCompany:
+    """Files that lie beside models and are none."""
+
+    def put(self, folder: Path, metadata: dict[str, str]) -> Path:
+        own = {"general.architecture": "llama", **metadata}
+        return gguf_files.write(folder / "a.gguf", own, [("blk.0.attn_q.weight.lora_a", (32, 2), "f32")])
+
+    def test_as_the_model_it_is_called_by_its_name(self, tmp_path: Path, metadata: dict[str, str], words: str) -> None:
+        path = self.put(tmp_path, metadata)
+        assert fault(path).startswith(f"{path}: {words}")
+        assert fault(tmp_path).startswith(f"{path}: {words}")
+
+    def test_in_a_folder_it_is_no_model(self, tmp_path: Path, metadata: dict[str, str], words: str) -> None:
+        self.put(tmp_path, metadata)
+        path = gguf(tmp_path / "m.gguf")
+        assert hub.find(str(tmp_path)).path == path
+        assert [one.path for one in every(str(tmp_path))] == [path]
+
+    def test_alone_in_a_folder_there_is_no_model(self, tmp_path: Path, metadata: dict[str, str], words: str) -> None:
+        self.put(tmp_path, metadata)
+        with pytest.raises(ModelError, match="only adapters or projectors are in this folder"):
+            every(str(tmp_path))
 
 
 class TestSplit:

@@ -217,6 +217,27 @@ class TestCommand:
         write(tmp_path / "m" / "m.gguf", *llama())
         assert len(json.loads(printed(capsys, str(tmp_path / "m"), "--json"))) == 1
 
+    def test_a_bad_file_in_a_folder_is_told_and_left_out(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write(tmp_path / "m" / "good.gguf", *llama())
+        bad = tmp_path / "m" / "bad.gguf"
+        bad.write_bytes(b"GGUF")
+        with pytest.raises(SystemExit) as caught:
+            run(str(tmp_path / "m"))
+        out, err = capsys.readouterr()
+        assert not caught.value.code
+        assert [line.split("|")[1].strip() for line in out.splitlines()[2:3]] == ["good.gguf"]
+        assert re.fullmatch(rf"ggufd: left out: {re.escape(str(bad))}: ends within its header.*\n", err)
+
+    def test_a_folder_of_bad_files_alone_is_an_error(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "bad.gguf").write_bytes(b"GGUF")
+        with pytest.raises(SystemExit) as caught:
+            run(str(tmp_path / "m"))
+        assert caught.value.code == 1
+        assert capsys.readouterr().err.endswith("no model in this folder can be used\n")
+
     def test_a_bad_file_is_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "m.gguf").write_bytes(b"GGUF")
         with pytest.raises(SystemExit) as caught:

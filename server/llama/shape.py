@@ -7,14 +7,14 @@ later, is a ModelError here. Knows nothing of memory or of settings.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
 from server.errors import ModelError
-from server.llama.gguf import Gguf, Skipped, TensorInfo
+from server.llama.gguf import Gguf, Skipped, TensorInfo, Value
 
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
@@ -63,6 +63,16 @@ _IN_EVERY_LAYER = (
     ("attn_output.weight",),
     ("ffn_down.weight", "ffn_down_exps.weight"),
 )
+
+_PROJECTOR = "is a projector of images or sounds, which is not served, and no language model"
+_BESIDE_A_MODEL = {
+    "adapter": "is an adapter, which --lora takes, and no whole model",
+    "controlvector": "is a control vector, which --control-vector takes, and no model",
+    "imatrix": "is an importance matrix, which models are quantised with, and no model",
+    "mmproj": _PROJECTOR,
+    "clip": _PROJECTOR,
+}
+"""Files that lie beside models, by their `general.type` or their architecture."""
 
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"}
@@ -170,6 +180,8 @@ def of(gguf: Gguf) -> Shape:
     architecture = gguf.architecture
     if not _NAME.fullmatch(architecture):
         raise ModelError(f"{gguf.name}: names no architecture ('general.architecture'); it is no model of llama.cpp's")
+    if kind := no_model(gguf.metadata):
+        raise ModelError(f"{gguf.name}: {kind}; --model wants the model that it goes with")
     n_layers = _required(gguf, "block_count", MAX_LAYERS)
     width = _required(gguf, "embedding_length", _MAX_WIDTH)
     heads = gguf.per_layer("{arch}.attention.head_count", n_layers)
@@ -200,6 +212,13 @@ def of(gguf: Gguf) -> Shape:
         state_width=_state_width(gguf, width) if any(layer.state_elements for layer in layers) else 0,
         pools=gguf.integer("{arch}.pooling_type") > 0,
     )
+
+
+def no_model(metadata: Mapping[str, Value]) -> str:
+    """What a file is that only goes with a language model; empty where it does not say so of itself."""
+    if metadata.get("general.architecture") in _BESIDE_A_MODEL:
+        return _BESIDE_A_MODEL[str(metadata["general.architecture"])]
+    return _BESIDE_A_MODEL.get(str(metadata.get("general.type")), "")
 
 
 def _required(gguf: Gguf, key: str, limit: int) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from server import adapters, daemon, hub
 from server.config import Config
+from server.errors import ModelError
 from server.planner import report, table
 from server.planner.machine import this_machine
 
@@ -14,7 +16,7 @@ from server.planner.machine import this_machine
 def run(target: str, config: Config, *, as_json: bool) -> None:
     """Plan the model that `target` or the settings name, or every model of a folder. Raises ModelError."""
     target = target or config.model.model
-    models = [hub.with_metadata(model, daemon.metadata_of(config)) for model in hub.find_all(target)]
+    models = [hub.with_metadata(model, daemon.metadata_of(config)) for model in hub.find_all(target, _warn)]
     models = [daemon.with_draft(config, model, may_fetch=False) for model in models]
     for model in models:
         adapters.check(config, model)
@@ -29,3 +31,7 @@ def run(target: str, config: Config, *, as_json: bool) -> None:
         print(table.markdown(reports))
     else:
         table.show(reports[0])
+
+
+def _warn(error: ModelError) -> None:
+    print(f"ggufd: left out: {error.message}", file=sys.stderr)
