@@ -11,7 +11,7 @@ import json
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
 ENV_PREFIX = "GGUFD_"
@@ -61,10 +61,30 @@ def split(value: Any) -> Any:
             return json.loads(value)
         except ValueError:
             raise ValueError("texts parted by commas, or a list as JSON writes it") from None
-    return [part.strip() for part in re.split("[,;]", value) if part.strip()]
+    return _parts(value)
 
 
-Floats = Annotated[tuple[float, ...], BeforeValidator(split)]
+def split_patterns(value: Any) -> Any:
+    """The same of regular expressions, which may begin with a bracket of their own."""
+    try:
+        return split(value)
+    except ValueError:
+        return _parts(value)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in re.split("[,;]", text) if part.strip()]
+
+
+def _some_share(shares: tuple[float, ...]) -> tuple[float, ...]:
+    if shares and not any(shares):
+        raise ValueError("a share above 0 for one GPU at least")
+    return shares
+
+
+Shares = Annotated[
+    tuple[Annotated[float, Field(ge=0, le=1e12)], ...], BeforeValidator(split), AfterValidator(_some_share)
+]
 Strings = Annotated[tuple[str, ...], BeforeValidator(split)]
 Keys = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(split)]
 
@@ -82,7 +102,7 @@ Seed = Annotated[Annotated[int, Field(ge=0, le=2**32 - 1)] | None, _minus_one_is
 Limit = Annotated[Annotated[int, Field(ge=1)] | None, _minus_one_is(None)]
 Seconds = Annotated[Annotated[float, Field(gt=0)] | None, _minus_one_is(None)]
 Waiting = Annotated[Annotated[int, Field(ge=0)] | None, _minus_one_is(None)]
-Overrides = Annotated[tuple[Annotated[str, Field(pattern="^[^=]+=[^=]+$")], ...], BeforeValidator(split)]
+Overrides = Annotated[tuple[Annotated[str, Field(pattern="^[^=]+=[^=]+$")], ...], BeforeValidator(split_patterns)]
 Scaled = Annotated[tuple[Annotated[str, Field(pattern=r"^.+:[+-]?(\d+(\.\d*)?|\.\d+)$")], ...], BeforeValidator(split)]
 _KEY_VALUE = r"^[^=]{1,127}=(int:-?\d{1,18}|float:-?[\d.]+(e-?\d+)?|bool:(true|false)|str:.{0,127})$"
 KeyValues = Annotated[tuple[Annotated[str, Field(pattern=_KEY_VALUE)], ...], BeforeValidator(split)]
@@ -158,7 +178,7 @@ class ModelSection(Section):
     )
     split_mode: Literal["none", "layer", "row"] = setting("layer", "How several GPUs share the model.", "-sm")
     main_gpu: int = setting(0, "The GPU to use where split_mode is none.", "-mg", ge=0)
-    tensor_split: Floats = setting((), "Share of each GPU, as in 3,1; empty goes by free memory.", "-ts")
+    tensor_split: Shares = setting((), "Share of each GPU, as in 3,1; empty goes by free memory.", "-ts")
     rpc: Servers = setting(
         (), "llama.cpp RPC servers whose devices are used too, as in host:50052; needs a build with RPC."
     )

@@ -178,6 +178,19 @@ class TestLists:
         assert load("[server]\napi_key = 'a'\n").server.api_key == ("a",)
         assert load("[server]\napi_key = ['a', 'b']\n").server.api_key == ("a", "b")
 
+    def test_a_pattern_of_tensors_may_begin_with_a_bracket(self) -> None:
+        made = load(flags={"override_tensor": "[0-9]_exps=CPU,exps=CUDA0"}).model.override_tensor
+        assert made == ("[0-9]_exps=CPU", "exps=CUDA0")
+        assert load(flags={"override_tensor": '["[ab],{2}=CPU"]'}).model.override_tensor == ("[ab],{2}=CPU",)
+
+    @pytest.mark.parametrize(
+        ("shares", "words"),
+        [("-1,2", "at least 0"), ("0,0", "a share above 0 for one GPU at least"), ("1e39,1", "at most 1000000000000")],
+    )
+    def test_shares_of_gpus_that_mean_nothing(self, shares: str, words: str) -> None:
+        (fault,) = faults(flags={"tensor_split": shares})
+        assert fault.endswith(f"expected {words}")
+
     def test_numbers(self) -> None:
         assert load(flags={"tensor_split": "3,1"}).model.tensor_split == (3.0, 1.0)
 

@@ -126,6 +126,10 @@ class TestExperts:
     def test_a_number_is_obeyed(self, experts: Shape) -> None:
         choice = chosen(experts, machine(24), n_cpu_moe=7)
         assert (choice.placement.n_gpu_layers, choice.placement.n_cpu_moe) == (33, 7)
+        assert choice.why == "the experts of 7 of 32 layers stay in RAM"
+
+    def test_all_are_told_by_the_number_of_layers(self, experts: Shape) -> None:
+        assert chosen(experts, machine(24), n_cpu_moe=512).why == "the experts of 32 of 32 layers stay in RAM"
 
     def test_what_is_said_of_all_of_them_in_ram(self, experts: Shape) -> None:
         assert chosen(experts, machine(24), n_cpu_moe=99).why == "the experts of 32 of 32 layers stay in RAM"
