@@ -182,3 +182,22 @@ def test_the_log_is_searched_for_what_is_said_nowhere_else() -> None:
     log._receive(logging.ERROR, "llama_model_load: error loading model: tensor is missing")
     log._receive(logging.ERROR, "llama_model_load_from_file_impl: failed to load model")
     assert log.explain("it failed") == "it failed: error loading model: tensor is missing"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "warning: failed to mlock 104857600-byte buffer (after previously locking 0 bytes): Cannot allocate memory",
+        "warning: failed to VirtualLock 104857600-byte buffer (after previously locking 0 bytes): no quota",
+        "warning: mlock not supported on this system",
+    ],
+)
+def test_a_model_that_could_not_be_locked_into_ram_is_told_once(line: str) -> None:
+    events: list[Any] = []
+    log = _LoadLog(logging.CRITICAL, events.append)
+    for _ in range(2):
+        log._receive(logging.WARNING, line)
+    failure = line.removeprefix("warning: ")
+    (notice,) = events
+    assert isinstance(notice, Notice)
+    assert notice.message == f"mlock: the model may go to swap, {failure}; raise 'ulimit -l', or leave --mlock out"

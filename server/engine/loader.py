@@ -64,6 +64,7 @@ _ROPE = (
 """Settings of the context that change what is computed."""
 
 _NO_MEMORY = re.compile(r"(unable|failed) to allocate|out of memory", re.IGNORECASE)
+_NOT_LOCKED = re.compile(r"failed to (?:mlock|VirtualLock).*|mlock not supported.*|\w+ProcessWorkingSetSize failed.*")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
 Report = Callable[[Loading], None]
@@ -510,6 +511,7 @@ class _LoadLog:
         self._level = level
         self._report = report
         self._is_counting = True
+        self._is_lock_told = False
         self._errors: list[str] = []
         self._changed: set[str] = set()
         self.buffers: list[str] = []
@@ -560,6 +562,9 @@ class _LoadLog:
         offloaded = _OFFLOADED.search(line)
         if offloaded is not None:
             self.n_gpu_layers = int(offloaded[1])
+        if not self._is_lock_told and (failure := _NOT_LOCKED.search(line)) is not None:
+            self._is_lock_told = True
+            self.tell(f"mlock: the model may go to swap, {failure[0]}; raise 'ulimit -l', or leave --mlock out")
         if level >= self._level:
             self._report(LogLine(level, line))
 
