@@ -354,6 +354,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
             preempts=config.queue.preempt,
         ),
         draft=_draft(config, model),
+        require_gpu=config.model.require_gpu,
         pooling="rank" if config.context.reranking else config.context.pooling or None,
         embeddings=config.context.embeddings,
         cache_ram_bytes=None if config.context.cache_ram == "auto" else config.context.cache_ram << 20,

@@ -58,22 +58,11 @@ class Served:
 
     async def wait_ready(self) -> Ready:
         """What the engine loaded. Raises ModelError when it cannot serve."""
-        ready = await self.engine.wait_ready()
-        refuse_cpu(self.config, ready.n_gpu_layers)
-        return ready
+        return await self.engine.wait_ready()
 
     async def stop(self) -> None:
         """End both processes."""
         await asyncio.gather(self.engine.stop(), self.text.stop())
-
-
-def refuse_cpu(config: Config, n_gpu_layers: int) -> None:
-    """Raises ModelError where a GPU is required and not used."""
-    if config.model.require_gpu and n_gpu_layers == 0:
-        raise ModelError(
-            "require_gpu is set, but no layer runs on a GPU: give the process a GPU and a build of "
-            "llama-cpp-python for it, or unset require_gpu"
-        )
 
 
 OnProgress = Callable[[float], None]

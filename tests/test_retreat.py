@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from server.engine.client import EngineClient, EngineState
 from server.engine.loader import Placed, _LoadLog
 from server.engine.messages import EngineConfig, LoadFailed, Output, Placing
 from server.engine.retreat import Retreat
-from server.errors import ModelError, ModelTooLarge
+from server.errors import EngineDown, ModelError, ModelTooLarge
 from server.llama.params import ContextParams, ModelParams
+from server.llama.system import DeviceMemory
 from tests.fake_llama import InprocSpawn, inproc_client, make_request, soon
 
 GIB = 1 << 30
@@ -40,6 +42,11 @@ class Gpu:
         limit = self.client.config.vram_limit
         taken = self.wanted if limit is None else min(limit, self.wanted)
         self.tries.append(taken)
+        if taken == 0 and self.client.config.require_gpu:
+            # As the loader does, before it reads the weights.
+            soon(on_message, [LoadFailed("require_gpu is set, but no layer runs on a GPU")])
+            soon(on_exit, 0, "")
+            return self
         soon(on_message, [Placing(taken)])
         if taken <= self.n_bytes:
             return self._healthy(on_message, on_exit)
@@ -125,6 +132,66 @@ async def test_it_retreats_again_when_it_wakes_to_less(make: Callable[..., Gpu])
     assert gpu.tries[-1] <= 5 * GIB
 
 
+class TestLater:
+    """Another start of the engine, when the GPU's memory is not what it was."""
+
+    async def asleep(self, gpu: Gpu) -> EngineClient:
+        gpu.client.config = dataclasses.replace(gpu.client.config, sleep_idle_s=0.01)
+        await ready(gpu.client)
+        await until(gpu, EngineState.SLEEPING)
+        return gpu.client
+
+    async def test_after_a_crash_all_of_it_is_tried_first_again(self, make: Callable[..., Gpu]) -> None:
+        gpu = make(10 * GIB, 0)
+        await ready(gpu.client)
+        gpu.n_bytes = 20 * GIB
+        gpu._healthy.links[-1].kill()
+        await until(gpu, EngineState.READY, more_than=5)
+        assert gpu.tries == [*gpu.tries[:4], 0, 10 * GIB]
+
+    async def test_after_a_sleep_too(self, make: Callable[..., Gpu]) -> None:
+        gpu = make(10 * GIB, 0)
+        client = await self.asleep(gpu)
+        gpu.n_bytes = 20 * GIB
+        stream = client.submit(make_request(client.new_request_id(), b"Hello"))
+        assert [event async for event in stream if isinstance(event, Output)]
+        assert gpu.tries[-2:] == [0, 10 * GIB]
+
+    async def test_a_sleeper_that_needs_a_gpu_and_gets_none_refuses_and_tries_again(
+        self, make: Callable[..., Gpu]
+    ) -> None:
+        gpu = make(10 * GIB, 20 * GIB)
+        gpu.client.config = dataclasses.replace(gpu.client.config, require_gpu=True)
+        client = await self.asleep(gpu)
+        gpu.n_bytes = 0
+        with pytest.raises(EngineDown, match="could not be loaded again: require_gpu is set"):
+            [event async for event in client.submit(make_request(client.new_request_id(), b"Hello"))]
+        assert client.state is EngineState.SLEEPING
+        gpu.n_bytes = 20 * GIB
+        stream = client.submit(make_request(client.new_request_id(), b"Hello"))
+        assert [event async for event in stream if isinstance(event, Output)]
+
+    async def test_an_engine_that_needs_a_gpu_is_given_up_when_restarts_find_none(
+        self, make: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("server.engine.client._FIRST_BACKOFF_S", 0.0)
+        gpu = make(10 * GIB, 20 * GIB)
+        gpu.client.config = dataclasses.replace(gpu.client.config, require_gpu=True)
+        await ready(gpu.client)
+        gpu.n_bytes = 0
+        gpu._healthy.links[-1].kill()
+        await until(gpu, EngineState.FAILED)
+        assert "the engine cannot serve: require_gpu is set" in caplog.text
+        assert len(gpu._healthy.links) == 1
+
+
+async def until(gpu: Gpu, state: EngineState, *, more_than: int = 0) -> None:
+    """Wait for a state, after more than so many tries."""
+    async with asyncio.timeout(WAIT_S):
+        while gpu.client.state is not state or len(gpu.tries) <= more_than:  # noqa: ASYNC110 - a state has no event
+            await asyncio.sleep(0.002)
+
+
 def test_every_try_takes_less_and_there_is_a_last_one() -> None:
     retreat = Retreat()
     assert retreat.next_limit() is None
@@ -190,3 +257,21 @@ class TestLoader:
         with pytest.raises(ModelTooLarge):
             loader.load(config, events.append)
         assert Placing(5 * GIB) in events
+
+    @pytest.mark.usefixtures("quiet_log_afterwards")
+    def test_a_placement_without_the_gpu_is_refused_unread_where_one_is_required(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = EngineConfig(ModelParams("nowhere.gguf", n_gpu_layers=0), ContextParams(64, 1), require_gpu=True)
+        monkeypatch.setattr(loader.system, "device_memory", lambda: (DeviceMemory("CUDA0", "A GPU", GIB, GIB, False),))
+        with pytest.raises(ModelError, match="require_gpu is set, but no layer runs on a GPU"):
+            loader.load(config, lambda event: None)
+
+    @pytest.mark.usefixtures("quiet_log_afterwards")
+    def test_what_llama_cpp_made_of_it_is_looked_at_too(
+        self, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+    ) -> None:
+        config = EngineConfig(ModelParams(str(tiny_model), n_gpu_layers=3), ContextParams(64, 1), require_gpu=True)
+        monkeypatch.setattr(loader.system, "device_memory", lambda: (DeviceMemory("CUDA0", "A GPU", GIB, GIB, False),))
+        with pytest.raises(ModelError, match="require_gpu is set, but no layer runs on a GPU"):
+            loader.load(config, lambda event: None)

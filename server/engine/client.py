@@ -237,8 +237,7 @@ class EngineClient:
         logger.info("loading the model again for a request")
         if ending is not None:
             await ending
-        # What could not be had before may be free by now.
-        self.config = replace(self.config, vram_limit=None)
+        self._choose_anew()
         try:
             self._launch()
         except OSError as error:
@@ -572,6 +571,11 @@ class EngineClient:
         self._is_retreating = True
         return True
 
+    def _choose_anew(self) -> None:
+        """What could not be had on the GPU before may be free by now."""
+        self.config = replace(self.config, vram_limit=None)
+        self._retreat.end()
+
     def _lost(self, reason: str) -> EngineDown:
         return EngineDown(f"{reason}; the request is lost. It is being started again", retry_after_s=self._load_s)
 
@@ -603,7 +607,7 @@ class EngineClient:
     async def _launch_later(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
         logger.warning("starting the engine again (try %d of %d)", self._n_restarts, _MAX_RESTARTS)
-        self.config = replace(self.config, vram_limit=None)
+        self._choose_anew()
         try:
             self._launch()
         except OSError as error:

@@ -31,7 +31,7 @@ from server.engine.messages import (
     Ready,
     Rules,
 )
-from server.engine.offload import Device, Machine, Wish, choose, host_cache_bytes, in_ram
+from server.engine.offload import Device, Machine, Wish, choose, host_cache_bytes, in_ram, refuse_cpu
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
 from server.engine.vector_engine import VectorEngine
@@ -87,6 +87,9 @@ def load(config: EngineConfig, report: Report) -> Loaded:
         ram = host.ram()
         devices = system.device_memory()
         placed, offload_why, vram_bytes = place(config, devices)
+        if config.require_gpu:
+            # Before the weights are read; what llama.cpp made of it is looked at when they are there.
+            refuse_cpu((placed.model.n_gpu_layers or 0) if devices else 0)
         if config.shape is not None and (not devices or placed.model.n_gpu_layers == 0):
             shape.refuse_half_biases(config.shape)
         if vram_bytes:
@@ -96,8 +99,12 @@ def load(config: EngineConfig, report: Report) -> Loaded:
         _refuse_unservable(model)
         if _only_embeds(model):
             # What was planned for a cache of slots is of no use to it.
-            return _vectors_only(config, model, log)
-        return _writing(placed, model, log, offload_why, ram)
+            loaded = _vectors_only(config, model, log)
+        else:
+            loaded = _writing(placed, model, log, offload_why, ram)
+        if config.require_gpu:
+            refuse_cpu(loaded.ready.n_gpu_layers)
+        return loaded
     except ModelError as error:
         message = log.explain(error.message)
         if log.is_out_of_memory:

@@ -770,6 +770,7 @@ class EngineConfig:
     `prompt_cost` is what a computed token of a prompt counts beside a generated one; `priority_aging_s` of waiting make
     up for one step of priority.
     Where the loader chooses what goes to GPUs, it takes `vram_limit` bytes there at most; None is all that is free.
+    With `require_gpu` no load ends on the CPU alone: neither the first, nor one after a sleep or a crash.
     `cache_ram_bytes` of host RAM keep chats that lost their slot; None leaves it to what is left beside the model.
     `cache_dir` keeps calibration results; None keeps none. `pooling` None leaves it to the model; the context for
     `embeddings` of a model that writes is made at start when that is set, else when they are first asked for.
@@ -791,6 +792,7 @@ class EngineConfig:
     rules: Rules = field(default_factory=Rules)
     draft: DraftConfig | None = None
     vram_limit: int | None = None
+    require_gpu: bool = False
     cache_ram_bytes: int | None = 0
     cache_dir: str | None = None
     sleep_idle_s: float | None = None

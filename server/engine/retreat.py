@@ -31,6 +31,6 @@ class Retreat:
         return limit
 
     def end(self) -> None:
-        """It is loaded: whatever fails later has the choice again."""
+        """It is loaded, or is loaded anew: whatever fails later has the choice again."""
         self._n_failed = 0
         self._tried = 0

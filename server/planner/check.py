@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server import console, daemon, served
+from server import console, daemon
 from server.config import Config
+from server.engine.offload import refuse_cpu
 from server.hub import ModelFile
 from server.planner import report, table
 from server.planner.machine import this_machine
@@ -26,7 +27,8 @@ def run(config: Config, model: ModelFile, file: Path | None, n_keys: int) -> Non
     if not gpus_of(settings.model, system.device_memory()):
         refuse_draft_layers(settings.draft)
     made = report.make(model, config, daemon.context_params(config), machine)
-    served.refuse_cpu(config, made.choice.placement.n_gpu_layers)
+    if config.model.require_gpu:
+        refuse_cpu(made.choice.placement.n_gpu_layers)
     if made.choice.placement.n_gpu_layers == 0:
         shape.refuse_half_biases(made.shape)
     problem = [] if made.choice.fits else ["", table.verdict(made)]
