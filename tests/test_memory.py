@@ -267,6 +267,38 @@ class TestPlacement:
         stay = [one.name for one in made.tensors if not memory.is_on_gpu(one, made, Placement(5, n_cpu_moe=1))]
         assert stay == ["token_embd.weight", *(f"blk.0.ffn_{part}_exps.weight" for part in ("gate", "up", "down"))]
 
+    def test_the_first_pattern_that_matches_decides_before_any_number(self, tmp_path: Path) -> None:
+        made = self.made(tmp_path, n_experts=4)
+        overrides = (("blk\\.1\\.ffn_up", "CUDA0"), ("ffn_up", "CPU"), ("token_embd", "CUDA0"))
+        on_gpu = {
+            one.name
+            for one in made.tensors
+            if memory.is_on_gpu(one, made, Placement(5, n_cpu_moe=2, overrides=overrides))
+        }
+        ups = {f"blk.{i}.ffn_up_exps.weight" for i in range(4)}
+        assert on_gpu & ups == {"blk.1.ffn_up_exps.weight"}
+        assert "token_embd.weight" in on_gpu
+        assert "blk.0.ffn_gate_exps.weight" not in on_gpu
+        assert "blk.2.ffn_gate_exps.weight" in on_gpu
+
+    def test_a_tied_output_that_a_pattern_moves_is_held_once(self, tmp_path: Path) -> None:
+        metadata, tensors = llama(n_layers=4)
+        tied = shape_of(write(tmp_path / "m.gguf", metadata, [one for one in tensors if one[0] != "output.weight"]))
+        for buffer, held in (("CUDA0", 0), ("CPU", 64 * 100 * 2)):
+            one = estimate(tied, context(), Placement(5, overrides=(("token_embd", buffer),)))
+            assert one.mapped == held
+            assert one.mapped + one.vram.weights == tied.n_weight_bytes
+
+    def test_weights_that_a_pattern_keeps_in_ram_are_computed_there(self, tmp_path: Path) -> None:
+        made = self.made(tmp_path)
+        whole, same, part = (
+            estimate(made, context(), Placement(5, overrides=overrides))
+            for overrides in ((), (("ffn_up", "CUDA0"),), (("ffn_up", "CPU"),))
+        )
+        assert same.ram == whole.ram
+        assert part.ram.compute > whole.ram.compute
+        assert part.vram.weights < whole.vram.weights
+
     def test_the_cache_stays_in_ram_when_told(self, tmp_path: Path) -> None:
         one = estimate(self.made(tmp_path), context(kv_offload=False), Placement(5))
         assert one.vram.cache == 0

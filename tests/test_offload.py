@@ -131,6 +131,7 @@ class TestExperts:
     def test_all_are_told_by_the_number_of_layers(self, experts: Shape) -> None:
         assert chosen(experts, machine(24), n_cpu_moe=512).why == "the experts of 32 of 32 layers stay in RAM"
 
+
 class TestOverrides:
     def test_more_layers_fit_where_a_pattern_keeps_tensors_in_ram(self, dense: Shape) -> None:
         plain, kept = (

@@ -13,6 +13,7 @@ from server.engine.loader import place
 from server.engine.messages import EngineConfig
 from server.engine.retreat import Retreat
 from server.errors import ConfigError, ModelError
+from server.llama import system
 from server.llama.params import ContextParams, ModelParams
 from server.llama.system import DeviceMemory
 from tests.gguf_files import llama, write
@@ -62,6 +63,43 @@ class TestLayers:
     def test_the_context_asked_for_stays(self, model: Path) -> None:
         placed, _, _ = place(config(model), [gpu(2.5)])
         assert placed.context == config(model).context
+
+
+class TestOverrides:
+    """Patterns of tensors, which go before what is chosen."""
+
+    @pytest.fixture(autouse=True)
+    def _gpu_buffers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(system, "buffer_types", lambda: {"CPU": 1, "CUDA0": 2, "CUDA1": 3})
+
+    def test_what_they_keep_in_ram_leaves_room_for_all_layers(self, model: Path) -> None:
+        placed, why, vram_bytes = place(config(model, overrides=(("exps", "CPU"),)), [gpu(2.5)])
+        assert (placed.model.n_gpu_layers, placed.model.n_cpu_moe) == (17, 0)
+        assert why == "the whole model fits on the GPU, --override-tensor aside"
+        assert vram_bytes < place(config(model), [gpu(2.5)]).vram_bytes
+
+    def test_what_they_send_to_the_gpu_is_not_said_to_stay_in_ram(self, model: Path) -> None:
+        placed, why, _ = place(config(model, overrides=(("exps", "CUDA0"),)), [gpu(2.5)])
+        assert placed.model.n_gpu_layers < 17
+        assert "stay in RAM" not in why
+
+    def test_the_first_that_matches_counts(self, model: Path) -> None:
+        ram_first, gpu_first = (
+            place(config(model, overrides=overrides), [gpu(8)]).vram_bytes
+            for overrides in ((("ffn", "CPU"), ("exps", "CUDA0")), (("exps", "CUDA0"), ("ffn", "CPU")))
+        )
+        assert ram_first < gpu_first
+
+    @pytest.mark.parametrize(
+        ("override", "words"),
+        [
+            (("exps", "CUDA7"), "this build has no such buffer; it has CPU, CUDA0, CUDA1"),
+            (("(", "CPU"), "expected a reg"),
+        ],
+    )
+    def test_one_that_cannot_be_is_refused_before_anything_is_read(self, override: Any, words: str) -> None:
+        with pytest.raises(ModelError, match=words):
+            place(config(Path("nowhere.gguf"), overrides=(override,)), [gpu(8)])
 
 
 class TestLess:

@@ -16,6 +16,8 @@ from rich.console import Console
 from server import cli, daemon, hub, sources
 from server.config import settings
 from server.engine.offload import Device, Machine
+from server.llama import system
+from server.llama.system import DeviceMemory
 from server.planner import report, table
 from server.planner.report import Report
 from tests.gguf_files import llama, write
@@ -92,7 +94,7 @@ class TestTable:
         one = planned(model, GPU)
         text = shown(one)
         assert "Best here: 4 slots of 8,192 tokens, 31 of 31 layers on the GPU (the experts of" in text
-        assert f"ggufd -m {model} -ngl 31" in text
+        assert f"ggufd -m {model} -ngl 31 -ncmoe {one.choice.placement.n_cpu_moe} " in text
         assert "-c 32768 -np 4" in text
 
     @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ class TestTable:
         [
             {},
             {"override_tensor": "ffn_(gate|up)_exps=CPU", "flash_attn": "on"},
-            {"split_mode": "none", "main_gpu": 1, "cache_ram": 0, "mmap": False},
+            {"tensor_split": "9,1", "cache_ram": 0, "mmap": False},
         ],
         ids=str,
     )
@@ -114,13 +116,6 @@ class TestTable:
         again = report.make(hub.find(str(model)), given, daemon.context_params(given), two)
         assert again.choice.fits
         assert again.choice.estimate == one.choice.estimate
-
-    def test_one_gpu_of_two_is_what_the_split_mode_leaves(self, model: Path) -> None:
-        large = Device("A large GPU", 24 * GIB, 24 * GIB)
-        two = replace(GPU, devices=(large, *GPU.devices))
-        alone = planned(model, two, split_mode="none", main_gpu=1)
-        assert alone.choice.estimate.vram.total <= GPU.vram_usable()
-        assert planned(model, two).choice.why == "the whole model fits on the GPU"
 
     def test_no_room_for_chats_without_a_slot_is_none(self, model: Path) -> None:
         one = planned(model, GPU, cache_ram=0)
@@ -175,6 +170,56 @@ class TestTable:
         assert text.splitlines()[-1].endswith("-ngl 3 -c 128")
         assert "slot" not in text
         assert one.in_ram.ram.cache == one.in_ram.host_cache == 0
+
+
+class TestPlacing:
+    """Settings that say where the model goes, obeyed as `serve` obeys them. The GPUs are made up."""
+
+    @pytest.fixture(autouse=True)
+    def _two_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        gpus = [DeviceMemory(f"CUDA{i}", f"GPU {i}", n * GIB, n * GIB, shares_ram=False) for i, n in enumerate((16, 3))]
+        monkeypatch.setattr(system, "device_memory", lambda: tuple(gpus))
+        monkeypatch.setattr(system, "buffer_types", lambda: {"CPU": 1, "CUDA0": 2, "CUDA1": 3})
+
+    def best(self, capsys: pytest.CaptureFixture[str], model: Path, *flags: str) -> dict[str, Any]:
+        return dict(json.loads(printed(capsys, str(model), "--json", "-c", "4096", *flags))["best"])
+
+    def test_one_gpu_of_two(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        large, small = (self.best(capsys, model, "-sm", "none", "-mg", n) for n in "01")
+        assert (large["n_gpu_layers"], large["n_cpu_moe"]) == (31, 0)
+        assert small["n_cpu_moe"]
+        text = printed(capsys, str(model), "-c", "4096", "-sm", "none", "-mg", "1")
+        assert f"-ngl 31 -ncmoe {small['n_cpu_moe']} " in text
+        assert "--split-mode none --main-gpu 1" in text
+
+    def test_shares(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.best(capsys, model, "-ts", "9,1")["n_cpu_moe"] == 0
+        assert self.best(capsys, model, "-ts", "1,1")["n_cpu_moe"]
+        assert "--tensor-split 9,1\n" in printed(capsys, str(model), "-ts", "9,1")
+
+    def test_tensors_by_pattern(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        flags = ("-sm", "none", "-mg", "1")
+        best = self.best(capsys, model, *flags, "-ot", "exps=CPU")
+        assert (best["n_gpu_layers"], best["n_cpu_moe"]) == (31, 0)
+        assert best["why"] == "the whole model fits on the GPU, --override-tensor aside"
+        assert self.best(capsys, model, *flags, "-ot", "exps=CUDA1")["n_gpu_layers"] < 31
+        assert "--override-tensor exps=CPU " in printed(capsys, str(model), "-c", "4096", *flags, "-ot", "exps=CPU")
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            (("-sm", "none", "-mg", "2"), "--main-gpu 2: there are 2 GPUs"),
+            (("-ts", "1,1,1"), "--tensor-split names 3 shares, but there are 2 GPUs"),
+            (("-ot", "exps=CUDA7"), "this build has no such buffer"),
+        ],
+    )
+    def test_what_serve_would_refuse_is_refused_in_its_words(
+        self, model: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], words: str
+    ) -> None:
+        with pytest.raises(SystemExit) as caught:
+            run(str(model), *flags)
+        assert caught.value.code == 1
+        assert words in capsys.readouterr().err
 
 
 class TestCommand:

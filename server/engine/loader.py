@@ -43,6 +43,7 @@ from server.llama.embedding import EmbeddingContext
 from server.llama.gguf import Scalar
 from server.llama.log import LogCapture
 from server.llama.model import Model
+from server.llama.overrides import check_overrides
 from server.llama.params import SHORT_TEXT, VECTOR_N_CTX, ContextParams, EmbeddingParams, FlashAttention, ModelParams
 from server.llama.shape import Shape
 
@@ -291,9 +292,8 @@ class Placed(NamedTuple):
 
 def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> Placed:
     """Decide what goes to GPUs where that is left to us. Raises ModelError for numbers that cannot be obeyed."""
-    gpus = gpus_of(config.model, devices)
+    gpus = usable_gpus(config, devices)
     if not gpus:
-        refuse_draft_layers(config.draft)
         return Placed(config, "")
     if config.model.n_gpu_layers is not None and config.draft is None:
         return Placed(config, "as configured")
@@ -314,7 +314,16 @@ def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> Place
     return Placed(dataclasses.replace(config, model=model, context=context), why, vram_bytes)
 
 
-def refuse_draft_layers(draft: DraftConfig | None) -> None:
+def usable_gpus(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> tuple[Device, ...]:
+    """The GPUs that are used. Raises ModelError for what the settings say of placing and this machine cannot do."""
+    check_overrides(config.model.overrides)
+    gpus = _gpus_of(config.model, devices)
+    if not gpus:
+        _refuse_draft_layers(config.draft)
+    return gpus
+
+
+def _refuse_draft_layers(draft: DraftConfig | None) -> None:
     """Raises ModelError where layers of the draft model are to be on a GPU, but there is none."""
     if draft is not None and draft.model.n_gpu_layers:
         raise ModelError(f"--n-gpu-layers-draft {draft.model.n_gpu_layers}: llama.cpp sees no GPU; leave it out")
@@ -336,7 +345,7 @@ def _shape_of(config: EngineConfig | DraftConfig) -> Shape:
     return config.shape or shape.of(gguf.read(gguf.parts_of(Path(params.path))).with_metadata(dict(params.metadata)))
 
 
-def gpus_of(model: ModelParams, devices: Sequence[system.DeviceMemory]) -> tuple[Device, ...]:
+def _gpus_of(model: ModelParams, devices: Sequence[system.DeviceMemory]) -> tuple[Device, ...]:
     """The GPUs that are used: one where the model is not to be split. Raises ModelError for wishes without a GPU."""
     if not devices:
         for flag, wish in (("--n-gpu-layers", model.n_gpu_layers), ("--tensor-split", model.tensor_split)):

@@ -7,6 +7,7 @@ fits is `offload`'s matter.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -66,21 +67,27 @@ class Beside:
         return cls(adapters, bool(model.control_vectors), embeds, host_cache or 0)
 
 
+Overrides = tuple[tuple[str, str], ...]
+
+_RAM_BUFFER = "CPU"
+"""llama.cpp's name for it; every other buffer that a setting can name is a GPU's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where the weights go, and what goes with them.
 
     `n_gpu_layers` as llama.cpp counts it: the output is the last of them and moves first. `n_cpu_moe`: of so many
     layers, from the first, the experts stay in RAM. `cpu_features`: what the build's CPU kernels use, lower case.
+    `overrides`: patterns of tensors and the buffer each goes to, whatever the numbers say.
     """
 
     n_gpu_layers: int = 0
     n_cpu_moe: int = 0
     mmap: bool = True
     cpu_features: frozenset[str] = frozenset()
-    overrides: tuple[tuple[str, str], ...] = ()
-    """`(pattern of tensor names, buffer)`: these go before all else."""
     beside: Beside = field(default_factory=Beside, repr=False)
+    overrides: Overrides = ()
 
 
 class Share(NamedTuple):
@@ -167,7 +174,7 @@ def _sides(shape: Shape, context: ContextParams, placement: Placement) -> tuple[
 def _slots(shape: Shape, context: ContextParams, placement: Placement, n_outputs: int = 1) -> tuple[Share, Share]:
     """Cache and compute buffers of a context, in RAM and in VRAM. So many rows have an output at a time."""
     ram_cache, vram_cache = _cache(shape, context, placement)
-    is_all_on_gpu = placement.n_gpu_layers > shape.n_layers and placement.n_cpu_moe == 0
+    is_all_on_gpu = placement.n_gpu_layers > shape.n_layers and not _keeps_some_in_ram(shape, placement)
     ram_compute = (
         _inputs(shape, context) + _work_of_host(shape, context)
         if is_all_on_gpu
@@ -192,7 +199,8 @@ def _weights(shape: Shape, placement: Placement) -> tuple[int, int, int]:
         else:
             mapped += tensor.n_bytes
     tied = _tied_output(shape)
-    if tied is not None and placement.n_gpu_layers > 0:
+    # A pattern moves both to the same place, where they are one again.
+    if tied is not None and placement.n_gpu_layers > 0 and _overridden(tied.name, placement.overrides) is None:
         vram += tied.n_bytes
     elif tied is not None and _can_be_repacked(tied, placement):
         # Rows are looked up in the file, and the output is computed from a rearranged copy.
@@ -201,16 +209,36 @@ def _weights(shape: Shape, placement: Placement) -> tuple[int, int, int]:
 
 
 def is_on_gpu(tensor: TensorInfo, shape: Shape, placement: Placement) -> bool:
-    """llama.cpp's rule: the last layers go, the output first of all; token embeddings always stay in RAM."""
-    for pattern, buffer in placement.overrides:
-        if re.search(pattern, tensor.name):
-            return not buffer.startswith("CPU") and not buffer.endswith("_Host")
+    """llama.cpp's rule: the first pattern that matches decides; else the last layers go, the output first of all, and
+    token embeddings stay in RAM."""
+    told = _overridden(tensor.name, placement.overrides) if placement.overrides else None
+    if told is not None:
+        return told
     layer = layer_of(tensor.name)
     if layer is None:
         return placement.n_gpu_layers > 0 and tensor.name.startswith("output")
     if is_expert(tensor.name) and layer < placement.n_cpu_moe:
         return False
     return layer >= shape.n_layers + 1 - placement.n_gpu_layers
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _overridden(name: str, overrides: Overrides) -> bool | None:
+    """Whether a pattern sends a tensor to a GPU; None where none matches. An adapter's follows the model's own."""
+    own = name.removesuffix(".lora_a").removesuffix(".lora_b")
+    for pattern, buffer in overrides:
+        if re.search(pattern, own):
+            return buffer != _RAM_BUFFER
+    return None
+
+
+def _keeps_some_in_ram(shape: Shape, placement: Placement) -> bool:
+    """Whether a step leaves the GPU on its way through the layers, for weights that are kept from it."""
+    if placement.n_cpu_moe == 0 and not placement.overrides:
+        return False
+    return any(
+        not is_on_gpu(tensor, shape, placement) for tensor in shape.tensors if not tensor.name.startswith("token_embd")
+    )
 
 
 def _tied_output(shape: Shape) -> TensorInfo | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from server.engine.memory import MIB, Beside, Estimate, Placement, estimate
+from server.engine.memory import MIB, Beside, Estimate, Overrides, Placement, estimate
 from server.errors import ModelError
 from server.llama.params import VECTOR_N_CTX, ContextParams
 from server.llama.shape import Shape
@@ -86,7 +86,7 @@ class Wish:
     mmap: bool = True
     tensor_split: tuple[float, ...] = ()
     beside: Beside = field(default_factory=Beside)
-    overrides: tuple[tuple[str, str], ...] = ()
+    overrides: Overrides = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,8 @@ def choose(shape: Shape, wish: Wish, machine: Machine) -> Choice:
     """The best that fits: all on the GPU, else without some experts, else without some layers; then the context."""
     context = replace(wish.context, n_ctx=wish.context.n_ctx or default_n_ctx(shape))
     placement, why = _place(shape, wish, context, machine)
+    if wish.overrides and wish.n_gpu_layers is None and machine.devices:
+        why += ", --override-tensor aside"
     if wish.context.n_ctx == 0:
         context = replace(context, n_ctx=_fitting(shape, context, placement, machine, wish))
     found = estimate(shape, context, placement)
@@ -157,14 +159,14 @@ def _place(shape: Shape, wish: Wish, context: ContextParams, machine: Machine) -
         return made, "llama.cpp sees no GPU"
     for i, one in enumerate(_by_preference(shape, made, wish.n_cpu_moe)):
         if estimate(shape, context, one).vram.total <= machine.vram_usable(wish.tensor_split):
-            is_whole = i == 0 and not one.n_cpu_moe and not one.overrides
+            is_whole = i == 0 and not one.n_cpu_moe
             return one, "the whole model fits on the GPU" if is_whole else _reason(shape, one)
     return made, "not even the output layer fits on the GPU"
 
 
 def in_ram(wish: Wish, machine: Machine) -> Placement:
     """Nothing on a GPU."""
-    return Placement(0, wish.n_cpu_moe or 0, wish.mmap, machine.cpu_features, wish.overrides, wish.beside)
+    return Placement(0, wish.n_cpu_moe or 0, wish.mmap, machine.cpu_features, wish.beside, wish.overrides)
 
 
 def _by_preference(shape: Shape, made: Placement, n_cpu_moe: int | None) -> Iterator[Placement]:
@@ -183,8 +185,6 @@ def _by_preference(shape: Shape, made: Placement, n_cpu_moe: int | None) -> Iter
 
 def _reason(shape: Shape, placement: Placement) -> str:
     if placement.n_gpu_layers > shape.n_layers:
-        if not placement.n_cpu_moe:
-            return "the rest of the model fits on the GPU"
         return f"the experts of {min(placement.n_cpu_moe, shape.n_layers)} of {shape.n_layers} layers stay in RAM"
     return f"{placement.n_gpu_layers} of {shape.n_layers + 1} layers fit on the GPU"
 

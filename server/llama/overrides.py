@@ -42,13 +42,19 @@ def native_overrides(n_cpu_moe: int, overrides: tuple[tuple[str, str], ...]) -> 
     wanted = [*overrides, *([(_experts_of(n_cpu_moe), "CPU")] if n_cpu_moe else [])]
     if not wanted:
         return None, None
+    check_overrides(overrides)
     buffers = system.buffer_types()
     array = (_Override * (len(wanted) + 1))()
-    for pattern, name in overrides:
-        _check(pattern, name, buffers)
     for place, (pattern, name) in zip(array, wanted, strict=False):
         place.pattern, place.buft = pattern.encode(), buffers[name]
     return ctypes.cast(array, ctypes.c_void_p), array
+
+
+def check_overrides(overrides: tuple[tuple[str, str], ...]) -> None:
+    """Raises ModelError for a buffer that this build does not have, or a pattern that is none."""
+    buffers = system.buffer_types() if overrides else {}
+    for pattern, name in overrides:
+        _check(pattern, name, buffers)
 
 
 def native_metadata(changes: Sequence[tuple[str, Scalar]]) -> Any:

@@ -11,6 +11,7 @@ from server import console, daemon
 from server.config import Config
 from server.engine.offload import refuse_cpu
 from server.hub import ModelFile
+from server.llama.shape import refuse_half_biases
 from server.planner import report, table
 from server.planner.machine import this_machine
 from server.planner.report import Report
@@ -18,19 +19,12 @@ from server.planner.report import Report
 
 def run(config: Config, model: ModelFile, file: Path | None, n_keys: int) -> None:
     """Say what would be run, with the settings of `file` and so many keys. Raises ModelError for what could not be."""
-    machine = this_machine()
-    # Only now: what is wrong with llama.cpp's library has been said.
-    from server.engine.loader import gpus_of, refuse_draft_layers
-    from server.llama import shape, system
-
-    settings = daemon.engine_config(config, model)
-    if not gpus_of(settings.model, system.device_memory()):
-        refuse_draft_layers(settings.draft)
+    machine = this_machine(daemon.engine_config(config, model))
     made = report.make(model, config, daemon.context_params(config), machine)
     if config.model.require_gpu:
         refuse_cpu(made.choice.placement.n_gpu_layers)
     if made.choice.placement.n_gpu_layers == 0:
-        shape.refuse_half_biases(made.shape)
+        refuse_half_biases(made.shape)
     problem = [] if made.choice.fits else ["", table.verdict(made)]
     console.show("The settings are good. It would run:", rows(config, made, file, n_keys), problem)
 

@@ -20,7 +20,7 @@ def run(target: str, config: Config, *, as_json: bool) -> None:
     models = [daemon.with_draft(config, model, may_fetch=False) for model in models]
     for model in models:
         adapters.check(config, model)
-    machine = this_machine()
+    machine = this_machine(daemon.engine_config(config, models[0]))
     context = daemon.context_params(config)
     reports = [report.make(model, config, context, machine) for model in models]
     is_folder = Path(target).expanduser().is_dir() if target else False

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from server.engine import host
-from server.engine.offload import Device, Machine
+from server.engine.messages import EngineConfig
+from server.engine.offload import Machine
 
 
-def this_machine() -> Machine:
-    """Raises ModelError where llama.cpp cannot be loaded."""
+def this_machine(config: EngineConfig) -> Machine:
+    """With the GPUs that these settings use.
+
+    Raises ModelError where llama.cpp cannot be loaded, and for what the settings say of placing and cannot be here.
+    """
     from server.llama import library
 
     library.load()
+    # Only now: what is wrong with llama.cpp's library has been said.
+    from server.engine.loader import usable_gpus
     from server.llama import system
 
     ram = host.ram()
-    devices = tuple(Device(one.description, one.free, one.total, one.shares_ram) for one in system.device_memory())
-    return Machine(ram.free, ram.total, devices, system.cpu_features())
+    return Machine(ram.free, ram.total, usable_gpus(config, system.device_memory()), system.cpu_features())

@@ -81,8 +81,6 @@ def make(model: ModelFile, config: Config, context: ContextParams, machine: Mach
     shape = model.shape
     assert shape is not None
     wish = wish_of(config, context, model)
-    if config.model.split_mode == "none":
-        machine = replace(machine, devices=machine.devices[config.model.main_gpu :][:1])
     draft = _draft(model, config, context, machine)
     whole, machine = machine, machine if draft is None else draft_plan.beside(machine, draft)
     choice = choose(shape, wish, machine)
@@ -116,8 +114,8 @@ def given(config: Config) -> tuple[str, ...]:
         if one.is_switch:
             flags.append(one.flags[-1] if value else one.flags[-1].replace("--", "--no-", 1))
         else:
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            flags += [one.flags[-1], text]
+            parts = value if isinstance(value, tuple) else (value,)
+            flags += [one.flags[-1], ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)]
     return tuple(flags)
 
 
@@ -139,8 +137,8 @@ def wish_of(config: Config, context: ContextParams, model: ModelFile) -> Wish:
         n_cpu_moe=daemon.n_cpu_moe(config),
         mmap=config.model.mmap,
         tensor_split=config.model.tensor_split,
-        beside=Beside.of(engine.model, embeds=engine.embeddings, host_cache=engine.cache_ram_bytes),
         overrides=engine.model.overrides,
+        beside=Beside.of(engine.model, embeds=engine.embeddings, host_cache=engine.cache_ram_bytes),
     )
 
 
