@@ -1,9 +1,10 @@
 """Models that are not a path yet: a repository of the Hugging Face hub, a name in ollama's local store.
 
 `hf:OWNER/REPO`, `hf:OWNER/REPO:QUANTISATION`, `hf:OWNER/REPO/FILE.gguf`. Fetching is huggingface_hub's: its cache, its
-token (HF_TOKEN), its endpoint (HF_ENDPOINT), its resuming of half files. What is added here: the right file or parts,
-a look at the disk before and at the checksum after, and a header read without the rest. Every failure is a ModelError
-of one line. `ollama:NAME[:TAG]` only reads what ollama has stored on this machine.
+token (HF_TOKEN), its endpoint (HF_ENDPOINT), its resuming where a connection breaks, which ends with the process: a
+later start begins the file anew. What is added here: the right file or parts, a look at the disk before and at the
+checksum after, what was cut off in the cache fetched again, and a header read without the rest. Every failure is a
+ModelError of one line. `ollama:NAME[:TAG]` only reads what ollama has stored on this machine.
 """
 
 from __future__ import annotations
@@ -150,9 +151,13 @@ def _reader(hub: Any, url: str) -> gguf.ReadAt:
 
 
 def fetch(model: str, files: Sequence[RemoteFile]) -> Path:
-    """Download what is not there yet; the path of the first file. A half file is continued."""
+    """Download what is not there yet, or not whole; the path of the first file.
+
+    Where a connection breaks, the file is continued within this call; what it leaves half done is lost.
+    """
     hub = _library(model)
-    missing = [one for one in files if not isinstance(hub.try_to_load_from_cache(one.repo, one.name), str)]
+    with _one_line(model):
+        missing = [one for one in files if not _is_cached(hub, one)]
     _check_disk(model, missing, Path(hub.constants.HF_HUB_CACHE))
     if not sys.stderr.isatty():
         hub.utils.disable_progress_bars()
@@ -164,6 +169,22 @@ def fetch(model: str, files: Sequence[RemoteFile]) -> Path:
             _check_sum(one, path)
         paths.append(path)
     return paths[0]
+
+
+def _is_cached(hub: Any, one: RemoteFile) -> bool:
+    """Whether it is in the cache as the hub has it. One that was cut off is deleted, for the library would take it."""
+    found = hub.try_to_load_from_cache(one.repo, one.name)
+    if not isinstance(found, str):
+        return False
+    path = Path(found)
+    if path.stat().st_size == one.n_bytes:
+        return True
+    blob = path.resolve()
+    # A blob is called by its checksum: one with another is an older version, whole for all we know.
+    if not path.is_symlink() or one.sha256 is None or blob.name == one.sha256:
+        blob.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    return False
 
 
 def _check_disk(model: str, missing: Sequence[RemoteFile], cache: Path) -> None:

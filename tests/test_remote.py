@@ -137,6 +137,29 @@ class TestFetching:
         far.is_damaged = False
         assert hub.find(f"hf:{REPO}").path.read_bytes() == MODEL
 
+    def test_a_cached_file_that_was_cut_off_is_fetched_again(self, far: Hub) -> None:
+        path = hub.find(f"hf:{REPO}").path
+        with path.resolve().open("r+b") as file:
+            file.truncate(len(MODEL) // 2)
+        found = hub.find(f"hf:{REPO}").path
+        assert (found, found.read_bytes()) == (path, MODEL)
+
+    def test_an_older_version_stays_until_the_newer_one_is_there(
+        self, far: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        older = hub.find(f"hf:{REPO}").path
+        monkeypatch.setattr("tests.hub_server.COMMIT", "2" * 40)
+        head, size = gguf_files.header(*llama(n_vocab=30000))
+        newer = far.repos[REPO]["model.Q4_K_M.gguf"] = head + bytes(size)
+        files = remote.find(f"hf:{REPO}")
+        far.cut_after = 1000
+        with pytest.raises(ModelError):
+            remote.fetch(f"hf:{REPO}", files)
+        assert older.read_bytes() == MODEL
+        far.cut_after = None
+        assert remote.fetch(f"hf:{REPO}", files).read_bytes() == newer
+
     def test_a_full_disk_is_said_before_the_first_byte(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         class Usage(NamedTuple):
             total: int = 10**9
