@@ -179,9 +179,9 @@ class Daemon:
         engine = EngineClient(settings, on_progress, spare=None if spares is None else spares.engine)
         return Served(config, model, engine, text, api)
 
-    def _find_served(self, config: Config, on_progress: OnProgress) -> Served:
+    def _find_served(self, config: Config, on_progress: OnProgress, on_fetch: OnProgress) -> Served:
         """The same for a model that is to be found first. Raises ModelError."""
-        model = find_model(config)
+        model = find_model(config, on_fetch=on_fetch)
         template = hub.chat_template(config.model.chat_template_file)
         return self._make_served(config, model, template, on_progress)
 
@@ -277,23 +277,27 @@ class Daemon:
             self._keys.file.reload()
 
 
-def find_model(config: Config, *, may_fetch: bool = True) -> hub.ModelFile:
+def find_model(config: Config, *, may_fetch: bool = True, on_fetch: OnProgress | None = None) -> hub.ModelFile:
     """The model of the settings, as they change it, with all that is to be loaded beside it looked at.
 
+    `on_fetch` gets the share of a download, 0 to 1, of the draft model after that of the model.
     Raises ModelError, one line.
     """
-    model = hub.with_metadata(hub.find(config.model.model, may_fetch=may_fetch), metadata_of(config))
+    found = hub.find(config.model.model, may_fetch=may_fetch, on_fetch=on_fetch)
+    model = hub.with_metadata(found, metadata_of(config))
     if may_fetch or model.path.exists():
         adapters.check(config, model)
-    return with_draft(config, model, may_fetch=may_fetch)
+    return with_draft(config, model, may_fetch=may_fetch, on_fetch=on_fetch)
 
 
-def with_draft(config: Config, model: hub.ModelFile, *, may_fetch: bool) -> hub.ModelFile:
+def with_draft(
+    config: Config, model: hub.ModelFile, *, may_fetch: bool, on_fetch: OnProgress | None = None
+) -> hub.ModelFile:
     """The same with the draft model that the settings name beside it. Raises ModelError where that cannot guess."""
     if not config.model.model_draft:
         return model
     try:
-        draft = hub.find(config.model.model_draft, may_fetch=may_fetch)
+        draft = hub.find(config.model.model_draft, may_fetch=may_fetch, on_fetch=on_fetch)
     except ModelError as error:
         raise ModelError(f"--model-draft: {error.message}") from None
     if draft.path.exists() and model.path.exists() and draft.shape is not None and model.shape is not None:

@@ -39,15 +39,19 @@ class ModelFile:
     """The smaller model that guesses for it."""
 
 
-def find(model: str, *, may_fetch: bool = True) -> ModelFile:
+OnProgress = Callable[[float], None]
+
+
+def find(model: str, *, may_fetch: bool = True, on_fetch: OnProgress | None = None) -> ModelFile:
     """The model that the setting `model` means. Raises ModelError when it is not there or is no GGUF.
 
-    A model of the Hugging Face hub is downloaded, or, when that may not be, known by its header alone.
+    A model of the Hugging Face hub is downloaded, or, when that may not be, known by its header alone. `on_fetch` gets
+    the share of it that has come, 0 to 1.
     """
     if model == "":
         return _whole(_demo(), is_demo=True)
     if model.startswith("hf:"):
-        return _from_hub(model, may_fetch=may_fetch)
+        return _from_hub(model, may_fetch=may_fetch, on_fetch=on_fetch)
     if model.startswith("ollama:"):
         from server import remote
 
@@ -101,7 +105,7 @@ def _one_line(model: str) -> Iterator[None]:
         raise ModelError(f"{model!r}: is no name of a file: {error}") from None
 
 
-def _from_hub(model: str, *, may_fetch: bool) -> ModelFile:
+def _from_hub(model: str, *, may_fetch: bool, on_fetch: OnProgress | None) -> ModelFile:
     from server import remote
 
     try:
@@ -115,7 +119,7 @@ def _from_hub(model: str, *, may_fetch: bool) -> ModelFile:
     header = remote.read_header(model, files)
     made = shape.of(header)
     if may_fetch:
-        return replace(_whole(remote.fetch(model, files)), source=model)
+        return replace(_whole(remote.fetch(model, files, on_fetch)), source=model)
     return ModelFile(Path(files[0].name), header.n_bytes, len(files), shape=made, source=model)
 
 

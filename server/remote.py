@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,12 @@ _OLLAMA = re.compile(
 _PREFERRED = "Q4_K_M"
 _DISK_MARGIN = 256 << 20
 _TIMEOUT_S = 20
+_TOLD_STEP = 0.01
 _AHEAD = 1 << 20
 """Bytes fetched at once of a header that is read from afar."""
+
+
+OnProgress = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +154,8 @@ def _reader(hub: Any, url: str) -> gguf.ReadAt:
     return read_at
 
 
-def fetch(model: str, files: Sequence[RemoteFile]) -> Path:
-    """Download what is not there yet, or not whole; the path of the first file.
+def fetch(model: str, files: Sequence[RemoteFile], on_progress: OnProgress | None = None) -> Path:
+    """Download what is not there yet, or not whole; the path of the first file. `on_progress` gets the share, 0 to 1.
 
     Where a connection breaks, the file is continued within this call; what it leaves half done is lost.
     """
@@ -161,14 +165,33 @@ def fetch(model: str, files: Sequence[RemoteFile]) -> Path:
     _check_disk(model, missing, Path(hub.constants.HF_HUB_CACHE))
     if not sys.stderr.isatty():
         hub.utils.disable_progress_bars()
+    bar = None if on_progress is None else _telling_bar(hub, sum(one.n_bytes for one in missing), on_progress)
     paths = []
     for one in files:
         with _one_line(model):
-            path = Path(hub.hf_hub_download(one.repo, one.name))
+            path = Path(hub.hf_hub_download(one.repo, one.name, tqdm_class=bar))
         if one in missing:
             _check_sum(one, path)
         paths.append(path)
     return paths[0]
+
+
+def _telling_bar(hub: Any, n_bytes: int, on_progress: OnProgress) -> type[Any]:
+    """The library's own bar, which also tells the share of all files together, at most once a hundredth."""
+    done, told = 0, 0.0
+
+    class Bar(hub.utils.tqdm):  # type: ignore[misc]
+        def update(self, n: float | None = 1) -> bool | None:
+            nonlocal done, told
+            done += int(n or 0)
+            # A retry may fetch some bytes twice.
+            share = min(1.0, done / max(1, n_bytes))
+            if share - told >= _TOLD_STEP:
+                told = share
+                on_progress(share)
+            return super().update(n)  # type: ignore[no-any-return]
+
+    return Bar
 
 
 def _is_cached(hub: Any, one: RemoteFile) -> bool:

@@ -18,6 +18,7 @@ from server.config import Config
 from server.config import settings as all_settings
 from server.errors import ConfigError, EngineDown, EngineFailure, InvalidRequest, ModelError, StartupError, Unavailable
 from server.hub import ModelFile
+from server.llama.placing import check_gpus, check_overrides, check_rpc, refuse_cpu
 
 if TYPE_CHECKING:
     # None of it is needed, nor starlette imported, before the engine's process has been started.
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from server.api.settings import ApiConfig
     from server.chat.client import TextCalls
     from server.engine.client import EngineClient
-    from server.engine.messages import Ready
+    from server.engine.messages import EngineConfig, Ready
 
 logger = logging.getLogger("ggufd")
 
@@ -67,8 +68,11 @@ class Served:
 
 OnProgress = Callable[[float], None]
 
-Make = Callable[[Config, OnProgress], Served]
-"""Finds a model and makes its clients, not started. May take long; raises ModelError."""
+Make = Callable[[Config, OnProgress, OnProgress], Served]
+"""Finds a model and makes its clients, not started. May take long; raises ModelError.
+
+Is told whom to tell the share that is loaded, on the event loop, and the share that is fetched, on the caller's thread.
+"""
 
 
 class Models:
@@ -114,10 +118,11 @@ class Models:
         if config.model.model.startswith("hf:"):
             report("fetching", None)
         try:
-            new = await asyncio.to_thread(self._make, config, lambda share: report("loading", share))
+            new = await self._find(config, report)
         except StartupError as error:
             raise _refusal(error, old) from None
         try:
+            _check_placing(new, old)
             report("reading the vocabulary", None)
             await self._read_vocabulary(new, old)
             report("draining", None)
@@ -128,6 +133,14 @@ class Models:
             for one in (old, new):
                 if one.text is not self.served.text:
                     await one.text.stop()
+
+    async def _find(self, config: Config, report: Report) -> Served:
+        loop = asyncio.get_running_loop()
+
+        def on_fetch(share: float) -> None:
+            loop.call_soon_threadsafe(report, "fetching", share)
+
+        return await asyncio.to_thread(self._make, config, lambda share: report("loading", share), on_fetch)
 
     async def _read_vocabulary(self, new: Served, old: Served) -> None:
         try:
@@ -191,6 +204,28 @@ def changed(config: Config, settings: Mapping[str, Any]) -> Config:
         first = error.message.splitlines()[0]
         param = next((key for key in settings if first.startswith(f"{key} =")), None)
         raise InvalidRequest(f"{first}.", param=param) from None
+
+
+def _check_placing(new: Served, old: Served) -> None:
+    """Look at what needs no load, while the old model serves: by what its engine saw of the build and of the GPUs."""
+    if old.engine.ready is None:
+        return
+    try:
+        check_placing(new.engine.config, old.engine.ready)
+    except ModelError as error:
+        raise _refusal(error, old) from None
+
+
+def check_placing(config: EngineConfig, seen: Ready) -> None:
+    """Raises ModelError. What cannot be known yet, the devices of other RPC servers, the load will tell."""
+    model = config.model
+    check_rpc(model.rpc, has_rpc=seen.has_rpc)
+    if model.rpc:
+        return
+    check_overrides(model.overrides, seen.buffer_types)
+    check_gpus(model, seen.devices)
+    if config.require_gpu:
+        refuse_cpu((1 if model.n_gpu_layers is None else model.n_gpu_layers) if seen.devices else 0)
 
 
 def _refusal(error: StartupError, old: Served) -> InvalidRequest:

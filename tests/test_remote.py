@@ -137,6 +137,16 @@ class TestFetching:
         far.is_damaged = False
         assert hub.find(f"hf:{REPO}").path.read_bytes() == MODEL
 
+    def test_how_much_has_come_is_told_of_all_parts_together(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
+        far.repos["a/b"] = {f"m-0000{i}-of-00002.gguf": MODEL[:-1] + bytes([i]) for i in (1, 2)}
+        shares: list[float] = []
+        remote.fetch("hf:a/b", remote.find("hf:a/b"), shares.append)
+        assert shares == sorted(shares)
+        assert shares[0] < 0.1
+        assert shares[-1] > 0.98
+        assert 20 < len(shares) <= 100
+
     def test_a_cached_file_that_was_cut_off_is_fetched_again(self, far: Hub) -> None:
         path = hub.find(f"hf:{REPO}").path
         with path.resolve().open("r+b") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from server.engine.client import EngineClient, EngineState
 from server.engine.messages import LoadFailed, LoadProgress, Output
 from server.errors import ConfigError, EngineDown, EngineFailure, InvalidRequest, ModelError, Unavailable
 from server.hub import ModelFile
+from server.llama.params import ModelParams
 from server.served import Models, OnProgress, Served, changed
 from tests.api_client import FakeModels, error_of, parse_events, running
 from tests.fake_llama import InprocSpawn, inproc_client, make_request, soon
@@ -64,17 +66,21 @@ class House:
     def __init__(self) -> None:
         self.made: list[Served] = []
         self.shown: list[str] = []
-        self.models = Models(self.make(CONFIG, lambda share: None), self.make)
+        self.engine_settings: dict[str, dict[str, Any]] = {}
+        self.models = Models(self.make(CONFIG, lambda share: None, lambda share: None), self.make)
         self.models.bind(lambda engine, text, config: self.shown.append(config.model_id))
 
-    def make(self, config: Config, on_progress: OnProgress) -> Served:
+    def make(self, config: Config, on_progress: OnProgress, on_fetch: OnProgress) -> Served:
         name = config.model.model or "first"
         if name == "lost":
             raise ModelError("lost: no such file")
         if name == "nobody":
             raise ConfigError("slot_save_path: the folder cannot be made")
         spawn: Any = Refusing if name == "broken" else InprocSpawn(n_ctx=4096, step_s=0.001)
-        engine = EngineClient(inproc_client().config, on_progress, spawn)
+        if name.startswith("hf:"):
+            on_fetch(0.5)
+        settings = dataclasses.replace(inproc_client().config, **self.engine_settings.get(name, {}))
+        engine = EngineClient(settings, on_progress, spawn)
         text = cast(Any, Text(is_bad=name == "mute"))
         self.made.append(Served(config, ModelFile(Path(name), 0), engine, text, ApiConfig(model_id=name)))
         return self.made[-1]
@@ -147,6 +153,31 @@ async def test_a_model_that_is_seen_to_be_bad_disturbs_nobody(house: House, name
     assert house.shown == []
     assert house.models.served is house.made[0]
     assert await house.answer()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"model": ModelParams("x", n_gpu_layers=9)}, "--n-gpu-layers 9: llama.cpp sees no GPU"),
+        ({"model": ModelParams("x", overrides=(("exps", "CUDA0"),))}, "no such buffer; it has CPU"),
+        ({"model": ModelParams("x", rpc=("a:1",))}, "no RPC backend"),
+        ({"require_gpu": True}, "require_gpu is set"),
+    ],
+    ids=["layers", "buffer", "rpc", "require_gpu"],
+)
+async def test_what_this_machine_has_not_is_refused_before_the_old_model_drains(
+    house: House, settings: dict[str, Any], why: str
+) -> None:
+    house.engine_settings["second"] = settings
+    with pytest.raises(InvalidRequest, match=f"{why}.*'first' is served as before"):
+        await house.change("second")
+    assert house.shown == []
+    assert await house.answer()
+
+
+async def test_how_much_is_fetched_is_told(house: House) -> None:
+    steps = await house.change("hf:a/b")
+    assert steps[:2] == [("fetching", None), ("fetching", 0.5)]
 
 
 async def test_a_model_that_does_not_load_gives_way_to_the_old_one(house: House) -> None:

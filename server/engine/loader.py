@@ -31,7 +31,7 @@ from server.engine.messages import (
     Ready,
     Rules,
 )
-from server.engine.offload import Device, Machine, Wish, choose, host_cache_bytes, in_ram, refuse_cpu
+from server.engine.offload import Device, Machine, Wish, choose, host_cache_bytes, in_ram
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
 from server.engine.vector_engine import VectorEngine
@@ -43,8 +43,8 @@ from server.llama.embedding import EmbeddingContext
 from server.llama.gguf import Scalar
 from server.llama.log import LogCapture
 from server.llama.model import Model
-from server.llama.overrides import check_overrides
 from server.llama.params import SHORT_TEXT, VECTOR_N_CTX, ContextParams, EmbeddingParams, FlashAttention, ModelParams
+from server.llama.placing import check_gpus, check_overrides, refuse_cpu
 from server.llama.shape import Shape
 
 _DEFAULT_N_CTX = 8192
@@ -143,6 +143,8 @@ def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str
         buffers=tuple(log.buffers),
         system_info=system.info(),
         build=system.build(),
+        buffer_types=tuple(system.buffer_types()),
+        has_rpc=system.has_rpc(),
         embedding=_embedding_info(model, vectors, is_asked_for=config.embeddings or config.pooling is not None),
         offload_why=offload_why,
         draft=draft,
@@ -227,6 +229,8 @@ def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
         buffers=tuple(log.buffers),
         system_info=system.info(),
         build=system.build(),
+        buffer_types=tuple(system.buffer_types()),
+        has_rpc=system.has_rpc(),
         embedding=_embedding_info(model, vectors, is_asked_for=True),
         writes=False,
     )
@@ -316,7 +320,8 @@ def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> Place
 
 def usable_gpus(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> tuple[Device, ...]:
     """The GPUs that are used. Raises ModelError for what the settings say of placing and this machine cannot do."""
-    check_overrides(config.model.overrides)
+    if config.model.overrides:
+        check_overrides(config.model.overrides, system.buffer_types())
     gpus = _gpus_of(config.model, devices)
     if not gpus:
         _refuse_draft_layers(config.draft)
@@ -347,23 +352,8 @@ def _shape_of(config: EngineConfig | DraftConfig) -> Shape:
 
 def _gpus_of(model: ModelParams, devices: Sequence[system.DeviceMemory]) -> tuple[Device, ...]:
     """The GPUs that are used: one where the model is not to be split. Raises ModelError for wishes without a GPU."""
-    if not devices:
-        for flag, wish in (("--n-gpu-layers", model.n_gpu_layers), ("--tensor-split", model.tensor_split)):
-            if wish:
-                shown = ",".join(f"{share:g}" for share in wish) if isinstance(wish, tuple) else wish
-                raise ModelError(
-                    f"{flag} {shown}: llama.cpp sees no GPU; leave it out, or install a build of llama-cpp-python "
-                    "for your GPU"
-                )
-        return ()
-    if len(model.tensor_split) > len(devices):
-        raise ModelError(
-            f"--tensor-split names {len(model.tensor_split)} shares, but there are {len(devices)} GPUs: "
-            + ", ".join(one.description for one in devices)
-        )
-    if model.split_mode == "none":
-        if model.main_gpu >= len(devices):
-            raise ModelError(f"--main-gpu {model.main_gpu}: there are {len(devices)} GPUs, counted from 0")
+    check_gpus(model, [one.description for one in devices])
+    if devices and model.split_mode == "none":
         devices = [devices[model.main_gpu]]
     return tuple(Device(one.description, one.free, one.total, one.shares_ram) for one in devices)
 

@@ -538,7 +538,7 @@ class Ready:
     `reuse` says which prefixes can be reused: "any" of what a slot holds, or only the "whole" of it, or that and the
     "snapshots" that were made on the way.
     `memory_bytes` is the sum of llama.cpp's own `buffers`, a line each; `host_cache_bytes` of RAM more may be taken by
-    chats that lost their slot.
+    chats that lost their slot. `buffer_types` and `has_rpc` say what this build and machine have for other models.
     """
 
     model: ModelInfo
@@ -560,6 +560,8 @@ class Ready:
     writes: bool = True
     draft: DraftInfo | None = None
     host_cache_bytes: int = 0
+    buffer_types: tuple[str, ...] = ("CPU",)
+    has_rpc: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from server.engine.memory import MIB, Beside, Estimate, Overrides, Placement, estimate
-from server.errors import ModelError
 from server.llama.params import VECTOR_N_CTX, ContextParams
 from server.llama.shape import Shape
 
@@ -136,15 +135,6 @@ def _in_ram(one: Estimate, machine: Machine) -> int:
 
 def _shares_ram(machine: Machine) -> bool:
     return bool(machine.devices) and all(device.shares_ram for device in machine.devices)
-
-
-def refuse_cpu(n_gpu_layers: int) -> None:
-    """Raises ModelError, for a GPU that is required and not used."""
-    if n_gpu_layers == 0:
-        raise ModelError(
-            "require_gpu is set, but no layer runs on a GPU: give the process a GPU and a build of "
-            "llama-cpp-python for it, or unset require_gpu"
-        )
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------

@@ -1,21 +1,19 @@
 """What settings say instead of the file and of llama.cpp: other metadata, and other buffers for some tensors.
 
-Patterns of tensors are C++ regular expressions, searched for in a name; the first that matches counts. One that
-C++ could not read would end the process, so only what both languages read the same is let through.
+Patterns of tensors are searched for in a name; the first that matches counts.
 """
 
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
 
-from server.errors import ModelError
 from server.llama import system
 from server.llama.gguf import Scalar
+from server.llama.placing import check_overrides
 from server.llama.shape import MAX_LAYERS
 
 _KINDS: tuple[tuple[type, tuple[int, str]], ...] = (
@@ -25,7 +23,6 @@ _KINDS: tuple[tuple[type, tuple[int, str]], ...] = (
     (str, (llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR, "val_str")),
 )
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
-_PLAIN = re.compile(r"[\w.^$|()\[\]*+?\\-]{1,200}", re.ASCII)
 
 
 class _Override(ctypes.Structure):
@@ -42,19 +39,12 @@ def native_overrides(n_cpu_moe: int, overrides: tuple[tuple[str, str], ...]) -> 
     wanted = [*overrides, *([(_experts_of(n_cpu_moe), "CPU")] if n_cpu_moe else [])]
     if not wanted:
         return None, None
-    check_overrides(overrides)
     buffers = system.buffer_types()
+    check_overrides(overrides, buffers)
     array = (_Override * (len(wanted) + 1))()
     for place, (pattern, name) in zip(array, wanted, strict=False):
         place.pattern, place.buft = pattern.encode(), buffers[name]
     return ctypes.cast(array, ctypes.c_void_p), array
-
-
-def check_overrides(overrides: tuple[tuple[str, str], ...]) -> None:
-    """Raises ModelError for a buffer that this build does not have, or a pattern that is none."""
-    buffers = system.buffer_types() if overrides else {}
-    for pattern, name in overrides:
-        _check(pattern, name, buffers)
 
 
 def native_metadata(changes: Sequence[tuple[str, Scalar]]) -> Any:
@@ -73,16 +63,3 @@ def _experts_of(n_layers: int) -> str:
     if n_layers >= MAX_LAYERS:
         return _EXPERTS
     return rf"blk\.({'|'.join(map(str, range(n_layers)))}){_EXPERTS}"
-
-
-def _check(pattern: str, name: str, buffers: dict[str, int]) -> None:
-    if name not in buffers:
-        known = ", ".join(buffers)
-        raise ModelError(f"override_tensor {pattern}={name}: this build has no such buffer; it has {known}")
-    try:
-        re.compile(pattern)
-        is_readable = _PLAIN.fullmatch(pattern) is not None and "(?" not in pattern
-    except re.error:
-        is_readable = False
-    if not is_readable:
-        raise ModelError(f"override_tensor {pattern}={name}: expected a regular expression over names of tensors")

@@ -12,6 +12,7 @@ import llama_cpp
 from llama_cpp._ggml import libggml
 
 from server.errors import ModelError
+from server.llama.placing import check_rpc
 
 _GPU_TYPES = (1, 2)
 """ggml_backend_dev_type: GPU, and GPU that shares the host's memory."""
@@ -84,15 +85,15 @@ def buffer_types() -> dict[str, int]:
     return found
 
 
+def has_rpc() -> bool:
+    return bool(llama_cpp.llama_supports_rpc())
+
+
 def add_rpc_servers(servers: Sequence[str]) -> None:
     """Use the devices of llama.cpp RPC servers as if they were this machine's. Raises ModelError, one line."""
     if not servers:
         return
-    if not llama_cpp.llama_supports_rpc():
-        raise ModelError(
-            f"--rpc {','.join(servers)}: this build of llama.cpp has no RPC backend; install llama-cpp-python with "
-            'CMAKE_ARGS="-DGGML_RPC=on"'
-        )
+    check_rpc(servers, has_rpc=has_rpc())
     ggml = _registry()
     address = ggml.ggml_backend_reg_get_proc_address(
         ggml.ggml_backend_reg_by_name(b"RPC"), b"ggml_backend_rpc_add_server"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from server import console, daemon
 from server.config import Config
-from server.engine.offload import refuse_cpu
 from server.hub import ModelFile
+from server.llama.placing import refuse_cpu
 from server.llama.shape import refuse_half_biases
 from server.planner import report, table
 from server.planner.machine import this_machine
