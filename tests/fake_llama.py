@@ -482,6 +482,7 @@ class FakeDraft(FakeDecoder):
 class FakeVectorDecoder:
     """See `server.engine.backend.VectorDecoder`. A row is a hash of its sequence's tokens so far, `WIDTH` numbers.
 
+    A sequence is computed under one set of adapters, which adds to the hash; there are as many as over `decoder`.
     Seconds pass on the clock of `decoder`, `row_s` a row. `failures` are raised by the next decodes, one each.
     """
 
@@ -501,14 +502,21 @@ class FakeVectorDecoder:
         self.batch = Batch.with_capacity(n_batch)
         self.failures: list[Exception] = []
         self.batches: list[list[int]] = []
+        self.adapters: tuple[float, ...] = ()
+        self.sets: list[tuple[float, ...]] = []
         self._decoder = decoder
         self.row_s = row_s
         self._held: dict[int, list[int]] = {}
+        self._under: dict[int, tuple[float, ...]] = {}
         self._rows = np.full((n_batch, self.WIDTH), np.nan, np.float32)
 
     @property
     def n_held(self) -> int:
         return len(self._held)
+
+    def set_adapters(self, scales: tuple[float, ...]) -> None:
+        assert len(scales) in (0, self._decoder.n_adapters)
+        self.adapters = scales
 
     def decode(self) -> float:
         batch = self.batch
@@ -520,11 +528,13 @@ class FakeVectorDecoder:
             assert 0 <= sequence < self.n_inputs
             held = self._held.setdefault(sequence, [])
             assert int(batch.pos[row]) == len(held), "a gap"
+            assert self._under.setdefault(sequence, self.adapters) == self.adapters, "a sequence under two sets"
             assert self.can_split or row == 0 or sequence in sequences[:row] or not held, "a sequence in pieces"
             held.append(int(batch.token[row]))
-            self._rows[row] = vector_after(held)
+            self._rows[row] = vector_after(held, self.adapters)
         assert sum(map(len, self._held.values())) <= self.n_ctx, "more tokens than there are cells"
         self.batches.append(sequences)
+        self.sets.append(self.adapters)
         seconds = batch.n_rows * self.row_s
         self._decoder.sleep(seconds)
         if self.failures:
@@ -536,10 +546,11 @@ class FakeVectorDecoder:
 
     def scores(self, sequence: int) -> Vectors:
         assert sequence in self.batches[-1], "llama.cpp has scores of the last batch only"
-        return vector_after(self._held[sequence])[None, :1]
+        return vector_after(self._held[sequence], self._under[sequence])[None, :1]
 
     def forget(self, sequence: int) -> None:
         self._held.pop(sequence, None)
+        self._under.pop(sequence, None)
 
 
 def no_vectors() -> Embedder:
@@ -551,9 +562,9 @@ def no_vectors() -> Embedder:
     return Embedder(EmbedderParams("mean", 64, N_VOCAB), make)
 
 
-def vector_after(tokens: Sequence[int]) -> Vectors:
+def vector_after(tokens: Sequence[int], adapters: Sequence[float] = ()) -> Vectors:
     """The row of a sequence's last token."""
-    value = 1
+    value = 1 + (zlib.crc32(repr(tuple(adapters)).encode()) if any(adapters) else 0)
     for token in tokens:
         value = (value * 1_000_003 + token + 7) % _PRIME
     return np.random.default_rng(value).normal(0, 1, FakeVectorDecoder.WIDTH).astype(np.float32)
@@ -639,7 +650,7 @@ class Rig:
         self.vectors = FakeVectorDecoder(decoder)
         self.queue = RequestQueue(max_queue, max_queue_wait_s)
         self.embedder = Embedder(
-            EmbedderParams(pooling, self.vectors.n_ctx, N_VOCAB, max_queue_wait_s),
+            EmbedderParams(pooling, self.vectors.n_ctx, N_VOCAB, decoder.n_adapters, max_queue_wait_s),
             lambda: self.vectors,
             self.queue.accounts,
             decoder.clock,

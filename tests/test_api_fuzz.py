@@ -118,7 +118,13 @@ CASES = {
     "/v1/chat/completions/input_tokens": bodies(OPENAI_CHAT, messages=MESSAGES | VALUES),
     "/v1/embeddings": st.fixed_dictionaries(
         {"input": st.text("ab", max_size=20) | VALUES},
-        optional={"encoding_format": VALUES | st.just("base64"), "dimensions": VALUES, "truncate": VALUES},
+        optional={
+            "encoding_format": VALUES | st.just("base64"),
+            "dimensions": VALUES,
+            "truncate": VALUES,
+            "lora": VALUES | st.lists(st.fixed_dictionaries({"id": VALUES, "scale": VALUES}), max_size=2),
+            "model": VALUES,
+        },
     ),
     "/embedding": st.fixed_dictionaries(
         {"content": st.text("ab", max_size=5) | VALUES}, optional={"embd_normalize": VALUES}

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.embedding import AT_ONCE, Embedder, EmbedderParams
-from server.engine.messages import ActOnSlot, Admitted, Embedding, EmbedRequest, Failed, Output, SlotAction, SlotState
+from server.engine.messages import (
+    ActOnSlot,
+    Admitted,
+    Embedding,
+    EmbedRequest,
+    Failed,
+    Output,
+    Scales,
+    SlotAction,
+    SlotState,
+)
 from server.engine.pooling import scaled
 from server.engine.vector_engine import VectorEngine
 from server.errors import EngineFailure, InvalidRequest
@@ -22,12 +32,12 @@ def embed(request_id: int, *texts: bytes, **changes: object) -> EmbedRequest:
     return EmbedRequest(request_id, tuple(tuple(text) for text in texts), **changes)  # type: ignore[arg-type]
 
 
-def rows_of(text: bytes) -> Vectors:
-    return np.stack([vector_after(list(text[: n + 1])) for n in range(len(text))])
+def rows_of(text: bytes, adapters: Scales = ()) -> Vectors:
+    return np.stack([vector_after(list(text[: n + 1]), adapters) for n in range(len(text))])
 
 
-def mean_of(text: bytes) -> Vectors:
-    return scaled(rows_of(text).mean(axis=0)[None], 2)
+def mean_of(text: bytes, adapters: Scales = ()) -> Vectors:
+    return scaled(rows_of(text, adapters).mean(axis=0)[None], 2)
 
 
 @given(
@@ -321,6 +331,79 @@ def test_what_cannot_be_a_vector_is_refused(request_: EmbedRequest, words: str) 
 def test_no_text_at_all_is_refused() -> None:
     with pytest.raises(InvalidRequest):
         make_engine().embedder.add(embed(1))
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+BASE, MUCH, LITTLE = (), (1.0, 0.0), (0.0, 0.5)
+
+
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.sampled_from([BASE, MUCH, LITTLE]),
+            st.lists(st.binary(min_size=1, max_size=48), min_size=1, max_size=5),
+            st.sampled_from(["", "a", "b"]),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    can_split=st.booleans(),
+)
+def test_every_text_gets_its_vector_under_its_own_adapters(
+    asked: list[tuple[Scales, list[bytes], str]], can_split: bool
+) -> None:
+    rig = make_engine(n_adapters=2)
+    rig.vectors.can_split = can_split
+    rig.add(*[embed(i, *texts, adapters=scales, account=account) for i, (scales, texts, account) in enumerate(asked)])
+    collected = rig.run()
+    for i, (scales, texts, _) in enumerate(asked):
+        for index, text in enumerate(texts):
+            assert collected[i].vectors[index] == pytest.approx(mean_of(text, scales), abs=1e-5)
+    assert rig.vectors.n_held == 0
+
+
+def test_a_score_is_given_under_its_adapters() -> None:
+    rig = make_engine(pooling="rank", n_adapters=2)
+    rig.add(embed(1, b"hello", adapters=MUCH), embed(2, b"hello"))
+    collected = rig.run()
+    for number, scales in ((1, MUCH), (2, BASE)):
+        assert collected[number].vectors[0] == pytest.approx(rows_of(b"hello", scales)[-1:, :1])
+
+
+def test_texts_under_the_same_adapters_share_a_batch_and_the_others_take_turns() -> None:
+    rig = make_engine(n_adapters=2)
+    for number, scales in enumerate([MUCH, BASE, MUCH, BASE]):
+        rig.add(embed(number, *[b"four"] * 4, adapters=scales))
+    rig.run()
+    # Four sequences there are.
+    assert [len(batch) for batch in rig.vectors.batches] == [16] * 4
+    assert rig.vectors.sets == [MUCH, BASE, MUCH, BASE]
+
+
+def test_a_question_under_other_adapters_does_not_wait_for_a_long_list() -> None:
+    rig = make_engine(n_adapters=2)
+    # The first batch ends within a text; the second does the rest of it, and no more under its adapters.
+    rig.add(embed(1, *[b"x" * 20] * 100), embed(2, b"question", adapters=MUCH))
+    for _ in range(3):
+        rig.step()
+    assert rig.collected[2].is_done
+    assert not rig.collected[1].is_done
+
+
+def test_without_adapters_none_are_put_over_the_context() -> None:
+    rig = make_engine(n_adapters=2)
+    rig.add(embed(1, b"a" * 60, b"b"), make_request(2, b"c", adapters=MUCH, max_tokens=4))
+    assert rig.run()[1].is_done
+    assert set(rig.vectors.sets) == {BASE}
+
+
+def test_adapters_that_are_not_there_are_refused() -> None:
+    rig = make_engine(n_adapters=1)
+    rig.add(embed(1, b"a", adapters=MUCH))
+    failure = rig.run()[1].failure
+    assert failure is not None
+    assert (failure.code, failure.param) == ("invalid_value", "lora")
 
 
 class TestVectorsOnly:

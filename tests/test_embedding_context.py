@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from server.engine import loader
 from server.engine.embedding import Embedder, EmbedderParams
@@ -17,8 +20,9 @@ from server.engine.messages import Embedding, EmbedRequest, EngineConfig, Event,
 from server.errors import ModelError
 from server.llama.embedding import EmbeddingContext
 from server.llama.model import Model
-from server.llama.params import ContextParams, EmbeddingParams, ModelParams, Pooling
+from server.llama.params import ContextParams, ControlVector, EmbeddingParams, ModelParams, Pooling
 from tests.fake_llama import make_request
+from tests.lora_files import pairs_of, write_control_vector, write_lora
 from tests.tiny_bert import N_CTX_TRAIN, N_EMBD, write_tiny_bert
 from tests.tiny_model import N_EMBD as TINY_N_EMBD
 from tests.tiny_model import quiet_llama
@@ -39,12 +43,12 @@ def berts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 class Rig:
     """Our vectors of one file, beside llama-cpp-python's."""
 
-    def __init__(self, path: Path, pooling: Pooling, **changes: Any) -> None:
+    def __init__(self, path: Path, pooling: Pooling, loaded: dict[str, Any] | None = None, **changes: Any) -> None:
         self.path, self.pooling = path, pooling
-        self.model = Model(ModelParams(str(path)))
+        self.model = Model(ModelParams(str(path), **(loaded or {})))
         numbers = {"n_ctx": 128, "n_threads": 1, "flash_attn": "off", "n_inputs": 3} | changes
         self.context = EmbeddingContext(self.model, EmbeddingParams(pooling=pooling, **numbers))
-        params = EmbedderParams(pooling, self.context.n_ctx, self.model.n_vocab)
+        params = EmbedderParams(pooling, self.context.n_ctx, self.model.n_vocab, len(self.model.adapters))
         self.embedder = Embedder(params, lambda: self.context)
 
     def close(self) -> None:
@@ -52,26 +56,45 @@ class Rig:
         self.model.close()
 
     def ours(self, *, pause_s: float | None = None, norm: int = 2) -> list[np.ndarray]:
+        return self.ours_under([()], pause_s=pause_s, norm=norm)[0]
+
+    def ours_under(
+        self, sets: list[tuple[float, ...]], *, pause_s: float | None = None, norm: int = 2
+    ) -> list[list[np.ndarray]]:
+        """The vectors under each of these sets of adapters, asked for at once."""
         inputs = [tuple(self.model.tokenize(text, add_special=True, parse_special=True)) for text in TEXTS]
-        self.embedder.add(EmbedRequest(1, tuple(inputs), norm=norm))
-        found: dict[int, np.ndarray] = {}
+        for number, scales in enumerate(sets):
+            self.embedder.add(EmbedRequest(number, tuple(inputs), norm=norm, adapters=scales))
+        found: dict[tuple[int, int], np.ndarray] = {}
         while self.embedder.has_work:
             for event in self.embedder.step(pause_s):
                 assert not isinstance(event, Failed), event
                 if isinstance(event, Embedding):
-                    found[event.index] = np.frombuffer(event.data, "<f4").reshape(-1, event.width)
+                    found[event.request_id, event.index] = np.frombuffer(event.data, "<f4").reshape(-1, event.width)
                     assert event.n_tokens == len(inputs[event.index])
             self.embedder.check_integrity()
-        return [found[index] for index in range(len(TEXTS))]
+        return [[found[number, index] for index in range(len(TEXTS))] for number in range(len(sets))]
 
-    def theirs(self, *, normalize: bool = True) -> list[np.ndarray]:
-        options: dict[str, Any] = {"n_ctx": 128, "n_threads": 1, "flash_attn": False, "verbose": False}
+    def theirs(
+        self, *, normalize: bool = True, direction: tuple[int, np.ndarray] | None = None, **more: Any
+    ) -> list[np.ndarray]:
+        """`direction` is added to what leaves a layer; `more` are llama-cpp-python's own options."""
+        options: dict[str, Any] = {"n_ctx": 128, "n_threads": 1, "flash_attn": False, "verbose": False, **more}
         if self.pooling != "rank":
             options["pooling_type"] = POOLING_TYPES[self.pooling]
         peer = llama_cpp.Llama(str(self.path), embedding=True, **options)
+        if direction is not None:
+            _add_direction(peer, *direction)
         vectors = [np.array(peer.embed(text, normalize=normalize), np.float32) for text in TEXTS]
         peer.close()
         return [vector if vector.ndim == 2 else vector[None] for vector in vectors]
+
+
+def _add_direction(peer: llama_cpp.Llama, layer: int, direction: np.ndarray) -> None:
+    data = np.zeros((layer, len(direction)), np.float32)
+    data[layer - 1] = direction
+    pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    assert llama_cpp.llama_set_adapter_cvec(peer.ctx, pointer, data.size, len(direction), layer, layer) == 0
 
 
 @pytest.fixture
@@ -117,6 +140,54 @@ def test_a_rerankers_scores(make_rig: Any, berts: dict[str, Path]) -> None:
     theirs = [vector[:, :1] for vector in rig.theirs(normalize=False)]
     assert [float(one[0, 0]) for one in ours] == pytest.approx([float(two[0, 0]) for two in theirs], abs=5e-3)
     assert len({round(float(one[0, 0]), 3) for one in ours}) == len(TEXTS)
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pause_s", [None, 1e-9], ids=["whole", "in pieces"])
+def test_a_writers_vectors_under_adapters(
+    make_rig: Any, tiny_model: Path, tmp_path: Path, pause_s: float | None
+) -> None:
+    loras = [str(write_lora(tmp_path / f"{n}.gguf", pairs_of(tiny_model), seed=n)) for n in (1, 2)]
+    rig = make_rig(tiny_model, "mean", {"loras": tuple(loras)})
+    sets = [(), (1.0, 0.0), (0.0, 0.5), (1.0, 0.0), ()]
+    base, one, two, one_again, base_again = rig.ours_under(sets, pause_s=pause_s)
+    assert_same(base, rig.theirs())
+    assert_same(one, rig.theirs(lora_path=loras[0]))
+    assert_same(two, rig.theirs(lora_path=loras[1], lora_scale=0.5))
+    assert_same(one_again, one)
+    assert_same(base_again, base)
+    assert_differ(base, one, two)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "rank"])
+def test_a_berts_vectors_and_scores_under_an_adapter(
+    make_rig: Any, berts: dict[str, Path], tmp_path: Path, pooling: Pooling
+) -> None:
+    pairs = pairs_of(berts[pooling], names=("attn_q", "attn_output", "ffn_down"))
+    lora = str(write_lora(tmp_path / "bert.gguf", pairs, architecture="bert"))
+    rig = make_rig(berts[pooling], pooling, {"loras": (lora,)})
+    base, adapted = rig.ours_under([(), (1.0,)])
+    theirs = rig.theirs(normalize=pooling != "rank", lora_path=lora)
+    for one, two in zip(adapted, theirs, strict=True):
+        assert one == pytest.approx(two[:, : one.shape[1]], abs=5e-3)
+    assert_differ(base, adapted)
+
+
+def test_control_vectors_are_added_to_what_becomes_a_vector(make_rig: Any, tiny_model: Path, tmp_path: Path) -> None:
+    path = write_control_vector(tmp_path / "cv.gguf", (1,), TINY_N_EMBD)
+    direction = GGUFReader(path).tensors[0].data
+    rig = make_rig(tiny_model, "mean", {"control_vectors": (ControlVector(str(path), 0.5),)})
+    ours = rig.ours()
+    assert_same(ours, rig.theirs(direction=(1, 0.5 * direction)))
+    assert_differ(rig.theirs(), ours)
+
+
+def assert_differ(*sets: list[np.ndarray]) -> None:
+    for place, one in enumerate(sets):
+        for other in sets[:place]:
+            assert all(np.abs(a - b).max() > 0.01 for a, b in zip(one, other, strict=True))
 
 
 # --- an engine from a file --------------------------------------------------------------------------------------------
@@ -196,6 +267,24 @@ def test_flash_attention_goes_by_the_length_of_texts(
 def test_the_pooling_may_be_set(berts: dict[str, Path]) -> None:
     loaded = load(config_of(berts["mean"], pooling="last"), lambda event: None)
     assert loaded.ready.embedding.pooling == "last"
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_an_engine_of_either_kind_knows_its_adapters(
+    berts: dict[str, Path], tiny_model: Path, tmp_path: Path, pooling: Pooling
+) -> None:
+    path, architecture = (tiny_model, "llama") if pooling == "mean" else (berts["cls"], "bert")
+    pairs = pairs_of(path, names=("attn_q", "ffn_down"))
+    lora = str(write_lora(tmp_path / "a.gguf", pairs, architecture=architecture))
+    config = config_of(path)
+    engine = load(dataclasses.replace(config, model=ModelParams(str(path), loras=(lora,))), lambda event: None).engine
+    for number, scales in enumerate([(), (1.0,), (1.0, 1.0)]):
+        engine.add(EmbedRequest(number, ((2, 9, 3),), adapters=scales))
+    done = answers(engine)
+    vectors = {event.request_id: event.data for event in done if isinstance(event, Embedding)}
+    assert vectors.keys() == {0, 1}
+    assert vectors[0] != vectors[1]
+    assert [event.param for event in done if isinstance(event, Failed)] == ["lora"]
 
 
 def test_scores_need_a_classifier(tiny_model: Path) -> None:

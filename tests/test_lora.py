@@ -27,6 +27,7 @@ from server.llama.context import Context
 from server.llama.model import Model
 from server.llama.params import ContextParams, ControlVector, ModelParams
 from tests.api_client import Api, error_of, ring_of, running
+from tests.fake_engine import FakeEngine
 from tests.fake_llama import FakeGrammars, Rig, make_engine, make_request, no_vectors, run_alone
 from tests.live_server import live_server
 from tests.lora_files import pairs_of, write_control_vector, write_lora
@@ -407,6 +408,42 @@ async def test_an_adapter_with_a_plus_in_its_name_is_asked_for_as_it_is_listed()
         assert await scales_of(api, model="fake-model+a+b") == (0.0, 0.0, 1.0)
 
 
+VECTOR_ROUTES = {
+    "/v1/embeddings": {"input": "a"},
+    "/embeddings": {"content": "a"},
+    "/embedding": {"content": "a"},
+    "/api/extra/embeddings": {"input": "a"},
+    "/api/embed": {"input": ["a", "b"]},
+    "/api/embeddings": {"prompt": "a"},
+    "/v1/rerank": {"query": "q", "documents": ["a"]},
+    "/rerank": {"query": "q", "texts": ["a"]},
+}
+
+
+@pytest.mark.parametrize("path", VECTOR_ROUTES)
+async def test_a_request_for_vectors_says_it_as_one_for_text_does(path: str) -> None:
+    fake = FakeEngine(pooling="rank" if "rerank" in path else "mean")
+    async with running(fake, adapters=LOADED) as api:
+
+        async def scales(**more: Any) -> tuple[float, ...]:
+            await api.ok(path, **VECTOR_ROUTES[path], **more)
+            return fake.embeds[-1].adapters
+
+        assert await scales() == (1.0, 0.0)
+        assert await scales(lora=[{"id": 1, "scale": 0.5}]) == (0.0, 0.5)
+        assert await scales(lora=[]) == ()
+        assert await scales(model="fake-model+topic") == (0.0, 1.0)
+        assert await scales(model="text-embedding-3-small") == (1.0, 0.0)
+        assert await scales(model=["no", "name"]) == (1.0, 0.0)
+        for lora, param in (([{"id": 2, "scale": 1}], "lora[0].id"), ([{"id": 0, "scale": "x"}], "lora[0].scale")):
+            error = error_of(await api.post(path, VECTOR_ROUTES[path] | {"lora": lora}), 400)
+            assert error["param"] == param
+        error = error_of(await api.post(path, VECTOR_ROUTES[path] | {"model": "fake-model+x"}), 404)
+        assert "style, topic" in error["message"]
+        await api.post("/lora-adapters", [{"id": 1, "scale": 2}])
+        assert await scales() == (0.0, 2.0)
+
+
 async def test_the_models_are_listed_with_their_adapters() -> None:
     async with running(adapters=LOADED) as api:
         models = (await api.http.get("/v1/models")).json()["data"]
@@ -491,3 +528,12 @@ def test_the_whole_server_speaks_under_adapters(tiny_model: Path, loras: tuple[s
         http.post("/lora-adapters", json=[{"id": 0, "scale": 1.0}])
         assert text() == style
         assert text(lora=[]) == base
+
+        def vector(**more: Any) -> list[float]:
+            answer = http.post("/v1/embeddings", json={"input": "Hello", **more}).json()
+            found: list[float] = answer["data"][0]["embedding"]
+            return found
+
+        plain = vector(lora=[])
+        assert np.abs(np.array(vector()) - plain).max() > 0.01
+        assert vector(model=f"{tiny_model.stem}+style") == vector()

@@ -21,8 +21,8 @@ from server.api.openai.schemas import Prompt, Prompts, read_prompts
 from server.api.ports import services_of
 from server.api.responses import dumps, json_response
 from server.api.sampling import Bool, Int
-from server.api.validation import Body, validate
-from server.api.vectors import Wish, numbers_of, vectors_of
+from server.api.validation import validate
+from server.api.vectors import AdaptedFields, Wish, numbers_of, vectors_of
 from server.engine.messages import Embedding
 from server.errors import Unsupported
 
@@ -35,7 +35,7 @@ _NS = 1_000_000_000
 _WIDEST_NORM = 64
 
 
-class EmbeddingRequest(Body):
+class EmbeddingRequest(AdaptedFields):
     """OpenAI's request. `dimensions` cuts vectors of models that were trained for it."""
 
     input: Prompts
@@ -44,7 +44,7 @@ class EmbeddingRequest(Body):
     truncate: Bool = False
 
 
-class NativeEmbeddingRequest(Body):
+class NativeEmbeddingRequest(AdaptedFields):
     """llama-server's request. `embd_normalize`: -1 none, 0 greatest is 32,760, 1 sum, 2 length, p the p-norm."""
 
     content: Prompts
@@ -55,7 +55,7 @@ def _read_texts(value: Any) -> tuple[Prompt, ...]:
     return () if value in ("", []) else read_prompts(value)
 
 
-class OllamaEmbedRequest(Body):
+class OllamaEmbedRequest(AdaptedFields):
     """Ollama's request; what is too long is cut unless `truncate` is false."""
 
     input: Annotated[
@@ -65,7 +65,7 @@ class OllamaEmbedRequest(Body):
     dimensions: Annotated[Int, Field(ge=1)] | None = None
 
 
-class OllamaEmbeddingsRequest(Body):
+class OllamaEmbeddingsRequest(AdaptedFields):
     """Ollama's older request, of one text."""
 
     prompt: Annotated[str, Strict()] = ""
@@ -105,7 +105,8 @@ async def create_ollama(request: Request) -> Response:
     """Ollama's: a vector of unit length for each text."""
     start_ns = time.monotonic_ns()
     services, fields = services_of(request), validate(OllamaEmbedRequest, await _read(request), {})
-    wish = Wish(dimensions=fields.dimensions, truncates=fields.truncate)
+    adapters = fields.adapters_of(services)
+    wish = Wish(dimensions=fields.dimensions, truncates=fields.truncate, adapters=adapters)
     found = await _pooled(request, fields.input, wish) if fields.input else []
 
     def answer() -> JsonObject:
@@ -124,7 +125,8 @@ async def create_ollama(request: Request) -> Response:
 async def create_old_ollama(request: Request) -> Response:
     """Ollama's older route: the vector of one text."""
     fields = validate(OllamaEmbeddingsRequest, await _read(request), {})
-    found = await _pooled(request, [fields.prompt], Wish("prompt", truncates=True)) if fields.prompt else []
+    wish = Wish("prompt", truncates=True, adapters=fields.adapters_of(services_of(request)))
+    found = await _pooled(request, [fields.prompt], wish) if fields.prompt else []
     return json_response({"embedding": [number for one in found for number in numbers_of(one)[0]]})
 
 
@@ -134,7 +136,9 @@ async def _read(request: Request) -> JsonObject:
 
 async def _openai(request: Request, body: Mapping[str, Any]) -> Response:
     services, fields = services_of(request), validate(EmbeddingRequest, body, {})
-    found = await _pooled(request, fields.input, Wish(dimensions=fields.dimensions, truncates=fields.truncate))
+    adapters = fields.adapters_of(services)
+    wish = Wish(dimensions=fields.dimensions, truncates=fields.truncate, adapters=adapters)
+    found = await _pooled(request, fields.input, wish)
     n_tokens = sum(one.n_tokens for one in found)
 
     def vector(one: Embedding) -> Any:
@@ -157,7 +161,9 @@ async def _native(request: Request, body: Mapping[str, Any]) -> Response:
     services, fields = services_of(request), validate(NativeEmbeddingRequest, body, _NATIVE)
     is_pooled = services.require_ready().embedding.pooling != "none"
     wish = Wish(
-        "content" if body.get("content") is not None else "input", norm=fields.embd_normalize if is_pooled else -1
+        "content" if body.get("content") is not None else "input",
+        norm=fields.embd_normalize if is_pooled else -1,
+        adapters=fields.adapters_of(services),
     )
     found = await unless_gone(request, vectors_of(services, fields.content, owner_of(request), wish))
     return await _respond(

@@ -17,8 +17,8 @@ from server.api.generation import unless_gone
 from server.api.ports import services_of
 from server.api.responses import json_response
 from server.api.sampling import Bool, Int
-from server.api.validation import Body, validate
-from server.api.vectors import Wish, check_count, compute, encode_in_turns, numbers_of
+from server.api.validation import validate
+from server.api.vectors import AdaptedFields, Wish, check_count, compute, encode_in_turns, numbers_of
 from server.engine.messages import Embedding
 from server.errors import Unsupported
 
@@ -34,7 +34,7 @@ _DOCUMENT = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"te
 Document = Annotated[str, Strict(), BeforeValidator(_read_document), WithJsonSchema(_DOCUMENT)]
 
 
-class RerankRequest(Body):
+class RerankRequest(AdaptedFields):
     """`top_n` keeps the best. With `return_documents` each result carries its text."""
 
     query: Annotated[str, Strict()]
@@ -63,8 +63,9 @@ async def rerank(request: Request) -> Response:
             "This model is no reranker. Start the server with one, with --pooling rank if its file does not say so."
         )
     check_count(fields.documents, name)
+    wish = Wish(name, adapters=fields.adapters_of(services))
     pairs = await encode_in_turns(fields.documents, lambda some: services.text.encode_pairs(fields.query, some))
-    found = await unless_gone(request, compute(services, pairs, owner_of(request), Wish(name)))
+    found = await unless_gone(request, compute(services, pairs, owner_of(request), wish))
     results = _results(fields, found, score="score" if name == "texts" else "relevance_score", text=name == "texts")
     if name == "texts":
         return json_response(results)

@@ -11,8 +11,9 @@ from server.api.accounts import account_of, limits_of
 from server.api.activity import Owner
 from server.api.matryoshka import is_matryoshka
 from server.api.ports import Services
-from server.api.requests import check_tokens
-from server.engine.messages import Embedding, EmbedRequest, FinishReason
+from server.api.requests import Lora, ModelName, check_tokens
+from server.api.validation import Body
+from server.engine.messages import Embedding, EmbedRequest, FinishReason, Scales
 from server.errors import EngineFailure, InputTooLong, InvalidRequest, Unsupported
 
 MAX_INPUTS = 2048
@@ -31,12 +32,25 @@ class Wish:
     """What is to be done with inputs, of which `param` is the name on the wire.
 
     `truncates` cuts what is too long instead of refusing it. `norm` is llama-server's number (`engine.pooling.scaled`).
+    `adapters` are the scales of the LoRA adapters.
     """
 
     param: str = "input"
     dimensions: int | None = None
     norm: int = 2
     truncates: bool = False
+    adapters: Scales = ()
+
+
+class AdaptedFields(Body):
+    """What every request for vectors or scores may say: which LoRA adapters it wants, as a request for text does."""
+
+    lora: Lora | None = None
+    model: ModelName = None
+
+    def adapters_of(self, services: Services) -> Scales:
+        """Raises InvalidRequest for an adapter that is not there, NotFound for a name."""
+        return services.adapters.wanted(self.lora, self.model)
 
 
 async def vectors_of(services: Services, inputs: Sequence[Input], owner: Owner, wish: Wish) -> list[Embedding]:
@@ -70,6 +84,7 @@ async def compute(services: Services, inputs: Sequence[Sequence[int]], owner: Ow
         asker=owner.asker,
         account=account_of(owner, services.config),
         limits=limits_of(owner, services.config),
+        adapters=wish.adapters,
         max_queue_wait_s=services.config.max_queue_wait_s,
     )
     record, found = owner.record, dict[int, Embedding]()

@@ -3,7 +3,7 @@
 Requests are few at once and take turns, so that a list of a thousand texts does not hold up one question: the next
 text is of the account that was served least, in the same book that those who write are charged in. Every account may
 have one request under way. A text that may be computed in pieces is, so that nobody's stream pauses for longer than it
-may.
+may. A context has one set of LoRA adapters at a time: texts under other ones begin when those under way are done.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from server.engine.backend import VectorDecoder
 from server.engine.fairness import Accounts, Standing
-from server.engine.messages import Admitted, Embedding, EmbedRequest, Event, Failed, QueueEntry, Turn
+from server.engine.messages import Admitted, Embedding, EmbedRequest, Event, Failed, QueueEntry, Scales, Turn
 from server.engine.pooling import Pool, new_pool, scaled
 from server.errors import EngineFailure, GgufdError, InputTooLong, InvalidRequest, QueueTimeout
 from server.llama.batch import NoRoomError
@@ -55,6 +55,10 @@ class _Job:
     @property
     def account(self) -> str:
         return self.request.account
+
+    @property
+    def adapters(self) -> Scales:
+        return self.request.adapters
 
     @property
     def n_tokens_left(self) -> int:
@@ -97,6 +101,7 @@ class EmbedderParams:
     pooling: Pooling
     n_ctx: int
     n_vocab: int
+    n_adapters: int = 0
     max_wait_s: float = 600.0
 
 
@@ -130,6 +135,8 @@ class Embedder:
             raise InputTooLong(longest, self.params.n_ctx)
         if not all(0 <= token < self.params.n_vocab for tokens in request.inputs for token in tokens):
             raise InvalidRequest("a token is not in the vocabulary", param="input")
+        if len(request.adapters) not in (0, self.params.n_adapters):
+            raise InvalidRequest(f"there are {self.params.n_adapters} adapters", param="lora")
         self._waiting.append(_Job(request, self.clock()))
         self.accounts.wait(request.account)
 
@@ -240,6 +247,7 @@ class Embedder:
                 self._fail(job, EngineFailure(f"{error.message}; is there enough memory?"))
             return
         pieces = self._fill(decoder, self._budget(decoder, pause_s))
+        decoder.set_adapters(pieces[0].input.job.adapters)
         try:
             seconds = decoder.decode()
         except (NoRoomError, EngineFailure) as error:
@@ -266,18 +274,28 @@ class Embedder:
         """Write the next pieces into the batch: of inputs under way, then of new ones, each request in its turn."""
         decoder.batch.clear()
         pieces = [_add(decoder, one, budget) for one in self._active if decoder.batch.n_rows < budget]
-        while (job := self._next_job()) is not None:
+        job = self._next_job()
+        # Who is next but under other adapters does not wait for more of these to begin.
+        while job is not None and self._shares_adapters(job):
             if not self._has_room(decoder, len(job.request.inputs[job.n_begun]), budget):
                 break
             pieces.append(_add(decoder, self._begin(decoder, job), budget))
             # The next one is another request's.
             self._open.remove(job)
             self._open.append(job)
+            job = self._next_job(job.adapters)
         return pieces
 
-    def _next_job(self) -> _Job | None:
-        """The request whose next text comes next: of the account that was served least, in turns among its own."""
-        able = [job for job in self._open if job.has_more]
+    def _shares_adapters(self, job: _Job) -> bool:
+        """Whether texts of this request may be computed beside those that are."""
+        return not self._active or self._active[0].job.adapters == job.adapters
+
+    def _next_job(self, adapters: Scales | None = None) -> _Job | None:
+        """The request whose next text comes next: of the account that was served least, in turns among its own.
+
+        Only of those under `adapters`, if it is said.
+        """
+        able = [job for job in self._open if job.has_more and adapters in (None, job.adapters)]
         return min(able, key=lambda job: self.accounts.counters[job.account], default=None)
 
     def _has_room(self, decoder: VectorDecoder, n_tokens: int, budget: int) -> bool:
@@ -353,6 +371,8 @@ class Embedder:
             raise EngineFailure("an input is computed whose request has ended")
         if len({one.sequence for one in self._active}) != len(self._active):
             raise EngineFailure("two inputs are computed as one sequence")
+        if not all(self._shares_adapters(one.job) for one in self._active):
+            raise EngineFailure("inputs under different adapters are computed together")
         for job in self._open:
             n_active = sum(1 for one in self._active if one.job is job)
             if job.n_done + n_active != job.n_begun or job.n_done >= job.request.n:

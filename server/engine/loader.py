@@ -282,7 +282,7 @@ def _embedder(config: EngineConfig, model: Model, params: EmbeddingParams, log: 
         log.tell(f"the context for embeddings takes {(log.memory_bytes - before) >> 20} MiB")
         return context
 
-    known = EmbedderParams(params.pooling, params.n_ctx, model.n_vocab, config.max_queue_wait_s)
+    known = EmbedderParams(params.pooling, params.n_ctx, model.n_vocab, len(model.adapters), config.max_queue_wait_s)
     return Embedder(known, make, Accounts(config.prompt_cost))
 
 

@@ -14,6 +14,7 @@ import llama_cpp
 import numpy as np
 
 from server.errors import EngineFailure, ModelError
+from server.llama.adapters import put_control_vectors_over
 from server.llama.batch import Batch, NoRoomError, Vectors
 from server.llama.context import FLASH_ATTENTION, NativeBatch
 from server.llama.model import Model
@@ -39,6 +40,11 @@ class EmbeddingContext:
             raise ModelError(f"llama.cpp could not make a context for embeddings of {params.n_ctx} tokens")
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._batch = NativeBatch(self.n_batch)
+        self._adapters = model.adapters
+        self._scales: tuple[float, ...] = ()
+        vectors = model.params.control_vectors
+        if vectors:
+            put_control_vectors_over(self.handle, vectors, model.params.control_layers, model.n_embd, model.n_layer)
 
     def close(self) -> None:
         if self.handle:
@@ -49,6 +55,12 @@ class EmbeddingContext:
     def batch(self) -> Batch:
         """The context's own batch: clear it, fill it with rows that all ask for an output, `decode` it."""
         return self._batch.rows
+
+    def set_adapters(self, scales: tuple[float, ...]) -> None:
+        """The scale of every LoRA adapter in the next decodes; empty for the model alone."""
+        if scales != self._scales:
+            self._scales = scales
+            self._adapters.put_over(self.handle, scales)
 
     def decode(self) -> float:
         """Compute the batch; returns the seconds it took.
