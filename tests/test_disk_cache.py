@@ -86,6 +86,17 @@ def test_a_cache_that_cannot_drop_its_tail_wants_whole_files(tmp_path: Path) -> 
     assert len(disk) == 3
 
 
+def test_a_whole_file_that_leaves_nothing_to_compute_gives_way_to_a_shorter_one(tmp_path: Path) -> None:
+    stored(tmp_path, kept(5, n=300))
+    disk = DiskCache(tmp_path, BIG, "model", only_whole=True)
+    assert disk.store(kept(5, n=400))
+    disk.flush(5)
+    found = read(fetched(disk, kept(5, n=400)))
+    assert found is not None
+    assert len(found.tokens) == 300
+    assert fetched(disk, kept(5, n=300)) is None
+
+
 def test_another_models_files_are_no_use_and_make_room_first(tmp_path: Path) -> None:
     size = stored(tmp_path, kept(5)).n_bytes
     other = cache(tmp_path, max_bytes=2 * size + 100, fingerprint="another model")

@@ -101,13 +101,14 @@ class DiskCache:
     def fetch(self, tokens: array[int], realm: Realm, n_known: int) -> Fetch | None:
         """Begin to read the file with the longest common beginning with `tokens`, if that is worth it.
 
-        `n_known` tokens are at hand anyway.
+        `n_known` tokens are at hand anyway. Of `tokens` at least the last is left to be computed.
         """
         self._collect()
         best, n_best = None, n_known + MIN_TOKENS - 1
         for entry in self._entries:
             n = common_prefix(entry.tokens, tokens) if entry.realm == realm else 0
-            if n > n_best and not (self._only_whole and n < len(entry.tokens)):
+            is_usable = not self._only_whole or n == len(entry.tokens) < len(tokens)
+            if is_usable and n > n_best:
                 best, n_best = entry, n
         return None if best is None else Fetch(self._thread.submit(self._read, best))
 
