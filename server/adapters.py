@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from server.api.adapters import MAX_SCALE
 from server.api.settings import LoraAdapter
 from server.config import Config
 from server.errors import ConfigError
@@ -13,9 +14,15 @@ from server.llama.params import ControlVector
 
 
 def loras_of(config: Config) -> tuple[LoraAdapter, ...]:
-    """Every adapter with the scale that requests get which do not say. Raises ConfigError where two share a name."""
+    """Every adapter with the scale that requests get which do not say.
+
+    Raises ConfigError where two share a name, and for a scale that no request may ask for.
+    """
     settings = config.model
     named = [*((path, 1.0) for path in settings.lora), *map(_scaled, settings.lora_scaled)]
+    for path, scale in named:
+        if abs(scale) > MAX_SCALE:
+            raise ConfigError(f"--lora-scaled {path}:{scale:g}: expected a scale of {-MAX_SCALE:g} to {MAX_SCALE:g}")
     made = [
         LoraAdapter(Path(path).stem, path, 0.0 if settings.lora_init_without_apply else scale) for path, scale in named
     ]
@@ -40,8 +47,12 @@ def _scaled(text: str) -> tuple[str, float]:
 
 
 def check(config: Config, model: ModelFile) -> None:
-    """Raises ModelError, one line, where a file is no adapter or no control vector for this model."""
+    """Raises ModelError, one line, where a file is no adapter or no control vector for this model.
+
+    ConfigError where the settings are impossible whatever the model.
+    """
     loras, vectors = loras_of(config), control_vectors_of(config)
+    layers = _layers_of(config)
     if not loras and not vectors:
         return
     header = model.shape.gguf if model.shape is not None else gguf.read(gguf.parts_of(model.path))
@@ -49,3 +60,19 @@ def check(config: Config, model: ModelFile) -> None:
         adapter_files.check_lora(lora.path, header)
     for vector in vectors:
         adapter_files.check_control_vector(vector.path, header)
+    if layers is not None:
+        adapter_files.check_layers(*layers, header)
+
+
+def _layers_of(config: Config) -> tuple[int, int] | None:
+    """The range of layers that control vectors are added to. Raises ConfigError where it is no such range."""
+    layers = config.model.control_vector_layer_range
+    if layers is None:
+        return None
+    first, last = layers
+    named = f"--control-vector-layer-range {first},{last}"
+    if first > last:
+        raise ConfigError(f"{named}: the first layer comes behind the last; swap them")
+    if not control_vectors_of(config):
+        raise ConfigError(f"{named}: there is no control vector for these layers; name one with --control-vector")
+    return layers

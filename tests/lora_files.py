@@ -23,13 +23,23 @@ def pairs_of(model: Path, *, rank: int = 2, names: tuple[str, ...] = ("attn_q", 
     return found
 
 
-def write_lora(path: Path, pairs: Pairs, *, seed: int = 1, architecture: str = "llama", **metadata: str) -> Path:
-    """An adapter; `metadata` replaces `general_type` or `adapter_type`."""
+def write_lora(
+    path: Path,
+    pairs: Pairs,
+    *,
+    seed: int = 1,
+    architecture: str = "llama",
+    invocation: tuple[int, ...] = (),
+    **metadata: str,
+) -> Path:
+    """An adapter, an activated one with `invocation` tokens; `metadata` replaces `general_type` or `adapter_type`."""
     draw = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_string("general.type", metadata.get("general_type", "adapter"))
     writer.add_string("adapter.type", metadata.get("adapter_type", "lora"))
     writer.add_float32("adapter.lora.alpha", 4.0)
+    if invocation:
+        writer.add_array("adapter.alora.invocation_tokens", list(invocation))
     for name, (a, b) in pairs.items():
         writer.add_tensor(f"{name}.lora_a", draw.normal(0, 0.5, a).astype(np.float32))
         writer.add_tensor(f"{name}.lora_b", draw.normal(0, 0.5, b).astype(np.float32))

@@ -247,6 +247,7 @@ def test_an_engine_without_these_adapters_refuses() -> None:
         ({"general_type": "model"}, "is no LoRA adapter"),
         ({"adapter_type": "other"}, "is no LoRA adapter"),
         ({"architecture": "qwen2"}, "is an adapter for qwen2 models"),
+        ({"invocation": (5, 6)}, "is an activated LoRA"),
         ({"pairs": {}}, "holds no tensors"),
         ({"pairs": {"blk.9.attn_q.weight": ((2, 32), (32, 2))}}, "the model has no tensor blk.9.attn_q.weight"),
         ({"pairs": {"blk.0.attn_q.weight": ((2, 32), (16, 2))}}, "has another shape"),
@@ -301,6 +302,31 @@ def test_what_is_no_control_vector_is_said_in_one_line(tiny_model: Path, tmp_pat
             adapters.check(config, hub.find(str(tiny_model)))
 
 
+@pytest.mark.parametrize("setting", ["lora", "lora_scaled", "control_vector", "control_vector_scaled"])
+def test_a_missing_file_is_said_with_the_option_that_named_it(tiny_model: Path, tmp_path: Path, setting: str) -> None:
+    scale = ":0.5" if setting.endswith("scaled") else ""
+    for path, words in ((tmp_path / "none.gguf", "no such file"), (tmp_path, "is a folder")):
+        config = sources.load(None, {setting: f"{path}{scale}"}, {})
+        flag = f"--{setting.removesuffix('_scaled').replace('_', '-')}"
+        with pytest.raises(ModelError, match=f"{words}; {flag} wants the path of a GGUF file"):
+            adapters.check(config, hub.find(str(tiny_model)))
+
+
+@pytest.mark.parametrize(("layers", "is_fine"), [("1,1", True), ("1,2", True), ("2,2", False), ("1,3", False)])
+def test_the_layers_of_control_vectors_are_held_against_the_model(
+    tiny_model: Path, tmp_path: Path, layers: str, is_fine: bool
+) -> None:
+    """The tiny model has two; nothing is added to the last one's output."""
+    vector = write_control_vector(tmp_path / "v.gguf", (1,), N_EMBD)
+    config = sources.load(None, {"control_vector": str(vector), "control_vector_layer_range": layers}, {})
+    model = hub.find(str(tiny_model))
+    if is_fine:
+        adapters.check(config, model)
+        return
+    with pytest.raises(ModelError, match="has 2 layers; expected a first one of 1 to 1"):
+        adapters.check(config, model)
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -337,6 +363,22 @@ def test_adapters_may_wait_for_who_asks() -> None:
 def test_what_is_no_scale_or_range_is_refused(flags: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         sources.load(None, flags, {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"control_vector": "v.gguf", "control_vector_layer_range": "2,1"}, "2,1: the first layer comes behind"),
+        ({"control_vector_layer_range": "1,2"}, "1,2: there is no control vector"),
+        ({"lora_scaled": "a.gguf:-100.5"}, "a.gguf:-100.5: expected a scale of -100 to 100"),
+        ({"lora_scaled": f"a.gguf:{'9' * 400}"}, "a.gguf:inf: expected a scale"),
+    ],
+)
+def test_settings_that_make_no_sense_with_any_model_are_refused(
+    tiny_model: Path, flags: dict[str, str], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        adapters.check(sources.load(None, flags, {}), hub.find(str(tiny_model)))
 
 
 def test_two_adapters_of_one_name_are_refused() -> None:

@@ -19,7 +19,7 @@ DIRECTION = "direction."
 
 def check_lora(path: str, model: gguf.Gguf) -> None:
     """Raises ModelError, one line, where a file is no LoRA adapter for this model."""
-    header = read(path)
+    header = read(path, "--lora")
     kind = header.metadata.get("general.type"), header.metadata.get("adapter.type")
     if kind != ("adapter", "lora"):
         raise ModelError(f"{path}: is no LoRA adapter; convert one with llama.cpp's convert_lora_to_gguf.py")
@@ -35,7 +35,7 @@ def check_lora(path: str, model: gguf.Gguf) -> None:
 
 def check_control_vector(path: str, model: gguf.Gguf) -> None:
     """Raises ModelError, one line, where a file holds no directions for this model."""
-    header = read(path)
+    header = read(path, "--control-vector")
     width = model.integer("{arch}.embedding_length")
     for tensor in header.tensors:
         layer = tensor.name.removeprefix(DIRECTION)
@@ -48,10 +48,21 @@ def check_control_vector(path: str, model: gguf.Gguf) -> None:
         raise ModelError(f"{path}: is no control vector: it holds no tensors")
 
 
-def read(path: str) -> gguf.Header:
-    """The header of such a file. Raises ModelError, one line, also for a name that no file can have."""
+def check_layers(first: int, last: int, model: gguf.Gguf) -> None:
+    """Raises ModelError, one line, for a range within which no layer of this model is added to."""
+    n_layers = model.integer("{arch}.block_count")
+    # What leaves the last layer is added to by none.
+    if first >= n_layers or last > n_layers:
+        raise ModelError(
+            f"--control-vector-layer-range {first},{last}: {model.name} has {n_layers} layers; expected a first one of "
+            f"1 to {n_layers - 1}, and a last one of at most {n_layers}"
+        )
+
+
+def read(path: str, flag: str = "--lora") -> gguf.Header:
+    """The header of such a file, which `flag` names. Raises ModelError, one line, also for what no file can be called."""
     try:
-        return gguf.read_file(Path(path).expanduser())
+        return gguf.read_file(Path(path).expanduser(), flag)
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"{path!r}: is no name of a file: {error}") from None
 

@@ -177,18 +177,18 @@ def read(paths: Sequence[Path]) -> Gguf:
     return Gguf(tuple(headers))
 
 
-def read_file(path: Path) -> Header:
-    """The header of one file. Raises ModelError when it cannot be read or is damaged or cut."""
+def read_file(path: Path, flag: str = "--model") -> Header:
+    """The header of one file, which `flag` names. Raises ModelError when it cannot be read or is damaged or cut."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             # Opening a pipe would wait for its other end.
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
-            raise ModelError(f"{path}: is {kind}; --model wants the path of a GGUF file")
+            raise ModelError(f"{path}: is {kind}; {flag} wants the path of a GGUF file")
         with path.open("rb", buffering=0) as file:
             return read_header(_reading(file), status.st_size, str(path))
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; --model wants the path of a GGUF file") from None
+        raise ModelError(f"{path}: no such file; {flag} wants the path of a GGUF file") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
 
