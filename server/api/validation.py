@@ -34,19 +34,19 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
-def validate(model: type[Model], body: Mapping[str, Any], aliases: Aliases) -> Model:
-    """The body as `model`. Raises InvalidRequest that names the client's own field."""
+def validate(model: type[Model], body: Mapping[str, Any], aliases: Aliases, *, where: str = "") -> Model:
+    """The body as `model`. Raises InvalidRequest that names the client's own field; `where` is the object itself."""
     resolved = resolve(body, aliases)
     try:
         return model.model_validate(resolved.values, context=resolved.wire_names)
     except ValidationError as error:
-        raise _as_invalid_request(error, resolved) from None
+        raise _as_invalid_request(error, resolved, where) from None
 
 
-def _as_invalid_request(error: ValidationError, resolved: Resolved) -> InvalidRequest:
+def _as_invalid_request(error: ValidationError, resolved: Resolved, where: str) -> InvalidRequest:
     details = error.errors(include_url=False, include_context=False)
     first = details[0]
-    param = _path(first["loc"], resolved)
+    param = _path(first["loc"], resolved, where)
     more = f" ({len(details) - 1} more such errors)" if len(details) > 1 else ""
     return InvalidRequest(f"{_subject(param)}{_sentence(first)}.{more}", param=param)
 
@@ -55,9 +55,9 @@ def _subject(param: str | None) -> str:
     return f"'{param}': " if param else ""
 
 
-def _path(loc: Sequence[int | str], resolved: Resolved) -> str | None:
+def _path(loc: Sequence[int | str], resolved: Resolved, where: str) -> str | None:
     """`messages[0].role` out of `("messages", 0, "role")`; the first part as the client wrote it."""
-    path = ""
+    path = where
     for position, part in enumerate(loc):
         if isinstance(part, int):
             path += f"[{part}]"

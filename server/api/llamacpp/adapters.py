@@ -35,6 +35,7 @@ async def set_adapters(request: Request) -> Response:
 
 
 def _scale_of(place: int, item: Any) -> AdapterScale:
+    where = f"[{place}]"
     if not isinstance(item, Mapping):
-        raise InvalidRequest(f"'[{place}]': expected an object with 'id' and 'scale'.", param=f"[{place}]")
-    return validate(AdapterScale, item, {})
+        raise InvalidRequest(f"'{where}': expected an object with 'id' and 'scale'.", param=where)
+    return validate(AdapterScale, item, {}, where=where)
