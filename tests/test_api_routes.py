@@ -25,7 +25,7 @@ async def test_the_one_model_is_listed(path: str) -> None:
     (model,) = listing["data"]
     assert (model["id"], model["object"], model["created"]) == ("fake-model", "model", 5)
     assert model["meta"]["n_ctx"] == 512
-    assert {"n_vocab", "n_ctx_train", "n_params", "size"} <= set(model["meta"])
+    assert {"vocab_type", "n_vocab", "n_ctx_train", "n_params", "size"} <= set(model["meta"])
 
 
 async def test_a_model_is_found_by_id_and_alias() -> None:

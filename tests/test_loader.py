@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import llama_cpp
 import pytest
 
 from server.engine import host, loader
@@ -58,6 +59,7 @@ def test_a_loaded_engine_says_what_it_is_and_serves(tiny_model: Path) -> None:
     assert (ready.n_ctx, ready.n_slots, ready.n_batch, ready.n_threads) == (256, 3, 64, 1)
     assert (ready.flash_attn, ready.flash_attn_why, ready.reuse) == (False, "as configured", "any")
     assert (ready.model.name, ready.model.n_vocab, ready.model.n_ctx_train) == ("tiny", N_VOCAB, N_CTX_TRAIN)
+    assert ready.model.vocab_type == llama_cpp.LLAMA_VOCAB_TYPE_BPE
     assert (ready.model.bos_piece, ready.model.eos_piece) == ("<s>", "</s>")
     assert ready.model.chat_template == CHAT_TEMPLATE
     assert "tokenizer.chat_template" not in ready.model.metadata

@@ -483,6 +483,7 @@ def _info(model: Model, context: ContextParams) -> ModelInfo:
         eos_piece=_piece_text(model, model.eos),
         metadata={key: value for key, value in metadata.items() if key != "tokenizer.chat_template"}
         | {key: _as_llama_writes(value) for key, value in model.params.metadata},
+        vocab_type=model.vocab_type,
         made_with=made_with(model.params, context),
     )
 

@@ -480,7 +480,10 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What was loaded. Sizes in bytes; `n_ctx_train` in tokens; `ftype` as llama.cpp writes it ("Q4_0")."""
+    """What was loaded. Sizes in bytes; `n_ctx_train` in tokens; `ftype` as llama.cpp writes it ("Q4_0").
+
+    `vocab_type` is llama.cpp's number: 1 SentencePiece, 2 BPE, 3 WordPiece and so on, 0 none.
+    """
 
     name: str
     path: str
@@ -497,6 +500,7 @@ class ModelInfo:
     bos_piece: str
     eos_piece: str
     metadata: dict[str, str]
+    vocab_type: int = 0
     made_with: str = ""
     """What the settings change of the file's own computation: states computed with something else are others."""
 

@@ -65,9 +65,14 @@ class Model:
         return int(llama_cpp.llama_vocab_n_tokens(self.vocab))
 
     @property
+    def vocab_type(self) -> int:
+        """llama.cpp's number of the kind of tokenizer."""
+        return int(llama_cpp.llama_vocab_type(self.vocab))
+
+    @property
     def has_vocab(self) -> bool:
         """False for a model whose file carries no tokenizer."""
-        return bool(llama_cpp.llama_vocab_type(self.vocab) != llama_cpp.LLAMA_VOCAB_TYPE_NONE)
+        return bool(self.vocab_type != llama_cpp.LLAMA_VOCAB_TYPE_NONE)
 
     @property
     def bos(self) -> int | None:

@@ -65,6 +65,7 @@ def _meta(services: Services) -> dict[str, Any] | None:
         "ftype": model.ftype,
         "size": model.size_bytes,
         "n_params": model.n_params,
+        "vocab_type": model.vocab_type,
         "n_vocab": model.n_vocab,
         "n_embd": model.n_embd,
         "n_layer": model.n_layer,
