@@ -895,7 +895,7 @@ def fake_ready(decoder: FakeDecoder) -> Ready:
         devices=(),
         flash_attn=False,
         flash_attn_why="",
-        reuse="any" if decoder.can_trim else "whole",
+        reuse="any" if decoder.copies_all else "whole",
         memory_bytes=4000,
         buffers=(),
         system_info="",

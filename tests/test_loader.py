@@ -22,7 +22,7 @@ from server.llama.model import Model
 from server.llama.params import ContextParams, ModelParams
 from tests import gguf_files
 from tests.fake_llama import make_request
-from tests.state_models import write_mamba
+from tests.state_models import write_mamba, write_windowed
 from tests.tiny_model import CHAT_TEMPLATE, N_CTX_TRAIN, N_VOCAB
 
 CONTEXT = {"n_ctx": 256, "n_slots": 3, "n_batch": 64, "n_ubatch": 32, "n_threads": 1, "flash_attn": "off"}
@@ -50,6 +50,14 @@ def test_what_a_models_cache_cannot_do_is_told(tiny_model: Path, tmp_path: Path)
 
     assert told_of(write_mamba(tmp_path / "mamba.gguf")) == ["context_shift", "cache_reuse"]
     assert told_of(tiny_model) == []
+
+
+@pytest.mark.parametrize(("cache_ram_bytes", "reuse"), [(0, "whole"), (1 << 20, "snapshots")])
+def test_of_a_model_with_a_sliding_window_only_whole_copies_are_reused(
+    tmp_path: Path, cache_ram_bytes: int, reuse: str
+) -> None:
+    config = dataclasses.replace(config_of(write_windowed(tmp_path / "w.gguf")), cache_ram_bytes=cache_ram_bytes)
+    assert load(config, lambda event: None).ready.reuse == reuse
 
 
 def test_a_loaded_engine_says_what_it_is_and_serves(tiny_model: Path) -> None:

@@ -138,7 +138,7 @@ def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str
         devices=system.gpu_devices(),
         flash_attn=params.flash_attn == "on",
         flash_attn_why=flash_why,
-        reuse="any" if context.can_trim else "snapshots" if config.cache_ram_bytes else "whole",
+        reuse="any" if context.copies_all else "snapshots" if config.cache_ram_bytes else "whole",
         memory_bytes=log.memory_bytes,
         buffers=tuple(log.buffers),
         system_info=system.info(),

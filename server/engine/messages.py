@@ -540,8 +540,8 @@ class DraftInfo:
 class Ready:
     """The engine serves. `n_ctx` is cells of one slot. A model that does not write (`writes`) makes vectors only.
 
-    `reuse` says which prefixes can be reused: "any" of what a slot holds, or only the "whole" of it, or that and the
-    "snapshots" that were made on the way.
+    `reuse` says which prefixes can be reused: "any" of what a slot or a copy of it holds, or of copies only the
+    "whole", or that and the "snapshots" that were made on the way.
     `memory_bytes` is the sum of llama.cpp's own `buffers`, a line each; `host_cache_bytes` of RAM more may be taken by
     chats that lost their slot. `buffer_types` and `has_rpc` say what this build and machine have for other models.
     """
