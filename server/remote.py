@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ from typing import Any
 
 from server.errors import ModelError
 from server.llama import gguf
+
+logger = logging.getLogger("ggufd")
 
 _HF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^:]+\.gguf)|:(?P<quant>[\w.-]+))?", re.ASCII)
 _OLLAMA = re.compile(
@@ -61,12 +64,19 @@ def find_ollama(model: str) -> Path:
     manifest = folder / (match["tag"] or "latest")
     try:
         layers = json.loads(manifest.read_text("utf-8"))["layers"]
-        digest = next(one["digest"] for one in layers if one["mediaType"] == "application/vnd.ollama.image.model")
+        digests = {
+            one["mediaType"].removeprefix("application/vnd.ollama.image."): str(one["digest"])
+            for one in reversed(layers)
+        }
+        model_blob = root / "blobs" / digests["model"].replace(":", "-")
     except FileNotFoundError:
         raise ModelError(f"{model}: ollama has no such model on this machine (looked for {manifest})") from None
-    except (OSError, ValueError, LookupError, TypeError, StopIteration):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise ModelError(f"{model}: {manifest} is no manifest of a model") from None
-    return root / "blobs" / str(digest).replace(":", "-")
+    if "adapter" in digests:
+        adapter = model_blob.with_name(digests["adapter"].replace(":", "-"))
+        logger.warning("%s: ollama puts an adapter on this model; without --lora %s it is served bare", model, adapter)
+    return model_blob
 
 
 def find(model: str) -> list[RemoteFile]:

@@ -288,6 +288,15 @@ class TestOllama:
         model = hub.ModelFile(store / "blobs" / "sha256-00", 0, source="ollama:tiny:1b")
         assert daemon.model_id(sources.load(None, {}, {}), model) == "tiny:1b"
 
+    def test_an_adapter_beside_it_is_told(self, store: Path, caplog: pytest.LogCaptureFixture) -> None:
+        kinds = ("model", "adapter")
+        layers = [{"mediaType": f"application/vnd.ollama.image.{kind}", "digest": f"sha256:{kind}"} for kind in kinds]
+        self.put(store, "library/tiny/latest", layers)
+        gguf_files.write(store / "blobs" / "sha256-model", *llama())
+        assert hub.find("ollama:tiny").path == store / "blobs" / "sha256-model"
+        (told,) = [one.getMessage() for one in caplog.records]
+        assert f"without --lora {store / 'blobs' / 'sha256-adapter'} it is served bare" in told
+
     def test_no_such_model(self, store: Path) -> None:
         assert "ollama has no such model on this machine" in fault("ollama:nothing")
 
