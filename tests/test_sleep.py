@@ -131,6 +131,43 @@ async def test_a_model_that_is_gone_when_it_should_wake_is_said_and_tried_again(
     assert await text_of(client.submit(request_of(client)))
 
 
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """What a client's model lies in; the fake engines do not read it."""
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"one")
+    return file
+
+
+async def test_a_file_that_was_replaced_meanwhile_is_not_loaded_under_the_old_vocabulary(file: Path) -> None:
+    client = inproc_client(InprocSpawn(n_slots=2))
+    client.config = dataclasses.replace(client.config, sleep_idle_s=IDLE_S, model=ModelParams(str(file)))
+    client.start()
+    await client.wait_ready()
+    await until(client, EngineState.SLEEPING)
+    assert await text_of(client.submit(request_of(client)))
+    await until(client, EngineState.SLEEPING)
+    await asyncio.to_thread(file.write_bytes, b"another")
+    with pytest.raises(EngineDown, match=r"m\.gguf is another file than was loaded before: start the server again"):
+        await text_of(client.submit(request_of(client)))
+    assert client.state is EngineState.SLEEPING
+    await client.stop()
+
+
+async def test_nor_is_it_after_a_crash(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    client = inproc_client(InprocSpawn(n_slots=2))
+    client.config = dataclasses.replace(client.config, model=ModelParams(str(file)))
+    client.start()
+    await client.wait_ready()
+    await asyncio.to_thread(file.write_bytes, b"another")
+    assert isinstance(client._spawn, InprocSpawn)
+    client._spawn.links[-1].kill()
+    await until(client, EngineState.FAILED)
+    assert "the engine cannot serve: " in caplog.text
+    assert len(client._spawn.links) == 1
+    await client.stop()
+
+
 async def test_stopping_a_sleeper_and_one_that_wakes_ends_everything(client: EngineClient) -> None:
     await until(client, EngineState.SLEEPING)
     stream = client.submit(request_of(client))

@@ -12,6 +12,7 @@ import functools
 import itertools
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -118,6 +119,7 @@ class EngineClient:
     ) -> None:
         self.config = config
         self._spare = spare
+        self._stamp: _Stamp | None = None
         self.ready: Ready | None = None
         self._on_progress = on_progress
         self._given_spawn = spawn
@@ -166,6 +168,7 @@ class EngineClient:
         """Start the engine; returns at once."""
         self._loop = asyncio.get_running_loop()
         self._ready_future = self._loop.create_future()
+        self._stamp = _stamp_of(self.config.model.path)
         self._launch()
 
     async def wait_ready(self) -> Ready:
@@ -237,11 +240,27 @@ class EngineClient:
         logger.info("loading the model again for a request")
         if ending is not None:
             await ending
+        if self._is_replaced:
+            self._give_up(self._replaced_text)
+            return
         self._choose_anew()
         try:
             self._launch()
         except OSError as error:
             self._give_up(f"the engine process could not be started ({error})")
+
+    @property
+    def _is_replaced(self) -> bool:
+        """Whether another file lies there than was loaded first: the text process has the vocabulary of that one.
+
+        One that is gone the loader will tell of.
+        """
+        now = _stamp_of(self.config.model.path)
+        return None not in (now, self._stamp) and now != self._stamp
+
+    @property
+    def _replaced_text(self) -> str:
+        return f"{self.config.model.path} is another file than was loaded before: start the server again to serve it"
 
     def _spawn_child(self, on_message: Callable[[list[Event]], None], on_exit: Callable[[int, str], None]) -> Link:
         spare, self._spare = self._spare, None
@@ -607,11 +626,26 @@ class EngineClient:
     async def _launch_later(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
         logger.warning("starting the engine again (try %d of %d)", self._n_restarts, _MAX_RESTARTS)
+        if self._is_replaced:
+            self._give_up(self._replaced_text)
+            return
         self._choose_anew()
         try:
             self._launch()
         except OSError as error:
             self._restart(f"the engine process could not be started ({error})")
+
+
+_Stamp = tuple[int, int, int]
+"""What tells a file from the one that lay there before: inode, size in bytes, nanoseconds of the last change."""
+
+
+def _stamp_of(path: str) -> _Stamp | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _n_slots(streams: Iterable[RequestStream]) -> int:
