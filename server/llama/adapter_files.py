@@ -60,7 +60,7 @@ def check_layers(first: int, last: int, model: gguf.Gguf) -> None:
 
 
 def read(path: str, flag: str = "--lora") -> gguf.Header:
-    """The header of such a file, which `flag` names. Raises ModelError, one line, also for a name that none can have."""
+    """The header of such a file, which `flag` names. Raises ModelError, one line, also for names no file can have."""
     try:
         return gguf.read_file(Path(path).expanduser(), flag)
     except (ValueError, RuntimeError) as error:
