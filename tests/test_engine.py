@@ -1066,9 +1066,16 @@ def test_whatever_callers_do_every_text_is_the_one_it_has_alone(
     script: list[tuple[str, Any]], can_trim: bool, n_slots: int
 ) -> None:
     rig = make_engine(n_slots=n_slots, n_ctx=64, n_batch=24, n_outputs_max=8, can_trim=can_trim)
-    requests = list(play(rig, script))
+    n_failures = sum(action == "fail" for action, _ in script)
+    may_fail = n_failures > 0
+    try:
+        requests = list(play(rig, script))
+    except EngineFailure as error:
+        # A device that does nothing any more is told so.
+        assert "nothing could be computed in 3 steps" in error.message
+        assert n_failures >= 3
+        return
     assert all(chain.is_closed for chain in rig.decoder.chains)
-    may_fail = any(action == "fail" for action, _ in script)
     for request in requests:
         collected = rig.collected[request.request_id]
         if request.request_id in rig.aborted:
