@@ -296,3 +296,12 @@ async def test_a_conversation_to_be_held_here_is_refused_in_the_way_that_clients
         error = await refused(api, {**ASK, "thread": {"type": "create"}})
     assert error["param"] == "thread"
     assert error["details"]["error_code"] == "thread_unsupported_request"
+
+
+async def test_the_id_of_a_request_is_where_anthropics_clients_look_for_it() -> None:
+    async with running() as api:
+        for body, status in ((ASK, 200), ({}, 400)):
+            response = await api.post(PATH, body)
+            assert response.status_code == status
+            assert response.headers["request-id"] == response.headers["x-request-id"] != ""
+        assert "request-id" not in (await api.http.get("/v1/models")).headers

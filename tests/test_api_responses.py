@@ -225,6 +225,13 @@ async def test_a_response_is_for_the_key_that_made_it() -> None:
         assert error_of(await api.http.get(path, params={"stream": "true"}, headers=mine), 400)["param"] == "stream"
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_a_limit_under_the_name_that_other_apis_have_is_one(name: str) -> None:
+    async with running() as api:
+        response = await api.ok(PATH, input="Hi", **{name: 2})
+    assert (response["status"], response["max_output_tokens"]) == ("incomplete", 2)
+
+
 async def test_items_of_one_id_are_listed_each_once() -> None:
     async with running() as api:
         path = f"{PATH}/{(await api.ok(PATH, input=[{**USER, 'id': 'm'}] * 3))['id']}/input_items"

@@ -15,6 +15,8 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.anthropic.errors import is_anthropic
+
 HEADER = "x-request-id"
 DISCONNECTED = "disconnect"
 """The reason of a request whose client left before its end."""
@@ -106,7 +108,8 @@ class RecordMiddleware:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                headers = [*message.get("headers", ()), (HEADER.encode(), record.request_id.encode())]
+                told = [(name.encode(), record.request_id.encode()) for name in _headers_of(record.path)]
+                headers = [*message.get("headers", ()), *told]
                 message = {**message, "headers": headers}
             await send(message)
 
@@ -120,6 +123,11 @@ class RecordMiddleware:
             record.took_s = time.monotonic() - record.started_s
             for sink in self._sinks:
                 sink(record)
+
+
+def _headers_of(path: str) -> tuple[str, ...]:
+    """What tells the id. Anthropic's clients read it from a header of their own."""
+    return (HEADER, "request-id") if is_anthropic(path) else (HEADER,)
 
 
 def _begin(scope: Scope) -> Record:

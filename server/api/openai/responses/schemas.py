@@ -112,5 +112,8 @@ class ResponseRequest(Body):
         return bool(self.top_logprobs) or "message.output_text.logprobs" in self.include
 
 
-RESPONSES: Aliases = {name: (name,) for name in ResponseRequest.model_fields}
-"""Every field has its own name only; null is unset."""
+RESPONSES: Aliases = {
+    **{name: (name,) for name in ResponseRequest.model_fields},
+    "max_output_tokens": ("max_output_tokens", "max_completion_tokens", "max_tokens"),
+}
+"""Every field has its own name only, but for the limit, which many know from the other APIs; null is unset."""
