@@ -1071,9 +1071,9 @@ def test_whatever_callers_do_every_text_is_the_one_it_has_alone(
     try:
         requests = list(play(rig, script))
     except EngineFailure as error:
-        # A device that does nothing any more is told so.
-        assert "nothing could be computed in 3 steps" in error.message
-        assert n_failures >= 3
+        # So it ends where a device does nothing any more.
+        if n_failures < 3 or "nothing could be computed in 3 steps" not in error.message:
+            raise
         return
     assert all(chain.is_closed for chain in rig.decoder.chains)
     for request in requests:
