@@ -34,6 +34,7 @@ _OLLAMA = re.compile(
 _PREFERRED = "Q4_K_M"
 _DISK_MARGIN = 256 << 20
 _TIMEOUT_S = 20
+_CONNECT_S = 10
 _TOLD_STEP = 0.01
 _AHEAD = 1 << 20
 """Bytes fetched at once of a header that is read from afar."""
@@ -85,9 +86,11 @@ def find(model: str) -> list[RemoteFile]:
     if match is None:
         raise ModelError(f"{model}: expected hf:OWNER/REPO, hf:OWNER/REPO:QUANTISATION or hf:OWNER/REPO/FILE.gguf")
     hub = _library(model)
-    # The library itself would wait for ever.
-    hub.utils.get_session().timeout = _TIMEOUT_S
     with _one_line(model):
+        session = hub.utils.get_session()
+        # The library itself would wait for ever, and try half a minute to connect.
+        session.timeout = _TIMEOUT_S
+        session.head(hub.constants.ENDPOINT, timeout=_CONNECT_S, follow_redirects=False)
         tree = list(hub.HfApi().list_repo_tree(match["repo"], recursive=True))
     files = {one.path: _remote(match["repo"], one) for one in tree if str(one.path).lower().endswith(".gguf")}
     first = match["file"] or _choose(model, sorted(files), match["quant"])

@@ -120,13 +120,13 @@ class TestFetching:
 
     def test_a_hub_that_is_not_there(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("a hub that is not there was tried again"))
         assert "the hub cannot be reached" in fault(f"hf:{REPO}")
 
     def test_what_was_fetched_before_needs_no_network(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         path = hub.find(f"hf:{REPO}:Q2_K").path
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("a hub that is not there was tried again"))
         assert hub.find(f"hf:{REPO}:Q2_K").path == path
         assert hub.find(f"hf:{REPO}").path == path
         assert "the hub cannot be reached" in fault(f"hf:{REPO}:Q8_0")
