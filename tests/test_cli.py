@@ -165,6 +165,7 @@ class TestCommands:
         [
             (["-ngl", "20"], "ggufd: --n-gpu-layers 20: llama.cpp sees no GPU"),
             (["-ts", "3,1"], "ggufd: --tensor-split 3,1: llama.cpp sees no GPU"),
+            (["-mg", "1"], "ggufd: --main-gpu 1: llama.cpp sees no GPU"),
             (["--require-gpu"], "ggufd: require_gpu is set, but no layer runs on a GPU"),
         ],
     )

@@ -38,7 +38,12 @@ def _is_readable(pattern: str) -> bool:
 def check_gpus(model: ModelParams, gpus: Sequence[str]) -> None:
     """Refuse wishes that need a GPU, or one more, than there are; `gpus` are their descriptions."""
     if not gpus:
-        for flag, wish in (("--n-gpu-layers", model.n_gpu_layers), ("--tensor-split", model.tensor_split)):
+        wishes = (
+            ("--n-gpu-layers", model.n_gpu_layers),
+            ("--tensor-split", model.tensor_split),
+            ("--main-gpu", model.main_gpu),
+        )
+        for flag, wish in wishes:
             if wish:
                 shown = ",".join(f"{share:g}" for share in wish) if isinstance(wish, tuple) else wish
                 raise ModelError(
