@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.api.adapters import MAX_SCALE
-from server.api.settings import LoraAdapter
+from server.api.settings import MAX_SCALE, LoraAdapter
 from server.config import Config
 from server.errors import ConfigError
 from server.hub import ModelFile

@@ -28,12 +28,13 @@ from server import __version__, adapters, console, hub, listen
 from server.config import Config
 from server.engine.messages import DiskPlace, DraftConfig, EngineConfig, Rules
 from server.errors import ConfigError, ModelError, StartupError
+from server.hub import OnProgress
 from server.keys.ring import Limits
 from server.llama.draft_file import check_draft
 from server.llama.gguf import Scalar
 from server.llama.params import ContextParams, ModelParams
 from server.llama.shape import MAX_LAYERS
-from server.served import Models, OnProgress, Served
+from server.served import Models, Served
 
 if TYPE_CHECKING:
     import uvicorn

@@ -40,6 +40,7 @@ class ModelFile:
 
 
 OnProgress = Callable[[float], None]
+"""Is told the share that is there, 0 to 1."""
 
 
 def find(model: str, *, may_fetch: bool = True, on_fetch: OnProgress | None = None) -> ModelFile:

@@ -17,13 +17,16 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from server.errors import ModelError
 from server.llama import gguf
+
+if TYPE_CHECKING:
+    from server.hub import OnProgress
 
 logger = logging.getLogger("ggufd")
 
@@ -38,9 +41,6 @@ _CONNECT_S = 10
 _TOLD_STEP = 0.01
 _AHEAD = 1 << 20
 """Bytes fetched at once of a header that is read from afar."""
-
-
-OnProgress = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from server import sources
 from server.config import Config
 from server.config import settings as all_settings
 from server.errors import ConfigError, EngineDown, EngineFailure, InvalidRequest, ModelError, StartupError, Unavailable
-from server.hub import ModelFile
+from server.hub import ModelFile, OnProgress
 from server.llama.placing import check_gpus, check_overrides, check_rpc, refuse_cpu
 
 if TYPE_CHECKING:
@@ -65,8 +65,6 @@ class Served:
         """End both processes."""
         await asyncio.gather(self.engine.stop(), self.text.stop())
 
-
-OnProgress = Callable[[float], None]
 
 Make = Callable[[Config, OnProgress, OnProgress], Served]
 """Finds a model and makes its clients, not started. May take long; raises ModelError.

@@ -31,7 +31,7 @@ class Owner:
     limits: Limits = field(default_factory=Limits)
     is_admin: bool = True
     record: Record = field(default_factory=Record, compare=False)
-    digest: str = ""
+    digest: str = field(default="", repr=False)
     """Of the key itself, for what outlives the process: another key may have the name after a restart."""
 
     @property

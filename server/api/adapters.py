@@ -8,13 +8,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from server.api.sampling import Int
-from server.api.settings import ApiConfig
+from server.api.settings import MAX_SCALE, ApiConfig
 from server.api.validation import Body
 from server.engine.messages import Scales
 from server.errors import InvalidRequest, NotFound
-
-MAX_SCALE = 100.0
-"""More than this makes noise of any model, and infinities of some."""
 
 
 class AdapterScale(Body):

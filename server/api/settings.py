@@ -15,6 +15,10 @@ CacheSharing = Literal["auto", "shared", "per-key"]
 MetricsFor = Literal["admin", "user", "everybody", "nobody"]
 
 
+MAX_SCALE = 100.0
+"""Of an adapter: more makes noise of any model, and infinities of some."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoraAdapter:
     """A loaded adapter: its name, its file, and how much of it a request gets that does not say."""

@@ -99,13 +99,17 @@ def _output(fields: PromptRequest, body: Mapping[str, Any], origins: Origins) ->
     """The effort, and the schema that binds the answer; older clients send that as `output_format`."""
     origins.note("reasoning_effort", "output_config.effort")
     chat = {"reasoning_effort": fields.output_config.get("effort")}
-    found = {"output_config.format": fields.output_config.get("format"), "output_format": fields.output_format}
-    asked = {name: wanted for name, wanted in found.items() if wanted is not None}
-    if not asked:
+    asked = {
+        "output_config.format": fields.output_config.get("format"),
+        "output_format": fields.output_format,
+        "response_format": body.get("response_format"),
+    }
+    found = [name for name, wanted in asked.items() if wanted is not None]
+    if len(found) > 1:
+        raise two_constraints(*found)
+    if not found or found == ["response_format"]:
         return chat
-    if len(asked) > 1 or body.get("response_format") is not None:
-        raise two_constraints(*asked, *(["response_format"] if len(asked) == 1 else []))
-    ((name, wanted),) = asked.items()
+    name, wanted = found[0], asked[found[0]]
     origins.note("response_format", name)
     origins.note("response_format.json_schema", name)
     if not isinstance(wanted, Mapping) or wanted.get("type") != "json_schema":
