@@ -636,8 +636,9 @@ class EngineClient:
             self._restart(f"the engine process could not be started ({error})")
 
 
-_Stamp = tuple[int, int, int]
-"""What tells a file from the one that lay there before: inode, size in bytes, nanoseconds of the last change."""
+_Stamp = tuple[int, int]
+"""What tells a file from the one that lay there before: size in bytes, nanoseconds of the last change. Not the inode,
+which is another one at each look on some network file systems."""
 
 
 def _stamp_of(path: str) -> _Stamp | None:
@@ -645,7 +646,7 @@ def _stamp_of(path: str) -> _Stamp | None:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_size, found.st_mtime_ns
 
 
 def _n_slots(streams: Iterable[RequestStream]) -> int:
