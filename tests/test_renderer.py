@@ -297,9 +297,10 @@ def test_schemas_of_tools_are_told_in_a_form_that_the_template_takes() -> None:
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     )
     properties = {"a": {"type": "string"}, "b": {"type": ["integer", "null"]}, "c": {"anyOf": []}, "d": True}
+    properties |= {"e": {"type": "object", "properties": 5}}
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": properties}}}
     text, repairs = render(source, user("U"), tools=(tool,))
-    assert text == "a string;b integer;c string;d string;[user]U"
+    assert text == "a string;b integer;c string;d string;e object;[user]U"
     assert repairs == (PLAIN_TOOLS,)
 
 

@@ -114,7 +114,7 @@ class ChatRenderer:
         self.knows_tools = self._writes_tools()
         self.carries_calls = self._writes_calls()
         if self.carries_calls:
-            self._leaves_content_out = self._writes_less_without_content()
+            self._find_content_beside_calls()
             self._probe(_CALL_PROBES)
 
     @property
@@ -235,12 +235,12 @@ class ChatRenderer:
         """Whether calls of earlier answers come out with their arguments."""
         return "tool_to_user" not in self.needs and "7381" in self._call_probe()
 
-    def _writes_less_without_content(self) -> bool:
-        """Whether a call whose message has no content, not even an empty one, comes out as itself alone."""
+    def _find_content_beside_calls(self) -> None:
+        """Find whether a call whose message has no content, not even an empty one, comes out as itself alone."""
         written = self._call_probe()
         self._leaves_content_out = True
         bare = self._call_probe()
-        return "7381" in bare and "None" not in bare and len(bare) < len(written)
+        self._leaves_content_out = "7381" in bare and "None" not in bare and len(bare) < len(written)
 
     def _call_probe(self) -> str:
         """A conversation with a call; "" when it is refused."""
@@ -335,7 +335,8 @@ def _plain_schema(schema: Any) -> dict[str, Any]:
     kind = next((one for one in kinds if one != "null"), "string") if isinstance(kinds, list) else kinds
     plain |= {"type": kind, "description": plain.get("description", "")}
     if kind == "object":
-        properties = plain.get("properties") or {}
+        properties = plain.get("properties")
+        properties = properties if isinstance(properties, dict) else {}
         plain["properties"] = {name: _plain_schema(value) for name, value in properties.items()}
         plain["additionalProperties"] = _plain_schema(plain.get("additionalProperties"))
     if kind == "array":
