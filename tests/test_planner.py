@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 from rich.console import Console
 
 from server import cli, daemon, hub, sources
-from server.config import settings
 from server.engine.offload import Device, Machine
 from server.llama import system
 from server.llama.system import DeviceMemory
@@ -51,19 +49,6 @@ def planned(path: Path, machine: Machine, **flags: Any) -> Report:
     return report.make(hub.find(str(path)), config, daemon.context_params(config), machine)
 
 
-def flags_of(words: Sequence[str]) -> dict[str, str]:
-    """The settings that a command line gives."""
-    keys = {flag: one.key for one in settings() for flag in one.flags}
-    given, rest = {}, list(words)
-    while rest:
-        flag = rest.pop(0)
-        if flag.startswith("--no-") and flag not in keys:
-            given[keys[flag.replace("--no-", "--", 1)]] = "false"
-        else:
-            given[keys[flag]] = rest.pop(0) if rest and (not rest[0].startswith("-")) else "true"
-    return given
-
-
 def shown(one: Report) -> str:
     console = Console(width=160)
     with console.capture() as capture:
@@ -96,26 +81,6 @@ class TestTable:
         assert "Best here: 4 slots of 8,192 tokens, 31 of 31 layers on the GPU (the experts of" in text
         assert f"ggufd -m {model} -ngl 31 -ncmoe {one.choice.placement.n_cpu_moe} " in text
         assert "-c 32768 -np 4" in text
-
-    @pytest.mark.parametrize(
-        "flags",
-        [
-            {},
-            {"override_tensor": "ffn_(gate|up)_exps=CPU", "flash_attn": "on"},
-            {"tensor_split": "9,1", "cache_ram": 0, "mmap": False},
-        ],
-        ids=str,
-    )
-    def test_the_command_is_the_setting_that_was_planned(self, model: Path, flags: dict[str, Any]) -> None:
-        """Pasted, it comes to the same: also with what was given, and with the experts that stay in RAM."""
-        two = replace(GPU, devices=GPU.devices * 2)
-        one = planned(model, two, **flags)
-        words = shlex.split(table.command(one))
-        assert words[:3] == ["ggufd", "-m", str(model)]
-        given = sources.load(None, flags_of(words[1:]), {})
-        again = report.make(hub.find(str(model)), given, daemon.context_params(given), two)
-        assert again.choice.fits
-        assert again.choice.estimate == one.choice.estimate
 
     def test_no_room_for_chats_without_a_slot_is_none(self, model: Path) -> None:
         one = planned(model, GPU, cache_ram=0)
@@ -183,6 +148,27 @@ class TestPlacing:
 
     def best(self, capsys: pytest.CaptureFixture[str], model: Path, *flags: str) -> dict[str, Any]:
         return dict(json.loads(printed(capsys, str(model), "--json", "-c", "4096", *flags))["best"])
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            (),
+            ("-ot", "ffn_(gate|up)_exps=CPU", "-fa", "on", "-ctk", "q8_0"),
+            ("-sm", "none", "-mg", "1"),
+            ("-ts", "9,1", "--cache-ram", "0", "--no-mmap", "--no-kv-offload", "-np", "2"),
+        ],
+        ids=str,
+    )
+    def test_the_command_pasted_comes_to_the_same(
+        self, model: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+    ) -> None:
+        """Also with what was given, and with the experts that stay in RAM."""
+        planned = json.loads(printed(capsys, str(model), "--json", *flags))["best"]
+        words = shlex.split(printed(capsys, str(model), *flags).splitlines()[-1])
+        assert words[:3] == ["ggufd", "-m", str(model)]
+        pasted = json.loads(printed(capsys, str(model), "--json", *words[3:]))["best"]
+        assert pasted["fits"]
+        assert pasted | {"why": ""} == planned | {"why": ""}
 
     def test_one_gpu_of_two(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         large, small = (self.best(capsys, model, "-sm", "none", "-mg", n) for n in "01")
