@@ -87,9 +87,10 @@ def wait_for(is_so: Callable[[], bool]) -> None:
 
 
 def value(http: httpx.Client, query: str) -> float:
-    """The largest value that a query has, NaN where it has none; errors of the connection are none yet."""
+    """The largest value that a query has, NaN where it has none: no connection and 503 (it starts) are none yet."""
     with contextlib.suppress(httpx.HTTPError):
-        answer = http.get("/api/v1/query", params={"query": query}).json()
+        response = http.get("/api/v1/query", params={"query": query})
+        answer = response.json() if response.status_code != 503 else {}
         values = [float(series["value"][1]) for series in answer["data"]["result"]] if "data" in answer else []
         return max((number for number in values if math.isfinite(number)), default=math.nan)
     return math.nan
