@@ -107,7 +107,7 @@ def _one_line(model: str) -> Iterator[None]:
 
 
 def _from_hub(model: str, *, may_fetch: bool, on_fetch: OnProgress | None) -> ModelFile:
-    from server import remote
+    from server import download, remote
 
     try:
         files = remote.find(model)
@@ -120,7 +120,7 @@ def _from_hub(model: str, *, may_fetch: bool, on_fetch: OnProgress | None) -> Mo
     header = remote.read_header(model, files)
     made = shape.of(header)
     if may_fetch:
-        return replace(_whole(remote.fetch(model, files, on_fetch)), source=model)
+        return replace(_whole(download.fetch(model, files, on_fetch)), source=model)
     return ModelFile(Path(files[0].name), header.n_bytes, len(files), shape=made, source=model)
 
 

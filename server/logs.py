@@ -14,6 +14,9 @@ from rich.logging import RichHandler
 _QUIET = ("uvicorn.error", "uvicorn.access", "asyncio")
 """Loggers whose info is our debug: our own lines say it already."""
 
+_SECRET = ("httpx", "httpx2")
+"""The hub's client: the addresses that it writes down are signed, and so no log's at any level."""
+
 _LLAMA = "server.llama"
 """llama.cpp's own log, of every level: what of it matters to a user comes in our words."""
 
@@ -24,6 +27,8 @@ def set_up(level: str, form: Literal["text", "json"] = "text") -> None:
     logging.basicConfig(level=number, handlers=[_handler(form)], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(number if number <= logging.DEBUG else logging.WARNING)
+    for name in _SECRET:
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger(_LLAMA).setLevel(number if number <= logging.DEBUG else logging.CRITICAL)
 
 

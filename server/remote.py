@@ -1,32 +1,26 @@
 """Models that are not a path yet: a repository of the Hugging Face hub, a name in ollama's local store.
 
-`hf:OWNER/REPO`, `hf:OWNER/REPO:QUANTISATION`, `hf:OWNER/REPO/FILE.gguf`. Fetching is huggingface_hub's: its cache, its
-token (HF_TOKEN), its endpoint (HF_ENDPOINT), its resuming where a connection breaks, which ends with the process: a
-later start begins the file anew. What is added here: the right file or parts, a look at the disk before and at the
-checksum after, what was cut off in the cache fetched again, and a header read without the rest. Every failure is a
-ModelError of one line. `ollama:NAME[:TAG]` only reads what ollama has stored on this machine.
+`hf:OWNER/REPO`, `hf:OWNER/REPO:QUANTISATION`, `hf:OWNER/REPO/FILE.gguf` go through huggingface_hub: its token
+(HF_TOKEN), its endpoint (HF_ENDPOINT), its cache (HF_HOME). Here is which file or parts are meant, and a header read
+without the rest; `download` fetches them. Every failure is a ModelError of one line. `ollama:NAME[:TAG]` only reads
+what ollama has stored on this machine.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import errno
 import json
 import logging
 import os
 import re
-import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from server.errors import ModelError
 from server.llama import gguf
-
-if TYPE_CHECKING:
-    from server.hub import OnProgress
 
 logger = logging.getLogger("ggufd")
 
@@ -35,10 +29,9 @@ _OLLAMA = re.compile(
     r"ollama:(?:(?:(?P<host>[\w.-]+)/)?(?P<owner>[\w.-]+)/)?(?P<name>[\w.-]+)(?::(?P<tag>[\w.-]+))?", re.ASCII
 )
 _PREFERRED = "Q4_K_M"
-_DISK_MARGIN = 256 << 20
 _TIMEOUT_S = 20
 _CONNECT_S = 10
-_TOLD_STEP = 0.01
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 _AHEAD = 1 << 20
 """Bytes fetched at once of a header that is read from afar."""
 
@@ -85,8 +78,8 @@ def find(model: str) -> list[RemoteFile]:
     match = _HF.fullmatch(model)
     if match is None:
         raise ModelError(f"{model}: expected hf:OWNER/REPO, hf:OWNER/REPO:QUANTISATION or hf:OWNER/REPO/FILE.gguf")
-    hub = _library(model)
-    with _one_line(model):
+    hub = library(model)
+    with one_line(model):
         session = hub.utils.get_session()
         # The library itself would wait for ever, and try half a minute to connect.
         session.timeout = _TIMEOUT_S
@@ -106,8 +99,8 @@ def find_cached(model: str) -> Path | None:
     match = _HF.fullmatch(model)
     if match is None:
         return None
-    hub = _library(model)
-    folder = Path(hub.constants.HF_HUB_CACHE) / ("models--" + match["repo"].replace("/", "--"))
+    hub = library(model)
+    folder = cache_folder(hub, match["repo"])
     with contextlib.suppress(OSError, ModelError):
         snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
         names = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf"))
@@ -115,6 +108,11 @@ def find_cached(model: str) -> Path | None:
         if all(part.exists() for part in gguf.parts_of(snapshot / first)):
             return snapshot / first
     return None
+
+
+def cache_folder(hub: Any, repo: str) -> Path:
+    """Where the library keeps a repository: `blobs` by checksum, `snapshots` of links to them, `refs`."""
+    return Path(hub.constants.HF_HUB_CACHE) / ("models--" + repo.replace("/", "--"))
 
 
 def _remote(repo: str, one: Any) -> RemoteFile:
@@ -143,11 +141,11 @@ def _offer(names: Any) -> str:
 
 def read_header(model: str, files: Sequence[RemoteFile]) -> gguf.Gguf:
     """The header alone, by range requests: a megabyte or a few, whatever the size of the model."""
-    hub = _library(model)
+    hub = library(model)
     headers = []
     for one in files:
         url = hub.hf_hub_url(one.repo, one.name)
-        with _one_line(model):
+        with one_line(model):
             headers.append(gguf.read_header(_reader(hub, url), one.n_bytes, f"{model}/{one.name}"))
     return gguf.Gguf(tuple(headers))
 
@@ -167,91 +165,8 @@ def _reader(hub: Any, url: str) -> gguf.ReadAt:
     return read_at
 
 
-def fetch(model: str, files: Sequence[RemoteFile], on_progress: OnProgress | None = None) -> Path:
-    """Download what is not there yet, or not whole; the path of the first file. `on_progress` gets the share, 0 to 1.
-
-    Where a connection breaks, the file is continued within this call; what it leaves half done is lost.
-    """
-    hub = _library(model)
-    with _one_line(model):
-        missing = [one for one in files if not _is_cached(hub, one)]
-    _check_disk(model, missing, Path(hub.constants.HF_HUB_CACHE))
-    if not sys.stderr.isatty():
-        hub.utils.disable_progress_bars()
-    bar = None if on_progress is None else _telling_bar(hub, sum(one.n_bytes for one in missing), on_progress)
-    paths = []
-    for one in files:
-        with _one_line(model):
-            path = Path(hub.hf_hub_download(one.repo, one.name, tqdm_class=bar))
-        if one in missing:
-            _check_sum(one, path)
-        paths.append(path)
-    return paths[0]
-
-
-def _telling_bar(hub: Any, n_bytes: int, on_progress: OnProgress) -> type[Any]:
-    """The library's own bar, which also tells the share of all files together, at most once a hundredth."""
-    done, told = 0, 0.0
-
-    class Bar(hub.utils.tqdm):  # type: ignore[misc]
-        def update(self, n: float | None = 1) -> bool | None:
-            nonlocal done, told
-            done += int(n or 0)
-            # A retry may fetch some bytes twice.
-            share = min(1.0, done / max(1, n_bytes))
-            if share - told >= _TOLD_STEP:
-                told = share
-                on_progress(share)
-            return super().update(n)  # type: ignore[no-any-return]
-
-    return Bar
-
-
-def _is_cached(hub: Any, one: RemoteFile) -> bool:
-    """Whether it is in the cache as the hub has it. One that was cut off is deleted, for the library would take it."""
-    found = hub.try_to_load_from_cache(one.repo, one.name)
-    if not isinstance(found, str):
-        return False
-    path = Path(found)
-    if path.stat().st_size == one.n_bytes:
-        return True
-    blob = path.resolve()
-    # A blob is called by its checksum: one with another is an older version, whole for all we know.
-    if not path.is_symlink() or one.sha256 is None or blob.name == one.sha256:
-        blob.unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-    return False
-
-
-def _check_disk(model: str, missing: Sequence[RemoteFile], cache: Path) -> None:
-    """Refuse before the first byte what the disk has no room for; what is half there is counted whole."""
-    folder = next((one for one in (cache, *cache.parents) if one.exists()), None)
-    needed = sum(one.n_bytes for one in missing)
-    if folder is None or needed == 0:
-        return
-    free = shutil.disk_usage(folder).free
-    if needed + _DISK_MARGIN > free:
-        raise ModelError(
-            f"{model}: {needed / 1e9:.1f} GB are to be downloaded, but {folder} has {free / 1e9:.1f} GB free; make "
-            "room, or set HF_HOME to another disk"
-        )
-
-
-def _check_sum(one: RemoteFile, path: Path) -> None:
-    """A fresh download must be what the hub says it is; else it is deleted, so that the next try starts anew."""
-    if one.sha256 is None:
-        return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != one.sha256:
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise ModelError(
-            f"{one.repo}/{one.name}: the download is damaged (its checksum is wrong) and was deleted: try again"
-        )
-
-
-def _library(model: str) -> Any:
+def library(model: str) -> Any:
+    """huggingface_hub, imported when it is first needed. Raises ModelError where it is not installed."""
     try:
         import huggingface_hub
         import huggingface_hub.constants
@@ -262,7 +177,7 @@ def _library(model: str) -> Any:
 
 
 @contextlib.contextmanager
-def _one_line(model: str) -> Iterator[None]:
+def one_line(model: str) -> Iterator[None]:
     """Turn what the library and its HTTP client raise into one line."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
@@ -277,6 +192,11 @@ def _one_line(model: str) -> Iterator[None]:
     except ModelError:
         raise
     except (HfHubHTTPError, client_error, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            raise ModelError(
+                f"{model}: the hub's cache on this machine cannot be written: {error}; make room, or set HF_HOME to "
+                "another disk"
+            ) from None
         # The library takes every answer for the hub's; that of a proxy or a login page is anything.
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{model}: the hub cannot be reached or does not answer as expected: {said[0]}") from None

@@ -26,13 +26,10 @@ from tests.fake_engine import FakeEngine, FakeText
 def _as_before() -> Iterator[None]:
     root = logging.getLogger()
     before = (root.level, root.handlers[:])
-    # The client's own lines are none of ours.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     yield
-    logging.getLogger("httpx").setLevel(logging.NOTSET)
     root.setLevel(before[0])
     root.handlers[:] = before[1]
-    for name in ("server.llama", "uvicorn.error", "uvicorn.access", "asyncio"):
+    for name in ("server.llama", "uvicorn.error", "uvicorn.access", "asyncio", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
@@ -43,6 +40,12 @@ class TestLevels:
         assert logging.getLogger("ggufd").isEnabledFor(logging.INFO)
         logs.set_up("debug")
         assert logging.getLogger("server.llama").isEnabledFor(logging.INFO)
+
+    @pytest.mark.parametrize("level", ["info", "debug"])
+    @pytest.mark.parametrize("client", ["httpx", "httpx2"])
+    def test_addresses_that_are_fetched_are_signed_and_in_no_log(self, level: str, client: str) -> None:
+        logs.set_up(level)
+        assert not logging.getLogger(client).isEnabledFor(logging.INFO)
 
     def test_a_quiet_level_silences_our_own_lines(self) -> None:
         logs.set_up("error")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
+import errno
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
-from server import cli, daemon, hub, remote, sources
+from server import cli, daemon, download, hub, remote, sources
 from server.errors import ModelError
 from tests import gguf_files
 from tests.gguf_files import llama
@@ -46,6 +49,21 @@ def fault(model: str, **options: bool) -> str:
     message = caught.value.message
     assert "\n" not in message
     return message
+
+
+def break_off(far: Hub, files: list[remote.RemoteFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process that fetches them fail when three fifths have come."""
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
+        patch.setattr("time.sleep", lambda seconds: pytest.fail("tried again"))
+        far.cut_after = len(MODEL) * 3 // 5
+        with pytest.raises(pytest.fail.Exception, match="tried again"):
+            download.fetch(f"hf:{REPO}", files)
+    far.cut_after = None
+
+
+def parts_left() -> list[Path]:
+    return list(Path(constants.HF_HUB_CACHE).rglob("*.part"))
 
 
 class TestChoice:
@@ -108,15 +126,85 @@ class TestFetching:
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
         files = remote.find(f"hf:{REPO}")
         far.cut_after = len(MODEL) // 2
-        assert remote.fetch(f"hf:{REPO}", files).read_bytes() == MODEL
+        assert download.fetch(f"hf:{REPO}", files).read_bytes() == MODEL
         assert far.served < 1.1 * len(MODEL)
 
     def test_a_connection_that_always_breaks(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         files = remote.find(f"hf:{REPO}")
-        far.cut_after = 1000
+        far.cut_after = 0
         with pytest.raises(ModelError, match="the hub cannot be reached or does not answer as expected"):
-            remote.fetch(f"hf:{REPO}", files)
+            download.fetch(f"hf:{REPO}", files)
+
+    def test_a_file_that_was_left_half_done_is_continued_by_the_next_try(
+        self, far: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        files = remote.find(f"hf:{REPO}")
+        break_off(far, files, monkeypatch)
+        (part,) = parts_left()
+        assert part.stat().st_size > len(MODEL) // 2
+        caplog.set_level("INFO", "ggufd")
+        served = far.served
+        shares: list[float] = []
+        path = download.fetch(f"hf:{REPO}", files, shares.append)
+        assert path.read_bytes() == MODEL
+        assert far.served - served < 0.6 * len(MODEL)
+        assert shares[0] > 0.5
+        assert [line for line in caplog.messages if line.startswith("fetching")][-1].endswith(": 100 % of 5 MB")
+        assert "model.Q4_K_M.gguf: continues at 3 of 5 MB" in caplog.text
+        assert [one.name for one in path.resolve().parent.iterdir()] == [files[0].sha256]
+
+    def test_a_server_that_cannot_continue_begins_anew(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        files = remote.find(f"hf:{REPO}")
+        break_off(far, files, monkeypatch)
+        far.has_ranges = False
+        assert download.fetch(f"hf:{REPO}", files).read_bytes() == MODEL
+
+    @pytest.mark.parametrize(
+        ("part", "is_told"), [(MODEL[:-1] + b"?", True), (b"?" * 100, True), (MODEL + b"and more", False)]
+    )
+    def test_a_half_file_that_is_not_of_this_one(
+        self, far: Hub, part: bytes, monkeypatch: pytest.MonkeyPatch, *, is_told: bool
+    ) -> None:
+        break_off(far, remote.find(f"hf:{REPO}"), monkeypatch)
+        parts_left()[0].write_bytes(part)
+        if is_told:
+            assert "its checksum is wrong" in fault(f"hf:{REPO}")
+        assert hub.find(f"hf:{REPO}").path.read_bytes() == MODEL
+
+    def test_two_that_fetch_it_at_once(self, far: Hub) -> None:
+        files = remote.find(f"hf:{REPO}")
+        with ThreadPoolExecutor() as pool:
+            tries = [pool.submit(download.fetch, f"hf:{REPO}", files) for _ in range(3)]
+        assert {one.result().read_bytes() for one in tries} == {MODEL}
+        assert far.served < 1.5 * len(MODEL)
+
+    @pytest.mark.parametrize("has_links", [True, False])
+    def test_what_cannot_be_continued_is_left_to_the_library(
+        self, far: Hub, monkeypatch: pytest.MonkeyPatch, *, has_links: bool
+    ) -> None:
+        files = remote.find(f"hf:{REPO}")
+        if has_links:
+            files = [dataclasses.replace(one, sha256=None) for one in files]
+        monkeypatch.setattr(file_download, "are_symlinks_supported", lambda folder: has_links)
+        break_off(far, files, monkeypatch)
+        assert not parts_left()
+        assert download.fetch(f"hf:{REPO}", files).read_bytes() == MODEL
+
+    def test_so_is_what_the_hub_has_in_its_own_protocol_only(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", len(MODEL) - 1)
+        assert "too large to be downloaded using the regular download method" in fault(f"hf:{REPO}")
+        assert not parts_left()
+
+    def test_a_disk_that_fills_up_meanwhile(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        break_off(far, remote.find(f"hf:{REPO}"), monkeypatch)
+        monkeypatch.setattr(file_download, "http_get", full)
+        message = fault(f"hf:{REPO}")
+        assert "cannot be written: [Errno 28] No space left on device; make room, or set HF_HOME" in message
+        assert message.endswith("; 3 of 5 MB are kept, and the next try goes on there")
 
     def test_a_hub_that_is_not_there(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -141,7 +229,7 @@ class TestFetching:
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
         far.repos["a/b"] = {f"m-0000{i}-of-00002.gguf": MODEL[:-1] + bytes([i]) for i in (1, 2)}
         shares: list[float] = []
-        remote.fetch("hf:a/b", remote.find("hf:a/b"), shares.append)
+        download.fetch("hf:a/b", remote.find("hf:a/b"), shares.append)
         assert shares == sorted(shares)
         assert shares[0] < 0.1
         assert shares[-1] > 0.98
@@ -165,10 +253,10 @@ class TestFetching:
         files = remote.find(f"hf:{REPO}")
         far.cut_after = 1000
         with pytest.raises(ModelError):
-            remote.fetch(f"hf:{REPO}", files)
+            download.fetch(f"hf:{REPO}", files)
         assert older.read_bytes() == MODEL
         far.cut_after = None
-        assert remote.fetch(f"hf:{REPO}", files).read_bytes() == newer
+        assert download.fetch(f"hf:{REPO}", files).read_bytes() == newer
 
     def test_a_full_disk_is_said_before_the_first_byte(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         class Usage(NamedTuple):
