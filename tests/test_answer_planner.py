@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from array import array
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,8 @@ from server.chat.renderer import ChatRenderer
 from server.chat.template import CHATML, Template
 from server.chat.tools.families import BY_NAME, FORMATS
 from server.config import ToolFormatName
+from server.engine.messages import SpanLimit
+from server.engine.span import SpanGuard
 from server.llama.grammar import Matcher, compile_grammar
 from tests.vocabularies import SOURCE_VARIABLE, templates
 
@@ -119,6 +122,24 @@ def test_thoughts_that_the_grammar_lets_through_are_read_as_such() -> None:
                 answer = Answer.of([*parser.feed(text), *parser.finish()])
                 assert (answer.reasoning, answer.content) == ("I", "a")
     assert start.copy().count_allowed(list(b"\n\n<think>")) == len(b"\n\n<think>")
+
+
+def test_a_second_message_of_thoughts_is_within_the_bound_of_the_first() -> None:
+    """gpt-oss may think again where it has thought, by the grammar of its answers and without one."""
+    _, planner = planned("{% for tool in tools %}{{ tool | tojson }}{% endfor %}" + CHATML, "harmony")
+    thoughts = planner.plan(ChatPrompt((ASKED,), tools=(WEATHER,)), "<|start|>assistant", "").thoughts
+    assert thoughts is not None
+    guard = SpanGuard(SpanLimit(thoughts.opening, thoughts.closing, (0,), 20, thoughts.reopening))
+    said = array("i")
+    for text, is_ending in (
+        ("<|channel|>analysis<|message|>Hm.<|end|>", False),
+        ("<|start|>assistant<|channel|>analysis<|message|>Let", False),
+        (" me think of this", True),
+    ):
+        for byte in text.encode():
+            said.append(byte)
+            guard.note(bytes([byte]), said)
+        assert guard.is_ending is is_ending
 
 
 @pytest.mark.parametrize(

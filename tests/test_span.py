@@ -16,8 +16,8 @@ ENDING = (10, 60, 47, 116, 62)
 """`\\n</t>`, a byte a token."""
 
 
-def guard(opening: str = "", max_tokens: int | None = None) -> SpanGuard:
-    return SpanGuard(SpanLimit(opening, "</t>", ENDING, max_tokens))
+def guard(opening: str = "", max_tokens: int | None = None, reopening: str = "") -> SpanGuard:
+    return SpanGuard(SpanLimit(opening, "</t>", ENDING, max_tokens, reopening))
 
 
 def feed(one: SpanGuard, text: str, said: array[int] | None = None) -> array[int]:
@@ -62,6 +62,37 @@ def test_marks_may_lie_within_tokens() -> None:
     assert one.stage is Stage.INSIDE
     one.note(b"b</t>c", array("i", [1, 2]))
     assert one.stage is Stage.OVER
+
+
+@pytest.mark.parametrize(
+    ("text", "stage"),
+    [
+        ("<t>ab</t>", Stage.BETWEEN),
+        ("<t>ab</t>\n<", Stage.BETWEEN),
+        ("<t>ab</t>\n<a><t>", Stage.INSIDE),
+        ("<t>ab</t><a><t>c</t>", Stage.BETWEEN),
+        ("<t>ab</t><t>", Stage.OVER),
+        ("<t>ab</t>c<a><t>", Stage.OVER),
+    ],
+)
+def test_a_part_that_may_go_on(text: str, stage: Stage) -> None:
+    one = guard("<t>", reopening="<a><t>")
+    feed(one, text)
+    assert one.stage is stage
+    assert len(left(one)) == 256
+
+
+def test_what_goes_on_is_within_the_same_bound() -> None:
+    one = guard("<t>", max_tokens=8, reopening="<a><t>")
+    # Four bytes are inside before the mark is whole, and four after it: the eighth is the last.
+    said = feed(one, "<t>a</t><a><t>bcd")
+    assert len(left(one)) == 256
+    said = feed(one, "e", said)
+    for token in ENDING:
+        assert left(one) == [token]
+        said = feed(one, chr(token), said)
+    assert one.stage is Stage.BETWEEN
+    assert len(left(one)) == 256
 
 
 def test_the_ending_is_said_token_by_token() -> None:

@@ -116,7 +116,7 @@ class AnswerPlanner:
             for has_body in (False, True)
         ]
         marks = thinking or self.tool_format.thoughts
-        thoughts = Thinking("", marks.closing) if marks is not None and opened else marks
+        thoughts = dataclasses.replace(marks, opening="") if marks is not None and opened else marks
         grammar = grammars[0] if has_tools else None
         return AnswerPlan(form, self._shown(calling, thinking), grammar, grammars[1], loosened, thoughts)
 

@@ -199,7 +199,7 @@ class TextModel:
             return None
         closing = thinking.closing
         ending = self._tokenize(f"\n{closing}" if closing.startswith("</") else closing, False, True)
-        return SpanLimit(thinking.opening, closing, tuple(ending))
+        return SpanLimit(thinking.opening, closing, tuple(ending), reopening=thinking.reopening)
 
     @lru_cache(maxsize=256)  # noqa: B019 - one text model lives as long as its process
     def _prepare_schema(self, schema: str) -> str:

@@ -13,10 +13,11 @@ from server.chat.writer import AnswerWriter
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """The marks round thoughts."""
+    """The marks round thoughts. `reopening` is what lets them go on right behind `closing`, "" where nothing does."""
 
     opening: str
     closing: str
+    reopening: str = ""
 
 
 USUAL = Thinking("<think>", "</think>")

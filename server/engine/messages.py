@@ -70,13 +70,14 @@ class SpanLimit:
     """A bound on a part of the output: from `opening`, or from the start where that is "", to `closing`.
 
     After `max_tokens` in it (None is no bound), or once it goes round in circles, the tokens `ending` are said, which
-    write `closing`.
+    write `closing`. With `reopening` right behind that it goes on, within the same bound; "" where it cannot.
     """
 
     opening: str
     closing: str
     ending: tuple[int, ...]
     max_tokens: int | None = None
+    reopening: str = ""
 
 
 @dataclass(frozen=True, slots=True)

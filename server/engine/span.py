@@ -22,17 +22,19 @@ _MIN_CIRCLING = 96
 
 
 class Stage(enum.Enum):
-    """Where a sequence is: before the part, inside of it, or past it (or without one)."""
+    """Where a sequence is: before the part, inside of it, behind a part that may go on, or past it (or without one)."""
 
     BEFORE = "before"
     INSIDE = "inside"
+    BETWEEN = "between"
     OVER = "over"
 
 
 class _State(NamedTuple):
     """After one token. `tail` is the end of the text, in which a mark may begin.
 
-    `n_said` is how many tokens of the ending are there; None means that it was not begun.
+    `n_inside` is how many tokens the part has, in all its pieces. `n_said` is how many tokens of the ending are there;
+    None means that it was not begun.
     """
 
     stage: Stage
@@ -47,6 +49,7 @@ class SpanGuard:
     def __init__(self, limit: SpanLimit) -> None:
         self._limit = limit
         self._opening, self._closing = limit.opening.encode(), limit.closing.encode()
+        self._reopening = limit.reopening.encode()
         first = _State(Stage.BEFORE if self._opening else Stage.INSIDE, b"")
         self._states = [self._checked(first, array("i"))]
 
@@ -64,7 +67,9 @@ class SpanGuard:
         state = self._states[-1]
         match state.stage:
             case Stage.BEFORE:
-                state = self._look_for_opening(state.tail + piece)
+                state = self._look_for_opening(self._opening, state, piece)
+            case Stage.BETWEEN:
+                state = self._look_for_opening(self._reopening, state, piece)
             case Stage.INSIDE:
                 state = self._look_for_closing(state, piece, tokens)
         self._states.append(self._checked(state, tokens))
@@ -89,11 +94,11 @@ class SpanGuard:
         row[:] = -math.inf
         row[token] = 0.0
 
-    def _look_for_opening(self, text: bytes) -> _State:
-        text = text.lstrip()
-        if text.startswith(self._opening):
-            return self._look_for_closing(_State(Stage.INSIDE, b"", -1), text[len(self._opening) :], ())
-        return _State(Stage.BEFORE if self._opening.startswith(text) else Stage.OVER, text)
+    def _look_for_opening(self, opening: bytes, state: _State, piece: bytes) -> _State:
+        text = (state.tail + piece).lstrip()
+        if text.startswith(opening):
+            return self._look_for_closing(_State(Stage.INSIDE, b"", state.n_inside - 1), text[len(opening) :], ())
+        return state._replace(stage=state.stage if opening.startswith(text) else Stage.OVER, tail=text)
 
     def _look_for_closing(self, state: _State, piece: bytes, tokens: Sequence[int]) -> _State:
         text = state.tail + piece
@@ -101,7 +106,7 @@ class SpanGuard:
         if n_said is not None:
             n_said = n_said + 1 if tokens[-1] == self._limit.ending[n_said] else 0
         if self._closing in text or n_said == len(self._limit.ending):
-            return _State(Stage.OVER, b"")
+            return _State(Stage.BETWEEN if self._reopening else Stage.OVER, b"", state.n_inside)
         return _State(Stage.INSIDE, text[-len(self._closing) :], state.n_inside + 1, n_said)
 
     def _checked(self, state: _State, tokens: array[int]) -> _State:

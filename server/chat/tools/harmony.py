@@ -30,7 +30,8 @@ class Harmony(ToolFormat):
 
     @property
     def thoughts(self) -> Thinking | None:
-        return Thinking("<|channel|>analysis<|message|>", "<|end|>")
+        opening = "<|channel|>analysis<|message|>"
+        return Thinking(opening, "<|end|>", f"<|start|>assistant{opening}")
 
     def read(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
         while True:
