@@ -87,6 +87,11 @@ class TestSummary:
     def test_where_no_ram_is_left_no_chat_is_kept(self) -> None:
         assert "no RAM for chats that lost their slot" in summary(replace(READY, host_cache_bytes=0))
 
+    def test_what_becomes_of_an_edited_chat_is_told_where_it_is_not_what_one_expects(self) -> None:
+        assert "edited" not in summary()
+        assert "goes on from the end of an earlier message" in summary(replace(READY, reuse="snapshots"))
+        assert "is read again from its start" in summary(replace(READY, reuse="whole"))
+
     def test_what_makes_vectors_says_how(self) -> None:
         assert "Embeds" not in summary()
         info = EmbeddingInfo("cls", 384, 512, is_asked_for=True)
