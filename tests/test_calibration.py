@@ -180,6 +180,16 @@ def test_an_answer_is_remembered(model: Model, measured: list[AttentionShape], t
     assert answers == [(False, "a chat turn was measured 2.00 times as long with it on this CPU")] * 3
 
 
+def test_where_it_is_on_though_it_was_measured_slower_the_reason_is_given(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slower = {"off": Measurement(0.10, 0.01), "on": Measurement(0.11, 0.01)}
+    monkeypatch.setattr(calibration, "_measure", lambda shape, params: slower)
+    is_on, why = prefers_flash_attention(model, PARAMS, None)
+    assert is_on
+    assert why.endswith(" times as long with it on this CPU, and a few layers favour off: below 1.15 it is on")
+
+
 @pytest.mark.parametrize("changes", [{"cache_type_k": "f32"}, {"cache_type_v": "f32"}], ids=str)
 def test_other_circumstances_are_measured_anew(
     model: Model, measured: list[AttentionShape], tmp_path: Path, changes: dict[str, object]

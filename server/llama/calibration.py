@@ -125,7 +125,10 @@ def prefers_flash_attention(model: Model, params: ContextParams, memory: Path | 
         again = "not again" if finding >= _MAX_TRIES else "measured again at the next start"
         return True, f"not measured, since this machine was busy {finding} of {_MAX_TRIES} times: {again}{note}"
     ratio = finding["on"].turn_s / finding["off"].turn_s
-    return ratio < _CLEARLY, f"a chat turn was measured {ratio:.2f} times as long with it on this CPU{note}"
+    why = f"a chat turn was measured {ratio:.2f} times as long with it on this CPU"
+    if 1 < ratio < _CLEARLY:
+        why += f", and a few layers favour off: below {_CLEARLY} it is on"
+    return ratio < _CLEARLY, why + note
 
 
 def _measure(shape: AttentionShape, params: ContextParams) -> dict[Side, Measurement]:
