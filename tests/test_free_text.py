@@ -196,7 +196,7 @@ JUMPED = 'OK.\n<tool_call>\n{"name": "jump", "arguments": {"height": 3}}\n</tool
         {"temperature": 0.5, "seed": 3, "typ_p": 0.9},
         {"banned_strings": ("height", "jump", " the")},
         {"n_logprobs": 1},
-        {"temperature": 0.5, "n": 2},
+        {"temperature": 0.5, "seed": 3, "n": 2},
     ],
     ids=str,
 )
