@@ -4,8 +4,8 @@ The cache is huggingface_hub's, so that what any program has fetched with it is 
 file is written beside its place there, as `SHA256.part`, until it is whole and has that checksum: a connection that
 breaks, a process that is ended and a machine that is switched off cost what was on its way and no more. The library
 itself begins anew with each process (newer versions delete what they leave half done). It is left alone with what
-cannot be continued: a file without a checksum, one of over 50 GB, which the hub gives in its own protocol only, and a
-cache without symbolic links.
+cannot be continued: a file without a checksum, one of over 50 GB, which the hub gives in its own protocol only, any
+where HF_XET_HIGH_PERFORMANCE asks for that protocol and its many streams, and a cache without symbolic links.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def fetch(model: str, files: Sequence[RemoteFile], on_progress: OnProgress | Non
 def _can_be_continued(hub: Any, one: RemoteFile) -> bool:
     from huggingface_hub.file_download import are_symlinks_supported
 
-    is_small = one.n_bytes <= hub.constants.MAX_HTTP_DOWNLOAD_SIZE
-    return one.sha256 is not None and is_small and are_symlinks_supported(hub.constants.HF_HUB_CACHE)
+    of = hub.constants
+    is_plain = one.n_bytes <= of.MAX_HTTP_DOWNLOAD_SIZE and not of.HF_XET_HIGH_PERFORMANCE
+    return one.sha256 is not None and is_plain and are_symlinks_supported(of.HF_HUB_CACHE)
 
 
 def _fetch_blob(hub: Any, model: str, one: RemoteFile, bar: type[Any]) -> None:

@@ -179,14 +179,15 @@ class TestFetching:
         assert {one.result().read_bytes() for one in tries} == {MODEL}
         assert far.served < 1.5 * len(MODEL)
 
-    @pytest.mark.parametrize("has_links", [True, False])
+    @pytest.mark.parametrize("why", ["no checksum", "no links", "many streams"])
     def test_what_cannot_be_continued_is_left_to_the_library(
-        self, far: Hub, monkeypatch: pytest.MonkeyPatch, *, has_links: bool
+        self, far: Hub, monkeypatch: pytest.MonkeyPatch, why: str
     ) -> None:
         files = remote.find(f"hf:{REPO}")
-        if has_links:
+        if why == "no checksum":
             files = [dataclasses.replace(one, sha256=None) for one in files]
-        monkeypatch.setattr(file_download, "are_symlinks_supported", lambda folder: has_links)
+        monkeypatch.setattr(file_download, "are_symlinks_supported", lambda folder: why != "no links")
+        monkeypatch.setattr(constants, "HF_XET_HIGH_PERFORMANCE", why == "many streams")
         break_off(far, files, monkeypatch)
         assert not parts_left()
         assert download.fetch(f"hf:{REPO}", files).read_bytes() == MODEL
