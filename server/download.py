@@ -92,19 +92,29 @@ def _fetch_rest(hub: Any, model: str, one: RemoteFile, bar: type[Any]) -> None:
             if n_there > one.n_bytes:
                 n_there = file.truncate(0)
             if n_there > 0:
-                logger.info(
-                    "%s: continues at %s of %s MB", one.name, f"{n_there / 1e6:,.0f}", f"{one.n_bytes / 1e6:,.0f}"
-                )
+                logger.info("%s: continues at %s of %s", one.name, _megabytes(n_there), _megabytes(one.n_bytes))
             url, headers = hub.hf_hub_url(one.repo, one.name), hub.utils.build_hf_headers()
-            http_get(url, file, resume_size=n_there, headers=headers, expected_size=one.n_bytes, tqdm_class=bar)
+            http_get(
+                url,
+                file,
+                resume_size=n_there,
+                headers=headers,
+                expected_size=one.n_bytes,
+                displayed_filename=Path(one.name).name,
+                tqdm_class=bar,
+            )
     except ModelError as error:
         n_there = part.stat().st_size
-        kept = f"{n_there / 1e6:,.0f} of {one.n_bytes / 1e6:,.0f} MB are kept, and the next try goes on there"
+        kept = f"{_megabytes(n_there)} of {_megabytes(one.n_bytes)} are kept, and the next try goes on there"
         raise ModelError(f"{error.message}; {kept}" if n_there else error.message) from None
 
 
 def _part(hub: Any, one: RemoteFile) -> Path:
     return remote.cache_folder(hub, one.repo) / "blobs" / f"{one.sha256}.part"
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.0f} MB"
 
 
 def _log_lines(model: str, n_bytes: int) -> OnProgress:
@@ -115,7 +125,7 @@ def _log_lines(model: str, n_bytes: int) -> OnProgress:
         nonlocal logged
         if int(share * 10) > logged:
             logged = int(share * 10)
-            logger.info("fetching %s: %d %% of %s MB", model, logged * 10, f"{n_bytes / 1e6:,.0f}")
+            logger.info("fetching %s: %d %% of %s", model, logged * 10, _megabytes(n_bytes))
 
     return log
 
@@ -180,6 +190,7 @@ def _check_sum(one: RemoteFile, path: Path) -> None:
     """A fresh download must be what the hub says it is; else it is deleted, so that the next try starts anew."""
     if one.sha256 is None:
         return
+    logger.info("%s: comparing the checksum", one.name)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != one.sha256:

@@ -151,7 +151,7 @@ class TestFetching:
         assert far.served - served < 0.6 * len(MODEL)
         assert shares[0] > 0.5
         assert [line for line in caplog.messages if line.startswith("fetching")][-1].endswith(": 100 % of 5 MB")
-        assert "model.Q4_K_M.gguf: continues at 3 of 5 MB" in caplog.text
+        assert "model.Q4_K_M.gguf: continues at 3 MB of 5 MB" in caplog.text
         assert [one.name for one in path.resolve().parent.iterdir()] == [files[0].sha256]
 
     def test_a_server_that_cannot_continue_begins_anew(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +205,7 @@ class TestFetching:
         monkeypatch.setattr(file_download, "http_get", full)
         message = fault(f"hf:{REPO}")
         assert "cannot be written: [Errno 28] No space left on device; make room, or set HF_HOME" in message
-        assert message.endswith("; 3 of 5 MB are kept, and the next try goes on there")
+        assert message.endswith("; 3 MB of 5 MB are kept, and the next try goes on there")
 
     def test_a_hub_that_is_not_there(self, far: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
