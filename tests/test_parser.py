@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
@@ -20,6 +20,7 @@ from server.chat.tools.families import BY_NAME
 from server.chat.tools.grammar import Calling, answer_grammar
 from server.chat.tools.rules import Rules, Tool, literal, text_arguments
 from server.chat.tools.tagged import TaggedCalls
+from server.chat.validity import check_json
 
 WEATHER = Tool(
     "get_weather",
@@ -499,6 +500,26 @@ def test_whatever_the_grammar_lets_through_is_read_as_calls_that_fit(family: str
         assert set(arguments) <= {"city", "days"}
     else:
         assert (call.name, arguments) == NOW
+
+
+_ODD_NAMES = ("from", "max-price", "$filter", "a.b", "with space", "filter[x]", "ü", "True")
+
+
+@pytest.mark.parametrize("family", sorted(BY_NAME))
+@settings(max_examples=5)
+@given(st.randoms(use_true_random=False))
+def test_arguments_are_read_whatever_they_are_called(family: str, random: Any) -> None:
+    kinds = {"type": "boolean"}, {"type": "integer", "maximum": 99, "minimum": 0}, {"enum": ["a, b", 'c"=', 1]}
+    properties = {name: random.choice(kinds) for name in random.sample(_ODD_NAMES, 3)}
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    rules = Rules((Tool("f", {**parameters, "additionalProperties": False}),), literal)
+    calling = Calling(BY_NAME[family], ToolMode.REQUIRED, may_repeat=False)
+    lark = answer_grammar(rules, calling, None, is_inside=False, has_body=False)
+    walk = _Walk(LLMatcher(_BYTES, LLMatcher.grammar_from_lark(lark), log_level=0))
+    text = walk.go(lambda allowed: random.choice([t for t in allowed if 32 < t < 127] or allowed)).decode()
+    assume(walk.found.is_accepting())
+    (call,) = Answer.of(read(AnswerFormat(family, text_arguments={"f": text_arguments(parameters)}), text)).calls
+    check_json(json.dumps(parameters), call.arguments)
 
 
 _BOUNDED = {

@@ -89,10 +89,10 @@ def _value(schema: Any) -> str:
     return '"None"' if kind == "null" else json_items(schema)
 
 
-def _to_bracket(reader: Reader) -> Steps[str]:
-    """The text up to the bracket that ends the call, which is taken. Raises MalformedError."""
-    parts: list[str] = []
-    quote, depth = "", 1
+def _to_bracket(reader: Reader) -> Steps[list[str]]:
+    """What stands between the commas up to the bracket that ends the call, which is taken. Raises MalformedError."""
+    texts: list[list[str]] = [[]]
+    quote, depth, n = "", 1, 0
     while True:
         character = yield from reader.character()
         if quote:
@@ -105,28 +105,47 @@ def _to_bracket(reader: Reader) -> Steps[str]:
         else:
             depth += (character in "([{") - (character in ")]}")
         if depth == 0:
-            return "".join(parts)
-        parts.append(character)
-        if depth > MAX_DEPTH or len(parts) > _MAX_CHARS:
+            return ["".join(text) for text in texts]
+        if character == "," and depth == 1 and not quote:
+            texts.append([])
+        else:
+            texts[-1].append(character)
+        n += 1
+        if depth > MAX_DEPTH or n > _MAX_CHARS:
             raise MalformedError
 
 
-def _as_json(text: str) -> str:
+def _as_json(texts: list[str]) -> str:
     """Keyword arguments as a JSON object. Raises MalformedError for anything else."""
-    try:
-        call = ast.parse(f"call({text})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+    if not texts[-1].strip():
+        # There are none, or a comma stands behind the last.
+        texts = texts[:-1]
+    items: dict[str, str] = {}
+    for text in texts:
+        # Whatever a schema calls them: Python would take neither `from` nor `max-price`.
+        name, _, value = (part.strip() for part in text.partition("="))
+        if not name or not value or name in items:
             raise MalformedError
-        values = {_key(keyword): _literal(keyword.value) for keyword in call.keywords}
-        return json.dumps(values, ensure_ascii=False)
+        items[name] = _value_as_json(value)
+    return "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {value}" for name, value in items.items()) + "}"
+
+
+def _value_as_json(text: str) -> str:
+    """A value as JSON, which it is already or else Python's. Raises MalformedError for anything else."""
+    try:
+        json.loads(text, parse_int=str, parse_float=str, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return text
+    try:
+        return json.dumps(_literal(ast.parse(f"({text})", mode="eval").body), ensure_ascii=False)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise MalformedError from None
 
 
-def _key(keyword: ast.keyword) -> str:
-    if keyword.arg is None:
-        raise MalformedError
-    return keyword.arg
+def _refuse(word: str) -> None:
+    raise ValueError(word)
 
 
 def _literal(node: ast.expr) -> Any:
