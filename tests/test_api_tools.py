@@ -27,6 +27,9 @@ PARIS = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n<
 NOW = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 
 
+NO_ARGUMENTS = {"type": "object", "properties": {}}
+
+
 def says(*answers: str) -> FakeEngine:
     """An engine with room for tools in its prompts."""
     return FakeEngine(answers, n_ctx=2048)
@@ -217,7 +220,7 @@ async def test_content_inside_an_answer_is_held_to_its_schema_too(stream: bool) 
         await api.post(PATH, body)
         text.invalid_texts.add("[1]")
         response = await api.post(PATH, body)
-    assert text.checked == [({"type": "object"}, "[1]")] * 2
+    assert text.checked == [(NO_ARGUMENTS, "{}"), ({"type": "object"}, "[1]")] * 2
     assert "not what its JSON schema asks for" in response.text
     assert response.status_code == (200 if stream else 500)
 
@@ -225,6 +228,26 @@ async def test_content_inside_an_answer_is_held_to_its_schema_too(stream: bool) 
 async def test_an_answer_that_only_calls_tools_has_no_content_to_be_checked() -> None:
     async with running(says(f"Hm.</think>{NOW}"), FakeText(template="<think>", opened="<think>\n")) as api:
         await api.ok(PATH, messages=HELLO, response_format={"type": "json_object"}, tools=[CLOCK])
+        assert api.text.checked == [(NO_ARGUMENTS, "{}")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_arguments_of_every_call_are_held_to_its_schema_once_more(stream: bool) -> None:
+    body = {"messages": HELLO, "tools": [WEATHER, CLOCK], "stream": stream}
+    async with running(says(f"So: {NOW}\n{PARIS}")) as api:
+        await api.post(PATH, body)
+        assert api.text.checked == [(NO_ARGUMENTS, "{}"), (WEATHER["function"]["parameters"], '{"city": "Paris"}')]
+        api.text.invalid_texts.add('{"city": "Paris"}')
+        response = await api.post(PATH, body)
+    assert "not what its JSON schema asks for" in response.text
+    assert response.status_code == (200 if stream else 500)
+
+
+async def test_arguments_that_were_not_held_or_not_finished_are_not_looked_at() -> None:
+    loose = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "x": "nonsense"}}}
+    async with running(says(NOW)) as api:
+        await api.ok(PATH, messages=HELLO, tools=[loose])
+        await api.ok(PATH, messages=HELLO, tools=[CLOCK], max_tokens=len(NOW) - 20)
         assert api.text.checked == []
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from server.api.activity import Owner
@@ -16,7 +18,7 @@ from server.api.reader import AnswerReader
 from server.api.requests import check_n, engine_request
 from server.chat.answer import Answer
 from server.chat.parser import AnswerParser
-from server.chat.prompt import AnswerFormat, ChatPrompt, RenderedChat
+from server.chat.prompt import AnswerFormat, ChatPrompt, RenderedChat, any_arguments
 from server.engine.messages import SpanLimit
 from server.errors import InvalidRequest
 
@@ -43,6 +45,7 @@ class Conversation:
         self.n_logprobs = _n_logprobs(fields)
         self.headers: dict[str, str] = {}
         self._form = AnswerFormat()
+        self._parameters: Mapping[str, Any] = {}
         self._keeps_thinking = (fields.reasoning_format or services.config.reasoning_format) == "none"
         check_choice(fields.tools, fields.choice)
         check_n("n", fields.n, services.config.max_n)
@@ -53,6 +56,7 @@ class Conversation:
         ready = services.require_ready()
         rendered = await self.render()
         self._form = rendered.form
+        self._parameters = _enforced(self._fields.tools, rendered.repairs)
         self._report(rendered.repairs)
         self.explainer.add_prompt(rendered.text, self._fields.messages)
         request = await engine_request(
@@ -70,7 +74,7 @@ class Conversation:
             [request],
             self._owner,
             self.explainer,
-            content_of=self._content_of,
+            held_of=self._held_of if self._parameters or request.sampling.grammar is not None else None,
             is_scoring=self._fields.max_tokens == 0,
         )
 
@@ -87,11 +91,13 @@ class Conversation:
         answer = Answer.of([delta for output in choice.outputs for delta in reader.feed(output)])
         return Answered(answer, choice, reader.reasoning_tokens)
 
-    def _content_of(self, text: str) -> str | None:
-        """What of a whole answer a schema of the content holds; None when it calls tools and says nothing."""
+    def _held_of(self, text: str, schema: str | None) -> Sequence[tuple[str, str]]:
+        """The arguments of each call, and what is said, where something is or nothing is called."""
         parser = AnswerParser(self._form)
         answer = Answer.of([*parser.feed(text), *parser.finish()])
-        return answer.content if answer.content or not answer.calls else None
+        calls = [call for call in answer.calls if call.name in self._parameters]
+        held = [(json.dumps(self._parameters[call.name]), call.arguments) for call in calls]
+        return [*held, (schema, answer.content)] if schema and (answer.content or not answer.calls) else held
 
     async def render(self) -> RenderedChat:
         """The prompt, which nothing is done with: to be counted."""
@@ -149,6 +155,16 @@ class Conversation:
         logger.debug("%d of %d biases are of tokens out of the vocabulary", len(biases) - len(own), len(biases))
         self.headers["x-ggufd-ignored"] = "logit_bias"
         return self._fields.model_copy(update={"logit_bias": own})
+
+
+def _enforced(tools: Sequence[Mapping[str, Any]], repairs: Sequence[str]) -> dict[str, Any]:
+    """The schemas of the tools' arguments by name, without those that only are held in part."""
+    functions = [tool["function"] for tool in tools]
+    return {
+        function["name"]: function["parameters"]
+        for function in functions
+        if function.get("parameters") and any_arguments(function["name"]) not in repairs
+    }
 
 
 def _n_logprobs(fields: ChatRequest) -> int | None:

@@ -36,8 +36,8 @@ T = TypeVar("T")
 CheckJson = Callable[[str, str], Awaitable[None]]
 """Raises unless the second is JSON that satisfies the first, a schema."""
 
-ContentOf = Callable[[str], str | None]
-"""What is said in a whole answer, apart from thoughts and calls; None where nothing is, because tools are called."""
+HeldOf = Callable[[str, str | None], Sequence[tuple[str, str]]]
+"""What in a whole answer must satisfy which schema, as schemas and texts. The second is what holds what is said."""
 
 Batch = tuple[int, list[RequestEvent]]
 """The first choice of one engine request, and what happened to that request; `index` counts from that choice."""
@@ -49,7 +49,7 @@ class Generation:
     `n` is the sequences of each request, `total` those of all; `requests` are what the engine was given. It belongs to
     `owner`, in whose name it can be found and aborted; `finishes` are the ends that the engine told, each explained by
     the `explainer` before it is passed on. A finished text that a JSON schema held is looked at by `check` first; where
-    the schema held a part of it, that is found by `content_of`.
+    schemas held parts of it, those are found by `held_of`.
     `is_scoring` says that only the prompt counts: the engine computes one token, and it is dropped here.
     """
 
@@ -62,7 +62,7 @@ class Generation:
         explainer: CacheExplainer,
         check: CheckJson,
         *,
-        content_of: ContentOf | None = None,
+        held_of: HeldOf | None = None,
         is_scoring: bool = False,
     ) -> None:
         self.n = requests[0].n if requests else 1
@@ -74,7 +74,7 @@ class Generation:
         self._activity = activity
         self._explainer = explainer
         self._check = check
-        self._content_of = content_of
+        self._held_of = held_of
         self._is_scoring = is_scoring
         self._choices = [_Progress() for _ in range(self.total)]
         self._stack = contextlib.AsyncExitStack()
@@ -127,7 +127,7 @@ class Generation:
             if isinstance(event, Output):
                 progress = self._choices[first + event.index]
                 progress.n_tokens += len(event.tokens)
-                if first + event.index == 0 or self._schema_of(first + event.index):
+                if first + event.index == 0 or self._held_of or self._schema_of(first + event.index):
                     progress.texts.append(event.text)
                 if event.finish is not None:
                     progress.finish = event.finish
@@ -141,14 +141,13 @@ class Generation:
         return grammar.text if grammar is not None and grammar.kind is GrammarKind.JSON_SCHEMA else None
 
     async def _verify(self, index: int, finish: Finish) -> None:
-        """Raises EngineFailure when a text that ended by itself, uncut, is not what its schema asks for."""
+        """Raises EngineFailure when a text that ended by itself, uncut, is not what its schemas ask for."""
         schema = self._schema_of(index)
-        if schema is None or finish.reason is not FinishReason.STOP or finish.stop is not None:
+        is_held = schema is not None or self._held_of is not None
+        if not is_held or finish.reason is not FinishReason.STOP or finish.stop is not None:
             return
-        text = "".join(self._choices[index].texts)
-        content = text if self._content_of is None else self._content_of(text)
-        if content is not None:
-            await self._check(schema, content)
+        for asked_for, text in (self._held_of or _as_a_whole)("".join(self._choices[index].texts), schema):
+            await self._check(asked_for, text)
 
     def _tell(self) -> None:
         """Write into the record what the request has cost, as far as the engine told."""
@@ -204,6 +203,10 @@ class _Progress:
     finish: Finish | None = None
 
 
+def _as_a_whole(text: str, schema: str | None) -> Sequence[tuple[str, str]]:
+    return [] if schema is None else [(schema, text)]
+
+
 async def _of_one(stream: RequestStream, first: int) -> AsyncIterator[Batch]:
     while events := await stream.take():
         yield first, events
@@ -243,7 +246,7 @@ async def submit(
     owner: Owner,
     explainer: CacheExplainer,
     *,
-    content_of: ContentOf | None = None,
+    held_of: HeldOf | None = None,
     is_scoring: bool = False,
 ) -> Generation:
     """Hand all requests to the engine, or none: when one is refused, those before it are aborted.
@@ -263,7 +266,7 @@ async def submit(
             raise
     check = services.text.check_json
     return Generation(
-        requests, streams, services.activity, owner, explainer, check, content_of=content_of, is_scoring=is_scoring
+        requests, streams, services.activity, owner, explainer, check, held_of=held_of, is_scoring=is_scoring
     )
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from server.chat.prompt import AnswerFormat, ChatPrompt, ToolMode
+from server.chat.prompt import AnswerFormat, ChatPrompt, ToolMode, any_arguments
 from server.chat.thinking import USUAL, Thinking, opened_by, thinking_of
 from server.chat.tools.base import ToolFormat
 from server.chat.tools.families import BY_NAME, GENERIC, format_of
@@ -21,9 +21,6 @@ from server.errors import InvalidRequest
 
 Split = Callable[[str], Sequence[int | str]]
 """A text as special tokens, and the texts between them."""
-
-ANY_ARGUMENTS = "any_arguments"
-"""What is told when a tool's schema cannot be enforced: its arguments are held as far as can be."""
 
 _OBJECT_KEYWORDS = {"type", "properties", "required", "additionalProperties"}
 _MAX_TRIED = 64
@@ -142,7 +139,7 @@ class AnswerPlanner:
                     error.param = f"tools[{index}].function.parameters"
                     raise
                 schema = self._loosened(parameters)
-                loosened.append(f"{ANY_ARGUMENTS}:{function['name']}")
+                loosened.append(any_arguments(function["name"]))
             tools.append(Tool(function["name"], schema))
         return tuple(tools), tuple(loosened)
 

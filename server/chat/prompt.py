@@ -90,6 +90,11 @@ class RenderedChat:
     thoughts: SpanLimit | None = None
 
 
+def any_arguments(tool: str) -> str:
+    """What `repairs` says of a tool whose schema cannot be enforced: its arguments are held as far as can be."""
+    return f"any_arguments:{tool}"
+
+
 @dataclass(frozen=True, slots=True)
 class TextParams:
     """How to start the text process. `chat_template` replaces the one in the file, `tool_format` what it looks like."""
