@@ -502,7 +502,20 @@ def test_whatever_the_grammar_lets_through_is_read_as_calls_that_fit(family: str
         assert (call.name, arguments) == NOW
 
 
-_ODD_NAMES = ("from", "max-price", "$filter", "a.b", "with space", "filter[x]", "ü", "True")
+_ODD_NAMES = (
+    "from",
+    "max-price",
+    "$filter",
+    "a.b",
+    "with space",
+    "filter[x]",
+    "ü",
+    "True",
+    "dc:title",
+    "a=b",
+    'q"',
+    "(p",
+)
 
 
 @pytest.mark.parametrize("family", sorted(BY_NAME))

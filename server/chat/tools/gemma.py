@@ -12,10 +12,11 @@ from typing import Any
 
 from server.chat.reader import MAX_DEPTH, Emit, MalformedError, Reader, Steps
 from server.chat.tools.base import TextArguments, ToolFormat, as_json, close_calls
-from server.chat.tools.rules import NOTES, Rules, Tool, in_order, json_items, literal, more, property_schema
+from server.chat.tools.rules import NOTES, Rules, Tool, in_order, json_items, key, literal, more, property_schema
 from server.chat.writer import AnswerWriter
 
 _QUOTE = '<|"|>'
+_MARKS = '":,{}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def _written(value: Any) -> str:
     if isinstance(value, str):
         return f"{_QUOTE}{value}{_QUOTE}"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_written(value[key])}" for key in _by_name(value)) + "}"
+        return "{" + ",".join(f"{key(name, _MARKS)}:{_written(value[name])}" for name in _by_name(value)) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_written, value)) + "]"
     return json.dumps(value)
@@ -71,8 +72,8 @@ def _read_object(reader: Reader, emit: Emit, depth: int) -> Steps[None]:
     """From behind the bracket, with the one that ends it."""
 
     def read_item(separator: str) -> Steps[None]:
-        key = yield from _read_key(reader)
-        emit(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
+        name = yield from _read_key(reader)
+        emit(f"{separator}{json.dumps(name, ensure_ascii=False)}: ")
         yield from _read_value(reader, emit, depth)
 
     yield from _read_items(reader, emit, ("{", "}"), read_item)
@@ -104,14 +105,14 @@ def _read_items(
 
 def _read_key(reader: Reader) -> Steps[str]:
     if (yield from reader.skip(_QUOTE)):
-        key = yield from reader.name(_QUOTE)
+        name = yield from reader.name(_QUOTE)
     elif (yield from reader.peek()) == '"':
-        key = yield from reader.json_string()
+        name = yield from reader.json_string()
     else:
         return (yield from reader.name(":")).strip()
     yield from reader.blanks()
     yield from reader.expect(":")
-    return key
+    return name
 
 
 def _read_value(reader: Reader, emit: Emit, depth: int) -> Steps[None]:
@@ -160,9 +161,9 @@ def _object(rules: Rules, name: str, schema: Mapping[str, Any]) -> str | None:
         return None
     required = schema.get("required") or ()
     items = []
-    for place, key in enumerate(_by_name(properties)):
-        value = rules.add(f"{name}_{place}_value", _value(rules, f"{name}_{place}", property_schema(schema, key)))
-        items.append((f"{literal(key + ':')} {value}", key in required))
+    for place, one in enumerate(_by_name(properties)):
+        value = rules.add(f"{name}_{place}_value", _value(rules, f"{name}_{place}", property_schema(schema, one)))
+        items.append((f"{literal(key(one, _MARKS) + ':')} {value}", one in required))
     return f'"{{" {in_order(rules, name, items)} "}}"'
 
 

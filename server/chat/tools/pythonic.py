@@ -12,11 +12,12 @@ from typing import Any
 
 from server.chat.reader import MAX_DEPTH, MalformedError, Reader, Steps
 from server.chat.tools.base import TextArguments, ToolFormat, close_calls
-from server.chat.tools.rules import Rules, Tool, in_order, json_items, literal, more, property_schema
+from server.chat.tools.rules import Rules, Tool, in_order, json_items, key, literal, more, property_schema
 from server.chat.writer import AnswerWriter
 
 _NAMES = {"true": True, "false": False, "null": None}
 _MAX_CHARS = 200_000
+_MARKS = "\"'=,()[]{}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class PythonicCalls(ToolFormat):
 
 def _keywords(arguments: Any) -> str:
     items = arguments.items() if isinstance(arguments, dict) else ()
-    return ", ".join(f"{key}={_written(value)}" for key, value in items)
+    return ", ".join(f"{key(name, _MARKS)}={_written(value)}" for name, value in items)
 
 
 def _written(value: Any) -> str:
@@ -78,7 +79,7 @@ def _call(rules: Rules, index: int, tool: Tool) -> str:
     items = []
     for place, name in enumerate(properties):
         value = rules.add(f"value_{index}_{place}", _value(property_schema(tool.parameters, name)))
-        items.append((f"{literal(name + '=')} {value}", name in required))
+        items.append((f"{literal(key(name, _MARKS) + '=')} {value}", name in required))
     return f'{literal(tool.name + "(")} {in_order(rules, f"list_{index}", items)} ")"'
 
 
@@ -122,12 +123,29 @@ def _as_json(texts: list[str]) -> str:
         texts = texts[:-1]
     items: dict[str, str] = {}
     for text in texts:
-        # Whatever a schema calls them: Python would take neither `from` nor `max-price`.
-        name, _, value = (part.strip() for part in text.partition("="))
-        if not name or not value or name in items:
+        name, value = _name_and_value(text.strip())
+        if not value or name in items:
             raise MalformedError
         items[name] = _value_as_json(value)
     return "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {value}" for name, value in items.items()) + "}"
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    """Of an argument, whatever a schema calls it: Python would take neither `from` nor `max-price`."""
+    if text.startswith('"'):
+        try:
+            name, end = json.JSONDecoder().raw_decode(text)
+        except ValueError:
+            raise MalformedError from None
+        between, _, value = text[end:].partition("=")
+        is_named = not between.strip()
+    else:
+        name, _, value = text.partition("=")
+        name = name.strip()
+        is_named = name != ""
+    if not is_named:
+        raise MalformedError
+    return name, value.strip()
 
 
 def _value_as_json(text: str) -> str:

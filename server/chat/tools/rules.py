@@ -52,6 +52,12 @@ MAX_CALLS = 32
 """In one answer: a small model under constraint may know no end."""
 
 
+def key(name: str, marks: str) -> str:
+    """An argument's name as it is, or as a JSON string where one of the `marks` in it, or a blank, would be misread."""
+    is_bare = name != "" and name == name.strip() and not set(name) & set(marks)
+    return name if is_bare else json.dumps(name, ensure_ascii=False)
+
+
 def more(items: str) -> str:
     """The same again, as often as calls may come after a first."""
     return f"({items}){{0,{MAX_CALLS - 1}}}"
