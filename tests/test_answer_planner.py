@@ -124,6 +124,29 @@ def test_thoughts_that_the_grammar_lets_through_are_read_as_such() -> None:
     assert start.copy().count_allowed(list(b"\n\n<think>")) == len(b"\n\n<think>")
 
 
+@pytest.mark.parametrize(
+    ("tool_format", "said", "calling"),
+    [
+        ("harmony", "<|channel|>final<|message|>Hi", "<|channel|>commentary to=functions.get_weather<|message|>{}"),
+        ("functionary-3.2", "all\nHi > you, >>", "all\nHi>>>get_weather\n{}"),
+        ("functionary-3.2", "all\n", "get_weather\n{}"),
+    ],
+)
+def test_where_no_tool_may_be_called_a_format_of_whole_answers_cannot(
+    tool_format: str, said: str, calling: str
+) -> None:
+    _, planner = planned("{% for tool in tools %}{{ tool | tojson }}{% endfor %}" + CHATML, tool_format)
+    none = ToolChoice(ToolMode.NONE)
+    grammar = planner.plan(ChatPrompt((ASKED,), tools=(WEATHER,), tool_choice=none), "", "").grammar
+    assert grammar is not None
+    start = Matcher(_BYTES, compile_grammar("lark", grammar))
+    for text, is_allowed in ((said, True), (calling, False)):
+        matcher = start.copy()
+        assert all(matcher.accept(byte) for byte in text.encode()) is is_allowed
+        assert matcher.is_accepting is is_allowed
+    assert planner.plan(ChatPrompt((ASKED,)), "", "").grammar is None
+
+
 def test_a_second_message_of_thoughts_is_within_the_bound_of_the_first() -> None:
     """gpt-oss may think again where it has thought, by the grammar of its answers and without one."""
     _, planner = planned("{% for tool in tools %}{{ tool | tojson }}{% endfor %}" + CHATML, "harmony")

@@ -18,7 +18,7 @@ from server.api.reader import AnswerReader
 from server.api.requests import check_n, engine_request
 from server.chat.answer import Answer
 from server.chat.parser import AnswerParser
-from server.chat.prompt import AnswerFormat, ChatPrompt, RenderedChat, any_arguments
+from server.chat.prompt import AnswerFormat, ChatPrompt, RenderedChat, ToolMode, any_arguments
 from server.engine.messages import SpanLimit
 from server.errors import InvalidRequest
 
@@ -56,7 +56,8 @@ class Conversation:
         ready = services.require_ready()
         rendered = await self.render()
         self._form = rendered.form
-        self._parameters = _enforced(self._fields.tools, rendered.repairs)
+        may_call = self._fields.choice.mode is not ToolMode.NONE
+        self._parameters = _enforced(self._fields.tools, rendered.repairs) if may_call else {}
         self._report(rendered.repairs)
         self.explainer.add_prompt(rendered.text, self._fields.messages)
         request = await engine_request(

@@ -114,7 +114,8 @@ class AnswerPlanner:
         ]
         marks = thinking or self.tool_format.thoughts
         thoughts = dataclasses.replace(marks, opening="") if marks is not None and opened else marks
-        grammar = grammars[0] if has_tools else None
+        # Where none of the tools may be called, a format of whole answers could still call one.
+        grammar = grammars[0] if calling is not None and chat.tools else None
         return AnswerPlan(form, self._shown(calling, thinking), grammar, grammars[1], loosened, thoughts)
 
     def _calling(self, chat: ChatPrompt) -> Calling | None:

@@ -10,6 +10,8 @@ from server.chat.tools.rules import TEXT, Rules, literal, more
 from server.chat.writer import AnswerWriter
 
 _SAID = "all\n"
+_TEXT_ALONE = "/([^>]|>>?[^>])+>{0,2}|>{1,2}/?"
+"""Without a mark in it, behind which a call would be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +58,9 @@ class FunctionaryParts(ToolFormat):
         return call + (more(f'/\\n?/ ">>>" {call}') if may_repeat else "")
 
     def answer(self, rules: Rules, *, body: str, may_repeat: bool, is_required: bool) -> str:
-        said = f"{literal(_SAID)} {body}{'?' if body == TEXT else ''}"
         if not rules.tools:
-            return said
+            return f"{literal(_SAID)} {body if body != TEXT else _TEXT_ALONE}"
+        said = f"{literal(_SAID)} {body}{'?' if body == TEXT else ''}"
         calls = rules.add("calls", self.calls(rules, may_repeat=may_repeat))
         if is_required:
             return calls
