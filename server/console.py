@@ -189,15 +189,9 @@ def _host_cache(ready: Ready) -> list[tuple[str, str]]:
     """What may be taken in time: in a small container it is less than elsewhere."""
     if not ready.writes:
         return []
+    back = "; edited, they go on from the end of an earlier message" if ready.reuse == "snapshots" else ""
     size = f"up to {_bytes(ready.host_cache_bytes)} of RAM" if ready.host_cache_bytes else "no RAM"
-    return [("Keeps", f"{size} for chats that lost their slot{_BACK[ready.reuse]}")]
-
-
-_BACK = {
-    "any": "",
-    "snapshots": "; an edited chat goes on from the end of an earlier message, for this cache cannot be cut anywhere",
-    "whole": "; an edited chat is read again from its start, for this cache cannot be cut; --cache-ram would help",
-}
+    return [("Keeps", f"{size} for chats that lost their slot{back}")]
 
 
 def _plural(word: str, count: int) -> str:
