@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.live_server import live_server
+from tests.programs import needed_program
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -44,18 +44,11 @@ WRITE = {
 }
 
 
-def program() -> str:
-    found = shutil.which("lm_eval")
-    if found is None:
-        what = "no lm_eval: pip install 'lm-eval[api]' in an environment of its own has it"
-        pytest.fail(what) if os.environ.get("TESTS_NEVER_SKIP") else pytest.skip(what)
-    return found
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the harness has written of these tasks."""
-    command, folder = program(), tmp_path_factory.mktemp("lm-eval")
+    command = needed_program("lm_eval", "pip install 'lm-eval[api]' in an environment of its own has it")
+    folder = tmp_path_factory.mktemp("lm-eval")
     questions = folder / "questions.jsonl"
     questions.write_text("\n".join(map(json.dumps, QUESTIONS)))
     own = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(questions)}}, "test_split": "test"}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ import httpx
 import pytest
 
 from tests.live_server import LiveServer, free_port, live_server
+from tests.programs import needed_program
 from tests.test_metrics import DOCKER, expressions
 
 KEY = "sk-an-admins"
@@ -24,18 +23,10 @@ WAIT_S = 60
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
-def program() -> str:
-    found = shutil.which("prometheus")
-    if found is None:
-        what = "no Prometheus: Debian's package of that name has it"
-        pytest.fail(what) if os.environ.get("TESTS_NEVER_SKIP") else pytest.skip(what)
-    return found
-
-
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Its API, after it has seen the server idle and at work."""
-    command = program()
+    command = needed_program("prometheus", "Debian's package of that name has it")
     folder = tmp_path_factory.mktemp("prometheus")
     (folder / "key").write_text(KEY)
     listen = f"127.0.0.1:{free_port()}"
