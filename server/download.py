@@ -34,7 +34,8 @@ _TOLD_STEP = 0.01
 def fetch(model: str, files: Sequence[RemoteFile], on_progress: OnProgress | None = None) -> Path:
     """Download what is not there yet, or not whole; the path of the first file. `on_progress` gets the share, 0 to 1.
 
-    What fails midway is continued by the next call, of whatever process.
+    What fails midway is continued by the next call, of whatever process. Raises ModelError, one line, also where the
+    disk has no room or the checksum is wrong.
     """
     hub = remote.library(model)
     with remote.one_line(model):
