@@ -7,7 +7,6 @@
     │       └── ModelTooLarge       there is not the memory for it
     ├── InvalidRequest              400 invalid_request_error
     │   ├── ContextLengthExceeded   400, code context_length_exceeded
-    │   ├── InputTooLong            the same, of a text that becomes a vector
     │   └── Unsupported             400, code unsupported
     ├── Unauthorized                401 authentication_error
     ├── Forbidden                   403 permission_error: an admin's key is needed
@@ -24,13 +23,14 @@
             └── Draining            code shutting_down
 
 The API maps by class, never by message text. What crosses a process boundary is the code, the message, the field and
-when to try again; `from_code` makes the exception again on the other side.
+when to try again; `from_code` makes the exception again on the other side. So each class has a code of its own, and
+takes nothing but these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class GgufdError(Exception):
@@ -38,7 +38,7 @@ class GgufdError(Exception):
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
-    code: ClassVar[str | None] = "internal_error"
+    code: ClassVar[str] = "internal_error"
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -49,17 +49,25 @@ class GgufdError(Exception):
 class StartupError(GgufdError):
     """The server cannot start; shown in one line, exit code 1."""
 
+    code = "startup_failed"
+
 
 class ConfigError(StartupError):
     """A setting is unknown, of the wrong type or impossible."""
+
+    code = "invalid_config"
 
 
 class ModelError(StartupError):
     """A model cannot be found, read or loaded."""
 
+    code = "model_unusable"
+
 
 class ModelTooLarge(ModelError):
     """There is not enough memory for a model, in RAM or on a GPU."""
+
+    code = "model_too_large"
 
 
 class InvalidRequest(GgufdError):
@@ -71,28 +79,24 @@ class InvalidRequest(GgufdError):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt alone does not fit into the context of a slot."""
+    """A prompt does not fit into the context of a slot, or a text is longer than what becomes one vector."""
 
     code = "context_length_exceeded"
 
-    def __init__(self, n_prompt: int, n_ctx: int, *, param: str = "prompt") -> None:
-        super().__init__(
+    @classmethod
+    def of_prompt(cls, n_prompt: int, n_ctx: int, *, param: str = "prompt") -> Self:
+        """A prompt that alone does not fit."""
+        return cls(
             f"This model's maximum context length is {n_ctx} tokens, but the prompt has {n_prompt} tokens "
             f"and at least one more is needed for the answer. Shorten the prompt, or start the server with a "
             f"larger --ctx-size.",
             param=param,
         )
-        self.n_prompt = n_prompt
-        self.n_ctx = n_ctx
 
-
-class InputTooLong(InvalidRequest):
-    """A text whose vector is wanted is longer than what is computed for one."""
-
-    code = "context_length_exceeded"
-
-    def __init__(self, n_tokens: int, n_ctx: int, *, param: str = "input") -> None:
-        super().__init__(
+    @classmethod
+    def of_input(cls, n_tokens: int, n_ctx: int, *, param: str = "input") -> Self:
+        """A text whose vector is wanted."""
+        return cls(
             f"'{param}' has {n_tokens} tokens, but at most {n_ctx} become one vector here. Split the text.", param=param
         )
 
@@ -199,21 +203,17 @@ class Draining(Unavailable):
     code = "shutting_down"
 
 
-def _tree(root: type[GgufdError]) -> Iterator[type[GgufdError]]:
+def tree(root: type[GgufdError] = GgufdError) -> Iterator[type[GgufdError]]:
+    """`root` and all classes under it."""
+    yield root
     for child in root.__subclasses__():
-        yield child
-        yield from _tree(child)
+        yield from tree(child)
 
 
 def from_code(code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> GgufdError:
     """The exception that was flattened to these values; an unknown code becomes `EngineFailure`."""
-    if code == ContextLengthExceeded.code:
-        # Its numbers are in the message only.
-        return InvalidRequest(message, param=param or "prompt")
-    for cls in _tree(GgufdError):
-        if cls.code == code:
-            error = cls(message, param=param)
-            if isinstance(error, TryLater) and retry_after_s is not None:
-                error.retry_after_s = retry_after_s
-            return error
-    return EngineFailure(message, param=param)
+    cls = next((one for one in tree() if one.code == code), EngineFailure)
+    error = cls(message, param=param)
+    if isinstance(error, TryLater) and retry_after_s is not None:
+        error.retry_after_s = retry_after_s
+    return error

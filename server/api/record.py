@@ -77,11 +77,11 @@ def record_of(request: Request) -> Record:
     return record
 
 
-def note_error(scope: Scope, code: str | None) -> None:
+def note_error(scope: Scope, code: str) -> None:
     """An error ended this request."""
     record = scope.get(_SCOPE_RECORD)
     if record is not None:
-        record.reason = code or "internal_error"
+        record.reason = code
 
 
 def note_key(scope: Scope, name: str) -> None:

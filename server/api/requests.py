@@ -185,7 +185,7 @@ async def engine_request(
     if not prompt:
         raise InvalidRequest(f"'{param}': the prompt is empty. Expected at least one token.", param=param)
     if len(prompt) >= ready.n_ctx:
-        raise ContextLengthExceeded(len(prompt), ready.n_ctx, param=param)
+        raise ContextLengthExceeded.of_prompt(len(prompt), ready.n_ctx, param=param)
     check_tokens(prompt, ready.model.n_vocab, param)
     sampling = fields.to_params({**recommended(ready.model.metadata), **services.config.sampling})
     check_tokens([token for token, _ in fields.logit_bias or ()], ready.model.n_vocab, "logit_bias")

@@ -14,7 +14,7 @@ from server.api.ports import Services
 from server.api.requests import Lora, ModelName, check_tokens
 from server.api.validation import Body
 from server.engine.messages import Embedding, EmbedRequest, FinishReason, Scales
-from server.errors import EngineFailure, InputTooLong, InvalidRequest, Unsupported
+from server.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, Unsupported
 
 MAX_INPUTS = 2048
 """As many as OpenAI takes."""
@@ -149,7 +149,7 @@ def _check_lengths(inputs: Sequence[Sequence[int]], n_ctx: int, param: str) -> N
         if not tokens:
             raise InvalidRequest(f"'{name}' is empty. Expected at least one token.", param=name)
         if len(tokens) > n_ctx:
-            raise InputTooLong(len(tokens), n_ctx, param=name)
+            raise ContextLengthExceeded.of_input(len(tokens), n_ctx, param=name)
 
 
 def _name(param: str, place: int, n: int) -> str:

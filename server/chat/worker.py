@@ -152,7 +152,7 @@ def answer(model: TextModel, call: Call) -> Answer | Refusal:
     try:
         return Answer(call.call_id, getattr(model, call.method)(*call.args, **call.kwargs))
     except GgufdError as error:
-        return Refusal(call.call_id, error.code or "internal_error", error.message, error.param)
+        return Refusal(call.call_id, error.code, error.message, error.param)
     except MemoryError:
         return _refusal(call, "The text needs more memory than it may use.")
     except RecursionError:
@@ -162,7 +162,7 @@ def answer(model: TextModel, call: Call) -> Answer | Refusal:
 
 
 def _refusal(call: Call, message: str) -> Refusal:
-    return Refusal(call.call_id, InvalidRequest.code or "", message, None)
+    return Refusal(call.call_id, InvalidRequest.code, message, None)
 
 
 def _limit_resources() -> None:

@@ -19,7 +19,7 @@ from server.engine.backend import VectorDecoder
 from server.engine.fairness import Accounts, Standing
 from server.engine.messages import Admitted, Embedding, EmbedRequest, Event, Failed, QueueEntry, Scales, Turn
 from server.engine.pooling import Pool, new_pool, scaled
-from server.errors import EngineFailure, GgufdError, InputTooLong, InvalidRequest, QueueTimeout
+from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueTimeout
 from server.llama.batch import NoRoomError
 from server.llama.params import Pooling
 
@@ -132,7 +132,7 @@ class Embedder:
             raise InvalidRequest("an embedding needs at least one token of each input", param="input")
         longest = max(map(len, request.inputs))
         if longest > self.params.n_ctx:
-            raise InputTooLong(longest, self.params.n_ctx)
+            raise ContextLengthExceeded.of_input(longest, self.params.n_ctx)
         if not all(0 <= token < self.params.n_vocab for tokens in request.inputs for token in tokens):
             raise InvalidRequest("a token is not in the vocabulary", param="input")
         if len(request.adapters) not in (0, self.params.n_adapters):

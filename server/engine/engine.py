@@ -205,7 +205,7 @@ class Engine:
         if not request.prompt or request.n < 1:
             raise InvalidRequest("a request needs at least one prompt token and one choice")
         if len(request.prompt) >= self._decoder.n_ctx:
-            raise ContextLengthExceeded(len(request.prompt), self._decoder.n_ctx)
+            raise ContextLengthExceeded.of_prompt(len(request.prompt), self._decoder.n_ctx)
         if len(request.adapters) not in (0, self._decoder.n_adapters):
             raise InvalidRequest(f"there are {self._decoder.n_adapters} adapters", param="lora")
         if not all(0 <= token < self._decoder.n_vocab for token in request.prompt):

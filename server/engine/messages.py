@@ -450,7 +450,7 @@ class Failed:
     def by(cls, request_id: int, error: GgufdError) -> Failed:
         """Flattened, so that it crosses the boundary."""
         retry_after_s = error.retry_after_s if isinstance(error, TryLater) else None
-        return cls(request_id, error.code or "internal_error", error.message, error.param, retry_after_s)
+        return cls(request_id, error.code, error.message, error.param, retry_after_s)
 
 
 RequestEvent = Queued | Admitted | Progress | PromptLogprobs | Output | Embedding | Failed

@@ -138,7 +138,7 @@ class _Asked:
         except ContextLengthExceeded as error:
             if self.fields.truncation == "disabled":
                 raise
-            chat, n_dropped = await shortened(chat, self._conversation, error)
+            chat, n_dropped = await shortened(chat, self._conversation, self.services.require_ready().n_ctx, error)
         conversation = self._conversation(chat)
         conversation.headers["x-ggufd-truncated"] = f"{n_dropped} messages"
         return conversation, await conversation.start()

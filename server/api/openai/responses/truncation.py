@@ -12,9 +12,9 @@ _SYSTEM = ("system", "developer")
 
 
 async def shortened(
-    chat: ChatRequest, conversation_of: Callable[[ChatRequest], Conversation], error: ContextLengthExceeded
+    chat: ChatRequest, conversation_of: Callable[[ChatRequest], Conversation], n_ctx: int, error: ContextLengthExceeded
 ) -> tuple[ChatRequest, int]:
-    """The request with as much of the conversation's end as leaves a quarter of the context; how many messages went.
+    """The request with as much of the conversation's end as leaves a quarter of `n_ctx`; how many messages went.
 
     That much room makes the next cut rare, and between two cuts everything is reused from the cache. It is cut before
     messages of the user, so that no result loses its call. Raises `error` when not even the last turn fits.
@@ -27,7 +27,7 @@ async def shortened(
     while low < high:
         middle = (low + high) // 2
         shorter = chat.model_copy(update={"messages": (*system, *rest[cuts[middle] :])})
-        if len((await conversation_of(shorter).render()).tokens) <= error.n_ctx * 3 // 4:
+        if len((await conversation_of(shorter).render()).tokens) <= n_ctx * 3 // 4:
             best, high = (shorter, cuts[middle]), middle
         else:
             low = middle + 1
