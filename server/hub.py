@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from server import textfile
 from server.errors import ModelError
 from server.llama import gguf, shape
 from server.llama.gguf import Scalar
@@ -187,6 +188,6 @@ def chat_template(file: str) -> str | None:
     if file == "":
         return None
     try:
-        return Path(file).expanduser().read_text("utf-8")
+        return textfile.read(Path(file).expanduser())
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{file}: cannot be read as a chat template: {error}") from None

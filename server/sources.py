@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from server import textfile
 from server.config import ENV_PREFIX, Config, settings
 from server.errors import ConfigError
 from server.wording import plain
@@ -99,15 +100,15 @@ def _from_file(path: Path | None, faults: list[str]) -> Layer:
     if path is None:
         return {}
     try:
-        text = path.read_text("utf-8")
+        text = textfile.read(path)
         tables = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not readable as TOML: {error}") from None
     layer: Layer = {}
     sections = {one.section for one in settings()}
     for section, table in tables.items():
         if section not in sections or not isinstance(table, dict):
-            faults.append(f"{_place(path, text, section, None)}: {_unknown_section(section)}")
+            faults.append(f"{_place(path, text, section, None)}: {_no_section(section, table)}")
             continue
         for key, value in table.items():
             where = f"{_place(path, text, section, key)}: [{section}] {key}"
@@ -186,14 +187,37 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
 
 
-def _unknown_section(section: str) -> str:
-    homes = [one.section for one in settings() if one.key == section]
-    if homes:
-        return f"{section} stands outside its section: put it under [{homes[0]}]"
+def _no_section(name: str, value: Any) -> str:
+    """What is wrong with a name at the top of the file that is no section, or holds what is none."""
+    homes = {one.key: one.section for one in settings()}
     names = list(Config.model_fields)
-    close = difflib.get_close_matches(section, names, 1)
+    is_table = isinstance(value, dict)
+    if name in names and (name not in homes or isinstance(value, list)):
+        return (
+            f"{name} is a section, and {_kind(value)} was found: write [{name}] on a line of its own, "
+            f"and under it a line for each setting, such as {_example(name)}"
+        )
+    if name in homes and is_table:
+        return f"[{name}] is no section but a setting: write {name} = ... under [{homes[name]}]"
+    if name in homes:
+        return f"{name} stands outside its section: put it under [{homes[name]}]"
+    close = difflib.get_close_matches(name, names if is_table else [*names, *homes], 1)
+    if close and close[0] not in names:
+        return f"{name} is no setting; did you mean {close[0]} under [{homes[close[0]]}]?"
     hint = f"did you mean [{close[0]}]?" if close else f"expected one of: {', '.join(names)}"
-    return f"[{section}] is no section; {hint}"
+    return f"[{name}] is no section; {hint}" if is_table else f"{name} is no section and no setting; {hint}"
+
+
+def _kind(value: Any) -> str:
+    """What a value of a TOML file is, in words; the value itself may be secret."""
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list"}
+    return kinds.get(type(value), "a date or time")
+
+
+def _example(section: str) -> str:
+    """A line of this section. Where the first setting has no default, it takes a number."""
+    one = next(one for one in settings() if one.section == section)
+    return f"{one.key} = {json.dumps(1024 if one.field.default is None else one.field.default)}"
 
 
 def _nearest(key: str, section: str) -> str:
@@ -210,7 +234,7 @@ def _nearest(key: str, section: str) -> str:
 
 def _place(path: Path, text: str, section: str, key: str | None) -> str:
     """`file, line N`: tomllib keeps no positions, so the lines are searched for the header and the key."""
-    header = re.compile(r"\s*\[\s*[\"']?([\w-]+)[\"']?\s*\]")
+    header = re.compile(r"\s*\[{1,2}\s*[\"']?([\w-]+)[\"']?\s*\]")
     wanted = re.compile(rf"\s*[\"']?{re.escape(key or section)}[\"']?\s*=")
     current = ""
     for number, line in enumerate(text.splitlines(), 1):

@@ -89,12 +89,62 @@ class TestWrongKeys:
     def test_an_unknown_section(self) -> None:
         assert faults("[modle]\nx = 1\n") == ["config.toml, line 1: [modle] is no section; did you mean [model]?"]
 
+    @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("context = 5", "a number"),
+            ("context = 0.5", "a number"),
+            ("context = true", "true or false"),
+            ("context = 'long'", "a text"),
+            ("context = [1]", "a list"),
+            ("[[context]]\nctx_size = 1", "a list"),
+            ("context = 2026-01-01", "a date or time"),
+        ],
+    )
+    def test_a_section_that_is_none_is_said_with_its_form(self, text: str, found: str) -> None:
+        assert faults(text) == [
+            f"config.toml, line 1: context is a section, and {found} was found: write [context] on a line of its own, "
+            f"and under it a line for each setting, such as ctx_size = 0"
+        ]
+
+    @pytest.mark.parametrize("section", Config.model_fields)
+    def test_the_form_that_is_shown_can_be_read(self, section: str) -> None:
+        (fault,) = faults(f"[[{section}]]")
+        header, example = fault.partition("write ")[2].partition(" on a line")[0], fault.partition("such as ")[2]
+        assert header == f"[{section}]"
+        load(f"{header}\n{example}\n")
+
+    def test_a_setting_that_is_written_as_a_section(self) -> None:
+        assert faults("[ctx_size]\nx = 1\n") == [
+            "config.toml, line 1: [ctx_size] is no section but a setting: write ctx_size = ... under [context]"
+        ]
+
+    def test_an_unknown_name_without_a_section(self) -> None:
+        assert faults("prot = 1\n") == ["config.toml, line 1: prot is no setting; did you mean port under [server]?"]
+        assert faults("contxt = 1\n") == [
+            "config.toml, line 1: contxt is no section and no setting; did you mean [context]?"
+        ]
+
     def test_a_key_like_no_other_gets_the_list(self) -> None:
         (fault,) = faults("[queue]\nzzzzzz = 1\n")
         assert "; expected one of: max_queue, max_queue_wait_s, max_gap_ms, " in fault
 
     def test_the_environment_too(self) -> None:
         assert faults(env={"GGUFD_PROT": "1"}) == ["GGUFD_PROT is no setting; did you mean GGUFD_PORT?"]
+
+    def test_a_byte_order_mark_is_no_part_of_the_file(self) -> None:
+        text = "[server]\nport = 1001\nprot = 1\n"
+        Path("config.toml").write_text(text.replace("prot", "# prot"), "utf-8-sig")
+        assert sources.load(None, {}, {}).server.port == 1001
+        Path("config.toml").write_text(text, "utf-8-sig")
+        with pytest.raises(ConfigError, match=r"line 3: \[server\] prot is no setting"):
+            sources.load(None, {}, {})
+
+    @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+    def test_another_encoding_is_said(self, encoding: str) -> None:
+        Path("config.toml").write_text("# f\xfcr\n[server]\n", encoding)
+        with pytest.raises(ConfigError, match="no UTF-8 text; save it as UTF-8"):
+            sources.load(None, {}, {})
 
     def test_broken_toml_is_said_with_its_line(self) -> None:
         (fault,) = faults("[server]\nport = = 3\n")

@@ -203,6 +203,10 @@ class TestChatTemplate:
         (tmp_path / "t.jinja").write_text("{{ 'ä' }}", "utf-8")
         assert hub.chat_template(str(tmp_path / "t.jinja")) == "{{ 'ä' }}"
 
+    def test_a_byte_order_mark_is_no_part_of_it(self, tmp_path: Path) -> None:
+        (tmp_path / "t.jinja").write_text("{{ 'ä' }}", "utf-8-sig")
+        assert hub.chat_template(str(tmp_path / "t.jinja")) == "{{ 'ä' }}"
+
     @pytest.mark.parametrize("name", ["t.jinja", "~nobody-of-this-name/t.jinja", "a\0b"])
     def test_unreadable(self, name: str) -> None:
         with pytest.raises(ModelError, match="cannot be read as a chat template"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -110,10 +111,23 @@ class TestFile:
             assert suffix not in key.digest.hex()
             assert hashlib.blake2b(b"sesame", digest_size=4).hexdigest() != suffix
 
+    def test_a_byte_order_mark_is_no_part_of_the_first_key(self, tmp_path: Path) -> None:
+        lines = tmp_path / "keys.txt"
+        lines.write_text("sesame\nopen\n", "utf-8-sig")
+        assert [key.digest for key in file.read(lines)] == [digest_of("sesame"), digest_of("open")]
+        tables = tmp_path / "keys.toml"
+        tables.write_text(f"[alice]\nsha256 = '{A}'\n", "utf-8-sig")
+        assert [key.name for key in file.read(tables)] == ["alice"]
+        file.add(tables, "bob", {})
+        assert [key.name for key in file.read(tables)] == ["alice", "bob"]
+        file.revoke(tables, "alice")
+        assert [key.name for key in file.read(tables)] == ["bob"]
+
     @pytest.mark.parametrize(
         ("text", "words"),
         [
             ("[a\n", "line 1: not readable as TOML"),
+            (f"[a]\nsha256 = '{'0' * 64}'\nsha256 = 'sesame'\n", "the same name stands twice in one table"),
             ("a = 'sesame'\n", "'a' is no table"),
             ("[a]\n", "[a] sha256: field required"),
             ("[a]\nsha256 = 'sesame'\n", "[a] sha256: string should match"),
@@ -134,6 +148,13 @@ class TestFile:
         with pytest.raises(ConfigError):
             file.add(path, "b", {})
         assert path.read_text() == text
+
+    @given(st.text(st.sampled_from("[]ab=.'\"{}1\n# sha256"), max_size=60))
+    def test_any_file_is_read_or_refused_in_words(self, text: str) -> None:
+        path = Path("fuzz.toml")
+        path.write_text(text)
+        with contextlib.suppress(ConfigError):
+            file.read(path)
 
     def test_no_text_and_no_file(self, tmp_path: Path) -> None:
         (tmp_path / "k.toml").write_bytes(b"\xff\xfe")

@@ -26,6 +26,7 @@ import tomlkit
 import tomlkit.exceptions
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from server import textfile
 from server.errors import ConfigError
 from server.keys.ring import Key, KeyRing, Limits, Role, digest_of, new_key
 
@@ -67,14 +68,14 @@ def default_path() -> Path:
 def read(path: Path) -> tuple[Key, ...]:
     """The keys of a file, perhaps none. Raises ConfigError, which never quotes a key."""
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = textfile.read(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: the key file cannot be read: {_reason(error)}") from None
     return _tables(path, text) if path.suffix == ".toml" else _lines(text)
 
 
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "it is no UTF-8 text"
+def _reason(error: OSError | ValueError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def _lines(text: str) -> tuple[Key, ...]:
@@ -101,6 +102,8 @@ def _parse(path: Path, text: str) -> tomlkit.TOMLDocument:
         return tomlkit.parse(text)
     except tomlkit.exceptions.ParseError as error:
         raise ConfigError(f"{path}, line {error.line}: not readable as TOML; expected a table for each key") from None
+    except tomlkit.exceptions.TOMLKitError:
+        raise ConfigError(f"{path}: not readable as TOML: the same name stands twice in one table") from None
 
 
 def _key(path: Path, name: str, table: Any) -> Key:
@@ -151,7 +154,7 @@ def _document(path: Path) -> tomlkit.TOMLDocument:
         raise ConfigError(f"{path}: only a .toml file holds keys by name; one with a key a line is edited by hand")
     if path.exists():
         read(path)
-        return _parse(path, path.read_text("utf-8"))
+        return _parse(path, textfile.read(path))
     document = tomlkit.document()
     for line in _HEADER:
         document.add(tomlkit.comment(line))
