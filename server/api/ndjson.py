@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.generation import Generation
 from server.api.requestlog import log_crash
-from server.api.responses import body_of, dumps
+from server.api.responses import dumps
 from server.engine.messages import RequestEvent
 from server.errors import GgufdError
 
@@ -59,7 +59,12 @@ async def _lines(generation: Generation, lines: Lines) -> AsyncIterator[bytes]:
                 for line in lines.feed(first, event).splitlines(keepends=True):
                     yield line
     except GgufdError as error:
-        yield line_bytes(body_of(error))
+        yield _failed(error)
     except Exception as error:
         log_crash(logger, "a stream failed", error)
-        yield line_bytes(body_of(GgufdError("The server failed to write this answer. Send it again.")))
+        yield _failed(GgufdError("The server failed to write this answer. Send it again."))
+
+
+def _failed(error: GgufdError) -> bytes:
+    """The last line after an error: a text, as Ollama has it. Its Python client fails on an object."""
+    return line_bytes({"error": error.message})
