@@ -52,7 +52,10 @@ _FLUSH_S = 5
 """Seconds that answers cut at the deadline get to send their last event."""
 
 _LOOK_S = 1.0
-"""How often it is looked whether the engine has been given up, or the key file has changed."""
+"""How often it is looked whether the engine has been given up."""
+
+_KEYS_LOOK_S = 0.25
+"""How often the key file is looked at: a change is found by the second look after it, well within a second."""
 
 _OTHERS = {
     "embeddings",
@@ -144,6 +147,7 @@ class Daemon:
             try:
                 server = await asyncio.to_thread(self._make_server, models)
                 serving = asyncio.create_task(server.serve(self._sockets))
+                watching = asyncio.create_task(self._watch_keys())
                 try:
                     if await self._has_loaded(loading):
                         bar.close()
@@ -155,6 +159,7 @@ class Daemon:
                 finally:
                     server.should_exit = True
                     await serving
+                    watching.cancel()
             finally:
                 loading.cancel()
                 await asyncio.gather(loading, return_exceptions=True)
@@ -249,8 +254,12 @@ class Daemon:
         while not self._stop.is_set() and not models.has_failed:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _LOOK_S)
-            if self._keys is not None:
-                self._keys.file.look()
+
+    async def _watch_keys(self) -> None:
+        """Take up changes of the key file as long as requests may come or run: while loading and draining too."""
+        while self._keys is not None:
+            self._keys.file.look()
+            await asyncio.sleep(_KEYS_LOOK_S)
 
     async def _drain(self, engine: EngineClient) -> None:
         """Refuse what is new, let the rest end until the deadline, then end it with an error event."""

@@ -118,6 +118,7 @@ class FakeEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.step_s = 0.0
+        self.n_steps = 0
         self.error: Exception | None = None
         self.error_after = 0
         self.refusal: GgufdError | None = None
@@ -222,6 +223,7 @@ class FakeVectors:
     request: EmbedRequest
     n_told: int = 0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    refusal: GgufdError | None = None
 
     async def __aenter__(self) -> FakeVectors:
         return self
@@ -235,13 +237,17 @@ class FakeVectors:
             self.engine.aborted.append(self.request.request_id)
         self.ended.set()
 
+    def refuse(self, error: GgufdError) -> None:
+        self.refusal = error
+        self.abort()
+
     async def take(self) -> list[RequestEvent]:
         waits = [asyncio.create_task(event.wait()) for event in (self.engine.gate, self.ended)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
-        if self.engine.error is not None:
-            raise self.engine.error
+        if error := self.refusal or self.engine.error:
+            raise error
         if self.ended.is_set() or self.n_told == self.request.n:
             return []
         # The last first: nothing may rest on the order.
@@ -285,6 +291,7 @@ class FakeStream:
     is_entered: bool = False
     is_placed: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    refusal: GgufdError | None = None
     sequences: list[_Sequence] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -323,6 +330,10 @@ class FakeStream:
             self.engine.aborted.append(self.request.request_id)
         self.ended.set()
 
+    def refuse(self, error: GgufdError) -> None:
+        self.refusal = error
+        self.abort()
+
     @property
     def is_done(self) -> bool:
         return self.ended.is_set() or all(sequence.is_finished for sequence in self.sequences)
@@ -340,11 +351,14 @@ class FakeStream:
         if not self.engine.gate.is_set():
             await self._released()
         await asyncio.sleep(self.engine.step_s)
+        if self.refusal is not None:
+            raise self.refusal
         if self.is_done:
             return []
         if self.engine.error is not None and self.n_steps >= self.engine.error_after:
             raise self.engine.error
         self.n_steps += 1
+        self.engine.n_steps += 1
         opening: list[RequestEvent] = []
         if self.n_steps == 1:
             opening = self._opening()

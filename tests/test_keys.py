@@ -192,16 +192,16 @@ class TestWatchedFile:
         watched = file.WatchedFile(path, ring, (own,))
         second = file.add(path, "bob", {})
         assert ring.find(second.encode()) is None
-        watched.look()
+        _look_twice(watched)
         assert ring.find(second.encode()) is not None
         file.revoke(path, "alice")
-        watched.look()
+        _look_twice(watched)
         assert ring.find(first.encode()) is None
         path.write_text("nonsense\n")
-        watched.look()
+        _look_twice(watched)
         assert "the keys stay as they were" in caplog.text
         path.unlink()
-        watched.look()
+        _look_twice(watched)
         assert ring.find(second.encode()) is not None
         assert ring.find(b"mine") is own
 
@@ -218,6 +218,36 @@ class TestWatchedFile:
         watched.look()
         watched.reload()
         assert caplog.messages == [f"keys from {path}: 1"] * 2
+
+    def test_what_an_editor_leaves_for_a_moment_ends_no_key(self, tmp_path: Path) -> None:
+        path = tmp_path / "keys.txt"
+        path.write_text("one\ntwo\n")
+        ring = KeyRing(file.read(path))
+        watched = file.WatchedFile(path, ring, ())
+        path.write_text("")
+        watched.look()
+        path.write_text("one\nthree\n")
+        watched.look()
+        assert len(ring) == 2
+        assert ring.find(b"two") is not None
+        watched.look()
+        assert [key.digest for key in ring] == [digest_of("one"), digest_of("three")]
+
+    def test_a_file_that_stays_empty_ends_all_of_its_keys(self, tmp_path: Path) -> None:
+        path = tmp_path / "keys.txt"
+        path.write_text("one\n")
+        own = Key("api-key-1", digest_of("mine"))
+        ring = KeyRing((own, *file.read(path)))
+        watched = file.WatchedFile(path, ring, (own,))
+        path.write_text("")
+        _look_twice(watched)
+        assert list(ring) == [own]
+
+
+def _look_twice(watched: file.WatchedFile) -> None:
+    """A change is found, and then taken up."""
+    watched.look()
+    watched.look()
 
 
 class TestAccess:
@@ -253,7 +283,7 @@ class TestAccess:
         assert found is not None
         found.file.reload()
         key = file.add(config_folder / "keys.toml", "alice", {})
-        found.file.look()
+        _look_twice(found.file)
         assert found.ring.find(key.encode()) is not None
 
     def test_a_file_that_lets_nobody_in_is_said(self, tmp_path: Path) -> None:
@@ -381,6 +411,18 @@ class TestRoles:
             await api.post("/v1/completions", {"prompt": "x"}, headers={"x-api-key": "b"})
             assert api.engine.requests[0].namespace != namespace
         assert found == [200, 404]
+
+    async def test_another_key_under_the_same_name_finds_nothing_of_the_earlier_one(self) -> None:
+        ring = KeyRing((Key("alice", digest_of("a")), Key("bob", digest_of("b"))))
+        async with running(keys=ring) as api:
+            mine = (await api.post("/v1/responses", {"input": "x"}, headers={"x-api-key": "a"})).json()["id"]
+            ring.replace([Key("alice", digest_of("new")), Key("bob", digest_of("b"))])
+            await api.post("/v1/completions", {"prompt": "x"}, headers={"x-api-key": "new"})
+            found = await api.http.get(f"/v1/responses/{mine}", headers={"x-api-key": "new"})
+            assert found.status_code == 404
+            earlier, later = api.engine.requests
+            assert earlier.namespace != later.namespace
+            assert earlier.account == later.account == "alice"
 
     def test_without_keys_everybody_is_an_admin(self) -> None:
         assert ANYBODY.is_admin

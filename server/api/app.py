@@ -37,6 +37,7 @@ from server.api.ports import Engine, Models, Services, Text
 from server.api.record import DISCONNECTED, HEADER, RecordMiddleware, Sink, note_error, record_of
 from server.api.requestlog import log_crash, log_request
 from server.api.responses import error_body, error_response, json_response
+from server.api.revocation import Revocations
 from server.api.settings import ApiConfig
 from server.api.sse import let_streams_finish
 from server.errors import GgufdError, NotFound
@@ -62,7 +63,10 @@ def create_app(
     responses = ResponseStore(
         config.responses_path, max_count=config.max_responses, max_bytes=config.max_responses_bytes
     )
-    services = Services(engine, text, config, Adapters(config), models=models, responses=responses)
+    revocations = Revocations(config.keys)
+    services = Services(
+        engine, text, config, Adapters(config), revocations=revocations, models=models, responses=responses
+    )
     app.state.services = services
     app.state.large_bodies = asyncio.Lock()
     if models is not None:

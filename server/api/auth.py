@@ -91,6 +91,4 @@ def _sent_keys(headers: Headers) -> list[bytes]:
 def _refusal(has_key: bool, path: str) -> ASGIApp:
     what = "The API key that was sent is wrong." if has_key else "No API key was sent."
     error = Unauthorized(f"{what} Send one of this server's, as 'Authorization: Bearer KEY'.")
-    response = error_response(error, path)
-    response.headers["WWW-Authenticate"] = "Bearer"
-    return response
+    return error_response(error, path)

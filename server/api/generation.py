@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from server.api.activity import Activity, Owner
+from server.api.activity import Owner
 from server.api.explain import CacheExplainer
 from server.api.ports import RequestStream, Services
 from server.api.record import DISCONNECTED
@@ -33,9 +33,6 @@ from server.errors import EngineFailure, GgufdError
 
 T = TypeVar("T")
 
-CheckJson = Callable[[str, str], Awaitable[None]]
-"""Raises unless the second is JSON that satisfies the first, a schema."""
-
 HeldOf = Callable[[str, str | None], Sequence[tuple[str, str]]]
 """What in a whole answer must satisfy which schema, as schemas and texts. The second is what holds what is said."""
 
@@ -47,20 +44,19 @@ class Generation:
     """Engine requests that are under way, inside an `async with`. Leaving that early aborts them.
 
     `n` is the sequences of each request, `total` those of all; `requests` are what the engine was given. It belongs to
-    `owner`, in whose name it can be found and aborted; `finishes` are the ends that the engine told, each explained by
-    the `explainer` before it is passed on. A finished text that a JSON schema held is looked at by `check` first; where
-    schemas held parts of it, those are found by `held_of`.
+    `owner`, in whose name it can be found and aborted, and whose key must be valid until its end; `finishes` are the
+    ends that the engine told, each explained by the `explainer` before it is passed on. A finished text that a JSON
+    schema held is checked first; where schemas held parts of it, those are found by `held_of`.
     `is_scoring` says that only the prompt counts: the engine computes one token, and it is dropped here.
     """
 
     def __init__(
         self,
+        services: Services,
         requests: Sequence[EngineRequest],
         streams: Sequence[RequestStream],
-        activity: Activity,
         owner: Owner,
         explainer: CacheExplainer,
-        check: CheckJson,
         *,
         held_of: HeldOf | None = None,
         is_scoring: bool = False,
@@ -71,9 +67,10 @@ class Generation:
         self.finishes: list[Finish] = []
         self.requests = requests
         self._streams = streams
-        self._activity = activity
+        self._activity = services.activity
+        self._revocations = services.revocations
         self._explainer = explainer
-        self._check = check
+        self._check = services.text.check_json
         self._held_of = held_of
         self._is_scoring = is_scoring
         self._choices = [_Progress() for _ in range(self.total)]
@@ -85,6 +82,7 @@ class Generation:
         self._stack.callback(self._tell)
         for stream in self._streams:
             await self._stack.enter_async_context(stream)
+        self._stack.enter_context(self._revocations.during(self.owner, self.refuse))
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -95,6 +93,11 @@ class Generation:
         self.owner.record.reason = FinishReason.ABORT.value
         for stream in self._streams:
             stream.abort()
+
+    def refuse(self, error: GgufdError) -> None:
+        """End every sequence now: `batches` raises `error`, and tells nothing more."""
+        for stream in self._streams:
+            stream.refuse(error)
 
     @property
     def text(self) -> str:
@@ -114,7 +117,7 @@ class Generation:
                     await self._verify(index, finish)
                 yield first, _scored(events) if self._is_scoring else events
         except GgufdError as error:
-            record.reason = error.code or "internal_error"
+            record.reason = error.code
             raise
         for index, progress in enumerate(self._choices):
             if progress.finish is None:
@@ -258,16 +261,21 @@ async def submit(
     try:
         for request in requests:
             streams.append(services.engine.submit(request))  # noqa: PERF401 - those before a refusal must stay
-        for request, stream in zip(requests, streams, strict=True):
-            if request.timeout_s is not None:
-                await stream.placed()
+        await _placed(services, requests, streams, owner)
     except (GgufdError, asyncio.CancelledError):
-        async with Generation(requests, streams, services.activity, owner, explainer, services.text.check_json):
+        async with Generation(services, requests, streams, owner, explainer):
             raise
-    check = services.text.check_json
-    return Generation(
-        requests, streams, services.activity, owner, explainer, check, held_of=held_of, is_scoring=is_scoring
-    )
+    return Generation(services, requests, streams, owner, explainer, held_of=held_of, is_scoring=is_scoring)
+
+
+async def _placed(
+    services: Services, requests: Sequence[EngineRequest], streams: Sequence[RequestStream], owner: Owner
+) -> None:
+    """Wait until the engine has taken in what it may refuse. Raises that refusal."""
+    for request, stream in zip(requests, streams, strict=True):
+        if request.timeout_s is not None:
+            with services.revocations.during(owner, stream.refuse):
+                await stream.placed()
 
 
 @dataclass(slots=True)

@@ -11,11 +11,12 @@ from pydantic import ConfigDict
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
+from server.api.activity import Owner, owner_of
 from server.api.auth import admin_only
 from server.api.body import JsonObject, read_json
 from server.api.docs import documented
 from server.api.openai.models import model_json
-from server.api.ports import Models, services_of
+from server.api.ports import Models, Services, services_of
 from server.api.responses import body_of, json_response
 from server.api.sse import event_bytes
 from server.api.validation import Body
@@ -56,7 +57,7 @@ async def load(request: Request) -> Response:
         raise InvalidRequest("'stream': expected true or false.", param="stream")
     if services.models is None:
         raise Unsupported("This server cannot change its model.")
-    steps = _steps(services.models, settings)
+    steps = _steps(services, services.models, settings, owner_of(request))
     first = await anext(steps)
     if is_streamed:
         return EventSourceResponse(
@@ -70,17 +71,20 @@ async def load(request: Request) -> Response:
 Step = dict[str, Any]
 
 
-async def _steps(models: Models, settings: JsonObject) -> AsyncIterator[Step]:
-    """What is done, step by step; raises what ends it."""
-    inbox: asyncio.Queue[Step | None] = asyncio.Queue()
+async def _steps(services: Services, models: Models, settings: JsonObject, owner: Owner) -> AsyncIterator[Step]:
+    """What is done, step by step; raises what ends it, or what ends only what its owner is told."""
+    inbox: asyncio.Queue[Step | GgufdError | None] = asyncio.Queue()
 
     def report(stage: str, share: float | None) -> None:
         inbox.put_nowait({"status": stage, "progress": share})
 
     change = asyncio.ensure_future(models.change(settings, report))
     change.add_done_callback(lambda _: inbox.put_nowait(None))
-    while (step := await inbox.get()) is not None:
-        yield step
+    with services.revocations.during(owner, inbox.put_nowait):
+        while (step := await inbox.get()) is not None:
+            if isinstance(step, GgufdError):
+                raise step
+            yield step
     await change
 
 

@@ -13,6 +13,7 @@ from server.api.activity import Activity
 from server.api.adapters import Adapters
 from server.api.metrics import Metrics
 from server.api.openai.responses.store import ResponseStore
+from server.api.revocation import Revocations
 from server.api.settings import ApiConfig
 from server.chat.prompt import ChatPrompt, RenderedChat, TextInfo
 from server.engine.messages import (
@@ -27,7 +28,7 @@ from server.engine.messages import (
     Stats,
     Steps,
 )
-from server.errors import EngineDown
+from server.errors import EngineDown, GgufdError
 
 
 class RequestStream(Protocol):
@@ -43,6 +44,9 @@ class RequestStream(Protocol):
 
     def abort(self) -> None:
         """End it: after what is there already, nothing more comes."""
+
+    def refuse(self, error: GgufdError) -> None:
+        """End it: what is there already is dropped, and `take` raises `error`."""
 
 
 class Engine(Protocol):
@@ -118,6 +122,7 @@ class Services:
     config: ApiConfig
     adapters: Adapters
     activity: Activity = field(default_factory=Activity)
+    revocations: Revocations = field(default_factory=Revocations)
     models: Models | None = None
     responses: ResponseStore = field(default_factory=ResponseStore)
     metrics: Metrics = field(default_factory=Metrics)

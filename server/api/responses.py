@@ -11,7 +11,7 @@ from typing import Any
 from starlette.responses import Response
 
 from server.api.anthropic import errors as anthropic
-from server.errors import GgufdError, TryLater
+from server.errors import GgufdError, TryLater, Unauthorized
 
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
@@ -57,9 +57,11 @@ def body_of(error: GgufdError) -> dict[str, Any]:
 
 
 def error_response(error: GgufdError, path: str = "") -> Response:
-    """One of our errors as a response to `path`, with Retry-After when it is a matter of time."""
+    """One of our errors as a response to `path`, with Retry-After when it is a matter of time, or how to come in."""
     headers = {}
     if isinstance(error, TryLater):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     body = anthropic.error_body(error.message, error.status, param=error.param, code=error.code)
     return json_response(body if anthropic.is_anthropic(path) else body_of(error), status=error.status, headers=headers)

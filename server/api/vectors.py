@@ -91,8 +91,9 @@ async def compute(services: Services, inputs: Sequence[Sequence[int]], owner: Ow
     record.is_work, record.model = True, services.config.model_id
     record.prompt_tokens += sum(map(len, inputs))
     async with services.engine.submit(request) as stream:
-        while events := await stream.take():
-            found |= {event.index: event for event in events if isinstance(event, Embedding)}
+        with services.revocations.during(owner, stream.refuse):
+            while events := await stream.take():
+                found |= {event.index: event for event in events if isinstance(event, Embedding)}
     if len(found) != len(inputs):
         raise EngineFailure("The engine ended this request without an answer. Send it again.")
     record.reason = FinishReason.STOP.value

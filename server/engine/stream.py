@@ -54,6 +54,16 @@ class RequestStream:
             self._on_abort(self)
         self._notify()
 
+    def refuse(self, error: GgufdError) -> None:
+        """Stop the request and drop what was not read yet: `error` is raised instead."""
+        if not self.is_done:
+            self._on_abort(self)
+        elif not self._events:
+            return
+        self._events.clear()
+        self._error = error
+        self._notify()
+
     async def __aenter__(self) -> RequestStream:
         return self
 

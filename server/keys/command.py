@@ -71,7 +71,7 @@ def list_keys(api_key_file: _File = None) -> None:
 
 @app.command()
 def revoke(name: _Name, api_key_file: _File = None) -> None:
-    """Take a key out of the file: a running server refuses it within a second."""
+    """Take a key out of the file: a running server refuses it within a second, and ends what it has under way."""
     with _errors_in_one_line():
         path = _path(api_key_file)
         file.revoke(path, name)

@@ -192,17 +192,22 @@ class _Stamp(NamedTuple):
 
 
 class WatchedFile:
-    """A key file beside the keys that do not come from it, kept in step with `ring`."""
+    """A key file beside the keys that do not come from it, kept in step with `ring`.
+
+    An editor may empty the file and then write it. What it holds in between must end nobody's request, so a change is
+    taken up when it is found a second time.
+    """
 
     def __init__(self, path: Path, ring: KeyRing, others: tuple[Key, ...]) -> None:
         self._path = path
         self._ring = ring
         self._others = others
-        self._seen = self._stamp()
+        self._seen = self._found = self._stamp()
 
     def look(self) -> None:
-        """Read the file again if it has changed."""
-        if self._stamp() != self._seen:
+        """Read the file again if it has changed, and not since the last look."""
+        before, self._found = self._found, self._stamp()
+        if self._found == before != self._seen:
             self.reload()
 
     def reload(self) -> None:

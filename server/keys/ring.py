@@ -10,7 +10,7 @@ import enum
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 PREFIX = "sk-ggufd-"
@@ -75,6 +75,7 @@ class KeyRing:
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._keys = tuple(keys)
+        self._watchers: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -83,8 +84,18 @@ class KeyRing:
         return iter(self._keys)
 
     def replace(self, keys: Iterable[Key]) -> None:
-        """These are valid from now on, and no others."""
+        """These are valid from now on, and no others; who watches is told."""
         self._keys = tuple(keys)
+        for tell in self._watchers:
+            tell()
+
+    def watch(self, tell: Callable[[], None]) -> None:
+        """`tell` is called after every `replace`."""
+        self._watchers.append(tell)
+
+    def holds(self, digest: bytes) -> bool:
+        """Whether the key with this digest is valid. For what was let in before: it takes no care of its time."""
+        return any(key.digest == digest for key in self._keys)
 
     def find(self, sent: bytes) -> Key | None:
         """Whose key this is. Compares with every one whatever is found, so that time tells nothing."""
