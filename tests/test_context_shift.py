@@ -113,9 +113,14 @@ def test_a_model_that_cannot_move_tokens_goes_without() -> None:
     assert rig.run()[1].finishes[0].usage.completion_tokens < N_CTX
 
 
-def test_an_answer_without_a_limit_ends_all_the_same() -> None:
-    usage = run_one(max_tokens=None, **ENDLESS).collected[1].finishes[0].usage
-    assert N_CTX <= usage.completion_tokens < 2 * N_CTX
+@pytest.mark.parametrize("prompt", [b"a", b"Once upon a time", b"x" * (N_CTX - 1)], ids=len)
+@pytest.mark.parametrize("max_draft", [0, 31])
+def test_an_answer_without_a_limit_has_as_many_tokens_as_a_slot(prompt: bytes, max_draft: int) -> None:
+    rig = make_engine(n_slots=1, n_ctx=N_CTX, shifts_context=True, max_draft=max_draft)
+    rig.add(make_request(1, prompt, max_tokens=None, **ENDLESS))
+    finish = rig.run()[1].finishes[0]
+    assert (finish.reason, finish.usage.completion_tokens) == (FinishReason.LENGTH, N_CTX)
+    assert finish.usage.dropped_tokens > 0
 
 
 def test_what_it_dropped_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -311,11 +316,14 @@ def test_llama_cpp_computes_on_as_if_it_had_read_what_is_left(one_layer: Model) 
 @pytest.mark.e2e
 @pytest.mark.parametrize("flags", [[], ["--context-shift"]], ids=["off", "on"])
 def test_the_real_server_goes_on_only_when_it_was_told_to(flags: list[str]) -> None:
-    body = {"prompt": "Once upon a time", "n_predict": 400, "n_keep": 4, "ignore_eos": True}
+    endless = {"prompt": "Once upon a time", "n_keep": 4, "ignore_eos": True}
+    body = {**endless, "n_predict": 400}
     with live_server("--ctx-size", "256", "--parallel", "1", "--threads", "1", *flags) as server:
         answer = httpx.post(f"{server.url}/completion", json=body, timeout=120, trust_env=False).json()
+        unbounded = httpx.post(f"{server.url}/completion", json=endless, timeout=120, trust_env=False).json()
         is_logged = "context shift" in "".join(server.log)
     assert (answer["tokens_predicted"] == 400) == bool(flags)
+    assert unbounded["tokens_predicted"] == (256 if flags else 256 - unbounded["tokens_evaluated"])
     assert answer["truncated"]
     assert answer["timings"].get("dropped_tokens", 0) == (250 if flags else 0)
     assert is_logged == bool(flags)

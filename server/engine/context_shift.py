@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from server.engine.messages import EngineRequest
 from server.engine.sequence import Sequence
 
 _MIN_ROOM = 4
@@ -29,6 +30,13 @@ class ContextShift:
         self._n_ctx = n_ctx
         self._is_on = is_on
 
+    def limit(self, request: EngineRequest) -> int | None:
+        """Most tokens of an answer, None where the end of its slot is its only bound.
+
+        One without a limit of its own gets as many tokens as a slot holds: nobody waits for a text without an end.
+        """
+        return self._n_ctx if self._is_on and request.max_tokens is None else request.max_tokens
+
     def is_full(self, sequence: Sequence) -> bool:
         """Whether the slot holds no token more."""
         return len(sequence.tokens) >= self._n_ctx
@@ -36,10 +44,9 @@ class ContextShift:
     def gap(self, sequence: Sequence) -> Gap | None:
         """What a full sequence can do without; None where its answer ends here.
 
-        The first token stays always, and what may yet be taken back is needed. An answer without a limit of its own has
-        one after as many tokens as a slot holds: nobody waits for a text without an end.
+        The first token stays always, and what may yet be taken back is needed.
         """
-        if not self._is_on or (sequence.request.max_tokens is None and sequence.n_generated >= self._n_ctx):
+        if not self._is_on:
             return None
         n_tokens = len(sequence.tokens)
         start = min(1 + sequence.request.n_keep, self._n_ctx - _MIN_ROOM)

@@ -358,8 +358,8 @@ class Engine:
     def _n_left(self, sequence: Sequence) -> int:
         """How many tokens may still be sampled."""
         n_left = self._decoder.n_ctx - len(sequence.tokens)
-        max_tokens = sequence.request.max_tokens
-        return n_left if max_tokens is None else min(n_left, max_tokens - sequence.n_generated)
+        limit = self._context_shift.limit(sequence.request)
+        return n_left if limit is None else min(n_left, limit - sequence.n_generated)
 
     def _start(self, sequence: Sequence) -> None:
         self._queue.take(sequence)

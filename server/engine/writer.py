@@ -225,12 +225,12 @@ class Writer:
         return None
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        request = sequence.request
+        limit = self._context_shift.limit(sequence.request)
         if sequence.detokenizer.stop is not None:
             return FinishReason.STOP
         if sequence.constraint is not None and sequence.constraint.is_stopped:
             return FinishReason.STOP
-        if request.max_tokens is not None and sequence.n_generated >= request.max_tokens:
+        if limit is not None and sequence.n_generated >= limit:
             return FinishReason.LENGTH
         if self._context_shift.is_full(sequence) and self._context_shift.gap(sequence) is None:
             return FinishReason.LENGTH
