@@ -150,8 +150,8 @@ def test_what_a_bad_moment_cost_is_forgotten() -> None:
     assert costs.seconds(8) < 10
 
 
-def speculator(row_cost: float) -> Speculator:
-    made = Speculator(31)
+def speculator(row_cost: float, max_draft: int = 31) -> Speculator:
+    made = Speculator(max_draft)
     for n_rows in (1, 4, 8, 16, 32):
         made.costs.record(n_rows, 1 + row_cost * (n_rows - 1))
     return made
@@ -160,12 +160,68 @@ def speculator(row_cost: float) -> Speculator:
 def test_rows_that_cost_little_are_used_and_dear_ones_are_not() -> None:
     tokens = array("i", list(TEXT * 3))
     lookup = lookup_over(TEXT * 3, len(TEXT))
+    lookup.longest = 31
     assert len(speculator(0.05).draft(lookup, Trust(), tokens, 100)) == 31
     assert speculator(1.0).draft(lookup, Trust(), tokens, 100) == ()
 
 
+def drafts(n_true: list[int | None], row_cost: float = 0.0, max_draft: int = 31) -> list[int]:
+    """How long guess after guess is when so many tokens of each come true; None is all of them."""
+    made, tokens = speculator(row_cost, max_draft), array("i", list(TEXT * 4))
+    lookup, lengths = Lookup(len(tokens)), []
+    for n in n_true:
+        guess = made.draft(lookup, Trust(), tokens, 100)
+        lengths.append(len(guess))
+        tokens.extend(guess if n is None else guess[:n])
+        if n is not None:
+            # A token that stands nowhere else, and then the text anew, until its place is found again.
+            tokens.append(1000 + len(lengths))
+            tokens.extend(TEXT)
+    return lengths
+
+
+def test_guesses_begin_short_and_double_as_long_as_they_come_true() -> None:
+    assert drafts([None] * 6) == [3, 7, 15, 31, 31, 31]
+    assert drafts([None] * 6, max_draft=63) == [3, 7, 15, 31, 63, 63]
+    assert drafts([None] * 4, max_draft=9) == [3, 7, 9, 9]
+    assert drafts([None] * 3, max_draft=2) == [2, 2, 2]
+
+
+@pytest.mark.parametrize("n_true", [0, 1, 2])
+def test_a_first_guess_that_fails_leaves_the_next_as_short(n_true: int) -> None:
+    assert drafts([n_true] * 4) == [3, 3, 3, 3]
+
+
+def test_a_guess_that_fails_shortens_the_next_by_a_quarter() -> None:
+    assert drafts([None, None, None, 30, 14, 0, 0, 0, 0, 0, 0]) == [3, 7, 15, 31, 23, 17, 12, 9, 6, 4, 3]
+    assert drafts([None, None, 0, None, None]) == [3, 7, 15, 11, 23]
+
+
+def test_what_was_not_checked_changes_nothing() -> None:
+    """The step had no room for the guess, or the text was cut back."""
+    made, tokens, lookup = speculator(0.0), array("i", list(TEXT * 3)), Lookup(len(TEXT) * 3)
+    guess = made.draft(lookup, Trust(), tokens, 100)
+    tokens.append(guess[0])
+    assert len(made.draft(lookup, Trust(), tokens, 100)) == 3
+    lookup.rewind(len(tokens))
+    tokens.append(255)
+    lookup.follow(tokens)
+    assert lookup.longest == 3
+
+
+@given(st.lists(st.none() | st.integers(0, 40), max_size=12))
+def test_no_guess_is_much_longer_than_what_has_come_true(n_true: list[int | None]) -> None:
+    lengths, most = drafts(n_true), 3
+    for n, length, following in zip(n_true, lengths, lengths[1:], strict=False):
+        came_true = n is None or n >= length
+        most = max(most, 2 * length + 1) if came_true else max(3, most * 3 // 4)
+        assert following <= most
+    assert all(length == 3 for length in lengths[:1])
+
+
 def test_never_more_is_guessed_than_may_come() -> None:
     lookup = lookup_over(TEXT * 3, len(TEXT))
+    lookup.longest = 31
     assert len(speculator(0.0).draft(lookup, Trust(), array("i", list(TEXT * 3)), 5)) == 5
     assert speculator(0.0).draft(lookup, Trust(), array("i", list(TEXT * 3)), 0) == ()
 
@@ -217,6 +273,8 @@ def test_a_text_that_repeats_takes_far_fewer_steps() -> None:
     assert usage.accepted_tokens > 150
     assert usage.drafted_tokens >= usage.accepted_tokens
     assert rig.engine.stats().steps < 60
+    guesses = [record.n_draft for record in rig.engine.steps().records if record.n_draft]
+    assert guesses[:4] == [3, 7, 15, 31]
 
 
 @pytest.mark.parametrize(("grammar", "is_guessed"), [(FREE, True), (HELD, False)], ids=["free", "held"])

@@ -29,6 +29,9 @@ _RUNS = (3, 5, 9, 17)
 _FIRST_ODDS = (0.4, 0.6, 0.8, 0.92)
 _LEARNING = 0.2
 
+_SHORTEST = 3
+"""Tokens of a sequence's first guess at most: with the token before them four rows. Nothing is known of it yet."""
+
 _CLEARLY = 1.1
 """A guess must promise this much more tokens a second: what is promised is an estimate."""
 
@@ -36,15 +39,25 @@ _FORGET_STEPS = 2000
 _SMOOTHING = 0.3
 
 
+class _Guess(NamedTuple):
+    """Tokens that may follow the first `position`."""
+
+    position: int
+    tokens: tuple[int, ...]
+
+
 class Lookup:
     """Where a sequence's text runs along an earlier place of itself, and how far such runs went so far.
 
     `odds[c]` is the share of guesses of run class `c` that came true, a moving average; learned from every token, also
-    from those that nobody guessed aloud.
+    from those that nobody guessed aloud. `longest` bounds a guess: one that came true whole lets the next step have
+    twice as many rows, one that did not takes a quarter. Not more: runs end, and the odds say how good the next one is.
     """
 
     def __init__(self, n_prompt: int) -> None:
         self.odds = list(_FIRST_ODDS)
+        self.longest = _SHORTEST
+        self._guess = _Guess(0, ())
         self._n_prompt = n_prompt
         self._index: dict[int, int] = {}
         self._n_seen = 0
@@ -53,20 +66,33 @@ class Lookup:
 
     def follow(self, tokens: array[int]) -> None:
         """Take note of the tokens that are new."""
+        self._settle(tokens)
         if self._n_seen < self._n_prompt:
             self._index_prompt(tokens)
         while self._n_prompt <= self._n_seen < len(tokens):
             self._note(tokens, self._n_seen)
             self._n_seen += 1
 
+    def _settle(self, tokens: array[int]) -> None:
+        """Learn from the last guess how long the next one may be."""
+        (position, guessed), self._guess = self._guess, _Guess(0, ())
+        n = len(guessed)
+        came = tuple(tokens[position : position + n])
+        if came != guessed[: len(came)]:
+            self.longest = max(_SHORTEST, self.longest * 3 // 4)
+        elif n and len(came) == n:
+            self.longest = max(self.longest, 2 * n + 1)
+
     def rewind(self, n_tokens: int) -> None:
         """All but the first `n_tokens` were taken back: what comes next is found anew."""
+        self._guess = _Guess(0, ())
         self._n_prompt = min(self._n_prompt, n_tokens)
         if n_tokens < self._n_seen:
             self._n_seen, self._source = n_tokens, None
 
     def restart(self, n_tokens: int) -> None:
         """The text is another one, of `n_tokens` so far: all that is still known is how far runs went."""
+        self._guess = _Guess(0, ())
         self._index.clear()
         self._n_prompt, self._n_seen, self._source = n_tokens, 0, None
 
@@ -121,13 +147,14 @@ class Lookup:
         return total
 
     def guess(self, tokens: array[int], n: int) -> tuple[int, ...]:
-        """The `n` tokens that come next if the text goes on as it did before. A period repeats."""
+        """The `n` tokens that come next if the text goes on as it did before, to be checked now. A period repeats."""
         assert self._source is not None
         guessed = list(tokens[self._source : self._source + n])
         period = len(tokens) - self._source
         while len(guessed) < n:
             guessed.append(guessed[len(guessed) - period])
-        return tuple(guessed)
+        self._guess = _Guess(len(tokens), tuple(guessed))
+        return self._guess.tokens
 
 
 def run_class(run: int) -> int:
@@ -180,11 +207,13 @@ class StepCosts:
 class Speculator:
     """How much is guessed: at most `max_draft` tokens, and only for a sequence that runs alone.
 
+    A sequence's first guess is short, and longer ones follow those that came true: what a step of many rows costs at
+    this depth is known only when one was computed, and whoever comes or leaves meanwhile waits for it.
     With several sequences a batch is well used already, and llama.cpp computes the rows of a longer sequence apart.
     """
 
     def __init__(self, max_draft: int) -> None:
-        self._sizes = [size - 1 for size in (4, 8, 16, 32, 64) if size - 1 < max_draft]
+        self._sizes = [size for size in (_SHORTEST, 7, 15, 31, 63) if size < max_draft]
         if max_draft > 0:
             self._sizes.append(max_draft)
         self._max_draft = max_draft
@@ -213,6 +242,7 @@ class Speculator:
         if not lookup.is_running or one == 0:
             return ()
         best, best_rate = 0, _CLEARLY / one
+        limit = min(limit, lookup.longest)
         for size in self._sizes:
             n = min(size, limit)
             rate = (1 + lookup.expected(n)) / self.costs.seconds(1 + n) if n > 0 else 0.0
