@@ -136,6 +136,7 @@ class FakeEngine:
         self.requests: list[EngineRequest] = []
         self.embeds: list[EmbedRequest] = []
         self.aborted: list[int] = []
+        self.finished: list[tuple[int, int]] = []
         self.open: set[int] = set()
 
     @property
@@ -333,6 +334,13 @@ class FakeStream:
     def refuse(self, error: GgufdError) -> None:
         self.refusal = error
         self.abort()
+
+    def finish(self, index: int) -> None:
+        sequence = self.sequences[index]
+        if not sequence.is_finished:
+            self.engine.finished.append((self.request.request_id, index))
+            sequence.steps = sequence.steps[: sequence.position]
+            sequence.reason, sequence.stop = FinishReason.STOP, None
 
     @property
     def is_done(self) -> bool:

@@ -675,6 +675,7 @@ class Rig:
             self.engine.guess_with(draft, p_min)
         self.collected: dict[int, Collected] = {}
         self.aborted: set[int] = set()
+        self.finished: set[tuple[int, int]] = set()
 
     def add(self, *requests: EngineRequest | EmbedRequest) -> None:
         for request in requests:
@@ -684,6 +685,11 @@ class Rig:
     def abort(self, request_id: int) -> None:
         self.aborted.add(request_id)
         self.engine.abort(request_id)
+        self.engine.check_integrity()
+
+    def finish(self, request_id: int, index: int = 0) -> None:
+        self.finished.add((request_id, index))
+        self.engine.finish(request_id, index)
         self.engine.check_integrity()
 
     def step(self) -> list[Event]:

@@ -68,6 +68,24 @@ async def test_why_it_stopped() -> None:
     assert (cut["stop_reason"], cut["stop_sequence"]) == ("max_tokens", None)
 
 
+async def test_a_call_that_was_made_already_ends_the_answer_unsaid() -> None:
+    loop = 'So:<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>' * 50
+    body = {**ASK, "max_tokens": 800, "tools": [ADD]}
+    body["tool_choice"] = {"type": "auto", "disable_parallel_tool_use": False}
+    async with running(FakeEngine([loop], n_ctx=1024)) as api:
+        answer = await api.ok(PATH, **body)
+        events = await named_events(api, **body)
+        assert len(api.engine.finished) == 2
+    assert [block["type"] for block in answer["content"]] == ["text", "tool_use", "text"]
+    assert answer["content"][1]["input"] == {"a": 1}
+    assert answer["stop_reason"] == "tool_use"
+    assert answer["usage"]["output_tokens"] == len(loop) // 50 * 2 - len("}</tool_call>")
+    starts = [event["content_block"]["type"] for name, event in events if name == "content_block_start"]
+    assert starts == ["text", "tool_use", "text"]
+    (last,) = [event for name, event in events if name == "message_delta"]
+    assert (last["delta"]["stop_reason"], last["usage"]) == ("tool_use", answer["usage"])
+
+
 async def test_the_stream_has_anthropics_order() -> None:
     engine = FakeEngine(["Hey"])
     engine.cached_tokens = 2

@@ -437,6 +437,20 @@ async def test_ollama_chat_tells_thoughts_and_calls_apart() -> None:
     assert lines[-1]["done"] is True
 
 
+async def test_a_call_that_was_made_already_ends_ollamas_answer_unsaid() -> None:
+    body = {"messages": HELLO, "tools": [OLLAMA_TOOL], "parallel_tool_calls": True}
+    call = OLLAMA_CALL[OLLAMA_CALL.index("<tool_call>") :]
+    async with running(FakeEngine([OLLAMA_CALL + call * 20], n_ctx=2048)) as api:
+        answer = await api.ok("/api/chat", **body, stream=False)
+        lines = lines_of((await api.post("/api/chat", body)).text)
+        assert len(api.engine.finished) == 2
+    calls = [{"function": {"name": "clock", "arguments": {"zone": "UTC"}}}]
+    assert answer["message"]["tool_calls"] == calls
+    assert [line["message"]["tool_calls"] for line in lines if "tool_calls" in line["message"]] == [calls]
+    assert answer["done_reason"] == lines[-1]["done_reason"] == "stop"
+    assert answer["eval_count"] == lines[-1]["eval_count"] == len(OLLAMA_CALL + call) - len("}</tool_call>")
+
+
 async def test_ollama_takes_its_own_history_back_and_switches_thoughts_off() -> None:
     called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "clock", "arguments": {}}}]}
     result = {"role": "tool", "content": "noon", "tool_name": "clock"}

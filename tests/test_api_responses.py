@@ -63,6 +63,25 @@ async def test_an_answer_that_met_its_limit_is_incomplete() -> None:
     assert api.engine.requests[0].max_tokens == 2
 
 
+LOOP = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>' * 50
+
+
+async def test_a_call_that_was_made_already_ends_the_answer_unsaid() -> None:
+    async with running(FakeEngine([LOOP], n_ctx=1024)) as api:
+        response = await api.ok(PATH, input="Hi", tools=[ADD], parallel_tool_calls=True)
+        events = await named_events(api, input="Hi", tools=[ADD], parallel_tool_calls=True)
+        assert len(api.engine.finished) == 2
+    name, last = events[-1]
+    assert name == "response.completed"
+    for told in (response, last["response"]):
+        assert told["status"] == "completed"
+        assert [(item["type"], item["status"], item["arguments"]) for item in told["output"]] == [
+            ("function_call", "completed", '{"a": 1}')
+        ]
+        assert told["usage"]["output_tokens"] == len(LOOP) // 50 * 2 - len("}</tool_call>")
+    assert sum(name == "response.output_item.added" for name, _ in events) == 1
+
+
 async def test_the_stream_has_openais_order_and_numbers() -> None:
     async with running(FakeEngine(["Hey"])) as api:
         events = await named_events(api, input="Hi")

@@ -111,6 +111,56 @@ async def test_streamed_calls_say_id_type_and_name_once() -> None:
     assert choices[-1]["finish_reason"] == "tool_calls"
 
 
+def spelled_otherwise(call: str) -> str:
+    return call.replace('": ', '":').replace("\n", "")
+
+
+LOOP = "\n".join([PARIS, NOW, spelled_otherwise(PARIS), *[PARIS] * 50])
+
+
+@pytest.mark.parametrize("limit", [1000, len(f"{PARIS}\n{NOW}\n{spelled_otherwise(PARIS)}")])
+async def test_a_call_that_was_made_already_ends_the_answer_unsaid(limit: int) -> None:
+    body = {"messages": HELLO, "tools": [WEATHER, CLOCK], "max_tokens": limit, "parallel_tool_calls": True}
+    async with running(says(LOOP, "No.")) as api:
+        answer = await api.ok(PATH, **body, n=2)
+        events = await api.events(PATH, **body, n=2, stream_options={"include_usage": True})
+        assert [index for _, index in api.engine.finished] == [0, 0]
+        assert api.engine.aborted == []
+    looping, other = answer["choices"]
+    calls = [call["function"] for call in looping["message"]["tool_calls"]]
+    assert calls == [{"name": "get_weather", "arguments": '{"city": "Paris"}'}, {"name": "clock", "arguments": "{}"}]
+    assert (looping["finish_reason"], other["finish_reason"]) == ("tool_calls", "stop")
+    choices = [choice for event in events if isinstance(event, dict) for choice in event["choices"]]
+    deltas = [choice["delta"] for choice in choices if choice["index"] == 0]
+    parts = [part for delta in deltas for part in delta.get("tool_calls", ())]
+    assert [part["function"]["name"] for part in parts if "id" in part] == ["get_weather", "clock"]
+    assert "".join(part["function"]["arguments"] for part in parts) == '{"city": "Paris"}{}'
+    assert not any(delta.get("content") for delta in deltas)
+    assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["stop", "tool_calls"]
+    # Up to the bracket at which the third call is known to be the first one.
+    n_written = len(f"{PARIS}\n{NOW}\n{spelled_otherwise(PARIS)}") - len("}</tool_call>")
+    assert answer["usage"]["completion_tokens"] == n_written + len("No.")
+    assert events[-2]["usage"] == answer["usage"]
+
+
+async def test_of_what_comes_behind_the_end_of_an_answer_no_log_probabilities_are_told() -> None:
+    body = {"messages": HELLO, "tools": [CLOCK], "parallel_tool_calls": True, "logprobs": True}
+    async with running(says(f"{NOW}{NOW}{NOW}")) as api:
+        answer = await api.ok(PATH, **body)
+        events = await api.events(PATH, **body)
+    told = [choice["logprobs"] for event in events[:-1] for choice in event["choices"] if choice["logprobs"]]
+    streamed = [entry["token"] for logprobs in told for entry in logprobs["content"]]
+    whole = [entry["token"] for entry in answer["choices"][0]["logprobs"]["content"]]
+    assert "".join(whole) == "".join(streamed) == (NOW + NOW).removesuffix("}\n</tool_call>")
+    assert len(whole) == answer["usage"]["completion_tokens"]
+
+
+async def test_an_answer_that_ended_with_a_repeated_call_is_held_to_its_schemas() -> None:
+    async with running(says(f"{PARIS}{NOW}{NOW}{PARIS}")) as api:
+        await api.ok(PATH, messages=HELLO, tools=[WEATHER, CLOCK], parallel_tool_calls=True)
+        assert api.text.checked == [(WEATHER["function"]["parameters"], '{"city": "Paris"}'), (NO_ARGUMENTS, "{}")]
+
+
 async def test_each_choice_has_calls_of_its_own() -> None:
     async with running(says(PARIS, "No.", NOW)) as api:
         answer = await api.ok(PATH, messages=HELLO, tools=[WEATHER, CLOCK], n=3)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import version
 from typing import Any, Literal
@@ -118,10 +119,9 @@ class TestOpenAI:
             input=QUESTION,
             tools=[tool],
             tool_choice="required",
-            parallel_tool_calls=False,
-            max_output_tokens=60,
+            max_output_tokens=100,
         )
-        call = next(item for item in asked.output if item.type == "function_call")
+        (call,) = [item for item in asked.output if item.type == "function_call"]
         assert call.name == "get_weather"
         result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "Rain, 12 degrees."}
         answer = client.responses.create(
@@ -129,19 +129,41 @@ class TestOpenAI:
         )
         assert answer.output_text
 
-    def test_a_streamed_call_is_put_together(self, client: openai.OpenAI) -> None:
+    @pytest.mark.parametrize("options", [{}, {"parallel_tool_calls": True}], ids=["unsaid", "several"])
+    def test_a_streamed_call_is_put_together(self, client: openai.OpenAI, options: Any) -> None:
         tool: Any = {"type": "function", "name": "get_weather", "parameters": WEATHER, "strict": True}
         with client.responses.stream(
             model=MODEL,
             input=QUESTION,
             tools=[tool],
             tool_choice="required",
-            parallel_tool_calls=False,
-            max_output_tokens=60,
+            max_output_tokens=200,
+            **options,
         ) as stream:
             final = stream.get_final_response()
+        assert final.status == "completed"
         (call,) = [item for item in final.output if item.type == "function_call"]
         assert set(call.parsed_arguments) == {"city"}  # type: ignore[call-overload]
+
+    @pytest.mark.parametrize("options", [{}, {"parallel_tool_calls": True}], ids=["unsaid", "several"])
+    def test_the_chats_stream_helper_puts_calls_together(self, client: openai.OpenAI, options: Any) -> None:
+        function = {"name": "get_weather", "parameters": WEATHER, "strict": True}
+        ask: Any = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": QUESTION}],
+            "tools": [{"type": "function", "function": function}],
+            "tool_choice": "required",
+            "max_tokens": 200,
+            **options,
+        }
+        with client.chat.completions.stream(**ask) as stream:
+            (streamed,) = stream.get_final_completion().choices
+        (whole,) = client.chat.completions.create(**ask).choices
+        for choice in (streamed, whole):
+            (call,) = choice.message.tool_calls or ()
+            assert choice.finish_reason == "tool_calls"
+            assert call.function.name == "get_weather"
+            assert set(json.loads(call.function.arguments)) == {"city"}
 
     def test_what_is_wrong_is_an_exception_with_the_field(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
@@ -170,19 +192,21 @@ class TestAnthropic:
         counted = client.messages.count_tokens(model=MODEL, messages=ask["messages"])
         assert counted.input_tokens == whole.usage.input_tokens + (whole.usage.cache_read_input_tokens or 0)
 
-    def test_a_tool_is_used_and_its_result_taken(self, client: anthropic.Anthropic) -> None:
+    @pytest.mark.parametrize("options", [{}, {"disable_parallel_tool_use": False}], ids=["unsaid", "several"])
+    def test_a_tool_is_used_and_its_result_taken(self, client: anthropic.Anthropic, options: Any) -> None:
         tools: Any = [{"name": "get_weather", "description": "The weather.", "input_schema": WEATHER}]
         messages: Any = [{"role": "user", "content": QUESTION}]
-        ask: Any = {"model": MODEL, "max_tokens": 60, "tools": tools}
-        choice: Any = {"type": "any", "disable_parallel_tool_use": True}
+        ask: Any = {"model": MODEL, "max_tokens": 200, "tools": tools}
+        choice: Any = {"type": "any", **options}
         with client.messages.stream(messages=messages, tool_choice=choice, **ask) as stream:
             asked = stream.get_final_message()
-        assert asked.stop_reason == "tool_use"
-        use = next(block for block in asked.content if block.type == "tool_use")
-        assert set(use.input) == {"city"}
+        for message in (asked, client.messages.create(messages=messages, tool_choice=choice, **ask)):
+            assert message.stop_reason == "tool_use"
+            (use,) = [block for block in message.content if block.type == "tool_use"]
+            assert set(use.input) == {"city"}
         result = {"type": "tool_result", "tool_use_id": use.id, "content": "Rain, 12 degrees."}
-        messages += [{"role": "assistant", "content": asked.content}, {"role": "user", "content": [result]}]
-        answer = client.messages.create(messages=messages, **ask)
+        messages += [{"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
+        answer = client.messages.create(messages=messages, **{**ask, "max_tokens": 12})
         assert answer.content
 
     def test_a_stop_sequence_is_named(self, client: anthropic.Anthropic) -> None:
@@ -241,7 +265,7 @@ class TestLangChain:
 
     def test_a_tool_is_called_and_its_result_taken(self, chat: ChatOpenAI) -> None:
         tool = {"name": "get_weather", "description": "The weather.", "parameters": WEATHER}
-        asked = chat.bind_tools([tool], tool_choice="required", parallel_tool_calls=False).invoke(QUESTION)
+        asked = chat.bind_tools([tool], tool_choice="required").invoke(QUESTION)
         (call,) = asked.tool_calls
         assert (call["name"], set(call["args"])) == ("get_weather", {"city"})
         result = ToolMessage("Rain, 12 degrees.", tool_call_id=call["id"])
@@ -340,7 +364,7 @@ class TestPydanticAI:
             yield request.param(MODEL, provider=OpenAIProvider(openai_client=client))
 
     async def test_an_agent_answers_with_a_model(self, model: Any) -> None:
-        settings = ModelSettings(max_tokens=60, parallel_tool_calls=False)
+        settings = ModelSettings(max_tokens=60)
         answer = await Agent(model, output_type=Weather, model_settings=settings, retries=0).run(QUESTION)
         assert isinstance(answer.output, Weather)
 

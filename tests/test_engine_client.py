@@ -193,6 +193,25 @@ async def test_leaving_early_aborts_in_the_engine(make: Make) -> None:
     assert stats.generated_tokens < 1000
 
 
+async def test_a_sequence_ends_on_request_and_its_siblings_go_on(make: Make) -> None:
+    client = await make(InprocSpawn(step_s=0.002, n_ctx=4096, n_slots=2))
+    outputs: dict[int, list[Output]] = {0: [], 1: []}
+    async with client.submit(request_of(client, n=2, max_tokens=60, ignore_eos=True)) as stream:
+        async for event in stream:
+            if isinstance(event, Output):
+                outputs[event.index].append(event)
+                if event.index == 1 and len(outputs[1]) == 3:
+                    stream.finish(1)
+    (whole, ended) = (said[-1].finish for said in outputs.values())
+    assert whole is not None
+    assert ended is not None
+    assert (whole.reason, whole.usage.completion_tokens) == (FinishReason.LENGTH, 60)
+    assert (ended.reason, ended.stop) == (FinishReason.STOP, None)
+    assert 3 <= ended.usage.completion_tokens == sum(len(output.tokens) for output in outputs[1]) < 60
+    stream.finish(1)
+    assert (client.n_running, (await client.stats()).running) == (0, 0)
+
+
 async def test_a_cancelled_caller_aborts_too(make: Make) -> None:
     client = await make(InprocSpawn(step_s=0.002, n_ctx=4096))
 

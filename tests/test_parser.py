@@ -374,10 +374,73 @@ def test_arguments_that_come_first_or_as_text_or_not_at_all() -> None:
     text = (
         '<tool_call>{"arguments": {"city": "Paris"}, "id": 1, "name": "get_weather"}</tool_call>'
         '<tool_call>{"name": "get_weather", "arguments": "{\\"city\\": \\"Oslo\\"}"}</tool_call>'
-        '<tool_call>{"name": "clock"}</tool_call><tool_call>[{"name": "clock", "arguments": {}}]'
+        '<tool_call>{"name": "clock"}</tool_call>'
+        '<tool_call>[{"name": "get_weather", "arguments": {"city": "Rome"}}]'
     )
     calls = plain(Answer.of(read(AnswerFormat("hermes"), text)))[2]
-    assert calls == (PARIS, ("get_weather", {"city": "Oslo"}), NOW, NOW)
+    assert calls == (PARIS, ("get_weather", {"city": "Oslo"}), NOW, ("get_weather", {"city": "Rome"}))
+
+
+# --- repeated calls -------------------------------------------------------------------------------------------------
+
+SEVERAL = sorted(name for name, one in BY_NAME.items() if (one.write([PARIS, NOW]) or "") != (one.write([PARIS]) or ""))
+"""Families that write several calls in one answer."""
+
+
+@pytest.mark.parametrize("family", SEVERAL)
+def test_a_call_that_was_made_already_ends_the_answer(family: str) -> None:
+    written = BY_NAME[family].write([PARIS, NOW, OSLO, PARIS]) or ""
+    text = f"{written}\nNo more of that."
+    for pieces in ([text], text):
+        parser = AnswerParser(AnswerFormat(family, text_arguments=TEXTS), new_id=ids())
+        deltas = [delta for piece in pieces for delta in parser.feed(piece)]
+        assert parser.is_over
+        assert parser.has_whole_calls
+        assert plain(Answer.of([*deltas, *parser.finish()])) == ("", "", (PARIS, NOW, OSLO))
+
+
+def test_the_repetition_of_a_call_without_arguments_ends_the_answer() -> None:
+    for repeated in ('{"name": "clock"}', CALL_NOW, '{"arguments": { }, "name": "clock"}'):
+        text = f"<tool_call>{CALL_NOW}</tool_call><tool_call>{repeated}</tool_call>"
+        assert plain(Answer.of(read(AnswerFormat("hermes"), text)))[2] == (NOW,)
+
+
+def test_a_repeated_call_in_another_spelling_is_the_same_call() -> None:
+    other = '{"name": "get_weather", "arguments": {\n "days":3.0,\t"city" : "\\u004fslo \\"N\\""}}'
+    text = f"<tool_call>{CALL_OSLO}</tool_call>\n<tool_call>{other}</tool_call>"
+    for pieces in ([text], text):
+        assert plain(Answer.of(read(AnswerFormat("hermes"), pieces)))[2] == (OSLO,)
+
+
+def test_the_same_arguments_of_another_tool_are_another_call() -> None:
+    text = '<tool_call>{"name": "clock", "arguments": {}}</tool_call><tool_call>{"name": "c", "arguments": {}}'
+    assert plain(Answer.of(read(AnswerFormat("hermes"), text)))[2] == (NOW, ("c", {}))
+
+
+def test_no_call_is_held_back_longer_than_it_is_like_an_earlier_one() -> None:
+    parser = AnswerParser(AnswerFormat("hermes"), new_id=ids())
+    told = [parser.feed(character) for character in '<tool_call>{"name": "f", "arguments": {"a": "xyz"}}</tool_call>']
+    assert Answer.of(itertools.chain(*told[: -len('z"}}</tool_call>')])).calls[0].arguments == '{"a": "xy'
+    assert parser.feed('<tool_call>{"name": "f", "arguments": {"a": "x') == []
+    begin, arguments = parser.feed("Y")
+    assert begin == ToolCallBegin(1, "call_1", "f")
+    assert arguments == ToolArgumentsDelta(1, '{"a": "xY')
+    assert "".join(delta.text for delta in parser.feed('z"}') if isinstance(delta, ToolArgumentsDelta)) == 'z"}'
+    # Nor one of another tool.
+    assert parser.feed('}</tool_call><tool_call>{"name": "g", ') == [ToolCallBegin(2, "call_2", "g")]
+
+
+@pytest.mark.parametrize("rest", ["", '"', '"}}</tool_cal'])
+def test_a_call_that_ends_while_it_is_held_back_is_told_unless_it_is_whole(rest: str) -> None:
+    text = f'<tool_call>{CALL_PARIS}</tool_call><tool_call>{{"name": "get_weather", "arguments": {{"city": "Paris{rest}'
+    for read_all in (lambda form, pieces: Answer.of(read(form, pieces)), read_cut):
+        calls = [call.arguments for call in read_all(AnswerFormat("hermes"), text).calls]
+        assert calls == ['{"city": "Paris"}', *([] if "}" in rest else [f'{{"city": "Paris{rest}'])]
+
+
+def test_a_call_that_cannot_be_made_is_not_held_to_have_been_made() -> None:
+    text = '<tool_call>{"name": "f", "arguments": [1]}</tool_call>' * 2
+    assert plain(Answer.of(read(AnswerFormat("hermes"), text)))[2] == (("f", [1]), ("f", [1]))
 
 
 @given(st.text(alphabet='<tool_cal>/{}[]"\\:, \nname', max_size=60), st.sampled_from(sorted(BY_NAME)))

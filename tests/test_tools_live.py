@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 
@@ -94,7 +95,7 @@ def streamed(client: OpenAI, **options: Any) -> tuple[str, list[tuple[str, dict[
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 def test_a_required_call_is_made_streamed_or_not(client: OpenAI, temperature: float) -> None:
-    options: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": False, "temperature": temperature}
+    options: dict[str, Any] = {"tool_choice": "required", "temperature": temperature}
     message, reason = whole(client, **options)
     (call,) = message.tool_calls
     checked(call.function.name, call.function.arguments)
@@ -104,10 +105,36 @@ def test_a_required_call_is_made_streamed_or_not(client: OpenAI, temperature: fl
 
 
 def test_a_stream_says_what_the_whole_answer_does(client: OpenAI) -> None:
-    message, reason = whole(client, tool_choice="required", max_tokens=400)
-    content, calls, streamed_reason = streamed(client, tool_choice="required", max_tokens=400)
+    options: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": True, "max_tokens": 400}
+    message, reason = whole(client, **options)
+    content, calls, streamed_reason = streamed(client, **options)
     assert calls == [checked(call.function.name, call.function.arguments) for call in message.tool_calls]
-    assert (message.content or "", reason) == (content, streamed_reason)
+    assert (message.content or "", reason) == (content, streamed_reason) == ("", "tool_calls")
+
+
+def test_several_calls_of_an_answer_differ(client: OpenAI) -> None:
+    body: Any = {"messages": ASKED, "tools": TOOLS, "tool_choice": "required", "max_tokens": 200, "temperature": 1.5}
+    answer = client.chat.completions.create(model="any", n=4, parallel_tool_calls=True, **body)
+    for choice in answer.choices:
+        said = choice.message.tool_calls or []
+        # A limit may cut the last one.
+        whole_calls = said if choice.finish_reason == "tool_calls" else said[:-1]
+        calls = [checked(call.function.name, call.function.arguments) for call in whole_calls]
+        assert all(call not in calls[:place] for place, call in enumerate(calls))
+
+
+def test_a_call_that_was_made_already_ends_the_answer_and_frees_the_slot(client: OpenAI) -> None:
+    asked = client.with_options(timeout=60).chat.completions
+    body: Any = {"messages": ASKED, "tools": TOOLS, "temperature": 0, "max_tokens": 3000}
+    body |= {"tool_choice": "required", "parallel_tool_calls": True}
+    answer = asked.create(model="any", **body)
+    assert [call.function.name for call in answer.choices[0].message.tool_calls or ()] == ["get_weather"]
+    assert answer.usage is not None
+    # Twice the call, of about 30 tokens.
+    assert 40 < answer.usage.completion_tokens < 80
+    assert asked.create(model="any", **body).usage.completion_tokens == answer.usage.completion_tokens
+    slots = httpx.get(str(client.base_url.join("/slots")), trust_env=False).json()
+    assert not any(slot["is_processing"] for slot in slots)
 
 
 def test_a_named_tool_is_called_once(client: OpenAI) -> None:
@@ -186,7 +213,7 @@ def test_structured_output_and_calls_begin_after_the_thoughts(thinker: OpenAI) -
     assert thoughts(message)
     assert json.loads(message.content)["mood"] in ("good", "bad")
     assert reason == "stop"
-    message, reason = whole(thinker, tool_choice="required", parallel_tool_calls=False, extra_body=extra)
+    message, reason = whole(thinker, tool_choice="required", extra_body=extra)
     (call,) = message.tool_calls
     checked(call.function.name, call.function.arguments)
     assert thoughts(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,31 +11,51 @@ from typing import Any, NamedTuple
 
 from server.api.activity import Owner
 from server.api.explain import CacheExplainer
-from server.api.generation import Choice, Generation, collect, submit
+from server.api.generation import Generation, collect, submit
 from server.api.openai.schemas import ChatRequest
 from server.api.openai.tools import check_choice
 from server.api.ports import Services
 from server.api.reader import AnswerReader
 from server.api.requests import check_n, engine_request
-from server.chat.answer import Answer
+from server.chat.answer import Answer, Delta
 from server.chat.parser import AnswerParser
 from server.chat.prompt import AnswerFormat, ChatPrompt, RenderedChat, ToolMode, any_arguments
-from server.engine.messages import SpanLimit
+from server.engine.messages import Finish, Output, SpanLimit
 from server.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
 
 
 class Answered(NamedTuple):
-    """One choice, read. `reasoning_tokens` of it were thoughts."""
+    """One choice, read. `reasoning_tokens` of it were thoughts; `logprobs` are of its tokens, if wanted."""
 
     answer: Answer
-    choice: Choice
+    finish: Finish
+    logprobs: Sequence[Mapping[str, object]]
     reasoning_tokens: int
 
 
+class _Reading:
+    """One choice that is read to its end."""
+
+    def __init__(self, reader: AnswerReader) -> None:
+        self._reader = reader
+        self._deltas: list[Delta] = []
+        self._logprobs: list[Mapping[str, object]] = []
+
+    def add(self, output: Output) -> None:
+        """Take in what the engine said."""
+        self._logprobs += self._reader.logprobs(output)
+        self._deltas += self._reader.feed(output)
+
+    @property
+    def answered(self) -> Answered:
+        """The whole of it. Raises EngineFailure when it did not end."""
+        return Answered(Answer.of(self._deltas), self._reader.finish, self._logprobs, self._reader.reasoning_tokens)
+
+
 class Conversation:
-    """One request. `param` is what the client calls the messages; `headers` are for the response, after `start`."""
+    """One request. `param` is what the client calls the messages. `headers` are for the response, after `start`."""
 
     def __init__(self, services: Services, fields: ChatRequest, owner: Owner, param: str = "messages") -> None:
         self._services = services
@@ -45,6 +66,7 @@ class Conversation:
         self.n_logprobs = _n_logprobs(fields)
         self.headers: dict[str, str] = {}
         self._form = AnswerFormat()
+        self._generation: Generation | None = None
         self._parameters: Mapping[str, Any] = {}
         self._keeps_thinking = (fields.reasoning_format or services.config.reasoning_format) == "none"
         check_choice(fields.tools, fields.choice)
@@ -70,7 +92,7 @@ class Conversation:
             rendered=rendered,
             span_limit=self._limited(rendered.thoughts),
         )
-        return await submit(
+        self._generation = await submit(
             services,
             [request],
             self._owner,
@@ -78,19 +100,20 @@ class Conversation:
             held_of=self._held_of if self._parameters or request.sampling.grammar is not None else None,
             is_scoring=self._fields.max_tokens == 0,
         )
+        return self._generation
 
-    def reader(self) -> AnswerReader:
+    def reader(self, index: int = 0) -> AnswerReader:
         """A new reader for a choice, once the request was started."""
-        return AnswerReader(AnswerParser(self._form, keeps_thinking=self._keeps_thinking))
+        assert self._generation is not None, "start() comes first"
+        parser = AnswerParser(self._form, keeps_thinking=self._keeps_thinking)
+        return AnswerReader(parser, functools.partial(self._generation.finish, index))
 
     async def answers(self) -> list[Answered]:
         """Start, and wait for every choice."""
-        return [self._read(choice) for choice in await collect(await self.start())]
-
-    def _read(self, choice: Choice) -> Answered:
-        reader = self.reader()
-        answer = Answer.of([delta for output in choice.outputs for delta in reader.feed(output)])
-        return Answered(answer, choice, reader.reasoning_tokens)
+        generation = await self.start()
+        readings = [_Reading(self.reader(index)) for index in range(generation.total)]
+        await collect(generation, lambda index, output: readings[index].add(output))
+        return [reading.answered for reading in readings]
 
     def _held_of(self, text: str, schema: str | None) -> Sequence[tuple[str, str]]:
         """The arguments of each call, and what is said, where something is or nothing is called."""

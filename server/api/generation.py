@@ -36,6 +36,9 @@ T = TypeVar("T")
 HeldOf = Callable[[str, str | None], Sequence[tuple[str, str]]]
 """What in a whole answer must satisfy which schema, as schemas and texts. The second is what holds what is said."""
 
+OnOutput = Callable[[int, Output], None]
+"""Takes the number of a choice and what the engine said of it."""
+
 Batch = tuple[int, list[RequestEvent]]
 """The first choice of one engine request, and what happened to that request; `index` counts from that choice."""
 
@@ -98,6 +101,10 @@ class Generation:
         """End every sequence now: `batches` raises `error`, and tells nothing more."""
         for stream in self._streams:
             stream.refuse(error)
+
+    def finish(self, index: int) -> None:
+        """End one choice, whose answer is over before the engine knows. Its last event still comes."""
+        self._streams[index // self.n].finish(index % self.n)
 
     @property
     def text(self) -> str:
@@ -320,14 +327,16 @@ class Choice:
         return sum(logprobs) / len(logprobs) if logprobs else -1e9
 
 
-async def collect(generation: Generation) -> list[Choice]:
-    """Wait for the whole of every choice, in order of their indexes."""
+async def collect(generation: Generation, on_output: OnOutput = lambda index, output: None) -> list[Choice]:
+    """Wait for the whole of every choice, in order of their indexes. `on_output` is told what comes, as it comes."""
     choices = [Choice() for _ in range(generation.total)]
     async with generation:
         async for first, events in generation.batches():
             for event in events:
                 if isinstance(event, (Output, PromptLogprobs)):
                     choices[first + event.index].add(event)
+                if isinstance(event, Output):
+                    on_output(first + event.index, event)
     return choices
 
 

@@ -19,7 +19,7 @@ from server.api.conversation import Conversation
 from server.api.docs import documented
 from server.api.explain import CacheExplainer
 from server.api.fields import OLLAMA, OLLAMA_CHAT
-from server.api.generation import Choice, Generation, collect, submit, unless_gone
+from server.api.generation import Generation, collect, submit, unless_gone
 from server.api.ndjson import LineStream, line_bytes
 from server.api.openai.messages import read_messages
 from server.api.openai.schemas import ChatRequest
@@ -98,13 +98,14 @@ class Work(ABC):
             return json_response(self.line(Answer(), done=True, done_reason="load"))
         if self._fields.stream:
             return LineStream(await self.start(), _Lines(self))
-        (choice,) = await unless_gone(self._request, self._collect())
-        reader = self.reader()
-        answer = Answer.of([delta for output in choice.outputs for delta in reader.feed(output)])
-        return json_response(self.end(answer, choice.ended))
+        return json_response(await unless_gone(self._request, self._whole()))
 
-    async def _collect(self) -> list[Choice]:
-        return await collect(await self.start())
+    async def _whole(self) -> dict[str, Any]:
+        """The whole answer, waited for."""
+        generation, deltas = await self.start(), list[Delta]()
+        reader = self.reader()
+        await collect(generation, lambda _, output: deltas.extend(reader.feed(output)))
+        return self.end(Answer.of(deltas), reader.finish)
 
     def line(self, answer: Answer, *, done: bool, **more: Any) -> dict[str, Any]:
         """One line's object, with a part of the answer."""
@@ -139,7 +140,7 @@ class Work(ABC):
 
     @abstractmethod
     def reader(self) -> AnswerReader:
-        """What tells the parts of the answer apart."""
+        """What tells the parts of the answer apart, once it was started."""
 
     @abstractmethod
     def content(self, answer: Answer) -> dict[str, Any]:
@@ -242,7 +243,7 @@ class _Lines:
             return data
         if self._calls:
             data += line_bytes(self._work.line(Answer.of(self._calls), done=False))
-        return data + line_bytes(self._work.end(Answer(), event.finish))
+        return data + line_bytes(self._work.end(Answer(), self._reader.finish))
 
     def _told(self, deltas: Sequence[Delta]) -> bytes:
         self._calls += [delta for delta in deltas if isinstance(delta, (ToolCallBegin, ToolArgumentsDelta))]

@@ -48,6 +48,9 @@ class RequestStream(Protocol):
     def refuse(self, error: GgufdError) -> None:
         """End it: what is there already is dropped, and `take` raises `error`."""
 
+    def finish(self, index: int) -> None:
+        """End one of its sequences, with what that has said: its last event still comes."""
+
 
 class Engine(Protocol):
     """The engine as seen from here. `submit` raises QueueFull, EngineDown or Draining at once."""

@@ -5,7 +5,8 @@ Knows no wire format.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 from server.api.logprobs import TokenTexts, chat_entry
 from server.chat.answer import Delta, ReasoningDelta
@@ -15,12 +16,17 @@ from server.errors import EngineFailure
 
 
 class AnswerReader:
-    """One choice as it is written. `reasoning_tokens` counts those that brought thoughts."""
+    """One choice as it is written. `reasoning_tokens` counts those that brought thoughts.
 
-    def __init__(self, parser: AnswerParser) -> None:
+    `on_over` is called once where the answer ends by itself while the engine still writes on.
+    """
+
+    def __init__(self, parser: AnswerParser, on_over: Callable[[], None] = lambda: None) -> None:
         self._parser = parser
+        self._on_over = on_over
         self._texts = TokenTexts()
         self._finish: Finish | None = None
+        self._n_tokens = 0
         self.reasoning_tokens = 0
 
     @property
@@ -40,17 +46,37 @@ class AnswerReader:
             raise EngineFailure("The engine ended this request without an answer. Send it again.")
         return self._finish
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the answer has ended by itself: what the engine still says does not belong to it."""
+        return self._parser.is_over
+
+    def ended(self, finish: Finish) -> Finish:
+        """The end that the client is told. An answer that is over met no limit, and cost nothing from there on."""
+        if not self.is_over:
+            return finish
+        usage = dataclasses.replace(finish.usage, completion_tokens=self._n_tokens)
+        return Finish(FinishReason.STOP, usage)
+
     def feed(self, output: Output) -> Sequence[Delta]:
         """The pieces of the answer that are certain now."""
-        deltas = self._parser.feed(output.text) if output.text else []
-        if self._parser.is_thinking or (deltas and isinstance(deltas[-1], ReasoningDelta)):
-            self.reasoning_tokens += len(output.tokens)
+        deltas = [] if self.is_over else self._read(output)
         if output.finish is not None:
-            self._finish = output.finish
             is_cut = output.finish.reason is not FinishReason.STOP or output.finish.stop is not None
             deltas = [*deltas, *self._parser.finish(is_cut=is_cut)]
+            self._finish = self.ended(output.finish)
+        return deltas
+
+    def _read(self, output: Output) -> list[Delta]:
+        deltas = self._parser.feed(output.text) if output.text else []
+        self._n_tokens += len(output.tokens)
+        if self._parser.is_thinking or (deltas and isinstance(deltas[-1], ReasoningDelta)):
+            self.reasoning_tokens += len(output.tokens)
+        if self.is_over and output.finish is None:
+            self._on_over()
         return deltas
 
     def logprobs(self, output: Output) -> list[dict[str, object]]:
-        """The log-probabilities of this output's tokens, if they were asked for."""
-        return [chat_entry(entry, self._texts.next(entry.piece)) for entry in output.logprobs]
+        """The log-probabilities of this output's tokens, if they were asked for; to be called before `feed`."""
+        entries = () if self.is_over else output.logprobs
+        return [chat_entry(entry, self._texts.next(entry.piece)) for entry in entries]

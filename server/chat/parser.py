@@ -9,12 +9,13 @@ from server.chat.prompt import AnswerFormat
 from server.chat.reader import CutError, MalformedError, Reader, Steps
 from server.chat.thinking import Thinking, keep_thinking, read_thinking
 from server.chat.tools.families import BY_NAME
-from server.chat.writer import AnswerWriter, new_call_id
+from server.chat.writer import AnswerWriter, RepeatedCallError, new_call_id
 
 
 class AnswerParser:
     """Reads one answer. `is_plain` says that from here on all text is content, as it is.
 
+    `is_over` says that it has ended by itself, with a call that was made before: nothing that follows belongs to it.
     `keeps_thinking` leaves thoughts in the content, marks and all.
     """
 
@@ -30,7 +31,7 @@ class AnswerParser:
         self._reader = Reader()
         self._answer = AnswerWriter(new_id)
         self._steps = self._read()
-        self.is_plain = False
+        self.is_plain = self.is_over = False
         self._go_on()
 
     @property
@@ -47,8 +48,9 @@ class AnswerParser:
         """What is certain with `text` added."""
         if self.is_plain:
             return [ContentDelta(text)] if text else []
-        self._reader.add(text)
-        self._go_on()
+        if not self.is_over:
+            self._reader.add(text)
+            self._go_on()
         return self._answer.take()
 
     def finish(self, *, is_cut: bool = False) -> list[Delta]:
@@ -56,15 +58,18 @@ class AnswerParser:
 
         Where that was cut, by a limit or a stop string, a mark or a call that had only begun is no content.
         """
-        if not self.is_plain:
+        if not self.is_plain and not self.is_over:
             self._reader.end(is_cut=is_cut)
             self._go_on()
+            self._answer.release()
         return self._answer.take()
 
     def _go_on(self) -> None:
         """Read until more text is needed, or until the rest is content."""
         try:
             next(self._steps)
+        except RepeatedCallError:
+            self.is_over = True
         except CutError:
             self.is_plain = True
         except (StopIteration, MalformedError):

@@ -26,6 +26,8 @@ MAX_DEPTH = 200
 _STRUCTURE = re.compile(r'["{}\[\]]')
 _STRING_END = re.compile(r'(?:[^"\\]|\\.)*"', re.DOTALL)
 _SCALAR_END = re.compile(r"[\s,\]}]")
+_STRING_PART = re.compile(r'(?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])+', re.DOTALL)
+_MAX_ESCAPE = 6
 
 
 class MalformedError(Exception):
@@ -190,6 +192,20 @@ class Reader:
         except ValueError:
             raise MalformedError from None
         return str(text)
+
+    def string_part(self) -> Steps[str]:
+        """More of a JSON string's text, from behind its quote: whole escapes, "" at its end. Raises MalformedError."""
+        while (match := _STRING_PART.match(self._text)) is None:
+            if self._text.startswith('"'):
+                self._take(1)
+                return ""
+            if len(self._text) >= _MAX_ESCAPE:
+                raise MalformedError
+            yield from self._wait()
+        try:
+            return str(json.loads(f'"{self._take(match.end())}"', strict=False))
+        except ValueError:
+            raise MalformedError from None
 
     def json_value(self, emit: Emit) -> Steps[None]:
         """Pass a JSON value on as it is written. Raises MalformedError where brackets do not match or the text ends."""

@@ -32,6 +32,7 @@ from server.engine.messages import (
     EngineRequest,
     Event,
     Failed,
+    FinishSequence,
     GetQueue,
     GetStats,
     GetSteps,
@@ -302,7 +303,7 @@ class EngineClient:
         Raises `Draining`, `EngineDown`, `QueueFull` or `TooManyRequests` at once when it cannot be taken.
         """
         self._refuse(request)
-        stream = RequestStream(request, self._abort)
+        stream = RequestStream(request, self._abort, self._finish)
         self._streams[request.request_id] = stream
         self._idle.clear()
         self._disturb()
@@ -423,6 +424,10 @@ class EngineClient:
         if stream.request.request_id in self._streams:
             self._forget(stream)
             self._send(Abort(stream.request.request_id))
+
+    def _finish(self, stream: RequestStream, index: int) -> None:
+        if stream.request.request_id in self._streams:
+            self._send(FinishSequence(stream.request.request_id, index))
 
     def _forget(self, stream: RequestStream) -> None:
         del self._streams[stream.request.request_id]

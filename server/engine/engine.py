@@ -155,6 +155,12 @@ class Engine:
             self._leave(sequence)
         self._embedder.abort(request_id)
 
+    def finish(self, request_id: int, index: int) -> None:
+        """End a sequence with what it has said, as if its model had ended it. One that is gone is fine."""
+        for sequence in self._of_request(request_id):
+            if sequence.index == index:
+                self._finish(sequence, Said(), FinishReason.STOP)
+
     def act_on_slot(self, command: ActOnSlot) -> SlotDone:
         """Erase, save or restore what an idle slot keeps."""
         slot = self._cache.slots[command.slot]

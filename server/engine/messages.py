@@ -218,6 +218,14 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class FinishSequence:
+    """End this sequence now, as if its model had ended it: its last `Output` is still sent."""
+
+    request_id: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class GetStats:
     """Answer with `Stats`."""
 
@@ -260,7 +268,9 @@ class Shutdown:
     """Leave the main loop; what still runs is dropped."""
 
 
-Command = EngineRequest | EmbedRequest | Abort | GetStats | GetQueue | GetSteps | ActOnSlot | Ping | Shutdown
+Command = (
+    EngineRequest | EmbedRequest | Abort | FinishSequence | GetStats | GetQueue | GetSteps | ActOnSlot | Ping | Shutdown
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from server.engine.messages import (
     EngineConfig,
     EngineRequest,
     Event,
+    FinishSequence,
     GetQueue,
     GetStats,
     GetSteps,
@@ -52,6 +53,7 @@ class Engine(Protocol):
     def next_text_s(self) -> float | None: ...
     def add(self, request: EngineRequest | EmbedRequest) -> None: ...
     def abort(self, request_id: int) -> None: ...
+    def finish(self, request_id: int, index: int) -> None: ...
     def step(self) -> list[Event]: ...
     def keep_house(self) -> bool: ...
     def stats(self) -> Stats: ...
@@ -197,6 +199,8 @@ def _obey(engine: Engine, command: Command, events: list[Event]) -> None:
             engine.add(command)
         case Abort(request_id):
             engine.abort(request_id)
+        case FinishSequence(request_id, index):
+            engine.finish(request_id, index)
         case GetStats():
             events.append(dataclasses.replace(engine.stats(), resident_bytes=_resident_bytes()))
         case GetQueue():

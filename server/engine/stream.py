@@ -26,17 +26,23 @@ _MAX_UNREAD = 10_000
 class RequestStream:
     """The events of one request, in order; an async iterator, and a context that aborts what is not finished.
 
-    `on_abort` is called when nobody wants the rest any more.
+    `on_abort` is called when nobody wants the rest any more, `on_finish` when one sequence is to end as it is.
 
     Raises the `GgufdError` that ended the request, if one did.
     """
 
-    def __init__(self, request: EngineRequest | EmbedRequest, on_abort: Callable[[RequestStream], None]) -> None:
+    def __init__(
+        self,
+        request: EngineRequest | EmbedRequest,
+        on_abort: Callable[[RequestStream], None],
+        on_finish: Callable[[RequestStream, int], None],
+    ) -> None:
         self.request = request
         self.is_admitted = False
         self.submitted_s = time.monotonic()
         self.admitted_s = 0.0
         self._on_abort = on_abort
+        self._on_finish = on_finish
         self._n_open = request.n
         self._events: deque[RequestEvent] = deque()
         self._error: GgufdError | None = None
@@ -63,6 +69,11 @@ class RequestStream:
         self._events.clear()
         self._error = error
         self._notify()
+
+    def finish(self, index: int) -> None:
+        """End one sequence with what it has said so far; its last event still comes."""
+        if not self.is_done:
+            self._on_finish(self, index)
 
     async def __aenter__(self) -> RequestStream:
         return self

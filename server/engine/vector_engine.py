@@ -56,6 +56,9 @@ class VectorEngine:
     def abort(self, request_id: int) -> None:
         self._embedder.abort(request_id)
 
+    def finish(self, request_id: int, index: int) -> None:
+        """There are no sequences."""
+
     def step(self) -> list[Event]:
         """Compute one batch of texts; returns what happened."""
         self._n_steps += 1

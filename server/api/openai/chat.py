@@ -10,11 +10,10 @@ from starlette.responses import Response
 
 from server.api.activity import owner_of
 from server.api.body import read_json
-from server.api.conversation import Conversation
+from server.api.conversation import Answered, Conversation
 from server.api.docs import documented
 from server.api.fields import OPENAI_CHAT
-from server.api.generation import Choice, Generation, unless_gone
-from server.api.logprobs import TokenTexts, chat_entry
+from server.api.generation import Generation, unless_gone
 from server.api.openai.chunks import ChatChunks
 from server.api.openai.head import head
 from server.api.openai.schemas import ChatRequest
@@ -87,26 +86,23 @@ def _chunks(services: Services, fields: ChatRequest, work: Conversation, generat
 async def _answer(services: Services, fields: ChatRequest, work: Conversation) -> dict[str, Any]:
     """The whole answer as JSON data."""
     answers = await work.answers()
-    usages = [one.choice.ended.usage for one in answers]
+    usages = [one.finish.usage for one in answers]
     reasoning_tokens = sum(one.reasoning_tokens for one in answers)
     return {
         **head(services, "chatcmpl", "chat.completion"),
-        "choices": [
-            _choice(index, one.answer, one.choice, has_logprobs=work.n_logprobs is not None)
-            for index, one in enumerate(answers)
-        ],
+        "choices": [_choice(index, one, has_logprobs=work.n_logprobs is not None) for index, one in enumerate(answers)],
         "usage": usage_json(usages, len(answers), reasoning_tokens=reasoning_tokens, has_bans=fields.has_bans),
         "timings": timings_json(usages[0]),
         **work.explainer.of(0),
     }
 
 
-def _choice(index: int, answer: Answer, choice: Choice, *, has_logprobs: bool) -> dict[str, Any]:
+def _choice(index: int, one: Answered, *, has_logprobs: bool) -> dict[str, Any]:
     return {
         "index": index,
-        "message": message_json(answer),
-        "logprobs": _logprobs(choice) if has_logprobs else None,
-        "finish_reason": finish_reason(choice.ended, has_calls=answer.has_whole_calls),
+        "message": message_json(one.answer),
+        "logprobs": {"content": one.logprobs, "refusal": None} if has_logprobs else None,
+        "finish_reason": finish_reason(one.finish, has_calls=one.answer.has_whole_calls),
     }
 
 
@@ -123,11 +119,3 @@ def message_json(answer: Answer) -> dict[str, Any]:
 
 def _call_json(call: ToolCall) -> dict[str, Any]:
     return {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-
-
-def _logprobs(choice: Choice) -> dict[str, Any]:
-    texts = TokenTexts()
-    return {
-        "content": [chat_entry(entry, texts.next(entry.piece)) for entry in choice.logprobs],
-        "refusal": None,
-    }

@@ -59,7 +59,7 @@ class Chunks(ChunkFormat):
             envelope = self._envelopes[index] = self._envelope(index)
             opening = self._opening(index)
         data = opening + self._body(index, envelope, event)
-        return data if event.finish is None else data + self._end(index, event.finish)
+        return data if event.finish is None else data + self._end(index, self._told(index, event.finish))
 
     def _body(self, index: int, envelope: Envelope, output: Output) -> bytes:
         """The chunks for the text of an output."""
@@ -84,6 +84,10 @@ class Chunks(ChunkFormat):
         timings = timings_json(finish.usage, has_bans=self._has_bans)
         data = self.chunk(choice, timings=timings, **self._explainer.of(index))
         return data + self._after_all() if len(self._usages) == self._total else data
+
+    def _told(self, index: int, finish: Finish) -> Finish:
+        """The end that the client is told."""
+        return finish
 
     def _reason(self, index: int, finish: Finish) -> str:
         return finish_reason(finish)
@@ -131,9 +135,9 @@ class Chunks(ChunkFormat):
 
 
 class ChatChunks(Chunks):
-    """`chat.completion.chunk`. `new_reader` makes the reader of a choice."""
+    """`chat.completion.chunk`. `new_reader` makes the reader of a choice, which has this number."""
 
-    def __init__(self, *args: Any, new_reader: Callable[[], AnswerReader], **options: Any) -> None:
+    def __init__(self, *args: Any, new_reader: Callable[[int], AnswerReader], **options: Any) -> None:
         super().__init__(*args, **options)
         self._new_reader = new_reader
         self._readers: dict[int, AnswerReader] = {}
@@ -141,7 +145,7 @@ class ChatChunks(Chunks):
 
     def _opening(self, index: int) -> bytes:
         self._decoders[index] = TokenTexts()
-        self._readers[index] = self._new_reader()
+        self._readers[index] = self._new_reader(index)
         return self.chunk(_delta(index, {"role": "assistant", "content": ""}))
 
     def _body(self, index: int, envelope: Envelope, output: Output) -> bytes:
@@ -149,7 +153,7 @@ class ChatChunks(Chunks):
         reader = self._readers[index]
         if reader.is_plain:
             return super()._body(index, envelope, output)
-        if output.logprobs:
+        if output.logprobs and not reader.is_over:
             logprobs = self._logprobs(index, output.logprobs, self._texts(index, output.logprobs))
             return self._deltas(index, reader.feed(output), logprobs)
         return b"".join([self._quick(index, envelope, delta) for delta in reader.feed(output)])
@@ -166,6 +170,9 @@ class ChatChunks(Chunks):
 
     def _reason(self, index: int, finish: Finish) -> str:
         return finish_reason(finish, has_calls=self._readers[index].has_whole_calls)
+
+    def _told(self, index: int, finish: Finish) -> Finish:
+        return self._readers[index].ended(finish)
 
     def _usage(self, usages: Sequence[Usage]) -> dict[str, Any]:
         reasoning_tokens = sum(reader.reasoning_tokens for reader in self._readers.values())
