@@ -508,6 +508,7 @@ class FakeText:
             grammar=plan.grammar,
             frame=plan.frame,
             thoughts=_thoughts(plan.thoughts),
+            parallel_tool_calls=self.planner.may_repeat(asked),
         )
 
     async def check_json(self, schema: str, text: str) -> None:

@@ -87,6 +87,30 @@ def test_the_format_can_be_set_where_the_template_does_not_show_it() -> None:
     assert '[TOOL_CALLS][{"name": "name_of_the_tool", "arguments"' in text
 
 
+KNOWS_TOOLS = CHATML + "{% for tool in tools or () %}<tool_call>{{ tool.function.name }}</tool_call>{% endfor %}"
+
+
+@pytest.mark.parametrize(("source", "unsaid"), [(CHATML, False), (KNOWS_TOOLS, True)])
+@pytest.mark.parametrize("mode", [ToolMode.AUTO, ToolMode.REQUIRED])
+def test_several_calls_may_come_where_the_request_says_so_or_else_the_template_knows_of_tools(
+    source: str, unsaid: bool, mode: ToolMode
+) -> None:
+    renderer, planner = planned(source)
+    assert renderer.knows_tools is unsaid
+    call = json.dumps({"name": "get_weather", "arguments": {"city": "Oslo"}})
+    other = call.replace("Oslo", "Paris")
+    text = f"<tool_call>\n{call}\n</tool_call>\n<tool_call>\n{other}\n</tool_call>"
+    for sent, wanted in ((None, unsaid), (True, True), (False, False)):
+        chat = ChatPrompt((ASKED,), tools=(WEATHER,), tool_choice=ToolChoice(mode), parallel_tool_calls=sent)
+        plan = planner.plan(chat, "", "")
+        assert planner.may_repeat(chat) is wanted
+        assert plan.grammar is not None
+        matcher = Matcher(_BYTES, compile_grammar("lark", plan.grammar))
+        assert all(matcher.accept(byte) for byte in text.encode()) is wanted
+        if not unsaid:
+            assert ("one after another" in rendered(source, chat)) is wanted
+
+
 @pytest.mark.parametrize(
     ("prompt_end", "begun", "opened"),
     [

@@ -86,6 +86,24 @@ async def test_a_call_that_was_made_already_ends_the_answer_unsaid() -> None:
     assert (last["delta"]["stop_reason"], last["usage"]) == ("tool_use", answer["usage"])
 
 
+@pytest.mark.parametrize(
+    ("choice", "parallel"),
+    [
+        ({}, None),
+        ({"type": "auto"}, None),
+        ({"type": "any", "disable_parallel_tool_use": None}, None),
+        ({"type": "any", "disable_parallel_tool_use": False}, True),
+        ({"type": "any", "disable_parallel_tool_use": True}, False),
+    ],
+)
+async def test_whether_several_tools_may_be_used_is_told_apart_from_not_saying(
+    choice: dict[str, Any], parallel: bool | None
+) -> None:
+    async with running(FakeEngine(["Hello"], n_ctx=1024)) as api:
+        await api.ok(PATH, **ASK, tools=[ADD], tool_choice=choice)
+        assert api.text.chats[0].parallel_tool_calls is parallel
+
+
 async def test_the_stream_has_anthropics_order() -> None:
     engine = FakeEngine(["Hey"])
     engine.cached_tokens = 2

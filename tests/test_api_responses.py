@@ -82,6 +82,14 @@ async def test_a_call_that_was_made_already_ends_the_answer_unsaid() -> None:
     assert sum(name == "response.output_item.added" for name, _ in events) == 1
 
 
+@pytest.mark.parametrize(("sent", "told"), [({}, False), ({"parallel_tool_calls": True}, True)])
+async def test_how_many_calls_are_made_is_told_where_the_request_does_not_say(sent: dict[str, Any], told: bool) -> None:
+    async with running(FakeEngine(["Hello"], n_ctx=1024)) as api:
+        response = await api.ok(PATH, input="Hi", tools=[ADD], **sent)
+        assert api.text.chats[0].parallel_tool_calls is sent.get("parallel_tool_calls")
+    assert response["parallel_tool_calls"] is told
+
+
 async def test_the_stream_has_openais_order_and_numbers() -> None:
     async with running(FakeEngine(["Hey"])) as api:
         events = await named_events(api, input="Hi")

@@ -161,6 +161,17 @@ async def test_an_answer_that_ended_with_a_repeated_call_is_held_to_its_schemas(
         assert api.text.checked == [(WEATHER["function"]["parameters"], '{"city": "Paris"}'), (NO_ARGUMENTS, "{}")]
 
 
+@pytest.mark.parametrize("sent", [None, True, False])
+async def test_without_a_word_a_model_that_was_trained_to_call_nothing_makes_one_call(sent: bool | None) -> None:
+    async with running(says("Hello")) as api:
+        await api.ok(PATH, messages=HELLO, tools=[CLOCK], tool_choice="required", parallel_tool_calls=sent)
+        (request,), (chat,) = api.engine.requests, api.text.chats
+    assert chat.parallel_tool_calls is sent
+    prompt = bytes(request.prompt).decode()
+    assert request.sampling.grammar is not None
+    assert ("one after another" in prompt) == ("{0,31}" in request.sampling.grammar.text) == (sent is True)
+
+
 async def test_each_choice_has_calls_of_its_own() -> None:
     async with running(says(PARIS, "No.", NOW)) as api:
         answer = await api.ok(PATH, messages=HELLO, tools=[WEATHER, CLOCK], n=3)

@@ -55,7 +55,10 @@ class _Reading:
 
 
 class Conversation:
-    """One request. `param` is what the client calls the messages. `headers` are for the response, after `start`."""
+    """One request. `param` is what the client calls the messages.
+
+    After `start`, `headers` are for the response, and `parallel_tool_calls` says whether an answer may call several.
+    """
 
     def __init__(self, services: Services, fields: ChatRequest, owner: Owner, param: str = "messages") -> None:
         self._services = services
@@ -65,6 +68,7 @@ class Conversation:
         self.explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         self.n_logprobs = _n_logprobs(fields)
         self.headers: dict[str, str] = {}
+        self.parallel_tool_calls = True
         self._form = AnswerFormat()
         self._generation: Generation | None = None
         self._parameters: Mapping[str, Any] = {}
@@ -77,7 +81,7 @@ class Conversation:
         services = self._services
         ready = services.require_ready()
         rendered = await self.render()
-        self._form = rendered.form
+        self._form, self.parallel_tool_calls = rendered.form, rendered.parallel_tool_calls
         may_call = self._fields.choice.mode is not ToolMode.NONE
         self._parameters = _enforced(self._fields.tools, rendered.repairs) if may_call else {}
         self._report(rendered.repairs)

@@ -79,7 +79,7 @@ class AnswerPlanner:
         messages = chat.messages
         if tools and self._prompts_tools:
             is_required = chat.tool_choice.mode is ToolMode.REQUIRED
-            prompt = tool_prompt(tools, self._write, is_required=is_required, may_repeat=chat.parallel_tool_calls)
+            prompt = tool_prompt(tools, self._write, is_required=is_required, may_repeat=self.may_repeat(chat))
             messages = with_prompt(messages, prompt)
         if self._writes_calls:
             messages = tuple(as_text(message, self._write) for message in messages)
@@ -122,8 +122,16 @@ class AnswerPlanner:
         choice = chat.tool_choice
         if not chat.tools or choice.mode is ToolMode.NONE:
             return Calling(self.tool_format, ToolMode.NONE, False) if self.tool_format.is_whole else None
+        return Calling(self.tool_format, choice.mode, self.may_repeat(chat))
+
+    def may_repeat(self, chat: ChatPrompt) -> bool:
+        """Whether the answer may have several calls; where the request does not say, if the template knows of tools.
+
+        A model that was not trained to call any does not know when to stop.
+        """
+        choice, wanted = chat.tool_choice, chat.parallel_tool_calls
         is_named = choice.mode is ToolMode.REQUIRED and len(choice.names) == 1
-        return Calling(self.tool_format, choice.mode, chat.parallel_tool_calls and not is_named)
+        return not is_named and (not self._prompts_tools if wanted is None else wanted)
 
     def _tools(self, chat: ChatPrompt) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
         """The tools that may be called, and which of them have arguments that only are held to be an object."""

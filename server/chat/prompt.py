@@ -39,13 +39,14 @@ class ChatPrompt:
 
     `continue_final_message` None means: continue the last message when it is the assistant's and calls no tool.
     `add_generation_prompt` None means: open an assistant turn, unless the last message is continued.
+    `parallel_tool_calls` None means: several where the template tells the model of tools itself, else one.
     `template_kwargs` become variables of the template, as in `chat_template_kwargs` of other servers.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     tool_choice: ToolChoice = ToolChoice()
-    parallel_tool_calls: bool = True
+    parallel_tool_calls: bool | None = None
     documents: tuple[Mapping[str, Any], ...] = ()
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -76,7 +77,7 @@ class RenderedChat:
     `is_fallback` says that the model has no template and ChatML was used. `form` is how to read the answer, in which
     the special tokens `shown` must be written out. `grammar` is Lark of the whole answer, None when it is free;
     `frame` is the same round content that is constrained itself, which it calls `@body`. `thoughts` tells where they
-    are and how to end them; nothing bounds them yet.
+    are and how to end them; nothing bounds them yet. `parallel_tool_calls` says whether the answer may call several.
     """
 
     text: str
@@ -88,6 +89,7 @@ class RenderedChat:
     grammar: str | None = None
     frame: str | None = None
     thoughts: SpanLimit | None = None
+    parallel_tool_calls: bool = True
 
 
 def any_arguments(tool: str) -> str:

@@ -176,6 +176,7 @@ class TextModel:
             grammar=plan.grammar,
             frame=plan.frame,
             thoughts=self._thoughts(plan.thoughts),
+            parallel_tool_calls=self._planner.may_repeat(chat),
         )
 
     @lru_cache(maxsize=64)  # noqa: B019 - one text model lives as long as its process

@@ -61,10 +61,10 @@ def _tool(tool: Any, path: str, origins: Origins) -> dict[str, Any]:
 def _choice(choice: Mapping[str, Any]) -> dict[str, Any]:
     if not choice:
         return {}
-    one_call = choice.get("disable_parallel_tool_use", False)
-    if not isinstance(one_call, bool):
+    one_call = choice.get("disable_parallel_tool_use")
+    if not isinstance(one_call, (bool, type(None))):
         raise _invalid("tool_choice.disable_parallel_tool_use", "expected true or false")
-    return {"tool_choice": _wanted(choice), "parallel_tool_calls": not one_call}
+    return {"tool_choice": _wanted(choice), "parallel_tool_calls": None if one_call is None else not one_call}
 
 
 def _wanted(choice: Mapping[str, Any]) -> Any:

@@ -116,7 +116,7 @@ class ChatRequest(GenerationFields):
     continue_final_message: Bool | None = None
     tools: Tools = ()
     tool_choice: Choice | None = None
-    parallel_tool_calls: Bool = True
+    parallel_tool_calls: Bool | None = None
     reasoning_format: Literal["auto", "deepseek", "none"] | None = None
     reasoning_effort: Effort | None = None
     reasoning_budget: Annotated[Int, Field(ge=-1)] | None = None

@@ -102,7 +102,7 @@ class _Asked:
             "created_at": int(time.time()),
             "model": self.services.config.model_id,
             "background": False,
-            **settings_json(self.fields, generation.requests[0].sampling),
+            **settings_json(self.fields, generation.requests[0].sampling, conversation.parallel_tool_calls),
         }
         writer = ResponseWriter(head, conversation.reader())
         return _Running(self, items, conversation, generation, writer)

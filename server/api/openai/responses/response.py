@@ -25,15 +25,16 @@ def new_response_id() -> str:
     return f"resp_{uuid.uuid4().hex}"
 
 
-def settings_json(fields: ResponseRequest, sampling: SamplingParams) -> dict[str, Any]:
+def settings_json(fields: ResponseRequest, sampling: SamplingParams, parallel_tool_calls: bool) -> dict[str, Any]:
     """What the request asked for, with what the server took where it asked for nothing."""
+    asked_for = fields.parallel_tool_calls
     told_back = {"type": "text"} if fields.text.get("format") is None else fields.text["format"]
     return {
         "instructions": fields.instructions,
         "max_output_tokens": fields.max_output_tokens,
         "max_tool_calls": fields.max_tool_calls,
         "metadata": fields.metadata,
-        "parallel_tool_calls": fields.parallel_tool_calls,
+        "parallel_tool_calls": parallel_tool_calls if asked_for is None else asked_for,
         "previous_response_id": fields.previous_response_id,
         "prompt_cache_key": fields.prompt_cache_key,
         "reasoning": {"effort": None, "summary": None, **fields.reasoning},

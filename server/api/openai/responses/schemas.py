@@ -85,7 +85,7 @@ class ResponseRequest(Body):
         default_factory=list
     )
     tool_choice: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})] = "auto"
-    parallel_tool_calls: Bool = True
+    parallel_tool_calls: Bool | None = None
     text: _Object = Field(default_factory=dict)
     reasoning: _Object = Field(default_factory=dict)
     truncation: Literal["auto", "disabled"] = "disabled"
