@@ -437,6 +437,22 @@ async def test_ollama_chat_tells_thoughts_and_calls_apart() -> None:
     assert lines[-1]["done"] is True
 
 
+async def test_ollamas_results_are_known_by_their_tool_and_their_order() -> None:
+    names = ("clock", "weather", "weather")
+    calls = [{"function": {"name": name, "arguments": {"n": n}}} for n, name in enumerate(names)]
+    said = ("weather", "1"), ("clock", "0"), ("weather", "2")
+    results = [{"role": "tool", "tool_name": name, "content": text} for name, text in said]
+    async with running() as api:
+        history = [*HELLO, {"role": "assistant", "content": "", "tool_calls": calls}]
+        await api.ok("/api/chat", messages=[*history, *results], stream=False)
+        unnamed = [{"role": "tool", "content": str(n)} for n in range(3)]
+        await api.ok("/api/chat", messages=[*history, *unnamed], stream=False)
+        named, ordered = (chat.messages[1:] for chat in api.text.chats)
+    for called, *told in (named, ordered):
+        ids = [call["id"] for call in called["tool_calls"]]
+        assert all(result["tool_call_id"] == ids[int(result["content"])] for result in told)
+
+
 async def test_a_call_that_was_made_already_ends_ollamas_answer_unsaid() -> None:
     body = {"messages": HELLO, "tools": [OLLAMA_TOOL], "parallel_tool_calls": True}
     call = OLLAMA_CALL[OLLAMA_CALL.index("<tool_call>") :]

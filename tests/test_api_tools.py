@@ -449,12 +449,16 @@ def with_call(**changes: Any) -> dict[str, Any]:
         (history(with_call(function={"name": "f", "arguments": 3})), "messages[1].tool_calls[0].function.arguments"),
         (history(CALL, tool_call_id="call_2"), "messages[2].tool_call_id"),
         (history(CALL, tool_call_id=3), "messages[2].tool_call_id"),
+        (history(CALL, with_call(id="call_2")), "messages[2].tool_call_id"),
+        (history(CALL, with_call(id="call_2"), name="clock"), "messages[2].tool_call_id"),
+        (history(CALL, with_call(id="call_2"), name="watch"), "messages[2]"),
+        (history(with_call(id=None), with_call(id=None)), "messages[2].tool_call_id"),
         ([*HELLO, {"role": "tool", "content": "noon"}], "messages[1]"),
         ([*HELLO, {"role": "tool", "content": "noon", "tool_call_id": "call_1"}], "messages[1].tool_call_id"),
         ([*HELLO, {"role": "assistant", "tool_calls": {}, "content": "", "function_call": {"name": "f"}}], None),
         ([*HELLO, {"role": "assistant", "tool_calls": "f"}], "messages[1].tool_calls"),
         ([*HELLO, {"role": "assistant", "tool_calls": {}}], "messages[1].tool_calls"),
-        ([*history(CALL, with_call(id="call_2")), *HELLO], "messages[1].tool_calls[1]"),
+        ([*history(CALL, with_call(id="call_2"), tool_call_id="call_1"), *HELLO], "messages[1].tool_calls[1]"),
         ([*history(CALL)[:2], {"role": "assistant", "content": "Noon."}], "messages[1].tool_calls[0]"),
         ([*history(CALL), {"role": "tool", "content": "x", "tool_call_id": CALL["id"]}], "messages[3].tool_call_id"),
     ],
@@ -468,7 +472,7 @@ async def test_a_wrong_history_is_a_400_that_names_the_place(messages: list[Any]
 async def test_results_are_linked_to_their_calls() -> None:
     second = {"function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
     async with running(says("Hello")) as api:
-        await api.ok(PATH, messages=[*history(CALL, second), {"role": "tool", "content": "sunny"}])
+        await api.ok(PATH, messages=[*history(CALL, second, name="clock"), {"role": "tool", "content": "sunny"}])
         _, called, noon, sunny = api.text.chats[0].messages
     assert called["tool_calls"][1]["function"] == {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
     assert (noon["tool_call_id"], noon["name"]) == ("call_1", "clock")

@@ -58,10 +58,11 @@ class GenerateRequest(GenerationFields):
 
 
 def _read_chat(value: Any) -> tuple[dict[str, Any], ...]:
-    """OpenAI's messages, or none. Ollama has the name of a result's tool under a name of its own."""
+    """OpenAI's messages, or none. Ollama's calls have no ids: results are known by their tool and their order."""
     if value == []:
         return ()
-    return read_messages([_as_openais(message) for message in value] if isinstance(value, list) else value)
+    messages = [_as_openais(message) for message in value] if isinstance(value, list) else value
+    return read_messages(messages, results_in_order=True)
 
 
 def _as_openais(message: Any) -> Any:

@@ -60,17 +60,18 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def with_results_linked(messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def with_results_linked(messages: Sequence[dict[str, Any]], *, in_order: bool = False) -> Iterator[dict[str, Any]]:
     """The messages, each result with the id and the name of its call. Raises InvalidRequest when there is no such call.
 
-    A result without an id belongs to the first call that has none yet. Nothing else may come before all calls have one.
+    A result without an id must say by its name to which of several calls it belongs, unless results are `in_order`.
+    Nothing else may come before all calls have one.
     """
     names: dict[str, str] = {}
     waiting: dict[str, str] = {}
     for index, message in enumerate(messages):
         path = f"messages[{index}]"
         if message["role"] == "tool":
-            yield _linked(message, path, names, waiting)
+            yield _linked(message, path, names, waiting, in_order=in_order)
             continue
         if waiting:
             call_id, call_path = next(iter(waiting.items()))
@@ -83,17 +84,37 @@ def with_results_linked(messages: Sequence[dict[str, Any]]) -> Iterator[dict[str
         yield message
 
 
-def _linked(message: dict[str, Any], path: str, names: Mapping[str, str], waiting: dict[str, str]) -> dict[str, Any]:
+def _linked(
+    message: dict[str, Any], path: str, names: Mapping[str, str], waiting: dict[str, str], *, in_order: bool
+) -> dict[str, Any]:
     """A result with its call, which is then no more among those that are `waiting`, places by ids."""
-    call_id = message.get("tool_call_id") or next(iter(waiting), None)
-    if call_id is None:
-        raise _invalid(path, "it is the result of a tool, but no call before it waits for one")
+    call_id = message.get("tool_call_id")
+    if not call_id:
+        called = {waiting_id: names[waiting_id] for waiting_id in waiting}
+        call_id = _call_without_id(message.get("name"), path, called, in_order=in_order)
     if call_id not in names:
         known = ", ".join(names) or "none"
         raise _invalid(f"{path}.tool_call_id", f"no call before it has the id {call_id!r}; the calls are: {known}")
     if waiting.pop(call_id, None) is None:
         raise _invalid(f"{path}.tool_call_id", f"the call {call_id!r} has a result already")
     return {**message, "tool_call_id": call_id, "name": message.get("name") or names[call_id]}
+
+
+def _call_without_id(name: str | None, path: str, waiting: Mapping[str, str], *, in_order: bool) -> str:
+    """Which of the calls that are `waiting`, names by ids, a result without an id is of."""
+    if not waiting:
+        raise _invalid(path, "it is the result of a tool, but no call before it waits for one")
+    found = [call_id for call_id, called in waiting.items() if name in (None, called)]
+    if not found:
+        raise _invalid(path, f"no call of {name!r} waits for a result; those that wait are of: {_listed(waiting)}")
+    if len(found) > 1 and not in_order:
+        ids = " or ".join(map(repr, found))
+        raise _invalid(f"{path}.tool_call_id", f"is missing, and several calls wait for a result; expected {ids}")
+    return found[0]
+
+
+def _listed(waiting: Mapping[str, str]) -> str:
+    return ", ".join(dict.fromkeys(waiting.values()))
 
 
 def _invalid(path: str, what: str) -> InvalidRequest:

@@ -26,11 +26,15 @@ _OTHER_PARTS = {
 _KEPT = ("name", "tool_call_id", "reasoning_content", "reasoning")
 
 
-def read_messages(value: Any) -> tuple[dict[str, Any], ...]:
-    """The messages with what a template can use. Raises InvalidRequest that names the place."""
+def read_messages(value: Any, *, results_in_order: bool = False) -> tuple[dict[str, Any], ...]:
+    """The messages with what a template can use. Raises InvalidRequest that names the place.
+
+    `results_in_order` lets tool results without ids stand in the order of their calls.
+    """
     if not isinstance(value, list) or not value:
         raise InvalidRequest("'messages': expected a non-empty array of messages.", param="messages")
-    return tuple(with_results_linked([_read_message(message, index) for index, message in enumerate(value)]))
+    messages = [_read_message(message, index) for index, message in enumerate(value)]
+    return tuple(with_results_linked(messages, in_order=results_in_order))
 
 
 def _read_message(message: Any, index: int) -> dict[str, Any]:
