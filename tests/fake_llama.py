@@ -602,6 +602,7 @@ class Collected:
     events: list[Event] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
     tokens: dict[int, list[int]] = field(default_factory=dict)
+    pieces: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
     finishes: dict[int, Finish] = field(default_factory=dict)
     vectors: dict[int, Vectors] = field(default_factory=dict)
     failure: Failed | None = None
@@ -625,6 +626,9 @@ class Collected:
         if isinstance(event, Embedding):
             self.vectors[event.index] = np.frombuffer(event.data, "<f4").reshape(-1, event.width)
         if isinstance(event, Output):
+            pieces = list(event.pieces())
+            assert ("".join(text for text, _ in pieces), sum(n for _, n in pieces)) == (event.text, len(event.tokens))
+            self.pieces.setdefault(event.index, []).extend(piece for piece in pieces if piece != ("", 0))
             self.texts[event.index] = self.texts.get(event.index, "") + event.text
             self.tokens.setdefault(event.index, []).extend(event.tokens)
             if event.finish is not None:

@@ -156,7 +156,7 @@ def test_forced_tokens_are_those_that_would_be_sampled(
     request = make_request(1, b"hello", grammar=SCHEMA, max_tokens=200, **changes)
     forced = run(context, grammars, request)[1]
     sampled = run(context, grammars, dataclasses.replace(request, n_logprobs=0))[1]
-    assert (forced.texts, forced.tokens) == (sampled.texts, sampled.tokens)
+    assert (forced.texts, forced.tokens, forced.pieces) == (sampled.texts, sampled.tokens, sampled.pieces)
     n_forced, n_sampled = (sum(isinstance(event, Output) for event in one.events) for one in (forced, sampled))
     assert n_forced < 0.5 * n_sampled
 

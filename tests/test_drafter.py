@@ -57,7 +57,7 @@ def test_the_text_is_the_same_with_and_without(changes: dict[str, Any], error: f
     with_guesses, rig, _ = run(request, error=error)
     without, _ = run_without(request)
     assert with_guesses.tokens == without.tokens
-    assert with_guesses.texts == without.texts
+    assert (with_guesses.texts, with_guesses.pieces) == (without.texts, without.pieces)
     assert with_guesses.finishes[0].reason == without.finishes[0].reason
     again = make_request(2, [*request.prompt, *with_guesses.tokens[0]][:500], max_tokens=1)
     rig.add(again)

@@ -863,6 +863,8 @@ def test_forced_tokens_are_what_would_have_been_sampled(option: dict[str, Any], 
     forced = run_alone(make_request(1, b"x", **changes))
     sampled = run_alone(make_request(1, b"x", **changes, **option))
     assert (forced.texts, forced.tokens) == (sampled.texts, sampled.tokens)
+    if "banned_strings" not in option:
+        assert forced.pieces == sampled.pieces
     reasons = [[finish.reason for finish in one.finishes.values()] for one in (forced, sampled)]
     assert reasons[0] == reasons[1]
 

@@ -218,3 +218,21 @@ def test_structured_output_and_calls_begin_after_the_thoughts(thinker: OpenAI) -
     checked(call.function.name, call.function.arguments)
     assert thoughts(message)
     assert reason == "tool_calls"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_thoughts_that_a_grammar_forces_are_counted(client: OpenAI, stream: bool) -> None:
+    forced = {"grammar": 'root ::= "<think>It rained, so it is wet.</think>" ("Wet" | "Dry") "."'}
+    body: Any = {"messages": ASKED, "max_tokens": 60, "temperature": 0}
+    with_rows = client.chat.completions.create(model="any", logprobs=True, extra_body=forced, **body)
+    assert thoughts(with_rows.choices[0].message) == "It rained, so it is wet."
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+        usage = list(client.chat.completions.create(model="any", stream=True, extra_body=forced, **body))[-1].usage
+    else:
+        usage = client.chat.completions.create(model="any", extra_body=forced, **body).usage
+    # As many as where each token is chosen from a row of its own.
+    assert with_rows.usage is not None
+    assert usage.completion_tokens == with_rows.usage.completion_tokens
+    assert usage.completion_tokens_details == with_rows.usage.completion_tokens_details
+    assert usage.completion_tokens_details.reasoning_tokens >= 8

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from server.api.logprobs import TokenTexts, chat_entry
-from server.chat.answer import Delta, ReasoningDelta
+from server.chat.answer import Delta, ReasoningDelta, merged
 from server.chat.parser import AnswerParser
 from server.engine.messages import Finish, FinishReason, Output
 from server.errors import EngineFailure
@@ -68,12 +68,21 @@ class AnswerReader:
         return deltas
 
     def _read(self, output: Output) -> list[Delta]:
-        deltas = self._parser.feed(output.text) if output.text else []
-        self._n_tokens += len(output.tokens)
-        if self._parser.is_thinking or (deltas and isinstance(deltas[-1], ReasoningDelta)):
-            self.reasoning_tokens += len(output.tokens)
+        """What a step brought, token by token where it chose several: thoughts may end between two of them."""
+        deltas: list[Delta] = []
+        for text, n_tokens in output.pieces():
+            deltas += self._read_piece(text, n_tokens)
+            if self.is_over:
+                break
         if self.is_over and output.finish is None:
             self._on_over()
+        return merged(deltas) if output.parts else deltas
+
+    def _read_piece(self, text: str, n_tokens: int) -> list[Delta]:
+        deltas = self._parser.feed(text) if text else []
+        self._n_tokens += n_tokens
+        if self._parser.is_thinking or (deltas and isinstance(deltas[-1], ReasoningDelta)):
+            self.reasoning_tokens += n_tokens
         return deltas
 
     def logprobs(self, output: Output) -> list[dict[str, object]]:

@@ -44,6 +44,22 @@ class ToolArgumentsDelta:
 Delta = ContentDelta | ReasoningDelta | ToolCallBegin | ToolArgumentsDelta
 
 
+def merged(deltas: Iterable[Delta]) -> list[Delta]:
+    """The same pieces, those of one kind that follow each other as one."""
+    result: list[Delta] = []
+    for delta in deltas:
+        match result[-1:], delta:
+            case [ContentDelta(text)], ContentDelta(more):
+                result[-1] = ContentDelta(text + more)
+            case [ReasoningDelta(text)], ReasoningDelta(more):
+                result[-1] = ReasoningDelta(text + more)
+            case [ToolArgumentsDelta(call, text)], ToolArgumentsDelta(_, more):
+                result[-1] = ToolArgumentsDelta(call, text + more)
+            case _:
+                result.append(delta)
+    return result
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """One whole call; `arguments` is the text of a JSON object, unless the answer was cut."""

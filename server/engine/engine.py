@@ -526,7 +526,8 @@ class Engine:
         finish = Finish(reason, usage, sequence.detokenizer.stop, said.end)
         self._leave(sequence)
         self._forecast.note_answer(sequence, usage.tokens_per_s)
-        self._outbox.put_text(sequence, Said(said.text + rest.text, [*said.items, *rest.items]), finish)
+        said.add(rest)
+        self._outbox.put_text(sequence, said, finish)
 
     def _leave(self, sequence: Sequence) -> None:
         """Waiting or running to finished; the computed tokens stay in the slot as cache."""

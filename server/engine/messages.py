@@ -7,6 +7,7 @@ Knows no HTTP, no JSON and no llama_cpp.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -417,7 +418,8 @@ class Output:
     """New text of one sequence: at most one a step and sequence. The last has `finish`.
 
     `tokens` are those whose text is complete in what was sent so far; `logprobs` stand beside them one to one,
-    and only when asked for. `text` may be empty.
+    and only when asked for. `text` may be empty. `parts` are how many characters and tokens came at a time, where a
+    step chose several tokens.
     """
 
     request_id: int
@@ -426,10 +428,18 @@ class Output:
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None
+    parts: tuple[tuple[int, int], ...] = ()
+
+    def pieces(self) -> Iterator[tuple[str, int]]:
+        """The text as it came: in pieces, each with the number of tokens that it completes."""
+        end = 0
+        for n_characters, n_tokens in self.parts or ((len(self.text), len(self.tokens)),):
+            start, end = end, end + n_characters
+            yield self.text[start:end], n_tokens
 
     def __reduce__(self) -> tuple[type[Output], tuple[Any, ...]]:
         # Made for every token: what dataclass would do to cross the boundary takes twice the time.
-        return Output, (self.request_id, self.index, self.text, self.tokens, self.logprobs, self.finish)
+        return Output, (self.request_id, self.index, self.text, self.tokens, self.logprobs, self.finish, self.parts)
 
 
 @dataclass(frozen=True, slots=True)

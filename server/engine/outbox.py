@@ -53,7 +53,8 @@ class Outbox:
 def _output(sequence: Sequence, said: Said, finish: Finish | None) -> Output:
     tokens = tuple([item.token for item in said.items])
     logprobs = () if sequence.logprobs is None else tuple([item.logprob for item in said.items if item.logprob])
-    return Output(sequence.request.request_id, sequence.index, said.text, tokens, logprobs, finish)
+    parts = tuple(said.parts) if len(said.parts) > 1 else ()
+    return Output(sequence.request.request_id, sequence.index, said.text, tokens, logprobs, finish, parts)
 
 
 def _joined(first: Output, second: Output) -> Output:
@@ -62,4 +63,5 @@ def _joined(first: Output, second: Output) -> Output:
         text=first.text + second.text,
         tokens=first.tokens + second.tokens,
         logprobs=first.logprobs + second.logprobs,
+        parts=tuple((len(text), n_tokens) for output in (first, second) for text, n_tokens in output.pieces()),
     )

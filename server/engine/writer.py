@@ -44,13 +44,22 @@ _SEEDS = 2**32 - 1
 class Said:
     """Text that may be sent now, with the tokens it completes; a `reason` says that nothing more will come.
 
-    `end` is the token that ended it, where log-probabilities are wanted: it has no text.
+    `end` is the token that ended it, where log-probabilities are wanted: it has no text. `parts` are how many
+    characters and tokens were added at a time.
     """
 
     text: str = ""
     items: list[Sent] = field(default_factory=list)
     reason: FinishReason | None = None
     end: TokenLogprob | None = None
+    parts: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, delta: Delta[Sent]) -> None:
+        """More of the text."""
+        if delta.text or delta.items:
+            self.text += delta.text
+            self.items += delta.items
+            self.parts.append((len(delta.text), len(delta.items)))
 
 
 class Writer:
@@ -125,8 +134,10 @@ class Writer:
         delta = self._append(sequence, token)
         if sequence.guard is not None and not self._guard(sequence, sequence.guard):
             return self._end_lost(sequence) if sequence.guard.is_lost else Said()
-        reason = self._finish_reason(sequence) or self._force(sequence, delta)
-        return Said(delta.text, delta.items, reason)
+        said = Said()
+        said.add(delta)
+        said.reason = self._finish_reason(sequence) or self._force(sequence, said)
+        return said
 
     def _sample(self, sequence: Sequence, row: Row, batch_row: int) -> int | None:
         """The next token; None when every token is banned here."""
@@ -198,7 +209,7 @@ class Writer:
         self._trace.detokenize_s += self._clock() - start_s
         return delta
 
-    def _force(self, sequence: Sequence, delta: Delta[Sent]) -> FinishReason | None:
+    def _force(self, sequence: Sequence, said: Said) -> FinishReason | None:
         """Take the tokens about which the grammar leaves no choice: they are computed together, as a prompt is.
 
         Not where each token's own row is needed, for its log-probabilities or to go back to.
@@ -216,9 +227,7 @@ class Writer:
                 break
             sequence.sampler.accept(token)
             sequence.constraint.accept(token)
-            more = self._append(sequence, token)
-            delta.text += more.text
-            delta.items += more.items
+            said.add(self._append(sequence, token))
             reason = self._finish_reason(sequence)
             if reason is not None:
                 return reason
