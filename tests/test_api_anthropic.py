@@ -86,6 +86,15 @@ async def test_a_call_that_was_made_already_ends_the_answer_unsaid() -> None:
     assert (last["delta"]["stop_reason"], last["usage"]) == ("tool_use", answer["usage"])
 
 
+async def test_a_call_that_a_stop_sequence_cut_is_none_to_be_made() -> None:
+    call = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+    async with running(FakeEngine([call], n_ctx=1024)) as api:
+        cut = await api.ok(PATH, **ASK, tools=[ADD], stop_sequences=[": 1"])
+        whole = await api.ok(PATH, **{**ASK, "max_tokens": 90}, tools=[ADD], stop_sequences=["</tool"])
+    assert (cut["stop_reason"], cut["stop_sequence"]) == ("stop_sequence", ": 1")
+    assert (whole["stop_reason"], whole["content"][0]["input"]) == ("tool_use", {"a": 1})
+
+
 @pytest.mark.parametrize(
     ("choice", "parallel"),
     [

@@ -54,7 +54,7 @@ class MessageWriter:
         if finish.reason is not FinishReason.STOP:
             is_full = finish.usage.completion_tokens < self._max_tokens and finish.reason is FinishReason.LENGTH
             return {**_NOT_STOPPED, "stop_reason": "model_context_window_exceeded" if is_full else "max_tokens"}
-        if any(block["type"] == "tool_use" for block in self._content.blocks):
+        if self._reader.has_whole_calls:
             return {**_NOT_STOPPED, "stop_reason": "tool_use"}
         if finish.stop is not None and finish.stop in self._stop:
             return {"stop_reason": "stop_sequence", "stop_sequence": finish.stop}
