@@ -6,6 +6,7 @@ of keys, escapes, `1.0` for `1`. Knows nothing of calls.
 
 from __future__ import annotations
 
+import bisect
 import json
 from typing import Any
 
@@ -44,22 +45,24 @@ def _compare(reader: Reader, value: Any) -> Steps[None]:
         case list():
             yield from _compare_list(reader, value)
         case str():
-            yield from _compare_string(reader, [value])
+            yield from _compare_string(reader, [_written(value)])
         case _:
             yield from _compare_scalar(reader, value)
 
 
 def _compare_object(reader: Reader, value: dict[str, Any]) -> Steps[None]:
     yield from reader.expect("{")
-    left = dict(value)
-    while left:
+    left = {_written(key): item for key, item in value.items()}
+    keys = sorted(left)
+    while keys:
         yield from reader.blanks()
-        key = yield from _compare_string(reader, list(left))
+        key = yield from _compare_string(reader, keys)
+        keys.remove(key)
         yield from reader.blanks()
         yield from reader.expect(":")
-        yield from _compare(reader, left.pop(key))
+        yield from _compare(reader, left[key])
         yield from reader.blanks()
-        yield from reader.expect("," if left else "")
+        yield from reader.expect("," if keys else "")
     yield from reader.blanks()
     yield from reader.expect("}")
 
@@ -75,21 +78,22 @@ def _compare_list(reader: Reader, value: list[Any]) -> Steps[None]:
 
 
 def _compare_string(reader: Reader, options: list[str]) -> Steps[str]:
-    """Reads a string that is one of the `options`, and returns that."""
+    """Reads a string that is one of the `options`, which are written and sorted, and returns that."""
     yield from reader.expect('"')
-    # Written in ASCII, an escape for each half of a surrogate pair, any two parts can be compared by themselves.
-    left = {json.dumps(option)[1:-1]: option for option in options}
-    n_read = 0
+    text, place = "", 0
     while part := (yield from reader.string_part()):
-        written = json.dumps(part)[1:-1]
-        left = {text: option for text, option in left.items() if text.startswith(written, n_read)}
-        n_read += len(written)
-        if not left:
+        text += _written(part)
+        place = bisect.bisect_left(options, text)
+        if place == len(options) or not options[place].startswith(text):
             raise MalformedError
-    for text, option in left.items():
-        if len(text) == n_read:
-            return option
-    raise MalformedError
+    if options[place] != text:
+        raise MalformedError
+    return text
+
+
+def _written(text: str) -> str:
+    """A string in ASCII, an escape for each half of a surrogate pair: any part of it can be compared by itself."""
+    return json.dumps(text)[1:-1]
 
 
 def _compare_scalar(reader: Reader, value: Any) -> Steps[None]:
