@@ -17,6 +17,12 @@ from typing import Any
 FOLDER = Path(__file__).parent / "contract"
 
 _LONG = "{5000 words}"
+_LIMITS = frozenset(("max_tokens", "max_new_tokens", "n_predict", "num_predict", "max_length"))
+_BARE = _LIMITS | {
+    *("prompt", "messages", "stream", "raw", "options", "stop", "stop_sequence", "temperature"),
+    *("rep_pen", "repetition_penalty", "repeat_penalty", "rep_pen_range", "repetition_penalty_range", "repeat_last_n"),
+}
+"""What is left of a body that says nothing but what to write on from, how far, and with which penalties."""
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "string": str,
     "number": (int, float),
@@ -45,6 +51,26 @@ class Exchange:
         return f"{self.client}: {self.name}"
 
     @property
+    def is_default(self) -> bool:
+        """Whether it asks for text and for nothing else: what a client sends whose user has set nothing."""
+        names = ("an answer", "a stream", "the older completions route")
+        return self.status == 200 and self.name.startswith(names) and "probabilities" not in self.name
+
+    def greedy(self, n_tokens: int) -> dict[str, Any]:
+        """The body at temperature 0, with another limit."""
+        assert self.body is not None
+        body = _limited(self.body, n_tokens)
+        if "options" in body:
+            return body | {"options": _limited(body["options"], n_tokens) | {"temperature": 0}}
+        return body | {"temperature": 0}
+
+    def bare(self, n_tokens: int) -> dict[str, Any]:
+        """The same with nothing but the prompt, limits, stop strings and penalties."""
+        body = self.greedy(n_tokens)
+        body |= {"options": _bared(body["options"])} if "options" in body else {}
+        return _bared(body)
+
+    @property
     def content(self) -> bytes:
         """The body as it goes over the wire."""
         return b"" if self.body is None else json.dumps(self.body).encode()
@@ -57,6 +83,14 @@ class Exchange:
         body = self.body | ({"temperature": 0} if "temperature" in self.body else {})
         options = self.body.get("options")
         return json.dumps(body | ({"options": options | {"temperature": 0}} if options else {})).encode()
+
+
+def _bared(part: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name in _BARE}
+
+
+def _limited(part: dict[str, Any], n_tokens: int) -> dict[str, Any]:
+    return {name: n_tokens if name in _LIMITS else value for name, value in part.items()}
 
 
 def exchanges() -> list[Exchange]:
@@ -101,9 +135,8 @@ def check(exchange: Exchange, status: int, headers: dict[str, str], text: str) -
     assert status == exchange.status, f"{status}: {text[:500]}"
     assert "\u2028" not in text
     assert "\u2029" not in text
-    read = {"json": _whole, "events": _events, "named events": _named_events, "lines": _lines}[exchange.reply]
     # A request that is refused is refused before anything is streamed.
-    data = read(text) if status == 200 else _whole(text)
+    data = read(exchange, text) if status == 200 else _whole(text)
     kinds = {"json": "application/json", "lines": "application/x-ndjson"}
     expected = kinds.get(exchange.reply, "text/event-stream") if status == 200 else kinds["json"]
     assert headers["content-type"].startswith(expected)
@@ -117,6 +150,12 @@ def check(exchange: Exchange, status: int, headers: dict[str, str], text: str) -
         assert all(len(chunk["choices"]) <= 1 for chunk in data)
     for one in exchange.checks:
         _check_one(one, data)
+
+
+def read(exchange: Exchange, text: str) -> Any:
+    """What the reply to this exchange holds, as JSON data."""
+    readers = {"json": _whole, "events": _events, "named events": _named_events, "lines": _lines}
+    return readers[exchange.reply](text)
 
 
 def _check_no_error(exchange: Exchange, data: Any) -> None:

@@ -275,7 +275,7 @@ async def test_an_empty_answer_is_an_answer() -> None:
         ({"prompt": "a", "json_schema": "{"}, "json_schema"),
         ({"prompt": "a", "guided_json": 3}, "guided_json"),
         ({"prompt": "a", "guided_choice": []}, "guided_choice"),
-        ({"prompt": "a", "grammar": 'root ::= "a"', "json_schema": {}}, "json_schema"),
+        ({"prompt": "a", "grammar": 'root ::= "a"', "json_schema": {"type": "object"}}, "json_schema"),
         ({"prompt": "a", "response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         ({"prompt": "a", "response_format": 3}, "response_format"),
         ({"prompt": "a", "structured_outputs": {"choice": [1]}}, "structured_outputs.choice"),

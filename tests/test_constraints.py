@@ -45,8 +45,7 @@ async def asked(path: str, **body: Any) -> EngineRequest:
     ("body", "kind", "schema"),
     [
         ({"json_schema": OBJECT}, GrammarKind.JSON_SCHEMA, OBJECT),
-        ({"json_schema": {}}, GrammarKind.JSON_SCHEMA, {}),
-        ({"json_schema": "{}"}, GrammarKind.JSON_SCHEMA, {}),
+        ({"json_schema": True}, GrammarKind.JSON_SCHEMA, True),
         ({"guided_json": json.dumps(OBJECT)}, GrammarKind.JSON_SCHEMA, OBJECT),
         ({"response_format": {"type": "json_object"}}, GrammarKind.JSON_SCHEMA, OBJECT),
         ({"response_format": {"type": "json_object", "schema": {"a": 1}}}, GrammarKind.JSON_SCHEMA, {"a": 1}),
@@ -61,6 +60,9 @@ async def asked(path: str, **body: Any) -> EngineRequest:
             OBJECT,
         ),
         ({"response_format": {"type": "json_schema", "schema": OBJECT}}, GrammarKind.JSON_SCHEMA, OBJECT),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, GrammarKind.JSON_SCHEMA, {}),
+        ({"response_format": {"type": "json_schema", "schema": {}}}, GrammarKind.JSON_SCHEMA, {}),
+        ({"response_format": {"type": "json_object", "schema": {}}}, GrammarKind.JSON_SCHEMA, {}),
         ({"structured_outputs": {"json": OBJECT}}, GrammarKind.JSON_SCHEMA, OBJECT),
         ({"structured_outputs": {"json": False}}, GrammarKind.JSON_SCHEMA, False),
         ({"grammar": "", "json_schema": OBJECT}, GrammarKind.JSON_SCHEMA, OBJECT),
@@ -112,11 +114,67 @@ async def test_a_schema_under_an_apis_own_name(path: str, body: Any) -> None:
     assert response.status_code == 400, "two constraints were taken"
 
 
+NOTHING: list[dict[str, Any]] = [
+    {},
+    {"grammar": ""},
+    {"json_schema": None},
+    {"json_schema": ""},
+    {"guided_json": {}},
+    {"guided_json": {}, "guided_grammar": ""},
+    {"guided_json": {}, "guided_regex": "", "guided_choice": None, "grammar": ""},
+    {"response_format": {"type": "text"}},
+    {"response_format": {}},
+    {"structured_outputs": {}},
+    {"structured_outputs": {"json": {}}},
+    {"structured_outputs": {"json": {}, "regex": "", "grammar": "", "choice": None, "json_object": False}},
+]
+"""What clients send whose users have set nothing."""
+
+SCHEMAS_OF_THEIR_OWN = ("/completion", "/infill")
+"""Where `json_schema: {}` is any JSON, as llama-server documents it."""
+
+
+@pytest.mark.parametrize("path", GENERATING)
+@pytest.mark.parametrize("body", NOTHING, ids=str)
+async def test_no_constraint(path: str, body: Any) -> None:
+    assert (await asked(path, **body)).sampling.grammar is None
+
+
+@pytest.mark.parametrize("path", GENERATING)
+@pytest.mark.parametrize("empty", [{}, "{}"])
+async def test_an_empty_schema_sets_nothing_but_on_the_routes_that_call_it_any_json(path: str, empty: Any) -> None:
+    grammar = (await asked(path, json_schema=empty)).sampling.grammar
+    assert (grammar is not None) == (path in SCHEMAS_OF_THEIR_OWN)
+    if grammar is not None:
+        assert (grammar.kind, grammar.text) == (GrammarKind.JSON_SCHEMA, "{}")
+
+
+@pytest.mark.parametrize("path", [path for path in GENERATING if path not in SCHEMAS_OF_THEIR_OWN])
 @pytest.mark.parametrize(
-    "body", [{}, {"grammar": ""}, {"json_schema": None}, {"response_format": {"type": "text"}}, {"json_schema": ""}]
+    "body",
+    [
+        {"json_schema": {}, "grammar": 'root ::= "a"'},
+        {"json_schema": {}, "guided_json": {}, "grammar_string": 'root ::= "a"'},
+        {"guided_json": {}, "guided_grammar": 'root ::= "a"'},
+        {"guided_json": {}, "response_format": {}, "structured_outputs": {"json": {}, "grammar": 'root ::= "a"'}},
+    ],
+    ids=str,
 )
-async def test_no_constraint(body: Any) -> None:
-    assert (await asked(ROUTES[0], **body)).sampling.grammar is None
+async def test_an_empty_schema_beside_a_grammar_leaves_the_grammar(path: str, body: Any) -> None:
+    grammar = (await asked(path, **body)).sampling.grammar
+    assert grammar is not None
+    assert (grammar.kind, grammar.text) == (GrammarKind.GBNF, 'root ::= "a"')
+
+
+async def test_an_empty_schema_beside_a_schema_leaves_the_schema() -> None:
+    grammar = (await asked(ROUTES[0], json_schema={}, guided_json=OBJECT)).sampling.grammar
+    assert grammar is not None
+    assert json.loads(grammar.text) == OBJECT
+
+
+async def test_an_empty_schema_leaves_the_biases() -> None:
+    request = await asked(ROUTES[0], json_schema={}, logit_bias={"7": 3})
+    assert (request.sampling.grammar, request.sampling.logit_bias) == (None, ((7, 3.0),))
 
 
 @pytest.mark.parametrize(
@@ -127,6 +185,7 @@ async def test_no_constraint(body: Any) -> None:
         ({"regex": 3}, ".regex"),
         ({"grammar": ["root"]}, ".grammar"),
         ({"choice": "a"}, ".choice"),
+        ({"choice": []}, ".choice"),
         ({"json": 3}, ".json"),
         ({"json_object": "yes"}, ".json_object"),
         ({"regex": "a", "choice": ["b"]}, ""),

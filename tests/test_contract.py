@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from server.engine.messages import EngineRequest, SamplingParams
+from server.engine.sampling import active_samplers
 from tests.api_client import running
-from tests.contract import Exchange, check, exchanges, found
+from tests.contract import Exchange, check, exchanges, found, read
 from tests.live_server import LiveServer, live_server
 
 ALL = exchanges()
@@ -69,6 +72,39 @@ async def test_over_the_fakes(exchange: Exchange) -> None:
     check(exchange, response.status_code, dict(response.headers), response.text)
 
 
+DEFAULTS = [one for one in ALL if one.is_default]
+
+SLIDERS = (
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "dry_allowed_length", "dry_base",
+    "dry_penalty_last_n", "dry_sequence_breakers", "xtc_threshold", "mirostat_tau", "mirostat_eta", "samplers",
+)  # fmt: skip
+"""Samplers that have a value by default, or one that does nothing while another is off."""
+
+
+def test_every_client_that_writes_has_a_default_request() -> None:
+    clients = {one.client for one in ALL if one.client.partition(" ")[0] != "vectors"}
+    assert {one.client for one in DEFAULTS} == clients
+
+
+@pytest.mark.parametrize("exchange", DEFAULTS, ids=str)
+async def test_a_default_request_sets_nothing(exchange: Exchange) -> None:
+    async with running() as api:
+        response = await api.http.request(
+            exchange.method, exchange.path, content=exchange.content, headers=exchange.headers
+        )
+        (request,) = api.engine.requests
+    assert "x-ggufd-ignored" not in response.headers
+    sampling = request.sampling
+    assert sampling.adaptive_target < 0
+    assert sampling.top_n_sigma <= 0
+    off = SamplingParams(adaptive_target=sampling.adaptive_target, top_n_sigma=sampling.top_n_sigma)
+    assert sampling == dataclasses.replace(off, **{name: getattr(sampling, name) for name in SLIDERS})
+    assert set(active_samplers(sampling)) <= {"penalties", "top_k", "top_p", "temperature"}
+    plain = EngineRequest(request.request_id, request.prompt)
+    changed = {name for name in EngineRequest.__slots__ if getattr(request, name) != getattr(plain, name)}
+    assert changed <= {"sampling", "max_tokens", "stop", "key", "asker", "namespace", "account", "max_queue_wait_s"}
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[LiveServer]:
     with live_server("--ctx-size", "2048") as running:
@@ -91,6 +127,25 @@ def test_against_the_real_server(exchange: Exchange, server: LiveServer) -> None
         trust_env=False,
     )
     check(exchange, response.status_code, dict(response.headers), response.text)
+
+
+N_SAID = 16
+
+
+def said(server: LiveServer, exchange: Exchange, body: dict[str, Any]) -> str:
+    response = httpx.post(server.url + exchange.path, json=body, headers=exchange.headers, timeout=120, trust_env=False)
+    assert response.status_code == 200, response.text
+    (path,) = (one["text"] for one in exchange.checks if "text" in one)
+    return "".join(map(str, found(read(exchange, response.text), path)))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("exchange", DEFAULTS, ids=str)
+def test_a_default_request_gets_prose(exchange: Exchange, server: LiveServer) -> None:
+    text = said(server, exchange, exchange.greedy(N_SAID))
+    assert text == said(server, exchange, exchange.bare(N_SAID))
+    assert len(text.split()) > 3
+    assert not text.lstrip().startswith(('"', "{", "[")), text
 
 
 def ask(server: LiveServer, path: str, **body: Any) -> Any:

@@ -22,7 +22,8 @@ from server.api.fields import (
     Aliases,
     resolve,
 )
-from server.api.sampling import SamplingFields, order_samplers
+from server.api.samplers import order_samplers
+from server.api.sampling import SamplingFields
 from server.api.validation import validate
 from server.engine.messages import (
     DEFAULT_DRY_BREAKERS,
@@ -105,6 +106,10 @@ def test_what_no_table_lists_passes_through(body: dict[str, int]) -> None:
         ({"dynatemp_low": 0.5, "dynatemp_high": 1.5}, "dynatemp_range", 0.5),
         ({"dynatemp_low": 0.5, "dynatemp_high": 2.5, "temperature": 9}, "temperature", 1.5),
         ({"dynatemp_range": 0.5, "dynamic_temperature": False}, "dynatemp_range", 0.0),
+        ({"dynatemp_min": 0, "dynatemp_max": 0, "temperature": 0.7}, "temperature", 0.7),
+        ({"min_temp": 1, "max_temp": 1, "temperature": 0.7}, "temperature", 0.7),
+        ({"min_temp": 0.4, "max_temp": 0.4, "temperature": 0.7, "dynamic_temperature": True}, "temperature", 0.4),
+        ({"dynatemp_range": 0.5, "temp_exponent": 2}, "dynatemp_exponent", 2.0),
         ({"top_k": 40.0}, "top_k", 40),
         ({"top_k": -1}, "top_k", 0),
         ({"top_p": 0.5}, "top_p", 0.5),
@@ -132,6 +137,7 @@ def test_what_no_table_lists_passes_through(body: dict[str, int]) -> None:
         ({"repeat_last_n": 0, "rep_pen_range": 7}, "repeat_last_n", 0),
         ({"rep_pen_range": 7}, "repeat_last_n", 7),
         ({"repetition_penalty_range": 0}, "repeat_last_n", -1),
+        ({"repetition_range": 0}, "repeat_last_n", -1),
         ({"frequency_penalty": 3}, "frequency_penalty", 3.0),
         ({"presence_penalty": -3}, "presence_penalty", -3.0),
         ({"mirostat": 2, "mirostat_mode": 1}, "mirostat", 2),
@@ -204,6 +210,11 @@ def test_a_value_that_is_set_wins_over_the_servers_default_even_when_it_is_zero(
         ({"seed": "x" * 500}, "seed", "..."),
         ({"grammar": 3}, "grammar", "a string"),
         ({"samplers": 3}, "samplers", "an array"),
+        ({"samplers": ["nonsense"]}, "samplers", "names of samplers (penalties, dry, "),
+        ({"samplers": "nonsense"}, "samplers", "got none"),
+        ({"samplers": "kqt"}, "samplers", "got none"),
+        ({"sampler_priority": "a,b"}, "sampler_priority", "got none"),
+        ({"sampler_order": [9]}, "sampler_order", "got none"),
     ],
 )
 def test_a_wrong_value_is_named_as_the_client_wrote_it(body: dict[str, Any], param: str, words: str) -> None:
@@ -234,6 +245,41 @@ def test_further_errors_are_counted() -> None:
 )
 def test_order_of_samplers(names: list[str], values: dict[str, Any], expected: tuple[str, ...]) -> None:
     assert order_samplers(names, values) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("kmt", ("top_k", "min_p", "temperature")),
+        ("t", ("temperature",)),
+        ("edskypmxta", (*DEFAULT_SAMPLERS, "adaptive_p")),
+        ("ik", ("top_k",)),
+        ("dry", ("dry",)),
+        ("xtc", ("xtc",)),
+        ("temp", ("temperature",)),
+        ("min_p;top_k", ("min_p", "top_k")),
+        ("min_p, top_k", ("min_p", "top_k")),
+        ("min_p\ntop_k", ("min_p", "top_k")),
+        (",", DEFAULT_SAMPLERS),
+    ],
+)
+def test_samplers_in_a_string_are_names_or_llama_cpps_letters(text: str, expected: tuple[str, ...]) -> None:
+    assert params({"samplers": text}).samplers == expected
+
+
+@pytest.mark.parametrize("name", SAMPLING["samplers"])
+def test_no_samplers_are_the_default_order(name: str) -> None:
+    assert params({name: []}).samplers == DEFAULT_SAMPLERS
+
+
+def test_an_empty_list_of_samplers_leaves_the_choice_to_the_next_name() -> None:
+    assert params({"samplers": [], "sampler_order": [5, 0]}).samplers == ("temperature", "top_k")
+
+
+def test_aphrodites_names_of_samplers() -> None:
+    order = ["dry", "penalties", "no_repeat_ngram", "temperature", "top_nsigma", "top_p_top_k", "quadratic", "xtc"]
+    expected = ("dry", "penalties", "temperature", "top_n_sigma", "top_k", "top_p", "xtc")
+    assert params({"sampler_priority": order}).samplers == expected
 
 
 def test_sampler_priority_may_be_a_string_and_comes_after_samplers() -> None:

@@ -13,7 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PrivateAttr, Strict, WithJsonSchema
 
-from server.api.fields import two_constraints
+from server.api.fields import Resolved, is_unset, two_constraints
+from server.api.ignored import asks_in_vain
+from server.api.samplers import unknown_samplers
 from server.api.sampling import SamplingFields
 from server.engine.messages import Grammar, GrammarKind, SamplingParams
 from server.errors import InvalidRequest
@@ -22,7 +24,7 @@ _ANY_OBJECT = {"type": "object"}
 
 
 def read_schema(value: Any) -> Any:
-    """A JSON schema, also as JSON in a string. `{}` allows any JSON."""
+    """A JSON schema, also as JSON in a string. `true` allows any JSON, and so does `{}` where it is not unset."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -50,18 +52,21 @@ Format = Annotated[Mapping[str, Any], WithJsonSchema({"type": "object", "example
 
 
 class ConstraintFields(SamplingFields):
-    """Samplers, and at most one constraint. `response_format` is OpenAI's, `structured_outputs` vLLM's."""
+    """Samplers, and at most one constraint. `response_format` is OpenAI's, `structured_outputs` vLLM's.
+
+    `ignored` names what was asked for besides and is not done.
+    """
 
     json_schema: Schema | None = None
     regex: Annotated[str, Strict()] | None = None
     choices: Choices | None = None
     response_format: Format | None = None
     structured_outputs: Annotated[Mapping[str, Any], WithJsonSchema(_ANY_OBJECT)] = Field(default_factory=dict)
-    _wire_names: Mapping[str, str] = PrivateAttr(default_factory=dict)
+    _resolved: Resolved = PrivateAttr(default_factory=Resolved)
 
     def model_post_init(self, context: Any, /) -> None:
         """Remember under which name each field came: errors are told in the client's own words."""
-        self._wire_names = context or {}
+        self._resolved = context or Resolved()
 
     def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """As `SamplingFields.to_params`, with the constraint. Raises InvalidRequest when there are two."""
@@ -78,8 +83,20 @@ class ConstraintFields(SamplingFields):
         """The field that holds the constraint, to name it in an error."""
         return next(iter(self._constraints()), self._wire_name("grammar"))
 
+    @property
+    def ignored(self) -> list[str]:
+        """The client's names of what it asked for in vain; of samplers that nobody has, each by its own."""
+        unlisted = self._resolved.unlisted
+        fields = [
+            name
+            for name, value in unlisted.items()
+            if name not in type(self).model_fields and asks_in_vain(name, value)
+        ]
+        name = self._wire_name("samplers")
+        return [*fields, *(f"{name}={unknown}" for unknown in unknown_samplers(self.samplers or []))]
+
     def _wire_name(self, field: str) -> str:
-        return self._wire_names.get(field, field)
+        return self._resolved.wire_name(field)
 
     def _constraints(self) -> dict[str, Grammar]:
         found: dict[str, Grammar] = {}
@@ -150,7 +167,7 @@ def _of_structured(value: Mapping[str, Any]) -> Grammar | None:
 
 def _is_unset(name: str, item: Any) -> bool:
     """`false` is a switch that is off, but as a schema it means that nothing is allowed."""
-    return item is None or item == "" or (item is False and name != "json")
+    return is_unset(f"guided_{name}", item) or (item is False and name != "json")
 
 
 def _structured_error(path: str, reason: str) -> InvalidRequest:

@@ -103,6 +103,7 @@ class Conversation:
             self.explainer,
             held_of=self._held_of if self._parameters or request.sampling.grammar is not None else None,
             is_scoring=self._fields.max_tokens == 0,
+            keeps_stop=self._fields.keeps_stop,
         )
         return self._generation
 
@@ -181,7 +182,7 @@ class Conversation:
         if len(own) == len(biases):
             return self._fields
         logger.debug("%d of %d biases are of tokens out of the vocabulary", len(biases) - len(own), len(biases))
-        self.headers["x-ggufd-ignored"] = "logit_bias"
+        self._owner.record.ignored.append("logit_bias")
         return self._fields.model_copy(update={"logit_bias": own})
 
 

@@ -1,17 +1,18 @@
 """Aliases as data: which names on the wire mean which of our fields, per API family, and how one is picked.
 
-Of the names that a field has, the first one listed that is set wins. Null and "" are unset. Names that no
-table lists pass through untouched. Knows no types and no ranges: those are the models'.
+Of the names that a field has, the first one listed that is set wins. Null, "" and what `UNSET` lists are unset.
+Names that no table lists pass through untouched. Knows no types and no ranges: those are the models'.
 
 Constraints apart: to pass one over would let through what it forbids, so two names must say the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from server.api.ignored import NEUTRAL
 from server.errors import InvalidRequest
 
 Aliases = Mapping[str, tuple[str, ...]]
@@ -20,7 +21,7 @@ Aliases = Mapping[str, tuple[str, ...]]
 SAMPLING: Aliases = {
     "temperature": ("temperature",),
     "dynatemp_range": ("dynatemp_range",),
-    "dynatemp_exponent": ("dynatemp_exponent",),
+    "dynatemp_exponent": ("dynatemp_exponent", "temp_exponent"),
     "dynatemp_low": ("dynatemp_low", "dynatemp_min", "min_temp"),
     "dynatemp_high": ("dynatemp_high", "dynatemp_max", "max_temp"),
     "dynamic_temperature": ("dynamic_temperature",),
@@ -37,7 +38,13 @@ SAMPLING: Aliases = {
     "dry_penalty_last_n": ("dry_penalty_last_n", "dry_range"),
     "dry_sequence_breakers": ("dry_sequence_breakers",),
     "repeat_penalty": ("repeat_penalty", "repetition_penalty", "rep_pen"),
-    "repeat_last_n": ("repeat_last_n", "rep_pen_range", "repetition_penalty_range", "penalty_range"),
+    "repeat_last_n": (
+        "repeat_last_n",
+        "rep_pen_range",
+        "repetition_penalty_range",
+        "repetition_range",
+        "penalty_range",
+    ),
     "frequency_penalty": ("frequency_penalty",),
     "presence_penalty": ("presence_penalty",),
     "mirostat": ("mirostat", "mirostat_mode"),
@@ -67,7 +74,14 @@ CONSTRAINTS: Aliases = {
 _SAY_THE_SAME = frozenset(("grammar", *CONSTRAINTS))
 
 BANS: Aliases = {
-    "banned_strings": ("banned_strings", "banned_phrases", "anti_slop", "antislop_phrases", "slop_phrases"),
+    "banned_strings": (
+        "banned_strings",
+        "banned_phrases",
+        "anti_slop",
+        "antislop_phrases",
+        "slop_phrases",
+        "bad_words",
+    ),
     "banned_regexes": ("banned_regex", "banned_regexes", "banned_regex_case_insensitive"),
     "bans_case_sensitive": ("bans_case_sensitive", "banned_case_sensitive"),
 }
@@ -79,8 +93,9 @@ _GENERATION: Aliases = {
     **BANS,
     "n": ("n",),
     "stop": ("stop", "stopping_strings", "stop_sequence", "stop_sequences"),
-    "min_tokens": ("min_tokens", "min_new_tokens"),
-    "skip_special_tokens": ("skip_special_tokens",),
+    "keeps_stop": ("include_stop_str_in_output", "trim_stop"),
+    "min_tokens": ("min_tokens", "min_new_tokens", "min_length"),
+    "skip_special_tokens": ("skip_special_tokens", "render_special"),
     "n_keep": ("n_keep",),
     "stream": ("stream",),
     "stream_options": ("stream_options",),
@@ -97,13 +112,19 @@ OPENAI_COMPLETION: Aliases = {
     **_GENERATION,
     "max_tokens": ("max_tokens", "max_completion_tokens", *_LIMIT),
     # Frontends of the Kobold and text-generation-webui families send all of these at once, and mean the first.
-    "repeat_last_n": ("repetition_penalty_range", "rep_pen_range", "penalty_range", "repeat_last_n"),
+    "repeat_last_n": (
+        "repetition_penalty_range",
+        "rep_pen_range",
+        "repetition_range",
+        "penalty_range",
+        "repeat_last_n",
+    ),
     "token_bans": ("custom_token_bans", "banned_tokens"),
     "logprobs": ("logprobs", "n_probs"),
     "best_of": ("best_of",),
     "echo": ("echo",),
     "suffix": ("suffix",),
-    "add_bos_token": ("add_bos_token",),
+    "add_bos_token": ("add_bos_token", "add_special_tokens"),
 }
 
 OPENAI_CHAT: Aliases = {
@@ -113,7 +134,7 @@ OPENAI_CHAT: Aliases = {
     "top_logprobs": ("top_logprobs", "n_probs"),
     "template_kwargs": ("chat_template_kwargs", "template_vars"),
     "add_generation_prompt": ("add_generation_prompt",),
-    "continue_final_message": ("continue_final_message",),
+    "continue_final_message": ("continue_final_message", "continue_"),
     "tools": ("tools",),
     "tool_choice": ("tool_choice",),
     "parallel_tool_calls": ("parallel_tool_calls",),
@@ -146,12 +167,20 @@ SHARED = frozenset(
 )
 """Names that mean the same wherever a request becomes a chat request: every sampler, constraint and ban."""
 
+
+def shared(body: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
+    """What the chat request takes from the body of another API, whose `own` fields are converted: what means the same,
+    and what is not done here, to be told so.
+    """
+    return {name: value for name, value in body.items() if name in SHARED or (name in NEUTRAL and name not in own)}
+
+
 LLAMACPP: Aliases = {
     **_GENERATION,
     "n": ("n", "n_cmpl"),
     "max_tokens": (*_LIMIT, "max_tokens", "max_completion_tokens"),
     "n_probs": ("n_probs", "logprobs"),
-    "add_bos_token": ("add_bos_token",),
+    "add_bos_token": ("add_bos_token", "add_special_tokens"),
 }
 """llama-server's own names come first."""
 
@@ -185,34 +214,36 @@ OLLAMA_CHAT: Aliases = {
 """The same for chats, which become OpenAI's."""
 
 
-def _negative_is_unset(value: Any) -> Any:
-    """llama.cpp's limits: -1 is no limit, -2 until the context is full."""
-    return None if value in (-1, -2) and not isinstance(value, bool) else value
-
-
 def _zero_is_whole_context(value: Any) -> Any:
     return -1 if value == 0 and not isinstance(value, bool) else value
 
 
 _KOBOLD_SAMPLERS: Mapping[int, tuple[str, ...]] = {
     0: ("top_k",),
+    1: ("top_a",),
     2: ("top_p", "min_p"),
+    3: ("tfs",),
     4: ("typ_p",),
     5: ("temperature",),
     6: ("penalties", "top_n_sigma"),
 }
-"""KoboldAI's numbers of samplers; 1 and 3 are top-a and tail-free sampling, which llama.cpp does not have."""
+"""KoboldAI's numbers of samplers."""
 
 
 def _kobold_order(value: Any) -> Any:
-    """A list of KoboldAI's numbers as a list of names; names are left alone."""
-    if not isinstance(value, list) or any(isinstance(item, str) for item in value):
+    """A list of KoboldAI's numbers as a list of names; what is no such number is left alone."""
+    if not isinstance(value, list):
         return value
-    return [name for number in value if _is_int(number) for name in _KOBOLD_SAMPLERS.get(number, ())]
+    return [name for item in value for name in (_KOBOLD_SAMPLERS.get(item, (item,)) if _is_int(item) else (item,))]
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _opposite(value: Any) -> Any:
+    """A switch that says the contrary of the field's."""
+    return not value if isinstance(value, bool) else value
 
 
 def _switch_is_unset(value: Any) -> Any:
@@ -230,53 +261,81 @@ def _json_is_any_object(value: Any) -> Any:
 
 
 READERS: Mapping[str, Callable[[Any], Any]] = {
-    "n_predict": _negative_is_unset,
-    "num_predict": _negative_is_unset,
-    "max_length": _negative_is_unset,
     # llama.cpp's own repeat_last_n keeps llama.cpp's meaning (0 is off); elsewhere 0 means every token.
     "repetition_penalty_range": _zero_is_whole_context,
     "rep_pen_range": _zero_is_whole_context,
+    "repetition_range": _zero_is_whole_context,
     "penalty_range": _zero_is_whole_context,
     "sampler_order": _kobold_order,
     "anti_slop": _switch_is_unset,
     "format": _json_is_any_object,
     "think": _effort_of,
+    "trim_stop": _opposite,
+    "render_special": _opposite,
 }
 """Names on the wire whose values mean something else than the field's: what to read them as."""
+
+Unset = Mapping[str, tuple[Any, ...]]
+"""A name on the wire -> the values that set nothing there, besides null and ""."""
+
+_ANY_JSON: tuple[Any, ...] = ({}, "{}")
+_NO_LIMIT = (-1, -2)
+
+UNSET: Unset = {
+    # SillyTavern 1.12.6 sends the first of these (TabbyAPI) or the second (Aphrodite) with every request.
+    "json_schema": _ANY_JSON,
+    "guided_json": _ANY_JSON,
+    "response_format": ({},),
+    **dict.fromkeys(SAMPLING["samplers"], ([],)),
+    "n_probs": (0,),
+    # llama.cpp's limits: -1 is no limit, -2 until the context is full.
+    **dict.fromkeys(("n_predict", "num_predict", "max_length"), _NO_LIMIT),
+    # What text-generation-webui calls so only ever asks for it: without it a chat goes on as it does anyway.
+    "continue_": (False,),
+}
+"""What clients send whose users have set nothing.
+
+An empty list of choices is not here: no client sends one unasked, and nothing could be chosen from it.
+"""
+
+LLAMACPP_UNSET: Unset = {name: values for name, values in UNSET.items() if name != "json_schema"}
+"""The same on llama-server's own routes, whose documentation has `{}` for any JSON, and whose clients mean that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """`values` by our field names, and pass-through ones; `wire_names` says which name a field came under."""
+    """`values` by our field names, and `unlisted` ones; `wire_names` says which name a field came under."""
 
-    values: dict[str, Any]
-    wire_names: dict[str, str]
+    values: dict[str, Any] = field(default_factory=dict)
+    wire_names: dict[str, str] = field(default_factory=dict)
+    unlisted: dict[str, Any] = field(default_factory=dict)
 
     def wire_name(self, field: str) -> str:
         """What the client calls `field`."""
         return self.wire_names.get(field, field)
 
 
-def resolve(body: Mapping[str, Any], aliases: Aliases) -> Resolved:
+def resolve(body: Mapping[str, Any], aliases: Aliases, unset: Unset = UNSET) -> Resolved:
     """Pick one value for each of our fields. A field that is unset under all its names is left out.
 
     Raises InvalidRequest where two names of a constraint do not say the same.
     """
     known = {name for names in aliases.values() for name in names} | set(aliases)
-    values = {name: value for name, value in body.items() if name not in known}
+    unlisted = {name: value for name, value in body.items() if name not in known}
+    values = dict(unlisted)
     wire_names: dict[str, str] = {}
-    for field, names in aliases.items():
+    for ours, names in aliases.items():
         for name in names:
             value = _read(name, body.get(name))
-            if value is None:
+            if is_unset(name, value, unset):
                 continue
-            if field not in wire_names:
-                values[field], wire_names[field] = value, name
-            elif value != values[field]:
-                raise two_constraints(wire_names[field], name)
-            if field not in _SAY_THE_SAME:
+            if ours not in wire_names:
+                values[ours], wire_names[ours] = value, name
+            elif value != values[ours]:
+                raise two_constraints(wire_names[ours], name)
+            if ours not in _SAY_THE_SAME:
                 break
-    return Resolved(values, wire_names)
+    return Resolved(values, wire_names, unlisted)
 
 
 def two_constraints(*names: str) -> InvalidRequest:
@@ -287,8 +346,11 @@ def two_constraints(*names: str) -> InvalidRequest:
     )
 
 
+def is_unset(name: str, value: Any, unset: Unset = UNSET) -> bool:
+    """Whether a client that sends `value` as `name` has set nothing."""
+    return value is None or value == "" or value in unset.get(name, ())
+
+
 def _read(name: str, value: Any) -> Any:
-    if value is None or (isinstance(value, str) and not value):
-        return None
     reader = READERS.get(name)
-    return value if reader is None else reader(value)
+    return value if reader is None or value is None or value == "" else reader(value)

@@ -51,6 +51,7 @@ class Generation:
     ends that the engine told, each explained by the `explainer` before it is passed on. A finished text that a JSON
     schema held is checked first; where schemas held parts of it, those are found by `held_of`.
     `is_scoring` says that only the prompt counts: the engine computes one token, and it is dropped here.
+    `keeps_stop` says that a stop string stays at the end of the text that it ended.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Generation:
         *,
         held_of: HeldOf | None = None,
         is_scoring: bool = False,
+        keeps_stop: bool = False,
     ) -> None:
         self.n = requests[0].n if requests else 1
         self.total = self.n * len(streams)
@@ -76,6 +78,7 @@ class Generation:
         self._check = services.text.check_json
         self._held_of = held_of
         self._is_scoring = is_scoring
+        self._keeps_stop = keeps_stop
         self._choices = [_Progress() for _ in range(self.total)]
         self._stack = contextlib.AsyncExitStack()
 
@@ -116,7 +119,8 @@ class Generation:
         batches = _of_one(self._streams[0], 0) if len(self._streams) == 1 else self._merged()
         record = self.owner.record
         try:
-            async for first, events in batches:
+            async for first, told in batches:
+                events = list(map(_with_stop, told)) if self._keeps_stop else told
                 if record.first_s is None and any(isinstance(event, Output) for event in events):
                     record.note_first_token()
                 for index, finish in self._note(first, events):
@@ -237,6 +241,13 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _with_stop(event: RequestEvent) -> RequestEvent:
+    """The event with the stop string that the engine cut off, if that is what it tells."""
+    if isinstance(event, Output) and event.finish is not None and event.finish.stop:
+        return dataclasses.replace(event, text=event.text + event.finish.stop)
+    return event
+
+
 def _scored(events: list[RequestEvent]) -> list[RequestEvent]:
     """The events of a request whose answer nobody wants: its end alone is left, without the token."""
     kept: list[RequestEvent] = []
@@ -258,6 +269,7 @@ async def submit(
     *,
     held_of: HeldOf | None = None,
     is_scoring: bool = False,
+    keeps_stop: bool = False,
 ) -> Generation:
     """Hand all requests to the engine, or none: when one is refused, those before it are aborted.
 
@@ -272,7 +284,16 @@ async def submit(
     except (GgufdError, asyncio.CancelledError):
         async with Generation(services, requests, streams, owner, explainer):
             raise
-    return Generation(services, requests, streams, owner, explainer, held_of=held_of, is_scoring=is_scoring)
+    return Generation(
+        services,
+        requests,
+        streams,
+        owner,
+        explainer,
+        held_of=held_of,
+        is_scoring=is_scoring,
+        keeps_stop=keeps_stop,
+    )
 
 
 async def _placed(

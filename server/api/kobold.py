@@ -105,7 +105,14 @@ async def _start(services: Services, fields: KoboldRequest, owner: Owner, explai
     explainer.add_prompt(text)
     tokens = await encode_text(services, text, add_bos=True)
     request = await engine_request(services, fields, tokens, owner=owner, param="prompt")
-    return await submit(services, [request], owner, explainer, is_scoring=fields.max_tokens == 0)
+    return await submit(
+        services,
+        [request],
+        owner,
+        explainer,
+        is_scoring=fields.max_tokens == 0,
+        keeps_stop=fields.keeps_stop,
+    )
 
 
 async def _collect(services: Services, fields: KoboldRequest, owner: Owner, explainer: CacheExplainer) -> list[Choice]:

@@ -162,8 +162,14 @@ class _Continue(Work):
     async def start(self) -> Generation:
         tokens = await self._tokens()
         request = await engine_request(self._services, self._fields, tokens, owner=self._owner, param="prompt")
-        is_scoring = self._fields.max_tokens == 0
-        return await submit(self._services, [request], self._owner, self.explainer, is_scoring=is_scoring)
+        return await submit(
+            self._services,
+            [request],
+            self._owner,
+            self.explainer,
+            is_scoring=self._fields.max_tokens == 0,
+            keeps_stop=self._fields.keeps_stop,
+        )
 
     async def _tokens(self) -> Sequence[int]:
         self.explainer.add_prompt(self._body.prompt)

@@ -6,25 +6,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from server.api.samplers import LETTERS
+from server.engine.messages import SAMPLER_NAMES
+
 _PREFIX = "general.sampling."
-_LETTERS = {
-    "e": "penalties",
-    "d": "dry",
-    "s": "top_n_sigma",
-    "k": "top_k",
-    "y": "typ_p",
-    "p": "top_p",
-    "m": "min_p",
-    "x": "xtc",
-    "t": "temperature",
-    "a": "adaptive_p",
-}
-"""llama.cpp's one-letter names, which `sequence` may be written in; else names with semicolons between."""
 
 
 def _samplers(text: str) -> tuple[str, ...]:
-    names = text.split(";") if ";" in text or text in _LETTERS.values() else [_LETTERS.get(c, "") for c in text]
-    return tuple(name for name in names if name in _LETTERS.values())
+    """An order in llama.cpp's letters, or in names with semicolons between."""
+    names = text.split(";") if ";" in text or text in SAMPLER_NAMES else [LETTERS.get(letter, "") for letter in text]
+    return tuple(name for name in names if name in SAMPLER_NAMES)
 
 
 _FIELDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api import ignored
 from server.api.anthropic.errors import is_anthropic
 
 HEADER = "x-request-id"
@@ -32,7 +33,7 @@ class Record:
     `is_work` says that the model had something to compute. `reason` is why it ended: a finish reason, an error's code,
     `DISCONNECTED`, or "" of what was no work.
     `first_s` is from arrival to the first token; `decode_s` is the time of the tokens after it, of the slowest choice,
-    and `decoded_tokens` are those of all.
+    and `decoded_tokens` are those of all. `ignored` names what was asked for and is not done: the answer says so.
     """
 
     request_id: str = ""
@@ -55,6 +56,7 @@ class Record:
     first_s: float | None = None
     decode_s: float = 0.0
     decoded_tokens: int = 0
+    ignored: list[str] = field(default_factory=list)
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -108,9 +110,7 @@ class RecordMiddleware:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                told = [(name.encode(), record.request_id.encode()) for name in _headers_of(record.path)]
-                headers = [*message.get("headers", ()), *told]
-                message = {**message, "headers": headers}
+                message = {**message, "headers": [*message.get("headers", ()), *_told(record)]}
             await send(message)
 
         try:
@@ -123,6 +123,14 @@ class RecordMiddleware:
             record.took_s = time.monotonic() - record.started_s
             for sink in self._sinks:
                 sink(record)
+
+
+def _told(record: Record) -> list[tuple[bytes, bytes]]:
+    """The headers of the answer that come from here."""
+    headers = [(name, record.request_id) for name in _headers_of(record.path)]
+    if record.ignored:
+        headers.append((ignored.HEADER, ignored.header_of(record.ignored)))
+    return [(name.encode(), value.encode()) for name, value in headers]
 
 
 def _headers_of(path: str) -> tuple[str, ...]:

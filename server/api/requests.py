@@ -121,6 +121,7 @@ class GenerationFields(ConstraintFields):
     max_tokens: Count | None = None
     min_tokens: Count = 0
     stop: Stop = ()
+    keeps_stop: Bool = False
     skip_special_tokens: Bool = True
     n_keep: Annotated[Int, Field(ge=-1)] = 0
     stream: Bool = False
@@ -192,6 +193,7 @@ async def engine_request(
     check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
     check_bans(fields.banned_strings, fields.banned_regexes)
     check_priority(fields.priority, owner)
+    owner.record.ignored += fields.ignored
     constraint_param = "tools" if sampling.grammar is None else fields.constraint_param
     if rendered is not None:
         sampling = dataclasses.replace(sampling, grammar=_whole_answer(sampling.grammar, rendered))

@@ -12,8 +12,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, PlainValidator, Strict, WithJsonSchema
 
+from server.api.samplers import order_samplers, read_samplers
 from server.api.validation import Body
-from server.engine.messages import DEFAULT_SAMPLERS, SAMPLER_NAMES, Grammar, GrammarKind, SamplingParams
+from server.engine.messages import DEFAULT_SAMPLERS, Grammar, GrammarKind, SamplingParams
 
 T = TypeVar("T")
 
@@ -46,11 +47,6 @@ def read_breakers(value: Any) -> Any:
         if isinstance(parsed, list):
             return parsed
     return [part for part in value.split(",") if part]
-
-
-def read_names(value: Any) -> Any:
-    """Names of samplers from a list or from a string with commas or semicolons between."""
-    return value.replace(";", ",").split(",") if isinstance(value, str) else value
 
 
 def read_token_bans(value: Any) -> Any:
@@ -111,8 +107,13 @@ Breakers = Annotated[
 ]
 Names = Annotated[
     list[Any],
-    BeforeValidator(read_names),
-    WithJsonSchema({"type": "array", "items": {"type": "string"}, "examples": [list(DEFAULT_SAMPLERS)]}),
+    BeforeValidator(read_samplers),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}],
+            "examples": [list(DEFAULT_SAMPLERS)],
+        }
+    ),
 ]
 TokenBans = Annotated[
     list[Count],
@@ -177,10 +178,14 @@ class SamplingFields(Body):
         return SamplingParams(**values)
 
     def _temperature(self) -> dict[str, float]:
-        """Dynamic temperature given as its two ends, as a midpoint and half a width."""
+        """Dynamic temperature given as its two ends, as a midpoint and half a width. Equal ends are the default of
+        those who have two (0 and 0, 1 and 1), and set nothing.
+        """
         if self.dynamic_temperature is False:
             return {"dynatemp_range": 0.0}
         if self.dynatemp_low is None or self.dynatemp_high is None or self.dynatemp_range is not None:
+            return {}
+        if self.dynatemp_low == self.dynatemp_high and not self.dynamic_temperature:
             return {}
         low, high = sorted((self.dynatemp_low, self.dynatemp_high))
         return {"temperature": (low + high) / 2, "dynatemp_range": (high - low) / 2}
@@ -199,50 +204,3 @@ _PLAIN = tuple(
 def fold_seed(seed: int) -> int | None:
     """A negative seed is a random one (None); others into 32 bits, without llama.cpp's mark for "random"."""
     return None if seed < 0 else seed % 0xFFFFFFFF
-
-
-_SYNONYMS: Mapping[str, str] = {
-    "typical_p": "typ_p",
-    "typical": "typ_p",
-    "nsigma": "top_n_sigma",
-    "top_nsigma": "top_n_sigma",
-    "temp": "temperature",
-    "dynamic_temperature": "temperature",
-    "repetition_penalty": "penalties",
-    "repeat_penalty": "penalties",
-    "frequency_penalty": "penalties",
-    "presence_penalty": "penalties",
-    "adaptive-p": "adaptive_p",
-}
-
-
-def order_samplers(names: Any, values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The order to sample in. Unknown names are dropped, none left means the default order.
-
-    Penalties, DRY and XTC that are in use and not listed go to their default place: the lists that older
-    frontends send do not know them. Adaptive-p picks the token, so it runs last.
-    """
-    listed = [_SYNONYMS.get(name, name) for item in names if (name := str(item).strip().lower())]
-    order = [name for name in dict.fromkeys(listed) if name in SAMPLER_NAMES] or list(DEFAULT_SAMPLERS)
-    for name in _in_use(values):
-        if name not in order:
-            order.insert(_default_place(name, order), name)
-    if "adaptive_p" in order or values.get("adaptive_target", -1.0) >= 0:
-        order = [name for name in order if name != "adaptive_p"] + ["adaptive_p"]
-    return tuple(order)
-
-
-def _in_use(values: Mapping[str, Any]) -> list[str]:
-    penalised = values.get("repeat_penalty", 1.0) != 1.0
-    penalised |= any(values.get(name) for name in ("frequency_penalty", "presence_penalty"))
-    in_use = {
-        "penalties": penalised,
-        "dry": values.get("dry_multiplier", 0.0) > 0,
-        "xtc": values.get("xtc_probability", 0.0) > 0,
-    }
-    return [name for name, is_used in in_use.items() if is_used]
-
-
-def _default_place(name: str, order: list[str]) -> int:
-    later = DEFAULT_SAMPLERS[DEFAULT_SAMPLERS.index(name) + 1 :]
-    return next((index for index, other in enumerate(order) if other in later), len(order))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from server.api.fields import Aliases, Resolved, resolve
+from server.api.fields import UNSET, Aliases, Resolved, Unset, resolve
 from server.errors import InvalidRequest
 from server.wording import plain
 
@@ -34,11 +34,13 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
-def validate(model: type[Model], body: Mapping[str, Any], aliases: Aliases, *, where: str = "") -> Model:
+def validate(
+    model: type[Model], body: Mapping[str, Any], aliases: Aliases, *, unset: Unset = UNSET, where: str = ""
+) -> Model:
     """The body as `model`. Raises InvalidRequest that names the client's own field; `where` is the object itself."""
-    resolved = resolve(body, aliases)
+    resolved = resolve(body, aliases, unset)
     try:
-        return model.model_validate(resolved.values, context=resolved.wire_names)
+        return model.model_validate(resolved.values, context=resolved)
     except ValidationError as error:
         raise _as_invalid_request(error, resolved, where) from None
 

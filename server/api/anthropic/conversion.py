@@ -7,7 +7,7 @@ from typing import Any
 
 from server.api.anthropic.blocks import ChatMessages
 from server.api.anthropic.schemas import MessagesRequest, PromptRequest
-from server.api.fields import OPENAI_CHAT, SHARED, two_constraints
+from server.api.fields import OPENAI_CHAT, shared, two_constraints
 from server.api.openai.schemas import ChatRequest
 from server.api.origins import Origins
 from server.api.validation import validate
@@ -26,7 +26,7 @@ def to_chat(fields: PromptRequest, body: Mapping[str, Any]) -> tuple[ChatRequest
     messages.add_system(fields.system)
     messages.add_all(fields.messages)
     chat = {
-        **{name: value for name, value in body.items() if name in SHARED},
+        **shared(body, type(fields).model_fields),
         "messages": messages.messages,
         **_tools(fields, origins),
         **_thinking(fields.thinking, origins),

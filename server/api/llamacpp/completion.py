@@ -13,7 +13,7 @@ from server.api.activity import Owner, owner_of
 from server.api.body import read_json
 from server.api.docs import documented
 from server.api.explain import CacheExplainer
-from server.api.fields import LLAMACPP
+from server.api.fields import LLAMACPP, LLAMACPP_UNSET
 from server.api.generation import Choice, Generation, collect, submit, unless_gone
 from server.api.llamacpp.answer import NativeAnswer, NativeChunks
 from server.api.openai.schemas import TopCount, read_logprobs
@@ -56,7 +56,7 @@ async def create_native_completion(request: Request) -> Response:
     services = services_of(request)
     body = await read_json(request, services.config.max_body_bytes)
     refuse_unavailable(body)
-    return await answer_native(request, validate(NativeRequest, body, LLAMACPP))
+    return await answer_native(request, validate(NativeRequest, body, LLAMACPP, unset=LLAMACPP_UNSET))
 
 
 async def answer_native(request: Request, fields: NativeRequest) -> Response:
@@ -99,8 +99,14 @@ class _Completion:
             )
             for tokens in prompts
         ]
-        is_scoring = fields.max_tokens == 0
-        return await submit(services, self._requests, self._owner, self._explainer, is_scoring=is_scoring)
+        return await submit(
+            services,
+            self._requests,
+            self._owner,
+            self._explainer,
+            is_scoring=fields.max_tokens == 0,
+            keeps_stop=fields.keeps_stop,
+        )
 
     async def _text(self, prompt: Sequence[str | int], tokens: Sequence[int]) -> str:
         if len(prompt) == 1 and isinstance(prompt[0], str):

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from server.api.body import read_json
 from server.api.docs import documented
-from server.api.fields import LLAMACPP
+from server.api.fields import LLAMACPP, LLAMACPP_UNSET
 from server.api.llamacpp.completion import NativeRequest, answer_native
 from server.api.ports import Services, services_of
 from server.api.requests import refuse_unavailable
@@ -52,7 +52,7 @@ async def infill(request: Request) -> Response:
     body = await read_json(request, services.config.max_body_bytes)
     refuse_unavailable(body)
     fields = validate(InfillRequest, body, {})
-    completion = validate(NativeRequest, {**body, "prompt": ""}, LLAMACPP)
+    completion = validate(NativeRequest, {**body, "prompt": ""}, LLAMACPP, unset=LLAMACPP_UNSET)
     services.require_ready()
     if not services.text.info.has_infill:
         raise Unsupported("This model has no infill tokens, so it cannot write between two texts.")

@@ -101,8 +101,14 @@ class _Completion:
             )
             for tokens in prompts
         ]
-        is_scoring = fields.max_tokens == 0
-        return await submit(self._services, requests, self._owner, self._explainer, is_scoring=is_scoring)
+        return await submit(
+            self._services,
+            requests,
+            self._owner,
+            self._explainer,
+            is_scoring=fields.max_tokens == 0,
+            keeps_stop=fields.keeps_stop,
+        )
 
     async def _tokens(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.api.fields import OPENAI_CHAT, SHARED, two_constraints
+from server.api.fields import OPENAI_CHAT, shared, two_constraints
 from server.api.openai.responses.items import Item, Messages
 from server.api.openai.responses.schemas import ResponseRequest
 from server.api.openai.schemas import ChatRequest
@@ -26,7 +26,7 @@ def to_chat(
     origins = Origins()
     origins.note("max_completion_tokens", "max_output_tokens")
     chat = {
-        **{name: value for name, value in body.items() if name in SHARED},
+        **shared(body, type(fields).model_fields),
         **_messages(fields, past, items, origins),
         **_tools(fields, origins),
         **_format(fields, body, origins),
