@@ -96,7 +96,7 @@ _GENERATION: Aliases = {
     "keeps_stop": ("include_stop_str_in_output", "trim_stop"),
     "min_tokens": ("min_tokens", "min_new_tokens", "min_length"),
     "skip_special_tokens": ("skip_special_tokens", "render_special"),
-    "n_keep": ("n_keep",),
+    "n_keep": ("n_keep", "num_keep"),
     "stream": ("stream",),
     "stream_options": ("stream_options",),
     "return_progress": ("return_progress",),

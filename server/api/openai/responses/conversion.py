@@ -33,6 +33,7 @@ def to_chat(
         **_reasoning(fields, origins),
         "max_completion_tokens": fields.max_output_tokens,
         "stream": fields.stream,
+        "verbosity": fields.text.get("verbosity"),
         "logprobs": fields.has_logprobs or None,
         "top_logprobs": fields.top_logprobs if fields.has_logprobs else None,
     }
