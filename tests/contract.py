@@ -22,7 +22,6 @@ _BARE = _LIMITS | {
     *("prompt", "messages", "stream", "raw", "options", "stop", "stop_sequence", "temperature"),
     *("rep_pen", "repetition_penalty", "repeat_penalty", "rep_pen_range", "repetition_penalty_range", "repeat_last_n"),
 }
-"""What is left of a body that says nothing but what to write on from, how far, and with which penalties."""
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "string": str,
     "number": (int, float),
@@ -67,8 +66,8 @@ class Exchange:
     def bare(self, n_tokens: int) -> dict[str, Any]:
         """The same with nothing but the prompt, limits, stop strings and penalties."""
         body = self.greedy(n_tokens)
-        body |= {"options": _bared(body["options"])} if "options" in body else {}
-        return _bared(body)
+        body |= {"options": bared(body["options"])} if "options" in body else {}
+        return bared(body)
 
     @property
     def content(self) -> bytes:
@@ -85,7 +84,8 @@ class Exchange:
         return json.dumps(body | ({"options": options | {"temperature": 0}} if options else {})).encode()
 
 
-def _bared(part: dict[str, Any]) -> dict[str, Any]:
+def bared(part: dict[str, Any]) -> dict[str, Any]:
+    """What a body says of what to write on from, how far, where to stop, and with which penalties."""
     return {name: value for name, value in part.items() if name in _BARE}
 
 

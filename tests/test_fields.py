@@ -211,10 +211,10 @@ def test_a_value_that_is_set_wins_over_the_servers_default_even_when_it_is_zero(
         ({"grammar": 3}, "grammar", "a string"),
         ({"samplers": 3}, "samplers", "an array"),
         ({"samplers": ["nonsense"]}, "samplers", "names of samplers (penalties, dry, "),
-        ({"samplers": "nonsense"}, "samplers", "got none"),
-        ({"samplers": "kqt"}, "samplers", "got none"),
-        ({"sampler_priority": "a,b"}, "sampler_priority", "got none"),
-        ({"sampler_order": [9]}, "sampler_order", "got none"),
+        ({"samplers": "nonsense"}, "samplers", "found none"),
+        ({"samplers": "kqt"}, "samplers", "found none"),
+        ({"sampler_priority": "a,b"}, "sampler_priority", "found none"),
+        ({"sampler_order": [9]}, "sampler_order", "found none"),
     ],
 )
 def test_a_wrong_value_is_named_as_the_client_wrote_it(body: dict[str, Any], param: str, words: str) -> None:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests import sillytavern_app
+from tests.contract import bared
 from tests.live_server import LiveServer, live_server
 from tests.sillytavern_app import SillyTavern
 
@@ -177,6 +178,38 @@ def test_streams_an_answer(app: SillyTavern, kind: Kind, server: LiveServer) -> 
     assert len(deltas) >= 3
     assert "".join(deltas).strip()
     assert PROMPT not in "".join(deltas)
+
+
+EMPTY: dict[tuple[str, str], dict[str, Any]] = {
+    ("1.12.6", "tabby"): {"json_schema": {}},
+    ("1.12.6", "aphrodite"): {"guided_json": {}, "guided_grammar": "", "sampler_seed": -1},
+    # It lets these through, for those who set them by an extension.
+    ("1.12.6", "vllm"): {"guided_json": {}, "guided_grammar": "", "best_of": 1},
+}
+"""What the page of a version sends besides, whose user has set nothing."""
+
+GRAMMARS = {"tabby": "grammar_string", "vllm": "guided_grammar", "aphrodite": "guided_grammar"}
+
+
+def said(app: SillyTavern, body: dict[str, Any]) -> str:
+    return whole_text(app.post("/api/backends/text-completions/generate", body).json())
+
+
+@every(CASES)
+def test_nothing_set_is_free_text(app: SillyTavern, kind: Kind, server: LiveServer) -> None:
+    body = body_of(kind, server, stream=False, temperature=0, **EMPTY.get((app.version, kind.name), {}))
+    names = {name: body[name] for name in ("api_type", "api_server", "model")}
+    text = said(app, body)
+    assert text == said(app, bared(body) | names)
+    assert len(text.split()) > 3
+    assert not text.lstrip().startswith(('"', "{", "["))
+
+
+@every([case for case in CASES if (case[0], case[1].name) in EMPTY])
+def test_a_grammar_holds_beside_an_empty_schema(app: SillyTavern, kind: Kind, server: LiveServer) -> None:
+    grammar = {GRAMMARS[kind.name]: 'root ::= " yes" | " no"'}
+    empty = EMPTY[app.version, kind.name] | grammar
+    assert said(app, body_of(kind, server, stream=False, **empty)) in (" yes", " no")
 
 
 @every([case for case in CASES if case[1].has_tokenizer])

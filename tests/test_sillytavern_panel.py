@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 
 from tests import sillytavern_app, sillytavern_page
+from tests.contract import bared
 from tests.live_server import LiveServer, live_server
 from tests.sillytavern_page import TavernPage
 
@@ -126,6 +128,32 @@ def written_by(server: LiveServer, act: Callable[[], None]) -> Written:
     return written(server)[-1]
 
 
+KINDS = ("llamacpp", "koboldcpp", "ooba", "tabby", "vllm", "aphrodite", "ollama")
+PLAIN = [(version, kind) for version in sillytavern_app.VERSIONS for kind in KINDS]
+
+
+@pytest.mark.parametrize(("page", "kind"), PLAIN, indirect=["page"])
+def test_a_user_who_has_set_nothing_gets_free_text(page: TavernPage, kind: str, server: LiveServer) -> None:
+    page.connect(kind, server.url)
+    page.open_chat()
+    page.set_sampler("temp", 0)
+    with page.page.expect_response(lambda reply: reply.url.endswith("/text-completions/generate")) as caught:
+        page.say("Good evening.")
+    sent = json.loads(caught.value.request.post_data or "")
+    text = "".join(_text_of(event) for event in _events(caught.value.text()))
+    native = kind in ("llamacpp", "ollama")
+    path = "/completion" if native else "/v1/completions"
+    bare = bared(sent) | {"stream": False}
+    answer = httpx.post(server.url + path, json=bare, timeout=60, trust_env=False).json()
+    assert text == (answer["content"] if native else answer["choices"][0]["text"])
+    assert len(text.split()) > 3
+    assert not text.lstrip().startswith(("{", "["))
+
+
+def _text_of(event: dict[str, Any]) -> str:
+    return str(event["choices"][0]["text"] if "choices" in event else event["content"])
+
+
 CHATS = [(version, kind) for version in sillytavern_app.VERSIONS for kind in ("llamacpp", "custom")]
 
 
@@ -168,6 +196,9 @@ def _settings_of(page: TavernPage, said: str) -> dict[str, Any]:
     """What the last event of an answer says that it was made with."""
     with page.page.expect_response(lambda reply: reply.url.endswith("/text-completions/generate")) as caught:
         page.say(said)
-    events = [line.removeprefix("data: ") for line in caught.value.text().splitlines() if line.startswith("data: {")]
-    settings: dict[str, Any] = json.loads(events[-1])["generation_settings"]
+    settings: dict[str, Any] = _events(caught.value.text())[-1]["generation_settings"]
     return settings
+
+
+def _events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: {")]

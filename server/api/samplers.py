@@ -67,7 +67,9 @@ def read_samplers(value: Any) -> Any:
     """
     names = _split(value) if isinstance(value, str) else value
     if isinstance(names, list) and names and len(unknown_samplers(names)) == len(names):
-        raise ValueError(f"expected names of samplers ({', '.join(DEFAULT_SAMPLERS)}), got none")
+        raise ValueError(
+            f"expected names of samplers ({', '.join(DEFAULT_SAMPLERS)}) or llama.cpp's letters for them, found none"
+        )
     return names
 
 
