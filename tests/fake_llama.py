@@ -40,6 +40,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from server.engine import process
 from server.engine.client import EngineClient
@@ -230,6 +231,10 @@ class FakeChain:
         self._n_kept = 0
         self._can_rewind = can_rewind
         self.is_closed = False
+
+    def distribution(self, row: Logits) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        weights = np.exp((row - row.max()).astype(np.float64) / max(self._temperature, 1e-3))
+        return np.arange(len(row)), weights / weights.sum()
 
     def sample(self, row: Logits, batch_row: int) -> int:
         assert not self.is_closed, "sampled with a chain that was freed"

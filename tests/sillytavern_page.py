@@ -115,6 +115,8 @@ class TavernPage:
         self.page.select_option("#main_api", "openai" if is_chat else "textgenerationwebui")
         self.page.select_option("#chat_completion_source" if is_chat else "#textgen_type", kind)
         self.page.fill(f"#{URL_FIELDS.get(kind, kind)}_api_url_text", url)
+        # A list of addresses that were typed before would lie over the button.
+        self.page.keyboard.press("Tab")
         with self.page.expect_response(lambda reply: _is_status_of(reply, url)):
             self.page.click("#api_button_openai" if is_chat else "#api_button_textgenerationwebui")
         block = "#openai_api" if is_chat else "#textgenerationwebui_api"

@@ -88,6 +88,31 @@ async def test_several_answers_are_an_array_and_the_prompt_is_sent_once() -> Non
         assert [event["index"] for event in events if event["stop"]] == [0, 1]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_probabilities_after_sampling_have_llama_servers_names(stream: bool) -> None:
+    async with running(FakeEngine(["xy"])) as api:
+        body = {"prompt": "a", "n_probs": 2, "post_sampling_probs": True}
+        if stream:
+            events = await api.events(PATH, **body)
+            entries = [entry for event in events[:-1] for entry in event["completion_probabilities"]]
+        else:
+            answer = await api.ok(PATH, **body)
+            assert answer["generation_settings"]["post_sampling_probs"]
+            entries = answer["completion_probabilities"]
+        assert [request.are_logprobs_final for request in api.engine.requests] == [True]
+    assert "".join(entry["token"] for entry in entries) == "xy"
+    for entry in entries:
+        assert entry.keys() == {"id", "token", "content", "bytes", "prob", "top_probs", "probs"}
+        assert 0 < entry["prob"] <= 1
+        assert all(other.keys() == {"id", "token", "bytes", "prob"} for other in entry["top_probs"])
+        assert [other["prob"] for other in entry["top_probs"]] == [other["prob"] for other in entry["probs"]]
+
+
+async def test_probabilities_before_sampling_are_the_default() -> None:
+    assert not (await asked(n_probs=2)).are_logprobs_final
+    assert not (await asked(n_probs=2, post_sampling_probs=False)).are_logprobs_final
+
+
 async def test_a_stream_says_stop_once_and_nothing_after() -> None:
     async with running() as api:
         response = await api.post(PATH, {"prompt": "abc", "stream": True})

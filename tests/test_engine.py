@@ -527,6 +527,49 @@ def test_logprobs_are_of_the_model_not_of_the_samplers() -> None:
     assert output.logprobs[0].logprob == pytest.approx(log_softmax(logits_after(b"abc"))[ord("q")], abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"top_k": 3, "temperature": 0.7},
+        {"top_k": 3, "temperature": 0.7, "logit_bias": ((ord("q"), 8.0), (ord("r"), 7.0))},
+        {"temperature": 0.0},
+    ],
+    ids=str,
+)
+def test_final_logprobs_are_of_what_was_left_to_draw_from(changes: dict[str, Any]) -> None:
+    rig = make_engine()
+    options = {"n_logprobs": 5, "are_logprobs_final": True, "ignore_eos": True, "seed": 3}
+    rig.add(make_request(1, b"abc", max_tokens=6, **options, **changes))
+    rig.run()
+    outputs = [event for event in rig.collected[1].events if isinstance(event, Output)]
+    entries = [entry for output in outputs for entry in output.logprobs]
+    tokens = [token for output in outputs for token in output.tokens]
+    assert [entry.token for entry in entries] == tokens
+    assert len(tokens) == 6
+    n_left = 1 if changes["temperature"] == 0 else 3
+    for i, entry in enumerate(entries):
+        logits = logits_after([*b"abc", *tokens[:i]]).astype(np.float64)
+        logits[list(FakeVocabulary().eog_tokens)] = -np.inf
+        for token, bias in changes.get("logit_bias", ()):
+            logits[token] += bias
+        best = np.argsort(-logits)[:n_left]
+        expected = log_softmax(logits[best] / (changes["temperature"] or 1))
+        assert [token for token, _, _ in entry.top] == list(best)
+        assert [logprob for _, _, logprob in entry.top] == pytest.approx(list(expected), abs=1e-4)
+        assert entry.logprob == next(logprob for token, _, logprob in entry.top if token == entry.token)
+
+
+def test_asking_for_final_logprobs_leaves_the_text_as_it_is() -> None:
+    texts = []
+    for are_final in (False, True):
+        rig = make_engine()
+        options = {"temperature": 1.2, "top_p": 0.9, "seed": 5, "ignore_eos": True, "banned_strings": ("a",)}
+        rig.add(make_request(1, b"abc", max_tokens=30, n_logprobs=2, are_logprobs_final=are_final, **options))
+        rig.run()
+        texts.append([event.text for event in rig.collected[1].events if isinstance(event, Output)])
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.parametrize("n_outputs_max", [64, 5])
 def test_prompt_logprobs_are_those_of_every_token_after_the_first(n_outputs_max: int) -> None:
     rig = make_engine(n_batch=32, n_outputs_max=n_outputs_max)

@@ -179,6 +179,47 @@ def test_draws_of_the_chain_follow_the_reference(context: Context, changes: dict
     assert_drawn_from(counts, reference(params, logits, SAID))
 
 
+def as_shares(distribution: tuple[Row, Row]) -> dict[int, float]:
+    return dict(zip(*(part.tolist() for part in distribution), strict=True))
+
+
+@pytest.mark.parametrize("changes", [*MIXES, {"temperature": 0.0, "repeat_penalty": 1.5}], ids=str)
+def test_both_tell_what_they_draw_from(context: Context, changes: dict[str, Any]) -> None:
+    params, logits = SamplingParams(**changes), some_logits()
+    logits[5] = -np.inf
+    expected = {token: share for token, share in reference(params, logits, SAID).items() if share > 0}
+    before = logits.copy()
+    assert is_close(as_shares(vector_sampler(params, SAID).distribution(logits)), expected)
+    chain = context.new_chain(params, 1, SAID, can_rewind=False)
+    assert is_close(as_shares(chain.distribution(logits)), expected)
+    chain.close()
+    assert np.array_equal(logits, before)
+
+
+OWN_DRAWS = [
+    {"xtc_probability": 0.5, "xtc_threshold": 0.05},
+    {"mirostat": 1},
+    {"mirostat": 2},
+    {"adaptive_target": 0.3},
+    {"typ_p": 0.5, "dynatemp_range": 0.5},
+]
+
+
+@pytest.mark.parametrize("changes", OWN_DRAWS, ids=str)
+def test_what_the_chain_tells_is_what_it_then_draws_from(context: Context, changes: dict[str, Any]) -> None:
+    """Whatever the samplers drew for it: and asking changes nothing about the text."""
+    asked, silent = (context.new_chain(SamplingParams(**changes), 3, SAID, can_rewind=False) for _ in range(2))
+    for step in range(40):
+        write_row(context, some_logits(step, scale=4.0))
+        shares = as_shares(asked.distribution(context.logits()[0]))
+        assert sum(shares.values()) == pytest.approx(1)
+        token = asked.sample(context.logits()[0], 0)
+        assert token in shares
+        assert token == silent.sample(context.logits()[0], 0)
+    asked.close()
+    silent.close()
+
+
 def write_row(context: Context, logits: Row) -> None:
     """Compute one row, then put other logits in its place, where C reads them."""
     context.trim(0, 0)

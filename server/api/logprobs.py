@@ -54,17 +54,35 @@ def native_entry(entry: TokenLogprob, text: str) -> dict[str, Any]:
     """One item of llama-server's `completion_probabilities`, in the words of its versions old and new."""
     shown = [item for item in entry.top if item[2] >= _SHOWN_FROM]
     return {
-        "id": entry.token,
-        "token": text,
-        "content": text,
-        "bytes": list(entry.piece),
+        **_chosen(entry, text),
         "logprob": clamp(entry.logprob),
         "top_logprobs": [
             {"id": token, "token": _lone(piece), "bytes": list(piece), "logprob": logprob}
             for token, piece, logprob in shown
         ],
-        "probs": [{"tok_str": _lone(piece), "prob": math.exp(min(0.0, logprob))} for _, piece, logprob in shown],
+        "probs": [{"tok_str": _lone(piece), "prob": _share(logprob)} for _, piece, logprob in shown],
     }
+
+
+def final_entry(entry: TokenLogprob, text: str) -> dict[str, Any]:
+    """The same after samplers, in llama-server's words for that: probabilities, of those tokens only that were left."""
+    return {
+        **_chosen(entry, text),
+        "prob": _share(entry.logprob),
+        "top_probs": [
+            {"id": token, "token": _lone(piece), "bytes": list(piece), "prob": _share(logprob)}
+            for token, piece, logprob in entry.top
+        ],
+        "probs": [{"tok_str": _lone(piece), "prob": _share(logprob)} for _, piece, logprob in entry.top],
+    }
+
+
+def _chosen(entry: TokenLogprob, text: str) -> dict[str, Any]:
+    return {"id": entry.token, "token": text, "content": text, "bytes": list(entry.piece)}
+
+
+def _share(logprob: float) -> float:
+    return math.exp(min(0.0, logprob))
 
 
 def _lone(piece: bytes) -> str:

@@ -136,7 +136,8 @@ class EngineRequest:
 
     `prompt` is token ids, at least one. `max_tokens` None means up to the context limit. `stop` are strings that
     end the text and are cut from it. `n_logprobs` None means none are wanted, else how many of the best besides
-    the chosen one (0 is fine). `prompt_logprobs` asks for those of the prompt too (no prefix reuse then).
+    the chosen one (0 is fine), `are_logprobs_final` that they are of what the samplers left to draw from.
+    `prompt_logprobs` asks for those of the prompt too (no prefix reuse then).
     `banned_strings` and `banned_regexes` are taken back before they are sent (`engine.banned`).
     `skip_special_tokens` leaves control tokens out of the text, but not `shown_tokens`. `min_tokens` keeps end tokens
     away until then.
@@ -178,6 +179,7 @@ class EngineRequest:
     max_queue_wait_s: float | None = None
     timeout_s: float | None = None
     report_queue: bool = False
+    are_logprobs_final: bool = False
 
     @property
     def realm(self) -> Realm:
@@ -276,7 +278,7 @@ Command = (
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token with its natural-log probability before samplers, and the `n_logprobs` best at its place.
+    """One token with its natural-log probability before samplers or after them, and the `n_logprobs` best at its place.
 
     `piece` is the token's bytes, perhaps a part of a character. `top` is `(token, piece, logprob)`, best first.
     """

@@ -26,6 +26,9 @@ Row = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float32]
 """The logits of some outputs, shape `[n_outputs, n_vocab]`."""
 
+Distribution = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
+"""Tokens, and the probability of each."""
+
 NO_NUMBERS = "the model computed NaN in the place of numbers: its weights are damaged, or too large for their types"
 
 _VECTORISED = frozenset(("penalties", "top_k", "top_p", "min_p", "temperature"))
@@ -43,8 +46,10 @@ class Sampler(Protocol):
     `rewind(n, said)` takes the last `n` choices back; `said` is all that is left, prompt included. What is drawn next
     is drawn anew: with the same random number a banned token would always be replaced by its neighbour.
     `keep(n)` says that no more than the last `n` choices will ever be taken back.
+    `distribution` is what `sample` would draw from: tokens and their probabilities, without any that are zero.
     """
 
+    def distribution(self, row: Row) -> Distribution: ...
     def sample(self, row: Row, batch_row: int) -> int: ...
     def accept(self, token: int) -> None: ...
     def rewind(self, n: int, said: Sequence[int]) -> None: ...
@@ -240,24 +245,39 @@ class VectorSampler:
         """A number in [0, 1) that depends on the seed, the position and the try there, and on nothing else."""
         return uniform(self._seed, self._n_chosen, self._tries.get(self._n_chosen, 0))
 
+    def distribution(self, row: Row) -> Distribution:
+        """What the next choice is made from."""
+        with self._penalties.applied(row) if self._penalties is not None else nullcontext():
+            if self._temperature <= 0:
+                return np.array([row.argmax()]), np.ones(1)
+            ids, logits = self._left(row)
+            weights = self._scratch.weights(logits, self._temperature).astype(np.float64)
+        return drawable(np.arange(len(row)) if ids is None else ids, weights)
+
     def _draw(self, row: Row) -> int:
+        ids, logits = self._left(row)
+        index = self._pick(logits)
+        return index if ids is None else int(ids[index])
+
+    def _left(self, row: Row) -> tuple[npt.NDArray[np.int64] | None, Row]:
+        """Ids and logits that the samplers leave; None where they leave all."""
         if self._top_k <= 0 and self._top_p >= 1:
-            return self._draw_unsorted(row)
+            return self._left_unsorted(row)
         ids, logits = self._best_of(row)
         n_keep = len(ids)
         if self._min_p > 0:
             n_keep = int(np.searchsorted(-logits, -(logits[0] + math.log(self._min_p)), side="right"))
             n_keep = min(len(ids), max(n_keep, self._min_keep))
-        return int(ids[self._pick(logits[:n_keep])])
+        return ids[:n_keep], logits[:n_keep]
 
-    def _draw_unsorted(self, row: Row) -> int:
+    def _left_unsorted(self, row: Row) -> tuple[npt.NDArray[np.int64] | None, Row]:
         """Without top-k and top-p nothing has to be sorted; min-p is one comparison a token."""
         if self._min_p <= 0:
-            return self._pick(row)
+            return None, row
         ids = np.flatnonzero(row >= row.max() + math.log(self._min_p))
         if len(ids) < self._min_keep:
             ids = _top(row, self._min_keep)
-        return int(ids[self._pick(row[ids])])
+        return ids, row[ids]
 
     def _best_of(self, row: Row) -> tuple[npt.NDArray[np.int64], Row]:
         """Ids and logits that top-k and top-p leave, best first."""
@@ -346,6 +366,12 @@ def _draw(weights: npt.NDArray[Any], target: float) -> tuple[int, float]:
     return index, target - (float(cumulative[index - 1]) if index else 0.0)
 
 
+def drawable(tokens: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]) -> Distribution:
+    """The distribution that `weights` are up to their common factor."""
+    is_left = weights > 0
+    return tokens[is_left], weights[is_left] / weights.sum()
+
+
 def _top(row: Row, k: int) -> npt.NDArray[np.int64]:
     """Indices of the k largest, largest first; the lower index first where equal.
 
@@ -393,5 +419,48 @@ class Logprobs:
             top=tuple((int(other), pieces.piece(int(other), special=True), self._logprob(other)) for other in top),
         )
 
+    def note_draw(self, sampler: Sampler, row: Row) -> None:
+        """What samplers leave is not looked at."""
+
     def _logprob(self, token: int) -> float:
         return float(self._row[token]) - self._log_total
+
+
+class FinalLogprobs:
+    """Log-probabilities along one sequence, of what biases, masks and samplers left to draw from.
+
+    `note_draw` before each draw, then ask `of` the token that was drawn.
+    """
+
+    def __init__(self, n_top: int) -> None:
+        self._n_top = n_top
+        self._tokens: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._logprobs: npt.NDArray[np.float64] = np.empty(0)
+
+    def note(self, row: Row) -> None:
+        """Raw rows are not looked at."""
+
+    def note_draw(self, sampler: Sampler, row: Row) -> None:
+        self._tokens, shares = sampler.distribution(row)
+        self._logprobs = np.log(shares)
+
+    def of(self, token: int, pieces: PieceTable) -> TokenLogprob:
+        best = np.argsort(-self._logprobs, kind="stable")[: self._n_top]
+        own = self._logprobs[self._tokens == token]
+        return TokenLogprob(
+            token=token,
+            piece=pieces.piece(token, special=True),
+            logprob=float(own[0]) if len(own) else -math.inf,
+            top=tuple(
+                (int(self._tokens[place]), pieces.piece(int(self._tokens[place]), special=True), logprob)
+                for place in best
+                for logprob in (float(self._logprobs[place]),)
+            ),
+        )
+
+
+def logprobs_of(n_top: int | None, *, are_final: bool) -> Logprobs | FinalLogprobs | None:
+    """What tells the log-probabilities of a sequence of which these are wanted."""
+    if n_top is None:
+        return None
+    return FinalLogprobs(n_top) if are_final else Logprobs(n_top)

@@ -15,7 +15,7 @@ from server.engine.detokenizer import Detokenizer
 from server.engine.disk_cache import Fetch
 from server.engine.drafter import Trust
 from server.engine.messages import CacheReport, EngineRequest, TokenLogprob, Usage
-from server.engine.sampling import Bias, Logprobs, Sampler
+from server.engine.sampling import Bias, FinalLogprobs, Logprobs, Sampler, logprobs_of
 from server.engine.span import SpanGuard
 from server.engine.speculative import Lookup
 from server.engine.trim import Chat
@@ -81,7 +81,7 @@ class Sequence:
     grammar: CompiledGrammar | None = None
     constraint: Constraint | None = None
     """The grammar along this sequence: where in it the text stands."""
-    logprobs: Logprobs | None = None
+    logprobs: Logprobs | FinalLogprobs | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     # What its text must not become: a banned phrase, or too long a part of it (thoughts).
@@ -114,7 +114,7 @@ class Sequence:
             bans=bans,
             guard=None if bans is None else BanGuard(),
             span=None if request.span_limit is None else SpanGuard(request.span_limit),
-            logprobs=None if request.n_logprobs is None else Logprobs(request.n_logprobs),
+            logprobs=logprobs_of(request.n_logprobs, are_final=request.are_logprobs_final),
         )
 
     @property

@@ -108,7 +108,7 @@ class Writer:
 
     def note_prompt(self, sequence: Sequence, rows: Rows) -> None:
         """The log-probabilities of the prompt's tokens that follow those of `rows`."""
-        logprobs = sequence.logprobs or Logprobs(0)
+        logprobs = Logprobs(sequence.request.n_logprobs or 0)
         following = sequence.tokens[sequence.n_past + 1 : sequence.n_prompt]
         for row, token in zip(rows, following, strict=False):
             logprobs.note(row)
@@ -179,6 +179,8 @@ class Writer:
         assert sequence.sampler is not None
         if not self._restrict(sequence, row, is_masked=is_masked):
             return None
+        if sequence.logprobs is not None:
+            sequence.logprobs.note_draw(sequence.sampler, row)
         return sequence.sampler.sample(row, batch_row)
 
     def _restrict(self, sequence: Sequence, row: Row, *, is_masked: bool) -> bool:

@@ -12,9 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
 
 from server.llama.batch import Logits
 from server.llama.model import Model
+
+_TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""llama.cpp's candidate, `llama_token_data`."""
 
 _MIROSTAT_M = 100
 """Tokens that mirostat 1.0 estimates its exponent from, as in its paper's code and in llama.cpp."""
@@ -99,6 +104,24 @@ class SamplerChain:
         self._handle = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         for sampler in _Samplers(model, params, seed, n_ctx, said).all():
             llama_cpp.llama_sampler_chain_add(self._handle, sampler)
+
+    def distribution(self, row: Logits) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Tokens that the next choice is made from, and the probability of each.
+
+        Of a copy of the chain: XTC and adaptive-p draw numbers of their own, and must draw the same for the choice.
+        """
+        tokens = np.zeros(len(row), _TOKEN)
+        tokens["id"], tokens["logit"] = np.arange(len(row)), row
+        first = tokens.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
+        array = llama_cpp.llama_token_data_array(data=first, size=len(row), selected=-1, sorted=False)
+        copy = llama_cpp.llama_sampler_clone(self._handle)
+        llama_cpp.llama_sampler_apply(copy, ctypes.byref(array))
+        llama_cpp.llama_sampler_free(copy)
+        # XTC cuts its first tokens off by moving the pointer.
+        left = np.ctypeslib.as_array(array.data, (array.size,))
+        is_left = left["p"] > 0
+        weights = left["p"][is_left].astype(np.float64)
+        return left["id"][is_left].astype(np.int64), weights / weights.sum()
 
     def sample(self, row: Logits, batch_row: int) -> int:
         """Choose a token for batch row `batch_row` and remember it; C reads the logits that `row` is a view of."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from server.api.explain import CacheExplainer
 from server.api.generation import Choice
-from server.api.logprobs import TokenTexts, native_entry
+from server.api.logprobs import TokenTexts, final_entry, native_entry
 from server.api.ports import Services
 from server.api.sse import ChunkFormat, event_bytes
 from server.api.usage import progress_json, timings_json
@@ -53,6 +53,7 @@ class NativeAnswer:
     ) -> None:
         self.requests = requests
         self.has_logprobs = requests[0].n_logprobs is not None
+        self.entry = final_entry if requests[0].are_logprobs_final else native_entry
         self._services = services
         self._fields = fields
         self._prompts = prompts
@@ -99,6 +100,7 @@ class NativeAnswer:
             "stream": self._fields.stream,
             "n_keep": request.n_keep,
             "n_probs": request.n_logprobs or 0,
+            "post_sampling_probs": request.are_logprobs_final,
             "banned_strings": list(request.banned_strings),
         }
 
@@ -107,7 +109,7 @@ class NativeAnswer:
         if not self.has_logprobs:
             return {}
         texts = TokenTexts()
-        return {"completion_probabilities": [native_entry(entry, texts.next(entry.piece)) for entry in choice.logprobs]}
+        return {"completion_probabilities": [self.entry(entry, texts.next(entry.piece)) for entry in choice.logprobs]}
 
 
 def settings_json(params: SamplingParams) -> dict[str, Any]:
@@ -182,7 +184,7 @@ class NativeChunks(ChunkFormat):
         if not entries:
             return self._text(index, state, event)
         texts = [state.texts.next(entry.piece) for entry in entries]
-        shown = [native_entry(entry, text) for entry, text in zip(entries, texts, strict=True)]
+        shown = [self._answer.entry(entry, text) for entry, text in zip(entries, texts, strict=True)]
         if "".join(texts) != event.text:
             return self._chunk(index, state, event.text, event.tokens, _probabilities(shown))
         parts = zip(texts, event.tokens, shown, strict=True)

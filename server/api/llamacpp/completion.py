@@ -31,12 +31,15 @@ router = APIRouter(tags=["llama.cpp"])
 
 
 class NativeRequest(GenerationFields):
-    """`n_probs` is how many alternatives are told for each token, 0 is none."""
+    """`n_probs` is how many alternatives are told for each token, 0 is none; with `post_sampling_probs` of those that
+    the samplers left, as probabilities.
+    """
 
     prompt: MixedPrompts
     n_probs: Annotated[TopCount | None, BeforeValidator(read_logprobs)] = None
     add_bos_token: Bool = True
     return_tokens: Bool = False
+    post_sampling_probs: Bool = False
 
     @property
     def n_logprobs(self) -> int | None:
@@ -95,7 +98,13 @@ class _Completion:
             self._explainer.add_prompt(text)
         self._requests = [
             await engine_request(
-                services, fields, tokens, owner=self._owner, param="prompt", n_logprobs=fields.n_logprobs
+                services,
+                fields,
+                tokens,
+                owner=self._owner,
+                param="prompt",
+                n_logprobs=fields.n_logprobs,
+                are_logprobs_final=fields.post_sampling_probs,
             )
             for tokens in prompts
         ]
