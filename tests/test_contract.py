@@ -173,6 +173,68 @@ def test_structured_output_is_nothing_but_json(server: LiveServer) -> None:
     assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"ok"}
 
 
+def written(server: LiveServer, **body: Any) -> str:
+    wanted = {"prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
+    text: str = ask(server, "/v1/completions", **wanted, **body)["choices"][0]["text"]
+    return text
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["json_schema", "guided_json"])
+def test_an_empty_schema_leaves_the_text_the_biases_and_the_grammar(server: LiveServer, name: str) -> None:
+    plain, empty = written(server), {name: {}}
+    assert plain[0] not in '"{['
+    assert written(server, **empty) == plain
+    (token,) = ask(server, "/tokenize", content=" in")["tokens"]
+    assert written(server, **empty, logit_bias={str(token): 100}) == " in" * 12
+    assert written(server, **empty, grammar='root ::= " yes" | " no"') in (" yes", " no")
+
+
+@pytest.mark.e2e
+def test_any_json_can_still_be_asked_for(server: LiveServer) -> None:
+    for schema in ({"json_schema": True}, {"response_format": {"type": "json_schema", "schema": {}}}):
+        assert written(server, **schema)[0] in '"{['
+    answer = ask(server, "/completion", prompt="Once upon a time", n_predict=12, temperature=0, json_schema={})
+    assert answer["content"][0] in '"{['
+
+
+@pytest.mark.e2e
+def test_letters_are_samplers_and_nonsense_is_refused(server: LiveServer) -> None:
+    body = {"prompt": "Once upon a time", "n_predict": 2, "samplers": "kmt"}
+    answer = ask(server, "/completion", **body)
+    assert answer["generation_settings"]["samplers"] == ["top_k", "min_p", "temperature"]
+    refused = httpx.post(f"{server.url}/completion", json=body | {"samplers": ["nonsense"]}, trust_env=False)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "samplers"
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "changes", [{}, {"xtc_probability": 0.5, "xtc_threshold": 0.02}, {"grammar": "root ::= [a-z ]*"}]
+)
+def test_probabilities_after_sampling_are_of_what_was_left(server: LiveServer, changes: dict[str, Any]) -> None:
+    body = {"prompt": "Once upon a time", "n_predict": 8, "top_k": 3, "temperature": 0.7, "n_probs": 9, "seed": 1}
+    answer = ask(server, "/completion", **body, post_sampling_probs=True, **changes)
+    assert answer["content"] == ask(server, "/completion", **body, **changes)["content"]
+    entries = answer["completion_probabilities"]
+    assert len(entries) == 8
+    for entry in entries:
+        assert len(entry["top_probs"]) <= 3
+        assert sum(other["prob"] for other in entry["top_probs"]) == pytest.approx(1)
+        assert entry["prob"] == next(other["prob"] for other in entry["top_probs"] if other["id"] == entry["id"])
+
+
+@pytest.mark.e2e
+def test_a_stop_string_stays_where_koboldcpps_switch_says_so(server: LiveServer) -> None:
+    body = {"prompt": "Once upon a time", "max_length": 12, "temperature": 0}
+    text = ask(server, "/api/v1/generate", **body)["results"][0]["text"]
+    stop = text.split()[3]
+    cut = ask(server, "/api/v1/generate", **body, stop_sequence=[stop])["results"][0]["text"]
+    kept = ask(server, "/api/v1/generate", **body, stop_sequence=[stop], trim_stop=False)["results"][0]["text"]
+    assert cut == text[: text.index(stop)]
+    assert kept == cut + stop
+
+
 @pytest.mark.e2e
 def test_a_banned_phrase_is_taken_back_and_counted(server: LiveServer) -> None:
     body = {"prompt": "The capital of France is", "temperature": 0, "n_predict": 6}
