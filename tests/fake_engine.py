@@ -87,6 +87,7 @@ def make_ready(n_ctx: int = 512, *, pooling: Pooling = "mean", writes: bool = Tr
         system_info="",
         build="b1",
         embedding=EmbeddingInfo(pooling, 4, 16, is_asked_for=pooling == "rank"),
+        fingerprint="of the fake",
         writes=writes,
     )
 
@@ -114,6 +115,7 @@ class FakeEngine:
     ) -> None:
         self.answers = [answer.encode() if isinstance(answer, str) else answer for answer in answers]
         self.state = FakeState.READY
+        self.trouble = ""
         self.ready: Ready | None = make_ready(n_ctx, pooling=pooling, writes=writes)
         self.gate = asyncio.Event()
         self.gate.set()

@@ -17,7 +17,6 @@ from server import adapters, daemon, hub, sources
 from server.api.settings import LoraAdapter
 from server.engine.engine import Engine
 from server.engine.fingerprint import fingerprint
-from server.engine.loader import made_with
 from server.engine.messages import EngineRequest, Output
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
@@ -393,19 +392,6 @@ def test_an_adapter_in_the_home_folder_has_a_fingerprint(
     context = ContextParams(n_ctx=64, n_slots=1)
     named = [fingerprint(ModelParams(str(tiny_model), loras=(path,)), context) for path in (loras[0], "~/style.gguf")]
     assert named[0] == named[1]
-
-
-def test_a_saved_state_knows_what_it_was_computed_with() -> None:
-    context = ContextParams(n_ctx=64, n_slots=1)
-    assert made_with(ModelParams("m.gguf", mlock=True), context) == ""
-    adapted = made_with(ModelParams("m.gguf", loras=("a.gguf",)), context)
-    others = [
-        made_with(ModelParams("m.gguf", loras=("b.gguf",)), context),
-        made_with(ModelParams("m.gguf", control_vectors=(ControlVector("a.gguf"),)), context),
-        made_with(ModelParams("m.gguf", metadata=(("llama.expert_used_count", 3),)), context),
-        made_with(ModelParams("m.gguf"), ContextParams(n_ctx=64, n_slots=1, rope_freq_scale=0.5)),
-    ]
-    assert len({adapted, *others}) == 5
 
 
 # --- the API ----------------------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ class TestEngine:
         rig.engine.check_integrity()
         return done
 
-    def saved(self, path: Path, **changes: Any) -> Any:
-        rig = make_engine(n_slots=1)
+    def saved(self, path: Path, n_slots: int = 1, **changes: Any) -> Any:
+        rig = make_engine(n_slots=n_slots)
         rig.add(make_request(1, PROMPT, max_tokens=8, **changes))
         collected = rig.run()[1]
         done = self.act(rig, SlotAction.SAVE, path)
@@ -38,7 +38,7 @@ class TestEngine:
         return collected
 
     def test_a_chat_goes_on_in_another_engine_token_for_token(self, tmp_path: Path) -> None:
-        first = self.saved(tmp_path / "chat")
+        first = self.saved(tmp_path / "chat", n_slots=2)
         rig = make_engine(n_slots=2)
         done = self.act(rig, SlotAction.RESTORE, tmp_path / "chat", slot=1)
         assert (done.failure, done.n_tokens) == ("", len(PROMPT) + 8 - 1)
@@ -75,7 +75,10 @@ class TestEngine:
         rig.run()
         before = rig.engine.stats().slots
         assert "a slot holds 64 here" in self.act(rig, SlotAction.RESTORE, tmp_path / "chat").failure
-        assert "by another model: a model" in self.act(rig, SlotAction.RESTORE, tmp_path / "chat", mark="x").failure
+        assert (
+            "by another model or other weights"
+            in self.act(rig, SlotAction.RESTORE, tmp_path / "chat", mark="x").failure
+        )
         assert "no saved slot none" in self.act(rig, SlotAction.RESTORE, tmp_path / "none").failure
         assert "cannot be written" in self.act(rig, SlotAction.SAVE, tmp_path / "no" / "chat").failure
         assert rig.engine.stats().slots == before
@@ -124,6 +127,7 @@ class TestRoute:
             saved = await api.ok("/slots/0?action=save", filename="chat_1.bin")
             restored = await api.ok("/slots/0?action=restore", filename="chat_1.bin")
             assert [command.path for command in api.engine.slot_commands] == [str(tmp_path / "chat_1.bin")] * 2
+            assert {command.mark for command in api.engine.slot_commands} == {"of the fake"}
         assert (saved["n_saved"], saved["n_written"], saved["filename"]) == (5, 100, "chat_1.bin")
         assert (restored["n_restored"], restored["n_read"], restored["id_slot"]) == (5, 100, 0)
         assert "save_ms" in saved["timings"]

@@ -17,7 +17,6 @@ from server.engine.fairness import Accounts
 from server.engine.fingerprint import fingerprint
 from server.engine.memory import Beside, estimate
 from server.engine.messages import (
-    DiskPlace,
     DraftConfig,
     DraftInfo,
     EmbeddingInfo,
@@ -52,18 +51,6 @@ _MIN_N_CTX = 512
 _MEMORY_SHARE = 0.8
 _BUFFER = re.compile(r"(\S+)\s+(model|LoRA|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
 _CHANGED = re.compile(r"Using metadata override \([^)]*\) '(.+)' = ")
-_ROPE = (
-    "rope_scaling",
-    "rope_freq_base",
-    "rope_freq_scale",
-    "yarn_orig_ctx",
-    "yarn_ext_factor",
-    "yarn_attn_factor",
-    "yarn_beta_slow",
-    "yarn_beta_fast",
-)
-"""Settings of the context that change what is computed."""
-
 _NO_MEMORY = re.compile(r"(unable|failed) to allocate|out of memory", re.IGNORECASE)
 _NOT_LOCKED = re.compile(r"failed to (?:mlock|VirtualLock).*|mlock not supported.*|\w+ProcessWorkingSetSize failed.*")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
@@ -116,20 +103,21 @@ def load(config: EngineConfig, report: Report) -> Loaded:
 def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str, ram: host.Ram) -> Loaded:
     """An engine that writes; its context for vectors is made when it is wanted. `ram` was there before the model."""
     params, flash_why = _resolve(config, model)
-    config = _with_host_cache(config, params, ram)
+    made_with = _fingerprint(config, params)
+    config = _with_disk(_with_host_cache(config, params, ram), made_with)
     log.start_counting()
     context = Context(model, params)
     vectors = _embedding_params(config, model, min(context.n_ctx, VECTOR_N_CTX), params.flash_attn)
     embedder = _embedder(config, model, vectors, log)
     if config.embeddings:
         embedder.prepare()
-    engine = _engine(config, params, model, context, embedder)
+    engine = _engine(config, model, context, embedder)
     if not context.can_shift:
         _tell_what_cannot_be(config.rules, log)
     n_gpu_layers = log.n_gpu_layers
     draft = None if config.draft is None else _add_draft(config, config.draft, engine, context, log)
     ready = Ready(
-        model=_info(model, config.context),
+        model=_info(model),
         n_ctx=context.n_ctx,
         n_slots=context.n_slots,
         n_batch=context.n_batch,
@@ -149,6 +137,7 @@ def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str
         offload_why=offload_why,
         draft=draft,
         host_cache_bytes=config.rules.cache_ram_bytes,
+        fingerprint=made_with,
     )
     return Loaded(engine, ready, log.capture)
 
@@ -215,7 +204,7 @@ def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
     embedder = _embedder(config, model, vectors, log)
     decoder = embedder.prepare()
     ready = Ready(
-        model=_info(model, config.context),
+        model=_info(model),
         n_ctx=vectors.n_ctx,
         n_slots=AT_ONCE,
         n_batch=decoder.n_batch,
@@ -364,13 +353,22 @@ def _hint(model: ModelParams) -> str:
     return f"; {model.n_gpu_layers} layers are more than the GPU holds: give --n-gpu-layers fewer, or leave it out"
 
 
-def _marked(config: EngineConfig, params: ContextParams) -> DiskPlace | None:
-    """Where chats are kept on disk, told apart from those that would not fit this model and these settings."""
+def _fingerprint(config: EngineConfig, params: ContextParams) -> str:
+    """The name of what slots are computed with. Raises ModelError where a file has gone since it was loaded."""
+    try:
+        return fingerprint(config.model, params)
+    except OSError as error:
+        raise ModelError(f"{error.filename}: cannot be read again: {error.strerror or error}") from None
+
+
+def _with_disk(config: EngineConfig, made_with: str) -> EngineConfig:
+    """The settings with chats on disk told apart from those that would not fit this model and these settings."""
     disk = config.rules.disk
-    return None if disk is None else dataclasses.replace(disk, fingerprint=fingerprint(config.model, params))
+    marked = None if disk is None else dataclasses.replace(disk, fingerprint=made_with)
+    return dataclasses.replace(config, rules=dataclasses.replace(config.rules, disk=marked))
 
 
-def _engine(config: EngineConfig, params: ContextParams, model: Model, context: Context, embedder: Embedder) -> Engine:
+def _engine(config: EngineConfig, model: Model, context: Context, embedder: Embedder) -> Engine:
     scheduler = Scheduler(
         n_batch=context.n_batch,
         n_ubatch=config.context.n_ubatch,
@@ -392,7 +390,7 @@ def _engine(config: EngineConfig, params: ContextParams, model: Model, context: 
         queue,
         scheduler,
         embedder,
-        rules=dataclasses.replace(config.rules, max_draft=max_draft, disk=_marked(config, params)),
+        rules=dataclasses.replace(config.rules, max_draft=max_draft),
     )
 
 
@@ -464,7 +462,7 @@ def _progress(report: Report) -> Callable[[float], bool]:
     return on_progress
 
 
-def _info(model: Model, context: ContextParams) -> ModelInfo:
+def _info(model: Model) -> ModelInfo:
     metadata = model.metadata
     return ModelInfo(
         name=metadata.get("general.name") or Path(model.params.path).stem,
@@ -484,23 +482,7 @@ def _info(model: Model, context: ContextParams) -> ModelInfo:
         metadata={key: value for key, value in metadata.items() if key != "tokenizer.chat_template"}
         | {key: _as_llama_writes(value) for key, value in model.params.metadata},
         vocab_type=model.vocab_type,
-        made_with=made_with(model.params, context),
     )
-
-
-def made_with(model: ModelParams, context: ContextParams) -> str:
-    """Adapters, control vectors, metadata and RoPE that are not the file's own; empty where all is."""
-    plain_model, plain_context = ModelParams(""), ContextParams(0, 0)
-    changed = [
-        f"{name}={getattr(one, name)!r}"
-        for one, plain, names in (
-            (model, plain_model, ("metadata", "loras", "control_vectors", "control_layers")),
-            (context, plain_context, _ROPE),
-        )
-        for name in names
-        if getattr(one, name) != getattr(plain, name)
-    ]
-    return ", ".join(changed)
 
 
 def _as_llama_writes(value: Scalar) -> str:

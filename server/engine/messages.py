@@ -253,7 +253,10 @@ class SlotAction(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ActOnSlot:
-    """Do that with this slot, if it is idle; answer with `SlotDone`. `path` is the file, `mark` names the model."""
+    """Do that with this slot, if it is idle; answer with `SlotDone`. `path` is the file.
+
+    `mark` is the fingerprint of what the slot was computed with.
+    """
 
     slot: int
     action: SlotAction
@@ -524,8 +527,6 @@ class ModelInfo:
     eos_piece: str
     metadata: dict[str, str]
     vocab_type: int = 0
-    made_with: str = ""
-    """What the settings change of the file's own computation: states computed with something else are others."""
 
     def number(self, key: str) -> int:
         """A whole number of the architecture's own metadata; 0 where it has none."""
@@ -567,6 +568,7 @@ class Ready:
     "whole", or that and the "snapshots" that were made on the way.
     `memory_bytes` is the sum of llama.cpp's own `buffers`, a line each; `host_cache_bytes` of RAM more may be taken by
     chats that lost their slot. `buffer_types` and `has_rpc` say what this build and machine have for other models.
+    `fingerprint` names what slots are computed with (`engine.fingerprint`); empty where they keep nothing.
     """
 
     model: ModelInfo
@@ -590,6 +592,7 @@ class Ready:
     host_cache_bytes: int = 0
     buffer_types: tuple[str, ...] = ("CPU",)
     has_rpc: bool = False
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -632,7 +635,8 @@ class Stats:
 
     Of the `drafted_tokens` guessed and the `accepted_tokens` that came true, those named `model_` were a draft model's.
     `busy_slots` sums the sequences of all batches, `longest` is the longest sequence. `evictions` are chats that lost
-    their slot, `restores` those that came back from host RAM, `host_evictions` those that left it too.
+    their slot, `restores` those that came back from host RAM, `host_evictions` those that left it too,
+    `failed_restores` kept states of any kind that were of no use and dropped.
     `resident_bytes` is the memory of the engine's process, 0 where it has none of its own.
     """
 
@@ -655,6 +659,7 @@ class Stats:
     evictions: int = 0
     restores: int = 0
     host_evictions: int = 0
+    failed_restores: int = 0
     host_bytes: int = 0
     resident_bytes: int = 0
     embedded_tokens: int = 0

@@ -11,7 +11,10 @@ from server.errors import InvalidRequest
 
 
 def write(path: Path, kept: Kept, mark: str) -> int:
-    """Write all of it or nothing; how many bytes that are. `mark` names the model. Raises InvalidRequest."""
+    """Write all of it or nothing; how many bytes that are. `mark` names what it was computed with.
+
+    Raises InvalidRequest.
+    """
     try:
         return state_file.write(path, kept, mark)
     except OSError as error:
@@ -19,7 +22,7 @@ def write(path: Path, kept: Kept, mark: str) -> int:
 
 
 def read(path: Path, mark: str) -> Kept:
-    """What was written. Raises InvalidRequest for a file that is missing, broken, or of another model."""
+    """What was written. Raises InvalidRequest for a file that is missing, broken, or computed with something else."""
     try:
         kept, written = state_file.read(path)
     except FileNotFoundError:
@@ -27,5 +30,10 @@ def read(path: Path, mark: str) -> Kept:
     except (OSError, BadStateFile) as error:
         raise InvalidRequest(f"{path.name} is no saved slot, or broken: {error}", param="filename") from None
     if written != mark:
-        raise InvalidRequest(f"{path.name} was saved by another model: {written}", param="filename")
+        raise InvalidRequest(
+            f"{path.name} was saved by another model or other weights, under other settings (--parallel, --ctx-size, "
+            "--flash-attn, cache types, RoPE, adapters) or by another build of llama.cpp, so it is of no use here: "
+            "compute that chat again and save it again",
+            param="filename",
+        )
     return kept

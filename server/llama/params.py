@@ -21,6 +21,9 @@ _LOGITS = 1 << 24
 
 _MIN_BATCH, _MAX_BATCH = 32, 512
 
+KV_UNIFIED = False
+"""Whether slots share one stream of cells. They do not: a step pays only for the longest sequence in its batch."""
+
 FlashAttention = Literal["auto", "on", "off"]
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]

@@ -6,6 +6,7 @@ import ctypes
 import re
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import llama_cpp
@@ -24,6 +25,11 @@ _CONNECT_S = 3.0
 def build() -> str:
     """The version of the binding; llama.cpp's own commit is not exported by it."""
     return f"llama-cpp-python {llama_cpp.__version__}"
+
+
+def library() -> Path:
+    """llama.cpp's own file, which may be of another build than the binding's version says (`LLAMA_CPP_LIB_PATH`)."""
+    return Path(llama_cpp.llama_cpp._lib._name)
 
 
 def info() -> str:

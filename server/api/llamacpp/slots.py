@@ -16,7 +16,7 @@ from server.api.auth import admin_only
 from server.api.body import read_json
 from server.api.ports import Services, services_of
 from server.api.responses import json_response
-from server.engine.messages import ActOnSlot, Ready, SlotAction
+from server.engine.messages import ActOnSlot, SlotAction
 from server.errors import InvalidRequest, NotFound, Unsupported
 
 router = APIRouter(tags=["llama.cpp"], dependencies=[Depends(admin_only)])
@@ -41,7 +41,7 @@ async def act_on_slot(request: Request, slot: str) -> Response:
         return json_response({"id_slot": int(slot), "n_erased": done.n_tokens})
     path = await _path(services, request)
     start_s = time.perf_counter()
-    done = await services.engine.act_on_slot(ActOnSlot(int(slot), action, str(path), _mark(ready)))
+    done = await services.engine.act_on_slot(ActOnSlot(int(slot), action, str(path), ready.fingerprint))
     took_ms = round((time.perf_counter() - start_s) * 1000, 3)
     verb, moved = ("saved", "written") if action is SlotAction.SAVE else ("restored", "read")
     return json_response(
@@ -71,10 +71,3 @@ async def _path(services: Services, request: Request) -> Path:
             param="filename",
         )
     return folder / filename
-
-
-def _mark(ready: Ready) -> str:
-    """What a saved state must have been made by."""
-    model = ready.model
-    own = f"{model.name}, {model.architecture}, {model.ftype}, {model.n_params} parameters, {model.size_bytes} bytes"
-    return f"{own}, {model.made_with}" if model.made_with else own
