@@ -267,6 +267,8 @@ class FakeDecoder:
     A token that was computed under other adapters is another one to the model from then on.
     `failures` are raised by the next decodes, one each; an `EngineFailure` leaves the slots of its batch half computed.
     A batch of more than `max_rows` rows, or with one of `full_slots`, has no room; one with one of `bad_slots` fails.
+    A state is of use only to a context of as many slots. What else goes wrong with the n-th `set_state` stands in
+    `bad_restores`: it is "refused", or comes back "short"; the n-th `get_state` fails where n is in `bad_reads`.
     """
 
     def __init__(
@@ -303,6 +305,9 @@ class FakeDecoder:
         self.computed: list[tuple[int, int]] = []
         self.n_ubatches = 0
         self.n_copies = 0
+        self.n_reads = 0
+        self.bad_restores: dict[int, str] = {}
+        self.bad_reads: set[int] = set()
         self.before_decode: Callable[[], None] = lambda: None
         self._base_s, self._row_s, self._copy_s_per_token = base_s, row_s, copy_s_per_token
         self._moved: set[int] = set()
@@ -441,16 +446,30 @@ class FakeDecoder:
     def get_state(self, slot: int) -> State:
         assert slot not in self._moved, "copied before the next decode had rotated what was moved"
         self._now_s += self._copy_s_per_token * len(self._slots[slot])
-        return np.frombuffer(np.array([-1, *self._slots[slot]], np.int32).tobytes(), np.uint8).copy()
+        self.n_reads += 1
+        if self.n_reads - 1 in self.bad_reads:
+            raise EngineFailure(f"the state of slot {slot} could not be read")
+        head = [-1, self.n_slots, len(self._slots[slot])]
+        return np.frombuffer(np.array([*head, *self._slots[slot]], np.int32).tobytes(), np.uint8).copy()
 
     def set_state(self, slot: int, state: State) -> None:
-        values = np.frombuffer(state.tobytes(), np.int32)
-        assert values[0] == -1, "not a state"
-        assert len(values) - 1 <= self.n_ctx
-        self._slots[slot] = [int(value) for value in values[1:]]
+        self._slots[slot], self._n_fixed[slot] = [], 0
+        fault = self.bad_restores.get(self.n_copies, "")
+        self.n_copies += 1
+        tokens = self._tokens_of(state)
+        if tokens is None or fault == "refused":
+            raise EngineFailure(f"the state of slot {slot} could not be restored")
+        self._slots[slot] = tokens[:-1] if fault == "short" else tokens
         self._n_fixed[slot] = 0 if self.copies_all else len(self._slots[slot])
         self._now_s += self._copy_s_per_token * len(self._slots[slot])
-        self.n_copies += 1
+
+    def _tokens_of(self, state: State) -> list[int] | None:
+        """What a state of a context like this one holds; None of any other, or one that is cut."""
+        if len(state) < 12 or len(state) % 4:
+            return None
+        magic, n_slots, n_tokens, *tokens = np.frombuffer(state.tobytes(), np.int32).tolist()
+        is_sound = magic == -1 and n_slots == self.n_slots and n_tokens == len(tokens) <= self.n_ctx
+        return tokens if is_sound else None
 
     def new_chain(self, params: SamplingParams, seed: int, said: Sequence[int], *, can_rewind: bool) -> FakeChain:
         chain = FakeChain(self, params, seed, said, can_rewind=can_rewind)
@@ -915,5 +934,6 @@ def fake_ready(decoder: FakeDecoder) -> Ready:
         buffers=(),
         system_info="",
         build="fake",
+        fingerprint="fake",
         embedding=EmbeddingInfo("mean", FakeVectorDecoder.WIDTH, 64, is_asked_for=False),
     )

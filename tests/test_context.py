@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import llama_cpp
 import numpy as np
@@ -233,13 +234,47 @@ def test_a_state_may_live_in_another_context_of_as_many_slots(model: Model, cont
     other.close()
 
 
-def test_a_state_of_a_context_of_other_slots_is_refused(model: Model, context: Context) -> None:
-    other = make_context(model, n_slots=2)
+@pytest.mark.parametrize(
+    "changes", [{"n_slots": 2}, {"flash_attn": "on"}, {"cache_type_k": "f32"}, {"cache_type_v": "f32"}], ids=str
+)
+def test_a_state_of_a_context_of_another_layout_is_refused(
+    model: Model, context: Context, changes: dict[str, object]
+) -> None:
+    other = make_context(model, **changes)
     compute(context, 0, some_tokens(1, 20))
+    compute(other, 0, some_tokens(2, 30))
     with pytest.raises(EngineFailure, match="could not be restored"):
         other.set_state(0, context.get_state(0))
     assert other.n_past(0) == 0
+    tokens = some_tokens(3, 40)
+    assert np.abs(compute(other, 0, tokens) - compute(other, 1, tokens)).max() < 1e-5
     other.close()
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 4, 8, 12, 16, 100, 0.3, 0.7, -1, "longer"])
+def test_a_state_of_the_wrong_length_is_refused_and_leaves_nothing(context: Context, n_bytes: float | str) -> None:
+    compute(context, 1, some_tokens(1, 90))
+    whole = context.get_state(1)
+    if isinstance(n_bytes, str):
+        state = np.concatenate([whole, whole[:10]])
+    else:
+        state = whole[: int(n_bytes * len(whole)) if isinstance(n_bytes, float) else n_bytes]
+    compute(context, 0, some_tokens(2, 30))
+    with pytest.raises(EngineFailure, match="could not be restored"):
+        context.set_state(0, state)
+    assert context.n_past(0) == 0
+    tokens = some_tokens(3, 40)
+    assert np.abs(compute(context, 0, tokens) - compute(context, 2, tokens)).max() < 1e-5
+
+
+def test_a_state_for_which_there_is_no_memory_is_a_failure(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise MemoryError
+
+    compute(context, 0, some_tokens(1, 20))
+    monkeypatch.setattr(np, "empty", refuse)
+    with pytest.raises(EngineFailure, match="no memory for the state of slot 0"):
+        context.get_state(0)
 
 
 # --- under the engine -------------------------------------------------------------------------------------------------

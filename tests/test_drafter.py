@@ -312,15 +312,6 @@ def test_a_draft_model_that_fails_is_given_up_and_the_answer_goes_on(
     assert caplog.text.count("the draft model is given up") == 1
 
 
-def test_books_that_are_wrong_are_noticed() -> None:
-    rig, draft = rig_of()
-    rig.add(endless(30))
-    rig.run()
-    draft.trim(0, 5)
-    with pytest.raises(EngineFailure, match="draft model"):
-        rig.engine.check_integrity()
-
-
 def test_an_abort_amid_guesses_leaves_a_clean_slot() -> None:
     rig, _ = rig_of()
     rig.add(endless(300))

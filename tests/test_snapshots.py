@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from server.engine.messages import Admitted, EngineRequest, Output, Rules
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
 from server.engine.snapshots import marks_of
+from server.errors import EngineFailure
 from server.llama.context import Context
 from server.llama.model import Model
 from server.llama.params import ContextParams, ModelParams
@@ -218,6 +220,24 @@ def test_reuse_by_snapshots_says_what_no_cache_says(context: Context) -> None:
     first = len(prompts[0])
     assert [n for _, n in cached] == [0, first - 1, len(SYSTEM) + len(FIRST) + 2, len(SYSTEM) + 1, first - 1]
     assert len({text for text, _ in cached}) > 1
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8, 0.95])
+def test_a_state_that_is_cut_leaves_neither_of_two_caches_filled(context: Context, share: float) -> None:
+    """llama.cpp fills that of all layers, and then refuses that of the window or the recurrent ones."""
+
+    def computed(slot: int) -> Any:
+        context.batch.clear()
+        context.batch.add(slot, list(FIRST), 0, 1)
+        context.decode()
+        return context.logits()[-1].copy()
+
+    expected = computed(1)
+    state = context.get_state(1)
+    with pytest.raises(EngineFailure, match="could not be restored"):
+        context.set_state(0, state[: int(share * len(state))])
+    assert context.n_past(0) == 0
+    assert np.abs(computed(0) - expected).max() < 1e-5
 
 
 def test_a_window_in_a_full_cache_says_what_no_cache_says(files: dict[str, Path]) -> None:

@@ -160,6 +160,7 @@ def _sums(stats: Stats) -> Iterator[CounterMetricFamily]:
         ("ggufd_model_accepted_tokens", "Its guesses that came true.", stats.model_accepted_tokens),
         ("ggufd_preemptions", "Times that a sequence gave up its slot for a while.", stats.preemptions),
         ("ggufd_restores", "Chats that came back from host RAM.", stats.restores),
+        ("ggufd_failed_restores", "Kept states that could not be used: computed anew.", stats.failed_restores),
         ("llamacpp:n_decode", "Calls of llama_decode.", stats.steps),
     )
     for name, text, value in sums:

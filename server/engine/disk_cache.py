@@ -76,6 +76,7 @@ class DiskCache:
     """At most `max_bytes` of files in `folder`, used by one engine at a time. Raises OSError when it cannot be made.
 
     With `only_whole` a file is of use only where all of its tokens begin a prompt, as in `HostCache`.
+    `n_bad` files were broken.
     """
 
     def __init__(self, folder: Path, max_bytes: int, fingerprint: str, *, only_whole: bool = False) -> None:
@@ -87,6 +88,7 @@ class DiskCache:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk-cache")
         self._writing: set[Future[Filed | None]] = set()
         self._has_failed = False
+        self.n_bad = 0
         self._entries = self._scan()
 
     def __len__(self) -> int:
@@ -117,6 +119,7 @@ class DiskCache:
             kept, _ = state_file.read(entry.path)
         except (OSError, BadStateFile) as error:
             logger.warning("%s could not be read, so this chat is computed again: %s", entry.path.name, error)
+            self.n_bad += 1
             _remove(entry.path)
             entry.tokens, entry.n_bytes = array("i"), 0
             return None
@@ -133,6 +136,7 @@ class DiskCache:
                 stat, head = path.stat(), state_file.read_head(path)
             except (OSError, BadStateFile) as error:
                 logger.warning("%s is no saved chat and is deleted: %s", path.name, error)
+                self.n_bad += 1
                 _remove(path)
                 continue
             tokens = head.tokens if head.mark == self._fingerprint else array("i")
@@ -161,6 +165,11 @@ class DiskCache:
         while len(self._writing) > n_left and (left_s := deadline_s - time.monotonic()) > 0:
             wait(self._writing, left_s, FIRST_COMPLETED)
             self._collect()
+
+    def drop(self, kept: Kept) -> None:
+        """Delete the file of a state that was of no use, if there is one."""
+        for entry in [one for one in self._entries if one.realm == kept.realm and one.tokens == kept.tokens]:
+            self._delete(entry)
 
     def close(self) -> None:
         """No more is read or written."""

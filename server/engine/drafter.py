@@ -135,6 +135,8 @@ class Drafter:
         self._read_s_per_token = 0.0
         self._credit_s = 0.0
         self._is_lost = False
+        self.n_dropped = 0
+        """Times that what was read was of no use and dropped."""
 
     def draft(self, trust: Trust, tokens: array[int], limit: int, n_left: int, step_s: StepSeconds) -> tuple[int, ...]:
         """The tokens worth checking after `tokens`, at most `limit`; often none. `n_left` may come until the end."""
@@ -153,11 +155,6 @@ class Drafter:
         trust.note(guess)
         return guess.tokens
 
-    def check_integrity(self) -> None:
-        """Raise `EngineFailure` unless the stream holds what it is taken to hold."""
-        if not self._is_lost and self._decoder.n_past(_STREAM) != len(self._tokens):
-            raise EngineFailure("the draft model's stream does not hold the tokens that it is said to hold")
-
     def _affordable(self, one_s: float) -> int:
         n = int(max(_LONGEST_S, one_s) / self._token_s) if self._token_s else 0
         return max(_N_TRIED, n)
@@ -169,7 +166,7 @@ class Drafter:
 
         `n_left` steps of the sequence, of `one_s` each, are left: reading that cannot pay within those is not begun.
         """
-        self._forget_from(min(common_prefix(self._tokens, tokens), len(tokens) - 1))
+        self._keep(min(common_prefix(self._tokens, tokens), len(tokens) - 1))
         n_held = len(self._tokens)
         n_missing = len(tokens) - n_held
         if self._decoder.n_vocab < self._n_vocab and max(tokens[n_held:]) >= self._decoder.n_vocab:
@@ -188,12 +185,20 @@ class Drafter:
             self._compute(tokens[n_held : n_held + n], n_outputs=0)
         return len(tokens) - len(self._tokens) <= _CHUNK
 
-    def _forget_from(self, n_keep: int) -> None:
-        """Keep the first `n_keep` tokens."""
-        if n_keep < len(self._tokens):
-            if not self._decoder.trim(_STREAM, n_keep):
-                raise EngineFailure("its cache cannot be cut back")
+    def _keep(self, n_keep: int) -> None:
+        """Keep the first `n_keep` tokens; none where the stream holds others than it should, or cannot be cut back."""
+        if self._holds_all() and (n_keep == len(self._tokens) or self._decoder.trim(_STREAM, n_keep)):
             del self._tokens[n_keep:]
+            if self._holds_all():
+                return
+        logger.warning("what the draft model had read is dropped, and read anew")
+        self.n_dropped += 1
+        self._decoder.trim(_STREAM, 0)
+        del self._tokens[:]
+
+    def _holds_all(self) -> bool:
+        """Whether the stream holds as many tokens as it is taken to hold, by llama.cpp's own account."""
+        return self._decoder.n_past(_STREAM) == len(self._tokens)
 
     def _compute(self, tokens: Sequence[int], *, n_outputs: int) -> None:
         batch = self._decoder.batch

@@ -185,10 +185,7 @@ class Engine:
         """This is the end: what can be kept for the next engine is kept, within that time."""
         for sequence in tuple(self._running):
             self._leave(sequence)
-        try:
-            self._cache.close(timeout_s)
-        except EngineFailure as error:
-            logger.warning("not all chats could be kept on disk: %s", error)
+        self._cache.close(timeout_s)
 
     @property
     def has_work(self) -> bool:
@@ -618,6 +615,7 @@ class Engine:
             evictions=cache.n_evicted,
             restores=cache.n_restored,
             host_evictions=cache.host.n_evicted,
+            failed_restores=cache.n_failed_restores + self._speculator.n_dropped,
             host_bytes=cache.host.n_bytes,
             embedded_tokens=self._embedder.n_tokens,
             step_seconds=counters.steps_spread.spread,
@@ -630,7 +628,6 @@ class Engine:
         """Raise `EngineFailure` unless queue, running sequences and slots agree."""
         self._cache.check_integrity()
         self._embedder.check_integrity()
-        self._speculator.check_integrity()
         in_slots = {id(slot.sequence) for slot in self._cache.running}
         if in_slots != {id(sequence) for sequence in self._running}:
             raise EngineFailure("the running sequences are not those in the slots")

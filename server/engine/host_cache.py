@@ -116,6 +116,17 @@ class HostCache:
         self._entries.append(kept)
         self.touch(kept)
 
+    def drop(self, kept: Kept) -> None:
+        """Forget a state that was of no use, here and on disk."""
+        self._entries = [entry for entry in self._entries if entry.state is not kept.state]
+        if self._disk is not None:
+            self._disk.drop(kept)
+
+    @property
+    def n_bad_files(self) -> int:
+        """Files on disk that were broken."""
+        return 0 if self._disk is None else self._disk.n_bad
+
     def _of(self, realm: Realm) -> list[Kept]:
         return [entry for entry in self._entries if entry.realm == realm]
 

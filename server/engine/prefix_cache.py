@@ -143,7 +143,13 @@ class PrefixCache:
         self._time = 0
         self.n_evicted = 0
         self.n_restored = 0
+        self._n_lost = 0
         self._copied: tuple[Slot, int, State] | None = None
+
+    @property
+    def n_failed_restores(self) -> int:
+        """States that were kept, in a slot, in host RAM or on disk, and could not be used."""
+        return self._n_lost + self.host.n_bad_files
 
     @property
     def running(self) -> list[Slot]:
@@ -191,8 +197,9 @@ class PrefixCache:
     def lock(self, sequence: Sequence) -> bool:
         """Give `sequence` a slot and as much of its prompt as is cheaper to reuse than to compute.
 
-        Sets its `slot`, `n_past` and `n_cached`. False when every slot is running. Raises `EngineFailure` when a copy
-        fails; the sequence then has no slot.
+        Sets its `slot`, `n_past` and `n_cached`. False when every slot is running. What cannot be reused after all is
+        dropped, and its tokens are computed. Raises `EngineFailure` when not even an empty slot can be had; the
+        sequence then has none.
         """
         if not self.idle:
             return False
@@ -202,19 +209,37 @@ class PrefixCache:
         difference = self._difference(sequence) if sequence.request.explain_cache else None
         try:
             self._place(sequence, source, target, n_reuse)
-        except EngineFailure:
-            # What the target holds is in doubt now.
-            target.sequence = sequence.slot = None
-            self.release_copies()
-            self.evict(target)
-            raise
+        except EngineFailure as error:
+            self._take_back(sequence, target, error)
+            self._place_afresh(sequence, target)
         if self._keeps_snapshots and not sequence.request.prompt_logprobs:
             prompt = sequence.request.prompt
             sequence.marks = marks_of(prompt, self._message_ends, sequence.n_past, n_parted)
         if sequence.request.explain_cache:
-            place = CacheSource.RESTORED if was_restored else _source(sequence, is_copy=source is not target)
+            is_restored = was_restored and sequence.n_cached > 0
+            place = CacheSource.RESTORED if is_restored else _source(sequence, is_copy=source is not target)
             sequence.cache_report = CacheReport(place, difference)
         return True
+
+    def _place_afresh(self, sequence: Sequence, slot: Slot) -> None:
+        """Give a sequence an empty slot. Raises `EngineFailure`."""
+        try:
+            self._place(sequence, slot, slot, 0)
+        except EngineFailure as error:
+            self._take_back(sequence, slot, error)
+            raise
+
+    def _take_back(self, sequence: Sequence, slot: Slot, error: EngineFailure) -> None:
+        """A sequence was not placed: what its slot holds is in doubt."""
+        slot.sequence = sequence.slot = None
+        self.release_copies()
+        self._lose(slot, error)
+
+    def _lose(self, slot: Slot, error: EngineFailure) -> None:
+        """What an idle slot holds, or was about to, cannot be trusted: a later request computes it anew."""
+        logger.warning("a kept state is dropped, and computed anew when it is wanted: %s", error)
+        self._n_lost += 1
+        self.evict(slot)
 
     @property
     def _keeps_snapshots(self) -> bool:
@@ -251,26 +276,38 @@ class PrefixCache:
             self.host.close(timeout_s)
 
     def _restore(self, sequence: Sequence) -> bool:
-        """Bring back a chat from host RAM, into the slot that is missed least, when that saves computing it again."""
+        """Bring back a chat from host RAM, into the slot that is missed least, when that saves computing it again.
+
+        One that cannot be brought back is dropped, and the next best is tried.
+        """
         if self.host.max_bytes == 0 or sequence.request.prompt_logprobs:
             return False
-        realm = sequence.request.realm
         if sequence.fetch is not None and (kept := sequence.fetch.kept) is not None:
             self.host.insert(kept)
         sequence.fetch = None
-        found = self.host.match(sequence.tokens, realm)
+        while (entry := self._best_kept(sequence)) is not None:
+            if self._bring_back(entry):
+                return True
+        return False
+
+    def _best_kept(self, sequence: Sequence) -> Kept | None:
+        """The state in host RAM that saves computing most; None where the slots are as good."""
+        found = self.host.match(sequence.tokens, sequence.request.realm)
         if found is None or found[1] < self.match(sequence)[0].n_common + _MIN_SHARED_TOKENS:
-            return False
+            return None
+        return found[0]
+
+    def _bring_back(self, entry: Kept) -> bool:
         slot = self._victim()
+        self._save(slot)
+        self.n_evicted += slot.n_computed > 0
         try:
-            self._save(slot)
-            self.n_evicted += slot.n_computed > 0
-            self._fill(slot, found[0])
-            self.n_restored += 1
-        except EngineFailure:
-            # What the slot holds is in doubt now.
-            self.evict(slot)
-            raise
+            self._fill(slot, entry)
+        except EngineFailure as error:
+            self.host.drop(entry)
+            self._lose(slot, error)
+            return False
+        self.n_restored += 1
         return True
 
     def _fill(self, slot: Slot, entry: Kept) -> None:
@@ -296,8 +333,8 @@ class PrefixCache:
         if len(kept.tokens) > self._decoder.n_ctx:
             n_tokens = len(kept.tokens)
             raise InvalidRequest(f"the saved slot has {n_tokens} tokens, and a slot holds {self._decoder.n_ctx} here")
+        self._save(slot)
         try:
-            self._save(slot)
             self._fill(slot, kept)
         except EngineFailure as error:
             self.evict(slot)
@@ -306,11 +343,7 @@ class PrefixCache:
     def save_next(self) -> None:
         """Save the slot that the next newcomer will take, while nobody waits: then that one need not wait for it."""
         if self.idle and all(slot.n_computed for slot in self.idle):
-            slot = self._victim()
-            try:
-                self._save(slot)
-            except EngineFailure:
-                self.evict(slot)
+            self._save(self._victim())
 
     def save_ahead(self, sequence: Sequence) -> None:
         """The same while a long prompt is about to be read, beside which nobody notices it."""
@@ -320,12 +353,16 @@ class PrefixCache:
                 self.save_next()
 
     def _save(self, slot: Slot) -> None:
-        """Keep in host RAM what an idle slot is about to lose, unless it is kept there already."""
+        """Keep in host RAM what an idle slot is about to lose, unless it is kept there already, or cannot be read."""
         if self.host.max_bytes == 0 or slot.n_computed < _MIN_SAVED_TOKENS or slot.index in self._shifted:
             return
         if not self.host.holds(slot.tokens, slot.realm):
             start_s = self._clock()
-            state = self._decoder.get_state(slot.index)
+            try:
+                state = self._decoder.get_state(slot.index)
+            except EngineFailure as error:
+                self._lose(slot, error)
+                return
             self._save_s_per_token = (self._clock() - start_s) / slot.n_computed
             self.host.insert(Kept(slot.tokens[:], state, slot.realm, slot.asker))
 
@@ -402,13 +439,23 @@ class PrefixCache:
                 return None
             best = self.slots[max(known, key=lambda index: known[index])] if known else own
             if best is not own and known[best.index] >= _MIN_SHARED_TOKENS:
-                self._copy(best, own)
-                self.release_copies()
+                self._copy_if_possible(best, own)
         own.tokens = tokens[: self._keep(own, common_prefix(own.tokens, tokens))]
         own.realm, own.asker = realm, asker
         self._touch(own)
-        self._check(own)
+        try:
+            self._check(own)
+        except EngineFailure as error:
+            self._lose(own, error)
         return own
+
+    def _copy_if_possible(self, source: Slot, target: Slot) -> None:
+        """Clone `source` into an idle slot, which is empty where that cannot be done."""
+        try:
+            self._copy(source, target)
+        except EngineFailure as error:
+            self._lose(target, error)
+        self.release_copies()
 
     def _is_saved(self, slot: Slot) -> bool:
         """Whether an idle slot can lose what it holds, because there is nothing, or after saving it."""
@@ -437,19 +484,20 @@ class PrefixCache:
             self.host.insert(Kept(slot.tokens[:], sequence.state, slot.realm, slot.asker))
 
     def resume(self, sequence: Sequence) -> None:
-        """Give a suspended sequence a free slot again, and back what it had. Raises `EngineFailure` as `lock` does."""
+        """Give a suspended sequence a free slot again, and back what it had, or have it computed anew."""
         assert sequence.state is not None
-        slot = self._victim()
+        slot, had = self._victim(), Kept(sequence.tokens[: sequence.n_past], sequence.state, sequence.request.realm)
+        self._save(slot)
         try:
-            self._save(slot)
-            self._decoder.set_state(slot.index, sequence.state)
-            slot.tokens = sequence.tokens[: sequence.n_past]
+            self._decoder.set_state(slot.index, had.state)
+            slot.tokens = had.tokens
             self._note_copied(slot)
             self._check(slot)
-        except EngineFailure:
-            # What the slot holds is in doubt now.
-            self.evict(slot)
-            raise
+        except EngineFailure as error:
+            self.host.drop(had)
+            self._lose(slot, error)
+            sequence.n_past = 0
+            sequence.prompt_logprobs.clear()
         slot.tokens, slot.sequence = array("i"), sequence
         slot.realm, slot.asker = sequence.request.realm, sequence.request.asker
         sequence.slot, sequence.state = slot.index, None
@@ -589,12 +637,14 @@ class PrefixCache:
                 self._swap(stray, target)
             except EngineFailure as error:
                 logger.warning("a sequence could not be moved and is computed again: %s", error)
+                self._n_lost += 1
                 self._reset(sequence)
                 self.evict(target if target.is_idle else stray)
 
     def _reset(self, sequence: Sequence) -> None:
         """What its slot holds is in doubt: compute all of it again."""
         sequence.n_past = self._trim(self._slot_of(sequence), 0)
+        sequence.prompt_logprobs.clear()
 
     def _best_move(self, running: list[Slot]) -> tuple[Slot, Slot]:
         """The running slot outside the best window of neighbours, and the idle one inside, with least to copy."""

@@ -231,10 +231,10 @@ class Speculator:
             return guess
         return self.drafter.draft(trust, tokens, min(limit, self._max_draft), limit, self.costs.seconds)
 
-    def check_integrity(self) -> None:
-        """Raise `EngineFailure` when the draft model's books are wrong."""
-        if self.drafter is not None:
-            self.drafter.check_integrity()
+    @property
+    def n_dropped(self) -> int:
+        """Times that what a draft model had read was of no use."""
+        return 0 if self.drafter is None else self.drafter.n_dropped
 
     def _look_up(self, lookup: Lookup, tokens: array[int], limit: int) -> tuple[int, ...]:
         lookup.follow(tokens)

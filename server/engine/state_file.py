@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import zipfile
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,11 +20,6 @@ from server.engine.host_cache import Kept
 from server.engine.messages import Realm
 
 _FORMAT = 1
-_FAULTS = (
-    *(zipfile.BadZipFile, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError),
-    *(RuntimeError, TypeError, ValueError),
-)
-"""numpy and zipfile have many words for a file that is broken."""
 
 
 class BadStateFile(Exception):
@@ -69,7 +63,9 @@ def read(path: Path) -> tuple[Kept, str]:
     """What was written, and its mark. Raises OSError and BadStateFile."""
     with _opened(path) as data:
         head = _head(data)
-        state = np.ascontiguousarray(data["state"])
+        state = _row(data, "state", np.uint8)
+        if not len(state):
+            raise BadStateFile("it has no state")
     return Kept(head.tokens, state, head.realm, head.asker), head.mark
 
 
@@ -85,13 +81,24 @@ def _opened(path: Path) -> Iterator[Any]:
         try:
             with np.load(file, allow_pickle=False) as data:
                 yield data
-        except _FAULTS as error:
-            raise BadStateFile(str(error)) from None
+        except Exception as error:
+            # numpy, zipfile, zlib and struct have many words for a file that is broken.
+            raise BadStateFile(str(error) or type(error).__name__) from None
 
 
 def _head(data: Any) -> Head:
     if int(data["format"]) != _FORMAT:
         raise BadStateFile("it was written by another version")
-    realm = (str(data["namespace"]), tuple(data["adapters"].tolist()))
-    tokens = array("i", data["tokens"].astype(np.intc).tobytes())
-    return Head(tokens, realm, str(data["asker"]), str(data["mark"]))
+    tokens, adapters = _row(data, "tokens", np.int32), _row(data, "adapters", np.float64)
+    if not len(tokens):
+        raise BadStateFile("it has no tokens")
+    realm = (str(data["namespace"]), tuple(adapters.tolist()))
+    return Head(array("i", tokens.tobytes()), realm, str(data["asker"]), str(data["mark"]))
+
+
+def _row(data: Any, name: str, kind: type[np.generic]) -> Any:
+    """A part of the file, shape `[n]`. Raises BadStateFile for any other."""
+    part = data[name]
+    if part.dtype != kind or part.ndim != 1:
+        raise BadStateFile(f"its {name} are of shape {part.shape} and type {part.dtype}")
+    return part

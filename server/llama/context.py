@@ -19,7 +19,7 @@ from server.errors import EngineFailure, ModelError
 from server.llama.adapters import put_control_vectors_over
 from server.llama.batch import Batch, Logits, NoRoomError, State
 from server.llama.model import Model
-from server.llama.params import ContextParams
+from server.llama.params import KV_UNIFIED, ContextParams
 from server.llama.sampler import ChainParams, SamplerChain
 
 _MIN_OUTPUTS = 64
@@ -179,18 +179,23 @@ class Context:
     def get_state(self, slot: int) -> State:
         """A copy of everything a slot holds, shape `[n_bytes]`."""
         size = llama_cpp.llama_state_seq_get_size(self.handle, slot)
-        state = np.empty(size, np.uint8)
+        try:
+            state = np.empty(size, np.uint8)
+        except MemoryError:
+            raise EngineFailure(f"there is no memory for the state of slot {slot} ({size >> 20} MiB)") from None
         written = llama_cpp.llama_state_seq_get_data(self.handle, _bytes_of(state), size, slot)
         if written != size:
             raise EngineFailure(f"the state of slot {slot} could not be read ({written} of {size} bytes)")
         return state
 
     def set_state(self, slot: int, state: State) -> None:
-        """Replace what a slot holds by a copy that `get_state` made."""
+        """Replace what a slot holds by a copy that `get_state` made. Raises EngineFailure; the slot is empty then."""
         self.trim(slot, 0)
         read = llama_cpp.llama_state_seq_set_data(self.handle, _bytes_of(state), len(state), slot)
-        if read == 0:
-            raise EngineFailure(f"the state of slot {slot} could not be restored")
+        if read == 0 or read != len(state):
+            # Of a model with two caches the first is filled before the second one refuses.
+            self.trim(slot, 0)
+            raise EngineFailure(f"the state of slot {slot} could not be restored ({read} of {len(state)} bytes)")
 
     # --- what a sequence needs besides ------------------------------------------------------------------------------
 
@@ -256,7 +261,7 @@ def _native_params(params: ContextParams, n_outputs_max: int) -> Any:
     native.type_v = _CACHE_TYPES[params.cache_type_v]
     native.offload_kqv = params.kv_offload
     native.swa_full = params.swa_full
-    native.kv_unified = False
+    native.kv_unified = KV_UNIFIED
     native.no_perf = True
     native.rope_scaling_type = _ROPE_SCALING[params.rope_scaling]
     for name in (
