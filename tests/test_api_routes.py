@@ -77,6 +77,27 @@ async def test_a_model_that_wakes_for_a_request_is_healthy(state: FakeState) -> 
         assert (response.status_code, response.json()) == (200, {"status": state.value})
 
 
+@pytest.mark.parametrize("state", [FakeState.SLEEPING, FakeState.WAKING])
+async def test_a_model_that_could_not_wake_is_not_well(state: FakeState) -> None:
+    async with running() as api:
+        api.engine.state, api.engine.trouble = state, "the model could not be loaded again: m.gguf: no such file"
+        for path in ("/health", "/ready", "/v1/health", "/health/ready"):
+            response = await api.http.get(path)
+            assert (response.status_code, response.json()["status"]) == (503, "wake_failed")
+            message = response.json()["error"]["message"]
+            assert message == f"The server takes no requests now: {api.engine.trouble}."
+        assert (await api.http.get("/health/live")).status_code == 200
+
+
+async def test_the_slots_of_a_sleeper_are_idle_and_empty() -> None:
+    async with running() as api:
+        api.engine.state = FakeState.SLEEPING
+        slots = (await api.http.get("/slots")).json()
+    assert [(slot["id"], slot["is_processing"], slot["n_tokens"]) for slot in slots] == [
+        (at, False, 0) for at in range(4)
+    ]
+
+
 async def test_health_waits_for_the_text_process_too() -> None:
     async with running() as api:
         del api.text.info

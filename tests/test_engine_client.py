@@ -415,6 +415,21 @@ async def test_deaths_long_after_each_other_do_not_add_up(make: Make, monkeypatc
         await until(lambda: client.state is EngineState.READY)
 
 
+async def test_one_that_cannot_be_loaded_again_is_given_up_however_long_it_had_been_well(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_FIRST_BACKOFF_S", 0.0)
+    monkeypatch.setattr(client_module, "_HEALTHY_S", -1.0)
+    spawn = InprocSpawn()
+    client = await make(spawn)
+    monkeypatch.setattr(client, "_spawn", lambda *told: FailingSpawn(LoadFailed("no such file"))(*told))
+    spawn.links[0].kill()
+    await until(lambda: client.state is EngineState.FAILED)
+    assert client.trouble == "no such file 6 times in a row"
+    with pytest.raises(EngineDown, match="given up: no such file"):
+        client.submit(request_of(client))
+
+
 async def test_restarts_back_off(make: Make) -> None:
     spawn = InprocSpawn()
     client = await make(spawn)

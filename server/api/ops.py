@@ -34,7 +34,7 @@ async def live() -> Response:
 @router.get("/health")
 async def health(request: Request) -> Response:
     """200 when the model is served, also one that has to wake for a request; 503 with the engine's state while it
-    loads, restarts, drains or has failed.
+    loads, restarts, drains or has failed, and after a request that could not wake it, until one can.
     """
     return _state(services_of(request))
 
@@ -51,11 +51,12 @@ async def ready(request: Request) -> Response:
 
 def _state(services: Services) -> Response:
     state = services.engine.state.name.lower()
+    trouble = services.engine.trouble
     if state in _TAKES_REQUESTS and services.is_ready:
-        return json_response({"status": _TAKES_REQUESTS[state]})
+        return _not_now("wake_failed", trouble) if trouble else json_response({"status": _TAKES_REQUESTS[state]})
     # The engine may be ready a moment before the text process is.
     state = "loading" if state == "ready" else state
-    return _not_now(state, state)
+    return _not_now(state, f"{state} ({trouble})" if trouble else state)
 
 
 def _not_now(state: str, why: str) -> Response:

@@ -60,6 +60,10 @@ class Engine(Protocol):
     @property
     def ready(self) -> Ready | None: ...
     @property
+    def trouble(self) -> str:
+        """Why there is no engine now that there was one, in words for the user; empty where all is well."""
+
+    @property
     def is_full(self) -> bool:
         """Whether one more request would be refused, because as many wait as may."""
 

@@ -12,10 +12,10 @@ import functools
 import itertools
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from server.engine import process
@@ -53,6 +53,7 @@ from server.engine.messages import (
     Stats,
     Steps,
 )
+from server.engine.model_file import FirstLoaded
 from server.engine.retreat import Retreat
 from server.engine.spare import Spare
 from server.engine.stream import RequestStream
@@ -66,6 +67,7 @@ from server.errors import (
     QueueFull,
     Unavailable,
 )
+from server.llama.gguf import parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +78,16 @@ _HEALTHY_S = 60.0
 _FIRST_BACKOFF_S = 0.5
 _SMOOTHING = 0.1
 _STOP_S = 5.0
+_WAKE_AGAIN_S = 30.0
 _KILLED = -9
 
 
 class EngineState(enum.Enum):
-    """Where the engine is. Requests are taken in READY, SLEEPING and WAKING; those of a sleeper wait for the model."""
+    """Where the engine is. Requests are taken in READY, SLEEPING and WAKING; those of a sleeper wait for the model.
+
+    One that could not wake is SLEEPING again, with its `trouble` told: what it gave back may be free later, so the next
+    request tries again.
+    """
 
     LOADING = "loading"
     READY = "ready"
@@ -99,7 +106,8 @@ class Link(Protocol):
     def join(self, timeout_s: float) -> bool: ...
 
 
-_TAKES_REQUESTS = (EngineState.READY, EngineState.SLEEPING, EngineState.WAKING)
+_ASLEEP = (EngineState.SLEEPING, EngineState.WAKING)
+_TAKES_REQUESTS = (EngineState.READY, *_ASLEEP)
 
 Spawn = Callable[[Callable[[list[Event]], None], Callable[[int, str], None]], Link]
 """Starts an engine; gets `on_message` and `on_exit`, which are called on the event loop, and not before it returns."""
@@ -120,8 +128,9 @@ class EngineClient:
     ) -> None:
         self.config = config
         self._spare = spare
-        self._stamp: _Stamp | None = None
         self.ready: Ready | None = None
+        self.trouble = ""
+        """Why there is no engine now that there was one, in words for the user; empty where there is, or it sleeps."""
         self._on_progress = on_progress
         self._given_spawn = spawn
         self._spawn = spawn or self._spawn_child
@@ -135,6 +144,8 @@ class EngineClient:
         self._ready_future: asyncio.Future[Ready] | None = None
         self._asking: dict[type[Event], list[asyncio.Future[Any]]] = {}
         self._slot_waiters: dict[int, list[asyncio.Future[SlotDone]]] = {}
+        self._held: list[tuple[ActOnSlot, asyncio.Future[SlotDone]]] = []
+        """What is to be done with slots once the engine is awake, and who waits for it."""
         self._n_restarts = 0
         self._launched_s = 0.0
         self._load_s = 5.0
@@ -151,6 +162,7 @@ class EngineClient:
         self._watch_task: asyncio.Task[None] | None = None
         self._hang = ""
         self._load_error = ""
+        self._noting: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -169,7 +181,7 @@ class EngineClient:
         """Start the engine; returns at once."""
         self._loop = asyncio.get_running_loop()
         self._ready_future = self._loop.create_future()
-        self._stamp = _stamp_of(self.config.model.path)
+        self._file = FirstLoaded(self.config.model.path)
         self._launch()
 
     async def wait_ready(self) -> Ready:
@@ -196,7 +208,7 @@ class EngineClient:
         self._is_stopping = True
         if self._drain_refusal is None:
             self.drain()
-        for task in (self._restart_task, self._sleep_task, self._watch_task):
+        for task in (self._restart_task, self._sleep_task, self._watch_task, self._noting):
             if task is not None:
                 task.cancel()
         self._disturb()
@@ -221,9 +233,10 @@ class EngineClient:
     # --- sleep ------------------------------------------------------------------------------------------------------
 
     def _doze(self) -> None:
-        """Nobody wants anything: sleep when that stays so."""
+        """Something has ended: sleep when nobody wants anything more, and that stays so."""
         self._disturb()
-        if self.config.sleep_idle_s is not None and self._phase is EngineState.READY and self._drain_refusal is None:
+        is_wanted = bool(self._streams or self._held) or any(self._slot_waiters.values())
+        if self.config.sleep_idle_s is not None and self.state is EngineState.READY and not is_wanted:
             self._sleep_timer = self._loop.call_later(self.config.sleep_idle_s, self._fall_asleep)
 
     def _disturb(self) -> None:
@@ -234,6 +247,7 @@ class EngineClient:
     def _fall_asleep(self) -> None:
         logger.info("idle for %g s: the model is unloaded, the next request loads it again", self.config.sleep_idle_s)
         self._phase = EngineState.SLEEPING
+        self._n_restarts = 0
         self._sleep_task = self._loop.create_task(self._end())
 
     async def _wake(self, ending: asyncio.Task[None] | None) -> None:
@@ -241,27 +255,31 @@ class EngineClient:
         logger.info("loading the model again for a request")
         if ending is not None:
             await ending
-        if self._is_replaced:
-            self._give_up(self._replaced_text)
+        await self._load_again()
+
+    def _rouse(self) -> None:
+        """Somebody wants a sleeping engine."""
+        if self._phase is EngineState.SLEEPING:
+            self._phase = EngineState.WAKING
+            self._sleep_task = self._loop.create_task(self._wake(self._sleep_task))
+
+    async def _load_again(self) -> None:
+        """Start a process for the model that was loaded before; another one has another vocabulary."""
+        if await self._is_replaced():
+            path = self.config.model.path
+            self._give_up(f"{path} is another file than was loaded before: start the server again to serve it")
             return
         self._choose_anew()
         try:
             self._launch()
         except OSError as error:
-            self._give_up(f"the engine process could not be started ({error})")
+            self._lose_engine(f"the engine process could not be started ({error})")
 
-    @property
-    def _is_replaced(self) -> bool:
-        """Whether another file lies there than was loaded first: the text process has the vocabulary of that one.
-
-        One that is gone the loader will tell of.
-        """
-        now = _stamp_of(self.config.model.path)
-        return None not in (now, self._stamp) and now != self._stamp
-
-    @property
-    def _replaced_text(self) -> str:
-        return f"{self.config.model.path} is another file than was loaded before: start the server again to serve it"
+    async def _is_replaced(self) -> bool:
+        """Whether another model lies there than was loaded first: the text process has the vocabulary of that one."""
+        if self._noting is not None:
+            await self._noting
+        return await asyncio.to_thread(self._file.is_replaced)
 
     def _spawn_child(self, on_message: Callable[[list[Event]], None], on_exit: Callable[[int, str], None]) -> Link:
         spare, self._spare = self._spare, None
@@ -271,6 +289,7 @@ class EngineClient:
         """Start a process. What an older one still says is told apart by its generation."""
         self._generation += 1
         self._launched_s = time.monotonic()
+        self._ready_s = math.inf
         self._is_ending = False
         self._gone.clear()
         on_message = functools.partial(self._receive, self._generation)
@@ -309,9 +328,7 @@ class EngineClient:
         self._disturb()
         if self._phase is EngineState.READY:
             self._send(request)
-        elif self._phase is EngineState.SLEEPING:
-            self._phase = EngineState.WAKING
-            self._sleep_task = self._loop.create_task(self._wake(self._sleep_task))
+        self._rouse()
         return stream
 
     async def stats(self) -> Stats:
@@ -322,13 +339,15 @@ class EngineClient:
 
     async def steps(self) -> Steps:
         """The last steps of the engine. Raises `EngineDown` when there is none to ask."""
+        if self._phase in _ASLEEP:
+            return Steps(())
         if self._phase is not EngineState.READY:
             raise self._down()
         return await self._ask(GetSteps(), Steps)
 
     async def queue_state(self) -> QueueState:
         """Every request under way. Raises `EngineDown` when there is none to ask."""
-        if self._phase in (EngineState.SLEEPING, EngineState.WAKING):
+        if self._phase in _ASLEEP:
             return QueueState(())
         if self._phase is not EngineState.READY:
             raise self._down()
@@ -342,23 +361,34 @@ class EngineClient:
         return await future
 
     async def act_on_slot(self, command: ActOnSlot) -> SlotDone:
-        """Erase, save or restore what an idle slot keeps.
+        """Erase, save or restore what an idle slot keeps; to restore wakes a sleeping engine, whose slots are empty.
 
         Raises `Unavailable` while it is running, `InvalidRequest` when that cannot be done.
         """
-        if self._phase in (EngineState.SLEEPING, EngineState.WAKING) and command.action is SlotAction.ERASE:
-            return SlotDone(command.slot, 0)
-        if self._phase is not EngineState.READY:
+        if self._phase in _ASLEEP and command.action is not SlotAction.RESTORE:
+            return _of_sleeper(command)
+        if self._phase not in _TAKES_REQUESTS:
             raise self._down()
         future: asyncio.Future[SlotDone] = self._loop.create_future()
+        self._disturb()
+        if self._phase is EngineState.READY:
+            self._tell_slot(command, future)
+        elif self._drain_refusal is not None:
+            raise self._drain_refusal
+        else:
+            self._held.append((command, future))
+            self._rouse()
+        return await future
+
+    def _tell_slot(self, command: ActOnSlot, future: asyncio.Future[SlotDone]) -> None:
         self._slot_waiters.setdefault(command.slot, []).append(future)
         self._send(command)
-        return await future
 
     def _answer_slot(self, done: SlotDone) -> None:
         # The first to ask is the first to be answered.
         waiters = self._slot_waiters.get(done.slot, [])
         future = waiters.pop(0) if waiters else None
+        self._doze()
         if future is None or future.done():
             return
         if done.n_tokens is None:
@@ -414,9 +444,9 @@ class EngineClient:
                     "the model is unloaded while nobody uses it; a request loads it", retry_after_s=self._load_s
                 )
             case EngineState.FAILED:
-                return EngineDown("the engine has failed and was given up; see the server's log", retry_after_s=60)
+                return EngineDown(f"the engine was given up: {self.trouble}", retry_after_s=60)
         return EngineDown(
-            f"the engine stopped and is being started again; try again in {math.ceil(self._load_s)} s",
+            f"the engine is being started again; try again in {math.ceil(self._load_s)} s: {self.trouble}",
             retry_after_s=self._load_s,
         )
 
@@ -439,6 +469,10 @@ class EngineClient:
         for stream in list(self._streams.values()):
             stream.fail(error)
             self._forget(stream)
+        held, self._held = self._held, []
+        for _, future in held:
+            if not future.done():
+                future.set_exception(error)
 
     def _send(self, command: Any) -> None:
         if self._link is not None:
@@ -500,17 +534,22 @@ class EngineClient:
 
     def _became_ready(self, ready: Ready) -> None:
         self.ready = ready
+        self.trouble = ""
         self._retreat.end()
         self._phase = EngineState.READY
         self._ready_s = time.monotonic()
         self._load_s = max(1.0, self._ready_s - self._launched_s)
         self._watchdog = Watchdog(self.config.step_timeout_s, ready.model.size_bytes)
         self._watch_task = self._loop.create_task(self._watch(self._generation))
-        # There are some only where they woke it.
+        # There are some only where they woke it. What is restored is of use to who asks next.
+        held, self._held = self._held, []
+        for command, future in held:
+            self._tell_slot(command, future)
         for stream in self._streams.values():
             self._send(stream.request)
-        if not self._streams:
-            self._doze()
+        self._doze()
+        if self._noting is None:
+            self._noting = self._loop.create_task(asyncio.to_thread(self._file.note))
         if self._ready_future is not None and not self._ready_future.done():
             self._ready_future.set_result(ready)
 
@@ -527,18 +566,25 @@ class EngineClient:
             self._load_error = message
 
     def _give_up(self, message: str) -> None:
+        """A sleeper sleeps on, until the next request; otherwise it is over, and whoever runs this client ends."""
         if self._phase is EngineState.WAKING:
-            self._phase = EngineState.SLEEPING
-            self._sleep_task = None
             logger.error("the model could not be loaded again: %s", message)
-            self._lose_all(EngineDown(f"the model could not be loaded again: {message}", retry_after_s=30))
+            self._sleep_on(message)
             return
         self._phase = EngineState.FAILED
+        self.trouble = self._public(message)
         if self._ready_future is not None and not self._ready_future.done():
             # Whoever waits for it says it to the user.
             self._ready_future.set_exception(ModelError(message))
         else:
             logger.error("the engine cannot serve: %s", message)
+
+    def _sleep_on(self, why: str) -> None:
+        """It cannot wake now: who waited for it is told, and who asks whether it is well."""
+        self._phase = EngineState.SLEEPING
+        self._sleep_task = None
+        self.trouble = self._public(f"the model could not be loaded again: {why}")
+        self._lose_all(EngineDown(self.trouble, retry_after_s=_WAKE_AGAIN_S))
 
     def _exited(self, generation: int, code: int, stderr: str) -> None:
         """The process is gone: everybody who waited for it is told, and it is started again if it had been well."""
@@ -556,10 +602,23 @@ class EngineClient:
         if self._is_stopping or self._is_ending or self._phase in (EngineState.FAILED, EngineState.SLEEPING):
             return
         reason = self._hang or self._load_error or f"the engine process ended unexpectedly ({_exit_text(code)})"
-        logger.error("%s%s", reason, f": {stderr}" if stderr else "")
-        self._lose_all(self._lost(reason))
         self._hang = self._load_error = ""
-        self._restart(reason, "; is there enough memory?" if code == _KILLED else "")
+        self._lose_engine(reason, stderr, "; is there enough memory?" if code == _KILLED else "")
+
+    def _lose_engine(self, reason: str, stderr: str = "", hint: str = "") -> None:
+        """There is none now: whoever waits for it is told, and it is started again, a sleeper by the next request."""
+        logger.error("%s%s", reason, f": {stderr}" if stderr else "")
+        if self._phase is EngineState.WAKING:
+            self._sleep_on(f"{reason}{hint}")
+            return
+        self._lose_all(self._lost(reason))
+        self._restart(reason, hint)
+
+    def _public(self, message: str) -> str:
+        """The same without the folders of what is loaded, which are nobody's business."""
+        for path in _files_of(self.config):
+            message = message.replace(path, Path(path).name)
+        return message
 
     async def _watch(self, generation: int) -> None:
         """Look whether the engine still speaks, as long as it is this one."""
@@ -579,6 +638,7 @@ class EngineClient:
         """Its requests are told at once; the next process starts when this one is gone and its memory is free."""
         self._hang = f"the engine gave no sign of life for {self._watchdog.limit_s:.3g} s and was ended"
         self._phase = EngineState.RESTARTING
+        self.trouble = self._hang
         self._lose_answers(self._lost(self._hang))
         self._lose_all(self._lost(self._hang))
         assert self._link is not None
@@ -601,7 +661,8 @@ class EngineClient:
         self._retreat.end()
 
     def _lost(self, reason: str) -> EngineDown:
-        return EngineDown(f"{reason}; the request is lost. It is being started again", retry_after_s=self._load_s)
+        told = f"{self._public(reason)}; the request is lost. It is being started again"
+        return EngineDown(told, retry_after_s=self._load_s)
 
     def _lose_answers(self, error: GgufdError) -> None:
         acting = [future for waiters in self._slot_waiters.values() for future in waiters]
@@ -624,6 +685,7 @@ class EngineClient:
             self._give_up(f"{reason} {_MAX_RESTARTS + 1} times in a row")
             return
         self._phase = EngineState.RESTARTING
+        self.trouble = self._public(reason)
         delay_s = _FIRST_BACKOFF_S * (2**self._n_restarts - 1)
         self._n_restarts += 1
         self._restart_task = self._loop.create_task(self._launch_later(delay_s))
@@ -631,27 +693,24 @@ class EngineClient:
     async def _launch_later(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
         logger.warning("starting the engine again (try %d of %d)", self._n_restarts, _MAX_RESTARTS)
-        if self._is_replaced:
-            self._give_up(self._replaced_text)
-            return
-        self._choose_anew()
-        try:
-            self._launch()
-        except OSError as error:
-            self._restart(f"the engine process could not be started ({error})")
+        await self._load_again()
 
 
-_Stamp = tuple[int, int]
-"""What tells a file from the one that lay there before: size in bytes, nanoseconds of the last change. Not the inode,
-which is another one at each look on some network file systems."""
+def _files_of(config: EngineConfig) -> list[str]:
+    model = config.model
+    draft = [] if config.draft is None else [config.draft.model.path]
+    parts = map(str, parts_of(Path(model.path)))
+    return [*parts, *model.loras, *(vector.path for vector in model.control_vectors), *draft]
 
 
-def _stamp_of(path: str) -> _Stamp | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
+def _of_sleeper(command: ActOnSlot) -> SlotDone:
+    """What comes of it where nothing is loaded: nothing to erase. Raises InvalidRequest where it is to be saved."""
+    if command.action is SlotAction.SAVE:
+        raise InvalidRequest(
+            f"slot {command.slot} keeps nothing that could be saved: the model is unloaded while nobody uses it, and "
+            "what its slots held went with it (--cache-disk keeps chats over that); save a slot before it sleeps"
+        )
+    return SlotDone(command.slot, 0)
 
 
 def _n_slots(streams: Iterable[RequestStream]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -74,10 +74,17 @@ async def slots(request: Request) -> Response:
     """What every slot does and keeps: `n_past` tokens are computed, of `n_tokens` that its sequence has."""
     services = services_of(request)
     ready = services.require_ready()
-    states = (await services.engine.stats()).slots
+    states = await _slot_states(services, ready)
     if request.query_params.get("fail_on_no_slot") == "1" and all(state.request_id is not None for state in states):
         raise Unavailable("No slot is free.")
     return json_response([_slot_json(state, ready) for state in states])
+
+
+async def _slot_states(services: Services, ready: Ready) -> Sequence[SlotState]:
+    """Those of a sleeper are idle and keep nothing: that is no reason to wake it, nor to ask again later."""
+    if services.engine.state.name in ("SLEEPING", "WAKING"):
+        return [SlotState(slot, None, 0, 0) for slot in range(ready.n_slots)]
+    return (await services.engine.stats()).slots
 
 
 def _slot_json(state: SlotState, ready: Ready) -> dict[str, Any]:
