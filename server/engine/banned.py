@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from server.errors import InvalidRequest
@@ -25,13 +25,17 @@ if TYPE_CHECKING:
 REGEX_WINDOW = 80
 """Characters held back while regular expressions are banned: the longest match that is certain to be caught."""
 
+GRAMMAR_WINDOW = 80
+"""Characters held back under a grammar that leaves few tokens: what it demands after a token may be banned."""
+
 _MAX_PHRASE_CHARACTERS = 200_000
 _MAX_REGEX_CHARACTERS = 1_000
 _MAX_REGEXES_CHARACTERS = 4_000
 _REGEX_BYTES = 1 << 20
 _MAX_TRIES = 16
 _MAX_REWINDS = 500
-"""In a row, between two texts that were sent: trying goes on in all of what is held back, so its ways multiply."""
+"""In a row, between two texts that were sent: trying goes on in all of what is held back, so its ways multiply. From
+the half of them on the search is thorough."""
 
 _PIECE_CHARACTERS = 1_000
 """Of a list of phrases, built between two steps in a millisecond or two."""
@@ -135,12 +139,15 @@ class Bans:
         if self._automaton is not None:
             self._automaton.build(_PIECE_CHARACTERS)
 
-    def scan(self, held: str) -> Scan:
-        """Look through text that was not sent yet. Phrases that begin in text sent before cannot be there."""
+    def scan(self, held: str, before: str = "") -> Scan:
+        """Look through text that was not sent yet. Phrases that begin in text sent before cannot be there.
+
+        `before` is the last character that was sent, for `^` and `\\b`; empty at the beginning of the text.
+        """
         scan = Scan(None, 0) if self._automaton is None else self._automaton.scan(self._fold(held))
         if not self._regexes:
             return scan
-        starts = [match.start() for regex in self._regexes if (match := regex.search(held)) and match.group()]
+        starts = [start for regex in self._regexes if (start := _find(regex, held, before)) is not None]
         starts += [] if scan.found is None else [scan.found]
         return Scan(min(starts, default=None), max(scan.n_held, min(len(held), REGEX_WINDOW)))
 
@@ -175,6 +182,13 @@ def fold(text: str) -> str:
     return "".join(lower if len(lower := character.lower()) == 1 else character for character in text)
 
 
+def _find(regex: Any, held: str, before: str) -> int | None:
+    """Where the first match begins that is not empty."""
+    found = (match.start() for match in regex.finditer(before + held, len(before)) if match.group())
+    start = next(found, None)
+    return None if start is None else start - len(before)
+
+
 def _compile(regex: str, case_sensitive: bool) -> Any:
     import re2
 
@@ -194,24 +208,65 @@ def _compile(regex: str, case_sensitive: bool) -> Any:
 
 
 class BanGuard:
-    """Which tokens of one sequence are banned where; positions count the tokens that it generated."""
+    """Backtracking over the tokens of one sequence that were not sent yet; positions count its generated tokens.
+
+    First the token in which a phrase begins is banned at its position: what comes instead of a whole phrase reads best.
+    Where that leaves no token, or fails too often, the rest is searched depth-first (`is_thorough`): the token that
+    completes a phrase is banned, and where none is left, the one before it. Since a text can be cut into tokens in many
+    ways, a text from which the search came back is closed, however it is reached again.
+    """
 
     def __init__(self) -> None:
         self._banned: dict[int, list[int]] = {}
+        self._reopenable: dict[int, list[int]] = {}
+        self._closed: set[bytes] = set()
         self._first = 0
         self._n_tried = 0
+        self.is_thorough = False
         self.n_rewinds = 0
 
-    def ban(self, position: int, token: int) -> None:
-        """A phrase began with `token` at `position`; what was learnt further on no longer applies."""
+    def n_back(self, n_banned: int, n_pending: int, n_generated: int) -> int:
+        """How many tokens to take back where the last `n_banned` hold a phrase.
+
+        One more where so much was tried at that position that the fault must lie before it.
+        """
+        if self.is_thorough:
+            return 1
+        is_dead_end = len(self._banned.get(n_generated - n_banned, ())) >= _MAX_TRIES
+        return min(n_banned + is_dead_end, n_pending)
+
+    def ban(self, position: int, token: int, *, is_last: bool) -> None:
+        """Ban `token` at `position`; what was learnt further on no longer applies.
+
+        `is_last`: nothing that follows it could be right. Otherwise the thorough search tries it again.
+        """
         self.n_rewinds += 1
         self._n_tried += 1
-        self._banned = {at: tokens for at, tokens in self._banned.items() if at <= position}
+        self._keep(lambda at: at <= position)
         self._banned.setdefault(position, []).append(token)
+        if not is_last:
+            self._reopenable.setdefault(position, []).append(token)
+        if self._n_tried == _MAX_REWINDS // 2:
+            self.search(position)
 
-    def is_dead_end(self, position: int) -> bool:
-        """Whether so much was tried at `position` that the fault must lie before it."""
-        return len(self._banned.get(position, ())) >= _MAX_TRIES
+    def search(self, position: int) -> bool:
+        """Search depth-first from now on; whether a token at `position` may be tried again."""
+        is_reopened = position in self._reopenable
+        self._banned = {
+            at: [token for token in tokens if token not in self._reopenable.get(at, ())]
+            for at, tokens in self._banned.items()
+        }
+        self._reopenable = {}
+        self.is_thorough = True
+        return is_reopened
+
+    def close(self, text: bytes) -> None:
+        """No token may follow `text`, which is what was not sent yet."""
+        self._closed.add(text)
+
+    def is_closed(self, text: Callable[[], bytes]) -> bool:
+        """Whether the search came back from this text before."""
+        return bool(self._closed) and text() in self._closed
 
     @property
     def is_lost(self) -> bool:
@@ -221,12 +276,17 @@ class BanGuard:
     def apply(self, row: Row, position: int) -> None:
         """Ban what is banned at `position`."""
         tokens = self._banned.get(position)
-        if tokens is not None:
+        if tokens:
             row[tokens] = -math.inf
 
     def forget(self, position: int) -> None:
         """Text up to `position` was sent: it cannot be taken back any more."""
         if position > self._first:
-            self._first, self._n_tried = position, 0
+            self._first, self._n_tried, self.is_thorough = position, 0, False
+            self._closed.clear()
+        self._keep(lambda at: at >= position)
+
+    def _keep(self, is_kept: Callable[[int], bool]) -> None:
         if self._banned:
-            self._banned = {at: tokens for at, tokens in self._banned.items() if at >= position}
+            self._banned = {at: tokens for at, tokens in self._banned.items() if is_kept(at)}
+            self._reopenable = {at: tokens for at, tokens in self._reopenable.items() if is_kept(at)}

@@ -1,7 +1,8 @@
 """Bytes of tokens to text that may be sent: whole characters only, never the beginning of a stop string or a ban.
 
 Holds back what may still become a stop string or a banned phrase and what is not yet a whole character, and nothing
-more. What is held back can be taken back.
+more. With bans, tokens are taken back, so text is released by whole tokens: at every moment the text that was sent is
+the text of the tokens that cannot be taken back any more.
 """
 
 from __future__ import annotations
@@ -51,10 +52,14 @@ class StopMatcher:
 
 
 class _Pending(NamedTuple, Generic[T]):
-    """A token whose text is not all sent: where its text ends, and the decoder's state before its bytes."""
+    """A token whose text is not all sent: where its text ends, and the decoder's state before its bytes.
+
+    `is_whole` means that its last byte ends a character, so that the text can be cut behind it.
+    """
 
     end: int
     state: tuple[bytes, int]
+    is_whole: bool
     item: T
 
 
@@ -71,6 +76,7 @@ class Detokenizer(Generic[T]):
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self._n_sent = 0
+        self._last_sent = ""
         self._pending: deque[_Pending[T]] = deque()
         self.stop: str | None = None
         self.n_banned = 0
@@ -80,8 +86,11 @@ class Detokenizer(Generic[T]):
         """Tokens that can still be taken back."""
         return len(self._pending)
 
-    def feed(self, piece: bytes, item: T) -> Delta[T]:
-        """Add one token. After a stop string matched, nothing more may be fed."""
+    def feed(self, piece: bytes, item: T, n_kept: int = 0) -> Delta[T]:
+        """Add one token. After a stop string matched, nothing more may be fed.
+
+        With bans, the last `n_kept` characters stay held back, so that their tokens can be taken back.
+        """
         if self.stop is not None or self.n_banned:
             raise ValueError("the text has ended, or a banned phrase waits to be taken back")
         state = self._decoder.getstate()
@@ -93,25 +102,39 @@ class Detokenizer(Generic[T]):
         self._held += self._decoder.decode(piece)
         unfinished = bool(self._decoder.getstate()[0])
         # A token that ends inside a character is complete with the next character.
-        self._pending.append(_Pending(self._n_sent + len(self._held) + unfinished, state, item))
+        self._pending.append(_Pending(self._n_sent + len(self._held) + unfinished, state, not unfinished, item))
         if self._matcher is None and self._bans is None:
             return self._send(len(self._held))
-        return self._send_safe()
+        return self._send_safe(n_kept)
 
-    def _send_safe(self) -> Delta[T]:
+    def _send_safe(self, n_kept: int) -> Delta[T]:
         """Send all but what may still become a stop string or a banned phrase; notice the one that is there."""
         match = None if self._matcher is None else self._matcher.find(self._held)
         end = len(self._held) if match is None else match[0]
         n_held = 0 if self._matcher is None or match is not None else self._matcher.n_held(self._held)
         if self._bans is not None:
-            scan = self._bans.scan(self._held[:end])
+            scan = self._bans.scan(self._held[:end], self._last_sent)
             if scan.found is not None:
                 self.n_banned = self._count_from(self._n_sent + scan.found)
                 return Delta("", [])
-            n_held = max(n_held, 0 if match is not None else scan.n_held)
+            n_held = max(n_held, scan.n_held, n_kept)
         if match is not None:
+            # Nothing follows that could make a phrase of what is there.
             self.stop = match[1]
-        return self._send(end - n_held)
+            return self._send(end)
+        safe = end - n_held
+        return self._send(safe if self._bans is None else self._whole_tokens(safe))
+
+    def _whole_tokens(self, n: int) -> int:
+        """How many of the first `n` held characters are the text of whole tokens."""
+        whole = 0
+        for pending in self._pending:
+            end = pending.end - self._n_sent
+            if end > n:
+                break
+            if pending.is_whole:
+                whole = end
+        return whole
 
     def _count_from(self, position: int) -> int:
         """Tokens from the end back to the one that holds the character at `position`."""
@@ -138,6 +161,7 @@ class Detokenizer(Generic[T]):
     def _send(self, n: int) -> Delta[T]:
         text, self._held = self._held[:n], self._held[n:]
         self._n_sent += n
+        self._last_sent = text[-1:] or self._last_sent
         items = []
         while self._pending and self._pending[0].end <= self._n_sent:
             items.append(self._pending.popleft().item)

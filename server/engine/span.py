@@ -75,10 +75,9 @@ class SpanGuard:
         self._states.append(self._checked(state, tokens))
 
     def rewind(self, n: int) -> None:
-        """The last `n` tokens were taken back. An ending that may not be said is not tried again."""
-        was_ending = self._states[-1].n_said is not None
+        """The last `n` tokens were taken back. An ending of which the first of them was is not tried again."""
         del self._states[-n:]
-        if was_ending:
+        if self.is_ending:
             self._states[-1] = _State(Stage.OVER, b"")
 
     def apply(self, row: Row) -> None:

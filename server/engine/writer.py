@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from server.engine.backend import Constraint, Decoder, Vocabulary
-from server.engine.banned import BanGuard
+from server.engine.banned import GRAMMAR_WINDOW, BanGuard
 from server.engine.context_shift import ContextShift
 from server.engine.counters import Counters
 from server.engine.detokenizer import Delta
@@ -207,9 +207,14 @@ class Writer:
         piece = self._vocabulary.piece(token, special=is_shown)
         logprob = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
         start_s = self._clock()
-        delta = sequence.detokenizer.feed(piece, Sent(token, logprob))
+        delta = sequence.detokenizer.feed(piece, Sent(token, logprob), self._n_kept(sequence))
         self._trace.detokenize_s += self._clock() - start_s
         return delta
+
+    def _n_kept(self, sequence: Sequence) -> int:
+        """How many characters are held back for the case that a grammar leads to a banned phrase only."""
+        constraint = sequence.constraint
+        return 0 if sequence.guard is None or constraint is None or constraint.is_free else GRAMMAR_WINDOW
 
     def _force(self, sequence: Sequence, said: Said) -> FinishReason | None:
         """Take the tokens about which the grammar leaves no choice: they are computed together, as a prompt is.
@@ -250,30 +255,38 @@ class Writer:
     # --- banned phrases ---------------------------------------------------------------------------------------------
 
     def _guard(self, sequence: Sequence, guard: BanGuard) -> bool:
-        """Take a banned phrase back, if the last token completed one; False when it did.
-
-        The token that began the phrase is banned at its position alone. Where so many were tried already that the
-        way must be wrong, the token before goes too, as long as it was not sent.
-        """
+        """Take a banned phrase back, if the last token completed one; False when it did. See `BanGuard`."""
         assert sequence.sampler is not None
         detokenizer = sequence.detokenizer
         n = detokenizer.n_banned
         if n == 0:
             sequence.sampler.keep(detokenizer.n_pending)
             guard.forget(sequence.n_generated - detokenizer.n_pending)
-            return True
-        if guard.is_dead_end(sequence.n_generated - n) and detokenizer.n_pending > n:
-            n += 1
-        self._rewind(sequence, guard, n)
+            if not guard.is_closed(lambda: self._held(sequence)):
+                return True
+        n_back = guard.n_back(max(n, 1), detokenizer.n_pending, sequence.n_generated)
+        self._rewind(sequence, guard, n_back, is_last=n_back == 1 and n <= 1)
         return False
 
+    def _held(self, sequence: Sequence) -> bytes:
+        """The bytes of the tokens that can still be taken back."""
+        held = sequence.tokens[len(sequence.tokens) - sequence.detokenizer.n_pending :]
+        return b"".join(self._vocabulary.piece(token, special=True) for token in held)
+
     def _widen_or_end(self, sequence: Sequence) -> Said:
-        """Every token is banned here: the one before was wrong, or, if it was sent, this is the end."""
+        """Every token is banned here: the search goes further back, or, where all before was sent, this is the end."""
         guard = sequence.guard
-        if guard is not None and sequence.detokenizer.n_pending and not guard.is_lost:
-            self._rewind(sequence, guard, 1)
+        if guard is None or guard.is_lost:
+            return self._end_lost(sequence)
+        if not guard.is_thorough and guard.search(sequence.n_generated):
+            # The logits are used up: they are computed once more.
+            self._cache.rewind(sequence)
             return Said()
-        return self._end_lost(sequence)
+        if not sequence.detokenizer.n_pending:
+            return self._end_lost(sequence)
+        guard.close(self._held(sequence))
+        self._rewind(sequence, guard, 1, is_last=True)
+        return Said()
 
     def _end_lost(self, sequence: Sequence) -> Said:
         """There is no way on."""
@@ -282,11 +295,11 @@ class Writer:
             raise InvalidRequest("no token is left that the constraint, the biases and the bans all allow")
         return Said(reason=FinishReason.STOP)
 
-    def _rewind(self, sequence: Sequence, guard: BanGuard, n: int) -> None:
+    def _rewind(self, sequence: Sequence, guard: BanGuard, n: int, *, is_last: bool) -> None:
         """Take back the last `n` tokens and ban the first of them where it stood."""
         assert sequence.sampler is not None
         position = len(sequence.tokens) - n
-        guard.ban(sequence.n_generated - n, sequence.tokens[position])
+        guard.ban(sequence.n_generated - n, sequence.tokens[position], is_last=is_last)
         del sequence.tokens[position:]
         sequence.detokenizer.rewind(n)
         sequence.sampler.rewind(n, sequence.said)
