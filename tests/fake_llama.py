@@ -43,6 +43,7 @@ import numpy as np
 import numpy.typing as npt
 
 from server.engine import process
+from server.engine.backend import Grammars, Vocabulary
 from server.engine.client import EngineClient
 from server.engine.embedding import Embedder, EmbedderParams
 from server.engine.engine import Engine
@@ -673,6 +674,8 @@ class Rig:
         pooling: Pooling = "mean",
         draft: FakeDraft | None = None,
         p_min: float = 0.0,
+        vocabulary: Vocabulary | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self.decoder = decoder
         self.vectors = FakeVectorDecoder(decoder)
@@ -691,8 +694,8 @@ class Rig:
         )
         self.engine = Engine(
             decoder,
-            FakeVocabulary(),
-            FakeGrammars(has_guesses=rules is not None and rules.max_draft > 0),
+            vocabulary or FakeVocabulary(),
+            grammars or FakeGrammars(has_guesses=rules is not None and rules.max_draft > 0),
             self.queue,
             self.scheduler,
             self.embedder,

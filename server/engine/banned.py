@@ -42,10 +42,24 @@ _PIECE_CHARACTERS = 1_000
 
 
 class Scan(NamedTuple):
-    """Where the first banned phrase begins, if one is there, and how many characters at the end must be held."""
+    """Where the first banned phrase begins, if one is there, and how many characters at the end must be held.
+
+    A negative place is one in text that was sent before: it was sent since what followed it was no phrase, and what
+    followed was taken back.
+    """
 
     found: int | None
     n_held: int
+
+
+class Context(NamedTuple):
+    """What of the text that was sent a phrase may begin in: the automaton's node behind it, and its end for regexes."""
+
+    node: int
+    tail: str
+
+
+NOTHING_SENT = Context(0, "")
 
 
 class PhraseAutomaton:
@@ -110,15 +124,20 @@ class PhraseAutomaton:
             node = self._fail[node]
         return self._next[node].get(character, 0)
 
-    def scan(self, text: str) -> Scan:
-        """Look through a text, built or not."""
+    def scan(self, text: str, node: int = 0) -> Scan:
+        """Look through a text that goes on from `node`, built or not."""
         self.build()
-        node = 0
         for end, character in enumerate(text, 1):
             node = self._step(node, character)
             if self._match[node]:
                 return Scan(end - self._match[node], 0)
         return Scan(None, self._depth[node])
+
+    def after(self, text: str, node: int = 0) -> int:
+        """The node behind a text without a phrase that goes on from `node`."""
+        for character in text:
+            node = self._step(node, character)
+        return node
 
 
 class Bans:
@@ -139,17 +158,18 @@ class Bans:
         if self._automaton is not None:
             self._automaton.build(_PIECE_CHARACTERS)
 
-    def scan(self, held: str, before: str = "") -> Scan:
-        """Look through text that was not sent yet. Phrases that begin in text sent before cannot be there.
-
-        `before` is the last character that was sent, for `^` and `\\b`; empty at the beginning of the text.
-        """
-        scan = Scan(None, 0) if self._automaton is None else self._automaton.scan(self._fold(held))
-        if not self._regexes:
-            return scan
-        starts = [start for regex in self._regexes if (start := _find(regex, held, before)) is not None]
+    def scan(self, held: str, context: Context = NOTHING_SENT) -> Scan:
+        """Look through text that was not sent yet, `context` being what was."""
+        scan = Scan(None, 0) if self._automaton is None else self._automaton.scan(self._fold(held), context.node)
+        n_held = min(len(held), max(scan.n_held, REGEX_WINDOW if self._regexes else 0))
+        starts = [start for regex in self._regexes if (start := _find(regex, held, context.tail)) is not None]
         starts += [] if scan.found is None else [scan.found]
-        return Scan(min(starts, default=None), max(scan.n_held, min(len(held), REGEX_WINDOW)))
+        return Scan(min(starts, default=None), n_held)
+
+    def after(self, sent: str, context: Context) -> Context:
+        """The context where `sent` was sent too."""
+        node = 0 if self._automaton is None else self._automaton.after(self._fold(sent), context.node)
+        return Context(node, (context.tail + sent)[-REGEX_WINDOW - 1 :] if self._regexes else "")
 
 
 @functools.lru_cache(maxsize=32)
@@ -175,18 +195,23 @@ def check_bans(phrases: tuple[str, ...], regexes: tuple[str, ...]) -> None:
 
 
 def fold(text: str) -> str:
-    """Lower case, character by character, so that positions stay: the few that would grow are left as they are."""
+    """Lower case, character by character, so that positions stay: the few that would grow are left as they are.
+
+    Of a whole text Python writes the same Greek letter in two ways, by where in the word it is.
+    """
     lowered = text.lower()
-    if len(lowered) == len(text):
+    if len(lowered) == len(text) and "\u03a3" not in text:
         return lowered
     return "".join(lower if len(lower := character.lower()) == 1 else character for character in text)
 
 
-def _find(regex: Any, held: str, before: str) -> int | None:
-    """Where the first match begins that is not empty."""
-    found = (match.start() for match in regex.finditer(before + held, len(before)) if match.group())
-    start = next(found, None)
-    return None if start is None else start - len(before)
+def _find(regex: Any, held: str, tail: str) -> int | None:
+    """Where the first match begins that reaches into `held`, which `tail` stands before."""
+    # One more character of the tail than a match may have: whether its beginning is that of a line or word.
+    matches = regex.finditer(tail + held, max(0, len(tail) - REGEX_WINDOW))
+    starts = (match.start() for match in matches if match.group() and match.end() > len(tail))
+    start = next(starts, None)
+    return None if start is None else start - len(tail)
 
 
 def _compile(regex: str, case_sensitive: bool) -> Any:

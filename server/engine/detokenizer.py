@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from server.engine.banned import Bans
+from server.engine.banned import NOTHING_SENT, Bans
 
 T = TypeVar("T")
 """Whatever travels beside a token (its id, its log-probability) until its text is sent."""
@@ -76,7 +76,7 @@ class Detokenizer(Generic[T]):
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self._n_sent = 0
-        self._last_sent = ""
+        self._context = NOTHING_SENT
         self._pending: deque[_Pending[T]] = deque()
         self.stop: str | None = None
         self.n_banned = 0
@@ -111,9 +111,9 @@ class Detokenizer(Generic[T]):
         """Send all but what may still become a stop string or a banned phrase; notice the one that is there."""
         match = None if self._matcher is None else self._matcher.find(self._held)
         end = len(self._held) if match is None else match[0]
-        n_held = 0 if self._matcher is None or match is not None else self._matcher.n_held(self._held)
+        n_held = 0 if match is not None else self._n_of_stop(self._held)
         if self._bans is not None:
-            scan = self._bans.scan(self._held[:end], self._last_sent)
+            scan = self._bans.scan(self._held[:end], self._context)
             if scan.found is not None:
                 self.n_banned = self._count_from(self._n_sent + scan.found)
                 return Delta("", [])
@@ -126,15 +126,17 @@ class Detokenizer(Generic[T]):
         return self._send(safe if self._bans is None else self._whole_tokens(safe))
 
     def _whole_tokens(self, n: int) -> int:
-        """How many of the first `n` held characters are the text of whole tokens."""
-        whole = 0
-        for pending in self._pending:
-            end = pending.end - self._n_sent
-            if end > n:
-                break
-            if pending.is_whole:
-                whole = end
-        return whole
+        """How many of the first `n` held characters are the text of whole tokens.
+
+        What follows them may be taken back, and something else follow: no stop string may have begun there.
+        """
+        ends = [pending.end - self._n_sent for pending in self._pending if pending.is_whole]
+        safe = (end for end in reversed(ends) if end <= n and not self._n_of_stop(self._held[:end]))
+        return next(safe, 0)
+
+    def _n_of_stop(self, text: str) -> int:
+        """Length of the end of `text` that may become a stop string."""
+        return 0 if self._matcher is None else self._matcher.n_held(text)
 
     def _count_from(self, position: int) -> int:
         """Tokens from the end back to the one that holds the character at `position`."""
@@ -161,7 +163,8 @@ class Detokenizer(Generic[T]):
     def _send(self, n: int) -> Delta[T]:
         text, self._held = self._held[:n], self._held[n:]
         self._n_sent += n
-        self._last_sent = text[-1:] or self._last_sent
+        if self._bans is not None:
+            self._context = self._bans.after(text, self._context)
         items = []
         while self._pending and self._pending[0].end <= self._n_sent:
             items.append(self._pending.popleft().item)
