@@ -30,8 +30,7 @@ import numpy as np
 from server.chat.validity import check_json, validator_of
 from server.errors import GgufdError, InvalidRequest
 from server.llama.grammar import MaskFiller, Matcher, build_tokenizer, check_grammar, compile_grammar, mask_words
-from server.llama.model import Model
-from server.llama.params import ModelParams
+from server.llama.model import ModelFile
 from tests.vocabularies import demo_model
 
 _MAX_TOKENS = 400
@@ -107,11 +106,12 @@ class Walker:
     """Writes texts that a grammar allows, by random tokens of a real vocabulary that soon come to an end."""
 
     def __init__(self, path: str) -> None:
-        self.model = Model(ModelParams(path, vocab_only=True, n_gpu_layers=0))
-        self.tokenizer = build_tokenizer(self.model)
+        self.file = ModelFile(path)
+        self.vocabulary = self.file.vocabulary
+        self.tokenizer = build_tokenizer(self.vocabulary)
         self.filler = MaskFiller(1)
-        self.masks = np.zeros((1, mask_words(self.model.n_vocab)), np.uint32)
-        pieces = [self.model.piece(token, special=False) for token in range(self.model.n_vocab)]
+        self.masks = np.zeros((1, mask_words(self.vocabulary.n_vocab)), np.uint32)
+        pieces = [self.vocabulary.piece(token, special=False) for token in range(self.vocabulary.n_vocab)]
         closes = re.compile(rb"[\"\]}0-9]$")
         self._closing = np.array([bool(closes.search(piece)) and len(piece) < 3 for piece in pieces])
 
@@ -125,13 +125,13 @@ class Walker:
             self.filler.fill([matcher], self.masks)
             figures.mask_ms.append(1000 * (time.thread_time() - began_s))
             token = self._choose(generator)
-            if token in self.model.eog_tokens:
+            if token in self.vocabulary.eog_tokens:
                 break
             assert matcher.accept(token), matcher.error
             tokens.append(token)
         if not matcher.is_accepting:
             return None
-        return b"".join(self.model.piece(token, special=False) for token in tokens).decode()
+        return b"".join(self.vocabulary.piece(token, special=False) for token in tokens).decode()
 
     def compiled(self, schema: str, figures: Figures) -> Matcher:
         began_s = time.thread_time()
@@ -140,7 +140,7 @@ class Walker:
         return matcher
 
     def _choose(self, generator: np.random.Generator) -> int:
-        bits = np.unpackbits(self.masks[0].view(np.uint8), bitorder="little", count=self.model.n_vocab)
+        bits = np.unpackbits(self.masks[0].view(np.uint8), bitorder="little", count=self.vocabulary.n_vocab)
         allowed = np.flatnonzero(bits)
         closing = allowed[self._closing[allowed]]
         best = closing if len(closing) and generator.random() < 0.7 else allowed
@@ -223,7 +223,7 @@ def by_suite(folder: Path, walker: Walker) -> Figures:
             continue
         figures.n_taken += 1
         text = json.dumps(value, ensure_ascii=False)
-        tokens = walker.model.tokenize(text, add_special=False, parse_special=False)
+        tokens = walker.vocabulary.tokenize(text, add_special=False, parse_special=False)
         if matcher.count_allowed(tokens) == len(tokens) and all(map(matcher.accept, tokens)) and matcher.is_accepting:
             figures.n_finished += 1
             if not is_valid:

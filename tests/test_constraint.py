@@ -22,7 +22,7 @@ from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
 from server.errors import EngineFailure, InvalidRequest, Unsupported
 from server.llama.context import Context
-from server.llama.model import Model
+from server.llama.model import Model, ModelFile
 from server.llama.params import ContextParams, ModelParams
 from tests.fake_llama import Collected, make_request, no_vectors
 from tests.tiny_bert import write_tiny_bert
@@ -43,14 +43,14 @@ def context(tiny_model: Path) -> Iterator[Context]:
 
 @pytest.fixture(scope="module")
 def grammars(context: Context) -> GrammarCompiler:
-    return GrammarCompiler(context.model)
+    return GrammarCompiler(context.model.vocabulary)
 
 
 def engine_over(context: Context, grammars: GrammarCompiler) -> Engine:
     for slot in range(context.n_slots):
         context.trim(slot, 0)
     scheduler = Scheduler(n_batch=64, n_ubatch=64, n_outputs_max=64, max_gap_ms=100.0)
-    return Engine(context, context.model, grammars, RequestQueue(10, 60.0), scheduler, no_vectors())
+    return Engine(context, context.model.vocabulary, grammars, RequestQueue(10, 60.0), scheduler, no_vectors())
 
 
 def run(context: Context, grammars: GrammarCompiler, *requests: Any) -> dict[int, Collected]:
@@ -312,10 +312,10 @@ def test_masks_are_not_waited_for_where_no_core_was_free_to_begin(grammars: Gram
 
 
 def test_a_vocabulary_that_no_grammar_can_read_fails_those_who_send_one_and_nobody_else(tmp_path: Path) -> None:
-    model = Model(ModelParams(str(write_tiny_bert(tmp_path / "m.gguf")), vocab_only=True))
-    compiler = GrammarCompiler(model)
+    file = ModelFile(str(write_tiny_bert(tmp_path / "m.gguf")))
+    compiler = GrammarCompiler(file.vocabulary)
     for _ in range(2):
         compiler.prepare()
         with pytest.raises(Unsupported, match="Nothing can be enforced with this model's vocabulary"):
             compiler.compile(DIGITS).constraint()
-    model.close()
+    file.close()

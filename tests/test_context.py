@@ -287,7 +287,9 @@ class RealRig:
         scheduler = Scheduler(
             n_batch=context.n_batch, n_ubatch=64, n_outputs_max=context.n_outputs_max, max_gap_ms=100.0
         )
-        self.engine = Engine(context, context.model, FakeGrammars(), RequestQueue(99, 60.0), scheduler, no_vectors())
+        self.engine = Engine(
+            context, context.model.vocabulary, FakeGrammars(), RequestQueue(99, 60.0), scheduler, no_vectors()
+        )
         self.tokens: dict[int, list[int]] = {}
 
     def step(self) -> None:

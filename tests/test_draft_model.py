@@ -20,7 +20,7 @@ from server.engine.messages import DraftConfig, DraftInfo, EngineConfig, Finish,
 from server.engine.offload import Device, Machine
 from server.errors import ConfigError, ModelError
 from server.llama.context import Context
-from server.llama.model import Model
+from server.llama.model import ModelFile
 from server.llama.params import ContextParams, ModelParams
 from server.planner import report, table
 from server.served import changed
@@ -232,9 +232,9 @@ class Said:
             EngineConfig(ModelParams(str(model)), context, rules=Rules(max_draft=15), draft=guesses), lambda _: None
         )
         self.ready, self.text = loaded.ready, ""
-        vocabulary = Model(ModelParams(str(model), vocab_only=True))
-        tokens = vocabulary.tokenize(prompt, add_special=True, parse_special=True)
-        vocabulary.close()
+        file = ModelFile(str(model))
+        tokens = file.vocabulary.tokenize(prompt, add_special=True, parse_special=True)
+        file.close()
         loaded.engine.add(make_request(1, tokens, **changes))
         self.finish: Finish | None = None
         while loaded.engine.has_work:

@@ -48,7 +48,7 @@ class Rig:
         self.model = Model(ModelParams(str(path), **(loaded or {})))
         numbers = {"n_ctx": 128, "n_threads": 1, "flash_attn": "off", "n_inputs": 3} | changes
         self.context = EmbeddingContext(self.model, EmbeddingParams(pooling=pooling, **numbers))
-        params = EmbedderParams(pooling, self.context.n_ctx, self.model.n_vocab, len(self.model.adapters))
+        params = EmbedderParams(pooling, self.context.n_ctx, self.model.vocabulary.n_vocab, len(self.model.adapters))
         self.embedder = Embedder(params, lambda: self.context)
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class Rig:
         self, sets: list[tuple[float, ...]], *, pause_s: float | None = None, norm: int = 2
     ) -> list[list[np.ndarray]]:
         """The vectors under each of these sets of adapters, asked for at once."""
-        inputs = [tuple(self.model.tokenize(text, add_special=True, parse_special=True)) for text in TEXTS]
+        inputs = [tuple(self.model.vocabulary.tokenize(text, add_special=True, parse_special=True)) for text in TEXTS]
         for number, scales in enumerate(sets):
             self.embedder.add(EmbedRequest(number, tuple(inputs), norm=norm, adapters=scales))
         found: dict[tuple[int, int], np.ndarray] = {}

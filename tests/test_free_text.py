@@ -52,13 +52,13 @@ def context() -> Iterator[Context]:
 
 @pytest.fixture(scope="module")
 def grammars(context: Context) -> GrammarCompiler:
-    return GrammarCompiler(context.model)
+    return GrammarCompiler(context.model.vocabulary)
 
 
 @pytest.fixture(scope="module")
 def token_of(context: Context) -> dict[bytes, int]:
     """The token of each piece."""
-    pieces = ((context.model.piece(token, special=False), token) for token in range(context.n_vocab))
+    pieces = ((context.model.vocabulary.piece(token, special=False), token) for token in range(context.n_vocab))
     return {piece: token for piece, token in pieces if piece}
 
 
@@ -104,7 +104,7 @@ def test_a_token_is_taken_exactly_where_the_mask_allows_it(
         token, rest = token_of[rest[:n]], rest[n:]
         if not _agree(context, held, free, token):
             return
-    for special in (*context.model.eog_tokens, token_of[b" the"], 7):
+    for special in (*context.model.vocabulary.eog_tokens, token_of[b" the"], 7):
         _agree(context, held.__class__(compiled, held.matcher.copy(), held._masks, is_free=False), free, special)
 
 
@@ -113,7 +113,7 @@ def _agree(context: Context, held: GrammarConstraint, free: GrammarConstraint, t
     row = np.zeros(context.n_vocab, np.float32)
     held.mask(row)
     is_allowed = bool(np.isfinite(row[token]))
-    if token in context.model.eog_tokens:
+    if token in context.model.vocabulary.eog_tokens:
         assert free.is_accepting == is_allowed
         return is_allowed
     if free.forced():
@@ -157,7 +157,7 @@ def run(context: Context, grammars: GrammarCompiler, *requests: Any) -> dict[int
 
 
 def tokens_of(context: Context, text: str) -> list[int]:
-    return context.model.tokenize(text, add_special=False, parse_special=True)
+    return context.model.vocabulary.tokenize(text, add_special=False, parse_special=True)
 
 
 ASKED = "<|im_start|>user\nTell me a story.<|im_end|>\n<|im_start|>assistant\n"

@@ -80,7 +80,9 @@ def served(path: Path) -> list[int]:
     """What the engine says to the prompt, greedily."""
     with opened(path) as context:
         scheduler = Scheduler(n_batch=context.n_batch, n_ubatch=64, n_outputs_max=64, max_gap_ms=1e6)
-        engine = Engine(context, context.model, FakeGrammars(), RequestQueue(9, 60.0), scheduler, no_vectors())
+        engine = Engine(
+            context, context.model.vocabulary, FakeGrammars(), RequestQueue(9, 60.0), scheduler, no_vectors()
+        )
         engine.add(make_request(1, PROMPT, max_tokens=N_TOKENS, ignore_eos=True))
         tokens: list[int] = []
         while engine.has_work:

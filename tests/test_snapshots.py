@@ -181,7 +181,7 @@ def serve(context: Context, *requests: EngineRequest, cache_ram_bytes: int) -> l
     scheduler = Scheduler(n_batch=context.n_batch, n_ubatch=64, n_outputs_max=64, max_gap_ms=1e6)
     rules = Rules(cache_ram_bytes=cache_ram_bytes)
     queue = RequestQueue(9, 60.0)
-    engine = Engine(context, context.model, FakeGrammars(), queue, scheduler, no_vectors(), rules=rules)
+    engine = Engine(context, context.model.vocabulary, FakeGrammars(), queue, scheduler, no_vectors(), rules=rules)
     found = []
     for request in requests:
         engine.add(request)

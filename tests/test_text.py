@@ -22,26 +22,21 @@ from server.chat.tools.families import BY_NAME
 from server.chat.tools.json_calls import JsonCalls
 from server.errors import InvalidRequest, ModelError, Unsupported
 from server.llama.grammar import MaskFiller, Matcher, build_tokenizer, compile_grammar, mask_words
-from server.llama.model import Model
-from server.llama.params import ModelParams
+from server.llama.model import ModelFile
 from tests.vocabularies import demo_model, vocabulary
 
 _TEXT = "Hello  wörld, 你好 🙂\n\tok"
 
 
-def vocab(path: str) -> Model:
-    return Model(ModelParams(path=path, vocab_only=True))
-
-
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Model]:
-    model = vocab(demo_model())
+def demo() -> Iterator[ModelFile]:
+    model = ModelFile(demo_model())
     yield model
     model.close()
 
 
 @pytest.fixture(scope="module")
-def text_model(demo: Model) -> TextModel:
+def text_model(demo: ModelFile) -> TextModel:
     return TextModel(demo)
 
 
@@ -76,7 +71,7 @@ def test_a_begun_answer_ends_the_prompt(text_model: TextModel) -> None:
     assert rendered.tokens[-1] not in (text_model.info.eos_token, 2)
 
 
-def test_facts(text_model: TextModel, demo: Model) -> None:
+def test_facts(text_model: TextModel, demo: ModelFile) -> None:
     info = text_model.info
     assert info.chat_template == demo.chat_template
     assert (info.n_vocab, info.bos_piece, info.eos_piece) == (49152, "<|im_start|>", "<|im_end|>")
@@ -104,7 +99,7 @@ _DEMO: list[TextModel] = []
 
 def _cached_demo() -> TextModel:
     if not _DEMO:
-        _DEMO.append(TextModel(vocab(demo_model())))
+        _DEMO.append(TextModel(ModelFile(demo_model())))
     return _DEMO[0]
 
 
@@ -132,7 +127,7 @@ def test_infill(text_model: TextModel) -> None:
 # --- templates that are replaced, missing or broken -------------------------------------------------------------
 
 
-def test_a_replacing_template(demo: Model) -> None:
+def test_a_replacing_template(demo: ModelFile) -> None:
     model = TextModel(demo, "{% for m in messages %}({{ m.content }}){% endfor %}")
     assert model.render(chat(("user", "Hi"))).text == "(Hi)"
     assert model.info.chat_template.startswith("{% for")
@@ -140,10 +135,10 @@ def test_a_replacing_template(demo: Model) -> None:
         TextModel(demo, "{% for %}")
 
 
-class _Without(Model):
+class _Without(ModelFile):
     """The demo model as if its file had another template."""
 
-    def __init__(self, model: Model, template: str | None) -> None:
+    def __init__(self, model: ModelFile, template: str | None) -> None:
         self.__dict__.update(model.__dict__)
         self._template = template
 
@@ -152,7 +147,7 @@ class _Without(Model):
         return self._template
 
 
-def test_a_file_without_a_template_is_rendered_as_chatml(demo: Model) -> None:
+def test_a_file_without_a_template_is_rendered_as_chatml(demo: ModelFile) -> None:
     model = TextModel(_Without(demo, None))
     rendered = model.render(chat(("user", "Hi")))
     assert rendered.is_fallback
@@ -160,7 +155,7 @@ def test_a_file_without_a_template_is_rendered_as_chatml(demo: Model) -> None:
     assert (model.info.chat_template, model.info.is_fallback) == ("", True)
 
 
-def test_a_file_with_a_broken_template_still_tokenizes(demo: Model) -> None:
+def test_a_file_with_a_broken_template_still_tokenizes(demo: ModelFile) -> None:
     model = TextModel(_Without(demo, "x\n{% broken"))
     assert model.encode("a")
     assert "line 2" in (model.info.template_error or "")
@@ -173,14 +168,14 @@ def test_a_file_with_a_broken_template_still_tokenizes(demo: Model) -> None:
 
 @pytest.mark.parametrize("name", ["llama-spm", "llama-bpe", "phi-3", "gemma-4", "command-r"])
 def test_bos_is_never_doubled(name: str) -> None:
-    model = vocab(vocabulary(name))
+    model = ModelFile(vocabulary(name))
     text_model = TextModel(model, "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}")
     without = TextModel(model, "{% for m in messages %}{{ m.content }}{% endfor %}")
     prompt = chat(("user", "Hello"))
-    assert model.adds_bos
+    assert model.vocabulary.adds_bos
     tokens = list(text_model.render(prompt).tokens)
-    assert tokens[:1] == [model.bos]
-    assert tokens.count(model.bos or -1) == 1
+    assert tokens[:1] == [model.vocabulary.bos]
+    assert tokens.count(model.vocabulary.bos or -1) == 1
     assert list(without.render(prompt).tokens) == tokens
     assert text_model.encode("Hello") == tokens
     assert text_model.encode(text_model.info.bos_piece + "Hello") == tokens
@@ -190,23 +185,23 @@ def test_bos_is_never_doubled(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "deepseek-llm", "falcon", "gpt-2", "starcoder", "command-r"])
 def test_real_vocabularies_give_text_back(name: str) -> None:
-    model = vocab(vocabulary(name))
+    model = ModelFile(vocabulary(name))
     text_model = TextModel(model)
     tokens = text_model.encode(_TEXT, add_special=False)
     assert text_model.decode(tokens) == _TEXT
-    assert text_model.info.n_vocab == model.n_vocab
+    assert text_model.info.n_vocab == model.vocabulary.n_vocab
     model.close()
 
 
 @pytest.mark.parametrize("name", ["starcoder", "refact", "qwen2", "deepseek-coder"])
 def test_infill_of_models_that_have_it(name: str) -> None:
-    model = vocab(vocabulary(name))
+    model = ModelFile(vocabulary(name))
     text_model = TextModel(model)
-    if model.infill_tokens is None:
+    if model.vocabulary.infill_tokens is None:
         with pytest.raises(Unsupported):
             text_model.encode_infill("a", "b")
     else:
-        prefix, suffix, middle = model.infill_tokens
+        prefix, suffix, middle = model.vocabulary.infill_tokens
         tokens = text_model.encode_infill("def f():", "return")
         assert tokens[-1] == middle
         assert prefix in tokens[:2]
@@ -217,11 +212,11 @@ def test_infill_of_models_that_have_it(name: str) -> None:
 # --- grammars over a real vocabulary ------------------------------------------------------------------------------
 
 
-def test_a_grammar_over_the_demo_vocabulary_ends_with_every_end_token(demo: Model, text_model: TextModel) -> None:
-    tokenizer = build_tokenizer(demo)
-    assert set(tokenizer.eos_tokens) == set(demo.eog_tokens)
+def test_a_grammar_over_the_demo_vocabulary_ends_with_every_end_token(demo: ModelFile, text_model: TextModel) -> None:
+    tokenizer = build_tokenizer(demo.vocabulary)
+    assert set(tokenizer.eos_tokens) == set(demo.vocabulary.eog_tokens)
     matcher = Matcher(tokenizer, compile_grammar("gbnf", 'root ::= "yes" | "no"'))
-    masks = np.zeros((1, mask_words(demo.n_vocab)), dtype=np.uint32)
+    masks = np.zeros((1, mask_words(demo.vocabulary.n_vocab)), dtype=np.uint32)
     filler = MaskFiller(1)
     for token in text_model.encode("yes", add_special=False):
         filler.fill([matcher], masks)
@@ -230,7 +225,7 @@ def test_a_grammar_over_the_demo_vocabulary_ends_with_every_end_token(demo: Mode
     assert matcher.is_accepting
     filler.fill([matcher], masks)
     allowed = np.flatnonzero(np.unpackbits(masks[0].view(np.uint8), bitorder="little"))
-    assert set(map(int, allowed)) == set(demo.eog_tokens)
+    assert set(map(int, allowed)) == set(demo.vocabulary.eog_tokens)
 
 
 def test_grammar_checks(text_model: TextModel) -> None:
@@ -267,7 +262,7 @@ def asked(mode: ToolMode) -> ChatPrompt:
 
 @pytest.mark.parametrize("end", ["", "<think>\n", "{# <think> #}"])
 @pytest.mark.parametrize("name", sorted(BY_NAME))
-def test_every_format_can_be_held_with_and_without_thoughts(demo: Model, name: str, end: str) -> None:
+def test_every_format_can_be_held_with_and_without_thoughts(demo: ModelFile, name: str, end: str) -> None:
     text_model = _text_model(demo, CHATML + end, name)
     for mode in (ToolMode.AUTO, ToolMode.REQUIRED):
         rendered = text_model.render(asked(mode))
@@ -278,7 +273,7 @@ def test_every_format_can_be_held_with_and_without_thoughts(demo: Model, name: s
             text_model.check_grammar("json_schema", '{"type": "object"}', rendered.frame)
 
 
-def _text_model(model: Model, template: str, tool_format: str) -> TextModel:
+def _text_model(model: ModelFile, template: str, tool_format: str) -> TextModel:
     """One whose tokenizer for grammars is made once for all."""
     made = TextModel(model, template, tool_format)
     made.__dict__["_grammar_tokenizer"] = _grammar_tokenizer(model)
@@ -286,12 +281,12 @@ def _text_model(model: Model, template: str, tool_format: str) -> TextModel:
 
 
 @functools.cache
-def _grammar_tokenizer(model: Model) -> Any:
-    return build_tokenizer(model)
+def _grammar_tokenizer(model: ModelFile) -> Any:
+    return build_tokenizer(model.vocabulary)
 
 
 @pytest.mark.parametrize("name", ["hermes", "qwen3-coder", "pythonic", "gemma-4"])
-def test_of_a_schema_that_cannot_be_held_the_rest_is(demo: Model, name: str) -> None:
+def test_of_a_schema_that_cannot_be_held_the_rest_is(demo: ModelFile, name: str) -> None:
     text_model = _text_model(demo, CHATML, name)
     properties = {"place": {"enum": ["up"]}, "tags": {"type": "array", "uniqueItems": True}}
     parameters = {"type": "object", "properties": properties, "required": ["place", "tags"]}
@@ -309,7 +304,7 @@ def test_of_a_schema_that_cannot_be_held_the_rest_is(demo: Model, name: str) -> 
 
 
 def test_marks_that_are_special_tokens_are_written_out_and_held_as_such(
-    demo: Model, monkeypatch: pytest.MonkeyPatch
+    demo: ModelFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The demo model has no marks for calls, so two others of its special tokens play them."""
     form = JsonCalls(name="special", signs=(), opening="<issue_start>", closing="<issue_closed>")
@@ -331,7 +326,7 @@ def test_marks_that_are_special_tokens_are_written_out_and_held_as_such(
     assert (made.name, made.arguments) == ("look", '{"place": "up"}')
 
 
-def test_marks_with_a_special_token_inside_are_held_too(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_with_a_special_token_inside_are_held_too(demo: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
     """As DeepSeek's are; a special token of the demo model plays the one in them."""
     original = BY_NAME["deepseek-v4"]
     marks = {

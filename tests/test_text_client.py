@@ -45,7 +45,7 @@ HUGE = (
 
 
 def params(template: str | None = None, path: str | None = None) -> TextParams:
-    return TextParams(ModelParams(path=path or demo_model(), vocab_only=True), template)
+    return TextParams(ModelParams(path=path or demo_model()), template)
 
 
 def said(text: str) -> ChatPrompt:

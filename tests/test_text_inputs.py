@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.chat.text import TextModel
-from server.llama.model import Model
-from server.llama.params import ModelParams
+from server.llama.model import ModelFile
 from tests.tiny_bert import CLS, SEP, write_tiny_bert
 from tests.tiny_model import quiet_llama
 from tests.vocabularies import demo_model, vocabulary
@@ -18,7 +17,7 @@ from tests.vocabularies import demo_model, vocabulary
 
 def text_of(path: str | Path) -> TextModel:
     quiet_llama()
-    return TextModel(Model(ModelParams(path=str(path), vocab_only=True)))
+    return TextModel(ModelFile(str(path)))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ class TestPairs:
         assert second == [CLS, *inside[0], SEP, *inside[2], SEP]
 
     def test_a_template_of_the_file_goes_before(self, bert: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Model, "rerank_template", "q: {query} d: {document}")
+        monkeypatch.setattr(ModelFile, "rerank_template", "q: {query} d: {document}")
         (pair,) = bert.encode_pairs("a {document}", ["b"])
         assert pair == bert.encode("q: a {document} d: b", add_special=False)
 

@@ -20,9 +20,9 @@ from server.chat.validity import check_json, validator_of
 from server.engine.messages import SpanLimit
 from server.errors import InvalidRequest, ModelError, Unsupported
 from server.llama.grammar import build_tokenizer, check_grammar
-from server.llama.model import Model
-from server.llama.params import ModelParams
+from server.llama.model import ModelFile
 from server.llama.schema import prepared
+from server.llama.vocabulary import ModelVocabulary
 
 _SPECIAL_TOKENS = {
     "unk_token": "tokenizer.ggml.unknown_token_id",
@@ -38,11 +38,13 @@ class TextModel:
     Raises ModelError when there is no vocabulary, or when the template that replaces the file's is no Jinja.
     """
 
-    def __init__(self, model: Model, chat_template: str | None = None, tool_format: str | None = None) -> None:
-        if not model.has_vocab:
-            raise ModelError(f"{model.params.path} carries no tokenizer; a model with one is needed.")
-        _check_vocabulary(model)
-        self._model = model
+    def __init__(self, file: ModelFile, chat_template: str | None = None, tool_format: str | None = None) -> None:
+        vocabulary = file.vocabulary
+        if not vocabulary.has_tokenizer:
+            raise ModelError(f"{file.path} carries no tokenizer; a model with one is needed.")
+        _check_vocabulary(vocabulary, file.path)
+        self._file = file
+        self._vocabulary = vocabulary
         self._is_fallback = False
         self._template_error: str | None = None
         self._renderer = self._make_renderer(chat_template)
@@ -65,10 +67,10 @@ class TextModel:
         tokens = self._tokenize(text, add_special, parse_special)
         if not add_special:
             return tokens
-        bos, eos = self._model.bos, self._model.eos
-        if self._model.adds_bos and bos is not None and tokens[:2] == [bos, bos]:
+        bos, eos = self._vocabulary.bos, self._vocabulary.eos
+        if self._vocabulary.adds_bos and bos is not None and tokens[:2] == [bos, bos]:
             del tokens[0]
-        if self._model.adds_eos and tokens and tokens[-1] == eos:
+        if self._vocabulary.adds_eos and tokens and tokens[-1] == eos:
             del tokens[-1]
         return tokens
 
@@ -89,17 +91,18 @@ class TextModel:
     def _closing(self) -> list[int]:
         """What the model puts behind every text: EOS or SEP, mostly nothing."""
         around = self._tokenize("", True, False)
-        return around[1:] if self._model.adds_bos else around
+        return around[1:] if self._vocabulary.adds_bos else around
 
     def encode_pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
         """Token ids of a query and each document, as a reranker reads them: the file's template, else BERT's pairs."""
-        template = self._model.rerank_template
+        template = self._file.rerank_template
         if template is not None:
             return [self._tokenize(_filled(template, query, one), False, True) for one in documents]
-        bos, end = self._model.bos, self._model.eos if self._model.eos is not None else self._model.sep
-        before = [bos] if self._model.adds_bos and bos is not None else []
-        after = [end] if self._model.adds_eos and end is not None else []
-        between = [self._model.sep] if self._model.adds_sep and self._model.sep is not None else []
+        words = self._vocabulary
+        bos, end = words.bos, words.eos if words.eos is not None else words.sep
+        before = [bos] if words.adds_bos and bos is not None else []
+        after = [end] if words.adds_eos and end is not None else []
+        between = [words.sep] if words.adds_sep and words.sep is not None else []
         head = [*before, *self._tokenize(query, False, False), *after, *between]
         return [[*head, *self._tokenize(one, False, False), *after] for one in documents]
 
@@ -113,7 +116,7 @@ class TextModel:
 
         Raises Unsupported when the model has no infill tokens.
         """
-        marks = self._model.infill_tokens
+        marks = self._vocabulary.infill_tokens
         if marks is None:
             raise Unsupported("This model has no infill tokens, so it cannot fill in before a suffix.", param="suffix")
         before, after, middle = marks
@@ -130,7 +133,7 @@ class TextModel:
         """Other files as models know them that were trained on whole repositories; for the rest with a plain line."""
         if not files:
             return []
-        repository, mark = self._model.repository_tokens
+        repository, mark = self._vocabulary.repository_tokens
         tokens = [repository, *self._tokenize("repository\n", False, False)] if repository is not None else []
         for name, text in files:
             if mark is None:
@@ -148,13 +151,13 @@ class TextModel:
 
     def pieces(self, tokens: Sequence[int]) -> list[bytes]:
         """The bytes of each token. Raises InvalidRequest for an id that is not in the vocabulary."""
-        n_vocab = self._model.n_vocab
+        n_vocab = self._vocabulary.n_vocab
         for token in tokens:
             if not 0 <= token < n_vocab:
                 raise InvalidRequest(
                     f"{token} is no token of this model; ids go from 0 to {n_vocab - 1}.", param="tokens"
                 )
-        return [self._model.piece(token, special=True) for token in tokens]
+        return [self._vocabulary.piece(token, special=True) for token in tokens]
 
     def render(self, chat: ChatPrompt) -> RenderedChat:
         """The prompt of a conversation. Raises InvalidRequest when the template refuses it whatever is repaired."""
@@ -211,7 +214,7 @@ class TextModel:
         """The special tokens in a text, and what stands between them."""
         parts: list[int | str] = []
         for token in self._tokenize(text, False, True):
-            if not self._model.is_special(token):
+            if not self._vocabulary.is_special(token):
                 continue
             before, mark, after = text.partition(self._piece(token))
             if mark:
@@ -221,24 +224,24 @@ class TextModel:
 
     @cached_property
     def _grammar_tokenizer(self) -> Any:
-        return build_tokenizer(self._model)
+        return build_tokenizer(self._vocabulary)
 
     def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         try:
-            return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+            return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
         except UnicodeEncodeError:
             raise InvalidRequest("The text is no valid Unicode: it has a lone surrogate.") from None
         except ValueError as error:
             raise InvalidRequest(f"The text could not be processed: {error}.") from None
 
     def _with_bos(self, tokens: list[int]) -> list[int]:
-        bos = self._model.bos
-        if not self._model.adds_bos or bos is None or tokens[:1] == [bos]:
+        bos = self._vocabulary.bos
+        if not self._vocabulary.adds_bos or bos is None or tokens[:1] == [bos]:
             return tokens
         return [bos, *tokens]
 
     def _make_renderer(self, replacement: str | None) -> ChatRenderer:
-        source = replacement if replacement is not None else self._model.chat_template
+        source = replacement if replacement is not None else self._file.chat_template
         if source is None or not source.strip():
             self._is_fallback = True
             source = CHATML
@@ -253,43 +256,43 @@ class TextModel:
         return ChatRenderer(template, self._template_variables())
 
     def _template_variables(self) -> dict[str, str]:
-        variables = {"bos_token": self._piece(self._model.bos), "eos_token": self._piece(self._model.eos)}
+        variables = {"bos_token": self._piece(self._vocabulary.bos), "eos_token": self._piece(self._vocabulary.eos)}
         for name, key in _SPECIAL_TOKENS.items():
-            token = self._model.metadata.get(key, "")
-            if token.isdecimal() and int(token) < self._model.n_vocab:
+            token = self._file.metadata.get(key, "")
+            if token.isdecimal() and int(token) < self._vocabulary.n_vocab:
                 variables[name] = self._piece(int(token))
         return variables
 
     def _piece(self, token: int | None) -> str:
-        return "" if token is None else self._model.piece(token, special=True).decode("utf-8", "replace")
+        return "" if token is None else self._vocabulary.piece(token, special=True).decode("utf-8", "replace")
 
     def _describe(self, replacement: str | None) -> TextInfo:
-        model = self._model
-        source = replacement if replacement is not None else model.chat_template
+        vocabulary = self._vocabulary
+        source = replacement if replacement is not None else self._file.chat_template
         return TextInfo(
             chat_template="" if self._is_fallback else source or "",
             is_fallback=self._is_fallback,
             template_error=self._template_error,
             template_needs=needed(self._renderer),
-            bos_token=model.bos,
-            eos_token=model.eos,
-            bos_piece=self._piece(model.bos),
-            eos_piece=self._piece(model.eos),
-            n_vocab=model.n_vocab,
-            adds_bos=model.adds_bos,
-            has_infill=model.infill_tokens is not None,
+            bos_token=vocabulary.bos,
+            eos_token=vocabulary.eos,
+            bos_piece=self._piece(vocabulary.bos),
+            eos_piece=self._piece(vocabulary.eos),
+            n_vocab=vocabulary.n_vocab,
+            adds_bos=vocabulary.adds_bos,
+            has_infill=vocabulary.infill_tokens is not None,
             tool_format=self._planner.tool_format.name,
             has_thinking=self._planner.thinking is not None,
             tells_time=self._renderer.tells_time,
         )
 
 
-def _check_vocabulary(model: Model) -> None:
+def _check_vocabulary(vocabulary: ModelVocabulary, path: str) -> None:
     """A vocabulary that lacks a token which its tokenizer needs fails now, in C too, and not at every text."""
     try:
-        model.tokenize("Hello", add_special=True, parse_special=True)
+        vocabulary.tokenize("Hello", add_special=True, parse_special=True)
     except ValueError:
-        raise ModelError(f"{model.params.path}: its vocabulary encodes no text; convert the model again") from None
+        raise ModelError(f"{path}: its vocabulary encodes no text; convert the model again") from None
 
 
 def _filled(template: str, query: str, document: str) -> str:
@@ -304,6 +307,4 @@ def _last(tokens: list[int], n: int) -> list[int]:
 
 def load(params: TextParams) -> TextModel:
     """The text model of a file; weights stay on disk, whatever the parameters say of them. Raises ModelError."""
-    return TextModel(
-        Model(ModelParams(params.model.path, vocab_only=True, n_gpu_layers=0)), params.chat_template, params.tool_format
-    )
+    return TextModel(ModelFile(params.model.path), params.chat_template, params.tool_format)

@@ -93,7 +93,7 @@ class VectorDecoder(Protocol):
 
 
 class Vocabulary(Protocol):
-    """Pieces and special tokens. See `llama.model.Model`."""
+    """Pieces and special tokens. See `llama.vocabulary.ModelVocabulary`."""
 
     @property
     def eog_tokens(self) -> frozenset[int]: ...

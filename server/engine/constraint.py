@@ -27,7 +27,7 @@ from server.engine.messages import Grammar
 from server.engine.sampling import Row
 from server.errors import EngineFailure, InvalidRequest
 from server.llama.grammar import MaskFiller, Matcher, build_tokenizer, compile_grammar, mask_words
-from server.llama.model import Model
+from server.llama.vocabulary import ModelVocabulary
 
 _MAX_KEPT = 32
 _MAX_KEPT_CHARS = 2 * 1024 * 1024
@@ -184,8 +184,8 @@ class CompiledGrammar:
 class GrammarCompiler:
     """Compiles the grammars of one model, each once as long as it is kept; the one used last is kept longest."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, vocabulary: ModelVocabulary) -> None:
+        self._vocabulary = vocabulary
         self._tokenizer: Any = None
         self._is_hopeless = False
         self._masks: Masks | None = None
@@ -218,7 +218,7 @@ class GrammarCompiler:
 
     def _have_masks(self) -> Masks:
         if self._masks is None:
-            self._masks = Masks(self._model.n_vocab)
+            self._masks = Masks(self._vocabulary.n_vocab)
         return self._masks
 
     def _keep(self, grammar: Grammar, compiled: CompiledGrammar) -> None:
@@ -232,11 +232,11 @@ class GrammarCompiler:
         """On the thread. The first mask is the dearest, and copies share what it needs: computed here too."""
         kind = grammar.kind.value
         matcher = Matcher(self._have_tokenizer(), compile_grammar(kind, grammar.text, grammar.frame), kind=kind)
-        return _Start(matcher, _is_free(matcher.check_start(), self._model.n_vocab))
+        return _Start(matcher, _is_free(matcher.check_start(), self._vocabulary.n_vocab))
 
     def _have_tokenizer(self) -> Any:
         if self._tokenizer is None:
-            self._tokenizer = build_tokenizer(self._model)
+            self._tokenizer = build_tokenizer(self._vocabulary)
         return self._tokenizer
 
 

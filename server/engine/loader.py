@@ -45,6 +45,7 @@ from server.llama.model import Model
 from server.llama.params import SHORT_TEXT, VECTOR_N_CTX, ContextParams, EmbeddingParams, FlashAttention, ModelParams
 from server.llama.placing import check_gpus, check_overrides, refuse_cpu
 from server.llama.shape import Shape
+from server.llama.vocabulary import ModelVocabulary
 
 _DEFAULT_N_CTX = 8192
 _MIN_N_CTX = 512
@@ -271,7 +272,9 @@ def _embedder(config: EngineConfig, model: Model, params: EmbeddingParams, log: 
         log.tell(f"the context for embeddings takes {(log.memory_bytes - before) >> 20} MiB")
         return context
 
-    known = EmbedderParams(params.pooling, params.n_ctx, model.n_vocab, len(model.adapters), config.max_queue_wait_s)
+    known = EmbedderParams(
+        params.pooling, params.n_ctx, model.vocabulary.n_vocab, len(model.adapters), config.max_queue_wait_s
+    )
     return Embedder(known, make, Accounts(config.prompt_cost))
 
 
@@ -385,8 +388,8 @@ def _engine(config: EngineConfig, model: Model, context: Context, embedder: Embe
     max_draft = min(config.rules.max_draft, context.n_outputs_max - 1, context.n_batch - 1)
     return Engine(
         context,
-        model,
-        GrammarCompiler(model),
+        model.vocabulary,
+        GrammarCompiler(model.vocabulary),
         queue,
         scheduler,
         embedder,
@@ -395,7 +398,7 @@ def _engine(config: EngineConfig, model: Model, context: Context, embedder: Embe
 
 
 def _refuse_unservable(model: Model) -> None:
-    if not model.has_vocab:
+    if not model.vocabulary.has_tokenizer:
         raise ModelError(f"{model.params.path} has no tokenizer, so no text can be served with it")
     if model.has_encoder or not model.has_decoder:
         raise ModelError(
@@ -463,7 +466,7 @@ def _progress(report: Report) -> Callable[[float], bool]:
 
 
 def _info(model: Model) -> ModelInfo:
-    metadata = model.metadata
+    metadata, vocabulary = model.metadata, model.vocabulary
     return ModelInfo(
         name=metadata.get("general.name") or Path(model.params.path).stem,
         path=model.params.path,
@@ -472,16 +475,16 @@ def _info(model: Model) -> ModelInfo:
         ftype=model.ftype,
         n_params=model.n_params,
         size_bytes=model.size_bytes,
-        n_vocab=model.n_vocab,
+        n_vocab=vocabulary.n_vocab,
         n_ctx_train=model.n_ctx_train,
         n_embd=model.n_embd,
         n_layer=model.n_layer,
         chat_template=model.chat_template,
-        bos_piece=_piece_text(model, model.bos),
-        eos_piece=_piece_text(model, model.eos),
+        bos_piece=_piece_text(vocabulary, vocabulary.bos),
+        eos_piece=_piece_text(vocabulary, vocabulary.eos),
         metadata={key: value for key, value in metadata.items() if key != "tokenizer.chat_template"}
         | {key: _as_llama_writes(value) for key, value in model.params.metadata},
-        vocab_type=model.vocab_type,
+        vocab_type=vocabulary.vocab_type,
     )
 
 
@@ -489,8 +492,8 @@ def _as_llama_writes(value: Scalar) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _piece_text(model: Model, token: int | None) -> str:
-    return "" if token is None else model.piece(token, special=True).decode("utf-8", "replace")
+def _piece_text(vocabulary: ModelVocabulary, token: int | None) -> str:
+    return "" if token is None else vocabulary.piece(token, special=True).decode("utf-8", "replace")
 
 
 class _LoadLog:

@@ -59,7 +59,7 @@ class Context:
             raise ModelError(f"llama.cpp could not make a context of {params.n_slots} slots x {params.n_ctx} tokens")
         self.n_ctx = int(llama_cpp.llama_n_ctx_seq(self.handle))
         self.n_batch = int(llama_cpp.llama_n_batch(self.handle))
-        self.n_vocab = model.n_vocab
+        self.n_vocab = model.vocabulary.n_vocab
         self.n_threads = int(llama_cpp.llama_n_threads(self.handle))
         self._n_threads_now: int | None = None
         self._memory = llama_cpp.llama_get_memory(self.handle)
@@ -201,7 +201,7 @@ class Context:
 
     def new_chain(self, params: ChainParams, seed: int, said: Sequence[int], *, can_rewind: bool) -> SamplerChain:
         """llama.cpp's sampler chain over this context's logits; `said` is the prompt."""
-        chain = SamplerChain(self.model, self.handle, params, seed=seed, n_ctx=self.n_ctx, said=said)
+        chain = SamplerChain(self.model.vocabulary, self.handle, params, seed=seed, n_ctx=self.n_ctx, said=said)
         if can_rewind:
             chain.keep_history()
         return chain

@@ -32,7 +32,7 @@ class EmbeddingContext:
         self.n_ctx = params.n_ctx
         self.n_inputs = params.n_inputs
         self.can_split = model.is_causal
-        self.n_batch = params.n_batch(model.n_vocab, is_causal=model.is_causal)
+        self.n_batch = params.n_batch(model.vocabulary.n_vocab, is_causal=model.is_causal)
         self._is_ranking = params.pooling == "rank"
         self._width = model.n_scores if self._is_ranking else model.n_embd_out
         self.handle = llama_cpp.llama_init_from_model(model.handle, _native_params(params, self.n_batch))

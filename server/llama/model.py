@@ -1,7 +1,6 @@
-"""One GGUF model: its weights or only its vocabulary, tokenizing, pieces and metadata.
+"""One GGUF model as llama.cpp loads it: opened for its vocabulary and metadata alone, or with its weights.
 
-Holds no context and no policy. Whoever calls `tokenize` with a stranger's text does so in a process that may die:
-some tokenizers of llama.cpp overflow their stack on long unbroken runs.
+Holds no context and no policy.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from server.errors import ModelError
 from server.llama.adapters import Adapters
 from server.llama.overrides import native_metadata, native_overrides
 from server.llama.params import ModelParams, Pooling
+from server.llama.vocabulary import ModelVocabulary
 
 _SPLIT_MODES = {
     "none": llama_cpp.LLAMA_SPLIT_MODE_NONE,
@@ -27,154 +27,36 @@ _SPLIT_MODES = {
 _POOLINGS: dict[str, Pooling] = {"1": "mean", "2": "cls", "3": "last", "4": "rank"}
 _ALL_LAYERS = -1
 _META_BYTES = 1 << 16
-_PIECE_BYTES = 256
 
 ProgressCallback = Callable[[float], bool]
 """Gets the share that is loaded, 0 to 1; False stops the loading."""
 
 
-class Model:
-    """A loaded model. `close` frees it; contexts made from it must be closed first.
+class ModelFile:
+    """A GGUF without its weights: vocabulary, metadata, templates. `close` frees it.
 
     Raises `ModelError` when the file cannot be loaded; the reason is in llama.cpp's log.
     """
 
-    def __init__(self, params: ModelParams, on_progress: ProgressCallback | None = None) -> None:
+    def __init__(self, path: str) -> None:
+        native = llama_cpp.llama_model_default_params()
+        native.vocab_only = True
+        native.n_gpu_layers = 0
+        self._load(path, native)
+
+    def _load(self, path: str, native: Any) -> None:
         llama_cpp.llama_backend_init()
-        self.params = params
-        self._pieces: dict[tuple[int, bool], bytes] = {}
-        # Kept referenced until the load is over: C calls it and reads them.
-        self._native, keep = _native_params(params, on_progress)
-        self.handle = llama_cpp.llama_model_load_from_file(os.fsencode(params.path), self._native)
-        del keep
+        self.path = path
+        self._native = native
+        self.handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), native)
         if not self.handle:
-            raise ModelError(f"llama.cpp could not load {params.path}")
-        self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
-        # Before any context: its graphs are sized by what there is.
-        self.adapters = Adapters(self.handle, () if params.vocab_only or params.no_alloc else params.loras)
+            raise ModelError(f"llama.cpp could not load {path}")
+        self.vocabulary = ModelVocabulary(llama_cpp.llama_model_get_vocab(self.handle))
 
     def close(self) -> None:
         if self.handle:
             llama_cpp.llama_model_free(self.handle)
             self.handle = None
-
-    # --- the vocabulary -----------------------------------------------------------------------------------------
-
-    @cached_property
-    def n_vocab(self) -> int:
-        return int(llama_cpp.llama_vocab_n_tokens(self.vocab))
-
-    @property
-    def vocab_type(self) -> int:
-        """llama.cpp's number of the kind of tokenizer."""
-        return int(llama_cpp.llama_vocab_type(self.vocab))
-
-    @property
-    def has_vocab(self) -> bool:
-        """False for a model whose file carries no tokenizer."""
-        return bool(self.vocab_type != llama_cpp.LLAMA_VOCAB_TYPE_NONE)
-
-    @property
-    def bos(self) -> int | None:
-        return _token_or_none(llama_cpp.llama_vocab_bos(self.vocab))
-
-    @property
-    def eos(self) -> int | None:
-        return _token_or_none(llama_cpp.llama_vocab_eos(self.vocab))
-
-    @property
-    def adds_bos(self) -> bool:
-        """Whether tokenizing with `add_special` puts a BOS in front."""
-        return bool(llama_cpp.llama_vocab_get_add_bos(self.vocab))
-
-    @property
-    def adds_eos(self) -> bool:
-        return bool(llama_cpp.llama_vocab_get_add_eos(self.vocab))
-
-    @property
-    def sep(self) -> int | None:
-        return _token_or_none(llama_cpp.llama_vocab_sep(self.vocab))
-
-    @property
-    def adds_sep(self) -> bool:
-        """Whether a SEP stands between two texts that are judged together."""
-        return bool(llama_cpp.llama_vocab_get_add_sep(self.vocab))
-
-    @cached_property
-    def eog_tokens(self) -> frozenset[int]:
-        """Every token that ends generation."""
-        is_eog = llama_cpp.llama_vocab_is_eog
-        return frozenset(token for token in range(self.n_vocab) if is_eog(self.vocab, token))
-
-    @cached_property
-    def suppressed_tokens(self) -> tuple[int, ...]:
-        """Tokens that the file says are never to be generated."""
-        count = ctypes.c_int32(0)
-        tokens = llama_cpp.llama_vocab_get_suppress_tokens(self.vocab, ctypes.byref(count))
-        return tuple(tokens[i] for i in range(count.value))
-
-    @cached_property
-    def infill_tokens(self) -> tuple[int, int, int] | None:
-        """`(prefix, suffix, middle)` for filling in the middle, or None when the model has none."""
-        prefix = _token_or_none(llama_cpp.llama_vocab_fim_pre(self.vocab))
-        suffix = _token_or_none(llama_cpp.llama_vocab_fim_suf(self.vocab))
-        middle = _token_or_none(llama_cpp.llama_vocab_fim_mid(self.vocab))
-        if prefix is None or suffix is None or middle is None:
-            return None
-        return prefix, suffix, middle
-
-    @cached_property
-    def repository_tokens(self) -> tuple[int | None, int | None]:
-        """What begins a repository and a file of it in front of infill, where the model has such."""
-        repository = _token_or_none(llama_cpp.llama_vocab_fim_rep(self.vocab))
-        return repository, _token_or_none(llama_cpp.llama_vocab_fim_sep(self.vocab))
-
-    def is_control(self, token: int) -> bool:
-        return bool(llama_cpp.llama_vocab_is_control(self.vocab, token))
-
-    def is_special(self, token: int) -> bool:
-        """Whether a token is a mark and no text: a control token, or one that was added and looks like one."""
-        if self.is_control(token):
-            return True
-        attributes = llama_cpp.llama_vocab_get_attr(self.vocab, token)
-        piece = self.piece(token, special=True)
-        is_added = bool(attributes & llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED)
-        return is_added and piece.startswith(b"<") and piece.endswith(b">")
-
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`; `add_special` adds BOS/EOS as the model wants, `parse_special` reads `<|…|>` as tokens.
-
-        Raises `ValueError` when llama.cpp refuses the text.
-        """
-        data = text.encode("utf-8")
-        capacity = len(data) + 8
-        for _ in range(2):
-            tokens = (llama_cpp.llama_token * capacity)()
-            n = llama_cpp.llama_tokenize(self.vocab, data, len(data), tokens, capacity, add_special, parse_special)
-            if n >= 0:
-                return list(tokens[:n])
-            capacity = -n
-        raise ValueError("the text could not be tokenized")
-
-    def piece(self, token: int, *, special: bool) -> bytes:
-        """The bytes of one token, perhaps a part of a character; control tokens are empty unless `special`."""
-        key = (token, special)
-        piece = self._pieces.get(key)
-        if piece is None:
-            piece = self._pieces[key] = self._read_piece(token, special)
-        return piece
-
-    def _read_piece(self, token: int, special: bool) -> bytes:
-        size = _PIECE_BYTES
-        for _ in range(2):
-            buffer = ctypes.create_string_buffer(size)
-            n = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
-            if n >= 0:
-                return buffer.raw[:n]
-            size = -n
-        raise ValueError(f"token {token} has no piece")
-
-    # --- facts --------------------------------------------------------------------------------------------------
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -205,6 +87,19 @@ class Model:
         """The file's text with `{query}` and `{document}` that a reranker reads, or None."""
         raw = llama_cpp.llama_model_chat_template(self.handle, b"rerank")
         return raw.decode("utf-8", "replace") if raw is not None else None
+
+
+class Model(ModelFile):
+    """A model with its weights. Contexts made from it must be closed before it is. Raises `ModelError` as above."""
+
+    def __init__(self, params: ModelParams, on_progress: ProgressCallback | None = None) -> None:
+        self.params = params
+        # Kept referenced until the load is over: C calls it and reads them.
+        native, keep = _native_params(params, on_progress)
+        self._load(params.path, native)
+        del keep
+        # Before any context: its graphs are sized by what there is.
+        self.adapters = Adapters(self.handle, () if params.no_alloc else params.loras)
 
     @property
     def description(self) -> str:
@@ -306,7 +201,6 @@ class Model:
 def _native_params(params: ModelParams, on_progress: ProgressCallback | None) -> tuple[Any, list[Any]]:
     """llama.cpp's own struct, and what must stay referenced while C reads it."""
     native = llama_cpp.llama_model_default_params()
-    native.vocab_only = params.vocab_only
     native.n_gpu_layers = _ALL_LAYERS if params.n_gpu_layers is None else params.n_gpu_layers
     native.split_mode = _SPLIT_MODES[params.split_mode]
     native.main_gpu = params.main_gpu
@@ -334,8 +228,3 @@ def _load_mode(params: ModelParams) -> int:
     else:
         mode = llama_cpp.LLAMA_LOAD_MODE_MLOCK if params.mlock else llama_cpp.LLAMA_LOAD_MODE_NONE
     return int(mode)
-
-
-def _token_or_none(token: int) -> int | None:
-    """llama.cpp writes "there is no such token" as -1."""
-    return int(token) if token >= 0 else None

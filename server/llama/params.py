@@ -53,7 +53,6 @@ class ModelParams:
     """
 
     path: str
-    vocab_only: bool = False
     n_gpu_layers: int | None = None
     split_mode: Literal["none", "layer", "row"] = "layer"
     main_gpu: int = 0

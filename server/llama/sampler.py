@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from server.llama.batch import Logits
-from server.llama.model import Model
+from server.llama.vocabulary import ModelVocabulary
 
 _TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """llama.cpp's candidate, `llama_token_data`."""
@@ -94,7 +94,14 @@ class SamplerChain:
     """
 
     def __init__(
-        self, model: Model, context: Any, params: ChainParams, *, seed: int, n_ctx: int, said: Sequence[int]
+        self,
+        vocabulary: ModelVocabulary,
+        context: Any,
+        params: ChainParams,
+        *,
+        seed: int,
+        n_ctx: int,
+        said: Sequence[int],
     ) -> None:
         self._context = context
         self._params = params
@@ -102,7 +109,7 @@ class SamplerChain:
         self._n_rewinds = 0
         self._history: deque[Any] | None = None
         self._handle = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        for sampler in _Samplers(model, params, seed, n_ctx, said).all():
+        for sampler in _Samplers(vocabulary, params, seed, n_ctx, said).all():
             llama_cpp.llama_sampler_chain_add(self._handle, sampler)
 
     def distribution(self, row: Logits) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
@@ -185,8 +192,10 @@ def _drop_banned() -> Any:
 class _Samplers:
     """Makes the samplers of one chain, in order. What is neutral is left out: llama.cpp would sort for nothing."""
 
-    def __init__(self, model: Model, params: ChainParams, seed: int, n_ctx: int, said: Sequence[int]) -> None:
-        self._model = model
+    def __init__(
+        self, vocabulary: ModelVocabulary, params: ChainParams, seed: int, n_ctx: int, said: Sequence[int]
+    ) -> None:
+        self._vocabulary = vocabulary
         self._p = params
         self._seed = seed & 0xFFFFFFFF
         self._n_ctx = n_ctx
@@ -220,7 +229,7 @@ class _Samplers:
         p = self._p
         if p.mirostat == 1:
             return llama_cpp.llama_sampler_init_mirostat(
-                self._model.n_vocab, self._seed, p.mirostat_tau, p.mirostat_eta, _MIROSTAT_M
+                self._vocabulary.n_vocab, self._seed, p.mirostat_tau, p.mirostat_eta, _MIROSTAT_M
             )
         return llama_cpp.llama_sampler_init_mirostat_v2(self._seed, p.mirostat_tau, p.mirostat_eta)
 
@@ -230,7 +239,7 @@ class _Samplers:
         if last_n == 0 or (p.repeat_penalty == 1 and p.frequency_penalty == 0 and p.presence_penalty == 0):
             return None
         sampler = llama_cpp.llama_sampler_init_penalties(
-            self._model.n_vocab, last_n, p.repeat_penalty, p.frequency_penalty, p.presence_penalty
+            self._vocabulary.n_vocab, last_n, p.repeat_penalty, p.frequency_penalty, p.presence_penalty
         )
         return self._with_said(sampler, last_n)
 
@@ -241,7 +250,7 @@ class _Samplers:
             return None
         breakers = [breaker.encode("utf-8") for breaker in p.dry_sequence_breakers]
         sampler = llama_cpp.llama_sampler_init_dry(
-            self._model.vocab,
+            self._vocabulary.handle,
             p.dry_multiplier,
             p.dry_base,
             p.dry_allowed_length,
@@ -262,7 +271,7 @@ class _Samplers:
 
     def _top_k(self) -> Any:
         k = self._p.top_k
-        return llama_cpp.llama_sampler_init_top_k(k) if 0 < k < self._model.n_vocab else None
+        return llama_cpp.llama_sampler_init_top_k(k) if 0 < k < self._vocabulary.n_vocab else None
 
     def _typ_p(self) -> Any:
         p = self._p
