@@ -8,7 +8,6 @@ No policy here: what to compute, keep or copy is decided above.
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +15,9 @@ import llama_cpp
 import numpy as np
 
 from server.errors import EngineFailure, ModelError
-from server.llama.adapters import put_control_vectors_over
-from server.llama.batch import Batch, Logits, NoRoomError, State
+from server.llama.batch import Logits, State
 from server.llama.model import Model
+from server.llama.native_context import FLASH_ATTENTION, NativeContext
 from server.llama.params import KV_UNIFIED, ContextParams
 from server.llama.sampler import ChainParams, SamplerChain
 
@@ -38,47 +37,23 @@ CACHE_TYPES = tuple(_CACHE_TYPES)
 _FLOAT_TYPES = ("f16", "bf16", "f32")
 _QUANT_BLOCK = 32
 _ROPE_SCALING = {"": -1, "none": 0, "linear": 1, "yarn": 2}
-FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 
-class Context:
-    """A context over `model`; `close` frees it before the model is.
-
-    Raises `ModelError` when it cannot be made (memory, an impossible cache type).
-    """
+class Context(NativeContext):
+    """A context of `n_slots` slots over `model`. Raises `ModelError` when it cannot be made."""
 
     def __init__(self, model: Model, params: ContextParams) -> None:
-        self.model = model
+        _check_cache_types(model, params)
         self.params = params
         self.n_slots = params.n_slots
         self.n_outputs_max = max(params.n_slots, _MIN_OUTPUTS)
-        _check_cache_types(model, params)
-        native = _native_params(params, self.n_outputs_max)
-        self.handle = llama_cpp.llama_init_from_model(model.handle, native)
-        if not self.handle:
-            raise ModelError(f"llama.cpp could not make a context of {params.n_slots} slots x {params.n_ctx} tokens")
+        name = f"a context of {params.n_slots} slots x {params.n_ctx} tokens"
+        super().__init__(model, _native_params(params, self.n_outputs_max), name)
         self.n_ctx = int(llama_cpp.llama_n_ctx_seq(self.handle))
-        self.n_batch = int(llama_cpp.llama_n_batch(self.handle))
         self.n_vocab = model.vocabulary.n_vocab
         self.n_threads = int(llama_cpp.llama_n_threads(self.handle))
         self._n_threads_now: int | None = None
-        self._memory = llama_cpp.llama_get_memory(self.handle)
-        self._batch = NativeBatch(self.n_batch)
         self._logits: tuple[int, int, Logits] | None = None
-        self._scales: tuple[float, ...] = ()
-        vectors = model.params.control_vectors
-        if vectors:
-            put_control_vectors_over(self.handle, vectors, model.params.control_layers, model.n_embd, model.n_layer)
-
-    def close(self) -> None:
-        if self.handle:
-            llama_cpp.llama_free(self.handle)
-            self.handle = None
-
-    @property
-    def batch(self) -> Batch:
-        """The context's own batch: clear it, fill it, `decode` it."""
-        return self._batch.rows
 
     def set_threads(self, n_threads: int | None) -> None:
         """Compute threads of the next decodes; None is what the context was made with."""
@@ -91,12 +66,6 @@ class Context:
     def n_adapters(self) -> int:
         """LoRA adapters that there are."""
         return len(self.model.adapters)
-
-    def set_adapters(self, scales: tuple[float, ...]) -> None:
-        """The scale of every LoRA adapter in the next decodes; empty for the model alone."""
-        if scales != self._scales:
-            self._scales = scales
-            self.model.adapters.put_over(self.handle, scales)
 
     @property
     def can_trim(self) -> bool:
@@ -112,20 +81,9 @@ class Context:
         return self.can_trim and self.model.n_swa == 0
 
     def decode(self) -> float:
-        """Compute the batch; returns the seconds it took.
-
-        Raises `NoRoomError` when the cache is full, `EngineFailure` when llama.cpp failed otherwise.
-        """
         if self.batch.n_outputs > self.n_outputs_max:
             raise EngineFailure(f"{self.batch.n_outputs} outputs in one batch, at most {self.n_outputs_max} fit")
-        start = time.perf_counter()
-        status = llama_cpp.llama_decode(self.handle, self._batch.native())
-        llama_cpp.llama_synchronize(self.handle)
-        if status == 1:
-            raise NoRoomError
-        if status != 0:
-            raise EngineFailure(f"llama_decode failed with status {status}")
-        return time.perf_counter() - start
+        return super().decode()
 
     def logits(self) -> Logits:
         """All outputs of the last `decode`, shape `[n_outputs, n_vocab]`: a view that the next decode overwrites."""
@@ -205,31 +163,6 @@ class Context:
         if can_rewind:
             chain.keep_history()
         return chain
-
-
-class NativeBatch:
-    """A `Batch` that lives in the memory of a `llama_batch`."""
-
-    def __init__(self, n_batch: int) -> None:
-        self.rows = Batch.with_capacity(n_batch)
-        self._n_seq_id = np.ones(n_batch, np.int32)
-        first = self.rows.seq_id.ctypes.data
-        # One pointer a row, each to that row's single sequence id.
-        self._seq_pointers = np.arange(n_batch, dtype=np.uintp) * 4 + first
-        self._native = llama_cpp.llama_batch()
-        for name, array in (
-            ("token", self.rows.token),
-            ("pos", self.rows.pos),
-            ("n_seq_id", self._n_seq_id),
-            ("seq_id", self._seq_pointers),
-            ("logits", self.rows.output),
-        ):
-            field_type = dict(llama_cpp.llama_batch._fields_)[name]
-            setattr(self._native, name, ctypes.cast(array.ctypes.data, field_type))
-
-    def native(self) -> Any:
-        self._native.n_tokens = self.rows.n_rows
-        return self._native
 
 
 def _check_cache_types(model: Model, params: ContextParams) -> None:

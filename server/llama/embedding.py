@@ -7,22 +7,20 @@ No policy here: which inputs are computed when, and how their rows become one ve
 from __future__ import annotations
 
 import ctypes
-import time
 from typing import Any
 
 import llama_cpp
 import numpy as np
 
-from server.errors import EngineFailure, ModelError
-from server.llama.adapters import put_control_vectors_over
-from server.llama.batch import Batch, NoRoomError, Vectors
-from server.llama.context import FLASH_ATTENTION, NativeBatch
+from server.errors import EngineFailure
+from server.llama.batch import Vectors
 from server.llama.model import Model
+from server.llama.native_context import FLASH_ATTENTION, NativeContext
 from server.llama.params import EmbeddingParams
 
 
-class EmbeddingContext:
-    """A context over `model` beside the one that writes, if there is one; `close` frees it before the model is.
+class EmbeddingContext(NativeContext):
+    """A context over `model` beside the one that writes, if there is one. Every row of its batch asks for an output.
 
     An input of a model that is not causal sees all of itself, so it is computed in one batch. Raises `ModelError` when
     it cannot be made.
@@ -32,49 +30,9 @@ class EmbeddingContext:
         self.n_ctx = params.n_ctx
         self.n_inputs = params.n_inputs
         self.can_split = model.is_causal
-        self.n_batch = params.n_batch(model.vocabulary.n_vocab, is_causal=model.is_causal)
-        self._is_ranking = params.pooling == "rank"
-        self._width = model.n_scores if self._is_ranking else model.n_embd_out
-        self.handle = llama_cpp.llama_init_from_model(model.handle, _native_params(params, self.n_batch))
-        if not self.handle:
-            raise ModelError(f"llama.cpp could not make a context for embeddings of {params.n_ctx} tokens")
-        self._memory = llama_cpp.llama_get_memory(self.handle)
-        self._batch = NativeBatch(self.n_batch)
-        self._adapters = model.adapters
-        self._scales: tuple[float, ...] = ()
-        vectors = model.params.control_vectors
-        if vectors:
-            put_control_vectors_over(self.handle, vectors, model.params.control_layers, model.n_embd, model.n_layer)
-
-    def close(self) -> None:
-        if self.handle:
-            llama_cpp.llama_free(self.handle)
-            self.handle = None
-
-    @property
-    def batch(self) -> Batch:
-        """The context's own batch: clear it, fill it with rows that all ask for an output, `decode` it."""
-        return self._batch.rows
-
-    def set_adapters(self, scales: tuple[float, ...]) -> None:
-        """The scale of every LoRA adapter in the next decodes; empty for the model alone."""
-        if scales != self._scales:
-            self._scales = scales
-            self._adapters.put_over(self.handle, scales)
-
-    def decode(self) -> float:
-        """Compute the batch; returns the seconds it took.
-
-        Raises `NoRoomError` when the cache is full, `EngineFailure` when llama.cpp failed otherwise.
-        """
-        start = time.perf_counter()
-        status = llama_cpp.llama_decode(self.handle, self._batch.native())
-        llama_cpp.llama_synchronize(self.handle)
-        if status == 1:
-            raise NoRoomError
-        if status != 0:
-            raise EngineFailure(f"llama_decode failed with status {status}")
-        return time.perf_counter() - start
+        self._width = model.n_scores if params.pooling == "rank" else model.n_embd_out
+        n_batch = params.n_batch(model.vocabulary.n_vocab, is_causal=model.is_causal)
+        super().__init__(model, _native_params(params, n_batch), f"a context for embeddings of {params.n_ctx} tokens")
 
     def rows(self) -> Vectors:
         """The vectors of all rows of the last `decode`, shape `[n_rows, width]`; the next one overwrites them."""
