@@ -46,6 +46,7 @@ from server.engine import process
 from server.engine.backend import Grammars, Vocabulary
 from server.engine.client import EngineClient
 from server.engine.embedding import Embedder, EmbedderParams
+from server.engine.embedding_inputs import InputList
 from server.engine.engine import Engine
 from server.engine.messages import (
     Admitted,
@@ -69,6 +70,7 @@ from server.engine.messages import (
 from server.engine.queue import RequestQueue
 from server.engine.reader import Tell, read
 from server.engine.scheduler import Scheduler
+from server.engine.waiting_list import WaitingList
 from server.errors import EngineFailure, InvalidRequest
 from server.llama.batch import Batch, Logits, NoRoomError, State, Vectors
 from server.llama.params import ContextParams, ModelParams, Pooling
@@ -584,7 +586,7 @@ def no_vectors() -> Embedder:
     def make() -> FakeVectorDecoder:
         raise EngineFailure("there is no context for vectors here")
 
-    return Embedder(EmbedderParams("mean", 64, N_VOCAB), make)
+    return Embedder(EmbedderParams("mean", 64, N_VOCAB), make, WaitingList(64, 600.0))
 
 
 def vector_after(tokens: Sequence[int], adapters: Sequence[float] = ()) -> Vectors:
@@ -681,9 +683,9 @@ class Rig:
         self.vectors = FakeVectorDecoder(decoder)
         self.queue = RequestQueue(max_queue, max_queue_wait_s)
         self.embedder = Embedder(
-            EmbedderParams(pooling, self.vectors.n_ctx, N_VOCAB, decoder.n_adapters, max_queue_wait_s),
+            EmbedderParams(pooling, self.vectors.n_ctx, N_VOCAB, decoder.n_adapters),
             lambda: self.vectors,
-            self.queue.accounts,
+            WaitingList(max_queue, max_queue_wait_s, accounts=self.queue.accounts),
             decoder.clock,
         )
         self.scheduler = Scheduler(
@@ -879,7 +881,8 @@ class InprocSpawn:
         queue = RequestQueue(self._max_queue, self._max_queue_wait_s)
         conn.send([fake_ready(decoder)])
         vectors = FakeVectorDecoder(decoder)
-        embedder = Embedder(EmbedderParams("mean", vectors.n_ctx, N_VOCAB), lambda: vectors, queue.accounts)
+        waiting = WaitingList[InputList](self._max_queue, self._max_queue_wait_s, accounts=queue.accounts)
+        embedder = Embedder(EmbedderParams("mean", vectors.n_ctx, N_VOCAB), lambda: vectors, waiting)
         process.serve(conn, Engine(decoder, FakeVocabulary(), FakeGrammars(), queue, scheduler, embedder))
 
 

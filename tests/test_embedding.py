@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.embedding import AT_ONCE, Embedder, EmbedderParams
+from server.engine.embedding import MAX_OPEN, Embedder, EmbedderParams
 from server.engine.messages import (
     ActOnSlot,
     Admitted,
@@ -21,6 +21,7 @@ from server.engine.messages import (
 )
 from server.engine.pooling import scaled
 from server.engine.vector_engine import VectorEngine
+from server.engine.waiting_list import WaitingList
 from server.errors import EngineFailure, InvalidRequest
 from server.keys.ring import Limits
 from server.llama.batch import NoRoomError, Vectors
@@ -124,16 +125,16 @@ def test_a_question_does_not_wait_for_a_long_list() -> None:
 
 def test_more_requests_wait_and_are_told_when_they_begin() -> None:
     rig = make_engine()
-    rig.add(*[embed(number, *[b"x" * 30] * 3) for number in range(AT_ONCE + 2)])
+    rig.add(*[embed(number, *[b"x" * 30] * 3) for number in range(MAX_OPEN + 2)])
     assert rig.engine.stats().waiting == 2
     admitted = [event.request_id for event in rig.step() if isinstance(event, Admitted)]
-    assert admitted == list(range(AT_ONCE))
+    assert admitted == list(range(MAX_OPEN))
     assert all(one.is_done for one in rig.run().values())
 
 
 def test_who_has_fewest_under_way_begins_first() -> None:
     rig = make_engine()
-    rig.add(*[embed(number, *[b"x" * 30] * 20, account="greedy") for number in range(AT_ONCE + 3)])
+    rig.add(*[embed(number, *[b"x" * 30] * 20, account="greedy") for number in range(MAX_OPEN + 3)])
     rig.step()
     rig.add(embed(50, b"a question", account="modest"))
     begun = [event.request_id for _ in range(200) for event in rig.step() if isinstance(event, Admitted)]
@@ -142,7 +143,7 @@ def test_who_has_fewest_under_way_begins_first() -> None:
 
 def test_the_first_list_of_an_account_does_not_wait_for_those_of_another() -> None:
     rig = make_engine()
-    rig.add(*[embed(number, *[b"x" * 30] * 20, account="greedy") for number in range(AT_ONCE)])
+    rig.add(*[embed(number, *[b"x" * 30] * 20, account="greedy") for number in range(MAX_OPEN)])
     rig.step()
     rig.add(embed(50, b"a question", account="modest"))
     assert [event.request_id for event in rig.step() if isinstance(event, Admitted)] == [50]
@@ -168,6 +169,16 @@ def test_what_becomes_vectors_is_charged_and_what_does_not_is_given_back() -> No
     assert 0 < n_computed < 540
     rig.abort(2)
     assert rig.queue.counters["a"] == (80 + n_computed) * 0.25
+
+
+def test_an_open_list_still_waits_so_a_newcomer_has_saved_up_nothing() -> None:
+    rig = make_engine()
+    rig.add(embed(1, *[b"x" * 60] * 30, account="reader"))
+    for _ in range(6):
+        rig.step()
+    assert rig.queue.counters["reader"] > 30
+    rig.add(make_request(2, b"late", account="new", max_tokens=1))
+    assert rig.queue.counters["new"] == rig.queue.counters["reader"]
 
 
 def test_who_had_many_vectors_made_waits_for_a_slot_behind_who_had_none() -> None:
@@ -199,15 +210,15 @@ def test_a_limit_of_what_runs_counts_both(writes_first: bool) -> None:
 def test_who_waits_for_vectors_is_in_the_queue_too() -> None:
     rig = make_engine()
     rig.add(make_request(9, b"writes", max_tokens=50, ignore_eos=True))
-    rig.add(*[embed(number, *[b"x" * 30] * 9, key="k", asker="k") for number in range(AT_ONCE + 2)])
+    rig.add(*[embed(number, *[b"x" * 30] * 9, key="k", asker="k") for number in range(MAX_OPEN + 2)])
     rig.step()
     rig.step()
     entries = rig.engine.queue_state().entries
     assert [(entry.request_id, entry.turn and entry.turn.position) for entry in entries[:1]] == [(9, None)]
-    assert {entry.request_id for entry in entries[1:-2]} == set(range(AT_ONCE))
+    assert {entry.request_id for entry in entries[1:-2]} == set(range(MAX_OPEN))
     assert {(entry.prompt_tokens, entry.turn) for entry in entries[1:-2]} == {(270, None)}
     turns = [(entry.request_id, entry.turn.position) for entry in entries[-2:] if entry.turn is not None]
-    assert turns == [(AT_ONCE, 1), (AT_ONCE + 1, 2)]
+    assert turns == [(MAX_OPEN, 1), (MAX_OPEN + 1, 2)]
     waits = [entry.turn.wait_s for entry in entries[-2:] if entry.turn is not None]
     assert 0 < waits[0] < waits[1]
 
@@ -216,7 +227,7 @@ def test_one_limit_for_all_that_wait() -> None:
     rig = make_engine(n_slots=1, max_queue=2)
     rig.add(make_request(0, b"writes", max_tokens=50, ignore_eos=True))
     rig.step()
-    rig.add(*[embed(number, *[b"x" * 60] * 9) for number in range(1, AT_ONCE + 3)])
+    rig.add(*[embed(number, *[b"x" * 60] * 9) for number in range(1, MAX_OPEN + 3)])
     rig.add(make_request(50, b"late"), embed(51, b"late"))
     for number in (50, 51):
         failure = rig.collected[number].failure
@@ -228,13 +239,13 @@ def test_one_limit_for_all_that_wait() -> None:
 
 def test_it_waits_no_longer_than_it_may() -> None:
     rig = make_engine(max_queue_wait_s=5.0)
-    rig.add(*[embed(number, *[b"x" * 60] * 60) for number in range(AT_ONCE + 1)])
+    rig.add(*[embed(number, *[b"x" * 60] * 60) for number in range(MAX_OPEN + 1)])
     rig.add(embed(77, b"impatient", max_queue_wait_s=0.1))
     rig.run()
     impatient = rig.collected[77].failure
     assert impatient is not None
     assert impatient.code == "queue_timeout"
-    patient = rig.collected[AT_ONCE].failure
+    patient = rig.collected[MAX_OPEN].failure
     assert patient is not None
     assert "waited" in patient.message
 
@@ -304,7 +315,7 @@ def test_a_context_that_cannot_be_made_fails_the_request_and_is_tried_again() ->
             raise EngineFailure("no memory")
         return tries[0]
 
-    embedder = Embedder(EmbedderParams("mean", 64, N_VOCAB), make, clock=decoder.clock)
+    embedder = Embedder(EmbedderParams("mean", 64, N_VOCAB), make, WaitingList(64, 600.0), decoder.clock)
     embedder.add(embed(1, b"a"))
     assert [type(event) for event in embedder.step()] == [Admitted, Failed]
     embedder.add(embed(2, b"a"))
@@ -412,7 +423,7 @@ class TestVectorsOnly:
         return make_engine(max_queue=1)
 
     def test_it_says_so_to_who_wants_text(self, rig: Rig) -> None:
-        engine = VectorEngine(rig.embedder, 1)
+        engine = VectorEngine(rig.embedder)
         engine.add(make_request(1, b"Hello"))
         engine.add(embed(2, b"Hello"))
         assert engine.has_work
@@ -423,17 +434,17 @@ class TestVectorsOnly:
         assert not engine.has_work
 
     def test_its_queue_is_bounded_and_its_places_are_told(self, rig: Rig) -> None:
-        engine = VectorEngine(rig.embedder, 1)
-        for number in range(AT_ONCE + 2):
+        engine = VectorEngine(rig.embedder)
+        for number in range(MAX_OPEN + 2):
             engine.add(embed(number, *[b"x" * 60] * 9))
         events = engine.step()
         assert [event.code for event in events if isinstance(event, Failed)] == ["queue_full"]
         stats = engine.stats()
-        assert (stats.running, stats.waiting) == (AT_ONCE, 1)
+        assert (stats.running, stats.waiting) == (MAX_OPEN, 1)
         assert sorted(slot.request_id or 0 for slot in stats.slots) == [0, 1, 2, 3]
-        for number in range(AT_ONCE + 1):
+        for number in range(MAX_OPEN + 1):
             engine.abort(number)
         engine.check_integrity()
-        assert engine.stats().slots == tuple(SlotState(place, None, 0, 0) for place in range(AT_ONCE))
+        assert engine.stats().slots == tuple(SlotState(place, None, 0, 0) for place in range(MAX_OPEN))
         assert not engine.has_work
         assert engine.act_on_slot(ActOnSlot(0, SlotAction.ERASE)).n_tokens == 0

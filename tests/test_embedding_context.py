@@ -17,6 +17,7 @@ from server.engine import loader
 from server.engine.embedding import Embedder, EmbedderParams
 from server.engine.loader import load
 from server.engine.messages import Embedding, EmbedRequest, EngineConfig, Event, Failed, Notice
+from server.engine.waiting_list import WaitingList
 from server.errors import ModelError
 from server.llama.embedding import EmbeddingContext
 from server.llama.model import Model
@@ -49,7 +50,7 @@ class Rig:
         numbers = {"n_ctx": 128, "n_threads": 1, "flash_attn": "off", "n_inputs": 3} | changes
         self.context = EmbeddingContext(self.model, EmbeddingParams(pooling=pooling, **numbers))
         params = EmbedderParams(pooling, self.context.n_ctx, self.model.vocabulary.n_vocab, len(self.model.adapters))
-        self.embedder = Embedder(params, lambda: self.context)
+        self.embedder = Embedder(params, lambda: self.context, WaitingList(64, 600.0))
 
     def close(self) -> None:
         self.context.close()

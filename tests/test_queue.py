@@ -69,8 +69,7 @@ def test_a_request_of_many_choices_counts_once() -> None:
     queue.push(sequences(2))
     assert (queue.n_requests, len(queue)) == (2, 6)
     with pytest.raises(QueueFull):
-        queue.push(sequences(3))
-    assert (queue.n_requests, len(queue)) == (2, 6)
+        queue.refuse_if_full()
 
 
 def test_a_request_whose_first_choice_runs_waits_no_more() -> None:
@@ -79,15 +78,24 @@ def test_a_request_whose_first_choice_runs_waits_no_more() -> None:
     queue.push(request)
     queue.take(first)
     assert queue.n_requests == 0
-    queue.push(sequences(2))
+    queue.refuse_if_full()
 
 
 def test_free_slots_are_places_too() -> None:
     queue = RequestQueue(0, 60.0)
-    queue.push(sequences(1), n_free=2)
-    queue.push(sequences(2), n_free=2)
+    for request_id in (1, 2):
+        queue.refuse_if_full(n_free=2)
+        queue.push(sequences(request_id))
     with pytest.raises(QueueFull):
-        queue.push(sequences(3), n_free=2)
+        queue.refuse_if_full(n_free=2)
+
+
+def test_requests_that_wait_elsewhere_count_too() -> None:
+    queue = RequestQueue(3, 60.0)
+    queue.push(sequences(1))
+    queue.refuse_if_full(n_beside=1)
+    with pytest.raises(QueueFull, match="3 requests are waiting"):
+        queue.refuse_if_full(n_beside=2)
 
 
 def test_all_sequences_of_a_request_are_found() -> None:

@@ -50,8 +50,9 @@ from server.engine.speculative import Lookup, Speculator
 from server.engine.threads import ThreadTuner
 from server.engine.trace import StepTrace
 from server.engine.turns import Turns
+from server.engine.waiting_list import waited_too_long
 from server.engine.writer import Said, Writer
-from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueFull, QueueTimeout
+from server.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueTimeout
 from server.llama.batch import NoRoomError
 
 logger = logging.getLogger(__name__)
@@ -131,10 +132,9 @@ class Engine:
         """Put a request into the queue, or say `Failed` when it cannot be served."""
         try:
             if isinstance(request, EmbedRequest):
-                self._refuse_if_full(int(self._embedder.would_begin(request)))
-                self._embedder.add(request)
+                self._embedder.add(request, n_beside=self._queue.n_requests)
                 return
-            self._refuse_if_full(len(self._cache.idle))
+            self._queue.refuse_if_full(n_free=len(self._cache.idle), n_beside=self._embedder.n_waiting)
             self._check(request)
             now_s = self._clock()
             sequences = [Sequence.of(request, index, now_s) for index in range(request.n)]
@@ -145,7 +145,7 @@ class Engine:
             fetch = self._cache.fetch(sequences[0])
             for sequence in sequences:
                 sequence.fetch = fetch
-            self._queue.push(sequences, n_free=len(self._cache.idle))
+            self._queue.push(sequences)
         except GgufdError as error:
             self._fail(request.request_id, error)
 
@@ -196,12 +196,6 @@ class Engine:
         """Whether there is nothing to do until a grammar is compiled or a list of phrases built."""
         is_busy = bool(self._running) or self._embedder.has_work or bool(self._outbox)
         return not is_busy and bool(self._queue) and all(one.is_preparing for one in self._queue.waiting())
-
-    def _refuse_if_full(self, n_free: int) -> None:
-        """One limit for all that wait, whatever for; the next step takes `n_free` of them."""
-        n_waiting = self._queue.n_requests + self._embedder.n_waiting
-        if n_waiting >= self._queue.max_requests + n_free:
-            raise QueueFull(f"{n_waiting} requests are waiting already; try again later")
 
     def _check(self, request: EngineRequest) -> None:
         check_bans(request.banned_strings, request.banned_regexes)
@@ -272,10 +266,8 @@ class Engine:
     def _expire(self) -> None:
         now_s = self._clock()
         for sequence in self._queue.expired(now_s):
-            waited_s = now_s - sequence.arrival_s
-            message = f"the request waited {waited_s:.0f} s in the queue, as long as it may; try again later"
-            retry_after_s = self._announcer.longest_wait_s(self._running)
-            self._fail_request(sequence.request.request_id, QueueTimeout(message, retry_after_s=retry_after_s))
+            error = waited_too_long(sequence, now_s, self._announcer.longest_wait_s(self._running))
+            self._fail_request(sequence.request.request_id, error)
         for request_id in {one.request.request_id for one in self._all() if one.is_overdue(now_s)}:
             self._time_out(request_id)
 

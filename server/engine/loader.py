@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from server.engine import draft_plan, host
 from server.engine.constraint import GrammarCompiler
-from server.engine.embedding import AT_ONCE, Embedder, EmbedderParams
+from server.engine.embedding import MAX_OPEN, Embedder, EmbedderParams
 from server.engine.engine import Engine
 from server.engine.fairness import Accounts
 from server.engine.fingerprint import fingerprint
@@ -34,6 +34,7 @@ from server.engine.offload import Device, Machine, Wish, choose, host_cache_byte
 from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
 from server.engine.vector_engine import VectorEngine
+from server.engine.waiting_list import WaitingList
 from server.errors import ModelError, ModelTooLarge
 from server.llama import gguf, shape, system
 from server.llama.calibration import prefers_flash_attention
@@ -203,11 +204,11 @@ def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
     vectors = _embedding_params(config, model, n_ctx, flash_attn)
     log.start_counting()
     embedder = _embedder(config, model, vectors, log)
-    decoder = embedder.prepare()
+    decoder = embedder.prepare().decoder
     ready = Ready(
         model=_info(model),
         n_ctx=vectors.n_ctx,
-        n_slots=AT_ONCE,
+        n_slots=MAX_OPEN,
         n_batch=decoder.n_batch,
         n_threads=vectors.n_threads,
         n_gpu_layers=log.n_gpu_layers,
@@ -224,7 +225,7 @@ def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
         embedding=_embedding_info(model, vectors, is_asked_for=True),
         writes=False,
     )
-    return Loaded(VectorEngine(embedder, config.max_queue), ready, log.capture)
+    return Loaded(VectorEngine(embedder), ready, log.capture)
 
 
 def _vectors_flash_attention(config: EngineConfig, n_ctx: int) -> tuple[FlashAttention, str]:
@@ -272,10 +273,9 @@ def _embedder(config: EngineConfig, model: Model, params: EmbeddingParams, log: 
         log.tell(f"the context for embeddings takes {(log.memory_bytes - before) >> 20} MiB")
         return context
 
-    known = EmbedderParams(
-        params.pooling, params.n_ctx, model.vocabulary.n_vocab, len(model.adapters), config.max_queue_wait_s
-    )
-    return Embedder(known, make, Accounts(config.prompt_cost))
+    known = EmbedderParams(params.pooling, params.n_ctx, model.vocabulary.n_vocab, len(model.adapters))
+    accounts = Accounts(config.prompt_cost)
+    return Embedder(known, make, WaitingList(config.max_queue, config.max_queue_wait_s, accounts=accounts))
 
 
 class Placed(NamedTuple):

@@ -118,6 +118,10 @@ class Sequence:
         )
 
     @property
+    def priority(self) -> int:
+        return self.request.priority
+
+    @property
     def n_generated(self) -> int:
         return len(self.dropped) + len(self.tokens) - self.n_prompt
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.engine.embedding import AT_ONCE, Embedder
+from server.engine.embedding import MAX_OPEN, Embedder
 from server.engine.messages import (
     ActOnSlot,
     EmbedRequest,
@@ -16,15 +16,14 @@ from server.engine.messages import (
     Stats,
     Steps,
 )
-from server.errors import GgufdError, QueueFull, Unsupported
+from server.errors import GgufdError, Unsupported
 
 
 class VectorEngine:
     """Drives an `Embedder` alone. Its slots are the requests that take turns; they keep nothing."""
 
-    def __init__(self, embedder: Embedder, max_queue: int) -> None:
+    def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
-        self._max_queue = max_queue
         self._n_steps = 0
         self._events: list[Event] = []
 
@@ -47,8 +46,6 @@ class VectorEngine:
         try:
             if isinstance(request, EngineRequest):
                 raise Unsupported("this model makes vectors, not text")
-            if self._embedder.n_waiting >= self._max_queue + self._embedder.would_begin(request):
-                raise QueueFull(f"{self._max_queue} requests are waiting already; try again later")
             self._embedder.add(request)
         except GgufdError as error:
             self._events.append(Failed.by(request.request_id, error))
@@ -80,7 +77,7 @@ class VectorEngine:
 
     def stats(self) -> Stats:
         running = [request.request_id for request in self._embedder.running]
-        idle = [None] * (AT_ONCE - len(running))
+        idle = [None] * (MAX_OPEN - len(running))
         return Stats(
             waiting=self._embedder.n_waiting,
             running=len(running),
