@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from server.engine import draft_plan, host
+from server.engine.backend import Decoder, VectorDecoder
 from server.engine.constraint import GrammarCompiler
 from server.engine.embedding import MAX_OPEN, Embedder, EmbedderParams
 from server.engine.engine import Engine
@@ -118,24 +119,11 @@ def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str
         _tell_what_cannot_be(config.rules, log)
     n_gpu_layers = log.n_gpu_layers
     draft = None if config.draft is None else _add_draft(config, config.draft, engine, context, log)
-    ready = Ready(
-        model=_info(model),
-        n_ctx=context.n_ctx,
-        n_slots=context.n_slots,
-        n_batch=context.n_batch,
-        n_threads=params.n_threads,
+    reuse = "any" if context.copies_all else "snapshots" if config.cache_ram_bytes else "whole"
+    embedding = _embedding_info(model, vectors, is_asked_for=config.embeddings or config.pooling is not None)
+    ready = dataclasses.replace(
+        _ready(model, log, context, params, flash_why, embedding, n_slots=context.n_slots, reuse=reuse),
         n_gpu_layers=n_gpu_layers,
-        devices=system.gpu_devices(),
-        flash_attn=params.flash_attn == "on",
-        flash_attn_why=flash_why,
-        reuse="any" if context.copies_all else "snapshots" if config.cache_ram_bytes else "whole",
-        memory_bytes=log.memory_bytes,
-        buffers=tuple(log.buffers),
-        system_info=system.info(),
-        build=system.build(),
-        buffer_types=tuple(system.buffer_types()),
-        has_rpc=system.has_rpc(),
-        embedding=_embedding_info(model, vectors, is_asked_for=config.embeddings or config.pooling is not None),
         offload_why=offload_why,
         draft=draft,
         host_cache_bytes=config.rules.cache_ram_bytes,
@@ -205,27 +193,42 @@ def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
     log.start_counting()
     embedder = _embedder(config, model, vectors, log)
     decoder = embedder.prepare().decoder
-    ready = Ready(
+    embedding = _embedding_info(model, vectors, is_asked_for=True)
+    ready = _ready(model, log, decoder, vectors, flash_why, embedding, n_slots=MAX_OPEN, reuse="none")
+    return Loaded(VectorEngine(embedder), dataclasses.replace(ready, writes=False), log.capture)
+
+
+def _ready(
+    model: Model,
+    log: _LoadLog,
+    context: Decoder | VectorDecoder,
+    params: ContextParams | EmbeddingParams,
+    flash_why: str,
+    embedding: EmbeddingInfo,
+    *,
+    n_slots: int,
+    reuse: str,
+) -> Ready:
+    """What an engine of either kind says of itself: `params` are what `context` was made with."""
+    return Ready(
         model=_info(model),
-        n_ctx=vectors.n_ctx,
-        n_slots=MAX_OPEN,
-        n_batch=decoder.n_batch,
-        n_threads=vectors.n_threads,
+        n_ctx=context.n_ctx,
+        n_slots=n_slots,
+        n_batch=context.n_batch,
+        n_threads=params.n_threads,
         n_gpu_layers=log.n_gpu_layers,
         devices=system.gpu_devices(),
-        flash_attn=vectors.flash_attn == "on",
+        flash_attn=params.flash_attn == "on",
         flash_attn_why=flash_why,
-        reuse="none",
+        reuse=reuse,
         memory_bytes=log.memory_bytes,
         buffers=tuple(log.buffers),
         system_info=system.info(),
         build=system.build(),
         buffer_types=tuple(system.buffer_types()),
         has_rpc=system.has_rpc(),
-        embedding=_embedding_info(model, vectors, is_asked_for=True),
-        writes=False,
+        embedding=embedding,
     )
-    return Loaded(VectorEngine(embedder), ready, log.capture)
 
 
 def _vectors_flash_attention(config: EngineConfig, n_ctx: int) -> tuple[FlashAttention, str]:
