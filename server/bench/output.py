@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,12 +12,9 @@ import typer
 from rich.console import Console
 
 from server.bench.client import BenchError
-from server.errors import GgufdError
 
 FILE_WIDTH = 150
 """Columns of a table that goes into a file or a pipe."""
-
-Say = Callable[[str], None]
 
 
 def console() -> Console:
@@ -47,8 +44,6 @@ def failing_in_one_line() -> Iterator[None]:
         yield
     except BenchError as error:
         fail(str(error))
-    except GgufdError as error:
-        fail(error.message)
 
 
 def write_json(path: Path | None, value: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -22,7 +22,8 @@ from server.bench.site import Figure
 from server.bench.table import show_sheet
 from server.engine import host
 from server.engine.messages import EngineConfig, Ready, Rules
-from server.llama.params import ContextParams, ModelParams
+from server.errors import GgufdError
+from server.llama.params import ContextParams, FlashAttention, ModelParams
 
 if TYPE_CHECKING:
     from server.engine.loader import Loaded
@@ -42,7 +43,7 @@ def engine(
         int, typer.Option("--threads", "-t", min=0, help="Compute threads of both sides; 0: as `serve` would.")
     ] = 0,
     flash_attn: Annotated[
-        Literal["auto", "on", "off"], typer.Option("--flash-attn", "-fa", help="auto is as measured, for both sides.")
+        FlashAttention, typer.Option("--flash-attn", "-fa", help="auto is as measured, for both sides.")
     ] = "auto",
     npp: Annotated[str, typer.Option(help="Tokens of a prompt, as llama-batched-bench takes them.")] = "128",
     ntg: Annotated[str, typer.Option(help="Tokens that each sequence writes.")] = "128",
@@ -89,9 +90,22 @@ def engine(
     write_json(json_file, sheet.as_json())
 
 
-def _load(model: str, n_threads: int, flash_attn: Literal["auto", "on", "off"], shapes: Sequence[Shape]) -> Loaded:
-    """An engine with room for every shape, that keeps nothing outside its slots and guesses nothing."""
-    config = EngineConfig(
+def _load(model: str, n_threads: int, flash_attn: FlashAttention, shapes: Sequence[Shape]) -> Loaded:
+    """An engine with room for every shape, that keeps nothing outside its slots and drafts nothing."""
+    from server.engine.loader import load  # brings llama.cpp, which the other commands do without
+
+    try:
+        loaded = load(_config(model, n_threads, flash_attn, shapes), lambda event: None)
+    except GgufdError as error:
+        raise BenchError(error.message) from None
+    if not loaded.ready.writes:
+        raise BenchError(f"{loaded.ready.model.path} writes nothing; it makes vectors only")
+    return loaded
+
+
+def _config(model: str, n_threads: int, flash_attn: FlashAttention, shapes: Sequence[Shape]) -> EngineConfig:
+    """Raises `GgufdError` where there is no such model."""
+    return EngineConfig(
         model=ModelParams(str(hub.find(model).path)),
         context=ContextParams(
             n_ctx=max(_LEAST_N_CTX, *(shape.n_ctx for shape in shapes)),
@@ -101,12 +115,6 @@ def _load(model: str, n_threads: int, flash_attn: Literal["auto", "on", "off"], 
         ),
         rules=Rules(),
     )
-    from server.engine.loader import load  # brings llama.cpp, which the other commands do without
-
-    loaded = load(config, lambda event: None)
-    if not loaded.ready.writes:
-        raise BenchError(f"{config.model.path} writes nothing; it makes vectors only")
-    return loaded
 
 
 def _warm_loop(loaded: Loaded, source: random.Random) -> Loop:
