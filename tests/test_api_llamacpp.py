@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from server.engine.messages import DEFAULT_DRY_BREAKERS, EngineRequest, GrammarKind
+from server.engine.messages import EngineRequest, GrammarKind
 from server.errors import EngineFailure
+from server.llama.params import DEFAULT_DRY_BREAKERS
 from tests.api_client import error_of, parse_events, running
 from tests.fake_engine import BOS, FakeEngine, FakeText
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -26,13 +27,12 @@ from server.api.samplers import order_samplers
 from server.api.sampling import SamplingFields
 from server.api.validation import validate
 from server.engine.messages import (
-    DEFAULT_DRY_BREAKERS,
-    DEFAULT_SAMPLERS,
     SAMPLER_NAMES,
     GrammarKind,
     SamplingParams,
 )
 from server.errors import InvalidRequest
+from server.llama.params import DEFAULT_DRY_BREAKERS, DEFAULT_SAMPLERS
 
 ALL_TABLES = {
     "sampling": SAMPLING,
@@ -63,7 +63,7 @@ def test_no_name_means_two_fields(aliases: Aliases) -> None:
 
 
 def test_every_sampler_of_the_engine_has_a_name_on_the_wire() -> None:
-    assert set(SamplingParams.__slots__) <= set(SAMPLING)
+    assert {field.name for field in dataclasses.fields(SamplingParams)} <= set(SAMPLING)
 
 
 def test_every_reader_belongs_to_a_known_name() -> None:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.engine.messages import DEFAULT_SAMPLERS, SamplingParams
+from server.engine.messages import SamplingParams
 from server.engine.sampling import (
     Bias,
     Logprobs,
@@ -31,7 +31,7 @@ from server.engine.sampling import (
 )
 from server.llama.context import Context
 from server.llama.model import Model
-from server.llama.params import ContextParams, ModelParams
+from server.llama.params import DEFAULT_SAMPLERS, ContextParams, ModelParams
 from server.llama.sampler import SamplerChain, window
 from tests.fake_llama import FakeVocabulary
 from tests.tiny_model import N_VOCAB

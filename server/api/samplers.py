@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from server.engine.messages import DEFAULT_SAMPLERS, SAMPLER_NAMES
+from server.engine.messages import SAMPLER_NAMES
+from server.llama.params import DEFAULT_SAMPLERS
 
 LETTERS: Mapping[str, str] = {
     "e": "penalties",

@@ -5,6 +5,7 @@ Ranges are what llama.cpp's samplers can work with, which is wider than OpenAI's
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ from pydantic import BeforeValidator, Field, PlainValidator, Strict, WithJsonSch
 
 from server.api.samplers import order_samplers, read_samplers
 from server.api.validation import Body
-from server.engine.messages import DEFAULT_SAMPLERS, Grammar, GrammarKind, SamplingParams
+from server.engine.messages import Grammar, GrammarKind, SamplingParams
+from server.llama.params import DEFAULT_SAMPLERS
 
 T = TypeVar("T")
 
@@ -196,9 +198,8 @@ class SamplingFields(Body):
 
 
 _SPECIAL = frozenset({"samplers", "logit_bias", "seed", "grammar", "dry_sequence_breakers"})
-_PLAIN = tuple(
-    name for name in SamplingFields.model_fields if name in SamplingParams.__slots__ and name not in _SPECIAL
-)
+_PARAMS = frozenset(field.name for field in dataclasses.fields(SamplingParams))
+_PLAIN = tuple(name for name in SamplingFields.model_fields if name in _PARAMS and name not in _SPECIAL)
 
 
 def fold_seed(seed: int) -> int | None:

@@ -13,27 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from server.errors import GgufdError, TryLater
 from server.keys.ring import Limits
-from server.llama.params import ContextParams, ModelParams, Pooling
+from server.llama.params import DEFAULT_SAMPLERS, ChainParams, ContextParams, ModelParams, Pooling
 
 if TYPE_CHECKING:
     from server.llama.shape import Shape
 
-DEFAULT_SAMPLERS: tuple[str, ...] = (
-    "penalties",
-    "dry",
-    "top_n_sigma",
-    "top_k",
-    "typ_p",
-    "top_p",
-    "min_p",
-    "xtc",
-    "temperature",
-)
-"""llama.cpp's order. `adaptive_p` may be added; it picks the token, so it always runs last."""
-
 SAMPLER_NAMES: frozenset[str] = frozenset((*DEFAULT_SAMPLERS, "adaptive_p"))
-
-DEFAULT_DRY_BREAKERS: tuple[str, ...] = ("\n", ":", '"', "*")
 
 
 class FinishReason(enum.Enum):
@@ -82,40 +67,12 @@ class SpanLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the next token is chosen, in llama.cpp's names; every default is "off".
+class SamplingParams(ChainParams):
+    """How the next token is chosen; every default is "off".
 
-    `repeat_last_n` and `dry_penalty_last_n` are in tokens, 0 = off, -1 = the whole context.
-    `adaptive_target` < 0 is off, `top_n_sigma` <= 0 is off, `temperature` <= 0 is greedy.
-    `logit_bias` adds to logits; minus infinity bans. `seed` None draws one.
+    `temperature` <= 0 is greedy. `logit_bias` adds to logits; minus infinity bans. `seed` None draws one.
     """
 
-    temperature: float = 1.0
-    dynatemp_range: float = 0.0
-    dynatemp_exponent: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typ_p: float = 1.0
-    top_n_sigma: float = -1.0
-    xtc_probability: float = 0.0
-    xtc_threshold: float = 0.1
-    dry_multiplier: float = 0.0
-    dry_base: float = 1.75
-    dry_allowed_length: int = 2
-    dry_penalty_last_n: int = -1
-    dry_sequence_breakers: tuple[str, ...] = DEFAULT_DRY_BREAKERS
-    repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    mirostat: int = 0
-    mirostat_tau: float = 5.0
-    mirostat_eta: float = 0.1
-    adaptive_target: float = -1.0
-    adaptive_decay: float = 0.9
-    min_keep: int = 0
-    samplers: tuple[str, ...] = DEFAULT_SAMPLERS
     logit_bias: tuple[tuple[int, float], ...] = ()
     ignore_eos: bool = False
     seed: int | None = None

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from server.engine.messages import DEFAULT_SAMPLERS, SamplingParams, TokenLogprob
+from server.engine.messages import SamplingParams, TokenLogprob
 from server.errors import EngineFailure
+from server.llama.params import DEFAULT_SAMPLERS
 
 Row = npt.NDArray[np.float32]
 """The logits of one output, shape `[n_vocab]`, writable: samplers and masks change it in place."""

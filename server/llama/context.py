@@ -18,8 +18,8 @@ from server.errors import EngineFailure, ModelError
 from server.llama.batch import Logits, State
 from server.llama.model import Model
 from server.llama.native_context import FLASH_ATTENTION, NativeContext
-from server.llama.params import KV_UNIFIED, ContextParams
-from server.llama.sampler import ChainParams, SamplerChain
+from server.llama.params import KV_UNIFIED, ChainParams, ContextParams
+from server.llama.sampler import SamplerChain
 
 _MIN_OUTPUTS = 64
 _CACHE_TYPES = {
@@ -33,7 +33,6 @@ _CACHE_TYPES = {
     "iq4_nl": 20,
     "bf16": 30,
 }
-CACHE_TYPES = tuple(_CACHE_TYPES)
 _FLOAT_TYPES = ("f16", "bf16", "f32")
 _QUANT_BLOCK = 32
 _ROPE_SCALING = {"": -1, "none": 0, "linear": 1, "yarn": 2}

@@ -181,10 +181,6 @@ class Matcher:
         """Step over `token` if the grammar allows it; else, or in an error, nothing changes."""
         return bool(self._matcher.try_consume_tokens([token]))
 
-    def count_allowed(self, tokens: list[int]) -> int:
-        """How many of `tokens` could come next, in order; changes nothing."""
-        return int(self._matcher.validate_tokens(tokens))
-
     def rollback(self, n_tokens: int) -> bool:
         """Take back the last `n_tokens` accepted ones."""
         return bool(self._matcher.rollback(n_tokens))

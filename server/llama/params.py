@@ -117,3 +117,55 @@ class EmbeddingParams:
             return max(self.n_ctx, _MAX_BATCH)
         fitting = _LOGITS // n_vocab // _MIN_BATCH * _MIN_BATCH
         return max(_MIN_BATCH, min(_MAX_BATCH, fitting))
+
+
+DEFAULT_SAMPLERS: tuple[str, ...] = (
+    "penalties",
+    "dry",
+    "top_n_sigma",
+    "top_k",
+    "typ_p",
+    "top_p",
+    "min_p",
+    "xtc",
+    "temperature",
+)
+"""llama.cpp's order. `adaptive_p` may be added; it picks the token, so it always runs last."""
+
+DEFAULT_DRY_BREAKERS: tuple[str, ...] = ("\n", ":", '"', "*")
+
+
+@dataclass(frozen=True, slots=True)
+class ChainParams:
+    """What a chain of llama.cpp's samplers is built from, in its names; every default is "off".
+
+    `repeat_last_n` and `dry_penalty_last_n` are in tokens, 0 = off, -1 = the whole context.
+    `adaptive_target` < 0 is off, `top_n_sigma` <= 0 is off.
+    """
+
+    temperature: float = 1.0
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typ_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = DEFAULT_DRY_BREAKERS
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    min_keep: int = 0
+    samplers: tuple[str, ...] = DEFAULT_SAMPLERS

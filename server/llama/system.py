@@ -37,10 +37,6 @@ def info() -> str:
     return str(llama_cpp.llama_print_system_info().decode("utf-8", "replace")).strip()
 
 
-def supports_gpu() -> bool:
-    return bool(llama_cpp.llama_supports_gpu_offload())
-
-
 def gpu_devices() -> tuple[str, ...]:
     """Description of every GPU that llama.cpp sees; empty on a CPU build."""
     ggml = _registry()

@@ -5,6 +5,7 @@ Log-probabilities come in the words of old and new clients at once. Knows nothin
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -116,7 +117,8 @@ def settings_json(params: SamplingParams) -> dict[str, Any]:
     """Samplers in llama-server's names; a random seed is its largest."""
     grammar = params.grammar
     is_gbnf = grammar is not None and grammar.kind is GrammarKind.GBNF
-    values = {name: getattr(params, name) for name in SamplingParams.__slots__ if name not in _OTHERWISE}
+    names = [field.name for field in dataclasses.fields(params) if field.name not in _OTHERWISE]
+    values = {name: getattr(params, name) for name in names}
     return {
         **values,
         "typical_p": params.typ_p,
