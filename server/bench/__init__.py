@@ -1,1 +1,1 @@
-"""`ggufd bench`: measures any OpenAI-compatible server over HTTP; knows nothing of ours."""
+"""`ggufd bench`: benchmarks of any OpenAI-compatible server over HTTP. Knows nothing of this one."""

@@ -1,4 +1,4 @@
-"""`ggufd bench` and what stands under it; without the name of a command it measures the server at a URL."""
+"""Command group `ggufd bench`; without the name of a command it measures the server at a URL."""
 
 from __future__ import annotations
 

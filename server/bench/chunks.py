@@ -1,4 +1,4 @@
-"""`ggufd bench chunks`: CPU time that the process which speaks HTTP spends on a chunk, beside an empty app's.
+"""`ggufd bench chunks`: CPU time a streamed chunk of the HTTP process, beside that of an empty app.
 
 Only for a server of this machine whose computing is done in another process.
 """
@@ -67,7 +67,7 @@ async def _measure(local: Local, client: Client, size: tuple[int, int], rounds: 
 
 
 async def _run(local: Local, server: Server, size: tuple[int, int]) -> tuple[float, float]:
-    """CPU seconds a chunk, requests and all; and the seconds between two chunks of a stream."""
+    """CPU seconds a chunk, with the requests' own; and the seconds between two chunks of a stream."""
     n_streams, n_tokens = size
     words = Words(1.3, random.SystemRandom().random())
     before_s = local.cpu_s()

@@ -1,4 +1,4 @@
-"""A lean HTTP client that takes the time of every event of a streamed completion.
+"""Lean HTTP client with the arrival time of every event of a streamed completion.
 
 On a small machine the client eats from the cores it measures, so an event costs little while it streams: its bytes are
 framed (httptools) and stamped, and its JSON is read when the answer is over, except up to the first text. Measured with
@@ -26,7 +26,7 @@ CONNECT_TIMEOUT_S = 10.0
 
 
 class BenchError(Exception):
-    """The measurement cannot go on; the message is one line for the user. `status` is HTTP's, where there was one."""
+    """Error that ends a measurement; the message is one line for the user. `status` is HTTP's, where there was one."""
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server listens; `base` is the path before `/v1`, without a slash at its end."""
+    """Address of a server; `base` is the path before `/v1`, without a slash at its end."""
 
     url: str
     netloc: str
@@ -46,7 +46,7 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """From what a user types: `127.0.0.1:5001`, `http://host:port`, with or without `/v1`."""
+        """Parse what a user types: `127.0.0.1:5001`, `http://host:port`, with or without `/v1`."""
         parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
             port = parts.port
@@ -77,7 +77,7 @@ class Answer:
 
     @property
     def wait(self) -> float:
-        """Seconds from sending the request to its first text."""
+        """TTFT: seconds from sending the request to its first text."""
         return self.times[0] - self.sent
 
     @property
@@ -156,7 +156,7 @@ class Exchange(asyncio.Protocol):
         self.close()
 
     def close(self) -> None:
-        """Hang up; harmless when it is over already."""
+        """Close the connection; harmless when it is over already."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -180,7 +180,7 @@ def _integer(value: object) -> int | None:
 
 
 def error_line(status: int, body: bytes) -> str:
-    """What a server said when it refused, in one line: OpenAI's error shape, FastAPI's, or the text's beginning."""
+    """Error of a server, in one line: OpenAI's shape, FastAPI's, or the text's beginning."""
     found = _read(body)
     error = found.get("error", found.get("detail", found.get("message")))
     message = error.get("message") if isinstance(error, dict) else error
@@ -223,7 +223,7 @@ class Stream:
         return self._read()
 
     def close(self) -> None:
-        """Hang up, as a client does who has lost interest."""
+        """Disconnect, as a client does that needs no more."""
         self._exchange.close()
 
     def _read(self) -> Answer:
@@ -269,7 +269,7 @@ def _pieces(value: dict[str, Any]) -> Iterator[str]:
 
 
 class Client:
-    """Speaks to one server; `model` is what completions ask it for."""
+    """Client of one server; `model` is what completions ask it for."""
 
     def __init__(self, url: str, *, api_key: str | None = None, model: str | None = None, timeout_s: float = 300.0):
         self.address = Address.parse(url)
@@ -282,7 +282,7 @@ class Client:
         return self.address.url
 
     def with_key(self, api_key: str) -> Client:
-        """The same server and model, asked by somebody else."""
+        """Client of the same server and model with another key."""
         return Client(self.url, api_key=api_key, model=self.model, timeout_s=self._timeout_s)
 
     async def start(self, prompt: str, max_tokens: int, extra: Mapping[str, Any] | None = None) -> Stream:
@@ -388,7 +388,7 @@ class Client:
 
 @contextlib.contextmanager
 def closing_all(streams: list[Stream]) -> Iterator[list[Stream]]:
-    """Hang up every stream of the list at the end, those added meanwhile too."""
+    """Context that closes every stream of the list at its end, those added meanwhile too."""
     try:
         yield streams
     finally:

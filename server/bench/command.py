@@ -1,4 +1,4 @@
-"""`ggufd bench URL`: flags in, table and JSON out."""
+"""`ggufd bench URL`: command-line flags, a run, a table and JSON."""
 
 from __future__ import annotations
 

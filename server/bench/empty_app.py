@@ -28,7 +28,7 @@ _CHUNK = {
 
 
 class Ticker:
-    """Wakes all who wait at once, every `step_s` seconds."""
+    """Clock that wakes all waiting streams at once, every `step_s` seconds."""
 
     def __init__(self, step_s: float) -> None:
         self._step_s = step_s

@@ -1,4 +1,4 @@
-"""What is said of repeated measurements: medians, and ratios of two servers with their spread. Pure functions."""
+"""Statistics of repeated measurements: medians, and ratios of two servers with their spread. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 class Better(enum.Enum):
-    """Which way a quantity improves."""
+    """Direction in which a quantity improves."""
 
     HIGHER = "higher"
     LOWER = "lower"
@@ -43,7 +43,7 @@ class Summary:
 
 
 class Verdict(enum.Enum):
-    """How the first server stands to the second: a spread that holds 1 decides nothing."""
+    """Comparison of the first server with the second: a spread that holds 1 decides nothing."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -104,12 +104,12 @@ def throughput(streams: Sequence[tuple[Sequence[float], float]]) -> float | None
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The least value that so large a share of all values does not exceed."""
+    """Percentile: the least value that so large a share of all values does not exceed."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
-    """How many elements two sequences share from their beginning."""
+    """Number of elements that two sequences share from their beginning."""
     shared = 0
     for a, b in zip(first, second, strict=False):
         if a != b:

@@ -1,4 +1,4 @@
-"""A server on this machine: started from a command line and watched until it is ready; its memory and its CPU time.
+"""Server on this machine: start from a command line, readiness, memory and CPU time.
 
 Knows processes and `/health`; nothing of what a server computes.
 """
@@ -46,7 +46,7 @@ class Local:
     ready_s: float = 0.0
 
     def memory(self) -> Memory:
-        """Of the process and all under it."""
+        """Memory of the process and all its children."""
         try:
             first = psutil.Process(self.pid)
             found = [_bytes_of(process) for process in (first, *first.children(recursive=True))]
@@ -55,7 +55,7 @@ class Local:
         return Memory(sum(share for share, _ in found), max(resident for _, resident in found))
 
     def cpu_s(self) -> float:
-        """CPU time that the first process alone took so far, seconds; to the nanosecond on Linux."""
+        """CPU time of the first process alone so far, in seconds; to the nanosecond on Linux."""
         tasks = Path(f"/proc/{self.pid}/task")
         with contextlib.suppress(OSError, ValueError, IndexError):
             found = [int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()]
@@ -77,7 +77,7 @@ def _bytes_of(process: psutil.Process) -> tuple[int, int]:
 
 
 def listening(url: str) -> Local:
-    """The server that listens at a loopback address. Raises BenchError when none is seen here."""
+    """Server that listens at a loopback address. Raises BenchError when none is seen here."""
     address = Address.parse(url)
     for one in psutil.net_connections("tcp"):
         if one.status == psutil.CONN_LISTEN and one.pid and one.laddr and one.laddr.port == address.port:
@@ -87,7 +87,7 @@ def listening(url: str) -> Local:
 
 @contextlib.contextmanager
 def started(command: str | Sequence[str], timeout_s: float = READY_TIMEOUT_S) -> Iterator[Local]:
-    """The server of a command line, ready; ended when left.
+    """Context with the server of a command line, ready; ended at its end.
 
     `{port}` stands for a free port. A line may begin with variables, as in a shell: `NAME=value llama-server ...`.
     Raises BenchError when it ends or is not ready in time, with the last line that it said.

@@ -1,4 +1,4 @@
-"""How the bench's commands speak: tables to stdout, progress and errors to stderr, samples into a file."""
+"""Output of the bench's commands: tables to stdout, progress and errors to stderr, samples into a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE_WIDTH = 150
 
 
 def console() -> Console:
-    """Where tables go."""
+    """Console of the tables."""
     found = Console()
     if not found.is_terminal:
         found.width = FILE_WIDTH
@@ -26,12 +26,12 @@ def console() -> Console:
 
 
 def say(line: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     Console(stderr=True).print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def fail(message: str) -> NoReturn:
-    """One line, and exit 1."""
+    """Print one line, and exit 1."""
     line = f"ggufd bench: {message}"
     Console(stderr=True).print(line, style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(1)
@@ -39,7 +39,7 @@ def fail(message: str) -> NoReturn:
 
 @contextlib.contextmanager
 def failing_in_one_line() -> Iterator[None]:
-    """What cannot be measured ends the command with one line."""
+    """Context in which a `BenchError` ends the command with one line."""
     try:
         yield
     except BenchError as error:

@@ -1,4 +1,4 @@
-"""What a run on servers found, and in what circumstances, as JSON."""
+"""Report of a run on servers as JSON: samples, machine, warnings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from server.bench.site import Server
 
 @dataclass(slots=True)
 class Report:
-    """Filled while the run goes on. Times in seconds; `date` is ISO 8601 with its offset."""
+    """Report, filled while the run goes on. Times in seconds; `date` is ISO 8601 with its offset."""
 
     seed: int
     date: str
@@ -30,11 +30,11 @@ class Report:
     clock_s: float = 0.0
 
     def warn(self, lines: Sequence[str]) -> None:
-        """Note what the reader of the figures must know."""
+        """Add a warning for the reader of the figures."""
         self.warnings.extend(lines)
 
     def spent(self, cpu_s: float, clock_s: float) -> None:
-        """Count what the client itself took from the machine."""
+        """Count the CPU time of the client itself."""
         self.cpu_s += cpu_s
         self.clock_s += clock_s
 
@@ -93,7 +93,7 @@ def busy() -> list[str]:
 
 
 def _cpu_name() -> str | None:
-    """Linux tells it in /proc/cpuinfo; elsewhere it stays unknown."""
+    """Name of the CPU, on Linux of /proc/cpuinfo; elsewhere it stays unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The rows of a table out of all samples: medians, and ratios where two sides were measured in turns."""
+"""Rows of a table made of all samples: medians, and ratios where two sides were measured in turns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Row:
 
 
 def rows_of(records: Sequence[Record], n_sides: int) -> list[Row]:
-    """One row a metric, in the order of measuring; of two sides with their ratio."""
+    """One row a metric, in the order of measuring; with two sides their ratio."""
     return [_row(metric, records, n_sides) for metric in dict.fromkeys(record.figure.metric for record in records)]
 
 

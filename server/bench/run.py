@@ -1,4 +1,4 @@
-"""Runs the cases on one server or on two in turn, and collects a `Report`.
+"""Run of the cases on one server, or on two in turns, into a `Report`.
 
 With two servers each repetition is measured on the first, then on the second, so that what drifts on the machine meets
 both; only one is loaded at a time. Both get the same texts. Knows no scenario by name and prints nothing.
@@ -26,7 +26,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to measure. `scenarios` empty means all; `max_slots` is for servers that do not tell their slots."""
+    """Options of a run. `scenarios` empty means all; `max_slots` is for servers that do not tell their slots."""
 
     url: str
     seed: int
@@ -64,7 +64,7 @@ async def run(options: Options, report: Report, progress: Progress) -> None:
 
 
 def choose(options: Options) -> list[Case]:
-    """The cases of the wanted scenarios, in their own order. Raises BenchError for a name that is none."""
+    """Cases of the wanted scenarios, in their own order. Raises BenchError for a name that is none."""
     for name in options.scenarios:
         if name not in SCENARIOS:
             raise BenchError(f"no scenario is named {name!r}: expected one of {', '.join(SCENARIOS)}")
@@ -117,7 +117,7 @@ async def _warm_up(client: Client, seed: int) -> None:
 
 
 def _doubts(servers: Sequence[Server]) -> list[str]:
-    """What makes the two hard to compare."""
+    """Warnings about differences that make the two servers hard to compare."""
     if len(servers) < 2:
         return []
     one, two = servers

@@ -1,4 +1,4 @@
-"""What a command found that measures something else than servers over HTTP: its samples, and in what circumstances."""
+"""Samples of a command that measures something else than a run on servers, and the machine they are of."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.bench.site import Figure
 
 @dataclass(slots=True)
 class Sheet:
-    """Filled while the command runs. `sides` says what is compared, in words; `date` is ISO 8601 with its offset."""
+    """Sheet of samples, filled while the command runs. `sides` are their names; `date` is ISO 8601 with its offset."""
 
     sides: list[str]
     date: str = field(default_factory=lambda: datetime.datetime.now().astimezone().isoformat(timespec="seconds"))
@@ -24,7 +24,7 @@ class Sheet:
     warnings: list[str] = field(default_factory=busy)
 
     def add(self, repetition: int, side: int, figures: Sequence[Figure]) -> None:
-        """What one repetition found on one side."""
+        """Add the figures of one repetition on one side."""
         self.records.extend(Record(repetition, side, figure) for figure in figures)
 
     def as_json(self) -> dict[str, Any]:

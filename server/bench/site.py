@@ -1,4 +1,4 @@
-"""What a scenario is given to work with, and what it gives back: sizes, a server, figures, cases."""
+"""Interface of scenarios: the sizes and the server they get, the cases and figures they return."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.bench.words import Words
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is measured. Lengths in tokens, `seconds` and `pause` in seconds.
+    """Sizes of the measurements. Lengths in tokens, `seconds` and `pause` in seconds.
 
     `chat_context` is what the client of the chat scenario keeps its history under; `pause` is how long it reads
     before the next turn. `seconds` is how long a chat beside background jobs is watched, at least.
@@ -65,7 +65,7 @@ DEFAULT_SLOTS = 16
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A measured server, and what it says of itself; None where it does not say. `n_ctx` is tokens of one slot.
+    """Measured server, and what it says of itself; None where it does not say. `n_ctx` is tokens of one slot.
 
     `other` speaks to it with another key, where there is one.
     """
@@ -79,13 +79,13 @@ class Server:
 
     @property
     def slots(self) -> int:
-        """Its slots, or a guess."""
+        """Number of slots, assumed where it does not say."""
         return self.n_slots or DEFAULT_SLOTS
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One repetition's value of a metric, and the raw samples behind it."""
+    """Value of a metric in one repetition, and the raw samples behind it."""
 
     metric: Metric
     value: float
@@ -94,7 +94,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where one repetition of a case takes place. `words` are the repetition's own: no text comes twice."""
+    """One repetition of a case on one server. `words` are the repetition's own: no text comes twice."""
 
     server: Server
     words: Words
@@ -122,7 +122,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing to measure, and the context in tokens that its longest sequence needs."""
+    """One measurement, and the context in tokens that its longest sequence needs."""
 
     scenario: str
     label: str

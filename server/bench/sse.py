@@ -1,4 +1,4 @@
-"""Server-sent events out of bytes that may be cut anywhere.
+"""Parser of server-sent events from bytes that may be cut anywhere.
 
 Follows the event-stream format of the WHATWG HTML standard ("Server-sent events", 9.2.6), as far as `data` lines go:
 comments, `event`, `id` and `retry` lines are passed over. Knows neither HTTP nor JSON.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class SseReader:
-    """Feed it bytes, get the data of every event that they complete.
+    """Incremental parser: bytes in, the data of every event that they complete out.
 
     Lines may end in LF, CRLF or CR. Several `data` lines of one event are joined by LF. An event that the stream
     breaks off in the middle of is never given out, as the standard says.

@@ -1,4 +1,4 @@
-"""`ggufd bench start`: how long command lines take to a server that is ready, and the memory of its processes."""
+"""`ggufd bench start`: time from a command line to a ready server, and the memory of its processes."""
 
 from __future__ import annotations
 

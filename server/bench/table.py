@@ -1,4 +1,4 @@
-"""A report as a rich table: medians with their range, and the ratio coloured by which way the quantity improves."""
+"""Reports as rich tables: medians with their range, ratios coloured by whether they are better."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ratio_cell(ratio: Ratio | None, better: Better) -> str:
 
 
 def table(rows: Sequence[Row], n_sides: int) -> Table:
-    """The columns of what was measured are headed by letters that the caption explains."""
+    """Table of rows; the columns of the sides are headed by letters that the caption explains."""
     found = Table(title_justify="left", header_style="bold")
     found.add_column("scenario")
     found.add_column("case")
@@ -76,7 +76,7 @@ def _cells(row: Row, n_sides: int) -> list[str]:
 
 
 def show(report: Report, console: Console) -> None:
-    """The table, and what a reader needs to judge it."""
+    """Print the table of a report, and what a reader needs to judge it."""
     console.print(table(report.rows(), len(report.servers)))
     for letter, server in zip("AB", report.servers, strict=False):
         known = [server.client.url, server.model, server.build]
@@ -90,7 +90,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def show_sheet(sheet: Sheet, console: Console) -> None:
-    """The table, what its columns are, and what a reader needs to judge it."""
+    """Print the table of a sheet, what its columns are, and what a reader needs to judge it."""
     console.print(table(rows_of(sheet.records, len(sheet.sides)), len(sheet.sides)))
     for letter, side in zip("AB", sheet.sides, strict=False):
         console.print(f"{letter}: {escape(side)}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Text that no server has seen before, of about a wanted number of tokens.
+"""Random text that no server has cached, of about a wanted number of tokens.
 
 Words are drawn from a seed, common ones of English, so that a token is about a word in most vocabularies; what the
 rate really is comes from the server (`Calibration`). Knows no scenario.
@@ -30,7 +30,7 @@ _PROBE_WORDS = 400
 
 
 class Words:
-    """A stream of unseen text. The same seed and parts give the same text again.
+    """Generator of unseen text. The same seed and parts give the same text again.
 
     `per_word` is tokens in a word, with its share of punctuation.
     """

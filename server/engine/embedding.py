@@ -1,4 +1,4 @@
-"""Embedding requests computed between the steps of the decoding sequences: admitted, in turns, answered.
+"""Embedding requests: admission, turn-taking and answers, between the steps of the decoding sequences.
 
 Few requests are open at once and take turns, so that a list of a thousand inputs does not hold up a single one: the
 next input is of the account that was served least, in the same book that decoding sequences are charged in. Every
@@ -30,7 +30,7 @@ MAX_OPEN = 4
 
 @dataclass(frozen=True, slots=True)
 class EmbedderParams:
-    """What an embedder must know before its context is made. `n_ctx` in tokens."""
+    """Parameters of an embedder, known before its context is made. `n_ctx` in tokens."""
 
     pooling: Pooling
     n_ctx: int
@@ -123,7 +123,7 @@ class Embedder:
 
     @property
     def standing(self) -> Standing:
-        """Whose requests have inputs that have not begun, and whose are open."""
+        """Accounts of the requests with inputs that have not begun, and of the open ones."""
         waiting = Counter(owner.account for owner in self._open if owner.has_more)
         return Standing(self._queue.count() + waiting, Counter(owner.account for owner in self._open))
 
@@ -212,7 +212,7 @@ class Embedder:
     # --- ends -------------------------------------------------------------------------------------------------------
 
     def _close(self, owner: InputList) -> None:
-        """An open request is open no more."""
+        """Close an open request."""
         for one in [one for one in self._active if one.owner is owner]:
             self._release(one)
         if owner.has_more:
@@ -225,7 +225,7 @@ class Embedder:
         return [] if self._batcher is None else self._batcher.active
 
     def _release(self, one: ActiveInput) -> None:
-        """An input needs its sequence no more, computed or not; what was not is given back."""
+        """Release the sequence of an input; the charge for what was not computed is given back."""
         assert self._batcher is not None
         self._batcher.release(one)
         self.accounts.charge_prompt(one.owner.account, -one.n_left, one.owner.request.limits)
@@ -247,7 +247,7 @@ class Embedder:
 
 
 class _Places:
-    """Who may be open beside those that are: `MAX_OPEN` requests, and the first of every account, within its limits."""
+    """Places for open requests: `MAX_OPEN`, and the first of every account, within the account's limits."""
 
     def __init__(self, opened: list[InputList], accounts: Accounts) -> None:
         self._opened = Counter(owner.account for owner in opened)

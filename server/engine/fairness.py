@@ -1,10 +1,10 @@
-"""Fair shares between accounts: a counter of what each was served, and the least served goes first.
+"""Fair queueing between accounts: a virtual token counter of each, and the least served goes first.
 
-This is the Virtual Token Counter of "Fairness in Serving Large Language Models" (arXiv 2401.00588). Prompts are charged
-when they are admitted, generated tokens as they come, each divided by the account's weight. Who begins to wait is
-lifted to the least counter of those that wait already, so nobody saves up by being idle. While two accounts both
-have work waiting, their counters differ by at most one prompt and what the slots can generate meanwhile; so what they
-get in any such time differs by at most twice that. Knows no requests and no slots.
+This is the Virtual Token Counter (VTC) of "Fairness in Serving Large Language Models" (arXiv 2401.00588). Prompts are
+charged when they are admitted, generated tokens as they come, each divided by the account's weight. An account that
+begins to wait is lifted to the least counter of those that wait already, so nobody saves up by being idle. While two
+accounts both have work waiting, their counters differ by at most one prompt and what the slots can generate meanwhile;
+so what they get in any such time differs by at most twice that. Knows no requests and no slots.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class TokenCounters:
         return len(self._counters)
 
     def lift(self, account: str, waiting: Iterable[str]) -> None:
-        """The account begins to wait beside those that do already."""
+        """Raise the counter of an account that begins to wait to the least of those that wait already."""
         self._floor = min((self[other] for other in waiting), default=self._floor)
         self._counters[account] = max(self[account], self._floor)
 
     def settle(self, account: str) -> None:
-        """The account waits no more; who begins to wait when nobody else does starts where it stands."""
+        """End the waiting of an account: one that begins to wait when no other does starts at its counter."""
         self._floor = self[account]
 
     def charge(self, account: str, cost: float, weight: float) -> None:
@@ -47,11 +47,11 @@ class TokenCounters:
         self._counters[account] = self[account] + cost / weight
 
     def least(self, accounts: Iterable[str]) -> str:
-        """The least served of some accounts; of equals the first."""
+        """Least served of some accounts; of equals the first."""
         return min(accounts, key=self.__getitem__)
 
     def forget(self, active: Collection[str]) -> None:
-        """Drop the counters that make no difference: of accounts that are idle and would be lifted anyway."""
+        """Drop the counters that make no difference: of idle accounts, which would be lifted anyway."""
         self._counters = {
             account: counter
             for account, counter in self._counters.items()
@@ -61,16 +61,16 @@ class TokenCounters:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How much of each account waits and runs."""
+    """Number of waiting and running entries of each account."""
 
     waiting: Counter[str] = field(default_factory=Counter)
     running: Counter[str] = field(default_factory=Counter)
 
 
 class Accounts:
-    """What every account was served, what of it waits and what it runs: one book for texts and vectors.
+    """Accounts of sequences and embedding requests: what each was served, how much of it waits and runs.
 
-    A generated token costs its account 1, a token of a prompt or of a text whose vector is wanted `prompt_cost`.
+    A generated token costs its account 1, a token of a prompt or of an input to embed `prompt_cost`.
     """
 
     def __init__(self, prompt_cost: float = 0.25) -> None:
@@ -80,19 +80,19 @@ class Accounts:
         self.running: Counter[str] = Counter()
 
     def may_run(self, account: str, limits: Limits) -> bool:
-        """Whether it may run one more."""
+        """Whether an account may run one more."""
         return limits.max_running is None or self.running[account] < limits.max_running
 
     def charge(self, account: str, cost: float, limits: Limits) -> None:
-        """Add a cost to what it was served."""
+        """Add a cost to what an account was served."""
         self.counters.charge(account, cost, limits.weight)
 
     def charge_prompt(self, account: str, n_tokens: int, limits: Limits) -> None:
-        """Charge tokens that are only read; fewer than none are given back."""
+        """Charge prompt tokens; a negative number is given back."""
         self.charge(account, self.prompt_cost * n_tokens, limits)
 
     def wait(self, account: str) -> None:
-        """One more of it waits."""
+        """Count one waiting entry more."""
         if account not in self.waiting:
             self.counters.lift(account, self.waiting)
             if len(self.counters) % _FORGET_EVERY == 0:
@@ -100,21 +100,21 @@ class Accounts:
         self.waiting[account] += 1
 
     def settle(self, account: str) -> None:
-        """One of it waits no more."""
+        """Count one waiting entry less."""
         _count_down(self.waiting, account)
         if account not in self.waiting:
             self.counters.settle(account)
 
     def run(self, account: str) -> None:
-        """One more of it runs."""
+        """Count one running entry more."""
         self.running[account] += 1
 
     def rest(self, account: str) -> None:
-        """One of it runs no more."""
+        """Count one running entry less."""
         _count_down(self.running, account)
 
     def check_integrity(self, *standings: Standing) -> None:
-        """Raise `EngineFailure` unless these together are what the book says."""
+        """Raise `EngineFailure` unless these together are what was counted."""
         waiting, running = Counter[str](), Counter[str]()
         for standing in standings:
             waiting += standing.waiting

@@ -1,4 +1,4 @@
-"""How the rows of one input become its vector, a piece at a time, and how long that vector is made."""
+"""Pooling of the rows of one input into its vector, a chunk at a time, and scaling of the vector."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from server.llama.params import Pooling
 
 
 class Pool(ABC):
-    """One input on its way to a vector. `add` gets rows of shape `[n, width]`, in the order of the tokens."""
+    """Pooling of one input. `add` gets rows of shape `[n, width]`, in the order of the tokens."""
 
     @abstractmethod
     def add(self, rows: Vectors) -> None:
-        """Take in the rows of the next tokens; they are not kept."""
+        """Add the rows of the next tokens; they are not kept."""
 
     @abstractmethod
     def result(self) -> Vectors:
-        """The vector, shape `[1, width]`; without pooling all rows."""
+        """Pooled vector, shape `[1, width]`; without pooling all rows."""
 
 
 class _Mean(Pool):
@@ -36,7 +36,7 @@ class _Mean(Pool):
 
 
 class _Kept(Pool):
-    """All rows, or one of them: `which` is a slice of all that came."""
+    """Selection of rows: `which` is a slice of all that came."""
 
     def __init__(self, which: slice) -> None:
         self._which = which
@@ -55,7 +55,7 @@ _KEPT = {"none": slice(None), "cls": slice(0, 1), "last": slice(-1, None)}
 
 
 def new_pool(pooling: Pooling) -> Pool:
-    """For one input. Scores ("rank") are no pool of rows: llama.cpp gives them."""
+    """New pool of one input. Scores ("rank") are no pool of rows: llama.cpp gives them."""
     return _Mean() if pooling == "mean" else _Kept(_KEPT[pooling])
 
 

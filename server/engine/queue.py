@@ -1,4 +1,4 @@
-"""The request queue of the engine: sequences that wait for a slot, and what their accounts are charged.
+"""Request queue of the engine: sequences that wait for a slot, and what their accounts are charged.
 
 A policy object: the engine asks for an order (`waiting_list`), takes whom it can place, and says what that one
 computed.
@@ -19,7 +19,7 @@ class RequestQueue(WaitingList[Sequence]):
     """Waiting sequences, charged when they are admitted and for every token that they generate."""
 
     def served(self, sequence: Sequence) -> float:
-        """What a sequence's account was served so far."""
+        """Counter of a sequence's account: what it was served so far."""
         return self.counters[sequence.request.account]
 
     def n_running(self, account: str) -> int:
@@ -34,18 +34,18 @@ class RequestQueue(WaitingList[Sequence]):
     # --- transitions ------------------------------------------------------------------------------------------------
 
     def put_back(self, sequence: Sequence) -> None:
-        """Running to waiting: the sequence was preempted, and keeps its place in the order of its account."""
+        """Move a preempted sequence from running to waiting, at its place in the order of its account."""
         self.accounts.rest(sequence.request.account)
         self.insert(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """The sequence waits no more, and will not run."""
+        """Remove a waiting sequence that will not run."""
         self.drop(sequence)
         if sequence.is_preempted:
             self._refund(sequence)
 
     def release(self, sequence: Sequence) -> None:
-        """The sequence runs no more."""
+        """End a running sequence."""
         self.accounts.rest(sequence.request.account)
         self._refund(sequence)
 
@@ -68,7 +68,7 @@ class RequestQueue(WaitingList[Sequence]):
         self.accounts.charge_prompt(sequence.request.account, n_tokens, sequence.request.limits)
 
     def check_integrity(self, running: list[Sequence], beside: Standing | None = None) -> None:
-        """Raise `EngineFailure` unless the books agree with each other and with who runs; `beside` is no sequence."""
+        """Raise `EngineFailure` unless all counts agree with each other and with who runs; `beside` is no sequence."""
         n_running = Counter(sequence.request.account for sequence in running)
         self.accounts.check_integrity(Standing(self.count(), n_running), beside or Standing())
         if any(sequence.status is not Status.WAITING for sequence in self.waiting()):

@@ -1,4 +1,4 @@
-"""An engine for a model that writes nothing: it makes vectors, and says so to who wants text."""
+"""Engine for an embedding or reranking model, which refuses requests for text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from server.errors import GgufdError, Unsupported
 
 
 class VectorEngine:
-    """Drives an `Embedder` alone. Its slots are the requests that take turns; they keep nothing."""
+    """Engine over an `Embedder` alone. Its slots are the open requests; they keep nothing."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
@@ -33,12 +33,12 @@ class VectorEngine:
 
     @property
     def is_preparing(self) -> bool:
-        """There is no grammar to wait for."""
+        """False: there is no grammar to wait for."""
         return False
 
     @property
     def next_text_s(self) -> float | None:
-        """Nothing is written here."""
+        """None: no text is generated."""
         return None
 
     def add(self, request: EngineRequest | EmbedRequest) -> None:
@@ -64,7 +64,7 @@ class VectorEngine:
         return events
 
     def keep_house(self) -> bool:
-        """There is nothing to keep."""
+        """No idle maintenance."""
         return False
 
     def queue_state(self) -> QueueState:
@@ -92,14 +92,14 @@ class VectorEngine:
         )
 
     def steps(self) -> Steps:
-        """Not recorded: its steps have one phase."""
+        """No records: its steps have one phase."""
         return Steps(())
 
     def close(self, timeout_s: float) -> None:
-        """Nothing is kept."""
+        """Nothing has to be saved."""
 
     def note_sent(self, seconds: float) -> None:
-        """Not recorded either."""
+        """No record either."""
 
     def check_integrity(self) -> None:
         """Raise `EngineFailure` unless requests, inputs, sequences and accounts agree."""

@@ -1,4 +1,4 @@
-"""Waiting entries in the order of service, with the refusals of a queue: too many wait, or one waits too long.
+"""Waiting queue: entries in the order of service, and the refusals when too many wait, or one too long.
 
     between accounts   the one that was served least, by its weight (`fairness`)
     within an account  by priority, then first come, first served; `aging_s` seconds of waiting make up for one
@@ -20,7 +20,7 @@ from server.errors import EngineFailure, QueueFull, QueueTimeout
 
 
 class Waits(Protocol):
-    """An entry: one sequence, or one embedding request. `serial` is the order of arrival, in seconds `arrival_s`."""
+    """Entry of a waiting queue: one sequence, or one embedding request. `serial` is the order of arrival."""
 
     arrival_s: float
     serial: int
@@ -105,7 +105,7 @@ class WaitingList(Generic[Entry]):
                 del rest[account]
 
     def rank(self, entry: Entry) -> tuple[float, int]:
-        """What orders an account's entries, lowest first: seconds, and the order of arrival among equals."""
+        """Sort key of an account's entries, lowest first: seconds, and the order of arrival among equals."""
         return entry.arrival_s + entry.priority * self._aging_s, entry.serial
 
     # --- refusals ---------------------------------------------------------------------------------------------------
@@ -135,25 +135,25 @@ class WaitingList(Generic[Entry]):
     # --- transitions ------------------------------------------------------------------------------------------------
 
     def push(self, entries: list[Entry]) -> None:
-        """Let the entries of one request wait."""
+        """Add the entries of one request."""
         for entry in entries:
             self._n_pushed += 1
             entry.serial = self._n_pushed
             self.insert(entry)
 
     def insert(self, entry: Entry) -> None:
-        """Let an entry wait at its place in the order of its account."""
+        """Add an entry at its place in the order of its account."""
         account = entry.request.account
         self.accounts.wait(account)
         insort(self._waiting.setdefault(account, []), entry, key=self.rank)
 
     def take(self, entry: Entry) -> None:
-        """Waiting to running."""
+        """Move an entry from waiting to running."""
         self.drop(entry)
         self.accounts.run(entry.request.account)
 
     def drop(self, entry: Entry) -> None:
-        """The entry waits no more."""
+        """Remove an entry."""
         account = entry.request.account
         self._waiting[account].remove(entry)
         if not self._waiting[account]:
@@ -169,6 +169,6 @@ class WaitingList(Generic[Entry]):
 
 
 def waited_too_long(entry: Waits, now_s: float, retry_after_s: float = 1.0) -> QueueTimeout:
-    """The error for an entry that has expired."""
+    """Error for an entry that has expired."""
     waited = f"the request waited {now_s - entry.arrival_s:.0f} s in the queue, as long as it may"
     return QueueTimeout(f"{waited}; try again later", retry_after_s=retry_after_s)

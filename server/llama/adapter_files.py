@@ -1,4 +1,4 @@
-"""LoRA adapters and control vectors on disk: what they say of themselves, held against the model's header.
+"""Files of LoRA adapters and control vectors, checked against the model's header.
 
 llama.cpp checks less than it computes with (the rank of an embedding's adapter, the experts of a mixture), and ends
 the process where they do not fit; so a file is looked at before C sees it. Knows no llama_cpp and no numpy.
@@ -18,7 +18,7 @@ DIRECTION = "direction."
 
 
 def check_lora(path: str, model: gguf.Gguf) -> None:
-    """Raises ModelError, one line, where a file is no LoRA adapter for this model."""
+    """Check of a LoRA adapter's file. Raises ModelError, one line, where it does not fit this model."""
     header = read(path, "--lora")
     kind = header.metadata.get("general.type"), header.metadata.get("adapter.type")
     if kind != ("adapter", "lora"):
@@ -34,7 +34,7 @@ def check_lora(path: str, model: gguf.Gguf) -> None:
 
 
 def check_control_vector(path: str, model: gguf.Gguf) -> None:
-    """Raises ModelError, one line, where a file holds no directions for this model."""
+    """Check of a control vector's file. Raises ModelError, one line, where it holds no directions for this model."""
     header = read(path, "--control-vector")
     width = model.integer("{arch}.embedding_length")
     for tensor in header.tensors:
@@ -49,7 +49,7 @@ def check_control_vector(path: str, model: gguf.Gguf) -> None:
 
 
 def check_layers(first: int, last: int, model: gguf.Gguf) -> None:
-    """Raises ModelError, one line, for a range within which no layer of this model is added to."""
+    """Check of a range of layers. Raises ModelError, one line, where no layer of this model is in it."""
     n_layers = model.integer("{arch}.block_count")
     # What leaves the last layer is added to by none.
     if first >= n_layers or last > n_layers:

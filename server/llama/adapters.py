@@ -1,4 +1,4 @@
-"""LoRA adapters and control vectors, loaded and put over a context. Their files were checked before."""
+"""LoRA adapters and control vectors, loaded and applied to a context. Their files were checked before."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Adapters:
         return len(self._handles)
 
     def put_over(self, context_handle: Any, scales: Sequence[float]) -> None:
-        """Every adapter with its scale; none where `scales` is empty."""
+        """Apply every adapter with its scale; none where `scales` is empty."""
         n = len(scales)
         handles = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*self._handles[:n])
         llama_cpp.llama_set_adapters_lora(context_handle, handles, n, (ctypes.c_float * n)(*scales))

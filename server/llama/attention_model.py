@@ -1,4 +1,4 @@
-"""A model of a few layers that costs little beside its attention, which is that of a given model.
+"""Model of a few layers for timing attention: its attention is that of a given model, the rest costs little.
 
 Made to be measured, not to say anything: random weights, no tokenizer. The feed-forward parts of all its layers stand
 in the last one, where llama.cpp computes them for those rows alone whose output is wanted: so a long history is read
@@ -28,7 +28,7 @@ _N_CTX = 8192
 
 
 class AttentionShape(NamedTuple):
-    """What the cost of attention depends on: heads of queries, heads of keys and values, width of a head."""
+    """Sizes that the cost of attention depends on: query heads, key and value heads, width of a head."""
 
     n_head: int
     n_head_kv: int
@@ -44,7 +44,7 @@ class AttentionShape(NamedTuple):
 
     @property
     def quick_layers(self) -> int:
-        """So many take no time to measure; a single one would stay in the CPU's caches."""
+        """Layers to measure with: few enough to be quick; a single one would stay in the CPU's caches."""
         return max(1, min(_MOST_LAYERS, _QUERIES // self.query_width))
 
 

@@ -1,4 +1,4 @@
-"""The rows that one decode computes, and the shapes around them. Knows no llama_cpp."""
+"""Rows of one decode, and the array types around them. Knows no llama_cpp."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 class NoRoomError(Exception):
-    """The cache has no room for the batch; nothing of it was computed."""
+    """KV cache full: nothing of the batch was computed."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Whether flash attention pays on this CPU: measured on a few layers with the same attention shape.
+"""Choice of flash attention on this CPU, measured on a few layers with the same attention shape.
 
 Attention is the only part that flash attention changes, and its cost is per layer; so a few are enough, and measuring
 takes the same fraction of a second for a small model and a large one. What is measured is a turn of a chat: a short
@@ -61,14 +61,14 @@ SIDES: tuple[Side, ...] = ("off", "on")
 
 
 class Measurement(NamedTuple):
-    """Seconds: to read a short message at depth, and for one step of all replies."""
+    """Seconds of a prefill of a short message at depth, and of one decode step of all replies."""
 
     message_s: float
     step_s: float
 
     @property
     def turn_s(self) -> float:
-        """A chat turn: a short message, then a reply."""
+        """Seconds of a chat turn: a short message, then a reply."""
         return self.message_s + _REPLY_TOKENS * self.step_s
 
 
@@ -77,7 +77,7 @@ Finding = dict[Side, Measurement] | int
 
 
 class Times:
-    """Seconds that one thing took, again and again: whatever else the machine does only ever adds to them."""
+    """Repeated timings of one thing: whatever else the machine does only ever adds to them."""
 
     def __init__(self) -> None:
         self._sorted: list[float] = []
@@ -91,12 +91,12 @@ class Times:
 
     @property
     def agree(self) -> bool:
-        """Whether the best of them was no luck, and not itself disturbed: enough others come close."""
+        """Whether the best of them can be believed: enough others come close."""
         return len(self._sorted) >= _AGREEING and self._sorted[_AGREEING - 1] <= _SPREAD * self.best
 
 
 class Unsteady(Exception):
-    """The machine was too busy with other things to be measured."""
+    """Failed measurement: the machine was too busy with other things."""
 
 
 def prefers_flash_attention(model: Model, params: ContextParams, memory: Path | None) -> tuple[bool, str]:

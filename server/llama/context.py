@@ -1,4 +1,4 @@
-"""One llama.cpp context of independent streams, its batch, and the state of its slots.
+"""Context for decoding: independent KV cache slots, their state, logits of a batch.
 
 Every slot (`seq_id` 0 to n_slots - 1) has its own stream of `n_ctx` cells. A step computes the rows of one `Batch`;
 rows of consecutive slots with equal token counts are computed together, so callers add rows by ascending slot.
@@ -55,7 +55,7 @@ class Context(NativeContext):
         self._logits: tuple[int, int, Logits] | None = None
 
     def set_threads(self, n_threads: int | None) -> None:
-        """Compute threads of the next decodes; None is what the context was made with."""
+        """Set the compute threads of the next decodes; None is what the context was made with."""
         if n_threads != self._n_threads_now:
             self._n_threads_now = n_threads
             n_batch = n_threads or self.params.n_threads_batch or self.n_threads
@@ -63,7 +63,7 @@ class Context(NativeContext):
 
     @property
     def n_adapters(self) -> int:
-        """LoRA adapters that there are."""
+        """Number of LoRA adapters."""
         return len(self.model.adapters)
 
     @property
@@ -105,7 +105,7 @@ class Context(NativeContext):
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, n_keep, -1))
 
     def _is_window_gone(self, slot: int, n_keep: int) -> bool:
-        """Whether a sliding window at `n_keep` reaches back to what is no more there: llama.cpp does not ask."""
+        """Whether a sliding window at `n_keep` reaches back to cells that are gone: llama.cpp does not check."""
         n_swa = self.model.n_swa
         if n_swa == 0:
             return False
@@ -157,7 +157,7 @@ class Context(NativeContext):
     # --- what a sequence needs besides ------------------------------------------------------------------------------
 
     def new_chain(self, params: ChainParams, seed: int, said: Sequence[int], *, can_rewind: bool) -> SamplerChain:
-        """llama.cpp's sampler chain over this context's logits; `said` is the prompt."""
+        """Sampler chain over this context's logits; `said` is the prompt."""
         chain = SamplerChain(self.model.vocabulary, self.handle, params, seed=seed, n_ctx=self.n_ctx, said=said)
         if can_rewind:
             chain.keep_history()
@@ -165,7 +165,7 @@ class Context(NativeContext):
 
 
 def _check_cache_types(model: Model, params: ContextParams) -> None:
-    """llama.cpp ends the process for a head whose width is no multiple of a quantised type's block."""
+    """Check of quantised cache types: llama.cpp ends the process where a head's width is no multiple of their block."""
     for name in (params.cache_type_k, params.cache_type_v):
         if name not in _FLOAT_TYPES and model.head_width % _QUANT_BLOCK:
             raise ModelError(

@@ -1,4 +1,4 @@
-"""A draft model's file, held against the model that it guesses for: the same numbers must be the same tokens to both.
+"""Check of a draft model's file against the target model: both must have the same vocabulary.
 
 The rules are those of llama.cpp's own speculative decoding (common/speculative.cpp). Knows no llama_cpp and no numpy.
 """
@@ -20,7 +20,7 @@ _FIRST_COMPARED = 5
 
 
 def check_draft(draft: Shape, model: Shape) -> None:
-    """Raises ModelError, one line, where `draft` cannot guess for `model`."""
+    """Compare vocabularies. Raises ModelError, one line, where `draft` cannot propose tokens for `model`."""
     for shape in (draft, model):
         if shape.is_recurrent:
             raise ModelError(
@@ -36,7 +36,7 @@ def check_draft(draft: Shape, model: Shape) -> None:
 
 
 def _difference(draft: gguf.Gguf, model: gguf.Gguf) -> str:
-    """Where the vocabularies part; empty where they agree."""
+    """First difference of the vocabularies; empty where they agree."""
     kinds = [one.text("tokenizer.ggml.model", "no") for one in (draft, model)]
     if kinds[0] != kinds[1]:
         return f"it has a vocabulary of kind {kinds[0]}, not {kinds[1]}"
@@ -48,7 +48,7 @@ def _difference(draft: gguf.Gguf, model: gguf.Gguf) -> str:
 
 
 def _added(one: gguf.Gguf, name: str, is_added: bool) -> int | None:
-    """The token that tokenizing puts around a text; None where it puts none."""
+    """Token that tokenizing adds around a text; None where it adds none."""
     if not one.metadata.get(f"tokenizer.ggml.add_{name}_token", is_added):
         return None
     return one.integer(f"tokenizer.ggml.{name}_token_id")

@@ -1,4 +1,4 @@
-"""A context that computes vectors instead of next tokens: an output of every row, or a score of every sequence.
+"""Context for embeddings and reranking: a vector of every row, or a score of every sequence.
 
 Its sequences share one cache, since they live for a moment: an input is computed, its vector is read, it is forgotten.
 No policy here: which inputs are computed when, and how their rows become one vector, is decided above.
@@ -20,7 +20,7 @@ from server.llama.params import EmbeddingParams
 
 
 class EmbeddingContext(NativeContext):
-    """A context over `model` beside the one that writes, if there is one. Every row of its batch asks for an output.
+    """A context over `model` beside the decoding one, if there is one. Every row of its batch asks for an output.
 
     An input of a model that is not causal sees all of itself, so it is computed in one batch. Raises `ModelError` when
     it cannot be made.
@@ -50,7 +50,7 @@ class EmbeddingContext(NativeContext):
         return np.ctypeslib.as_array(buffer).reshape(n_rows, self._width)
 
     def forget(self, sequence: int) -> None:
-        """Free what a sequence holds."""
+        """Free the cells of a sequence."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp's GBNF made safe for translation: read by llama.cpp's rules, written back in a plain subset of itself.
+"""Parser of llama.cpp's GBNF that writes it back in a plain subset, safe for translation.
 
 The translator of llguidance takes over names, escapes and character classes nearly as they stand; where its target
 reads them otherwise (a class is a regular expression there), the meaning would change or the translation break.
@@ -54,7 +54,7 @@ class _Token:
 
 
 def plain_gbnf(text: str) -> str:
-    """The same grammar in the plain subset.
+    """Rewrite a grammar in the plain subset.
 
     Raises InvalidRequest that says what is wrong, or what this server cannot translate, with the line.
     """

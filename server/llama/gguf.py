@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF: metadata, and name, shape, type and place of every tensor. Never the weights.
+"""Reader of GGUF headers: metadata, and name, shape, type and place of every tensor. Never the weights.
 
 The format is ggml's docs/gguf.md, versions 2 and 3, little-endian; what ggml's own reader refuses is refused here
 first, in one line, so that a bad file never reaches C. Every number is checked against what the file can still hold
@@ -125,7 +125,7 @@ class Gguf:
         return sum(part.n_bytes for part in self.parts)
 
     def with_metadata(self, changes: Mapping[str, Scalar]) -> Gguf:
-        """The same model, said to have other values under some keys."""
+        """The same model with other values under some keys."""
         first, *others = self.parts
         return Gguf((replace(first, metadata={**first.metadata, **changes}), *others))
 
@@ -141,12 +141,12 @@ class Gguf:
         return value if isinstance(value, str) else default
 
     def integer(self, key: str, default: int = 0) -> int:
-        """`{arch}` in `key` is the architecture's name. What is no whole number of 0 or more counts as absent."""
+        """Metadata value, an integer of 0 or more, or `default`. `{arch}` in `key` is the architecture's name."""
         value = self.metadata.get(key.replace("{arch}", self.architecture))
         return value if isinstance(value, int) and value >= 0 else default
 
     def per_layer(self, key: str, n_layers: int, default: int = 0) -> tuple[int, ...]:
-        """A number for every layer: some files give one for all, others an array."""
+        """Metadata value of every layer: some files give one for all, others an array."""
         values = self.metadata.get(key.replace("{arch}", self.architecture))
         if not isinstance(values, tuple):
             return (self.integer(key, default),) * n_layers
@@ -216,7 +216,7 @@ def _reading(file: FileIO) -> ReadAt:
 
 
 def _check_split(headers: Sequence[Header]) -> None:
-    """Every part says which it is; llama.cpp goes by that and by the file's name."""
+    """Check of split files: every part says which it is, and llama.cpp goes by that and by the file's name."""
     for number, header in enumerate(headers):
         count, own = header.metadata.get("split.count"), header.metadata.get("split.no")
         if count in (0, 1) and len(headers) == 1:
@@ -243,7 +243,7 @@ def _ordinal(number: Value | None) -> str:
 
 
 def read_header(read_at: ReadAt, n_bytes: int, name: str) -> Header:
-    """Read the header of something of `n_bytes` bytes that `name` is shown for in errors. Raises ModelError."""
+    """Read the header of a stream of `n_bytes` bytes; `name` is shown in errors. Raises ModelError."""
     reader = _Reader(read_at, n_bytes, name)
     version = _version(reader)
     n_tensors = reader.count("tensors", _MAX_TENSORS)
@@ -294,7 +294,7 @@ def _metadata(reader: _Reader, n_pairs: int) -> dict[str, Value]:
 
 
 def _may_repeat(metadata: Mapping[str, Value]) -> bool:
-    """One tokenizer of llama.cpp tells equal tokens apart by where they stand."""
+    """Whether tokens may repeat: one tokenizer of llama.cpp tells equal ones apart by their place."""
     return metadata.get("tokenizer.ggml.model") == "hybriddna"
 
 
@@ -331,7 +331,7 @@ def _array(reader: _Reader, *, is_vocabulary: bool) -> Value:
 
 
 def _check_distinct(reader: _Reader, count: int) -> None:
-    """llama.cpp aborts where two tokens are the same text; it gives empty ones names of their own."""
+    """Check of the vocabulary: llama.cpp aborts where two tokens have the same text; empty ones it names itself."""
     texts = [text for text in reader.texts(count) if text]
     if len(set(texts)) != len(texts):
         twice = Counter(texts).most_common(1)[0][0]
@@ -395,13 +395,13 @@ def _padded(n: int, alignment: int) -> int:
 
 
 def _shown(name: str) -> str:
-    """A name from a stranger's file, fit for a line of a terminal."""
+    """A name from an untrusted file, fit for a line of a terminal."""
     text = re.sub(r"[^\x20-\x7e]", "?", name)
     return f"'{text[:64]}…'" if len(text) > 64 else f"'{text}'"
 
 
 class _Reader:
-    """A place in a file, and a window of it in memory. Every read is checked against the file's size first."""
+    """Buffered reader of a file with a position. Every read is checked against the file's size first."""
 
     def __init__(self, read_at: ReadAt, n_bytes: int, name: str) -> None:
         self._read_at = read_at

@@ -1,4 +1,4 @@
-"""The bridge to llguidance: grammars in, masks of the next token out.
+"""Constrained decoding with llguidance: grammars in, masks of the next token out.
 
 `compile_grammar` and `check_grammar` refuse with InvalidRequest everything that cannot be enforced, before a token
 is computed. llguidance is imported on first use, so that a process without grammars does not pay for it. Knows
@@ -55,7 +55,7 @@ _LIMITS = {
 
 
 def compile_grammar(kind: str, text: str, frame: str = "") -> str:
-    """llguidance's form of a grammar; `kind` is "gbnf", "json_schema", "regex" or "lark".
+    """Compile a grammar to llguidance's form; `kind` is "gbnf", "json_schema", "regex" or "lark".
 
     `frame` is Lark of the whole output, in which `@body` is what `text` describes. Raises InvalidRequest that names
     what is wrong or cannot be translated.
@@ -87,7 +87,7 @@ def _compile(kind: str, text: str) -> str:
 
 
 def check_grammar(kind: str, text: str, build: Callable[[], Any] | None = None, *, frame: str = "") -> None:
-    """Raises InvalidRequest unless the grammar can be enforced and allows at least one first token.
+    """Check a grammar. Raises InvalidRequest unless it can be enforced and allows at least one first token.
 
     Only Lark can name tokens of the vocabulary; for that, `build` is asked for the model's tokenizer. All else is
     checked against bytes, which costs no vocabulary.
@@ -103,7 +103,7 @@ def check_grammar(kind: str, text: str, build: Callable[[], Any] | None = None, 
 
 
 def _with_place(text: str, message: str) -> str:
-    """What is wrong with a schema, with a JSON pointer to the keyword that is at fault."""
+    """Message about a refused schema, with a JSON pointer to the keyword at fault."""
 
     def refusal(part: str) -> str | None:
         try:
@@ -119,7 +119,7 @@ def _with_place(text: str, message: str) -> str:
 
 
 def build_tokenizer(vocabulary: ModelVocabulary) -> Any:
-    """llguidance's view of the vocabulary: 0.2 s and 20 MB at 49k tokens. The vocabulary must outlive it.
+    """llguidance's tokenizer over the vocabulary: 0.2 s and 20 MB at 49k tokens. The vocabulary must outlive it.
 
     Raises Unsupported for a vocabulary that it cannot read: WordPiece, Unigram, one without an end token.
     """
@@ -136,7 +136,7 @@ def build_tokenizer(vocabulary: ModelVocabulary) -> Any:
 
 
 class Matcher:
-    """Where one sequence stands in its grammar.
+    """Grammar state of one sequence.
 
     `tokenizer` comes from `build_tokenizer`, `grammar` from `compile_grammar`. Raises InvalidRequest when
     llguidance cannot start it.
@@ -151,7 +151,7 @@ class Matcher:
             raise _refused(kind, self._matcher.get_error())
 
     def copy(self) -> Matcher:
-        """Another one that stands at the same place and goes its own way; takes a microsecond.
+        """Independent copy in the same state; takes a microsecond.
 
         They share what the lexer has worked out so far, and its limits.
         """
@@ -161,7 +161,7 @@ class Matcher:
         return twin
 
     def check_start(self) -> int:
-        """How many tokens may come first. Raises InvalidRequest when none at all may, or none can be followed."""
+        """Number of tokens that may come first. Raises InvalidRequest when there is none, or none can be followed."""
         try:
             mask = int.from_bytes(self._matcher.compute_bitmask(), "little")
         except ValueError as error:
@@ -182,7 +182,7 @@ class Matcher:
         return bool(self._matcher.try_consume_tokens([token]))
 
     def rollback(self, n_tokens: int) -> bool:
-        """Take back the last `n_tokens` accepted ones."""
+        """Take back the last `n_tokens` accepted tokens."""
         return bool(self._matcher.rollback(n_tokens))
 
     def forced_tokens(self) -> list[int]:
@@ -191,7 +191,7 @@ class Matcher:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether nothing but an end can follow."""
+        """Whether nothing but the end can follow."""
         return bool(self._matcher.is_stopped())
 
     @property
@@ -209,7 +209,7 @@ class Matcher:
 
 
 class MaskFiller:
-    """Computes masks of several matchers at once, on up to `n_threads` threads and without holding Python up."""
+    """Token masks of several matchers at once, on up to `n_threads` threads, without the GIL."""
 
     def __init__(self, n_threads: int) -> None:
         from llguidance import LLExecutor
@@ -235,7 +235,7 @@ class MaskFiller:
 
 
 def mask_words(n_vocab: int) -> int:
-    """How many 32-bit words a mask over `n_vocab` tokens has."""
+    """Number of 32-bit words of a mask over `n_vocab` tokens."""
     return (n_vocab + 31) // 32
 
 
@@ -270,7 +270,7 @@ def _check_bounds(kind: str, text: str) -> None:
 
 
 def _depth(text: str) -> int:
-    """How deep brackets nest outside of quotes: a bound, not a parse."""
+    """Depth of brackets outside of quotes: a bound, not a parse."""
     depth = deepest = 0
     for token in re.finditer(r'"(?:[^"\\]|\\.)*"|\\.|[(\[{]|[)\]}]', text, re.DOTALL):
         bracket = token.group()
@@ -291,7 +291,7 @@ def _refusal(kind: str) -> str:
 
 
 def _first_lines(reason: str) -> str:
-    """llguidance shows the source below its message; the message is what a caller needs."""
+    """Message of llguidance without the source that it shows below."""
     lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
     kept = [line for line in lines if not re.match(r"\d+ \||\^+$", line)]
     return " ".join(kept)[:400] or "unknown error"

@@ -1,4 +1,4 @@
-"""llama.cpp's library itself: whether it can be loaded on this machine, in one line when it cannot."""
+"""Loading of llama.cpp's shared library, with a one-line error where it fails."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from server.errors import ModelError
 
 
 def load() -> None:
-    """Load it, before anything else of this package does. Raises ModelError.
+    """Load the library before anything else of this package does. Raises ModelError.
 
     A wheel that was built elsewhere may want another libc, instructions that this CPU lacks, or CUDA's libraries.
     """

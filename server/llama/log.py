@@ -1,4 +1,4 @@
-"""llama.cpp's log, line by line, to a function of ours instead of the terminal."""
+"""Capture of llama.cpp's log: line by line to a function instead of the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONTINUE = 5
 
 
 class LogCapture:
-    """Routes the log of the whole process to `sink` for as long as this object lives in `install`'s caller.
+    """Log callback of the whole process, which passes lines to `sink` for as long as this object lives.
 
     llama.cpp writes lines in pieces; they are joined here. The callback must stay referenced: C calls it at any time.
     """

@@ -1,4 +1,4 @@
-"""One GGUF model as llama.cpp loads it: opened for its vocabulary and metadata alone, or with its weights.
+"""GGUF models as llama.cpp loads them: vocabulary and metadata alone, or with the weights.
 
 Holds no context and no policy.
 """
@@ -113,7 +113,7 @@ class Model(ModelFile):
 
     @property
     def ftype(self) -> str:
-        """What most weights are stored in, as llama.cpp writes it: "Q4_0", "Q4_K - Medium"."""
+        """Type of most weights, as llama.cpp writes it: "Q4_0", "Q4_K - Medium"."""
         # A description is "architecture size type"; architectures and sizes hold no blank.
         return self.description.split(" ", 2)[-1]
 
@@ -170,7 +170,7 @@ class Model(ModelFile):
 
     @property
     def pooling(self) -> Pooling | None:
-        """How the file says that vectors are pooled; None for a model that was made to write."""
+        """Pooling that the file names; None for a generative model."""
         number = self.metadata.get(f"{self.architecture}.pooling_type", "")
         return _POOLINGS.get(number)
 
@@ -181,12 +181,12 @@ class Model(ModelFile):
 
     @property
     def n_embd_out(self) -> int:
-        """Width of the vectors that it makes."""
+        """Width of its embeddings."""
         return int(llama_cpp.llama_model_n_embd_out(self.handle))
 
     @property
     def n_scores(self) -> int:
-        """How many scores a reranker or classifier gives."""
+        """Number of scores of a reranker or classifier."""
         return int(llama_cpp.llama_model_n_cls_out(self.handle))
 
     @property
@@ -199,7 +199,7 @@ class Model(ModelFile):
 
 
 def _native_params(params: ModelParams, on_progress: ProgressCallback | None) -> tuple[Any, list[Any]]:
-    """llama.cpp's own struct, and what must stay referenced while C reads it."""
+    """llama.cpp's struct, and what must stay referenced while C reads it."""
     native = llama_cpp.llama_model_default_params()
     native.n_gpu_layers = _ALL_LAYERS if params.n_gpu_layers is None else params.n_gpu_layers
     native.split_mode = _SPLIT_MODES[params.split_mode]

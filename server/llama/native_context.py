@@ -1,4 +1,4 @@
-"""The context of llama.cpp that writing and embedding share: made, given adapters, computing its batch, freed."""
+"""Native context that decoding and embedding share: creation, adapters, computing a batch, release."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class NativeContext:
         return self._batch.rows
 
     def set_adapters(self, scales: tuple[float, ...]) -> None:
-        """The scale of every LoRA adapter in the next decodes; empty for the model alone."""
+        """Set the scale of every LoRA adapter in the next decodes; empty for the model alone."""
         if scales != self._scales:
             self._scales = scales
             self.model.adapters.put_over(self.handle, scales)

@@ -1,4 +1,4 @@
-"""What settings say instead of the file and of llama.cpp: other metadata, and other buffers for some tensors.
+"""Overrides of a model's metadata and of the buffers of its tensors, as llama.cpp takes them.
 
 Patterns of tensors are searched for in a name; the first that matches counts.
 """
@@ -32,7 +32,7 @@ class _Override(ctypes.Structure):
 
 
 def native_overrides(n_cpu_moe: int, overrides: tuple[tuple[str, str], ...]) -> tuple[Any, Any]:
-    """The address for llama.cpp's struct, and what must stay referenced while C reads it; None where there are none.
+    """Address of the tensor overrides, and what must stay referenced while C reads it; None where there are none.
 
     Raises ModelError for a buffer that this build does not have, or a pattern that is none.
     """
@@ -48,7 +48,7 @@ def native_overrides(n_cpu_moe: int, overrides: tuple[tuple[str, str], ...]) -> 
 
 
 def native_metadata(changes: Sequence[tuple[str, Scalar]]) -> Any:
-    """llama.cpp's array of other values for metadata; an empty key ends it."""
+    """Array of metadata overrides; an empty key ends it."""
     array = (llama_cpp.llama_model_kv_override * (len(changes) + 1))()
     for place, (key, value) in zip(array, changes, strict=False):
         # A bool is an int to Python.
@@ -59,7 +59,7 @@ def native_metadata(changes: Sequence[tuple[str, Scalar]]) -> Any:
 
 
 def _experts_of(n_layers: int) -> str:
-    """One pattern for all: llama.cpp compiles every pattern again for every tensor."""
+    """One pattern of all expert tensors of the first layers: llama.cpp compiles each pattern again for every tensor."""
     if n_layers >= MAX_LAYERS:
         return _EXPERTS
     return rf"blk\.({'|'.join(map(str, range(n_layers)))}){_EXPERTS}"

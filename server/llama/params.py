@@ -1,4 +1,4 @@
-"""What a model and a context are made with, as plain data that crosses process boundaries.
+"""Parameters of models, contexts and sampler chains: plain data that crosses process boundaries.
 
 Does not import llama_cpp, so that any process may build and pickle these.
 """
@@ -32,7 +32,7 @@ Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
 @dataclass(frozen=True, slots=True)
 class ControlVector:
-    """A file of directions, and how much of them is added."""
+    """Control vector: a file of directions, and the scale of what is added."""
 
     path: str
     scale: float = 1.0
@@ -40,7 +40,7 @@ class ControlVector:
 
 @dataclass(frozen=True, slots=True)
 class ModelParams:
-    """How to load one GGUF; names are llama-server's.
+    """Parameters of loading one GGUF; names are llama-server's.
 
     `n_gpu_layers` None means all layers that the build can offload. `tensor_split` is the share of each device.
     Of the first `n_cpu_moe` layers the experts stay in RAM, None leaves it to the loader; `overrides` are
@@ -71,7 +71,7 @@ class ModelParams:
 
 @dataclass(frozen=True, slots=True)
 class ContextParams:
-    """How to make one context. `n_ctx` is cells of ONE slot; the context gets `n_ctx * n_slots` cells.
+    """Parameters of a decoding context. `n_ctx` is cells of ONE slot; the context gets `n_ctx * n_slots` cells.
 
     Zero for a RoPE, YaRN or thread number means: from the model, or as many as there are cores. Times in seconds.
     """
@@ -99,7 +99,7 @@ class ContextParams:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingParams:
-    """How to make the context that computes vectors. `n_ctx` is the longest input in tokens.
+    """Parameters of the embedding context. `n_ctx` is the longest input in tokens.
 
     `n_inputs` are computed at once at most, and share `n_ctx` cells. Zero threads are as many as there are cores.
     """
@@ -112,7 +112,7 @@ class EmbeddingParams:
     kv_offload: bool = True
 
     def n_batch(self, n_vocab: int, *, is_causal: bool) -> int:
-        """Rows that are computed at once. An input of a model that is not causal sees all of itself: one batch."""
+        """Rows of one batch. An input of a model that is not causal sees all of itself: one batch."""
         if not is_causal:
             return max(self.n_ctx, _MAX_BATCH)
         fitting = _LOGITS // n_vocab // _MIN_BATCH * _MIN_BATCH
@@ -137,7 +137,7 @@ DEFAULT_DRY_BREAKERS: tuple[str, ...] = ("\n", ":", '"', "*")
 
 @dataclass(frozen=True, slots=True)
 class ChainParams:
-    """What a chain of llama.cpp's samplers is built from, in its names; every default is "off".
+    """Parameters of a chain of llama.cpp's samplers, in its names; every default is "off".
 
     `repeat_last_n` and `dry_penalty_last_n` are in tokens, 0 = off, -1 = the whole context.
     `adaptive_target` < 0 is off, `top_n_sigma` <= 0 is off.

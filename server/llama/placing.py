@@ -1,4 +1,4 @@
-"""What settings say of placing, held to what a build and a machine have: names and numbers, nothing of llama.cpp's.
+"""Checks of the placement settings against what the build and the machine have. Knows no llama_cpp.
 
 Patterns of tensors are C++ regular expressions. One that C++ could not read would end the process, so only what both
 languages read the same is let through. Every check raises ModelError, one line.
@@ -16,7 +16,7 @@ _PLAIN = re.compile(r"[\w.^$|()\[\]*+?\\-]{1,200}", re.ASCII)
 
 
 def check_overrides(overrides: Sequence[tuple[str, str]], buffers: Iterable[str]) -> None:
-    """Refuse a buffer that this build does not have, or a pattern that is none."""
+    """Check of tensor overrides: buffers of this build, valid patterns."""
     known = tuple(buffers)
     for pattern, name in overrides:
         if name not in known:
@@ -36,7 +36,7 @@ def _is_readable(pattern: str) -> bool:
 
 
 def check_gpus(model: ModelParams, gpus: Sequence[str]) -> None:
-    """Refuse wishes that need a GPU, or one more, than there are; `gpus` are their descriptions."""
+    """Check of settings that need GPUs; `gpus` are the descriptions of those that there are."""
     if not gpus:
         wishes = (
             ("--n-gpu-layers", model.n_gpu_layers),
@@ -60,7 +60,7 @@ def check_gpus(model: ModelParams, gpus: Sequence[str]) -> None:
 
 
 def check_rpc(servers: Sequence[str], *, has_rpc: bool) -> None:
-    """Refuse RPC servers where the build cannot use them."""
+    """Check that the build can use RPC servers."""
     if servers and not has_rpc:
         raise ModelError(
             f"--rpc {','.join(servers)}: this build of llama.cpp has no RPC backend; install llama-cpp-python with "
@@ -69,7 +69,7 @@ def check_rpc(servers: Sequence[str], *, has_rpc: bool) -> None:
 
 
 def refuse_cpu(n_gpu_layers: int) -> None:
-    """Raises ModelError, for a GPU that is required and not used."""
+    """Check of `require_gpu`: raises ModelError where no layer is on a GPU."""
     if n_gpu_layers == 0:
         raise ModelError(
             "require_gpu is set, but no layer runs on a GPU: give the process a GPU and a build of "

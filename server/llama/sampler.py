@@ -1,4 +1,4 @@
-"""llama.cpp's sampler chain for one sequence: built, fed with what was said, asked for the next token.
+"""llama.cpp's sampler chain of one sequence, with its history of tokens and rewinding.
 
 The order and the meaning of each sampler are llama.cpp's (`common/sampling.cpp`). Grammars are not here: its own
 grammar sampler ends the process on input it does not like, so masks come from `llama.grammar`.
@@ -27,12 +27,12 @@ _MIROSTAT_M = 100
 
 
 def window(last_n: int, n_ctx: int) -> int:
-    """A `last_n` as llama.cpp can take it: -1 is the whole context, and no ring buffer is larger than that."""
+    """`last_n` in llama.cpp's range: -1 is the whole context, and no ring buffer is larger than that."""
     return n_ctx if last_n < 0 else min(last_n, n_ctx)
 
 
 class SamplerChain:
-    """The samplers of one sequence, with their memory of what was said. `close` frees them.
+    """Samplers of one sequence, with the tokens that they have accepted. `close` frees them.
 
     `n_ctx` is the context of the slot, in tokens; `said` is the prompt, which penalties and DRY look at.
     """
@@ -75,28 +75,28 @@ class SamplerChain:
         return left["id"][is_left].astype(np.int64), weights / weights.sum()
 
     def sample(self, row: Logits, batch_row: int) -> int:
-        """Choose a token for batch row `batch_row` and remember it; C reads the logits that `row` is a view of."""
+        """Sample a token from batch row `batch_row` and accept it; C reads the logits that `row` is a view of."""
         if self._history is not None:
             self._history.append(llama_cpp.llama_sampler_clone(self._handle))
         return int(llama_cpp.llama_sampler_sample(self._handle, self._context, batch_row))
 
     def accept(self, token: int) -> None:
-        """Remember a token that came without a choice."""
+        """Accept a token that was not sampled."""
         if self._history is not None:
             self._history.append(llama_cpp.llama_sampler_clone(self._handle))
         llama_cpp.llama_sampler_accept(self._handle, token)
 
     def keep_history(self) -> None:
-        """Remember the state before each choice from now on: a sampler has no undo."""
+        """Keep the state before each token from now on: a sampler has no undo."""
         self._history = deque()
 
     def keep(self, n: int) -> None:
-        """No more than the last `n` choices will ever be taken back."""
+        """Drop history: no more than the last `n` tokens will ever be taken back."""
         while self._history is not None and len(self._history) > n:
             llama_cpp.llama_sampler_free(self._history.popleft())
 
     def rewind(self, n: int, said: Sequence[int]) -> None:
-        """Take the last `n` choices back; raises `ValueError` when they were not kept.
+        """Take the last `n` tokens back; raises `ValueError` when their states were not kept.
 
         The final draw goes on with fresh random numbers, as `engine.sampling.Sampler` asks. Mirostat and adaptive-p
         keep theirs inside and repeat them.
@@ -121,12 +121,12 @@ class SamplerChain:
 
 
 def draws_last(params: ChainParams) -> bool:
-    """Whether the chain ends in a plain draw from what is left."""
+    """Whether the chain ends in a plain draw from the candidates that are left."""
     return params.mirostat == 0 and not ("adaptive_p" in params.samplers and params.adaptive_target >= 0)
 
 
 def _drop_banned() -> Any:
-    """Takes tokens of logit minus infinity out of the candidates, and nothing that could ever be drawn.
+    """Sampler that removes candidates of logit minus infinity, and nothing that could ever be drawn.
 
     The entropy of typ_p and the exponent of mirostat 1 become NaN over them; then they keep or take any token.
     """
@@ -134,7 +134,7 @@ def _drop_banned() -> Any:
 
 
 class _Samplers:
-    """Makes the samplers of one chain, in order. What is neutral is left out: llama.cpp would sort for nothing."""
+    """Factory of the samplers of one chain, in order. Neutral ones are left out: llama.cpp would sort for nothing."""
 
     def __init__(
         self, vocabulary: ModelVocabulary, params: ChainParams, seed: int, n_ctx: int, said: Sequence[int]

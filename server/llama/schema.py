@@ -1,4 +1,4 @@
-"""JSON schemas as llguidance can enforce them, and where one of them says what it cannot.
+"""Preparation of JSON schemas for llguidance, and the place of what it cannot enforce.
 
 llguidance refuses keywords that it does not know how to enforce, which is what keeps a schema from failing open; but it
 does not say where. `locate` finds the place by trying smaller parts of the schema.
@@ -61,14 +61,14 @@ Refusal = Callable[[str], str | None]
 
 
 class Place(NamedTuple):
-    """A schema inside a schema, and the way to it as a JSON pointer."""
+    """Subschema, with the JSON pointer to it."""
 
     pointer: str
     schema: dict[str, Any]
 
 
 def prepared(text: str) -> str:
-    """The schema as llguidance takes it, with the style of its JSON. Raises InvalidRequest when it is none."""
+    """Schema as llguidance takes it, with the style of its JSON. Raises InvalidRequest when it is none."""
     try:
         schema = json.loads(text)
     except ValueError as error:
@@ -92,7 +92,7 @@ def prepared(text: str) -> str:
 
 
 def name_dialect(schema: dict[str, Any]) -> None:
-    """Write the name of a dialect as its specification does; many leave out a `#` or the `s` of https."""
+    """Normalise the name of a dialect; many leave out a `#` or the `s` of https."""
     found = _DIALECT.fullmatch(str(schema.get("$schema")))
     if found is not None:
         old, new = found.groups()
@@ -102,7 +102,7 @@ def name_dialect(schema: dict[str, Any]) -> None:
 
 
 def refused(reason: str) -> InvalidRequest:
-    """The error that says why a schema cannot be enforced."""
+    """Error for a schema that cannot be enforced."""
     return InvalidRequest(f"The JSON schema cannot be enforced: {reason}", param="grammar")
 
 
@@ -157,7 +157,7 @@ def _without_references(value: Any) -> Any:
 
 
 def _check_levels(schema: dict[str, Any]) -> None:
-    """Raises InvalidRequest when schemas nest too deep, references followed, each visited once."""
+    """Check of nesting. Raises InvalidRequest when schemas nest too deep, references followed, each visited once."""
     seen: set[int] = set()
     waiting = [(Place("#", schema), 1)]
     while waiting:
@@ -200,7 +200,7 @@ def _check_multiples(schema: dict[str, Any]) -> None:
 
 
 def _target(root: dict[str, Any], reference: Any) -> Place | None:
-    """What a reference into the same document points to."""
+    """Target of a reference into the same document."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None
     found: Any = root

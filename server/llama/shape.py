@@ -1,4 +1,4 @@
-"""What a model is made of, read from its header: layers, heads, windows, experts, recurrent state.
+"""Architecture sizes of a model, read from its header: layers, heads, windows, experts, recurrent state.
 
 The same numbers that llama.cpp's `load_hparams` takes from the file; what would abort there, or would miss a tensor
 later, is a ModelError here. Knows nothing of memory or of settings.
@@ -100,7 +100,7 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's measures. `n_window` is in tokens, 0 without sliding window; widths are in elements."""
+    """Sizes of a model. `n_window` is in tokens, 0 without sliding window; widths are in elements."""
 
     gguf: Gguf
     architecture: str
@@ -127,12 +127,12 @@ class Shape:
 
     @property
     def only_embeds(self) -> bool:
-        """Made for vectors: it writes nothing."""
+        """Whether it is an embedding or reranking model, which generates nothing."""
         return self.pools or not self.is_causal
 
     @property
     def keeps_nothing(self) -> bool:
-        """No cache and no state: a text is seen as a whole, at once."""
+        """Whether it has no cache and no state: a text is computed as a whole, at once."""
         return not any(layer.key_width or layer.state_elements for layer in self.layers)
 
     @property
@@ -176,7 +176,7 @@ def is_expert(name: str) -> bool:
 
 
 def of(gguf: Gguf) -> Shape:
-    """Read a model's measures. Raises ModelError, one line, for what llama.cpp could not load."""
+    """Read the sizes of a model. Raises ModelError, one line, for what llama.cpp could not load."""
     architecture = gguf.architecture
     if not _NAME.fullmatch(architecture):
         raise ModelError(f"{gguf.name}: names no architecture ('general.architecture'); it is no model of llama.cpp's")
@@ -215,7 +215,7 @@ def of(gguf: Gguf) -> Shape:
 
 
 def no_model(metadata: Mapping[str, Value]) -> str:
-    """What a file is that only goes with a language model; empty where it does not say so of itself."""
+    """Name of a kind of file that is no language model (a projector, an adapter); empty for a model."""
     if metadata.get("general.architecture") in _BESIDE_A_MODEL:
         return _BESIDE_A_MODEL[str(metadata["general.architecture"])]
     return _BESIDE_A_MODEL.get(str(metadata.get("general.type")), "")
@@ -232,7 +232,7 @@ def _required(gguf: Gguf, key: str, limit: int) -> int:
 
 
 def _check_tensors(gguf: Gguf, tensors: dict[str, TensorInfo], n_layers: int) -> None:
-    """Look for what must be there: something in every layer, and by name where the architecture is well known."""
+    """Check for missing tensors: some in every layer, and by name where the architecture is well known."""
     if not tensors:
         raise ModelError(f"{gguf.name}: holds no weights, only a vocabulary; --model wants a whole model")
     if "token_embd.weight" not in tensors:
@@ -268,7 +268,7 @@ def _check_types(gguf: Gguf, tensors: dict[str, TensorInfo]) -> None:
 
 
 def _floats_of(tensor: TensorInfo) -> tuple[str, ...]:
-    """Types of which llama.cpp reads this row of numbers, if it is one; over others it ends the process."""
+    """Types that llama.cpp can read a row of numbers in; over others it ends the process."""
     if _is_bias(tensor):
         return ("F32", "F16")
     if len(tensor.shape) == 1 and (tensor.name == "rope_freqs.weight" or _NORM.fullmatch(tensor.name)):
@@ -277,7 +277,7 @@ def _floats_of(tensor: TensorInfo) -> tuple[str, ...]:
 
 
 def refuse_half_biases(shape: Shape) -> None:
-    """Raises ModelError for what GPUs add, but the CPU ends the process over: biases of type F16."""
+    """Check for F16 biases: GPUs can add them, on the CPU llama.cpp ends the process. Raises ModelError."""
     tensor = next((one for one in shape.tensors if _is_bias(one) and one.type.name == "F16"), None)
     if tensor is not None:
         raise _wrong_type(shape.gguf, tensor, "F32 on a CPU")
@@ -295,7 +295,7 @@ def _wrong_type(gguf: Gguf, tensor: TensorInfo, expected: str) -> ModelError:
 
 
 def _check_special_tokens(gguf: Gguf) -> None:
-    """In the place of one beyond the vocabulary llama.cpp takes another model's, or aborts at the first text."""
+    """Check of special tokens: for one beyond the vocabulary llama.cpp takes another, or aborts at the first text."""
     tokens = gguf.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, Skipped):
         return
@@ -309,7 +309,7 @@ def _check_special_tokens(gguf: Gguf) -> None:
 
 
 def _check_epsilon(gguf: Gguf) -> None:
-    """A norm with an impossible epsilon aborts the first step."""
+    """Check of the norm's epsilon: an impossible one aborts the first step."""
     for name in ("layer_norm_rms_epsilon", "layer_norm_epsilon"):
         key = f"{gguf.architecture}.attention.{name}"
         value = gguf.metadata.get(key, 0.0)
@@ -375,7 +375,7 @@ def _layers(gguf: Gguf, n_layers: int, width: int, heads: tuple[int, ...]) -> It
 
 
 def _layers_with_cache(gguf: Gguf, n_layers: int) -> int:
-    """Some models' last layers read the cache of earlier ones, some have none at all."""
+    """Layers with a cache of their own: some models' last layers read that of earlier ones, some have none at all."""
     if gguf.architecture in _WITHOUT_CACHE:
         return 0
     if gguf.architecture == "gemma3n":

@@ -1,4 +1,4 @@
-"""Facts about the build of llama.cpp and the devices it sees."""
+"""Build of llama.cpp, and the devices and memory that it sees."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CONNECT_S = 3.0
 
 
 def build() -> str:
-    """The version of the binding; llama.cpp's own commit is not exported by it."""
+    """Version of the binding; llama.cpp's own commit is not exported by it."""
     return f"llama-cpp-python {llama_cpp.__version__}"
 
 
@@ -33,7 +33,7 @@ def library() -> Path:
 
 
 def info() -> str:
-    """What llama.cpp was compiled for, on one line."""
+    """Features that llama.cpp was compiled for, on one line."""
     return str(llama_cpp.llama_print_system_info().decode("utf-8", "replace")).strip()
 
 
@@ -119,7 +119,7 @@ def _check_reachable(server: str) -> None:
 
 
 def cpu_features() -> frozenset[str]:
-    """What the CPU kernels of this build use: "avx2", "avx512", "dotprod" ..."""
+    """CPU features that this build uses: "avx2", "avx512", "dotprod" ..."""
     return frozenset(name.lower() for name in re.findall(r"(\w+) = 1", info()))
 
 

@@ -1,4 +1,4 @@
-"""What ggml calls the types of tensors, and how many bytes they take: a table, with no code of ggml behind it.
+"""Table of ggml's tensor types: names and sizes.
 
 The format is `enum ggml_type` of ggml.h and the blocks of ggml-common.h; the tests hold it to the `gguf` package's.
 """

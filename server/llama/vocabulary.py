@@ -1,7 +1,7 @@
-"""The vocabulary of one model: tokenizing, the bytes of each token, special tokens.
+"""Vocabulary of a model: tokenizing, the bytes of each token, special tokens.
 
-Whoever calls `tokenize` with a stranger's text does so in a process that may die: some tokenizers of llama.cpp overflow
-their stack on long unbroken runs. Knows no weights and no metadata.
+Untrusted text is tokenized in a process that may die: some tokenizers of llama.cpp overflow their stack on long
+unbroken runs. Knows no weights and no metadata.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ModelVocabulary:
 
     @property
     def adds_sep(self) -> bool:
-        """Whether a SEP stands between two texts that are judged together."""
+        """Whether a SEP stands between the two texts of a pair."""
         return bool(llama_cpp.llama_vocab_get_add_sep(self.handle))
 
     @cached_property
@@ -87,7 +87,7 @@ class ModelVocabulary:
 
     @cached_property
     def repository_tokens(self) -> tuple[int | None, int | None]:
-        """What begins a repository and a file of it in front of infill, where the model has such."""
+        """`(repository, file)`: the tokens that begin each in front of infill, where the model has such."""
         repository = _token_or_none(llama_cpp.llama_vocab_fim_rep(self.handle))
         return repository, _token_or_none(llama_cpp.llama_vocab_fim_sep(self.handle))
 
@@ -95,7 +95,7 @@ class ModelVocabulary:
         return bool(llama_cpp.llama_vocab_is_control(self.handle, token))
 
     def is_special(self, token: int) -> bool:
-        """Whether a token is a mark and no text: a control token, or one that was added and looks like one."""
+        """Whether a token is a marker and no text: a control token, or an added one that looks like one."""
         if self.is_control(token):
             return True
         attributes = llama_cpp.llama_vocab_get_attr(self.handle, token)
@@ -138,5 +138,5 @@ class ModelVocabulary:
 
 
 def _token_or_none(token: int) -> int | None:
-    """llama.cpp writes "there is no such token" as -1."""
+    """None for llama.cpp's -1: there is no such token."""
     return int(token) if token >= 0 else None

@@ -1,1 +1,1 @@
-"""`ggufd bench curves`: how the server grows with streams, context and kept chats, and what `max_gap_ms` trades."""
+"""`ggufd bench curves`: scaling of the server with streams, context and cached chats, and the trade of `max_gap_ms`."""

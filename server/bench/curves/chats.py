@@ -1,4 +1,4 @@
-"""chats: more and more are kept, in four slots and in host RAM; what that costs those who write and who come back."""
+"""chats: more and more cached chats, in four slots and in host RAM; what that costs streams and chats that go on."""
 
 from __future__ import annotations
 

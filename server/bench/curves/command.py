@@ -1,4 +1,4 @@
-"""The command: measures the curves on servers that it starts, and draws them."""
+"""Command `bench curves`: the curves, measured on servers that it starts, and their pictures."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _known(names: list[str]) -> list[str]:
 
 
 def _measure(ground: Ground, names: list[str], sheet: Sheet) -> bool:
-    """All of them, or up to Ctrl-C: True then. What fails is noted, and the others go on."""
+    """Measure all of them, or up to Ctrl-C: True then. What fails is noted, and the others go on."""
     start_s = time.perf_counter()
     try:
         asyncio.run(_run(ground, names, sheet))

@@ -1,4 +1,4 @@
-"""context: a chat that fills nearly all of a slot, for slots of more and more tokens; a server for each."""
+"""context: a chat that fills nearly all of a slot, for larger and larger slots; a server for each."""
 
 from __future__ import annotations
 

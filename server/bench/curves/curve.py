@@ -1,4 +1,4 @@
-"""A curve: quantities over one number that grows. Plain data, to JSON and back."""
+"""Curve: quantities over one growing number. Plain data, to JSON and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gaps: what `max_gap_ms` trades, a newcomer's first token against the longest pause of those who write."""
+"""gaps: the trade of `max_gap_ms`, a newcomer's TTFT against the longest pause of the decoding streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every curve stands on: how far it goes, a server started with its own flags, and a client that knows it."""
+"""Common ground of the curves: extent, a server started with a curve's own flags, its client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Launch = Callable[..., AbstractContextManager[Local]]
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How far the curves go. Lengths in tokens; `repetitions` of each point where it costs little."""
+    """Extent of the curves. Lengths in tokens; `repetitions` of each point where it costs little."""
 
     streams: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     tokens: int = 64
@@ -52,7 +52,7 @@ QUICK = Extent(
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """How a curve is measured. `launch_long` starts the model whose context allows the long ones."""
+    """Means of measuring a curve. `launch_long` starts the model whose context allows the long ones."""
 
     launch: Launch
     launch_long: Launch
@@ -62,7 +62,7 @@ class Ground:
     curves: list[Curve] = field(default_factory=list)
 
     def begin(self, name: str, x: str) -> Curve:
-        """A new curve, which is there when the run is cut short."""
+        """Begin a curve, which is kept when the run is cut short."""
         curve = Curve(name, x)
         self.curves.append(curve)
         return curve
@@ -78,7 +78,7 @@ class Ground:
 
 
 def ggufd(model: str, n_threads: int) -> Launch:
-    """Starts ggufd; without guessing, which would say more about the text than about the server.
+    """Launcher of ggufd without prompt lookup, which would say more about the text than about the server.
 
     Each token is sent by itself, so that a client sees the steps.
     """
@@ -89,7 +89,7 @@ def ggufd(model: str, n_threads: int) -> Launch:
 
 
 def step_s(answers: Sequence[Answer]) -> float:
-    """The usual time between two tokens of a stream."""
+    """Median time between two tokens (ITL) of a stream."""
     return statistics.median(b - a for answer in answers for a, b in itertools.pairwise(answer.times))
 
 

@@ -1,4 +1,4 @@
-"""Curves as pictures, one file each. The one module that needs matplotlib (extra `bench`)."""
+"""Plots of curves, one file each. The one module that needs matplotlib (extra `bench`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROOM_FOR_LEGEND = 1.4
 
 
 def draw(curves: Sequence[Curve], folder: Path) -> list[Path]:
-    """Write a picture of each curve that has points; the files. Raises OSError where the folder cannot be written."""
+    """Write a plot of each curve that has points; returns the files. Raises OSError when it cannot."""
     folder.mkdir(parents=True, exist_ok=True)
     return [_draw(curve, folder / f"curve-{curve.name}.svg") for curve in curves if curve.points]
 

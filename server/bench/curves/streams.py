@@ -1,4 +1,4 @@
-"""streams: more and more at once on a server with a slot for each, and how much of a step is not llama.cpp's."""
+"""streams: more and more streams on a server with a slot for each, and the share of a step outside llama.cpp."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def measure(ground: Ground) -> None:
 
 
 def _n_tokens(extent: Extent, n: int) -> int:
-    """As long an answer that `n` streams all write at once for a while."""
+    """Answer length with which `n` streams all decode at once for a while."""
     return max(extent.tokens, TOKENS_A_STREAM * n)
 
 
@@ -50,7 +50,7 @@ async def _shares(client: Client, n: int) -> dict[str, float]:
 
 
 def shares(events: Sequence[Mapping[str, Any]], n_rows: int) -> dict[str, float]:
-    """Of the steps that only wrote, `n_rows` at once: what planning took of them, and all but llama.cpp's decode.
+    """Shares of pure decode steps of `n_rows` rows: planning, and everything but llama.cpp's decode.
 
     `events` are those of `GET /debug/steps`. Sending counts as a part of its step. Empty without such steps.
     """

@@ -1,4 +1,4 @@
-"""The command: loads the engine, and runs shapes on it and on llama.cpp's programs in turns."""
+"""Command `bench engine`: shapes on a loaded engine and on llama.cpp's programs, in turns."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _config(model: str, n_threads: int, flash_attn: FlashAttention, shapes: Sequ
 
 
 def _warm_loop(loaded: Loaded, source: random.Random) -> Loop:
-    """What a token of a prompt costs is learnt by the first ones, and chunks are small until then."""
+    """Loop after a warm-up: chunks of prefill are small until the cost of a token is known."""
     loop = Loop(loaded.engine, loaded.ready.model.n_vocab, source)
     loop.measure(_WARM_UP)
     return loop
@@ -147,7 +147,7 @@ def _ours(ready: Ready) -> str:
 
 
 class _Sides(NamedTuple):
-    """Who is measured, under which name; `http` is set against the same peer."""
+    """Sides of a measurement, under the name `scenario`; `http` is set against the same peer."""
 
     scenario: str
     ours: Measure

@@ -1,4 +1,4 @@
-"""Drives an engine without a process or HTTP around it: greedy requests of random tokens, step after step.
+"""Loop over an engine without a process or HTTP around it: greedy requests of random tokens, step after step.
 
 Each phase of a shape is a set of requests whose prompts go on where the last ones ended: what a slot still holds is
 the depth, so that reading and writing are timed apart, in the engine's own scheduling.
@@ -20,7 +20,7 @@ GREEDY = SamplingParams(temperature=0, ignore_eos=True)
 
 
 class Stepper(Protocol):
-    """The part of an engine that is driven here."""
+    """Part of an engine that the loop drives."""
 
     @property
     def has_work(self) -> bool: ...
@@ -37,7 +37,7 @@ class Rates:
 
 
 class Loop:
-    """Measures shapes on one engine; token ids are drawn below `n_vocab`."""
+    """Measurement of shapes on one engine; token ids are drawn below `n_vocab`."""
 
     def __init__(self, engine: Stepper, n_vocab: int, source: random.Random) -> None:
         self._engine = engine
@@ -46,7 +46,7 @@ class Loop:
         self._ids = itertools.count(1)
 
     def measure(self, shape: Shape) -> Rates:
-        """Once, on tokens that the engine has not seen. Raises BenchError when the engine refuses or computes less."""
+        """Measure a shape once, on unseen tokens. Raises BenchError when the engine refuses or computes less."""
         prompts = [self._tokens(shape.n_depth) for _ in range(shape.n_sequences)]
         if shape.n_depth:
             self._run(prompts, 1, n_cached=0)

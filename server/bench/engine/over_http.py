@@ -1,4 +1,4 @@
-"""The same shapes asked of a server over HTTP, so that what HTTP costs stands beside what the engine's loop does."""
+"""Shapes over HTTP on a server, for the cost of HTTP beside the engine's loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.bench.words import Words, calibrate
 
 
 class OverHttp:
-    """A server that is asked for what the shapes write. Raises BenchError when it has too few slots for `n_most`."""
+    """Server that decodes what the shapes decode. Raises BenchError when it has too few slots for `n_most`."""
 
     def __init__(self, url: str, api_key: str | None, source: random.Random, n_most: int) -> None:
         self._client = Client(url, api_key=api_key)
@@ -28,7 +28,7 @@ class OverHttp:
         return await discover(self._client), await calibrate(self._client, self._random.randrange(2**32))
 
     def measure(self, shape: Shape) -> Rates:
-        """The rate of all streams while all of them run; prompts are only about as long as wanted.
+        """Rate of all streams while all of them run; prompts are only about as long as wanted.
 
         They are read before, as by the engine's loop: else the first answers are nearly done when the last one begins.
         """

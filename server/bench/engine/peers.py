@@ -1,4 +1,4 @@
-"""llama.cpp's own benchmark programs, run on a shape: their command lines, and what they print as JSON lines."""
+"""llama.cpp's benchmark programs, run on a shape: command lines and JSON lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MORE_TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What both sides run with."""
+    """Setting of both sides."""
 
     model: str
     n_threads: int
@@ -27,19 +27,19 @@ class Setting:
 
     @property
     def flags(self) -> list[str]:
-        """As both programs spell it."""
+        """Flags, as both programs spell them."""
         return ["-m", self.model, "-t", str(self.n_threads), "-fa", "on" if self.flash_attn else "off"]
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One of the programs, and how long it may take for a shape, in seconds."""
+    """One of the programs, and its time limit for a shape, in seconds."""
 
     path: Path
     timeout_s: float = 600.0
 
     def run(self, arguments: list[str]) -> list[dict[str, Any]]:
-        """Its JSON lines. Raises BenchError when it cannot be run, fails, or takes too long."""
+        """Run it; returns its JSON lines. Raises BenchError when it cannot be run, fails, or takes too long."""
         try:
             done = subprocess.run(
                 [str(self.path), *arguments],
@@ -59,7 +59,7 @@ class Program:
 
 
 def _environment(program: Path) -> Mapping[str, str]:
-    """Its libraries lie beside it as a rule. For it alone: here they would take the place of the binding's."""
+    """Environment with the libraries beside the program. For it alone: here they would replace the binding's."""
     folders = [str(program.resolve().parent), os.environ.get("LD_LIBRARY_PATH", "")]
     return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
 

@@ -1,4 +1,4 @@
-"""What is computed: shapes, as llama-batched-bench and llama-bench have them. Plain data, and reading it from flags."""
+"""Shapes of a measurement, as llama-batched-bench and llama-bench have them. Plain data, and its flags."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEEP_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`n_sequences` read `n_prompt` tokens each, unseen ones after `n_depth` known ones, then write `n_write` each.
+    """Shape: `n_sequences` prefill `n_prompt` new tokens each, after `n_depth` cached ones, then decode `n_write` each.
 
     One of `n_prompt` and `n_write` may be 0.
     """
@@ -30,7 +30,7 @@ class Shape:
 
     @property
     def label(self) -> str:
-        """What a row of the table calls it."""
+        """Name of a row of the table."""
         if self.n_sequences > 1 or (self.n_prompt and self.n_write):
             plural = "" if self.n_sequences == 1 else "s"
             return f"{self.n_sequences} sequence{plural}, {self.n_prompt} read and {self.n_write} written"
@@ -49,7 +49,7 @@ def lone(prompts: Sequence[int], depths: Sequence[int]) -> list[Shape]:
 
 
 def numbers(flag: str, text: str, *, least: int = 1) -> tuple[int, ...]:
-    """Numbers with commas between; none where `text` is empty. Raises BenchError for anything else."""
+    """Parse numbers with commas between; none where `text` is empty. Raises BenchError for anything else."""
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(part.isdecimal() and int(part) >= least for part in parts):
         raise BenchError(f"{flag} {text!r}: expected numbers from {least} on with commas between, such as 1,4,16")

@@ -1,4 +1,4 @@
-"""The scenarios by name, in the order they run: what wants a fresh server comes first."""
+"""Registry of the scenarios by name, in the order they run: what needs a fresh server comes first."""
 
 from __future__ import annotations
 

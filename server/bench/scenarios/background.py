@@ -1,4 +1,4 @@
-"""background: one chat beside jobs that keep every slot busy; with a key of their own where two are given.
+"""background: one chat beside batch requests that keep every slot busy; with a key of their own where two are given.
 
 With one key the chat waits in line like everybody. A server that is fair between keys lets it pass.
 """

@@ -1,4 +1,4 @@
-"""burst: users arrive at once, their prompts begin with one text that the server has not seen."""
+"""burst: users arrive at once with a common prefix that the server has not seen."""
 
 from __future__ import annotations
 

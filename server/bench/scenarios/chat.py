@@ -24,7 +24,7 @@ EDIT_AT = (3, 10, 18)
 
 
 class Kind(enum.Enum):
-    """What made the client ask."""
+    """Reason of a request of the client."""
 
     FIRST = "first turn"
     TURN = "a turn"

@@ -1,4 +1,4 @@
-"""compile: what running streams notice when others send large JSON schemas that the server has not seen."""
+"""compile: gaps of running streams while others send large JSON schemas that the server has not seen."""
 
 from __future__ import annotations
 

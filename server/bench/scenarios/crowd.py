@@ -1,4 +1,4 @@
-"""crowd: as many clients as slots, then twice and four times as many, each with one request after the other.
+"""crowd: as many clients as slots, then twice and four times as many, each with one request after another.
 
 Who is more than the slots waits in a queue, and should cost those who run nothing. All in one repetition, so that the
 ratio is of neighbours.

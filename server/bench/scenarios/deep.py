@@ -1,4 +1,4 @@
-"""deep: decode after a long known history, and the wait of a short new message at that depth."""
+"""deep: decode after a long cached history, and TTFT of a short new message at that depth."""
 
 from __future__ import annotations
 

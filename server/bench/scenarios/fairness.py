@@ -1,4 +1,4 @@
-"""fairness: one sends many long jobs at once, another a short question now and then; with one key, and with two.
+"""fairness: one client sends many long requests at once, another a short one now and then; with one key, and with two.
 
 With one key the questions wait behind the jobs. With two, a fair server lets them pass, and should lose nothing by it:
 compare `all requests` of the two cases, which is the same work. The second case wants `--other-api-key`; without it

@@ -1,4 +1,4 @@
-"""fresh-short: the first token of a short prompt, on a server just started and with other chats cached.
+"""fresh-short: TTFT of a short prompt, on a server just started and with other chats cached.
 
 Only the first repetition can see a fresh server, and only when the server was started just before.
 """

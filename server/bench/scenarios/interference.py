@@ -1,4 +1,4 @@
-"""interference: what running streams and a newcomer with a long prompt do to each other."""
+"""interference: gaps of running streams, and TTFT of a newcomer with a long prompt beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""schema: answers held by a JSON schema that the server has not seen, beside free ones of the same length."""
+"""schema: answers constrained by a JSON schema that the server has not seen, beside free ones of the same length."""
 
 from __future__ import annotations
 

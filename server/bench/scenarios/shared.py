@@ -1,4 +1,4 @@
-"""shared: users arrive at once, their prompts begin with one text that the server knows."""
+"""shared: users arrive at once with a common prefix that the server has cached."""
 
 from __future__ import annotations
 
