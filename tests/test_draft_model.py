@@ -95,7 +95,7 @@ def test_another_vocabulary_is_refused_in_one_line(tmp_path: Path, extra: dict[s
     with pytest.raises(ModelError) as caught:
         daemon.find_model(config_of(model, draft))
     assert caught.value.message.startswith(
-        f"{draft}: cannot guess for {model}: {why}; a draft model must have the same"
+        f"{draft}: cannot draft for {model}: {why}; a draft model must have the same"
     )
     assert "\n" not in caught.value.message
 
@@ -374,7 +374,7 @@ def test_the_whole_server_guesses_sleeps_and_changes_its_model(real_pair: tuple[
         wrong = {"model": model, "model_draft": str(tiny_model), "stream": False}
         refused = http.post("/v1/models/load", json=wrong)
         assert refused.status_code == 400
-        assert "cannot guess for" in refused.json()["error"]["message"]
+        assert "cannot draft for" in refused.json()["error"]["message"]
         loaded = http.post("/v1/models/load", json={"model": draft, "model_draft": model, "stream": False})
         assert loaded.json()["meta"]["draft"]["size"] > loaded.json()["meta"]["size"]
         loaded = http.post("/v1/models/load", json={"model": draft, "stream": False})

@@ -200,7 +200,7 @@ class Embedder:
         if one.pool is not None:
             vectors = scaled(vectors[:, : request.dimensions], request.norm)
         if not np.isfinite(vectors).all():
-            self._fail(owner, EngineFailure("the model made numbers of this text that are none"))
+            self._fail(owner, EngineFailure("the model computed NaN or infinity for this input"))
             return
         data = np.ascontiguousarray(vectors, "<f4").tobytes()
         self._events.append(Embedding(request.request_id, one.index, data, vectors.shape[1], len(one.tokens)))

@@ -42,10 +42,10 @@ class VectorEngine:
         return None
 
     def add(self, request: EngineRequest | EmbedRequest) -> None:
-        """Queue a request for vectors; say `Failed` of any other, and of one too many."""
+        """Queue an embedding request; answer `Failed` to any other, and to one too many."""
         try:
             if isinstance(request, EngineRequest):
-                raise Unsupported("this model makes vectors, not text")
+                raise Unsupported("this is an embedding model: it generates no text")
             self._embedder.add(request)
         except GgufdError as error:
             self._events.append(Failed.by(request.request_id, error))
@@ -57,7 +57,7 @@ class VectorEngine:
         """There are no sequences."""
 
     def step(self) -> list[Event]:
-        """Compute one batch of texts; returns what happened."""
+        """Compute one batch of inputs; returns what happened."""
         self._n_steps += 1
         events = [*self._events, *self._embedder.step()]
         self._events = []

@@ -16,7 +16,7 @@ _MAX_DIFFERENCE = 128
 """Vocabularies are padded to a round number, each model's to another one."""
 
 _FIRST_COMPARED = 5
-"""The first tokens are marks, which files of one family call differently."""
+"""The first tokens are special ones, which files of one family name differently."""
 
 
 def check_draft(draft: Shape, model: Shape) -> None:
@@ -25,12 +25,12 @@ def check_draft(draft: Shape, model: Shape) -> None:
         if shape.is_recurrent:
             raise ModelError(
                 f"{shape.gguf.name}: is a {shape.architecture} model with recurrent state, which cannot take back a "
-                "wrong guess; leave --model-draft out, or use it with models without such state"
+                "rejected draft; leave --model-draft out, or use it with models without such state"
             )
     why = _difference(draft.gguf, model.gguf)
     if why:
         raise ModelError(
-            f"{draft.gguf.name}: cannot guess for {model.gguf.name}: {why}; a draft model must have the same "
+            f"{draft.gguf.name}: cannot draft for {model.gguf.name}: {why}; a draft model must have the same "
             "vocabulary, as a smaller one of the same family has"
         )
 

@@ -39,7 +39,7 @@ _PLAINLY = {
     "oneOf constraints": "only alternatives told apart by type, 'const' or 'enum' are supported. Use 'anyOf'",
     "Unknown format": "this format is not supported. Leave it out, or use 'pattern'",
 }
-"""What llguidance says of schemas, for those who cannot set its options."""
+"""llguidance's messages about schemas, reworded for users, who cannot set its options."""
 
 # llguidance's fuel is roughly CPU time: 50,000 units a millisecond at the start, 14,000 in a step. Its own defaults
 # allow masks of 15 ms, which everybody in the batch would wait for; grammars of ten times this size were seen to take

@@ -11,13 +11,13 @@ from typing import Literal
 from server.llama.gguf import Scalar
 
 VECTOR_N_CTX = 2048
-"""Longest text in tokens that becomes a vector when nobody says otherwise."""
+"""Longest input in tokens of the embedding context, where no setting says otherwise."""
 
 SHORT_TEXT = 512
-"""Tokens. Longer ones want flash attention also on a CPU: the scores of a text against itself take much memory."""
+"""Tokens. Longer inputs need flash attention also on a CPU: their attention scores take much memory."""
 
 _LOGITS = 1 << 24
-"""llama.cpp computes logits beside the vectors of a model that can write, and keeps all of them: 64 MiB of floats."""
+"""llama.cpp computes logits beside the embeddings of a generative model, and keeps all of them: 64 MiB of floats."""
 
 _MIN_BATCH, _MAX_BATCH = 32, 512
 
@@ -27,7 +27,7 @@ KV_UNIFIED = False
 FlashAttention = Literal["auto", "on", "off"]
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
-"""How one vector is made of a text's: not at all, or out of their mean, the first, the last, or a score."""
+"""How the rows of an input become one vector: not at all, their mean, the first, the last, or a score instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class ModelParams:
     `(pattern of tensor names, buffer)`, and go before.
     `rpc` are servers, host:port, whose devices are used as this machine's own are.
     `metadata` stands for what the file says under these keys.
-    `loras` are files of adapters; a request says which it wants, and how much. `control_vectors` are always added, to
+    `loras` are files of adapters; a request names their scales. `control_vectors` are always added, to
     the layers of `control_layers`, first and last; None is all.
     `no_alloc` reads no weights and takes no memory: llama.cpp only says in its log what it would take (`mmap` off).
     """

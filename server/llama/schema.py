@@ -46,7 +46,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "dependentSchemas": ({},),
     "dependencies": ({},),
 }
-"""What says nothing, but is refused by its name."""
+"""Keywords without effect, which llguidance refuses by their names."""
 
 _MAX_MULTIPLE = 20_000
 """The least common multiple of all `multipleOf`, powers of ten aside: llguidance makes a state of each remainder."""

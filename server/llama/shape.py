@@ -52,7 +52,7 @@ _WITHOUT_CACHE = {
     "modern-bert",
     "gemma-embedding",
 }
-"""Architectures that see a text as a whole, and keep nothing of it."""
+"""Architectures that compute a text as a whole, without a KV cache."""
 
 _CHECKED = {"llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3"}
 """Architectures whose layers all hold the tensors below, or llama.cpp refuses them."""
@@ -119,7 +119,7 @@ class Shape:
     state_width: int = 0
     """Inner elements of a recurrent layer; 0 without any."""
     pools: bool = False
-    """Whether the file says how the rows of a text become one vector."""
+    """Whether the file names a pooling."""
 
     @property
     def n_layers(self) -> int:

@@ -99,7 +99,7 @@ def _load(model: str, n_threads: int, flash_attn: FlashAttention, shapes: Sequen
     except GgufdError as error:
         raise BenchError(error.message) from None
     if not loaded.ready.writes:
-        raise BenchError(f"{loaded.ready.model.path} writes nothing; it makes vectors only")
+        raise BenchError(f"{loaded.ready.model.path} is an embedding model, which decodes nothing")
     return loaded
 
 
