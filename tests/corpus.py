@@ -30,7 +30,7 @@ import numpy as np
 from server.chat.validity import check_json, validator_of
 from server.errors import GgufdError, InvalidRequest
 from server.llama.grammar import MaskFiller, Matcher, build_tokenizer, check_grammar, compile_grammar, mask_words
-from server.llama.model import ModelFile
+from server.llama.model import GgufModel
 from tests.vocabularies import demo_model
 
 _MAX_TOKENS = 400
@@ -106,7 +106,7 @@ class Walker:
     """Writes texts that a grammar allows, by random tokens of a real vocabulary that soon come to an end."""
 
     def __init__(self, path: str) -> None:
-        self.file = ModelFile(path)
+        self.file = GgufModel(path)
         self.vocabulary = self.file.vocabulary
         self.tokenizer = build_tokenizer(self.vocabulary)
         self.filler = MaskFiller(1)

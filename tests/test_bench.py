@@ -22,26 +22,26 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from server.api.openai.tools import read_tools
-from server.bench.client import Address, Answer, BenchError, Client
+from server.bench.client import Address, BenchError, Client, TimedAnswer
 from server.bench.command import bench, sizes
 from server.bench.figures import (
     Better,
+    Comparison,
     Metric,
     Ratio,
     Summary,
-    Verdict,
     common_prefix,
     longest_gap,
     percentile,
     throughput,
 )
-from server.bench.report import Report
-from server.bench.rows import Record
+from server.bench.report import BenchReport
+from server.bench.rows import Sample
 from server.bench.run import Options, choose, discover, run
 from server.bench.scenarios import SCENARIOS
-from server.bench.scenarios.chat import History, Message
+from server.bench.scenarios.chat import ChatLine, History
 from server.bench.scenarios.compiling import NEWCOMERS, PARTS
-from server.bench.site import Figure, Server, Site, Sizes
+from server.bench.site import Figure, MeasuredServer, Site, Sizes
 from server.bench.sse import SseReader
 from server.bench.table import number, ratio_cell
 from server.bench.words import Words, calibrate
@@ -90,14 +90,14 @@ async def measure(fake: FakeServer, scenario: str) -> dict[tuple[str, str], floa
     options = Options(fake.url, seed=7, scenarios=(scenario,), sizes=SMALL)
     found = {}
     for case in choose(options):
-        site = Site(Server(Client(fake.url), n_slots=4), Words(1.0, scenario, case.label), SMALL)
+        site = Site(MeasuredServer(Client(fake.url), n_slots=4), Words(1.0, scenario, case.label), SMALL)
         for figure in await case.measure(site):
             found[figure.metric.case, figure.metric.quantity] = figure.value
     return found
 
 
-def empty_report() -> Report:
-    return Report(1, "2026-01-01T00:00:00+00:00", {"cpu": "a CPU", "cores": 2})
+def empty_report() -> BenchReport:
+    return BenchReport(1, "2026-01-01T00:00:00+00:00", {"cpu": "a CPU", "cores": 2})
 
 
 # --- events --------------------------------------------------------------------------------------------------------
@@ -148,16 +148,16 @@ def test_a_ratio_is_of_medians_and_its_spread_of_pairs() -> None:
 @pytest.mark.parametrize(
     ("ratio", "better", "verdict"),
     [
-        (Ratio(1.2, 1.1, 1.3), Better.HIGHER, Verdict.BETTER),
-        (Ratio(1.2, 1.1, 1.3), Better.LOWER, Verdict.WORSE),
-        (Ratio(0.8, 0.7, 0.9), Better.HIGHER, Verdict.WORSE),
-        (Ratio(0.8, 0.7, 0.9), Better.LOWER, Verdict.BETTER),
-        (Ratio(1.2, 0.9, 1.3), Better.HIGHER, Verdict.EVEN),
+        (Ratio(1.2, 1.1, 1.3), Better.HIGHER, Comparison.BETTER),
+        (Ratio(1.2, 1.1, 1.3), Better.LOWER, Comparison.WORSE),
+        (Ratio(0.8, 0.7, 0.9), Better.HIGHER, Comparison.WORSE),
+        (Ratio(0.8, 0.7, 0.9), Better.LOWER, Comparison.BETTER),
+        (Ratio(1.2, 0.9, 1.3), Better.HIGHER, Comparison.EVEN),
     ],
 )
-def test_a_verdict_needs_every_pair_and_knows_the_direction(ratio: Ratio, better: Better, verdict: Verdict) -> None:
+def test_a_verdict_needs_every_pair_and_knows_the_direction(ratio: Ratio, better: Better, verdict: Comparison) -> None:
     assert ratio.verdict(better) is verdict
-    assert (verdict.value in ratio_cell(ratio, better)) == (verdict is not Verdict.EVEN)
+    assert (verdict.value in ratio_cell(ratio, better)) == (verdict is not Comparison.EVEN)
 
 
 def test_throughput_counts_while_all_streams_run() -> None:
@@ -264,7 +264,7 @@ async def test_without_usage_pieces_are_counted(fake: FakeServer) -> None:
 
 
 def test_a_piece_of_several_tokens_counts_as_several() -> None:
-    answer = Answer(0.0, (1.0, 2.0, 3.0), "abc", 1, 6, 0)
+    answer = TimedAnswer(0.0, (1.0, 2.0, 3.0), "abc", 1, 6, 0)
     assert answer.per_piece == 2.0
     assert answer.rate == 2.0
 
@@ -469,10 +469,10 @@ async def test_computed_tokens_show_a_server_that_caches_nothing(fake: FakeServe
 
 
 def test_a_history_drops_its_oldest_messages_and_keeps_card_and_last() -> None:
-    history = History(Message("card", 10), budget=30)
-    history.messages += [Message(f"m{i}", 8) for i in range(4)]
+    history = History(ChatLine("card", 10), budget=30)
+    history.messages += [ChatLine(f"m{i}", 8) for i in range(4)]
     assert history.prompt() == "card\nm2\nm3\nAlice:"
-    history.messages.append(Message("long", 100))
+    history.messages.append(ChatLine("long", 100))
     assert history.prompt() == "card\nlong\nAlice:"
 
 
@@ -554,7 +554,7 @@ async def test_old_chats_go_on(fake: FakeServer) -> None:
 async def test_a_fresh_server_is_measured_once(fake: FakeServer) -> None:
     fake.token_s = 0.001
     (case,) = SCENARIOS["fresh-short"](SMALL)
-    site = Site(Server(Client(fake.url), n_slots=4), Words(1.0, 7), SMALL)
+    site = Site(MeasuredServer(Client(fake.url), n_slots=4), Words(1.0, 7), SMALL)
     first, second = await case.measure(site), await case.measure(site)
     assert [figure.metric.quantity for figure in first] == [
         "fresh",
@@ -584,7 +584,7 @@ async def test_two_servers_are_measured_in_turn_with_the_same_texts() -> None:
     assert wait.ratio is not None
     assert rate.ratio is not None
     assert wait.ratio.low <= wait.ratio.of_medians <= wait.ratio.high < 0.85
-    assert wait.ratio.verdict(Better.LOWER) is rate.ratio.verdict(Better.HIGHER) is Verdict.BETTER
+    assert wait.ratio.verdict(Better.LOWER) is rate.ratio.verdict(Better.HIGHER) is Comparison.BETTER
 
 
 async def test_a_run_of_everything_fills_the_report(fake: FakeServer) -> None:
@@ -636,16 +636,16 @@ def _figure(value: float) -> Figure:
 
 def test_the_ratio_takes_whole_pairs_only() -> None:
     report = empty_report()
-    report.servers = [Server(Client("a:1")), Server(Client("b:1"))]
-    report.records = [Record(0, 0, _figure(3.0)), Record(0, 1, _figure(2.0)), Record(1, 0, _figure(100.0))]
+    report.servers = [MeasuredServer(Client("a:1")), MeasuredServer(Client("b:1"))]
+    report.records = [Sample(0, 0, _figure(3.0)), Sample(0, 1, _figure(2.0)), Sample(1, 0, _figure(100.0))]
     (row,) = report.rows()
     assert row.ratio == Ratio(1.5, 1.5, 1.5)
 
 
 def test_the_json_holds_every_sample() -> None:
     report = empty_report()
-    report.servers = [Server(Client("a:1"), model="m"), Server(Client("b:1"))]
-    report.records = [Record(0, 0, _figure(3.0)), Record(0, 1, _figure(2.0))]
+    report.servers = [MeasuredServer(Client("a:1"), model="m"), MeasuredServer(Client("b:1"))]
+    report.records = [Sample(0, 0, _figure(3.0)), Sample(0, 1, _figure(2.0))]
     found = json.loads(json.dumps(report.as_json()))
     assert found["servers"][0] == {"url": "http://a:1", "model": "m", "build": None, "n_ctx": None, "n_slots": None}
     assert found["results"][0]["ratio"] == {"of_medians": 1.5, "low": 1.5, "high": 1.5}

@@ -14,29 +14,34 @@ from typer.testing import CliRunner
 from server.bench.app import app
 from server.bench.client import BenchError
 from server.bench.engine.loop import Loop
-from server.bench.engine.peers import Program, Setting, batched_bench, llama_bench
-from server.bench.engine.shapes import Shape, batched, lone, numbers
+from server.bench.engine.peers import PeerSetting, Program, batched_bench, llama_bench
+from server.bench.engine.shapes import Workload, batched, lone, numbers
 from server.engine.messages import EngineRequest, Event
 from tests.bench_server import FakeServer, serving
 from tests.fake_llama import make_engine
 
 pytestmark = pytest.mark.timed
 
-SETTING = Setting("m.gguf", 2, flash_attn=False)
+SETTING = PeerSetting("m.gguf", 2, flash_attn=False)
 
 
 # --- shapes --------------------------------------------------------------------------------------------------------
 
 
 def test_shapes_are_all_combinations_and_say_what_they_are() -> None:
-    assert batched((8, 16), (4,), (1, 2)) == [Shape(8, 4, 1), Shape(8, 4, 2), Shape(16, 4, 1), Shape(16, 4, 2)]
+    assert batched((8, 16), (4,), (1, 2)) == [
+        Workload(8, 4, 1),
+        Workload(8, 4, 2),
+        Workload(16, 4, 1),
+        Workload(16, 4, 2),
+    ]
     assert [shape.label for shape in lone((4000,), (0, 1300))] == [
         "4,000 read",
         "64 written",
         "64 written at depth 1,300",
     ]
-    assert Shape(8, 4, 2).label == "2 sequences, 8 read and 4 written"
-    assert Shape(8, 4, 2, n_depth=100).n_ctx == 113
+    assert Workload(8, 4, 2).label == "2 sequences, 8 read and 4 written"
+    assert Workload(8, 4, 2, n_depth=100).n_ctx == 113
 
 
 def test_numbers_are_read_and_others_refused() -> None:
@@ -73,7 +78,7 @@ class Watched:
 
 def test_each_phase_goes_on_where_the_last_one_ended() -> None:
     engine = Watched(n_slots=2, n_ctx=64)
-    rates = Loop(engine, 200, random.Random(1)).measure(Shape(6, 4, 2, n_depth=10))
+    rates = Loop(engine, 200, random.Random(1)).measure(Workload(6, 4, 2, n_depth=10))
     assert rates.read is not None
     assert rates.written is not None
     depth, reading, writing = engine.requests[:2], engine.requests[2:4], engine.requests[4:]
@@ -85,25 +90,25 @@ def test_each_phase_goes_on_where_the_last_one_ended() -> None:
 
 def test_every_step_that_writes_has_a_row_of_every_sequence() -> None:
     engine = Watched(n_slots=4, n_ctx=64)
-    Loop(engine, 200, random.Random(1)).measure(Shape(8, 5, 4))
+    Loop(engine, 200, random.Random(1)).measure(Workload(8, 5, 4))
     assert [record.n_decode + record.n_prefill for record in engine.rig.engine.steps().records[-5:]] == [4] * 5
 
 
 def test_a_phase_that_a_shape_has_not_has_no_rate() -> None:
     engine = Watched(n_slots=1, n_ctx=64)
     loop = Loop(engine, 200, random.Random(1))
-    assert loop.measure(Shape(8, 0)).written is None
-    assert loop.measure(Shape(0, 4)).read is None
+    assert loop.measure(Workload(8, 0)).written is None
+    assert loop.measure(Workload(0, 4)).read is None
 
 
 def test_what_the_engine_refuses_or_forgets_is_no_figure() -> None:
     engine = Watched(n_slots=1, n_ctx=16)
     with pytest.raises(BenchError, match="the engine refused"):
-        Loop(engine, 200, random.Random(1)).measure(Shape(40, 4))
+        Loop(engine, 200, random.Random(1)).measure(Workload(40, 4))
     # Two chats at a depth on one slot: what the first had computed is gone when it goes on.
     engine = Watched(n_slots=1, n_ctx=64)
     with pytest.raises(BenchError, match="0 of the prompt cached"):
-        Loop(engine, 200, random.Random(1)).measure(Shape(4, 4, 2, n_depth=20))
+        Loop(engine, 200, random.Random(1)).measure(Workload(4, 4, 2, n_depth=20))
 
 
 # --- llama.cpp's programs ------------------------------------------------------------------------------------------
@@ -123,7 +128,7 @@ def arguments_of(found: Program) -> str:
 
 def test_batched_bench_gets_the_shape_and_a_stream_for_each_sequence(tmp_path: Path) -> None:
     found = program(tmp_path / "bb", ["some words", '{"speed_pp": 100.5, "speed_tg": 20.25}'])
-    rates = batched_bench(found, Shape(32, 16, 4), SETTING)
+    rates = batched_bench(found, Workload(32, 16, 4), SETTING)
     assert (rates.read, rates.written) == (100.5, 20.25)
     assert arguments_of(found) == ("-m m.gguf -t 2 -fa off -npp 32 -ntg 16 -npl 4 -c 196 -no-kvu --output-format jsonl")
 
@@ -132,23 +137,23 @@ def test_batched_bench_runs_again_when_its_line_was_lost(tmp_path: Path) -> None
     found = program(tmp_path / "bb", ['{"speed_pp": 1.0, "speed_tg": 2.0}'])
     first = '[ -e "$0.ran" ] || { touch "$0.ran"; exit 0; }'
     found.path.write_text(found.path.read_text().replace("#!/bin/sh", f"#!/bin/sh\n{first}"))
-    assert batched_bench(found, Shape(1, 1), SETTING).written == 2.0
+    assert batched_bench(found, Workload(1, 1), SETTING).written == 2.0
 
 
 def test_llama_bench_gets_the_depth(tmp_path: Path) -> None:
     found = program(tmp_path / "b", ['{"n_gen": 64, "avg_ts": 150.0}'])
-    rates = llama_bench(found, Shape(0, 64, n_depth=1300), SETTING)
+    rates = llama_bench(found, Workload(0, 64, n_depth=1300), SETTING)
     assert (rates.read, rates.written) == (None, 150.0)
     assert arguments_of(found) == "-m m.gguf -t 2 -fa off -p 0 -n 64 -d 1300 -r 1 -o jsonl"
 
 
 def test_a_program_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="ended with 3: no such model"):
-        batched_bench(program(tmp_path / "bb", [], code=3), Shape(1, 1), SETTING)
+        batched_bench(program(tmp_path / "bb", [], code=3), Workload(1, 1), SETTING)
     with pytest.raises(BenchError, match="No such file"):
-        batched_bench(Program(tmp_path / "none"), Shape(1, 1), SETTING)
+        batched_bench(Program(tmp_path / "none"), Workload(1, 1), SETTING)
     with pytest.raises(BenchError, match="gave 0 results"):
-        batched_bench(program(tmp_path / "silent", []), Shape(1, 1), SETTING)
+        batched_bench(program(tmp_path / "silent", []), Workload(1, 1), SETTING)
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from server.engine.queue import RequestQueue
 from server.engine.scheduler import Scheduler
 from server.errors import EngineFailure, InvalidRequest, Unsupported
 from server.llama.context import Context
-from server.llama.model import Model, ModelFile
+from server.llama.model import GgufModel, Model
 from server.llama.params import ContextParams, ModelParams
 from tests.fake_llama import Collected, make_request, no_vectors
 from tests.tiny_bert import write_tiny_bert
@@ -312,7 +312,7 @@ def test_masks_are_not_waited_for_where_no_core_was_free_to_begin(grammars: Gram
 
 
 def test_a_vocabulary_that_no_grammar_can_read_fails_those_who_send_one_and_nobody_else(tmp_path: Path) -> None:
-    file = ModelFile(str(write_tiny_bert(tmp_path / "m.gguf")))
+    file = GgufModel(str(write_tiny_bert(tmp_path / "m.gguf")))
     compiler = GrammarCompiler(file.vocabulary)
     for _ in range(2):
         compiler.prepare()

@@ -20,7 +20,7 @@ from server.engine.messages import DraftConfig, DraftInfo, EngineConfig, Finish,
 from server.engine.offload import Device, Machine
 from server.errors import ConfigError, ModelError
 from server.llama.context import Context
-from server.llama.model import ModelFile
+from server.llama.model import GgufModel
 from server.llama.params import ContextParams, ModelParams
 from server.planner import report, table
 from server.served import changed
@@ -232,7 +232,7 @@ class Said:
             EngineConfig(ModelParams(str(model)), context, rules=Rules(max_draft=15), draft=guesses), lambda _: None
         )
         self.ready, self.text = loaded.ready, ""
-        file = ModelFile(str(model))
+        file = GgufModel(str(model))
         tokens = file.vocabulary.tokenize(prompt, add_special=True, parse_special=True)
         file.close()
         loaded.engine.add(make_request(1, tokens, **changes))

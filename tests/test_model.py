@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import ModelError
-from server.llama.model import Model, ModelFile
+from server.llama.model import GgufModel, Model
 from server.llama.params import ModelParams
 from tests.tiny_model import (
     CHAT_TEMPLATE,
@@ -50,13 +50,13 @@ def test_facts_are_those_of_the_file(model: Model) -> None:
 
 def test_long_metadata_come_whole(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "x.gguf", metadata={"general.sampling.temp": 0.25})
-    file = ModelFile(str(path))
+    file = GgufModel(str(path))
     assert float(file.metadata["general.sampling.temp"]) == 0.25
     file.close()
 
 
 def test_a_file_without_its_weights_has_vocabulary_and_template(tiny_model: Path) -> None:
-    file = ModelFile(str(tiny_model))
+    file = GgufModel(str(tiny_model))
     assert file.vocabulary.tokenize("the", add_special=False, parse_special=False) == [256, ord("e")]
     assert file.chat_template == CHAT_TEMPLATE
     file.close()
@@ -98,9 +98,9 @@ def broken(tmp_path: Path, tiny_model: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "header", "weights", "folder"])
-@pytest.mark.parametrize("opened", [ModelFile, lambda path: Model(ModelParams(path))], ids=["vocabulary", "weights"])
+@pytest.mark.parametrize("opened", [GgufModel, lambda path: Model(ModelParams(path))], ids=["vocabulary", "weights"])
 def test_what_is_no_model_is_a_model_error(
-    tmp_path: Path, tiny_model: Path, kind: str, opened: Callable[[str], ModelFile]
+    tmp_path: Path, tiny_model: Path, kind: str, opened: Callable[[str], GgufModel]
 ) -> None:
     path = broken(tmp_path, tiny_model, kind)
     with pytest.raises(ModelError, match="could not load"):

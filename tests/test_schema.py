@@ -13,7 +13,7 @@ from llguidance import LLTokenizer
 
 from server.errors import InvalidRequest
 from server.llama.grammar import Matcher, check_grammar, compile_grammar
-from server.llama.schema import MAX_LEVELS, Place, places
+from server.llama.schema import MAX_LEVELS, Subschema, places
 
 _BYTES = LLTokenizer("byte")
 
@@ -125,7 +125,7 @@ def test_a_chain_of_references_within_the_limit_is_taken() -> None:
 
 def test_every_schema_inside_a_schema_has_its_place() -> None:
     schema = {"properties": {"a": {"items": [{}, {"not": {}}]}}, "else": {}, "enum": [{"items": {}}]}
-    pointers = [place.pointer for place in places(Place("#", schema))]
+    pointers = [place.pointer for place in places(Subschema("#", schema))]
     assert pointers == [
         "#",
         "#/properties/a",

@@ -22,21 +22,21 @@ from server.chat.tools.families import BY_NAME
 from server.chat.tools.json_calls import JsonCalls
 from server.errors import InvalidRequest, ModelError, Unsupported
 from server.llama.grammar import MaskFiller, Matcher, build_tokenizer, compile_grammar, mask_words
-from server.llama.model import ModelFile
+from server.llama.model import GgufModel
 from tests.vocabularies import demo_model, vocabulary
 
 _TEXT = "Hello  wörld, 你好 🙂\n\tok"
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[ModelFile]:
-    model = ModelFile(demo_model())
+def demo() -> Iterator[GgufModel]:
+    model = GgufModel(demo_model())
     yield model
     model.close()
 
 
 @pytest.fixture(scope="module")
-def text_model(demo: ModelFile) -> TextModel:
+def text_model(demo: GgufModel) -> TextModel:
     return TextModel(demo)
 
 
@@ -71,7 +71,7 @@ def test_a_begun_answer_ends_the_prompt(text_model: TextModel) -> None:
     assert rendered.tokens[-1] not in (text_model.info.eos_token, 2)
 
 
-def test_facts(text_model: TextModel, demo: ModelFile) -> None:
+def test_facts(text_model: TextModel, demo: GgufModel) -> None:
     info = text_model.info
     assert info.chat_template == demo.chat_template
     assert (info.n_vocab, info.bos_piece, info.eos_piece) == (49152, "<|im_start|>", "<|im_end|>")
@@ -99,7 +99,7 @@ _DEMO: list[TextModel] = []
 
 def _cached_demo() -> TextModel:
     if not _DEMO:
-        _DEMO.append(TextModel(ModelFile(demo_model())))
+        _DEMO.append(TextModel(GgufModel(demo_model())))
     return _DEMO[0]
 
 
@@ -127,7 +127,7 @@ def test_infill(text_model: TextModel) -> None:
 # --- templates that are replaced, missing or broken -------------------------------------------------------------
 
 
-def test_a_replacing_template(demo: ModelFile) -> None:
+def test_a_replacing_template(demo: GgufModel) -> None:
     model = TextModel(demo, "{% for m in messages %}({{ m.content }}){% endfor %}")
     assert model.render(chat(("user", "Hi"))).text == "(Hi)"
     assert model.info.chat_template.startswith("{% for")
@@ -135,10 +135,10 @@ def test_a_replacing_template(demo: ModelFile) -> None:
         TextModel(demo, "{% for %}")
 
 
-class _Without(ModelFile):
+class _Without(GgufModel):
     """The demo model as if its file had another template."""
 
-    def __init__(self, model: ModelFile, template: str | None) -> None:
+    def __init__(self, model: GgufModel, template: str | None) -> None:
         self.__dict__.update(model.__dict__)
         self._template = template
 
@@ -147,7 +147,7 @@ class _Without(ModelFile):
         return self._template
 
 
-def test_a_file_without_a_template_is_rendered_as_chatml(demo: ModelFile) -> None:
+def test_a_file_without_a_template_is_rendered_as_chatml(demo: GgufModel) -> None:
     model = TextModel(_Without(demo, None))
     rendered = model.render(chat(("user", "Hi")))
     assert rendered.is_fallback
@@ -155,7 +155,7 @@ def test_a_file_without_a_template_is_rendered_as_chatml(demo: ModelFile) -> Non
     assert (model.info.chat_template, model.info.is_fallback) == ("", True)
 
 
-def test_a_file_with_a_broken_template_still_tokenizes(demo: ModelFile) -> None:
+def test_a_file_with_a_broken_template_still_tokenizes(demo: GgufModel) -> None:
     model = TextModel(_Without(demo, "x\n{% broken"))
     assert model.encode("a")
     assert "line 2" in (model.info.template_error or "")
@@ -168,7 +168,7 @@ def test_a_file_with_a_broken_template_still_tokenizes(demo: ModelFile) -> None:
 
 @pytest.mark.parametrize("name", ["llama-spm", "llama-bpe", "phi-3", "gemma-4", "command-r"])
 def test_bos_is_never_doubled(name: str) -> None:
-    model = ModelFile(vocabulary(name))
+    model = GgufModel(vocabulary(name))
     text_model = TextModel(model, "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}")
     without = TextModel(model, "{% for m in messages %}{{ m.content }}{% endfor %}")
     prompt = chat(("user", "Hello"))
@@ -185,7 +185,7 @@ def test_bos_is_never_doubled(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "deepseek-llm", "falcon", "gpt-2", "starcoder", "command-r"])
 def test_real_vocabularies_give_text_back(name: str) -> None:
-    model = ModelFile(vocabulary(name))
+    model = GgufModel(vocabulary(name))
     text_model = TextModel(model)
     tokens = text_model.encode(_TEXT, add_special=False)
     assert text_model.decode(tokens) == _TEXT
@@ -195,7 +195,7 @@ def test_real_vocabularies_give_text_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["starcoder", "refact", "qwen2", "deepseek-coder"])
 def test_infill_of_models_that_have_it(name: str) -> None:
-    model = ModelFile(vocabulary(name))
+    model = GgufModel(vocabulary(name))
     text_model = TextModel(model)
     if model.vocabulary.infill_tokens is None:
         with pytest.raises(Unsupported):
@@ -212,7 +212,7 @@ def test_infill_of_models_that_have_it(name: str) -> None:
 # --- grammars over a real vocabulary ------------------------------------------------------------------------------
 
 
-def test_a_grammar_over_the_demo_vocabulary_ends_with_every_end_token(demo: ModelFile, text_model: TextModel) -> None:
+def test_a_grammar_over_the_demo_vocabulary_ends_with_every_end_token(demo: GgufModel, text_model: TextModel) -> None:
     tokenizer = build_tokenizer(demo.vocabulary)
     assert set(tokenizer.eos_tokens) == set(demo.vocabulary.eog_tokens)
     matcher = Matcher(tokenizer, compile_grammar("gbnf", 'root ::= "yes" | "no"'))
@@ -262,7 +262,7 @@ def asked(mode: ToolMode) -> ChatPrompt:
 
 @pytest.mark.parametrize("end", ["", "<think>\n", "{# <think> #}"])
 @pytest.mark.parametrize("name", sorted(BY_NAME))
-def test_every_format_can_be_held_with_and_without_thoughts(demo: ModelFile, name: str, end: str) -> None:
+def test_every_format_can_be_held_with_and_without_thoughts(demo: GgufModel, name: str, end: str) -> None:
     text_model = _text_model(demo, CHATML + end, name)
     for mode in (ToolMode.AUTO, ToolMode.REQUIRED):
         rendered = text_model.render(asked(mode))
@@ -273,7 +273,7 @@ def test_every_format_can_be_held_with_and_without_thoughts(demo: ModelFile, nam
             text_model.check_grammar("json_schema", '{"type": "object"}', rendered.frame)
 
 
-def _text_model(model: ModelFile, template: str, tool_format: str) -> TextModel:
+def _text_model(model: GgufModel, template: str, tool_format: str) -> TextModel:
     """One whose tokenizer for grammars is made once for all."""
     made = TextModel(model, template, tool_format)
     made.__dict__["_grammar_tokenizer"] = _grammar_tokenizer(model)
@@ -281,12 +281,12 @@ def _text_model(model: ModelFile, template: str, tool_format: str) -> TextModel:
 
 
 @functools.cache
-def _grammar_tokenizer(model: ModelFile) -> Any:
+def _grammar_tokenizer(model: GgufModel) -> Any:
     return build_tokenizer(model.vocabulary)
 
 
 @pytest.mark.parametrize("name", ["hermes", "qwen3-coder", "pythonic", "gemma-4"])
-def test_of_a_schema_that_cannot_be_held_the_rest_is(demo: ModelFile, name: str) -> None:
+def test_of_a_schema_that_cannot_be_held_the_rest_is(demo: GgufModel, name: str) -> None:
     text_model = _text_model(demo, CHATML, name)
     properties = {"place": {"enum": ["up"]}, "tags": {"type": "array", "uniqueItems": True}}
     parameters = {"type": "object", "properties": properties, "required": ["place", "tags"]}
@@ -304,7 +304,7 @@ def test_of_a_schema_that_cannot_be_held_the_rest_is(demo: ModelFile, name: str)
 
 
 def test_marks_that_are_special_tokens_are_written_out_and_held_as_such(
-    demo: ModelFile, monkeypatch: pytest.MonkeyPatch
+    demo: GgufModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The demo model has no marks for calls, so two others of its special tokens play them."""
     form = JsonCalls(name="special", signs=(), opening="<issue_start>", closing="<issue_closed>")
@@ -326,7 +326,7 @@ def test_marks_that_are_special_tokens_are_written_out_and_held_as_such(
     assert (made.name, made.arguments) == ("look", '{"place": "up"}')
 
 
-def test_marks_with_a_special_token_inside_are_held_too(demo: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_with_a_special_token_inside_are_held_too(demo: GgufModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """As DeepSeek's are; a special token of the demo model plays the one in them."""
     original = BY_NAME["deepseek-v4"]
     marks = {

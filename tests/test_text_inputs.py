@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.chat.text import TextModel
-from server.llama.model import ModelFile
+from server.llama.model import GgufModel
 from tests.tiny_bert import CLS, SEP, write_tiny_bert
 from tests.tiny_model import quiet_llama
 from tests.vocabularies import demo_model, vocabulary
@@ -17,7 +17,7 @@ from tests.vocabularies import demo_model, vocabulary
 
 def text_of(path: str | Path) -> TextModel:
     quiet_llama()
-    return TextModel(ModelFile(str(path)))
+    return TextModel(GgufModel(str(path)))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ class TestPairs:
         assert second == [CLS, *inside[0], SEP, *inside[2], SEP]
 
     def test_a_template_of_the_file_goes_before(self, bert: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(ModelFile, "rerank_template", "q: {query} d: {document}")
+        monkeypatch.setattr(GgufModel, "rerank_template", "q: {query} d: {document}")
         (pair,) = bert.encode_pairs("a {document}", ["b"])
         assert pair == bert.encode("q: a {document} d: b", add_special=False)
 
@@ -69,7 +69,7 @@ class TestInfill:
         assert self.text(coder, "a = ", "\n", files=files) == plain + gap
         # Any two special tokens will do; this vocabulary does not say which ones they are.
         repository, mark = 4, 5
-        monkeypatch.setitem(coder._model.__dict__, "repository_tokens", (repository, mark))
+        monkeypatch.setitem(coder._vocabulary.__dict__, "repository_tokens", (repository, mark))
         assert self.text(coder, "a = ", "\n", files=files) == (
             "<R>repository\n<F>b.py\nb = 2\n<F>c.py\nc = 3\n<F>current\n".replace(
                 "<R>", coder.decode([repository])

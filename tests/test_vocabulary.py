@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from server.llama.model import ModelFile
+from server.llama.model import GgufModel
 from server.llama.vocabulary import ModelVocabulary
 from tests.tiny_model import BOS, EOS, EOT, N_VOCAB, SPECIALS
 
 
 @pytest.fixture(scope="module")
 def vocabulary(tiny_model: Path) -> Iterator[ModelVocabulary]:
-    file = ModelFile(str(tiny_model))
+    file = GgufModel(str(tiny_model))
     yield file.vocabulary
     file.close()
 

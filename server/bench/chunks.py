@@ -21,7 +21,7 @@ from server.bench.local import Local, listening, started
 from server.bench.output import console, failing_in_one_line, say, write_json
 from server.bench.run import discover
 from server.bench.sheet import Sheet
-from server.bench.site import Figure, Server, Site, Sizes
+from server.bench.site import Figure, MeasuredServer, Site, Sizes
 from server.bench.table import show_sheet
 from server.bench.words import Words
 
@@ -57,7 +57,7 @@ async def _measure(local: Local, client: Client, size: tuple[int, int], rounds: 
     with contextlib.ExitStack() as stack:
         command = [sys.executable, "-m", "server.bench.empty_app", "{port}", f"{step_s:.6f}"]
         empty = stack.enter_context(started(command))
-        other = Server(Client(empty.url))
+        other = MeasuredServer(Client(empty.url))
         await _run(empty, other, size)
         for repetition in range(rounds):
             for side, (one, known) in enumerate(((local, server), (empty, other))):
@@ -66,7 +66,7 @@ async def _measure(local: Local, client: Client, size: tuple[int, int], rounds: 
             say(f"chunks: {repetition + 1} of {rounds}")
 
 
-async def _run(local: Local, server: Server, size: tuple[int, int]) -> tuple[float, float]:
+async def _run(local: Local, server: MeasuredServer, size: tuple[int, int]) -> tuple[float, float]:
     """CPU seconds a chunk, with the requests' own; and the seconds between two chunks of a stream."""
     n_streams, n_tokens = size
     words = Words(1.3, random.SystemRandom().random())

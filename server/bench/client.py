@@ -62,7 +62,7 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TimedAnswer:
     """One finished completion. Times in seconds of `time.perf_counter`; `times` are arrivals of pieces of text.
 
     The counts are the server's own; None where it does not say.
@@ -97,7 +97,7 @@ class Answer:
         return (len(self.times) - 1) * self.per_piece / span if span > 0 else None
 
 
-class Exchange(asyncio.Protocol):
+class HttpExchange(asyncio.Protocol):
     """One request and its response, on a connection of its own.
 
     httptools calls the `on_...` methods. `events` are `(arrival, data)` of an event stream; `body` is any other
@@ -194,7 +194,7 @@ def error_line(status: int, body: bytes) -> str:
 class Stream:
     """A completion that is running. `await first()` for its first text, `await answer()` for all of it."""
 
-    def __init__(self, exchange: Exchange, url: str, timeout_s: float) -> None:
+    def __init__(self, exchange: HttpExchange, url: str, timeout_s: float) -> None:
         self._exchange = exchange
         self._url = url
         self._timeout_s = timeout_s
@@ -212,7 +212,7 @@ class Stream:
             raise BenchError(f"{self._url} sent no text within {self._timeout_s:g} s")
         return self._read().times[0] if first.cancelled() else first.result()
 
-    async def answer(self) -> Answer:
+    async def answer(self) -> TimedAnswer:
         """Wait for the end. Raises BenchError when the server refused, failed or broke off."""
         try:
             # Unlike this, Python 3.11's wait_for may lose a cancellation.
@@ -226,7 +226,7 @@ class Stream:
         """Disconnect, as a client does that needs no more."""
         self._exchange.close()
 
-    def _read(self) -> Answer:
+    def _read(self) -> TimedAnswer:
         exchange = self._exchange
         if exchange.status != 200:
             what = error_line(exchange.status, bytes(exchange.body)) if exchange.status else "closed the connection"
@@ -240,7 +240,7 @@ class Stream:
             raise BenchError(f"{self._url} broke off in the middle of an answer")
         return self._assemble(objects)
 
-    def _assemble(self, objects: list[tuple[float, dict[str, Any]]]) -> Answer:
+    def _assemble(self, objects: list[tuple[float, dict[str, Any]]]) -> TimedAnswer:
         pieces = [(arrival, piece) for arrival, value in objects for piece in _pieces(value)]
         if not pieces:
             raise BenchError(f"{self._url} streamed no text")
@@ -249,7 +249,7 @@ class Stream:
             last |= {key: value[key] for key in ("usage", "timings") if value.get(key)}
         usage, timings = last.get("usage", {}), last.get("timings", {})
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", timings.get("cache_n"))
-        return Answer(
+        return TimedAnswer(
             sent=self._exchange.sent,
             times=tuple(arrival for arrival, _ in pieces),
             text="".join(piece for _, piece in pieces),
@@ -299,7 +299,7 @@ class Client:
         exchange = await self._send("POST", path, body)
         return Stream(exchange, self.url, self._timeout_s)
 
-    async def complete(self, prompt: str, max_tokens: int) -> Answer:
+    async def complete(self, prompt: str, max_tokens: int) -> TimedAnswer:
         """A whole completion. A caller that is cancelled hangs up."""
         stream = await self.start(prompt, max_tokens)
         try:
@@ -351,9 +351,9 @@ class Client:
             raise BenchError(f"{self.url} {what}", status=exchange.status or None)
         return bytes(exchange.body)
 
-    async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> Exchange:
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> HttpExchange:
         """Connect and send; the clock starts before the connection is made, as a user's does."""
-        exchange = Exchange(self._head(method, path, body))
+        exchange = HttpExchange(self._head(method, path, body))
         loop = asyncio.get_running_loop()
         tls = ssl.create_default_context() if self.address.tls else None
         exchange.sent = time.perf_counter()

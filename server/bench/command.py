@@ -13,7 +13,7 @@ import typer
 
 from server.bench.client import BenchError
 from server.bench.output import console, failing_in_one_line, say, write_json
-from server.bench.report import Report, busy, describe_machine
+from server.bench.report import BenchReport, busy, describe_machine
 from server.bench.run import Options, run
 from server.bench.scenarios import SCENARIOS
 from server.bench.site import QUICK, Sizes
@@ -69,7 +69,9 @@ def bench(
             max_slots=max_slots,
             timeout_s=timeout,
         )
-        report = Report(seed, datetime.datetime.now().astimezone().isoformat(timespec="seconds"), describe_machine())
+        report = BenchReport(
+            seed, datetime.datetime.now().astimezone().isoformat(timespec="seconds"), describe_machine()
+        )
         report.warn(busy())
         say(f"seed {seed}")
         interrupted = _run(options, report)
@@ -107,7 +109,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _run(options: Options, report: Report) -> bool:
+def _run(options: Options, report: BenchReport) -> bool:
     """Run to the end, or to Ctrl-C, which is no error: True then."""
     try:
         asyncio.run(run(options, report, say))
@@ -116,7 +118,7 @@ def _run(options: Options, report: Report) -> bool:
     return False
 
 
-def _finish(report: Report, json_file: Path | None, *, interrupted: bool) -> None:
+def _finish(report: BenchReport, json_file: Path | None, *, interrupted: bool) -> None:
     if interrupted:
         report.warn(["interrupted: this is what there was until then"])
     show(report, console())

@@ -42,7 +42,7 @@ class Summary:
         return cls(statistics.median(values), min(values), max(values))
 
 
-class Verdict(enum.Enum):
+class Comparison(enum.Enum):
     """Comparison of the first server with the second: a spread that holds 1 decides nothing."""
 
     BETTER = "better"
@@ -66,11 +66,11 @@ class Ratio:
             return None
         return cls(statistics.median(first) / statistics.median(second), min(pairs), max(pairs))
 
-    def verdict(self, better: Better) -> Verdict:
+    def verdict(self, better: Better) -> Comparison:
         """Better or worse only when every repetition says so."""
         if self.low <= 1 <= self.high:
-            return Verdict.EVEN
-        return Verdict.BETTER if (self.low > 1) == (better is Better.HIGHER) else Verdict.WORSE
+            return Comparison.EVEN
+        return Comparison.BETTER if (self.low > 1) == (better is Better.HIGHER) else Comparison.WORSE
 
 
 def longest_gap(times: Sequence[float], start: float, end: float) -> float:

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from server import __version__
-from server.bench.rows import Record, Row, results, rows_of
-from server.bench.site import Server
+from server.bench.rows import Row, Sample, results, rows_of
+from server.bench.site import MeasuredServer
 
 
 @dataclass(slots=True)
-class Report:
+class BenchReport:
     """Report, filled while the run goes on. Times in seconds; `date` is ISO 8601 with its offset."""
 
     seed: int
     date: str
     machine: dict[str, str | int]
-    servers: list[Server] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
+    servers: list[MeasuredServer] = field(default_factory=list)
+    records: list[Sample] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     tokens_per_word: float = 1.3
     cpu_s: float = 0.0
@@ -62,7 +62,7 @@ class Report:
         }
 
 
-def _server(server: Server) -> dict[str, Any]:
+def _server(server: MeasuredServer) -> dict[str, Any]:
     return {
         "url": server.client.url,
         "model": server.model,

@@ -11,7 +11,7 @@ from server.bench.site import Figure
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class Sample:
     """A figure of one repetition, on the server, or whatever is compared, with this index."""
 
     repetition: int
@@ -28,12 +28,12 @@ class Row:
     ratio: Ratio | None
 
 
-def rows_of(records: Sequence[Record], n_sides: int) -> list[Row]:
+def rows_of(records: Sequence[Sample], n_sides: int) -> list[Row]:
     """One row a metric, in the order of measuring; with two sides their ratio."""
     return [_row(metric, records, n_sides) for metric in dict.fromkeys(record.figure.metric for record in records)]
 
 
-def _row(metric: Metric, records: Sequence[Record], n_sides: int) -> Row:
+def _row(metric: Metric, records: Sequence[Sample], n_sides: int) -> Row:
     values: list[dict[int, float]] = [{} for _ in range(n_sides)]
     for record in records:
         if record.figure.metric == metric:
@@ -46,12 +46,12 @@ def _row(metric: Metric, records: Sequence[Record], n_sides: int) -> Row:
     return Row(metric, tuple(Summary.of(list(found.values())) if found else None for found in values), ratio)
 
 
-def results(records: Sequence[Record], n_sides: int) -> list[dict[str, Any]]:
+def results(records: Sequence[Sample], n_sides: int) -> list[dict[str, Any]]:
     """The rows in plain values, each with its raw samples."""
     return [_result(row, records) for row in rows_of(records, n_sides)]
 
 
-def _result(row: Row, records: Sequence[Record]) -> dict[str, Any]:
+def _result(row: Row, records: Sequence[Sample]) -> dict[str, Any]:
     metric, ratio = row.metric, row.ratio
     samples = [record for record in records if record.figure.metric == metric]
     return {

@@ -1,4 +1,4 @@
-"""Run of the cases on one server, or on two in turns, into a `Report`.
+"""Run of the cases on one server, or on two in turns, into a `BenchReport`.
 
 With two servers each repetition is measured on the first, then on the second, so that what drifts on the machine meets
 both; only one is loaded at a time. Both get the same texts. Knows no scenario by name and prints nothing.
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.bench.client import BenchError, Client
-from server.bench.report import Report
-from server.bench.rows import Record
+from server.bench.report import BenchReport
+from server.bench.rows import Sample
 from server.bench.scenarios import SCENARIOS
-from server.bench.site import Case, Server, Site, Sizes
+from server.bench.site import Case, MeasuredServer, Site, Sizes
 from server.bench.words import Words, calibrate
 
 SETTLE_S = 0.1
@@ -40,7 +40,7 @@ class Options:
     timeout_s: float = 300.0
 
 
-async def run(options: Options, report: Report, progress: Progress) -> None:
+async def run(options: Options, report: BenchReport, progress: Progress) -> None:
     """Fill `report` as figures come in, so that it holds what there is when the run is cut short.
 
     Raises BenchError when a server cannot be reached, wants a key, or counts no tokens. A case that fails is noted in
@@ -72,7 +72,7 @@ def choose(options: Options) -> list[Case]:
     return [case for name, make in SCENARIOS.items() if name in wanted for case in make(options.sizes)]
 
 
-async def discover(client: Client, max_slots: int | None = None, other_api_key: str | None = None) -> Server:
+async def discover(client: Client, max_slots: int | None = None, other_api_key: str | None = None) -> MeasuredServer:
     """Ask `/v1/models` and `/props` who the server is; what it does not say stays None."""
     models = await _ask(client, "/v1/models")
     data = models.get("data")
@@ -83,7 +83,7 @@ async def discover(client: Client, max_slots: int | None = None, other_api_key: 
     props = await _ask(client, "/props")
     settings = props.get("default_generation_settings") or {}
     meta = entry.get("meta") or {}
-    return Server(
+    return MeasuredServer(
         client,
         n_ctx=_first_integer(settings.get("n_ctx"), meta.get("n_ctx"), entry.get("max_model_len")),
         n_slots=_first_integer(props.get("total_slots"), max_slots),
@@ -116,7 +116,7 @@ async def _warm_up(client: Client, seed: int) -> None:
     await client.complete(Words(1.3, seed, "warm-up").text(16), 16)
 
 
-def _doubts(servers: Sequence[Server]) -> list[str]:
+def _doubts(servers: Sequence[MeasuredServer]) -> list[str]:
     """Warnings about differences that make the two servers hard to compare."""
     if len(servers) < 2:
         return []
@@ -128,7 +128,7 @@ def _doubts(servers: Sequence[Server]) -> list[str]:
     return doubts
 
 
-async def _measure(case: Case, options: Options, report: Report, progress: Progress) -> None:
+async def _measure(case: Case, options: Options, report: BenchReport, progress: Progress) -> None:
     """All repetitions of a case, on the servers in turn."""
     small = [server for server in report.servers if server.n_ctx is not None and server.n_ctx < case.needs]
     name = f"{case.scenario}, {case.label}"
@@ -150,7 +150,7 @@ async def _measure(case: Case, options: Options, report: Report, progress: Progr
         progress(f"{name}: failed: {error}")
 
 
-async def _repeat(case: Case, repetition: int, index: int, options: Options, report: Report) -> None:
+async def _repeat(case: Case, repetition: int, index: int, options: Options, report: BenchReport) -> None:
     server = report.servers[index]
     words = Words(report.tokens_per_word, options.seed, case.scenario, case.label, repetition)
     # What the last repetition hung up on is to be gone before the next one starts.
@@ -158,4 +158,4 @@ async def _repeat(case: Case, repetition: int, index: int, options: Options, rep
     cpu, clock = time.process_time(), time.perf_counter()
     figures = await case.measure(Site(server, words, options.sizes))
     report.spent(time.process_time() - cpu, time.perf_counter() - clock)
-    report.records.extend(Record(repetition, index, figure) for figure in figures)
+    report.records.extend(Sample(repetition, index, figure) for figure in figures)

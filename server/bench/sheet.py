@@ -9,7 +9,7 @@ from typing import Any
 
 from server import __version__
 from server.bench.report import busy, describe_machine
-from server.bench.rows import Record, results
+from server.bench.rows import Sample, results
 from server.bench.site import Figure
 
 
@@ -20,12 +20,12 @@ class Sheet:
     sides: list[str]
     date: str = field(default_factory=lambda: datetime.datetime.now().astimezone().isoformat(timespec="seconds"))
     machine: dict[str, str | int] = field(default_factory=describe_machine)
-    records: list[Record] = field(default_factory=list)
+    records: list[Sample] = field(default_factory=list)
     warnings: list[str] = field(default_factory=busy)
 
     def add(self, repetition: int, side: int, figures: Sequence[Figure]) -> None:
         """Add the figures of one repetition on one side."""
-        self.records.extend(Record(repetition, side, figure) for figure in figures)
+        self.records.extend(Sample(repetition, side, figure) for figure in figures)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, in plain values."""

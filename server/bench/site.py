@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.bench.client import Answer, Client, Stream, closing_all
+from server.bench.client import Client, Stream, TimedAnswer, closing_all
 from server.bench.figures import Metric
 from server.bench.words import Words
 
@@ -64,7 +64,7 @@ DEFAULT_SLOTS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class MeasuredServer:
     """Measured server, and what it says of itself; None where it does not say. `n_ctx` is tokens of one slot.
 
     `other` speaks to it with another key, where there is one.
@@ -96,7 +96,7 @@ class Figure:
 class Site:
     """One repetition of a case on one server. `words` are the repetition's own: no text comes twice."""
 
-    server: Server
+    server: MeasuredServer
     words: Words
     sizes: Sizes
 
@@ -106,7 +106,7 @@ class Site:
 
     async def together(
         self, prompts: Sequence[str], max_tokens: int, extras: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[Answer]:
+    ) -> list[TimedAnswer]:
         """All the prompts sent at once, each with its `extras`; their answers, in order. On an error all hang up."""
         streams: list[Stream] = []
         pairs = zip(prompts, extras or [{}] * len(prompts), strict=True)

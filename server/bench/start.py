@@ -14,7 +14,7 @@ from server.bench.figures import Better, Metric
 from server.bench.local import Local, Memory, started
 from server.bench.output import console, failing_in_one_line, say, write_json
 from server.bench.sheet import Sheet
-from server.bench.site import Figure, Server, Site, Sizes
+from server.bench.site import Figure, MeasuredServer, Site, Sizes
 from server.bench.table import show_sheet
 from server.bench.words import Words
 
@@ -56,7 +56,9 @@ async def _load(server: Local, n_requests: int) -> None:
     client = Client(server.url)
     words = Words(1.3, random.SystemRandom().random())
     try:
-        await Site(Server(client), words, Sizes()).together([words.text(PROMPT) for _ in range(n_requests)], ANSWER)
+        await Site(MeasuredServer(client), words, Sizes()).together(
+            [words.text(PROMPT) for _ in range(n_requests)], ANSWER
+        )
     except BenchError as error:
         raise BenchError(f"the load before memory is read: {error}") from None
 

@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from server.bench.figures import Better, Ratio, Summary, Verdict
-from server.bench.report import Report
+from server.bench.figures import Better, Comparison, Ratio, Summary
+from server.bench.report import BenchReport
 from server.bench.rows import Row, rows_of
 from server.bench.sheet import Sheet
 
-_COLOURS = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.EVEN: "default"}
+_COLOURS = {Comparison.BETTER: "green", Comparison.WORSE: "red", Comparison.EVEN: "default"}
 
 
 def number(value: float) -> str:
@@ -41,7 +41,7 @@ def ratio_cell(ratio: Ratio | None, better: Better) -> str:
         return "-"
     verdict = ratio.verdict(better)
     spread = "" if ratio.low == ratio.high else f" ({ratio.low:.2f} to {ratio.high:.2f})"
-    word = "" if verdict is Verdict.EVEN else f" {verdict.value}"
+    word = "" if verdict is Comparison.EVEN else f" {verdict.value}"
     return f"[{_COLOURS[verdict]}]{ratio.of_medians:.2f}{spread}{word}[/]"
 
 
@@ -75,7 +75,7 @@ def _cells(row: Row, n_sides: int) -> list[str]:
     return cells
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: BenchReport, console: Console) -> None:
     """Print the table of a report, and what a reader needs to judge it."""
     console.print(table(report.rows(), len(report.servers)))
     for letter, server in zip("AB", report.servers, strict=False):

@@ -20,7 +20,7 @@ from server.chat.validity import check_json, validator_of
 from server.engine.messages import SpanLimit
 from server.errors import InvalidRequest, ModelError, Unsupported
 from server.llama.grammar import build_tokenizer, check_grammar
-from server.llama.model import ModelFile
+from server.llama.model import GgufModel
 from server.llama.schema import prepared
 from server.llama.vocabulary import ModelVocabulary
 
@@ -38,7 +38,7 @@ class TextModel:
     Raises ModelError when there is no vocabulary, or when the template that replaces the file's is no Jinja.
     """
 
-    def __init__(self, file: ModelFile, chat_template: str | None = None, tool_format: str | None = None) -> None:
+    def __init__(self, file: GgufModel, chat_template: str | None = None, tool_format: str | None = None) -> None:
         vocabulary = file.vocabulary
         if not vocabulary.has_tokenizer:
             raise ModelError(f"{file.path} carries no tokenizer; a model with one is needed.")
@@ -307,4 +307,4 @@ def _last(tokens: list[int], n: int) -> list[int]:
 
 def load(params: TextParams) -> TextModel:
     """The text model of a file; weights stay on disk, whatever the parameters say of them. Raises ModelError."""
-    return TextModel(ModelFile(params.model.path), params.chat_template, params.tool_format)
+    return TextModel(GgufModel(params.model.path), params.chat_template, params.tool_format)

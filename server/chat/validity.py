@@ -14,7 +14,7 @@ from functools import lru_cache
 from jsonschema_rs import RegexOptions, ValidationError, Validator, validator_for
 
 from server.errors import EngineFailure
-from server.llama.schema import Place, name_dialect, places, refused
+from server.llama.schema import Subschema, name_dialect, places, refused
 
 _MAX_DIGITS = 1000
 """Of whole numbers that are taken as such."""
@@ -33,7 +33,7 @@ def validator_of(schema: str) -> Validator:
     parsed = json.loads(schema)
     if isinstance(parsed, dict):
         name_dialect(parsed)
-        for place in places(Place("#", parsed)):
+        for place in places(Subschema("#", parsed)):
             for note in _NOTES:
                 place.schema.pop(note, None)
     try:

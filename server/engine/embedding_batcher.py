@@ -2,7 +2,7 @@
 
 A batch takes about as many seconds as it is given. A context has one set of LoRA adapters at a time: inputs under other
 ones begin when those under way are done. Knows no accounts and no waiting requests: what comes next is asked of a
-`Turns`.
+`InputSource`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class BatchFailed(Exception):
         self.owners = owners
 
 
-class Turns(Protocol):
+class InputSource(Protocol):
     """The requests whose inputs are computed in turns."""
 
     def next_owner(self, adapters: Scales | None) -> InputList | None:
@@ -50,7 +50,7 @@ class Turns(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
+class _InputChunk:
     """`n_tokens` of one input, in the batch from row `first` on."""
 
     input: ActiveInput
@@ -68,12 +68,12 @@ class EmbeddingBatcher:
         self.active: list[ActiveInput] = []
         self._pooling = pooling
 
-    def compute(self, turns: Turns, pause_s: float | None) -> list[ActiveInput]:
+    def compute(self, source: InputSource, pause_s: float | None) -> list[ActiveInput]:
         """Compute one batch, of about `pause_s` seconds where somebody waits for its end; returns the finished inputs.
 
         They stay active until `release`. Raises `BatchFailed`.
         """
-        chunks = self._fill(turns, self._budget(pause_s))
+        chunks = self._fill(source, self._budget(pause_s))
         self.decoder.set_adapters(chunks[0].input.owner.adapters)
         try:
             seconds = self.decoder.decode()
@@ -105,18 +105,18 @@ class EmbeddingBatcher:
         known = self.s_per_token or s_per_token
         self.s_per_token = known + _SMOOTHING * (s_per_token - known)
 
-    def _fill(self, turns: Turns, budget: int) -> list[_Chunk]:
+    def _fill(self, source: InputSource, budget: int) -> list[_InputChunk]:
         """Write the next chunks into the batch: of inputs under way, then of new ones, each request in its turn."""
         batch = self.decoder.batch
         batch.clear()
         chunks = [self._add(one, budget) for one in self.active if batch.n_rows < budget]
-        owner = turns.next_owner(None)
+        owner = source.next_owner(None)
         # Who is next but under other adapters does not wait for more of these to begin.
         while owner is not None and self._shares_adapters(owner):
             if not self._has_room(len(owner.next_input), budget):
                 break
-            chunks.append(self._add(self._begin(turns, owner), budget))
-            owner = turns.next_owner(owner.adapters)
+            chunks.append(self._add(self._begin(source, owner), budget))
+            owner = source.next_owner(owner.adapters)
         return chunks
 
     def _shares_adapters(self, owner: InputList) -> bool:
@@ -132,23 +132,23 @@ class EmbeddingBatcher:
         left = budget - n_rows
         return left > 0 if decoder.can_split else left >= n_tokens or n_rows == 0
 
-    def _begin(self, turns: Turns, owner: InputList) -> ActiveInput:
+    def _begin(self, source: InputSource, owner: InputList) -> ActiveInput:
         taken = {one.sequence for one in self.active}
         sequence = next(number for number in range(self.decoder.n_inputs) if number not in taken)
         pool = None if self._pooling == "rank" else new_pool(self._pooling)
-        one = ActiveInput(owner, turns.begin(owner), sequence, pool)
+        one = ActiveInput(owner, source.begin(owner), sequence, pool)
         self.active.append(one)
         return one
 
-    def _add(self, one: ActiveInput, budget: int) -> _Chunk:
+    def _add(self, one: ActiveInput, budget: int) -> _InputChunk:
         """Write as much of an input into the batch as the budget has left, all of one that may not be cut."""
         batch = self.decoder.batch
         first = batch.n_rows
         n = min(one.n_left, budget - first) if self.decoder.can_split else one.n_left
         batch.add(one.sequence, one.tokens[one.n_past : one.n_past + n], one.n_past, n)
-        return _Chunk(one, first, n)
+        return _InputChunk(one, first, n)
 
-    def _pool(self, chunks: list[_Chunk]) -> list[ActiveInput]:
+    def _pool(self, chunks: list[_InputChunk]) -> list[ActiveInput]:
         """The batch is computed: pool its rows; returns the inputs that are whole."""
         rows = None if self._pooling == "rank" else self.decoder.rows()
         for chunk in chunks:

@@ -186,9 +186,7 @@ def _tell_what_cannot_be(rules: Rules, log: _LoadLog) -> None:
 def _vectors_only(config: EngineConfig, model: Model, log: _LoadLog) -> Loaded:
     """An engine for a model that was made for vectors: no slots, no cache that is kept."""
     if config.draft is not None:
-        raise ModelError(
-            f"{config.model.path}: is an embedding model; leave --model-draft out"
-        )
+        raise ModelError(f"{config.model.path}: is an embedding model; leave --model-draft out")
     n_ctx = config.context.n_ctx or VECTOR_N_CTX
     flash_attn, flash_why = _vectors_flash_attention(config, min(n_ctx, model.n_ctx_train or n_ctx))
     vectors = _embedding_params(config, model, n_ctx, flash_attn)

@@ -22,7 +22,7 @@ class Pool(ABC):
         """Pooled vector, shape `[1, width]`; without pooling all rows."""
 
 
-class _Mean(Pool):
+class _MeanPool(Pool):
     def __init__(self) -> None:
         self._sum = np.zeros(1)
         self._n = 0
@@ -35,7 +35,7 @@ class _Mean(Pool):
         return (self._sum / self._n).astype(np.float32)[None]
 
 
-class _Kept(Pool):
+class _Selection(Pool):
     """Selection of rows: `which` is a slice of all that came."""
 
     def __init__(self, which: slice) -> None:
@@ -56,7 +56,7 @@ _KEPT = {"none": slice(None), "cls": slice(0, 1), "last": slice(-1, None)}
 
 def new_pool(pooling: Pooling) -> Pool:
     """New pool of one input. Scores ("rank") are no pool of rows: llama.cpp gives them."""
-    return _Mean() if pooling == "mean" else _Kept(_KEPT[pooling])
+    return _MeanPool() if pooling == "mean" else _Selection(_KEPT[pooling])
 
 
 def scaled(vectors: Vectors, norm: int) -> Vectors:

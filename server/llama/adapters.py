@@ -16,7 +16,7 @@ from server.llama.adapter_files import DIRECTION, read
 from server.llama.params import ControlVector
 
 
-class Adapters:
+class LoraAdapters:
     """The LoRA adapters of one model, by their places; freed with it. Raises ModelError where one does not load."""
 
     def __init__(self, model_handle: Any, paths: Sequence[str]) -> None:

@@ -196,7 +196,7 @@ def read_file(path: Path, flag: str = "--model") -> Header:
 def read_tokens(path: Path) -> list[bytes]:
     """The texts of the vocabulary of a file whose header is known to be good; empty where it has none."""
     with path.open("rb", buffering=0) as file:
-        reader = _Reader(_reading(file), path.stat().st_size, str(path))
+        reader = _HeaderReader(_reading(file), path.stat().st_size, str(path))
         _version(reader)
         reader.number("Q")
         for _ in range(reader.number("Q")):
@@ -244,7 +244,7 @@ def _ordinal(number: Value | None) -> str:
 
 def read_header(read_at: ReadAt, n_bytes: int, name: str) -> Header:
     """Read the header of a stream of `n_bytes` bytes; `name` is shown in errors. Raises ModelError."""
-    reader = _Reader(read_at, n_bytes, name)
+    reader = _HeaderReader(read_at, n_bytes, name)
     version = _version(reader)
     n_tensors = reader.count("tensors", _MAX_TENSORS)
     n_pairs = reader.count("metadata pairs", _MAX_PAIRS)
@@ -259,7 +259,7 @@ def read_header(read_at: ReadAt, n_bytes: int, name: str) -> Header:
     return header
 
 
-def _version(reader: _Reader) -> int:
+def _version(reader: _HeaderReader) -> int:
     head = reader.peek(64)
     if head and b"version https://git-lfs".startswith(head[:23]):
         raise ModelError(f"{reader.name}: only a Git LFS pointer, not the model; fetch it with: git lfs pull")
@@ -279,7 +279,7 @@ def _version(reader: _Reader) -> int:
     return version
 
 
-def _metadata(reader: _Reader, n_pairs: int) -> dict[str, Value]:
+def _metadata(reader: _HeaderReader, n_pairs: int) -> dict[str, Value]:
     metadata: dict[str, Value] = {}
     for i in range(n_pairs):
         reader.where = f"metadata pair {i + 1} of {n_pairs}"
@@ -298,7 +298,7 @@ def _may_repeat(metadata: Mapping[str, Value]) -> bool:
     return metadata.get("tokenizer.ggml.model") == "hybriddna"
 
 
-def _value(reader: _Reader, kind: int, *, is_vocabulary: bool) -> Value:
+def _value(reader: _HeaderReader, kind: int, *, is_vocabulary: bool) -> Value:
     if kind == _STRING:
         return reader.long_text()
     if kind == _ARRAY:
@@ -309,7 +309,7 @@ def _value(reader: _Reader, kind: int, *, is_vocabulary: bool) -> Value:
     return value != 0 if kind == _BOOL else value
 
 
-def _array(reader: _Reader, *, is_vocabulary: bool) -> Value:
+def _array(reader: _HeaderReader, *, is_vocabulary: bool) -> Value:
     kind, count = reader.number("I"), reader.number("Q")
     if kind == _STRING:
         reader.check_room(count, 8, "strings")
@@ -330,7 +330,7 @@ def _array(reader: _Reader, *, is_vocabulary: bool) -> Value:
     return tuple(value != 0 for value in values) if kind == _BOOL else values
 
 
-def _check_distinct(reader: _Reader, count: int) -> None:
+def _check_distinct(reader: _HeaderReader, count: int) -> None:
     """Check of the vocabulary: llama.cpp aborts where two tokens have the same text; empty ones it names itself."""
     texts = [text for text in reader.texts(count) if text]
     if len(set(texts)) != len(texts):
@@ -338,7 +338,7 @@ def _check_distinct(reader: _Reader, count: int) -> None:
         reader.fail(f"the token {_shown(twice.decode('utf-8', 'replace'))} stands there twice")
 
 
-def _alignment(reader: _Reader, metadata: Mapping[str, Value]) -> int:
+def _alignment(reader: _HeaderReader, metadata: Mapping[str, Value]) -> int:
     alignment = metadata.get("general.alignment", _ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > _WINDOW:
         reader.where = "'general.alignment'"
@@ -346,7 +346,7 @@ def _alignment(reader: _Reader, metadata: Mapping[str, Value]) -> int:
     return alignment
 
 
-def _tensors(reader: _Reader, n_tensors: int, alignment: int) -> tuple[TensorInfo, ...]:
+def _tensors(reader: _HeaderReader, n_tensors: int, alignment: int) -> tuple[TensorInfo, ...]:
     tensors: dict[str, TensorInfo] = {}
     end = 0
     for i in range(n_tensors):
@@ -362,7 +362,7 @@ def _tensors(reader: _Reader, n_tensors: int, alignment: int) -> tuple[TensorInf
     return tuple(tensors.values())
 
 
-def _tensor(reader: _Reader, name: str) -> TensorInfo:
+def _tensor(reader: _HeaderReader, name: str) -> TensorInfo:
     n_dims = reader.number("I")
     if n_dims > _MAX_DIMS:
         reader.fail(f"{n_dims} dimensions, at most {_MAX_DIMS} are possible")
@@ -400,7 +400,7 @@ def _shown(name: str) -> str:
     return f"'{text[:64]}…'" if len(text) > 64 else f"'{text}'"
 
 
-class _Reader:
+class _HeaderReader:
     """Buffered reader of a file with a position. Every read is checked against the file's size first."""
 
     def __init__(self, read_at: ReadAt, n_bytes: int, name: str) -> None:

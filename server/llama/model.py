@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp
 
 from server.errors import ModelError
-from server.llama.adapters import Adapters
+from server.llama.adapters import LoraAdapters
 from server.llama.overrides import native_metadata, native_overrides
 from server.llama.params import ModelParams, Pooling
 from server.llama.vocabulary import ModelVocabulary
@@ -32,7 +32,7 @@ ProgressCallback = Callable[[float], bool]
 """Gets the share that is loaded, 0 to 1; False stops the loading."""
 
 
-class ModelFile:
+class GgufModel:
     """A GGUF without its weights: vocabulary, metadata, templates. `close` frees it.
 
     Raises `ModelError` when the file cannot be loaded; the reason is in llama.cpp's log.
@@ -89,7 +89,7 @@ class ModelFile:
         return raw.decode("utf-8", "replace") if raw is not None else None
 
 
-class Model(ModelFile):
+class Model(GgufModel):
     """A model with its weights. Contexts made from it must be closed before it is. Raises `ModelError` as above."""
 
     def __init__(self, params: ModelParams, on_progress: ProgressCallback | None = None) -> None:
@@ -99,7 +99,7 @@ class Model(ModelFile):
         self._load(params.path, native)
         del keep
         # Before any context: its graphs are sized by what there is.
-        self.adapters = Adapters(self.handle, () if params.no_alloc else params.loras)
+        self.adapters = LoraAdapters(self.handle, () if params.no_alloc else params.loras)
 
     @property
     def description(self) -> str:

@@ -60,8 +60,8 @@ Refusal = Callable[[str], str | None]
 """Why a schema, written as JSON, is refused; None when it is not."""
 
 
-class Place(NamedTuple):
-    """Subschema, with the JSON pointer to it."""
+class Subschema(NamedTuple):
+    """A schema inside a schema, with the JSON pointer to it."""
 
     pointer: str
     schema: dict[str, Any]
@@ -80,7 +80,7 @@ def prepared(text: str) -> str:
     name_dialect(schema)
     _check_levels(schema)
     _check_multiples(schema)
-    for place in places(Place("#", schema)):
+    for place in places(Subschema("#", schema)):
         for keyword, values in _NEUTRAL.items():
             if place.schema.get(keyword) in values and keyword in place.schema:
                 del place.schema[keyword]
@@ -106,7 +106,7 @@ def refused(reason: str) -> InvalidRequest:
     return InvalidRequest(f"The JSON schema cannot be enforced: {reason}", param="grammar")
 
 
-def places(start: Place) -> Iterator[Place]:
+def places(start: Subschema) -> Iterator[Subschema]:
     """`start` and every schema inside it, outer ones first. References are not followed."""
     waiting = [start]
     while waiting:
@@ -115,7 +115,7 @@ def places(start: Place) -> Iterator[Place]:
         waiting.extend(reversed(list(children(place))))
 
 
-def children(place: Place, *, definitions: bool = True) -> Iterator[Place]:
+def children(place: Subschema, *, definitions: bool = True) -> Iterator[Subschema]:
     """The schemas directly inside one."""
     for keyword in (*_MAPS, *(_DEFINITIONS if definitions else ())):
         inner = place.schema.get(keyword)
@@ -131,7 +131,7 @@ def children(place: Place, *, definitions: bool = True) -> Iterator[Place]:
 def locate(text: str, reason: str, refusal: Refusal) -> str:
     """A JSON pointer to the keyword that is refused for `reason`: the innermost that is so alone, else "#"."""
     schema = json.loads(text)
-    place = Place("#", schema if isinstance(schema, dict) else {})
+    place = Subschema("#", schema if isinstance(schema, dict) else {})
     is_reference = "$ref" in reason or "Pointer" in reason or "Resource" in reason
     while inner := next((one for one in children(place) if _is_refused(one, reason, refusal, is_reference)), None):
         place = inner
@@ -139,12 +139,12 @@ def locate(text: str, reason: str, refusal: Refusal) -> str:
         return "#"
     for keyword in place.schema:
         rest = {name: value for name, value in place.schema.items() if name != keyword}
-        if not _is_refused(Place(place.pointer, rest), reason, refusal, is_reference):
+        if not _is_refused(Subschema(place.pointer, rest), reason, refusal, is_reference):
             return f"{place.pointer}/{_escaped(keyword)}"
     return place.pointer
 
 
-def _is_refused(place: Place, reason: str, refusal: Refusal, is_reference: bool) -> bool:
+def _is_refused(place: Subschema, reason: str, refusal: Refusal, is_reference: bool) -> bool:
     # A part alone has nothing that its references could point to.
     part = place.schema if is_reference else _without_references(place.schema)
     return refusal(json.dumps(part)) == reason
@@ -159,7 +159,7 @@ def _without_references(value: Any) -> Any:
 def _check_levels(schema: dict[str, Any]) -> None:
     """Check of nesting. Raises InvalidRequest when schemas nest too deep, references followed, each visited once."""
     seen: set[int] = set()
-    waiting = [(Place("#", schema), 1)]
+    waiting = [(Subschema("#", schema), 1)]
     while waiting:
         place, level = waiting.pop()
         if id(place.schema) in seen:
@@ -172,7 +172,7 @@ def _check_levels(schema: dict[str, Any]) -> None:
         waiting.extend((one, level + 1) for one in inner)
 
 
-def _check_numbers(place: Place) -> None:
+def _check_numbers(place: Subschema) -> None:
     """Raises InvalidRequest for whole numbers that llguidance, which reads them as doubles, would write otherwise."""
     for keyword in ("const", "enum"):
         waiting = [place.schema.get(keyword)]
@@ -187,7 +187,7 @@ def _check_numbers(place: Place) -> None:
 def _check_multiples(schema: dict[str, Any]) -> None:
     """Raises InvalidRequest where `multipleOf` would take minutes to compile; `allOf` may multiply any of them."""
     multiple = 1
-    for place in places(Place("#", schema)):
+    for place in places(Subschema("#", schema)):
         value = place.schema.get("multipleOf")
         if isinstance(value, (int, float)) and value > 0:
             digits = Decimal(str(value)).normalize().as_tuple().digits
@@ -199,7 +199,7 @@ def _check_multiples(schema: dict[str, Any]) -> None:
             )
 
 
-def _target(root: dict[str, Any], reference: Any) -> Place | None:
+def _target(root: dict[str, Any], reference: Any) -> Subschema | None:
     """Target of a reference into the same document."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None
@@ -212,11 +212,11 @@ def _target(root: dict[str, Any], reference: Any) -> Place | None:
             found = found[name]
         else:
             return None
-    return Place(reference, found) if isinstance(found, dict) else None
+    return Subschema(reference, found) if isinstance(found, dict) else None
 
 
-def _schemas(place: Place, inner: Iterator[tuple[str, Any]]) -> Iterator[Place]:
-    return (Place(f"{place.pointer}/{way}", value) for way, value in inner if isinstance(value, dict))
+def _schemas(place: Subschema, inner: Iterator[tuple[str, Any]]) -> Iterator[Subschema]:
+    return (Subschema(f"{place.pointer}/{way}", value) for way, value in inner if isinstance(value, dict))
 
 
 def _escaped(name: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from server.bench.client import Answer, Client
+from server.bench.client import Client, TimedAnswer
 from server.bench.curves.curve import Curve
 from server.bench.local import Local, started
 from server.bench.run import discover
@@ -88,7 +88,7 @@ def ggufd(model: str, n_threads: int) -> Launch:
     return lambda *more: started([*command, "--spec-draft-n-max", "0", "--text-interval-ms", "0", *more])
 
 
-def step_s(answers: Sequence[Answer]) -> float:
+def step_s(answers: Sequence[TimedAnswer]) -> float:
     """Median time between two tokens (ITL) of a stream."""
     return statistics.median(b - a for answer in answers for a, b in itertools.pairwise(answer.times))
 

@@ -14,7 +14,7 @@ from server.bench.client import BenchError
 from server.bench.engine import peers
 from server.bench.engine.loop import Loop, Rates
 from server.bench.engine.over_http import OverHttp
-from server.bench.engine.shapes import Shape, batched, lone, numbers
+from server.bench.engine.shapes import Workload, batched, lone, numbers
 from server.bench.figures import Better, Metric
 from server.bench.output import console, failing_in_one_line, say, write_json
 from server.bench.sheet import Sheet
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 OURS = 0
 PEER = 1
 
-_WARM_UP = Shape(400, 16)
+_WARM_UP = Workload(400, 16)
 _LEAST_N_CTX = 512
 
-Measure = Callable[[Shape], Rates]
+Measure = Callable[[Workload], Rates]
 
 
 def engine(
@@ -77,7 +77,7 @@ def engine(
         # All of it stays named until the end: C writes to its log.
         loaded = _load(model, threads, flash_attn, together + alone)
         ready, loop = loaded.ready, _warm_loop(loaded, source)
-        setting = peers.Setting(ready.model.path, ready.n_threads, ready.flash_attn)
+        setting = peers.PeerSetting(ready.model.path, ready.n_threads, ready.flash_attn)
         by_batched = _by(peers.batched_bench, llama_batched_bench, setting)
         by_bench = _by(peers.llama_bench, llama_bench, setting)
         ours = _ours(ready) if url is None else f"{_ours(ready)}; over HTTP {url}"
@@ -90,7 +90,7 @@ def engine(
     write_json(json_file, sheet.as_json())
 
 
-def _load(model: str, n_threads: int, flash_attn: FlashAttention, shapes: Sequence[Shape]) -> Loaded:
+def _load(model: str, n_threads: int, flash_attn: FlashAttention, shapes: Sequence[Workload]) -> Loaded:
     """An engine with room for every shape, that keeps nothing outside its slots and drafts nothing."""
     from server.engine.loader import load  # brings llama.cpp, which the other commands do without
 
@@ -103,7 +103,7 @@ def _load(model: str, n_threads: int, flash_attn: FlashAttention, shapes: Sequen
     return loaded
 
 
-def _config(model: str, n_threads: int, flash_attn: FlashAttention, shapes: Sequence[Shape]) -> EngineConfig:
+def _config(model: str, n_threads: int, flash_attn: FlashAttention, shapes: Sequence[Workload]) -> EngineConfig:
     """Raises `GgufdError` where there is no such model."""
     return EngineConfig(
         model=ModelParams(str(hub.find(model).path)),
@@ -125,7 +125,7 @@ def _warm_loop(loaded: Loaded, source: random.Random) -> Loop:
 
 
 def _by(
-    run: Callable[[peers.Program, Shape, peers.Setting], Rates], path: Path | None, setting: peers.Setting
+    run: Callable[[peers.Program, Workload, peers.PeerSetting], Rates], path: Path | None, setting: peers.PeerSetting
 ) -> Measure | None:
     if path is None:
         return None
@@ -133,7 +133,7 @@ def _by(
     return lambda shape: run(program, shape, setting)
 
 
-def _by_http(url: str | None, api_key: str | None, shapes: Sequence[Shape], source: random.Random) -> Measure | None:
+def _by_http(url: str | None, api_key: str | None, shapes: Sequence[Workload], source: random.Random) -> Measure | None:
     if url is None or not shapes:
         return None
     return OverHttp(url, api_key, source, max(shape.n_sequences for shape in shapes)).measure
@@ -155,7 +155,7 @@ class _Sides(NamedTuple):
     http: Measure | None = None
 
 
-def _measure(shape: Shape, rounds: int, sides: _Sides, sheet: Sheet) -> None:
+def _measure(shape: Workload, rounds: int, sides: _Sides, sheet: Sheet) -> None:
     over_http = f"{sides.scenario}, over HTTP"
     for repetition in range(rounds):
         sheet.add(repetition, OURS, _figures(sides.scenario, shape, sides.ours(shape)))
@@ -169,7 +169,7 @@ def _measure(shape: Shape, rounds: int, sides: _Sides, sheet: Sheet) -> None:
         say(f"{sides.scenario}, {shape.label}: {repetition + 1} of {rounds}")
 
 
-def _figures(scenario: str, shape: Shape, rates: Rates) -> list[Figure]:
+def _figures(scenario: str, shape: Workload, rates: Rates) -> list[Figure]:
     phases = (("read", rates.read), ("written", rates.written))
     return [
         Figure(Metric(scenario, shape.label, phase, "tok/s", Better.HIGHER), rate)

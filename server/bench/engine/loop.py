@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from server.bench.client import BenchError
-from server.bench.engine.shapes import Shape
+from server.bench.engine.shapes import Workload
 from server.engine.messages import EmbedRequest, EngineRequest, Event, Failed, Output, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, ignore_eos=True)
@@ -45,7 +45,7 @@ class Loop:
         self._random = source
         self._ids = itertools.count(1)
 
-    def measure(self, shape: Shape) -> Rates:
+    def measure(self, shape: Workload) -> Rates:
         """Measure a shape once, on unseen tokens. Raises BenchError when the engine refuses or computes less."""
         prompts = [self._tokens(shape.n_depth) for _ in range(shape.n_sequences)]
         if shape.n_depth:

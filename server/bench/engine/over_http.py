@@ -7,10 +7,10 @@ import random
 
 from server.bench.client import BenchError, Client
 from server.bench.engine.loop import Rates
-from server.bench.engine.shapes import Shape
+from server.bench.engine.shapes import Workload
 from server.bench.figures import throughput
 from server.bench.run import discover
-from server.bench.site import Server, Site, Sizes
+from server.bench.site import MeasuredServer, Site, Sizes
 from server.bench.words import Words, calibrate
 
 
@@ -24,10 +24,10 @@ class OverHttp:
         if self._server.n_slots is not None and self._server.n_slots < n_most:
             raise BenchError(f"{url} has {self._server.n_slots} slots, and {n_most} sequences are to be measured")
 
-    async def _meet(self) -> tuple[Server, float]:
+    async def _meet(self) -> tuple[MeasuredServer, float]:
         return await discover(self._client), await calibrate(self._client, self._random.randrange(2**32))
 
-    def measure(self, shape: Shape) -> Rates:
+    def measure(self, shape: Workload) -> Rates:
         """Rate of all streams while all of them run; prompts are only about as long as wanted.
 
         They are read before, as by the engine's loop: else the first answers are nearly done when the last one begins.

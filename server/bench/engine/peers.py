@@ -12,13 +12,13 @@ from typing import Any
 
 from server.bench.client import BenchError
 from server.bench.engine.loop import Rates
-from server.bench.engine.shapes import Shape
+from server.bench.engine.shapes import Workload
 
 _MORE_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class PeerSetting:
     """Setting of both sides."""
 
     model: str
@@ -69,7 +69,7 @@ def _last_line(text: str) -> str:
     return lines[-1][:300] if lines else "it said nothing"
 
 
-def batched_bench(program: Program, shape: Shape, setting: Setting) -> Rates:
+def batched_bench(program: Program, shape: Workload, setting: PeerSetting) -> Rates:
     """llama-batched-bench, with a stream for each sequence as the engine has it."""
     sizes = ["-npp", str(shape.n_prompt), "-ntg", str(shape.n_write), "-npl", str(shape.n_sequences)]
     n_ctx = shape.n_sequences * shape.n_ctx
@@ -83,7 +83,7 @@ def batched_bench(program: Program, shape: Shape, setting: Setting) -> Rates:
     return Rates(float(found[0]["speed_pp"]), float(found[0]["speed_tg"]))
 
 
-def llama_bench(program: Program, shape: Shape, setting: Setting) -> Rates:
+def llama_bench(program: Program, shape: Workload, setting: PeerSetting) -> Rates:
     """llama-bench, once after its own warm-up."""
     sizes = ["-p", str(shape.n_prompt), "-n", str(shape.n_write), "-d", str(shape.n_depth)]
     found = program.run([*setting.flags, *sizes, "-r", "1", "-o", "jsonl"])

@@ -12,7 +12,7 @@ DEEP_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Workload:
     """Shape: `n_sequences` prefill `n_prompt` new tokens each, after `n_depth` cached ones, then decode `n_write` each.
 
     One of `n_prompt` and `n_write` may be 0.
@@ -38,14 +38,14 @@ class Shape:
         return f"{what} at depth {self.n_depth:,}" if self.n_depth else what
 
 
-def batched(n_prompts: Sequence[int], n_writes: Sequence[int], n_sequences: Sequence[int]) -> list[Shape]:
+def batched(n_prompts: Sequence[int], n_writes: Sequence[int], n_sequences: Sequence[int]) -> list[Workload]:
     """Every combination, as llama-batched-bench runs them."""
-    return [Shape(pp, tg, pl) for pp in n_prompts for tg in n_writes for pl in n_sequences]
+    return [Workload(pp, tg, pl) for pp in n_prompts for tg in n_writes for pl in n_sequences]
 
 
-def lone(prompts: Sequence[int], depths: Sequence[int]) -> list[Shape]:
+def lone(prompts: Sequence[int], depths: Sequence[int]) -> list[Workload]:
     """Long prompts, then writing at each depth: a sequence alone, as llama-bench runs it."""
-    return [*(Shape(n, 0) for n in prompts), *(Shape(0, DEEP_TOKENS, n_depth=depth) for depth in depths)]
+    return [*(Workload(n, 0) for n in prompts), *(Workload(0, DEEP_TOKENS, n_depth=depth) for depth in depths)]
 
 
 def numbers(flag: str, text: str, *, least: int = 1) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import itertools
 import statistics
 import time
 
-from server.bench.client import Answer, Stream, closing_all
+from server.bench.client import Stream, TimedAnswer, closing_all
 from server.bench.figures import Better, Metric
 from server.bench.site import Case, Figure, Site, Sizes
 
@@ -67,11 +67,11 @@ async def _job(site: Site, streams: list[Stream]) -> None:
         await stream.answer()
 
 
-async def _chat(site: Site, start: float, until: float) -> list[Answer]:
+async def _chat(site: Site, start: float, until: float) -> list[TimedAnswer]:
     """Turns of a growing chat until the time is over; the first one, which reads the card, is left out."""
     await asyncio.sleep(start - time.perf_counter())
     text = site.words.text(CARD)
-    answers: list[Answer] = []
+    answers: list[TimedAnswer] = []
     while len(answers) <= LEAST_TURNS or (time.perf_counter() < until and len(answers) < MOST_TURNS):
         text += f"\n{site.words.text(MESSAGE)}\n"
         answers.append(await site.client.complete(text, ANSWER))
@@ -79,7 +79,7 @@ async def _chat(site: Site, start: float, until: float) -> list[Answer]:
     return answers[1:]
 
 
-def _figures(case: str, answers: list[Answer], rate: float) -> list[Figure]:
+def _figures(case: str, answers: list[TimedAnswer], rate: float) -> list[Figure]:
     waits = tuple(answer.wait for answer in answers)
     gaps = tuple(b - a for answer in answers for a, b in itertools.pairwise(answer.times))
     figures = [

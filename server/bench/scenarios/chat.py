@@ -11,7 +11,7 @@ import enum
 import statistics
 from dataclasses import dataclass, field
 
-from server.bench.client import Answer
+from server.bench.client import TimedAnswer
 from server.bench.figures import Better, Metric, common_prefix
 from server.bench.site import Case, Figure, Site, Sizes
 from server.bench.words import tokens
@@ -34,7 +34,7 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ChatLine:
     """One line of the chat; `tokens` as the client estimates them."""
 
     text: str
@@ -45,9 +45,9 @@ class Message:
 class History:
     """What the client remembers. `dropped` messages from the beginning are no longer sent."""
 
-    card: Message
+    card: ChatLine
     budget: int
-    messages: list[Message] = field(default_factory=list)
+    messages: list[ChatLine] = field(default_factory=list)
     dropped: int = 0
 
     def prompt(self) -> str:
@@ -69,7 +69,7 @@ class Ask:
 
     kind: Kind
     prompt: str
-    answer: Answer
+    answer: TimedAnswer
 
 
 def cases(sizes: Sizes) -> list[Case]:
@@ -92,7 +92,7 @@ async def _measure(site: Site) -> list[Figure]:
 async def _play(site: Site) -> list[Ask]:
     """The whole chat, turn by turn."""
     sizes = site.sizes
-    card = Message(f"{site.words.text(sizes.chat_context // CARD_SHARE)}\n", sizes.chat_context // CARD_SHARE)
+    card = ChatLine(f"{site.words.text(sizes.chat_context // CARD_SHARE)}\n", sizes.chat_context // CARD_SHARE)
     # The client's estimates err by a few percent; real clients keep such a margin, too.
     history = History(card, budget=round(sizes.chat_context * 0.93) - sizes.answer)
     asks: list[Ask] = []
@@ -110,15 +110,15 @@ async def _play(site: Site) -> list[Ask]:
     return asks
 
 
-def _message(site: Site) -> Message:
-    return Message(f"Bob: {site.words.text(MESSAGE)}", MESSAGE + 3)
+def _message(site: Site) -> ChatLine:
+    return ChatLine(f"Bob: {site.words.text(MESSAGE)}", MESSAGE + 3)
 
 
 async def _ask(site: Site, history: History, kind: Kind, dropped: int) -> Ask:
     """Send the history; its answer becomes part of it."""
     prompt = history.prompt()
     answer = await site.client.complete(prompt, site.sizes.answer)
-    history.messages.append(Message(f"Alice:{answer.text}", answer.tokens + 2))
+    history.messages.append(ChatLine(f"Alice:{answer.text}", answer.tokens + 2))
     return Ask(Kind.TRIMMED if history.dropped > dropped else kind, prompt, answer)
 
 

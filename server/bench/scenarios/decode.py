@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from server.bench.client import Answer
+from server.bench.client import TimedAnswer
 from server.bench.figures import Better, Metric, throughput
 from server.bench.site import Case, Figure, Site, Sizes
 
@@ -26,7 +26,7 @@ def plural(n: int) -> str:
     return f"{n} stream" if n == 1 else f"{n} streams"
 
 
-def rates(scenario: str, case: str, answers: Sequence[Answer]) -> list[Figure]:
+def rates(scenario: str, case: str, answers: Sequence[TimedAnswer]) -> list[Figure]:
     """The rate of all streams together when there are several, and the median of each stream's own."""
     total = None if len(answers) == 1 else throughput([(answer.times, answer.per_piece) for answer in answers])
     own = tuple(rate for answer in answers if (rate := answer.rate) is not None)

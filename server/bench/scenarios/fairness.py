@@ -12,7 +12,7 @@ import functools
 import statistics
 import time
 
-from server.bench.client import Answer, Stream, closing_all
+from server.bench.client import Stream, TimedAnswer, closing_all
 from server.bench.figures import Better, Metric
 from server.bench.site import Case, Figure, Site, Sizes
 
@@ -51,7 +51,7 @@ async def _measure(case: str, site: Site) -> list[Figure]:
     return _figures(case, alone, answers[N_JOBS:], sum(answer.tokens for answer in answers) / seconds)
 
 
-def _figures(case: str, alone: list[Answer], questions: list[Answer], rate: float) -> list[Figure]:
+def _figures(case: str, alone: list[TimedAnswer], questions: list[TimedAnswer], rate: float) -> list[Figure]:
     own = statistics.median(answer.wait for answer in alone)
     waits = tuple(answer.wait - own for answer in questions)
     return [
