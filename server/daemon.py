@@ -461,7 +461,6 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         max_tokens=max_tokens,
         reasoning_format=config.reasoning.reasoning_format,
         reasoning_budget=config.reasoning.reasoning_budget,
-        max_queue_wait_s=config.queue.max_queue_wait_s,
         share_by_address=config.queue.share_by_address,
         limits=Limits(
             max_running=config.queue.max_running_per_key,

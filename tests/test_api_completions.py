@@ -80,12 +80,11 @@ async def test_bos_is_added_once() -> None:
 
 
 async def test_fields_reach_the_engine() -> None:
-    async with running(sampling={"min_p": 0.05}, max_queue_wait_s=9.0) as api:
+    async with running(sampling={"min_p": 0.05}) as api:
         await api.ok(PATH, prompt="a", n_predict=5, stop=["x", ""], top_k=3, seed=4, min_tokens=2, n_probs=3)
         (request,) = api.engine.requests
     assert (request.max_tokens, request.min_tokens, request.stop, request.n_logprobs) == (5, 2, ("x",), 3)
     assert (request.sampling.top_k, request.sampling.seed, request.sampling.min_p) == (3, 4, 0.05)
-    assert request.max_queue_wait_s == 9.0
 
 
 @pytest.mark.parametrize(

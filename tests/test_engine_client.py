@@ -294,10 +294,10 @@ async def test_the_queue_is_full_when_all_slots_run(make: Make) -> None:
 
 
 async def test_waiting_too_long_is_raised(make: Make) -> None:
-    client = await make(InprocSpawn(n_slots=1, n_ctx=4096, step_s=0.002))
+    client = await make(InprocSpawn(n_slots=1, n_ctx=4096, step_s=0.002, max_queue_wait_s=0.05))
     busy = client.submit(request_of(client, max_tokens=None, ignore_eos=True))
     await until(lambda: client.n_running == 1)
-    async with client.submit(request_of(client, max_queue_wait_s=0.05)) as stream:
+    async with client.submit(request_of(client)) as stream:
         with pytest.raises(QueueTimeout):
             await read(stream)
     busy.abort()

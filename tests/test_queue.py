@@ -20,10 +20,8 @@ from server.keys.ring import Limits
 from tests.fake_llama import make_request
 
 
-def sequences(
-    request_id: int, *, n: int = 1, arrival_s: float = 0.0, wait_s: float | None = None, **changes: Any
-) -> list[Sequence]:
-    request = make_request(request_id, **({"prompt": b"x"} | changes), n=n, max_queue_wait_s=wait_s)
+def sequences(request_id: int, *, n: int = 1, arrival_s: float = 0.0, **changes: Any) -> list[Sequence]:
+    request = make_request(request_id, **({"prompt": b"x"} | changes), n=n)
     return [Sequence.of(request, index, arrival_s) for index in range(n)]
 
 
@@ -107,20 +105,10 @@ def test_all_sequences_of_a_request_are_found() -> None:
     assert queue.of_request(7) == []
 
 
-@pytest.mark.parametrize(
-    ("asked_s", "now_s", "is_expired"),
-    [
-        (None, 60.0, False),
-        (None, 60.1, True),
-        (5.0, 5.0, False),
-        (5.0, 5.1, True),
-        (100.0, 60.1, True),
-        (0.0, 0.0, False),
-    ],
-)
-def test_who_has_waited_longer_than_it_may_is_expired(asked_s: float | None, now_s: float, is_expired: bool) -> None:
+@pytest.mark.parametrize(("now_s", "is_expired"), [(0.0, False), (60.0, False), (60.1, True)])
+def test_who_has_waited_longer_than_it_may_is_expired(now_s: float, is_expired: bool) -> None:
     queue = RequestQueue(10, 60.0)
-    queue.push(sequences(1, wait_s=asked_s, n=2))
+    queue.push(sequences(1, n=2))
     assert [sequence.index for sequence in queue.expired(now_s)] == ([0] if is_expired else [])
 
 

@@ -230,7 +230,6 @@ async def engine_request(
         timeout_s=fields.timeout_s,
         report_queue=fields.report_queue,
         adapters=services.adapters.wanted(fields.lora, fields.model),
-        max_queue_wait_s=services.config.max_queue_wait_s,
     )
 
 

@@ -56,7 +56,6 @@ class ApiConfig:
     max_tokens: int | None = None
     reasoning_format: ReasoningFormat = "auto"
     reasoning_budget: int = -1
-    max_queue_wait_s: float | None = None
     share_by_address: bool = True
     limits: Limits = field(default_factory=Limits)
     root_path: str = ""

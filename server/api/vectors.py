@@ -85,7 +85,6 @@ async def compute(services: Services, inputs: Sequence[Sequence[int]], owner: Ow
         account=account_of(owner, services.config),
         limits=limits_of(owner, services.config),
         adapters=wish.adapters,
-        max_queue_wait_s=services.config.max_queue_wait_s,
     )
     record, found = owner.record, dict[int, Embedding]()
     record.is_work, record.model = True, services.config.model_id

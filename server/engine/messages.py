@@ -133,7 +133,6 @@ class EngineRequest:
     limits: Limits = field(default_factory=Limits)
     priority: int = 0
     adapters: Scales = ()
-    max_queue_wait_s: float | None = None
     timeout_s: float | None = None
     report_queue: bool = False
     are_logprobs_final: bool = False
@@ -162,7 +161,6 @@ class EmbedRequest:
     account: str = ""
     limits: Limits = field(default_factory=Limits)
     adapters: Scales = ()
-    max_queue_wait_s: float | None = None
 
     @property
     def n(self) -> int:

@@ -121,13 +121,7 @@ class WaitingList(Generic[Entry]):
 
     def expired(self, now_s: float) -> list[Entry]:
         """First entries that have waited as long as they may; later ones of a request wait for their siblings."""
-        return [
-            entry for entry in self.waiting() if entry.is_first and now_s - entry.arrival_s > self._max_wait_s(entry)
-        ]
-
-    def _max_wait_s(self, entry: Entry) -> float:
-        asked = entry.request.max_queue_wait_s
-        return self.max_wait_s if asked is None else min(asked, self.max_wait_s)
+        return [one for one in self.waiting() if one.is_first and now_s - one.arrival_s > self.max_wait_s]
 
     def _may_run(self, entry: Entry) -> bool:
         return self.accounts.may_run(entry.request.account, entry.request.limits)
