@@ -21,6 +21,7 @@ from typing import Any
 
 from server.errors import ModelError
 from server.llama import gguf
+from server.llama.byte_reader import ReadAt
 
 logger = logging.getLogger("ggufd")
 
@@ -150,7 +151,7 @@ def read_header(model: str, files: Sequence[RemoteFile]) -> gguf.Gguf:
     return gguf.Gguf(tuple(headers))
 
 
-def _reader(hub: Any, url: str) -> gguf.ReadAt:
+def _reader(hub: Any, url: str) -> ReadAt:
     session, headers = hub.utils.get_session(), hub.utils.build_hf_headers()
 
     def read_at(offset: int, n: int) -> bytes:

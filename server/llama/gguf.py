@@ -11,21 +11,19 @@ import re
 import stat
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import FileIO
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from server.errors import ModelError
+from server.llama.byte_reader import MAX_TEXT, ByteReader, ReadAt
 from server.llama.tensor_types import TENSOR_TYPES, TensorType
 
 VERSIONS = (2, 3)
-
-ReadAt = Callable[[int, int], bytes]
-"""`(offset, n)` to at most `n` bytes from there: a file, or a server that answers range requests."""
 
 
 class Skipped(NamedTuple):
@@ -42,19 +40,15 @@ Value = Scalar | tuple[int | float | bool, ...] | Skipped
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 """What llama.cpp's gguf-split names the parts of a model."""
 
-_MAX_HEADER = 256 << 20
 _MAX_PAIRS = 1 << 16
 _MAX_TENSORS = 1 << 16
-_MAX_STRINGS = 1 << 22
-"""Over all arrays of strings. The largest vocabularies, merges included, have under a million."""
 _MAX_KEY = 1 << 16
-_MAX_TEXT = 1 << 20
 _MAX_KEPT = 4096
 _MAX_NAME = 63
 _MAX_DIMS = 4
 _ALIGNMENT = 32
+_MAX_ALIGNMENT = 1 << 20
 _TOKENS = "tokenizer.ggml.tokens"
-_WINDOW = 1 << 20
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _NUMBERS = {
@@ -196,7 +190,7 @@ def read_file(path: Path, flag: str = "--model") -> Header:
 def read_tokens(path: Path) -> list[bytes]:
     """The texts of the vocabulary of a file whose header is known to be good; empty where it has none."""
     with path.open("rb", buffering=0) as file:
-        reader = _HeaderReader(_reading(file), path.stat().st_size, str(path))
+        reader = ByteReader(_reading(file), path.stat().st_size, str(path))
         _version(reader)
         reader.number("Q")
         for _ in range(reader.number("Q")):
@@ -244,7 +238,7 @@ def _ordinal(number: Value | None) -> str:
 
 def read_header(read_at: ReadAt, n_bytes: int, name: str) -> Header:
     """Read the header of a stream of `n_bytes` bytes; `name` is shown in errors. Raises ModelError."""
-    reader = _HeaderReader(read_at, n_bytes, name)
+    reader = ByteReader(read_at, n_bytes, name)
     version = _version(reader)
     n_tensors = reader.count("tensors", _MAX_TENSORS)
     n_pairs = reader.count("metadata pairs", _MAX_PAIRS)
@@ -259,7 +253,7 @@ def read_header(read_at: ReadAt, n_bytes: int, name: str) -> Header:
     return header
 
 
-def _version(reader: _HeaderReader) -> int:
+def _version(reader: ByteReader) -> int:
     head = reader.peek(64)
     if head and b"version https://git-lfs".startswith(head[:23]):
         raise ModelError(f"{reader.name}: only a Git LFS pointer, not the model; fetch it with: git lfs pull")
@@ -279,7 +273,7 @@ def _version(reader: _HeaderReader) -> int:
     return version
 
 
-def _metadata(reader: _HeaderReader, n_pairs: int) -> dict[str, Value]:
+def _metadata(reader: ByteReader, n_pairs: int) -> dict[str, Value]:
     metadata: dict[str, Value] = {}
     for i in range(n_pairs):
         reader.where = f"metadata pair {i + 1} of {n_pairs}"
@@ -298,9 +292,9 @@ def _may_repeat(metadata: Mapping[str, Value]) -> bool:
     return metadata.get("tokenizer.ggml.model") == "hybriddna"
 
 
-def _value(reader: _HeaderReader, kind: int, *, is_vocabulary: bool) -> Value:
+def _value(reader: ByteReader, kind: int, *, is_vocabulary: bool) -> Value:
     if kind == _STRING:
-        return reader.long_text()
+        return _text(reader)
     if kind == _ARRAY:
         return _array(reader, is_vocabulary=is_vocabulary)
     if kind not in _NUMBERS:
@@ -309,7 +303,15 @@ def _value(reader: _HeaderReader, kind: int, *, is_vocabulary: bool) -> Value:
     return value != 0 if kind == _BOOL else value
 
 
-def _array(reader: _HeaderReader, *, is_vocabulary: bool) -> Value:
+def _text(reader: ByteReader) -> str | Skipped:
+    n = reader.number("Q")
+    if n > MAX_TEXT:
+        reader.skip(n)
+        return Skipped("character", n)
+    return reader.take(n).decode("utf-8", "replace")
+
+
+def _array(reader: ByteReader, *, is_vocabulary: bool) -> Value:
     kind, count = reader.number("I"), reader.number("Q")
     if kind == _STRING:
         reader.check_room(count, 8, "strings")
@@ -330,7 +332,7 @@ def _array(reader: _HeaderReader, *, is_vocabulary: bool) -> Value:
     return tuple(value != 0 for value in values) if kind == _BOOL else values
 
 
-def _check_distinct(reader: _HeaderReader, count: int) -> None:
+def _check_distinct(reader: ByteReader, count: int) -> None:
     """Check of the vocabulary: llama.cpp aborts where two tokens have the same text; empty ones it names itself."""
     texts = [text for text in reader.texts(count) if text]
     if len(set(texts)) != len(texts):
@@ -338,15 +340,15 @@ def _check_distinct(reader: _HeaderReader, count: int) -> None:
         reader.fail(f"the token {_shown(twice.decode('utf-8', 'replace'))} stands there twice")
 
 
-def _alignment(reader: _HeaderReader, metadata: Mapping[str, Value]) -> int:
+def _alignment(reader: ByteReader, metadata: Mapping[str, Value]) -> int:
     alignment = metadata.get("general.alignment", _ALIGNMENT)
-    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > _WINDOW:
+    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > _MAX_ALIGNMENT:
         reader.where = "'general.alignment'"
         reader.fail("expected a power of two, such as 32")
     return alignment
 
 
-def _tensors(reader: _HeaderReader, n_tensors: int, alignment: int) -> tuple[TensorInfo, ...]:
+def _tensors(reader: ByteReader, n_tensors: int, alignment: int) -> tuple[TensorInfo, ...]:
     tensors: dict[str, TensorInfo] = {}
     end = 0
     for i in range(n_tensors):
@@ -362,7 +364,7 @@ def _tensors(reader: _HeaderReader, n_tensors: int, alignment: int) -> tuple[Ten
     return tuple(tensors.values())
 
 
-def _tensor(reader: _HeaderReader, name: str) -> TensorInfo:
+def _tensor(reader: ByteReader, name: str) -> TensorInfo:
     n_dims = reader.number("I")
     if n_dims > _MAX_DIMS:
         reader.fail(f"{n_dims} dimensions, at most {_MAX_DIMS} are possible")
@@ -398,134 +400,3 @@ def _shown(name: str) -> str:
     """A name from an untrusted file, fit for a line of a terminal."""
     text = re.sub(r"[^\x20-\x7e]", "?", name)
     return f"'{text[:64]}…'" if len(text) > 64 else f"'{text}'"
-
-
-class _HeaderReader:
-    """Buffered reader of a file with a position. Every read is checked against the file's size first."""
-
-    def __init__(self, read_at: ReadAt, n_bytes: int, name: str) -> None:
-        self._read_at = read_at
-        self._end = n_bytes
-        self._window = b""
-        self._window_at = 0
-        self._strings_left = _MAX_STRINGS
-        self.name = name
-        self.at = 0
-        self.where = "the first bytes"
-        """What is being read, for errors."""
-
-    def fail(self, what: str) -> NoReturn:
-        raise ModelError(f"{self.name}: damaged at byte {self.at:,} ({self.where}): {what}")
-
-    def peek(self, n: int) -> bytes:
-        """Up to `n` bytes; fewer at the end of the file."""
-        n = min(n, self._end - self.at)
-        start = self.at - self._window_at
-        if start < 0 or start + n > len(self._window):
-            self._window_at = self.at
-            self._window = self._read_at(self.at, max(n, min(_WINDOW, self._end - self.at)))
-            start = 0
-        return self._window[start : start + n]
-
-    def take(self, n: int) -> bytes:
-        self._check(n)
-        data = self.peek(n)
-        if len(data) != n:
-            # The file has become shorter since its size was asked.
-            self._end = self.at + len(data)
-            self._check(n)
-        self.at += n
-        return data
-
-    def skip(self, n: int) -> None:
-        self._check(n)
-        self.at += n
-
-    def number(self, letter: str) -> int:
-        # Floats come through here too; who asks for "f" or "d" knows.
-        value: int = struct.unpack("<" + letter, self.take(struct.calcsize(letter)))[0]
-        return value
-
-    def count(self, things: str, limit: int) -> int:
-        count = self.number("Q")
-        if count > limit:
-            self.fail(f"{count:,} {things}, more than {limit:,} are not believable")
-        return count
-
-    def text(self, limit: int) -> str:
-        n = self.number("Q")
-        if n > limit:
-            self._check(n)
-            self.fail(f"a name of {n:,} bytes, at most {limit:,} are possible")
-        return self.take(n).decode("utf-8", "replace")
-
-    def long_text(self) -> str | Skipped:
-        n = self.number("Q")
-        if n > _MAX_TEXT:
-            self.skip(n)
-            return Skipped("character", n)
-        return self.take(n).decode("utf-8", "replace")
-
-    def texts(self, count: int) -> list[bytes]:
-        """The next `count` strings."""
-        self._count_strings(count)
-        unpack = struct.Struct("<Q").unpack_from
-        found: list[bytes] = []
-        while len(found) < count:
-            # The first of every window is read with care, the rest of the window quickly.
-            found.append(self._bytes())
-            window, start = self._window, self.at - self._window_at
-            at, last = start, len(window) - 8
-            while len(found) < count and at <= last:
-                end = at + 8 + unpack(window, at)[0]
-                if end > len(window):
-                    break
-                found.append(window[at + 8 : end])
-                at = end
-            self.skip(at - start)
-        return found
-
-    def _bytes(self) -> bytes:
-        n = self.number("Q")
-        if n > _MAX_TEXT:
-            self._check(n)
-            self.fail(f"a token of {n:,} bytes is not believable")
-        return self.take(n)
-
-    def _count_strings(self, count: int) -> None:
-        self._strings_left -= count
-        if self._strings_left < 0:
-            self.fail(f"more than {_MAX_STRINGS:,} strings are not believable")
-
-    def skip_texts(self, count: int) -> None:
-        """Step over `count` strings. The one loop that runs as often as there are merges: kept tight."""
-        self._count_strings(count)
-        unpack = struct.Struct("<Q").unpack_from
-        while count:
-            self._check(8)
-            self.peek(8)
-            window, at = self._window, self.at - self._window_at
-            last = len(window) - 8
-            if last < at:
-                self.take(8)
-            while count and at <= last:
-                at += 8 + unpack(window, at)[0]
-                count -= 1
-            self.skip(at - (self.at - self._window_at))
-
-    def check_room(self, count: int, size: int, things: str) -> None:
-        """Refuse a number of things that the rest of the file cannot hold, before one is read."""
-        if count * size > self._end - self.at:
-            self.fail(
-                f"{count:,} {things} are announced, but only {self._end - self.at:,} bytes follow; the download was "
-                "cut or the file is damaged: fetch it again"
-            )
-
-    def _check(self, n: int) -> None:
-        if n > self._end - self.at:
-            raise ModelError(
-                f"{self.name}: ends within its header, at byte {self._end:,} ({self.where}); the download was cut or "
-                "the file is damaged: fetch it again"
-            )
-        if self.at + n > _MAX_HEADER:
-            self.fail(f"a header of more than {_MAX_HEADER >> 20} MiB is not believable")
