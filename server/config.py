@@ -1,7 +1,7 @@
 """The settings, as one frozen `Config`: names, types, limits, defaults, meanings.
 
 Every setting has a name of its own, so the environment spells it GGUFD_<NAME> whatever its section. Flags
-and README's table are made from the same fields. Knows neither where values come from (`sources`) nor what
+and the documentation's table are made from the same fields. Knows neither where values come from (`sources`) nor what
 they do.
 """
 
@@ -467,13 +467,3 @@ def settings() -> tuple[Setting, ...]:
         if isinstance(table.annotation, type) and issubclass(table.annotation, Section)
         for key, field in table.annotation.model_fields.items()
     )
-
-
-def settings_table() -> str:
-    """README's table of settings, in Markdown."""
-    lines = ["| setting | default | flags | meaning |", "|---|---|---|---|"]
-    for one in settings():
-        default = f"`{one.default_text}`" if one.default_text else "unset"
-        flags = ", ".join(f"`{flag}`" for flag in one.flags)
-        lines.append(f"| `[{one.section}] {one.key}` | {default} | {flags} | {one.description} |")
-    return "\n".join(lines)

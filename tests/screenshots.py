@@ -1,6 +1,6 @@
-"""Makes README's pictures of SillyTavern, connected to the real server: `python -m tests.screenshots`.
+"""Makes the documentation's pictures of SillyTavern, connected to the real server: `python -m tests.screenshots`.
 
-Not a test. Needs what tests/test_sillytavern_page.py needs, and port 8080 free, because README says 8080.
+Not a test. Needs what tests/test_sillytavern_page.py needs, and port 8080 free, because the documentation says 8080.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests import sillytavern_app, sillytavern_page
 from tests.live_server import ROOT, live_server
 from tests.sillytavern_page import API_PANEL, TavernPage
 
-FOLDER = ROOT / ".github" / "images"
+FOLDER = ROOT / "docs" / "images"
 VERSION = sillytavern_app.VERSIONS[-1]
 WIDTH, HEIGHT = 960, 720
 MARGIN = 8

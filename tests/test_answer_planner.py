@@ -212,10 +212,10 @@ def test_arguments_that_a_tool_does_not_name_are_not_written(parameters: Any, *,
     assert ('"additionalProperties": false' in grammar) is is_closed
 
 
-def test_every_format_can_be_set_and_is_in_the_readme() -> None:
+def test_every_format_can_be_set_and_is_documented() -> None:
     assert set(get_args(ToolFormatName)) == {"auto", *BY_NAME}
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert [name for name in BY_NAME if f"`{name}`" not in readme] == []
+    page = (Path(__file__).parent.parent / "docs/using/structured-output.md").read_text(encoding="utf-8")
+    assert [name for name in BY_NAME if f"`{name}`" not in page] == []
     names = [one.name for one in FORMATS]
     assert len(names) == len(set(names))
 

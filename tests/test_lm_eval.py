@@ -1,4 +1,4 @@
-"""A real lm-evaluation-harness scores, sums up and generates with the real server, by README's command."""
+"""A real lm-evaluation-harness scores, sums up and generates with the real server, by the documentation's command."""
 
 from __future__ import annotations
 
