@@ -94,7 +94,7 @@ def _parameters(command: Any) -> list[str]:
 
 def _parameter_row(one: Any) -> tuple[str, str]:
     if one.param_type_name == "argument":
-        return f"`{one.metavar or one.name.upper()}`", one.help or ""
+        return f"`{(one.metavar or one.name.upper()).replace('|', ' or ')}`", one.help or ""
     names = ", ".join(f"`{name}`" for name in (*one.opts, *one.secondary_opts))
     is_shown = one.default not in (None, False, "") and not callable(one.default)
     return names, (one.help or "") + (f" Default: `{one.default}`." if is_shown else "")
