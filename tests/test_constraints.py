@@ -166,6 +166,13 @@ async def test_an_empty_schema_beside_a_grammar_leaves_the_grammar(path: str, bo
     assert (grammar.kind, grammar.text) == (GrammarKind.GBNF, 'root ::= "a"')
 
 
+async def test_ollamas_format_is_set_whatever_it_says() -> None:
+    grammar = (await asked("/api/generate", format={})).sampling.grammar
+    assert grammar is not None
+    assert grammar.text == "{}"
+    assert (await asked("/api/generate", format="")).sampling.grammar is None
+
+
 async def test_an_empty_schema_beside_a_schema_leaves_the_schema() -> None:
     grammar = (await asked(ROUTES[0], json_schema={}, guided_json=OBJECT)).sampling.grammar
     assert grammar is not None
