@@ -69,6 +69,7 @@ def test_every_sampler_of_the_engine_has_a_name_on_the_wire() -> None:
 def test_every_reader_belongs_to_a_known_name() -> None:
     known = {name for aliases in ALL_TABLES.values() for names in aliases.values() for name in names}
     assert set(fields.READERS) <= known
+    assert set(fields.UNSET) <= known
 
 
 CONSTRAINING = {"grammar", *fields.CONSTRAINTS}

@@ -83,6 +83,13 @@ async def test_responses_and_messages_name_fields_of_their_own() -> None:
         assert await ignored(api, "/v1/messages", {"service_tier": "priority"}) == "service_tier"
 
 
+async def test_a_chats_own_fields_mean_nothing_in_other_apis() -> None:
+    async with running() as api:
+        assert await ignored(api, "/v1/messages", {"logprobs": True, "n_probs": 5, "n": 3}) is None
+        (request,) = api.engine.requests
+    assert (request.n, request.n_logprobs) == (1, None)
+
+
 @pytest.mark.parametrize(
     ("body", "named"),
     [

@@ -168,11 +168,14 @@ SHARED = frozenset(
 """Names that mean the same wherever a request becomes a chat request: every sampler, constraint and ban."""
 
 
+_NEVER_DONE = NEUTRAL.keys() - {name for names in OPENAI_CHAT.values() for name in names}
+
+
 def shared(body: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
     """What the chat request takes from the body of another API, whose `own` fields are converted: what means the same,
     and what is not done here, to be told so.
     """
-    return {name: value for name, value in body.items() if name in SHARED or (name in NEUTRAL and name not in own)}
+    return {name: value for name, value in body.items() if name in SHARED or (name in _NEVER_DONE and name not in own)}
 
 
 LLAMACPP: Aliases = {

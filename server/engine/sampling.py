@@ -446,17 +446,14 @@ class FinalLogprobs:
         self._logprobs = np.log(shares)
 
     def of(self, token: int, pieces: PieceTable) -> TokenLogprob:
-        best = np.argsort(-self._logprobs, kind="stable")[: self._n_top]
+        places = np.argsort(-self._logprobs, kind="stable")[: self._n_top]
+        best = zip(self._tokens[places].tolist(), self._logprobs[places].tolist(), strict=True)
         own = self._logprobs[self._tokens == token]
         return TokenLogprob(
             token=token,
             piece=pieces.piece(token, special=True),
             logprob=float(own[0]) if len(own) else -math.inf,
-            top=tuple(
-                (int(self._tokens[place]), pieces.piece(int(self._tokens[place]), special=True), logprob)
-                for place in best
-                for logprob in (float(self._logprobs[place]),)
-            ),
+            top=tuple((other, pieces.piece(other, special=True), logprob) for other, logprob in best),
         )
 
 
