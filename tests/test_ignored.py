@@ -222,6 +222,35 @@ def test_every_documented_field_is_done_named_refused_or_harmless(family: str) -
     assert set(DOCUMENTED[family].split()) - known == set()
 
 
+MODELS = {
+    "completions": CompletionRequest,
+    "chat": ChatRequest,
+    "llamacpp": NativeRequest,
+    "kobold": KoboldRequest,
+    "ollama": GenerateRequest,
+    "ollama chat": OllamaChatRequest,
+}
+TABLES = {
+    "completions": OPENAI_COMPLETION,
+    "chat": OPENAI_CHAT,
+    "llamacpp": LLAMACPP,
+    "kobold": KOBOLD,
+    "ollama": OLLAMA,
+    "ollama chat": OLLAMA_CHAT,
+}
+
+
+@pytest.mark.parametrize("family", MODELS)
+async def test_every_field_in_the_documentation_is_a_name_that_is_read(family: str) -> None:
+    async with running() as api:
+        document = (await api.http.get("/openapi.json")).json()
+    shown = set(document["components"]["schemas"][MODELS[family].__name__]["properties"])
+    table = TABLES[family]
+    listed = {name for names in table.values() for name in names}
+    assert {name for name in shown if name not in listed and name in table} == set()
+    assert shown <= listed | set(MODELS[family].model_fields)
+
+
 def test_no_field_is_harmless_and_named() -> None:
     assert not HARMLESS & NEUTRAL.keys()
 

@@ -103,7 +103,7 @@ class Conversation:
             self.explainer,
             held_of=self._held_of if self._parameters or request.sampling.grammar is not None else None,
             is_scoring=self._fields.max_tokens == 0,
-            keeps_stop=self._fields.keeps_stop,
+            keeps_stop=self._fields.include_stop_str_in_output,
         )
         return self._generation
 

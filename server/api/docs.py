@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from server import __version__
+from server.api.fields import documented_name
 from server.api.validation import Body
 
 _ERROR_SCHEMA: Mapping[str, Any] = {
@@ -88,10 +89,16 @@ class Documentation:
 
 def _body_schemas(model: type[Body]) -> dict[str, Any]:
     """Of the model and all that are made from it, by their names."""
-    schemas = {} if model is Body else {model.__name__: model.model_json_schema()}
+    schemas = {} if model is Body else {model.__name__: _body_schema(model)}
     for one in model.__subclasses__():
         schemas |= _body_schemas(one)
     return schemas
+
+
+def _body_schema(model: type[Body]) -> dict[str, Any]:
+    schema = model.model_json_schema()
+    properties = schema.get("properties", {})
+    return schema | {"properties": {documented_name(field): value for field, value in properties.items()}}
 
 
 _ABOUT = "One GGUF model over the OpenAI API. Every sampler of llama.cpp is taken on every generating route."

@@ -93,7 +93,7 @@ _GENERATION: Aliases = {
     **BANS,
     "n": ("n",),
     "stop": ("stop", "stopping_strings", "stop_sequence", "stop_sequences"),
-    "keeps_stop": ("include_stop_str_in_output", "trim_stop"),
+    "include_stop_str_in_output": ("include_stop_str_in_output", "trim_stop"),
     "min_tokens": ("min_tokens", "min_new_tokens", "min_length"),
     "skip_special_tokens": ("skip_special_tokens", "render_special"),
     "n_keep": ("n_keep", "num_keep"),
@@ -212,9 +212,15 @@ OLLAMA: Aliases = {
 OLLAMA_CHAT: Aliases = {
     **OPENAI_CHAT,
     **OLLAMA,
-    "reasoning_effort": ("think",),
+    "reasoning_effort": ("think", "reasoning_effort"),
 }
 """The same for chats, which become OpenAI's."""
+
+
+def documented_name(field: str) -> str:
+    """What /docs calls a field of ours: a name that clients may send, which some of ours are not."""
+    names = next((table[field] for table in (OPENAI_CHAT, OPENAI_COMPLETION, KOBOLD) if field in table), (field,))
+    return field if field in names else names[0]
 
 
 def _zero_is_whole_context(value: Any) -> Any:

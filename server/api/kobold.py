@@ -111,7 +111,7 @@ async def _start(services: Services, fields: KoboldRequest, owner: Owner, explai
         owner,
         explainer,
         is_scoring=fields.max_tokens == 0,
-        keeps_stop=fields.keeps_stop,
+        keeps_stop=fields.include_stop_str_in_output,
     )
 
 

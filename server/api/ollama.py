@@ -168,7 +168,7 @@ class _Continue(Work):
             self._owner,
             self.explainer,
             is_scoring=self._fields.max_tokens == 0,
-            keeps_stop=self._fields.keeps_stop,
+            keeps_stop=self._fields.include_stop_str_in_output,
         )
 
     async def _tokens(self) -> Sequence[int]:

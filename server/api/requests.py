@@ -121,7 +121,7 @@ class GenerationFields(ConstraintFields):
     max_tokens: Count | None = None
     min_tokens: Count = 0
     stop: Stop = ()
-    keeps_stop: Bool = False
+    include_stop_str_in_output: Bool = False
     skip_special_tokens: Bool = True
     n_keep: Annotated[Int, Field(ge=-1)] = 0
     stream: Bool = False

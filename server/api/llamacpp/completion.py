@@ -114,7 +114,7 @@ class _Completion:
             self._owner,
             self._explainer,
             is_scoring=fields.max_tokens == 0,
-            keeps_stop=fields.keeps_stop,
+            keeps_stop=fields.include_stop_str_in_output,
         )
 
     async def _text(self, prompt: Sequence[str | int], tokens: Sequence[int]) -> str:
