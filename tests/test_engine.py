@@ -956,7 +956,7 @@ def test_few_forced_tokens_beside_many_others_cost_no_pass_of_their_own() -> Non
     assert rig.decoder.n_ubatches - before <= n_steps + 1
 
 
-def test_a_copy_that_fails_fails_its_request_and_leaks_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_fails_is_computed_anew_and_leaks_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = make_engine(n_slots=3)
     rig.add(make_request(1, LONG, max_tokens=100, ignore_eos=True))
     rig.step()
@@ -970,7 +970,9 @@ def test_a_copy_that_fails_fails_its_request_and_leaks_no_slot(monkeypatch: pyte
         patch.setattr(rig.decoder, "set_state", set_state)
         rig.add(make_request(2, LONG + b"x", xtc_probability=0.5))
         rig.step()
-    assert rig.collected[2].failure is not None
+    rig.run()
+    assert rig.text(2) == run_alone(make_request(2, LONG + b"x", xtc_probability=0.5)).texts[0]
+    assert rig.collected[2].finishes[0].usage.cached_tokens == 0
     assert all(chain.is_closed for chain in rig.decoder.chains)
     rig.add(make_request(3, LONG + b"y"), make_request(4, b"other"))
     collected = rig.run()

@@ -226,7 +226,7 @@ def test_the_next_to_go_is_saved_beside_a_long_prompt_and_not_beside_a_short_one
     assert len(host) == 2
 
 
-def test_a_chat_that_cannot_be_restored_leaves_an_empty_slot() -> None:
+def test_a_chat_that_cannot_be_restored_is_computed_anew_and_kept_again() -> None:
     rig = make_engine(n_slots=1, cache_ram_bytes=1 << 20)
     for i in (0, 1):
         rig.add(make_request(i, CHATS[i], max_tokens=4))
@@ -238,12 +238,17 @@ def test_a_chat_that_cannot_be_restored_leaves_an_empty_slot() -> None:
         raise EngineFailure("the state could not be restored")
 
     rig.decoder.set_state = broken  # type: ignore[method-assign]
-    rig.add(make_request(2, CHATS[0], max_tokens=4))
-    assert rig.run()[2].failure is not None
-    rig.decoder.set_state = original  # type: ignore[method-assign]
-    request = make_request(3, CHATS[0], max_tokens=4)
+    request = make_request(2, CHATS[0], max_tokens=4)
     rig.add(request)
-    assert rig.run()[3].texts[0] == run_alone(request).texts[0]
+    assert rig.run()[2].texts[0] == run_alone(request).texts[0]
+    rig.decoder.set_state = original  # type: ignore[method-assign]
+    for request_id, text in ((3, CHATS[1]), (4, CHATS[0])):
+        request = make_request(request_id, text, max_tokens=4)
+        rig.add(request)
+        collected = rig.run()[request_id]
+        assert collected.texts[0] == run_alone(request).texts[0]
+        assert collected.finishes[0].usage.cached_tokens == len(text) - 1
+    assert rig.engine.stats().failed_restores == 1
 
 
 def test_a_state_that_was_read_is_not_used_after_its_slot_was_taken() -> None:

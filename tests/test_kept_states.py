@@ -25,7 +25,17 @@ from server.errors import InvalidRequest
 from server.llama.context import Context
 from server.llama.model import Model
 from server.llama.params import ContextParams, ModelParams
-from tests.fake_llama import EOT, FakeDecoder, FakeDraft, FakeGrammars, Rig, make_request, no_vectors, run_alone
+from tests.fake_llama import (
+    EOT,
+    N_VOCAB,
+    FakeDecoder,
+    FakeDraft,
+    FakeGrammars,
+    Rig,
+    make_request,
+    no_vectors,
+    run_alone,
+)
 from tests.live_server import LiveServer, live_server
 from tests.state_models import WRITERS
 from tests.tiny_model import write_tiny_model
@@ -326,6 +336,25 @@ def test_every_broken_byte_of_a_file_is_a_miss_or_none(folder: Path) -> None:
     for place in range(0, len(whole), 41):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         assert asked(on_disk(folder), place, A + b"x") in (0, len(A))
+
+
+# --- what was computed wrong ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n_slots", [1, 3])
+def test_nothing_is_kept_of_what_became_nan_nor_of_what_that_went_on_from(n: int, n_slots: int) -> None:
+    rig = Rig(FakeDecoder(n_slots=n_slots, **ROOMY), rules=RAM)
+    for request_id, prompt in enumerate((A, B, A + b"More")):
+        asked(rig, request_id, prompt)
+    sound = rig.decoder.logits_after
+    rig.decoder.logits_after = lambda tokens: np.full(N_VOCAB, np.nan, np.float32)  # type: ignore[method-assign]
+    rig.add(make_request(9, A + b"More and more", n=n))
+    assert rig.run()[9].failure is not None
+    rig.decoder.logits_after = sound  # type: ignore[method-assign]
+    assert rig.engine.stats().failed_restores == min(n, n_slots)
+    assert asked(rig, 10, A + b"More and more") == 0
+    assert asked(rig, 11, B + b"More") >= len(B)
 
 
 # --- a saved slot -----------------------------------------------------------------------------------------------------

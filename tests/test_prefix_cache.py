@@ -272,17 +272,25 @@ def test_a_released_copy_is_not_taken_for_another_chat_of_the_same_length() -> N
     assert rig.holds(follower.slot) == LONG[::-1]
 
 
-def test_a_state_that_arrives_short_is_noticed_and_the_slot_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_arrives_short_is_noticed_and_the_slot_emptied(caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig(n_slots=2)
     rig.compute(rig.lock(LONG))
-    set_state = rig.decoder.set_state
-    monkeypatch.setattr(rig.decoder, "set_state", lambda slot, state: set_state(slot, state[:-4]))
-    sequence = rig.make(LONG + b"x")
-    with pytest.raises(EngineFailure, match="99 tokens, 100 were expected"):
+    rig.decoder.bad_restores = {0: "short"}
+    sequence = rig.lock(LONG + b"x")
+    assert "99 tokens, 100 were expected" in caplog.text
+    assert (sequence.n_past, sequence.n_cached) == (0, 0)
+    assert rig.cache.n_failed_restores == 1
+    rig.cache.check_integrity()
+
+
+def test_a_slot_that_cannot_be_emptied_fails_its_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(n_slots=1)
+    monkeypatch.setattr(rig.decoder, "n_past", lambda slot: 3)
+    sequence = rig.make(LONG)
+    with pytest.raises(EngineFailure, match="holds 3 tokens, 0 were expected"):
         rig.cache.lock(sequence)
     assert sequence.slot is None
     assert len(rig.cache.idle) == 1
-    rig.cache.check_integrity()
 
 
 # --- insert, evict, forget, rewind ------------------------------------------------------------------------------------

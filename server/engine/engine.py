@@ -43,7 +43,7 @@ from server.engine.outbox import Outbox
 from server.engine.prefix_cache import PrefixCache
 from server.engine.preroll import PreRoll
 from server.engine.queue import RequestQueue
-from server.engine.sampling import Row, Rows
+from server.engine.sampling import NoNumbers, Row, Rows
 from server.engine.scheduler import Chunk, Scheduler, halves, n_rows
 from server.engine.sequence import Sequence, Status
 from server.engine.speculative import Lookup, Speculator
@@ -468,6 +468,8 @@ class Engine:
                 self._next_tokens(sequence, rows, row)
             else:
                 self._next_token(sequence, rows[-1], row)
+        except NoNumbers as error:
+            self._discard(sequence, error)
         except Exception as error:
             self._fail_request(sequence.request.request_id, _failure_of(error))
 
@@ -548,6 +550,14 @@ class Engine:
         self._retire(sequence)
         why = f"computing this request failed: {error}" if str(error) else "the context has no room for this request"
         self._fail_request(sequence.request.request_id, EngineFailure(why))
+
+    def _discard(self, sequence: Sequence, error: EngineFailure) -> None:
+        """The request fails; nothing of it is kept, nor of what it went on from: the same would come of it again."""
+        for one in self._of_request(sequence.request.request_id):
+            if one.slot is not None:
+                self._cache.discard(one)
+                self._retire(one)
+        self._fail_request(sequence.request.request_id, error)
 
     def _note_health(self, is_any_computed: bool) -> None:
         """A device that has failed for good stays so until its process is gone: leave, to be started again."""

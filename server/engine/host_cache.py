@@ -122,6 +122,11 @@ class HostCache:
         if self._disk is not None:
             self._disk.drop(kept)
 
+    def drop_like(self, tokens: array[int], realm: Realm, n_least: int) -> None:
+        """Forget every state of a realm that has at least so many of the first `tokens`, here and on disk."""
+        for entry in [one for one in self._of(realm) if common_prefix(one.tokens, tokens) >= n_least]:
+            self.drop(entry)
+
     @property
     def n_bad_files(self) -> int:
         """Files on disk that were broken."""

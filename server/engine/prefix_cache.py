@@ -545,6 +545,16 @@ class PrefixCache:
         sequence.slot = None
         self.evict(slot)
 
+    def discard(self, sequence: Sequence) -> None:
+        """The same, and nothing is kept of what may have been the reason: what begins as it does."""
+        tokens, realm = sequence.tokens[: sequence.n_past], sequence.request.realm
+        self.forget(sequence)
+        self._n_lost += 1
+        for slot in self.idle:
+            if slot.realm == realm and common_prefix(slot.tokens, tokens) >= _MIN_SHARED_TOKENS:
+                self.evict(slot)
+        self.host.drop_like(tokens, realm, _MIN_SHARED_TOKENS)
+
     def _choose(self, sequence: Sequence) -> tuple[Slot, Slot, int]:
         """`(source, target, n_reuse)`: in place where most of an idle slot is reused, else a copy, else afresh."""
         victim = self._victim()

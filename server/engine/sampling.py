@@ -32,6 +32,14 @@ Distribution = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
 NO_NUMBERS = "the model computed NaN in the place of numbers: its weights are damaged, or too large for their types"
 
+
+class NoNumbers(EngineFailure):
+    """A row of logits that is NaN. What it was computed from is of no use either."""
+
+    def __init__(self) -> None:
+        super().__init__(NO_NUMBERS)
+
+
 _VECTORISED = frozenset(("penalties", "top_k", "top_p", "min_p", "temperature"))
 _NUCLEUS_START = 256
 _BLOCK = 256
@@ -315,7 +323,7 @@ class VectorSampler:
         blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
         total = float(blocks.sum())
         if math.isnan(total):
-            raise EngineFailure(NO_NUMBERS)
+            raise NoNumbers
         block, rest = _draw(blocks, self._random() * total)
         start = block * _BLOCK
         index, _ = _draw(weights[start : start + _BLOCK], rest)

@@ -21,9 +21,9 @@ from server.engine.detokenizer import Delta
 from server.engine.messages import FinishReason, TokenLogprob
 from server.engine.prefix_cache import PrefixCache
 from server.engine.sampling import (
-    NO_NUMBERS,
     Bias,
     Logprobs,
+    NoNumbers,
     Row,
     Rows,
     Sampler,
@@ -34,7 +34,7 @@ from server.engine.sampling import (
 )
 from server.engine.sequence import Sent, Sequence
 from server.engine.trace import StepTrace
-from server.errors import EngineFailure, InvalidRequest
+from server.errors import InvalidRequest
 
 # llama.cpp takes 2**32 - 1 for "draw a seed".
 _SEEDS = 2**32 - 1
@@ -122,7 +122,7 @@ class Writer:
         """
         if math.isnan(row[0]):
             # One NaN within the model makes every logit NaN, so there is no need to look at all of them.
-            raise EngineFailure(NO_NUMBERS)
+            raise NoNumbers
         start_s = self._clock()
         token = self._sample(sequence, row, batch_row)
         self._trace.sample_s += self._clock() - start_s
