@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,10 +107,14 @@ def load(config: EngineConfig, report: Report) -> Loaded:
 def _writing(config: EngineConfig, model: Model, log: _LoadLog, offload_why: str, ram: host.Ram) -> Loaded:
     """An engine that writes; its context for vectors is made when it is wanted. `ram` was there before the model."""
     params, flash_why = _resolve(config, model)
-    made_with = _fingerprint(config, params)
-    config = _with_disk(_with_host_cache(config, params, ram), made_with)
+    config = _with_host_cache(config, params, ram)
     log.start_counting()
-    context = Context(model, params)
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        # Files are read meanwhile: that takes a fortieth of a second, all of which a start would notice.
+        reading = reader.submit(_fingerprint, config, params)
+        context = Context(model, params)
+    made_with = reading.result()
+    config = _with_disk(config, made_with)
     vectors = _embedding_params(config, model, min(context.n_ctx, VECTOR_N_CTX), params.flash_attn)
     embedder = _embedder(config, model, vectors, log)
     if config.embeddings:
