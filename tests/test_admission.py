@@ -307,7 +307,7 @@ def test_a_state_that_cannot_be_read_preempts_nobody(monkeypatch: pytest.MonkeyP
     assert_as_alone(rig, job(1), chat(2, priority=-1))
 
 
-def test_a_state_that_cannot_be_restored_fails_its_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_cannot_be_restored_is_computed_anew_and_the_text_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = make_engine(n_slots=1, preempts=True)
     rig.add(job(1, priority=1, xtc_probability=0.5))
     rig.step()
@@ -320,8 +320,10 @@ def test_a_state_that_cannot_be_restored_fails_its_request_only(monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(rig.decoder, "set_state", broken)
         rig.run()
-    assert rig.collected[1].failure is not None
+    assert rig.engine.stats().preemptions == 1
+    assert rig.engine.stats().failed_restores == 1
     assert all(chain.is_closed for chain in rig.decoder.chains)
+    assert_as_alone(rig, job(1, priority=1, xtc_probability=0.5))
     assert_as_alone(rig, chat(2))
     rig.add(job(3))
     rig.run()

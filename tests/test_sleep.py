@@ -29,7 +29,7 @@ from server.engine.messages import (
     SlotAction,
 )
 from server.engine.stream import RequestStream
-from server.errors import Draining, EngineDown, InvalidRequest
+from server.errors import Draining, EngineDown, InvalidRequest, ModelError
 from server.llama.params import ContextParams, ModelParams
 from tests.fake_llama import InprocSpawn, inproc_client, make_request, run_alone, soon
 from tests.live_server import LiveServer, live_server
@@ -334,6 +334,25 @@ async def test_a_model_that_is_back_is_served_again(file: Path) -> None:
     assert await text_of(client.submit(request_of(client)))
     assert client.trouble == ""
     await client.stop()
+
+
+async def test_a_model_that_is_loaded_again_instead_of_another_is_the_very_same(file: Path) -> None:
+    """The text process goes on from before."""
+    client = await asleep(file)
+    os.utime(file, (1, 1))
+    again = client.renewed()
+    await client.stop()
+    again.start()
+    await again.wait_ready()
+    assert await text_of(again.submit(request_of(again)))
+    await asyncio.to_thread(file.write_bytes, b"two")
+    third = again.renewed()
+    await again.stop()
+    third.start()
+    with pytest.raises(ModelError, match="is another file than was loaded before"):
+        await third.wait_ready()
+    assert third.state is EngineState.FAILED
+    await third.stop()
 
 
 async def test_a_crash_after_a_touch_is_but_a_crash(file: Path) -> None:

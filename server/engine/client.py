@@ -162,6 +162,7 @@ class EngineClient:
         self._watch_task: asyncio.Task[None] | None = None
         self._hang = ""
         self._load_error = ""
+        self._file: FirstLoaded | None = None
         self._noting: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
         self._idle = asyncio.Event()
@@ -174,13 +175,18 @@ class EngineClient:
         return EngineState.DRAINING if self._drain_refusal is not None else self._phase
 
     def renewed(self) -> EngineClient:
-        """Another client with the same settings, not started."""
-        return EngineClient(self.config, self._on_progress, self._given_spawn)
+        """Another client for the very model that this one loaded, not started: the text process has its vocabulary."""
+        again = EngineClient(self.config, self._on_progress, self._given_spawn)
+        again._file, again._noting = self._file, self._noting
+        return again
 
     def start(self) -> None:
         """Start the engine; returns at once."""
         self._loop = asyncio.get_running_loop()
         self._ready_future = self._loop.create_future()
+        if self._file is not None:
+            self._restart_task = self._loop.create_task(self._load_again())
+            return
         self._file = FirstLoaded(self.config.model.path)
         self._launch()
 
@@ -208,7 +214,7 @@ class EngineClient:
         self._is_stopping = True
         if self._drain_refusal is None:
             self.drain()
-        for task in (self._restart_task, self._sleep_task, self._watch_task, self._noting):
+        for task in (self._restart_task, self._sleep_task, self._watch_task):
             if task is not None:
                 task.cancel()
         self._disturb()
@@ -279,7 +285,7 @@ class EngineClient:
         """Whether another model lies there than was loaded first: the text process has the vocabulary of that one."""
         if self._noting is not None:
             await self._noting
-        return await asyncio.to_thread(self._file.is_replaced)
+        return self._file is not None and await asyncio.to_thread(self._file.is_replaced)
 
     def _spawn_child(self, on_message: Callable[[list[Event]], None], on_exit: Callable[[int, str], None]) -> Link:
         spare, self._spare = self._spare, None
@@ -548,7 +554,7 @@ class EngineClient:
         for stream in self._streams.values():
             self._send(stream.request)
         self._doze()
-        if self._noting is None:
+        if self._noting is None and self._file is not None:
             self._noting = self._loop.create_task(asyncio.to_thread(self._file.note))
         if self._ready_future is not None and not self._ready_future.done():
             self._ready_future.set_result(ready)
