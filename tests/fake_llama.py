@@ -219,7 +219,6 @@ class FakeConstraint:
     def rewind(self, n: int) -> None:
         assert 0 < n < len(self._positions), "more taken back than was accepted"
         del self._positions[-n:]
-        self._begun_at = None
 
 
 class FakeChain:

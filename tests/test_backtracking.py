@@ -186,6 +186,8 @@ def grown_bans(said_with: Any, where: Sequence[tuple[int, int]]) -> Iterator[tup
 def test_no_phrase_appears_and_the_text_is_the_tokens_at_every_moment(
     where: list[tuple[int, int]], changes: dict[str, Any], options: dict[str, Any], seed: int
 ) -> None:
+    stops = changes.get("stop", ())
+
     def run(bans: tuple[str, ...]) -> str:
         rig = rig_of(seed=seed, **options)
         request = make_request(
@@ -195,6 +197,7 @@ def test_no_phrase_appears_and_the_text_is_the_tokens_at_every_moment(
         collected = rig.run()[1]
         check_events(collected, bans, case_sensitive="bans_case_sensitive" in changes)
         check_slots(rig, collected)
+        assert not any(stop in collected.texts[0] for stop in stops)
         finish = collected.finishes[0]
         assert finish.reason is (FinishReason.LENGTH if finish.stop is None else FinishReason.STOP)
         return collected.texts[0]

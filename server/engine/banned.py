@@ -33,9 +33,10 @@ _MAX_REGEX_CHARACTERS = 1_000
 _MAX_REGEXES_CHARACTERS = 4_000
 _REGEX_BYTES = 1 << 20
 _MAX_TRIES = 16
-_MAX_REWINDS = 500
-"""In a row, between two texts that were sent: trying goes on in all of what is held back, so its ways multiply. From
-the half of them on the search is thorough."""
+_MAX_REWINDS = 250
+_MAX_SEARCHED = 150
+"""In a row, between two texts that were sent, before and in the thorough search: the ways through all that is held back
+multiply, and where none leads on, the answer that it is so must not take minutes."""
 
 _PIECE_CHARACTERS = 1_000
 """Of a list of phrases, built between two steps in a millisecond or two."""
@@ -271,7 +272,7 @@ class BanGuard:
         self._banned.setdefault(position, []).append(token)
         if not is_last:
             self._reopenable.setdefault(position, []).append(token)
-        if self._n_tried == _MAX_REWINDS // 2:
+        if not self.is_thorough and self._n_tried == _MAX_REWINDS:
             self.search(position)
 
     def search(self, position: int) -> bool:
@@ -282,7 +283,7 @@ class BanGuard:
             for at, tokens in self._banned.items()
         }
         self._reopenable = {}
-        self.is_thorough = True
+        self.is_thorough, self._n_tried = True, 0
         return is_reopened
 
     def close(self, text: bytes) -> None:
@@ -296,7 +297,7 @@ class BanGuard:
     @property
     def is_lost(self) -> bool:
         """Whether so much was tried since text was sent last that no way on will be found."""
-        return self._n_tried >= _MAX_REWINDS
+        return self.is_thorough and self._n_tried >= _MAX_SEARCHED
 
     def apply(self, row: Row, position: int) -> None:
         """Ban what is banned at `position`."""

@@ -36,6 +36,9 @@ from server.engine.sequence import Sent, Sequence
 from server.engine.trace import StepTrace
 from server.errors import InvalidRequest
 
+_MAX_DRAWS = 16
+"""From one row of logits, where one token after the other completes a banned phrase; others wait meanwhile."""
+
 # llama.cpp takes 2**32 - 1 for "draw a seed".
 _SEEDS = 2**32 - 1
 
@@ -123,6 +126,21 @@ class Writer:
         if math.isnan(row[0]):
             # One NaN within the model makes every logit NaN, so there is no need to look at all of them.
             raise NoNumbers
+        assert sequence.bias is not None
+        if sequence.logprobs is not None:
+            sequence.logprobs.note(row)
+        sequence.bias.apply(row, sequence.n_generated)
+        for _ in range(_MAX_DRAWS):
+            said = self._try(sequence, row, batch_row)
+            if said is not None:
+                return said
+        # Others wait: it goes on with the next step, for which the logits are computed once more.
+        self._cache.rewind(sequence)
+        return Said()
+
+    def _try(self, sequence: Sequence, row: Row, batch_row: int) -> Said | None:
+        """Draw a token and take it; None where it alone was taken back at once, so that another may be drawn."""
+        is_ending = sequence.span is not None and sequence.span.is_ending
         start_s = self._clock()
         token = self._sample(sequence, row, batch_row)
         self._trace.sample_s += self._clock() - start_s
@@ -132,8 +150,9 @@ class Writer:
             end = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
             return Said(reason=FinishReason.STOP, end=end)
         delta = self._append(sequence, token)
-        if sequence.guard is not None and not self._guard(sequence, sequence.guard):
-            return self._end_lost(sequence) if sequence.guard.is_lost else Said()
+        if sequence.guard is not None and (n := self._n_back(sequence, sequence.guard)):
+            # The end of a limited part leaves nothing else in its row.
+            return self._go_back(sequence, sequence.guard, n, needs_row=n > 1 or is_ending)
         said = Said()
         said.add(delta)
         said.reason = self._finish_reason(sequence) or self._force(sequence, said)
@@ -141,10 +160,6 @@ class Writer:
 
     def _sample(self, sequence: Sequence, row: Row, batch_row: int) -> int | None:
         """The next token; None when every token is banned here."""
-        assert sequence.bias is not None
-        if sequence.logprobs is not None:
-            sequence.logprobs.note(row)
-        sequence.bias.apply(row, sequence.n_generated)
         if sequence.constraint is None:
             return self._draw(sequence, row, batch_row)
         token = self._sample_held(sequence, sequence.constraint, row, batch_row)
@@ -254,19 +269,25 @@ class Writer:
 
     # --- banned phrases ---------------------------------------------------------------------------------------------
 
-    def _guard(self, sequence: Sequence, guard: BanGuard) -> bool:
-        """Take a banned phrase back, if the last token completed one; False when it did. See `BanGuard`."""
+    def _n_back(self, sequence: Sequence, guard: BanGuard) -> int:
+        """How many tokens must be taken back, since the last one completed a banned phrase. See `BanGuard`."""
         assert sequence.sampler is not None
         detokenizer = sequence.detokenizer
-        n = detokenizer.n_banned
-        if n == 0:
+        if detokenizer.n_banned == 0:
             sequence.sampler.keep(detokenizer.n_pending)
             guard.forget(sequence.n_generated - detokenizer.n_pending)
             if not guard.is_closed(lambda: self._held(sequence)):
-                return True
-        n_back = guard.n_back(max(n, 1), detokenizer.n_pending, sequence.n_generated)
-        self._rewind(sequence, guard, n_back, is_last=n_back == 1 and n <= 1)
-        return False
+                return 0
+        return guard.n_back(max(detokenizer.n_banned, 1), detokenizer.n_pending, sequence.n_generated)
+
+    def _go_back(self, sequence: Sequence, guard: BanGuard, n: int, *, needs_row: bool) -> Said | None:
+        """Take a banned phrase back by `n` tokens; None where the row of logits serves once more."""
+        self._take_back(sequence, guard, n, is_last=n == 1 and sequence.detokenizer.n_banned <= 1)
+        if needs_row:
+            self._cache.rewind(sequence)
+        if guard.is_lost:
+            return self._end_lost(sequence)
+        return Said() if needs_row else None
 
     def _held(self, sequence: Sequence) -> bytes:
         """The bytes of the tokens that can still be taken back."""
@@ -285,7 +306,8 @@ class Writer:
         if not sequence.detokenizer.n_pending:
             return self._end_lost(sequence)
         guard.close(self._held(sequence))
-        self._rewind(sequence, guard, 1, is_last=True)
+        self._take_back(sequence, guard, 1, is_last=True)
+        self._cache.rewind(sequence)
         return Said()
 
     def _end_lost(self, sequence: Sequence) -> Said:
@@ -295,7 +317,7 @@ class Writer:
             raise InvalidRequest("no token is left that the constraint, the biases and the bans all allow")
         return Said(reason=FinishReason.STOP)
 
-    def _rewind(self, sequence: Sequence, guard: BanGuard, n: int, *, is_last: bool) -> None:
+    def _take_back(self, sequence: Sequence, guard: BanGuard, n: int, *, is_last: bool) -> None:
         """Take back the last `n` tokens and ban the first of them where it stood."""
         assert sequence.sampler is not None
         position = len(sequence.tokens) - n
@@ -309,4 +331,3 @@ class Writer:
             sequence.lookup.rewind(position)
         if sequence.span is not None:
             sequence.span.rewind(n)
-        self._cache.rewind(sequence)
