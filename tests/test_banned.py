@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.banned import REGEX_WINDOW, Bans, PhraseAutomaton, check_bans, fold
+from server.engine.banned import NOTHING_SENT, REGEX_WINDOW, Bans, PhraseAutomaton, check_bans, fold
 from server.engine.messages import Grammar, GrammarKind
 from server.errors import InvalidRequest
 from tests.fake_llama import N_VOCAB, FakeVocabulary, logits_after, make_engine, make_request
@@ -42,10 +42,42 @@ def test_case_matters_only_when_asked() -> None:
     assert Bans(("Shivers",), (), case_sensitive=True).scan("shivers down").found is None
 
 
+def test_a_greek_letter_is_the_same_wherever_in_the_word_it_is() -> None:
+    assert Bans(("\u03a3\u039f\u03a3",), (), case_sensitive=False).scan("\u03a3\u039f\u03a3\u0391").found == 0
+    assert fold("\u03a3\u039f\u03a3") == "\u03c3\u03bf\u03c3"
+
+
 def test_regexes_are_found_and_hold_a_window() -> None:
     bans = Bans((), (r"a whis+per of \w+",), case_sensitive=False)
     assert bans.scan("It was A Whissper of silk").found == 7
     assert bans.scan("x" * 200) == (None, REGEX_WINDOW)
+
+
+@pytest.mark.parametrize(
+    ("regex", "sent", "held", "found"),
+    [
+        ("^the", "", "the end", 0),
+        ("^the", "At ", "the end", None),
+        (r"\bcat", "s", "cat", None),
+        (r"\bcat", "a ", "cat", 0),
+        ("shiv(er)+s", "she shiv", "ers", -4),
+        ("a*", "b", "baa", 1),
+        ("a*", "a", "b", None),
+    ],
+)
+def test_a_regex_sees_what_was_sent_before_it(regex: str, sent: str, held: str, found: int | None) -> None:
+    bans = Bans((), (regex,), case_sensitive=False)
+    assert bans.scan(held, bans.after(sent, NOTHING_SENT)).found == found
+
+
+@given(LETTERS, LETTERS, PHRASES)
+def test_a_phrase_that_began_in_text_that_was_sent_is_found(sent: str, held: str, phrases: list[str]) -> None:
+    """It was sent since what followed it was no phrase; but that may have been taken back."""
+    bans = Bans(tuple(phrases), (), case_sensitive=True)
+    if bans.scan(sent).found is None:
+        found = bans.scan(held, bans.after(sent[3:], bans.after(sent[:3], NOTHING_SENT))).found
+        whole = bans.scan(sent + held).found
+        assert found == (None if whole is None else whole - len(sent))
 
 
 @pytest.mark.parametrize(

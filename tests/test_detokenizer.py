@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.engine.banned import Bans
 from server.engine.detokenizer import Delta, Detokenizer, StopMatcher
 
 
@@ -159,3 +160,69 @@ def test_items_come_once_in_order_and_with_their_text(pieces: list[bytes], stops
     if detokenizer.stop is None:
         unfinished = len(pieces) - len(items)
         assert all(text == texts[-1] for text in texts[len(items) :]) or unfinished == 0
+
+
+# --- tokens that are taken back ---------------------------------------------------------------------------------------
+
+
+def test_nothing_of_a_token_is_sent_before_all_of_it_may_be() -> None:
+    detokenizer: Detokenizer[int] = Detokenizer((), Bans(("ivers",), (), case_sensitive=False))
+    assert detokenizer.feed(b"she", 0) == Delta("she", [0])
+    assert detokenizer.feed(b" shiv", 1) == Delta("", [])
+    assert detokenizer.feed(b"a", 2) == Delta(" shiva", [1, 2])
+
+
+def test_what_was_sent_counts_when_what_followed_it_is_taken_back() -> None:
+    """`shiv` is sent, as `shiva` is no phrase; then `a` goes, and `ers` would complete one across the seam."""
+    detokenizer: Detokenizer[int] = Detokenizer((), Bans(("shivers", "ahoy"), (), case_sensitive=False))
+    detokenizer.feed(b"shiv", 0)
+    assert detokenizer.feed(b"a", 1) == Delta("shiv", [0])
+    detokenizer.feed(b"hoy", 2)
+    assert detokenizer.n_banned == 2
+    detokenizer.rewind(2)
+    detokenizer.feed(b"ers", 3)
+    assert detokenizer.n_banned == 1
+
+
+def test_no_stop_string_may_have_begun_in_what_is_sent_before_something_that_may_be_taken_back() -> None:
+    detokenizer: Detokenizer[int] = Detokenizer(("end.",), Bans(("ahoy",), (), case_sensitive=False))
+    assert detokenizer.feed(b"the ", 0) == Delta("the ", [0])
+    detokenizer.feed(b"end", 1)
+    assert detokenizer.feed(b"a", 2) == Delta("", [])
+    detokenizer.feed(b"hoy", 3)
+    detokenizer.rewind(detokenizer.n_banned)
+    assert detokenizer.feed(b".", 4) == Delta("", [])
+    assert detokenizer.stop == "end."
+
+
+banned_phrases = st.lists(
+    st.text(st.sampled_from("ab\n\U0001f600\ufffd"), min_size=1, max_size=4), min_size=1, max_size=4
+)
+
+
+@given(
+    st.lists(split_bytes(), min_size=1, max_size=3), stop_strings, banned_phrases, st.integers(0, 5), st.integers(0, 2)
+)
+def test_what_is_sent_is_the_text_of_the_tokens_that_stay(
+    parts: list[list[bytes]], stops: tuple[str, ...], phrases: list[str], n_kept: int, n_more: int
+) -> None:
+    pieces = [piece for part in parts for piece in part]
+    detokenizer: Detokenizer[bytes] = Detokenizer(stops, Bans(tuple(phrases), (), case_sensitive=True))
+    kept: list[bytes] = []
+    text, items = "", []
+    for piece in pieces:
+        kept.append(piece)
+        delta = detokenizer.feed(piece, piece, n_kept)
+        text, items = text + delta.text, items + delta.items
+        if detokenizer.stop is not None:
+            break
+        if detokenizer.n_banned:
+            n = min(detokenizer.n_banned + n_more, detokenizer.n_pending)
+            detokenizer.rewind(n)
+            del kept[-n:]
+        assert text == b"".join(items).decode("utf-8", "replace")
+        assert kept == [*items, *kept[len(items) :]]
+        assert len(kept) - len(items) == detokenizer.n_pending
+    text += detokenizer.flush().text
+    assert (text, detokenizer.stop) == expected(kept, stops)
+    assert not any(phrase in text for phrase in phrases)
