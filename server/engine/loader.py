@@ -43,6 +43,7 @@ from server.llama.calibration import prefers_flash_attention
 from server.llama.context import Context
 from server.llama.embedding import EmbeddingContext
 from server.llama.gguf import Scalar
+from server.llama.header_checks import refuse_half_biases
 from server.llama.log import LogCapture
 from server.llama.model import Model
 from server.llama.params import SHORT_TEXT, VECTOR_N_CTX, ContextParams, EmbeddingParams, FlashAttention, ModelParams
@@ -83,7 +84,7 @@ def load(config: EngineConfig, report: Report) -> Loaded:
             # Before the weights are read; what llama.cpp made of it is looked at when they are there.
             refuse_cpu((placed.model.n_gpu_layers or 0) if devices else 0)
         if config.shape is not None and (not devices or placed.model.n_gpu_layers == 0):
-            shape.refuse_half_biases(config.shape)
+            refuse_half_biases(config.shape.gguf)
         if vram_bytes:
             report(Placing(vram_bytes))
         model = Model(placed.model, _progress(report))

@@ -16,7 +16,8 @@ from typing import NamedTuple
 from server.llama import adapter_files
 from server.llama.gguf import Skipped, TensorInfo
 from server.llama.params import SHORT_TEXT, VECTOR_N_CTX, ContextParams, EmbeddingParams, FlashAttention, ModelParams
-from server.llama.shape import Shape, is_expert, layer_of
+from server.llama.shape import Shape
+from server.llama.tensor_names import is_expert, layer_of
 from server.llama.tensor_types import BY_NAME
 
 MIB = 1 << 20

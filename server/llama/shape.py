@@ -1,20 +1,21 @@
 """Architecture sizes of a model, read from its header: layers, heads, windows, experts, recurrent state.
 
-The same numbers that llama.cpp's `load_hparams` takes from the file; what would abort there, or would miss a tensor
-later, is a ModelError here. Knows nothing of memory or of settings.
+The same numbers that llama.cpp's `load_hparams` takes from the file; what would abort there is a ModelError here
+(`header_checks`). Knows nothing of memory or of settings.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
 from server.errors import ModelError
-from server.llama.gguf import Gguf, Skipped, TensorInfo, Value
+from server.llama.gguf import Gguf, TensorInfo
+from server.llama.header_checks import check_kind, check_metadata, check_tensors, required
+from server.llama.tensor_names import is_expert
 
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
@@ -53,39 +54,6 @@ _WITHOUT_CACHE = {
     "gemma-embedding",
 }
 """Architectures that compute a text as a whole, without a KV cache."""
-
-_CHECKED = {"llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3"}
-"""Architectures whose layers all hold the tensors below, or llama.cpp refuses them."""
-
-_IN_EVERY_LAYER = (
-    ("attn_norm.weight",),
-    ("attn_q.weight", "attn_qkv.weight"),
-    ("attn_output.weight",),
-    ("ffn_down.weight", "ffn_down_exps.weight"),
-)
-
-_PROJECTOR = "is a projector of images or sounds, which is not served, and no language model"
-_BESIDE_A_MODEL = {
-    "adapter": "is an adapter, which --lora takes, and no whole model",
-    "controlvector": "is a control vector, which --control-vector takes, and no model",
-    "imatrix": "is an importance matrix, which models are quantised with, and no model",
-    "mmproj": _PROJECTOR,
-    "clip": _PROJECTOR,
-}
-"""Files that lie beside models, by their `general.type` or their architecture."""
-
-_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
-_NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"}
-"""Types that no matrix product of llama.cpp's takes on its left side; it crashes over them."""
-
-_NO_TOKEN = 2**32 - 1
-"""How some converters write that there is no such token: -1."""
-
-_MATRIX = re.compile(r"(?:token_embd|output|blk\.\d+\.(?:attn|ffn)_\w+)\.weight", re.ASCII)
-_NORM = re.compile(r"[\w.]*norm\.weight", re.ASCII)
-_LAYER = re.compile(r"blk\.(\d+)\.")
-_EXPERT = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down|gate_up)_exps\.")
-_EXPERT_ALONE = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)\.\d+\.weight")
 
 
 class Layer(NamedTuple):
@@ -164,42 +132,23 @@ class Shape:
         return 8 * self.n_weight_bytes / max(1, self.n_params)
 
 
-def layer_of(name: str) -> int | None:
-    """The layer that a tensor of this name belongs to; None for embeddings and the output."""
-    match = _LAYER.match(name)
-    return int(match[1]) if match else None
-
-
-def is_expert(name: str) -> bool:
-    """Whether a tensor holds weights of experts, of which a token uses a few."""
-    return _EXPERT.match(name) is not None
-
-
 def of(gguf: Gguf) -> Shape:
     """Read the sizes of a model. Raises ModelError, one line, for what llama.cpp could not load."""
     architecture = gguf.architecture
-    if not _NAME.fullmatch(architecture):
-        raise ModelError(f"{gguf.name}: names no architecture ('general.architecture'); it is no model of llama.cpp's")
-    if kind := no_model(gguf.metadata):
-        raise ModelError(f"{gguf.name}: {kind}; --model wants the model that it goes with")
-    n_layers = _required(gguf, "block_count", MAX_LAYERS)
-    width = _required(gguf, "embedding_length", _MAX_WIDTH)
+    check_kind(gguf)
+    n_layers = required(gguf, "block_count", MAX_LAYERS)
+    width = required(gguf, "embedding_length", _MAX_WIDTH)
     heads = gguf.per_layer("{arch}.attention.head_count", n_layers)
     tensors = {tensor.name: tensor for tensor in gguf.tensors()}
-    _check_tensors(gguf, tensors, n_layers)
-    embedding = tensors["token_embd.weight"].shape
-    if len(embedding) < 2 or embedding[0] < 1 or embedding[1] < 1:
-        raise ModelError(f"{gguf.name}: damaged: 'token_embd.weight' is no table of a width and a vocabulary")
-    _check_types(gguf, tensors)
-    _check_epsilon(gguf)
-    _check_special_tokens(gguf)
+    check_tensors(gguf, tensors, n_layers)
+    check_metadata(gguf)
     n_experts, n_experts_used = _experts(gguf, n_layers)
     layers = tuple(_layers(gguf, n_layers, width, heads))
     return Shape(
         gguf=gguf,
         architecture=architecture,
-        n_ctx_train=_required(gguf, "context_length", 1 << 31),
-        n_vocab=embedding[1],
+        n_ctx_train=required(gguf, "context_length", 1 << 31),
+        n_vocab=tensors["token_embd.weight"].shape[1],
         width=width,
         n_heads=max(heads),
         query_width=max(heads) * gguf.integer("{arch}.attention.key_length", width // max(1, heads[0])),
@@ -212,110 +161,6 @@ def of(gguf: Gguf) -> Shape:
         state_width=_state_width(gguf, width) if any(layer.state_elements for layer in layers) else 0,
         pools=gguf.integer("{arch}.pooling_type") > 0,
     )
-
-
-def no_model(metadata: Mapping[str, Value]) -> str:
-    """Name of a kind of file that is no language model (a projector, an adapter); empty for a model."""
-    if metadata.get("general.architecture") in _BESIDE_A_MODEL:
-        return _BESIDE_A_MODEL[str(metadata["general.architecture"])]
-    return _BESIDE_A_MODEL.get(str(metadata.get("general.type")), "")
-
-
-def _required(gguf: Gguf, key: str, limit: int) -> int:
-    name = f"{gguf.architecture}.{key}"
-    if not gguf.has(name):
-        raise ModelError(f"{gguf.name}: damaged or no language model: '{name}' is missing from its metadata")
-    value = gguf.integer(name)
-    if not 0 < value <= limit:
-        raise ModelError(f"{gguf.name}: '{name}' is {value}; llama.cpp takes 1 to {limit}")
-    return value
-
-
-def _check_tensors(gguf: Gguf, tensors: dict[str, TensorInfo], n_layers: int) -> None:
-    """Check for missing tensors: some in every layer, and by name where the architecture is well known."""
-    if not tensors:
-        raise ModelError(f"{gguf.name}: holds no weights, only a vocabulary; --model wants a whole model")
-    if "token_embd.weight" not in tensors:
-        raise ModelError(f"{gguf.name}: the tensor 'token_embd.weight' is missing; expected a language model")
-    if any(_EXPERT_ALONE.match(name) for name in tensors):
-        raise ModelError(
-            f"{gguf.name}: keeps each expert in a tensor of its own, as files of early 2024 do; llama.cpp reads these "
-            "no more: fetch a newer file of this model, or convert it again"
-        )
-    layers = {layer_of(name) for name in tensors}
-    missing = [f"blk.{i}" for i in range(n_layers) if i not in layers]
-    if gguf.architecture in _CHECKED:
-        missing += [
-            f"blk.{i}.{names[0]}"
-            for i in range(n_layers)
-            for names in _IN_EVERY_LAYER
-            if not any(f"blk.{i}.{name}" in tensors for name in names)
-        ]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(
-            f"{gguf.name}: tensors are missing, '{missing[0]}'{more}; the file does not hold all of its {n_layers} "
-            "layers: fetch it again"
-        )
-
-
-def _check_types(gguf: Gguf, tensors: dict[str, TensorInfo]) -> None:
-    for tensor in tensors.values():
-        if tensor.type.name not in _floats_of(tensor):
-            raise _wrong_type(gguf, tensor, "F32")
-        if _MATRIX.fullmatch(tensor.name) and tensor.type.name in _NOT_WEIGHTS:
-            raise _wrong_type(gguf, tensor, "a type for weights")
-
-
-def _floats_of(tensor: TensorInfo) -> tuple[str, ...]:
-    """Types that llama.cpp can read a row of numbers in; over others it ends the process."""
-    if _is_bias(tensor):
-        return ("F32", "F16")
-    if len(tensor.shape) == 1 and (tensor.name == "rope_freqs.weight" or _NORM.fullmatch(tensor.name)):
-        return ("F32",)
-    return (tensor.type.name,)
-
-
-def refuse_half_biases(shape: Shape) -> None:
-    """Check for F16 biases: GPUs can add them, on the CPU llama.cpp ends the process. Raises ModelError."""
-    tensor = next((one for one in shape.tensors if _is_bias(one) and one.type.name == "F16"), None)
-    if tensor is not None:
-        raise _wrong_type(shape.gguf, tensor, "F32 on a CPU")
-
-
-def _is_bias(tensor: TensorInfo) -> bool:
-    return len(tensor.shape) == 1 and tensor.name.endswith(".bias")
-
-
-def _wrong_type(gguf: Gguf, tensor: TensorInfo, expected: str) -> ModelError:
-    return ModelError(
-        f"{gguf.name}: the tensor '{tensor.name}' is of type {tensor.type.name}, expected {expected}; "
-        "convert the model again"
-    )
-
-
-def _check_special_tokens(gguf: Gguf) -> None:
-    """Check of special tokens: for one beyond the vocabulary llama.cpp takes another, or aborts at the first text."""
-    tokens = gguf.metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, Skipped):
-        return
-    for name in ("bos", "eos"):
-        key = f"tokenizer.ggml.{name}_token_id"
-        if tokens.length <= (token := gguf.integer(key)) < _NO_TOKEN:
-            raise ModelError(
-                f"{gguf.name}: '{key}' is {token}, but the vocabulary has {tokens.length} tokens, counted from 0; "
-                "convert the model again"
-            )
-
-
-def _check_epsilon(gguf: Gguf) -> None:
-    """Check of the norm's epsilon: an impossible one aborts the first step."""
-    for name in ("layer_norm_rms_epsilon", "layer_norm_epsilon"):
-        key = f"{gguf.architecture}.attention.{name}"
-        value = gguf.metadata.get(key, 0.0)
-        if not isinstance(value, int | float) or not 0 <= value < 1:
-            found = value if isinstance(value, int | float) else "no number"
-            raise ModelError(f"{gguf.name}: '{key}' is {found}; expected a small number such as 1e-05")
 
 
 def _experts(gguf: Gguf, n_layers: int) -> tuple[int, int]:

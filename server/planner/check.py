@@ -10,8 +10,8 @@ from pathlib import Path
 from server import console, daemon
 from server.config import Config
 from server.hub import ModelFile
+from server.llama.header_checks import refuse_half_biases
 from server.llama.placing import refuse_cpu
-from server.llama.shape import refuse_half_biases
 from server.planner import report, table
 from server.planner.machine import this_machine
 from server.planner.report import Report
@@ -24,7 +24,7 @@ def run(config: Config, model: ModelFile, file: Path | None, n_keys: int) -> Non
     if config.model.require_gpu:
         refuse_cpu(made.choice.placement.n_gpu_layers)
     if made.choice.placement.n_gpu_layers == 0:
-        refuse_half_biases(made.shape)
+        refuse_half_biases(made.shape.gguf)
     problem = [] if made.choice.fits else ["", table.verdict(made)]
     console.show("The settings are good. It would run:", rows(config, made, file, n_keys), problem)
 
