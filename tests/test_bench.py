@@ -97,7 +97,8 @@ async def measure(fake: FakeServer, scenario: str) -> dict[tuple[str, str], floa
 
 
 def empty_report() -> BenchReport:
-    return BenchReport(1, "2026-01-01T00:00:00+00:00", {"cpu": "a CPU", "cores": 2})
+    date, machine = "2026-01-01T00:00:00+00:00", {"cpu": "a CPU", "cores": 2}
+    return BenchReport(1, date=date, machine=machine, warnings=[])
 
 
 # --- events --------------------------------------------------------------------------------------------------------

@@ -19,10 +19,10 @@ from server.bench.client import BenchError, Client
 from server.bench.figures import Better, Metric
 from server.bench.local import Local, listening, started
 from server.bench.output import console, failing_in_one_line, say, write_json
+from server.bench.report import Sheet
 from server.bench.run import discover
-from server.bench.sheet import Sheet
 from server.bench.site import Figure, MeasuredServer, Site, Sizes
-from server.bench.table import show_sheet
+from server.bench.table import show
 from server.bench.words import Words
 
 NAME = "chunks"
@@ -45,7 +45,7 @@ def chunks(
         server = listening(url)
         sheet = Sheet([f"process {server.pid} of {server.url}", EMPTY])
         asyncio.run(_measure(server, Client(server.url, api_key=api_key), (streams, tokens), rounds, sheet))
-    show_sheet(sheet, console())
+    show(sheet, console())
     write_json(json_file, sheet.as_json())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import datetime
 import random
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ import typer
 
 from server.bench.client import BenchError
 from server.bench.output import console, failing_in_one_line, say, write_json
-from server.bench.report import BenchReport, busy, describe_machine
+from server.bench.report import BenchReport
 from server.bench.run import Options, run
 from server.bench.scenarios import SCENARIOS
 from server.bench.site import QUICK, Sizes
@@ -69,10 +68,7 @@ def bench(
             max_slots=max_slots,
             timeout_s=timeout,
         )
-        report = BenchReport(
-            seed, datetime.datetime.now().astimezone().isoformat(timespec="seconds"), describe_machine()
-        )
-        report.warn(busy())
+        report = BenchReport(seed)
         say(f"seed {seed}")
         interrupted = _run(options, report)
     _finish(report, json_file, interrupted=interrupted)
@@ -120,7 +116,7 @@ def _run(options: Options, report: BenchReport) -> bool:
 
 def _finish(report: BenchReport, json_file: Path | None, *, interrupted: bool) -> None:
     if interrupted:
-        report.warn(["interrupted: this is what there was until then"])
+        report.warnings.append("interrupted: this is what there was until then")
     show(report, console())
     write_json(json_file, report.as_json())
     if interrupted:

@@ -14,7 +14,6 @@ from typing import Any
 
 from server.bench.client import BenchError, Client
 from server.bench.report import BenchReport
-from server.bench.rows import Sample
 from server.bench.scenarios import SCENARIOS
 from server.bench.site import Case, MeasuredServer, Site, Sizes
 from server.bench.words import Words, calibrate
@@ -58,7 +57,7 @@ async def run(options: Options, report: BenchReport, progress: Progress) -> None
         await _warm_up(client, options.seed)
     # Both get the same texts, so one rate for both.
     report.tokens_per_word = await calibrate(clients[0], options.seed)
-    report.warn(_doubts(servers))
+    report.warnings.extend(_doubts(servers))
     for case in cases:
         await _measure(case, options, report, progress)
 
@@ -134,19 +133,20 @@ async def _measure(case: Case, options: Options, report: BenchReport, progress: 
     name = f"{case.scenario}, {case.label}"
     if small:
         url, n_ctx = small[0].client.url, small[0].n_ctx
-        report.warn([f"{name}: left out; it needs {case.needs:,} tokens of context, {url} has {n_ctx:,} a slot"])
+        why = f"it needs {case.needs:,} tokens of context, {url} has {n_ctx:,} a slot"
+        report.warnings.append(f"{name}: left out; {why}")
         return
     for server in report.servers:
         if server.n_slots is not None and server.n_slots < case.streams:
             doubt = f"{case.streams} requests at once on the {server.n_slots} slots of {server.client.url}"
-            report.warn([f"{name}: {doubt}, some wait"])
+            report.warnings.append(f"{name}: {doubt}, some wait")
     try:
         for repetition in range(options.sizes.rounds):
             for index in range(len(report.servers)):
                 await _repeat(case, repetition, index, options, report)
             progress(f"{name}: {repetition + 1} of {options.sizes.rounds}")
     except BenchError as error:
-        report.warn([f"{name}: failed: {error}"])
+        report.warnings.append(f"{name}: failed: {error}")
         progress(f"{name}: failed: {error}")
 
 
@@ -158,4 +158,4 @@ async def _repeat(case: Case, repetition: int, index: int, options: Options, rep
     cpu, clock = time.process_time(), time.perf_counter()
     figures = await case.measure(Site(server, words, options.sizes))
     report.spent(time.process_time() - cpu, time.perf_counter() - clock)
-    report.records.extend(Sample(repetition, index, figure) for figure in figures)
+    report.add(repetition, index, figures)

@@ -13,9 +13,9 @@ from server.bench.client import BenchError, Client
 from server.bench.figures import Better, Metric
 from server.bench.local import Local, Memory, started
 from server.bench.output import console, failing_in_one_line, say, write_json
-from server.bench.sheet import Sheet
+from server.bench.report import Sheet
 from server.bench.site import Figure, MeasuredServer, Site, Sizes
-from server.bench.table import show_sheet
+from server.bench.table import show
 from server.bench.words import Words
 
 NAME = "start"
@@ -40,7 +40,7 @@ def start(
             for side, one in enumerate(commands):
                 sheet.add(repetition, side, _measure(one, requests))
             say(f"start: {repetition + 1} of {rounds}")
-    show_sheet(sheet, console())
+    show(sheet, console())
     write_json(json_file, sheet.as_json())
 
 

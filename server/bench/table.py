@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from server.bench.figures import Better, Comparison, Ratio, Summary
-from server.bench.report import BenchReport
-from server.bench.rows import Row, rows_of
-from server.bench.sheet import Sheet
+from server.bench.report import Findings
+from server.bench.rows import Row
 
 _COLOURS = {Comparison.BETTER: "green", Comparison.WORSE: "red", Comparison.EVEN: "default"}
 
@@ -75,29 +74,12 @@ def _cells(row: Row, n_sides: int) -> list[str]:
     return cells
 
 
-def show(report: BenchReport, console: Console) -> None:
-    """Print the table of a report, and what a reader needs to judge it."""
-    console.print(table(report.rows(), len(report.servers)))
-    for letter, server in zip("AB", report.servers, strict=False):
-        known = [server.client.url, server.model, server.build]
-        if server.n_slots is not None:
-            known.append(f"{server.n_slots} slots")
-        if server.n_ctx is not None:
-            known.append(f"{server.n_ctx:,} tokens of context a slot")
-        console.print(f"{letter}: {escape(', '.join(part for part in known if part))}", highlight=False, soft_wrap=True)
-    taken = f"seed {report.seed}; this client took {report.client_share:.1%} of a core"
-    _show_circumstances(console, report.machine, f"{report.date}; {taken}", report.warnings)
-
-
-def show_sheet(sheet: Sheet, console: Console) -> None:
-    """Print the table of a sheet, what its columns are, and what a reader needs to judge it."""
-    console.print(table(rows_of(sheet.records, len(sheet.sides)), len(sheet.sides)))
-    for letter, side in zip("AB", sheet.sides, strict=False):
+def show(findings: Findings, console: Console) -> None:
+    """Print the table, what its columns are, and what a reader needs to judge it."""
+    console.print(table(findings.rows(), len(findings.sides)))
+    for letter, side in zip("AB", findings.sides, strict=False):
         console.print(f"{letter}: {escape(side)}", highlight=False, soft_wrap=True)
-    _show_circumstances(console, sheet.machine, sheet.date, sheet.warnings)
-
-
-def _show_circumstances(console: Console, machine: Mapping[str, str | int], when: str, warnings: Sequence[str]) -> None:
-    console.print(f"{machine['cpu']}, {machine['cores']} cores; {when}", highlight=False, soft_wrap=True)
-    for warning in warnings:
+    machine = findings.machine
+    console.print(f"{machine['cpu']}, {machine['cores']} cores; {findings.when}", highlight=False, soft_wrap=True)
+    for warning in findings.warnings:
         console.print(f"[yellow]note:[/] {escape(warning)}", highlight=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from server.bench.curves import chats, context, gaps, streams
 from server.bench.curves.curve import Curve
 from server.bench.curves.ground import QUICK, Extent, Ground, ggufd
 from server.bench.output import failing_in_one_line, say, write_json
-from server.bench.sheet import Sheet
+from server.bench.report import Sheet
 
 CURVES: dict[str, Callable[[Ground], Awaitable[None]]] = {
     "streams": streams.measure,

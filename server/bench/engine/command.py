@@ -17,9 +17,9 @@ from server.bench.engine.over_http import OverHttp
 from server.bench.engine.shapes import Workload, batched, lone, numbers
 from server.bench.figures import Better, Metric
 from server.bench.output import console, failing_in_one_line, say, write_json
-from server.bench.sheet import Sheet
+from server.bench.report import Sheet
 from server.bench.site import Figure
-from server.bench.table import show_sheet
+from server.bench.table import show
 from server.engine import host
 from server.engine.messages import EngineConfig, Ready, Rules
 from server.errors import GgufdError
@@ -86,7 +86,7 @@ def engine(
             _measure(shape, rounds, _Sides("batch", loop.measure, by_batched, by_http), sheet)
         for shape in alone:
             _measure(shape, rounds, _Sides("alone", loop.measure, by_bench), sheet)
-    show_sheet(sheet, console())
+    show(sheet, console())
     write_json(json_file, sheet.as_json())
 
 
