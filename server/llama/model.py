@@ -14,6 +14,7 @@ from typing import Any
 import llama_cpp
 
 from server.errors import ModelError
+from server.llama import facts
 from server.llama.adapters import LoraAdapters
 from server.llama.overrides import native_metadata, native_overrides
 from server.llama.params import ModelParams, Pooling
@@ -101,6 +102,23 @@ class Model(GgufModel):
         # Before any context: its graphs are sized by what there is.
         self.adapters = LoraAdapters(self.handle, () if params.no_alloc else params.loras)
 
+    n_params = facts.number(llama_cpp.llama_model_n_params)
+    size_bytes = facts.number(llama_cpp.llama_model_size)
+    """Bytes of all tensors."""
+    n_ctx_train = facts.number(llama_cpp.llama_model_n_ctx_train)
+    n_embd = facts.number(llama_cpp.llama_model_n_embd)
+    n_embd_out = facts.number(llama_cpp.llama_model_n_embd_out)
+    """Width of its embeddings."""
+    n_layer = facts.number(llama_cpp.llama_model_n_layer)
+    n_head = facts.number(llama_cpp.llama_model_n_head)
+    n_head_kv = facts.number(llama_cpp.llama_model_n_head_kv)
+    n_swa = facts.number(llama_cpp.llama_model_n_swa)
+    """Width of the sliding window in tokens; 0 when attention is full."""
+    n_scores = facts.number(llama_cpp.llama_model_n_cls_out)
+    """Number of scores of a reranker or classifier."""
+    has_decoder = facts.flag(llama_cpp.llama_model_has_decoder)
+    has_encoder = facts.flag(llama_cpp.llama_model_has_encoder)
+
     @property
     def description(self) -> str:
         buffer = ctypes.create_string_buffer(256)
@@ -124,44 +142,10 @@ class Model(GgufModel):
         return 2 * self.n_layer * max(1, self.n_head_kv) * (self.head_width + value_width)
 
     @property
-    def n_params(self) -> int:
-        return int(llama_cpp.llama_model_n_params(self.handle))
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return int(llama_cpp.llama_model_size(self.handle))
-
-    @property
-    def n_ctx_train(self) -> int:
-        return int(llama_cpp.llama_model_n_ctx_train(self.handle))
-
-    @property
-    def n_embd(self) -> int:
-        return int(llama_cpp.llama_model_n_embd(self.handle))
-
-    @property
-    def n_layer(self) -> int:
-        return int(llama_cpp.llama_model_n_layer(self.handle))
-
-    @property
-    def n_head(self) -> int:
-        return int(llama_cpp.llama_model_n_head(self.handle))
-
-    @property
-    def n_head_kv(self) -> int:
-        return int(llama_cpp.llama_model_n_head_kv(self.handle))
-
-    @property
     def head_width(self) -> int:
         """Width of one attention head's keys."""
         width = self.metadata.get(f"{self.architecture}.attention.key_length")
         return int(width or self.n_embd // max(1, self.n_head))
-
-    @property
-    def n_swa(self) -> int:
-        """Width of the sliding window in tokens; 0 when attention is full."""
-        return int(llama_cpp.llama_model_n_swa(self.handle))
 
     @property
     def is_recurrent(self) -> bool:
@@ -178,24 +162,6 @@ class Model(GgufModel):
     def is_causal(self) -> bool:
         """Whether a token sees only those before it, so that text can be continued."""
         return self.metadata.get(f"{self.architecture}.attention.causal", "true") != "false"
-
-    @property
-    def n_embd_out(self) -> int:
-        """Width of its embeddings."""
-        return int(llama_cpp.llama_model_n_embd_out(self.handle))
-
-    @property
-    def n_scores(self) -> int:
-        """Number of scores of a reranker or classifier."""
-        return int(llama_cpp.llama_model_n_cls_out(self.handle))
-
-    @property
-    def has_decoder(self) -> bool:
-        return bool(llama_cpp.llama_model_has_decoder(self.handle))
-
-    @property
-    def has_encoder(self) -> bool:
-        return bool(llama_cpp.llama_model_has_encoder(self.handle))
 
 
 def _native_params(params: ModelParams, on_progress: ProgressCallback | None) -> tuple[Any, list[Any]]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import llama_cpp
 
+from server.llama import facts
+
 _PIECE_BYTES = 256
 
 
@@ -22,45 +24,22 @@ class ModelVocabulary:
         self.handle = handle
         self._pieces: dict[tuple[int, bool], bytes] = {}
 
-    @cached_property
-    def n_vocab(self) -> int:
-        return int(llama_cpp.llama_vocab_n_tokens(self.handle))
-
-    @property
-    def vocab_type(self) -> int:
-        """llama.cpp's number of the kind of tokenizer."""
-        return int(llama_cpp.llama_vocab_type(self.handle))
+    n_vocab = facts.number(llama_cpp.llama_vocab_n_tokens)
+    vocab_type = facts.number(llama_cpp.llama_vocab_type)
+    """llama.cpp's number of the kind of tokenizer."""
+    bos = facts.token(llama_cpp.llama_vocab_bos)
+    eos = facts.token(llama_cpp.llama_vocab_eos)
+    sep = facts.token(llama_cpp.llama_vocab_sep)
+    adds_bos = facts.flag(llama_cpp.llama_vocab_get_add_bos)
+    """Whether tokenizing with `add_special` puts a BOS in front."""
+    adds_eos = facts.flag(llama_cpp.llama_vocab_get_add_eos)
+    adds_sep = facts.flag(llama_cpp.llama_vocab_get_add_sep)
+    """Whether a SEP stands between the two texts of a pair."""
 
     @property
     def has_tokenizer(self) -> bool:
         """False for a model whose file carries none."""
         return bool(self.vocab_type != llama_cpp.LLAMA_VOCAB_TYPE_NONE)
-
-    @property
-    def bos(self) -> int | None:
-        return _token_or_none(llama_cpp.llama_vocab_bos(self.handle))
-
-    @property
-    def eos(self) -> int | None:
-        return _token_or_none(llama_cpp.llama_vocab_eos(self.handle))
-
-    @property
-    def adds_bos(self) -> bool:
-        """Whether tokenizing with `add_special` puts a BOS in front."""
-        return bool(llama_cpp.llama_vocab_get_add_bos(self.handle))
-
-    @property
-    def adds_eos(self) -> bool:
-        return bool(llama_cpp.llama_vocab_get_add_eos(self.handle))
-
-    @property
-    def sep(self) -> int | None:
-        return _token_or_none(llama_cpp.llama_vocab_sep(self.handle))
-
-    @property
-    def adds_sep(self) -> bool:
-        """Whether a SEP stands between the two texts of a pair."""
-        return bool(llama_cpp.llama_vocab_get_add_sep(self.handle))
 
     @cached_property
     def eog_tokens(self) -> frozenset[int]:
@@ -78,9 +57,9 @@ class ModelVocabulary:
     @cached_property
     def infill_tokens(self) -> tuple[int, int, int] | None:
         """`(prefix, suffix, middle)` for filling in the middle, or None when the model has none."""
-        prefix = _token_or_none(llama_cpp.llama_vocab_fim_pre(self.handle))
-        suffix = _token_or_none(llama_cpp.llama_vocab_fim_suf(self.handle))
-        middle = _token_or_none(llama_cpp.llama_vocab_fim_mid(self.handle))
+        prefix = facts.token_or_none(llama_cpp.llama_vocab_fim_pre(self.handle))
+        suffix = facts.token_or_none(llama_cpp.llama_vocab_fim_suf(self.handle))
+        middle = facts.token_or_none(llama_cpp.llama_vocab_fim_mid(self.handle))
         if prefix is None or suffix is None or middle is None:
             return None
         return prefix, suffix, middle
@@ -88,8 +67,8 @@ class ModelVocabulary:
     @cached_property
     def repository_tokens(self) -> tuple[int | None, int | None]:
         """`(repository, file)`: the tokens that begin each in front of infill, where the model has such."""
-        repository = _token_or_none(llama_cpp.llama_vocab_fim_rep(self.handle))
-        return repository, _token_or_none(llama_cpp.llama_vocab_fim_sep(self.handle))
+        repository = facts.token_or_none(llama_cpp.llama_vocab_fim_rep(self.handle))
+        return repository, facts.token_or_none(llama_cpp.llama_vocab_fim_sep(self.handle))
 
     def is_control(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_control(self.handle, token))
@@ -135,8 +114,3 @@ class ModelVocabulary:
                 return buffer.raw[:n]
             size = -n
         raise ValueError(f"token {token} has no piece")
-
-
-def _token_or_none(token: int) -> int | None:
-    """None for llama.cpp's -1: there is no such token."""
-    return int(token) if token >= 0 else None
