@@ -17,7 +17,7 @@ _SPARE = 8
 
 
 class JsonComparison:
-    """Compares text with `value`, which is JSON data. `is_equal` once the text is whole and says the same."""
+    """Comparison of a growing JSON text with `value`. `is_equal` once the text is whole and says the same."""
 
     def __init__(self, value: Any) -> None:
         self._reader = Reader()

@@ -101,7 +101,7 @@ def _linked(
 
 
 def _call_without_id(name: str | None, path: str, waiting: Mapping[str, str], *, in_order: bool) -> str:
-    """Which of the calls that are `waiting`, names by ids, a result without an id is of."""
+    """The id of the call, of those that are `waiting` (names by ids), that a result without an id belongs to."""
     if not waiting:
         raise _invalid(path, "it is the result of a tool, but no call before it waits for one")
     found = [call_id for call_id, called in waiting.items() if name in (None, called)]
