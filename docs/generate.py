@@ -1,6 +1,6 @@
 """Pages made from the code: settings, command line, routes, modules. `python -m docs.generate` writes them.
 
-tests/test_docs.py holds what is written to what would be. Needs no model and no llama.cpp.
+tests/project/test_docs.py holds what is written to what would be. Needs no model and no llama.cpp.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, Literal, get_args, get_origin
 
 import typer
 
-from server.api.app import create_app
-from server.api.settings import ApiConfig
-from server.cli import build_app
-from server.config import Config, Setting, settings
+from ggufd.api.app import create_app
+from ggufd.api.services.settings import ApiConfig
+from ggufd.cli import build_app
+from ggufd.settings.config import Config, Setting, settings
 
 DOCS = Path(__file__).parent
-PACKAGE = DOCS.parent / "server"
+PACKAGE = DOCS.parent / "server" / "ggufd"
 
 _NOTE = "<!-- Made by `python -m docs.generate`: change the code instead. -->"
 _METHODS = ("get", "post", "put", "delete")

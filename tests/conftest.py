@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Child processes import the package from the same folder as the tests do.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).parents[1] / "server"), os.environ.get("PYTHONPATH")])
+)
 
 # A busy machine makes an example slow, not wrong.
 settings.register_profile("ggufd", deadline=None)
@@ -53,7 +59,7 @@ def _no_apps_of_before() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_model() -> Iterator[Path]:
     """The path of the tiny model's file."""
-    from tests.tiny_model import quiet_llama, write_tiny_model
+    from tests.support.models.tiny_model import quiet_llama, write_tiny_model
 
     quiet_llama()
     with tempfile.TemporaryDirectory(prefix="ggufd-tests-") as folder:
@@ -63,7 +69,7 @@ def tiny_model() -> Iterator[Path]:
 @pytest.fixture
 def quiet_log_afterwards() -> Iterator[None]:
     """For tests that load an engine: its log goes with it, and C must not call a function that is gone."""
-    from tests.tiny_model import quiet_llama
+    from tests.support.models.tiny_model import quiet_llama
 
     yield
     quiet_llama().install()

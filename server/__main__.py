@@ -1,7 +1,0 @@
-"""`python -m server` is `ggufd`."""
-
-from server.cli import main
-
-# The engine's process imports this file again, as another module.
-if __name__ == "__main__":
-    main()

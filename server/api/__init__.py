@@ -1,1 +1,0 @@
-"""HTTP only: parse, submit, format. One module per API family."""

@@ -1,1 +1,0 @@
-"""Text in, text out: chat templates, tokenizing, grammars. Knows no HTTP."""

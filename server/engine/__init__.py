@@ -1,1 +1,0 @@
-"""The synchronous engine: sequences, queue, scheduler, prefix cache. Knows no HTTP and no JSON."""

@@ -1,0 +1,7 @@
+"""`python -m ggufd` is `ggufd`."""
+
+from ggufd.cli import main
+
+# The engine's process imports this file again, as another module.
+if __name__ == "__main__":
+    main()

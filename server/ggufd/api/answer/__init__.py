@@ -1,0 +1,1 @@
+"""Engine events to deltas, usage and log-probabilities, and their framing as SSE or NDJSON."""

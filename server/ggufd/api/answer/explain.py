@@ -1,0 +1,148 @@
+"""Why so much of a prompt was computed: what the cache had of it, where the two first differ, and in which message.
+
+Made for who sends `explain_cache`, and for the log when its level is debug. Knows no route.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ggufd.api.services.services import Text
+from ggufd.chat.prompt import Message
+from ggufd.chat.rendering.places import find_messages
+from ggufd.engine.messages.messages import CacheDifference, EngineRequest, Usage
+from ggufd.errors import GgufdError
+
+logger = logging.getLogger(__name__)
+
+_N_BEFORE = 8
+_N_AFTER = 16
+"""The window in tokens: so many that both have, and so many from the difference on."""
+
+_NOT_A_CHARACTER = "\ufffd"
+_MAX_SPLIT = 3
+"""At most so many bytes of a character lie behind the token that begins it."""
+
+
+def is_logged() -> bool:
+    """Whether explanations are wanted for the log, whoever asks."""
+    return logger.isEnabledFor(logging.DEBUG)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A prompt before it became tokens: its text where that is known, and the messages of a conversation."""
+
+    text: str | None = None
+    messages: Sequence[Message] = ()
+
+
+class CacheExplainer:
+    """The explanations of one HTTP request; `is_shown` says that its client asked for them."""
+
+    def __init__(self, text: Text, *, is_shown: bool) -> None:
+        self._text = text
+        self._is_shown = is_shown
+        self._prompts: list[_Prompt] = []
+        self._made: dict[int, dict[str, Any]] = {}
+
+    def add_prompt(self, text: str | None, messages: Sequence[Message] = ()) -> None:
+        """Tell the next prompt as text; one that is not told is read from its tokens."""
+        self._prompts.append(_Prompt(text, messages))
+
+    def of(self, index: int) -> dict[str, Any]:
+        """`{"cache": ...}` of a choice that has ended; empty when nobody asked."""
+        return {"cache": self._made[index]} if self._is_shown and index in self._made else {}
+
+    async def note(self, index: int, request: EngineRequest, usage: Usage) -> None:
+        """Explain a choice that has ended, if the engine was asked to report. Never raises for a failure to explain."""
+        if usage.cache is None:
+            return
+        position = index // request.n
+        prompt = self._prompts[position] if position < len(self._prompts) else _Prompt()
+        difference = usage.cache.difference
+        try:
+            first = None if difference is None else await self._difference(request.prompt, prompt, difference)
+        except GgufdError as error:
+            logger.warning("the cache could not be explained: %s", error.message)
+            return
+        source = usage.cache.source
+        self._made[index] = {
+            "reused": usage.cached_tokens,
+            "of": usage.prompt_tokens,
+            "from": None if source is None else source.value,
+            "computed_s": round(usage.prefill_s, 6),
+            "first_difference": first,
+        }
+        _log(request.request_id, self._made[index])
+
+    async def _difference(self, tokens: Sequence[int], prompt: _Prompt, difference: CacheDifference) -> dict[str, Any]:
+        first, held = difference.token, difference.held
+        before = tokens[max(0, first - _N_BEFORE) : first]
+        return {
+            "token": first,
+            **await self._place(tokens, prompt, first),
+            "prompt": await self._text.decode([*before, *tokens[first : first + _N_AFTER]]),
+            "cached": None if held is None else await self._text.decode([*before, *held]),
+        }
+
+    async def _place(self, tokens: Sequence[int], prompt: _Prompt, first: int) -> dict[str, Any]:
+        """In which message token `first` is and at which character of it; outside of all, the prompt's character.
+
+        Counted from the end: a tokenizer may add to the beginning of a text, never to its end. What the template writes
+        before a message belongs to it.
+        """
+        text = await self._text.decode(tokens) if prompt.text is None else prompt.text
+        character = _beginning(text, await self._text.decode(tokens[first:]))
+        for place in find_messages(text, prompt.messages):
+            if character < place.end:
+                inside = max(0, character - place.start) + place.first
+                return {"character": inside, "message": place.message, "role": place.role}
+        return {"character": character, "message": None, "role": None}
+
+
+def _beginning(text: str, rest: str) -> int:
+    """Where `rest`, the end of `text` as its tokens say it, begins.
+
+    It may begin within a character, whose bytes are then decoded one by one. Blanks may differ: some vocabularies drop
+    those beside special tokens.
+    """
+    whole = rest[:_MAX_SPLIT].lstrip(_NOT_A_CHARACTER) + rest[_MAX_SPLIT:]
+    position = len(text) - len(whole) if text.endswith(whole) else _beginning_but_for_blanks(text, whole)
+    return max(0, position - (len(whole) < len(rest)))
+
+
+def _beginning_but_for_blanks(text: str, rest: str) -> int:
+    n_left = len("".join(rest.split()))
+    position = len(text)
+    while n_left and position:
+        position -= 1
+        n_left -= not text[position].isspace()
+    return position - (len(rest) - len(rest.lstrip()))
+
+
+def _log(request_id: int, made: Mapping[str, Any]) -> None:
+    source = f" ({made['from']})" if made["from"] else ""
+    logger.debug(
+        "request %d reused %d of %d prompt tokens%s and computed the rest in %.3f s; %s",
+        request_id,
+        made["reused"],
+        made["of"],
+        source,
+        made["computed_s"],
+        _sentence(made["first_difference"]),
+    )
+
+
+def _sentence(first: Mapping[str, Any] | None) -> str:
+    if first is None:
+        return "no slot held anything else there"
+    where = "" if first["message"] is None else f" of message {first['message']} ({first['role']})"
+    cached = "another's text" if first["cached"] is None else repr(first["cached"])
+    return (
+        f"the first difference is token {first['token']}, character {first['character']}{where}: "
+        f"{first['prompt']!r} where the cache held {cached}"
+    )

@@ -1,0 +1,39 @@
+"""The stream of a message: Anthropic's events with their names, its pings and its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sse_starlette import ServerSentEvent
+
+from ggufd.api.answer.sse import ChunkFormat, event_bytes
+from ggufd.api.anthropic.errors import error_body
+from ggufd.api.anthropic.message import MessageWriter
+from ggufd.api.anthropic.output import Event
+from ggufd.engine.messages.messages import Output, RequestEvent
+from ggufd.errors import GgufdError
+
+
+class MessageEvents(ChunkFormat):
+    """Events with names, from `message_start` to `message_stop`."""
+
+    ping = ServerSentEvent(event="ping", data='{"type": "ping"}', sep="\n")
+
+    def __init__(self, writer: MessageWriter) -> None:
+        self._writer = writer
+
+    def begin(self) -> bytes:
+        return _bytes(self._writer.begin())
+
+    def feed(self, first: int, event: RequestEvent) -> bytes:
+        return _bytes(self._writer.feed(event)) if isinstance(event, Output) else b""
+
+    async def finish(self) -> bytes:
+        return _bytes(self._writer.end())
+
+    def fail(self, error: GgufdError) -> bytes:
+        return _bytes([error_body(error.message, error.status, param=error.param)])
+
+
+def _bytes(events: Iterable[Event]) -> bytes:
+    return b"".join([event_bytes(event, event["type"]) for event in events])

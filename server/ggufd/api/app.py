@@ -1,0 +1,167 @@
+"""The HTTP application: routes, middleware, and what every kind of error becomes.
+
+Made with what it needs; starts and stops nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from ggufd import __version__
+from ggufd.api.answer.sse import let_streams_finish
+from ggufd.api.anthropic import errors as anthropic
+from ggufd.api.anthropic import messages
+from ggufd.api.compat import kobold, ollama, ooba, tabby, vllm
+from ggufd.api.embeddings import embeddings, rerank
+from ggufd.api.http.auth import DOCS_FILES, KeyMiddleware
+from ggufd.api.http.json_response import error_body, error_response, json_response
+from ggufd.api.http.pages import PageGuard
+from ggufd.api.http.paths import LenientMiddleware
+from ggufd.api.http.record import DISCONNECTED, HEADER, RecordMiddleware, Sink, note_error, record_of
+from ggufd.api.http.requestlog import log_crash, log_request
+from ggufd.api.llamacpp import adapters as lora_adapters
+from ggufd.api.llamacpp import completion, infill, props, slots, tokens
+from ggufd.api.openai import chat, completions
+from ggufd.api.openai import models as model_list
+from ggufd.api.openai.responses import create, kept
+from ggufd.api.ops import debug, front, health, loading, queue
+from ggufd.api.request.docs import Documentation
+from ggufd.api.services.adapters import Adapters
+from ggufd.api.services.response_store import ResponseStore
+from ggufd.api.services.revocation import Revocations
+from ggufd.api.services.services import Engine, Models, Services, Text
+from ggufd.api.services.settings import ApiConfig
+from ggufd.errors import GgufdError, NotFound
+
+logger = logging.getLogger(__name__)
+
+_CLIENT_GONE = 499
+
+
+def create_app(
+    engine: Engine, text: Text, config: ApiConfig, models: Models | None = None, sinks: Sequence[Sink] = ()
+) -> FastAPI:
+    """The application over one engine and one text process; both are started and stopped by the caller.
+
+    `models` may give it others later; `sinks` are told of every request that ended. Raises ConfigError when the file of
+    stored responses cannot be used.
+    """
+    let_streams_finish()
+    # /docs with its scripts from here: a machine that serves a model often has no internet.
+    app = FastAPIOffline(
+        title="ggufd", version=__version__, redoc_url=None, redirect_slashes=False, static_url=DOCS_FILES
+    )
+    responses = ResponseStore(
+        config.responses_path, max_count=config.max_responses, max_bytes=config.max_responses_bytes
+    )
+    revocations = Revocations(config.keys)
+    services = Services(
+        engine, text, config, Adapters(config), revocations=revocations, models=models, responses=responses
+    )
+    app.state.services = services
+    app.state.large_bodies = asyncio.Lock()
+    if models is not None:
+        models.bind(functools.partial(_serve, app))
+    app.openapi = Documentation(app, has_keys=config.keys is not None)  # type: ignore[method-assign]
+    _add_routes(app)
+    _add_error_handlers(app)
+    if config.keys is not None:
+        public = (health.METRICS,) if config.metrics_for == "everybody" else ()
+        app.add_middleware(KeyMiddleware, ring=config.keys, public=public)
+    if config.allowed_hosts is not None:
+        app.add_middleware(PageGuard, hosts=config.allowed_hosts, origins=config.cors_origins)
+    if config.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(LenientMiddleware, root_path=config.root_path)
+    app.add_middleware(RecordMiddleware, sinks=[log_request, services.metrics.observe, *sinks])
+    return app
+
+
+def _serve(app: FastAPI, engine: Engine, text: Text, config: ApiConfig) -> None:
+    """From the next request on; those under way keep the services that they began with."""
+    app.state.services = dataclasses.replace(
+        app.state.services, engine=engine, text=text, config=config, adapters=Adapters(config)
+    )
+
+
+def _add_routes(app: FastAPI) -> None:
+    """Every route of the OpenAI family answers with and without its prefix: users forget it."""
+    app.include_router(front.router)
+    app.include_router(health.router)
+    app.include_router(debug.router)
+    for router in (
+        completions.router,
+        chat.router,
+        create.router,
+        kept.router,
+        messages.router,
+        model_list.router,
+        loading.router,
+        queue.router,
+    ):
+        app.include_router(router, prefix="/v1")
+        app.include_router(router, include_in_schema=False)
+    app.include_router(tokens.router)
+    app.include_router(tokens.router, prefix="/v1", include_in_schema=False)
+    families = (completion, infill, props, slots, lora_adapters, ooba, tabby, vllm, ollama, embeddings, rerank)
+    for family in families:
+        app.include_router(family.router)
+    app.include_router(kobold.classic, prefix="/api/v1")
+    app.include_router(kobold.classic, prefix="/api/latest", include_in_schema=False)
+    app.include_router(kobold.extra, prefix="/api/extra")
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(GgufdError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_gone)
+    app.add_exception_handler(Exception, _on_crash)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GgufdError)
+    note_error(request.scope, error.code)
+    return error_response(error, request.url.path)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """No such route, or not with this method."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405 and request.method == "OPTIONS":
+        return Response(status_code=204, headers=headers)
+    code = str(error.detail).lower().replace(" ", "_")
+    note_error(request.scope, code)
+    if error.status_code == 404:
+        missing = NotFound(f"There is no route {request.method} {request.url.path}. See /docs.")
+        return error_response(missing, request.url.path)
+    message = f"{request.method} {request.url.path}: {error.detail}."
+    body = error_body(message, "invalid_request_error", code=code)
+    if anthropic.is_anthropic(request.url.path):
+        body = anthropic.error_body(message, error.status_code)
+    return json_response(body, status=error.status_code, headers=headers)
+
+
+async def _on_gone(request: Request, error: Exception) -> Response:
+    """Nobody reads this; the status is for the log."""
+    note_error(request.scope, DISCONNECTED)
+    return Response(status_code=_CLIENT_GONE)
+
+
+async def _on_crash(request: Request, error: Exception) -> Response:
+    log_crash(logger, f"{request.method} {request.url.path[:60]!a} failed", error)
+    failed = GgufdError("The server failed on this request. Its log says why.")
+    response = error_response(failed, request.url.path)
+    response.headers[HEADER] = record_of(request).request_id
+    return response

@@ -1,0 +1,1 @@
+"""Routes of KoboldCpp, Ollama, text-generation-webui, tabbyAPI and vLLM."""

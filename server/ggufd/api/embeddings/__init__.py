@@ -1,0 +1,1 @@
+"""Embeddings and reranking in every family's shape."""

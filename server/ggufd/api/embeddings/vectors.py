@@ -1,0 +1,156 @@
+"""Texts to vectors, for every family of routes: tokens to the engine, numbers back. Knows no route and no shape."""
+
+from __future__ import annotations
+
+import array
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from ggufd.api.embeddings.matryoshka import is_matryoshka
+from ggufd.api.request.requests import Lora, ModelName, check_tokens
+from ggufd.api.request.validation import Body
+from ggufd.api.services.accounts import account_of, limits_of
+from ggufd.api.services.activity import Owner
+from ggufd.api.services.services import Services
+from ggufd.engine.messages.messages import Embedding, EmbedRequest, FinishReason, Scales
+from ggufd.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, Unsupported
+
+MAX_INPUTS = 2048
+"""As many as OpenAI takes."""
+
+_TEXTS_A_CALL = 32
+"""So few texts are tokenized at a time that others get their turn."""
+
+Encode = Callable[[Sequence[str]], Awaitable[list[list[int]]]]
+
+Input = str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be done with inputs, of which `param` is the name on the wire.
+
+    `truncates` cuts what is too long instead of refusing it. `norm` is llama-server's number (`engine.embeddings.pooling.scaled`).
+    `adapters` are the scales of the LoRA adapters.
+    """
+
+    param: str = "input"
+    dimensions: int | None = None
+    norm: int = 2
+    truncates: bool = False
+    adapters: Scales = ()
+
+
+class AdaptedFields(Body):
+    """What every request for vectors or scores may say: which LoRA adapters it wants, as a request for text does."""
+
+    lora: Lora | None = None
+    model: ModelName = None
+
+    def adapters_of(self, services: Services) -> Scales:
+        """Raises InvalidRequest for an adapter that is not there, NotFound for a name."""
+        return services.adapters.wanted(self.lora, self.model)
+
+
+async def vectors_of(services: Services, inputs: Sequence[Input], owner: Owner, wish: Wish) -> list[Embedding]:
+    """The vectors of texts and token lists, in their order. Raises InvalidRequest for what is wrong with one."""
+    info = services.require_ready().embedding
+    if info.pooling == "rank":
+        raise Unsupported("This model ranks documents and makes no vectors of texts. Ask /v1/rerank.")
+    check_count(inputs, wish.param)
+    _check_dimensions(services, wish.dimensions)
+    tokens = await _encode(services, inputs, wish)
+    return await compute(services, tokens, owner, wish)
+
+
+async def encode_in_turns(texts: Sequence[str], encode: Encode) -> list[list[int]]:
+    """The tokens of many texts, some of them at a time."""
+    found: list[list[int]] = []
+    for first in range(0, len(texts), _TEXTS_A_CALL):
+        found += await encode(texts[first : first + _TEXTS_A_CALL])
+    return found
+
+
+async def compute(services: Services, inputs: Sequence[Sequence[int]], owner: Owner, wish: Wish) -> list[Embedding]:
+    """What the engine makes of token lists, in their order."""
+    _check_lengths(inputs, services.require_ready().embedding.n_ctx, wish.param)
+    request = EmbedRequest(
+        request_id=services.engine.new_request_id(),
+        inputs=tuple(map(tuple, inputs)),
+        dimensions=wish.dimensions,
+        norm=wish.norm,
+        key=owner.key,
+        asker=owner.asker,
+        account=account_of(owner, services.config),
+        limits=limits_of(owner, services.config),
+        adapters=wish.adapters,
+    )
+    record, found = owner.record, dict[int, Embedding]()
+    record.is_work, record.model = True, services.config.model_id
+    record.prompt_tokens += sum(map(len, inputs))
+    async with services.engine.submit(request) as stream:
+        with services.revocations.during(owner, stream.refuse):
+            while events := await stream.take():
+                found |= {event.index: event for event in events if isinstance(event, Embedding)}
+    if len(found) != len(inputs):
+        raise EngineFailure("The engine ended this request without an answer. Send it again.")
+    record.reason = FinishReason.STOP.value
+    return [found[index] for index in range(len(inputs))]
+
+
+def numbers_of(embedding: Embedding) -> list[list[float]]:
+    """The vectors as numbers: one, or one for each token where nothing is pooled."""
+    numbers = array.array("f", embedding.data)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    # Nine digits are all that a float of 32 bits has.
+    short = [float(f"{number:.9g}") for number in numbers]
+    return [short[first : first + embedding.width] for first in range(0, len(short), embedding.width)]
+
+
+def check_count(inputs: Sequence[object], param: str) -> None:
+    """Raises InvalidRequest when there are too many, or none."""
+    if not 1 <= len(inputs) <= MAX_INPUTS:
+        raise InvalidRequest(f"'{param}': expected 1 to {MAX_INPUTS} texts, got {len(inputs)}.", param=param)
+
+
+def _check_dimensions(services: Services, dimensions: int | None) -> None:
+    ready = services.require_ready()
+    width = ready.embedding.width
+    if dimensions is None or dimensions == width:
+        return
+    if dimensions > width:
+        raise InvalidRequest(f"'dimensions': vectors have {width} here, got {dimensions}.", param="dimensions")
+    if not is_matryoshka(ready.model.architecture, ready.model.metadata):
+        raise Unsupported(
+            f"'dimensions': this model is not known to make vectors that may be cut; they have {width}. "
+            f"Leave it out, or cut and scale them yourself.",
+            param="dimensions",
+        )
+
+
+async def _encode(services: Services, inputs: Sequence[Input], wish: Wish) -> list[Sequence[int]]:
+    ready = services.require_ready()
+    limit = ready.embedding.n_ctx if wish.truncates else None
+    texts = [one for one in inputs if isinstance(one, str)]
+    encoded = iter(await encode_in_turns(texts, lambda some: services.text.encode_inputs(some, limit)))
+    found: list[Sequence[int]] = []
+    for place, one in enumerate(inputs):
+        if not isinstance(one, str):
+            check_tokens(one, ready.model.n_vocab, _name(wish.param, place, len(inputs)))
+        found.append(next(encoded) if isinstance(one, str) else one[:limit])
+    return found
+
+
+def _check_lengths(inputs: Sequence[Sequence[int]], n_ctx: int, param: str) -> None:
+    for place, tokens in enumerate(inputs):
+        name = _name(param, place, len(inputs))
+        if not tokens:
+            raise InvalidRequest(f"'{name}' is empty. Expected at least one token.", param=name)
+        if len(tokens) > n_ctx:
+            raise ContextLengthExceeded.of_input(len(tokens), n_ctx, param=name)
+
+
+def _name(param: str, place: int, n: int) -> str:
+    return param if n == 1 else f"{param}[{place}]"

@@ -1,0 +1,1 @@
+"""A connection, a body, an error, a log line."""

@@ -1,0 +1,151 @@
+"""What is known of an HTTP request when it has ended. The log, the metrics and the traces are made from it.
+
+Each request has an id: the client's own `x-request-id` where it sends one, and it goes back with the answer.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ggufd.api.anthropic.errors import is_anthropic
+from ggufd.api.http import ignored
+
+HEADER = "x-request-id"
+DISCONNECTED = "disconnect"
+"""The reason of a request whose client left before its end."""
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SCOPE_RECORD = "ggufd.record"
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """One request. Times are seconds: `started_s` of `time.monotonic`, the others lengths; None where unknown.
+
+    `is_work` says that the model had something to compute. `reason` is why it ended: a finish reason, an error's code,
+    `DISCONNECTED`, or "" of what was no work.
+    `first_s` is from arrival to the first token; `decode_s` is the time of the tokens after it, of the slowest choice,
+    and `decoded_tokens` are those of all. `ignored` names what was asked for and is not done: the answer says so.
+    """
+
+    request_id: str = ""
+    method: str = ""
+    path: str = ""
+    address: str = ""
+    started_s: float = field(default_factory=time.monotonic)
+    took_s: float = 0.0
+    status: int = 0
+    traceparent: str = ""
+    key: str = ""
+    model: str = ""
+    reason: str = ""
+    is_work: bool = False
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    queue_s: float | None = None
+    prefill_s: float | None = None
+    first_s: float | None = None
+    decode_s: float = 0.0
+    decoded_tokens: int = 0
+    ignored: list[str] = field(default_factory=list)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """How fast all choices together were written; None where they are too short to tell."""
+        return self.decoded_tokens / self.decode_s if self.decoded_tokens and self.decode_s > 0 else None
+
+    def note_first_token(self) -> None:
+        """The first token of any choice is there."""
+        if self.first_s is None:
+            self.first_s = time.monotonic() - self.started_s
+
+
+Sink = Callable[[Record], None]
+"""Takes what has ended. Must be quick and raise nothing."""
+
+
+def record_of(request: Request) -> Record:
+    """The record of this request; one that nobody reads where the middleware is missing."""
+    record: Record = request.scope.get(_SCOPE_RECORD) or Record()
+    return record
+
+
+def note_error(scope: Scope, code: str) -> None:
+    """An error ended this request."""
+    record = scope.get(_SCOPE_RECORD)
+    if record is not None:
+        record.reason = code
+
+
+def note_key(scope: Scope, name: str) -> None:
+    """Whose request it is."""
+    record = scope.get(_SCOPE_RECORD)
+    if record is not None:
+        record.key = name
+
+
+class RecordMiddleware:
+    """Gives every request a record and an id, and hands the record to `sinks` when the request has ended."""
+
+    def __init__(self, app: ASGIApp, sinks: Sequence[Sink]) -> None:
+        self._app = app
+        self._sinks = sinks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = _begin(scope)
+        scope[_SCOPE_RECORD] = record
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), *_told(record)]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            # The answer to this is written by who stands outside of all middleware.
+            record.status, record.reason = 500, "internal_error"
+            raise
+        finally:
+            record.took_s = time.monotonic() - record.started_s
+            for sink in self._sinks:
+                sink(record)
+
+
+def _told(record: Record) -> list[tuple[bytes, bytes]]:
+    """The headers of the answer that come from here."""
+    headers = [(name, record.request_id) for name in _headers_of(record.path)]
+    if record.ignored:
+        headers.append((ignored.HEADER, ignored.header_of(record.ignored)))
+    return [(name.encode(), value.encode()) for name, value in headers]
+
+
+def _headers_of(path: str) -> tuple[str, ...]:
+    """What tells the id. Anthropic's clients read it from a header of their own."""
+    return (HEADER, "request-id") if is_anthropic(path) else (HEADER,)
+
+
+def _begin(scope: Scope) -> Record:
+    headers = Headers(scope=scope)
+    sent = headers.get(HEADER, "")
+    client = scope.get("client")
+    return Record(
+        request_id=sent if _ID.fullmatch(sent) else uuid.uuid4().hex[:16],
+        method=scope["method"],
+        path=scope["path"],
+        address=client[0] if client else "",
+        traceparent=headers.get("traceparent", ""),
+    )

@@ -1,0 +1,143 @@
+"""`POST /completion`: llama-server's own completion, whole or as a stream; several answers come as an array."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BeforeValidator
+from starlette.responses import Response
+
+from ggufd.api.answer.explain import CacheExplainer
+from ggufd.api.answer.generation import Choice, Generation, collect, submit, unless_gone
+from ggufd.api.answer.sse import EventStream
+from ggufd.api.http.body import read_json
+from ggufd.api.http.json_response import json_response
+from ggufd.api.llamacpp.answer import NativeAnswer, NativeChunks
+from ggufd.api.request.chat.schemas import TopCount, read_logprobs
+from ggufd.api.request.docs import documented
+from ggufd.api.request.fields import LLAMACPP, LLAMACPP_UNSET
+from ggufd.api.request.prompts import MixedPrompts, encode_mixed
+from ggufd.api.request.requests import GenerationFields, check_n, engine_request, refuse_unavailable
+from ggufd.api.request.sampling import Bool
+from ggufd.api.request.validation import validate
+from ggufd.api.services.activity import Owner, owner_of
+from ggufd.api.services.services import Services, services_of
+from ggufd.engine.messages.messages import EngineRequest
+from ggufd.errors import InvalidRequest
+
+router = APIRouter(tags=["llama.cpp"])
+
+
+class NativeRequest(GenerationFields):
+    """`n_probs` is how many alternatives are told for each token, 0 is none; with `post_sampling_probs` of those that
+    the samplers left, as probabilities.
+    """
+
+    prompt: MixedPrompts
+    n_probs: Annotated[TopCount | None, BeforeValidator(read_logprobs)] = None
+    add_bos_token: Bool = True
+    return_tokens: Bool = False
+    post_sampling_probs: Bool = False
+
+    @property
+    def n_logprobs(self) -> int | None:
+        return self.n_probs or None
+
+
+_EXAMPLES: Mapping[str, Any] = {
+    "one prompt": {"prompt": "Once upon a time", "n_predict": 32},
+    "streamed": {"prompt": "Once upon a time", "n_predict": 32, "stream": True},
+    "several answers": {"prompt": "Once upon a time", "n_predict": 16, "n": 2, "n_probs": 5},
+}
+
+
+@router.post("/completion", **documented(NativeRequest, _EXAMPLES, streams=True))
+async def create_native_completion(request: Request) -> Response:
+    """Continue a text, in llama-server's shape."""
+    services = services_of(request)
+    body = await read_json(request, services.config.max_body_bytes)
+    refuse_unavailable(body)
+    return await answer_native(request, validate(NativeRequest, body, LLAMACPP, unset=LLAMACPP_UNSET))
+
+
+async def answer_native(request: Request, fields: NativeRequest) -> Response:
+    """The answer to a validated request, whole or as a stream."""
+    services = services_of(request)
+    work = _Completion(services, fields, owner_of(request))
+    if not fields.stream:
+        return json_response(await unless_gone(request, work.answer()))
+    generation = await work.start()
+    return EventStream(generation, work.chunks(), ping_s=services.config.ping_s)
+
+
+class _Completion:
+    """One request on its way from fields to an answer."""
+
+    def __init__(self, services: Services, fields: NativeRequest, owner: Owner) -> None:
+        self._services = services
+        self._fields = fields
+        self._owner = owner
+        self._requests: Sequence[EngineRequest] = ()
+        self._texts: Sequence[str] = ()
+        self._explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
+        check_n("n", fields.n, services.config.max_n)
+        if len(fields.prompt) > services.config.max_prompts:
+            raise InvalidRequest(
+                f"'prompt': expected at most {services.config.max_prompts} prompts, got {len(fields.prompt)}.",
+                param="prompt",
+            )
+
+    async def start(self) -> Generation:
+        """Submit every prompt. Raises what refuses one of them."""
+        fields, services = self._fields, self._services
+        prompts = [await encode_mixed(services, prompt, add_bos=fields.add_bos_token) for prompt in fields.prompt]
+        self._texts = [await self._text(*pair) for pair in zip(fields.prompt, prompts, strict=True)]
+        for text in self._texts:
+            self._explainer.add_prompt(text)
+        self._requests = [
+            await engine_request(
+                services,
+                fields,
+                tokens,
+                owner=self._owner,
+                param="prompt",
+                n_logprobs=fields.n_logprobs,
+                are_logprobs_final=fields.post_sampling_probs,
+            )
+            for tokens in prompts
+        ]
+        return await submit(
+            services,
+            self._requests,
+            self._owner,
+            self._explainer,
+            is_scoring=fields.max_tokens == 0,
+            keeps_stop=fields.include_stop_str_in_output,
+        )
+
+    async def _text(self, prompt: Sequence[str | int], tokens: Sequence[int]) -> str:
+        if len(prompt) == 1 and isinstance(prompt[0], str):
+            return prompt[0]
+        return await self._services.text.decode(tokens)
+
+    def _answer(self) -> NativeAnswer:
+        return NativeAnswer(self._services, self._fields, self._requests, self._texts, self._explainer)
+
+    def chunks(self) -> NativeChunks:
+        """The format of the stream."""
+        return NativeChunks(self._answer())
+
+    async def answer(self) -> Any:
+        """The whole answer as JSON data: an array when there are several."""
+        choices = await collect(await self.start())
+        answer = self._answer()
+        answers = [self._of(answer, index, choice) for index, choice in enumerate(choices)]
+        return answers[0] if len(answers) == 1 else answers
+
+    def _of(self, answer: NativeAnswer, index: int, choice: Choice) -> dict[str, Any]:
+        whole = answer.end(index, choice.ended, choice.text)
+        if self._fields.return_tokens:
+            whole["tokens"] = choice.tokens
+        return whole | answer.probabilities(choice)

@@ -1,0 +1,131 @@
+"""llama-server's `/props`, `/slots` and `/apply-template`: what there is, what the slots hold, a rendered chat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import Field, WithJsonSchema
+from starlette.responses import Response
+
+from ggufd.api.http.auth import admin_only
+from ggufd.api.http.body import read_json
+from ggufd.api.http.json_response import json_response
+from ggufd.api.llamacpp.answer import settings_json
+from ggufd.api.request.chat.schemas import Messages, Tools
+from ggufd.api.request.docs import documented
+from ggufd.api.request.sampling import Bool, SamplingFields
+from ggufd.api.request.validation import Body, validate
+from ggufd.api.services.services import Services, services_of
+from ggufd.chat.prompt import ChatPrompt
+from ggufd.engine.messages.messages import Ready, SlotState
+from ggufd.errors import Unavailable, Unsupported
+
+router = APIRouter(tags=["llama.cpp"])
+
+
+@router.get("/props")
+async def props(request: Request) -> Response:
+    """The model, its chat template byte for byte, and a slot's context and default samplers."""
+    services = services_of(request)
+    ready = services.require_ready()
+    info = services.text.info
+    return json_response(
+        {
+            "default_generation_settings": {
+                "id": 0,
+                "id_task": -1,
+                "n_ctx": ready.n_ctx,
+                "speculative": ready.draft is not None,
+                "is_processing": False,
+                "params": _default_settings(services),
+            },
+            "total_slots": ready.n_slots,
+            "model_alias": services.config.model_id,
+            "model_path": ready.model.path,
+            "model_ftype": ready.model.ftype,
+            "draft_model_path": None if ready.draft is None else ready.draft.path,
+            "modalities": {"vision": False, "audio": False},
+            "chat_template": info.chat_template,
+            "chat_template_needs": list(info.template_needs),
+            "bos_token": info.bos_piece,
+            "eos_token": info.eos_piece,
+            "build_info": services.config.build,
+            "is_sleeping": services.engine.state.name == "SLEEPING",
+        }
+    )
+
+
+def _default_settings(services: Services) -> dict[str, Any]:
+    limit = services.config.max_tokens
+    params = SamplingFields().to_params(services.config.sampling)
+    return {**settings_json(params), "n_predict": -1 if limit is None else limit, "stop": [], "n_probs": 0}
+
+
+@router.post("/props", include_in_schema=False, dependencies=[Depends(admin_only)])
+async def change_props(request: Request) -> Response:
+    """Nothing can be changed while the server runs."""
+    raise Unsupported("The properties cannot be changed while the server runs. Use its settings and start it again.")
+
+
+@router.get("/slots", dependencies=[Depends(admin_only)])
+async def slots(request: Request) -> Response:
+    """What every slot does and keeps: `n_past` tokens are computed, of `n_tokens` that its sequence has."""
+    services = services_of(request)
+    ready = services.require_ready()
+    states = await _slot_states(services, ready)
+    if request.query_params.get("fail_on_no_slot") == "1" and all(state.request_id is not None for state in states):
+        raise Unavailable("No slot is free.")
+    return json_response([_slot_json(state, ready) for state in states])
+
+
+async def _slot_states(services: Services, ready: Ready) -> Sequence[SlotState]:
+    """Those of a sleeper are idle and keep nothing: that is no reason to wake it, nor to ask again later."""
+    if services.engine.state.name in ("SLEEPING", "WAKING"):
+        return [SlotState(slot, None, 0, 0) for slot in range(ready.n_slots)]
+    return (await services.engine.stats()).slots
+
+
+def _slot_json(state: SlotState, ready: Ready) -> dict[str, Any]:
+    is_processing = state.request_id is not None
+    return {
+        "id": state.slot,
+        "id_task": state.request_id if is_processing else -1,
+        "n_ctx": ready.n_ctx,
+        "speculative": ready.draft is not None,
+        "is_processing": is_processing,
+        "n_tokens": state.n_tokens,
+        "n_past": state.n_past,
+    }
+
+
+class TemplateRequest(Body):
+    """A conversation to be rendered."""
+
+    messages: Messages
+    add_generation_prompt: Bool | None = None
+    continue_final_message: Bool | None = None
+    chat_template_kwargs: Annotated[Mapping[str, Any], WithJsonSchema({"type": "object"})] = Field(default_factory=dict)
+    tools: Tools = ()
+
+
+@router.post(
+    "/apply-template",
+    **documented(TemplateRequest, {"one message": {"messages": [{"role": "user", "content": "Hello"}]}}),
+)
+async def apply_template(request: Request) -> Response:
+    """The prompt that a conversation becomes, and its tokens' count; nothing is generated."""
+    services = services_of(request)
+    fields = validate(TemplateRequest, await read_json(request, services.config.max_body_bytes), {})
+    services.require_ready()
+    rendered = await services.text.render(
+        ChatPrompt(
+            fields.messages,
+            add_generation_prompt=fields.add_generation_prompt,
+            continue_final_message=fields.continue_final_message,
+            template_kwargs=fields.chat_template_kwargs,
+            tools=fields.tools,
+        )
+    )
+    return json_response({"prompt": rendered.text, "n_tokens": len(rendered.tokens), "repairs": list(rendered.repairs)})

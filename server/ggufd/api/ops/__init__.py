@@ -1,0 +1,1 @@
+"""Health, metrics, traces, the queue, change of the model."""

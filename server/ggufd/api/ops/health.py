@@ -1,0 +1,88 @@
+"""Is it there, is it well: `/health` and `/ready`, which never wait for the engine, and `/metrics`, which asks it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ggufd.api.http.auth import require_admin
+from ggufd.api.http.json_response import error_body, json_response
+from ggufd.api.services.metrics import MEDIA_TYPE, Snapshot
+from ggufd.api.services.services import Services, services_of
+from ggufd.errors import GgufdError, NotFound
+
+router = APIRouter(tags=["operations"])
+
+METRICS = "/metrics"
+
+_STATS_TIMEOUT_S = 5.0
+"""The engine answers between two steps; Prometheus waits 10 s by default."""
+
+_TAKES_REQUESTS = {"ready": "ok", "sleeping": "sleeping", "waking": "waking"}
+"""States of the engine in which a request is served, perhaps after loading; and what they are called."""
+
+
+@router.get("/health/live")
+async def live() -> Response:
+    """200 as long as the HTTP side runs, whatever the engine does."""
+    return json_response({"status": "ok"})
+
+
+@router.get("/v1/health", include_in_schema=False)
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """200 when the model is served, also one that has to wake for a request; 503 with the engine's state while it
+    loads, restarts, drains or has failed, and after a request that could not wake it, until one can.
+    """
+    return _state(services_of(request))
+
+
+@router.get("/health/ready", include_in_schema=False)
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """200 when a request would be taken now: as `/health`, but 503 too while as many wait as may."""
+    services = services_of(request)
+    if services.is_ready and services.engine.is_full:
+        return _not_now("queue_full", "as many requests wait as may")
+    return _state(services)
+
+
+def _state(services: Services) -> Response:
+    state = services.engine.state.name.lower()
+    trouble = services.engine.trouble
+    if state in _TAKES_REQUESTS and services.is_ready:
+        return _not_now("wake_failed", trouble) if trouble else json_response({"status": _TAKES_REQUESTS[state]})
+    # The engine may be ready a moment before the text process is.
+    state = "loading" if state == "ready" else state
+    return _not_now(state, f"{state} ({trouble})" if trouble else state)
+
+
+def _not_now(state: str, why: str) -> Response:
+    error = error_body(f"The server takes no requests now: {why}.", "service_unavailable", code=state)
+    return json_response({"status": state, **error}, status=503, headers={"Retry-After": "2"})
+
+
+@router.get(METRICS)
+async def metrics(request: Request) -> Response:
+    """Counters, gauges and histograms in Prometheus' text format. Who may read them is a setting (`metrics_for`)."""
+    services = services_of(request)
+    match services.config.metrics_for:
+        case "nobody":
+            raise NotFound("There are no metrics: this server was started with --metrics-for nobody.")
+        case "admin":
+            require_admin(request)
+        case "user" | "everybody":
+            pass
+    return Response(services.metrics.exposition(await _snapshot(services)), headers={"content-type": MEDIA_TYPE})
+
+
+async def _snapshot(services: Services) -> Snapshot:
+    """The engine's own figures are missing while there is none, or while it is too busy to tell them."""
+    engine = services.engine
+    try:
+        stats = await asyncio.wait_for(engine.stats(), _STATS_TIMEOUT_S)
+    except (GgufdError, TimeoutError):
+        stats = None
+    return Snapshot(engine.state.name.lower(), services.config.model_id, engine.ready, stats)

@@ -1,0 +1,53 @@
+"""`GET /v1/queue`: what is under way, in what order it is served, and when a turn comes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ggufd.api.http.json_response import json_response
+from ggufd.api.services.activity import Owner, owner_of
+from ggufd.api.services.services import services_of
+from ggufd.engine.messages.messages import QueueEntry
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/queue")
+async def get_queue(request: Request) -> Response:
+    """The caller's own requests; with an admin's key everybody's. The counts are of all, whoever asks."""
+    services = services_of(request)
+    ready = services.require_ready()
+    owner = owner_of(request)
+    entries = (await services.engine.queue_state()).entries
+    n_waiting = sum(entry.turn is not None for entry in entries)
+    return json_response(
+        {
+            "object": "list",
+            "slots": ready.n_slots,
+            "running": len(entries) - n_waiting,
+            "waiting": n_waiting,
+            "data": [_json(entry) for entry in entries if _may_see(owner, entry)],
+        }
+    )
+
+
+def _may_see(owner: Owner, entry: QueueEntry) -> bool:
+    return owner.is_admin or entry.asker == owner.asker
+
+
+def _json(entry: QueueEntry) -> dict[str, Any]:
+    turn = {} if entry.turn is None else {"position": entry.turn.position, "eta_s": round(entry.turn.wait_s, 1)}
+    return {
+        "id": entry.request_id,
+        "object": "queue.request",
+        "status": "running" if entry.turn is None else "waiting",
+        **turn,
+        "key": entry.key or None,
+        "priority": entry.priority,
+        "age_s": round(entry.age_s, 1),
+        "prompt_tokens": entry.prompt_tokens,
+        "completion_tokens": entry.generated_tokens,
+    }

@@ -1,0 +1,1 @@
+"""Fields of any API family to one validated engine request."""

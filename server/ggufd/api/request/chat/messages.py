@@ -1,0 +1,89 @@
+"""OpenAI's chat messages: what they may be, and what a model without eyes and ears cannot take.
+
+Knows no template: what a role means to the model is chat/'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ggufd.api.request.chat.calls import read_calls, with_results_linked
+from ggufd.errors import InvalidRequest, Unsupported
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_OTHER_PARTS = {
+    "image_url": "images",
+    "input_image": "images",
+    "image": "images",
+    "input_audio": "audio",
+    "video_url": "video",
+    "file": "files",
+    "input_file": "files",
+}
+_KEPT = ("name", "tool_call_id", "reasoning_content", "reasoning")
+
+
+def read_messages(value: Any, *, results_in_order: bool = False) -> tuple[dict[str, Any], ...]:
+    """The messages with what a template can use. Raises InvalidRequest that names the place.
+
+    `results_in_order` lets tool results without ids stand in the order of their calls.
+    """
+    if not isinstance(value, list) or not value:
+        raise InvalidRequest("'messages': expected a non-empty array of messages.", param="messages")
+    messages = [_read_message(message, index) for index, message in enumerate(value)]
+    return tuple(with_results_linked(messages, in_order=results_in_order))
+
+
+def _read_message(message: Any, index: int) -> dict[str, Any]:
+    path = f"messages[{index}]"
+    if not isinstance(message, Mapping):
+        raise _invalid(path, "expected an object with 'role' and 'content'")
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise _invalid(f"{path}.role", f"expected one of {', '.join(ROLES)}")
+    if message.get("function_call"):
+        raise _invalid(f"{path}.function_call", "this is the older form of 'tool_calls'. Send those")
+    kept = {name: message[name] for name in _KEPT if message.get(name) is not None}
+    _check_texts(kept, path)
+    if role == "assistant" and message.get("tool_calls") not in (None, []):
+        kept["tool_calls"] = read_calls(message["tool_calls"], f"{path}.tool_calls", index)
+    content = _read_content(message.get("content"), f"{path}.content", may_lack=role == "assistant")
+    return {"role": role, "content": content, **kept}
+
+
+def _check_texts(kept: Mapping[str, Any], path: str) -> None:
+    for name, value in kept.items():
+        if not isinstance(value, str):
+            raise _invalid(f"{path}.{name}", "expected a string")
+
+
+def _read_content(content: Any, path: str, *, may_lack: bool) -> Any:
+    if isinstance(content, str):
+        return content
+    if content is None and may_lack:
+        return ""
+    if not isinstance(content, list):
+        raise _invalid(path, "expected a string or an array of content parts")
+    return [_read_part(part, f"{path}[{index}]") for index, part in enumerate(content)]
+
+
+def _read_part(part: Any, path: str) -> dict[str, str]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if isinstance(kind, str) and kind in _OTHER_PARTS:
+        raise Unsupported(
+            f"'{path}': this server takes no {_OTHER_PARTS[kind]} with this model. Send text parts only.", param=path
+        )
+    if kind == "refusal" and isinstance(part.get("refusal"), str):
+        return {"type": "text", "text": part["refusal"]}
+    if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
+        raise _invalid(path, "expected a part of the form {'type': 'text', 'text': '...'}")
+    return {"type": "text", "text": part["text"]}
+
+
+def _invalid(path: str, what: str) -> InvalidRequest:
+    return InvalidRequest(f"'{path}': {what}.", param=path)

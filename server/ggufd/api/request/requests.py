@@ -1,0 +1,287 @@
+"""What every generating route takes besides its prompt, and the engine request that comes of it.
+
+All that can be refused without the engine is refused here. Knows no route and no response shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
+
+from ggufd.api.answer.explain import is_logged
+from ggufd.api.request.constraints import ConstraintFields
+from ggufd.api.request.recommended import recommended
+from ggufd.api.request.sampling import Bool, Count, Float, Int
+from ggufd.api.request.validation import Body
+from ggufd.api.services.accounts import account_of, check_priority, limits_of
+from ggufd.api.services.activity import Owner
+from ggufd.api.services.adapters import AdapterScale
+from ggufd.api.services.services import Services
+from ggufd.api.services.settings import ApiConfig
+from ggufd.chat.prompt import RenderedChat
+from ggufd.chat.tools.grammar import BODY
+from ggufd.engine.messages.messages import EngineRequest, Grammar, GrammarKind, SpanLimit
+from ggufd.engine.sampling.banned import check_bans
+from ggufd.errors import ContextLengthExceeded, InvalidRequest, Unsupported
+
+MAX_LOGPROBS = 128
+_MAX_PRIORITY = 1_000_000
+_MAX_TIMEOUT_S = 1e6
+_MAX_SCALES = 1000
+
+
+def read_stop(value: Any) -> Any:
+    """One stop string or a list of them; empty ones never match anything and are dropped."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list):
+        raise ValueError("expected a string or an array of strings")
+    return [item for item in values if item != ""]
+
+
+Stop = Annotated[
+    tuple[Annotated[str, Strict()], ...],
+    BeforeValidator(lambda value: _as_tuple(read_stop(value))),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def read_phrases(value: Any) -> Any:
+    """Phrases from a list, a JSON string of one, or lines; on lines they may stand in double quotes."""
+    if isinstance(value, str):
+        value = _list_in(value) or [_unquoted(line) for line in value.splitlines()]
+    return tuple(item for item in value if item != "") if isinstance(value, list) else value
+
+
+def _list_in(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, list) else None
+
+
+def _unquoted(line: str) -> str:
+    text = line.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+Phrases = Annotated[
+    tuple[Annotated[str, Strict()], ...],
+    BeforeValidator(read_phrases),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
+]
+
+
+class StreamOptions(Body):
+    """`include_usage` asks for one more chunk, with the usage of the whole request."""
+
+    include_usage: Bool | None = None
+
+
+_STREAM_OPTIONS = {"type": "object", "properties": {"include_usage": {"type": "boolean"}}}
+
+
+_LORA = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {"id": {"type": "integer"}, "scale": {"type": "number"}},
+        "required": ["id", "scale"],
+    },
+}
+
+
+def _read_scales(value: Any) -> Any:
+    if isinstance(value, list) and len(value) > _MAX_SCALES:
+        raise ValueError(f"expected at most {_MAX_SCALES} adapters, got {len(value)}")
+    return _as_tuple(value)
+
+
+Lora = Annotated[tuple[AdapterScale, ...], Field(fail_fast=True), BeforeValidator(_read_scales), WithJsonSchema(_LORA)]
+ModelName = Annotated[
+    str | None,
+    # There is one model, so whatever a client calls it is meant; but with an adapter's name behind it is told apart.
+    BeforeValidator(lambda value: value if isinstance(value, str) else None),
+    WithJsonSchema({"type": "string"}),
+]
+
+
+class GenerationFields(ConstraintFields):
+    """Samplers, constraints, limits and bans of a request that generates."""
+
+    n: Annotated[Int, Field(ge=1)] = 1
+    max_tokens: Count | None = None
+    min_tokens: Count = 0
+    stop: Stop = ()
+    include_stop_str_in_output: Bool = False
+    skip_special_tokens: Bool = True
+    n_keep: Annotated[Int, Field(ge=-1)] = 0
+    stream: Bool = False
+    stream_options: Annotated[StreamOptions, WithJsonSchema(_STREAM_OPTIONS)] | None = None
+    banned_strings: Phrases = ()
+    banned_regexes: Phrases = ()
+    bans_case_sensitive: Bool = False
+    return_progress: Bool = False
+    explain_cache: Bool = False
+    lora: Lora | None = None
+    model: ModelName = None
+    priority: Annotated[Int, Field(ge=-_MAX_PRIORITY, le=_MAX_PRIORITY)] = 0
+    timeout_s: Annotated[Float, Field(gt=0, le=_MAX_TIMEOUT_S)] | None = None
+    report_queue: Bool = False
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def has_bans(self) -> bool:
+        """Whether phrases are banned: then the answer counts how often one was taken back."""
+        return bool(self.banned_strings or self.banned_regexes)
+
+
+def check_n(name: str, n: int, max_n: int) -> None:
+    """Raises InvalidRequest when one prompt would become too many sequences."""
+    if n > max_n:
+        raise InvalidRequest(f"'{name}': expected at most {max_n} choices of one prompt, got {n}.", param=name)
+
+
+def check_tokens(tokens: Sequence[int], n_vocab: int, param: str) -> None:
+    """Raises InvalidRequest when one of `tokens` is not in the vocabulary."""
+    if tokens and not (min(tokens) >= 0 and max(tokens) < n_vocab):
+        wrong = next(token for token in tokens if not 0 <= token < n_vocab)
+        raise InvalidRequest(
+            f"'{param}': token id {wrong} is not in this model's vocabulary (0 to {n_vocab - 1}).", param=param
+        )
+
+
+async def engine_request(
+    services: Services,
+    fields: GenerationFields,
+    prompt: Sequence[int],
+    *,
+    owner: Owner,
+    param: str,
+    n: int | None = None,
+    n_logprobs: int | None = None,
+    are_logprobs_final: bool = False,
+    prompt_logprobs: bool = False,
+    rendered: RenderedChat | None = None,
+    span_limit: SpanLimit | None = None,
+) -> EngineRequest:
+    """The engine request for one prompt of tokens; `param` is what the client calls the prompt.
+
+    Raises InvalidRequest for all that is wrong with it: an empty prompt, foreign token ids, a prompt that does not
+    fit, a grammar that cannot be used, a phrase that cannot be banned, a priority that its owner may not ask for.
+    """
+    ready = services.require_ready()
+    if not ready.writes:
+        raise Unsupported("This model makes vectors of texts and writes none. Ask /v1/embeddings or /v1/rerank.")
+    if not prompt:
+        raise InvalidRequest(f"'{param}': the prompt is empty. Expected at least one token.", param=param)
+    if len(prompt) >= ready.n_ctx:
+        raise ContextLengthExceeded.of_prompt(len(prompt), ready.n_ctx, param=param)
+    check_tokens(prompt, ready.model.n_vocab, param)
+    sampling = fields.to_params({**recommended(ready.model.metadata), **services.config.sampling})
+    check_tokens([token for token, _ in fields.logit_bias or ()], ready.model.n_vocab, "logit_bias")
+    check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
+    check_bans(fields.banned_strings, fields.banned_regexes)
+    check_priority(fields.priority, owner)
+    owner.record.ignored += fields.ignored
+    constraint_param = "tools" if sampling.grammar is None else fields.constraint_param
+    if rendered is not None:
+        sampling = dataclasses.replace(sampling, grammar=_whole_answer(sampling.grammar, rendered))
+    if sampling.grammar is not None:
+        await _check_grammar(services, sampling.grammar, constraint_param)
+    limit = services.config.max_tokens if fields.max_tokens is None else fields.max_tokens
+    return EngineRequest(
+        request_id=services.engine.new_request_id(),
+        prompt=tuple(prompt),
+        n=n or fields.n,
+        max_tokens=None if limit is None else max(1, limit),
+        min_tokens=fields.min_tokens,
+        stop=fields.stop,
+        sampling=sampling,
+        n_logprobs=n_logprobs,
+        are_logprobs_final=are_logprobs_final,
+        prompt_logprobs=prompt_logprobs,
+        skip_special_tokens=fields.skip_special_tokens,
+        n_keep=len(prompt) if fields.n_keep < 0 else fields.n_keep,
+        shown_tokens=frozenset(rendered.shown if rendered is not None else ()),
+        span_limit=span_limit,
+        banned_strings=fields.banned_strings,
+        banned_regexes=fields.banned_regexes,
+        bans_case_sensitive=fields.bans_case_sensitive,
+        return_progress=fields.return_progress,
+        explain_cache=fields.explain_cache or is_logged(),
+        key=owner.key,
+        asker=owner.asker,
+        namespace=_namespace(services.config, owner),
+        account=account_of(owner, services.config),
+        limits=limits_of(owner, services.config),
+        priority=fields.priority,
+        timeout_s=fields.timeout_s,
+        report_queue=fields.report_queue,
+        adapters=services.adapters.wanted(fields.lora, fields.model),
+    )
+
+
+def _namespace(config: ApiConfig, owner: Owner) -> str:
+    """Within which the cache is shared; "" is everybody's. Without keys an address stands for a key.
+
+    What is on disk outlives the process, after which another key may have the name: it goes by the key itself.
+    """
+    if config.shares_cache:
+        return ""
+    return owner.digest or (owner.address if config.cache_sharing == "per-key" else "")
+
+
+def _whole_answer(content: Grammar | None, rendered: RenderedChat) -> Grammar | None:
+    """What holds an answer whose content is held by `content`: thoughts and calls have forms of their own."""
+    lark = rendered.grammar if content is None else rendered.frame
+    if lark is None:
+        return content
+    if content is None or BODY not in lark:
+        return Grammar(GrammarKind.LARK, lark)
+    return dataclasses.replace(content, frame=lark)
+
+
+async def _check_grammar(services: Services, grammar: Grammar, param: str) -> None:
+    try:
+        await services.text.check_grammar(grammar)
+    except InvalidRequest as error:
+        error.param = param
+        if param == "tools":
+            error.message = f"'tools': one grammar cannot hold them all. Send fewer, or simpler schemas. {error}"
+        raise
+
+
+_LATER: Mapping[str, str] = {
+    "image_data": "Images are",
+    "images": "Images are",
+    "structural_tag": "Structural tags are",
+}
+
+
+_OLDER: Mapping[str, str] = {"functions": "tools", "function_call": "tool_choice"}
+
+
+def refuse_unavailable(body: Mapping[str, Any]) -> None:
+    """Raises Unsupported for fields that are known and asked for, and that this server cannot honour yet."""
+    if body.get("modalities") not in (None, [], ["text"]):
+        raise Unsupported(
+            "'modalities': answers are text only here. Leave it out, or send ['text'].", param="modalities"
+        )
+    for name, what in _LATER.items():
+        if body.get(name):
+            raise Unsupported(f"'{name}': {what} not available in this version of the server yet.", param=name)
+    for name, newer in _OLDER.items():
+        if body.get(name) is not None:
+            raise Unsupported(f"'{name}': this is the older form of '{newer}'. Send that instead.", param=name)

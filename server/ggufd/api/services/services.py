@@ -1,0 +1,152 @@
+"""What the API needs from the engine and from the text process, as protocols: the real clients and fakes fit them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+from starlette.requests import Request
+
+from ggufd.api.services.activity import Activity
+from ggufd.api.services.adapters import Adapters
+from ggufd.api.services.metrics import Metrics
+from ggufd.api.services.response_store import ResponseStore
+from ggufd.api.services.revocation import Revocations
+from ggufd.api.services.settings import ApiConfig
+from ggufd.chat.prompt import ChatPrompt, RenderedChat, TextInfo
+from ggufd.engine.messages.messages import (
+    ActOnSlot,
+    EmbedRequest,
+    EngineRequest,
+    Grammar,
+    QueueState,
+    Ready,
+    RequestEvent,
+    SlotDone,
+    Stats,
+    Steps,
+)
+from ggufd.errors import EngineDown, GgufdError
+
+
+class RequestStream(Protocol):
+    """The events of one request, inside an `async with`. Leaving that early aborts the request."""
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *exc_info: object) -> bool | None: ...
+    async def take(self) -> list[RequestEvent]:
+        """All events that are there, at least one; empty at the end. Raises the error that ended the request."""
+
+    async def placed(self) -> None:
+        """Wait until the engine has taken it in. Raises what refused it."""
+
+    def abort(self) -> None:
+        """End it: after what is there already, nothing more comes."""
+
+    def refuse(self, error: GgufdError) -> None:
+        """End it: what is there already is dropped, and `take` raises `error`."""
+
+    def finish(self, index: int) -> None:
+        """End one of its sequences, with what that has said: its last event still comes."""
+
+
+class Engine(Protocol):
+    """The engine as seen from here. `submit` raises QueueFull, EngineDown or Draining at once."""
+
+    @property
+    def state(self) -> enum.Enum: ...
+    @property
+    def ready(self) -> Ready | None: ...
+    @property
+    def trouble(self) -> str:
+        """Why there is no engine now that there was one, in words for the user; empty where all is well."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more request would be refused, because as many wait as may."""
+
+    @property
+    def n_waiting(self) -> int: ...
+    @property
+    def n_running(self) -> int: ...
+    def new_request_id(self) -> int: ...
+    def submit(self, request: EngineRequest | EmbedRequest) -> RequestStream: ...
+    async def stats(self) -> Stats: ...
+    async def steps(self) -> Steps: ...
+    async def queue_state(self) -> QueueState: ...
+    async def act_on_slot(self, command: ActOnSlot) -> SlotDone:
+        """Erase, save or restore what an idle slot keeps. Raises Unavailable while it is in use, or InvalidRequest."""
+
+
+class Text(Protocol):
+    """The text process as seen from here. Every call may raise InvalidRequest."""
+
+    @property
+    def info(self) -> TextInfo: ...
+    async def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]: ...
+    async def encode_inputs(self, texts: Sequence[str], limit: int | None = None) -> list[list[int]]: ...
+    async def encode_pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]: ...
+    async def encode_infill(
+        self, prefix: str, suffix: str, files: Sequence[tuple[str, str]] = (), limit: int | None = None
+    ) -> list[int]: ...
+    async def decode(self, tokens: Sequence[int]) -> str: ...
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]: ...
+    async def render(self, chat: ChatPrompt) -> RenderedChat: ...
+    async def check_grammar(self, grammar: Grammar) -> None: ...
+    async def check_json(self, schema: str, text: str) -> None:
+        """Raises EngineFailure unless a finished text is what its schema asks for."""
+
+
+Report = Callable[[str, float | None], None]
+"""Is told what is being done, and which share of it is done, 0 to 1, where that is known."""
+
+Show = Callable[[Engine, Text, ApiConfig], None]
+"""Makes the application serve these from now on."""
+
+
+class Models(Protocol):
+    """Whoever can change the model."""
+
+    def bind(self, show: Show) -> None:
+        """`show` is called whenever something else is to be served."""
+
+    async def change(self, settings: Mapping[str, Any], report: Report) -> None:
+        """Serve the model that `settings` name; returns when it is ready. Goes on when the caller leaves.
+
+        Raises InvalidRequest where it cannot be served and the old one is, EngineFailure where none is, Unavailable
+        while another change is under way. Nothing was reported yet when the settings themselves are wrong.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All that a handler works with; `app.state.services`."""
+
+    engine: Engine
+    text: Text
+    config: ApiConfig
+    adapters: Adapters
+    activity: Activity = field(default_factory=Activity)
+    revocations: Revocations = field(default_factory=Revocations)
+    models: Models | None = None
+    responses: ResponseStore = field(default_factory=ResponseStore)
+    metrics: Metrics = field(default_factory=Metrics)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether both processes have loaded what they need. The text process has no `info` before that."""
+        return self.engine.ready is not None and getattr(self.text, "info", None) is not None
+
+    def require_ready(self) -> Ready:
+        """What the engine said when it was ready. Raises EngineDown before that."""
+        if self.engine.ready is None or not self.is_ready:
+            raise EngineDown("The model is still loading. Try again in a few seconds.", retry_after_s=2.0)
+        return self.engine.ready
+
+
+def services_of(request: Request) -> Services:
+    """The services that this request's application was made with."""
+    services: Services = request.app.state.services
+    return services

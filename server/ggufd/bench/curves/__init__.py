@@ -1,0 +1,1 @@
+"""Growth curves: figures over load and context."""

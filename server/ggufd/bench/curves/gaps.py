@@ -1,0 +1,37 @@
+"""gaps: the trade of `max_gap_ms`, a newcomer's TTFT against the longest pause of the decoding streams."""
+
+from __future__ import annotations
+
+from ggufd.bench.curves.ground import Ground
+from ggufd.bench.measure.site import Figure
+from ggufd.bench.scenarios import interference
+
+N_SLOTS = interference.RUNNING + 1
+
+_LINES = {
+    "longest gap of the others": ("longest gap of those who write", "s"),
+    "its first token": ("first token of a newcomer", "s"),
+    "its first token over that alone": ("first token over that alone", "x"),
+}
+"""What the scenario calls a quantity, and what it is called here."""
+
+
+async def measure(ground: Ground) -> None:
+    """A server for each value; the scenario `interference` on it."""
+    curve = ground.begin("gaps", "max_gap_ms")
+    n_ctx = max(interference.RUNNING_TOKENS + 64, 2 * ground.extent.newcomer)
+    for gap_ms in ground.extent.gaps_ms:
+        gap = ("--max-gap-ms", str(gap_ms), "--max-gap-steps", "0")
+        flags = ("-np", str(N_SLOTS), "-c", str(N_SLOTS * n_ctx), *gap)
+        with ground.launch(*flags) as local:
+            site = await ground.site(local, "gaps", gap_ms)
+            (case,) = interference.cases(site.sizes)
+            await case.measure(site)  # what a token costs is learnt by the first prompts
+            runs = [_values(await case.measure(site)) for _ in range(ground.extent.repetitions)]
+            for quantity, (name, unit) in _LINES.items():
+                curve.add(gap_ms, name, unit, [run[quantity] for run in runs if quantity in run])
+        ground.say(f"gaps: {gap_ms} ms of {max(ground.extent.gaps_ms)}")
+
+
+def _values(figures: list[Figure]) -> dict[str, float]:
+    return {figure.metric.quantity: figure.value for figure in figures}

@@ -1,0 +1,44 @@
+"""shared: users arrive at once with a common prefix that the server has cached."""
+
+from __future__ import annotations
+
+import statistics
+
+from ggufd.bench.measure.figures import Better, Metric
+from ggufd.bench.measure.site import Case, Figure, Site, Sizes
+
+NAME = "shared"
+QUESTION = 25
+ANSWER = 16
+
+
+def cases(sizes: Sizes) -> list[Case]:
+    """The one case."""
+    return [Case(NAME, label(sizes), needs(sizes), _measure, streams=sizes.users)]
+
+
+def label(sizes: Sizes) -> str:
+    """How many users, and how long the prefix is."""
+    return f"{sizes.users} users, {sizes.prefix:,} tokens"
+
+
+def needs(sizes: Sizes) -> int:
+    """Tokens of the longest sequence."""
+    return sizes.prefix + sizes.prefix // 10 + 2 * QUESTION + ANSWER
+
+
+async def crowd(site: Site, scenario: str, prefix: str) -> list[Figure]:
+    """Everybody's question after the same prefix, at once: the waits."""
+    prompts = [f"{prefix}\n\n{site.words.text(QUESTION)}" for _ in range(site.sizes.users)]
+    waits = tuple(answer.wait for answer in await site.together(prompts, ANSWER))
+    case = label(site.sizes)
+    return [
+        Figure(Metric(scenario, case, "median first token", "s", Better.LOWER), statistics.median(waits), waits),
+        Figure(Metric(scenario, case, "last first token", "s", Better.LOWER), max(waits), waits),
+    ]
+
+
+async def _measure(site: Site) -> list[Figure]:
+    prefix = site.words.text(site.sizes.prefix)
+    await site.client.complete(f"{prefix}\n\n{site.words.text(QUESTION)}", ANSWER)
+    return await crowd(site, NAME, prefix)

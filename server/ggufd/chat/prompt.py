@@ -1,0 +1,132 @@
+"""What crosses the boundary of the text process, in both directions: plain frozen data.
+
+Knows no HTTP, no Jinja and no llama_cpp.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ggufd.engine.messages.messages import SpanLimit
+from ggufd.llama.params import ModelParams
+
+Message = Mapping[str, Any]
+"""One message in OpenAI's shape: `role`, `content` (string, None or list of parts), and what else it carries."""
+
+
+class ToolMode(enum.Enum):
+    """Whether tools may, must or must not be called."""
+
+    NONE = "none"
+    AUTO = "auto"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Which tools the answer may call; no `names` means all of them."""
+
+    mode: ToolMode = ToolMode.AUTO
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation to be rendered. `tools` are in OpenAI's shape, checked.
+
+    `continue_final_message` None means: continue the last message when it is the assistant's and calls no tool.
+    `add_generation_prompt` None means: open an assistant turn, unless the last message is continued.
+    `parallel_tool_calls` None means: several where the template tells the model of tools itself, else one.
+    `template_kwargs` become variables of the template, as in `chat_template_kwargs` of other servers.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool | None = None
+    documents: tuple[Mapping[str, Any], ...] = ()
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    """How an answer is to be read.
+
+    `tool_format` is the name of the format that calls come in, "" when none can come. Thoughts stand between `opening`
+    and `closing`, both "" when there are none; `opened` is how the prompt has begun them, "" when it has not.
+    `text_arguments` are the arguments of each tool that are texts, for formats that do not say so themselves.
+    """
+
+    tool_format: str = ""
+    opening: str = ""
+    closing: str = ""
+    opened: str = ""
+    text_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedChat:
+    """The prompt as text and as tokens, BOS once at most.
+
+    `repairs` names what was changed in the conversation because the template refuses or drops its shape;
+    `is_fallback` says that the model has no template and ChatML was used. `form` is how to read the answer, in which
+    the special tokens `shown` must be written out. `grammar` is Lark of the whole answer, None when it is free;
+    `frame` is the same round content that is constrained itself, which it calls `@body`. `thoughts` tells where they
+    are and how to end them; nothing bounds them yet. `parallel_tool_calls` says whether the answer may call several.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    repairs: tuple[str, ...] = ()
+    is_fallback: bool = False
+    form: AnswerFormat = AnswerFormat()
+    shown: tuple[int, ...] = ()
+    grammar: str | None = None
+    frame: str | None = None
+    thoughts: SpanLimit | None = None
+    parallel_tool_calls: bool = True
+
+
+def any_arguments(tool: str) -> str:
+    """What `repairs` says of a tool whose schema cannot be enforced: its arguments are held as far as can be."""
+    return f"any_arguments:{tool}"
+
+
+@dataclass(frozen=True, slots=True)
+class TextParams:
+    """How to start the text process. `chat_template` replaces the one in the file, `tool_format` what it looks like."""
+
+    model: ModelParams
+    chat_template: str | None = None
+    tool_format: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextInfo:
+    """What the vocabulary and the template are.
+
+    `chat_template` is the text that is rendered, byte for byte; "" when the file has none and ChatML stands in
+    (`is_fallback`). `template_error` says why the file's own template cannot be used at all, or is None.
+    `template_needs` names the repairs that this template needs, see `chat.rendering.repair`. `tool_format` is the format that
+    calls come in; `has_thinking` says that the template knows of thoughts, `tells_time` that it may write the time.
+    """
+
+    chat_template: str
+    is_fallback: bool
+    template_error: str | None
+    template_needs: tuple[str, ...]
+    bos_token: int | None
+    eos_token: int | None
+    bos_piece: str
+    eos_piece: str
+    n_vocab: int
+    adds_bos: bool
+    has_infill: bool
+    tool_format: str = ""
+    has_thinking: bool = False
+    tells_time: bool = False

@@ -1,0 +1,1 @@
+"""Tool calls: what all formats share."""

@@ -1,0 +1,58 @@
+"""Lark of a whole answer: thoughts, then content or calls. What binds and from where on is decided here.
+
+Text is free until a call is opened; from there on it can be nothing but a call of a known tool with arguments that
+fit, to its end. llguidance's lazy terminals do that, so a free token costs a few microseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ggufd.chat.deltas.thinking import Thinking
+from ggufd.chat.prompt import ToolMode
+from ggufd.chat.tools.base import ToolFormat
+from ggufd.chat.tools.rules import TEXT, Rules
+
+BODY = "@body"
+"""Content that a grammar of its own describes."""
+
+_BLANKS = r"/\s{0,4}/"
+_BEFORE_THOUGHTS = r"/\n{0,2}/"
+"""No more than what is read as standing before thoughts (`chat.deltas.thinking`): else they would be content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """Whether calls may come, in which format, and whether several."""
+
+    form: ToolFormat
+    mode: ToolMode
+    may_repeat: bool
+
+
+def answer_grammar(
+    rules: Rules, calling: Calling | None, thinking: Thinking | None, *, is_inside: bool, has_body: bool
+) -> str:
+    """The grammar. `is_inside` says that the prompt has opened thoughts, `has_body` that content is `@body`."""
+    body = BODY if has_body else TEXT
+    is_required = calling is not None and calling.mode is ToolMode.REQUIRED
+    if calling is None:
+        after = body
+    else:
+        after = calling.form.answer(rules, body=body, may_repeat=calling.may_repeat, is_required=is_required)
+    if thinking is None:
+        return rules.text(after)
+    rules.add("after", after)
+    return rules.text(_with_thoughts(rules, thinking, is_inside=is_inside, may_end=not is_required and not has_body))
+
+
+def _with_thoughts(rules: Rules, thinking: Thinking, *, is_inside: bool, may_end: bool) -> str:
+    """Thoughts and what comes after. With `may_end` the model may also stop while it thinks."""
+    opening, thoughts = rules.mark(thinking.opening.strip()), rules.up_to("thoughts", thinking.closing)
+    unfinished = f" | {TEXT}?" if may_end else ""
+    if is_inside:
+        return f"{thoughts} {_BLANKS} after{unfinished}"
+    if may_end and not opening.startswith("<["):
+        # Free text may be anything, so that a mark which is text could not be told from it.
+        return "after"
+    return f"({_BEFORE_THOUGHTS} {opening} {thoughts} {_BLANKS})? after" + (f" | {opening} {TEXT}?" if may_end else "")

@@ -1,0 +1,193 @@
+"""The commands `serve`, `check`, `plan`, `keys` and `bench`: read settings, say errors in one line, exit 0 or 1.
+
+Imported again by every child process, so nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial, update_wrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ggufd import __version__
+from ggufd.errors import GgufdError
+
+if TYPE_CHECKING:
+    import typer
+
+    from ggufd.daemon.prestart import Spares
+    from ggufd.settings.config import Config
+
+_INTERRUPTED = 130
+_HELP = {"-h", "--help"}
+_TOP_LEVEL = {*_HELP, "--version"}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry of the console script. Without the name of a command it is `serve`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _TOP_LEVEL):
+        arguments = ["serve", *arguments]
+    try:
+        with _spares(arguments) as spares:
+            build_app(arguments[0], spares)(arguments, prog_name="ggufd")
+    except KeyboardInterrupt:
+        # Ctrl-C while a command is still being imported.
+        sys.exit(_INTERRUPTED)
+
+
+def _spares(arguments: list[str]) -> AbstractContextManager[Spares | None]:
+    """A server's processes, so that they start while the settings are read."""
+    if arguments[0] != "serve" or not _HELP.isdisjoint(arguments):
+        return nullcontext()
+    from ggufd.daemon import prestart
+
+    return prestart.started()
+
+
+def build_app(command: str, spares: Spares | None = None) -> typer.Typer:
+    """The command line, with the imports that `command` needs."""
+    import typer
+
+    from ggufd.settings.flags import CommandWithSections, with_settings
+
+    app = typer.Typer(
+        help="Serve one GGUF model over the OpenAI API, to many clients at once.",
+        epilog="`ggufd --model FILE` is `ggufd serve --model FILE`.\n\nAll settings: `ggufd serve -h`.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    app.callback()(_top())
+    app.command("serve", cls=CommandWithSections)(with_settings(update_wrapper(partial(serve, spares), serve)))
+    app.command("check", cls=CommandWithSections)(with_settings(check))
+    app.command("plan", cls=CommandWithSections)(with_settings(plan, ("model", "context"), _plan_options()))
+    app.add_typer(_bench(command), name="bench")
+    app.add_typer(_keys(command), name="keys")
+    return app
+
+
+def _top() -> Any:
+    """What is done before any command: `--version`."""
+    from typing import Annotated
+
+    import typer
+
+    def say_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"ggufd {__version__}")
+            raise typer.Exit
+
+    option = typer.Option("--version", callback=say_version, is_eager=True, help="Say the version and exit.")
+
+    def top(version: bool = False) -> None:
+        pass
+
+    top.__annotations__["version"] = Annotated[bool, option]
+    return top
+
+
+def serve(spares: Spares | None, config_file: Path | None, flags: dict[str, Any]) -> None:
+    """Load the model and serve it until Ctrl-C (the default command)."""
+    try:
+        config = _load(config_file, flags)
+        from ggufd import console, logs
+        from ggufd.daemon import daemon
+        from ggufd.settings import access
+
+        logs.set_up(config.server.log_level, config.server.log_format)
+        console.log_settings(_file(config_file))
+        code = daemon.run(config, access.of(config.server), spares)
+    except GgufdError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    sys.exit(code)
+
+
+def check(config_file: Path | None, flags: dict[str, Any]) -> None:
+    """Check settings and model file, and say what would be run."""
+    try:
+        config = _load(config_file, flags)
+        from ggufd.daemon import daemon
+        from ggufd.models import hub
+        from ggufd.planner import check as planned
+        from ggufd.settings import access, listen
+
+        keys = access.of(config.server)
+        listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
+        model = daemon.find_model(config, may_fetch=False)
+        hub.chat_template(config.model.chat_template_file)
+        planned.run(config, model, _file(config_file), 0 if keys is None else len(keys.ring))
+    except GgufdError as error:
+        _fail(error)
+
+
+def plan(config_file: Path | None, flags: dict[str, Any], *, target: str, as_json: bool) -> None:
+    """Say what a model takes, and what fits on this machine.
+
+    Its header is read, nothing is loaded. Of a folder: a table in Markdown, as model cards have it.
+    """
+    try:
+        config = _load(config_file, flags)
+        from ggufd.planner import command
+
+        command.run(target, config, as_json=as_json)
+    except GgufdError as error:
+        _fail(error)
+
+
+def _plan_options() -> dict[str, tuple[Any, Any]]:
+    from typing import Annotated
+
+    import typer
+
+    file = typer.Argument(metavar="[FILE|FOLDER]", help="The model, or a folder of them; else --model, else the demo.")
+    return {
+        "target": (Annotated[str, file], ""),
+        "as_json": (Annotated[bool, typer.Option("--json", help="Print everything as JSON.")], False),
+    }
+
+
+def _file(config_file: Path | None) -> Path | None:
+    import os
+
+    from ggufd.settings import sources
+
+    return sources.find_file(config_file, os.environ)
+
+
+def _load(config_file: Path | None, flags: dict[str, Any]) -> Config:
+    from ggufd.settings import sources
+
+    return sources.load(config_file, flags)
+
+
+def _fail(error: GgufdError) -> NoReturn:
+    print(f"ggufd: {error.message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _keys(command: str) -> typer.Typer:
+    """The commands on key files; an empty stand-in when another one runs."""
+    if command == "keys":
+        from ggufd.cli_keys import app
+
+        return app
+    import typer
+
+    return typer.Typer(help="Make, list and revoke keys.")
+
+
+def _bench(command: str) -> typer.Typer:
+    """The bench's commands; an empty stand-in when another one runs."""
+    if command == "bench":
+        from ggufd.bench.app import app
+
+        return app
+    import typer
+
+    return typer.Typer(help="Measure any OpenAI-compatible server, or two in turns.")

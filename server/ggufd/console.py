@@ -1,0 +1,216 @@
+"""What the person at the terminal sees: the progress bar, the summary.
+
+Pleasant on a terminal, plain lines in a log file. Knows no engine and no HTTP; it is given what it shows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from ggufd import __version__
+from ggufd.engine.messages.messages import Ready
+from ggufd.models.hub import ModelFile
+
+logger = logging.getLogger("ggufd")
+
+
+class LoadingBar:
+    """Shows how much of the model is loaded; `update` may be called from any thread."""
+
+    def __init__(self, name: str, console: Console | None = None) -> None:
+        self._name = name
+        self._console = console or Console(stderr=True)
+        self._progress: Progress | None = None
+        self._logged = 0
+
+    def __enter__(self) -> LoadingBar:
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("Loading {task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._progress.add_task(self._name, total=1.0)
+            self._progress.start()
+        else:
+            logger.info("loading %s", self._name)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self, fraction: float) -> None:
+        """`fraction` of the model is loaded, 0 to 1; without a terminal every quarter is a log line."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=fraction)
+        elif int(fraction * 4) > self._logged:
+            self._logged = int(fraction * 4)
+            logger.info("loading %s: %d %%", self._name, self._logged * 25)
+
+
+def show_summary(
+    ready: Ready,
+    model: ModelFile,
+    model_id: str,
+    url: str,
+    *,
+    has_keys: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Say once what is served, on what, where, and how to call it."""
+    rows = [
+        ("Model", f"{model_id}: {_description(ready)}"),
+        (
+            "Context",
+            slots_text(ready.n_slots, ready.n_ctx) if ready.writes else f"texts of up to {ready.n_ctx:,} tokens",
+        ),
+        *_embedding(ready),
+        *_draft(ready),
+        ("Runs on", _place(ready)),
+        ("Memory", f"{_bytes(ready.memory_bytes)}; flash attention {_flash_attention(ready)}"),
+        *_host_cache(ready),
+        ("API", f"{url}/v1"),
+        ("Docs", f"{url}/docs"),
+    ]
+    show(f"ggufd {__version__} is ready", rows, _hints(ready, model, url, has_keys=has_keys), console)
+
+
+def log_settings(file: Path | None) -> None:
+    """Say which file was read: a forgotten config.toml explains much."""
+    if file is not None:
+        logger.info("settings from %s", file)
+
+
+_CHAT = ("chat/completions", {"messages": [{"role": "user", "content": "Hello! Who are you?"}], "max_tokens": 100})
+_EMBEDDING = ("embeddings", {"input": ["A first text.", "A second one."]})
+_RERANK = ("rerank", {"query": "Who lives in the sea?", "documents": ["The cat.", "The whale."]})
+
+
+def curl_line(url: str, *, with_key: bool, what: tuple[str, object] = _CHAT) -> str:
+    """A command that works when pasted into a POSIX shell (the key comes from the environment)."""
+    path, body = what
+    key = ' -H "Authorization: Bearer $GGUFD_API_KEY"' if with_key else ""
+    return f"curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d {shlex.quote(json.dumps(body))}"
+
+
+def show(
+    title: str, rows: Sequence[tuple[str, str]], hints: Sequence[str] = (), console: Console | None = None
+) -> None:
+    """A title, names with what they are, and lines that are to survive being copied."""
+    console = console or Console()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row("  " + name, Text(value))
+    console.print(Text(title, style="bold green"))
+    console.print(table)
+    for hint in hints:
+        # Never wrapped.
+        console.print(hint, soft_wrap=True, markup=False, highlight=False)
+
+
+def _hints(ready: Ready, model: ModelFile, url: str, *, has_keys: bool) -> list[str]:
+    makes = _RERANK if ready.embedding.pooling == "rank" else _EMBEDDING
+    hints = ["", "  Try it:", f"  {curl_line(url, with_key=has_keys, what=_CHAT if ready.writes else makes)}"]
+    if model.is_demo:
+        hints += ["", "  This is the small demo model. Another one: ggufd --model FILE.gguf"]
+    return [*hints, "", "  Ctrl-C stops."]
+
+
+def _description(ready: Ready) -> str:
+    model = ready.model
+    return (
+        f"{model.name}, {model.architecture}, {model.ftype}, {_parameters(model.n_params)} parameters, "
+        f"{_bytes(model.size_bytes)}"
+    )
+
+
+def slots_text(n_slots: int, n_ctx: int) -> str:
+    """`4 slots of 8,192 tokens each`."""
+    return f"{n_slots} {_plural('slot', n_slots)} of {n_ctx:,} tokens{_each(n_slots)}"
+
+
+def _embedding(ready: Ready) -> list[tuple[str, str]]:
+    """Nothing about it for a model that writes, unless somebody wants it."""
+    info = ready.embedding
+    if not info.is_asked_for:
+        return []
+    if info.pooling == "rank":
+        return [("Reranks", f"documents of up to {info.n_ctx:,} tokens with their query")]
+    return [("Embeds", f"{info.width:,} numbers a text, pooled by {info.pooling}, of up to {info.n_ctx:,} tokens")]
+
+
+def _draft(ready: Ready) -> list[tuple[str, str]]:
+    draft = ready.draft
+    if draft is None:
+        return []
+    where = f", {draft.n_gpu_layers} layers on the GPU" if draft.n_gpu_layers else ""
+    what = f"{draft.name}, {draft.ftype}, {_parameters(draft.n_params)} parameters, {_bytes(draft.size_bytes)}{where}"
+    return [("Guesses", f"{what}; for an answer that runs alone")]
+
+
+def _place(ready: Ready) -> str:
+    threads = f"{ready.n_threads} {_plural('thread', ready.n_threads)}"
+    if ready.n_gpu_layers == 0:
+        return f"CPU, {threads}" + (f"; the GPU is not used: {ready.offload_why}" if ready.offload_why else "")
+    total = ready.model.n_layer + 1
+    where = ", ".join(ready.devices) or "GPU"
+    why = f" ({ready.offload_why})" if ready.offload_why else ""
+    return f"{where}: {min(ready.n_gpu_layers, total)} of {total} layers{why}; CPU: {threads}"
+
+
+def _flash_attention(ready: Ready) -> str:
+    state = "on" if ready.flash_attn else "off"
+    return f"{state} ({ready.flash_attn_why})" if ready.flash_attn_why else state
+
+
+def _host_cache(ready: Ready) -> list[tuple[str, str]]:
+    """What may be taken in time: in a small container it is less than elsewhere."""
+    if not ready.writes:
+        return []
+    back = "; edited, they go on from the end of an earlier message" if ready.reuse == "snapshots" else ""
+    size = f"up to {_bytes(ready.host_cache_bytes)} of RAM" if ready.host_cache_bytes else "no RAM"
+    return [("Keeps", f"{size} for chats that lost their slot{back}")]
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else word + "s"
+
+
+def _each(count: int) -> str:
+    return " each" if count > 1 else ""
+
+
+def _parameters(count: int) -> str:
+    for unit, name in ((1e9, "B"), (1e6, "M")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return str(count)
+
+
+def _bytes(count: int) -> str:
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}" if unit == 1 << 30 else f"{count / unit:.0f} {name}"
+    return f"{count / 1024:.0f} KiB"

@@ -1,0 +1,1 @@
+"""The running server: start, serve, change the model, drain."""

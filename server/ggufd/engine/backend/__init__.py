@@ -1,0 +1,1 @@
+"""Interfaces of what computes: decoder, vocabulary, constraint, sampler; and token sequences."""

@@ -1,0 +1,141 @@
+"""One batch: a plan becomes rows, llama.cpp computes them, and the logits come back beside their chunks.
+
+Learns meanwhile what batches cost: for the scheduler's budget, for guesses, for the number of threads. Knows no tokens
+but those that the plan names, and samples nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ggufd.engine.backend.interfaces import Decoder, Grammars
+from ggufd.engine.sampling.sampling import Rows
+from ggufd.engine.scheduling.scheduler import Chunk, StepTime
+from ggufd.engine.scheduling.threads import ThreadTuner
+from ggufd.engine.slots.prefix_cache import PrefixCache
+from ggufd.engine.speculation.prompt_lookup import StepCosts
+from ggufd.engine.telemetry.counters import Counters
+from ggufd.engine.telemetry.trace import StepTrace
+
+
+class Computed(NamedTuple):
+    """A chunk that is in the cache now, and the logits that it asked for; `last_row` is its last row in the batch."""
+
+    chunk: Chunk
+    rows: Rows
+    last_row: int
+
+
+class Costs(NamedTuple):
+    """What is learned from the time of each batch."""
+
+    step_time: StepTime
+    guesses: StepCosts
+    threads: ThreadTuner
+
+
+class Batcher:
+    """Computes plans on one decoder. Times come from `clock`, in seconds."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        grammars: Grammars,
+        cache: PrefixCache,
+        costs: Costs,
+        counters: Counters,
+        trace: StepTrace,
+        clock: Callable[[], float],
+    ) -> None:
+        self._decoder = decoder
+        self._grammars = grammars
+        self._cache = cache
+        self._costs = costs
+        self._counters = counters
+        self._trace = trace
+        self._clock = clock
+
+    def compute(self, plan: list[Chunk], *, depth: int) -> list[Computed]:
+        """Compute one batch; the deepest of all running sequences has `depth` tokens.
+
+        Raises `NoRoomError` and `EngineFailure`; then half of it may be in the cache.
+        """
+        places = self._fill_batch(plan)
+        self._begin_masks(plan)
+        n_decode = sum(chunk.n_tokens for chunk in plan if chunk.is_decode)
+        n_prefill = self._decoder.batch.n_rows - n_decode
+        self._set_threads(n_decode, n_prefill, depth)
+        self._decoder.set_adapters(plan[0].sequence.request.adapters)
+        seconds = self._decoder.decode()
+        self._note(plan, seconds, n_decode, n_prefill)
+        n_outputs = self._decoder.batch.n_outputs
+        logits = self._decoder.logits() if n_outputs else np.empty((0, 0), np.float32)
+        return [
+            Computed(chunk, logits[first : first + chunk.n_outputs], last_row)
+            for chunk, (first, last_row) in zip(plan, places, strict=True)
+        ]
+
+    def _note(self, plan: list[Chunk], seconds: float, n_decode: int, n_prefill: int) -> None:
+        self._counters.end(self._clock(), seconds, n_rows=n_decode + n_prefill, n_sequences=len(plan))
+        self._cache.note_decode()
+        self._note_time(seconds, n_decode, n_prefill, n_sequences=len(plan))
+        self._note_batch(plan, seconds, n_decode, n_prefill)
+        per_token = self._costs.step_time.prefill_s_per_token
+        self._cache.prefill_s_per_token = per_token or self._cache.prefill_s_per_token
+
+    def _fill_batch(self, plan: list[Chunk]) -> list[tuple[int, int]]:
+        """Write the plan into the batch; returns the first output and the last row of each chunk."""
+        batch = self._decoder.batch
+        batch.clear()
+        places = []
+        for chunk in plan:
+            sequence = chunk.sequence
+            assert sequence.slot is not None
+            tokens = sequence.tokens[sequence.n_past : sequence.n_past + chunk.n_tokens]
+            tokens.extend(sequence.draft)
+            first_output = batch.add(sequence.slot, tokens, sequence.n_past, chunk.n_outputs)
+            places.append((first_output, batch.n_rows - 1))
+        return places
+
+    def _begin_masks(self, plan: list[Chunk]) -> None:
+        """The masks that will be needed after this decode are computed beside it."""
+        constraints = [
+            chunk.sequence.constraint
+            for chunk in plan
+            if chunk.sequence.constraint is not None and chunk.n_outputs and _is_last(chunk)
+        ]
+        constraints = [one for one in constraints if not one.is_free]
+        if constraints:
+            self._grammars.begin_masks(constraints)
+
+    def _set_threads(self, n_decode: int, n_prefill: int, depth: int) -> None:
+        """Learn from the step before, unless there was nothing to do in between, and choose for this one."""
+        self._counters.begin(self._clock())
+        if self._counters.step_gap_s < self._counters.step_s:
+            self._costs.threads.record(self._counters.step_s + self._counters.step_gap_s)
+        self._decoder.set_threads(self._costs.threads.choose(n_decode, depth=depth, is_prefill=n_prefill > 0))
+
+    def _note_time(self, seconds: float, n_decode: int, n_prefill: int, *, n_sequences: int) -> None:
+        """A step of one sequence alone tells what a guess costs; one with a guess is no measure for anything else."""
+        if n_sequences == 1 and n_prefill == 0:
+            self._costs.guesses.record(n_decode, seconds)
+        if n_decode <= n_sequences:
+            self._costs.step_time.record(seconds, n_decode, n_prefill)
+
+    def _note_batch(self, plan: list[Chunk], seconds: float, n_decode: int, n_prefill: int) -> None:
+        """A step that had to try again has several batches."""
+        self._trace.decode_s += seconds
+        self._trace.n_sequences += len(plan)
+        self._trace.n_decode += n_decode
+        self._trace.n_prefill += n_prefill
+        if n_decode > len(plan):
+            self._trace.n_draft += sum(len(chunk.sequence.draft) for chunk in plan)
+
+
+def _is_last(chunk: Chunk) -> bool:
+    """Whether nothing of the sequence is uncomputed after it."""
+    n_draft = len(chunk.sequence.draft)
+    return chunk.sequence.n_past + chunk.n_tokens - n_draft == len(chunk.sequence.tokens)

@@ -1,0 +1,1 @@
+"""The engine as the API's process sees it: submission, streams, supervision."""

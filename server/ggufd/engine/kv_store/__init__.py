@@ -1,0 +1,1 @@
+"""KV states outside the slots: host RAM, disk, files saved by hand."""

@@ -1,0 +1,230 @@
+"""Computed prefixes that left host RAM too, in files: they come back after a restart, or for a chat of last week.
+
+A byte budget; what was used least recently goes first. A file (`state_file`) says which model and settings made it
+(`fingerprint`), and holds its tokens, which alone decide what it is good for. Reading and writing happen on a thread: a
+step never waits for a disk. Whatever fails costs no more than the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from array import array
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufd.engine.backend.tokens import common_prefix
+from ggufd.engine.kv_store import state_file
+from ggufd.engine.kv_store.host_cache import Kept
+from ggufd.engine.kv_store.state_file import BadStateFile
+from ggufd.engine.messages.messages import DiskPlace, Realm
+
+logger = logging.getLogger(__name__)
+
+MIN_TOKENS = 256
+"""Fewer are computed again sooner than they are worth a file."""
+
+_MAX_WRITING = 4
+"""So many states may wait for the disk; more would hold RAM that is wanted for something else."""
+
+_SUFFIX = ".npz"
+
+
+@dataclass(slots=True, eq=False)
+class Filed:
+    """A file with the state of `tokens`; `used_s` is when it was used last, as the file system tells it."""
+
+    path: Path
+    n_bytes: int
+    used_s: float
+    tokens: array[int]
+    realm: Realm
+
+
+class Fetch:
+    """A state on its way back from a file."""
+
+    def __init__(self, future: Future[Kept | None]) -> None:
+        self._future = future
+
+    @property
+    def is_ready(self) -> bool:
+        return self._future.done()
+
+    @property
+    def kept(self) -> Kept | None:
+        """What was read; None when it could not be. Only when it is ready."""
+        return self._future.result()
+
+
+def open_disk_cache(place: DiskPlace | None, *, only_whole: bool = False) -> DiskCache | None:
+    """The cache that the settings ask for; None, and a line in the log, where its folder cannot be used."""
+    if place is None:
+        return None
+    try:
+        return DiskCache(Path(place.folder), place.max_bytes, place.fingerprint, only_whole=only_whole)
+    except OSError as error:
+        logger.warning("chats are not kept on disk: %s", error)
+        return None
+
+
+class DiskCache:
+    """At most `max_bytes` of files in `folder`, used by one engine at a time. Raises OSError when it cannot be made.
+
+    With `only_whole` a file is of use only where all of its tokens begin a prompt, as in `HostCache`.
+    `n_bad` files were broken.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, fingerprint: str, *, only_whole: bool = False) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._only_whole = only_whole
+        self._fingerprint = fingerprint
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk-cache")
+        self._writing: set[Future[Filed | None]] = set()
+        self._has_failed = False
+        self.n_bad = 0
+        self._entries = self._scan()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(entry.n_bytes for entry in self._entries)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def fetch(self, tokens: array[int], realm: Realm, n_known: int) -> Fetch | None:
+        """Begin to read the file with the longest common beginning with `tokens`, if that is worth it.
+
+        `n_known` tokens are at hand anyway. Of `tokens` at least the last is left to be computed.
+        """
+        self._collect()
+        best, n_best = None, n_known + MIN_TOKENS - 1
+        for entry in self._entries:
+            n = common_prefix(entry.tokens, tokens) if entry.realm == realm else 0
+            is_usable = not self._only_whole or n == len(entry.tokens) < len(tokens)
+            if is_usable and n > n_best:
+                best, n_best = entry, n
+        return None if best is None else Fetch(self._thread.submit(self._read, best))
+
+    def _read(self, entry: Filed) -> Kept | None:
+        try:
+            kept, _ = state_file.read(entry.path)
+        except (OSError, BadStateFile) as error:
+            logger.warning("%s could not be read, so this chat is computed again: %s", entry.path.name, error)
+            self.n_bad += 1
+            _remove(entry.path)
+            entry.tokens, entry.n_bytes = array("i"), 0
+            return None
+        with suppress(OSError):
+            os.utime(entry.path)
+            entry.used_s = entry.path.stat().st_mtime
+        return kept
+
+    def _scan(self) -> list[Filed]:
+        """What earlier runs left; of another model or other settings it only takes its place until that is needed."""
+        entries = []
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            try:
+                stat, head = path.stat(), state_file.read_head(path)
+            except (OSError, BadStateFile) as error:
+                logger.warning("%s is no saved chat and is deleted: %s", path.name, error)
+                self.n_bad += 1
+                _remove(path)
+                continue
+            tokens = head.tokens if head.mark == self._fingerprint else array("i")
+            entries.append(Filed(path, stat.st_size, stat.st_mtime, tokens, head.realm))
+        for leftover in self._folder.glob(f".*{_SUFFIX}.*"):
+            _remove(leftover)
+        return entries
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def store(self, kept: Kept) -> bool:
+        """Begin to write a state, unless it is there already or the disk is behind; whether it will be there."""
+        self._collect()
+        if len(kept.tokens) < MIN_TOKENS or len(kept.state) > self._max_bytes:
+            return False
+        if any(self._holds(entry, kept) for entry in self._entries):
+            return True
+        if len(self._writing) >= _MAX_WRITING:
+            return False
+        self._writing.add(self._thread.submit(self._write, kept))
+        return True
+
+    def flush(self, timeout_s: float, n_left: int = 0) -> None:
+        """Wait until at most `n_left` states are still to be written, that long at most."""
+        deadline_s = time.monotonic() + timeout_s
+        while len(self._writing) > n_left and (left_s := deadline_s - time.monotonic()) > 0:
+            wait(self._writing, left_s, FIRST_COMPLETED)
+            self._collect()
+
+    def drop(self, kept: Kept) -> None:
+        """Delete the file of a state that was of no use, if there is one."""
+        for entry in [one for one in self._entries if one.realm == kept.realm and one.tokens == kept.tokens]:
+            self._delete(entry)
+
+    def close(self) -> None:
+        """No more is read or written."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _collect(self) -> None:
+        """Take note of what has been written, in place of what it continues; delete what there is no more room for."""
+        for future in [future for future in self._writing if future.done()]:
+            self._writing.remove(future)
+            entry = future.result()
+            if entry is not None:
+                self._entries = [old for old in self._entries if old.path != entry.path]
+                for old in [old for old in self._entries if self._is_continued(old, entry)]:
+                    self._delete(old)
+                self._entries.append(entry)
+        while self.n_bytes > self._max_bytes:
+            self._delete(min(self._entries, key=lambda entry: entry.used_s))
+
+    def _holds(self, entry: Filed, kept: Kept) -> bool:
+        """Whether the file is of use wherever the state would be."""
+        n_least = len(entry.tokens) if self._only_whole else 0
+        n_common = common_prefix(entry.tokens, kept.tokens) if entry.realm == kept.realm else 0
+        return n_common == len(kept.tokens) >= n_least
+
+    def _is_continued(self, old: Filed, new: Filed) -> bool:
+        """Whether the tokens of `old` are but the beginning of those of `new`, which is of use wherever `old` is."""
+        if self._only_whole or old.realm != new.realm:
+            return False
+        return 0 < len(old.tokens) == common_prefix(old.tokens, new.tokens)
+
+    def _delete(self, entry: Filed) -> None:
+        self._entries.remove(entry)
+        _remove(entry.path)
+
+    def _write(self, kept: Kept) -> Filed | None:
+        path = self._folder / f"{self._name(kept)}{_SUFFIX}"
+        try:
+            n_bytes = state_file.write(path, kept, self._fingerprint)
+            used_s = path.stat().st_mtime
+        except OSError as error:
+            if not self._has_failed:
+                logger.warning("chats cannot be kept on disk: %s", error)
+            self._has_failed = True
+            return None
+        return Filed(path, n_bytes, used_s, kept.tokens[:], kept.realm)
+
+    def _name(self, kept: Kept) -> str:
+        """A name that says nothing of what is in the file, and is the same for the same."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr((self._fingerprint, kept.realm)).encode())
+        digest.update(kept.tokens.tobytes())
+        return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Delete a file; one that a folder does not let go of stays, for the next start to find."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+"""Computed prefixes that no slot holds any more, in host RAM: what a chat left behind when another took its slot.
+
+A byte budget; the least recently used goes first. Entries are compared by tokens, never by hashes. Knows no context:
+states come and go as bytes, and fit only the context that made them.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ggufd.engine.backend.tokens import common_prefix
+from ggufd.engine.messages.messages import Realm
+from ggufd.llama.context.batch import State
+
+if TYPE_CHECKING:
+    from ggufd.engine.kv_store.disk_cache import DiskCache, Fetch
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """The state of a slot that held `tokens`, shape `[n_bytes]`; `asker` had them computed, in one `realm`."""
+
+    tokens: array[int]
+    state: State
+    realm: Realm = ("", ())
+    asker: str = ""
+    last_used: int = 0
+
+
+class HostCache:
+    """At most `max_bytes` of states; 0 keeps nothing. What has to go, goes to `disk`.
+
+    With `only_whole` a state is of use only where all of its tokens begin a prompt, since it cannot be cut back; so
+    the beginnings of an entry are entries of their own.
+    """
+
+    def __init__(self, max_bytes: int, disk: DiskCache | None = None, *, only_whole: bool = False) -> None:
+        self.max_bytes = max_bytes
+        self._disk = disk if max_bytes else None
+        self._only_whole = only_whole
+        self._entries: list[Kept] = []
+        self._time = 0
+        self.n_evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(len(entry.state) for entry in self._entries)
+
+    def match(self, tokens: array[int], realm: Realm) -> tuple[Kept, int] | None:
+        """The entry of a realm with the longest common beginning with `tokens`, and its length; None without one.
+
+        Of `tokens` at least the last is left to be computed.
+        """
+        best: tuple[Kept, int] | None = None
+        for entry in self._of(realm):
+            n = common_prefix(entry.tokens, tokens)
+            is_usable = not self._only_whole or n == len(entry.tokens) < len(tokens)
+            if is_usable and n > (best[1] if best else 0):
+                best = (entry, n)
+        return best
+
+    def holds(self, tokens: array[int], realm: Realm) -> bool:
+        """Whether an entry of a realm is of use wherever one of `tokens` would be."""
+        return any(
+            common_prefix(entry.tokens, tokens) == len(tokens) >= (len(entry.tokens) if self._only_whole else 0)
+            for entry in self._of(realm)
+        )
+
+    def longest_common(self, tokens: array[int], realm: Realm) -> int:
+        """How many of `tokens` begin some entry of a realm, of use or not."""
+        return max((common_prefix(entry.tokens, tokens) for entry in self._of(realm)), default=0)
+
+    def fetch(self, tokens: array[int], realm: Realm, n_known: int) -> Fetch | None:
+        """Begin to read from disk what has more of `tokens` than the `n_known` that a slot holds; None without."""
+        if self._disk is None:
+            return None
+        found = self.match(tokens, realm)
+        return self._disk.fetch(tokens, realm, max(n_known, found[1] if found else 0))
+
+    def close(self, timeout_s: float) -> None:
+        """Put on disk what there is, the latest first, as far as that goes in time."""
+        if self._disk is None:
+            return
+        deadline_s = time.monotonic() + timeout_s
+        for entry in sorted(self._entries, key=lambda entry: -entry.last_used):
+            self._disk.flush(max(0.0, deadline_s - time.monotonic()), n_left=1)
+            if time.monotonic() < deadline_s:
+                self._disk.store(entry)
+        self._disk.flush(max(0.0, deadline_s - time.monotonic()))
+        self._disk.close()
+
+    @property
+    def has_disk(self) -> bool:
+        return self._disk is not None
+
+    def insert(self, kept: Kept) -> None:
+        """Keep a state, in place of those that are of no use beside it; evict others to stay in the budget."""
+        if len(kept.state) > self.max_bytes:
+            return
+        for entry in self._of(kept.realm):
+            is_beginning = common_prefix(entry.tokens, kept.tokens) == len(entry.tokens)
+            if is_beginning and (not self._only_whole or len(entry.tokens) == len(kept.tokens)):
+                self._entries.remove(entry)
+        while self.n_bytes + len(kept.state) > self.max_bytes:
+            oldest = min(self._entries, key=lambda entry: entry.last_used)
+            self._entries.remove(oldest)
+            self.n_evicted += 1
+            if self._disk is not None:
+                self._disk.store(oldest)
+        self._entries.append(kept)
+        self.touch(kept)
+
+    def drop(self, kept: Kept) -> None:
+        """Forget a state that was of no use, here and on disk."""
+        self._entries = [entry for entry in self._entries if entry.state is not kept.state]
+        if self._disk is not None:
+            self._disk.drop(kept)
+
+    def drop_like(self, tokens: array[int], realm: Realm, n_least: int) -> None:
+        """Forget every state of a realm that has at least so many of the first `tokens`, here and on disk."""
+        for entry in [one for one in self._of(realm) if common_prefix(one.tokens, tokens) >= n_least]:
+            self.drop(entry)
+
+    @property
+    def n_bad_files(self) -> int:
+        """Files on disk that were broken."""
+        return 0 if self._disk is None else self._disk.n_bad
+
+    def _of(self, realm: Realm) -> list[Kept]:
+        return [entry for entry in self._entries if entry.realm == realm]
+
+    def touch(self, entry: Kept) -> None:
+        """The entry was used just now."""
+        self._time += 1
+        entry.last_used = self._time

@@ -1,0 +1,104 @@
+"""A computed chat in a file: its tokens, its state, whose it is, and what it was computed with (`mark`).
+
+numpy's `.npz`, a zip archive whose checksums are verified as it is read. A file is written whole or not at all, and
+only its owner may read it. The state goes back to llama.cpp, which checks its shape: trust the folder, not the network.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ggufd.engine.kv_store.host_cache import Kept
+from ggufd.engine.messages.messages import Realm
+
+_FORMAT = 1
+
+
+class BadStateFile(Exception):
+    """The file is broken, or no such file at all."""
+
+
+class Head(NamedTuple):
+    """What a file tells before its state."""
+
+    tokens: array[int]
+    realm: Realm
+    asker: str
+    mark: str
+
+
+def write(path: Path, kept: Kept, mark: str) -> int:
+    """Write all of it or nothing; how many bytes that are. Raises OSError."""
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            namespace, adapters = kept.realm
+            np.savez(
+                file,
+                format=_FORMAT,
+                mark=mark,
+                namespace=namespace,
+                adapters=np.array(adapters, np.float64),
+                asker=kept.asker,
+                tokens=np.array(kept.tokens, np.int32),
+                state=kept.state,
+            )
+        os.replace(part, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(part)
+        raise
+    return path.stat().st_size
+
+
+def read(path: Path) -> tuple[Kept, str]:
+    """What was written, and its mark. Raises OSError and BadStateFile."""
+    with _opened(path) as data:
+        head = _head(data)
+        state = _row(data, "state", np.uint8)
+        if not len(state):
+            raise BadStateFile("it has no state")
+    return Kept(head.tokens, state, head.realm, head.asker), head.mark
+
+
+def read_head(path: Path) -> Head:
+    """The same without the state, which is most of it. Raises OSError and BadStateFile."""
+    with _opened(path) as data:
+        return _head(data)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as data:
+                yield data
+        except Exception as error:
+            # numpy, zipfile, zlib and struct have many words for a file that is broken.
+            raise BadStateFile(str(error) or type(error).__name__) from None
+
+
+def _head(data: Any) -> Head:
+    if int(data["format"]) != _FORMAT:
+        raise BadStateFile("it was written by another version")
+    tokens, adapters = _row(data, "tokens", np.int32), _row(data, "adapters", np.float64)
+    if not len(tokens):
+        raise BadStateFile("it has no tokens")
+    realm = (str(data["namespace"]), tuple(adapters.tolist()))
+    return Head(array("i", tokens.tobytes()), realm, str(data["asker"]), str(data["mark"]))
+
+
+def _row(data: Any, name: str, kind: type[np.generic]) -> Any:
+    """A part of the file, shape `[n]`. Raises BadStateFile for any other."""
+    part = data[name]
+    if part.dtype != kind or part.ndim != 1:
+        raise BadStateFile(f"its {name} are of shape {part.shape} and type {part.dtype}")
+    return part

@@ -1,0 +1,1 @@
+"""Prefill of foreseen prompts while the engine is idle."""

@@ -1,0 +1,129 @@
+"""What the next prompt of a chat will begin with, when its client drops old messages each turn: computed while idle.
+
+Behind a cut everything has moved, so all of it has to be computed again, every turn. But a cut tells how the client
+makes them (`trim`), and all but the new message is known while the person reads. `PreRoll` computes that in a slot of
+its own, a small batch at a time, when nobody waits. What was computed is an ordinary cache entry: a prompt that comes
+otherwise matches less of it, and no text changes.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from dataclasses import dataclass
+
+from ggufd.engine.backend.interfaces import Decoder
+from ggufd.engine.backend.tokens import common_prefix
+from ggufd.engine.messages.messages import EngineRequest, Realm
+from ggufd.engine.scheduling.scheduler import Scheduler
+from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.sequence.trim import Chat, find_trim, predict
+from ggufd.engine.slots.prefix_cache import PrefixCache, Slot
+from ggufd.errors import EngineFailure
+from ggufd.llama.context.batch import NoRoomError
+
+_MAX_CHATS = 16
+"""Chats that are remembered: a few bytes for each token."""
+
+_MIN_WORTH = 64
+"""Fewer tokens are computed soon enough when they are asked for."""
+
+
+@dataclass(slots=True)
+class _Task:
+    """A beginning to be computed for a chat, in a slot that is none of `taken`: its own and those of other guesses."""
+
+    tokens: array[int]
+    chat: Chat
+    taken: list[Slot]
+    slot: Slot | None = None
+
+
+class PreRoll:
+    """Remembers chats, and computes their predicted prompts in idle slots of `cache`."""
+
+    def __init__(self, decoder: Decoder, cache: PrefixCache, scheduler: Scheduler) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self._scheduler = scheduler
+        self._chats: list[Chat] = []
+        self._tasks: deque[_Task] = deque(maxlen=_MAX_CHATS)
+        self.n_computed = 0
+
+    # --- what clients do ----------------------------------------------------------------------------------------------
+
+    def begin(self, request: EngineRequest, prompt: array[int]) -> Chat:
+        """A prompt was sent: the chat that it belongs to, perhaps a new one."""
+        chat = self._chat_of(prompt, request.realm) or Chat(array("i"), request.realm, request.asker)
+        chat.longest = max(chat.longest, len(prompt))
+        self._chats = [one for one in self._chats if one is not chat][1 - _MAX_CHATS :]
+        self._chats.append(chat)
+        return chat
+
+    def end(self, chat: Chat, sequence: Sequence) -> None:
+        """It was answered, in the slot that the sequence still has: what will come next? Older guesses are outdated."""
+        chat.tokens = sequence.said
+        for task in [task for task in self._tasks if task.chat is chat]:
+            self._tasks.remove(task)
+        if chat.trim is None or sequence.slot is None:
+            return
+        taken = [self._cache.slots[sequence.slot]]
+        for tokens in predict(chat.tokens, chat.trim, chat.longest):
+            if len(tokens) < self._decoder.n_ctx:
+                self._tasks.append(_Task(tokens, chat, taken))
+
+    def _chat_of(self, prompt: array[int], realm: Realm) -> Chat | None:
+        """The chat that the prompt continues, or was cut out of."""
+        own = [(common_prefix(chat.tokens, prompt), chat) for chat in reversed(self._chats) if chat.realm == realm]
+        for n_common, chat in sorted(own, key=lambda one: -one[0]):
+            if 2 * n_common >= len(chat.tokens):
+                return chat
+            trim = find_trim(chat.tokens, prompt)
+            if trim is not None:
+                chat.trim = trim.after(chat.trim)
+                return chat
+        return None
+
+    # --- while nobody waits -------------------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._tasks)
+
+    def step(self) -> None:
+        """Compute one batch, which takes no longer than others may be kept waiting. Only while `has_work`."""
+        task = self._tasks[0]
+        try:
+            is_done = self._begin(task) if task.slot is None else self._go_on(task, task.slot)
+        except (NoRoomError, EngineFailure):
+            if task.slot is not None and task.slot.is_idle:
+                self._cache.evict(task.slot)
+            is_done = True
+        if is_done:
+            self._tasks.popleft()
+
+    def _begin(self, task: _Task) -> bool:
+        """Take a slot; whether there is nothing to be done in it."""
+        slot = self._cache.spare(task.tokens, task.chat.realm, task.chat.asker, keep=task.taken)
+        if slot is None:
+            return True
+        task.slot = slot
+        task.taken.append(slot)
+        return len(task.tokens) - slot.n_computed < _MIN_WORTH
+
+    def _go_on(self, task: _Task, slot: Slot) -> bool:
+        """Compute the next tokens; whether these were the last. Somebody may have taken the slot since."""
+        n_past = slot.n_computed
+        if not slot.is_idle or common_prefix(slot.tokens, task.tokens) < n_past:
+            return True
+        part = task.tokens[n_past : n_past + self._scheduler.background_budget()]
+        self._decoder.batch.clear()
+        self._decoder.batch.add(slot.index, part, n_past, 0)
+        self._decoder.set_threads(None)
+        _, adapters = task.chat.realm
+        self._decoder.set_adapters(adapters)
+        self._scheduler.step_time.record(self._decoder.decode(), 0, len(part))
+        self._cache.note_decode()
+        self._cache.extend(slot, part)
+        self.n_computed += len(part)
+        return slot.n_computed == len(task.tokens)

@@ -1,0 +1,1 @@
+"""Admission: which waiting request gets a slot next, fair between accounts."""

@@ -1,0 +1,108 @@
+"""Who of those that wait gets a slot now: a free one, one reserved for short requests, or one that another gives up.
+
+A policy object between the queue, which knows the order, and the cache, which knows the slots. The engine does what it
+says. Preemption is for those who would otherwise wait for a long answer to end:
+
+    a more urgent one   takes the slot of one that is less urgent, by priority; waiting counts as urgency in both
+    a fair share        an account takes a slot of another that holds more than its share, by weight, as long as it was
+                        not served much more than that one
+
+Nobody is preempted to and fro: after the exchange the other one has no claim. At most as many sequences as there are
+slots are preempted at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ggufd.engine.messages.messages import Rules
+from ggufd.engine.queueing.queue import RequestQueue
+from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.slots.prefix_cache import PrefixCache
+
+_CREDIT = 1000.0
+"""So many weighted tokens more than another an account may have been served and still claim its share of the slots."""
+
+
+class Exchange(NamedTuple):
+    """`newcomer` waits for a slot that `victim` should give up."""
+
+    newcomer: Sequence
+    victim: Sequence
+
+
+class Admission:
+    """Decides over the slots of `cache` for those in `queue`."""
+
+    def __init__(self, queue: RequestQueue, cache: PrefixCache, rules: Rules) -> None:
+        self._queue = queue
+        self._cache = cache
+        # One slot at least is for everybody.
+        self._n_reserved = min(rules.n_reserved, len(cache.slots) - 1)
+        self._short_tokens = rules.short_tokens
+        self._preempts = rules.preempts
+
+    def admissible(self) -> Iterator[Sequence]:
+        """Who gets a free slot, in order; each is to be placed before the next is asked for.
+
+        One whose prefix somebody is computing right now waits for that, and lets others pass: copying is cheaper. So
+        does one whose grammar is being compiled.
+        """
+        if not self._queue or not self._cache.idle:
+            return
+        for sequence in self._queue:
+            n_free = len(self._cache.idle)
+            if n_free == 0:
+                return
+            if self._can_start(sequence) and (n_free > self._n_reserved or self.is_short(sequence)):
+                yield sequence
+
+    def exchanges(self, running: list[Sequence]) -> Iterator[Exchange]:
+        """Who should get a slot of whom; each is to be done before the next is asked for. One an account."""
+        if not self._preempts or not self._queue:
+            return
+        for newcomer in self._queue.heads():
+            n_preempted = sum(sequence.is_preempted for sequence in self._queue.waiting())
+            if n_preempted >= len(self._cache.slots):
+                return
+            if self._can_start(newcomer) and (victim := self._victim(newcomer, running)) is not None:
+                yield Exchange(newcomer, victim)
+
+    def is_short(self, sequence: Sequence) -> bool:
+        """Whether its slot will soon be free again: little to compute that no slot holds, and little to say."""
+        limit = sequence.request.max_tokens
+        if limit is None or limit > self._short_tokens:
+            return False
+        n_left = self._short_tokens - limit
+        return sequence.n_prompt <= n_left or sequence.n_prompt - self._cache.match(sequence)[0].n_common <= n_left
+
+    def _can_start(self, sequence: Sequence) -> bool:
+        # A choice whose sibling failed a moment ago has left the queue.
+        if sequence.is_finished or sequence.is_preparing:
+            return False
+        return sequence.is_preempted or not self._cache.should_wait(sequence)
+
+    def _victim(self, newcomer: Sequence, running: Iterable[Sequence]) -> Sequence | None:
+        """The least urgent of those that should give way, the latest among equals; None when nobody should."""
+        able = [
+            sequence
+            for sequence in running
+            if self._cache.can_suspend(sequence) and self._gives_way(sequence, newcomer)
+        ]
+        return max(able, key=self._queue.rank, default=None)
+
+    def _gives_way(self, victim: Sequence, newcomer: Sequence) -> bool:
+        if victim.request.priority > newcomer.request.priority:
+            return self._queue.rank(victim) > self._queue.rank(newcomer) or self._holds_more(victim, newcomer)
+        return victim.request.priority == newcomer.request.priority and self._holds_more(victim, newcomer)
+
+    def _holds_more(self, victim: Sequence, newcomer: Sequence) -> bool:
+        """Whether the victim's account holds as much of the slots as the newcomer's, by weight, after the exchange."""
+        rich, poor = victim.request, newcomer.request
+        if rich.account == poor.account:
+            return False
+        held = (self._queue.n_running(rich.account) - 1) / rich.limits.weight
+        would_hold = (self._queue.n_running(poor.account) + 1) / poor.limits.weight
+        counters = self._queue.counters
+        return would_hold <= held and counters[poor.account] <= counters[rich.account] + _CREDIT

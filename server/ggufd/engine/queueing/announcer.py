@@ -1,0 +1,119 @@
+"""What those that wait are told: their place, when they have a slot, or that it would come too late."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ggufd.engine.messages.messages import Failed, Queued, QueueEntry, QueueState, Turn
+from ggufd.engine.queueing.forecast import Forecast
+from ggufd.engine.queueing.queue import RequestQueue
+from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.slots.prefix_cache import PrefixCache
+from ggufd.errors import QueueTimeout
+
+_SOON_S = 0.25
+_LATER_S = 1.0
+"""A new place is told after the first, an old one again after the second: its seconds have changed."""
+
+
+class _Told(NamedTuple):
+    position: int
+    at_s: float
+
+
+class Announcer:
+    """Foresees the turns of those in `queue`, and remembers what was told to whom.
+
+    Only who asked to be told, or has only so much time, is told anything.
+    """
+
+    def __init__(self, queue: RequestQueue, cache: PrefixCache, forecast: Forecast) -> None:
+        self._queue = queue
+        self._cache = cache
+        self._forecast = forecast
+        self._told: dict[int, _Told] = {}
+
+    def notices(self, running: list[Sequence], now_s: float) -> Iterator[Queued | Failed]:
+        """The news since the last call. Who gets `Failed` could not begin in its time, and is to be ended."""
+        if not self._queue and not self._told:
+            return
+        listeners = self._listeners(now_s)
+        turns = self._turns(running) if listeners else {}
+        for sequence in listeners:
+            request_id = sequence.request.request_id
+            turn = turns[request_id]
+            error = self._lateness(sequence, turn, now_s) if request_id not in self._told else None
+            if error is not None:
+                yield Failed.by(request_id, error)
+            elif self._is_news(request_id, turn, now_s):
+                yield Queued(request_id, turn)
+
+    def state(self, running: list[Sequence], now_s: float) -> QueueState:
+        """Every request under way: those that run, the oldest first, then those that wait in the foreseen order."""
+        turns = self._turns(running)
+        requests: dict[int, list[Sequence]] = {}
+        for sequence in (*self._queue.waiting(), *running):
+            requests.setdefault(sequence.request.request_id, []).append(sequence)
+        entries = [_entry(sequences, turns, now_s) for sequences in requests.values()]
+        return QueueState(tuple(sorted(entries, key=lambda entry: (entry.turn or Turn(0, 0.0), -entry.age_s))))
+
+    def longest_wait_s(self, running: list[Sequence]) -> float:
+        """When the last of those that wait has a slot: somebody who came now would wait at least as long."""
+        return max((turn.wait_s for turn in self._turns(running).values()), default=0.0)
+
+    def _turns(self, running: list[Sequence]) -> dict[int, Turn]:
+        order = self._queue.foreseen(self._forecast.expected_tokens)
+        return self._forecast.turns(order, running, len(self._cache.idle))
+
+    def _listeners(self, now_s: float) -> list[Sequence]:
+        """For whom it is worth to foresee the queue now; forgets those that wait no more."""
+        asking = [one for one in self._queue.waiting() if one.is_first and _listens(one)]
+        here = {one.request.request_id for one in asking}
+        self._told = {request_id: told for request_id, told in self._told.items() if request_id in here}
+        return [one for one in asking if self._is_due(one, now_s)]
+
+    def _is_due(self, sequence: Sequence, now_s: float) -> bool:
+        told = self._told.get(sequence.request.request_id)
+        return told is None or (sequence.request.report_queue and now_s - told.at_s >= _SOON_S)
+
+    def _is_news(self, request_id: int, turn: Turn, now_s: float) -> bool:
+        told = self._told.get(request_id)
+        if told is not None and told.position == turn.position and now_s - told.at_s < _LATER_S:
+            return False
+        self._told[request_id] = _Told(turn.position, now_s)
+        return True
+
+    def _lateness(self, sequence: Sequence, turn: Turn, now_s: float) -> QueueTimeout | None:
+        """Why a request is refused whose time would be over before its first token."""
+        timeout_s = sequence.request.timeout_s
+        if timeout_s is None:
+            return None
+        n_unread = sequence.n_prompt - self._cache.match(sequence)[0].n_common
+        first_token_s = now_s - sequence.arrival_s + turn.wait_s + self._forecast.prefill_s(n_unread)
+        if first_token_s <= timeout_s:
+            return None
+        return QueueTimeout(
+            f"the request wants its answer within {timeout_s:g} s, but its first token is due in about "
+            f"{first_token_s:.1f} s; ask for more time, or try again later",
+            param="timeout",
+            retry_after_s=first_token_s - timeout_s,
+        )
+
+
+def _listens(sequence: Sequence) -> bool:
+    return sequence.request.report_queue or sequence.request.timeout_s is not None
+
+
+def _entry(sequences: list[Sequence], turns: dict[int, Turn], now_s: float) -> QueueEntry:
+    first, request = sequences[0], sequences[0].request
+    return QueueEntry(
+        request_id=request.request_id,
+        key=request.key,
+        asker=request.asker,
+        priority=request.priority,
+        age_s=now_s - first.arrival_s,
+        prompt_tokens=first.n_prompt,
+        generated_tokens=sum(sequence.n_generated for sequence in sequences),
+        turn=turns.get(request.request_id),
+    )

@@ -1,0 +1,129 @@
+"""Fair queueing between accounts: a virtual token counter of each, and the least served goes first.
+
+This is the Virtual Token Counter (VTC) of "Fairness in Serving Large Language Models" (arXiv 2401.00588). Prompts are
+charged when they are admitted, generated tokens as they come, each divided by the account's weight. An account that
+begins to wait is lifted to the least counter of those that wait already, so nobody saves up by being idle. While two
+accounts both have work waiting, their counters differ by at most one prompt and what the slots can generate meanwhile;
+so what they get in any such time differs by at most twice that. Knows no requests and no slots.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from ggufd.errors import EngineFailure
+from ggufd.keys.ring import Limits
+
+_FORGET_EVERY = 64
+"""So many new counters are kept before those that make no difference are dropped."""
+
+
+class TokenCounters:
+    """Weighted cost served to each account that is active, and to those that got more than their share lately."""
+
+    def __init__(self) -> None:
+        self._counters: dict[str, float] = {}
+        self._floor = 0.0
+
+    def __getitem__(self, account: str) -> float:
+        return self._counters.get(account, self._floor)
+
+    def __len__(self) -> int:
+        return len(self._counters)
+
+    def lift(self, account: str, waiting: Iterable[str]) -> None:
+        """Raise the counter of an account that begins to wait to the least of those that wait already."""
+        self._floor = min((self[other] for other in waiting), default=self._floor)
+        self._counters[account] = max(self[account], self._floor)
+
+    def settle(self, account: str) -> None:
+        """End the waiting of an account: one that begins to wait when no other does starts at its counter."""
+        self._floor = self[account]
+
+    def charge(self, account: str, cost: float, weight: float) -> None:
+        """Add a cost to what the account was served; a negative one takes back what was charged too early."""
+        self._counters[account] = self[account] + cost / weight
+
+    def least(self, accounts: Iterable[str]) -> str:
+        """Least served of some accounts; of equals the first."""
+        return min(accounts, key=self.__getitem__)
+
+    def forget(self, active: Collection[str]) -> None:
+        """Drop the counters that make no difference: of idle accounts, which would be lifted anyway."""
+        self._counters = {
+            account: counter
+            for account, counter in self._counters.items()
+            if account in active or counter > self._floor
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Number of waiting and running entries of each account."""
+
+    waiting: Counter[str] = field(default_factory=Counter)
+    running: Counter[str] = field(default_factory=Counter)
+
+
+class Accounts:
+    """Accounts of sequences and embedding requests: what each was served, how much of it waits and runs.
+
+    A generated token costs its account 1, a token of a prompt or of an input to embed `prompt_cost`.
+    """
+
+    def __init__(self, prompt_cost: float = 0.25) -> None:
+        self.prompt_cost = prompt_cost
+        self.counters = TokenCounters()
+        self.waiting: Counter[str] = Counter()
+        self.running: Counter[str] = Counter()
+
+    def may_run(self, account: str, limits: Limits) -> bool:
+        """Whether an account may run one more."""
+        return limits.max_running is None or self.running[account] < limits.max_running
+
+    def charge(self, account: str, cost: float, limits: Limits) -> None:
+        """Add a cost to what an account was served."""
+        self.counters.charge(account, cost, limits.weight)
+
+    def charge_prompt(self, account: str, n_tokens: int, limits: Limits) -> None:
+        """Charge prompt tokens; a negative number is given back."""
+        self.charge(account, self.prompt_cost * n_tokens, limits)
+
+    def wait(self, account: str) -> None:
+        """Count one waiting entry more."""
+        if account not in self.waiting:
+            self.counters.lift(account, self.waiting)
+            if len(self.counters) % _FORGET_EVERY == 0:
+                self.counters.forget({account, *self.waiting, *self.running})
+        self.waiting[account] += 1
+
+    def settle(self, account: str) -> None:
+        """Count one waiting entry less."""
+        _count_down(self.waiting, account)
+        if account not in self.waiting:
+            self.counters.settle(account)
+
+    def run(self, account: str) -> None:
+        """Count one running entry more."""
+        self.running[account] += 1
+
+    def rest(self, account: str) -> None:
+        """Count one running entry less."""
+        _count_down(self.running, account)
+
+    def check_integrity(self, *standings: Standing) -> None:
+        """Raise `EngineFailure` unless these together are what was counted."""
+        waiting, running = Counter[str](), Counter[str]()
+        for standing in standings:
+            waiting += standing.waiting
+            running += standing.running
+        if (waiting, running) != (self.waiting, self.running):
+            raise EngineFailure("the accounts' counts of what waits and runs are wrong")
+
+
+def _count_down(counter: Counter[str], account: str) -> None:
+    counter[account] -= 1
+    if not counter[account]:
+        del counter[account]

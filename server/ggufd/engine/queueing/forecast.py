@@ -1,0 +1,91 @@
+"""When those that wait will have a slot, and their first token, as far as what was measured lately can tell.
+
+Slots become free when what runs in them ends; the next in the foreseen order takes the first that does. How long an
+answer is is not known before it ends. Where a request names a limit, the share of their limits that the latest answers
+used is taken, else their mean length. Before anything was measured nothing takes any time, so nobody is told to wait,
+or refused, for a guess.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from ggufd.engine.messages.messages import Turn
+from ggufd.engine.scheduling.scheduler import StepTime
+from ggufd.engine.sequence.sequence import Sequence
+
+_MEMORY = 10
+"""Answers that a mean is of, about."""
+
+_LONGER = 1.25
+"""A text that is longer than the mean is expected to have a fifth of its length yet to come."""
+
+_MAX_STRETCH = 3.0
+"""An answer that took longer was held up by what need not come again."""
+
+
+class _Mean:
+    """Of the latest values, the newer ones the more; `value` is what was given before there are any."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+        self._n = 0
+
+    def add(self, value: float) -> None:
+        self._n = min(self._n + 1, _MEMORY)
+        self.value += (value - self.value) / self._n
+
+
+class Forecast:
+    """Estimates from `step_time`, which is measured, and from answers that have ended: how long they were, and what a
+    token of them took beside a step. That is less where guesses came true, and more where prompts were read between.
+    """
+
+    def __init__(self, step_time: StepTime) -> None:
+        self._step_time = step_time
+        self._length = _Mean(0.0)
+        self._share = _Mean(1.0)
+        self._stretch = _Mean(1.0)
+
+    def note_answer(self, sequence: Sequence, tokens_per_s: float) -> None:
+        """An answer has ended, which was written so fast."""
+        if tokens_per_s > 0 and self._step_time.decode_s > 0:
+            self._stretch.add(min(_MAX_STRETCH, 1 / (tokens_per_s * self._step_time.decode_s)))
+        self._length.add(sequence.n_generated)
+        limit = sequence.request.max_tokens
+        if limit is not None and not sequence.request.sampling.ignore_eos:
+            self._share.add(sequence.n_generated / limit)
+
+    def expected_tokens(self, sequence: Sequence) -> float:
+        """How long the whole answer of a sequence will be."""
+        limit = sequence.request.max_tokens
+        longer = _LONGER * sequence.n_generated
+        if limit is None:
+            return max(self._length.value, longer)
+        if sequence.request.sampling.ignore_eos:
+            return limit
+        return min(limit, max(limit * self._share.value, longer))
+
+    def prefill_s(self, n_tokens: int) -> float:
+        """Seconds until so many tokens of a prompt are read and the first token is there."""
+        return n_tokens * self._step_time.prefill_s_per_token + self._step_time.decode_s
+
+    def left_s(self, sequence: Sequence) -> float:
+        """Seconds of a slot until a sequence ends."""
+        n_left = max(0.0, self.expected_tokens(sequence) - sequence.n_generated)
+        n_unread = sequence.n_prompt_uncomputed
+        token_s = self._stretch.value * self._step_time.decode_s
+        return n_unread * self._step_time.prefill_s_per_token + n_left * token_s
+
+    def turns(self, order: Iterable[Sequence], running: Iterable[Sequence], n_free: int) -> dict[int, Turn]:
+        """The turn of every request of which nothing runs yet, by its id; `order` is that of service."""
+        free_s = [0.0] * n_free + [self.left_s(sequence) for sequence in running]
+        heapq.heapify(free_s)
+        turns: dict[int, Turn] = {}
+        for sequence in order:
+            wait_s = heapq.heappop(free_s)
+            heapq.heappush(free_s, wait_s + self.left_s(sequence))
+            if sequence.is_first:
+                turns[sequence.request.request_id] = Turn(len(turns) + 1, wait_s)
+        return turns

@@ -1,0 +1,318 @@
+"""Banned phrases: found in text before it is sent, taken back, and not said again at that place.
+
+`Bans` finds the first banned phrase in held-back text and says how much of the text's end may still become one.
+`BanGuard` remembers, along one sequence, which tokens are banned at which position. The engine does the rewind.
+
+Phrases go through an Aho-Corasick automaton (Aho and Corasick, 1975). It is our own because its state after the last
+character is the very number that is needed, the length of the longest end that begins a phrase, and no binding of a
+library gives that. Regular expressions go through RE2: linear time, no backtracking.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ggufd.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    # The API checks bans too, and it does without numpy.
+    from ggufd.engine.sampling.sampling import Row
+
+REGEX_WINDOW = 80
+"""Characters held back while regular expressions are banned: the longest match that is certain to be caught."""
+
+GRAMMAR_WINDOW = 80
+"""Characters held back under a grammar that leaves few tokens: what it demands after a token may be banned."""
+
+_MAX_PHRASE_CHARACTERS = 200_000
+_MAX_REGEX_CHARACTERS = 1_000
+_MAX_REGEXES_CHARACTERS = 4_000
+_REGEX_BYTES = 1 << 20
+_MAX_TRIES = 16
+_MAX_REWINDS = 250
+_MAX_SEARCHED = 150
+"""In a row, between two texts that were sent, before and in the thorough search: the ways through all that is held back
+multiply, and where none leads on, the answer that it is so must not take minutes."""
+
+_PIECE_CHARACTERS = 1_000
+"""Of a list of phrases, built between two steps in a millisecond or two."""
+
+
+class Scan(NamedTuple):
+    """Where the first banned phrase begins, if one is there, and how many characters at the end must be held.
+
+    A negative place is one in text that was sent before: it was sent since what followed it was no phrase, and what
+    followed was taken back.
+    """
+
+    found: int | None
+    n_held: int
+
+
+class Context(NamedTuple):
+    """What of the text that was sent a phrase may begin in: the automaton's node behind it, and its end for regexes."""
+
+    node: int
+    tail: str
+
+
+NOTHING_SENT = Context(0, "")
+
+
+class PhraseAutomaton:
+    """Finds any of `phrases` in one pass, and the longest end of a text that is a beginning of one of them.
+
+    Long lists take long to build (0.3 s for 200,000 characters): `build` does it in pieces.
+    """
+
+    def __init__(self, phrases: tuple[str, ...]) -> None:
+        self._next: list[dict[str, int]] = [{}]
+        self._fail = [0]
+        self._depth = [0]
+        self._match = [0]
+        self._building: Iterator[None] | None = self._build(phrases)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._building is None
+
+    def build(self, n_characters: int | None = None) -> None:
+        """Go on building by so many characters, or to the end. Each counts twice: once inserted, once linked."""
+        if self._building is None:
+            return
+        for n, _ in enumerate(self._building, 1):
+            if n == n_characters:
+                return
+        self._building = None
+
+    def _build(self, phrases: tuple[str, ...]) -> Iterator[None]:
+        for phrase in phrases:
+            yield from self._insert(phrase)
+        yield from self._link()
+
+    def _insert(self, phrase: str) -> Iterator[None]:
+        node = 0
+        for character in phrase:
+            child = self._next[node].get(character)
+            if child is None:
+                child = len(self._next)
+                self._next[node][character] = child
+                self._next.append({})
+                self._fail.append(0)
+                self._depth.append(self._depth[node] + 1)
+                self._match.append(0)
+            node = child
+            yield
+        self._match[node] = len(phrase)
+
+    def _link(self) -> Iterator[None]:
+        """Breadth first: a node's failure is the node of its longest proper end; matches are inherited along it."""
+        nodes = deque(self._next[0].values())
+        while nodes:
+            node = nodes.popleft()
+            for character, child in self._next[node].items():
+                self._fail[child] = self._step(self._fail[node], character)
+                self._match[child] = self._match[child] or self._match[self._fail[child]]
+                nodes.append(child)
+            yield
+
+    def _step(self, node: int, character: str) -> int:
+        while node and character not in self._next[node]:
+            node = self._fail[node]
+        return self._next[node].get(character, 0)
+
+    def scan(self, text: str, node: int = 0) -> Scan:
+        """Look through a text that goes on from `node`, built or not."""
+        self.build()
+        for end, character in enumerate(text, 1):
+            node = self._step(node, character)
+            if self._match[node]:
+                return Scan(end - self._match[node], 0)
+        return Scan(None, self._depth[node])
+
+    def after(self, text: str, node: int = 0) -> int:
+        """The node behind a text without a phrase that goes on from `node`."""
+        for character in text:
+            node = self._step(node, character)
+        return node
+
+
+class Bans:
+    """What may not be said: phrases and regular expressions, case-insensitive unless `case_sensitive`."""
+
+    def __init__(self, phrases: tuple[str, ...], regexes: tuple[str, ...], *, case_sensitive: bool) -> None:
+        self._fold = (lambda text: text) if case_sensitive else fold
+        self._automaton = PhraseAutomaton(tuple(self._fold(phrase) for phrase in phrases)) if phrases else None
+        self._regexes = [_compile(regex, case_sensitive) for regex in regexes]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `scan` has nothing left to build."""
+        return self._automaton is None or self._automaton.is_ready
+
+    def build(self) -> None:
+        """Build a piece of what a long list needs: little enough to be done between two steps."""
+        if self._automaton is not None:
+            self._automaton.build(_PIECE_CHARACTERS)
+
+    def scan(self, held: str, context: Context = NOTHING_SENT) -> Scan:
+        """Look through text that was not sent yet, `context` being what was."""
+        scan = Scan(None, 0) if self._automaton is None else self._automaton.scan(self._fold(held), context.node)
+        n_held = min(len(held), max(scan.n_held, REGEX_WINDOW if self._regexes else 0))
+        starts = [start for regex in self._regexes if (start := _find(regex, held, context.tail)) is not None]
+        starts += [] if scan.found is None else [scan.found]
+        return Scan(min(starts, default=None), n_held)
+
+    def after(self, sent: str, context: Context) -> Context:
+        """The context where `sent` was sent too."""
+        node = 0 if self._automaton is None else self._automaton.after(self._fold(sent), context.node)
+        return Context(node, (context.tail + sent)[-REGEX_WINDOW - 1 :] if self._regexes else "")
+
+
+@functools.lru_cache(maxsize=32)
+def bans_of(phrases: tuple[str, ...], regexes: tuple[str, ...], case_sensitive: bool) -> Bans:
+    """The same lists come with every message of a chat: built once."""
+    return Bans(phrases, regexes, case_sensitive=case_sensitive)
+
+
+def check_bans(phrases: tuple[str, ...], regexes: tuple[str, ...]) -> None:
+    """Raises `InvalidRequest` for what cannot be banned: an empty phrase, a broken or too large expression."""
+    if any(not phrase for phrase in phrases):
+        raise InvalidRequest("A banned string is empty; every text contains it.", param="banned_strings")
+    if sum(map(len, phrases)) > _MAX_PHRASE_CHARACTERS:
+        raise InvalidRequest(
+            f"The banned strings have more than {_MAX_PHRASE_CHARACTERS} characters together.", param="banned_strings"
+        )
+    if sum(map(len, regexes)) > _MAX_REGEXES_CHARACTERS:
+        raise InvalidRequest(
+            f"The banned regexes have more than {_MAX_REGEXES_CHARACTERS} characters together.", param="banned_regex"
+        )
+    for regex in regexes:
+        _compile(regex, False)
+
+
+def fold(text: str) -> str:
+    """Lower case, character by character, so that positions stay: the few that would grow are left as they are.
+
+    Of a whole text Python writes the same Greek letter in two ways, by where in the word it is.
+    """
+    lowered = text.lower()
+    if len(lowered) == len(text) and "\u03a3" not in text:
+        return lowered
+    return "".join(lower if len(lower := character.lower()) == 1 else character for character in text)
+
+
+def _find(regex: Any, held: str, tail: str) -> int | None:
+    """Where the first match begins that reaches into `held`, which `tail` stands before."""
+    # One more character of the tail than a match may have: whether its beginning is that of a line or word.
+    matches = regex.finditer(tail + held, max(0, len(tail) - REGEX_WINDOW))
+    starts = (match.start() for match in matches if match.group() and match.end() > len(tail))
+    start = next(starts, None)
+    return None if start is None else start - len(tail)
+
+
+def _compile(regex: str, case_sensitive: bool) -> Any:
+    import re2
+
+    if len(regex) > _MAX_REGEX_CHARACTERS:
+        raise InvalidRequest(f"A banned regex is longer than {_MAX_REGEX_CHARACTERS} characters.", param="banned_regex")
+    options = re2.Options()
+    options.case_sensitive = case_sensitive
+    options.max_mem = _REGEX_BYTES
+    options.log_errors = False
+    try:
+        return re2.compile(regex, options)
+    except re2.error as error:
+        reason = error.args[0]
+        reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+        reason = reason.encode("ascii", "backslashreplace").decode()
+        raise InvalidRequest(f"The banned regex {regex[:60]!a} is not valid: {reason}", param="banned_regex") from None
+
+
+class BanGuard:
+    """Backtracking over the tokens of one sequence that were not sent yet; positions count its generated tokens.
+
+    First the token in which a phrase begins is banned at its position: what comes instead of a whole phrase reads best.
+    Where that leaves no token, or fails too often, the rest is searched depth-first (`is_thorough`): the token that
+    completes a phrase is banned, and where none is left, the one before it. Since a text can be cut into tokens in many
+    ways, a text from which the search came back is closed, however it is reached again.
+    """
+
+    def __init__(self) -> None:
+        self._banned: dict[int, list[int]] = {}
+        self._reopenable: dict[int, list[int]] = {}
+        self._closed: set[bytes] = set()
+        self._first = 0
+        self._n_tried = 0
+        self.is_thorough = False
+        self.n_rewinds = 0
+
+    def n_back(self, n_banned: int, n_pending: int, n_generated: int) -> int:
+        """How many tokens to take back where the last `n_banned` hold a phrase.
+
+        One more where so much was tried at that position that the fault must lie before it.
+        """
+        if self.is_thorough:
+            return 1
+        is_dead_end = len(self._banned.get(n_generated - n_banned, ())) >= _MAX_TRIES
+        return min(n_banned + is_dead_end, n_pending)
+
+    def ban(self, position: int, token: int, *, is_last: bool) -> None:
+        """Ban `token` at `position`; what was learnt further on no longer applies.
+
+        `is_last`: nothing that follows it could be right. Otherwise the thorough search tries it again.
+        """
+        self.n_rewinds += 1
+        self._n_tried += 1
+        self._keep(lambda at: at <= position)
+        self._banned.setdefault(position, []).append(token)
+        if not is_last:
+            self._reopenable.setdefault(position, []).append(token)
+        if not self.is_thorough and self._n_tried == _MAX_REWINDS:
+            self.search(position)
+
+    def search(self, position: int) -> bool:
+        """Search depth-first from now on; whether a token at `position` may be tried again."""
+        is_reopened = position in self._reopenable
+        self._banned = {
+            at: [token for token in tokens if token not in self._reopenable.get(at, ())]
+            for at, tokens in self._banned.items()
+        }
+        self._reopenable = {}
+        self.is_thorough, self._n_tried = True, 0
+        return is_reopened
+
+    def close(self, text: bytes) -> None:
+        """No token may follow `text`, which is what was not sent yet."""
+        self._closed.add(text)
+
+    def is_closed(self, text: Callable[[], bytes]) -> bool:
+        """Whether the search came back from this text before."""
+        return bool(self._closed) and text() in self._closed
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether so much was tried since text was sent last that no way on will be found."""
+        return self.is_thorough and self._n_tried >= _MAX_SEARCHED
+
+    def apply(self, row: Row, position: int) -> None:
+        """Ban what is banned at `position`."""
+        tokens = self._banned.get(position)
+        if tokens:
+            row[tokens] = -math.inf
+
+    def forget(self, position: int) -> None:
+        """Text up to `position` was sent: it cannot be taken back any more."""
+        if position > self._first:
+            self._first, self._n_tried, self.is_thorough = position, 0, False
+            self._closed.clear()
+        self._keep(lambda at: at >= position)
+
+    def _keep(self, is_kept: Callable[[int], bool]) -> None:
+        if self._banned:
+            self._banned = {at: tokens for at, tokens in self._banned.items() if is_kept(at)}
+            self._reopenable = {at: tokens for at, tokens in self._reopenable.items() if is_kept(at)}

@@ -1,0 +1,258 @@
+"""A grammar along one sequence: masks on its logits, and where it stands; and the compiling of grammars.
+
+The bridge to llguidance is in `llama.grammar.grammar`. A grammar is compiled on a thread of its own, which llguidance lets run
+beside the step loop, and kept: whoever sends it again gets a copy that is ready at once. Masks are computed while the
+decode runs whose logits they are for.
+
+Most of an answer that may call tools is free text, where a mask would say that nearly everything may come. There a
+token is drawn first and the grammar asked about that one alone, which takes a few microseconds. What may come is the
+same either way, and how likely it is too: a token that is refused is drawn again from those that are allowed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ggufd.engine.messages.messages import Grammar
+from ggufd.engine.sampling.sampling import Row
+from ggufd.errors import EngineFailure, InvalidRequest
+from ggufd.llama.grammar.grammar import MaskFiller, Matcher, build_tokenizer, compile_grammar, mask_words
+from ggufd.llama.model.vocabulary import ModelVocabulary
+
+_MAX_KEPT = 32
+_MAX_KEPT_CHARS = 2 * 1024 * 1024
+_NICENESS = 10
+_STACK_BYTES = 512 << 20
+
+
+class Masks:
+    """Masks of the next tokens of many constraints, computed together beside a decode.
+
+    The thread that samples calls; another one computes, and has the matchers to itself between `begin` and the first
+    `banned`.
+    """
+
+    def __init__(self, n_vocab: int) -> None:
+        self._n_vocab = n_vocab
+        self._thread = ThreadPoolExecutor(1, "masks")
+        self._filler = MaskFiller(max(1, (os.cpu_count() or 1) // 2))
+        self._words = np.zeros((0, mask_words(n_vocab)), np.uint32)
+        self._word = np.zeros((1, mask_words(n_vocab)), np.uint32)
+        self._banned = np.zeros((0, n_vocab), bool)
+        self._row_of: dict[int, int] = {}
+        self._filling: Future[None] | None = None
+        self._matchers: Sequence[Matcher] = ()
+
+    def begin(self, matchers: Sequence[Matcher]) -> None:
+        """Compute the masks of these from now on. Those begun before are forgotten."""
+        self._wait()
+        if len(matchers) > len(self._words):
+            self._words = np.zeros((len(matchers), self._words.shape[1]), np.uint32)
+        self._row_of = {id(matcher): row for row, matcher in enumerate(matchers)}
+        self._matchers = matchers
+        self._filling = self._thread.submit(self._fill, matchers)
+
+    def banned(self, matcher: Matcher) -> npt.NDArray[np.bool_]:
+        """Which tokens may not come next, shape `[n_vocab]`, valid until the next call of this or of `begin`."""
+        self._wait()
+        # After its token was taken, a mask is good no more.
+        place = self._row_of.pop(id(matcher), None)
+        if place is None:
+            self._filler.fill([matcher], self._word)
+        banned: npt.NDArray[np.bool_] = self._unpacked(self._word)[0] if place is None else self._banned[place]
+        return banned
+
+    def _wait(self) -> None:
+        filling, self._filling = self._filling, None
+        if filling is None:
+            return
+        if filling.cancel():
+            # The cores were too busy with the decode to begin: here it goes without waiting for one.
+            self._fill(self._matchers)
+        else:
+            filling.result()
+
+    def _fill(self, matchers: Sequence[Matcher]) -> None:
+        words = self._words[: len(matchers)]
+        self._filler.fill(matchers, words)
+        self._banned = self._unpacked(words)
+
+    def _unpacked(self, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+        bits = np.unpackbits(~words.view(np.uint8), axis=1, bitorder="little", count=self._n_vocab)
+        return bits.view(bool)
+
+
+class GrammarConstraint:
+    """Holds one sequence to its `matcher`. Raises `EngineFailure` when the matcher cannot go on.
+
+    It is free from a mask on that allows half of the vocabulary, until a token is refused or leaves no choice about
+    the next.
+    """
+
+    def __init__(self, compiled: CompiledGrammar, matcher: Matcher, masks: Masks, *, is_free: bool) -> None:
+        self._compiled = compiled
+        self._masks = masks
+        self.matcher = matcher
+        self.is_free = is_free
+
+    def mask(self, row: Row) -> None:
+        banned = self._masks.banned(self.matcher)
+        if self.matcher.is_error:
+            raise self._broken("the grammar cannot go on")
+        np.copyto(row, -np.inf, where=banned)
+        self.is_free = _is_free(len(row) - int(np.count_nonzero(banned)), len(row))
+
+    def take(self, token: int) -> bool:
+        if self.matcher.take(token):
+            return True
+        if self.matcher.is_error:
+            raise self._broken("the grammar cannot go on")
+        self.is_free = False
+        return False
+
+    def accept(self, token: int) -> None:
+        if not self.matcher.accept(token):
+            raise self._broken(f"token {token} does not fit the grammar")
+
+    def forced(self) -> list[int]:
+        tokens = self.matcher.forced_tokens()
+        if self.matcher.is_error:
+            raise self._broken("the grammar cannot go on")
+        if tokens:
+            self.is_free = False
+        return tokens
+
+    def rewind(self, n: int) -> None:
+        self.is_free = False
+        if not self.matcher.rollback(n):
+            raise self._broken(f"the grammar cannot go {n} tokens back")
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.matcher.is_stopped
+
+    @property
+    def is_accepting(self) -> bool:
+        return self.matcher.is_accepting
+
+    def _broken(self, what: str) -> EngineFailure:
+        # Copies share what they learn with the compiled grammar, and so may share what broke this one.
+        self._compiled.is_broken = True
+        return EngineFailure(f"{what}: {self.matcher.error}")
+
+
+def _is_free(n_allowed: int, n_vocab: int) -> bool:
+    return 2 * n_allowed > n_vocab
+
+
+class _Start(NamedTuple):
+    """A matcher at the start of its grammar, and whether nearly any token may come first."""
+
+    matcher: Matcher
+    is_free: bool
+
+
+class CompiledGrammar:
+    """A grammar that is being compiled, or is."""
+
+    def __init__(self, start: Future[_Start], masks: Callable[[], Masks]) -> None:
+        self._start = start
+        self._masks = masks
+        self.is_broken = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `constraint` will not wait; also when the grammar was refused."""
+        return self._start.done()
+
+    def constraint(self) -> GrammarConstraint:
+        """A new constraint at the grammar's start. Raises `InvalidRequest` when it cannot be enforced."""
+        start = self._start.result()
+        return GrammarConstraint(self, start.matcher.copy(), self._masks(), is_free=start.is_free)
+
+
+class GrammarCompiler:
+    """Compiles the grammars of one model, each once as long as it is kept; the one used last is kept longest."""
+
+    def __init__(self, vocabulary: ModelVocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._tokenizer: Any = None
+        self._is_hopeless = False
+        self._masks: Masks | None = None
+        self._thread = _deep_thread()
+        self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
+        self._n_kept_chars = 0
+
+    def prepare(self) -> None:
+        """Have the tokenizer that the first grammar needs: llguidance halts all of Python while it makes it."""
+        if self._tokenizer is None and not self._is_hopeless:
+            try:
+                self._thread.submit(self._have_tokenizer).result()
+            except InvalidRequest:
+                # Said to whoever wants a grammar; everybody else is served.
+                self._is_hopeless = True
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """The grammar, compiled before or from now on."""
+        compiled = self._kept.pop(grammar, None)
+        if compiled is not None:
+            self._n_kept_chars -= len(grammar.text)
+        if compiled is None or compiled.is_broken:
+            compiled = CompiledGrammar(self._thread.submit(self._build, grammar), self._have_masks)
+        self._keep(grammar, compiled)
+        return compiled
+
+    def begin_masks(self, constraints: Sequence[GrammarConstraint]) -> None:
+        """Compute the masks that these will ask for next, beside whatever comes now."""
+        self._have_masks().begin([constraint.matcher for constraint in constraints])
+
+    def _have_masks(self) -> Masks:
+        if self._masks is None:
+            self._masks = Masks(self._vocabulary.n_vocab)
+        return self._masks
+
+    def _keep(self, grammar: Grammar, compiled: CompiledGrammar) -> None:
+        self._kept[grammar] = compiled
+        self._n_kept_chars += len(grammar.text)
+        while len(self._kept) > _MAX_KEPT or (self._n_kept_chars > _MAX_KEPT_CHARS and len(self._kept) > 1):
+            dropped, _ = self._kept.popitem(last=False)
+            self._n_kept_chars -= len(dropped.text)
+
+    def _build(self, grammar: Grammar) -> _Start:
+        """On the thread. The first mask is the dearest, and copies share what it needs: computed here too."""
+        kind = grammar.kind.value
+        matcher = Matcher(self._have_tokenizer(), compile_grammar(kind, grammar.text, grammar.frame), kind=kind)
+        return _Start(matcher, _is_free(matcher.check_start(), self._vocabulary.n_vocab))
+
+    def _have_tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            self._tokenizer = build_tokenizer(self._vocabulary)
+        return self._tokenizer
+
+
+def _deep_thread() -> ThreadPoolExecutor:
+    """One thread with as much stack as the thread that checked the grammar had: only a new one can be given it."""
+    before = threading.stack_size(_STACK_BYTES)
+    try:
+        thread = ThreadPoolExecutor(1, "grammar", _be_nice)
+        thread.submit(_be_nice).result()
+    finally:
+        threading.stack_size(before)
+    return thread
+
+
+def _be_nice() -> None:
+    """Let the compute threads go first, where one thread can be told so."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,0 +1,267 @@
+"""Which tokens of which running sequences go into the next batch.
+
+There is no prefill phase and no decode phase: each sequence's computed tokens catch up with its tokens. Every
+decoding sequence gets its one row; then prefill fills a token budget, the least served account first and oldest first
+within it, chosen so that the step stays under `max_gap_ms` while somebody decodes, or under `max_gap_steps` of their
+own steps where those are slow: a pause is felt beside the usual pace, and a newcomer waits for it many times. Prefill
+with nobody decoding goes in larger chunks, bounded in time too: the chunk is what a cancel or a newcomer waits for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from ggufd.engine.sequence.sequence import Sequence
+
+_MIN_CHUNK = 16
+"""Fewer tokens a step would make a prompt wait for ever behind running streams on a slow machine."""
+
+_TILE = 64
+"""Rows that the matrix and attention kernels compute at once."""
+
+_NEAR_TILE = 44
+"""From so many rows on a whole tile takes no longer: flash attention computes fewer than 64 rows one by one.
+
+Measured behind 1,300 tokens, 2 threads: 40 rows 174 ms, 57 rows 250 ms, 64 rows 170 to 200 ms.
+"""
+
+_ALONE_GAPS = 12
+"""How many times `max_gap_ms` a chunk may take when nobody decodes."""
+
+_BACKGROUND_GAPS = 3
+"""How many times `max_gap_ms` a tile may take that nobody waits for."""
+
+_MANY_STREAMS = 4
+"""From so many decoding sequences on, a few tokens in a pass of their own take longer than beside the others."""
+
+_MAX_SINGLY = 16
+
+_SMOOTHING = 0.3
+
+_RECENT = 16
+"""Steps among which the quickest tells the streams' own pace: those that try fewer threads are slow."""
+
+
+class Chunk(NamedTuple):
+    """`n_tokens` of one sequence from its `n_past` on, its draft included, the last `n_outputs` of them with logits."""
+
+    sequence: Sequence
+    n_tokens: int
+    n_outputs: int
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it goes on from the token written last, and reads nothing."""
+        return self.sequence.n_generated > 0 and self.n_tokens == 1 + len(self.sequence.draft)
+
+    def without_draft(self) -> Chunk:
+        """The chunk of a sequence that gives up its draft."""
+        n_draft, self.sequence.draft = len(self.sequence.draft), ()
+        return Chunk(self.sequence, self.n_tokens - n_draft, self.n_outputs - n_draft)
+
+
+def n_rows(plan: list[Chunk]) -> int:
+    """Rows that the plan computes."""
+    return sum(chunk.n_tokens for chunk in plan)
+
+
+def halves(plan: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    """The first half of the rows and the rest, at least one row each; a chunk that lies across is divided."""
+    n_left = n_rows(plan) // 2
+    first, second = [], []
+    for chunk in plan:
+        n_first = min(chunk.n_tokens, n_left)
+        n_second = chunk.n_tokens - n_first
+        n_left -= n_first
+        # Logits are of a chunk's last tokens.
+        n_outputs = min(chunk.n_outputs, n_second)
+        if n_first:
+            first.append(Chunk(chunk.sequence, n_first, chunk.n_outputs - n_outputs))
+        if n_second:
+            second.append(Chunk(chunk.sequence, n_second, n_outputs))
+    return first, second
+
+
+class StepTime:
+    """What steps cost, measured: seconds of a step that only decodes, and seconds a token of prefill."""
+
+    def __init__(self) -> None:
+        self.decode_s = 0.0
+        self.prefill_s_per_token = 0.0
+        self._decodes_s: deque[float] = deque(maxlen=_RECENT)
+
+    def record(self, seconds: float, n_decode: int, n_prefill: int) -> None:
+        if n_prefill == 0:
+            self.decode_s = _smooth(self.decode_s, seconds)
+            self._decodes_s.append(seconds)
+        elif n_prefill >= _MIN_CHUNK:
+            decode_s = self.decode_s if n_decode else 0.0
+            per_token = max(seconds - decode_s, 0.1 * seconds) / n_prefill
+            self.prefill_s_per_token = _smooth(self.prefill_s_per_token, per_token)
+
+    @property
+    def pace_s(self) -> float:
+        """A step that only decodes, undisturbed: the quickest of the last ones."""
+        return min(self._decodes_s, default=0.0)
+
+
+class Scheduler:
+    """Makes the plan of one step. `n_batch` rows at most, `n_ubatch` computed at once, `n_outputs_max` with logits.
+
+    Beside streams a step takes `max_gap_ms` milliseconds at most, or as long as `max_gap_steps` of their own.
+    """
+
+    def __init__(
+        self, *, n_batch: int, n_ubatch: int, n_outputs_max: int, max_gap_ms: float, max_gap_steps: int = 0
+    ) -> None:
+        self._n_batch = n_batch
+        self._n_ubatch = min(n_ubatch, n_batch)
+        self._n_outputs_max = n_outputs_max
+        self._max_gap_s = max_gap_ms / 1000
+        self._max_gap_steps = max_gap_steps
+        self.step_time = StepTime()
+
+    def schedule(
+        self,
+        running: Iterable[Sequence],
+        *,
+        is_watched: bool = False,
+        spent_s: float = 0.0,
+        served: Callable[[Sequence], float] = lambda _: 0.0,
+    ) -> list[Chunk]:
+        """The chunks of the next batch, by ascending slot.
+
+        `is_watched` says that somebody waits for a token, if not in this batch; `spent_s` seconds of the step have been
+        spent on other things. Whose account was `served` least reads its prompt first: a short one need not wait for
+        all of another's long one.
+        """
+        plan, rest = [], []
+        for sequence in running:
+            if sequence.is_decoding:
+                plan.append(_decode_chunk(sequence))
+            else:
+                rest.append(sequence)
+        if rest:
+            self._read(rest, plan, is_watched=is_watched, spent_s=spent_s, served=served)
+        plan.sort(key=_slot_of)
+        return plan
+
+    def _read(
+        self,
+        rest: list[Sequence],
+        plan: list[Chunk],
+        *,
+        is_watched: bool,
+        spent_s: float,
+        served: Callable[[Sequence], float],
+    ) -> None:
+        """Add what is computed of those with more than a token to compute to the `plan` of those that decode."""
+        n_decoding = len(plan)
+        single = [sequence for sequence in rest if _goes_singly(sequence, n_decoding)]
+        plan += [Chunk(sequence, 1, 0) for sequence in single]
+        n_decode = n_rows(plan)
+        budget = self.token_budget(n_decode=n_decode, is_watched=is_watched, spent_s=spent_s)
+        n_outputs_left = self._n_outputs_max - n_decode
+
+        def turn(one: Sequence) -> tuple[float, ...]:
+            # What a grammar forced is no prompt: its sequence is writing, and goes first.
+            return (one.n_generated == 0, served(one), one.request.priority, one.admit_s, one.index)
+
+        readers = sorted((one for one in rest if one not in single), key=turn)
+        if readers and readers[0].n_uncomputed < 2 * _MIN_CHUNK:
+            # What would be left of it would take another pass over the weights.
+            budget = max(budget, min(readers[0].n_uncomputed, self._n_ubatch, self._n_batch - n_decode))
+        plan += _shared_out(budget, n_outputs_left, readers)
+
+    @property
+    def max_gap_s(self) -> float:
+        """How long a step may take beside streams, in seconds, where their own steps are quick."""
+        return self._max_gap_s
+
+    def pause_left_s(self, step_s: float, is_writing: bool) -> float | None:
+        """Seconds that other work may take after a step of `step_s`; None when nobody waits for the next one."""
+        return max(0.0, self._max_gap_s - step_s) if is_writing else None
+
+    def token_budget(self, *, n_decode: int, is_watched: bool = False, spent_s: float = 0.0) -> int:
+        """Tokens of prefill that the next step may compute beside `n_decode` rows; `spent_s` of its time is over."""
+        is_alone = n_decode == 0 and not is_watched
+        room = self._n_batch - n_decode
+        per_token = self.step_time.prefill_s_per_token
+        if per_token == 0:
+            # Little, until it is known what a token costs: a slow machine would seem to hang.
+            return min(room, self._n_ubatch, _TILE if is_alone else 2 * _MIN_CHUNK)
+        if is_alone:
+            affordable = int(_ALONE_GAPS * self._max_gap_s / per_token)
+            # Whole tiles of the matrix kernels: 64 rows and their multiples are computed best.
+            return min(room, max(_TILE, min(self._n_ubatch, affordable // _TILE * _TILE)))
+        gap_s = max(self._max_gap_s, self._max_gap_steps * self.step_time.pace_s)
+        affordable = int((gap_s - spent_s - self.step_time.decode_s) / per_token)
+        if _NEAR_TILE <= affordable < _TILE:
+            affordable = _TILE
+        return min(room, self._n_ubatch, max(_MIN_CHUNK, affordable))
+
+    def background_budget(self) -> int:
+        """Tokens of prefill that a step may compute which a newcomer might have to wait for.
+
+        A whole tile where that is not much longer: on a slow machine fewer rows would take nearly as long, and half of
+        the time in between turns would go to waste.
+        """
+        per_token = self.step_time.prefill_s_per_token
+        if per_token == 0:
+            return min(self._n_ubatch, 2 * _MIN_CHUNK)
+        least = _TILE if _TILE * per_token <= _BACKGROUND_GAPS * self._max_gap_s else _MIN_CHUNK
+        return min(self._n_ubatch, max(least, int(self._max_gap_s / per_token)))
+
+
+def _goes_singly(sequence: Sequence, n_decode: int) -> bool:
+    """Whether tokens that a grammar forced are computed one a step, beside `n_decode` others.
+
+    Rows of unequal counts are computed apart, in one more pass over the weights. Few streams gain by that; many are
+    computed better together, where a token that is not sampled costs less than others do.
+    """
+    most = _MAX_SINGLY if n_decode >= _MANY_STREAMS else 1 + n_decode // 2
+    return sequence.n_generated > 0 and 1 < sequence.n_uncomputed <= most
+
+
+def _slot_of(chunk: Chunk) -> int:
+    return chunk.sequence.slot or 0
+
+
+def _decode_chunk(sequence: Sequence) -> Chunk:
+    """The token generated last, and what may come after it: each is sampled from a row of its own."""
+    n_tokens = 1 + len(sequence.draft)
+    return Chunk(sequence, n_tokens, n_tokens)
+
+
+def _prefill_chunk(sequence: Sequence, budget: int, n_outputs_left: int) -> Chunk:
+    """Logits are wanted of the last token only, or of every token when the prompt's own log-probabilities are."""
+    n_tokens = min(sequence.n_uncomputed, budget)
+    if sequence.marks:
+        n_tokens = min(n_tokens, sequence.marks[0] - sequence.n_past)
+    if sequence.request.prompt_logprobs and sequence.is_reading:
+        n_tokens = min(n_tokens, n_outputs_left)
+        return Chunk(sequence, n_tokens, n_tokens)
+    is_last = n_tokens == sequence.n_uncomputed
+    if is_last and n_outputs_left == 0:
+        return Chunk(sequence, n_tokens - 1, 0)
+    return Chunk(sequence, n_tokens, 1 if is_last else 0)
+
+
+def _shared_out(budget: int, n_outputs_left: int, readers: Iterable[Sequence]) -> Iterator[Chunk]:
+    """The chunks of those who read, each as long as the budget allows; only the first may be a crumb of its prompt."""
+    has_begun = False
+    for sequence in readers:
+        if budget <= 0 or (has_begun and budget < min(sequence.n_uncomputed, _MIN_CHUNK)):
+            continue
+        chunk = _prefill_chunk(sequence, budget, n_outputs_left)
+        if chunk.n_tokens:
+            yield chunk
+            has_begun = True
+            budget -= chunk.n_tokens
+            n_outputs_left -= chunk.n_outputs
+
+
+def _smooth(old: float, new: float) -> float:
+    return new if old == 0 else old + _SMOOTHING * (new - old)

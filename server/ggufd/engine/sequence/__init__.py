@@ -1,0 +1,1 @@
+"""The state of one sequence while it waits and runs."""

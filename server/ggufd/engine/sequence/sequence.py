@@ -1,0 +1,200 @@
+"""One sequence: the tokens of one choice of one request, how many of them are computed, and where.
+
+Data and derived properties only; transitions are the scheduler's and the engine's.
+"""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from dataclasses import dataclass, field
+
+from ggufd.engine.backend.interfaces import CompiledGrammar, Constraint
+from ggufd.engine.kv_store.disk_cache import Fetch
+from ggufd.engine.messages.messages import CacheReport, EngineRequest, TokenLogprob, Usage
+from ggufd.engine.sampling.banned import BanGuard, Bans, bans_of
+from ggufd.engine.sampling.detokenizer import Detokenizer
+from ggufd.engine.sampling.sampling import Bias, FinalLogprobs, Logprobs, Sampler, logprobs_of
+from ggufd.engine.sampling.span import SpanGuard
+from ggufd.engine.sequence.trim import Chat
+from ggufd.engine.speculation.draft_model import Trust
+from ggufd.engine.speculation.prompt_lookup import Lookup
+from ggufd.llama.context.batch import State
+
+
+class Status(enum.Enum):
+    """Where a sequence is: in the queue, in a slot, or done."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True)
+class Sent:
+    """A token on its way out, with its log-probability when that was asked for."""
+
+    token: int
+    logprob: TokenLogprob | None
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens `[0, n_prompt)` are the prompt, `[n_prompt, len(tokens))` generated; `[0, n_past)` are in the slot.
+
+    Times are seconds of `time.perf_counter`. `slot` is set exactly while running; `serial` is the order of arrival.
+    While it waits preempted, `state` is what its slot held.
+    `draft` are tokens that may come next: computed with the next step, and no part of the text until they are sampled.
+    `dropped` stood at `n_kept` before a context shift; from then on the prompt may end anywhere.
+    """
+
+    request: EngineRequest
+    index: int
+    arrival_s: float
+    tokens: array[int]
+    n_prompt: int
+    detokenizer: Detokenizer[Sent]
+    status: Status = Status.WAITING
+    serial: int = 0
+
+    # Where it is computed, and what was there before it.
+    slot: int | None = None
+    state: State | None = None
+    n_past: int = 0
+    n_cached: int = 0
+    n_moved: int = 0
+    marks: list[int] = field(default_factory=list)
+    """Where in the prompt its state is to be copied on the way, ascending."""
+    cache_report: CacheReport | None = None
+    fetch: Fetch | None = None
+    """Its beginning, on its way from the disk."""
+    chat: Chat | None = None
+    """The conversation that it goes on, where its next prompt is to be foreseen."""
+
+    admit_s: float = 0.0
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+
+    # How its next token is chosen.
+    sampler: Sampler | None = None
+    bias: Bias | None = None
+    grammar: CompiledGrammar | None = None
+    constraint: Constraint | None = None
+    """The grammar along this sequence: where in it the text stands."""
+    logprobs: Logprobs | FinalLogprobs | None = None
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    # What its text must not become: a banned phrase, or too long a part of it (thoughts).
+    bans: Bans | None = None
+    guard: BanGuard | None = None
+    span: SpanGuard | None = None
+
+    # What is guessed ahead: from where the text repeats itself, or by a draft model; and what came of it.
+    lookup: Lookup | None = None
+    trust: Trust = field(default_factory=Trust)
+    draft: tuple[int, ...] = ()
+    n_drafted: int = 0
+    n_accepted: int = 0
+
+    # What a context shift took out of the slot.
+    n_kept: int = 0
+    dropped: array[int] = field(default_factory=lambda: array("i"))
+
+    @classmethod
+    def of(cls, request: EngineRequest, index: int, now_s: float) -> Sequence:
+        banned = request.banned_strings, request.banned_regexes
+        bans = bans_of(*banned, request.bans_case_sensitive) if any(banned) else None
+        return cls(
+            request=request,
+            index=index,
+            arrival_s=now_s,
+            tokens=array("i", request.prompt),
+            n_prompt=len(request.prompt),
+            detokenizer=Detokenizer(request.stop, bans),
+            bans=bans,
+            guard=None if bans is None else BanGuard(),
+            span=None if request.span_limit is None else SpanGuard(request.span_limit),
+            logprobs=logprobs_of(request.n_logprobs, are_final=request.are_logprobs_final),
+        )
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.dropped) + len(self.tokens) - self.n_prompt
+
+    @property
+    def said(self) -> array[int]:
+        """The prompt and all that was generated, also what the slot holds no more."""
+        return self.tokens[: self.n_kept] + self.dropped + self.tokens[self.n_kept :]
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether tokens of the prompt are to be computed for the first time, or again before anything was dropped."""
+        return self.n_past < self.n_prompt and not self.dropped
+
+    @property
+    def n_uncomputed(self) -> int:
+        """Tokens that are not in the slot yet: one while decoding, more in prefill."""
+        return len(self.tokens) - self.n_past
+
+    @property
+    def n_prompt_uncomputed(self) -> int:
+        """Tokens of the prompt that were never computed."""
+        return 0 if self.n_generated else max(0, self.n_prompt - self.n_past)
+
+    @property
+    def is_preempted(self) -> bool:
+        """Whether it waits for a slot again, having lost one."""
+        return self.status is Status.WAITING and self.state is not None
+
+    def is_overdue(self, now_s: float) -> bool:
+        """Whether the time that its request asks for is over."""
+        timeout_s = self.request.timeout_s
+        return timeout_s is not None and now_s - self.arrival_s > timeout_s
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it stands, waiting, for a request of which nothing was admitted yet."""
+        return self.index == 0 and self.status is Status.WAITING and self.state is None
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether only the token generated last is uncomputed."""
+        return self.n_generated > 0 and self.n_uncomputed == 1
+
+    @property
+    def is_preparing(self) -> bool:
+        """Whether it cannot start yet: its grammar, its list of banned phrases or its state on disk is not ready."""
+        return not all(part is None or part.is_ready for part in (self.grammar, self.bans, self.fetch))
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is Status.FINISHED
+
+    def drop(self, start: int, n: int) -> None:
+        """The `n` tokens from `start` on are out of the slot; the text goes on without them."""
+        self.dropped.extend(self.tokens[start : start + n])
+        del self.tokens[start : start + n]
+        self.n_kept = start
+        self.n_past -= max(0, min(self.n_past, start + n) - start)
+
+    def usage(self, now_s: float) -> Usage:
+        first_token_s = self.first_token_s or now_s
+        admit_s = self.admit_s or now_s
+        return Usage(
+            prompt_tokens=self.n_prompt,
+            completion_tokens=self.n_generated,
+            cached_tokens=self.n_cached,
+            moved_tokens=self.n_moved,
+            queue_s=admit_s - self.arrival_s,
+            prefill_s=first_token_s - admit_s,
+            decode_s=now_s - first_token_s,
+            rewinds=0 if self.guard is None else self.guard.n_rewinds,
+            cache=self.cache_report,
+            drafted_tokens=self.n_drafted,
+            accepted_tokens=self.n_accepted,
+            dropped_tokens=len(self.dropped),
+        )

@@ -1,0 +1,1 @@
+"""Prefix caching in slots: matching, placement, eviction, context shift."""

@@ -1,0 +1,54 @@
+"""What goes where a slot is full while its text is still being written: the older half of it, behind what is kept.
+
+llama-server's `--context-shift`: what follows the gap moves up, its keys are rotated to their new positions, and
+nothing is computed. It keeps what it knew of the dropped tokens, and the model sees no more of them than that: opt-in.
+A prompt that does not fit is refused all the same.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ggufd.engine.messages.messages import EngineRequest
+from ggufd.engine.sequence.sequence import Sequence
+
+_MIN_ROOM = 4
+"""So many tokens of a slot are never kept, whatever a request asks for: as llama-server."""
+
+
+class Gap(NamedTuple):
+    """`n` tokens from `start` on that go."""
+
+    start: int
+    n: int
+
+
+class ContextShift:
+    """Decides for slots of `n_ctx` tokens; finds no gap unless `is_on`."""
+
+    def __init__(self, n_ctx: int, *, is_on: bool) -> None:
+        self._n_ctx = n_ctx
+        self._is_on = is_on
+
+    def limit(self, request: EngineRequest) -> int | None:
+        """Most tokens of an answer, None where the end of its slot is its only bound.
+
+        One without a limit of its own gets as many tokens as a slot holds: nobody waits for a text without an end.
+        """
+        return self._n_ctx if self._is_on and request.max_tokens is None else request.max_tokens
+
+    def is_full(self, sequence: Sequence) -> bool:
+        """Whether the slot holds no token more."""
+        return len(sequence.tokens) >= self._n_ctx
+
+    def gap(self, sequence: Sequence) -> Gap | None:
+        """What a full sequence can do without; None where its answer ends here.
+
+        The first token stays always, and what may yet be taken back is needed.
+        """
+        if not self._is_on:
+            return None
+        n_tokens = len(sequence.tokens)
+        start = min(1 + sequence.request.n_keep, self._n_ctx - _MIN_ROOM)
+        n = min((n_tokens - 1 - start) // 2, n_tokens - sequence.detokenizer.n_pending - start)
+        return Gap(start, n) if n > 0 else None

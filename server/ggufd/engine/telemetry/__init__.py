@@ -1,0 +1,1 @@
+"""Counters and the trace of each step."""

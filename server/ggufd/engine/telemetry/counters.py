@@ -1,0 +1,97 @@
+"""What the engine counts while it works: sums, and how values spread. Cheap enough for every step and every token."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from ggufd.engine.messages.messages import Spread
+from ggufd.engine.sequence.sequence import Sequence
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+class Histogram:
+    """How many values were at most each of `bounds`, ascending, and how many were above."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    @property
+    def spread(self) -> Spread:
+        return Spread(self._bounds, tuple(self._counts), self._sum)
+
+
+class Counters:
+    """What was done since the start; `step_s` and `step_gap_s` are of the last step, in seconds."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.computed_tokens = 0
+        self.cached_tokens = 0
+        self.generated_tokens = 0
+        self.preemptions = 0
+        self.busy_slots = 0
+        self.longest = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
+        self.model_drafted_tokens = 0
+        self.model_accepted_tokens = 0
+        self.step_s = 0.0
+        self.step_gap_s = 0.0
+        self.steps_spread = Histogram(_SECONDS)
+        self.step_gaps = Histogram(_SECONDS)
+        self.token_gaps = Histogram(_SECONDS)
+        self.batches = Histogram(_ROWS)
+        self._ended_s: float | None = None
+        self._has_rested = True
+
+    def begin(self, now_s: float) -> None:
+        """A batch is about to be computed."""
+        if self._ended_s is not None:
+            self.step_gap_s = now_s - self._ended_s
+            if not self._has_rested:
+                self.step_gaps.observe(self.step_gap_s)
+        self._has_rested = False
+
+    def leave_out(self, seconds: float) -> None:
+        """What was done meanwhile is no part of the gap between two steps."""
+        if self._ended_s is not None:
+            self._ended_s += seconds
+
+    def end(self, now_s: float, seconds: float, *, n_rows: int, n_sequences: int) -> None:
+        """A batch of `n_rows` was computed."""
+        self._ended_s = now_s
+        self.step_s = seconds
+        self.steps += 1
+        self.computed_tokens += n_rows
+        self.busy_slots += n_sequences
+        self.steps_spread.observe(seconds)
+        self.batches.observe(n_rows)
+
+    def rest(self) -> None:
+        """Nothing runs: the time until the next step is nobody's gap."""
+        self._has_rested = True
+
+    def note_token(self, sequence: Sequence) -> None:
+        """A token was sampled; tokens of one step come at one time."""
+        self.generated_tokens += 1
+        now_s = self._ended_s or 0.0
+        if sequence.last_token_s:
+            self.token_gaps.observe(now_s - sequence.last_token_s)
+        sequence.last_token_s = now_s
+
+    def note_end(self, sequence: Sequence) -> None:
+        """A sequence has ended."""
+        self.longest = max(self.longest, len(sequence.tokens))
+        self.drafted_tokens += sequence.n_drafted
+        self.accepted_tokens += sequence.n_accepted
+        sequence.trust.settle(sequence.tokens)
+        self.model_drafted_tokens += sequence.trust.n_drafted
+        self.model_accepted_tokens += sequence.trust.n_accepted

@@ -1,0 +1,1 @@
+"""The measurement that decides flash attention on a CPU."""

@@ -1,0 +1,1 @@
+"""A native context: batches, KV cache, samplers, embeddings."""

@@ -1,0 +1,1 @@
+"""GGUF files read without llama.cpp: headers, shapes, tensor types."""

@@ -1,0 +1,1 @@
+"""A loaded model: vocabulary, weights, adapters, placement on devices."""

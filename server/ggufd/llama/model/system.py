@@ -1,0 +1,149 @@
+"""Build of llama.cpp, and the devices and memory that it sees."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import llama_cpp
+from llama_cpp._ggml import libggml
+
+from ggufd.errors import ModelError
+from ggufd.llama.model.placing import check_rpc
+
+_GPU_TYPES = (1, 2)
+"""ggml_backend_dev_type: GPU, and GPU that shares the host's memory."""
+
+
+_CONNECT_S = 3.0
+
+
+def build() -> str:
+    """Version of the binding; llama.cpp's own commit is not exported by it."""
+    return f"llama-cpp-python {llama_cpp.__version__}"
+
+
+def library() -> Path:
+    """llama.cpp's own file, which may be of another build than the binding's version says (`LLAMA_CPP_LIB_PATH`)."""
+    return Path(llama_cpp.llama_cpp._lib._name)
+
+
+def info() -> str:
+    """Features that llama.cpp was compiled for, on one line."""
+    return str(llama_cpp.llama_print_system_info().decode("utf-8", "replace")).strip()
+
+
+def gpu_devices() -> tuple[str, ...]:
+    """Description of every GPU that llama.cpp sees; empty on a CPU build."""
+    ggml = _registry()
+    found = []
+    for i in range(ggml.ggml_backend_dev_count()):
+        device = ggml.ggml_backend_dev_get(i)
+        if ggml.ggml_backend_dev_type(device) in _GPU_TYPES:
+            found.append(ggml.ggml_backend_dev_description(device).decode("utf-8", "replace"))
+    return tuple(found)
+
+
+class DeviceMemory(NamedTuple):
+    """A GPU and its memory in bytes; `shares_ram` where it has none of its own."""
+
+    name: str
+    description: str
+    free: int
+    total: int
+    shares_ram: bool
+
+
+def device_memory() -> tuple[DeviceMemory, ...]:
+    """Every GPU that llama.cpp sees, with what is free on it now; empty on a CPU build."""
+    ggml = _registry()
+    found = []
+    for i in range(ggml.ggml_backend_dev_count()):
+        device = ggml.ggml_backend_dev_get(i)
+        kind = ggml.ggml_backend_dev_type(device)
+        if kind in _GPU_TYPES:
+            free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+            ggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+            name, description = (
+                read(device).decode("utf-8", "replace")
+                for read in (ggml.ggml_backend_dev_name, ggml.ggml_backend_dev_description)
+            )
+            found.append(DeviceMemory(name, description, free.value, total.value, kind == _GPU_TYPES[1]))
+    return tuple(found)
+
+
+def buffer_types() -> dict[str, int]:
+    """Name and handle of the kind of memory that every device gives: "CPU", "CUDA0" ..."""
+    ggml = _registry()
+    found: dict[str, int] = {}
+    for i in range(ggml.ggml_backend_dev_count()):
+        handle = ggml.ggml_backend_dev_buffer_type(ggml.ggml_backend_dev_get(i))
+        if handle:
+            found[ggml.ggml_backend_buft_name(handle).decode("utf-8", "replace")] = handle
+    return found
+
+
+def has_rpc() -> bool:
+    return bool(llama_cpp.llama_supports_rpc())
+
+
+def add_rpc_servers(servers: Sequence[str]) -> None:
+    """Use the devices of llama.cpp RPC servers as if they were this machine's. Raises ModelError, one line."""
+    if not servers:
+        return
+    check_rpc(servers, has_rpc=has_rpc())
+    ggml = _registry()
+    address = ggml.ggml_backend_reg_get_proc_address(
+        ggml.ggml_backend_reg_by_name(b"RPC"), b"ggml_backend_rpc_add_server"
+    )
+    add_server = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(address)
+    for server in servers:
+        # ggml waits long for a server that is not there, or ends the process.
+        _check_reachable(server)
+        registration = add_server(server.encode())
+        if not registration:
+            raise ModelError(f"--rpc {server}: what answers there is no llama.cpp RPC server of this version")
+        ggml.ggml_backend_register(registration)
+
+
+def _check_reachable(server: str) -> None:
+    host, _, port = server.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ModelError(f"--rpc {server}: nothing answers there ({error}); is rpc-server running?") from None
+
+
+def cpu_features() -> frozenset[str]:
+    """CPU features that this build uses: "avx2", "avx512", "dotprod" ..."""
+    return frozenset(name.lower() for name in re.findall(r"(\w+) = 1", info()))
+
+
+def _registry() -> ctypes.CDLL:
+    """ggml's device registry, which the binding loads but does not declare."""
+    ggml = libggml
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_dev_description.restype = ctypes.c_char_p
+    ggml.ggml_backend_dev_name.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_dev_name.restype = ctypes.c_char_p
+    ggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p] + 2 * [ctypes.POINTER(ctypes.c_size_t)]
+    ggml.ggml_backend_dev_memory.restype = None
+    ggml.ggml_backend_dev_buffer_type.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_dev_buffer_type.restype = ctypes.c_void_p
+    ggml.ggml_backend_reg_by_name.argtypes = [ctypes.c_char_p]
+    ggml.ggml_backend_reg_by_name.restype = ctypes.c_void_p
+    ggml.ggml_backend_reg_get_proc_address.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    ggml.ggml_backend_reg_get_proc_address.restype = ctypes.c_void_p
+    ggml.ggml_backend_register.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_register.restype = None
+    ggml.ggml_backend_buft_name.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_buft_name.restype = ctypes.c_char_p
+    return ggml  # type: ignore[no-any-return]

@@ -1,0 +1,203 @@
+"""Models that are not a path yet: a repository of the Hugging Face hub, a name in ollama's local store.
+
+`hf:OWNER/REPO`, `hf:OWNER/REPO:QUANTISATION`, `hf:OWNER/REPO/FILE.gguf` go through huggingface_hub: its token
+(HF_TOKEN), its endpoint (HF_ENDPOINT), its cache (HF_HOME). Here is which file or parts are meant, and a header read
+without the rest; `download` fetches them. Every failure is a ModelError of one line. `ollama:NAME[:TAG]` only reads
+what ollama has stored on this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggufd.errors import ModelError
+from ggufd.llama.gguf import gguf_header
+from ggufd.llama.gguf.byte_reader import ReadAt
+
+logger = logging.getLogger("ggufd")
+
+_HF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^:]+\.gguf)|:(?P<quant>[\w.-]+))?", re.ASCII)
+_OLLAMA = re.compile(
+    r"ollama:(?:(?:(?P<host>[\w.-]+)/)?(?P<owner>[\w.-]+)/)?(?P<name>[\w.-]+)(?::(?P<tag>[\w.-]+))?", re.ASCII
+)
+_PREFERRED = "Q4_K_M"
+_TIMEOUT_S = 20
+_CONNECT_S = 10
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
+_AHEAD = 1 << 20
+"""Bytes fetched at once of a header that is read from afar."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository: size in bytes, checksum where the hub has one."""
+
+    repo: str
+    name: str
+    n_bytes: int
+    sha256: str | None
+
+
+def find_ollama(model: str) -> Path:
+    """The file of `ollama:NAME[:TAG]` in ollama's store on this machine."""
+    match = _OLLAMA.fullmatch(model)
+    if match is None:
+        raise ModelError(f"{model}: expected ollama:NAME or ollama:NAME:TAG")
+    root = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
+    # What was pulled from another registry, as hf.co, lies under its name.
+    host = match["host"] or "registry.ollama.ai"
+    folder = root / "manifests" / host / (match["owner"] or "library") / match["name"]
+    manifest = folder / (match["tag"] or "latest")
+    try:
+        layers = json.loads(manifest.read_text("utf-8"))["layers"]
+        digests = {
+            one["mediaType"].removeprefix("application/vnd.ollama.image."): str(one["digest"])
+            for one in reversed(layers)
+        }
+        model_blob = root / "blobs" / digests["model"].replace(":", "-")
+    except FileNotFoundError:
+        raise ModelError(f"{model}: ollama has no such model on this machine (looked for {manifest})") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise ModelError(f"{model}: {manifest} is no manifest of a model") from None
+    if "adapter" in digests:
+        adapter = model_blob.with_name(digests["adapter"].replace(":", "-"))
+        logger.warning("%s: ollama puts an adapter on this model; without --lora %s it is served bare", model, adapter)
+    return model_blob
+
+
+def find(model: str) -> list[RemoteFile]:
+    """The file, or all parts, that `hf:...` means. Asks the hub for the list of the repository's files."""
+    match = _HF.fullmatch(model)
+    if match is None:
+        raise ModelError(f"{model}: expected hf:OWNER/REPO, hf:OWNER/REPO:QUANTISATION or hf:OWNER/REPO/FILE.gguf")
+    hub = library(model)
+    with one_line(model):
+        session = hub.utils.get_session()
+        # The library itself would wait for ever, and try half a minute to connect.
+        session.timeout = _TIMEOUT_S
+        session.head(hub.constants.ENDPOINT, timeout=_CONNECT_S, follow_redirects=False)
+        tree = list(hub.HfApi().list_repo_tree(match["repo"], recursive=True))
+    files = {one.path: _remote(match["repo"], one) for one in tree if str(one.path).lower().endswith(".gguf")}
+    first = match["file"] or _choose(model, sorted(files), match["quant"])
+    names = [str(part).replace(os.sep, "/") for part in gguf_header.parts_of(Path(first))]
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise ModelError(f"{model}: there is no {missing[0]} in this repository{_offer(files)}")
+    return [files[name] for name in names]
+
+
+def find_cached(model: str) -> Path | None:
+    """The file that `hf:...` means, of what was fetched before: for a start without the network."""
+    match = _HF.fullmatch(model)
+    if match is None:
+        return None
+    hub = library(model)
+    folder = cache_folder(hub, match["repo"])
+    with contextlib.suppress(OSError, ModelError):
+        snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
+        names = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf"))
+        first = match["file"] or _choose(model, names, match["quant"])
+        if all(part.exists() for part in gguf_header.parts_of(snapshot / first)):
+            return snapshot / first
+    return None
+
+
+def cache_folder(hub: Any, repo: str) -> Path:
+    """Where the library keeps a repository: `blobs` by checksum, `snapshots` of links to them, `refs`."""
+    return Path(hub.constants.HF_HUB_CACHE) / ("models--" + repo.replace("/", "--"))
+
+
+def _remote(repo: str, one: Any) -> RemoteFile:
+    return RemoteFile(repo, one.path, int(one.size), one.lfs.sha256 if one.lfs else None)
+
+
+def _choose(model: str, names: Sequence[str], quant: str | None) -> str:
+    """The file of a quantisation: the one asked for, else the only one, else Q4_K_M."""
+    first_parts = [name for name in names if gguf_header.parts_of(Path(name))[0] == Path(name)]
+    models = [name for name in first_parts if not Path(name).name.startswith("mmproj")]
+    if not models:
+        raise ModelError(f"{model}: there is no .gguf file in this repository")
+    if quant is None and len(models) == 1:
+        return models[0]
+    wanted = re.compile(rf"(?<![A-Za-z0-9_]){re.escape(quant or _PREFERRED)}(?![A-Za-z0-9_])", re.IGNORECASE)
+    found = [name for name in models if wanted.search(Path(name).name)]
+    if len(found) == 1:
+        return found[0]
+    what = f"{len(found)} files are {quant or _PREFERRED}" if found else f"no file is {quant or _PREFERRED}"
+    raise ModelError(f"{model}: {what}; name one as hf:OWNER/REPO/FILE.gguf{_offer(models)}")
+
+
+def _offer(names: Any) -> str:
+    return "; it has " + ", ".join(sorted(names)[:20]) if names else ""
+
+
+def read_header(model: str, files: Sequence[RemoteFile]) -> gguf_header.Gguf:
+    """The header alone, by range requests: a megabyte or a few, whatever the size of the model."""
+    hub = library(model)
+    headers = []
+    for one in files:
+        url = hub.hf_hub_url(one.repo, one.name)
+        with one_line(model):
+            headers.append(gguf_header.read_header(_reader(hub, url), one.n_bytes, f"{model}/{one.name}"))
+    return gguf_header.Gguf(tuple(headers))
+
+
+def _reader(hub: Any, url: str) -> ReadAt:
+    session, headers = hub.utils.get_session(), hub.utils.build_hf_headers()
+
+    def read_at(offset: int, n: int) -> bytes:
+        wanted = {**headers, "Range": f"bytes={offset}-{offset + min(n, _AHEAD) - 1}"}
+        with session.stream("GET", url, headers=wanted, follow_redirects=True, timeout=_TIMEOUT_S) as response:
+            # Files of a gated repository are listed for everybody; only here the hub says that they are gated.
+            hub.utils.hf_raise_for_status(response)
+            if response.status_code != 206:
+                raise ModelError(f"{url}: the server gives no part of a file, so the header alone cannot be read")
+            return bytes(response.read())
+
+    return read_at
+
+
+def library(model: str) -> Any:
+    """huggingface_hub, imported when it is first needed. Raises ModelError where it is not installed."""
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.utils
+    except ModuleNotFoundError:
+        raise ModelError(f"{model}: fetching models needs one more package: pip install 'ggufd[hub]'") from None
+    return huggingface_hub
+
+
+@contextlib.contextmanager
+def one_line(model: str) -> Iterator[None]:
+    """Turn what the library and its HTTP client raise into one line."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    # The root of its HTTP client's errors; which client it is differs between versions.
+    client_error: type[Exception] = HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except GatedRepoError:
+        raise ModelError(f"{model}: this repository wants its terms accepted; do so, and set HF_TOKEN") from None
+    except RepositoryNotFoundError:
+        raise ModelError(f"{model}: there is no such repository, or it is private and HF_TOKEN is not set") from None
+    except ModelError:
+        raise
+    except (HfHubHTTPError, client_error, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            raise ModelError(
+                f"{model}: the hub's cache on this machine cannot be written: {error}; make room, or set HF_HOME to "
+                "another disk"
+            ) from None
+        # The library takes every answer for the hub's; that of a proxy or a login page is anything.
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{model}: the hub cannot be reached or does not answer as expected: {said[0]}") from None

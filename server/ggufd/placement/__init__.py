@@ -1,0 +1,1 @@
+"""Memory estimates, and the choice of what goes to which device."""

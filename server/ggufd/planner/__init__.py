@@ -1,0 +1,1 @@
+"""The commands `plan` and `check`: what a model takes, without loading it."""

@@ -1,0 +1,78 @@
+"""`ggufd check`: what the settings come to on this machine, by the model's header alone. Nothing is loaded.
+
+What a start would refuse is refused here with the same words.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ggufd import console
+from ggufd.daemon import daemon
+from ggufd.llama.gguf.header_checks import refuse_half_biases
+from ggufd.llama.model.placing import refuse_cpu
+from ggufd.models.hub import ModelFile
+from ggufd.planner import report, table
+from ggufd.planner.machine import this_machine
+from ggufd.planner.report import Report
+from ggufd.settings.config import Config
+
+
+def run(config: Config, model: ModelFile, file: Path | None, n_keys: int) -> None:
+    """Say what would be run, with the settings of `file` and so many keys. Raises ModelError for what could not be."""
+    machine = this_machine(daemon.engine_config(config, model))
+    made = report.make(model, config, daemon.context_params(config), machine)
+    if config.model.require_gpu:
+        refuse_cpu(made.choice.placement.n_gpu_layers)
+    if made.choice.placement.n_gpu_layers == 0:
+        refuse_half_biases(made.shape.gguf)
+    problem = [] if made.choice.fits else ["", table.verdict(made)]
+    console.show("The settings are good. It would run:", rows(config, made, file, n_keys), problem)
+
+
+def rows(config: Config, made: Report, file: Path | None, n_keys: int) -> list[tuple[str, str]]:
+    """The settings that matter, as they would be used."""
+    context, server, model = made.choice.context, config.server, made.model
+    size = table.bytes_text(model.size_bytes) + (", the demo model" if model.is_demo else "")
+    return [
+        ("Settings", str(file or "no file, the defaults")),
+        ("Model", f"{model.source or model.path} ({size})"),
+        *_draft(model.draft),
+        ("Context", console.slots_text(context.n_slots, context.n_ctx)),
+        ("Runs on", f"{table.placement_text(made)} ({made.choice.why})"),
+        ("Memory", _memory(made)),
+        ("Flash attention", _flash_attention(made)),
+        ("KV cache", f"keys {context.cache_type_k}, values {context.cache_type_v}"),
+        ("Queue", f"{config.queue.max_queue} requests, {config.queue.max_queue_wait_s:g} s"),
+        ("Listens at", f"{server.host}, port {server.port}, {_keys(n_keys)}"),
+        ("Sampling", _sampling(config)),
+    ]
+
+
+def _draft(draft: ModelFile | None) -> list[tuple[str, str]]:
+    return (
+        [] if draft is None else [("Guesses", f"{draft.source or draft.path} ({table.bytes_text(draft.size_bytes)})")]
+    )
+
+
+def _memory(made: Report) -> str:
+    parts = [made.choice.estimate, *([] if made.draft is None else [made.draft])]
+    needed, vram = sum(one.needed for one in parts), sum(one.vram.total for one in parts)
+    text = f"{table.bytes_text(needed)} of {table.bytes_text(made.machine.ram_free)} free RAM"
+    return f"{text}, {table.bytes_text(vram)} VRAM" if vram else text
+
+
+def _flash_attention(made: Report) -> str:
+    wanted = made.choice.context.flash_attn
+    if wanted != "auto":
+        return wanted
+    return "on" if made.choice.placement.n_gpu_layers else "by a measurement at the first start"
+
+
+def _sampling(config: Config) -> str:
+    given = {key: value for key, value in config.sampling.model_dump().items() if value is not None}
+    return ", ".join(f"{key} {value}" for key, value in given.items()) or "the model's own defaults"
+
+
+def _keys(count: int) -> str:
+    return f"with {count} {'key' if count == 1 else 'keys'}" if count else "without a key"

@@ -1,0 +1,201 @@
+"""What `plan` finds out about one model, as plain data: the same for the table, for JSON and for a model card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ggufd.daemon import daemon
+from ggufd.llama.gguf.shape import Shape
+from ggufd.llama.gguf.tensor_types import FILE_TYPES
+from ggufd.llama.params import ContextParams
+from ggufd.models.hub import ModelFile
+from ggufd.placement import draft_plan
+from ggufd.placement.memory import Beside, Estimate, estimate, types_by_size
+from ggufd.placement.offload import (
+    Choice,
+    Machine,
+    Wish,
+    choose,
+    default_n_ctx,
+    host_cache_bytes,
+    in_ram,
+    largest_contexts,
+    offload_steps,
+)
+from ggufd.settings.config import Config, settings
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One model on one machine. Sizes in bytes. `contexts` are `(slots, tokens each)` that fit."""
+
+    model: ModelFile
+    shape: Shape
+    machine: Machine
+    context: ContextParams
+    in_ram: Estimate
+    steps: list[Estimate]
+    choice: Choice
+    contexts: list[tuple[int, int]]
+    draft: Estimate | None = None
+    cache_ram: int | None = None
+    """Bytes that the settings give to chats without a slot; None where that is left to us."""
+    given: tuple[str, ...] = ()
+    """The flags that made it so, beside those that the choice decides."""
+
+    @property
+    def own(self) -> int:
+        """RAM of its own, of the draft model's too."""
+        return self.in_ram.own + (self.draft.own if self.draft else 0)
+
+    @property
+    def needed(self) -> int:
+        """The same with the weights that are read in the mapped files."""
+        return self.in_ram.needed + (self.draft.needed if self.draft else 0)
+
+    @property
+    def host_cache(self) -> int:
+        """What chats that lost their slot may take of RAM in time, with the best setting."""
+        if self.shape.only_embeds:
+            return 0
+        if self.cache_ram is not None:
+            return self.cache_ram
+        left = self.machine if self.draft is None else draft_plan.beside(self.machine, self.draft)
+        return host_cache_bytes(self.choice.estimate, left)
+
+    @property
+    def recipe(self) -> str:
+        """The name of the quantisation that the file gives itself; empty where it gives none."""
+        return FILE_TYPES.get(self.shape.gguf.integer("general.file_type", -1), "")
+
+    @property
+    def types(self) -> list[tuple[str, float]]:
+        """`(type, share of the bytes)`, the largest first."""
+        total = max(1, self.shape.n_weight_bytes)
+        return [(name, size / total) for name, size in types_by_size(self.shape.tensors)]
+
+
+def make(model: ModelFile, config: Config, context: ContextParams, machine: Machine) -> Report:
+    """Plan one model. `context.n_ctx` 0 leaves it to the choice; the tables then show the default context."""
+    shape = model.shape
+    assert shape is not None
+    wish = wish_of(config, context, model)
+    draft = _draft(model, config, context, machine)
+    whole, machine = machine, machine if draft is None else draft_plan.beside(machine, draft)
+    choice = choose(shape, wish, machine)
+    shown = context if context.n_ctx else replace(context, n_ctx=default_n_ctx(shape))
+    made = in_ram(wish, machine)
+    return Report(
+        model=model,
+        shape=shape,
+        machine=whole,
+        context=shown,
+        in_ram=estimate(shape, shown, made),
+        steps=offload_steps(shape, shown, made),
+        choice=choice,
+        contexts=largest_contexts(shape, choice.context, choice.placement, machine, wish.tensor_split),
+        draft=draft,
+        cache_ram=daemon.engine_config(config, model).cache_ram_bytes,
+        given=given(config),
+    )
+
+
+_DECIDED = {"model", "model_draft", "n_gpu_layers", "n_cpu_moe", "ctx_size", "parallel", "cache_type_k", "cache_type_v"}
+
+
+def given(config: Config) -> tuple[str, ...]:
+    """The settings of model and context that are not as they come, as flags: what was planned needs them too."""
+    flags: list[str] = []
+    for one in settings():
+        value = getattr(getattr(config, one.section), one.key)
+        if one.section not in ("model", "context") or one.key in _DECIDED or value == one.field.default:
+            continue
+        if one.is_switch:
+            flags.append(one.flags[-1] if value else one.flags[-1].replace("--", "--no-", 1))
+        else:
+            parts = value if isinstance(value, tuple) else (value,)
+            flags += [one.flags[-1], ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)]
+    return tuple(flags)
+
+
+def _draft(model: ModelFile, config: Config, context: ContextParams, machine: Machine) -> Estimate | None:
+    if model.draft is None:
+        return None
+    assert model.shape is not None
+    assert model.draft.shape is not None
+    return draft_plan.plan(model.draft.shape, daemon.draft_params(config, model.draft), model.shape, context, machine)
+
+
+def wish_of(config: Config, context: ContextParams, model: ModelFile) -> Wish:
+    """What of the settings the planner must obey."""
+    layers = config.model.n_gpu_layers
+    engine = daemon.engine_config(config, model)
+    return Wish(
+        context=context,
+        n_gpu_layers=None if layers == "auto" else layers,
+        n_cpu_moe=daemon.n_cpu_moe(config),
+        mmap=config.model.mmap,
+        tensor_split=config.model.tensor_split,
+        overrides=engine.model.overrides,
+        beside=Beside.of(engine.model, embeds=engine.embeddings, host_cache=engine.cache_ram_bytes),
+    )
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """For programs: every number in bytes, tokens or layers."""
+    shape = report.shape
+    return {
+        "file": str(report.model.path),
+        "parts": report.model.n_parts,
+        "size": shape.gguf.n_bytes,
+        "architecture": shape.architecture,
+        "quantisation": report.recipe,
+        "bits_per_weight": round(shape.bits_per_weight, 3),
+        "types": {name: round(share, 4) for name, share in report.types},
+        "parameters": shape.n_params,
+        "active_parameters": shape.n_params_active,
+        "experts": shape.n_experts,
+        "experts_used": shape.n_experts_used,
+        "layers": shape.n_layers,
+        "training_context": shape.n_ctx_train,
+        "context": {"slots": report.context.n_slots, "tokens_each": report.context.n_ctx},
+        "without_offload": _estimate(report.in_ram),
+        "draft": None if report.draft is None else _estimate(report.draft),
+        "offload": [_estimate(step) for step in report.steps],
+        "best": {
+            "n_gpu_layers": report.choice.placement.n_gpu_layers,
+            "n_cpu_moe": report.choice.placement.n_cpu_moe,
+            "slots": report.choice.context.n_slots,
+            "tokens_each": report.choice.context.n_ctx,
+            "fits": report.choice.fits,
+            "why": report.choice.why,
+            "cache_ram": report.host_cache,
+            **_estimate(report.choice.estimate),
+        },
+        "contexts_that_fit": [{"slots": slots, "tokens_each": n_ctx} for slots, n_ctx in report.contexts],
+        "machine": {
+            "ram_free": report.machine.ram_free,
+            "ram_total": report.machine.ram_total,
+            "devices": [device._asdict() for device in report.machine.devices],
+        },
+    }
+
+
+def _estimate(one: Estimate) -> dict[str, Any]:
+    return {
+        "n_gpu_layers": one.placement.n_gpu_layers,
+        "ram": {
+            "own_weights": one.ram.weights,
+            "cache": one.ram.cache,
+            "compute": one.ram.compute,
+            "adapters": one.ram.adapters,
+            "embeddings": one.ram.vectors,
+            "process": one.process,
+            "own": one.own,
+            "mapped_weights": one.mapped,
+            "chats_without_a_slot": one.host_cache,
+            "needed": one.needed,
+        },
+        "vram": {**one.vram._asdict(), "total": one.vram.total},
+    }

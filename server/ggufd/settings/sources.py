@@ -1,0 +1,247 @@
+"""Where settings come from: flag > environment > config.toml > default.
+
+What is unknown or impossible stops the start with the place, the name, what was expected and the nearest name
+that exists. Knows the fields of `config` only by their table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from ggufd import text_files
+from ggufd.errors import ConfigError
+from ggufd.settings.config import ENV_PREFIX, Config, settings
+from ggufd.wording import plain
+
+CONFIG_NAME = "config.toml"
+
+_NOT_SETTINGS = frozenset({"CONFIG", "LLAMA_CPP_SRC"})
+"""GGUFD_ names that are no setting: where the file is, and where the tests find llama.cpp's sources."""
+
+_SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)$")
+"""What Kubernetes sets in every pod beside a service named ggufd; it sets GGUFD_PORT=tcp://... too."""
+
+
+class Given(NamedTuple):
+    """A value as it was found, and where."""
+
+    value: Any
+    where: str
+
+
+Layer = dict[tuple[str, str], Given]
+"""`(section, key)` to what one source says of it."""
+
+
+def load(
+    config_file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Read all sources and check the result.
+
+    `flags` maps a setting's key to its value on the command line. Raises ConfigError, one line a fault.
+    """
+    environ = os.environ if environ is None else environ
+    faults: list[str] = []
+    merged: Layer = {}
+    merged.update(_from_file(find_file(config_file, environ), faults))
+    merged.update(_from_environment(environ, faults))
+    merged.update(_from_flags(flags or {}))
+    config = _validate(merged, faults)
+    if config is not None and not faults:
+        faults.extend(_contradictions(config))
+    if config is None or faults:
+        raise ConfigError("\n".join(faults))
+    return config
+
+
+def revise(config: Config, changes: Mapping[str, Any]) -> Config:
+    """`config` with other values for some settings, by key; None is the default. Raises ConfigError, a line a fault."""
+    merged: Layer = {
+        (one.section, one.key): Given(getattr(getattr(config, one.section), one.key), one.key) for one in settings()
+    }
+    for one in settings():
+        if one.key in changes:
+            value = changes[one.key]
+            merged[one.section, one.key] = Given(one.field.default if value is None else value, one.key)
+    faults: list[str] = []
+    revised = _validate(merged, faults)
+    if revised is not None and not faults:
+        faults.extend(_contradictions(revised))
+    if revised is None or faults:
+        raise ConfigError("\n".join(faults))
+    return revised
+
+
+def find_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file to read: the one named, else ./config.toml, else the one in the user's config folder."""
+    named = config_file or (Path(environ["GGUFD_CONFIG"]) if environ.get("GGUFD_CONFIG") else None)
+    if named is not None:
+        if not named.is_file():
+            raise ConfigError(f"{named}: no such file; --config wants a TOML file")
+        return named
+    import platformdirs
+
+    candidates = (Path(CONFIG_NAME), platformdirs.user_config_path("ggufd") / CONFIG_NAME)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _from_file(path: Path | None, faults: list[str]) -> Layer:
+    if path is None:
+        return {}
+    try:
+        text = text_files.read(path)
+        tables = tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as TOML: {error}") from None
+    layer: Layer = {}
+    sections = {one.section for one in settings()}
+    for section, table in tables.items():
+        if section not in sections or not isinstance(table, dict):
+            faults.append(f"{_place(path, text, section, None)}: {_no_section(section, table)}")
+            continue
+        for key, value in table.items():
+            where = f"{_place(path, text, section, key)}: [{section}] {key}"
+            if Config.model_fields[section].annotation.model_fields.get(key):  # type: ignore[union-attr]
+                layer[section, key] = Given(value, where)
+            else:
+                faults.append(f"{where} is no setting{_nearest(key, section)}")
+    return layer
+
+
+def _from_environment(environ: Mapping[str, str], faults: list[str]) -> Layer:
+    by_name = {one.env: one for one in settings()}
+    layer: Layer = {}
+    # The short name is what container recipes use.
+    for name, value in {"GGUFD_REQUIRE_GPU": environ.get("REQUIRE_GPU", ""), **environ}.items():
+        if not name.startswith(ENV_PREFIX) or value == "" or _is_foreign(name, value):
+            continue
+        if one := by_name.get(name):
+            layer[one.section, one.key] = Given(value, name)
+        else:
+            close = difflib.get_close_matches(name, by_name, 1)
+            faults.append(f"{name} is no setting{f'; did you mean {close[0]}?' if close else ''}")
+    return layer
+
+
+def _is_foreign(name: str, value: str) -> bool:
+    rest = name.removeprefix(ENV_PREFIX)
+    return rest in _NOT_SETTINGS or _SERVICE_LINK.match(rest) is not None or value.startswith("tcp://")
+
+
+def _from_flags(flags: Mapping[str, Any]) -> Layer:
+    by_key = {one.key: one for one in settings()}
+    return {
+        (one.section, one.key): Given(value, one.flags[-1])
+        for key, value in flags.items()
+        if value is not None and (one := by_key[key])
+    }
+
+
+def _validate(merged: Layer, faults: list[str]) -> Config | None:
+    tables: dict[str, dict[str, Any]] = {}
+    for (section, key), given in merged.items():
+        tables.setdefault(section, {})[key] = given.value
+    try:
+        return Config.model_validate(tables)
+    except ValidationError as error:
+        expected: dict[tuple[str, str], list[str]] = {}
+        for fault in error.errors():
+            place = (str(fault["loc"][0]), str(fault["loc"][1]))
+            expected.setdefault(place, []).append(_expected(fault["msg"]))
+        for place, wishes in expected.items():
+            given = merged[place]
+            shown = "(hidden)" if place[1] == "api_key" else json.dumps(given.value, default=str)
+            faults.append(f"{given.where} = {shown}: expected {' or '.join(dict.fromkeys(wishes))}")
+        return None
+
+
+def _expected(message: str) -> str:
+    """Pydantic's sentence without its frame."""
+    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    return plain(message.partition(", unable to")[0])
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    context = config.context
+    if context.parallel and 0 < context.ctx_size < context.parallel:
+        yield (
+            f"--ctx-size {context.ctx_size} is shared by the slots of --parallel {context.parallel}: "
+            f"nothing is left for each"
+        )
+    if config.model.model_draft and not context.spec_draft_n_max:
+        yield f"--model-draft {config.model.model_draft} cannot guess with --spec-draft-n-max 0; leave one of both out"
+    if context.flash_attn == "off" and context.cache_type_v not in ("f32", "f16", "bf16"):
+        yield (
+            f"--cache-type-v {context.cache_type_v} needs flash attention: set --flash-attn on, or --cache-type-v f16"
+        )
+
+
+def _no_section(name: str, value: Any) -> str:
+    """What is wrong with a name at the top of the file that is no section, or holds what is none."""
+    homes = {one.key: one.section for one in settings()}
+    names = list(Config.model_fields)
+    is_table = isinstance(value, dict)
+    if name in names and (name not in homes or isinstance(value, list)):
+        return (
+            f"{name} is a section, and {_kind(value)} was found: write [{name}] on a line of its own, "
+            f"and under it a line for each setting, such as {_example(name)}"
+        )
+    if name in homes and is_table:
+        return f"[{name}] is no section but a setting: write {name} = ... under [{homes[name]}]"
+    if name in homes:
+        return f"{name} stands outside its section: put it under [{homes[name]}]"
+    close = difflib.get_close_matches(name, names if is_table else [*names, *homes], 1)
+    if close and close[0] not in names:
+        return f"{name} is no setting; did you mean {close[0]} under [{homes[close[0]]}]?"
+    hint = f"did you mean [{close[0]}]?" if close else f"expected one of: {', '.join(names)}"
+    return f"[{name}] is no section; {hint}" if is_table else f"{name} is no section and no setting; {hint}"
+
+
+def _kind(value: Any) -> str:
+    """What a value of a TOML file is, in words; the value itself may be secret."""
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list"}
+    return kinds.get(type(value), "a date or time")
+
+
+def _example(section: str) -> str:
+    """A line of this section. Where the first setting has no default, it takes a number."""
+    one = next(one for one in settings() if one.section == section)
+    return f"{one.key} = {json.dumps(1024 if one.field.default is None else one.field.default)}"
+
+
+def _nearest(key: str, section: str) -> str:
+    homes = {one.key: one.section for one in settings()}
+    own = [name for name, home in homes.items() if home == section]
+    if key in homes:
+        return f" of this section; it belongs under [{homes[key]}]"
+    close = difflib.get_close_matches(key, own, 1) or difflib.get_close_matches(key, homes, 1)
+    if not close:
+        return f"; expected one of: {', '.join(own)}"
+    home = homes[close[0]]
+    return f"; did you mean {close[0]}{'' if home == section else f' under [{home}]'}?"
+
+
+def _place(path: Path, text: str, section: str, key: str | None) -> str:
+    """`file, line N`: tomllib keeps no positions, so the lines are searched for the header and the key."""
+    header = re.compile(r"\s*\[{1,2}\s*[\"']?([\w-]+)[\"']?\s*\]")
+    wanted = re.compile(rf"\s*[\"']?{re.escape(key or section)}[\"']?\s*=")
+    current = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := header.match(line):
+            current = found[1]
+            if key is None and current == section:
+                return f"{path}, line {number}"
+        elif wanted.match(line) and current == ("" if key is None else section):
+            return f"{path}, line {number}"
+    return str(path)

@@ -1,0 +1,274 @@
+"""The plan of a step: decode first, prefill by arrival within a budget, never more than the batch holds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ggufd.engine.scheduling.scheduler import Chunk, Scheduler
+from ggufd.engine.sequence.sequence import Sequence
+from tests.support.fakes.fake_llama import make_request
+
+
+def sequence(
+    slot: int,
+    n_prompt: int,
+    *,
+    n_past: int = 0,
+    n_generated: int = 0,
+    admit_s: float = 0.0,
+    prompt_logprobs: bool = False,
+) -> Sequence:
+    made = Sequence.of(make_request(slot, bytes(n_prompt), prompt_logprobs=prompt_logprobs), 0, 0.0)
+    made.tokens.extend([1] * n_generated)
+    made.slot, made.n_past, made.admit_s = slot, n_past, admit_s
+    return made
+
+
+def decoding(slot: int, n_prompt: int = 10) -> Sequence:
+    return sequence(slot, n_prompt, n_past=n_prompt, n_generated=1)
+
+
+def scheduler(
+    *,
+    n_batch: int = 64,
+    n_ubatch: int = 64,
+    n_outputs_max: int = 64,
+    max_gap_ms: float = 100.0,
+    max_gap_steps: int = 0,
+) -> Scheduler:
+    return Scheduler(
+        n_batch=n_batch,
+        n_ubatch=n_ubatch,
+        n_outputs_max=n_outputs_max,
+        max_gap_ms=max_gap_ms,
+        max_gap_steps=max_gap_steps,
+    )
+
+
+def shape(plan: list[Chunk]) -> list[tuple[int | None, int, int]]:
+    return [(chunk.sequence.slot, chunk.n_tokens, chunk.n_outputs) for chunk in plan]
+
+
+def test_nobody_runs_nothing_is_planned() -> None:
+    assert scheduler().schedule([]) == []
+
+
+def test_decoding_sequences_get_one_row_each_by_ascending_slot() -> None:
+    assert shape(scheduler().schedule([decoding(2), decoding(0), decoding(5)])) == [(0, 1, 1), (2, 1, 1), (5, 1, 1)]
+
+
+def test_a_prompt_goes_in_chunks_and_asks_for_logits_at_its_end_only() -> None:
+    one = sequence(0, 150)
+    plans = []
+    while one.n_uncomputed:
+        (chunk,) = scheduler().schedule([one])
+        one.n_past += chunk.n_tokens
+        plans.append((chunk.n_tokens, chunk.n_outputs))
+    assert plans == [(64, 0), (64, 0), (22, 1)]
+
+
+def test_the_oldest_prompt_goes_first() -> None:
+    young, old = sequence(0, 50, admit_s=2.0), sequence(1, 50, admit_s=1.0)
+    assert shape(scheduler().schedule([young, old])) == [(1, 50, 1)]
+
+
+@pytest.mark.parametrize(("young", "rows"), [(14, 14), (15, 0), (16, 0), (50, 0)])
+def test_no_prompt_begins_with_a_crumb(young: int, rows: int) -> None:
+    """One more count of rows in a batch is one more pass over the weights."""
+    plan = scheduler().schedule([sequence(0, young, admit_s=2.0), sequence(1, 50, admit_s=1.0)])
+    assert sum(chunk.n_tokens for chunk in plan) == 50 + rows
+
+
+@pytest.mark.parametrize(("n_left", "rows"), [(16, 16), (31, 31), (32, 16)])
+def test_of_a_prompt_no_crumb_is_left(n_left: int, rows: int) -> None:
+    planner = scheduler(max_gap_ms=20.0)
+    planner.step_time.record(0.5, 0, 16)
+    assert shape(planner.schedule([decoding(0), sequence(1, n_left)]))[1][1] == rows
+
+
+def test_what_the_step_has_spent_is_not_left_for_prompts() -> None:
+    planner = scheduler(n_batch=512, n_ubatch=512)
+    planner.step_time.record(0.02, 4, 0)
+    planner.step_time.record(0.1, 0, 100)
+    assert planner.token_budget(n_decode=4) == pytest.approx(80, abs=1)
+    assert planner.token_budget(n_decode=4, spent_s=0.04) == pytest.approx(40, abs=1)
+    assert planner.token_budget(n_decode=4, spent_s=1.0) == 16
+
+
+def test_decode_comes_before_prefill_however_old_that_is() -> None:
+    plan = scheduler(n_batch=40, n_ubatch=40).schedule([sequence(0, 500), *(decoding(i) for i in range(1, 17))])
+    assert len(plan) == 17
+    assert shape(plan)[1:] == [(i, 1, 1) for i in range(1, 17)]
+
+
+def test_a_step_with_running_streams_stays_under_the_gap() -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0)
+    planner.step_time.record(0.020, 4, 0)
+    planner.step_time.record(0.020 + 0.128, 4, 128)
+    # 80 ms are left beside the 20 ms of the decode, at a millisecond a token.
+    assert planner.token_budget(n_decode=4) == pytest.approx(80, abs=1)
+
+
+@pytest.mark.parametrize(("decode_s", "budget"), [(0.01, 90), (0.0125, 87), (0.05, 350)])
+def test_beside_slow_steps_the_gap_is_counted_in_them(decode_s: float, budget: int) -> None:
+    """A millisecond a token: what is left of 100 ms, or of eight steps if that is more."""
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, max_gap_steps=8)
+    planner.step_time.record(decode_s, 4, 0)
+    planner.step_time.prefill_s_per_token = 0.001
+    assert planner.token_budget(n_decode=4) == pytest.approx(budget, abs=1)
+
+
+def test_a_disturbed_step_makes_no_gap_longer() -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, max_gap_steps=8)
+    for decode_s in (0.02, 0.2, 0.2):
+        planner.step_time.record(decode_s, 4, 0)
+    assert planner.step_time.pace_s == 0.02
+    planner.step_time.decode_s, planner.step_time.prefill_s_per_token = 0.02, 0.001
+    assert planner.token_budget(n_decode=4) == pytest.approx(140, abs=1)
+
+
+def test_nearly_a_tile_of_prefill_is_a_whole_one() -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0)
+    planner.step_time.record(0.02, n_decode=4, n_prefill=0)
+    for seconds_per_token, budget in ((0.08 / 70, 70), (0.08 / 50, 64), (0.08 / 44, 64), (0.08 / 40, 40)):
+        planner.step_time.prefill_s_per_token = seconds_per_token * 0.9999
+        assert planner.token_budget(n_decode=4) == budget
+
+
+@pytest.mark.parametrize(
+    ("ms_per_token", "budget"), [(0.0, 32), (0.1, 512), (0.7, 142), (2.0, 64), (4.5, 64), (4.8, 20), (20.0, 16)]
+)
+def test_what_nobody_waits_for_goes_in_tiles_where_they_are_not_much_longer(ms_per_token: float, budget: int) -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0)
+    planner.step_time.prefill_s_per_token = ms_per_token / 1000
+    assert planner.background_budget() == budget
+
+
+def test_a_slow_machine_still_goes_on_with_prefill() -> None:
+    planner = scheduler(max_gap_ms=100.0)
+    planner.step_time.record(0.5, 4, 0)
+    planner.step_time.record(1.5, 4, 32)
+    assert planner.token_budget(n_decode=4) == 16
+    assert planner.token_budget(n_decode=0) == 64
+
+
+def test_prefill_alone_is_bounded_in_time_too() -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0)
+    planner.step_time.record(0.128 * 2.5, 0, 128)
+    # 1.2 s at 2.5 ms a token is 480, and 448 is whole tiles of 64.
+    assert planner.token_budget(n_decode=0) == 448
+
+
+def test_prefill_never_exceeds_a_ubatch() -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512)
+    planner.step_time.record(0.001, 0, 128)
+    assert planner.token_budget(n_decode=0) == 512
+    assert planner.token_budget(n_decode=3) == 512
+
+
+def test_short_prefills_teach_nothing() -> None:
+    planner = scheduler()
+    planner.step_time.record(0.1, 0, 3)
+    assert planner.step_time.prefill_s_per_token == 0
+
+
+def test_prompt_logprobs_ask_for_every_row_within_the_outputs() -> None:
+    plan = scheduler(n_outputs_max=20).schedule([decoding(0), sequence(1, 50, prompt_logprobs=True)])
+    assert shape(plan) == [(0, 1, 1), (1, 19, 19)]
+
+
+def test_a_prompt_whose_last_row_finds_no_output_waits_with_that_row() -> None:
+    plan = scheduler(n_outputs_max=2).schedule([sequence(0, 10), sequence(1, 10), sequence(2, 10)])
+    assert shape(plan) == [(0, 10, 1), (1, 10, 1), (2, 9, 0)]
+
+
+runs = st.lists(
+    st.builds(
+        lambda n_prompt, progress, is_decoding, logprobs: (
+            n_prompt,
+            min(progress, n_prompt - 1),
+            is_decoding,
+            logprobs,
+        ),
+        st.integers(1, 300),
+        st.integers(0, 300),
+        st.booleans(),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=16,
+)
+
+
+@given(runs, st.integers(16, 128), st.integers(16, 64), st.floats(0, 0.5), st.just(0.0) | st.floats(1e-7, 0.01))
+def test_every_plan_fits_and_lets_somebody_go_on(
+    made: list[tuple[int, int, bool, bool]], n_batch: int, n_outputs_max: int, decode_s: float, per_token_s: float
+) -> None:
+    planner = scheduler(n_batch=n_batch, n_ubatch=64, n_outputs_max=n_outputs_max)
+    planner.step_time.decode_s, planner.step_time.prefill_s_per_token = decode_s, per_token_s
+    running = [
+        decoding(slot, n_prompt) if is_decoding else sequence(slot, n_prompt, n_past=n_past, prompt_logprobs=logprobs)
+        for slot, (n_prompt, n_past, is_decoding, logprobs) in enumerate(made)
+    ]
+    plan = planner.schedule(running)
+    assert 0 < sum(chunk.n_tokens for chunk in plan) <= n_batch
+    assert sum(chunk.n_outputs for chunk in plan) <= n_outputs_max
+    slots = [chunk.sequence.slot for chunk in plan]
+    assert slots == sorted(set(slots))
+    for chunk in plan:
+        assert 0 < chunk.n_tokens <= chunk.sequence.n_uncomputed
+        is_last = chunk.n_tokens == chunk.sequence.n_uncomputed
+        assert chunk.n_outputs >= is_last
+    assert {chunk.sequence.slot for chunk in plan} >= {one.slot for one in running if one.is_decoding}
+
+
+@given(runs)
+def test_every_prompt_gets_computed(made: list[tuple[int, int, bool, bool]]) -> None:
+    planner = scheduler(n_batch=32, n_ubatch=32, n_outputs_max=16)
+    running = [
+        sequence(slot, n_prompt, n_past=n_past, prompt_logprobs=logprobs, admit_s=float(slot))
+        for slot, (n_prompt, n_past, _, logprobs) in enumerate(made)
+    ]
+    n_steps = 0
+    while waiting := [one for one in running if one.n_uncomputed]:
+        for chunk in planner.schedule(waiting):
+            chunk.sequence.n_past += chunk.n_tokens
+        n_steps += 1
+        assert n_steps <= 16 * 300 / 16 + 20
+
+
+def test_whose_account_was_served_least_reads_first_and_the_more_urgent_within_it() -> None:
+    served = {0: 500.0, 1: 20.0, 2: 20.0}
+    reading = [sequence(slot, 40, admit_s=float(slot)) for slot in served]
+    reading[2].request = dataclasses.replace(reading[2].request, priority=-1)
+    plan = scheduler(n_batch=64).schedule(reading, served=lambda one: served[one.slot or 0])
+    assert shape(plan) == [(1, 24, 0), (2, 40, 1)]
+
+
+def forced(slot: int, n_forced: int, *, admit_s: float = 0.0) -> Sequence:
+    return sequence(slot, 10, n_past=10, n_generated=1 + n_forced, admit_s=admit_s)
+
+
+@pytest.mark.parametrize(
+    ("n_others", "n_forced", "rows"),
+    [(0, 1, 2), (0, 5, 6), (2, 1, 1), (2, 2, 3), (4, 1, 1), (4, 15, 1), (4, 16, 17)],
+)
+def test_forced_tokens_go_at_once_or_one_a_step_whichever_costs_less(n_others: int, n_forced: int, rows: int) -> None:
+    plan = scheduler().schedule([forced(0, n_forced), *(decoding(slot) for slot in range(1, n_others + 1))])
+    assert shape(plan)[0] == (0, rows, 0 if rows == 1 else 1)
+    assert plan[0].is_decode == (rows == 1)
+
+
+def test_forced_tokens_wait_for_no_prompt() -> None:
+    older = sequence(0, 500, admit_s=-5.0)
+    assert shape(scheduler().schedule([older, forced(1, 20)])) == [(0, 43, 0), (1, 21, 1)]
+
+
+def test_the_first_prompt_of_all_begins_with_little() -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512)
+    assert planner.token_budget(n_decode=0) == 64
+    assert planner.token_budget(n_decode=1) == 32

@@ -1,0 +1,68 @@
+"""The application behind a real uvicorn on a free port of the loopback, on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from ggufd.api.app import create_app
+from ggufd.api.http.connections import Guard, Limits
+from ggufd.api.services.settings import ApiConfig
+from tests.support.fakes.fake_engine import FakeEngine, FakeText
+
+
+class Served:
+    """Where it listens, and its engine, which the test may turn while the server runs."""
+
+    def __init__(self, engine: FakeEngine, port: int, loop: asyncio.AbstractEventLoop, guard: Guard) -> None:
+        self.engine, self.port, self._loop, self.guard = engine, port, loop, guard
+        self.url = f"http://127.0.0.1:{port}"
+
+    def in_loop(self, action: Callable[[], None]) -> None:
+        """Do something on the server's event loop."""
+        self._loop.call_soon_threadsafe(action)
+
+
+@contextmanager
+def serving(engine: FakeEngine | None = None, limits: Limits | None = None, **settings: object) -> Iterator[Served]:
+    """A running server; it is gone when the block ends."""
+    engine = engine or FakeEngine()
+    config = ApiConfig(**({"model_id": "fake-model", "ping_s": 0.05} | settings))  # type: ignore[arg-type]
+    app = create_app(engine, FakeText(), config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Small, so that a client that reads nothing is noticed by its first kilobytes.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        port = listener.getsockname()[1]
+        guard = Guard(limits or Limits())
+        options = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2, **guard.options()
+        )
+        server = uvicorn.Server(options)
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        async def serve() -> None:
+            loops.append(asyncio.get_running_loop())
+            await server.serve([listener])
+
+        thread = threading.Thread(target=lambda: asyncio.run(serve()))
+        thread.start()
+        wait_until(lambda: server.started)
+        try:
+            yield Served(engine, port, loops[0], guard)
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+
+def wait_until(is_true: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Returns when `is_true` is; AssertionError when it takes too long."""
+    deadline = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.005)
