@@ -112,14 +112,13 @@ def check(config_file: Path | None, flags: dict[str, Any]) -> None:
     """Check settings and model file, and say what would be run."""
     try:
         config = _load(config_file, flags)
-        from ggufd.daemon import daemon
         from ggufd.models import hub
         from ggufd.planner import check as planned
-        from ggufd.settings import access, listen
+        from ggufd.settings import access, listen, model_files
 
         keys = access.of(config.server)
         listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
-        model = daemon.find_model(config, may_fetch=False)
+        model = model_files.find_model(config, may_fetch=False)
         hub.chat_template(config.model.chat_template_file)
         planned.run(config, model, _file(config_file), 0 if keys is None else len(keys.ring))
     except GgufdError as error:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ggufd import __version__
-from ggufd.engine.messages.messages import Ready
+from ggufd.engine.messages.reports import Ready
 from ggufd.models.hub import ModelFile
 
 logger = logging.getLogger("ggufd")

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ggufd.engine.messages.messages import QueueEntry, Turn
+from ggufd.engine.messages.events import Turn
+from ggufd.engine.messages.reports import QueueEntry
 from ggufd.errors import QueueTimeout
 from ggufd.keys.ring import Key, KeyRing, Role, digest_of
 from tests.support.fakes.api_client import running

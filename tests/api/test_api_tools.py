@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ggufd.engine.messages.messages import Grammar, GrammarKind
+from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.errors import InvalidRequest
 from tests.support.fakes.api_client import running
 from tests.support.fakes.fake_engine import FakeEngine, FakeText

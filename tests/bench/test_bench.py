@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from ggufd.api.request.chat.tools import read_tools
 from ggufd.bench.command import bench, sizes
 from ggufd.bench.measure.client import Address, BenchError, Client, TimedAnswer
+from ggufd.bench.measure.discovery import discover
 from ggufd.bench.measure.figures import (
     Better,
     Comparison,
@@ -41,7 +42,7 @@ from ggufd.bench.measure.site import Figure, MeasuredServer, Site, Sizes
 from ggufd.bench.measure.sse import SseReader
 from ggufd.bench.measure.table import number, ratio_cell
 from ggufd.bench.measure.words import Words, calibrate
-from ggufd.bench.run import Options, choose, discover, run
+from ggufd.bench.run import Options, choose, run
 from ggufd.bench.scenarios import SCENARIOS
 from ggufd.bench.scenarios.chat import ChatLine, History
 from ggufd.bench.scenarios.compiling import NEWCOMERS, PARTS

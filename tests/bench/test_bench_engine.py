@@ -16,7 +16,8 @@ from ggufd.bench.engine.loop import Loop
 from ggufd.bench.engine.peers import PeerSetting, Program, batched_bench, llama_bench
 from ggufd.bench.engine.shapes import Workload, batched, lone, numbers
 from ggufd.bench.measure.client import BenchError
-from ggufd.engine.messages.messages import EngineRequest, Event
+from ggufd.engine.messages.reports import Event
+from ggufd.engine.messages.requests import EngineRequest
 from tests.support.fakes.bench_server import FakeServer, serving
 from tests.support.fakes.fake_llama import make_engine
 

@@ -18,7 +18,7 @@ from ggufd.chat.prompt import AnswerFormat, ChatPrompt, ToolChoice, ToolMode
 from ggufd.chat.rendering.renderer import ChatRenderer
 from ggufd.chat.rendering.template import CHATML, Template
 from ggufd.chat.tools.formats.families import BY_NAME, FORMATS
-from ggufd.engine.messages.messages import SpanLimit
+from ggufd.engine.messages.sampling import SpanLimit
 from ggufd.engine.sampling.span import SpanGuard
 from ggufd.llama.grammar.grammar import Matcher, compile_grammar
 from ggufd.settings.config import ToolFormatName

@@ -16,12 +16,11 @@ import typer
 from cryptography.hazmat.primitives import serialization
 
 from ggufd import __version__, cli
-from ggufd.daemon import daemon
 from ggufd.errors import StartupError
 from ggufd.llama.params import ContextParams
 from ggufd.models import hub
 from ggufd.processes.prestarted import Spare
-from ggufd.settings import listen, sources
+from ggufd.settings import api_settings, engine_settings, listen, sources
 from ggufd.settings.config import settings
 from ggufd.settings.flags import with_settings
 from tests.support.models import gguf_files
@@ -245,7 +244,7 @@ class TestCommands:
 
 def context(**flags: str) -> ContextParams:
     config = sources.load(None, flags, {})
-    return daemon.engine_config(config, hub.ModelFile(Path("m.gguf"), 0)).context
+    return engine_settings.engine_config(config, hub.ModelFile(Path("m.gguf"), 0)).context
 
 
 class TestContextRule:
@@ -284,37 +283,37 @@ class TestContextRule:
     ],
 )
 def test_vectors_are_made_as_configured(flags: dict[str, Any], pooling: str | None, embeddings: bool) -> None:
-    made = daemon.engine_config(sources.load(None, flags, {}), hub.ModelFile(Path("m.gguf"), 0))
+    made = engine_settings.engine_config(sources.load(None, flags, {}), hub.ModelFile(Path("m.gguf"), 0))
     assert (made.pooling, made.embeddings) == (pooling, embeddings)
 
 
 class TestModelParams:
     def test_auto_layers_are_all(self) -> None:
         model = hub.ModelFile(Path("m.gguf"), 0)
-        assert daemon.engine_config(sources.load(None, {}, {}), model).model.n_gpu_layers is None
+        assert engine_settings.engine_config(sources.load(None, {}, {}), model).model.n_gpu_layers is None
         config = sources.load(None, {"n_gpu_layers": "7", "mmap": False}, {})
-        made = daemon.engine_config(config, model).model
+        made = engine_settings.engine_config(config, model).model
         assert (made.n_gpu_layers, made.mmap, made.path) == (7, False, "m.gguf")
 
     def test_the_models_name_is_the_alias_else_the_files(self) -> None:
         model = hub.ModelFile(Path("a/m.Q4_0.gguf"), 0)
-        assert daemon.model_id(sources.load(None, {}, {}), model) == "m.Q4_0"
-        assert daemon.model_id(sources.load(None, {"alias": "x"}, {}), model) == "x"
+        assert api_settings.model_id(sources.load(None, {}, {}), model) == "m.Q4_0"
+        assert api_settings.model_id(sources.load(None, {"alias": "x"}, {}), model) == "x"
 
 
 class TestApiConfig:
     def test_sampling_defaults_are_those_that_were_set(self) -> None:
         config = sources.load(None, {"temperature": "0.5", "seed": "1"}, {})
-        made = daemon.api_config(config, hub.ModelFile(Path("m.gguf"), 0))
+        made = api_settings.api_config(config, hub.ModelFile(Path("m.gguf"), 0))
         assert made.sampling == {"temperature": 0.5, "seed": 1}
         assert made.keys is None
 
     def test_where_responses_are_kept_and_how_many(self) -> None:
         model = hub.ModelFile(Path("m.gguf"), 0)
-        made = daemon.api_config(sources.load(None, {}, {}), model)
+        made = api_settings.api_config(sources.load(None, {}, {}), model)
         assert (made.responses_path, made.max_responses, made.max_responses_bytes) == (None, 1000, 64 << 20)
         set_to = {"responses_path": "r.sqlite", "max_responses": "5", "max_responses_mib": "2"}
-        made = daemon.api_config(sources.load(None, set_to, {}), model)
+        made = api_settings.api_config(sources.load(None, set_to, {}), model)
         assert (made.responses_path, made.max_responses, made.max_responses_bytes) == (Path("r.sqlite"), 5, 2 << 20)
 
 

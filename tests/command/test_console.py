@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from ggufd import console
-from ggufd.engine.messages.messages import EmbeddingInfo, ModelInfo, Ready
+from ggufd.engine.messages.reports import EmbeddingInfo, ModelInfo, Ready
 from ggufd.models.hub import ModelFile
 
 MODEL = ModelInfo(

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufd.engine.client.stream import RequestStream
-from ggufd.engine.messages.messages import EmbedRequest, Failed
+from ggufd.engine.messages.events import Failed
+from ggufd.engine.messages.requests import EmbedRequest
 from ggufd.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, TryLater, from_code, tree
 
 CLASSES = list(tree())

@@ -14,7 +14,7 @@ import pytest
 from ggufd import logs
 from ggufd.api.http.record import Record
 from ggufd.api.http.requestlog import fields_of, log_request
-from ggufd.engine.messages.messages import Usage
+from ggufd.engine.messages.events import Usage
 from ggufd.errors import EngineFailure, QueueFull
 from ggufd.keys.ring import Role
 from tests.support.fakes.api_client import Api, parse_events, ring_of, running

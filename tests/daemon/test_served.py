@@ -16,7 +16,8 @@ from ggufd.api.services.settings import ApiConfig
 from ggufd.daemon import daemon
 from ggufd.daemon.served import Models, OnProgress, Served, changed
 from ggufd.engine.client.client import EngineClient, EngineState
-from ggufd.engine.messages.messages import LoadFailed, LoadProgress, Output
+from ggufd.engine.messages.events import Output
+from ggufd.engine.messages.reports import LoadFailed, LoadProgress
 from ggufd.errors import ConfigError, EngineDown, EngineFailure, InvalidRequest, ModelError, Unavailable
 from ggufd.llama.params import ModelParams
 from ggufd.models.hub import ModelFile

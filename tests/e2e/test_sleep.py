@@ -18,16 +18,10 @@ import pytest
 
 from ggufd.engine.client.client import EngineClient, EngineState
 from ggufd.engine.client.stream import RequestStream
-from ggufd.engine.messages.messages import (
-    ActOnSlot,
-    Embedding,
-    EmbedRequest,
-    EngineConfig,
-    EngineRequest,
-    LoadFailed,
-    Output,
-    SlotAction,
-)
+from ggufd.engine.messages.config import EngineConfig
+from ggufd.engine.messages.events import Embedding, Output
+from ggufd.engine.messages.reports import LoadFailed
+from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest, SlotAction
 from ggufd.errors import Draining, EngineDown, InvalidRequest, ModelError
 from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.processes.child import Child

@@ -12,22 +12,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.messages import (
-    ActOnSlot,
+from ggufd.engine.messages.events import (
     Admitted,
     CacheDifference,
     CacheReport,
     CacheSource,
-    EngineRequest,
     FinishReason,
-    Grammar,
-    GrammarKind,
     Output,
     Progress,
     PromptLogprobs,
-    SlotAction,
-    SpanLimit,
 )
+from ggufd.engine.messages.requests import ActOnSlot, EngineRequest, SlotAction
+from ggufd.engine.messages.sampling import Grammar, GrammarKind, SpanLimit
 from ggufd.engine.sampling.sampling import NO_NUMBERS, VectorSampler
 from ggufd.errors import EngineFailure, Unavailable
 from ggufd.llama.context.batch import NoRoomError

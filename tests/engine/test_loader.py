@@ -14,7 +14,9 @@ import pytest
 from ggufd.engine import loader
 from ggufd.engine.engine import Engine
 from ggufd.engine.loader import _fitting_n_ctx, _LoadLog, load
-from ggufd.engine.messages.messages import EngineConfig, Finish, LoadProgress, LogLine, Notice, Output, Rules
+from ggufd.engine.messages.config import EngineConfig, Rules
+from ggufd.engine.messages.events import Finish, Output
+from ggufd.engine.messages.reports import LoadProgress, LogLine, Notice
 from ggufd.errors import ModelError
 from ggufd.llama.calibration.attention_model import AttentionShape, write_attention_model
 from ggufd.llama.gguf import gguf_header, shape

@@ -14,19 +14,10 @@ from typing import Any
 import pytest
 
 from ggufd.engine import process
-from ggufd.engine.messages.messages import (
-    Abort,
-    Admitted,
-    EngineConfig,
-    Failed,
-    GetStats,
-    LoadFailed,
-    Output,
-    Ping,
-    Pong,
-    Shutdown,
-    Stats,
-)
+from ggufd.engine.messages.config import EngineConfig
+from ggufd.engine.messages.events import Admitted, Failed, Output
+from ggufd.engine.messages.reports import LoadFailed, Pong, Stats
+from ggufd.engine.messages.requests import Abort, GetStats, Ping, Shutdown
 from ggufd.llama.params import ContextParams, ModelParams
 from tests.support.fakes.fake_llama import Rig, make_engine, make_request
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from ggufd.engine.engine import Engine
-from ggufd.engine.messages.messages import EngineRequest, Output, SamplingParams
+from ggufd.engine.messages.events import Output
+from ggufd.engine.messages.requests import EngineRequest
+from ggufd.engine.messages.sampling import SamplingParams
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.scheduling.scheduler import Scheduler
 from ggufd.errors import EngineFailure, ModelError

@@ -16,7 +16,10 @@ from gguf import GGUFReader
 from ggufd.engine import loader
 from ggufd.engine.embeddings.embedding import Embedder, EmbedderParams
 from ggufd.engine.loader import load
-from ggufd.engine.messages.messages import Embedding, EmbedRequest, EngineConfig, Event, Failed, Notice
+from ggufd.engine.messages.config import EngineConfig
+from ggufd.engine.messages.events import Embedding, Failed
+from ggufd.engine.messages.reports import Event, Notice
+from ggufd.engine.messages.requests import EmbedRequest
 from ggufd.engine.queueing.waiting_list import WaitingList
 from ggufd.errors import ModelError
 from ggufd.llama.context.embedding import EmbeddingContext

@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 
-from ggufd.daemon import daemon
 from ggufd.engine.client.retreat import Retreat
 from ggufd.engine.loader import place
-from ggufd.engine.messages.messages import EngineConfig
+from ggufd.engine.messages.config import EngineConfig
 from ggufd.errors import ConfigError, ModelError
 from ggufd.llama.model import system
 from ggufd.llama.model.system import DeviceMemory
 from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.models import hub
-from ggufd.settings import sources
+from ggufd.settings import engine_settings, sources
 from tests.support.models.gguf_files import llama, write
 
 GIB = 1 << 30
@@ -170,7 +169,7 @@ class TestSeveralGpus:
 
 class TestSettings:
     def params(self, flags: dict[str, Any]) -> ModelParams:
-        return daemon.engine_config(sources.load(None, flags, {}), hub.ModelFile(Path("m.gguf"), 0)).model
+        return engine_settings.engine_config(sources.load(None, flags, {}), hub.ModelFile(Path("m.gguf"), 0)).model
 
     def test_all_experts_in_ram(self) -> None:
         assert self.params({"cpu_moe": True}).n_cpu_moe == 512

@@ -16,10 +16,9 @@ import pytest
 from huggingface_hub import constants, file_download
 
 from ggufd import cli
-from ggufd.daemon import daemon
 from ggufd.errors import ModelError
 from ggufd.models import download, hub, remote
-from ggufd.settings import sources
+from ggufd.settings import api_settings, sources
 from tests.support.fakes.hub_server import Hub, HubServer
 from tests.support.models import gguf_files
 from tests.support.models.gguf_files import llama
@@ -378,7 +377,7 @@ class TestOllama:
     def test_it_keeps_its_name(self, store: Path) -> None:
         """Its file is called by a checksum."""
         model = hub.ModelFile(store / "blobs" / "sha256-00", 0, source="ollama:tiny:1b")
-        assert daemon.model_id(sources.load(None, {}, {}), model) == "tiny:1b"
+        assert api_settings.model_id(sources.load(None, {}, {}), model) == "tiny:1b"
 
     def test_an_adapter_beside_it_is_told(self, store: Path, caplog: pytest.LogCaptureFixture) -> None:
         kinds = ("model", "adapter")

@@ -13,14 +13,13 @@ import pytest
 from rich.console import Console
 
 from ggufd import cli
-from ggufd.daemon import daemon
 from ggufd.llama.model import system
 from ggufd.llama.model.system import DeviceMemory
 from ggufd.models import hub
 from ggufd.placement.offload import Device, Machine
 from ggufd.planner import report, table
 from ggufd.planner.report import Report
-from ggufd.settings import sources
+from ggufd.settings import engine_settings, sources
 from tests.support.models.gguf_files import llama, write
 from tests.support.models.lora_files import write_lora
 from tests.support.models.tiny_bert import write_tiny_bert
@@ -49,7 +48,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def planned(path: Path, machine: Machine, **flags: Any) -> Report:
     config = sources.load(None, {key: str(value) for key, value in flags.items()}, {})
-    return report.make(hub.find(str(path)), config, daemon.context_params(config), machine)
+    return report.make(hub.find(str(path)), config, engine_settings.context_params(config), machine)
 
 
 def shown(one: Report) -> str:

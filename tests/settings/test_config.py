@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ggufd.engine.messages.messages import SAMPLER_NAMES, SamplingParams
+from ggufd.engine.messages.sampling import SAMPLER_NAMES, SamplingParams
 from ggufd.errors import ConfigError
 from ggufd.settings import sources
 from ggufd.settings.config import Config, Setting, settings

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from ggufd.bench.measure.client import BenchError, Client
+from ggufd.bench.measure.discovery import discover
 from ggufd.bench.measure.figures import Better, Metric
 from ggufd.bench.measure.local import Local, listening, started
 from ggufd.bench.measure.output import console, failing_in_one_line, say, write_json
@@ -23,7 +24,6 @@ from ggufd.bench.measure.report import Sheet
 from ggufd.bench.measure.site import Figure, MeasuredServer, Site, Sizes
 from ggufd.bench.measure.table import show
 from ggufd.bench.measure.words import Words
-from ggufd.bench.run import discover
 
 NAME = "chunks"
 PROMPT = 24

@@ -10,9 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ggufd.bench.measure.client import BenchError, Client
+from ggufd.bench.measure.discovery import discover
 from ggufd.bench.measure.report import BenchReport
 from ggufd.bench.measure.site import Case, MeasuredServer, Site, Sizes
 from ggufd.bench.measure.words import Words, calibrate
@@ -69,45 +69,6 @@ def choose(options: Options) -> list[Case]:
             raise BenchError(f"no scenario is named {name!r}: expected one of {', '.join(SCENARIOS)}")
     wanted = options.scenarios or tuple(SCENARIOS)
     return [case for name, make in SCENARIOS.items() if name in wanted for case in make(options.sizes)]
-
-
-async def discover(client: Client, max_slots: int | None = None, other_api_key: str | None = None) -> MeasuredServer:
-    """Ask `/v1/models` and `/props` who the server is; what it does not say stays None."""
-    models = await _ask(client, "/v1/models")
-    data = models.get("data")
-    entry: dict[str, Any] = data[0] if isinstance(data, list) and data and isinstance(data[0], dict) else {}
-    name = entry.get("id")
-    if client.model is None and isinstance(name, str):
-        client.model = name
-    props = await _ask(client, "/props")
-    settings = props.get("default_generation_settings") or {}
-    meta = entry.get("meta") or {}
-    return MeasuredServer(
-        client,
-        n_ctx=_first_integer(settings.get("n_ctx"), meta.get("n_ctx"), entry.get("max_model_len")),
-        n_slots=_first_integer(props.get("total_slots"), max_slots),
-        model=_first_text(props.get("model_path"), name),
-        build=_first_text(props.get("build_info"), entry.get("owned_by")),
-        other=None if other_api_key is None else client.with_key(other_api_key),
-    )
-
-
-async def _ask(client: Client, path: str) -> dict[str, Any]:
-    """The route's object; empty where the server has no such route. Not reached at all, or no key, is an error."""
-    try:
-        return await client.get(path)
-    except BenchError as error:
-        if error.status is None or error.status in (401, 403, 503):
-            raise
-        return {}
-
-
-def _first_integer(*values: object) -> int | None:
-    return next((value for value in values if isinstance(value, int) and value > 0), None)
-
-
-def _first_text(*values: object) -> str | None:
-    return next((value for value in values if isinstance(value, str) and value), None)
 
 
 async def _warm_up(client: Client, seed: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ggufd.engine.messages.messages import SpanLimit
+from ggufd.engine.messages.sampling import SpanLimit
 from ggufd.llama.params import ModelParams
 
 Message = Mapping[str, Any]

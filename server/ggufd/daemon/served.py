@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ggufd.errors import ConfigError, EngineDown, EngineFailure, InvalidRequest, ModelError, StartupError, Unavailable
 from ggufd.llama.model.placing import check_gpus, check_overrides, check_rpc, refuse_cpu
-from ggufd.models.hub import ModelFile, OnProgress
+from ggufd.models.hub import ModelFile
+from ggufd.models.remote import OnProgress
 from ggufd.settings import sources
 from ggufd.settings.config import Config
 from ggufd.settings.config import settings as all_settings
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from ggufd.api.services.settings import ApiConfig
     from ggufd.chat.process.client import TextCalls
     from ggufd.engine.client.client import EngineClient
-    from ggufd.engine.messages.messages import EngineConfig, Ready
+    from ggufd.engine.messages.config import EngineConfig
+    from ggufd.engine.messages.reports import Ready
 
 logger = logging.getLogger("ggufd")
 

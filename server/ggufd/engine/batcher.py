@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ggufd.engine.backend.interfaces import Decoder, Grammars
-from ggufd.engine.sampling.sampling import Rows
+from ggufd.engine.backend.interfaces import Decoder, Grammars, Rows
 from ggufd.engine.scheduling.scheduler import Chunk, StepTime
 from ggufd.engine.scheduling.threads import ThreadTuner
 from ggufd.engine.slots.prefix_cache import PrefixCache

@@ -10,28 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ggufd.engine.backend.interfaces import Decoder, DraftDecoder, Grammars, Vocabulary
+from ggufd.engine.backend.interfaces import Decoder, DraftDecoder, Grammars, Row, Rows, Vocabulary
 from ggufd.engine.batcher import Batcher, Computed, Costs
 from ggufd.engine.embeddings.embedding import Embedder
 from ggufd.engine.kv_store import slot_file
-from ggufd.engine.messages.messages import (
-    ActOnSlot,
-    Admitted,
-    EmbedRequest,
-    EngineRequest,
-    Event,
-    Failed,
-    Finish,
-    FinishReason,
-    PromptLogprobs,
-    QueueState,
-    Rules,
-    SlotAction,
-    SlotDone,
-    SlotState,
-    Stats,
-    Steps,
-)
+from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.events import Admitted, Failed, Finish, FinishReason, PromptLogprobs
+from ggufd.engine.messages.reports import Event, QueueState, SlotDone, SlotState, Stats, Steps
+from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest, SlotAction
 from ggufd.engine.outbox import Outbox
 from ggufd.engine.preroll.preroll import PreRoll
 from ggufd.engine.queueing.admission import Admission
@@ -40,7 +26,7 @@ from ggufd.engine.queueing.forecast import Forecast
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.queueing.waiting_list import waited_too_long
 from ggufd.engine.sampling.banned import check_bans
-from ggufd.engine.sampling.sampling import NoNumbers, Row, Rows
+from ggufd.engine.sampling.sampling import NoNumbers
 from ggufd.engine.scheduling.adapter_turns import Turns
 from ggufd.engine.scheduling.scheduler import Chunk, Scheduler, halves, n_rows
 from ggufd.engine.scheduling.threads import ThreadTuner

@@ -15,11 +15,10 @@ from ggufd.engine.embeddings.embedding import MAX_OPEN, Embedder, EmbedderParams
 from ggufd.engine.embeddings.vector_engine import VectorEngine
 from ggufd.engine.engine import Engine
 from ggufd.engine.kv_store.fingerprint import fingerprint
-from ggufd.engine.messages.messages import (
-    DraftConfig,
+from ggufd.engine.messages.config import DraftConfig, EngineConfig, Rules
+from ggufd.engine.messages.reports import (
     DraftInfo,
     EmbeddingInfo,
-    EngineConfig,
     Loading,
     LoadProgress,
     LogLine,
@@ -27,7 +26,6 @@ from ggufd.engine.messages.messages import (
     Notice,
     Placing,
     Ready,
-    Rules,
 )
 from ggufd.engine.queueing.fairness import Accounts
 from ggufd.engine.queueing.queue import RequestQueue

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from ggufd.engine.messages.messages import Event, Finish, Output, Progress
+from ggufd.engine.messages.events import Finish, Output, Progress
+from ggufd.engine.messages.reports import Event
 from ggufd.engine.sequence.sequence import Sequence
 from ggufd.engine.token_step import Said
 

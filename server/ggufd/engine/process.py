@@ -15,29 +15,21 @@ import time
 from multiprocessing.connection import Connection
 from typing import Protocol
 
-from ggufd.engine.messages.messages import (
+from ggufd.engine.messages.config import EngineConfig
+from ggufd.engine.messages.events import Output
+from ggufd.engine.messages.messages import FinishSequence
+from ggufd.engine.messages.reports import Event, LoadFailed, Loading, LogLine, Pong, QueueState, SlotDone, Stats, Steps
+from ggufd.engine.messages.requests import (
     Abort,
     ActOnSlot,
     Command,
     EmbedRequest,
-    EngineConfig,
     EngineRequest,
-    Event,
-    FinishSequence,
     GetQueue,
     GetStats,
     GetSteps,
-    LoadFailed,
-    Loading,
-    LogLine,
-    Output,
     Ping,
-    Pong,
-    QueueState,
     Shutdown,
-    SlotDone,
-    Stats,
-    Steps,
 )
 from ggufd.errors import ModelError, ModelTooLarge
 

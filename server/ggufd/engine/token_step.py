@@ -13,17 +13,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ggufd.engine.backend.interfaces import Constraint, Decoder, Vocabulary
-from ggufd.engine.messages.messages import FinishReason, TokenLogprob
+from ggufd.engine.backend.interfaces import Constraint, Decoder, Row, Rows, Sampler, Vocabulary
+from ggufd.engine.messages.events import FinishReason, TokenLogprob
 from ggufd.engine.sampling.banned import GRAMMAR_WINDOW, BanGuard
 from ggufd.engine.sampling.detokenizer import Delta
 from ggufd.engine.sampling.sampling import (
     Bias,
     Logprobs,
     NoNumbers,
-    Row,
-    Rows,
-    Sampler,
     VectorSampler,
     bounded,
     is_vectorisable,

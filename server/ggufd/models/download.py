@@ -23,7 +23,7 @@ from ggufd.models import remote
 from ggufd.models.remote import RemoteFile
 
 if TYPE_CHECKING:
-    from ggufd.models.hub import OnProgress
+    from ggufd.models.remote import OnProgress
 
 logger = logging.getLogger("ggufd")
 

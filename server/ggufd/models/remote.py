@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,3 +201,7 @@ def one_line(model: str) -> Iterator[None]:
         # The library takes every answer for the hub's; that of a proxy or a login page is anything.
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{model}: the hub cannot be reached or does not answer as expected: {said[0]}") from None
+
+
+OnProgress = Callable[[float], None]
+"""Is told the share that is there, 0 to 1."""

@@ -8,20 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from ggufd import console
-from ggufd.daemon import daemon
 from ggufd.llama.gguf.header_checks import refuse_half_biases
 from ggufd.llama.model.placing import refuse_cpu
 from ggufd.models.hub import ModelFile
 from ggufd.planner import report, table
 from ggufd.planner.machine import this_machine
 from ggufd.planner.report import Report
+from ggufd.settings import engine_settings
 from ggufd.settings.config import Config
 
 
 def run(config: Config, model: ModelFile, file: Path | None, n_keys: int) -> None:
     """Say what would be run, with the settings of `file` and so many keys. Raises ModelError for what could not be."""
-    machine = this_machine(daemon.engine_config(config, model))
-    made = report.make(model, config, daemon.context_params(config), machine)
+    machine = this_machine(engine_settings.engine_config(config, model))
+    made = report.make(model, config, engine_settings.context_params(config), machine)
     if config.model.require_gpu:
         refuse_cpu(made.choice.placement.n_gpu_layers)
     if made.choice.placement.n_gpu_layers == 0:

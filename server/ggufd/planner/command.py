@@ -6,24 +6,23 @@ import json
 import sys
 from pathlib import Path
 
-from ggufd.daemon import daemon
 from ggufd.errors import ModelError
 from ggufd.models import hub
 from ggufd.planner import report, table
 from ggufd.planner.machine import this_machine
-from ggufd.settings import adapters
+from ggufd.settings import adapters, engine_settings, model_files
 from ggufd.settings.config import Config
 
 
 def run(target: str, config: Config, *, as_json: bool) -> None:
     """Plan the model that `target` or the settings name, or every model of a folder. Raises ModelError."""
     target = target or config.model.model
-    models = [hub.with_metadata(model, daemon.metadata_of(config)) for model in hub.find_all(target, _warn)]
-    models = [daemon.with_draft(config, model, may_fetch=False) for model in models]
+    models = [hub.with_metadata(model, engine_settings.metadata_of(config)) for model in hub.find_all(target, _warn)]
+    models = [model_files.with_draft(config, model, may_fetch=False) for model in models]
     for model in models:
         adapters.check(config, model)
-    machine = this_machine(daemon.engine_config(config, models[0]))
-    context = daemon.context_params(config)
+    machine = this_machine(engine_settings.engine_config(config, models[0]))
+    context = engine_settings.context_params(config)
     reports = [report.make(model, config, context, machine) for model in models]
     is_folder = Path(target).expanduser().is_dir() if target else False
     if as_json:

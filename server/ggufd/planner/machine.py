@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ggufd.engine.messages.messages import EngineConfig
+from ggufd.engine.messages.config import EngineConfig
 from ggufd.placement import host
 from ggufd.placement.offload import Machine
 

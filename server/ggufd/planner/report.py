@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ggufd.daemon import daemon
 from ggufd.llama.gguf.shape import Shape
 from ggufd.llama.gguf.tensor_types import FILE_TYPES
 from ggufd.llama.params import ContextParams
@@ -23,6 +22,7 @@ from ggufd.placement.offload import (
     largest_contexts,
     offload_steps,
 )
+from ggufd.settings import engine_settings
 from ggufd.settings.config import Config, settings
 
 
@@ -96,7 +96,7 @@ def make(model: ModelFile, config: Config, context: ContextParams, machine: Mach
         choice=choice,
         contexts=largest_contexts(shape, choice.context, choice.placement, machine, wish.tensor_split),
         draft=draft,
-        cache_ram=daemon.engine_config(config, model).cache_ram_bytes,
+        cache_ram=engine_settings.engine_config(config, model).cache_ram_bytes,
         given=given(config),
     )
 
@@ -124,17 +124,19 @@ def _draft(model: ModelFile, config: Config, context: ContextParams, machine: Ma
         return None
     assert model.shape is not None
     assert model.draft.shape is not None
-    return draft_plan.plan(model.draft.shape, daemon.draft_params(config, model.draft), model.shape, context, machine)
+    return draft_plan.plan(
+        model.draft.shape, engine_settings.draft_params(config, model.draft), model.shape, context, machine
+    )
 
 
 def wish_of(config: Config, context: ContextParams, model: ModelFile) -> Wish:
     """What of the settings the planner must obey."""
     layers = config.model.n_gpu_layers
-    engine = daemon.engine_config(config, model)
+    engine = engine_settings.engine_config(config, model)
     return Wish(
         context=context,
         n_gpu_layers=None if layers == "auto" else layers,
-        n_cpu_moe=daemon.n_cpu_moe(config),
+        n_cpu_moe=engine_settings.n_cpu_moe(config),
         mmap=config.model.mmap,
         tensor_split=config.model.tensor_split,
         overrides=engine.model.overrides,

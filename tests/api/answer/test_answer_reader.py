@@ -11,7 +11,7 @@ from ggufd.api.answer.reader import AnswerReader
 from ggufd.chat.answers.parser import AnswerParser
 from ggufd.chat.deltas.answer import Answer, ContentDelta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
 from ggufd.chat.prompt import AnswerFormat
-from ggufd.engine.messages.messages import Finish, FinishReason, Output, Usage
+from ggufd.engine.messages.events import Finish, FinishReason, Output, Usage
 
 CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
 THOUGHTS = "<think>Let us see.</think>"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ggufd.engine.messages.messages import CacheDifference, CacheReport, CacheSource
+from ggufd.engine.messages.events import CacheDifference, CacheReport, CacheSource
 from ggufd.errors import EngineDown
 from tests.support.fakes.api_client import parse_events, ring_of, running
 from tests.support.fakes.fake_engine import FakeEngine, FakeText

@@ -11,7 +11,8 @@ import pytest
 
 from ggufd.api.app import create_app
 from ggufd.api.services.settings import ApiConfig
-from ggufd.engine.messages.messages import EngineRequest, GrammarKind
+from ggufd.engine.messages.requests import EngineRequest
+from ggufd.engine.messages.sampling import GrammarKind
 from ggufd.errors import EngineFailure
 from tests.support.fakes.api_client import Api, error_of, ring_of, running
 from tests.support.fakes.fake_engine import BOS, FakeEngine, FakeText

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ggufd.engine.messages.messages import EngineRequest, GrammarKind
+from ggufd.engine.messages.requests import EngineRequest
+from ggufd.engine.messages.sampling import GrammarKind
 from ggufd.errors import EngineFailure
 from ggufd.llama.params import DEFAULT_DRY_BREAKERS
 from tests.support.fakes.api_client import error_of, parse_events, running

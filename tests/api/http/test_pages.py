@@ -5,9 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from ggufd.daemon import daemon
 from ggufd.models import hub
-from ggufd.settings import access, sources
+from ggufd.settings import access, api_settings, sources
 from tests.support.fakes.api_client import Api, error_of, ring_of, running
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -115,5 +114,5 @@ def test_it_is_the_loopback_without_keys_that_is_guarded(
     flags: dict[str, object], hosts: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = sources.load(None, flags, {})
-    made = daemon.api_config(config, hub.find(""), access.of(config.server))
+    made = api_settings.api_config(config, hub.find(""), access.of(config.server))
     assert made.allowed_hosts == hosts

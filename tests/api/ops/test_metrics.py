@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families as families
 
-from ggufd.engine.messages.messages import EmbedRequest, Stats
+from ggufd.engine.messages.reports import Stats
+from ggufd.engine.messages.requests import EmbedRequest
 from ggufd.engine.telemetry.counters import Counters, Histogram
 from ggufd.errors import EngineDown, EngineFailure
 from ggufd.keys.ring import Role

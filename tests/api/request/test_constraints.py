@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufd.api.request.constraints import of_choices
-from ggufd.engine.messages.messages import EngineRequest, GrammarKind
+from ggufd.engine.messages.requests import EngineRequest
+from ggufd.engine.messages.sampling import GrammarKind
 from tests.support.fakes.api_client import running
 from tests.support.fakes.fake_engine import FakeEngine, FakeText
 

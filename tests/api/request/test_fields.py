@@ -26,7 +26,7 @@ from ggufd.api.request.fields import (
 from ggufd.api.request.samplers import order_samplers
 from ggufd.api.request.sampling import SamplingFields
 from ggufd.api.request.validation import validate
-from ggufd.engine.messages.messages import SAMPLER_NAMES, GrammarKind, SamplingParams
+from ggufd.engine.messages.sampling import SAMPLER_NAMES, GrammarKind, SamplingParams
 from ggufd.errors import InvalidRequest
 from ggufd.llama.params import DEFAULT_DRY_BREAKERS, DEFAULT_SAMPLERS
 

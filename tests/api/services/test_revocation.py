@@ -19,7 +19,9 @@ from ggufd.api.services.activity import Owner
 from ggufd.api.services.revocation import Revocations
 from ggufd.api.services.services import Report
 from ggufd.engine.client.stream import RequestStream
-from ggufd.engine.messages.messages import EngineRequest, Finish, FinishReason, Output, SamplingParams, Usage
+from ggufd.engine.messages.events import Finish, FinishReason, Output, Usage
+from ggufd.engine.messages.requests import EngineRequest
+from ggufd.engine.messages.sampling import SamplingParams
 from ggufd.errors import GgufdError, Unauthorized
 from ggufd.keys import file
 from ggufd.keys.ring import Key, KeyRing, Limits, Role, digest_of

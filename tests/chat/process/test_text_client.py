@@ -20,7 +20,7 @@ from ggufd.chat.process.client import InprocTextClient, TextCalls, TextClient
 from ggufd.chat.process.text import TextModel, load
 from ggufd.chat.process.worker import Call, Refusal, answer
 from ggufd.chat.prompt import ChatPrompt, TextParams
-from ggufd.engine.messages.messages import Grammar, GrammarKind
+from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.errors import EngineDown, EngineFailure, InvalidRequest, ModelError, Unsupported
 from ggufd.llama.params import ModelParams
 from tests.support.models.tiny_bert import write_tiny_bert

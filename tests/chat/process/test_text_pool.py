@@ -15,7 +15,7 @@ import pytest
 from ggufd.chat.process.client import TextClient, pickled
 from ggufd.chat.process.pool import TextPool, _may_be_slow
 from ggufd.chat.prompt import ChatPrompt
-from ggufd.engine.messages.messages import Grammar, GrammarKind
+from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.errors import EngineDown, InvalidRequest
 from tests.chat.process.test_text_client import HANGS, params, said
 

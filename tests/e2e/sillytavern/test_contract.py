@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ggufd.engine.messages.messages import EngineRequest, SamplingParams
+from ggufd.engine.messages.requests import EngineRequest
+from ggufd.engine.messages.sampling import SamplingParams
 from ggufd.engine.sampling.sampling import active_samplers
 from tests.support.contract import Exchange, check, exchanges, found, read
 from tests.support.fakes.api_client import running

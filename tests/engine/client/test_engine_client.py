@@ -18,19 +18,10 @@ from ggufd.engine.client import client as client_module
 from ggufd.engine.client import stream as stream_module
 from ggufd.engine.client.client import EngineClient, EngineState
 from ggufd.engine.client.stream import RequestStream
-from ggufd.engine.messages.messages import (
-    Admitted,
-    EngineConfig,
-    EngineRequest,
-    Failed,
-    FinishReason,
-    LoadFailed,
-    LoadProgress,
-    LogLine,
-    Output,
-    Queued,
-    Stats,
-)
+from ggufd.engine.messages.config import EngineConfig
+from ggufd.engine.messages.events import Admitted, Failed, FinishReason, Output, Queued
+from ggufd.engine.messages.reports import LoadFailed, LoadProgress, LogLine, Stats
+from ggufd.engine.messages.requests import EngineRequest
 from ggufd.errors import (
     Draining,
     EngineDown,

@@ -15,7 +15,9 @@ from ggufd.engine import loader
 from ggufd.engine.client.client import EngineClient, EngineState
 from ggufd.engine.client.retreat import Retreat
 from ggufd.engine.loader import Placed, _LoadLog
-from ggufd.engine.messages.messages import EngineConfig, LoadFailed, Output, Placing
+from ggufd.engine.messages.config import EngineConfig
+from ggufd.engine.messages.events import Output
+from ggufd.engine.messages.reports import LoadFailed, Placing
 from ggufd.errors import EngineDown, ModelError, ModelTooLarge
 from ggufd.llama.model.system import DeviceMemory
 from ggufd.llama.params import ContextParams, ModelParams

@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 from ggufd.engine.embeddings.embedding import MAX_OPEN, Embedder, EmbedderParams
 from ggufd.engine.embeddings.pooling import scaled
 from ggufd.engine.embeddings.vector_engine import VectorEngine
-from ggufd.engine.messages.messages import (
-    ActOnSlot,
-    Admitted,
-    Embedding,
-    EmbedRequest,
-    Failed,
-    Output,
-    Scales,
-    SlotAction,
-    SlotState,
-)
+from ggufd.engine.messages.events import Admitted, Embedding, Failed, Output
+from ggufd.engine.messages.reports import SlotState
+from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, Scales, SlotAction
 from ggufd.engine.queueing.waiting_list import WaitingList
 from ggufd.errors import EngineFailure, InvalidRequest
 from ggufd.keys.ring import Limits

@@ -9,7 +9,7 @@ import pytest
 
 from ggufd.engine.embeddings.batcher import BatchFailed, EmbeddingBatcher
 from ggufd.engine.embeddings.inputs import ActiveInput, InputList
-from ggufd.engine.messages.messages import EmbedRequest, Scales
+from ggufd.engine.messages.requests import EmbedRequest, Scales
 from ggufd.errors import EngineFailure
 from tests.support.fakes.fake_llama import FakeDecoder, FakeVectorDecoder, vector_after
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from ggufd.engine.kv_store.disk_cache import MIN_TOKENS, DiskCache, Fetch, open_disk_cache
-from ggufd.engine.kv_store.host_cache import Kept
-from ggufd.engine.messages.messages import DiskPlace, Realm, Rules
+from ggufd.engine.kv_store.state_file import Kept
+from ggufd.engine.messages.config import DiskPlace, Rules
+from ggufd.engine.messages.requests import Realm
 from tests.support.fakes.fake_llama import FakeDecoder, Rig, make_request, run_alone
 
 BIG = 1 << 24

@@ -8,8 +8,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.engine.kv_store.host_cache import HostCache, Kept
-from ggufd.engine.messages.messages import CacheSource, Realm
+from ggufd.engine.kv_store.host_cache import HostCache
+from ggufd.engine.kv_store.state_file import Kept
+from ggufd.engine.messages.events import CacheSource
+from ggufd.engine.messages.requests import Realm
 from ggufd.engine.slots.prefix_cache import PrefixCache
 from ggufd.errors import EngineFailure
 from tests.support.fakes.fake_llama import FakeDecoder, make_engine, make_request, run_alone

@@ -16,9 +16,11 @@ import pytest
 
 from ggufd.engine.engine import Engine
 from ggufd.engine.kv_store import slot_file, state_file
-from ggufd.engine.kv_store.host_cache import Kept
-from ggufd.engine.kv_store.state_file import BadStateFile
-from ggufd.engine.messages.messages import ActOnSlot, DiskPlace, EngineRequest, Failed, Output, Rules, SlotAction, Stats
+from ggufd.engine.kv_store.state_file import BadStateFile, Kept
+from ggufd.engine.messages.config import DiskPlace, Rules
+from ggufd.engine.messages.events import Failed, Output
+from ggufd.engine.messages.reports import Stats
+from ggufd.engine.messages.requests import ActOnSlot, EngineRequest, SlotAction
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.scheduling.scheduler import Scheduler
 from ggufd.errors import InvalidRequest

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ggufd.engine.kv_store import slot_file
-from ggufd.engine.kv_store.host_cache import Kept
-from ggufd.engine.messages.messages import ActOnSlot, SlotAction
+from ggufd.engine.kv_store.state_file import Kept
+from ggufd.engine.messages.requests import ActOnSlot, SlotAction
 from ggufd.errors import InvalidRequest
 from ggufd.keys.ring import Role
 from tests.support.fakes.api_client import error_of, ring_of, running

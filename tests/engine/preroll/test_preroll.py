@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.messages import EngineRequest, Rules
+from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.sequence.trim import find_trim, predict
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import NoRoomError

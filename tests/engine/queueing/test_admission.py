@@ -9,7 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ggufd.engine.loader import Loaded, load
-from ggufd.engine.messages.messages import Admitted, EngineConfig, EngineRequest, Grammar, GrammarKind, Output, Rules
+from ggufd.engine.messages.config import EngineConfig, Rules
+from ggufd.engine.messages.events import Admitted, Output
+from ggufd.engine.messages.requests import EngineRequest
+from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.errors import EngineFailure
 from ggufd.keys.ring import Limits
 from ggufd.llama.params import ContextParams, ModelParams

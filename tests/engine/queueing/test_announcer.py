@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ggufd.engine.messages.messages import Admitted, EngineRequest, Finish, FinishReason, Queued, Turn
+from ggufd.engine.messages.events import Admitted, Finish, FinishReason, Queued, Turn
+from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.queueing.forecast import Forecast
 from ggufd.engine.scheduling.scheduler import StepTime
 from ggufd.engine.sequence.sequence import Sequence

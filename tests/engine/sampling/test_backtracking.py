@@ -11,7 +11,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.messages import FinishReason, Grammar, GrammarKind, Output, Rules, SpanLimit
+from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.events import FinishReason, Output
+from ggufd.engine.messages.sampling import Grammar, GrammarKind, SpanLimit
 from ggufd.engine.sampling.banned import fold
 from ggufd.llama.context.batch import Logits
 from tests.support.fakes.fake_llama import Collected, FakeDecoder, FakeDraft, FakeVocabulary, Rig, make_request

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.messages import Grammar, GrammarKind
+from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.engine.sampling.banned import NOTHING_SENT, REGEX_WINDOW, Bans, PhraseAutomaton, check_bans, fold
 from ggufd.errors import InvalidRequest
 from tests.support.fakes.fake_llama import N_VOCAB, FakeVocabulary, logits_after, make_engine, make_request

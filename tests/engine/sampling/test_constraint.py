@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from ggufd.engine.engine import Engine
-from ggufd.engine.messages.messages import Admitted, FinishReason, Grammar, GrammarKind, Output
+from ggufd.engine.messages.events import Admitted, FinishReason, Output
+from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.sampling.constraint import GrammarCompiler, Masks
 from ggufd.engine.scheduling.scheduler import Scheduler

@@ -16,7 +16,8 @@ from ggufd.chat.answers.answer_planner import AnswerPlanner
 from ggufd.chat.prompt import ChatPrompt
 from ggufd.chat.rendering.template import CHATML
 from ggufd.chat.tools.formats.families import BY_NAME
-from ggufd.engine.messages.messages import FinishReason, Grammar, GrammarKind
+from ggufd.engine.messages.events import FinishReason
+from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.engine.sampling.constraint import GrammarCompiler, GrammarConstraint
 from ggufd.llama.context.context import Context
 from ggufd.llama.grammar.grammar import MaskFiller

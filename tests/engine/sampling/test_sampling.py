@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.messages import SamplingParams
+from ggufd.engine.messages.sampling import SamplingParams
 from ggufd.engine.sampling.sampling import (
     Bias,
     Logprobs,

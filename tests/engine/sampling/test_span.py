@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.messages import SpanLimit
+from ggufd.engine.messages.sampling import SpanLimit
 from ggufd.engine.sampling.span import SpanGuard, Stage, goes_in_circles
 
 ENDING = (10, 60, 47, 116, 62)

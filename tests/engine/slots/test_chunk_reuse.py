@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.messages import CacheSource
+from ggufd.engine.messages.events import CacheSource
 from ggufd.engine.slots.chunk_reuse import plan_moves
 from ggufd.llama.calibration.attention_model import AttentionShape, write_attention_model
 from ggufd.llama.context.context import Context

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.messages import FinishReason, Grammar, GrammarKind
+from ggufd.engine.messages.events import FinishReason
+from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.engine.sequence.sequence import Sent, Sequence
 from ggufd.engine.slots.context_shift import ContextShift, Gap
 from ggufd.engine.slots.prefix_cache import PrefixCache

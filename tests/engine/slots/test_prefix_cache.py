@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufd.engine.backend.tokens import common_prefix
-from ggufd.engine.messages.messages import CacheDifference, CacheReport, CacheSource
+from ggufd.engine.messages.events import CacheDifference, CacheReport, CacheSource
 from ggufd.engine.sequence.sequence import Sequence
 from ggufd.engine.slots.prefix_cache import PrefixCache
 from ggufd.errors import EngineFailure

@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufd.engine.engine import Engine
-from ggufd.engine.messages.messages import Admitted, EngineRequest, Output, Rules
+from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.events import Admitted, Output
+from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.scheduling.scheduler import Scheduler
 from ggufd.engine.slots.snapshots import marks_of

@@ -13,11 +13,12 @@ from rich.console import Console
 
 from ggufd import cli
 from ggufd.bench.measure.words import sentences
-from ggufd.daemon import daemon
 from ggufd.daemon.served import changed
 from ggufd.engine import loader
 from ggufd.engine.loader import load, place
-from ggufd.engine.messages.messages import DraftConfig, DraftInfo, EngineConfig, Finish, Output, Rules, Stats
+from ggufd.engine.messages.config import DraftConfig, EngineConfig, Rules
+from ggufd.engine.messages.events import Finish, Output
+from ggufd.engine.messages.reports import DraftInfo, Stats
 from ggufd.errors import ConfigError, ModelError
 from ggufd.llama.context.context import Context
 from ggufd.llama.model.model import GgufModel
@@ -26,7 +27,7 @@ from ggufd.models import hub
 from ggufd.placement import draft_plan
 from ggufd.placement.offload import Device, Machine
 from ggufd.planner import report, table
-from ggufd.settings import sources
+from ggufd.settings import engine_settings, model_files, sources
 from ggufd.settings.config import Config
 from tests.command.test_console import READY, summary
 from tests.llama.test_placing import gpu
@@ -66,18 +67,18 @@ def config_of(model: Path, draft: Path | str, **flags: Any) -> Config:
 
 def test_the_draft_model_is_found_beside_the_other(pair: tuple[Path, Path]) -> None:
     config = config_of(*pair, n_gpu_layers_draft="3", spec_draft_p_min="0.5")
-    model = daemon.find_model(config)
+    model = model_files.find_model(config)
     assert model.draft is not None
     assert model.draft.path == pair[1]
-    draft = daemon.engine_config(config, model).draft
+    draft = engine_settings.engine_config(config, model).draft
     assert draft is not None
     assert (draft.model.path, draft.model.n_gpu_layers, draft.p_min) == (str(pair[1]), 3, 0.5)
-    assert daemon.engine_config(Config(), replace(model, draft=None)).draft is None
+    assert engine_settings.engine_config(Config(), replace(model, draft=None)).draft is None
 
 
 def test_one_that_is_not_there_is_named_by_its_flag(pair: tuple[Path, Path]) -> None:
     with pytest.raises(ModelError, match=r"^--model-draft: nowhere\.gguf: no such file"):
-        daemon.find_model(config_of(pair[0], "nowhere.gguf"))
+        model_files.find_model(config_of(pair[0], "nowhere.gguf"))
 
 
 TOKENS = [f"t{i}" for i in range(100)]
@@ -97,7 +98,7 @@ TOKENS = [f"t{i}" for i in range(100)]
 def test_another_vocabulary_is_refused_in_one_line(tmp_path: Path, extra: dict[str, Any], why: str) -> None:
     model, draft = file(tmp_path / "large.gguf", LARGE), file(tmp_path / "small.gguf", SMALL, **extra)
     with pytest.raises(ModelError) as caught:
-        daemon.find_model(config_of(model, draft))
+        model_files.find_model(config_of(model, draft))
     assert caught.value.message.startswith(
         f"{draft}: cannot draft for {model}: {why}; a draft model must have the same"
     )
@@ -116,7 +117,7 @@ def test_another_vocabulary_is_refused_in_one_line(tmp_path: Path, extra: dict[s
 )
 def test_what_llama_cpp_allows_is_allowed(tmp_path: Path, extra: dict[str, Any]) -> None:
     model, draft = file(tmp_path / "large.gguf", LARGE), file(tmp_path / "small.gguf", SMALL, **extra)
-    assert daemon.find_model(config_of(model, draft)).draft is not None
+    assert model_files.find_model(config_of(model, draft)).draft is not None
 
 
 def test_check_says_it_too(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,8 +199,8 @@ def test_plan_counts_it(pair: tuple[Path, Path]) -> None:
     machine = Machine(8 * GIB, 8 * GIB)
 
     def made(config: Config) -> report.Report:
-        model = daemon.with_draft(config, hub.find(str(pair[0])), may_fetch=False)
-        return report.make(model, config, daemon.context_params(config), machine)
+        model = model_files.with_draft(config, hub.find(str(pair[0])), may_fetch=False)
+        return report.make(model, config, engine_settings.context_params(config), machine)
 
     alone, both = made(Config()), made(config_of(*pair))
     assert both.draft is not None

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.messages import EngineRequest, Rules
+from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.speculation.draft_model import Drafter, Trust, confidence_class, likeliest
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import Logits, NoRoomError
@@ -282,7 +283,7 @@ def test_two_sequences_are_not_guessed_at_and_the_one_that_is_left_is() -> None:
 
 
 def test_a_text_held_by_a_grammar_is_not_guessed_at() -> None:
-    from ggufd.engine.messages.messages import Grammar
+    from ggufd.engine.messages.sampling import Grammar
 
     rig, draft = rig_of()
     grammar = Grammar("gbnf", "/".join(["ab"] * 30))

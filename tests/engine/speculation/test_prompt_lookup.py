@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.messages import EngineRequest, Grammar, GrammarKind, Rules
+from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.requests import EngineRequest
+from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.engine.speculation.draft_model import Trust
 from ggufd.engine.speculation.prompt_lookup import Lookup, Speculator, StepCosts, run_class
 from ggufd.errors import EngineFailure

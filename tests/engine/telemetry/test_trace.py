@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from ggufd.engine.messages.messages import Rules, StepRecord
+from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.reports import StepRecord
 from ggufd.engine.telemetry.trace import StepTrace
 from tests.engine.speculation.test_prompt_lookup import TEXT, EchoDecoder
 from tests.support.fakes.api_client import running

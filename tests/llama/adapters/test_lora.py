@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufd.api.services.settings import LoraAdapter
-from ggufd.daemon import daemon
 from ggufd.engine.engine import Engine
 from ggufd.engine.kv_store.fingerprint import fingerprint
-from ggufd.engine.messages.messages import EngineRequest, Output
+from ggufd.engine.messages.events import Output
+from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.scheduling.scheduler import Scheduler
 from ggufd.errors import ConfigError, ModelError
@@ -26,7 +26,7 @@ from ggufd.llama.gguf import adapter_files, gguf_header
 from ggufd.llama.model.model import Model
 from ggufd.llama.params import ContextParams, ControlVector, ModelParams
 from ggufd.models import hub
-from ggufd.settings import adapters, sources
+from ggufd.settings import adapters, api_settings, engine_settings, sources
 from tests.support.fakes.api_client import Api, error_of, ring_of, running
 from tests.support.fakes.fake_engine import FakeEngine
 from tests.support.fakes.fake_llama import FakeGrammars, Rig, make_engine, make_request, no_vectors, run_alone
@@ -341,12 +341,12 @@ def test_the_settings_name_files_and_scales() -> None:
     }
     config = sources.load(None, flags, {})
     model = hub.ModelFile(Path("m.gguf"), 0)
-    assert daemon.api_config(config, model, None).adapters == (
+    assert api_settings.api_config(config, model, None).adapters == (
         LoraAdapter("a", "a.gguf", 1.0),
         LoraAdapter("c", "b/c.gguf", 1.0),
         LoraAdapter("d", "d.gguf", 0.5),
     )
-    params = daemon.engine_config(config, model).model
+    params = engine_settings.engine_config(config, model).model
     assert params.loras == ("a.gguf", "b/c.gguf", "d.gguf")
     assert params.control_vectors == (ControlVector("v.gguf"), ControlVector("C:\\w.gguf", -1.0))
     assert params.control_layers == (2, 5)

@@ -11,9 +11,8 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from ggufd.daemon import daemon
 from ggufd.engine.engine import Engine
-from ggufd.engine.messages.messages import Output
+from ggufd.engine.messages.events import Output
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.scheduling.scheduler import Scheduler
 from ggufd.errors import ConfigError, ModelError
@@ -21,7 +20,7 @@ from ggufd.llama.context.context import Context
 from ggufd.llama.model.model import Model
 from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.models import hub
-from ggufd.settings import sources
+from ggufd.settings import engine_settings, model_files, sources
 from tests.support.fakes.fake_llama import FakeGrammars, make_request, no_vectors
 from tests.support.models.franken_moe import write_franken_moe
 from tests.support.models.quantised import F16, FTYPES, quantise
@@ -143,8 +142,8 @@ class TestOverrides:
     def test_every_type_of_value_is_read(self) -> None:
         text = "a.b=int:-3,c=float:1.5e-5,d=bool:true,e=str:x:y=z"
         config = sources.load(None, {"override_kv": text}, {})
-        assert daemon.metadata_of(config) == {"a.b": -3, "c": 1.5e-5, "d": True, "e": "x:y=z"}
-        assert dict(daemon.engine_config(config, hub.ModelFile(Path("m"), 0)).model.metadata) == {
+        assert engine_settings.metadata_of(config) == {"a.b": -3, "c": 1.5e-5, "d": True, "e": "x:y=z"}
+        assert dict(engine_settings.engine_config(config, hub.ModelFile(Path("m"), 0)).model.metadata) == {
             "a.b": -3,
             "c": 1.5e-5,
             "d": True,
@@ -159,7 +158,7 @@ class TestOverrides:
     def test_what_no_model_could_be_is_refused_by_the_header(self, mixtures: dict[str, Path]) -> None:
         flags = {"model": str(mixtures["Q8_0"]), "override_kv": "llama.expert_used_count=int:5"}
         with pytest.raises(ModelError, match="5 of 4 experts are used"):
-            daemon.find_model(sources.load(None, flags, {}))
+            model_files.find_model(sources.load(None, flags, {}))
 
 
 @pytest.mark.e2e

@@ -20,38 +20,35 @@ from pathlib import Path
 from ggufd.chat.answers.answer_planner import AnswerPlanner
 from ggufd.chat.deltas.thinking import Thinking
 from ggufd.chat.prompt import ChatPrompt, RenderedChat, TextInfo
-from ggufd.engine.messages.messages import (
-    ActOnSlot,
+from ggufd.engine.messages.events import (
     Admitted,
     CacheReport,
     Embedding,
-    EmbeddingInfo,
-    EmbedRequest,
-    EngineRequest,
     Finish,
     FinishReason,
-    Grammar,
-    GrammarKind,
-    ModelInfo,
     Output,
     Progress,
     PromptLogprobs,
     Queued,
-    QueueEntry,
-    QueueState,
-    Ready,
     RequestEvent,
-    SlotAction,
-    SlotDone,
-    SlotState,
-    SpanLimit,
-    Stats,
-    StepRecord,
-    Steps,
     TokenLogprob,
     Turn,
     Usage,
 )
+from ggufd.engine.messages.reports import (
+    EmbeddingInfo,
+    ModelInfo,
+    QueueEntry,
+    QueueState,
+    Ready,
+    SlotDone,
+    SlotState,
+    Stats,
+    StepRecord,
+    Steps,
+)
+from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest, SlotAction
+from ggufd.engine.messages.sampling import Grammar, GrammarKind, SpanLimit
 from ggufd.errors import EngineDown, EngineFailure, GgufdError, InvalidRequest, Unavailable, Unsupported
 from ggufd.llama.params import Pooling
 

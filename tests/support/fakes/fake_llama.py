@@ -48,25 +48,11 @@ from ggufd.engine.client.client import EngineClient
 from ggufd.engine.embeddings.embedding import Embedder, EmbedderParams
 from ggufd.engine.embeddings.inputs import InputList
 from ggufd.engine.engine import Engine
-from ggufd.engine.messages.messages import (
-    Admitted,
-    Embedding,
-    EmbeddingInfo,
-    EmbedRequest,
-    EngineConfig,
-    EngineRequest,
-    Event,
-    Failed,
-    Finish,
-    Grammar,
-    ModelInfo,
-    Output,
-    Queued,
-    Ready,
-    Rules,
-    SamplingParams,
-    Shutdown,
-)
+from ggufd.engine.messages.config import EngineConfig, Rules
+from ggufd.engine.messages.events import Admitted, Embedding, Failed, Finish, Output, Queued
+from ggufd.engine.messages.reports import EmbeddingInfo, Event, ModelInfo, Ready
+from ggufd.engine.messages.requests import EmbedRequest, EngineRequest, Shutdown
+from ggufd.engine.messages.sampling import Grammar, SamplingParams
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.queueing.waiting_list import WaitingList
 from ggufd.engine.scheduling.scheduler import Scheduler

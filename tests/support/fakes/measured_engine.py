@@ -11,20 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ggufd.engine import process
-from ggufd.engine.messages.messages import (
-    Embedding,
-    EmbedRequest,
-    EngineConfig,
-    EngineRequest,
-    Failed,
-    GetStats,
-    LoadFailed,
-    Output,
-    Ready,
-    SamplingParams,
-    Shutdown,
-    Stats,
-)
+from ggufd.engine.messages.config import EngineConfig
+from ggufd.engine.messages.events import Embedding, Failed, Output
+from ggufd.engine.messages.reports import LoadFailed, Ready, Stats
+from ggufd.engine.messages.requests import EmbedRequest, EngineRequest, GetStats, Shutdown
+from ggufd.engine.messages.sampling import SamplingParams
 from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.processes.child import Child
 

@@ -20,7 +20,8 @@ from ggufd.api.services.services import Services
 from ggufd.chat.answers.parser import AnswerParser
 from ggufd.chat.deltas.answer import Answer, Delta
 from ggufd.chat.prompt import AnswerFormat, ChatPrompt, RenderedChat, ToolMode, any_arguments
-from ggufd.engine.messages.messages import Finish, Output, SpanLimit
+from ggufd.engine.messages.events import Finish, Output
+from ggufd.engine.messages.sampling import SpanLimit
 from ggufd.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)

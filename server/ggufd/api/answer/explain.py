@@ -13,7 +13,8 @@ from typing import Any
 from ggufd.api.services.services import Text
 from ggufd.chat.prompt import Message
 from ggufd.chat.rendering.places import find_messages
-from ggufd.engine.messages.messages import CacheDifference, EngineRequest, Usage
+from ggufd.engine.messages.events import CacheDifference, Usage
+from ggufd.engine.messages.requests import EngineRequest
 from ggufd.errors import GgufdError
 
 logger = logging.getLogger(__name__)
@@ -25,11 +26,6 @@ _N_AFTER = 16
 _NOT_A_CHARACTER = "\ufffd"
 _MAX_SPLIT = 3
 """At most so many bytes of a character lie behind the token that begins it."""
-
-
-def is_logged() -> bool:
-    """Whether explanations are wanted for the log, whoever asks."""
-    return logger.isEnabledFor(logging.DEBUG)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,17 +18,9 @@ from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.http.record import DISCONNECTED
 from ggufd.api.services.activity import Owner
 from ggufd.api.services.services import RequestStream, Services
-from ggufd.engine.messages.messages import (
-    EngineRequest,
-    Finish,
-    FinishReason,
-    GrammarKind,
-    Output,
-    PromptLogprobs,
-    RequestEvent,
-    TokenLogprob,
-    Usage,
-)
+from ggufd.engine.messages.events import Finish, FinishReason, Output, PromptLogprobs, RequestEvent, TokenLogprob, Usage
+from ggufd.engine.messages.requests import EngineRequest
+from ggufd.engine.messages.sampling import GrammarKind
 from ggufd.errors import EngineFailure, GgufdError
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ggufd.engine.messages.messages import TokenLogprob
+from ggufd.engine.messages.events import TokenLogprob
 
 _IMPOSSIBLE = -9999.0
 _SHOWN_FROM = -50.0

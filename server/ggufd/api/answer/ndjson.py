@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from ggufd.api.answer.generation import Generation
 from ggufd.api.http.json_response import dumps
 from ggufd.api.http.requestlog import log_crash
-from ggufd.engine.messages.messages import RequestEvent
+from ggufd.engine.messages.events import RequestEvent
 from ggufd.errors import GgufdError
 
 logger = logging.getLogger(__name__)

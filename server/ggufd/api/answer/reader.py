@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from ggufd.api.answer.logprobs import TokenTexts, chat_entry
 from ggufd.chat.answers.parser import AnswerParser
 from ggufd.chat.deltas.answer import Delta, ReasoningDelta, merged
-from ggufd.engine.messages.messages import Finish, FinishReason, Output
+from ggufd.engine.messages.events import Finish, FinishReason, Output
 from ggufd.errors import EngineFailure
 
 

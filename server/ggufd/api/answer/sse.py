@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ggufd.api.answer.generation import Generation
 from ggufd.api.http.json_response import body_of, dumps
 from ggufd.api.http.requestlog import log_crash
-from ggufd.engine.messages.messages import Queued, RequestEvent
+from ggufd.engine.messages.events import Queued, RequestEvent
 from ggufd.errors import GgufdError
 
 logger = logging.getLogger(__name__)

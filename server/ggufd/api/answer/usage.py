@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ggufd.engine.messages.messages import Finish, FinishReason, Progress, Usage
+from ggufd.engine.messages.events import Finish, FinishReason, Progress, Usage
 
 _REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 

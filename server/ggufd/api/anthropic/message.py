@@ -8,7 +8,7 @@ from typing import Any
 
 from ggufd.api.answer.reader import AnswerReader
 from ggufd.api.anthropic.output import Content, Event
-from ggufd.engine.messages.messages import FinishReason, Output
+from ggufd.engine.messages.events import FinishReason, Output
 
 Message = dict[str, Any]
 

@@ -21,7 +21,7 @@ from ggufd.api.request.docs import documented
 from ggufd.api.request.validation import validate
 from ggufd.api.services.activity import owner_of
 from ggufd.api.services.services import services_of
-from ggufd.engine.messages.messages import Output
+from ggufd.engine.messages.events import Output
 
 router = APIRouter(tags=["Anthropic"])
 

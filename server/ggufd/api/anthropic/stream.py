@@ -10,7 +10,7 @@ from ggufd.api.answer.sse import ChunkFormat, event_bytes
 from ggufd.api.anthropic.errors import error_body
 from ggufd.api.anthropic.message import MessageWriter
 from ggufd.api.anthropic.output import Event
-from ggufd.engine.messages.messages import Output, RequestEvent
+from ggufd.engine.messages.events import Output, RequestEvent
 from ggufd.errors import GgufdError
 
 

@@ -28,7 +28,7 @@ from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.activity import Owner, owner_of
 from ggufd.api.services.services import Services, services_of
-from ggufd.engine.messages.messages import Finish, FinishReason, Output, RequestEvent
+from ggufd.engine.messages.events import Finish, FinishReason, Output, RequestEvent
 from ggufd.errors import InvalidRequest
 
 classic = APIRouter(tags=["KoboldCpp"])

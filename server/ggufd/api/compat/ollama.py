@@ -41,7 +41,8 @@ from ggufd.chat.deltas.answer import (
     ToolCall,
     ToolCallBegin,
 )
-from ggufd.engine.messages.messages import Finish, Output, Ready, RequestEvent
+from ggufd.engine.messages.events import Finish, Output, RequestEvent
+from ggufd.engine.messages.reports import Ready
 from ggufd.errors import InvalidRequest
 
 router = APIRouter(prefix="/api", tags=["Ollama"])

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request
 from pydantic import Strict
 from starlette.responses import Response
 
+from ggufd.api.answer.model_card import model_json
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response, list_response
-from ggufd.api.openai.models import model_json
 from ggufd.api.request.docs import documented
 from ggufd.api.request.requests import check_tokens
 from ggufd.api.request.sampling import Bool, Int

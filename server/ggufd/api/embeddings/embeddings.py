@@ -23,7 +23,7 @@ from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import validate
 from ggufd.api.services.activity import owner_of
 from ggufd.api.services.services import services_of
-from ggufd.engine.messages.messages import Embedding
+from ggufd.engine.messages.events import Embedding
 from ggufd.errors import Unsupported
 
 router = APIRouter(tags=["embeddings"])

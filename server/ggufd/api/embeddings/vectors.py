@@ -13,7 +13,8 @@ from ggufd.api.request.validation import Body
 from ggufd.api.services.accounts import account_of, limits_of
 from ggufd.api.services.activity import Owner
 from ggufd.api.services.services import Services
-from ggufd.engine.messages.messages import Embedding, EmbedRequest, FinishReason, Scales
+from ggufd.engine.messages.events import Embedding, FinishReason
+from ggufd.engine.messages.requests import EmbedRequest, Scales
 from ggufd.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, Unsupported
 
 MAX_INPUTS = 2048

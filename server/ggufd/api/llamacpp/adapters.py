@@ -11,8 +11,8 @@ from starlette.responses import Response
 from ggufd.api.http.auth import admin_only
 from ggufd.api.http.body import read_array
 from ggufd.api.http.json_response import json_response
+from ggufd.api.request.lora import AdapterScale
 from ggufd.api.request.validation import validate
-from ggufd.api.services.adapters import AdapterScale
 from ggufd.api.services.services import services_of
 from ggufd.errors import InvalidRequest
 

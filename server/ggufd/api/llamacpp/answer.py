@@ -16,16 +16,9 @@ from ggufd.api.answer.logprobs import TokenTexts, final_entry, native_entry
 from ggufd.api.answer.sse import ChunkFormat, event_bytes
 from ggufd.api.answer.usage import progress_json, timings_json
 from ggufd.api.services.services import Services
-from ggufd.engine.messages.messages import (
-    EngineRequest,
-    Finish,
-    FinishReason,
-    GrammarKind,
-    Output,
-    Progress,
-    RequestEvent,
-    SamplingParams,
-)
+from ggufd.engine.messages.events import Finish, FinishReason, Output, Progress, RequestEvent
+from ggufd.engine.messages.requests import EngineRequest
+from ggufd.engine.messages.sampling import GrammarKind, SamplingParams
 
 _quote = json.encoder.encode_basestring_ascii
 

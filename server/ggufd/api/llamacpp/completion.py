@@ -24,7 +24,7 @@ from ggufd.api.request.sampling import Bool
 from ggufd.api.request.validation import validate
 from ggufd.api.services.activity import Owner, owner_of
 from ggufd.api.services.services import Services, services_of
-from ggufd.engine.messages.messages import EngineRequest
+from ggufd.engine.messages.requests import EngineRequest
 from ggufd.errors import InvalidRequest
 
 router = APIRouter(tags=["llama.cpp"])

@@ -19,7 +19,7 @@ from ggufd.api.request.sampling import Bool, SamplingFields
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.services import Services, services_of
 from ggufd.chat.prompt import ChatPrompt
-from ggufd.engine.messages.messages import Ready, SlotState
+from ggufd.engine.messages.reports import Ready, SlotState
 from ggufd.errors import Unavailable, Unsupported
 
 router = APIRouter(tags=["llama.cpp"])

@@ -16,7 +16,7 @@ from ggufd.api.http.auth import admin_only
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.services.services import Services, services_of
-from ggufd.engine.messages.messages import ActOnSlot, SlotAction
+from ggufd.engine.messages.requests import ActOnSlot, SlotAction
 from ggufd.errors import InvalidRequest, NotFound, Unsupported
 
 router = APIRouter(tags=["llama.cpp"], dependencies=[Depends(admin_only)])

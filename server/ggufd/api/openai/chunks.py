@@ -16,7 +16,7 @@ from ggufd.api.answer.sse import DONE, ChunkFormat, Envelope, event_bytes
 from ggufd.api.answer.usage import finish_reason, progress_json, timings_json, usage_json
 from ggufd.api.openai.echo import Echo
 from ggufd.chat.deltas.answer import ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
-from ggufd.engine.messages.messages import Finish, Output, Progress, PromptLogprobs, RequestEvent, TokenLogprob, Usage
+from ggufd.engine.messages.events import Finish, Output, Progress, PromptLogprobs, RequestEvent, TokenLogprob, Usage
 
 
 class Chunks(ChunkFormat):

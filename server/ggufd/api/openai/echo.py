@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ggufd.api.answer.logprobs import LegacyLogprobs, joined
-from ggufd.engine.messages.messages import TokenLogprob
+from ggufd.engine.messages.events import TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ggufd.api.http.auth import admin_only
 from ggufd.api.http.json_response import json_response
 from ggufd.api.services.services import services_of
-from ggufd.engine.messages.messages import StepRecord
+from ggufd.engine.messages.reports import StepRecord
 
 router = APIRouter(tags=["operations"])
 

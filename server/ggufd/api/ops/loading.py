@@ -11,11 +11,11 @@ from pydantic import ConfigDict
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
+from ggufd.api.answer.model_card import model_json
 from ggufd.api.answer.sse import event_bytes
 from ggufd.api.http.auth import admin_only
 from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import body_of, json_response
-from ggufd.api.openai.models import model_json
 from ggufd.api.request.docs import documented
 from ggufd.api.request.validation import Body
 from ggufd.api.services.activity import Owner, owner_of

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from ggufd.api.http.json_response import json_response
 from ggufd.api.services.activity import Owner, owner_of
 from ggufd.api.services.services import services_of
-from ggufd.engine.messages.messages import QueueEntry
+from ggufd.engine.messages.reports import QueueEntry
 
 router = APIRouter(tags=["operations"])
 

@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from ggufd import __version__
 from ggufd.api.http.record import Record
-from ggufd.engine.messages.messages import FinishReason
+from ggufd.engine.messages.events import FinishReason
 
 _NS = 1_000_000_000
 _WELL = (FinishReason.STOP.value, FinishReason.LENGTH.value)

@@ -17,7 +17,7 @@ from ggufd.api.http.ignored import asks_in_vain
 from ggufd.api.request.fields import Resolved, is_unset, two_constraints
 from ggufd.api.request.samplers import unknown_samplers
 from ggufd.api.request.sampling import SamplingFields
-from ggufd.engine.messages.messages import Grammar, GrammarKind, SamplingParams
+from ggufd.engine.messages.sampling import Grammar, GrammarKind, SamplingParams
 from ggufd.errors import InvalidRequest
 
 _ANY_OBJECT = {"type": "object"}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ggufd.api.request.samplers import LETTERS
-from ggufd.engine.messages.messages import SAMPLER_NAMES
+from ggufd.engine.messages.sampling import SAMPLER_NAMES
 
 _PREFIX = "general.sampling."
 

@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
-from ggufd.api.answer.explain import is_logged
+from ggufd.api.answer.explain import logger
 from ggufd.api.request.constraints import ConstraintFields
+from ggufd.api.request.lora import AdapterScale
 from ggufd.api.request.recommended import recommended
 from ggufd.api.request.sampling import Bool, Count, Float, Int
 from ggufd.api.request.validation import Body
 from ggufd.api.services.accounts import account_of, check_priority, limits_of
 from ggufd.api.services.activity import Owner
-from ggufd.api.services.adapters import AdapterScale
 from ggufd.api.services.services import Services
 from ggufd.api.services.settings import ApiConfig
 from ggufd.chat.prompt import RenderedChat
 from ggufd.chat.tools.grammar import BODY
-from ggufd.engine.messages.messages import EngineRequest, Grammar, GrammarKind, SpanLimit
+from ggufd.engine.messages.requests import EngineRequest
+from ggufd.engine.messages.sampling import Grammar, GrammarKind, SpanLimit
 from ggufd.engine.sampling.banned import check_bans
 from ggufd.errors import ContextLengthExceeded, InvalidRequest, Unsupported
 
@@ -285,3 +287,8 @@ def refuse_unavailable(body: Mapping[str, Any]) -> None:
     for name, newer in _OLDER.items():
         if body.get(name) is not None:
             raise Unsupported(f"'{name}': this is the older form of '{newer}'. Send that instead.", param=name)
+
+
+def is_logged() -> bool:
+    """Whether explanations are wanted for the log, whoever asks."""
+    return logger.isEnabledFor(logging.DEBUG)

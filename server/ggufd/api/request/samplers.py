@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ggufd.engine.messages.messages import SAMPLER_NAMES
+from ggufd.engine.messages.sampling import SAMPLER_NAMES
 from ggufd.llama.params import DEFAULT_SAMPLERS
 
 LETTERS: Mapping[str, str] = {

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, Strict, WithJsonSch
 
 from ggufd.api.request.samplers import order_samplers, read_samplers
 from ggufd.api.request.validation import Body
-from ggufd.engine.messages.messages import Grammar, GrammarKind, SamplingParams
+from ggufd.engine.messages.sampling import Grammar, GrammarKind, SamplingParams
 from ggufd.llama.params import DEFAULT_SAMPLERS
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from ggufd.api.http.auth import key_of
 from ggufd.api.http.record import Record, record_of
-from ggufd.engine.messages.messages import Finish
+from ggufd.engine.messages.events import Finish
 from ggufd.keys.ring import Limits
 
 

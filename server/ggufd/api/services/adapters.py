@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from ggufd.api.request.sampling import Int
-from ggufd.api.request.validation import Body
-from ggufd.api.services.settings import MAX_SCALE, ApiConfig
-from ggufd.engine.messages.messages import Scales
+from ggufd.api.request.lora import AdapterScale
+from ggufd.api.services.settings import ApiConfig
+from ggufd.engine.messages.requests import Scales
 from ggufd.errors import InvalidRequest, NotFound
-
-
-class AdapterScale(Body):
-    """How much of one adapter."""
-
-    id: Annotated[Int, Field(ge=0)]
-    scale: Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE)]
 
 
 class Adapters:

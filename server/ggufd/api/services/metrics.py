@@ -16,7 +16,8 @@ from prometheus_client.registry import Collector
 
 from ggufd import __version__
 from ggufd.api.http.record import DISCONNECTED, Record
-from ggufd.engine.messages.messages import FinishReason, Ready, SlotState, Spread, Stats
+from ggufd.engine.messages.events import FinishReason
+from ggufd.engine.messages.reports import Ready, SlotState, Spread, Stats
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The plain format, whatever is asked for: every Prometheus reads it, and in OpenMetrics the client library writes

@@ -16,18 +16,10 @@ from ggufd.api.services.response_store import ResponseStore
 from ggufd.api.services.revocation import Revocations
 from ggufd.api.services.settings import ApiConfig
 from ggufd.chat.prompt import ChatPrompt, RenderedChat, TextInfo
-from ggufd.engine.messages.messages import (
-    ActOnSlot,
-    EmbedRequest,
-    EngineRequest,
-    Grammar,
-    QueueState,
-    Ready,
-    RequestEvent,
-    SlotDone,
-    Stats,
-    Steps,
-)
+from ggufd.engine.messages.events import RequestEvent
+from ggufd.engine.messages.reports import QueueState, Ready, SlotDone, Stats, Steps
+from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest
+from ggufd.engine.messages.sampling import Grammar
 from ggufd.errors import EngineDown, GgufdError
 
 

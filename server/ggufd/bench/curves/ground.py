@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from ggufd.bench.curves.curve import Curve
 from ggufd.bench.measure.client import Client, TimedAnswer
+from ggufd.bench.measure.discovery import discover
 from ggufd.bench.measure.local import Local, started
 from ggufd.bench.measure.site import Site, Sizes
 from ggufd.bench.measure.words import Words, calibrate
-from ggufd.bench.run import discover
 
 _ANSWER_S = 1800.0
 """Reading 32k tokens takes minutes where somebody else is on the machine."""

@@ -19,7 +19,8 @@ from ggufd.bench.measure.output import console, failing_in_one_line, say, write_
 from ggufd.bench.measure.report import Sheet
 from ggufd.bench.measure.site import Figure
 from ggufd.bench.measure.table import show
-from ggufd.engine.messages.messages import EngineConfig, Ready, Rules
+from ggufd.engine.messages.config import EngineConfig, Rules
+from ggufd.engine.messages.reports import Ready
 from ggufd.errors import GgufdError
 from ggufd.llama.params import ContextParams, FlashAttention, ModelParams
 from ggufd.models import hub

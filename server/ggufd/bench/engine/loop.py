@@ -14,7 +14,10 @@ from typing import Protocol
 
 from ggufd.bench.engine.shapes import Workload
 from ggufd.bench.measure.client import BenchError
-from ggufd.engine.messages.messages import EmbedRequest, EngineRequest, Event, Failed, Output, SamplingParams
+from ggufd.engine.messages.events import Failed, Output
+from ggufd.engine.messages.reports import Event
+from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
+from ggufd.engine.messages.sampling import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, ignore_eos=True)
 

@@ -8,10 +8,10 @@ import random
 from ggufd.bench.engine.loop import Rates
 from ggufd.bench.engine.shapes import Workload
 from ggufd.bench.measure.client import BenchError, Client
+from ggufd.bench.measure.discovery import discover
 from ggufd.bench.measure.figures import throughput
 from ggufd.bench.measure.site import MeasuredServer, Site, Sizes
 from ggufd.bench.measure.words import Words, calibrate
-from ggufd.bench.run import discover
 
 
 class OverHttp:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggufd.chat.process.worker import NAME, Answer, Call, Refusal, Reply, Started, StartFailed, main
 from ggufd.chat.prompt import ChatPrompt, RenderedChat, TextInfo, TextParams
-from ggufd.engine.messages.messages import Grammar
+from ggufd.engine.messages.sampling import Grammar
 from ggufd.errors import EngineDown, GgufdError, InvalidRequest, ModelError, from_code
 from ggufd.processes.child import Child
 from ggufd.processes.prestarted import Spare

@@ -17,7 +17,7 @@ from ggufd.chat.prompt import ChatPrompt, RenderedChat, TextInfo, TextParams
 from ggufd.chat.rendering.renderer import ChatRenderer, begun_answer, needed
 from ggufd.chat.rendering.template import CHATML, Template, TemplateError
 from ggufd.chat.rendering.validity import check_json, validator_of
-from ggufd.engine.messages.messages import SpanLimit
+from ggufd.engine.messages.sampling import SpanLimit
 from ggufd.errors import InvalidRequest, ModelError, Unsupported
 from ggufd.llama.grammar.grammar import build_tokenizer, check_grammar
 from ggufd.llama.grammar.schema import prepared

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ggufd.engine.messages.messages import Grammar, SamplingParams
-from ggufd.engine.sampling.sampling import Row, Sampler
+import numpy as np
+import numpy.typing as npt
+
+from ggufd.engine.messages.sampling import Grammar, SamplingParams
 from ggufd.llama.context.batch import Batch, Logits, State, Vectors
 
 
@@ -160,3 +162,34 @@ class Grammars(Protocol):
 
     def begin_masks(self, constraints: Sequence[Any]) -> None:
         """Compute what `mask` of these constraints needs, beside the decode that comes now."""
+
+
+Row = npt.NDArray[np.float32]
+"""The logits of one output, shape `[n_vocab]`, writable: samplers and masks change it in place."""
+
+
+Rows = npt.NDArray[np.float32]
+"""The logits of some outputs, shape `[n_outputs, n_vocab]`."""
+
+
+Distribution = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
+"""Tokens, and the probability of each."""
+
+
+class Sampler(Protocol):
+    """Chooses tokens for one sequence. `sample` also remembers what it chose; `accept` what came without a choice.
+
+    `sample` leaves the row as it was: after a `rewind` it may be asked again.
+
+    `rewind(n, said)` takes the last `n` choices back; `said` is all that is left, prompt included. What is drawn next
+    is drawn anew: with the same random number a banned token would always be replaced by its neighbour.
+    `keep(n)` says that no more than the last `n` choices will ever be taken back.
+    `distribution` is what `sample` would draw from: tokens and their probabilities, without any that are zero.
+    """
+
+    def distribution(self, row: Row) -> Distribution: ...
+    def sample(self, row: Row, batch_row: int) -> int: ...
+    def accept(self, token: int) -> None: ...
+    def rewind(self, n: int, said: Sequence[int]) -> None: ...
+    def keep(self, n: int) -> None: ...
+    def close(self) -> None: ...

@@ -24,37 +24,35 @@ from ggufd.engine.client.retreat import Retreat
 from ggufd.engine.client.stream import RequestStream
 from ggufd.engine.client.watchdog import Verdict, Watchdog
 from ggufd.engine.kv_store.model_file import FirstLoaded
-from ggufd.engine.messages.messages import (
-    Abort,
-    ActOnSlot,
-    Admitted,
-    Command,
-    Embedding,
-    EmbedRequest,
-    EngineConfig,
-    EngineRequest,
+from ggufd.engine.messages.config import EngineConfig
+from ggufd.engine.messages.events import Admitted, Embedding, Failed, Output, RequestEvent
+from ggufd.engine.messages.messages import FinishSequence
+from ggufd.engine.messages.reports import (
     Event,
-    Failed,
-    FinishSequence,
-    GetQueue,
-    GetStats,
-    GetSteps,
     LoadFailed,
     LoadProgress,
     LogLine,
     Notice,
-    Output,
-    Ping,
     Placing,
     Pong,
     QueueState,
     Ready,
-    RequestEvent,
-    Shutdown,
-    SlotAction,
     SlotDone,
     Stats,
     Steps,
+)
+from ggufd.engine.messages.requests import (
+    Abort,
+    ActOnSlot,
+    Command,
+    EmbedRequest,
+    EngineRequest,
+    GetQueue,
+    GetStats,
+    GetSteps,
+    Ping,
+    Shutdown,
+    SlotAction,
 )
 from ggufd.errors import Draining, EngineDown, GgufdError, InvalidRequest, ModelError, QueueFull, Unavailable
 from ggufd.llama.gguf.gguf_header import parts_of

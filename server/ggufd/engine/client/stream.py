@@ -7,16 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from ggufd.engine.messages.messages import (
-    Admitted,
-    Embedding,
-    EmbedRequest,
-    EngineRequest,
-    Failed,
-    Output,
-    Queued,
-    RequestEvent,
-)
+from ggufd.engine.messages.events import Admitted, Embedding, Failed, Output, Queued, RequestEvent
+from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
 from ggufd.errors import EngineFailure, GgufdError, from_code
 
 _MAX_UNREAD = 10_000

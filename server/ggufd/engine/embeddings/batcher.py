@@ -13,7 +13,7 @@ from typing import Protocol
 from ggufd.engine.backend.interfaces import VectorDecoder
 from ggufd.engine.embeddings.inputs import ActiveInput, InputList
 from ggufd.engine.embeddings.pooling import new_pool
-from ggufd.engine.messages.messages import Scales
+from ggufd.engine.messages.requests import Scales
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import NoRoomError, Vectors
 from ggufd.llama.params import Pooling

@@ -18,7 +18,9 @@ from ggufd.engine.backend.interfaces import VectorDecoder
 from ggufd.engine.embeddings.batcher import BatchFailed, EmbeddingBatcher
 from ggufd.engine.embeddings.inputs import ActiveInput, InputList
 from ggufd.engine.embeddings.pooling import scaled
-from ggufd.engine.messages.messages import Admitted, Embedding, EmbedRequest, Event, Failed, QueueEntry, Scales, Turn
+from ggufd.engine.messages.events import Admitted, Embedding, Failed, Turn
+from ggufd.engine.messages.reports import Event, QueueEntry
+from ggufd.engine.messages.requests import EmbedRequest, Scales
 from ggufd.engine.queueing.fairness import Accounts, Standing
 from ggufd.engine.queueing.waiting_list import WaitingList, waited_too_long
 from ggufd.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest

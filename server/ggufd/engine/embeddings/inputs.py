@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ggufd.engine.embeddings.pooling import Pool
-from ggufd.engine.messages.messages import EmbedRequest, QueueEntry, Scales, Turn
+from ggufd.engine.messages.events import Turn
+from ggufd.engine.messages.reports import QueueEntry
+from ggufd.engine.messages.requests import EmbedRequest, Scales
 
 
 @dataclass(slots=True, eq=False)

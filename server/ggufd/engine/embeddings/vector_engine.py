@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 from ggufd.engine.embeddings.embedding import MAX_OPEN, Embedder
-from ggufd.engine.messages.messages import (
-    ActOnSlot,
-    EmbedRequest,
-    EngineRequest,
-    Event,
-    Failed,
-    QueueState,
-    SlotAction,
-    SlotDone,
-    SlotState,
-    Stats,
-    Steps,
-)
+from ggufd.engine.messages.events import Failed
+from ggufd.engine.messages.reports import Event, QueueState, SlotDone, SlotState, Stats, Steps
+from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest, SlotAction
 from ggufd.errors import GgufdError, Unsupported
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from ggufd.engine.backend.tokens import common_prefix
 from ggufd.engine.kv_store import state_file
-from ggufd.engine.kv_store.host_cache import Kept
-from ggufd.engine.kv_store.state_file import BadStateFile
-from ggufd.engine.messages.messages import DiskPlace, Realm
+from ggufd.engine.kv_store.state_file import BadStateFile, Kept
+from ggufd.engine.messages.config import DiskPlace
+from ggufd.engine.messages.requests import Realm
 
 logger = logging.getLogger(__name__)
 

@@ -8,26 +8,14 @@ from __future__ import annotations
 
 import time
 from array import array
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggufd.engine.backend.tokens import common_prefix
-from ggufd.engine.messages.messages import Realm
-from ggufd.llama.context.batch import State
+from ggufd.engine.kv_store.state_file import Kept
+from ggufd.engine.messages.requests import Realm
 
 if TYPE_CHECKING:
     from ggufd.engine.kv_store.disk_cache import DiskCache, Fetch
-
-
-@dataclass(slots=True, eq=False)
-class Kept:
-    """The state of a slot that held `tokens`, shape `[n_bytes]`; `asker` had them computed, in one `realm`."""
-
-    tokens: array[int]
-    state: State
-    realm: Realm = ("", ())
-    asker: str = ""
-    last_used: int = 0
 
 
 class HostCache:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ggufd.engine.kv_store import state_file
-from ggufd.engine.kv_store.host_cache import Kept
-from ggufd.engine.kv_store.state_file import BadStateFile
+from ggufd.engine.kv_store.state_file import BadStateFile, Kept
 from ggufd.errors import InvalidRequest
 
 

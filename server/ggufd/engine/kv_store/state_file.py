@@ -11,13 +11,14 @@ import tempfile
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ggufd.engine.kv_store.host_cache import Kept
-from ggufd.engine.messages.messages import Realm
+from ggufd.engine.messages.requests import Realm
+from ggufd.llama.context.batch import State
 
 _FORMAT = 1
 
@@ -102,3 +103,14 @@ def _row(data: Any, name: str, kind: type[np.generic]) -> Any:
     if part.dtype != kind or part.ndim != 1:
         raise BadStateFile(f"its {name} are of shape {part.shape} and type {part.dtype}")
     return part
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """The state of a slot that held `tokens`, shape `[n_bytes]`; `asker` had them computed, in one `realm`."""
+
+    tokens: array[int]
+    state: State
+    realm: Realm = ("", ())
+    asker: str = ""
+    last_used: int = 0

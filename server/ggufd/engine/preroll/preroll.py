@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ggufd.engine.backend.interfaces import Decoder
 from ggufd.engine.backend.tokens import common_prefix
-from ggufd.engine.messages.messages import EngineRequest, Realm
+from ggufd.engine.messages.requests import EngineRequest, Realm
 from ggufd.engine.scheduling.scheduler import Scheduler
 from ggufd.engine.sequence.sequence import Sequence
 from ggufd.engine.sequence.trim import Chat, find_trim, predict

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from ggufd.engine.messages.messages import Rules
+from ggufd.engine.messages.config import Rules
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.sequence.sequence import Sequence
 from ggufd.engine.slots.prefix_cache import PrefixCache

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ggufd.engine.messages.messages import Failed, Queued, QueueEntry, QueueState, Turn
+from ggufd.engine.messages.events import Failed, Queued, Turn
+from ggufd.engine.messages.reports import QueueEntry, QueueState
 from ggufd.engine.queueing.forecast import Forecast
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.sequence.sequence import Sequence

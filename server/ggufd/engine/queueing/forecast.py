@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from ggufd.engine.messages.messages import Turn
+from ggufd.engine.messages.events import Turn
 from ggufd.engine.scheduling.scheduler import StepTime
 from ggufd.engine.sequence.sequence import Sequence
 

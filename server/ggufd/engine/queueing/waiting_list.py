@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
-from ggufd.engine.messages.messages import EmbedRequest, EngineRequest
+from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
 from ggufd.engine.queueing.fairness import Accounts, TokenCounters
 from ggufd.errors import EngineFailure, QueueFull, QueueTimeout
 

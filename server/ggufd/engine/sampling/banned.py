@@ -20,7 +20,7 @@ from ggufd.errors import InvalidRequest
 
 if TYPE_CHECKING:
     # The API checks bans too, and it does without numpy.
-    from ggufd.engine.sampling.sampling import Row
+    from ggufd.engine.backend.interfaces import Row
 
 REGEX_WINDOW = 80
 """Characters held back while regular expressions are banned: the longest match that is certain to be caught."""

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ggufd.engine.messages.messages import Grammar
-from ggufd.engine.sampling.sampling import Row
+from ggufd.engine.backend.interfaces import Row
+from ggufd.engine.messages.sampling import Grammar
 from ggufd.errors import EngineFailure, InvalidRequest
 from ggufd.llama.grammar.grammar import MaskFiller, Matcher, build_tokenizer, compile_grammar, mask_words
 from ggufd.llama.model.vocabulary import ModelVocabulary

@@ -17,18 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ggufd.engine.messages.messages import SamplingParams, TokenLogprob
+from ggufd.engine.backend.interfaces import Distribution, Row, Sampler
+from ggufd.engine.messages.events import TokenLogprob
+from ggufd.engine.messages.sampling import SamplingParams
 from ggufd.errors import EngineFailure
 from ggufd.llama.params import DEFAULT_SAMPLERS
-
-Row = npt.NDArray[np.float32]
-"""The logits of one output, shape `[n_vocab]`, writable: samplers and masks change it in place."""
-
-Rows = npt.NDArray[np.float32]
-"""The logits of some outputs, shape `[n_outputs, n_vocab]`."""
-
-Distribution = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
-"""Tokens, and the probability of each."""
 
 NO_NUMBERS = "the model computed NaN in the place of numbers: its weights are damaged, or too large for their types"
 
@@ -45,25 +38,6 @@ _NUCLEUS_START = 256
 _BLOCK = 256
 _TOP_BLOCK = 64
 _MASK_64 = (1 << 64) - 1
-
-
-class Sampler(Protocol):
-    """Chooses tokens for one sequence. `sample` also remembers what it chose; `accept` what came without a choice.
-
-    `sample` leaves the row as it was: after a `rewind` it may be asked again.
-
-    `rewind(n, said)` takes the last `n` choices back; `said` is all that is left, prompt included. What is drawn next
-    is drawn anew: with the same random number a banned token would always be replaced by its neighbour.
-    `keep(n)` says that no more than the last `n` choices will ever be taken back.
-    `distribution` is what `sample` would draw from: tokens and their probabilities, without any that are zero.
-    """
-
-    def distribution(self, row: Row) -> Distribution: ...
-    def sample(self, row: Row, batch_row: int) -> int: ...
-    def accept(self, token: int) -> None: ...
-    def rewind(self, n: int, said: Sequence[int]) -> None: ...
-    def keep(self, n: int) -> None: ...
-    def close(self) -> None: ...
 
 
 class Bias:

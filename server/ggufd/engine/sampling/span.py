@@ -12,8 +12,8 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ggufd.engine.messages.messages import SpanLimit
-from ggufd.engine.sampling.sampling import Row
+from ggufd.engine.backend.interfaces import Row
+from ggufd.engine.messages.sampling import SpanLimit
 
 _LOOK_EVERY = 16
 _LONGEST_CIRCLE = 128

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 
-from ggufd.engine.messages.messages import Scales
+from ggufd.engine.messages.requests import Scales
 from ggufd.engine.sequence.sequence import Sequence
 
 

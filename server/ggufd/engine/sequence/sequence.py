@@ -9,12 +9,13 @@ import enum
 from array import array
 from dataclasses import dataclass, field
 
-from ggufd.engine.backend.interfaces import CompiledGrammar, Constraint
+from ggufd.engine.backend.interfaces import CompiledGrammar, Constraint, Sampler
 from ggufd.engine.kv_store.disk_cache import Fetch
-from ggufd.engine.messages.messages import CacheReport, EngineRequest, TokenLogprob, Usage
+from ggufd.engine.messages.events import CacheReport, TokenLogprob, Usage
+from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.sampling.banned import BanGuard, Bans, bans_of
 from ggufd.engine.sampling.detokenizer import Detokenizer
-from ggufd.engine.sampling.sampling import Bias, FinalLogprobs, Logprobs, Sampler, logprobs_of
+from ggufd.engine.sampling.sampling import Bias, FinalLogprobs, Logprobs, logprobs_of
 from ggufd.engine.sampling.span import SpanGuard
 from ggufd.engine.sequence.trim import Chat
 from ggufd.engine.speculation.draft_model import Trust

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ggufd.engine.backend.tokens import common_prefix
-from ggufd.engine.messages.messages import Realm
+from ggufd.engine.messages.requests import Realm
 
 _MIN_MOVED = 32
 """Fewer tokens in a row behind the cut may be there by chance."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ggufd.engine.messages.messages import EngineRequest
+from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.sequence.sequence import Sequence
 
 _MIN_ROOM = 4

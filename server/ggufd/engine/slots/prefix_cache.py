@@ -28,8 +28,11 @@ from typing import NamedTuple
 from ggufd.engine.backend.interfaces import Decoder
 from ggufd.engine.backend.tokens import common_prefix
 from ggufd.engine.kv_store.disk_cache import Fetch, open_disk_cache
-from ggufd.engine.kv_store.host_cache import HostCache, Kept
-from ggufd.engine.messages.messages import CacheDifference, CacheReport, CacheSource, DiskPlace, Realm
+from ggufd.engine.kv_store.host_cache import HostCache
+from ggufd.engine.kv_store.state_file import Kept
+from ggufd.engine.messages.config import DiskPlace
+from ggufd.engine.messages.events import CacheDifference, CacheReport, CacheSource
+from ggufd.engine.messages.requests import Realm
 from ggufd.engine.sequence.sequence import Sequence
 from ggufd.engine.slots.chunk_reuse import Move, plan_moves
 from ggufd.engine.slots.snapshots import marks_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from ggufd.engine.messages.messages import StepRecord
+from ggufd.engine.messages.reports import StepRecord
 
 _MAX_STEPS = 2048
 

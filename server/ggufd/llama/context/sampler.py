@@ -98,7 +98,7 @@ class SamplerChain:
     def rewind(self, n: int, said: Sequence[int]) -> None:
         """Take the last `n` tokens back; raises `ValueError` when their states were not kept.
 
-        The final draw goes on with fresh random numbers, as `engine.sampling.sampling.Sampler` asks. Mirostat and adaptive-p
+        The final draw goes on with fresh random numbers, as `engine.backend.interfaces.Sampler` asks. Mirostat and adaptive-p
         keep theirs inside and repeat them.
         """
         if self._history is None or len(self._history) < n:

@@ -27,7 +27,7 @@ from ggufd.api.request.validation import validate
 from ggufd.api.services.activity import Owner, owner_of
 from ggufd.api.services.response_store import Kept
 from ggufd.api.services.services import Services, services_of
-from ggufd.engine.messages.messages import Output
+from ggufd.engine.messages.events import Output
 from ggufd.errors import ContextLengthExceeded, NotFound
 
 router = APIRouter(tags=["OpenAI"])

@@ -13,8 +13,9 @@ from typing import Any
 from ggufd.api.answer.reader import AnswerReader
 from ggufd.api.openai.responses.output import Event, Output
 from ggufd.api.openai.responses.schemas import ResponseRequest
-from ggufd.engine.messages import messages
-from ggufd.engine.messages.messages import FinishReason, SamplingParams, Usage
+from ggufd.engine.messages import events
+from ggufd.engine.messages.events import FinishReason, Usage
+from ggufd.engine.messages.sampling import SamplingParams
 from ggufd.errors import GgufdError
 
 ResponseObject = dict[str, Any]
@@ -71,7 +72,7 @@ class ResponseWriter:
         self._reader = reader
         self._output = Output()
 
-    def feed(self, output: messages.Output) -> list[Event]:
+    def feed(self, output: events.Output) -> list[Event]:
         """The events for what the engine said."""
         logprobs = self._reader.logprobs(output)
         events: list[Event] = []

@@ -9,7 +9,7 @@ from ggufd.api.answer.sse import ChunkFormat, event_bytes
 from ggufd.api.http.json_response import body_of
 from ggufd.api.openai.responses.output import Event
 from ggufd.api.openai.responses.response import ResponseObject, ResponseWriter
-from ggufd.engine.messages.messages import Output, RequestEvent
+from ggufd.engine.messages.events import Output, RequestEvent
 from ggufd.errors import GgufdError
 
 

@@ -1,0 +1,278 @@
+"""Reports of the engine on itself: loading, readiness, statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ggufd.engine.messages.events import RequestEvent, Turn
+from ggufd.llama.params import Pooling
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """Share of the model that is loaded, 0 to 1."""
+
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line of llama.cpp's or of the engine's log; `level` and `logger` are `logging`'s."""
+
+    level: int
+    message: str
+    logger: str = "llama.cpp"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that the person who runs the server should know, in one line."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What was loaded. Sizes in bytes; `n_ctx_train` in tokens; `ftype` as llama.cpp writes it ("Q4_0").
+
+    `vocab_type` is llama.cpp's number: 1 SentencePiece, 2 BPE, 3 WordPiece and so on, 0 none.
+    """
+
+    name: str
+    path: str
+    architecture: str
+    description: str
+    ftype: str
+    n_params: int
+    size_bytes: int
+    n_vocab: int
+    n_ctx_train: int
+    n_embd: int
+    n_layer: int
+    chat_template: str | None
+    bos_piece: str
+    eos_piece: str
+    metadata: dict[str, str]
+    vocab_type: int = 0
+
+    def number(self, key: str) -> int:
+        """A whole number of the architecture's own metadata; 0 where it has none."""
+        text = self.metadata.get(f"{self.architecture}.{key}", "")
+        return int(text) if text.isdecimal() else 0
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingInfo:
+    """How vectors are made: pooled how, `width` numbers of at most `n_ctx` tokens.
+
+    `is_asked_for` says that somebody set this up: a file that names a pooling, or a setting.
+    """
+
+    pooling: Pooling
+    width: int
+    n_ctx: int
+    is_asked_for: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DraftInfo:
+    """The draft model that guesses. `n_ctx` tokens of one chat are all that it sees."""
+
+    name: str
+    path: str
+    ftype: str
+    n_params: int
+    size_bytes: int
+    n_ctx: int
+    n_gpu_layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The engine serves. `n_ctx` is cells of one slot. A model that does not write (`writes`) makes vectors only.
+
+    `reuse` says which prefixes can be reused: "any" of what a slot or a copy of it holds, or of copies only the
+    "whole", or that and the "snapshots" that were made on the way.
+    `memory_bytes` is the sum of llama.cpp's own `buffers`, a line each; `host_cache_bytes` of RAM more may be taken by
+    chats that lost their slot. `buffer_types` and `has_rpc` say what this build and machine have for other models.
+    `fingerprint` names what slots are computed with (`engine.kv_store.fingerprint`); empty where they keep nothing.
+    """
+
+    model: ModelInfo
+    n_ctx: int
+    n_slots: int
+    n_batch: int
+    n_threads: int
+    n_gpu_layers: int
+    devices: tuple[str, ...]
+    flash_attn: bool
+    flash_attn_why: str
+    reuse: str
+    memory_bytes: int
+    buffers: tuple[str, ...]
+    system_info: str
+    build: str
+    embedding: EmbeddingInfo
+    offload_why: str = ""
+    writes: bool = True
+    draft: DraftInfo | None = None
+    host_cache_bytes: int = 0
+    buffer_types: tuple[str, ...] = ("CPU",)
+    has_rpc: bool = False
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """The loader chose itself what goes to GPUs, and is about to take so many bytes there, by its estimate."""
+
+    vram_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The engine cannot serve this model; `message` is one line for the user. `is_too_large`: for want of memory."""
+
+    message: str
+    is_too_large: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """A slot as seen from outside: token counts. `request_id` None means idle, its tokens kept as cache."""
+
+    slot: int
+    request_id: int | None
+    n_tokens: int
+    n_past: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How values spread: `counts[i]` were at most `bounds[i]` and above the bound before it, the last above all."""
+
+    bounds: tuple[float, ...] = ()
+    counts: tuple[int, ...] = (0,)
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot of the engine. Counters count from its start; times in seconds, rates in tokens a second.
+
+    Of the `drafted_tokens` guessed and the `accepted_tokens` that came true, those named `model_` were a draft model's.
+    `busy_slots` sums the sequences of all batches, `longest` is the longest sequence. `evictions` are chats that lost
+    their slot, `restores` those that came back from host RAM, `host_evictions` those that left it too,
+    `failed_restores` kept states of any kind that were of no use and dropped.
+    `resident_bytes` is the memory of the engine's process, 0 where it has none of its own.
+    """
+
+    waiting: int
+    running: int
+    steps: int
+    computed_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    step_s: float
+    step_gap_s: float
+    slots: tuple[SlotState, ...]
+    preemptions: int = 0
+    busy_slots: int = 0
+    longest: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    model_drafted_tokens: int = 0
+    model_accepted_tokens: int = 0
+    evictions: int = 0
+    restores: int = 0
+    host_evictions: int = 0
+    failed_restores: int = 0
+    host_bytes: int = 0
+    resident_bytes: int = 0
+    embedded_tokens: int = 0
+    step_seconds: Spread = Spread()
+    step_gap_seconds: Spread = Spread()
+    token_gap_seconds: Spread = Spread()
+    batch_rows: Spread = Spread()
+
+
+@dataclass(frozen=True, slots=True)
+class QueueEntry:
+    """A request under way; `turn` None means that it runs. `age_s` is seconds since it arrived.
+
+    Generated tokens are counted over all its choices.
+    """
+
+    request_id: int
+    key: str
+    asker: str
+    priority: int
+    age_s: float
+    prompt_tokens: int
+    generated_tokens: int
+    turn: Turn | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """All requests under way: those that write, then those that want vectors, whose places are of a line of their own.
+
+    Of both first those that run, the oldest first of those that write, then those that wait in the foreseen order.
+    """
+
+    entries: tuple[QueueEntry, ...]
+
+
+class StepRecord(NamedTuple):
+    """One step: seconds of the engine's clock, and rows of its batch.
+
+    `draft_s` and `plan_s` passed before the batch was made, the former on guesses, `decode_s` in llama.cpp; of the rest
+    `sample_s` went to masks, samplers and log-probabilities, `detokenize_s` to text. `send_s` came after the step.
+    `n_draft` of the `n_decode` rows were guesses.
+    """
+
+    start_s: float
+    seconds: float
+    plan_s: float
+    decode_s: float
+    sample_s: float
+    detokenize_s: float
+    n_sequences: int
+    n_decode: int
+    n_prefill: int
+    n_draft: int
+    send_s: float = 0.0
+    draft_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The last steps, oldest first."""
+
+    records: tuple[StepRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotDone:
+    """So many tokens were erased, saved or restored, and so many bytes written or read.
+
+    `n_tokens` None means that the slot is running and keeps them; a `failure` that nothing was done.
+    """
+
+    slot: int
+    n_tokens: int | None
+    n_bytes: int = 0
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The engine lives."""
+
+
+Loading = LoadProgress | Placing | LogLine | Notice
+"""What is said while a model loads."""
+
+
+Event = RequestEvent | Loading | Ready | LoadFailed | Stats | Steps | QueueState | SlotDone | Pong

@@ -1,0 +1,156 @@
+"""Commands to the engine: requests, aborts, questions."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from ggufd.engine.messages.messages import FinishSequence
+from ggufd.engine.messages.sampling import SamplingParams, SpanLimit
+from ggufd.keys.ring import Limits
+
+Scales = tuple[float, ...]
+"""How much of every LoRA adapter is added, in the order in which they were loaded; empty for the model alone."""
+
+
+Realm = tuple[str, Scales]
+"""Within which computed tokens are worth the same: whose they may be, and under which adapters they were computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One prompt, `n` sequences that continue it.
+
+    `prompt` is token ids, at least one. `max_tokens` None means up to the context limit. `stop` are strings that
+    end the text and are cut from it. `n_logprobs` None means none are wanted, else how many of the best besides
+    the chosen one (0 is fine), `are_logprobs_final` that they are of what the samplers left to draw from.
+    `prompt_logprobs` asks for those of the prompt too (no prefix reuse then).
+    `banned_strings` and `banned_regexes` are taken back before they are sent (`engine.sampling.banned`).
+    `skip_special_tokens` leaves control tokens out of the text, but not `shown_tokens`. `min_tokens` keeps end tokens
+    away until then.
+    `key` names who asked; `account` is who is charged, for fairness, within `limits`. `priority` orders an account's
+    own requests, lower first. What was computed is reused within one `namespace` only. `explain_cache` asks for
+    `Usage.cache`, in which only what the same `asker` had computed is told: a person, as well as the API can tell them
+    apart.
+    `adapters` are the scales of the LoRA adapters, all of them or none.
+    `n_keep` tokens behind the first one stay when the context is shifted.
+    `timeout_s` after its arrival what there is of the answer is all of it; a request that could not even begin by then
+    is refused. `report_queue` asks for `Queued` while it waits.
+    """
+
+    request_id: int
+    prompt: tuple[int, ...]
+    n: int = 1
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    n_logprobs: int | None = None
+    prompt_logprobs: bool = False
+    skip_special_tokens: bool = True
+    shown_tokens: frozenset[int] = frozenset()
+    n_keep: int = 0
+    span_limit: SpanLimit | None = None
+    banned_strings: tuple[str, ...] = ()
+    banned_regexes: tuple[str, ...] = ()
+    bans_case_sensitive: bool = False
+    return_progress: bool = False
+    explain_cache: bool = False
+    key: str = ""
+    asker: str = ""
+    namespace: str = ""
+    account: str = ""
+    limits: Limits = field(default_factory=Limits)
+    priority: int = 0
+    adapters: Scales = ()
+    timeout_s: float | None = None
+    report_queue: bool = False
+    are_logprobs_final: bool = False
+
+    @property
+    def realm(self) -> Realm:
+        """Where what this request computes may be reused."""
+        return self.namespace, self.adapters
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Token lists, each at least one token, whose vectors are wanted; answered by an `Embedding` for each.
+
+    A vector is cut to its first `dimensions` numbers and then scaled: `norm` is llama-server's number, 2 is unit length
+    and -1 leaves it as it is (`engine.embeddings.pooling.scaled`). Scores of a reranker are never cut or scaled. Who asks, within
+    what limits and under which adapters, is told as in `EngineRequest`.
+    """
+
+    request_id: int
+    inputs: tuple[tuple[int, ...], ...]
+    dimensions: int | None = None
+    norm: int = 2
+    key: str = ""
+    asker: str = ""
+    account: str = ""
+    limits: Limits = field(default_factory=Limits)
+    adapters: Scales = ()
+
+    @property
+    def n(self) -> int:
+        """How many answers it gets."""
+        return len(self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """End this request now; nothing more is sent for it."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class GetStats:
+    """Answer with `Stats`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GetQueue:
+    """Answer with `QueueState`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GetSteps:
+    """Answer with `Steps`."""
+
+
+class SlotAction(enum.Enum):
+    """What may be done with what an idle slot keeps."""
+
+    ERASE = "erase"
+    SAVE = "save"
+    RESTORE = "restore"
+
+
+@dataclass(frozen=True, slots=True)
+class ActOnSlot:
+    """Do that with this slot, if it is idle; answer with `SlotDone`. `path` is the file.
+
+    `mark` is the fingerprint of what the slot was computed with.
+    """
+
+    slot: int
+    action: SlotAction
+    path: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Answer with `Pong` between two steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Leave the main loop; what still runs is dropped."""
+
+
+Command = (
+    EngineRequest | EmbedRequest | Abort | FinishSequence | GetStats | GetQueue | GetSteps | ActOnSlot | Ping | Shutdown
+)

@@ -1,0 +1,78 @@
+"""API settings from the configuration."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggufd import __version__
+from ggufd.errors import ConfigError
+from ggufd.keys.ring import Limits
+from ggufd.models import hub
+from ggufd.settings import adapters, listen
+from ggufd.settings.config import Config
+
+if TYPE_CHECKING:
+    from ggufd.api.services.settings import ApiConfig
+    from ggufd.settings.access import Access
+
+
+def model_id(config: Config, model: hub.ModelFile) -> str:
+    """What the API calls the model: the alias, else the file's name without its ending, or its name in ollama."""
+    own = model.source.removeprefix("ollama:") if model.source.startswith("ollama:") else model.path.stem
+    return config.model.alias or own
+
+
+def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None) -> ApiConfig:
+    """The API's part of the settings."""
+    from ggufd.api.services.settings import ApiConfig
+
+    given = {key: value for key, value in config.sampling.model_dump().items() if value is not None}
+    max_tokens = given.pop("max_tokens", None)
+    return ApiConfig(
+        model_id=model_id(config, model),
+        model_aliases=(model.path.name,),
+        adapters=adapters.loras_of(config),
+        keys=None if keys is None else keys.ring,
+        cache_sharing=config.context.cache_sharing,
+        metrics_for=config.server.metrics_for,
+        max_body_bytes=config.server.max_body_bytes,
+        ping_s=config.server.ping_s,
+        sampling=given,
+        max_tokens=max_tokens,
+        reasoning_format=config.reasoning.reasoning_format,
+        reasoning_budget=config.reasoning.reasoning_budget,
+        share_by_address=config.queue.share_by_address,
+        limits=Limits(
+            max_running=config.queue.max_running_per_key,
+            max_waiting=config.queue.max_waiting_per_key,
+            tokens_per_minute=config.queue.tokens_per_minute_per_key,
+        ),
+        root_path=config.server.root_path,
+        cors_origins=config.server.cors_origins,
+        allowed_hosts=_allowed_hosts(config, keys),
+        slot_save_path=_folder(config.context.slot_save_path),
+        responses_path=Path(config.responses.responses_path) if config.responses.responses_path else None,
+        max_responses=config.responses.max_responses,
+        max_responses_bytes=config.responses.max_responses_mib << 20,
+        build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
+    )
+
+
+def _allowed_hosts(config: Config, keys: Access | None) -> tuple[str, ...] | None:
+    """The names to hold browsers to; None where a key does that, or where the network may call us what it likes."""
+    server = config.server
+    is_guarded = bool(server.allowed_hosts) or listen.is_loopback(server.host)
+    return server.allowed_hosts if keys is None and is_guarded else None
+
+
+def _folder(text: str) -> Path | None:
+    """The folder of a setting, which is made. Raises ConfigError."""
+    if not text:
+        return None
+    try:
+        Path(text).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--slot-save-path {text}: no folder, and none can be made: {error.strerror}") from None
+    return Path(text).resolve()

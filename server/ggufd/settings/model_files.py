@@ -1,0 +1,41 @@
+"""Model files that the configuration names, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ggufd.errors import ModelError
+from ggufd.llama.gguf.draft_file import check_draft
+from ggufd.models import hub
+from ggufd.models.remote import OnProgress
+from ggufd.settings import adapters
+from ggufd.settings.config import Config
+from ggufd.settings.engine_settings import metadata_of
+
+
+def find_model(config: Config, *, may_fetch: bool = True, on_fetch: OnProgress | None = None) -> hub.ModelFile:
+    """The model of the settings, as they change it, with all that is to be loaded beside it looked at.
+
+    `on_fetch` gets the share of a download, 0 to 1, of the draft model after that of the model.
+    Raises ModelError, one line.
+    """
+    found = hub.find(config.model.model, may_fetch=may_fetch, on_fetch=on_fetch)
+    model = hub.with_metadata(found, metadata_of(config))
+    if may_fetch or model.path.exists():
+        adapters.check(config, model)
+    return with_draft(config, model, may_fetch=may_fetch, on_fetch=on_fetch)
+
+
+def with_draft(
+    config: Config, model: hub.ModelFile, *, may_fetch: bool, on_fetch: OnProgress | None = None
+) -> hub.ModelFile:
+    """The same with the draft model that the settings name beside it. Raises ModelError where that cannot guess."""
+    if not config.model.model_draft:
+        return model
+    try:
+        draft = hub.find(config.model.model_draft, may_fetch=may_fetch, on_fetch=on_fetch)
+    except ModelError as error:
+        raise ModelError(f"--model-draft: {error.message}") from None
+    if draft.path.exists() and model.path.exists() and draft.shape is not None and model.shape is not None:
+        check_draft(draft.shape, model.shape)
+    return dataclasses.replace(model, draft=draft)
