@@ -25,10 +25,11 @@ from ggufd.api.anthropic import messages
 from ggufd.api.compat import kobold, ollama, ooba, tabby, vllm
 from ggufd.api.embeddings import embeddings, rerank
 from ggufd.api.http.auth import DOCS_FILES, KeyMiddleware
-from ggufd.api.http.json_response import error_body, error_response, json_response
+from ggufd.api.http.error_shape import REQUEST_ID_HEADER, shape_of
+from ggufd.api.http.json_response import error_response, json_response
 from ggufd.api.http.pages import PageGuard
 from ggufd.api.http.paths import LenientMiddleware
-from ggufd.api.http.record import DISCONNECTED, HEADER, RecordMiddleware, Sink, note_error, record_of
+from ggufd.api.http.record import DISCONNECTED, RecordMiddleware, Sink, note_error, record_of
 from ggufd.api.http.requestlog import log_crash, log_request
 from ggufd.api.llamacpp import adapters as lora_adapters
 from ggufd.api.llamacpp import completion, infill, props, slots, tokens
@@ -84,7 +85,9 @@ def create_app(
     if config.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(LenientMiddleware, root_path=config.root_path)
-    app.add_middleware(RecordMiddleware, sinks=[log_request, services.metrics.observe, *sinks])
+    app.add_middleware(
+        RecordMiddleware, sinks=[log_request, services.metrics.observe, *sinks], shapes=[anthropic.SHAPE]
+    )
     return app
 
 
@@ -132,7 +135,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GgufdError)
     note_error(request.scope, error.code)
-    return error_response(error, request.url.path)
+    return error_response(error, request.scope)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -145,11 +148,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     note_error(request.scope, code)
     if error.status_code == 404:
         missing = NotFound(f"There is no route {request.method} {request.url.path}. See /docs.")
-        return error_response(missing, request.url.path)
+        return error_response(missing, request.scope)
     message = f"{request.method} {request.url.path}: {error.detail}."
-    body = error_body(message, "invalid_request_error", code=code)
-    if anthropic.is_anthropic(request.url.path):
-        body = anthropic.error_body(message, error.status_code)
+    body = shape_of(request.scope).body(
+        message, status=error.status_code, kind="invalid_request_error", param=None, code=code
+    )
     return json_response(body, status=error.status_code, headers=headers)
 
 
@@ -162,6 +165,6 @@ async def _on_gone(request: Request, error: Exception) -> Response:
 async def _on_crash(request: Request, error: Exception) -> Response:
     log_crash(logger, f"{request.method} {request.url.path[:60]!a} failed", error)
     failed = GgufdError("The server failed on this request. Its log says why.")
-    response = error_response(failed, request.url.path)
-    response.headers[HEADER] = record_of(request).request_id
+    response = error_response(failed, request.scope)
+    response.headers[REQUEST_ID_HEADER] = record_of(request).request_id
     return response

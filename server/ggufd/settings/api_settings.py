@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,7 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         responses_path=Path(config.responses.responses_path) if config.responses.responses_path else None,
         max_responses=config.responses.max_responses,
         max_responses_bytes=config.responses.max_responses_mib << 20,
+        logs_cache=logging.getLevelNamesMapping()[config.server.log_level.upper()] <= logging.DEBUG,
         build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
     )
 

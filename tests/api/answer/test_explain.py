@@ -195,7 +195,7 @@ async def test_an_answer_does_not_depend_on_its_explanation(monkeypatch: pytest.
 
 async def test_the_log_says_it_in_a_line_at_debug_whoever_asks(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "ggufd.api.answer.explain")
-    async with running(engine_with(TREASURE)) as api:
+    async with running(engine_with(TREASURE), logs_cache=True) as api:
         answer = await api.ok(CHAT, messages=MESSAGES)
     assert "cache" not in answer
     (record,) = [record for record in caplog.records if record.name == "ggufd.api.answer.explain"]

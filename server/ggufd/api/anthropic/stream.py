@@ -32,7 +32,7 @@ class MessageEvents(ChunkFormat):
         return _bytes(self._writer.end())
 
     def fail(self, error: GgufdError) -> bytes:
-        return _bytes([error_body(error.message, error.status, param=error.param)])
+        return _bytes([error_body(error.message, status=error.status, param=error.param)])
 
 
 def _bytes(events: Iterable[Event]) -> bytes:

@@ -64,7 +64,7 @@ class KeyMiddleware:
         key = next((key for one in sent if (key := self._ring.find(one)) is not None), None)
         if key is None:
             note_error(scope, Unauthorized.code)
-            await _refusal(bool(sent), scope["path"])(scope, receive, send)
+            await _refusal(bool(sent), scope)(scope, receive, send)
             return
         scope[_SCOPE_KEY] = key
         note_key(scope, key.name)
@@ -88,7 +88,7 @@ def _sent_keys(headers: Headers) -> list[bytes]:
     return [key.strip().encode("latin-1", "replace") for key in sent if key.strip()]
 
 
-def _refusal(has_key: bool, path: str) -> ASGIApp:
+def _refusal(has_key: bool, scope: Scope) -> ASGIApp:
     what = "The API key that was sent is wrong." if has_key else "No API key was sent."
     error = Unauthorized(f"{what} Send one of this server's, as 'Authorization: Bearer KEY'.")
-    return error_response(error, path)
+    return error_response(error, scope)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from ggufd.api.http.json_response import dumps, error_body
+from ggufd.api.http.error_shape import openai_body
+from ggufd.api.http.json_response import dumps
 
 if TYPE_CHECKING:
     # The two that uvicorn chooses from have the same attributes.
@@ -235,7 +236,7 @@ class Connection(HttpProtocol):
 
 def _response(status: int, message: str, code: str) -> bytes:
     error_type = "service_unavailable" if status == 503 else "invalid_request_error"
-    body = dumps(error_body(message, error_type, code=code))
+    body = dumps(openai_body(message, status=status, kind=error_type, param=None, code=code))
     lines = [
         f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
         "content-type: application/json",

@@ -1,4 +1,4 @@
-"""JSON and errors as every route answers them: ASCII-safe, no NaN, OpenAI's error shape, Anthropic's on its routes."""
+"""JSON responses and error responses of every route: ASCII-safe, no NaN, errors in the shape of the route's family."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.responses import Response
+from starlette.types import Scope
 
-from ggufd.api.anthropic import errors as anthropic
+from ggufd.api.http.error_shape import openai_body, shape_of
 from ggufd.errors import GgufdError, TryLater, Unauthorized
 
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
@@ -46,22 +47,17 @@ async def list_response(name: str, items: Sequence[Any], rest: Mapping[str, Any]
     return Response(body, media_type="application/json")
 
 
-def error_body(message: str, error_type: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error shape."""
-    return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
-
-
 def body_of(error: GgufdError) -> dict[str, Any]:
-    """OpenAI's error shape of one of our errors."""
-    return error_body(error.message, error.type, param=error.param, code=error.code)
+    """OpenAI's error body of one of our errors."""
+    return openai_body(error.message, status=error.status, kind=error.type, param=error.param, code=error.code)
 
 
-def error_response(error: GgufdError, path: str = "") -> Response:
-    """One of our errors as a response to `path`, with Retry-After when it is a matter of time, or how to come in."""
+def error_response(error: GgufdError, scope: Scope) -> Response:
+    """One of our errors as the response to a request, with Retry-After or WWW-Authenticate where they belong."""
     headers = {}
     if isinstance(error, TryLater):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    body = anthropic.error_body(error.message, error.status, param=error.param, code=error.code)
-    return json_response(body if anthropic.is_anthropic(path) else body_of(error), status=error.status, headers=headers)
+    body = shape_of(scope).body(error.message, status=error.status, kind=error.type, param=error.param, code=error.code)
+    return json_response(body, status=error.status, headers=headers)

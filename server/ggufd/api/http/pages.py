@@ -38,7 +38,7 @@ class PageGuard:
             await self._app(scope, receive, send)
         else:
             note_error(scope, error.code)
-            await error_response(error, scope["path"])(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
 
     def _fault(self, headers: Headers) -> ForeignPage | None:
         host, origin = headers.get("host", ""), headers.get("origin")

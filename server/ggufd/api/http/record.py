@@ -15,10 +15,9 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ggufd.api.anthropic.errors import is_anthropic
 from ggufd.api.http import ignored
+from ggufd.api.http.error_shape import REQUEST_ID_HEADER, ErrorShape, note_shape
 
-HEADER = "x-request-id"
 DISCONNECTED = "disconnect"
 """The reason of a request whose client left before its end."""
 
@@ -94,10 +93,11 @@ def note_key(scope: Scope, name: str) -> None:
 
 
 class RecordMiddleware:
-    """Gives every request a record and an id, and hands the record to `sinks` when the request has ended."""
+    """Gives every request a record, an id and an error shape; `sinks` get the record when it has ended."""
 
-    def __init__(self, app: ASGIApp, sinks: Sequence[Sink]) -> None:
+    def __init__(self, app: ASGIApp, sinks: Sequence[Sink], shapes: Sequence[ErrorShape] = ()) -> None:
         self._app = app
+        self._shapes = shapes
         self._sinks = sinks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,11 +106,13 @@ class RecordMiddleware:
             return
         record = _begin(scope)
         scope[_SCOPE_RECORD] = record
+        shape = note_shape(scope, self._shapes)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), *_told(record)]}
+                told = _told(record, shape)
+                message = {**message, "headers": [*message.get("headers", ()), *told]}
             await send(message)
 
         try:
@@ -125,22 +127,17 @@ class RecordMiddleware:
                 sink(record)
 
 
-def _told(record: Record) -> list[tuple[bytes, bytes]]:
-    """The headers of the answer that come from here."""
-    headers = [(name, record.request_id) for name in _headers_of(record.path)]
+def _told(record: Record, shape: ErrorShape) -> list[tuple[bytes, bytes]]:
+    """The response headers that come from here: the request's id, and which of its fields were ignored."""
+    headers = [(name, record.request_id) for name in shape.id_headers]
     if record.ignored:
         headers.append((ignored.HEADER, ignored.header_of(record.ignored)))
     return [(name.encode(), value.encode()) for name, value in headers]
 
 
-def _headers_of(path: str) -> tuple[str, ...]:
-    """What tells the id. Anthropic's clients read it from a header of their own."""
-    return (HEADER, "request-id") if is_anthropic(path) else (HEADER,)
-
-
 def _begin(scope: Scope) -> Record:
     headers = Headers(scope=scope)
-    sent = headers.get(HEADER, "")
+    sent = headers.get(REQUEST_ID_HEADER, "")
     client = scope.get("client")
     return Record(
         request_id=sent if _ID.fullmatch(sent) else uuid.uuid4().hex[:16],

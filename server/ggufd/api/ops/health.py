@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ggufd.api.http.auth import require_admin
-from ggufd.api.http.json_response import error_body, json_response
+from ggufd.api.http.error_shape import openai_body
+from ggufd.api.http.json_response import json_response
 from ggufd.api.services.metrics import MEDIA_TYPE, Snapshot
 from ggufd.api.services.services import Services, services_of
 from ggufd.errors import GgufdError, NotFound
@@ -60,7 +61,8 @@ def _state(services: Services) -> Response:
 
 
 def _not_now(state: str, why: str) -> Response:
-    error = error_body(f"The server takes no requests now: {why}.", "service_unavailable", code=state)
+    message = f"The server takes no requests now: {why}."
+    error = openai_body(message, status=503, kind="service_unavailable", param=None, code=state)
     return json_response({"status": state, **error}, status=503, headers={"Retry-After": "2"})
 
 

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
-from ggufd.api.answer.explain import logger
 from ggufd.api.request.constraints import ConstraintFields
 from ggufd.api.request.lora import AdapterScale
 from ggufd.api.request.recommended import recommended
@@ -222,7 +220,7 @@ async def engine_request(
         banned_regexes=fields.banned_regexes,
         bans_case_sensitive=fields.bans_case_sensitive,
         return_progress=fields.return_progress,
-        explain_cache=fields.explain_cache or is_logged(),
+        explain_cache=fields.explain_cache or services.config.logs_cache,
         key=owner.key,
         asker=owner.asker,
         namespace=_namespace(services.config, owner),
@@ -287,8 +285,3 @@ def refuse_unavailable(body: Mapping[str, Any]) -> None:
     for name, newer in _OLDER.items():
         if body.get(name) is not None:
             raise Unsupported(f"'{name}': this is the older form of '{newer}'. Send that instead.", param=name)
-
-
-def is_logged() -> bool:
-    """Whether explanations are wanted for the log, whoever asks."""
-    return logger.isEnabledFor(logging.DEBUG)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from ggufd.api.request.lora import AdapterScale
 from ggufd.api.services.settings import ApiConfig
 from ggufd.engine.messages.requests import Scales
 from ggufd.errors import InvalidRequest, NotFound
+
+
+class AdapterScale(Protocol):
+    """How much of one adapter: its place among the loaded ones, and a scale."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def scale(self) -> float: ...
 
 
 class Adapters:

@@ -38,7 +38,8 @@ class ApiConfig:
     the context), `reasoning_budget` that of thoughts in tokens (-1 is none). `limits` hold for every key that was
     granted no other; with `share_by_address` each address without a key is an account. `allowed_hosts` are the names
     that the server goes by, besides its own; None takes any. `responses_path` is the file of stored responses (None is
-    memory), bounded by `max_responses` and `max_responses_bytes`. Sizes in bytes, times in seconds; `created` is a Unix
+    memory), bounded by `max_responses` and `max_responses_bytes`. With `logs_cache` the log says what the cache had
+    of each prompt. Sizes in bytes, times in seconds; `created` is a Unix
     time.
     """
 
@@ -65,6 +66,7 @@ class ApiConfig:
     responses_path: Path | None = None
     max_responses: int = 1000
     max_responses_bytes: int = 64 << 20
+    logs_cache: bool = False
     build: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
