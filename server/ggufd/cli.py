@@ -17,7 +17,7 @@ from ggufd.errors import GgufdError
 if TYPE_CHECKING:
     import typer
 
-    from ggufd.daemon.prestart import Spares
+    from ggufd.daemon.prestart import PrestartedProcesses
     from ggufd.settings.config import Config
 
 _INTERRUPTED = 130
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(_INTERRUPTED)
 
 
-def _spares(arguments: list[str]) -> AbstractContextManager[Spares | None]:
+def _spares(arguments: list[str]) -> AbstractContextManager[PrestartedProcesses | None]:
     """A server's processes, so that they start while the settings are read."""
     if arguments[0] != "serve" or not _HELP.isdisjoint(arguments):
         return nullcontext()
@@ -47,7 +47,7 @@ def _spares(arguments: list[str]) -> AbstractContextManager[Spares | None]:
     return prestart.started()
 
 
-def build_app(command: str, spares: Spares | None = None) -> typer.Typer:
+def build_app(command: str, spares: PrestartedProcesses | None = None) -> typer.Typer:
     """The command line, with the imports that `command` needs."""
     import typer
 
@@ -90,7 +90,7 @@ def _top() -> Any:
     return top
 
 
-def serve(spares: Spares | None, config_file: Path | None, flags: dict[str, Any]) -> None:
+def serve(spares: PrestartedProcesses | None, config_file: Path | None, flags: dict[str, Any]) -> None:
     """Load the model and serve it until Ctrl-C (the default command)."""
     try:
         config = _load(config_file, flags)

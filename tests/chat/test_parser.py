@@ -28,7 +28,7 @@ from ggufd.chat.rendering.validity import check_json
 from ggufd.chat.tools.formats.families import BY_NAME
 from ggufd.chat.tools.formats.tagged import TaggedCalls
 from ggufd.chat.tools.grammar import Calling, answer_grammar
-from ggufd.chat.tools.rules import Rules, Tool, literal, text_arguments
+from ggufd.chat.tools.rules import GrammarRules, Tool, literal, text_arguments
 
 WEATHER = Tool(
     "get_weather",
@@ -504,7 +504,7 @@ _BYTES = LLTokenizer("byte")
 def matcher(family: str, mode: ToolMode = ToolMode.AUTO, *, may_repeat: bool = True) -> LLMatcher:
     """The grammar of an answer without thoughts, over bytes."""
     calling = Calling(BY_NAME[family], mode, may_repeat)
-    lark = answer_grammar(Rules(TOOLS, literal), calling, None, is_inside=False, has_body=False)
+    lark = answer_grammar(GrammarRules(TOOLS, literal), calling, None, is_inside=False, has_body=False)
     found = LLMatcher(_BYTES, LLMatcher.grammar_from_lark(lark), log_level=0)
     assert not found.is_error(), f"{lark}\n{found.get_error()}"
     return found
@@ -596,7 +596,7 @@ def test_arguments_are_read_whatever_they_are_called(family: str, random: Any) -
     kinds = {"type": "boolean"}, {"type": "integer", "maximum": 99, "minimum": 0}, {"enum": ["a, b", 'c"=', 1]}
     properties = {name: random.choice(kinds) for name in random.sample(_ODD_NAMES, 3)}
     parameters = {"type": "object", "properties": properties, "required": list(properties)}
-    rules = Rules((Tool("f", {**parameters, "additionalProperties": False}),), literal)
+    rules = GrammarRules((Tool("f", {**parameters, "additionalProperties": False}),), literal)
     calling = Calling(BY_NAME[family], ToolMode.REQUIRED, may_repeat=False)
     lark = answer_grammar(rules, calling, None, is_inside=False, has_body=False)
     walk = _Walk(LLMatcher(_BYTES, LLMatcher.grammar_from_lark(lark), log_level=0))
@@ -624,7 +624,7 @@ _FITTING = {"short": "abc", "long": "xy", "none": "", "one": "zz", "any": "b", "
 def test_texts_between_tags_are_held_to_what_their_schema_says(family: str, wrong: dict[str, str]) -> None:
     parameters = {"type": "object", "properties": _BOUNDED, "required": list(_BOUNDED), "additionalProperties": False}
     form = BY_NAME[family]
-    rules = Rules((Tool("f", parameters),), literal)
+    rules = GrammarRules((Tool("f", parameters),), literal)
     lark = answer_grammar(rules, Calling(form, ToolMode.REQUIRED, False), None, is_inside=False, has_body=False)
     arguments = _FITTING | wrong
     text = form.write([("f", arguments)]) or ""
@@ -650,7 +650,7 @@ def test_nested_arguments_of_gemma_are_held_and_read_in_its_own_way_or_as_json()
         "additionalProperties": False,
     }
     calling = Calling(BY_NAME["gemma-4"], ToolMode.REQUIRED, may_repeat=False)
-    rules = Rules((Tool("f", parameters),), literal)
+    rules = GrammarRules((Tool("f", parameters),), literal)
     lark = answer_grammar(rules, calling, None, is_inside=False, has_body=False)
     own = 'inner:{A:<|"|>x<|"|>,b:2},tags:[<|"|>a {<|"|>,<|"|>"b\\n"<|"|>]'
     text = f'<|tool_call>call:f{{any:{{"k": [1]}},code:"123",{own}}}<tool_call|>'

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.chat.rendering.places import Place, find_messages
+from ggufd.chat.rendering.places import MessagePlace, find_messages
 
 
 def chatml(*messages: dict[str, Any]) -> str:
@@ -32,7 +32,7 @@ def test_places_come_in_order_and_hold_the_contents(contents: list[str]) -> None
 
 def test_what_a_template_trims_is_counted() -> None:
     messages = [message("  hello \n")]
-    assert find_messages("<user>hello</user>", messages) == [Place(0, "user", 6, 11, 2)]
+    assert find_messages("<user>hello</user>", messages) == [MessagePlace(0, "user", 6, 11, 2)]
 
 
 def test_a_text_said_twice_is_found_twice() -> None:
@@ -49,20 +49,20 @@ def test_a_short_text_is_not_taken_for_a_part_of_the_templates_words() -> None:
 
 
 def test_a_text_that_is_glued_to_the_templates_words_is_found() -> None:
-    assert find_messages("Usersays", [message("says")]) == [Place(0, "user", 4, 8, 0)]
+    assert find_messages("Usersays", [message("says")]) == [MessagePlace(0, "user", 4, 8, 0)]
 
 
 def test_parts_are_one_text() -> None:
     messages = [message([{"type": "text", "text": "one"}, {"type": "text", "text": "two"}])]
-    assert find_messages("> one\ntwo <", messages) == [Place(0, "user", 2, 9, 0)]
+    assert find_messages("> one\ntwo <", messages) == [MessagePlace(0, "user", 2, 9, 0)]
 
 
 def test_an_answer_is_found_without_what_was_thought() -> None:
     content = "<think>hm</think>\n\nyes"
-    assert find_messages("A: yes.", [message(content, "assistant")]) == [Place(0, "assistant", 3, 6, 19)]
-    assert find_messages(f"A: {content}", [message(content, "assistant")]) == [Place(0, "assistant", 3, 25, 0)]
+    assert find_messages("A: yes.", [message(content, "assistant")]) == [MessagePlace(0, "assistant", 3, 6, 19)]
+    assert find_messages(f"A: {content}", [message(content, "assistant")]) == [MessagePlace(0, "assistant", 3, 25, 0)]
 
 
 def test_what_is_not_written_or_empty_is_left_out() -> None:
     messages = [message("gone"), message(" "), message(None, "assistant"), message("here")]
-    assert find_messages("> here", messages) == [Place(3, "user", 2, 6, 0)]
+    assert find_messages("> here", messages) == [MessagePlace(3, "user", 2, 6, 0)]

@@ -19,7 +19,7 @@ from ggufd import __version__, cli
 from ggufd.errors import StartupError
 from ggufd.llama.params import ContextParams
 from ggufd.models import hub
-from ggufd.processes.prestarted import Spare
+from ggufd.processes.prestarted import PrestartedProcess
 from ggufd.settings import api_settings, engine_settings, listen, sources
 from ggufd.settings.config import settings
 from ggufd.settings.flags import with_settings
@@ -201,13 +201,13 @@ class TestCommands:
     ) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         started: list[int | None] = []
-        before = Spare.__init__
+        before = PrestartedProcess.__init__
 
-        def noting(self: Spare, *args: Any) -> None:
+        def noting(self: PrestartedProcess, *args: Any) -> None:
             before(self, *args)
             started.append(self.process.pid)
 
-        monkeypatch.setattr(Spare, "__init__", noting)
+        monkeypatch.setattr(PrestartedProcess, "__init__", noting)
         run = Run(["serve", *wrong], capsys)
         assert run.code in (1, 2)
         assert len(started) == 2
@@ -221,7 +221,7 @@ class TestCommands:
         def started(*_: object) -> None:
             raise AssertionError("a process was started")
 
-        monkeypatch.setattr(Spare, "__init__", started)
+        monkeypatch.setattr(PrestartedProcess, "__init__", started)
         assert Run(arguments, capsys).code == 0
 
     def test_where_no_process_can_be_started_the_settings_are_still_read(
@@ -230,7 +230,7 @@ class TestCommands:
         def refused(*_: object) -> None:
             raise BlockingIOError("no more processes")
 
-        monkeypatch.setattr(Spare, "__init__", refused)
+        monkeypatch.setattr(PrestartedProcess, "__init__", refused)
         assert "port" in Run(["serve", "--port", "abc"], capsys).err
 
     def test_the_command_line_brings_no_http_and_no_binding(self) -> None:

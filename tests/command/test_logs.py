@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from ggufd import logs
-from ggufd.api.http.record import Record
+from ggufd.api.http.record import RequestRecord
 from ggufd.api.http.requestlog import fields_of, log_request
 from ggufd.engine.messages.events import Usage
 from ggufd.errors import EngineFailure, QueueFull
@@ -128,16 +128,16 @@ class TestRequestLine:
     @pytest.mark.parametrize(("n", "rate"), [(1, None), (2, 10.0), (11, 100.0)])
     def test_the_rate_is_that_of_the_tokens_after_the_first(self, n: int, rate: float | None) -> None:
         usage = Usage(5, n, 0, queue_s=0.0, prefill_s=0.2, decode_s=0.1)
-        record = Record(completion_tokens=n, decoded_tokens=usage.decoded_tokens, decode_s=usage.decode_s)
+        record = RequestRecord(completion_tokens=n, decoded_tokens=usage.decoded_tokens, decode_s=usage.decode_s)
         assert (record.tokens_per_s, usage.tokens_per_s) == (rate, rate or 0.0)
 
     async def test_columns_stand_under_each_other(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, logger="ggufd")
         records = [
-            Record(
+            RequestRecord(
                 key="alice", prompt_tokens=1234, cached_tokens=1200, completion_tokens=56, queue_s=0.0, first_s=1.25
             ),
-            Record(
+            RequestRecord(
                 prompt_tokens=1,
                 completion_tokens=12345,
                 queue_s=600.0,
@@ -214,7 +214,7 @@ class TestRequestLine:
         assert words(line)[1:3] == ["3", "in"]
 
     def test_unknown_numbers_are_no_numbers(self) -> None:
-        fields = fields_of(Record(is_work=True))
+        fields = fields_of(RequestRecord(is_work=True))
         assert (fields["queue_s"], fields["first_token_s"], fields["tokens_per_s"]) == (None, None, None)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from ggufd.api.services.settings import ApiConfig
 from ggufd.daemon import daemon
-from ggufd.daemon.served import Models, OnProgress, Served, changed
+from ggufd.daemon.served import OnProgress, Served, ServedModels, changed
 from ggufd.engine.client.client import EngineClient, EngineState
 from ggufd.engine.messages.events import Output
 from ggufd.engine.messages.reports import LoadFailed, LoadProgress
@@ -69,7 +69,7 @@ class House:
         self.made: list[Served] = []
         self.shown: list[str] = []
         self.engine_settings: dict[str, dict[str, Any]] = {}
-        self.models = Models(self.make(CONFIG, lambda share: None, lambda share: None), self.make)
+        self.models = ServedModels(self.make(CONFIG, lambda share: None, lambda share: None), self.make)
         self.models.bind(lambda engine, text, config: self.shown.append(config.model_id))
 
     def make(self, config: Config, on_progress: OnProgress, on_fetch: OnProgress) -> Served:

@@ -14,7 +14,7 @@ import pytest
 from ggufd.engine import loader
 from ggufd.engine.engine import Engine
 from ggufd.engine.loader import _fitting_n_ctx, _LoadLog, load
-from ggufd.engine.messages.config import EngineConfig, Rules
+from ggufd.engine.messages.config import EngineConfig, EngineRules
 from ggufd.engine.messages.events import Finish, Output
 from ggufd.engine.messages.reports import LoadProgress, LogLine, Notice
 from ggufd.errors import ModelError
@@ -44,7 +44,7 @@ def config_of(path: Path, *, model: dict[str, Any] | None = None, **changes: Any
 
 
 def test_what_a_models_cache_cannot_do_is_told(tiny_model: Path, tmp_path: Path) -> None:
-    rules = Rules(shifts_context=True, n_cache_reuse=64)
+    rules = EngineRules(shifts_context=True, n_cache_reuse=64)
 
     def told_of(path: Path) -> list[str]:
         events: list[Any] = []

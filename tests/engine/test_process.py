@@ -120,7 +120,7 @@ def test_an_idle_engine_waits_and_does_not_spin(rig: Rig) -> None:
 
         has_work = property(lambda self: look())
 
-        def keep_house(self) -> bool:
+        def run_idle_maintenance(self) -> bool:
             """Nothing to do."""
             return False
 

@@ -14,10 +14,10 @@ from ggufd.llama.params import ContextParams
 from ggufd.placement.memory import MIB, Placement, estimate
 from ggufd.placement.offload import (
     SLOTS,
-    Choice,
     Device,
     Machine,
-    Wish,
+    PlacementChoice,
+    PlacementRequest,
     choose,
     fits,
     host_cache_bytes,
@@ -55,8 +55,8 @@ def machine(*vram_gib: float, ram_gib: float = 64) -> Machine:
     return Machine(int(ram_gib * GIB), int(ram_gib * GIB), devices)
 
 
-def chosen(made: Shape, on: Machine, **wish: Any) -> Choice:
-    return choose(made, Wish(**{"context": context(), **wish}), on)
+def chosen(made: Shape, on: Machine, **wish: Any) -> PlacementChoice:
+    return choose(made, PlacementRequest(**{"context": context(), **wish}), on)
 
 
 class TestLayers:

@@ -18,7 +18,7 @@ from ggufd.llama.model.system import DeviceMemory
 from ggufd.models import hub
 from ggufd.placement.offload import Device, Machine
 from ggufd.planner import report, table
-from ggufd.planner.report import Report
+from ggufd.planner.report import ModelPlan
 from ggufd.settings import engine_settings, sources
 from tests.support.models.gguf_files import llama, write
 from tests.support.models.lora_files import write_lora
@@ -46,12 +46,12 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return out
 
 
-def planned(path: Path, machine: Machine, **flags: Any) -> Report:
+def planned(path: Path, machine: Machine, **flags: Any) -> ModelPlan:
     config = sources.load(None, {key: str(value) for key, value in flags.items()}, {})
     return report.make(hub.find(str(path)), config, engine_settings.context_params(config), machine)
 
 
-def shown(one: Report) -> str:
+def shown(one: ModelPlan) -> str:
     console = Console(width=160)
     with console.capture() as capture:
         table.show(one, console)

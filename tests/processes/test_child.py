@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from ggufd.processes.child import Child
-from ggufd.processes.prestarted import Spare
+from ggufd.processes.prestarted import PrestartedProcess
 
 WAIT_S = 60.0
 
@@ -79,7 +79,7 @@ def tell_what_was_prepared(conn: Connection, word: str) -> None:
 class Parent:
     """Collects what a child says and how it ended."""
 
-    def __init__(self, main: Any, *args: Any, spare: Spare | None = None) -> None:
+    def __init__(self, main: Any, *args: Any, spare: PrestartedProcess | None = None) -> None:
         self.messages: list[Any] = []
         self.exits: list[tuple[int, str]] = []
         self._changed = threading.Condition()
@@ -229,7 +229,7 @@ def test_where_memory_ends_a_child_is_ended_and_not_its_parent() -> None:
 
 
 def test_a_spare_process_prepares_itself_and_becomes_a_child() -> None:
-    spare = Spare("test-spare", tell_what_was_prepared, make_ready)
+    spare = PrestartedProcess("test-spare", tell_what_was_prepared, make_ready)
     pid = spare.process.pid
     parent = Parent(tell_what_was_prepared, "hello", spare=spare)
     assert parent.wait_for_exit() == (0, "")
@@ -240,7 +240,7 @@ def test_a_spare_process_prepares_itself_and_becomes_a_child() -> None:
 
 
 def test_nothing_is_left_of_a_spare_process_that_nobody_wanted() -> None:
-    spare = Spare("test-spare", tell_what_was_prepared, make_ready)
+    spare = PrestartedProcess("test-spare", tell_what_was_prepared, make_ready)
     pid = spare.process.pid
     assert pid is not None
     spare.discard()
@@ -248,7 +248,7 @@ def test_nothing_is_left_of_a_spare_process_that_nobody_wanted() -> None:
 
 
 def test_a_spare_process_that_died_is_a_dead_child() -> None:
-    spare = Spare("test-spare", tell_what_was_prepared, fail_to_prepare)
+    spare = PrestartedProcess("test-spare", tell_what_was_prepared, fail_to_prepare)
     spare.process.join()
     code, stderr = Parent(tell_what_was_prepared, "hello", spare=spare).wait_for_exit()
     assert code == 1

@@ -38,10 +38,10 @@ from ggufd.api.openai import models as model_list
 from ggufd.api.openai.responses import create, kept
 from ggufd.api.ops import debug, front, health, loading, queue
 from ggufd.api.request.docs import Documentation
-from ggufd.api.services.adapters import Adapters
+from ggufd.api.services.adapters import AdapterScales
 from ggufd.api.services.response_store import ResponseStore
 from ggufd.api.services.revocation import Revocations
-from ggufd.api.services.services import Engine, Models, Services, Text
+from ggufd.api.services.services import EngineService, ModelSwitcher, Services, TextService
 from ggufd.api.services.settings import ApiConfig
 from ggufd.errors import GgufdError, NotFound
 
@@ -51,7 +51,11 @@ _CLIENT_GONE = 499
 
 
 def create_app(
-    engine: Engine, text: Text, config: ApiConfig, models: Models | None = None, sinks: Sequence[Sink] = ()
+    engine: EngineService,
+    text: TextService,
+    config: ApiConfig,
+    models: ModelSwitcher | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> FastAPI:
     """The application over one engine and one text process; both are started and stopped by the caller.
 
@@ -68,7 +72,7 @@ def create_app(
     )
     revocations = Revocations(config.keys)
     services = Services(
-        engine, text, config, Adapters(config), revocations=revocations, models=models, responses=responses
+        engine, text, config, AdapterScales(config), revocations=revocations, models=models, responses=responses
     )
     app.state.services = services
     app.state.large_bodies = asyncio.Lock()
@@ -91,10 +95,10 @@ def create_app(
     return app
 
 
-def _serve(app: FastAPI, engine: Engine, text: Text, config: ApiConfig) -> None:
+def _serve(app: FastAPI, engine: EngineService, text: TextService, config: ApiConfig) -> None:
     """From the next request on; those under way keep the services that they began with."""
     app.state.services = dataclasses.replace(
-        app.state.services, engine=engine, text=text, config=config, adapters=Adapters(config)
+        app.state.services, engine=engine, text=text, config=config, adapters=AdapterScales(config)
     )
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ggufd import console
-from ggufd.daemon.served import Models, Served
+from ggufd.daemon.served import Served, ServedModels
 from ggufd.errors import StartupError
 from ggufd.models import hub
 from ggufd.models.remote import OnProgress
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from ggufd.api.ops.traces import Traces
-    from ggufd.daemon.prestart import Spares
+    from ggufd.daemon.prestart import PrestartedProcesses
     from ggufd.engine.client.client import EngineClient
     from ggufd.settings.access import Access
 
@@ -50,7 +50,7 @@ _KEYS_LOOK_S = 0.25
 """How often the key file is looked at: a change is found by the second look after it, well within a second."""
 
 
-def run(config: Config, keys: Access | None, spares: Spares | None = None) -> int:
+def run(config: Config, keys: Access | None, spares: PrestartedProcesses | None = None) -> int:
     """Serve until a signal says stop; the process's exit code. `spares` are children to begin with.
 
     Raises StartupError.
@@ -93,7 +93,7 @@ class Daemon:
         sockets: list[socket.socket],
         keys: Access | None = None,
         traces: Traces | None = None,
-        spares: Spares | None = None,
+        spares: PrestartedProcesses | None = None,
     ) -> None:
         self._config = config
         self._model = model
@@ -111,7 +111,7 @@ class Daemon:
         gc.disable()
         with _signals(self._on_signal, self._on_hangup), console.LoadingBar(self._model.path.name) as bar:
             served = self._make_served(self._config, self._model, self._template, bar.update)
-            models = Models(served, self._find_served)
+            models = ServedModels(served, self._find_served)
             served.engine.start()
             loading = asyncio.gather(served.wait_ready(), served.text.start())
             try:
@@ -161,12 +161,12 @@ class Daemon:
         template = hub.chat_template(config.model.chat_template_file)
         return self._make_served(config, model, template, on_progress)
 
-    def _make_server(self, models: Models) -> uvicorn.Server:
+    def _make_server(self, models: ServedModels) -> uvicorn.Server:
         """Import the HTTP side and build it, on a thread, while the children load."""
         import uvicorn
 
         from ggufd.api.app import create_app
-        from ggufd.api.http.connections import Guard, Limits
+        from ggufd.api.http.connections import ConnectionLimits, Guard
 
         class Server(uvicorn.Server):
             """Leaves the signals to the daemon: uvicorn's own handler would cut the streams."""
@@ -178,7 +178,7 @@ class Daemon:
         served = models.served
         sinks = [] if self._traces is None else [self._traces.observe]
         settings = self._config.server
-        limits = Limits(settings.read_timeout_s, settings.write_timeout_s, listen.connections_limit())
+        limits = ConnectionLimits(settings.read_timeout_s, settings.write_timeout_s, listen.connections_limit())
         return Server(
             uvicorn.Config(
                 create_app(served.engine, served.text, served.api, models, sinks),
@@ -219,7 +219,7 @@ class Daemon:
             # A full disk, a pipe that nobody reads: no reason not to serve.
             logger.warning("ready at %s/v1, but that could not be written to stdout: %s", url, error.strerror)
 
-    async def _until_stopped(self, models: Models) -> None:
+    async def _until_stopped(self, models: ServedModels) -> None:
         """Return at the first signal, or when the engine is given up: whoever started us may start us again."""
         while not self._stop.is_set() and not models.has_failed:
             with contextlib.suppress(TimeoutError):

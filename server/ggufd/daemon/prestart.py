@@ -8,25 +8,25 @@ from typing import NamedTuple
 
 from ggufd.chat.process import worker
 from ggufd.engine import process
-from ggufd.processes.prestarted import Spare
+from ggufd.processes.prestarted import PrestartedProcess
 
 
-class Spares(NamedTuple):
+class PrestartedProcesses(NamedTuple):
     """Processes that wait to be told which model to load."""
 
-    engine: Spare
-    text: Spare
+    engine: PrestartedProcess
+    text: PrestartedProcess
 
 
 @contextlib.contextmanager
-def started() -> Iterator[Spares | None]:
+def started() -> Iterator[PrestartedProcesses | None]:
     """Both, and nothing left of one that was not used; None where they cannot be started, which is told later."""
     with contextlib.ExitStack() as stack:
         spares = None
         with contextlib.suppress(OSError):
-            engine = Spare(process.NAME, process.main, process.prepare)
+            engine = PrestartedProcess(process.NAME, process.main, process.prepare)
             stack.callback(engine.discard)
-            text = Spare(worker.NAME, worker.main, worker.prepare)
+            text = PrestartedProcess(worker.NAME, worker.main, worker.prepare)
             stack.callback(text.discard)
-            spares = Spares(engine, text)
+            spares = PrestartedProcesses(engine, text)
         yield spares

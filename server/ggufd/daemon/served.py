@@ -75,7 +75,7 @@ Is told whom to tell the share that is loaded, on the event loop, and the share 
 """
 
 
-class Models:
+class ServedModels:
     """Changes the model that is served. Lives on the event loop."""
 
     def __init__(self, first: Served, make: Make) -> None:
@@ -89,7 +89,7 @@ class Models:
         self._show = show
 
     async def change(self, settings: Mapping[str, Any], report: Report) -> None:
-        """Serve another model; goes on when the caller leaves. See `api.services.services.Models`."""
+        """Serve another model; goes on when the caller leaves. See `api.services.services.ModelSwitcher`."""
         if self._change is not None and not self._change.done():
             raise Unavailable("Another model is being loaded. Try again when it is there.", retry_after_s=10)
         config = changed(self.served.config, settings)

@@ -13,12 +13,12 @@ from pathlib import Path
 from ggufd.engine.backend.interfaces import Decoder, DraftDecoder, Grammars, Row, Rows, Vocabulary
 from ggufd.engine.batcher import Batcher, Computed, Costs
 from ggufd.engine.embeddings.embedding import Embedder
+from ggufd.engine.event_buffer import EventBuffer
 from ggufd.engine.kv_store import slot_file
-from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.messages.events import Admitted, Failed, Finish, FinishReason, PromptLogprobs
 from ggufd.engine.messages.reports import Event, QueueState, SlotDone, SlotState, Stats, Steps
 from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest, SlotAction
-from ggufd.engine.outbox import Outbox
 from ggufd.engine.preroll.preroll import PreRoll
 from ggufd.engine.queueing.admission import Admission
 from ggufd.engine.queueing.announcer import Announcer
@@ -30,14 +30,14 @@ from ggufd.engine.sampling.sampling import NoNumbers
 from ggufd.engine.scheduling.adapter_turns import Turns
 from ggufd.engine.scheduling.scheduler import Chunk, Scheduler, halves, n_rows
 from ggufd.engine.scheduling.threads import ThreadTuner
-from ggufd.engine.sequence.sequence import Sequence, Status
+from ggufd.engine.sequence.sequence import SequenceState, Status
 from ggufd.engine.slots.context_shift import ContextShift
 from ggufd.engine.slots.prefix_cache import PrefixCache
-from ggufd.engine.speculation.draft_model import Drafter
-from ggufd.engine.speculation.prompt_lookup import Lookup, Speculator
+from ggufd.engine.speculation.draft_model import DraftModel
+from ggufd.engine.speculation.prompt_lookup import PromptLookup, Speculator
 from ggufd.engine.telemetry.counters import Counters
 from ggufd.engine.telemetry.trace import StepTrace
-from ggufd.engine.token_step import Said, Writer
+from ggufd.engine.token_step import StepOutput, TokenStep
 from ggufd.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, QueueTimeout
 from ggufd.llama.context.batch import NoRoomError
 
@@ -64,9 +64,9 @@ class Engine:
         scheduler: Scheduler,
         embedder: Embedder,
         clock: Callable[[], float] = time.perf_counter,
-        rules: Rules | None = None,
+        rules: EngineRules | None = None,
     ) -> None:
-        rules = rules or Rules()
+        rules = rules or EngineRules()
         self._decoder = decoder
         self._vocabulary = vocabulary
         self._grammars = grammars
@@ -88,14 +88,14 @@ class Engine:
         self._forecast = Forecast(scheduler.step_time)
         self._announcer = Announcer(queue, self._cache, self._forecast)
         self._speculator = Speculator(rules.max_draft if decoder.can_trim else 0)
-        self._running: list[Sequence] = []
-        self._outbox = Outbox()
+        self._running: list[SequenceState] = []
+        self._outbox = EventBuffer()
         self._counters = Counters()
         self._trace = StepTrace(clock)
         costs = Costs(scheduler.step_time, self._speculator.costs, ThreadTuner(decoder.n_threads))
         self._batcher = Batcher(decoder, grammars, self._cache, costs, self._counters, self._trace, clock)
         self._context_shift = ContextShift(decoder.n_ctx, is_on=rules.shifts_context and decoder.can_shift)
-        self._writer = Writer(
+        self._writer = TokenStep(
             decoder,
             vocabulary,
             self._cache,
@@ -110,7 +110,7 @@ class Engine:
     def guess_with(self, draft: DraftDecoder, p_min: float) -> None:
         """From now on a draft model guesses too. See `engine.speculation.draft_model`."""
         n_vocab, eog = self._decoder.n_vocab, self._vocabulary.eog_tokens
-        self._speculator.drafter = Drafter(draft, n_vocab=n_vocab, eog=eog, p_min=p_min)
+        self._speculator.drafter = DraftModel(draft, n_vocab=n_vocab, eog=eog, p_min=p_min)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class Engine:
             self._queue.refuse_if_full(n_free=len(self._cache.idle), n_beside=self._embedder.n_waiting)
             self._check(request)
             now_s = self._clock()
-            sequences = [Sequence.of(request, index, now_s) for index in range(request.n)]
+            sequences = [SequenceState.of(request, index, now_s) for index in range(request.n)]
             if request.sampling.grammar is not None:
                 grammar = self._grammars.compile(request.sampling.grammar)
                 for sequence in sequences:
@@ -145,7 +145,7 @@ class Engine:
         """End a sequence with what it has said, as if its model had ended it. One that is gone is fine."""
         for sequence in self._of_request(request_id):
             if sequence.index == index:
-                self._finish(sequence, Said(), FinishReason.STOP)
+                self._finish(sequence, StepOutput(), FinishReason.STOP)
 
     def act_on_slot(self, command: ActOnSlot) -> SlotDone:
         """Erase, save or restore what an idle slot keeps."""
@@ -236,7 +236,7 @@ class Engine:
         self._outbox.put(*self._embedder.step(self._scheduler.pause_left_s(self._counters.step_s, bool(self._running))))
         self._counters.leave_out(self._clock() - start_s)
 
-    def keep_house(self) -> bool:
+    def run_idle_maintenance(self) -> bool:
         """What is better done while nobody waits; short, and only for when there is no work. Whether there is more.
 
         Raises `EngineFailure` when the engine's books are wrong: better a new engine than somebody else's text.
@@ -266,7 +266,7 @@ class Engine:
             self._fail_request(request_id, QueueTimeout(message, param="timeout"))
             return
         for sequence in sequences:
-            self._finish(sequence, Said(), FinishReason.LENGTH)
+            self._finish(sequence, StepOutput(), FinishReason.LENGTH)
 
     def _announce(self) -> None:
         """Tell those that wait, and want to know, when their turn comes; end those whose turn comes too late."""
@@ -306,7 +306,7 @@ class Engine:
             if not sequence.is_finished:
                 self._drop_older_half(sequence)
 
-    def _drop_older_half(self, sequence: Sequence) -> None:
+    def _drop_older_half(self, sequence: SequenceState) -> None:
         gap = self._context_shift.gap(sequence)
         assert gap is not None, "a full sequence was not ended"
         # While its last guess is still where it was.
@@ -336,13 +336,13 @@ class Engine:
             # A draft model's time is no gap that a thread too many would explain.
             self._counters.leave_out(self._trace.draft_s)
 
-    def _n_left(self, sequence: Sequence) -> int:
+    def _n_left(self, sequence: SequenceState) -> int:
         """How many tokens may still be sampled."""
         n_left = self._decoder.n_ctx - len(sequence.tokens)
         limit = self._context_shift.limit(sequence.request)
         return n_left if limit is None else min(n_left, limit - sequence.n_generated)
 
-    def _start(self, sequence: Sequence) -> None:
+    def _start(self, sequence: SequenceState) -> None:
         self._queue.take(sequence)
         try:
             if sequence.state is None:
@@ -359,7 +359,7 @@ class Engine:
         sequence.status = Status.RUNNING
         self._running.append(sequence)
 
-    def _preempt(self, sequence: Sequence) -> bool:
+    def _preempt(self, sequence: SequenceState) -> bool:
         """Running to waiting; sampler, grammar and text stay with it. False when its state cannot be read."""
         try:
             self._cache.suspend(sequence)
@@ -371,7 +371,7 @@ class Engine:
         self._counters.preemptions += 1
         return True
 
-    def _begin(self, sequence: Sequence) -> None:
+    def _begin(self, sequence: SequenceState) -> None:
         if sequence.grammar is not None and sequence.constraint is None:
             sequence.constraint = sequence.grammar.constraint()
         now_s = self._clock()
@@ -383,7 +383,7 @@ class Engine:
         self._queue.charge_prompt(sequence)
         self._writer.begin(sequence)
         if self._speculator.is_on:
-            sequence.lookup = Lookup(sequence.n_prompt)
+            sequence.lookup = PromptLookup(sequence.n_prompt)
         self._counters.cached_tokens += sequence.n_cached
         self._outbox.put(Admitted(sequence.request.request_id, sequence.index, sequence.n_cached))
 
@@ -443,7 +443,7 @@ class Engine:
             if not chunk.sequence.is_finished:
                 self._go_on(chunk.sequence, rows, last_row)
 
-    def _go_on(self, sequence: Sequence, rows: Rows, row: int) -> None:
+    def _go_on(self, sequence: SequenceState, rows: Rows, row: int) -> None:
         """Take the next token if the logits for it are there."""
         if sequence.n_past < len(sequence.tokens):
             if not sequence.n_generated:
@@ -459,7 +459,7 @@ class Engine:
         except Exception as error:
             self._fail_request(sequence.request.request_id, _failure_of(error))
 
-    def _next_tokens(self, sequence: Sequence, rows: Rows, last_row: int) -> None:
+    def _next_tokens(self, sequence: SequenceState, rows: Rows, last_row: int) -> None:
         """Sample as many tokens as were guessed, until one comes differently; the rest of the guess is forgotten."""
         draft, sequence.draft = sequence.draft, ()
         sequence.n_drafted += len(draft)
@@ -477,7 +477,7 @@ class Engine:
         if not sequence.is_finished:
             self._cache.rewind(sequence)
 
-    def _next_token(self, sequence: Sequence, row: Row, batch_row: int) -> None:
+    def _next_token(self, sequence: SequenceState, row: Row, batch_row: int) -> None:
         """Take the next token, say what may be said, and finish the sequence if this was its last."""
         if not sequence.first_token_s:
             self._first_token(sequence)
@@ -487,7 +487,7 @@ class Engine:
         elif said.text or said.items:
             self._outbox.put_text(sequence, said)
 
-    def _first_token(self, sequence: Sequence) -> None:
+    def _first_token(self, sequence: SequenceState) -> None:
         sequence.first_token_s = self._clock()
         self._outbox.put_progress(sequence, self._clock())
         if sequence.request.prompt_logprobs:
@@ -496,7 +496,7 @@ class Engine:
 
     # --- ends -------------------------------------------------------------------------------------------------------
 
-    def _finish(self, sequence: Sequence, said: Said, reason: FinishReason) -> None:
+    def _finish(self, sequence: SequenceState, said: StepOutput, reason: FinishReason) -> None:
         """To finished, with its last words."""
         rest = sequence.detokenizer.flush()
         usage = sequence.usage(self._clock())
@@ -506,7 +506,7 @@ class Engine:
         said.add(rest)
         self._outbox.put_text(sequence, said, finish)
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: SequenceState) -> None:
         """Waiting or running to finished; the computed tokens stay in the slot as cache."""
         if sequence.status is Status.WAITING:
             self._queue.remove(sequence)
@@ -517,27 +517,27 @@ class Engine:
         self._cache.insert(sequence)
         self._retire(sequence)
 
-    def _retire(self, sequence: Sequence) -> None:
+    def _retire(self, sequence: SequenceState) -> None:
         self._running.remove(sequence)
         self._queue.release(sequence)
         self._counters.note_end(sequence)
         self._end(sequence)
 
-    def _end(self, sequence: Sequence) -> None:
+    def _end(self, sequence: SequenceState) -> None:
         sequence.status = Status.FINISHED
         sequence.state = None
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None
 
-    def _lose(self, sequence: Sequence, error: Exception) -> None:
+    def _lose(self, sequence: SequenceState, error: Exception) -> None:
         """What its slot holds cannot be trusted: the request fails, and nothing of it is kept."""
         self._cache.forget(sequence)
         self._retire(sequence)
         why = f"computing this request failed: {error}" if str(error) else "the context has no room for this request"
         self._fail_request(sequence.request.request_id, EngineFailure(why))
 
-    def _discard(self, sequence: Sequence, error: EngineFailure) -> None:
+    def _discard(self, sequence: SequenceState, error: EngineFailure) -> None:
         """The request fails; nothing of it is kept, nor of what it went on from: the same would come of it again."""
         for one in self._of_request(sequence.request.request_id):
             if one.slot is not None:
@@ -560,11 +560,11 @@ class Engine:
 
     # --- what is said -----------------------------------------------------------------------------------------------
 
-    def _all(self) -> list[Sequence]:
+    def _all(self) -> list[SequenceState]:
         """Those that wait, then those that run."""
         return [*self._queue.waiting(), *self._running]
 
-    def _of_request(self, request_id: int) -> list[Sequence]:
+    def _of_request(self, request_id: int) -> list[SequenceState]:
         return [sequence for sequence in self._all() if sequence.request.request_id == request_id]
 
     def queue_state(self) -> QueueState:
@@ -637,7 +637,7 @@ def _failure_of(error: Exception) -> GgufdError:
     return EngineFailure(f"this request could not be computed ({type(error).__name__}: {error})")
 
 
-def _slot_state(index: int, sequence: Sequence | None, n_past: int) -> SlotState:
+def _slot_state(index: int, sequence: SequenceState | None, n_past: int) -> SlotState:
     if sequence is None:
         return SlotState(index, None, n_past, n_past)
     return SlotState(index, sequence.request.request_id, len(sequence.tokens), n_past)

@@ -15,7 +15,7 @@ from ggufd.engine.embeddings.embedding import MAX_OPEN, Embedder, EmbedderParams
 from ggufd.engine.embeddings.vector_engine import VectorEngine
 from ggufd.engine.engine import Engine
 from ggufd.engine.kv_store.fingerprint import fingerprint
-from ggufd.engine.messages.config import DraftConfig, EngineConfig, Rules
+from ggufd.engine.messages.config import DraftConfig, EngineConfig, EngineRules
 from ggufd.engine.messages.reports import (
     DraftInfo,
     EmbeddingInfo,
@@ -48,7 +48,7 @@ from ggufd.llama.model.vocabulary import ModelVocabulary
 from ggufd.llama.params import SHORT_TEXT, VECTOR_N_CTX, ContextParams, EmbeddingParams, FlashAttention, ModelParams
 from ggufd.placement import draft_plan, host
 from ggufd.placement.memory import Beside, estimate
-from ggufd.placement.offload import Device, Machine, Wish, choose, host_cache_bytes, in_ram
+from ggufd.placement.offload import Device, Machine, PlacementRequest, choose, host_cache_bytes, in_ram
 
 _DEFAULT_N_CTX = 8192
 _MIN_N_CTX = 512
@@ -151,10 +151,12 @@ def _with_host_cache(config: EngineConfig, params: ContextParams, ram: host.Ram)
     )
 
 
-def _wish(config: EngineConfig) -> Wish:
+def _wish(config: EngineConfig) -> PlacementRequest:
     beside = Beside.of(config.model, embeds=config.embeddings, host_cache=config.cache_ram_bytes)
     model = config.model
-    return Wish(config.context, None, model.n_cpu_moe, model.mmap, model.tensor_split, beside, model.overrides)
+    return PlacementRequest(
+        config.context, None, model.n_cpu_moe, model.mmap, model.tensor_split, beside, model.overrides
+    )
 
 
 def _add_draft(config: EngineConfig, draft: DraftConfig, engine: Engine, context: Context, log: _LoadLog) -> DraftInfo:
@@ -181,7 +183,7 @@ def _add_draft(config: EngineConfig, draft: DraftConfig, engine: Engine, context
     )
 
 
-def _tell_what_cannot_be(rules: Rules, log: _LoadLog) -> None:
+def _tell_what_cannot_be(rules: EngineRules, log: _LoadLog) -> None:
     """What was asked for and needs a cache whose tokens can be moved to other places."""
     for name, is_set in (("context_shift", rules.shifts_context), ("cache_reuse", rules.n_cache_reuse > 0)):
         if is_set:

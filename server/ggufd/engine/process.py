@@ -34,7 +34,7 @@ from ggufd.engine.messages.requests import (
 from ggufd.errors import ModelError, ModelTooLarge
 
 
-class Engine(Protocol):
+class SteppedEngine(Protocol):
     """What the main loop drives: `engine.Engine`, or one that makes vectors only."""
 
     @property
@@ -47,7 +47,7 @@ class Engine(Protocol):
     def abort(self, request_id: int) -> None: ...
     def finish(self, request_id: int, index: int) -> None: ...
     def step(self) -> list[Event]: ...
-    def keep_house(self) -> bool: ...
+    def run_idle_maintenance(self) -> bool: ...
     def stats(self) -> Stats: ...
     def queue_state(self) -> QueueState: ...
     def steps(self) -> Steps: ...
@@ -102,7 +102,7 @@ def main(conn: Connection, config: EngineConfig) -> None:
 
 def serve(
     conn: Connection,
-    engine: Engine,
+    engine: SteppedEngine,
     log: queue.SimpleQueue[logging.LogRecord] | None = None,
     *,
     text_interval_s: float = 0.0,
@@ -115,7 +115,7 @@ def serve(
     post = _Post(conn, engine, text_interval_s)
     while True:
         post.events += _lines(log)
-        is_tidying = not engine.has_work and not conn.poll(0) and engine.keep_house()
+        is_tidying = not engine.has_work and not conn.poll(0) and engine.run_idle_maintenance()
         while conn.poll(0 if post.events or is_tidying else _patience_s(engine)):
             command: Command = conn.recv()
             if isinstance(command, Shutdown):
@@ -139,7 +139,7 @@ class _Post:
     is there before a screen would show the first.
     """
 
-    def __init__(self, conn: Connection, engine: Engine, interval_s: float) -> None:
+    def __init__(self, conn: Connection, engine: SteppedEngine, interval_s: float) -> None:
         self._conn = conn
         self._engine = engine
         self._interval_s = interval_s
@@ -171,7 +171,7 @@ def _lines(log: queue.SimpleQueue[logging.LogRecord] | None) -> list[Event]:
     return lines
 
 
-def _patience_s(engine: Engine) -> float | None:
+def _patience_s(engine: SteppedEngine) -> float | None:
     """How long the next command may be waited for: for ever with nothing to do."""
     if not engine.has_work:
         return None
@@ -185,7 +185,7 @@ def _resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _obey(engine: Engine, command: Command, events: list[Event]) -> None:
+def _obey(engine: SteppedEngine, command: Command, events: list[Event]) -> None:
     match command:
         case EngineRequest() | EmbedRequest():
             engine.add(command)

@@ -26,7 +26,7 @@ from ggufd.engine.sampling.sampling import (
     is_vectorisable,
     penalties_of,
 )
-from ggufd.engine.sequence.sequence import Sent, Sequence
+from ggufd.engine.sequence.sequence import OutputToken, SequenceState
 from ggufd.engine.slots.context_shift import ContextShift
 from ggufd.engine.slots.prefix_cache import PrefixCache
 from ggufd.engine.telemetry.counters import Counters
@@ -41,7 +41,7 @@ _SEEDS = 2**32 - 1
 
 
 @dataclass(slots=True)
-class Said:
+class StepOutput:
     """Text that may be sent now, with the tokens it completes; a `reason` says that nothing more will come.
 
     `end` is the token that ended it, where log-probabilities are wanted: it has no text. `parts` are how many
@@ -49,12 +49,12 @@ class Said:
     """
 
     text: str = ""
-    items: list[Sent] = field(default_factory=list)
+    items: list[OutputToken] = field(default_factory=list)
     reason: FinishReason | None = None
     end: TokenLogprob | None = None
     parts: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(self, delta: Delta[Sent]) -> None:
+    def add(self, delta: Delta[OutputToken]) -> None:
         """More of the text."""
         if delta.text or delta.items:
             self.text += delta.text
@@ -62,7 +62,7 @@ class Said:
             self.parts.append((len(delta.text), len(delta.items)))
 
 
-class Writer:
+class TokenStep:
     """Chooses tokens for the sequences of one engine. `charge` is told of each; times come from `clock`, in seconds."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Writer:
         counters: Counters,
         trace: StepTrace,
         context_shift: ContextShift,
-        charge: Callable[[Sequence], None],
+        charge: Callable[[SequenceState], None],
         clock: Callable[[], float],
     ) -> None:
         self._decoder = decoder
@@ -85,11 +85,11 @@ class Writer:
         self._charge = charge
         self._clock = clock
 
-    def begin(self, sequence: Sequence) -> None:
+    def begin(self, sequence: SequenceState) -> None:
         """A sequence was admitted: get ready to choose its tokens."""
         sequence.sampler = self._new_sampler(sequence)
 
-    def _new_sampler(self, sequence: Sequence) -> Sampler:
+    def _new_sampler(self, sequence: SequenceState) -> Sampler:
         request, params = sequence.request, bounded(sequence.request.sampling)
         seed = params.seed if params.seed is not None else random.SystemRandom().randrange(_SEEDS)
         seed = (seed + sequence.index) % _SEEDS
@@ -106,7 +106,7 @@ class Writer:
         penalties = penalties_of(params, n_ctx=self._decoder.n_ctx, n_vocab=self._decoder.n_vocab, said=said)
         return VectorSampler(params, seed, penalties)
 
-    def note_prompt(self, sequence: Sequence, rows: Rows) -> None:
+    def note_prompt(self, sequence: SequenceState, rows: Rows) -> None:
         """The log-probabilities of the prompt's tokens that follow those of `rows`."""
         logprobs = Logprobs(sequence.request.n_logprobs or 0)
         following = sequence.tokens[sequence.n_past + 1 : sequence.n_prompt]
@@ -114,7 +114,7 @@ class Writer:
             logprobs.note(row)
             sequence.prompt_logprobs.append(logprobs.of(token, self._vocabulary))
 
-    def write(self, sequence: Sequence, row: Row, batch_row: int) -> Said:
+    def write(self, sequence: SequenceState, row: Row, batch_row: int) -> StepOutput:
         """Choose the token that the logits in `row` are for. Raises InvalidRequest where none is left to choose, and
         EngineFailure where they are no numbers.
 
@@ -133,9 +133,9 @@ class Writer:
                 return said
         # Others wait: it goes on with the next step, for which the logits are computed once more.
         self._cache.rewind(sequence)
-        return Said()
+        return StepOutput()
 
-    def _try(self, sequence: Sequence, row: Row, batch_row: int) -> Said | None:
+    def _try(self, sequence: SequenceState, row: Row, batch_row: int) -> StepOutput | None:
         """Draw a token and take it; None where it alone was taken back at once, so that another may be drawn."""
         is_ending = sequence.span is not None and sequence.span.is_ending
         start_s = self._clock()
@@ -145,17 +145,17 @@ class Writer:
             return self._widen_or_end(sequence)
         if token in self._vocabulary.eog_tokens:
             end = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
-            return Said(reason=FinishReason.STOP, end=end)
+            return StepOutput(reason=FinishReason.STOP, end=end)
         delta = self._append(sequence, token)
         if sequence.guard is not None and (n := self._n_back(sequence, sequence.guard)):
             # The end of a limited part leaves nothing else in its row.
             return self._go_back(sequence, sequence.guard, n, needs_row=n > 1 or is_ending)
-        said = Said()
+        said = StepOutput()
         said.add(delta)
         said.reason = self._finish_reason(sequence) or self._force(sequence, said)
         return said
 
-    def _sample(self, sequence: Sequence, row: Row, batch_row: int) -> int | None:
+    def _sample(self, sequence: SequenceState, row: Row, batch_row: int) -> int | None:
         """The next token; None when every token is banned here."""
         if sequence.constraint is None:
             return self._draw(sequence, row, batch_row)
@@ -165,7 +165,7 @@ class Writer:
             sequence.sampler.keep(0)
         return token
 
-    def _sample_held(self, sequence: Sequence, constraint: Constraint, row: Row, batch_row: int) -> int | None:
+    def _sample_held(self, sequence: SequenceState, constraint: Constraint, row: Row, batch_row: int) -> int | None:
         """The next token under a grammar: drawn and then looked at where it is free, else from what it allows.
 
         The end of a limited part is looked for in what is allowed, so it is never drawn freely.
@@ -186,7 +186,7 @@ class Writer:
         """Whether the grammar allows `token`, which it then has taken; an end is not for it to take."""
         return constraint.is_accepting if token in self._vocabulary.eog_tokens else constraint.take(token)
 
-    def _draw(self, sequence: Sequence, row: Row, batch_row: int, *, is_masked: bool = False) -> int | None:
+    def _draw(self, sequence: SequenceState, row: Row, batch_row: int, *, is_masked: bool = False) -> int | None:
         """A token of those that bans and limits leave; None when there is none."""
         assert sequence.sampler is not None
         if not self._restrict(sequence, row, is_masked=is_masked):
@@ -195,7 +195,7 @@ class Writer:
             sequence.logprobs.note_draw(sequence.sampler, row)
         return sequence.sampler.sample(row, batch_row)
 
-    def _restrict(self, sequence: Sequence, row: Row, *, is_masked: bool) -> bool:
+    def _restrict(self, sequence: SequenceState, row: Row, *, is_masked: bool) -> bool:
         """Apply bans and limits to the row, which a grammar `is_masked`; False when no token is left."""
         assert sequence.bias is not None
         if sequence.guard is not None:
@@ -207,7 +207,7 @@ class Writer:
             return True
         return bool(np.isfinite(row.max()))
 
-    def _append(self, sequence: Sequence, token: int) -> Delta[Sent]:
+    def _append(self, sequence: SequenceState, token: int) -> Delta[OutputToken]:
         """Take a token; what of the text may be sent now."""
         sequence.tokens.append(token)
         self._counters.note_token(sequence)
@@ -219,16 +219,16 @@ class Writer:
         piece = self._vocabulary.piece(token, special=is_shown)
         logprob = None if sequence.logprobs is None else sequence.logprobs.of(token, self._vocabulary)
         start_s = self._clock()
-        delta = sequence.detokenizer.feed(piece, Sent(token, logprob), self._n_kept(sequence))
+        delta = sequence.detokenizer.feed(piece, OutputToken(token, logprob), self._n_kept(sequence))
         self._trace.detokenize_s += self._clock() - start_s
         return delta
 
-    def _n_kept(self, sequence: Sequence) -> int:
+    def _n_kept(self, sequence: SequenceState) -> int:
         """How many characters are held back for the case that a grammar leads to a banned phrase only."""
         constraint = sequence.constraint
         return 0 if sequence.guard is None or constraint is None or constraint.is_free else GRAMMAR_WINDOW
 
-    def _force(self, sequence: Sequence, said: Said) -> FinishReason | None:
+    def _force(self, sequence: SequenceState, said: StepOutput) -> FinishReason | None:
         """Take the tokens about which the grammar leaves no choice: they are computed together, as a prompt is.
 
         Not where each token's own row is needed, for its log-probabilities or to go back to.
@@ -252,7 +252,7 @@ class Writer:
                 return reason
         return None
 
-    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
+    def _finish_reason(self, sequence: SequenceState) -> FinishReason | None:
         limit = self._context_shift.limit(sequence.request)
         if sequence.detokenizer.stop is not None:
             return FinishReason.STOP
@@ -266,7 +266,7 @@ class Writer:
 
     # --- banned phrases ---------------------------------------------------------------------------------------------
 
-    def _n_back(self, sequence: Sequence, guard: BanGuard) -> int:
+    def _n_back(self, sequence: SequenceState, guard: BanGuard) -> int:
         """How many tokens must be taken back, since the last one completed a banned phrase. See `BanGuard`."""
         assert sequence.sampler is not None
         detokenizer = sequence.detokenizer
@@ -277,21 +277,21 @@ class Writer:
                 return 0
         return guard.n_back(max(detokenizer.n_banned, 1), detokenizer.n_pending, sequence.n_generated)
 
-    def _go_back(self, sequence: Sequence, guard: BanGuard, n: int, *, needs_row: bool) -> Said | None:
+    def _go_back(self, sequence: SequenceState, guard: BanGuard, n: int, *, needs_row: bool) -> StepOutput | None:
         """Take a banned phrase back by `n` tokens; None where the row of logits serves once more."""
         self._take_back(sequence, guard, n, is_last=n == 1 and sequence.detokenizer.n_banned <= 1)
         if needs_row:
             self._cache.rewind(sequence)
         if guard.is_lost:
             return self._end_lost(sequence)
-        return Said() if needs_row else None
+        return StepOutput() if needs_row else None
 
-    def _held(self, sequence: Sequence) -> bytes:
+    def _held(self, sequence: SequenceState) -> bytes:
         """The bytes of the tokens that can still be taken back."""
         held = sequence.tokens[len(sequence.tokens) - sequence.detokenizer.n_pending :]
         return b"".join(self._vocabulary.piece(token, special=True) for token in held)
 
-    def _widen_or_end(self, sequence: Sequence) -> Said:
+    def _widen_or_end(self, sequence: SequenceState) -> StepOutput:
         """Every token is banned here: the search goes further back, or, where all before was sent, this is the end."""
         guard = sequence.guard
         if guard is None or guard.is_lost:
@@ -299,22 +299,22 @@ class Writer:
         if not guard.is_thorough and guard.search(sequence.n_generated):
             # The logits are used up: they are computed once more.
             self._cache.rewind(sequence)
-            return Said()
+            return StepOutput()
         if not sequence.detokenizer.n_pending:
             return self._end_lost(sequence)
         guard.close(self._held(sequence))
         self._take_back(sequence, guard, 1, is_last=True)
         self._cache.rewind(sequence)
-        return Said()
+        return StepOutput()
 
-    def _end_lost(self, sequence: Sequence) -> Said:
+    def _end_lost(self, sequence: SequenceState) -> StepOutput:
         """There is no way on."""
         if sequence.constraint is not None and not sequence.constraint.is_accepting:
             # Half of what was asked for must not look like the whole.
             raise InvalidRequest("no token is left that the constraint, the biases and the bans all allow")
-        return Said(reason=FinishReason.STOP)
+        return StepOutput(reason=FinishReason.STOP)
 
-    def _take_back(self, sequence: Sequence, guard: BanGuard, n: int, *, is_last: bool) -> None:
+    def _take_back(self, sequence: SequenceState, guard: BanGuard, n: int, *, is_last: bool) -> None:
         """Take back the last `n` tokens and ban the first of them where it stood."""
         assert sequence.sampler is not None
         position = len(sequence.tokens) - n

@@ -10,7 +10,7 @@ from dataclasses import replace
 from ggufd.llama.gguf.shape import Shape
 from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.placement.memory import Estimate, without_process
-from ggufd.placement.offload import Machine, Wish, choose, default_n_ctx
+from ggufd.placement.offload import Machine, PlacementRequest, choose, default_n_ctx
 
 _N_BATCH = 256
 """It reads in short pieces."""
@@ -37,7 +37,7 @@ def context_of(context: ContextParams, n_ctx_train: int) -> ContextParams:
 def plan(draft: Shape, params: ModelParams, model: Shape, context: ContextParams, machine: Machine) -> Estimate:
     """What it takes and where, for the longest context that `model` may get with these settings."""
     longest = replace(context, n_ctx=context.n_ctx or default_n_ctx(model))
-    wish = Wish(context_of(longest, draft.n_ctx_train), params.n_gpu_layers, params.n_cpu_moe, params.mmap)
+    wish = PlacementRequest(context_of(longest, draft.n_ctx_train), params.n_gpu_layers, params.n_cpu_moe, params.mmap)
     return without_process(choose(draft, wish, machine).estimate, draft)
 
 

@@ -76,7 +76,7 @@ def _usable(device: Device) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class PlacementRequest:
     """What the settings say. None, and a context of 0, leave the choice to us."""
 
     context: ContextParams
@@ -89,7 +89,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PlacementChoice:
     """What will be run, what it takes, whether that fits, and why it was chosen."""
 
     context: ContextParams
@@ -102,7 +102,7 @@ class Choice:
         return self.estimate.placement
 
 
-def choose(shape: Shape, wish: Wish, machine: Machine) -> Choice:
+def choose(shape: Shape, wish: PlacementRequest, machine: Machine) -> PlacementChoice:
     """The best that fits: all on the GPU, else without some experts, else without some layers; then the context."""
     context = replace(wish.context, n_ctx=wish.context.n_ctx or default_n_ctx(shape))
     placement, why = _place(shape, wish, context, machine)
@@ -111,7 +111,7 @@ def choose(shape: Shape, wish: Wish, machine: Machine) -> Choice:
     if wish.context.n_ctx == 0:
         context = replace(context, n_ctx=_fitting(shape, context, placement, machine, wish))
     found = estimate(shape, context, placement)
-    return Choice(context, found, fits(found, machine, wish.tensor_split), why)
+    return PlacementChoice(context, found, fits(found, machine, wish.tensor_split), why)
 
 
 def default_n_ctx(shape: Shape) -> int:
@@ -140,7 +140,7 @@ def _shares_ram(machine: Machine) -> bool:
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
-def _place(shape: Shape, wish: Wish, context: ContextParams, machine: Machine) -> tuple[Placement, str]:
+def _place(shape: Shape, wish: PlacementRequest, context: ContextParams, machine: Machine) -> tuple[Placement, str]:
     """Where the weights go, and why. A number that was given is obeyed."""
     made = in_ram(wish, machine)
     if wish.n_gpu_layers is not None:
@@ -154,7 +154,7 @@ def _place(shape: Shape, wish: Wish, context: ContextParams, machine: Machine) -
     return made, "not even the output layer fits on the GPU"
 
 
-def in_ram(wish: Wish, machine: Machine) -> Placement:
+def in_ram(wish: PlacementRequest, machine: Machine) -> Placement:
     """Nothing on a GPU."""
     return Placement(0, wish.n_cpu_moe or 0, wish.mmap, machine.cpu_features, wish.beside, wish.overrides)
 
@@ -187,7 +187,9 @@ def offload_steps(shape: Shape, context: ContextParams, made: Placement) -> list
 # --- context and slots ----------------------------------------------------------------------------------------------
 
 
-def _fitting(shape: Shape, context: ContextParams, placement: Placement, machine: Machine, wish: Wish) -> int:
+def _fitting(
+    shape: Shape, context: ContextParams, placement: Placement, machine: Machine, wish: PlacementRequest
+) -> int:
     """The default context, halved until all slots' caches fit."""
     n_ctx = context.n_ctx
     while n_ctx > MIN_N_CTX:

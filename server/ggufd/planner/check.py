@@ -13,7 +13,7 @@ from ggufd.llama.model.placing import refuse_cpu
 from ggufd.models.hub import ModelFile
 from ggufd.planner import report, table
 from ggufd.planner.machine import this_machine
-from ggufd.planner.report import Report
+from ggufd.planner.report import ModelPlan
 from ggufd.settings import engine_settings
 from ggufd.settings.config import Config
 
@@ -30,7 +30,7 @@ def run(config: Config, model: ModelFile, file: Path | None, n_keys: int) -> Non
     console.show("The settings are good. It would run:", rows(config, made, file, n_keys), problem)
 
 
-def rows(config: Config, made: Report, file: Path | None, n_keys: int) -> list[tuple[str, str]]:
+def rows(config: Config, made: ModelPlan, file: Path | None, n_keys: int) -> list[tuple[str, str]]:
     """The settings that matter, as they would be used."""
     context, server, model = made.choice.context, config.server, made.model
     size = table.bytes_text(model.size_bytes) + (", the demo model" if model.is_demo else "")
@@ -55,14 +55,14 @@ def _draft(draft: ModelFile | None) -> list[tuple[str, str]]:
     )
 
 
-def _memory(made: Report) -> str:
+def _memory(made: ModelPlan) -> str:
     parts = [made.choice.estimate, *([] if made.draft is None else [made.draft])]
     needed, vram = sum(one.needed for one in parts), sum(one.vram.total for one in parts)
     text = f"{table.bytes_text(needed)} of {table.bytes_text(made.machine.ram_free)} free RAM"
     return f"{text}, {table.bytes_text(vram)} VRAM" if vram else text
 
 
-def _flash_attention(made: Report) -> str:
+def _flash_attention(made: ModelPlan) -> str:
     wanted = made.choice.context.flash_attn
     if wanted != "auto":
         return wanted

@@ -12,9 +12,9 @@ from ggufd.models.hub import ModelFile
 from ggufd.placement import draft_plan
 from ggufd.placement.memory import Beside, Estimate, estimate, types_by_size
 from ggufd.placement.offload import (
-    Choice,
     Machine,
-    Wish,
+    PlacementChoice,
+    PlacementRequest,
     choose,
     default_n_ctx,
     host_cache_bytes,
@@ -27,7 +27,7 @@ from ggufd.settings.config import Config, settings
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ModelPlan:
     """One model on one machine. Sizes in bytes. `contexts` are `(slots, tokens each)` that fit."""
 
     model: ModelFile
@@ -36,7 +36,7 @@ class Report:
     context: ContextParams
     in_ram: Estimate
     steps: list[Estimate]
-    choice: Choice
+    choice: PlacementChoice
     contexts: list[tuple[int, int]]
     draft: Estimate | None = None
     cache_ram: int | None = None
@@ -76,7 +76,7 @@ class Report:
         return [(name, size / total) for name, size in types_by_size(self.shape.tensors)]
 
 
-def make(model: ModelFile, config: Config, context: ContextParams, machine: Machine) -> Report:
+def make(model: ModelFile, config: Config, context: ContextParams, machine: Machine) -> ModelPlan:
     """Plan one model. `context.n_ctx` 0 leaves it to the choice; the tables then show the default context."""
     shape = model.shape
     assert shape is not None
@@ -86,7 +86,7 @@ def make(model: ModelFile, config: Config, context: ContextParams, machine: Mach
     choice = choose(shape, wish, machine)
     shown = context if context.n_ctx else replace(context, n_ctx=default_n_ctx(shape))
     made = in_ram(wish, machine)
-    return Report(
+    return ModelPlan(
         model=model,
         shape=shape,
         machine=whole,
@@ -129,11 +129,11 @@ def _draft(model: ModelFile, config: Config, context: ContextParams, machine: Ma
     )
 
 
-def wish_of(config: Config, context: ContextParams, model: ModelFile) -> Wish:
+def wish_of(config: Config, context: ContextParams, model: ModelFile) -> PlacementRequest:
     """What of the settings the planner must obey."""
     layers = config.model.n_gpu_layers
     engine = engine_settings.engine_config(config, model)
-    return Wish(
+    return PlacementRequest(
         context=context,
         n_gpu_layers=None if layers == "auto" else layers,
         n_cpu_moe=engine_settings.n_cpu_moe(config),
@@ -144,7 +144,7 @@ def wish_of(config: Config, context: ContextParams, model: ModelFile) -> Wish:
     )
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: ModelPlan) -> dict[str, Any]:
     """For programs: every number in bytes, tokens or layers."""
     shape = report.shape
     return {

@@ -10,13 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ggufd.placement.memory import Estimate
-from ggufd.planner.report import Report
+from ggufd.planner.report import ModelPlan
 
 _MOST_STEPS = 12
 """Rows of the table of offloaded layers; JSON has them all."""
 
 
-def show(report: Report, console: Console | None = None) -> None:
+def show(report: ModelPlan, console: Console | None = None) -> None:
     """Everything about one model."""
     console = console or Console()
     console.print(Text(report.model.path.name, style="bold green"))
@@ -32,7 +32,7 @@ def show(report: Report, console: Console | None = None) -> None:
         console.print("  " + command(report), soft_wrap=True, markup=False, highlight=False)
 
 
-def _facts(report: Report) -> Table:
+def _facts(report: ModelPlan) -> Table:
     shape = report.shape
     rows = [
         ("Model", f"{shape.architecture}, {_parameters(report)}, {shape.n_layers} layers"),
@@ -49,7 +49,7 @@ def _facts(report: Report) -> Table:
     return table
 
 
-def _parameters(report: Report) -> str:
+def _parameters(report: ModelPlan) -> str:
     shape = report.shape
     text = f"{count_text(shape.n_params)} parameters"
     if shape.n_experts:
@@ -58,7 +58,7 @@ def _parameters(report: Report) -> str:
     return text
 
 
-def _quantisation(report: Report) -> str:
+def _quantisation(report: ModelPlan) -> str:
     """The recipe's name where the file has one, and what is really in it."""
     types = ", ".join(f"{name} {share:.0%}" for name, share in report.types if share >= 0.005)
     return f"{report.recipe} ({types})" if report.recipe else types
@@ -68,7 +68,7 @@ def _parts(n_parts: int) -> str:
     return f" in {n_parts} files" if n_parts > 1 else ""
 
 
-def _memory_of(report: Report) -> str:
+def _memory_of(report: ModelPlan) -> str:
     shape = report.shape
     said = ""
     if any(layer.is_windowed for layer in shape.layers):
@@ -79,13 +79,13 @@ def _memory_of(report: Report) -> str:
     return said
 
 
-def _machine(report: Report) -> str:
+def _machine(report: ModelPlan) -> str:
     machine = report.machine
     gpus = ", ".join(f"{one.name} with {bytes_text(one.free)} free" for one in machine.devices)
     return f"{bytes_text(machine.ram_free)} of {bytes_text(machine.ram_total)} RAM free; {gpus or 'no GPU'}"
 
 
-def _in_ram(report: Report) -> Table:
+def _in_ram(report: ModelPlan) -> Table:
     one = report.in_ram
     table = Table(title=f"In RAM, {_slots(report)}", title_justify="left", box=None, padding=(0, 2), show_header=False)
     table.add_column()
@@ -104,7 +104,7 @@ def _in_ram(report: Report) -> Table:
     return table
 
 
-def _parts_of(report: Report) -> Iterator[tuple[str, int, str]]:
+def _parts_of(report: ModelPlan) -> Iterator[tuple[str, int, str]]:
     """What, its bytes, and a word about it."""
     one, ram = report.in_ram, report.in_ram.ram
     yield "Weights, read in the mapped file", one.mapped, "dropped when RAM is short"
@@ -124,18 +124,18 @@ def _draft(draft: Estimate) -> str:
     return f"and {bytes_text(vram)} VRAM" if vram else f"{bytes_text(draft.ram.cache)} of it for one chat"
 
 
-def _slots(report: Report) -> str:
+def _slots(report: ModelPlan) -> str:
     if report.shape.only_embeds:
         return f"texts of {report.context.n_ctx:,} tokens"
     n = report.context.n_slots
     return f"{n} {'slot' if n == 1 else 'slots'} of {report.context.n_ctx:,} tokens"
 
 
-def _cache_types(report: Report) -> str:
+def _cache_types(report: ModelPlan) -> str:
     return f"keys {report.context.cache_type_k}, values {report.context.cache_type_v}"
 
 
-def _offload(report: Report) -> Table:
+def _offload(report: ModelPlan) -> Table:
     # 60 columns hold it.
     table = Table(title="Layers on the GPU", title_justify="left", box=None, padding=(0, 0, 0, 1))
     for name in ("layers", "weights", "KV cache", "compute", "VRAM", "RAM"):
@@ -155,7 +155,7 @@ def _some(steps: Sequence[Estimate]) -> list[Estimate]:
     return [steps[round(i * last / (_MOST_STEPS - 1))] for i in range(_MOST_STEPS)]
 
 
-def _contexts(report: Report) -> Table:
+def _contexts(report: ModelPlan) -> Table:
     table = Table(title="What fits here", title_justify="left", box=None, padding=(0, 2))
     table.add_column("slots", justify="right")
     table.add_column("tokens each", justify="right")
@@ -166,7 +166,7 @@ def _contexts(report: Report) -> Table:
     return table
 
 
-def verdict(report: Report) -> str:
+def verdict(report: ModelPlan) -> str:
     """Whether it fits, in one line."""
     choice = report.choice
     if choice.placement.n_gpu_layers and not report.machine.devices:
@@ -182,7 +182,7 @@ def verdict(report: Report) -> str:
     return f"Best here: {what}, {placement_text(report)} ({choice.why})"
 
 
-def placement_text(report: Report) -> str:
+def placement_text(report: ModelPlan) -> str:
     """How many of the layers go to the GPU."""
     placement = report.choice.placement
     total = report.shape.n_layers + 1
@@ -190,7 +190,7 @@ def placement_text(report: Report) -> str:
     return f"{n} of {total} layers on the GPU" if n else "all on the CPU"
 
 
-def command(report: Report) -> str:
+def command(report: ModelPlan) -> str:
     """What to type to get the choice."""
     choice = report.choice
     parts = [f"ggufd -m {shlex.quote(report.model.source or str(report.model.path))}"]
@@ -212,7 +212,7 @@ def command(report: Report) -> str:
     return " ".join([*parts, *map(shlex.quote, report.given)])
 
 
-def markdown(reports: Sequence[Report]) -> str:
+def markdown(reports: Sequence[ModelPlan]) -> str:
     """The table of a model card: a folder of quantisations, the smallest first."""
     lines = [
         "| file | quantisation | bits per weight | size | own memory | RAM needed | VRAM, all layers | fits here |",
@@ -234,12 +234,12 @@ def markdown(reports: Sequence[Report]) -> str:
     return "\n".join([*lines, "", _footnote(reports[0])]) if reports else ""
 
 
-def _short_quantisation(report: Report) -> str:
+def _short_quantisation(report: ModelPlan) -> str:
     main = "+".join(name for name, share in report.types if share >= 0.02 and name != "F32")
     return f"{report.recipe} ({main})" if report.recipe and report.recipe != main else main
 
 
-def _footnote(report: Report) -> str:
+def _footnote(report: ModelPlan) -> str:
     flash = report.context.flash_attn
     return (
         f"RAM without offload, VRAM with all layers offloaded, for {_slots(report)}, {_cache_types(report)}, flash "

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from ggufd.processes.prestarted import Main, Spare
+from ggufd.processes.prestarted import Main, PrestartedProcess
 from ggufd.processes.receiver import Tell, read
 from ggufd.processes.sender import Sender
 
@@ -35,10 +35,10 @@ class Child:
         on_message: Callable[[Any], None],
         on_exit: Callable[[int, str], None],
         loop: asyncio.AbstractEventLoop | None = None,
-        spare: Spare | None = None,
+        spare: PrestartedProcess | None = None,
     ) -> None:
         self._on_exit = on_exit
-        self._body = spare or Spare(name, main)
+        self._body = spare or PrestartedProcess(name, main)
         self._body.is_taken = True
         self.pid = self._body.process.pid
         self._is_over = threading.Event()

@@ -31,7 +31,7 @@ def _nothing() -> None:
     pass
 
 
-class Spare:
+class PrestartedProcess:
     """A process that has been started, runs `prepare`, and waits to be told what `main` is to be called with.
 
     `prepare` may import what `main` needs. `discard` ends one that nobody had a use for. Raises OSError when none can

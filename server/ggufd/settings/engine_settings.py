@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import platformdirs
 
-from ggufd.engine.messages.config import DiskPlace, DraftConfig, EngineConfig, Rules
+from ggufd.engine.messages.config import DiskPlace, DraftConfig, EngineConfig, EngineRules
 from ggufd.llama.gguf.gguf_header import Scalar
 from ggufd.llama.gguf.shape import MAX_LAYERS
 from ggufd.llama.params import ContextParams, ModelParams
@@ -77,7 +77,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         prompt_cost=config.queue.prompt_cost,
         priority_aging_s=config.queue.priority_aging_s,
         step_timeout_s=config.queue.step_timeout_s,
-        rules=Rules(
+        rules=EngineRules(
             n_cache_reuse=config.context.cache_reuse,
             shifts_context=config.context.context_shift,
             disk=_disk_place(config),

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.api.anthropic.output import Content, Event, signature
+from ggufd.api.anthropic.output import ContentBlocks, Event, signature
 from ggufd.chat.deltas.answer import Answer, ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
 
 THINKING: list[Delta] = [ReasoningDelta("Hm"), ReasoningDelta("m.")]
@@ -17,7 +17,7 @@ CALL: list[Delta] = [ToolCallBegin(0, "call_1", "add"), ToolArgumentsDelta(0, '{
 
 
 def written(deltas: list[Delta]) -> tuple[list[Event], list[dict[str, Any]]]:
-    content = Content()
+    content = ContentBlocks()
     events = [event for delta in deltas for event in content.feed(delta)]
     return events + content.close(), content.blocks
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.api.openai.responses.output import Event, Output
+from ggufd.api.openai.responses.output import Event, ResponseItems
 from ggufd.chat.deltas.answer import Answer, ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
 
 THINKING: list[Delta] = [ReasoningDelta("Hm"), ReasoningDelta("m.")]
@@ -17,7 +17,7 @@ CALL: list[Delta] = [ToolCallBegin(0, "call_1", "add"), ToolArgumentsDelta(0, '{
 
 
 def written(deltas: list[Delta], *, is_cut: bool = False) -> tuple[list[Event], list[dict[str, Any]]]:
-    output = Output()
+    output = ResponseItems()
     events = [event for delta in deltas for event in output.feed(delta)]
     return events + output.finish(is_cut=is_cut), output.items
 
@@ -69,7 +69,7 @@ def test_a_call_tells_its_name_first_and_its_arguments_piece_by_piece() -> None:
 
 
 def test_logprobs_are_in_the_delta_and_in_the_part() -> None:
-    output = Output()
+    output = ResponseItems()
     entry = {"token": "a", "logprob": -1.0}
     events = [*output.feed(ContentDelta("a"), [entry]), *output.feed(ContentDelta("b")), *output.finish(is_cut=False)]
     deltas = [event["logprobs"] for event in events if event["type"].endswith("output_text.delta")]

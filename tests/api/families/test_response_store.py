@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggufd.api.services.response_store import Kept, ResponseStore
+from ggufd.api.services.response_store import ResponseStore, StoredResponse
 from ggufd.errors import ConfigError, NotFound, Unavailable
 
 
-def kept(name: str, previous: str | None = None, text: str = "") -> Kept:
+def kept(name: str, previous: str | None = None, text: str = "") -> StoredResponse:
     output = [{"id": f"msg_{name}", "type": "message", "text": text}]
-    return Kept({"id": name, "output": output}, [{"id": f"in_{name}", "type": "message"}], previous)
+    return StoredResponse({"id": name, "output": output}, [{"id": f"in_{name}", "type": "message"}], previous)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ async def test_nobody_goes_on_from_the_answer_of_another(store: ResponseStore) -
 
 async def test_nobody_takes_over_the_id_of_anothers_item(store: ResponseStore) -> None:
     await store.keep("me", kept("a", text="mine"))
-    await store.keep("you", Kept({"id": "b", "output": []}, [{"id": "msg_a", "text": "yours"}]))
+    await store.keep("you", StoredResponse({"id": "b", "output": []}, [{"id": "msg_a", "text": "yours"}]))
     found = await store.item("me", "msg_a")
     assert found is not None
     assert found["text"] == "mine"

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from ggufd.api.http.connections import MAX_HEAD_BYTES, Connection, Limits
+from ggufd.api.http.connections import MAX_HEAD_BYTES, Connection, ConnectionLimits
 from tests.support.fakes.api_server import Served, serving, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
 
-LIMITS = Limits(read_timeout_s=0.4, write_timeout_s=0.5, n_connections=40)
+LIMITS = ConnectionLimits(read_timeout_s=0.4, write_timeout_s=0.5, n_connections=40)
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: test\r\n"
 ALIVE = b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n"
 

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from ggufd.api.http.record import Record
+from ggufd.api.http.record import RequestRecord
 from ggufd.api.ops.traces import Traces, connect
 from ggufd.daemon import daemon
 from ggufd.errors import EngineFailure, StartupError
@@ -95,7 +95,7 @@ def test_spans_reach_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
         traces = connect()
-        traces.observe(Record(is_work=True, request_id="me", method="POST", path="/x", reason="stop"))
+        traces.observe(RequestRecord(is_work=True, request_id="me", method="POST", path="/x", reason="stop"))
         traces.close()
     ((path, body),) = came
     assert path == "/v1/traces"

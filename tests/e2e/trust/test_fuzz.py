@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ggufd.api.app import create_app
-from ggufd.api.http.connections import Limits
+from ggufd.api.http.connections import ConnectionLimits
 from ggufd.api.services.settings import ApiConfig
 from tests.support.fakes.api_server import serving
 from tests.support.fakes.fake_engine import FakeEngine, FakeText
@@ -53,7 +53,7 @@ FUZZ_REAL = settings(FUZZ, phases=tuple(Phase) if N_EXAMPLES >= 100 else (Phase.
 @pytest.fixture(scope="module")
 def fake() -> Iterator[str]:
     """The URL of a server over a fake engine."""
-    with serving(FakeEngine(["ab"]), limits=Limits(read_timeout_s=0.3)) as served:
+    with serving(FakeEngine(["ab"]), limits=ConnectionLimits(read_timeout_s=0.3)) as served:
         yield served.url
         assert served.engine.open == set()
         print(f"fake engine: {TRIED[served.url]} inputs")

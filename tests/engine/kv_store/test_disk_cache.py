@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from ggufd.engine.kv_store.disk_cache import MIN_TOKENS, DiskCache, Fetch, open_disk_cache
-from ggufd.engine.kv_store.state_file import Kept
-from ggufd.engine.messages.config import DiskPlace, Rules
-from ggufd.engine.messages.requests import Realm
+from ggufd.engine.kv_store.state_file import KeptState
+from ggufd.engine.messages.config import DiskPlace, EngineRules
+from ggufd.engine.messages.requests import CacheScope
 from tests.support.fakes.fake_llama import FakeDecoder, Rig, make_request, run_alone
 
 BIG = 1 << 24
@@ -24,15 +24,17 @@ CHATS = [bytes([65 + at]) * 5 + b" is how a long chat begins, and it goes on and
 ROOMY = {"n_ctx": 1024, "n_batch": 64, "n_outputs_max": 8}
 
 
-def kept(first: int, n: int = 300, realm: Realm = ("", ()), n_bytes: int = 1000) -> Kept:
-    return Kept(array("i", range(first, first + n)), np.full(n_bytes, first % 256, np.uint8), realm, "somebody")
+def kept(first: int, n: int = 300, cache_scope: CacheScope = ("", ()), n_bytes: int = 1000) -> KeptState:
+    return KeptState(
+        array("i", range(first, first + n)), np.full(n_bytes, first % 256, np.uint8), cache_scope, "somebody"
+    )
 
 
 def cache(folder: Path, max_bytes: int = BIG, fingerprint: str = "model") -> DiskCache:
     return DiskCache(folder, max_bytes, fingerprint)
 
 
-def stored(folder: Path, *entries: Kept, max_bytes: int = BIG) -> DiskCache:
+def stored(folder: Path, *entries: KeptState, max_bytes: int = BIG) -> DiskCache:
     made = cache(folder, max_bytes)
     for entry in entries:
         assert made.store(entry)
@@ -41,7 +43,7 @@ def stored(folder: Path, *entries: Kept, max_bytes: int = BIG) -> DiskCache:
     return made
 
 
-def read(fetch: Fetch | None) -> Kept | None:
+def read(fetch: Fetch | None) -> KeptState | None:
     assert fetch is not None
     deadline = time.monotonic() + 5
     while not fetch.is_ready:
@@ -50,28 +52,33 @@ def read(fetch: Fetch | None) -> Kept | None:
     return fetch.kept
 
 
-def fetched(disk: DiskCache, like: Kept, n_known: int = 0) -> Fetch | None:
-    return disk.fetch(like.tokens, like.realm, n_known)
+def fetched(disk: DiskCache, like: KeptState, n_known: int = 0) -> Fetch | None:
+    return disk.fetch(like.tokens, like.cache_scope, n_known)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_what_was_stored_comes_back_to_the_next_engine(tmp_path: Path) -> None:
-    entry = kept(5, realm=("alice", (0.5, 1.0)))
+    entry = kept(5, cache_scope=("alice", (0.5, 1.0)))
     stored(tmp_path, entry)
     back = read(fetched(cache(tmp_path), entry))
     assert back is not None
-    assert (back.tokens, back.realm, back.asker) == (entry.tokens, entry.realm, "somebody")
+    assert (back.tokens, back.cache_scope, back.asker) == (entry.tokens, entry.cache_scope, "somebody")
     assert np.array_equal(back.state, entry.state)
 
 
 @pytest.mark.parametrize(
     ("like", "n_known"),
-    [(kept(900), 0), (kept(5, realm=("bob", ())), 0), (kept(5), 300 - MIN_TOKENS + 1), (kept(5, n=MIN_TOKENS - 1), 0)],
+    [
+        (kept(900), 0),
+        (kept(5, cache_scope=("bob", ())), 0),
+        (kept(5), 300 - MIN_TOKENS + 1),
+        (kept(5, n=MIN_TOKENS - 1), 0),
+    ],
     ids=["other tokens", "another key's", "hardly more than is known", "too short a beginning"],
 )
-def test_what_is_not_worth_reading_is_not_read(tmp_path: Path, like: Kept, n_known: int) -> None:
+def test_what_is_not_worth_reading_is_not_read(tmp_path: Path, like: KeptState, n_known: int) -> None:
     assert fetched(stored(tmp_path, kept(5)), like, n_known) is None
 
 
@@ -208,7 +215,7 @@ def test_a_folder_that_becomes_read_only_is_still_read(tmp_path: Path, monkeypat
 
 
 def rig_on(folder: Path, n_slots: int = 2, cache_ram_bytes: int = 1 << 20) -> Rig:
-    rules = Rules(cache_ram_bytes=cache_ram_bytes, disk=DiskPlace(str(folder), BIG, "fake"))
+    rules = EngineRules(cache_ram_bytes=cache_ram_bytes, disk=DiskPlace(str(folder), BIG, "fake"))
     return Rig(FakeDecoder(n_slots=n_slots, **ROOMY), rules=rules)
 
 

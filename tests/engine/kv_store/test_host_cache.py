@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufd.engine.kv_store.host_cache import HostCache
-from ggufd.engine.kv_store.state_file import Kept
+from ggufd.engine.kv_store.state_file import KeptState
 from ggufd.engine.messages.events import CacheSource
-from ggufd.engine.messages.requests import Realm
+from ggufd.engine.messages.requests import CacheScope
 from ggufd.engine.slots.prefix_cache import PrefixCache
 from ggufd.errors import EngineFailure
 from tests.support.fakes.fake_llama import FakeDecoder, make_engine, make_request, run_alone
@@ -25,13 +25,13 @@ def state(n: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     return np.zeros(n, np.uint8)
 
 
-NOBODY: Realm = ("", ())
+NOBODY: CacheScope = ("", ())
 
 
 def test_the_longest_beginning_is_found() -> None:
     cache = HostCache(1000)
     for text in ("abc", "abd", "x"):
-        cache.insert(Kept(tokens(text), state(10)))
+        cache.insert(KeptState(tokens(text), state(10)))
     found = cache.match(tokens("abdx"), NOBODY)
     assert found is not None
     assert (found[0].tokens, found[1]) == (tokens("abd"), 3)
@@ -40,17 +40,17 @@ def test_the_longest_beginning_is_found() -> None:
 
 def test_another_namespaces_entries_are_not_found() -> None:
     cache = HostCache(1000)
-    cache.insert(Kept(tokens("abc"), state(10), ("them", ())))
+    cache.insert(KeptState(tokens("abc"), state(10), ("them", ())))
     assert cache.match(tokens("abcd"), ("me", ())) is None
     assert not cache.holds(tokens("abc"), ("me", ()))
-    cache.insert(Kept(tokens("abcd"), state(10), ("me", ())))
+    cache.insert(KeptState(tokens("abcd"), state(10), ("me", ())))
     assert cache.holds(tokens("abc"), ("them", ()))
     assert len(cache) == 2
 
 
 def test_a_cache_that_cannot_be_trimmed_needs_all_of_an_entry() -> None:
     cache = HostCache(1000, only_whole=True)
-    cache.insert(Kept(tokens("abcd"), state(10)))
+    cache.insert(KeptState(tokens("abcd"), state(10)))
     assert cache.match(tokens("abcx"), NOBODY) is None
     assert cache.match(tokens("abcd"), NOBODY) is None
     assert cache.match(tokens("abcdx"), NOBODY) is not None
@@ -59,7 +59,7 @@ def test_a_cache_that_cannot_be_trimmed_needs_all_of_an_entry() -> None:
 def test_a_cache_that_cannot_be_trimmed_keeps_beginnings_beside_what_goes_on() -> None:
     cache = HostCache(1000, only_whole=True)
     for text in ("ab", "abcd", "abcd"):
-        cache.insert(Kept(tokens(text), state(10)))
+        cache.insert(KeptState(tokens(text), state(10)))
     assert len(cache) == 2
     found = cache.match(tokens("abcx"), NOBODY)
     assert found is not None
@@ -71,8 +71,8 @@ def test_a_cache_that_cannot_be_trimmed_keeps_beginnings_beside_what_goes_on() -
 
 def test_what_goes_on_replaces_its_beginning() -> None:
     cache = HostCache(1000)
-    cache.insert(Kept(tokens("ab"), state(10)))
-    cache.insert(Kept(tokens("abc"), state(10)))
+    cache.insert(KeptState(tokens("ab"), state(10)))
+    cache.insert(KeptState(tokens("abc"), state(10)))
     assert len(cache) == 1
     assert cache.holds(tokens("ab"), NOBODY)
     assert not cache.holds(tokens("abcd"), NOBODY)
@@ -82,26 +82,26 @@ def test_what_goes_on_replaces_its_beginning() -> None:
 def test_the_budget_holds_and_the_latest_survives(entries: list[tuple[str, int]]) -> None:
     cache = HostCache(100)
     for text, n_bytes in entries:
-        cache.insert(Kept(tokens(text), state(n_bytes)))
+        cache.insert(KeptState(tokens(text), state(n_bytes)))
         assert cache.n_bytes <= 100
         assert cache.holds(tokens(text), NOBODY)
 
 
 def test_the_least_recently_used_goes_first() -> None:
     cache = HostCache(20)
-    cache.insert(Kept(tokens("a"), state(10)))
-    cache.insert(Kept(tokens("b"), state(10)))
+    cache.insert(KeptState(tokens("a"), state(10)))
+    cache.insert(KeptState(tokens("b"), state(10)))
     found = cache.match(tokens("a"), NOBODY)
     assert found is not None
     cache.touch(found[0])
-    cache.insert(Kept(tokens("c"), state(10)))
+    cache.insert(KeptState(tokens("c"), state(10)))
     assert cache.holds(tokens("a"), NOBODY)
     assert not cache.holds(tokens("b"), NOBODY)
 
 
 def test_nothing_is_kept_without_a_budget() -> None:
     cache = HostCache(0)
-    cache.insert(Kept(tokens("a"), state(1)))
+    cache.insert(KeptState(tokens("a"), state(1)))
     assert len(cache) == 0
 
 
@@ -190,11 +190,11 @@ def test_a_swipe_and_a_turn_save_nothing() -> None:
 def test_the_next_to_go_is_saved_while_nobody_waits() -> None:
     rig = make_engine(n_slots=2, cache_ram_bytes=1 << 20, copy_s_per_token=1e-4)
     for i in (0, 1):
-        rig.engine.keep_house()
+        rig.engine.run_idle_maintenance()
         assert len(rig.engine._cache.host) == 0
         rig.add(make_request(i, CHATS[i], max_tokens=4))
         rig.run()
-    rig.engine.keep_house()
+    rig.engine.run_idle_maintenance()
     assert len(rig.engine._cache.host) == 1
     reads = 0
     original = rig.decoder.get_state

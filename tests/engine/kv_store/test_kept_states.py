@@ -16,8 +16,8 @@ import pytest
 
 from ggufd.engine.engine import Engine
 from ggufd.engine.kv_store import slot_file, state_file
-from ggufd.engine.kv_store.state_file import BadStateFile, Kept
-from ggufd.engine.messages.config import DiskPlace, Rules
+from ggufd.engine.kv_store.state_file import BadStateFile, KeptState
+from ggufd.engine.messages.config import DiskPlace, EngineRules
 from ggufd.engine.messages.events import Failed, Output
 from ggufd.engine.messages.reports import Stats
 from ggufd.engine.messages.requests import ActOnSlot, EngineRequest, SlotAction
@@ -44,7 +44,7 @@ from tests.support.programs.live_server import LiveServer, live_server
 
 ROOMY: dict[str, Any] = {"n_ctx": 1024, "n_batch": 64, "n_outputs_max": 8}
 A, B = (bytes([65 + at]) * 5 + b" is how a long chat begins, and it goes on and on for ever. " * 6 for at in (0, 1))
-RAM = Rules(cache_ram_bytes=1 << 20)
+RAM = EngineRules(cache_ram_bytes=1 << 20)
 
 
 # --- a fault at every place where a state is read or brought back ----------------------------------------------------
@@ -101,19 +101,19 @@ def pre_rolled(rig: Rig) -> None:
         prompt = A[:150] + b"".join(messages[request_id : request_id + 4])
         rig.add(make_request(request_id, prompt, max_tokens=4))
         rig.run()
-        while rig.engine.keep_house():
+        while rig.engine.run_idle_maintenance():
             rig.engine.check_integrity()
 
 
 Play = Callable[[Rig], None]
 
-PLAYS: dict[str, tuple[Play, dict[str, Any], Rules]] = {
+PLAYS: dict[str, tuple[Play, dict[str, Any], EngineRules]] = {
     "turns": (turns, {"n_slots": 1}, RAM),
-    "shared": (shared, {"n_slots": 4}, Rules()),
-    "preempted": (preempted, {"n_slots": 1}, Rules(cache_ram_bytes=1 << 20, preempts=True)),
-    "moved": (moved, {"n_slots": 4, "copy_s_per_token": 1e-6}, Rules()),
+    "shared": (shared, {"n_slots": 4}, EngineRules()),
+    "preempted": (preempted, {"n_slots": 1}, EngineRules(cache_ram_bytes=1 << 20, preempts=True)),
+    "moved": (moved, {"n_slots": 4, "copy_s_per_token": 1e-6}, EngineRules()),
     "snapshots": (snapshots, {"n_slots": 1, "can_trim": False}, RAM),
-    "pre-rolled": (pre_rolled, {"n_slots": 3}, Rules(cache_ram_bytes=1 << 20, pre_rolls=True)),
+    "pre-rolled": (pre_rolled, {"n_slots": 3}, EngineRules(cache_ram_bytes=1 << 20, pre_rolls=True)),
 }
 
 
@@ -210,7 +210,7 @@ def test_what_a_report_calls_restored_was_reused() -> None:
 
 def test_log_probabilities_of_a_prompt_are_whole_after_a_state_was_lost() -> None:
     """Preempted while it is read, and computed from the start again."""
-    rules = Rules(cache_ram_bytes=1 << 20, preempts=True)
+    rules = EngineRules(cache_ram_bytes=1 << 20, preempts=True)
     request = make_request(0, A, max_tokens=3, prompt_logprobs=True, n_logprobs=1, priority=5)
     entries = []
     for faults in ({}, {0: "refused"}):
@@ -232,7 +232,7 @@ def test_log_probabilities_of_a_prompt_are_whole_after_a_state_was_lost() -> Non
 
 def on_disk(folder: Path, n_slots: int = 2) -> Rig:
     """An engine whose fingerprint is not told apart from another's: what is wrong, llama.cpp must say."""
-    rules = Rules(cache_ram_bytes=1 << 20, disk=DiskPlace(str(folder), 1 << 24, "the same"))
+    rules = EngineRules(cache_ram_bytes=1 << 20, disk=DiskPlace(str(folder), 1 << 24, "the same"))
     return Rig(FakeDecoder(n_slots=n_slots, **ROOMY), rules=rules)
 
 
@@ -246,28 +246,34 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def rewritten(folder: Path, change: Callable[[Kept], Kept]) -> None:
+def rewritten(folder: Path, change: Callable[[KeptState], KeptState]) -> None:
     """The same file, whole and with checksums, of a state that is not as it should be."""
     (path,) = folder.glob("*.npz")
     kept, mark = state_file.read(path)
     state_file.write(path, change(kept), mark)
 
 
-def cut(n_bytes: int) -> Callable[[Kept], Kept]:
-    return lambda kept: Kept(kept.tokens, kept.state[:n_bytes], kept.realm, kept.asker)
+def cut(n_bytes: int) -> Callable[[KeptState], KeptState]:
+    return lambda kept: KeptState(kept.tokens, kept.state[:n_bytes], kept.cache_scope, kept.asker)
 
 
-STATES: dict[str, Callable[[Kept], Kept]] = {
+STATES: dict[str, Callable[[KeptState], KeptState]] = {
     **{f"cut to {n}": cut(n) for n in (1, 3, 4, 8, 11, 12, 13, 400, 800)},
     "without its last byte": cut(-1),
-    "longer": lambda kept: Kept(kept.tokens, np.concatenate([kept.state, kept.state]), kept.realm, kept.asker),
-    "zeros": lambda kept: Kept(kept.tokens, np.zeros_like(kept.state), kept.realm, kept.asker),
-    "of more tokens": lambda kept: Kept(kept.tokens + array("i", [7] * 9), kept.state, kept.realm, kept.asker),
+    "longer": lambda kept: KeptState(
+        kept.tokens, np.concatenate([kept.state, kept.state]), kept.cache_scope, kept.asker
+    ),
+    "zeros": lambda kept: KeptState(kept.tokens, np.zeros_like(kept.state), kept.cache_scope, kept.asker),
+    "of more tokens": lambda kept: KeptState(
+        kept.tokens + array("i", [7] * 9), kept.state, kept.cache_scope, kept.asker
+    ),
 }
 
 
 @pytest.mark.parametrize("change", list(STATES.values()), ids=list(STATES))
-def test_a_file_whose_state_is_of_no_use_is_a_miss_and_deleted(folder: Path, change: Callable[[Kept], Kept]) -> None:
+def test_a_file_whose_state_is_of_no_use_is_a_miss_and_deleted(
+    folder: Path, change: Callable[[KeptState], KeptState]
+) -> None:
     rewritten(folder, change)
     rig = on_disk(folder)
     assert asked(rig, 1, A + b"x" * 20) == 0
@@ -364,7 +370,7 @@ def test_nothing_is_kept_of_what_became_nan_nor_of_what_that_went_on_from(n: int
 
 @pytest.mark.parametrize("change", list(STATES.values()), ids=list(STATES))
 def test_a_saved_slot_of_no_use_is_refused_and_the_slot_is_empty(
-    tmp_path: Path, change: Callable[[Kept], Kept]
+    tmp_path: Path, change: Callable[[KeptState], KeptState]
 ) -> None:
     rig = Rig(FakeDecoder(n_slots=1, **ROOMY))
     asked(rig, 0, A)
@@ -388,7 +394,7 @@ def act(rig: Rig, action: SlotAction, path: Path) -> Any:
 def drafted() -> tuple[Rig, FakeDraft]:
     decoder = FakeDecoder(n_slots=1, **ROOMY)
     draft = FakeDraft(decoder)
-    return Rig(decoder, rules=Rules(max_draft=16), draft=draft), draft
+    return Rig(decoder, rules=EngineRules(max_draft=16), draft=draft), draft
 
 
 def endless(request_id: int, prompt: bytes = A) -> EngineRequest:
@@ -446,7 +452,7 @@ def served(model: Model, folder: Path, prompts: list[bytes], **changes: Any) -> 
     """The texts of an engine whose fingerprint is not told apart from another's."""
     context = Context(model, ContextParams(**(PLAIN | changes)))
     scheduler = Scheduler(n_batch=256, n_ubatch=64, n_outputs_max=context.n_outputs_max, max_gap_ms=1e6)
-    rules = Rules(cache_ram_bytes=1 << 26, disk=DiskPlace(str(folder), 1 << 26, "the same"))
+    rules = EngineRules(cache_ram_bytes=1 << 26, disk=DiskPlace(str(folder), 1 << 26, "the same"))
     queue = RequestQueue(9, 60.0)
     engine = Engine(context, model, FakeGrammars(), queue, scheduler, no_vectors(), rules=rules)
     said = []

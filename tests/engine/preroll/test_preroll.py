@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.sequence.trim import find_trim, predict
 from ggufd.errors import EngineFailure
@@ -68,13 +68,15 @@ class Client:
 
 
 def rig_of(cache_ram_bytes: int = 1 << 24) -> Rig:
-    return Rig(FakeDecoder(**ROOMY), max_gap_ms=50.0, rules=Rules(pre_rolls=True, cache_ram_bytes=cache_ram_bytes))
+    return Rig(
+        FakeDecoder(**ROOMY), max_gap_ms=50.0, rules=EngineRules(pre_rolls=True, cache_ram_bytes=cache_ram_bytes)
+    )
 
 
 def pause(rig: Rig, n_steps: int = 1000) -> None:
     """A person reads: the engine has nothing to do but its house."""
     for _ in range(n_steps):
-        if rig.engine.has_work or not rig.engine.keep_house():
+        if rig.engine.has_work or not rig.engine.run_idle_maintenance():
             return
         rig.engine.check_integrity()
 
@@ -146,7 +148,7 @@ def test_without_the_rule_every_cut_is_computed_again() -> None:
     while client.n_dropped < 6:
         dropped = client.n_dropped
         n_computed = client.turn()
-        assert not rig.engine.keep_house()
+        assert not rig.engine.run_idle_maintenance()
         if client.n_dropped > dropped:
             computed.append(n_computed)
     assert min(computed) > 300
@@ -154,7 +156,7 @@ def test_without_the_rule_every_cut_is_computed_again() -> None:
 
 def until_foretold(client: Client) -> None:
     """Play until there is something to be computed ahead."""
-    while client.n_dropped < 2 or not client.rig.engine.keep_house():
+    while client.n_dropped < 2 or not client.rig.engine.run_idle_maintenance():
         client.turn()
 
 
@@ -162,7 +164,7 @@ def test_who_comes_amid_it_is_served_with_the_next_step() -> None:
     rig = rig_of()
     client = Client(rig)
     until_foretold(client)
-    rig.engine.keep_house()
+    rig.engine.run_idle_maintenance()
     stranger = make_request(next(IDS), b"Somebody else", max_tokens=3)
     rig.add(stranger)
     rig.step()
@@ -209,7 +211,7 @@ def test_a_guess_that_cannot_be_computed_is_given_up(error: Exception) -> None:
 
 
 def test_a_lone_slot_is_the_chats_own() -> None:
-    rig = Rig(FakeDecoder(n_slots=1, **ROOMY), rules=Rules(pre_rolls=True, cache_ram_bytes=1 << 20))
+    rig = Rig(FakeDecoder(n_slots=1, **ROOMY), rules=EngineRules(pre_rolls=True, cache_ram_bytes=1 << 20))
     client = Client(rig)
     while client.n_dropped < 4:
         client.turn()

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ggufd.engine.loader import Loaded, load
-from ggufd.engine.messages.config import EngineConfig, Rules
+from ggufd.engine.messages.config import EngineConfig, EngineRules
 from ggufd.engine.messages.events import Admitted, Output
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.messages.sampling import Grammar, GrammarKind
@@ -349,7 +349,7 @@ def test_a_real_model_goes_on_with_exactly_the_text_it_was_in() -> None:
     def new() -> Loaded:
         model = ModelParams(str(hub.find("").path), n_gpu_layers=0)
         context = ContextParams(n_ctx=512, n_slots=1, n_threads=1, flash_attn="off")
-        return load(EngineConfig(model, context, rules=Rules(preempts=True)), lambda _: None)
+        return load(EngineConfig(model, context, rules=EngineRules(preempts=True)), lambda _: None)
 
     def text_of(loaded: Loaded, interruptions: tuple[int, ...]) -> tuple[str, int]:
         tokens = tuple(range(1000, 1040))

@@ -10,7 +10,7 @@ from ggufd.engine.messages.events import Admitted, Finish, FinishReason, Queued,
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.queueing.forecast import Forecast
 from ggufd.engine.scheduling.scheduler import StepTime
-from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.sequence.sequence import SequenceState
 from tests.support.fakes.fake_llama import Rig, make_engine, make_request, run_alone
 
 STEP_S = 0.0105
@@ -31,8 +31,8 @@ def measured() -> StepTime:
     return step_time
 
 
-def waiting(request_id: int, n_prompt: int = 10, max_tokens: int | None = 10, **changes: Any) -> Sequence:
-    return Sequence.of(make_request(request_id, bytes(n_prompt), max_tokens=max_tokens, **changes), 0, 0.0)
+def waiting(request_id: int, n_prompt: int = 10, max_tokens: int | None = 10, **changes: Any) -> SequenceState:
+    return SequenceState.of(make_request(request_id, bytes(n_prompt), max_tokens=max_tokens, **changes), 0, 0.0)
 
 
 # --- the forecast -----------------------------------------------------------------------------------------------------

@@ -14,25 +14,25 @@ from hypothesis import strategies as st
 
 from ggufd.engine.queueing.fairness import Accounts
 from ggufd.engine.queueing.queue import RequestQueue
-from ggufd.engine.sequence.sequence import Sequence, Status
+from ggufd.engine.sequence.sequence import SequenceState, Status
 from ggufd.errors import EngineFailure, QueueFull
 from ggufd.keys.ring import Limits
 from tests.support.fakes.fake_llama import make_request
 
 
-def sequences(request_id: int, *, n: int = 1, arrival_s: float = 0.0, **changes: Any) -> list[Sequence]:
+def sequences(request_id: int, *, n: int = 1, arrival_s: float = 0.0, **changes: Any) -> list[SequenceState]:
     request = make_request(request_id, **({"prompt": b"x"} | changes), n=n)
-    return [Sequence.of(request, index, arrival_s) for index in range(n)]
+    return [SequenceState.of(request, index, arrival_s) for index in range(n)]
 
 
-def take(queue: RequestQueue, sequence: Sequence) -> None:
+def take(queue: RequestQueue, sequence: SequenceState) -> None:
     """Give a sequence a slot, as the engine does."""
     queue.take(sequence)
     sequence.status, sequence.admit_s = Status.RUNNING, 1.0
     queue.charge_prompt(sequence)
 
 
-def generate(queue: RequestQueue, sequence: Sequence, n: int = 1) -> None:
+def generate(queue: RequestQueue, sequence: SequenceState, n: int = 1) -> None:
     """Let a running sequence say `n` tokens."""
     sequence.n_past = sequence.n_prompt
     for _ in range(n):
@@ -261,7 +261,7 @@ class Simulation:
     n_slots: int
     limits: dict[str, Limits] = field(default_factory=dict)
     queue: RequestQueue = field(default_factory=lambda: RequestQueue(10**6, 1e9, accounts=Accounts(PROMPT_COST)))
-    running: list[Sequence] = field(default_factory=list)
+    running: list[SequenceState] = field(default_factory=list)
     served: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     admitted: list[int] = field(default_factory=list)
     waiting: set[str] = field(default_factory=set)
@@ -306,7 +306,7 @@ class Simulation:
         if self.now_s % 50 == 0:
             self.queue.check_integrity(self.running)
 
-    def _serve(self, sequence: Sequence, cost: float) -> None:
+    def _serve(self, sequence: SequenceState, cost: float) -> None:
         self.served[sequence.request.account] += cost / sequence.request.limits.weight
 
 

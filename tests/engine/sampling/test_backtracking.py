@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.messages.events import FinishReason, Output
 from ggufd.engine.messages.sampling import Grammar, GrammarKind, SpanLimit
 from ggufd.engine.sampling.banned import fold
@@ -109,7 +109,7 @@ class ChoiceConstraint:
 
 
 def rig_of(*, max_draft: int = 0, preempts: bool = False, **decoder: Any) -> Rig:
-    rules = Rules(max_draft=max_draft, preempts=preempts)
+    rules = EngineRules(max_draft=max_draft, preempts=preempts)
     made = FakeDecoder(**{"n_slots": 2, **decoder})
     draft = FakeDraft(made, error=0.3) if max_draft else None
     return Rig(made, rules=rules, draft=draft, vocabulary=WordVocabulary(), grammars=ChoiceGrammars())

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufd.engine.scheduling.scheduler import Chunk, Scheduler
-from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.sequence.sequence import SequenceState
 from tests.support.fakes.fake_llama import make_request
 
 
@@ -21,14 +21,14 @@ def sequence(
     n_generated: int = 0,
     admit_s: float = 0.0,
     prompt_logprobs: bool = False,
-) -> Sequence:
-    made = Sequence.of(make_request(slot, bytes(n_prompt), prompt_logprobs=prompt_logprobs), 0, 0.0)
+) -> SequenceState:
+    made = SequenceState.of(make_request(slot, bytes(n_prompt), prompt_logprobs=prompt_logprobs), 0, 0.0)
     made.tokens.extend([1] * n_generated)
     made.slot, made.n_past, made.admit_s = slot, n_past, admit_s
     return made
 
 
-def decoding(slot: int, n_prompt: int = 10) -> Sequence:
+def decoding(slot: int, n_prompt: int = 10) -> SequenceState:
     return sequence(slot, n_prompt, n_past=n_prompt, n_generated=1)
 
 
@@ -249,7 +249,7 @@ def test_whose_account_was_served_least_reads_first_and_the_more_urgent_within_i
     assert shape(plan) == [(1, 24, 0), (2, 40, 1)]
 
 
-def forced(slot: int, n_forced: int, *, admit_s: float = 0.0) -> Sequence:
+def forced(slot: int, n_forced: int, *, admit_s: float = 0.0) -> SequenceState:
     return sequence(slot, 10, n_past=10, n_generated=1 + n_forced, admit_s=admit_s)
 
 

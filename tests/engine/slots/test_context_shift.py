@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ggufd.engine.messages.events import FinishReason
 from ggufd.engine.messages.sampling import Grammar, GrammarKind
-from ggufd.engine.sequence.sequence import Sent, Sequence
+from ggufd.engine.sequence.sequence import OutputToken, SequenceState
 from ggufd.engine.slots.context_shift import ContextShift, Gap
 from ggufd.engine.slots.prefix_cache import PrefixCache
 from ggufd.llama.calibration.attention_model import AttentionShape, write_attention_model
@@ -178,7 +178,7 @@ def test_the_next_prompt_reuses_what_is_left_and_nothing_else() -> None:
     assert rig.run()[3].finishes[0].usage.cached_tokens == 16
 
 
-def step_until_dropped(rig: Rig) -> Sequence:
+def step_until_dropped(rig: Rig) -> SequenceState:
     """Step until the lone request has lost tokens."""
     while True:
         rig.step()
@@ -239,9 +239,9 @@ def test_what_a_client_is_foreseen_to_send_is_the_whole_chat() -> None:
     assert chat.tokens.tolist() == [*b"Once upon a time", *rig.collected[1].tokens[0]]
 
 
-def sequence_of(n_tokens: int, n_keep: int, **changes: Any) -> Sequence:
+def sequence_of(n_tokens: int, n_keep: int, **changes: Any) -> SequenceState:
     request = make_request(1, b"ab", n_keep=n_keep, max_tokens=1000, **changes)
-    sequence = Sequence.of(request, 0, 0.0)
+    sequence = SequenceState.of(request, 0, 0.0)
     sequence.tokens.extend(range(n_tokens - 2))
     return sequence
 
@@ -257,10 +257,10 @@ def test_half_of_what_is_not_kept_goes() -> None:
 def test_what_may_yet_be_taken_back_stays() -> None:
     sequence = sequence_of(64, n_keep=0, banned_strings=("x" * 100,))
     for _ in range(50):
-        sequence.detokenizer.feed(b"x", Sent(ord("x"), None))
+        sequence.detokenizer.feed(b"x", OutputToken(ord("x"), None))
     assert ContextShift(64, is_on=True).gap(sequence) == Gap(1, 13)
     for _ in range(13):
-        sequence.detokenizer.feed(b"x", Sent(ord("x"), None))
+        sequence.detokenizer.feed(b"x", OutputToken(ord("x"), None))
     assert ContextShift(64, is_on=True).gap(sequence) is None
 
 
@@ -278,7 +278,7 @@ def test_llama_cpp_computes_on_as_if_it_had_read_what_is_left(one_layer: Model) 
     cache, shift = PrefixCache(context), ContextShift(128, is_on=True)
     tokens = np.random.default_rng(1).integers(1, 60, 128).tolist()
     request = dataclasses.replace(make_request(1, tokens[:50]), n_keep=9, max_tokens=1000)
-    sequence = Sequence.of(request, 0, 0.0)
+    sequence = SequenceState.of(request, 0, 0.0)
     assert cache.lock(sequence)
 
     def compute(slot: int, new: list[int], start: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ggufd.engine.backend.tokens import common_prefix
 from ggufd.engine.messages.events import CacheDifference, CacheReport, CacheSource
-from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.prefix_cache import PrefixCache
 from ggufd.errors import EngineFailure
 from tests.support.fakes.fake_llama import FakeDecoder, make_request
@@ -26,17 +26,17 @@ class Rig:
         self.cache = PrefixCache(self.decoder, self.decoder.clock)
         self.n_made = 0
 
-    def make(self, prompt: bytes, **changes: object) -> Sequence:
+    def make(self, prompt: bytes, **changes: object) -> SequenceState:
         self.n_made += 1
-        return Sequence.of(make_request(self.n_made, prompt, **changes), 0, 0.0)
+        return SequenceState.of(make_request(self.n_made, prompt, **changes), 0, 0.0)
 
-    def lock(self, prompt: bytes, **changes: object) -> Sequence:
+    def lock(self, prompt: bytes, **changes: object) -> SequenceState:
         sequence = self.make(prompt, **changes)
         assert self.cache.lock(sequence)
         self.cache.check_integrity()
         return sequence
 
-    def compute(self, sequence: Sequence, n: int | None = None) -> None:
+    def compute(self, sequence: SequenceState, n: int | None = None) -> None:
         """Compute the next `n` tokens, or all."""
         assert sequence.slot is not None
         end = len(sequence.tokens) if n is None else sequence.n_past + n
@@ -353,7 +353,7 @@ def test_integrity_names_a_slot_that_holds_something_else() -> None:
 # --- holes ------------------------------------------------------------------------------------------------------------
 
 
-def running_at(rig: Rig, slots: list[int]) -> dict[int, Sequence]:
+def running_at(rig: Rig, slots: list[int]) -> dict[int, SequenceState]:
     """Sequences of 50 tokens that run in exactly these slots; idle caches in all others."""
     all_slots = {}
     for i in range(len(rig.cache.slots)):
@@ -523,6 +523,6 @@ def test_another_namespace_is_not_explained() -> None:
 def test_a_swapped_slot_takes_its_namespace_along() -> None:
     rig = Rig()
     running_at(rig, [0, 3])
-    rig.cache.slots[3].realm = ("them", ())
+    rig.cache.slots[3].cache_scope = ("them", ())
     rig.cache._swap(rig.cache.slots[3], rig.cache.slots[1])
-    assert [slot.realm[0] for slot in rig.cache.slots] == ["", "them", "", ""]
+    assert [slot.cache_scope[0] for slot in rig.cache.slots] == ["", "them", "", ""]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufd.engine.engine import Engine
-from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.messages.events import Admitted, Output
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.queueing.queue import RequestQueue
@@ -181,7 +181,7 @@ def context(request: pytest.FixtureRequest, files: dict[str, Path]) -> Iterator[
 def serve(context: Context, *requests: EngineRequest, cache_ram_bytes: int) -> list[tuple[str, int]]:
     """Text and reused tokens of each, one after another on one engine."""
     scheduler = Scheduler(n_batch=context.n_batch, n_ubatch=64, n_outputs_max=64, max_gap_ms=1e6)
-    rules = Rules(cache_ram_bytes=cache_ram_bytes)
+    rules = EngineRules(cache_ram_bytes=cache_ram_bytes)
     queue = RequestQueue(9, 60.0)
     engine = Engine(context, context.model.vocabulary, FakeGrammars(), queue, scheduler, no_vectors(), rules=rules)
     found = []

@@ -16,7 +16,7 @@ from ggufd.bench.measure.words import sentences
 from ggufd.daemon.served import changed
 from ggufd.engine import loader
 from ggufd.engine.loader import load, place
-from ggufd.engine.messages.config import DraftConfig, EngineConfig, Rules
+from ggufd.engine.messages.config import DraftConfig, EngineConfig, EngineRules
 from ggufd.engine.messages.events import Finish, Output
 from ggufd.engine.messages.reports import DraftInfo, Stats
 from ggufd.errors import ConfigError, ModelError
@@ -198,7 +198,7 @@ def test_what_is_taken_is_taken_from_the_machine(pair: tuple[Path, Path]) -> Non
 def test_plan_counts_it(pair: tuple[Path, Path]) -> None:
     machine = Machine(8 * GIB, 8 * GIB)
 
-    def made(config: Config) -> report.Report:
+    def made(config: Config) -> report.ModelPlan:
         model = model_files.with_draft(config, hub.find(str(pair[0])), may_fetch=False)
         return report.make(model, config, engine_settings.context_params(config), machine)
 
@@ -234,7 +234,8 @@ class Said:
         exact: dict[str, Any] = {"flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32"}
         context = ContextParams(n_ctx=512, n_slots=2, n_threads=1, **exact)
         loaded = load(
-            EngineConfig(ModelParams(str(model)), context, rules=Rules(max_draft=15), draft=guesses), lambda _: None
+            EngineConfig(ModelParams(str(model)), context, rules=EngineRules(max_draft=15), draft=guesses),
+            lambda _: None,
         )
         self.ready, self.text = loaded.ready, ""
         file = GgufModel(str(model))

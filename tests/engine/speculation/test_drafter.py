@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.messages.requests import EngineRequest
-from ggufd.engine.speculation.draft_model import Drafter, Trust, confidence_class, likeliest
+from ggufd.engine.speculation.draft_model import AcceptanceEstimator, DraftModel, confidence_class, likeliest
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import Logits, NoRoomError
 from tests.engine.speculation.test_prompt_lookup import REQUESTS
@@ -29,7 +29,7 @@ def rig_of(*, error: float = 0.0, max_draft: int = 15, p_min: float = 0.0, **opt
     own = {key.removeprefix("draft_"): options.pop(key) for key in list(options) if key.startswith("draft_")}
     decoder = FakeDecoder(**{"n_slots": 2, "n_ctx": 512, **options})
     draft = FakeDraft(decoder, error=error, **own)
-    return Rig(decoder, rules=Rules(max_draft=max_draft), draft=draft, p_min=p_min), draft
+    return Rig(decoder, rules=EngineRules(max_draft=max_draft), draft=draft, p_min=p_min), draft
 
 
 def run(request: EngineRequest, **options: Any) -> tuple[Collected, Rig, FakeDraft]:
@@ -39,7 +39,7 @@ def run(request: EngineRequest, **options: Any) -> tuple[Collected, Rig, FakeDra
 
 
 def run_without(request: EngineRequest, **options: Any) -> tuple[Collected, Rig]:
-    rig = Rig(FakeDecoder(**{"n_slots": 2, "n_ctx": 512, **options}), rules=Rules(max_draft=0))
+    rig = Rig(FakeDecoder(**{"n_slots": 2, "n_ctx": 512, **options}), rules=EngineRules(max_draft=0))
     rig.add(request)
     return rig.run()[request.request_id], rig
 
@@ -99,7 +99,7 @@ def test_sampled_tokens_keep_their_distribution() -> None:
     counts: Counter[tuple[int, int]] = Counter()
     for seed in range(12):
         decoder = DiceDecoder(n_slots=1, n_ctx=600)
-        rig = Rig(decoder, rules=Rules(max_draft=15), draft=FakeDraft(decoder))
+        rig = Rig(decoder, rules=EngineRules(max_draft=15), draft=FakeDraft(decoder))
         rig.add(make_request(1, PROMPT, max_tokens=500, temperature=1.0, seed=seed))
         collected = rig.run()[1]
         assert collected.finishes[0].usage.accepted_tokens > 50
@@ -141,7 +141,7 @@ def test_one_that_does_not_pay_costs_next_to_nothing(options: dict[str, Any]) ->
 
 
 def test_a_pause_becomes_longer_until_it_pays() -> None:
-    trust = Trust()
+    trust = AcceptanceEstimator()
 
     def pause() -> int:
         trust.rest()
@@ -168,7 +168,7 @@ def test_a_text_that_repeats_itself_is_guessed_from_itself_first() -> None:
 
     decoder = Parrot(n_slots=1, n_ctx=512, row_s=0.0)
     draft = FakeDraft(decoder)
-    rig = Rig(decoder, rules=Rules(max_draft=15), draft=draft)
+    rig = Rig(decoder, rules=EngineRules(max_draft=15), draft=draft)
     rig.add(make_request(1, bytes(range(97, 117)) * 3, max_tokens=200))
     usage, stats = rig.run()[1].finishes[0].usage, rig.engine.stats()
     assert usage.accepted_tokens > 150
@@ -180,9 +180,9 @@ def test_no_more_is_guessed_than_may_come_and_nothing_beyond_an_end() -> None:
         collected, rig, _ = run(endless(n))
         assert len(collected.tokens[0]) == n
         assert rig.n_computed <= len(PROMPT) + n
-    trust, decoder = Trust(), FakeDecoder(n_slots=1)
+    trust, decoder = AcceptanceEstimator(), FakeDecoder(n_slots=1)
     ends = frozenset(range(N_VOCAB))
-    drafter = Drafter(FakeDraft(decoder), n_vocab=N_VOCAB, eog=ends, p_min=0.0)
+    drafter = DraftModel(FakeDraft(decoder), n_vocab=N_VOCAB, eog=ends, p_min=0.0)
     assert drafter.draft(trust, array("i", list(PROMPT[:20])), 10, 10, lambda n: 1.0) == ()
 
 
@@ -194,8 +194,8 @@ def test_a_guess_ends_before_what_is_too_unlikely() -> None:
 
 def test_tokens_that_the_model_does_not_have_are_not_guessed() -> None:
     decoder = FakeDecoder(n_slots=1)
-    drafter = Drafter(FakeDraft(decoder), n_vocab=50, eog=(), p_min=0.0)
-    guess = drafter.draft(Trust(), array("i", list(b"!!!")), 3, 100, lambda n: 1.0)
+    drafter = DraftModel(FakeDraft(decoder), n_vocab=50, eog=(), p_min=0.0)
+    guess = drafter.draft(AcceptanceEstimator(), array("i", list(b"!!!")), 3, 100, lambda n: 1.0)
     assert guess
     assert all(token < 50 for token in guess)
 
@@ -326,7 +326,7 @@ def test_an_abort_amid_guesses_leaves_a_clean_slot() -> None:
 def test_one_that_is_preempted_amid_guesses_says_the_same() -> None:
     request = endless(200, priority=1)
     decoder = FakeDecoder(n_slots=1, n_ctx=512)
-    rig = Rig(decoder, rules=Rules(max_draft=15, preempts=True), draft=FakeDraft(decoder, error=0.1))
+    rig = Rig(decoder, rules=EngineRules(max_draft=15, preempts=True), draft=FakeDraft(decoder, error=0.1))
     rig.add(request)
     for i in (10, 11, 12):
         rig.step()
@@ -346,7 +346,7 @@ def test_a_context_that_is_shifted_amid_guesses_says_the_same() -> None:
     for draft_s in (0.001, None):
         decoder = FakeDecoder(n_slots=1, n_ctx=128)
         draft = None if draft_s is None else FakeDraft(decoder, base_s=draft_s)
-        rig = Rig(decoder, rules=Rules(max_draft=15 if draft else 0, shifts_context=True), draft=draft)
+        rig = Rig(decoder, rules=EngineRules(max_draft=15 if draft else 0, shifts_context=True), draft=draft)
         rig.add(request)
         collected = rig.run()[1]
         assert collected.finishes[0].usage.dropped_tokens > 100

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.messages.sampling import Grammar, GrammarKind
-from ggufd.engine.speculation.draft_model import Trust
-from ggufd.engine.speculation.prompt_lookup import Lookup, Speculator, StepCosts, run_class
+from ggufd.engine.speculation.draft_model import AcceptanceEstimator
+from ggufd.engine.speculation.prompt_lookup import PromptLookup, Speculator, StepCosts, run_class
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import Logits, NoRoomError
 from tests.support.fakes.fake_llama import EOT, Collected, FakeDecoder, Rig, logits_after, make_request
@@ -37,13 +37,13 @@ class EchoDecoder(FakeDecoder):
 
 
 def run(request: EngineRequest, *, max_draft: int, slip: int = 1000, **options: Any) -> tuple[Collected, Rig]:
-    rig = Rig(EchoDecoder(slip, n_slots=2, n_ctx=512, **options), rules=Rules(max_draft=max_draft))
+    rig = Rig(EchoDecoder(slip, n_slots=2, n_ctx=512, **options), rules=EngineRules(max_draft=max_draft))
     rig.add(request)
     return rig.run()[request.request_id], rig
 
 
-def lookup_over(tokens: bytes, n_prompt: int) -> Lookup:
-    lookup = Lookup(n_prompt)
+def lookup_over(tokens: bytes, n_prompt: int) -> PromptLookup:
+    lookup = PromptLookup(n_prompt)
     for end in range(n_prompt, len(tokens) + 1):
         lookup.follow(array("i", list(tokens[:end])))
     return lookup
@@ -74,17 +74,17 @@ def test_a_text_that_never_repeats_gives_no_guess() -> None:
 def test_a_run_that_ends_is_given_up_and_lowers_the_odds() -> None:
     lookup = lookup_over(b"abcdef abcX", 7)
     assert not lookup.is_running
-    assert lookup.odds[0] < Lookup(0).odds[0]
+    assert lookup.odds[0] < PromptLookup(0).odds[0]
 
 
 def test_runs_that_come_true_raise_the_odds() -> None:
     lookup = lookup_over(TEXT * 4, len(TEXT))
-    assert all(now > first for now, first in zip(lookup.odds, Lookup(0).odds, strict=True))
+    assert all(now > first for now, first in zip(lookup.odds, PromptLookup(0).odds, strict=True))
 
 
 def test_a_long_prompt_is_indexed_in_parts() -> None:
     tokens = array("i", [*range(20_000), 5, 6, 7])
-    lookup = Lookup(len(tokens))
+    lookup = PromptLookup(len(tokens))
     lookup.follow(tokens)
     assert not lookup.is_running
     for _ in range(3):
@@ -94,7 +94,7 @@ def test_a_long_prompt_is_indexed_in_parts() -> None:
 
 @given(st.lists(st.integers(0, 3), min_size=8, max_size=120), st.integers(0, 8), st.data())
 def test_a_guess_always_follows_an_equal_place(values: list[int], n_prompt: int, data: st.DataObject) -> None:
-    tokens, lookup = array("i", values), Lookup(n_prompt)
+    tokens, lookup = array("i", values), PromptLookup(n_prompt)
     seen, n_kept = tokens[:n_prompt], n_prompt
     for token in tokens[n_prompt:]:
         what = data.draw(st.integers(0, 19))
@@ -115,7 +115,7 @@ def test_a_guess_always_follows_an_equal_place(values: list[int], n_prompt: int,
 
 
 def test_what_stood_before_a_context_shift_may_be_taken_back() -> None:
-    tokens, lookup = array("i", list(b"abcdefgh" * 3)), Lookup(0)
+    tokens, lookup = array("i", list(b"abcdefgh" * 3)), PromptLookup(0)
     lookup.follow(tokens)
     lookup.restart(len(tokens))
     lookup.follow(tokens)
@@ -163,16 +163,16 @@ def test_rows_that_cost_little_are_used_and_dear_ones_are_not() -> None:
     tokens = array("i", list(TEXT * 3))
     lookup = lookup_over(TEXT * 3, len(TEXT))
     lookup.longest = 31
-    assert len(speculator(0.05).draft(lookup, Trust(), tokens, 100)) == 31
-    assert speculator(1.0).draft(lookup, Trust(), tokens, 100) == ()
+    assert len(speculator(0.05).draft(lookup, AcceptanceEstimator(), tokens, 100)) == 31
+    assert speculator(1.0).draft(lookup, AcceptanceEstimator(), tokens, 100) == ()
 
 
 def drafts(n_true: list[int | None], row_cost: float = 0.0, max_draft: int = 31) -> list[int]:
     """How long guess after guess is when so many tokens of each come true; None is all of them."""
     made, tokens = speculator(row_cost, max_draft), array("i", list(TEXT * 4))
-    lookup, lengths = Lookup(len(tokens)), []
+    lookup, lengths = PromptLookup(len(tokens)), []
     for n in n_true:
-        guess = made.draft(lookup, Trust(), tokens, 100)
+        guess = made.draft(lookup, AcceptanceEstimator(), tokens, 100)
         lengths.append(len(guess))
         tokens.extend(guess if n is None else guess[:n])
         if n is not None:
@@ -201,10 +201,10 @@ def test_a_guess_that_fails_shortens_the_next_by_a_quarter() -> None:
 
 def test_what_was_not_checked_changes_nothing() -> None:
     """The step had no room for the guess, or the text was cut back."""
-    made, tokens, lookup = speculator(0.0), array("i", list(TEXT * 3)), Lookup(len(TEXT) * 3)
-    guess = made.draft(lookup, Trust(), tokens, 100)
+    made, tokens, lookup = speculator(0.0), array("i", list(TEXT * 3)), PromptLookup(len(TEXT) * 3)
+    guess = made.draft(lookup, AcceptanceEstimator(), tokens, 100)
     tokens.append(guess[0])
-    assert len(made.draft(lookup, Trust(), tokens, 100)) == 3
+    assert len(made.draft(lookup, AcceptanceEstimator(), tokens, 100)) == 3
     lookup.rewind(len(tokens))
     tokens.append(255)
     lookup.follow(tokens)
@@ -224,8 +224,8 @@ def test_no_guess_is_much_longer_than_what_has_come_true(n_true: list[int | None
 def test_never_more_is_guessed_than_may_come() -> None:
     lookup = lookup_over(TEXT * 3, len(TEXT))
     lookup.longest = 31
-    assert len(speculator(0.0).draft(lookup, Trust(), array("i", list(TEXT * 3)), 5)) == 5
-    assert speculator(0.0).draft(lookup, Trust(), array("i", list(TEXT * 3)), 0) == ()
+    assert len(speculator(0.0).draft(lookup, AcceptanceEstimator(), array("i", list(TEXT * 3)), 5)) == 5
+    assert speculator(0.0).draft(lookup, AcceptanceEstimator(), array("i", list(TEXT * 3)), 0) == ()
 
 
 # --- in the engine ----------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_a_text_that_repeats_is_guessed_where_its_grammar_leaves_it_free(grammar
 def test_guesses_go_on_after_a_context_shift() -> None:
     request = make_request(1, TEXT, max_tokens=900, ignore_eos=True)
     one, many = (
-        Rig(EchoDecoder(n_slots=1, n_ctx=256), rules=Rules(max_draft=max_draft, shifts_context=True))
+        Rig(EchoDecoder(n_slots=1, n_ctx=256), rules=EngineRules(max_draft=max_draft, shifts_context=True))
         for max_draft in (0, 31)
     )
     for rig in (one, many):
@@ -307,13 +307,13 @@ def test_a_text_that_does_not_repeat_is_not_guessed_at() -> None:
 
 
 def test_two_sequences_are_not_guessed_at() -> None:
-    rig = Rig(EchoDecoder(n_slots=2, n_ctx=512, row_s=0.0), rules=Rules(max_draft=31))
+    rig = Rig(EchoDecoder(n_slots=2, n_ctx=512, row_s=0.0), rules=EngineRules(max_draft=31))
     rig.add(make_request(1, TEXT * 2, max_tokens=100), make_request(2, TEXT * 2, max_tokens=100))
     assert all(collected.finishes[0].usage.drafted_tokens == 0 for collected in rig.run().values())
 
 
 def test_an_abort_amid_guesses_leaves_a_clean_slot() -> None:
-    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), rules=Rules(max_draft=31))
+    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), rules=EngineRules(max_draft=31))
     rig.add(make_request(1, TEXT * 2, max_tokens=300))
     for _ in range(12):
         rig.step()
@@ -325,7 +325,7 @@ def test_an_abort_amid_guesses_leaves_a_clean_slot() -> None:
 @pytest.mark.parametrize("error", [NoRoomError(), EngineFailure("a row failed")])
 def test_a_guess_that_cannot_be_computed_costs_nothing_but_itself(error: Exception) -> None:
     request = make_request(1, TEXT * 2, max_tokens=100)
-    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), rules=Rules(max_draft=31))
+    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), rules=EngineRules(max_draft=31))
     rig.add(request)
     while not rig.engine.stats().generated_tokens > 40:
         rig.step()
@@ -336,7 +336,7 @@ def test_a_guess_that_cannot_be_computed_costs_nothing_but_itself(error: Excepti
 
 def test_one_that_is_preempted_amid_guesses_says_the_same() -> None:
     request = make_request(1, TEXT * 2, max_tokens=300, priority=1)
-    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), rules=Rules(max_draft=31, preempts=True))
+    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), rules=EngineRules(max_draft=31, preempts=True))
     rig.add(request)
     for i in (10, 11, 12):
         rig.step()

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.messages.reports import StepRecord
 from ggufd.engine.telemetry.trace import StepTrace
 from tests.engine.speculation.test_prompt_lookup import TEXT, EchoDecoder
@@ -28,7 +28,7 @@ def test_the_parts_of_a_step_are_within_it() -> None:
 
 
 def test_guesses_are_told_apart() -> None:
-    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), rules=Rules(max_draft=7))
+    rig = Rig(EchoDecoder(n_slots=1, n_ctx=512, row_s=0.0), rules=EngineRules(max_draft=7))
     rig.add(make_request(1, TEXT * 2, max_tokens=60))
     usage = rig.run()[1].finishes[0].usage
     records = rig.engine.steps().records

@@ -12,7 +12,7 @@ import httpx
 
 from ggufd.api.app import create_app
 from ggufd.api.http.record import Sink
-from ggufd.api.services.services import Models, Report
+from ggufd.api.services.services import ModelSwitcher, Report
 from ggufd.api.services.settings import ApiConfig
 from ggufd.errors import GgufdError
 from ggufd.keys.ring import Key, KeyRing, Role, digest_of
@@ -91,7 +91,7 @@ class FakeModels:
 async def running(
     engine: FakeEngine | None = None,
     text: FakeText | None = None,
-    models: Models | None = None,
+    models: ModelSwitcher | None = None,
     sinks: Sequence[Sink] = (),
     **settings: Any,
 ) -> AsyncIterator[Api]:

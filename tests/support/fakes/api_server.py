@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from ggufd.api.app import create_app
-from ggufd.api.http.connections import Guard, Limits
+from ggufd.api.http.connections import ConnectionLimits, Guard
 from ggufd.api.services.settings import ApiConfig
 from tests.support.fakes.fake_engine import FakeEngine, FakeText
 
@@ -30,7 +30,9 @@ class Served:
 
 
 @contextmanager
-def serving(engine: FakeEngine | None = None, limits: Limits | None = None, **settings: object) -> Iterator[Served]:
+def serving(
+    engine: FakeEngine | None = None, limits: ConnectionLimits | None = None, **settings: object
+) -> Iterator[Served]:
     """A running server; it is gone when the block ends."""
     engine = engine or FakeEngine()
     config = ApiConfig(**({"model_id": "fake-model", "ping_s": 0.05} | settings))  # type: ignore[arg-type]
@@ -39,7 +41,7 @@ def serving(engine: FakeEngine | None = None, limits: Limits | None = None, **se
         # Small, so that a client that reads nothing is noticed by its first kilobytes.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         port = listener.getsockname()[1]
-        guard = Guard(limits or Limits())
+        guard = Guard(limits or ConnectionLimits())
         options = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2, **guard.options()
         )

@@ -48,7 +48,7 @@ from ggufd.engine.client.client import EngineClient
 from ggufd.engine.embeddings.embedding import Embedder, EmbedderParams
 from ggufd.engine.embeddings.inputs import InputList
 from ggufd.engine.engine import Engine
-from ggufd.engine.messages.config import EngineConfig, Rules
+from ggufd.engine.messages.config import EngineConfig, EngineRules
 from ggufd.engine.messages.events import Admitted, Embedding, Failed, Finish, Output, Queued
 from ggufd.engine.messages.reports import EmbeddingInfo, Event, ModelInfo, Ready
 from ggufd.engine.messages.requests import EmbedRequest, EngineRequest, Shutdown
@@ -657,7 +657,7 @@ class Rig:
         max_gap_ms: float = 100.0,
         max_queue: int = 64,
         max_queue_wait_s: float = 600.0,
-        rules: Rules | None = None,
+        rules: EngineRules | None = None,
         pooling: Pooling = "mean",
         draft: FakeDraft | None = None,
         p_min: float = 0.0,
@@ -750,13 +750,13 @@ class Rig:
 
 
 RIG_OPTIONS = frozenset(("max_gap_ms", "max_queue", "max_queue_wait_s", "pooling"))
-RULES = frozenset(field.name for field in dataclasses.fields(Rules))
+RULES = frozenset(field.name for field in dataclasses.fields(EngineRules))
 
 
 def make_engine(**options: Any) -> Rig:
     """A rig with these options of its own, or rules of its engine; the others are the decoder's."""
     own = {name: options.pop(name) for name in RIG_OPTIONS & options.keys()}
-    rules = Rules(**{name: options.pop(name) for name in RULES & options.keys()})
+    rules = EngineRules(**{name: options.pop(name) for name in RULES & options.keys()})
     return Rig(FakeDecoder(**options), rules=rules, **own)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ggufd.api.services.services import Text
+from ggufd.api.services.services import TextService
 from ggufd.chat.prompt import Message
 from ggufd.chat.rendering.places import find_messages
 from ggufd.engine.messages.events import CacheDifference, Usage
@@ -39,7 +39,7 @@ class _Prompt:
 class CacheExplainer:
     """The explanations of one HTTP request; `is_shown` says that its client asked for them."""
 
-    def __init__(self, text: Text, *, is_shown: bool) -> None:
+    def __init__(self, text: TextService, *, is_shown: bool) -> None:
         self._text = text
         self._is_shown = is_shown
         self._prompts: list[_Prompt] = []

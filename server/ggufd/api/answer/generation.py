@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.http.record import DISCONNECTED
 from ggufd.api.services.activity import Owner
-from ggufd.api.services.services import RequestStream, Services
+from ggufd.api.services.services import RequestEvents, Services
 from ggufd.engine.messages.events import Finish, FinishReason, Output, PromptLogprobs, RequestEvent, TokenLogprob, Usage
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.messages.sampling import GrammarKind
@@ -50,7 +50,7 @@ class Generation:
         self,
         services: Services,
         requests: Sequence[EngineRequest],
-        streams: Sequence[RequestStream],
+        streams: Sequence[RequestEvents],
         owner: Owner,
         explainer: CacheExplainer,
         *,
@@ -213,12 +213,12 @@ def _as_a_whole(text: str, schema: str | None) -> Sequence[tuple[str, str]]:
     return [] if schema is None else [(schema, text)]
 
 
-async def _of_one(stream: RequestStream, first: int) -> AsyncIterator[Batch]:
+async def _of_one(stream: RequestEvents, first: int) -> AsyncIterator[Batch]:
     while events := await stream.take():
         yield first, events
 
 
-async def _pump(stream: RequestStream, first: int, inbox: asyncio.Queue[Batch | Exception | None]) -> None:
+async def _pump(stream: RequestEvents, first: int, inbox: asyncio.Queue[Batch | Exception | None]) -> None:
     try:
         async for batch in _of_one(stream, first):
             await inbox.put(batch)
@@ -268,7 +268,7 @@ async def submit(
     Those with a timeout may be refused by the engine, which knows the queue: that is waited for.
     """
     owner.record.model = services.config.model_id
-    streams: list[RequestStream] = []
+    streams: list[RequestEvents] = []
     try:
         for request in requests:
             streams.append(services.engine.submit(request))  # noqa: PERF401 - those before a refusal must stay
@@ -289,7 +289,7 @@ async def submit(
 
 
 async def _placed(
-    services: Services, requests: Sequence[EngineRequest], streams: Sequence[RequestStream], owner: Owner
+    services: Services, requests: Sequence[EngineRequest], streams: Sequence[RequestEvents], owner: Owner
 ) -> None:
     """Wait until the engine has taken in what it may refuse. Raises that refusal."""
     for request, stream in zip(requests, streams, strict=True):
@@ -299,7 +299,7 @@ async def _placed(
 
 
 @dataclass(slots=True)
-class Choice:
+class FinishedChoice:
     """One finished answer, and the `outputs` that it came in."""
 
     outputs: list[Output] = field(default_factory=list)
@@ -340,9 +340,9 @@ class Choice:
         return sum(logprobs) / len(logprobs) if logprobs else -1e9
 
 
-async def collect(generation: Generation, on_output: OnOutput = lambda index, output: None) -> list[Choice]:
+async def collect(generation: Generation, on_output: OnOutput = lambda index, output: None) -> list[FinishedChoice]:
     """Wait for the whole of every choice, in order of their indexes. `on_output` is told what comes, as it comes."""
-    choices = [Choice() for _ in range(generation.total)]
+    choices = [FinishedChoice() for _ in range(generation.total)]
     async with generation:
         async for first, events in generation.batches():
             for event in events:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ggufd.api.answer.reader import AnswerReader
-from ggufd.api.anthropic.output import Content, Event
+from ggufd.api.anthropic.output import ContentBlocks, Event
 from ggufd.engine.messages.events import FinishReason, Output
 
 Message = dict[str, Any]
@@ -20,7 +20,7 @@ class MessageWriter:
         self, model: str, reader: AnswerReader, *, prompt_tokens: int, max_tokens: int, stop: Collection[str]
     ) -> None:
         self._reader = reader
-        self._content = Content()
+        self._content = ContentBlocks()
         self._prompt_tokens = prompt_tokens
         self._max_tokens = max_tokens
         self._stop = stop

@@ -13,7 +13,7 @@ Block = dict[str, Any]
 Event = dict[str, Any]
 
 
-class Content:
+class ContentBlocks:
     """The blocks of one answer, in `blocks`; the last one may still grow."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from ggufd import __version__
 from ggufd.api.answer.explain import CacheExplainer
-from ggufd.api.answer.generation import Choice, Generation, collect, submit, unless_gone
+from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, unless_gone
 from ggufd.api.answer.sse import ChunkFormat, EventStream
 from ggufd.api.answer.usage import finish_reason
 from ggufd.api.http.body import JsonObject, read_json, read_optional_json
@@ -115,11 +115,13 @@ async def _start(services: Services, fields: KoboldRequest, owner: Owner, explai
     )
 
 
-async def _collect(services: Services, fields: KoboldRequest, owner: Owner, explainer: CacheExplainer) -> list[Choice]:
+async def _collect(
+    services: Services, fields: KoboldRequest, owner: Owner, explainer: CacheExplainer
+) -> list[FinishedChoice]:
     return await collect(await _start(services, fields, owner, explainer))
 
 
-def _result(choice: Choice, *, has_bans: bool) -> dict[str, Any]:
+def _result(choice: FinishedChoice, *, has_bans: bool) -> dict[str, Any]:
     usage = choice.ended.usage
     return {
         "text": choice.text,

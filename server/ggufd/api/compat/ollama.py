@@ -90,7 +90,7 @@ class OllamaChatRequest(ChatRequest):
     ]
 
 
-class Work(ABC):
+class OllamaWork(ABC):
     """One request on its way from fields to lines or a whole answer."""
 
     def __init__(self, services: Services, fields: GenerationFields, request: Request) -> None:
@@ -157,7 +157,7 @@ class Work(ABC):
         """What holds a part of the answer."""
 
 
-class _Continue(Work):
+class _Continue(OllamaWork):
     """A text goes on as it is, or is filled in before a suffix: no template, and nothing but text in the answer."""
 
     def __init__(self, services: Services, fields: GenerateRequest, request: Request) -> None:
@@ -194,7 +194,7 @@ class _Continue(Work):
         return {"response": answer.content}
 
 
-class _Chat(Work):
+class _Chat(OllamaWork):
     param = "messages"
 
     def __init__(self, services: Services, fields: OllamaChatRequest, request: Request) -> None:
@@ -243,7 +243,7 @@ def _call_json(call: ToolCall) -> dict[str, Any]:
 class _Lines:
     """The stream: a line for each piece of text, calls as a whole, one more line that ends it."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: OllamaWork) -> None:
         self._work = work
         self._reader: AnswerReader | None = None
         self._calls: list[Delta] = []

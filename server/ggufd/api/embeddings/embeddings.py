@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 from starlette.responses import Response
 
 from ggufd.api.answer.generation import unless_gone
-from ggufd.api.embeddings.vectors import AdaptedFields, Wish, numbers_of, vectors_of
+from ggufd.api.embeddings.vectors import AdaptedFields, VectorOptions, numbers_of, vectors_of
 from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import dumps, json_response
 from ggufd.api.request.chat.schemas import Prompt, Prompts, read_prompts
@@ -106,7 +106,7 @@ async def create_ollama(request: Request) -> Response:
     start_ns = time.monotonic_ns()
     services, fields = services_of(request), validate(OllamaEmbedRequest, await _read(request), {})
     adapters = fields.adapters_of(services)
-    wish = Wish(dimensions=fields.dimensions, truncates=fields.truncate, adapters=adapters)
+    wish = VectorOptions(dimensions=fields.dimensions, truncates=fields.truncate, adapters=adapters)
     found = await _pooled(request, fields.input, wish) if fields.input else []
 
     def answer() -> JsonObject:
@@ -125,7 +125,7 @@ async def create_ollama(request: Request) -> Response:
 async def create_old_ollama(request: Request) -> Response:
     """Ollama's older route: the vector of one text."""
     fields = validate(OllamaEmbeddingsRequest, await _read(request), {})
-    wish = Wish("prompt", truncates=True, adapters=fields.adapters_of(services_of(request)))
+    wish = VectorOptions("prompt", truncates=True, adapters=fields.adapters_of(services_of(request)))
     found = await _pooled(request, [fields.prompt], wish) if fields.prompt else []
     return json_response({"embedding": [number for one in found for number in numbers_of(one)[0]]})
 
@@ -137,7 +137,7 @@ async def _read(request: Request) -> JsonObject:
 async def _openai(request: Request, body: Mapping[str, Any]) -> Response:
     services, fields = services_of(request), validate(EmbeddingRequest, body, {})
     adapters = fields.adapters_of(services)
-    wish = Wish(dimensions=fields.dimensions, truncates=fields.truncate, adapters=adapters)
+    wish = VectorOptions(dimensions=fields.dimensions, truncates=fields.truncate, adapters=adapters)
     found = await _pooled(request, fields.input, wish)
     n_tokens = sum(one.n_tokens for one in found)
 
@@ -160,7 +160,7 @@ async def _openai(request: Request, body: Mapping[str, Any]) -> Response:
 async def _native(request: Request, body: Mapping[str, Any]) -> Response:
     services, fields = services_of(request), validate(NativeEmbeddingRequest, body, _NATIVE)
     is_pooled = services.require_ready().embedding.pooling != "none"
-    wish = Wish(
+    wish = VectorOptions(
         "content" if body.get("content") is not None else "input",
         norm=fields.embd_normalize if is_pooled else -1,
         adapters=fields.adapters_of(services),
@@ -171,7 +171,7 @@ async def _native(request: Request, body: Mapping[str, Any]) -> Response:
     )
 
 
-async def _pooled(request: Request, inputs: Sequence[Prompt], wish: Wish) -> list[Embedding]:
+async def _pooled(request: Request, inputs: Sequence[Prompt], wish: VectorOptions) -> list[Embedding]:
     """One vector of each input, for families that know no other."""
     services = services_of(request)
     if services.require_ready().embedding.pooling == "none":

@@ -29,7 +29,7 @@ Input = str | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class VectorOptions:
     """What is to be done with inputs, of which `param` is the name on the wire.
 
     `truncates` cuts what is too long instead of refusing it. `norm` is llama-server's number (`engine.embeddings.pooling.scaled`).
@@ -54,7 +54,7 @@ class AdaptedFields(Body):
         return services.adapters.wanted(self.lora, self.model)
 
 
-async def vectors_of(services: Services, inputs: Sequence[Input], owner: Owner, wish: Wish) -> list[Embedding]:
+async def vectors_of(services: Services, inputs: Sequence[Input], owner: Owner, wish: VectorOptions) -> list[Embedding]:
     """The vectors of texts and token lists, in their order. Raises InvalidRequest for what is wrong with one."""
     info = services.require_ready().embedding
     if info.pooling == "rank":
@@ -73,7 +73,9 @@ async def encode_in_turns(texts: Sequence[str], encode: Encode) -> list[list[int
     return found
 
 
-async def compute(services: Services, inputs: Sequence[Sequence[int]], owner: Owner, wish: Wish) -> list[Embedding]:
+async def compute(
+    services: Services, inputs: Sequence[Sequence[int]], owner: Owner, wish: VectorOptions
+) -> list[Embedding]:
     """What the engine makes of token lists, in their order."""
     _check_lengths(inputs, services.require_ready().embedding.n_ctx, wish.param)
     request = EmbedRequest(
@@ -131,7 +133,7 @@ def _check_dimensions(services: Services, dimensions: int | None) -> None:
         )
 
 
-async def _encode(services: Services, inputs: Sequence[Input], wish: Wish) -> list[Sequence[int]]:
+async def _encode(services: Services, inputs: Sequence[Input], wish: VectorOptions) -> list[Sequence[int]]:
     ready = services.require_ready()
     limit = ready.embedding.n_ctx if wish.truncates else None
     texts = [one for one in inputs if isinstance(one, str)]

@@ -40,7 +40,7 @@ _PIECE_BYTES = 8 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ConnectionLimits:
     """Seconds for a request to arrive whole and for a client to take something of its answer; connections at once."""
 
     read_timeout_s: float = 30.0
@@ -51,7 +51,7 @@ class Limits:
 class Guard:
     """All connections of one server. `awaited` are those of which a request or its rest is awaited, longest first."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         self.awaited: dict[Connection, None] = {}
         self.n_open = 0

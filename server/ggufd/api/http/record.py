@@ -26,7 +26,7 @@ _SCOPE_RECORD = "ggufd.record"
 
 
 @dataclass(slots=True, eq=False)
-class Record:
+class RequestRecord:
     """One request. Times are seconds: `started_s` of `time.monotonic`, the others lengths; None where unknown.
 
     `is_work` says that the model had something to compute. `reason` is why it ended: a finish reason, an error's code,
@@ -68,13 +68,13 @@ class Record:
             self.first_s = time.monotonic() - self.started_s
 
 
-Sink = Callable[[Record], None]
+Sink = Callable[[RequestRecord], None]
 """Takes what has ended. Must be quick and raise nothing."""
 
 
-def record_of(request: Request) -> Record:
+def record_of(request: Request) -> RequestRecord:
     """The record of this request; one that nobody reads where the middleware is missing."""
-    record: Record = request.scope.get(_SCOPE_RECORD) or Record()
+    record: RequestRecord = request.scope.get(_SCOPE_RECORD) or RequestRecord()
     return record
 
 
@@ -127,7 +127,7 @@ class RecordMiddleware:
                 sink(record)
 
 
-def _told(record: Record, shape: ErrorShape) -> list[tuple[bytes, bytes]]:
+def _told(record: RequestRecord, shape: ErrorShape) -> list[tuple[bytes, bytes]]:
     """The response headers that come from here: the request's id, and which of its fields were ignored."""
     headers = [(name, record.request_id) for name in shape.id_headers]
     if record.ignored:
@@ -135,11 +135,11 @@ def _told(record: Record, shape: ErrorShape) -> list[tuple[bytes, bytes]]:
     return [(name.encode(), value.encode()) for name, value in headers]
 
 
-def _begin(scope: Scope) -> Record:
+def _begin(scope: Scope) -> RequestRecord:
     headers = Headers(scope=scope)
     sent = headers.get(REQUEST_ID_HEADER, "")
     client = scope.get("client")
-    return Record(
+    return RequestRecord(
         request_id=sent if _ID.fullmatch(sent) else uuid.uuid4().hex[:16],
         method=scope["method"],
         path=scope["path"],

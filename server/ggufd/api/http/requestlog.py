@@ -7,14 +7,14 @@ import traceback
 from typing import Any
 
 from ggufd.api.http.auth import is_public
-from ggufd.api.http.record import Record
+from ggufd.api.http.record import RequestRecord
 
 logger = logging.getLogger("ggufd")
 
 _NOTHING = "-"
 
 
-def log_request(record: Record) -> None:
+def log_request(record: RequestRecord) -> None:
     """At info what the model worked for and what was refused; the rest, which probes ask for all day, at debug."""
     is_told = record.is_work or (record.status >= 400 and not is_public(record.path))
     level = logging.INFO if is_told else logging.DEBUG
@@ -32,7 +32,7 @@ def log_crash(where: logging.Logger, what: str, error: BaseException) -> None:
         where.error("%s: %s at\n%s", what, type(error).__name__, frames.rstrip())
 
 
-def _generation(record: Record) -> str:
+def _generation(record: RequestRecord) -> str:
     """In columns, so that the eye finds what differs."""
     return (
         f"{record.key or _NOTHING:<10} {record.prompt_tokens:>6,} in {record.cached_tokens:>6,} cached "
@@ -41,7 +41,7 @@ def _generation(record: Record) -> str:
     )
 
 
-def _other(record: Record) -> str:
+def _other(record: RequestRecord) -> str:
     reason = f" {record.reason}" if record.reason else ""
     return (
         f"{record.key or _NOTHING:<10} {record.method} {_path(record)}: {record.status}{reason}, "
@@ -49,7 +49,7 @@ def _other(record: Record) -> str:
     )
 
 
-def _path(record: Record) -> str:
+def _path(record: RequestRecord) -> str:
     """Safe to print: a path may hold anything, line ends too."""
     return ascii(record.path[:60])[1:-1]
 
@@ -62,7 +62,7 @@ def _rate(value: float | None) -> str:
     return f"{_NOTHING:>12}" if value is None else f"{value:>6.1f} tok/s"
 
 
-def fields_of(record: Record) -> dict[str, Any]:
+def fields_of(record: RequestRecord) -> dict[str, Any]:
     """The same for machines; times in seconds."""
     fields = {
         "message": "request",

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ggufd.api.answer.explain import CacheExplainer
-from ggufd.api.answer.generation import Choice
+from ggufd.api.answer.generation import FinishedChoice
 from ggufd.api.answer.logprobs import TokenTexts, final_entry, native_entry
 from ggufd.api.answer.sse import ChunkFormat, event_bytes
 from ggufd.api.answer.usage import progress_json, timings_json
@@ -98,7 +98,7 @@ class NativeAnswer:
             "banned_strings": list(request.banned_strings),
         }
 
-    def probabilities(self, choice: Choice) -> dict[str, Any]:
+    def probabilities(self, choice: FinishedChoice) -> dict[str, Any]:
         """`completion_probabilities` of a whole answer, when they were asked for."""
         if not self.has_logprobs:
             return {}
@@ -125,7 +125,7 @@ def settings_json(params: SamplingParams) -> dict[str, Any]:
 _OTHERWISE = frozenset({"typ_p", "seed", "samplers", "dry_sequence_breakers", "grammar", "logit_bias"})
 
 
-class _State:
+class _StreamedChoice:
     """What was streamed of one choice."""
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class NativeChunks(ChunkFormat):
 
     def __init__(self, answer: NativeAnswer) -> None:
         self._answer = answer
-        self._states: dict[int, _State] = {}
+        self._states: dict[int, _StreamedChoice] = {}
 
     def feed(self, first: int, event: RequestEvent) -> bytes:
         """The chunks for one event."""
@@ -150,13 +150,13 @@ class NativeChunks(ChunkFormat):
         if not isinstance(event, Output):
             return b""
         index = first + event.index
-        state = self._states.setdefault(index, _State())
+        state = self._states.setdefault(index, _StreamedChoice())
         data = (
             self._with_logprobs(index, state, event) if self._answer.has_logprobs else self._text(index, state, event)
         )
         return data if event.finish is None else data + self._end(index, state, event.finish)
 
-    def _text(self, index: int, state: _State, event: Output) -> bytes:
+    def _text(self, index: int, state: _StreamedChoice, event: Output) -> bytes:
         """Tokens without text yet wait for the next chunk."""
         state.waiting += event.tokens
         if not event.text:
@@ -164,7 +164,7 @@ class NativeChunks(ChunkFormat):
         tokens, state.waiting = state.waiting, []
         return self._chunk(index, state, event.text, tokens)
 
-    def _chunk(self, index: int, state: _State, text: str, tokens: Sequence[int], more: str = "") -> bytes:
+    def _chunk(self, index: int, state: _StreamedChoice, text: str, tokens: Sequence[int], more: str = "") -> bytes:
         state.n_tokens += len(tokens)
         state.has_new_line |= "\n" in text
         # By hand: this runs for every token of every stream.
@@ -173,7 +173,7 @@ class NativeChunks(ChunkFormat):
             f'"tokens_predicted":{state.n_tokens},"tokens_evaluated":{self._answer.n_prompt(index)}{more}}}\n\n'
         ).encode("ascii")
 
-    def _with_logprobs(self, index: int, state: _State, event: Output) -> bytes:
+    def _with_logprobs(self, index: int, state: _StreamedChoice, event: Output) -> bytes:
         """One chunk a token where the tokens' texts make up the text: some clients read the first entry alone."""
         entries = event.logprobs
         if not entries:
@@ -185,7 +185,7 @@ class NativeChunks(ChunkFormat):
         parts = zip(texts, event.tokens, shown, strict=True)
         return b"".join(self._chunk(index, state, text, [token], _probabilities([item])) for text, token, item in parts)
 
-    def _end(self, index: int, state: _State, finish: Finish) -> bytes:
+    def _end(self, index: int, state: _StreamedChoice, finish: Finish) -> bytes:
         return event_bytes(
             self._answer.end(index, finish, "") | {"tokens": state.waiting, "has_new_line": state.has_new_line}
         )

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from starlette.responses import Response
 
 from ggufd.api.answer.explain import CacheExplainer
-from ggufd.api.answer.generation import Choice, Generation, collect, submit, unless_gone
+from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, unless_gone
 from ggufd.api.answer.sse import EventStream
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response
@@ -65,14 +65,14 @@ async def create_native_completion(request: Request) -> Response:
 async def answer_native(request: Request, fields: NativeRequest) -> Response:
     """The answer to a validated request, whole or as a stream."""
     services = services_of(request)
-    work = _Completion(services, fields, owner_of(request))
+    work = _LlamacppCompletion(services, fields, owner_of(request))
     if not fields.stream:
         return json_response(await unless_gone(request, work.answer()))
     generation = await work.start()
     return EventStream(generation, work.chunks(), ping_s=services.config.ping_s)
 
 
-class _Completion:
+class _LlamacppCompletion:
     """One request on its way from fields to an answer."""
 
     def __init__(self, services: Services, fields: NativeRequest, owner: Owner) -> None:
@@ -136,7 +136,7 @@ class _Completion:
         answers = [self._of(answer, index, choice) for index, choice in enumerate(choices)]
         return answers[0] if len(answers) == 1 else answers
 
-    def _of(self, answer: NativeAnswer, index: int, choice: Choice) -> dict[str, Any]:
+    def _of(self, answer: NativeAnswer, index: int, choice: FinishedChoice) -> dict[str, Any]:
         whole = answer.end(index, choice.ended, choice.text)
         if self._fields.return_tokens:
             whole["tokens"] = choice.tokens

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ggufd.api.answer.explain import CacheExplainer
-from ggufd.api.answer.generation import Choice, Generation, collect, submit, unless_gone
+from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, unless_gone
 from ggufd.api.answer.logprobs import LegacyLogprobs, joined
 from ggufd.api.answer.sse import EventStream
 from ggufd.api.answer.usage import finish_reason, timings_json, usage_json
@@ -163,12 +163,12 @@ class _Completion:
             **self._explainer.of(0),
         }
 
-    def _best(self, group: list[Choice]) -> list[Choice]:
+    def _best(self, group: list[FinishedChoice]) -> list[FinishedChoice]:
         if self._n == self._fields.n:
             return group
         return sorted(group, key=lambda choice: choice.mean_logprob, reverse=True)[: self._fields.n]
 
-    def _choice(self, index: int, prompt: int, choice: Choice) -> dict[str, Any]:
+    def _choice(self, index: int, prompt: int, choice: FinishedChoice) -> dict[str, Any]:
         echo = self._echoes[prompt] if self._echoes else None
         return {
             "index": index,
@@ -178,7 +178,7 @@ class _Completion:
         }
 
 
-def _logprobs(choice: Choice, echo: Echo | None) -> dict[str, Any]:
+def _logprobs(choice: FinishedChoice, echo: Echo | None) -> dict[str, Any]:
     legacy = LegacyLogprobs()
     before = echo.logprobs(legacy, choice.prompt_logprobs) if echo else None
     entries = choice.logprobs

@@ -19,7 +19,7 @@ from ggufd.api.http.json_response import body_of, json_response
 from ggufd.api.request.docs import documented
 from ggufd.api.request.validation import Body
 from ggufd.api.services.activity import Owner, owner_of
-from ggufd.api.services.services import Models, Services, services_of
+from ggufd.api.services.services import ModelSwitcher, Services, services_of
 from ggufd.errors import GgufdError, InvalidRequest, Unsupported
 
 router = APIRouter(tags=["operations"])
@@ -71,7 +71,7 @@ async def load(request: Request) -> Response:
 Step = dict[str, Any]
 
 
-async def _steps(services: Services, models: Models, settings: JsonObject, owner: Owner) -> AsyncIterator[Step]:
+async def _steps(services: Services, models: ModelSwitcher, settings: JsonObject, owner: Owner) -> AsyncIterator[Step]:
     """What is done, step by step; raises what ends it, or what ends only what its owner is told."""
     inbox: asyncio.Queue[Step | GgufdError | None] = asyncio.Queue()
 

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from ggufd import __version__
-from ggufd.api.http.record import Record
+from ggufd.api.http.record import RequestRecord
 from ggufd.engine.messages.events import FinishReason
 
 _NS = 1_000_000_000
@@ -31,7 +31,7 @@ class Traces:
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("ggufd", __version__)
 
-    def observe(self, record: Record) -> None:
+    def observe(self, record: RequestRecord) -> None:
         """A request has ended."""
         if not record.is_work:
             return
@@ -62,7 +62,7 @@ def _resource() -> Resource:
     return found if is_named else found.merge(Resource({"service.name": "ggufd"}))
 
 
-def _attributes(record: Record) -> Iterator[tuple[str, Any]]:
+def _attributes(record: RequestRecord) -> Iterator[tuple[str, Any]]:
     """OpenTelemetry's names where it has them."""
     yield "http.request.method", record.method
     yield "url.path", record.path
@@ -78,7 +78,7 @@ def _attributes(record: Record) -> Iterator[tuple[str, Any]]:
         yield "enduser.id", record.key
 
 
-def _phases(record: Record) -> Iterator[tuple[str, float]]:
+def _phases(record: RequestRecord) -> Iterator[tuple[str, float]]:
     """What happened, and how many seconds after the request had come. The engine tells lengths, so places are near."""
     if record.first_s is not None:
         if record.prefill_s is not None:

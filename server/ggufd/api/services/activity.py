@@ -13,7 +13,7 @@ from typing import Protocol
 from starlette.requests import Request
 
 from ggufd.api.http.auth import key_of
-from ggufd.api.http.record import Record, record_of
+from ggufd.api.http.record import RequestRecord, record_of
 from ggufd.engine.messages.events import Finish
 from ggufd.keys.ring import Limits
 
@@ -30,7 +30,7 @@ class Owner:
     genkey: str = ""
     limits: Limits = field(default_factory=Limits)
     is_admin: bool = True
-    record: Record = field(default_factory=Record, compare=False)
+    record: RequestRecord = field(default_factory=RequestRecord, compare=False)
     digest: str = field(default="", repr=False)
     """Of the key itself, for what outlives the process: another key may have the name after a restart."""
 

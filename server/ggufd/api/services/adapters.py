@@ -10,7 +10,7 @@ from ggufd.engine.messages.requests import Scales
 from ggufd.errors import InvalidRequest, NotFound
 
 
-class AdapterScale(Protocol):
+class RequestedScale(Protocol):
     """How much of one adapter: its place among the loaded ones, and a scale."""
 
     @property
@@ -19,7 +19,7 @@ class AdapterScale(Protocol):
     def scale(self) -> float: ...
 
 
-class Adapters:
+class AdapterScales:
     """The adapters that are loaded, and the scales that a request gets which does not say. One for each model."""
 
     def __init__(self, config: ApiConfig) -> None:
@@ -27,11 +27,11 @@ class Adapters:
         self._bases = (config.model_id, *config.model_aliases)
         self.scales: Scales = _normal(one.scale for one in self._loaded)
 
-    def set_scales(self, wish: Sequence[AdapterScale], param: str | None = None) -> None:
+    def set_scales(self, wish: Sequence[RequestedScale], param: str | None = None) -> None:
         """What requests get from now on; an adapter that is not named gets 0."""
         self.scales = self._scales_of(wish, param)
 
-    def wanted(self, wish: Sequence[AdapterScale] | None, model: str | None) -> Scales:
+    def wanted(self, wish: Sequence[RequestedScale] | None, model: str | None) -> Scales:
         """What one request gets: what it says, else what its model's name says, else the default.
 
         Raises InvalidRequest for an adapter that is not there, NotFound for a name.
@@ -43,7 +43,7 @@ class Adapters:
             return self.scales
         return self._scales_by_name([names] if names in self.names else names.split("+"))
 
-    def _scales_of(self, wish: Sequence[AdapterScale], param: str | None) -> Scales:
+    def _scales_of(self, wish: Sequence[RequestedScale], param: str | None) -> Scales:
         for place, one in enumerate(wish):
             if one.id >= len(self._loaded):
                 there = f"ids are 0 to {len(self._loaded) - 1}" if self._loaded else "none is loaded (--lora)"

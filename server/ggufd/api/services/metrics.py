@@ -15,7 +15,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from ggufd import __version__
-from ggufd.api.http.record import DISCONNECTED, Record
+from ggufd.api.http.record import DISCONNECTED, RequestRecord
 from ggufd.engine.messages.events import FinishReason
 from ggufd.engine.messages.reports import Ready, SlotState, Spread, Stats
 
@@ -68,14 +68,14 @@ class Metrics:
     def _like_llama_server(self, name: str, text: str) -> Counter:
         return Counter(f"llamacpp:{name}", text, registry=self._registry)
 
-    def observe(self, record: Record) -> None:
+    def observe(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
         if record.reason and record.status >= 400:
             self._errors.labels(record.reason).inc()
         if record.is_work:
             self._observe_generation(record)
 
-    def _observe_generation(self, record: Record) -> None:
+    def _observe_generation(self, record: RequestRecord) -> None:
         self._requests.labels(record.key, record.reason).inc()
         if record.reason in _ABORTS:
             self._aborts.labels(record.reason).inc()
@@ -91,7 +91,7 @@ class Metrics:
         if record.first_s is not None or record.reason in _WELL:
             self._observe_tokens(record)
 
-    def _observe_tokens(self, record: Record) -> None:
+    def _observe_tokens(self, record: RequestRecord) -> None:
         n_computed = record.prompt_tokens - record.cached_tokens
         self._prompt.observe(record.prompt_tokens)
         kinds = {"cached": record.cached_tokens, "computed": n_computed, "generated": record.completion_tokens}

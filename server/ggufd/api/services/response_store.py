@@ -57,7 +57,7 @@ WITH RECURSIVE chain (id, previous, depth) AS (
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredResponse:
     """One answer: the response object, the input items sent for it, and the id of the response that it goes on from."""
 
     response: dict[str, Any]
@@ -97,7 +97,7 @@ class ResponseStore:
         with self._lock:
             self._finalizer()
 
-    async def keep(self, owner: str, kept: Kept) -> bool:
+    async def keep(self, owner: str, kept: StoredResponse) -> bool:
         """Keep an answer; False when that cannot be, which the log explains."""
         try:
             return await asyncio.to_thread(self._keep, owner, kept)
@@ -105,11 +105,11 @@ class ResponseStore:
             logger.error("a response could not be stored: %s", error)
             return False
 
-    async def chain(self, owner: str, response_id: str) -> list[Kept]:
+    async def chain(self, owner: str, response_id: str) -> list[StoredResponse]:
         """This answer and all that it goes on from, the first one first. Raises NotFound when one of them is gone."""
         return await self._call(self._chain, owner, response_id)
 
-    async def get(self, owner: str, response_id: str) -> Kept:
+    async def get(self, owner: str, response_id: str) -> StoredResponse:
         """One answer. Raises NotFound."""
         return await self._call(self._get, owner, response_id)
 
@@ -146,7 +146,7 @@ class ResponseStore:
             assert early == (0,), "an answer is older than one that goes on from it"
             assert self._connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
-    def _keep(self, owner: str, kept: Kept) -> bool:
+    def _keep(self, owner: str, kept: StoredResponse) -> bool:
         record = json.dumps({"response": kept.response, "input": kept.input}, separators=(",", ":"))
         if len(record) > self._max_bytes:
             # Everybody's would go to make room for it, and then it itself.
@@ -167,7 +167,7 @@ class ResponseStore:
             logger.warning("a response is not stored: what it goes on from takes all the room")
         return found is not None
 
-    def _chain(self, owner: str, response_id: str) -> list[Kept]:
+    def _chain(self, owner: str, response_id: str) -> list[StoredResponse]:
         asked = {"id": response_id, "owner": owner}
         with self._lock:
             rows = self._connection.execute(
@@ -187,7 +187,7 @@ class ResponseStore:
             )
         return chain
 
-    def _get(self, owner: str, response_id: str) -> Kept:
+    def _get(self, owner: str, response_id: str) -> StoredResponse:
         with self._lock:
             row = self._connection.execute(
                 "SELECT record, previous FROM responses WHERE id = ? AND owner = ?", (response_id, owner)
@@ -254,8 +254,8 @@ def _open(path: Path | None) -> sqlite3.Connection:
     return connection
 
 
-def _kept(record: str, previous: str | None) -> Kept:
-    return Kept(**json.loads(record), previous=previous)
+def _kept(record: str, previous: str | None) -> StoredResponse:
+    return StoredResponse(**json.loads(record), previous=previous)
 
 
 def _not_found(response_id: str) -> NotFound:

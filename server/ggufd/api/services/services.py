@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 from starlette.requests import Request
 
 from ggufd.api.services.activity import Activity
-from ggufd.api.services.adapters import Adapters
+from ggufd.api.services.adapters import AdapterScales
 from ggufd.api.services.metrics import Metrics
 from ggufd.api.services.response_store import ResponseStore
 from ggufd.api.services.revocation import Revocations
@@ -23,7 +23,7 @@ from ggufd.engine.messages.sampling import Grammar
 from ggufd.errors import EngineDown, GgufdError
 
 
-class RequestStream(Protocol):
+class RequestEvents(Protocol):
     """The events of one request, inside an `async with`. Leaving that early aborts the request."""
 
     async def __aenter__(self) -> Self: ...
@@ -44,7 +44,7 @@ class RequestStream(Protocol):
         """End one of its sequences, with what that has said: its last event still comes."""
 
 
-class Engine(Protocol):
+class EngineService(Protocol):
     """The engine as seen from here. `submit` raises QueueFull, EngineDown or Draining at once."""
 
     @property
@@ -64,7 +64,7 @@ class Engine(Protocol):
     @property
     def n_running(self) -> int: ...
     def new_request_id(self) -> int: ...
-    def submit(self, request: EngineRequest | EmbedRequest) -> RequestStream: ...
+    def submit(self, request: EngineRequest | EmbedRequest) -> RequestEvents: ...
     async def stats(self) -> Stats: ...
     async def steps(self) -> Steps: ...
     async def queue_state(self) -> QueueState: ...
@@ -72,7 +72,7 @@ class Engine(Protocol):
         """Erase, save or restore what an idle slot keeps. Raises Unavailable while it is in use, or InvalidRequest."""
 
 
-class Text(Protocol):
+class TextService(Protocol):
     """The text process as seen from here. Every call may raise InvalidRequest."""
 
     @property
@@ -94,11 +94,11 @@ class Text(Protocol):
 Report = Callable[[str, float | None], None]
 """Is told what is being done, and which share of it is done, 0 to 1, where that is known."""
 
-Show = Callable[[Engine, Text, ApiConfig], None]
+Show = Callable[[EngineService, TextService, ApiConfig], None]
 """Makes the application serve these from now on."""
 
 
-class Models(Protocol):
+class ModelSwitcher(Protocol):
     """Whoever can change the model."""
 
     def bind(self, show: Show) -> None:
@@ -116,13 +116,13 @@ class Models(Protocol):
 class Services:
     """All that a handler works with; `app.state.services`."""
 
-    engine: Engine
-    text: Text
+    engine: EngineService
+    text: TextService
     config: ApiConfig
-    adapters: Adapters
+    adapters: AdapterScales
     activity: Activity = field(default_factory=Activity)
     revocations: Revocations = field(default_factory=Revocations)
-    models: Models | None = None
+    models: ModelSwitcher | None = None
     responses: ResponseStore = field(default_factory=ResponseStore)
     metrics: Metrics = field(default_factory=Metrics)
 

@@ -19,7 +19,7 @@ from ggufd.bench.measure.output import console, failing_in_one_line, say, write_
 from ggufd.bench.measure.report import Sheet
 from ggufd.bench.measure.site import Figure
 from ggufd.bench.measure.table import show
-from ggufd.engine.messages.config import EngineConfig, Rules
+from ggufd.engine.messages.config import EngineConfig, EngineRules
 from ggufd.engine.messages.reports import Ready
 from ggufd.errors import GgufdError
 from ggufd.llama.params import ContextParams, FlashAttention, ModelParams
@@ -114,7 +114,7 @@ def _config(model: str, n_threads: int, flash_attn: FlashAttention, shapes: Sequ
             n_threads=n_threads or host.compute_threads(),
             flash_attn=flash_attn,
         ),
-        rules=Rules(),
+        rules=EngineRules(),
     )
 
 

@@ -16,7 +16,7 @@ from ggufd.chat.tools.base import ToolFormat
 from ggufd.chat.tools.formats.families import BY_NAME, GENERIC, format_of
 from ggufd.chat.tools.generic import as_text, result_as_text, tool_prompt, with_prompt
 from ggufd.chat.tools.grammar import Calling, answer_grammar
-from ggufd.chat.tools.rules import Rules, Tool, literal, text_arguments
+from ggufd.chat.tools.rules import GrammarRules, Tool, literal, text_arguments
 from ggufd.errors import InvalidRequest
 
 Split = Callable[[str], Sequence[int | str]]
@@ -109,7 +109,9 @@ class AnswerPlanner:
         if thinking is None and calling is None:
             return AnswerPlan(form, (), None, None, (), None)
         grammars = [
-            answer_grammar(Rules(tools, self._mark), calling, thinking, is_inside=bool(opened), has_body=has_body)
+            answer_grammar(
+                GrammarRules(tools, self._mark), calling, thinking, is_inside=bool(opened), has_body=has_body
+            )
             for has_body in (False, True)
         ]
         marks = thinking or self.tool_format.thoughts

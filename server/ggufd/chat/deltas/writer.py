@@ -21,7 +21,7 @@ def new_call_id() -> str:
 
 
 @dataclass(slots=True)
-class _Call:
+class _OpenCall:
     """A call as it is written. `head` is held back as long as it may be one of the earlier calls, `earlier`."""
 
     head: ToolCallBegin
@@ -58,7 +58,7 @@ class AnswerWriter:
         self._is_behind_call = False
         self.has_content = self.is_thinking = False
         self._has_reasoning = False
-        self._calls: list[_Call] = []
+        self._calls: list[_OpenCall] = []
 
     @property
     def n_calls(self) -> int:
@@ -118,7 +118,7 @@ class AnswerWriter:
         self._held = ""
         self.has_content = self._is_behind_call = True
         same = [call for call in self._calls if call.head.name == name and call.is_whole]
-        call = _Call(ToolCallBegin(self.n_calls, self._new_id(), name))
+        call = _OpenCall(ToolCallBegin(self.n_calls, self._new_id(), name))
         call.earlier = [JsonComparison(json.loads(one.arguments)) for one in same]
         self._calls.append(call)
         if not call.earlier:
@@ -133,7 +133,7 @@ class AnswerWriter:
             call.parts.append(text)
             self._deltas.append(ToolArgumentsDelta(call.head.call, text))
 
-    def _compare(self, call: _Call, text: str) -> None:
+    def _compare(self, call: _OpenCall, text: str) -> None:
         try:
             call.add(text)
         except RepeatedCallError:
@@ -148,7 +148,7 @@ class AnswerWriter:
             self._calls[-1].earlier = []
             self._tell(self._calls[-1])
 
-    def _tell(self, call: _Call) -> None:
+    def _tell(self, call: _OpenCall) -> None:
         self._deltas.append(call.head)
         if call.parts:
             self._deltas.append(ToolArgumentsDelta(call.head.call, call.arguments))

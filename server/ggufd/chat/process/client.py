@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ggufd.chat.process.worker import NAME, Answer, Call, Refusal, Reply, Started, StartFailed, main
+from ggufd.chat.process.worker import NAME, Call, CallResult, Refusal, Reply, Started, StartFailed, main
 from ggufd.chat.prompt import ChatPrompt, RenderedChat, TextInfo, TextParams
 from ggufd.engine.messages.sampling import Grammar
 from ggufd.errors import EngineDown, GgufdError, InvalidRequest, ModelError, from_code
 from ggufd.processes.child import Child
-from ggufd.processes.prestarted import Spare
+from ggufd.processes.prestarted import PrestartedProcess
 
 if TYPE_CHECKING:
     from ggufd.chat.process.text import TextModel
@@ -105,7 +105,7 @@ class TextCalls(ABC):
 
 
 @dataclass(slots=True)
-class _Pending:
+class _PendingCall:
     """A call without an answer, pickled. `deaths` counts the processes that died while it was worked on."""
 
     call_id: int
@@ -130,14 +130,14 @@ class TextClient(TextCalls):
         call_timeout_s: float = CALL_TIMEOUT_S,
         start_timeout_s: float = START_TIMEOUT_S,
         backoff_s: float = 0.1,
-        spare: Spare | None = None,
+        spare: PrestartedProcess | None = None,
     ) -> None:
         self._params = params
         self._spare = spare
         self._call_timeout_s = call_timeout_s
         self._start_timeout_s = start_timeout_s
         self._backoff_s = backoff_s
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, _PendingCall] = {}
         self._next_id = 0
         self._generation = 0
         self._started: asyncio.Future[TextInfo] | None = None
@@ -179,7 +179,7 @@ class TextClient(TextCalls):
             raise EngineDown(f"The text process is not running. {self._last_failure}".strip())
         self._next_id += 1
         call = pickled(Call(self._next_id, method, args, kwargs))
-        pending = _Pending(self._next_id, method, call, self._loop.create_future())
+        pending = _PendingCall(self._next_id, method, call, self._loop.create_future())
         self._pending[self._next_id] = pending
         if self._is_ready:
             self._send(pending)
@@ -213,7 +213,7 @@ class TextClient(TextCalls):
             case StartFailed(message):
                 self._last_failure = message
                 self._fail_start(message)
-            case Answer(call_id, result):
+            case CallResult(call_id, result):
                 self._settle(call_id, result)
             case Refusal(call_id, code, message, param):
                 self._settle(call_id, from_code(code, message, param=param))
@@ -235,7 +235,7 @@ class TextClient(TextCalls):
             self._is_stopping = True
             self._started.set_exception(ModelError(message))
 
-    def _send(self, pending: _Pending) -> None:
+    def _send(self, pending: _PendingCall) -> None:
         if self._child is not None:
             self._child.send(pending.pickled)
 
@@ -311,7 +311,7 @@ class TextClient(TextCalls):
             self._timer.cancel()
             self._timer = None
 
-    def _limit_s(self, pending: _Pending) -> float:
+    def _limit_s(self, pending: _PendingCall) -> float:
         """How long the process may take for this call: grammars are quick, or they are hostile."""
         return min(self._call_timeout_s, GRAMMAR_TIMEOUT_S) if pending.method == _GRAMMAR else self._call_timeout_s
 

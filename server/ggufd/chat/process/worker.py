@@ -49,7 +49,7 @@ class Call:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
+class CallResult:
     """What the method gave back."""
 
     call_id: int
@@ -80,7 +80,7 @@ class StartFailed:
     message: str
 
 
-Reply = Answer | Refusal | Started | StartFailed
+Reply = CallResult | Refusal | Started | StartFailed
 
 
 def prepare() -> None:
@@ -147,10 +147,10 @@ def _load(conn: Connection, params: TextParams, errors: deque[str]) -> TextModel
         return None
 
 
-def answer(model: TextModel, call: Call) -> Answer | Refusal:
+def answer(model: TextModel, call: Call) -> CallResult | Refusal:
     """Run one call. Whatever it raises becomes a refusal; only C can end the process."""
     try:
-        return Answer(call.call_id, getattr(model, call.method)(*call.args, **call.kwargs))
+        return CallResult(call.call_id, getattr(model, call.method)(*call.args, **call.kwargs))
     except GgufdError as error:
         return Refusal(call.call_id, error.code, error.message, error.param)
     except MemoryError:

@@ -13,7 +13,7 @@ from ggufd.chat.prompt import Message
 _END_OF_THOUGHT = "</think>"
 
 
-class Place(NamedTuple):
+class MessagePlace(NamedTuple):
     """Characters `[start, end)` of the prompt are the content of message `message` from its character `first` on."""
 
     message: int
@@ -23,20 +23,20 @@ class Place(NamedTuple):
     first: int
 
 
-def find_messages(prompt: str, messages: Sequence[Message]) -> list[Place]:
+def find_messages(prompt: str, messages: Sequence[Message]) -> list[MessagePlace]:
     """The messages that are written in the prompt, in their order; none overlaps another.
 
     Templates cut blanks at both ends and may leave out what was thought; a message that is not found even so, or has no
     text, is left out.
     """
-    places: list[Place] = []
+    places: list[MessagePlace] = []
     for index, message in enumerate(messages):
         content = content_text(message)
         behind = places[-1].end if places else 0
         for first, last in (_trimmed(content, 0), _trimmed(content, _after_thought(content))):
             start = _find(prompt, content[first:last], behind) if first < last else -1
             if start >= 0:
-                places.append(Place(index, str(message["role"]), start, start + last - first, first))
+                places.append(MessagePlace(index, str(message["role"]), start, start + last - first, first))
                 break
     return places
 

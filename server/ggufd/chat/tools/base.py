@@ -11,7 +11,7 @@ from typing import Any
 from ggufd.chat.deltas.reader import MalformedError, Reader, Steps
 from ggufd.chat.deltas.thinking import Thinking
 from ggufd.chat.deltas.writer import AnswerWriter
-from ggufd.chat.tools.rules import TEXT, Rules, escaped
+from ggufd.chat.tools.rules import TEXT, GrammarRules, escaped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class ToolFormat(ABC):
         """What follows the opening. Raises MalformedError when it is no call."""
 
     @abstractmethod
-    def calls(self, rules: Rules, *, may_repeat: bool) -> str:
+    def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         """Lark of what follows the opening, to the end of the last call."""
 
     def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
@@ -82,7 +82,7 @@ class ToolFormat(ABC):
         yield from reader.rest(answer.content)
         return False
 
-    def answer(self, rules: Rules, *, body: str, may_repeat: bool, is_required: bool) -> str:
+    def answer(self, rules: GrammarRules, *, body: str, may_repeat: bool, is_required: bool) -> str:
         """Lark of all that follows the thoughts: calls, or content as `body` has it."""
         opening = rules.mark(self.opening)
         calls = rules.add("calls", self.calls(rules, may_repeat=may_repeat))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ggufd.chat.deltas.thinking import Thinking
 from ggufd.chat.prompt import ToolMode
 from ggufd.chat.tools.base import ToolFormat
-from ggufd.chat.tools.rules import TEXT, Rules
+from ggufd.chat.tools.rules import TEXT, GrammarRules
 
 BODY = "@body"
 """Content that a grammar of its own describes."""
@@ -31,7 +31,7 @@ class Calling:
 
 
 def answer_grammar(
-    rules: Rules, calling: Calling | None, thinking: Thinking | None, *, is_inside: bool, has_body: bool
+    rules: GrammarRules, calling: Calling | None, thinking: Thinking | None, *, is_inside: bool, has_body: bool
 ) -> str:
     """The grammar. `is_inside` says that the prompt has opened thoughts, `has_body` that content is `@body`."""
     body = BODY if has_body else TEXT
@@ -46,7 +46,7 @@ def answer_grammar(
     return rules.text(_with_thoughts(rules, thinking, is_inside=is_inside, may_end=not is_required and not has_body))
 
 
-def _with_thoughts(rules: Rules, thinking: Thinking, *, is_inside: bool, may_end: bool) -> str:
+def _with_thoughts(rules: GrammarRules, thinking: Thinking, *, is_inside: bool, may_end: bool) -> str:
     """Thoughts and what comes after. With `may_end` the model may also stop while it thinks."""
     opening, thoughts = rules.mark(thinking.opening.strip()), rules.up_to("thoughts", thinking.closing)
     unfinished = f" | {TEXT}?" if may_end else ""

@@ -63,7 +63,7 @@ def more(items: str) -> str:
     return f"({items}){{0,{MAX_CALLS - 1}}}"
 
 
-class Rules:
+class GrammarRules:
     """Rules by name. `mark` writes a text of the format as Lark items, special tokens as what they are."""
 
     def __init__(self, tools: Sequence[Tool], mark: Callable[[str], str]) -> None:
@@ -104,7 +104,7 @@ class Rules:
         return "\n".join(f"{name}: {items}" for name, items in rules.items())
 
 
-def in_order(rules: Rules, name: str, items: list[tuple[str, bool]]) -> str:
+def in_order(rules: GrammarRules, name: str, items: list[tuple[str, bool]]) -> str:
     """The items with commas between; `first` stands where none came before, `rest` where one did."""
     first, rest = "", ""
     for place, (item, is_required) in reversed(list(enumerate(items))):

@@ -141,7 +141,7 @@ class Constraint(Protocol):
 
 
 class CompiledGrammar(Protocol):
-    """A grammar that is being compiled, or is. See `engine.sampling.constraint.CompiledGrammar`."""
+    """A grammar that is being compiled, or is. See `engine.sampling.constraint.MaskedGrammar`."""
 
     @property
     def is_ready(self) -> bool:

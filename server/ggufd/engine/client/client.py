@@ -57,7 +57,7 @@ from ggufd.engine.messages.requests import (
 from ggufd.errors import Draining, EngineDown, GgufdError, InvalidRequest, ModelError, QueueFull, Unavailable
 from ggufd.llama.gguf.gguf_header import parts_of
 from ggufd.processes.child import Child
-from ggufd.processes.prestarted import Spare
+from ggufd.processes.prestarted import PrestartedProcess
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class EngineClient:
         config: EngineConfig,
         on_progress: Callable[[float], None] | None = None,
         spawn: Spawn | None = None,
-        spare: Spare | None = None,
+        spare: PrestartedProcess | None = None,
     ) -> None:
         self.config = config
         self._spare = spare

@@ -53,7 +53,7 @@ class VectorEngine:
         self._events = []
         return events
 
-    def keep_house(self) -> bool:
+    def run_idle_maintenance(self) -> bool:
         """No idle maintenance."""
         return False
 

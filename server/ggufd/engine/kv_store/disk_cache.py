@@ -19,9 +19,9 @@ from pathlib import Path
 
 from ggufd.engine.backend.tokens import common_prefix
 from ggufd.engine.kv_store import state_file
-from ggufd.engine.kv_store.state_file import BadStateFile, Kept
+from ggufd.engine.kv_store.state_file import BadStateFile, KeptState
 from ggufd.engine.messages.config import DiskPlace
-from ggufd.engine.messages.requests import Realm
+from ggufd.engine.messages.requests import CacheScope
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +42,13 @@ class Filed:
     n_bytes: int
     used_s: float
     tokens: array[int]
-    realm: Realm
+    cache_scope: CacheScope
 
 
 class Fetch:
     """A state on its way back from a file."""
 
-    def __init__(self, future: Future[Kept | None]) -> None:
+    def __init__(self, future: Future[KeptState | None]) -> None:
         self._future = future
 
     @property
@@ -56,7 +56,7 @@ class Fetch:
         return self._future.done()
 
     @property
-    def kept(self) -> Kept | None:
+    def kept(self) -> KeptState | None:
         """What was read; None when it could not be. Only when it is ready."""
         return self._future.result()
 
@@ -100,7 +100,7 @@ class DiskCache:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def fetch(self, tokens: array[int], realm: Realm, n_known: int) -> Fetch | None:
+    def fetch(self, tokens: array[int], cache_scope: CacheScope, n_known: int) -> Fetch | None:
         """Begin to read the file with the longest common beginning with `tokens`, if that is worth it.
 
         `n_known` tokens are at hand anyway. Of `tokens` at least the last is left to be computed.
@@ -108,13 +108,13 @@ class DiskCache:
         self._collect()
         best, n_best = None, n_known + MIN_TOKENS - 1
         for entry in self._entries:
-            n = common_prefix(entry.tokens, tokens) if entry.realm == realm else 0
+            n = common_prefix(entry.tokens, tokens) if entry.cache_scope == cache_scope else 0
             is_usable = not self._only_whole or n == len(entry.tokens) < len(tokens)
             if is_usable and n > n_best:
                 best, n_best = entry, n
         return None if best is None else Fetch(self._thread.submit(self._read, best))
 
-    def _read(self, entry: Filed) -> Kept | None:
+    def _read(self, entry: Filed) -> KeptState | None:
         try:
             kept, _ = state_file.read(entry.path)
         except (OSError, BadStateFile) as error:
@@ -140,14 +140,14 @@ class DiskCache:
                 _remove(path)
                 continue
             tokens = head.tokens if head.mark == self._fingerprint else array("i")
-            entries.append(Filed(path, stat.st_size, stat.st_mtime, tokens, head.realm))
+            entries.append(Filed(path, stat.st_size, stat.st_mtime, tokens, head.cache_scope))
         for leftover in self._folder.glob(f".*{_SUFFIX}.*"):
             _remove(leftover)
         return entries
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def store(self, kept: Kept) -> bool:
+    def store(self, kept: KeptState) -> bool:
         """Begin to write a state, unless it is there already or the disk is behind; whether it will be there."""
         self._collect()
         if len(kept.tokens) < MIN_TOKENS or len(kept.state) > self._max_bytes:
@@ -166,9 +166,11 @@ class DiskCache:
             wait(self._writing, left_s, FIRST_COMPLETED)
             self._collect()
 
-    def drop(self, kept: Kept) -> None:
+    def drop(self, kept: KeptState) -> None:
         """Delete the file of a state that was of no use, if there is one."""
-        for entry in [one for one in self._entries if one.realm == kept.realm and one.tokens == kept.tokens]:
+        for entry in [
+            one for one in self._entries if one.cache_scope == kept.cache_scope and one.tokens == kept.tokens
+        ]:
             self._delete(entry)
 
     def close(self) -> None:
@@ -188,15 +190,15 @@ class DiskCache:
         while self.n_bytes > self._max_bytes:
             self._delete(min(self._entries, key=lambda entry: entry.used_s))
 
-    def _holds(self, entry: Filed, kept: Kept) -> bool:
+    def _holds(self, entry: Filed, kept: KeptState) -> bool:
         """Whether the file is of use wherever the state would be."""
         n_least = len(entry.tokens) if self._only_whole else 0
-        n_common = common_prefix(entry.tokens, kept.tokens) if entry.realm == kept.realm else 0
+        n_common = common_prefix(entry.tokens, kept.tokens) if entry.cache_scope == kept.cache_scope else 0
         return n_common == len(kept.tokens) >= n_least
 
     def _is_continued(self, old: Filed, new: Filed) -> bool:
         """Whether the tokens of `old` are but the beginning of those of `new`, which is of use wherever `old` is."""
-        if self._only_whole or old.realm != new.realm:
+        if self._only_whole or old.cache_scope != new.cache_scope:
             return False
         return 0 < len(old.tokens) == common_prefix(old.tokens, new.tokens)
 
@@ -204,7 +206,7 @@ class DiskCache:
         self._entries.remove(entry)
         _remove(entry.path)
 
-    def _write(self, kept: Kept) -> Filed | None:
+    def _write(self, kept: KeptState) -> Filed | None:
         path = self._folder / f"{self._name(kept)}{_SUFFIX}"
         try:
             n_bytes = state_file.write(path, kept, self._fingerprint)
@@ -214,12 +216,12 @@ class DiskCache:
                 logger.warning("chats cannot be kept on disk: %s", error)
             self._has_failed = True
             return None
-        return Filed(path, n_bytes, used_s, kept.tokens[:], kept.realm)
+        return Filed(path, n_bytes, used_s, kept.tokens[:], kept.cache_scope)
 
-    def _name(self, kept: Kept) -> str:
+    def _name(self, kept: KeptState) -> str:
         """A name that says nothing of what is in the file, and is the same for the same."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(repr((self._fingerprint, kept.realm)).encode())
+        digest.update(repr((self._fingerprint, kept.cache_scope)).encode())
         digest.update(kept.tokens.tobytes())
         return digest.hexdigest()
 

@@ -11,8 +11,8 @@ from array import array
 from typing import TYPE_CHECKING
 
 from ggufd.engine.backend.tokens import common_prefix
-from ggufd.engine.kv_store.state_file import Kept
-from ggufd.engine.messages.requests import Realm
+from ggufd.engine.kv_store.state_file import KeptState
+from ggufd.engine.messages.requests import CacheScope
 
 if TYPE_CHECKING:
     from ggufd.engine.kv_store.disk_cache import DiskCache, Fetch
@@ -29,7 +29,7 @@ class HostCache:
         self.max_bytes = max_bytes
         self._disk = disk if max_bytes else None
         self._only_whole = only_whole
-        self._entries: list[Kept] = []
+        self._entries: list[KeptState] = []
         self._time = 0
         self.n_evicted = 0
 
@@ -40,36 +40,36 @@ class HostCache:
     def n_bytes(self) -> int:
         return sum(len(entry.state) for entry in self._entries)
 
-    def match(self, tokens: array[int], realm: Realm) -> tuple[Kept, int] | None:
-        """The entry of a realm with the longest common beginning with `tokens`, and its length; None without one.
+    def match(self, tokens: array[int], cache_scope: CacheScope) -> tuple[KeptState, int] | None:
+        """The entry of a cache_scope with the longest common beginning with `tokens`, and its length; None without one.
 
         Of `tokens` at least the last is left to be computed.
         """
-        best: tuple[Kept, int] | None = None
-        for entry in self._of(realm):
+        best: tuple[KeptState, int] | None = None
+        for entry in self._of(cache_scope):
             n = common_prefix(entry.tokens, tokens)
             is_usable = not self._only_whole or n == len(entry.tokens) < len(tokens)
             if is_usable and n > (best[1] if best else 0):
                 best = (entry, n)
         return best
 
-    def holds(self, tokens: array[int], realm: Realm) -> bool:
-        """Whether an entry of a realm is of use wherever one of `tokens` would be."""
+    def holds(self, tokens: array[int], cache_scope: CacheScope) -> bool:
+        """Whether an entry of a cache_scope is of use wherever one of `tokens` would be."""
         return any(
             common_prefix(entry.tokens, tokens) == len(tokens) >= (len(entry.tokens) if self._only_whole else 0)
-            for entry in self._of(realm)
+            for entry in self._of(cache_scope)
         )
 
-    def longest_common(self, tokens: array[int], realm: Realm) -> int:
-        """How many of `tokens` begin some entry of a realm, of use or not."""
-        return max((common_prefix(entry.tokens, tokens) for entry in self._of(realm)), default=0)
+    def longest_common(self, tokens: array[int], cache_scope: CacheScope) -> int:
+        """How many of `tokens` begin some entry of a cache_scope, of use or not."""
+        return max((common_prefix(entry.tokens, tokens) for entry in self._of(cache_scope)), default=0)
 
-    def fetch(self, tokens: array[int], realm: Realm, n_known: int) -> Fetch | None:
+    def fetch(self, tokens: array[int], cache_scope: CacheScope, n_known: int) -> Fetch | None:
         """Begin to read from disk what has more of `tokens` than the `n_known` that a slot holds; None without."""
         if self._disk is None:
             return None
-        found = self.match(tokens, realm)
-        return self._disk.fetch(tokens, realm, max(n_known, found[1] if found else 0))
+        found = self.match(tokens, cache_scope)
+        return self._disk.fetch(tokens, cache_scope, max(n_known, found[1] if found else 0))
 
     def close(self, timeout_s: float) -> None:
         """Put on disk what there is, the latest first, as far as that goes in time."""
@@ -87,11 +87,11 @@ class HostCache:
     def has_disk(self) -> bool:
         return self._disk is not None
 
-    def insert(self, kept: Kept) -> None:
+    def insert(self, kept: KeptState) -> None:
         """Keep a state, in place of those that are of no use beside it; evict others to stay in the budget."""
         if len(kept.state) > self.max_bytes:
             return
-        for entry in self._of(kept.realm):
+        for entry in self._of(kept.cache_scope):
             is_beginning = common_prefix(entry.tokens, kept.tokens) == len(entry.tokens)
             if is_beginning and (not self._only_whole or len(entry.tokens) == len(kept.tokens)):
                 self._entries.remove(entry)
@@ -104,15 +104,15 @@ class HostCache:
         self._entries.append(kept)
         self.touch(kept)
 
-    def drop(self, kept: Kept) -> None:
+    def drop(self, kept: KeptState) -> None:
         """Forget a state that was of no use, here and on disk."""
         self._entries = [entry for entry in self._entries if entry.state is not kept.state]
         if self._disk is not None:
             self._disk.drop(kept)
 
-    def drop_like(self, tokens: array[int], realm: Realm, n_least: int) -> None:
-        """Forget every state of a realm that has at least so many of the first `tokens`, here and on disk."""
-        for entry in [one for one in self._of(realm) if common_prefix(one.tokens, tokens) >= n_least]:
+    def drop_like(self, tokens: array[int], cache_scope: CacheScope, n_least: int) -> None:
+        """Forget every state of a cache_scope that has at least so many of the first `tokens`, here and on disk."""
+        for entry in [one for one in self._of(cache_scope) if common_prefix(one.tokens, tokens) >= n_least]:
             self.drop(entry)
 
     @property
@@ -120,10 +120,10 @@ class HostCache:
         """Files on disk that were broken."""
         return 0 if self._disk is None else self._disk.n_bad
 
-    def _of(self, realm: Realm) -> list[Kept]:
-        return [entry for entry in self._entries if entry.realm == realm]
+    def _of(self, cache_scope: CacheScope) -> list[KeptState]:
+        return [entry for entry in self._entries if entry.cache_scope == cache_scope]
 
-    def touch(self, entry: Kept) -> None:
+    def touch(self, entry: KeptState) -> None:
         """The entry was used just now."""
         self._time += 1
         entry.last_used = self._time

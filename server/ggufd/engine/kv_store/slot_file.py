@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ggufd.engine.kv_store import state_file
-from ggufd.engine.kv_store.state_file import BadStateFile, Kept
+from ggufd.engine.kv_store.state_file import BadStateFile, KeptState
 from ggufd.errors import InvalidRequest
 
 
-def write(path: Path, kept: Kept, mark: str) -> int:
+def write(path: Path, kept: KeptState, mark: str) -> int:
     """Write all of it or nothing; how many bytes that are. `mark` names what it was computed with.
 
     Raises InvalidRequest.
@@ -20,7 +20,7 @@ def write(path: Path, kept: Kept, mark: str) -> int:
         raise InvalidRequest(f"{path.name} cannot be written: {error.strerror or error}", param="filename") from None
 
 
-def read(path: Path, mark: str) -> Kept:
+def read(path: Path, mark: str) -> KeptState:
     """What was written. Raises InvalidRequest for a file that is missing, broken, or computed with something else."""
     try:
         kept, written = state_file.read(path)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ggufd.engine.messages.requests import Realm
+from ggufd.engine.messages.requests import CacheScope
 from ggufd.llama.context.batch import State
 
 _FORMAT = 1
@@ -31,17 +31,17 @@ class Head(NamedTuple):
     """What a file tells before its state."""
 
     tokens: array[int]
-    realm: Realm
+    cache_scope: CacheScope
     asker: str
     mark: str
 
 
-def write(path: Path, kept: Kept, mark: str) -> int:
+def write(path: Path, kept: KeptState, mark: str) -> int:
     """Write all of it or nothing; how many bytes that are. Raises OSError."""
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            namespace, adapters = kept.realm
+            namespace, adapters = kept.cache_scope
             np.savez(
                 file,
                 format=_FORMAT,
@@ -60,14 +60,14 @@ def write(path: Path, kept: Kept, mark: str) -> int:
     return path.stat().st_size
 
 
-def read(path: Path) -> tuple[Kept, str]:
+def read(path: Path) -> tuple[KeptState, str]:
     """What was written, and its mark. Raises OSError and BadStateFile."""
     with _opened(path) as data:
         head = _head(data)
         state = _row(data, "state", np.uint8)
         if not len(state):
             raise BadStateFile("it has no state")
-    return Kept(head.tokens, state, head.realm, head.asker), head.mark
+    return KeptState(head.tokens, state, head.cache_scope, head.asker), head.mark
 
 
 def read_head(path: Path) -> Head:
@@ -93,8 +93,8 @@ def _head(data: Any) -> Head:
     tokens, adapters = _row(data, "tokens", np.int32), _row(data, "adapters", np.float64)
     if not len(tokens):
         raise BadStateFile("it has no tokens")
-    realm = (str(data["namespace"]), tuple(adapters.tolist()))
-    return Head(array("i", tokens.tobytes()), realm, str(data["asker"]), str(data["mark"]))
+    cache_scope = (str(data["namespace"]), tuple(adapters.tolist()))
+    return Head(array("i", tokens.tobytes()), cache_scope, str(data["asker"]), str(data["mark"]))
 
 
 def _row(data: Any, name: str, kind: type[np.generic]) -> Any:
@@ -106,11 +106,11 @@ def _row(data: Any, name: str, kind: type[np.generic]) -> Any:
 
 
 @dataclass(slots=True, eq=False)
-class Kept:
-    """The state of a slot that held `tokens`, shape `[n_bytes]`; `asker` had them computed, in one `realm`."""
+class KeptState:
+    """The state of a slot that held `tokens`, shape `[n_bytes]`; `asker` had them computed, in one `cache_scope`."""
 
     tokens: array[int]
     state: State
-    realm: Realm = ("", ())
+    cache_scope: CacheScope = ("", ())
     asker: str = ""
     last_used: int = 0

@@ -21,7 +21,7 @@ class DiskPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class EngineRules:
     """How slots are given and what is kept of what they held.
 
     `n_cache_reuse` is the fewest tokens worth moving within a slot when a history was trimmed; 0 moves none.
@@ -86,7 +86,7 @@ class EngineConfig:
     prompt_cost: float = 0.25
     priority_aging_s: float = 30.0
     step_timeout_s: float = 0.0
-    rules: Rules = field(default_factory=Rules)
+    rules: EngineRules = field(default_factory=EngineRules)
     draft: DraftConfig | None = None
     vram_limit: int | None = None
     require_gpu: bool = False

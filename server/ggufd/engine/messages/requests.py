@@ -13,7 +13,7 @@ Scales = tuple[float, ...]
 """How much of every LoRA adapter is added, in the order in which they were loaded; empty for the model alone."""
 
 
-Realm = tuple[str, Scales]
+CacheScope = tuple[str, Scales]
 """Within which computed tokens are worth the same: whose they may be, and under which adapters they were computed."""
 
 
@@ -68,7 +68,7 @@ class EngineRequest:
     are_logprobs_final: bool = False
 
     @property
-    def realm(self) -> Realm:
+    def cache_scope(self) -> CacheScope:
         """Where what this request computes may be reused."""
         return self.namespace, self.adapters
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from ggufd.engine.backend.interfaces import Decoder
 from ggufd.engine.backend.tokens import common_prefix
-from ggufd.engine.messages.requests import EngineRequest, Realm
+from ggufd.engine.messages.requests import CacheScope, EngineRequest
 from ggufd.engine.scheduling.scheduler import Scheduler
-from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.sequence.trim import Chat, find_trim, predict
 from ggufd.engine.slots.prefix_cache import PrefixCache, Slot
 from ggufd.errors import EngineFailure
@@ -54,13 +54,13 @@ class PreRoll:
 
     def begin(self, request: EngineRequest, prompt: array[int]) -> Chat:
         """A prompt was sent: the chat that it belongs to, perhaps a new one."""
-        chat = self._chat_of(prompt, request.realm) or Chat(array("i"), request.realm, request.asker)
+        chat = self._chat_of(prompt, request.cache_scope) or Chat(array("i"), request.cache_scope, request.asker)
         chat.longest = max(chat.longest, len(prompt))
         self._chats = [one for one in self._chats if one is not chat][1 - _MAX_CHATS :]
         self._chats.append(chat)
         return chat
 
-    def end(self, chat: Chat, sequence: Sequence) -> None:
+    def end(self, chat: Chat, sequence: SequenceState) -> None:
         """It was answered, in the slot that the sequence still has: what will come next? Older guesses are outdated."""
         chat.tokens = sequence.said
         for task in [task for task in self._tasks if task.chat is chat]:
@@ -72,9 +72,13 @@ class PreRoll:
             if len(tokens) < self._decoder.n_ctx:
                 self._tasks.append(_Task(tokens, chat, taken))
 
-    def _chat_of(self, prompt: array[int], realm: Realm) -> Chat | None:
+    def _chat_of(self, prompt: array[int], cache_scope: CacheScope) -> Chat | None:
         """The chat that the prompt continues, or was cut out of."""
-        own = [(common_prefix(chat.tokens, prompt), chat) for chat in reversed(self._chats) if chat.realm == realm]
+        own = [
+            (common_prefix(chat.tokens, prompt), chat)
+            for chat in reversed(self._chats)
+            if chat.cache_scope == cache_scope
+        ]
         for n_common, chat in sorted(own, key=lambda one: -one[0]):
             if 2 * n_common >= len(chat.tokens):
                 return chat
@@ -104,7 +108,7 @@ class PreRoll:
 
     def _begin(self, task: _Task) -> bool:
         """Take a slot; whether there is nothing to be done in it."""
-        slot = self._cache.spare(task.tokens, task.chat.realm, task.chat.asker, keep=task.taken)
+        slot = self._cache.spare(task.tokens, task.chat.cache_scope, task.chat.asker, keep=task.taken)
         if slot is None:
             return True
         task.slot = slot
@@ -120,7 +124,7 @@ class PreRoll:
         self._decoder.batch.clear()
         self._decoder.batch.add(slot.index, part, n_past, 0)
         self._decoder.set_threads(None)
-        _, adapters = task.chat.realm
+        _, adapters = task.chat.cache_scope
         self._decoder.set_adapters(adapters)
         self._scheduler.step_time.record(self._decoder.decode(), 0, len(part))
         self._cache.note_decode()

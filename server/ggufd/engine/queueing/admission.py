@@ -16,26 +16,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from ggufd.engine.messages.config import Rules
+from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.queueing.queue import RequestQueue
-from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.prefix_cache import PrefixCache
 
 _CREDIT = 1000.0
 """So many weighted tokens more than another an account may have been served and still claim its share of the slots."""
 
 
-class Exchange(NamedTuple):
+class Preemption(NamedTuple):
     """`newcomer` waits for a slot that `victim` should give up."""
 
-    newcomer: Sequence
-    victim: Sequence
+    newcomer: SequenceState
+    victim: SequenceState
 
 
 class Admission:
     """Decides over the slots of `cache` for those in `queue`."""
 
-    def __init__(self, queue: RequestQueue, cache: PrefixCache, rules: Rules) -> None:
+    def __init__(self, queue: RequestQueue, cache: PrefixCache, rules: EngineRules) -> None:
         self._queue = queue
         self._cache = cache
         # One slot at least is for everybody.
@@ -43,7 +43,7 @@ class Admission:
         self._short_tokens = rules.short_tokens
         self._preempts = rules.preempts
 
-    def admissible(self) -> Iterator[Sequence]:
+    def admissible(self) -> Iterator[SequenceState]:
         """Who gets a free slot, in order; each is to be placed before the next is asked for.
 
         One whose prefix somebody is computing right now waits for that, and lets others pass: copying is cheaper. So
@@ -58,7 +58,7 @@ class Admission:
             if self._can_start(sequence) and (n_free > self._n_reserved or self.is_short(sequence)):
                 yield sequence
 
-    def exchanges(self, running: list[Sequence]) -> Iterator[Exchange]:
+    def exchanges(self, running: list[SequenceState]) -> Iterator[Preemption]:
         """Who should get a slot of whom; each is to be done before the next is asked for. One an account."""
         if not self._preempts or not self._queue:
             return
@@ -67,9 +67,9 @@ class Admission:
             if n_preempted >= len(self._cache.slots):
                 return
             if self._can_start(newcomer) and (victim := self._victim(newcomer, running)) is not None:
-                yield Exchange(newcomer, victim)
+                yield Preemption(newcomer, victim)
 
-    def is_short(self, sequence: Sequence) -> bool:
+    def is_short(self, sequence: SequenceState) -> bool:
         """Whether its slot will soon be free again: little to compute that no slot holds, and little to say."""
         limit = sequence.request.max_tokens
         if limit is None or limit > self._short_tokens:
@@ -77,13 +77,13 @@ class Admission:
         n_left = self._short_tokens - limit
         return sequence.n_prompt <= n_left or sequence.n_prompt - self._cache.match(sequence)[0].n_common <= n_left
 
-    def _can_start(self, sequence: Sequence) -> bool:
+    def _can_start(self, sequence: SequenceState) -> bool:
         # A choice whose sibling failed a moment ago has left the queue.
         if sequence.is_finished or sequence.is_preparing:
             return False
         return sequence.is_preempted or not self._cache.should_wait(sequence)
 
-    def _victim(self, newcomer: Sequence, running: Iterable[Sequence]) -> Sequence | None:
+    def _victim(self, newcomer: SequenceState, running: Iterable[SequenceState]) -> SequenceState | None:
         """The least urgent of those that should give way, the latest among equals; None when nobody should."""
         able = [
             sequence
@@ -92,12 +92,12 @@ class Admission:
         ]
         return max(able, key=self._queue.rank, default=None)
 
-    def _gives_way(self, victim: Sequence, newcomer: Sequence) -> bool:
+    def _gives_way(self, victim: SequenceState, newcomer: SequenceState) -> bool:
         if victim.request.priority > newcomer.request.priority:
             return self._queue.rank(victim) > self._queue.rank(newcomer) or self._holds_more(victim, newcomer)
         return victim.request.priority == newcomer.request.priority and self._holds_more(victim, newcomer)
 
-    def _holds_more(self, victim: Sequence, newcomer: Sequence) -> bool:
+    def _holds_more(self, victim: SequenceState, newcomer: SequenceState) -> bool:
         """Whether the victim's account holds as much of the slots as the newcomer's, by weight, after the exchange."""
         rich, poor = victim.request, newcomer.request
         if rich.account == poor.account:

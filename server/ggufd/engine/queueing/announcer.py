@@ -9,7 +9,7 @@ from ggufd.engine.messages.events import Failed, Queued, Turn
 from ggufd.engine.messages.reports import QueueEntry, QueueState
 from ggufd.engine.queueing.forecast import Forecast
 from ggufd.engine.queueing.queue import RequestQueue
-from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.prefix_cache import PrefixCache
 from ggufd.errors import QueueTimeout
 
@@ -35,7 +35,7 @@ class Announcer:
         self._forecast = forecast
         self._told: dict[int, _Told] = {}
 
-    def notices(self, running: list[Sequence], now_s: float) -> Iterator[Queued | Failed]:
+    def notices(self, running: list[SequenceState], now_s: float) -> Iterator[Queued | Failed]:
         """The news since the last call. Who gets `Failed` could not begin in its time, and is to be ended."""
         if not self._queue and not self._told:
             return
@@ -50,31 +50,31 @@ class Announcer:
             elif self._is_news(request_id, turn, now_s):
                 yield Queued(request_id, turn)
 
-    def state(self, running: list[Sequence], now_s: float) -> QueueState:
+    def state(self, running: list[SequenceState], now_s: float) -> QueueState:
         """Every request under way: those that run, the oldest first, then those that wait in the foreseen order."""
         turns = self._turns(running)
-        requests: dict[int, list[Sequence]] = {}
+        requests: dict[int, list[SequenceState]] = {}
         for sequence in (*self._queue.waiting(), *running):
             requests.setdefault(sequence.request.request_id, []).append(sequence)
         entries = [_entry(sequences, turns, now_s) for sequences in requests.values()]
         return QueueState(tuple(sorted(entries, key=lambda entry: (entry.turn or Turn(0, 0.0), -entry.age_s))))
 
-    def longest_wait_s(self, running: list[Sequence]) -> float:
+    def longest_wait_s(self, running: list[SequenceState]) -> float:
         """When the last of those that wait has a slot: somebody who came now would wait at least as long."""
         return max((turn.wait_s for turn in self._turns(running).values()), default=0.0)
 
-    def _turns(self, running: list[Sequence]) -> dict[int, Turn]:
+    def _turns(self, running: list[SequenceState]) -> dict[int, Turn]:
         order = self._queue.foreseen(self._forecast.expected_tokens)
         return self._forecast.turns(order, running, len(self._cache.idle))
 
-    def _listeners(self, now_s: float) -> list[Sequence]:
+    def _listeners(self, now_s: float) -> list[SequenceState]:
         """For whom it is worth to foresee the queue now; forgets those that wait no more."""
         asking = [one for one in self._queue.waiting() if one.is_first and _listens(one)]
         here = {one.request.request_id for one in asking}
         self._told = {request_id: told for request_id, told in self._told.items() if request_id in here}
         return [one for one in asking if self._is_due(one, now_s)]
 
-    def _is_due(self, sequence: Sequence, now_s: float) -> bool:
+    def _is_due(self, sequence: SequenceState, now_s: float) -> bool:
         told = self._told.get(sequence.request.request_id)
         return told is None or (sequence.request.report_queue and now_s - told.at_s >= _SOON_S)
 
@@ -85,7 +85,7 @@ class Announcer:
         self._told[request_id] = _Told(turn.position, now_s)
         return True
 
-    def _lateness(self, sequence: Sequence, turn: Turn, now_s: float) -> QueueTimeout | None:
+    def _lateness(self, sequence: SequenceState, turn: Turn, now_s: float) -> QueueTimeout | None:
         """Why a request is refused whose time would be over before its first token."""
         timeout_s = sequence.request.timeout_s
         if timeout_s is None:
@@ -102,11 +102,11 @@ class Announcer:
         )
 
 
-def _listens(sequence: Sequence) -> bool:
+def _listens(sequence: SequenceState) -> bool:
     return sequence.request.report_queue or sequence.request.timeout_s is not None
 
 
-def _entry(sequences: list[Sequence], turns: dict[int, Turn], now_s: float) -> QueueEntry:
+def _entry(sequences: list[SequenceState], turns: dict[int, Turn], now_s: float) -> QueueEntry:
     first, request = sequences[0], sequences[0].request
     return QueueEntry(
         request_id=request.request_id,

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from ggufd.engine.messages.events import Turn
 from ggufd.engine.scheduling.scheduler import StepTime
-from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.sequence.sequence import SequenceState
 
 _MEMORY = 10
 """Answers that a mean is of, about."""
@@ -25,7 +25,7 @@ _MAX_STRETCH = 3.0
 """An answer that took longer was held up by what need not come again."""
 
 
-class _Mean:
+class _RunningMean:
     """Of the latest values, the newer ones the more; `value` is what was given before there are any."""
 
     def __init__(self, value: float) -> None:
@@ -44,11 +44,11 @@ class Forecast:
 
     def __init__(self, step_time: StepTime) -> None:
         self._step_time = step_time
-        self._length = _Mean(0.0)
-        self._share = _Mean(1.0)
-        self._stretch = _Mean(1.0)
+        self._length = _RunningMean(0.0)
+        self._share = _RunningMean(1.0)
+        self._stretch = _RunningMean(1.0)
 
-    def note_answer(self, sequence: Sequence, tokens_per_s: float) -> None:
+    def note_answer(self, sequence: SequenceState, tokens_per_s: float) -> None:
         """An answer has ended, which was written so fast."""
         if tokens_per_s > 0 and self._step_time.decode_s > 0:
             self._stretch.add(min(_MAX_STRETCH, 1 / (tokens_per_s * self._step_time.decode_s)))
@@ -57,7 +57,7 @@ class Forecast:
         if limit is not None and not sequence.request.sampling.ignore_eos:
             self._share.add(sequence.n_generated / limit)
 
-    def expected_tokens(self, sequence: Sequence) -> float:
+    def expected_tokens(self, sequence: SequenceState) -> float:
         """How long the whole answer of a sequence will be."""
         limit = sequence.request.max_tokens
         longer = _LONGER * sequence.n_generated
@@ -71,14 +71,14 @@ class Forecast:
         """Seconds until so many tokens of a prompt are read and the first token is there."""
         return n_tokens * self._step_time.prefill_s_per_token + self._step_time.decode_s
 
-    def left_s(self, sequence: Sequence) -> float:
+    def left_s(self, sequence: SequenceState) -> float:
         """Seconds of a slot until a sequence ends."""
         n_left = max(0.0, self.expected_tokens(sequence) - sequence.n_generated)
         n_unread = sequence.n_prompt_uncomputed
         token_s = self._stretch.value * self._step_time.decode_s
         return n_unread * self._step_time.prefill_s_per_token + n_left * token_s
 
-    def turns(self, order: Iterable[Sequence], running: Iterable[Sequence], n_free: int) -> dict[int, Turn]:
+    def turns(self, order: Iterable[SequenceState], running: Iterable[SequenceState], n_free: int) -> dict[int, Turn]:
         """The turn of every request of which nothing runs yet, by its id; `order` is that of service."""
         free_s = [0.0] * n_free + [self.left_s(sequence) for sequence in running]
         heapq.heapify(free_s)

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 
 from ggufd.engine.queueing.fairness import Standing
 from ggufd.engine.queueing.waiting_list import WaitingList
-from ggufd.engine.sequence.sequence import Sequence, Status
+from ggufd.engine.sequence.sequence import SequenceState, Status
 from ggufd.errors import EngineFailure
 
 
-class RequestQueue(WaitingList[Sequence]):
+class RequestQueue(WaitingList[SequenceState]):
     """Waiting sequences, charged when they are admitted and for every token that they generate."""
 
-    def served(self, sequence: Sequence) -> float:
+    def served(self, sequence: SequenceState) -> float:
         """Counter of a sequence's account: what it was served so far."""
         return self.counters[sequence.request.account]
 
@@ -26,48 +26,48 @@ class RequestQueue(WaitingList[Sequence]):
         """Slots that an account holds, and embedding requests of it that are being computed."""
         return self.accounts.running[account]
 
-    def foreseen(self, expected_tokens: Callable[[Sequence], float]) -> Iterator[Sequence]:
+    def foreseen(self, expected_tokens: Callable[[SequenceState], float]) -> Iterator[SequenceState]:
         """The order of service if every answer is as long as expected."""
         prompt_cost = self.accounts.prompt_cost
         return self.foreseen_order(lambda one: prompt_cost * one.n_prompt_uncomputed + expected_tokens(one))
 
     # --- transitions ------------------------------------------------------------------------------------------------
 
-    def put_back(self, sequence: Sequence) -> None:
+    def put_back(self, sequence: SequenceState) -> None:
         """Move a preempted sequence from running to waiting, at its place in the order of its account."""
         self.accounts.rest(sequence.request.account)
         self.insert(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: SequenceState) -> None:
         """Remove a waiting sequence that will not run."""
         self.drop(sequence)
         if sequence.is_preempted:
             self._refund(sequence)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: SequenceState) -> None:
         """End a running sequence."""
         self.accounts.rest(sequence.request.account)
         self._refund(sequence)
 
     # --- charges ----------------------------------------------------------------------------------------------------
 
-    def charge_prompt(self, sequence: Sequence) -> None:
+    def charge_prompt(self, sequence: SequenceState) -> None:
         """Charge what is left to compute of a prompt that was just admitted."""
         self._charge_prompt(sequence, sequence.n_prompt_uncomputed)
 
-    def charge_token(self, sequence: Sequence) -> None:
+    def charge_token(self, sequence: SequenceState) -> None:
         """Charge one generated token."""
         self.accounts.charge(sequence.request.account, 1.0, sequence.request.limits)
 
-    def _refund(self, sequence: Sequence) -> None:
+    def _refund(self, sequence: SequenceState) -> None:
         """Give back what was charged of the prompt and never computed."""
         if sequence.n_prompt_uncomputed and sequence.admit_s:
             self._charge_prompt(sequence, -sequence.n_prompt_uncomputed)
 
-    def _charge_prompt(self, sequence: Sequence, n_tokens: int) -> None:
+    def _charge_prompt(self, sequence: SequenceState, n_tokens: int) -> None:
         self.accounts.charge_prompt(sequence.request.account, n_tokens, sequence.request.limits)
 
-    def check_integrity(self, running: list[Sequence], beside: Standing | None = None) -> None:
+    def check_integrity(self, running: list[SequenceState], beside: Standing | None = None) -> None:
         """Raise `EngineFailure` unless all counts agree with each other and with who runs; `beside` is no sequence."""
         n_running = Counter(sequence.request.account for sequence in running)
         self.accounts.check_integrity(Standing(self.count(), n_running), beside or Standing())

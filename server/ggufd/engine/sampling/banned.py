@@ -53,14 +53,14 @@ class Scan(NamedTuple):
     n_held: int
 
 
-class Context(NamedTuple):
+class BanContext(NamedTuple):
     """What of the text that was sent a phrase may begin in: the automaton's node behind it, and its end for regexes."""
 
     node: int
     tail: str
 
 
-NOTHING_SENT = Context(0, "")
+NOTHING_SENT = BanContext(0, "")
 
 
 class PhraseAutomaton:
@@ -159,7 +159,7 @@ class Bans:
         if self._automaton is not None:
             self._automaton.build(_PIECE_CHARACTERS)
 
-    def scan(self, held: str, context: Context = NOTHING_SENT) -> Scan:
+    def scan(self, held: str, context: BanContext = NOTHING_SENT) -> Scan:
         """Look through text that was not sent yet, `context` being what was."""
         scan = Scan(None, 0) if self._automaton is None else self._automaton.scan(self._fold(held), context.node)
         n_held = min(len(held), max(scan.n_held, REGEX_WINDOW if self._regexes else 0))
@@ -167,10 +167,10 @@ class Bans:
         starts += [] if scan.found is None else [scan.found]
         return Scan(min(starts, default=None), n_held)
 
-    def after(self, sent: str, context: Context) -> Context:
+    def after(self, sent: str, context: BanContext) -> BanContext:
         """The context where `sent` was sent too."""
         node = 0 if self._automaton is None else self._automaton.after(self._fold(sent), context.node)
-        return Context(node, (context.tail + sent)[-REGEX_WINDOW - 1 :] if self._regexes else "")
+        return BanContext(node, (context.tail + sent)[-REGEX_WINDOW - 1 :] if self._regexes else "")
 
 
 @functools.lru_cache(maxsize=32)

@@ -99,7 +99,7 @@ class GrammarConstraint:
     the next.
     """
 
-    def __init__(self, compiled: CompiledGrammar, matcher: Matcher, masks: Masks, *, is_free: bool) -> None:
+    def __init__(self, compiled: MaskedGrammar, matcher: Matcher, masks: Masks, *, is_free: bool) -> None:
         self._compiled = compiled
         self._masks = masks
         self.matcher = matcher
@@ -162,7 +162,7 @@ class _Start(NamedTuple):
     is_free: bool
 
 
-class CompiledGrammar:
+class MaskedGrammar:
     """A grammar that is being compiled, or is."""
 
     def __init__(self, start: Future[_Start], masks: Callable[[], Masks]) -> None:
@@ -190,7 +190,7 @@ class GrammarCompiler:
         self._is_hopeless = False
         self._masks: Masks | None = None
         self._thread = _deep_thread()
-        self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
+        self._kept: OrderedDict[Grammar, MaskedGrammar] = OrderedDict()
         self._n_kept_chars = 0
 
     def prepare(self) -> None:
@@ -202,13 +202,13 @@ class GrammarCompiler:
                 # Said to whoever wants a grammar; everybody else is served.
                 self._is_hopeless = True
 
-    def compile(self, grammar: Grammar) -> CompiledGrammar:
+    def compile(self, grammar: Grammar) -> MaskedGrammar:
         """The grammar, compiled before or from now on."""
         compiled = self._kept.pop(grammar, None)
         if compiled is not None:
             self._n_kept_chars -= len(grammar.text)
         if compiled is None or compiled.is_broken:
-            compiled = CompiledGrammar(self._thread.submit(self._build, grammar), self._have_masks)
+            compiled = MaskedGrammar(self._thread.submit(self._build, grammar), self._have_masks)
         self._keep(grammar, compiled)
         return compiled
 
@@ -221,7 +221,7 @@ class GrammarCompiler:
             self._masks = Masks(self._vocabulary.n_vocab)
         return self._masks
 
-    def _keep(self, grammar: Grammar, compiled: CompiledGrammar) -> None:
+    def _keep(self, grammar: Grammar, compiled: MaskedGrammar) -> None:
         self._kept[grammar] = compiled
         self._n_kept_chars += len(grammar.text)
         while len(self._kept) > _MAX_KEPT or (self._n_kept_chars > _MAX_KEPT_CHARS and len(self._kept) > 1):

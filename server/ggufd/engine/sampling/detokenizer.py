@@ -51,7 +51,7 @@ class StopMatcher:
         return 0
 
 
-class _Pending(NamedTuple, Generic[T]):
+class _PendingToken(NamedTuple, Generic[T]):
     """A token whose text is not all sent: where its text ends, and the decoder's state before its bytes.
 
     `is_whole` means that its last byte ends a character, so that the text can be cut behind it.
@@ -77,7 +77,7 @@ class Detokenizer(Generic[T]):
         self._held = ""
         self._n_sent = 0
         self._context = NOTHING_SENT
-        self._pending: deque[_Pending[T]] = deque()
+        self._pending: deque[_PendingToken[T]] = deque()
         self.stop: str | None = None
         self.n_banned = 0
 
@@ -102,7 +102,7 @@ class Detokenizer(Generic[T]):
         self._held += self._decoder.decode(piece)
         unfinished = bool(self._decoder.getstate()[0])
         # A token that ends inside a character is complete with the next character.
-        self._pending.append(_Pending(self._n_sent + len(self._held) + unfinished, state, not unfinished, item))
+        self._pending.append(_PendingToken(self._n_sent + len(self._held) + unfinished, state, not unfinished, item))
         if self._matcher is None and self._bans is None:
             return self._send(len(self._held))
         return self._send_safe(n_kept)

@@ -30,7 +30,7 @@ class Stage(enum.Enum):
     OVER = "over"
 
 
-class _State(NamedTuple):
+class _SpanState(NamedTuple):
     """After one token. `tail` is the end of the text, in which a mark may begin.
 
     `n_inside` is how many tokens the part has, in all its pieces. `n_said` is how many tokens of the ending are there;
@@ -50,7 +50,7 @@ class SpanGuard:
         self._limit = limit
         self._opening, self._closing = limit.opening.encode(), limit.closing.encode()
         self._reopening = limit.reopening.encode()
-        first = _State(Stage.BEFORE if self._opening else Stage.INSIDE, b"")
+        first = _SpanState(Stage.BEFORE if self._opening else Stage.INSIDE, b"")
         self._states = [self._checked(first, array("i"))]
 
     @property
@@ -78,7 +78,7 @@ class SpanGuard:
         """The last `n` tokens were taken back. An ending of which the first of them was is not tried again."""
         del self._states[-n:]
         if self.is_ending:
-            self._states[-1] = _State(Stage.OVER, b"")
+            self._states[-1] = _SpanState(Stage.OVER, b"")
 
     def apply(self, row: Row) -> None:
         """Leave nothing but the next token of the ending, where that is due and allowed."""
@@ -88,27 +88,27 @@ class SpanGuard:
         assert n_said is not None
         token = self._limit.ending[n_said]
         if row[token] == -math.inf:
-            self._states[-1] = _State(Stage.OVER, b"")
+            self._states[-1] = _SpanState(Stage.OVER, b"")
             return
         row[:] = -math.inf
         row[token] = 0.0
 
-    def _look_for_opening(self, opening: bytes, state: _State, piece: bytes) -> _State:
+    def _look_for_opening(self, opening: bytes, state: _SpanState, piece: bytes) -> _SpanState:
         text = (state.tail + piece).lstrip()
         if text.startswith(opening):
-            return self._look_for_closing(_State(Stage.INSIDE, b"", state.n_inside - 1), text[len(opening) :], ())
+            return self._look_for_closing(_SpanState(Stage.INSIDE, b"", state.n_inside - 1), text[len(opening) :], ())
         return state._replace(stage=state.stage if opening.startswith(text) else Stage.OVER, tail=text)
 
-    def _look_for_closing(self, state: _State, piece: bytes, tokens: Sequence[int]) -> _State:
+    def _look_for_closing(self, state: _SpanState, piece: bytes, tokens: Sequence[int]) -> _SpanState:
         text = state.tail + piece
         n_said = state.n_said
         if n_said is not None:
             n_said = n_said + 1 if tokens[-1] == self._limit.ending[n_said] else 0
         if self._closing in text or n_said == len(self._limit.ending):
-            return _State(Stage.BETWEEN if self._reopening else Stage.OVER, b"", state.n_inside)
-        return _State(Stage.INSIDE, text[-len(self._closing) :], state.n_inside + 1, n_said)
+            return _SpanState(Stage.BETWEEN if self._reopening else Stage.OVER, b"", state.n_inside)
+        return _SpanState(Stage.INSIDE, text[-len(self._closing) :], state.n_inside + 1, n_said)
 
-    def _checked(self, state: _State, tokens: array[int]) -> _State:
+    def _checked(self, state: _SpanState, tokens: array[int]) -> _SpanState:
         """The state, with the ending begun if it is time for that."""
         if state.stage is not Stage.INSIDE or state.n_said is not None:
             return state

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 
 from ggufd.engine.messages.requests import Scales
-from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.sequence.sequence import SequenceState
 
 
 class Turns:
@@ -19,7 +19,7 @@ class Turns:
         self._time = 0
         self._served: dict[Scales, int] = {}
 
-    def next(self, running: SequenceOf[Sequence]) -> list[Sequence]:
+    def next(self, running: SequenceOf[SequenceState]) -> list[SequenceState]:
         """Those of `running` whose adapters are put over the next step."""
         wanted = dict.fromkeys(sequence.request.adapters for sequence in running)
         if len(wanted) <= 1:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.sequence.sequence import SequenceState
 
 _MIN_CHUNK = 16
 """Fewer tokens a step would make a prompt wait for ever behind running streams on a slow machine."""
@@ -47,7 +47,7 @@ _RECENT = 16
 class Chunk(NamedTuple):
     """`n_tokens` of one sequence from its `n_past` on, its draft included, the last `n_outputs` of them with logits."""
 
-    sequence: Sequence
+    sequence: SequenceState
     n_tokens: int
     n_outputs: int
 
@@ -125,11 +125,11 @@ class Scheduler:
 
     def schedule(
         self,
-        running: Iterable[Sequence],
+        running: Iterable[SequenceState],
         *,
         is_watched: bool = False,
         spent_s: float = 0.0,
-        served: Callable[[Sequence], float] = lambda _: 0.0,
+        served: Callable[[SequenceState], float] = lambda _: 0.0,
     ) -> list[Chunk]:
         """The chunks of the next batch, by ascending slot.
 
@@ -150,12 +150,12 @@ class Scheduler:
 
     def _read(
         self,
-        rest: list[Sequence],
+        rest: list[SequenceState],
         plan: list[Chunk],
         *,
         is_watched: bool,
         spent_s: float,
-        served: Callable[[Sequence], float],
+        served: Callable[[SequenceState], float],
     ) -> None:
         """Add what is computed of those with more than a token to compute to the `plan` of those that decode."""
         n_decoding = len(plan)
@@ -165,7 +165,7 @@ class Scheduler:
         budget = self.token_budget(n_decode=n_decode, is_watched=is_watched, spent_s=spent_s)
         n_outputs_left = self._n_outputs_max - n_decode
 
-        def turn(one: Sequence) -> tuple[float, ...]:
+        def turn(one: SequenceState) -> tuple[float, ...]:
             # What a grammar forced is no prompt: its sequence is writing, and goes first.
             return (one.n_generated == 0, served(one), one.request.priority, one.admit_s, one.index)
 
@@ -215,7 +215,7 @@ class Scheduler:
         return min(self._n_ubatch, max(least, int(self._max_gap_s / per_token)))
 
 
-def _goes_singly(sequence: Sequence, n_decode: int) -> bool:
+def _goes_singly(sequence: SequenceState, n_decode: int) -> bool:
     """Whether tokens that a grammar forced are computed one a step, beside `n_decode` others.
 
     Rows of unequal counts are computed apart, in one more pass over the weights. Few streams gain by that; many are
@@ -229,13 +229,13 @@ def _slot_of(chunk: Chunk) -> int:
     return chunk.sequence.slot or 0
 
 
-def _decode_chunk(sequence: Sequence) -> Chunk:
+def _decode_chunk(sequence: SequenceState) -> Chunk:
     """The token generated last, and what may come after it: each is sampled from a row of its own."""
     n_tokens = 1 + len(sequence.draft)
     return Chunk(sequence, n_tokens, n_tokens)
 
 
-def _prefill_chunk(sequence: Sequence, budget: int, n_outputs_left: int) -> Chunk:
+def _prefill_chunk(sequence: SequenceState, budget: int, n_outputs_left: int) -> Chunk:
     """Logits are wanted of the last token only, or of every token when the prompt's own log-probabilities are."""
     n_tokens = min(sequence.n_uncomputed, budget)
     if sequence.marks:
@@ -249,7 +249,7 @@ def _prefill_chunk(sequence: Sequence, budget: int, n_outputs_left: int) -> Chun
     return Chunk(sequence, n_tokens, 1 if is_last else 0)
 
 
-def _shared_out(budget: int, n_outputs_left: int, readers: Iterable[Sequence]) -> Iterator[Chunk]:
+def _shared_out(budget: int, n_outputs_left: int, readers: Iterable[SequenceState]) -> Iterator[Chunk]:
     """The chunks of those who read, each as long as the budget allows; only the first may be a crumb of its prompt."""
     has_begun = False
     for sequence in readers:

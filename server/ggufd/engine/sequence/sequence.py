@@ -18,8 +18,8 @@ from ggufd.engine.sampling.detokenizer import Detokenizer
 from ggufd.engine.sampling.sampling import Bias, FinalLogprobs, Logprobs, logprobs_of
 from ggufd.engine.sampling.span import SpanGuard
 from ggufd.engine.sequence.trim import Chat
-from ggufd.engine.speculation.draft_model import Trust
-from ggufd.engine.speculation.prompt_lookup import Lookup
+from ggufd.engine.speculation.draft_model import AcceptanceEstimator
+from ggufd.engine.speculation.prompt_lookup import PromptLookup
 from ggufd.llama.context.batch import State
 
 
@@ -32,7 +32,7 @@ class Status(enum.Enum):
 
 
 @dataclass(slots=True)
-class Sent:
+class OutputToken:
     """A token on its way out, with its log-probability when that was asked for."""
 
     token: int
@@ -40,7 +40,7 @@ class Sent:
 
 
 @dataclass(slots=True, eq=False)
-class Sequence:
+class SequenceState:
     """Tokens `[0, n_prompt)` are the prompt, `[n_prompt, len(tokens))` generated; `[0, n_past)` are in the slot.
 
     Times are seconds of `time.perf_counter`. `slot` is set exactly while running; `serial` is the order of arrival.
@@ -54,7 +54,7 @@ class Sequence:
     arrival_s: float
     tokens: array[int]
     n_prompt: int
-    detokenizer: Detokenizer[Sent]
+    detokenizer: Detokenizer[OutputToken]
     status: Status = Status.WAITING
     serial: int = 0
 
@@ -91,8 +91,8 @@ class Sequence:
     span: SpanGuard | None = None
 
     # What is guessed ahead: from where the text repeats itself, or by a draft model; and what came of it.
-    lookup: Lookup | None = None
-    trust: Trust = field(default_factory=Trust)
+    lookup: PromptLookup | None = None
+    trust: AcceptanceEstimator = field(default_factory=AcceptanceEstimator)
     draft: tuple[int, ...] = ()
     n_drafted: int = 0
     n_accepted: int = 0
@@ -102,7 +102,7 @@ class Sequence:
     dropped: array[int] = field(default_factory=lambda: array("i"))
 
     @classmethod
-    def of(cls, request: EngineRequest, index: int, now_s: float) -> Sequence:
+    def of(cls, request: EngineRequest, index: int, now_s: float) -> SequenceState:
         banned = request.banned_strings, request.banned_regexes
         bans = bans_of(*banned, request.bans_case_sensitive) if any(banned) else None
         return cls(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ggufd.engine.backend.tokens import common_prefix
-from ggufd.engine.messages.requests import Realm
+from ggufd.engine.messages.requests import CacheScope
 
 _MIN_MOVED = 32
 """Fewer tokens in a row behind the cut may be there by chance."""
@@ -54,7 +54,7 @@ class Chat:
     """What a client sent last with what was answered, how it cut it last, and the most tokens that it ever sent."""
 
     tokens: array[int]
-    realm: Realm
+    cache_scope: CacheScope
     asker: str
     trim: Trim | None = None
     longest: int = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ggufd.engine.messages.requests import EngineRequest
-from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.sequence.sequence import SequenceState
 
 _MIN_ROOM = 4
 """So many tokens of a slot are never kept, whatever a request asks for: as llama-server."""
@@ -37,11 +37,11 @@ class ContextShift:
         """
         return self._n_ctx if self._is_on and request.max_tokens is None else request.max_tokens
 
-    def is_full(self, sequence: Sequence) -> bool:
+    def is_full(self, sequence: SequenceState) -> bool:
         """Whether the slot holds no token more."""
         return len(sequence.tokens) >= self._n_ctx
 
-    def gap(self, sequence: Sequence) -> Gap | None:
+    def gap(self, sequence: SequenceState) -> Gap | None:
         """What a full sequence can do without; None where its answer ends here.
 
         The first token stays always, and what may yet be taken back is needed.

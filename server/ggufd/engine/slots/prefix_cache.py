@@ -5,7 +5,7 @@ A slot is locked while a sequence runs in it and keeps the computed tokens as ca
     tokens of a running sequence   [0, n_past) in the slot   [n_past, len) not yet
     tokens of an idle slot         [0, len) in the slot
 
-Matching compares tokens, never hashes, and stays within a realm: other adapters compute other states, and the time of a
+Matching compares tokens, never hashes, and stays within a cache_scope: other adapters compute other states, and the time of a
 first token tells whether somebody has asked the same before. Every reuse, copy and move ends with a check of
 llama.cpp's own count.
 
@@ -29,11 +29,11 @@ from ggufd.engine.backend.interfaces import Decoder
 from ggufd.engine.backend.tokens import common_prefix
 from ggufd.engine.kv_store.disk_cache import Fetch, open_disk_cache
 from ggufd.engine.kv_store.host_cache import HostCache
-from ggufd.engine.kv_store.state_file import Kept
+from ggufd.engine.kv_store.state_file import KeptState
 from ggufd.engine.messages.config import DiskPlace
 from ggufd.engine.messages.events import CacheDifference, CacheReport, CacheSource
-from ggufd.engine.messages.requests import Realm
-from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.messages.requests import CacheScope
+from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.chunk_reuse import Move, plan_moves
 from ggufd.engine.slots.snapshots import marks_of
 from ggufd.errors import EngineFailure, InvalidRequest
@@ -70,9 +70,9 @@ class Slot:
 
     index: int
     tokens: array[int] = field(default_factory=lambda: array("i"))
-    sequence: Sequence | None = None
+    sequence: SequenceState | None = None
     last_used: int = 0
-    realm: Realm = ("", ())
+    cache_scope: CacheScope = ("", ())
     asker: str = ""
     n_fixed: int = 0
 
@@ -90,19 +90,19 @@ class Slot:
         return len(self.tokens) if self.sequence is None else self.sequence.n_past
 
 
-class Match(NamedTuple):
+class PrefixMatch(NamedTuple):
     """A slot, and how many tokens of a prompt its beginning holds already."""
 
     slot: Slot
     n_common: int
 
 
-def _is_reading(leader: Sequence) -> bool:
+def _is_reading(leader: SequenceState) -> bool:
     """Whether others may wait for the prompt that this one computes right now."""
     return leader.is_reading and not leader.request.prompt_logprobs
 
 
-def _source(sequence: Sequence, *, is_copy: bool) -> CacheSource | None:
+def _source(sequence: SequenceState, *, is_copy: bool) -> CacheSource | None:
     """Where the reused tokens of a sequence that was just placed were."""
     if sequence.n_moved:
         return CacheSource.MOVED
@@ -164,15 +164,15 @@ class PrefixCache:
 
     # --- match ------------------------------------------------------------------------------------------------------
 
-    def match(self, sequence: Sequence) -> list[Match]:
+    def match(self, sequence: SequenceState) -> list[PrefixMatch]:
         """For every slot what it could spare this sequence, most first. The last token is always computed again."""
-        matches = [Match(slot, self._usable(slot, sequence)) for slot in self.slots]
+        matches = [PrefixMatch(slot, self._usable(slot, sequence)) for slot in self.slots]
         return sorted(matches, key=lambda match: match.n_common, reverse=True)
 
-    def _usable(self, slot: Slot, sequence: Sequence) -> int:
+    def _usable(self, slot: Slot, sequence: SequenceState) -> int:
         if sequence.request.prompt_logprobs or slot.n_computed == 0 or slot.index in self._shifted:
             return 0
-        if slot.realm != sequence.request.realm:
+        if slot.cache_scope != sequence.request.cache_scope:
             return 0
         n_common = min(len(sequence.tokens) - 1, common_prefix(slot.computed, sequence.tokens))
         # What cannot drop its tail, or only where it is, is of use only to a prompt that goes on where it ends.
@@ -180,7 +180,7 @@ class PrefixCache:
         n_least = slot.n_fixed if can_cut else slot.n_computed
         return n_common if n_common >= n_least else 0
 
-    def should_wait(self, sequence: Sequence) -> bool:
+    def should_wait(self, sequence: SequenceState) -> bool:
         """Whether somebody is computing a prefix of this prompt right now, more of it than any slot holds."""
         if sequence.request.prompt_logprobs or not self._decoder.copies_all:
             return False
@@ -189,7 +189,7 @@ class PrefixCache:
         for slot in self.running:
             leader = slot.sequence
             assert leader is not None
-            if slot.realm == sequence.request.realm and _is_reading(leader):
+            if slot.cache_scope == sequence.request.cache_scope and _is_reading(leader):
                 promised = min(limit, common_prefix(leader.tokens, sequence.tokens))
                 if promised >= best + _MIN_SHARED_TOKENS and promised > leader.n_past:
                     return True
@@ -197,7 +197,7 @@ class PrefixCache:
 
     # --- lock and insert ----------------------------------------------------------------------------------------------
 
-    def lock(self, sequence: Sequence) -> bool:
+    def lock(self, sequence: SequenceState) -> bool:
         """Give `sequence` a slot and as much of its prompt as is cheaper to reuse than to compute.
 
         Sets its `slot`, `n_past` and `n_cached`. False when every slot is running. What cannot be reused after all is
@@ -224,7 +224,7 @@ class PrefixCache:
             sequence.cache_report = CacheReport(place, difference)
         return True
 
-    def _place_afresh(self, sequence: Sequence, slot: Slot) -> None:
+    def _place_afresh(self, sequence: SequenceState, slot: Slot) -> None:
         """Give a sequence an empty slot. Raises `EngineFailure`."""
         try:
             self._place(sequence, slot, slot, 0)
@@ -232,7 +232,7 @@ class PrefixCache:
             self._take_back(sequence, slot, error)
             raise
 
-    def _take_back(self, sequence: Sequence, slot: Slot, error: EngineFailure) -> None:
+    def _take_back(self, sequence: SequenceState, slot: Slot, error: EngineFailure) -> None:
         """A sequence was not placed: what its slot holds is in doubt."""
         slot.sequence = sequence.slot = None
         self.release_copies()
@@ -248,28 +248,32 @@ class PrefixCache:
     def _keeps_snapshots(self) -> bool:
         return not self._decoder.copies_all and self.host.max_bytes > 0
 
-    def _n_parted(self, sequence: Sequence) -> int:
+    def _n_parted(self, sequence: SequenceState) -> int:
         """Where this prompt leaves one that was computed before, which therefore cannot be used."""
         if not self._keeps_snapshots:
             return 0
-        realm = sequence.request.realm
-        held = [common_prefix(slot.computed, sequence.tokens) for slot in self.slots if slot.realm == realm]
-        return max([self.host.longest_common(sequence.tokens, realm), *held])
+        cache_scope = sequence.request.cache_scope
+        held = [common_prefix(slot.computed, sequence.tokens) for slot in self.slots if slot.cache_scope == cache_scope]
+        return max([self.host.longest_common(sequence.tokens, cache_scope), *held])
 
-    def keep_snapshot(self, sequence: Sequence) -> None:
+    def keep_snapshot(self, sequence: SequenceState) -> None:
         """A sequence has come to a mark in its prompt: keep its state as it is now."""
-        slot, tokens, realm = self._slot_of(sequence), sequence.tokens[: sequence.n_past], sequence.request.realm
-        if not self.host.holds(tokens, realm):
+        slot, tokens, cache_scope = (
+            self._slot_of(sequence),
+            sequence.tokens[: sequence.n_past],
+            sequence.request.cache_scope,
+        )
+        if not self.host.holds(tokens, cache_scope):
             # Without it something is computed again some day; nobody has to fail for that.
             with contextlib.suppress(EngineFailure):
-                self.host.insert(Kept(tokens, self._decoder.get_state(slot.index), realm, slot.asker))
+                self.host.insert(KeptState(tokens, self._decoder.get_state(slot.index), cache_scope, slot.asker))
 
-    def fetch(self, sequence: Sequence) -> Fetch | None:
+    def fetch(self, sequence: SequenceState) -> Fetch | None:
         """Begin to bring back from disk a chat that neither a slot nor host RAM holds; None when there is none."""
         if not self.host.has_disk or sequence.request.prompt_logprobs:
             return None
         n_known = self.match(sequence)[0].n_common
-        return self.host.fetch(sequence.tokens, sequence.request.realm, n_known)
+        return self.host.fetch(sequence.tokens, sequence.request.cache_scope, n_known)
 
     def close(self, timeout_s: float) -> None:
         """Put on disk what idle slots and host RAM hold, as far as that goes in time."""
@@ -278,7 +282,7 @@ class PrefixCache:
                 self._save(slot)
             self.host.close(timeout_s)
 
-    def _restore(self, sequence: Sequence) -> bool:
+    def _restore(self, sequence: SequenceState) -> bool:
         """Bring back a chat from host RAM, into the slot that is missed least, when that saves computing it again.
 
         One that cannot be brought back is dropped, and the next best is tried.
@@ -293,14 +297,14 @@ class PrefixCache:
                 return True
         return False
 
-    def _best_kept(self, sequence: Sequence) -> Kept | None:
+    def _best_kept(self, sequence: SequenceState) -> KeptState | None:
         """The state in host RAM that saves computing most; None where the slots are as good."""
-        found = self.host.match(sequence.tokens, sequence.request.realm)
+        found = self.host.match(sequence.tokens, sequence.request.cache_scope)
         if found is None or found[1] < self.match(sequence)[0].n_common + _MIN_SHARED_TOKENS:
             return None
         return found[0]
 
-    def _bring_back(self, entry: Kept) -> bool:
+    def _bring_back(self, entry: KeptState) -> bool:
         slot = self._victim()
         self._save(slot)
         self.n_evicted += slot.n_computed > 0
@@ -313,25 +317,25 @@ class PrefixCache:
         self.n_restored += 1
         return True
 
-    def _fill(self, slot: Slot, entry: Kept) -> None:
+    def _fill(self, slot: Slot, entry: KeptState) -> None:
         """Replace what an idle slot holds by a kept state."""
         start = self._clock()
         self._decoder.set_state(slot.index, entry.state)
         slot.tokens = entry.tokens[:]
-        slot.realm, slot.asker = entry.realm, entry.asker
+        slot.cache_scope, slot.asker = entry.cache_scope, entry.asker
         self._note_copied(slot)
         self.host.touch(entry)
         self._touch(slot)
         self._measure_copy(len(entry.state), len(entry.tokens), self._clock() - start)
         self._check(slot)
 
-    def content(self, slot: Slot) -> Kept:
+    def content(self, slot: Slot) -> KeptState:
         """A copy of what an idle slot keeps. Raises InvalidRequest when that is nothing, or moved since it was read."""
         if slot.n_computed == 0 or slot.index in self._shifted:
             raise InvalidRequest(f"slot {slot.index} keeps nothing that could be saved")
-        return Kept(slot.tokens[:], self._decoder.get_state(slot.index), slot.realm, slot.asker)
+        return KeptState(slot.tokens[:], self._decoder.get_state(slot.index), slot.cache_scope, slot.asker)
 
-    def replace(self, slot: Slot, kept: Kept) -> None:
+    def replace(self, slot: Slot, kept: KeptState) -> None:
         """Let an idle slot keep this instead. Raises InvalidRequest when that fails; the slot may be empty then."""
         if len(kept.tokens) > self._decoder.n_ctx:
             n_tokens = len(kept.tokens)
@@ -348,7 +352,7 @@ class PrefixCache:
         if self.idle and all(slot.n_computed for slot in self.idle):
             self._save(self._victim())
 
-    def save_ahead(self, sequence: Sequence) -> None:
+    def save_ahead(self, sequence: SequenceState) -> None:
         """The same while a long prompt is about to be read, beside which nobody notices it."""
         if self.idle and self._save_s_per_token:
             save_s = self._victim().n_computed * self._save_s_per_token
@@ -359,7 +363,7 @@ class PrefixCache:
         """Keep in host RAM what an idle slot is about to lose, unless it is kept there already, or cannot be read."""
         if self.host.max_bytes == 0 or slot.n_computed < _MIN_SAVED_TOKENS or slot.index in self._shifted:
             return
-        if not self.host.holds(slot.tokens, slot.realm):
+        if not self.host.holds(slot.tokens, slot.cache_scope):
             start_s = self._clock()
             try:
                 state = self._decoder.get_state(slot.index)
@@ -367,15 +371,15 @@ class PrefixCache:
                 self._lose(slot, error)
                 return
             self._save_s_per_token = (self._clock() - start_s) / slot.n_computed
-            self.host.insert(Kept(slot.tokens[:], state, slot.realm, slot.asker))
+            self.host.insert(KeptState(slot.tokens[:], state, slot.cache_scope, slot.asker))
 
-    def _difference(self, sequence: Sequence) -> CacheDifference | None:
+    def _difference(self, sequence: SequenceState) -> CacheDifference | None:
         """Where the prompt leaves what the best matching slot holds; of equal ones the asker's own, then the latest."""
         asker = sequence.request.asker
         kept = [
             (common_prefix(slot.computed, sequence.tokens), slot)
             for slot in self.slots
-            if slot.n_computed and slot.realm == sequence.request.realm
+            if slot.n_computed and slot.cache_scope == sequence.request.cache_scope
         ]
         if not kept:
             return None
@@ -385,7 +389,7 @@ class PrefixCache:
         held = tuple(slot.computed[n_common : n_common + _N_EXPLAINED])
         return CacheDifference(n_common, held if slot.asker == asker else None)
 
-    def _place(self, sequence: Sequence, source: Slot, target: Slot, n_reuse: int) -> None:
+    def _place(self, sequence: SequenceState, source: Slot, target: Slot, n_reuse: int) -> None:
         if source is not target or 2 * n_reuse < target.n_computed:
             self._save(target)
             self.n_evicted += target.n_computed > 0
@@ -395,14 +399,14 @@ class PrefixCache:
         n_reuse = self._keep(target, n_reuse + n_moved)
         target.tokens = array("i")
         target.sequence = sequence
-        target.realm, target.asker = sequence.request.realm, sequence.request.asker
+        target.cache_scope, target.asker = sequence.request.cache_scope, sequence.request.asker
         self._touch(target)
         sequence.slot = target.index
         sequence.n_past = sequence.n_cached = n_reuse
         sequence.n_moved = n_moved
         self._check(target)
 
-    def _move_chunks(self, slot: Slot, sequence: Sequence, n_prefix: int) -> int:
+    def _move_chunks(self, slot: Slot, sequence: SequenceState, n_prefix: int) -> int:
         """Move what an idle slot holds further on to where the prompt wants it; how many tokens that were."""
         moves = self._plan_moves(slot, sequence, n_prefix)
         n_moved = sum(move.n for move in moves)
@@ -418,7 +422,7 @@ class PrefixCache:
         self._shifted.add(slot.index)
         self._decoder.trim(slot.index, moves[-1].target + moves[-1].n)
 
-    def _plan_moves(self, slot: Slot, sequence: Sequence, n_prefix: int) -> list[Move]:
+    def _plan_moves(self, slot: Slot, sequence: SequenceState, n_prefix: int) -> list[Move]:
         if self._n_cache_reuse == 0 or n_prefix == 0 or sequence.request.prompt_logprobs:
             return []
         limit = len(sequence.tokens) - 1
@@ -426,13 +430,15 @@ class PrefixCache:
 
     # --- beginnings that nobody has asked for yet ---------------------------------------------------------------------
 
-    def spare(self, tokens: array[int], realm: Realm, asker: str, *, keep: list[Slot]) -> Slot | None:
+    def spare(self, tokens: array[int], cache_scope: CacheScope, asker: str, *, keep: list[Slot]) -> Slot | None:
         """An idle slot for `tokens`, which holds already as many of them as there are in any; None without one.
 
         Not one of `keep`, and none that holds the only copy of something else.
         """
         able = [slot for slot in self.idle if slot not in keep]
-        known = {slot.index: common_prefix(slot.computed, tokens) for slot in self.slots if slot.realm == realm}
+        known = {
+            slot.index: common_prefix(slot.computed, tokens) for slot in self.slots if slot.cache_scope == cache_scope
+        }
         own = max(able, key=lambda slot: known.get(slot.index, 0), default=None)
         if own is None:
             return None
@@ -444,7 +450,7 @@ class PrefixCache:
             if best is not own and known[best.index] >= _MIN_SHARED_TOKENS:
                 self._copy_if_possible(best, own)
         own.tokens = tokens[: self._keep(own, common_prefix(own.tokens, tokens))]
-        own.realm, own.asker = realm, asker
+        own.cache_scope, own.asker = cache_scope, asker
         self._touch(own)
         try:
             self._check(own)
@@ -463,7 +469,7 @@ class PrefixCache:
     def _is_saved(self, slot: Slot) -> bool:
         """Whether an idle slot can lose what it holds, because there is nothing, or after saving it."""
         self._save(slot)
-        return slot.n_computed < _MIN_SAVED_TOKENS or self.host.holds(slot.tokens, slot.realm)
+        return slot.n_computed < _MIN_SAVED_TOKENS or self.host.holds(slot.tokens, slot.cache_scope)
 
     def extend(self, slot: Slot, tokens: array[int]) -> None:
         """An idle slot holds these tokens more, which were just computed in it."""
@@ -473,23 +479,26 @@ class PrefixCache:
 
     # --- suspend and resume -------------------------------------------------------------------------------------------
 
-    def can_suspend(self, sequence: Sequence) -> bool:
+    def can_suspend(self, sequence: SequenceState) -> bool:
         """Whether what the sequence computed can be read now: not before the decode that rotates what was moved."""
         return sequence.n_past > 0 and sequence.slot not in self._shifted
 
-    def suspend(self, sequence: Sequence) -> None:
+    def suspend(self, sequence: SequenceState) -> None:
         """The sequence leaves its slot, and takes along what it computed there, to go on with exactly that."""
         slot = self._slot_of(sequence)
         sequence.state = self._decoder.get_state(slot.index)
         self.insert(sequence)
         if slot.n_computed >= _MIN_SAVED_TOKENS:
             # The same bytes serve others whose prompt begins so; who takes the slot need not read them again.
-            self.host.insert(Kept(slot.tokens[:], sequence.state, slot.realm, slot.asker))
+            self.host.insert(KeptState(slot.tokens[:], sequence.state, slot.cache_scope, slot.asker))
 
-    def resume(self, sequence: Sequence) -> None:
+    def resume(self, sequence: SequenceState) -> None:
         """Give a suspended sequence a free slot again, and back what it had, or have it computed anew."""
         assert sequence.state is not None
-        slot, had = self._victim(), Kept(sequence.tokens[: sequence.n_past], sequence.state, sequence.request.realm)
+        slot, had = (
+            self._victim(),
+            KeptState(sequence.tokens[: sequence.n_past], sequence.state, sequence.request.cache_scope),
+        )
         self._save(slot)
         try:
             self._decoder.set_state(slot.index, had.state)
@@ -502,11 +511,11 @@ class PrefixCache:
             sequence.n_past = 0
             sequence.prompt_logprobs.clear()
         slot.tokens, slot.sequence = array("i"), sequence
-        slot.realm, slot.asker = sequence.request.realm, sequence.request.asker
+        slot.cache_scope, slot.asker = sequence.request.cache_scope, sequence.request.asker
         sequence.slot, sequence.state = slot.index, None
         self._touch(slot)
 
-    def insert(self, sequence: Sequence) -> None:
+    def insert(self, sequence: SequenceState) -> None:
         """The sequence leaves its slot; what it computed stays there as cache, but not what it only guessed."""
         slot = self._slot_of(sequence)
         if self._decoder.n_past(slot.index) > sequence.n_past:
@@ -516,7 +525,7 @@ class PrefixCache:
         sequence.slot = None
         self._touch(slot)
 
-    def rewind(self, sequence: Sequence) -> None:
+    def rewind(self, sequence: SequenceState) -> None:
         """Leave a running sequence with what its tokens are computed for, at least one of them uncomputed.
 
         For when the last tokens were taken back, and for when a decode failed half-way.
@@ -525,7 +534,7 @@ class PrefixCache:
         sequence.n_past = self._trim(slot, min(sequence.n_past, len(sequence.tokens) - 1))
         self._check(slot)
 
-    def shift(self, sequence: Sequence, start: int, n: int) -> None:
+    def shift(self, sequence: SequenceState, start: int, n: int) -> None:
         """Drop the `n` tokens from `start` on of a running sequence, and move up what is computed behind them."""
         slot, n_behind = self._slot_of(sequence), sequence.n_past - start - n
         if n_behind > 0:
@@ -541,24 +550,24 @@ class PrefixCache:
         slot.tokens = array("i")
         slot.last_used = 0
 
-    def forget(self, sequence: Sequence) -> None:
+    def forget(self, sequence: SequenceState) -> None:
         """The sequence leaves its slot and nothing of it is kept: its state is in doubt after a failure."""
         slot = self._slot_of(sequence)
         slot.sequence = None
         sequence.slot = None
         self.evict(slot)
 
-    def discard(self, sequence: Sequence) -> None:
+    def discard(self, sequence: SequenceState) -> None:
         """The same, and nothing is kept of what may have been the reason: what begins as it does."""
-        tokens, realm = sequence.tokens[: sequence.n_past], sequence.request.realm
+        tokens, cache_scope = sequence.tokens[: sequence.n_past], sequence.request.cache_scope
         self.forget(sequence)
         self._n_lost += 1
         for slot in self.idle:
-            if slot.realm == realm and common_prefix(slot.tokens, tokens) >= _MIN_SHARED_TOKENS:
+            if slot.cache_scope == cache_scope and common_prefix(slot.tokens, tokens) >= _MIN_SHARED_TOKENS:
                 self.evict(slot)
-        self.host.drop_like(tokens, realm, _MIN_SHARED_TOKENS)
+        self.host.drop_like(tokens, cache_scope, _MIN_SHARED_TOKENS)
 
-    def _choose(self, sequence: Sequence) -> tuple[Slot, Slot, int]:
+    def _choose(self, sequence: SequenceState) -> tuple[Slot, Slot, int]:
         """`(source, target, n_reuse)`: in place where most of an idle slot is reused, else a copy, else afresh."""
         victim = self._victim()
         matches = self.match(sequence)
@@ -582,7 +591,7 @@ class PrefixCache:
             return n_tokens * self.prefill_s_per_token * _FIRST_COPY_PER_PREFILL
         return n_tokens * self._bytes_per_token / self._copy_bytes_per_s
 
-    def _in_place_or_afresh(self, best_idle: Match, victim: Slot) -> tuple[Slot, Slot, int]:
+    def _in_place_or_afresh(self, best_idle: PrefixMatch, victim: Slot) -> tuple[Slot, Slot, int]:
         if best_idle.n_common >= _MIN_SHARED_TOKENS:
             return best_idle.slot, best_idle.slot, best_idle.n_common
         return victim, victim, 0
@@ -654,7 +663,7 @@ class PrefixCache:
                 self._reset(sequence)
                 self.evict(target if target.is_idle else stray)
 
-    def _reset(self, sequence: Sequence) -> None:
+    def _reset(self, sequence: SequenceState) -> None:
         """What its slot holds is in doubt: compute all of it again."""
         sequence.n_past = self._trim(self._slot_of(sequence), 0)
         sequence.prompt_logprobs.clear()
@@ -686,7 +695,7 @@ class PrefixCache:
         idle.sequence, running.sequence = sequence, None
         running.tokens, idle.tokens = idle.tokens, array("i")
         running.last_used, idle.last_used = idle.last_used, running.last_used
-        running.realm, idle.realm = idle.realm, running.realm
+        running.cache_scope, idle.cache_scope = idle.cache_scope, running.cache_scope
         running.asker, idle.asker = idle.asker, running.asker
         sequence.slot = idle.index
         self._note_copied(running)
@@ -710,7 +719,7 @@ class PrefixCache:
         self._time += 1
         slot.last_used = self._time
 
-    def _slot_of(self, sequence: Sequence) -> Slot:
+    def _slot_of(self, sequence: SequenceState) -> Slot:
         if sequence.slot is None:
             raise EngineFailure("a sequence without a slot cannot leave one")
         return self.slots[sequence.slot]

@@ -1,7 +1,7 @@
 """A draft model: a smaller one of the same vocabulary writes ahead of a lone sequence, and the large one checks it.
 
-`Drafter` keeps one chat in one stream: what a sequence shares with the last one stays, the rest is read a little at a
-time, so that nobody's answer halts for it. `Trust` follows how often such guesses come true in one sequence. A guess
+`DraftModel` keeps one chat in one stream: what a sequence shares with the last one stays, the rest is read a little at a
+time, so that nobody's answer halts for it. `AcceptanceEstimator` follows how often such guesses come true in one sequence. A guess
 is made only as far as it promises more tokens a second than it costs; what does not pay is tried again ever more
 seldom. Knows neither the large model nor the samplers: a wrong guess costs time and changes no text.
 """
@@ -57,7 +57,7 @@ StepSeconds = Callable[[int], float]
 """What a step of the large model takes with so many rows of one sequence; 0 when that is not known."""
 
 
-class _Guess(NamedTuple):
+class _ModelDraft(NamedTuple):
     """Tokens that may follow the first `position`, and the class of each."""
 
     position: int
@@ -65,7 +65,7 @@ class _Guess(NamedTuple):
     kinds: tuple[int, ...]
 
 
-class Trust:
+class AcceptanceEstimator:
     """How a draft model's guesses fare in one sequence.
 
     `odds[c]` is the share of guesses of confidence class `c` that came true, `average` that of all; moving averages.
@@ -76,11 +76,11 @@ class Trust:
         self.average = _FIRST_AVERAGE
         self.n_drafted = 0
         self.n_accepted = 0
-        self._guess: _Guess | None = None
+        self._guess: _ModelDraft | None = None
         self._n_pause = 0
         self._next_pause = _FIRST_PAUSE
 
-    def note(self, guess: _Guess) -> None:
+    def note(self, guess: _ModelDraft) -> None:
         """These tokens are checked with the next step."""
         self._guess = guess
         self.n_drafted += len(guess.tokens)
@@ -118,7 +118,7 @@ class Trust:
         return True
 
 
-class Drafter:
+class DraftModel:
     """Guesses with `decoder`, a context of one stream over the draft model.
 
     Tokens of `n_vocab` and more are none of the large model's. `eog` ends a text: nothing is guessed beyond it. A guess
@@ -138,7 +138,9 @@ class Drafter:
         self.n_dropped = 0
         """Times that what was read was of no use and dropped."""
 
-    def draft(self, trust: Trust, tokens: array[int], limit: int, n_left: int, step_s: StepSeconds) -> tuple[int, ...]:
+    def draft(
+        self, trust: AcceptanceEstimator, tokens: array[int], limit: int, n_left: int, step_s: StepSeconds
+    ) -> tuple[int, ...]:
         """The tokens worth checking after `tokens`, at most `limit`; often none. `n_left` may come until the end."""
         trust.settle(tokens)
         limit = min(limit, self._decoder.n_ctx - len(tokens))
@@ -213,7 +215,7 @@ class Drafter:
 
     # --- guessing -----------------------------------------------------------------------------------------------------
 
-    def _guess(self, trust: Trust, tokens: array[int], limit: int, step_s: StepSeconds) -> _Guess:
+    def _guess(self, trust: AcceptanceEstimator, tokens: array[int], limit: int, step_s: StepSeconds) -> _ModelDraft:
         """Token by token the likeliest, as long as one more is likely to be worth its time."""
         rate = self._best_rate(trust.average, limit, step_s)
         pays = rate > _CLEARLY / step_s(1)
@@ -238,7 +240,7 @@ class Drafter:
             guessed.append(token)
             kinds.append(kind)
             following = (token,)
-        return _Guess(len(tokens), tuple(guessed), tuple(kinds))
+        return _ModelDraft(len(tokens), tuple(guessed), tuple(kinds))
 
     def _best_rate(self, chance: float, limit: int, step_s: StepSeconds) -> float:
         """Tokens a second with a guess of the best length, if each of its tokens comes true with this chance."""

@@ -1,6 +1,6 @@
 """Guessing ahead: a text that repeats itself is continued from its earlier place, and a batch checks the guess.
 
-`Lookup` follows one sequence's text and knows, whenever its last tokens stood there before, what came after them.
+`PromptLookup` follows one sequence's text and knows, whenever its last tokens stood there before, what came after them.
 `Speculator` decides how many of those tokens are worth a row each, by how often such guesses came true and by what a
 step with more rows was measured to cost; where none are, it asks the draft model, if there is one. The guess changes
 no output: every token is sampled from its own row, and the first one that was guessed wrongly ends the step. Knows no
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ggufd.engine.speculation.draft_model import Drafter, Trust
+from ggufd.engine.speculation.draft_model import AcceptanceEstimator, DraftModel
 
 _N_GRAM = 3
 """So many tokens in a row must have stood there before."""
@@ -39,14 +39,14 @@ _FORGET_STEPS = 2000
 _SMOOTHING = 0.3
 
 
-class _Guess(NamedTuple):
+class _LookupDraft(NamedTuple):
     """Tokens that may follow the first `position`."""
 
     position: int
     tokens: tuple[int, ...]
 
 
-class Lookup:
+class PromptLookup:
     """Where a sequence's text runs along an earlier place of itself, and how far such runs went so far.
 
     `odds[c]` is the share of guesses of run class `c` that came true, a moving average; learned from every token, also
@@ -57,7 +57,7 @@ class Lookup:
     def __init__(self, n_prompt: int) -> None:
         self.odds = list(_FIRST_ODDS)
         self.longest = _SHORTEST
-        self._guess = _Guess(0, ())
+        self._guess = _LookupDraft(0, ())
         self._n_prompt = n_prompt
         self._index: dict[int, int] = {}
         self._n_seen = 0
@@ -75,7 +75,7 @@ class Lookup:
 
     def _settle(self, tokens: array[int]) -> None:
         """Learn from the last guess how long the next one may be."""
-        (position, guessed), self._guess = self._guess, _Guess(0, ())
+        (position, guessed), self._guess = self._guess, _LookupDraft(0, ())
         n = len(guessed)
         came = tuple(tokens[position : position + n])
         if came != guessed[: len(came)]:
@@ -85,14 +85,14 @@ class Lookup:
 
     def rewind(self, n_tokens: int) -> None:
         """All but the first `n_tokens` were taken back: what comes next is found anew."""
-        self._guess = _Guess(0, ())
+        self._guess = _LookupDraft(0, ())
         self._n_prompt = min(self._n_prompt, n_tokens)
         if n_tokens < self._n_seen:
             self._n_seen, self._source = n_tokens, None
 
     def restart(self, n_tokens: int) -> None:
         """The text is another one, of `n_tokens` so far: all that is still known is how far runs went."""
-        self._guess = _Guess(0, ())
+        self._guess = _LookupDraft(0, ())
         self._index.clear()
         self._n_prompt, self._n_seen, self._source = n_tokens, 0, None
 
@@ -153,7 +153,7 @@ class Lookup:
         period = len(tokens) - self._source
         while len(guessed) < n:
             guessed.append(guessed[len(guessed) - period])
-        self._guess = _Guess(len(tokens), tuple(guessed))
+        self._guess = _LookupDraft(len(tokens), tuple(guessed))
         return self._guess.tokens
 
 
@@ -218,13 +218,15 @@ class Speculator:
             self._sizes.append(max_draft)
         self._max_draft = max_draft
         self.costs = StepCosts()
-        self.drafter: Drafter | None = None
+        self.drafter: DraftModel | None = None
 
     @property
     def is_on(self) -> bool:
         return bool(self._sizes)
 
-    def draft(self, lookup: Lookup, trust: Trust, tokens: array[int], limit: int) -> tuple[int, ...]:
+    def draft(
+        self, lookup: PromptLookup, trust: AcceptanceEstimator, tokens: array[int], limit: int
+    ) -> tuple[int, ...]:
         """The tokens worth checking in the next step, at most `limit`; often none."""
         guess = self._look_up(lookup, tokens, limit)
         if guess or self.drafter is None:
@@ -236,7 +238,7 @@ class Speculator:
         """Times that what a draft model had read was of no use."""
         return 0 if self.drafter is None else self.drafter.n_dropped
 
-    def _look_up(self, lookup: Lookup, tokens: array[int], limit: int) -> tuple[int, ...]:
+    def _look_up(self, lookup: PromptLookup, tokens: array[int], limit: int) -> tuple[int, ...]:
         lookup.follow(tokens)
         one = self.costs.seconds(1)
         if not lookup.is_running or one == 0:

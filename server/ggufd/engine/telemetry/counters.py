@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from ggufd.engine.messages.reports import Spread
-from ggufd.engine.sequence.sequence import Sequence
+from ggufd.engine.sequence.sequence import SequenceState
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -79,7 +79,7 @@ class Counters:
         """Nothing runs: the time until the next step is nobody's gap."""
         self._has_rested = True
 
-    def note_token(self, sequence: Sequence) -> None:
+    def note_token(self, sequence: SequenceState) -> None:
         """A token was sampled; tokens of one step come at one time."""
         self.generated_tokens += 1
         now_s = self._ended_s or 0.0
@@ -87,7 +87,7 @@ class Counters:
             self.token_gaps.observe(now_s - sequence.last_token_s)
         sequence.last_token_s = now_s
 
-    def note_end(self, sequence: Sequence) -> None:
+    def note_end(self, sequence: SequenceState) -> None:
         """A sequence has ended."""
         self.longest = max(self.longest, len(sequence.tokens))
         self.drafted_tokens += sequence.n_drafted

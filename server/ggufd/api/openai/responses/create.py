@@ -25,7 +25,7 @@ from ggufd.api.request.chat.schemas import ChatRequest
 from ggufd.api.request.docs import documented
 from ggufd.api.request.validation import validate
 from ggufd.api.services.activity import Owner, owner_of
-from ggufd.api.services.response_store import Kept
+from ggufd.api.services.response_store import StoredResponse
 from ggufd.api.services.services import Services, services_of
 from ggufd.engine.messages.events import Output
 from ggufd.errors import ContextLengthExceeded, NotFound
@@ -179,6 +179,6 @@ class _Running:
         response = self.writer.finished() | self.conversation.explainer.of(0)
         fields, services = self.asked.fields, self.asked.services
         if fields.store:
-            kept = Kept(response, all_listed(self.items), fields.previous_response_id)
+            kept = StoredResponse(response, all_listed(self.items), fields.previous_response_id)
             response["store"] = await services.responses.keep(self.asked.owner.digest, kept)
         return response

@@ -47,7 +47,7 @@ class _Open(ABC):
         """What says that it is whole, or cut."""
 
 
-class _Text(_Open):
+class _TextItem(_Open):
     """An item with one part of text."""
 
     kind: ClassVar[str]
@@ -79,7 +79,7 @@ class _Text(_Open):
         return {"type": self.part_type, "text": self._text}
 
 
-class _Reasoning(_Text):
+class _Reasoning(_TextItem):
     """What the model thinks, as it is: nothing here makes summaries."""
 
     kind = "reasoning"
@@ -87,7 +87,7 @@ class _Reasoning(_Text):
     more: ClassVar[Mapping[str, Any]] = {"summary": []}
 
 
-class _Message(_Text):
+class _Message(_TextItem):
     """Text for the user, with the log-probabilities of its tokens where they are wanted."""
 
     kind = "message"
@@ -131,7 +131,7 @@ class _Call(_Open):
         return [done, self._whole("done")]
 
 
-class Output:
+class ResponseItems:
     """The items of one answer, in `items`; the last one may still grow."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ggufd.api.answer.reader import AnswerReader
-from ggufd.api.openai.responses.output import Event, Output
+from ggufd.api.openai.responses.output import Event, ResponseItems
 from ggufd.api.openai.responses.schemas import ResponseRequest
 from ggufd.engine.messages import events
 from ggufd.engine.messages.events import FinishReason, Usage
@@ -70,7 +70,7 @@ class ResponseWriter:
     def __init__(self, head: Mapping[str, Any], reader: AnswerReader) -> None:
         self._head = head
         self._reader = reader
-        self._output = Output()
+        self._output = ResponseItems()
 
     def feed(self, output: events.Output) -> list[Event]:
         """The events for what the engine said."""

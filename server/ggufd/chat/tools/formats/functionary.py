@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ggufd.chat.deltas.reader import MalformedError, Reader, Steps
 from ggufd.chat.deltas.writer import AnswerWriter
 from ggufd.chat.tools.base import TextArguments, ToolFormat
-from ggufd.chat.tools.rules import TEXT, Rules, literal, more
+from ggufd.chat.tools.rules import TEXT, GrammarRules, literal, more
 
 _SAID = "all\n"
 _TEXT_ALONE = "/([^>]|>>?[^>])+>{0,2}|>{1,2}/?"
@@ -53,11 +53,11 @@ class FunctionaryParts(ToolFormat):
     def read_calls(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
         raise NotImplementedError("functionary is read as a whole")
 
-    def calls(self, rules: Rules, *, may_repeat: bool) -> str:
+    def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         call = rules.choice("call", lambda index, tool: f"{literal(tool.name)} /\\n/ {rules.arguments(index)}")
         return call + (more(f'/\\n?/ ">>>" {call}') if may_repeat else "")
 
-    def answer(self, rules: Rules, *, body: str, may_repeat: bool, is_required: bool) -> str:
+    def answer(self, rules: GrammarRules, *, body: str, may_repeat: bool, is_required: bool) -> str:
         if not rules.tools:
             return f"{literal(_SAID)} {body if body != TEXT else _TEXT_ALONE}"
         said = f"{literal(_SAID)} {body}{'?' if body == TEXT else ''}"

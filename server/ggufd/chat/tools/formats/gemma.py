@@ -13,7 +13,7 @@ from typing import Any
 from ggufd.chat.deltas.reader import MAX_DEPTH, Emit, MalformedError, Reader, Steps
 from ggufd.chat.deltas.writer import AnswerWriter
 from ggufd.chat.tools.base import TextArguments, ToolFormat, as_json, close_calls
-from ggufd.chat.tools.rules import NOTES, Rules, Tool, in_order, json_items, key, literal, more, property_schema
+from ggufd.chat.tools.rules import NOTES, GrammarRules, Tool, in_order, json_items, key, literal, more, property_schema
 
 _QUOTE = '<|"|>'
 _MARKS = '":,{}'
@@ -43,7 +43,7 @@ class GemmaCalls(ToolFormat):
         yield from _read_object(reader, answer.arguments, 1)
         yield from close_calls(reader, self.closing)
 
-    def calls(self, rules: Rules, *, may_repeat: bool) -> str:
+    def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         call = rules.choice("call", lambda index, tool: _call(rules, index, tool))
         closing = rules.mark(self.closing)
         again = more(f"/\\s?/ {rules.mark(self.opening)} {call} {closing}") if may_repeat else ""
@@ -149,12 +149,12 @@ def _read_word(reader: Reader, emit: Emit) -> Steps[None]:
 # --- the grammar ----------------------------------------------------------------------------------------------------
 
 
-def _call(rules: Rules, index: int, tool: Tool) -> str:
+def _call(rules: GrammarRules, index: int, tool: Tool) -> str:
     arguments = _object(rules, f"object_{index}", tool.parameters)
     return f"{literal(f'call:{tool.name}')} {arguments or rules.arguments(index)}"
 
 
-def _object(rules: Rules, name: str, schema: Mapping[str, Any]) -> str | None:
+def _object(rules: GrammarRules, name: str, schema: Mapping[str, Any]) -> str | None:
     """An object whose names are all known; None for any other."""
     properties: Mapping[str, Any] = schema.get("properties") or {}
     if schema.get("additionalProperties") is not False or "patternProperties" in schema:
@@ -167,7 +167,7 @@ def _object(rules: Rules, name: str, schema: Mapping[str, Any]) -> str | None:
     return f'"{{" {in_order(rules, name, items)} "}}"'
 
 
-def _value(rules: Rules, name: str, schema: Any) -> str:
+def _value(rules: GrammarRules, name: str, schema: Any) -> str:
     """A value in this format's own way where that can hold all that the schema says, else as JSON."""
     keywords = set(schema) - NOTES if isinstance(schema, Mapping) else set()
     quote = rules.mark(_QUOTE)

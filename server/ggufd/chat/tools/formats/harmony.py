@@ -9,7 +9,7 @@ from ggufd.chat.deltas.reader import Reader, Steps
 from ggufd.chat.deltas.thinking import Thinking
 from ggufd.chat.deltas.writer import AnswerWriter
 from ggufd.chat.tools.base import TextArguments, ToolFormat
-from ggufd.chat.tools.rules import TEXT, Rules, literal
+from ggufd.chat.tools.rules import TEXT, GrammarRules, literal
 
 _RECIPIENT = re.compile(r"\bto=(?:functions\.)?([A-Za-z0-9_.:/-]+)")
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -57,11 +57,11 @@ class Harmony(ToolFormat):
     def read_calls(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
         raise NotImplementedError("Harmony is read as a whole")
 
-    def calls(self, rules: Rules, *, may_repeat: bool) -> str:
+    def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         """One call: what comes after it is a turn of its own."""
         return rules.choice("call", lambda index, tool: _call(rules, index, tool.name))
 
-    def answer(self, rules: Rules, *, body: str, may_repeat: bool, is_required: bool) -> str:
+    def answer(self, rules: GrammarRules, *, body: str, may_repeat: bool, is_required: bool) -> str:
         channel, message = rules.mark("<|channel|>"), rules.mark("<|message|>")
         ended = rules.up_to("ended", "<|end|>")
         # Where a call must come nothing is said before it, and it is thought once: a budget bounds that.
@@ -88,7 +88,7 @@ def _read_call(reader: Reader, answer: AnswerWriter, name: str) -> Steps[None]:
         answer.arguments("{}")
 
 
-def _call(rules: Rules, index: int, name: str) -> str:
+def _call(rules: GrammarRules, index: int, name: str) -> str:
     """The recipient stands in the channel or before it."""
     channel, message = rules.mark("<|channel|>"), rules.mark("<|message|>")
     kind = f'(" "? {rules.mark("<|constrain|>")} "json" | " json")?'

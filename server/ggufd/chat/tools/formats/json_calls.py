@@ -10,7 +10,7 @@ from typing import Any
 from ggufd.chat.deltas.reader import MalformedError, Reader, Steps
 from ggufd.chat.deltas.writer import AnswerWriter
 from ggufd.chat.tools.base import TextArguments, ToolFormat, close_calls, read_arguments, write_arguments
-from ggufd.chat.tools.rules import Rules, escaped, more, pattern
+from ggufd.chat.tools.rules import GrammarRules, escaped, more, pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class JsonCalls(ToolFormat):
         yield from reader.expect("{")
         yield from read_json_call(reader, answer, (self.name_key, "name"), (self.arguments_key, "arguments"))
 
-    def calls(self, rules: Rules, *, may_repeat: bool) -> str:
+    def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         call = rules.choice("call", lambda index, tool: self._call(rules, index, tool.name))
         closing = f"/\\s?/ {rules.mark(self.closing)}" if self.closing else ""
         if self.is_list:
@@ -76,7 +76,7 @@ class JsonCalls(ToolFormat):
         one = f"/\\s?/ {call} {closing}"
         return one + (more(f"/\\s?/ {rules.mark(self.opening)} {one}") if may_repeat and closing else "")
 
-    def _call(self, rules: Rules, index: int, name: str) -> str:
+    def _call(self, rules: GrammarRules, index: int, name: str) -> str:
         identity = f'"{self.id_key}":\\s?"{self.id_pattern}"' if self.id_key else ""
         first = f"{identity},\\s?" if identity and self.is_id_first else ""
         last = f"(,\\s?{identity})?" if identity and not self.is_id_first else ""
@@ -98,7 +98,7 @@ class BareJsonCalls(JsonCalls):
     def read_calls(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
         yield from read_json_call(reader, answer, (self.name_key,), (self.arguments_key, "arguments"))
 
-    def calls(self, rules: Rules, *, may_repeat: bool) -> str:
+    def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         return rules.choice("call", lambda index, tool: self._call(rules, index, tool.name).replace("/\\{", "/", 1))
 
 

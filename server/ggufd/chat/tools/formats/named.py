@@ -11,7 +11,7 @@ from typing import Any
 from ggufd.chat.deltas.reader import MalformedError, Reader, Steps
 from ggufd.chat.deltas.writer import AnswerWriter
 from ggufd.chat.tools.base import TextArguments, ToolFormat, read_arguments
-from ggufd.chat.tools.rules import Rules, more, pattern
+from ggufd.chat.tools.rules import GrammarRules, more, pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class NamedCalls(ToolFormat):
         yield from reader.blanks()
         yield from reader.skip(self.after.lstrip())
 
-    def calls(self, rules: Rules, *, may_repeat: bool) -> str:
+    def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         call = rules.choice("call", lambda index, tool: self._call(rules, index, tool.name))
         before = rules.mark(self.before) if self.before else ""
         opening = before or rules.mark(self.opening)
@@ -70,7 +70,7 @@ class NamedCalls(ToolFormat):
         closing = rules.mark(self.closing) if self.closing else ""
         return f"{before} {call} {again} {closing}"
 
-    def _call(self, rules: Rules, index: int, name: str) -> str:
+    def _call(self, rules: GrammarRules, index: int, name: str) -> str:
         number = pattern(self.number) if self.is_numbered else ""
         after = rules.mark(self.after) if self.after else ""
         return f"{rules.mark(name)} {number} {rules.mark(self.between)} {rules.arguments(index)} {after}"

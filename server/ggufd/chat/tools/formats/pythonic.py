@@ -13,7 +13,7 @@ from typing import Any
 from ggufd.chat.deltas.reader import MAX_DEPTH, MalformedError, Reader, Steps
 from ggufd.chat.deltas.writer import AnswerWriter
 from ggufd.chat.tools.base import TextArguments, ToolFormat, close_calls
-from ggufd.chat.tools.rules import Rules, Tool, in_order, json_items, key, literal, more, property_schema
+from ggufd.chat.tools.rules import GrammarRules, Tool, in_order, json_items, key, literal, more, property_schema
 
 _NAMES = {"true": True, "false": False, "null": None}
 _MAX_CHARS = 200_000
@@ -50,7 +50,7 @@ class PythonicCalls(ToolFormat):
         yield from reader.skip("]")
         yield from close_calls(reader, self.closing)
 
-    def calls(self, rules: Rules, *, may_repeat: bool) -> str:
+    def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         call = rules.choice("call", lambda index, tool: _call(rules, index, tool))
         again = more(f"/,\\s?/ {call}") if may_repeat else ""
         closing = rules.mark(self.closing) if self.closing else ""
@@ -72,7 +72,7 @@ def _written(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def _call(rules: Rules, index: int, tool: Tool) -> str:
+def _call(rules: GrammarRules, index: int, tool: Tool) -> str:
     """One call; its arguments in the order of the schema, those that are not required left out or not."""
     properties: Mapping[str, Any] = tool.parameters.get("properties") or {}
     required = tool.parameters.get("required") or ()

@@ -11,7 +11,7 @@ from ggufd.chat.deltas.reader import MalformedError, Reader, Steps
 from ggufd.chat.deltas.writer import AnswerWriter
 from ggufd.chat.tools.base import TextArguments, ToolFormat, as_json
 from ggufd.chat.tools.rules import (
-    Rules,
+    GrammarRules,
     Tool,
     json_items,
     literal,
@@ -129,7 +129,7 @@ class TaggedCalls(ToolFormat):
     def _read_value(self, reader: Reader, answer: AnswerWriter, *, is_text: bool) -> Steps[None]:
         if is_text:
             # Where the format says that it is a text, it is one to the last line end.
-            value = _Text(answer, strips=not self.if_text)
+            value = _TagText(answer, strips=not self.if_text)
             answer.arguments('"')
             if not (yield from reader.until((self.value_after,), value.add)):
                 reader.refuse_cut()
@@ -142,7 +142,7 @@ class TaggedCalls(ToolFormat):
 
     # --- the grammar ------------------------------------------------------------------------------------------------
 
-    def calls(self, rules: Rules, *, may_repeat: bool) -> str:
+    def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         call = rules.choice("call", lambda index, tool: self._call(rules, index, tool))
         closing = rules.mark(self.closing)
         if self.is_block:
@@ -150,7 +150,7 @@ class TaggedCalls(ToolFormat):
         again = more(f"/\\s?/ {rules.mark(self.opening)} {call} {closing}") if may_repeat else ""
         return f"{call} {closing} {again}"
 
-    def _call(self, rules: Rules, index: int, tool: Tool) -> str:
+    def _call(self, rules: GrammarRules, index: int, tool: Tool) -> str:
         edge = literal(self.edge) if self.edge else ""
         before = f"/\\s?/ {rules.mark(self.before)}" if self.before else ""
         between = literal(self.between) if self.between else ""
@@ -162,7 +162,7 @@ class TaggedCalls(ToolFormat):
             items.append(item if name in required else f"{item}?")
         return f"{before} {literal(tool.name)} {between} {edge} {' '.join(items)} {after}"
 
-    def _argument(self, rules: Rules, rule: str, tool: Tool, name: str) -> str:
+    def _argument(self, rules: GrammarRules, rule: str, tool: Tool, name: str) -> str:
         key_after = self._key_after(is_text=name in text_arguments(tool.parameters))
         key = f"{rules.mark(self.key_before)} {literal(name)} {rules.mark(key_after)}"
         edge = literal(self.edge) if self.edge else ""
@@ -171,7 +171,7 @@ class TaggedCalls(ToolFormat):
         value = self._value(rules, rule, tool, name)
         return f"{key} {before} {inner} {value} {edge}"
 
-    def _value(self, rules: Rules, rule: str, tool: Tool, name: str) -> str:
+    def _value(self, rules: GrammarRules, rule: str, tool: Tool, name: str) -> str:
         """A value with the tag that ends it."""
         schema = property_schema(tool.parameters, name)
         ending = rules.mark(self.value_edge + self.value_after)
@@ -182,7 +182,7 @@ class TaggedCalls(ToolFormat):
         return rules.up_to(rule, self.value_edge + self.value_after, text_length(schema))
 
 
-class _Text:
+class _TagText:
     """A text on its way into a JSON string; with `strips` without one line end before and after it."""
 
     def __init__(self, answer: AnswerWriter, *, strips: bool) -> None:

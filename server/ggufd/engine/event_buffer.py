@@ -6,11 +6,11 @@ import dataclasses
 
 from ggufd.engine.messages.events import Finish, Output, Progress
 from ggufd.engine.messages.reports import Event
-from ggufd.engine.sequence.sequence import Sequence
-from ggufd.engine.token_step import Said
+from ggufd.engine.sequence.sequence import SequenceState
+from ggufd.engine.token_step import StepOutput
 
 
-class Outbox:
+class EventBuffer:
     """Events on their way out. An output of a sequence joins one that was said just before: one a step."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Outbox:
     def put(self, *events: Event) -> None:
         self._events += events
 
-    def put_text(self, sequence: Sequence, said: Said, finish: Finish | None = None) -> None:
+    def put_text(self, sequence: SequenceState, said: StepOutput, finish: Finish | None = None) -> None:
         """What a sequence said; the tokens of a guess that came true go together."""
         output = _output(sequence, said, finish)
         last = self._events[-1] if self._events else None
@@ -36,7 +36,7 @@ class Outbox:
         else:
             self._events.append(output)
 
-    def put_progress(self, sequence: Sequence, now_s: float) -> None:
+    def put_progress(self, sequence: SequenceState, now_s: float) -> None:
         """How far its prefill is, if that is wanted."""
         if sequence.request.return_progress:
             self.put(
@@ -51,7 +51,7 @@ class Outbox:
             )
 
 
-def _output(sequence: Sequence, said: Said, finish: Finish | None) -> Output:
+def _output(sequence: SequenceState, said: StepOutput, finish: Finish | None) -> Output:
     tokens = tuple([item.token for item in said.items])
     logprobs = () if sequence.logprobs is None else tuple([item.logprob for item in said.items if item.logprob])
     parts = tuple(said.parts) if len(said.parts) > 1 else ()
