@@ -8,7 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.api.anthropic.output import ContentBlocks, Event, signature
+from ggufd.api.answer.blocks import Event
+from ggufd.api.anthropic.output import ContentBlocks, signature
 from ggufd.chat.deltas.answer import Answer, ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
 
 THINKING: list[Delta] = [ReasoningDelta("Hm"), ReasoningDelta("m.")]

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.api.openai.responses.output import Event, ResponseItems
+from ggufd.api.answer.blocks import Event
+from ggufd.api.openai.responses.output import ResponseItems
 from ggufd.chat.deltas.answer import Answer, ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
 
 THINKING: list[Delta] = [ReasoningDelta("Hm"), ReasoningDelta("m.")]
@@ -19,7 +20,7 @@ CALL: list[Delta] = [ToolCallBegin(0, "call_1", "add"), ToolArgumentsDelta(0, '{
 def written(deltas: list[Delta], *, is_cut: bool = False) -> tuple[list[Event], list[dict[str, Any]]]:
     output = ResponseItems()
     events = [event for delta in deltas for event in output.feed(delta)]
-    return events + output.finish(is_cut=is_cut), output.items
+    return events + output.finish(is_cut=is_cut), output.blocks
 
 
 def kinds(events: list[Event]) -> list[str]:
@@ -74,7 +75,7 @@ def test_logprobs_are_in_the_delta_and_in_the_part() -> None:
     events = [*output.feed(ContentDelta("a"), [entry]), *output.feed(ContentDelta("b")), *output.finish(is_cut=False)]
     deltas = [event["logprobs"] for event in events if event["type"].endswith("output_text.delta")]
     assert deltas == [[entry], []]
-    assert output.items[0]["content"][0]["logprobs"] == [entry]
+    assert output.blocks[0]["content"][0]["logprobs"] == [entry]
 
 
 def test_an_empty_answer_is_an_empty_message() -> None:

@@ -6,8 +6,9 @@ import uuid
 from collections.abc import Collection
 from typing import Any
 
+from ggufd.api.answer.blocks import Event
 from ggufd.api.answer.reader import AnswerReader
-from ggufd.api.anthropic.output import ContentBlocks, Event
+from ggufd.api.anthropic.output import ContentBlocks
 from ggufd.engine.messages.events import FinishReason, Output
 
 Message = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The content of an answer as it grows: pieces of an answer in, events and content blocks out. A pure state machine."""
+"""Content blocks of a message: Anthropic's events for each kind of block."""
 
 from __future__ import annotations
 
@@ -7,79 +7,84 @@ import hashlib
 import json
 from typing import Any
 
-from ggufd.chat.deltas.answer import ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
-
-Block = dict[str, Any]
-Event = dict[str, Any]
+from ggufd.api.answer.blocks import Block, BlockWriter, Event, Logprobs
+from ggufd.chat.deltas.answer import ToolCallBegin
 
 
-class ContentBlocks:
-    """The blocks of one answer, in `blocks`; the last one may still grow."""
+class _ContentBlock(Block):
+    """A block whose text goes out as deltas of type `delta_type`, under the name `delta_field`."""
 
-    def __init__(self) -> None:
-        self.blocks: list[Block] = []
-        self._texts: list[str] = []
-        self._is_open = False
+    delta_type: str
+    delta_field: str
 
-    def feed(self, delta: Delta) -> list[Event]:
-        """The events for one piece of the answer, in the order in which they are to be sent."""
-        match delta:
-            case ContentDelta(text):
-                opening = self._ensure({"type": "text", "text": ""})
-                return [*opening, self._add(text, {"type": "text_delta", "text": text})]
-            case ReasoningDelta(text):
-                opening = self._ensure({"type": "thinking", "thinking": "", "signature": ""})
-                return [*opening, self._add(text, {"type": "thinking_delta", "thinking": text})]
-            case ToolCallBegin(_, call_id, name):
-                return [*self.close(), self._begin({"type": "tool_use", "id": call_id, "name": name, "input": {}})]
-            case ToolArgumentsDelta(_, text):
-                return [self._add(text, {"type": "input_json_delta", "partial_json": text})]
+    def begin(self) -> list[Event]:
+        return [{"type": "content_block_start", "index": self._index, "content_block": dict(self.json)}]
 
-    def close(self) -> list[Event]:
-        """The events that end the block which is still open, if one is."""
-        if not self._is_open:
-            return []
-        self._is_open = False
-        block, text = self.blocks[-1], "".join(self._texts)
-        events: list[Event] = []
-        match block["type"]:
-            case "text":
-                block["text"] = text
-            case "thinking":
-                block.update(thinking=text, signature=signature(text))
-                events.append(self._delta({"type": "signature_delta", "signature": block["signature"]}))
-            case "tool_use":
-                block["input"] = _read_input(text)
-        return [*events, {"type": "content_block_stop", "index": len(self.blocks) - 1}]
-
-    def _ensure(self, block: Block) -> list[Event]:
-        """Have a block of this type open."""
-        if self._is_open and self.blocks[-1]["type"] == block["type"]:
-            return []
-        return [*self.close(), self._begin(block)]
-
-    def _begin(self, block: Block) -> Event:
-        self.blocks.append(block)
-        self._texts = []
-        self._is_open = True
-        return {"type": "content_block_start", "index": len(self.blocks) - 1, "content_block": dict(block)}
-
-    def _add(self, text: str, delta: dict[str, Any]) -> Event:
-        assert self._is_open, "text of no block"
+    def add(self, text: str, logprobs: Logprobs) -> list[Event]:
         self._texts.append(text)
-        return self._delta(delta)
+        return [self._delta({"type": self.delta_type, self.delta_field: text})]
+
+    def end(self, *, is_cut: bool) -> list[Event]:
+        self._complete()
+        return [{"type": "content_block_stop", "index": self._index}]
+
+    def _complete(self) -> None:
+        """Put the whole text into the block."""
+        self.json[self.delta_field] = self._text
 
     def _delta(self, delta: dict[str, Any]) -> Event:
-        return {"type": "content_block_delta", "index": len(self.blocks) - 1, "delta": delta}
+        return {"type": "content_block_delta", "index": self._index, "delta": delta}
+
+
+class _TextBlock(_ContentBlock):
+    """Text for the user."""
+
+    delta_type = "text_delta"
+    delta_field = "text"
+
+
+class _ThinkingBlock(_ContentBlock):
+    """Reasoning, which ends with its signature."""
+
+    delta_type = "thinking_delta"
+    delta_field = "thinking"
+
+    def end(self, *, is_cut: bool) -> list[Event]:
+        self.json["signature"] = signature(self._text)
+        signed = self._delta({"type": "signature_delta", "signature": self.json["signature"]})
+        return [signed, *super().end(is_cut=is_cut)]
+
+
+class _ToolUseBlock(_ContentBlock):
+    """A tool call; its arguments go out as pieces of JSON."""
+
+    delta_type = "input_json_delta"
+    delta_field = "partial_json"
+
+    def _complete(self) -> None:
+        self.json["input"] = _read_input(self._text)
+
+
+class ContentBlocks(BlockWriter):
+    """The content of one message."""
+
+    def _text_block(self, index: int) -> Block:
+        return _TextBlock(index, {"type": "text", "text": ""})
+
+    def _reasoning_block(self, index: int) -> Block:
+        return _ThinkingBlock(index, {"type": "thinking", "thinking": "", "signature": ""})
+
+    def _call_block(self, index: int, call: ToolCallBegin) -> Block:
+        return _ToolUseBlock(index, {"type": "tool_use", "id": call.call_id, "name": call.name, "input": {}})
 
 
 def signature(thinking: str) -> str:
-    """What stands for the signature of a thought: clients send it back. A digest, which proves nothing to anybody."""
+    """A digest in the place of a signature, because clients send one back. It proves nothing."""
     return base64.b64encode(hashlib.sha256(thinking.encode()).digest()).decode()
 
 
 def _read_input(text: str) -> Any:
-    """The arguments as data; of a call that was cut there is nothing whole to tell."""
+    """The arguments as data; those of a call that was cut are left out."""
     try:
         return json.loads(text) if text else {}
     except ValueError:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from sse_starlette import ServerSentEvent
 
+from ggufd.api.answer.blocks import Event
 from ggufd.api.answer.sse import ChunkFormat, event_bytes
 from ggufd.api.anthropic.errors import error_body
 from ggufd.api.anthropic.message import MessageWriter
-from ggufd.api.anthropic.output import Event
 from ggufd.engine.messages.events import Output, RequestEvent
 from ggufd.errors import GgufdError
 

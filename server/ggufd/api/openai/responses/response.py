@@ -10,8 +10,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from ggufd.api.answer.blocks import Event
 from ggufd.api.answer.reader import AnswerReader
-from ggufd.api.openai.responses.output import Event, ResponseItems
+from ggufd.api.openai.responses.output import ResponseItems
 from ggufd.api.openai.responses.schemas import ResponseRequest
 from ggufd.engine.messages import events
 from ggufd.engine.messages.events import FinishReason, Usage
@@ -96,14 +97,14 @@ class ResponseWriter:
         usage = usage_json(self._reader.finish.usage, self._reader.reasoning_tokens)
         if self._is_cut:
             details = {"reason": "max_output_tokens"}
-            return self._object("incomplete", output=self._output.items, usage=usage, incomplete_details=details)
-        return self._object("completed", output=self._output.items, usage=usage, completed_at=int(time.time()))
+            return self._object("incomplete", output=self._output.blocks, usage=usage, incomplete_details=details)
+        return self._object("completed", output=self._output.blocks, usage=usage, completed_at=int(time.time()))
 
     def failed(self, error: GgufdError) -> ResponseObject:
         """The object after an error, with what there was before it."""
-        self._output.close("incomplete")
+        self._output.close(is_cut=True)
         shown = {"code": "server_error", "message": error.message}
-        return self._object("failed", output=self._output.items, error=shown)
+        return self._object("failed", output=self._output.blocks, error=shown)
 
     def _object(self, status: str, **more: Any) -> ResponseObject:
         nothing = {"completed_at": None, "error": None, "incomplete_details": None, "usage": None}

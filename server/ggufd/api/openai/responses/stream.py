@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from ggufd.api.answer.blocks import Event
 from ggufd.api.answer.sse import ChunkFormat, event_bytes
 from ggufd.api.http.json_response import body_of
-from ggufd.api.openai.responses.output import Event
 from ggufd.api.openai.responses.response import ResponseObject, ResponseWriter
 from ggufd.engine.messages.events import Output, RequestEvent
 from ggufd.errors import GgufdError
