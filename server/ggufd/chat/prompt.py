@@ -112,8 +112,9 @@ class TextInfo:
 
     `chat_template` is the text that is rendered, byte for byte; "" when the file has none and ChatML stands in
     (`is_fallback`). `template_error` says why the file's own template cannot be used at all, or is None.
-    `template_needs` names the repairs that this template needs, see `chat.rendering.repair`. `tool_format` is the format that
-    calls come in; `has_thinking` says that the template knows of thoughts, `tells_time` that it may write the time.
+    `template_needs` names the repairs that this template needs, see `chat.rendering.repair`. `tool_format` is the
+    format that calls come in; `has_thinking` says that the template knows of thoughts, `tells_time` that it may write
+    the time.
     """
 
     chat_template: str

@@ -1,7 +1,7 @@
 """A child process that may die: started, talked to, watched, and ended.
 
-Messages are pickled plain data over a pipe. Nothing here waits for a busy child (`processes.sender`), and what it says is
-read where it is wanted (`processes.receiver`). Knows nothing of what the messages mean.
+Messages are pickled plain data over a pipe. Nothing here waits for a busy child (`processes.sender`), and what it says
+is read where it is wanted (`processes.receiver`). Knows nothing of what the messages mean.
 """
 
 from __future__ import annotations

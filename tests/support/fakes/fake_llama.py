@@ -492,7 +492,9 @@ class FakeDraft(FakeDecoder):
 
 
 class FakeVectorDecoder:
-    """See `ggufd.engine.backend.interfaces.VectorDecoder`. A row is a hash of its sequence's tokens so far, `WIDTH` numbers.
+    """See `ggufd.engine.backend.interfaces.VectorDecoder`.
+
+    A row is a hash of its sequence's tokens so far, `WIDTH` numbers.
 
     A sequence is computed under one set of adapters, which adds to the hash; there are as many as over `decoder`.
     Seconds pass on the clock of `decoder`, `row_s` a row. `failures` are raised by the next decodes, one each.

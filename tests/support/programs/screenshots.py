@@ -1,6 +1,8 @@
-"""Makes the documentation's pictures of SillyTavern, connected to the real server: `python -m tests.support.programs.screenshots`.
+"""Makes the documentation's pictures of SillyTavern, connected to the real server: `python -m
+tests.support.programs.screenshots`.
 
-Not a test. Needs what tests/e2e/sillytavern/test_sillytavern_page.py needs, and port 8080 free, because the documentation says 8080.
+Not a test. Needs what tests/e2e/sillytavern/test_sillytavern_page.py needs, and port 8080 free, because the
+documentation says 8080.
 """
 
 from __future__ import annotations

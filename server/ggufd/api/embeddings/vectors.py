@@ -32,8 +32,8 @@ Input = str | tuple[int, ...]
 class VectorOptions:
     """What is to be done with inputs, of which `param` is the name on the wire.
 
-    `truncates` cuts what is too long instead of refusing it. `norm` is llama-server's number (`engine.embeddings.pooling.scaled`).
-    `adapters` are the scales of the LoRA adapters.
+    `truncates` cuts what is too long instead of refusing it. `norm` is llama-server's number
+    (`engine.embeddings.pooling.scaled`). `adapters` are the scales of the LoRA adapters.
     """
 
     param: str = "input"

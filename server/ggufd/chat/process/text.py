@@ -1,7 +1,7 @@
 """Text to tokens and back, conversations to prompts, grammar checks: over one vocabulary, synchronous.
 
-Runs where a stranger's text may crash C or hang a template, so in a process that may die (`chat.process.worker`). Holds the
-vocabulary only, no weights. Knows nothing of processes.
+Runs where a stranger's text may crash C or hang a template, so in a process that may die (`chat.process.worker`). Holds
+the vocabulary only, no weights. Knows nothing of processes.
 """
 
 from __future__ import annotations

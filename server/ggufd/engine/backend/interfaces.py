@@ -1,4 +1,7 @@
-"""What the engine asks of a context and a vocabulary: the contract that `llama.context.context` keeps and the fake enforces."""
+"""What the engine asks of a context and a vocabulary.
+
+The contract that `llama.context.context` keeps and the fake enforces.
+"""
 
 from __future__ import annotations
 

@@ -78,8 +78,8 @@ class EmbedRequest:
     """Token lists, each at least one token, whose vectors are wanted; answered by an `Embedding` for each.
 
     A vector is cut to its first `dimensions` numbers and then scaled: `norm` is llama-server's number, 2 is unit length
-    and -1 leaves it as it is (`engine.embeddings.pooling.scaled`). Scores of a reranker are never cut or scaled. Who asks, within
-    what limits and under which adapters, is told as in `EngineRequest`.
+    and -1 leaves it as it is (`engine.embeddings.pooling.scaled`). Scores of a reranker are never cut or scaled. Who
+    asks, within what limits and under which adapters, is told as in `EngineRequest`.
     """
 
     request_id: int

@@ -1,8 +1,8 @@
 """A grammar along one sequence: masks on its logits, and where it stands; and the compiling of grammars.
 
-The bridge to llguidance is in `llama.grammar.grammar`. A grammar is compiled on a thread of its own, which llguidance lets run
-beside the step loop, and kept: whoever sends it again gets a copy that is ready at once. Masks are computed while the
-decode runs whose logits they are for.
+The bridge to llguidance is in `llama.grammar.grammar`. A grammar is compiled on a thread of its own, which llguidance
+lets run beside the step loop, and kept: whoever sends it again gets a copy that is ready at once. Masks are computed
+while the decode runs whose logits they are for.
 
 Most of an answer that may call tools is free text, where a mask would say that nearly everything may come. There a
 token is drawn first and the grammar asked about that one alone, which takes a few microseconds. What may come is the

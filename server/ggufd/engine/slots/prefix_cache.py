@@ -5,8 +5,8 @@ A slot is locked while a sequence runs in it and keeps the computed tokens as ca
     tokens of a running sequence   [0, n_past) in the slot   [n_past, len) not yet
     tokens of an idle slot         [0, len) in the slot
 
-Matching compares tokens, never hashes, and stays within a cache_scope: other adapters compute other states, and the time of a
-first token tells whether somebody has asked the same before. Every reuse, copy and move ends with a check of
+Matching compares tokens, never hashes, and stays within a cache_scope: other adapters compute other states, and the
+time of a first token tells whether somebody has asked the same before. Every reuse, copy and move ends with a check of
 llama.cpp's own count.
 
 Running slots should be neighbours: rows of consecutive slots are computed together, a hole costs a whole pass over

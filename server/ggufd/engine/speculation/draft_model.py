@@ -1,9 +1,9 @@
 """A draft model: a smaller one of the same vocabulary writes ahead of a lone sequence, and the large one checks it.
 
-`DraftModel` keeps one chat in one stream: what a sequence shares with the last one stays, the rest is read a little at a
-time, so that nobody's answer halts for it. `AcceptanceEstimator` follows how often such guesses come true in one sequence. A guess
-is made only as far as it promises more tokens a second than it costs; what does not pay is tried again ever more
-seldom. Knows neither the large model nor the samplers: a wrong guess costs time and changes no text.
+`DraftModel` keeps one chat in one stream: what a sequence shares with the last one stays, the rest is read a little at
+a time, so that nobody's answer halts for it. `AcceptanceEstimator` follows how often such guesses come true in one
+sequence. A guess is made only as far as it promises more tokens a second than it costs; what does not pay is tried
+again ever more seldom. Knows neither the large model nor the samplers: a wrong guess costs time and changes no text.
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ class SamplerChain:
     def rewind(self, n: int, said: Sequence[int]) -> None:
         """Take the last `n` tokens back; raises `ValueError` when their states were not kept.
 
-        The final draw goes on with fresh random numbers, as `engine.backend.interfaces.Sampler` asks. Mirostat and adaptive-p
-        keep theirs inside and repeat them.
+        The final draw goes on with fresh random numbers, as `engine.backend.interfaces.Sampler` asks. Mirostat and
+        adaptive-p keep theirs inside and repeat them.
         """
         if self._history is None or len(self._history) < n:
             raise ValueError(f"the last {n} choices were not kept")
