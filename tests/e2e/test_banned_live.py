@@ -80,7 +80,7 @@ def test_a_grammar_is_kept(server: LiveServer, ban: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ban", "found"), [("ttle gi", '"little boy"'), ("little", '"a small dog"'), ("it", '"a small dog"')]
+    ("ban", "found"), [("ttle gi", "little boy"), ("little", "a small dog"), ("it", "a small dog")]
 )
 def test_the_choice_that_is_left_is_found(server: LiveServer, ban: str, found: str) -> None:
     schema = {"enum": ["little girl named Emma", "little girl who loved", "little boy", "a small dog"]}
