@@ -25,7 +25,7 @@ def test_the_info_is_one_line() -> None:
 def test_devices_are_there_only_where_offload_is() -> None:
     devices = system.gpu_devices()
     assert all(isinstance(device, str) and device for device in devices)
-    assert system.supports_gpu() or not devices
+    assert llama_cpp.llama_supports_gpu_offload() or not devices
 
 
 class FakeRegistry:

@@ -23,6 +23,7 @@ from ggufd.chat.tools.formats.json_calls import JsonCalls
 from ggufd.errors import InvalidRequest, ModelError, Unsupported
 from ggufd.llama.grammar.grammar import MaskFiller, Matcher, build_tokenizer, compile_grammar, mask_words
 from ggufd.llama.model.model import GgufModel
+from tests.support.matching import allows
 from tests.support.models.vocabularies import demo_model, vocabulary
 
 _TEXT = "Hello  wörld, 你好 🙂\n\tok"
@@ -300,7 +301,7 @@ def test_of_a_schema_that_cannot_be_held_the_rest_is(demo: GgufModel, name: str)
         text = BY_NAME[name].write([("look", json.loads(arguments))]) or ""
         matcher = Matcher(_grammar_tokenizer(demo), compile_grammar("lark", rendered.grammar), kind="lark")
         tokens = text_model.encode(text, add_special=False)
-        assert (matcher.count_allowed(tokens) == len(tokens)) == is_allowed, text
+        assert allows(matcher, tokens) == is_allowed, text
 
 
 def test_marks_that_are_special_tokens_are_written_out_and_held_as_such(
@@ -320,7 +321,7 @@ def test_marks_that_are_special_tokens_are_written_out_and_held_as_such(
     for text, is_allowed in ((call, True), (wrong, False)):
         matcher = Matcher(_grammar_tokenizer(demo), compile_grammar("lark", rendered.grammar), kind="lark")
         tokens = text_model.encode(text, add_special=False)
-        assert (matcher.count_allowed(tokens) == len(tokens)) == is_allowed
+        assert allows(matcher, tokens) == is_allowed
     parser = AnswerParser(rendered.form)
     (made,) = Answer.of([*parser.feed(call), *parser.finish()]).calls
     assert (made.name, made.arguments) == ("look", '{"place": "up"}')
@@ -347,7 +348,7 @@ def test_marks_with_a_special_token_inside_are_held_too(demo: GgufModel, monkeyp
     for text, is_allowed in texts.items():
         matcher = Matcher(_grammar_tokenizer(demo), compile_grammar("lark", rendered.grammar), kind="lark")
         tokens = text_model.encode(text, add_special=False)
-        assert (matcher.count_allowed(tokens) == len(tokens)) == is_allowed
+        assert allows(matcher, tokens) == is_allowed
         assert not is_allowed or (all(map(matcher.accept, tokens)) and matcher.is_accepting)
     parser = AnswerParser(rendered.form)
     (made,) = Answer.of([*parser.feed(call), *parser.finish()]).calls
