@@ -41,7 +41,7 @@ def test_accepted_connections_notice_a_peer_that_vanished(sockets: list[socket.s
 @pytest.mark.parametrize(("soft", "hard", "expected"), [(256, 1024, 924), (150, 150, 75), (64, 64, 24), (32, 32, 4)])
 def test_the_limit_of_open_files_is_raised_and_kept_to(soft: int, hard: int, expected: int) -> None:
     code = (
-        "import resource; from server import listen;"
+        "import resource; from ggufd.settings import listen;"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}));"
         "print(listen.connections_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )

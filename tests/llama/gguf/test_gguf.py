@@ -511,7 +511,7 @@ class TestCommand:
     def test_no_binding_is_loaded_for_it(self, tmp_path: Path) -> None:
         path = self.broken(tmp_path, "cut")
         code = (
-            "import sys\nfrom server import cli\n"
+            "import sys\nfrom ggufd import cli\n"
             f"try: cli.main(['check', '-m', {str(path)!r}])\n"
             "finally: assert not {'llama_cpp', 'numpy', 'gguf'} & set(sys.modules)"
         )
