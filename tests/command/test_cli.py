@@ -69,7 +69,7 @@ class TestErrors:
         run = Run(["--port", str(taken_port)], capsys)
         assert run.code == 1
         assert run.err == (
-            f"ggufd: port {taken_port} of 127.0.0.1 is in use by another program; stop that, or choose another "
+            f"ggufd: port {taken_port} of 127.0.0.1 is in use by another program; stop it, or choose another port "
             f"with --port\n"
         )
 
@@ -78,7 +78,7 @@ class TestErrors:
         run = Run(["check"], capsys)
         assert (run.code, run.err) == (
             1,
-            "ggufd: config.toml, line 2: [server] prot is no setting; did you mean port?\n",
+            "ggufd: config.toml, line 2: [server] prot is not a setting; did you mean port?\n",
         )
 
     def test_a_wrong_variable(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,7 +329,7 @@ class TestListen:
         assert socket.AF_INET in families
 
     @pytest.mark.parametrize(
-        ("host", "words"), [("203.0.113.7", "this machine has no such address"), ("no such host", "no such address")]
+        ("host", "words"), [("203.0.113.7", "not an address of this machine"), ("no such host", "cannot be resolved")]
     )
     def test_an_address_that_is_not_ours(self, host: str, words: str) -> None:
         with pytest.raises(StartupError, match=words):
@@ -379,11 +379,11 @@ class TestTls:
     @pytest.mark.parametrize(
         ("key", "cert", "words"),
         [
-            ("key", "", "--ssl-cert-file is not set"),
-            ("", "cert", "--ssl-key-file is not set"),
+            ("key", "", "set --ssl-cert-file too"),
+            ("", "cert", "set --ssl-key-file too"),
             ("missing", "cert", "cannot be read: No such file"),
-            ("cert", "cert", "are no certificate and its key"),
-            ("other key", "cert", "are no certificate and its key"),
+            ("cert", "cert", "are not a certificate and its private key"),
+            ("other key", "cert", "are not a certificate and its private key"),
             ("locked key", "cert", "is encrypted"),
         ],
     )

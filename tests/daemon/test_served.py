@@ -246,7 +246,7 @@ class TestSettings:
             ({"model": 5}, "model", "expected a file"),
             ({"model": "x", "port": 80}, "port", "settings of"),
             ({"model": "x", "ctx_size": "many"}, "ctx_size", "expected a whole number"),
-            ({"model": "x", "ctx_size": 3, "parallel": 4}, None, "nothing is left"),
+            ({"model": "x", "ctx_size": 3, "parallel": 4}, None, "less than one token each"),
         ],
     )
     def test_what_is_wrong_is_named(self, settings: dict[str, Any], param: str | None, words: str) -> None:

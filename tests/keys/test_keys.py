@@ -289,7 +289,7 @@ class TestAccess:
 
     def test_a_file_that_lets_nobody_in_is_said(self, tmp_path: Path) -> None:
         (tmp_path / "k.toml").write_text("# nothing\n")
-        with pytest.raises(ConfigError, match="holds no key, so nobody could come in"):
+        with pytest.raises(ConfigError, match="holds no key, so every request would be refused"):
             access.of(ServerSection(api_key_file=str(tmp_path / "k.toml")))
         with pytest.raises(ConfigError, match="cannot be read"):
             access.of(ServerSection(api_key_file="missing.txt"))

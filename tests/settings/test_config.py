@@ -75,19 +75,19 @@ class TestPrecedence:
 class TestWrongKeys:
     def test_line_and_nearest_key_are_said(self) -> None:
         assert faults("# first\n[server]\nhost = '::1'\nprot = 1\n") == [
-            "config.toml, line 4: [server] prot is no setting; did you mean port?"
+            "config.toml, line 4: [server] prot is not a setting; did you mean port?"
         ]
 
     def test_a_key_of_another_section_is_sent_home(self) -> None:
         (fault,) = faults("[model]\nport = 1\n")
-        assert fault == "config.toml, line 2: [model] port is no setting of this section; it belongs under [server]"
+        assert fault == "config.toml, line 2: [model] port is not a setting of this section; it belongs under [server]"
 
     def test_a_key_without_a_section(self) -> None:
         (fault,) = faults("port = 1\n")
-        assert fault == "config.toml, line 1: port stands outside its section: put it under [server]"
+        assert fault == "config.toml, line 1: port is outside its section: put it under [server]"
 
     def test_an_unknown_section(self) -> None:
-        assert faults("[modle]\nx = 1\n") == ["config.toml, line 1: [modle] is no section; did you mean [model]?"]
+        assert faults("[modle]\nx = 1\n") == ["config.toml, line 1: [modle] is not a section; did you mean [model]?"]
 
     @pytest.mark.parametrize(
         ("text", "found"),
@@ -130,7 +130,7 @@ class TestWrongKeys:
         assert "; expected one of: max_queue, max_queue_wait_s, max_gap_ms, " in fault
 
     def test_the_environment_too(self) -> None:
-        assert faults(env={"GGUFD_PROT": "1"}) == ["GGUFD_PROT is no setting; did you mean GGUFD_PORT?"]
+        assert faults(env={"GGUFD_PROT": "1"}) == ["GGUFD_PROT is not a setting; did you mean GGUFD_PORT?"]
 
     def test_a_byte_order_mark_is_no_part_of_the_file(self) -> None:
         text = "[server]\nport = 1001\nprot = 1\n"
@@ -173,7 +173,7 @@ class TestWrongValues:
             ({"batch_size": "4294967296"}, '--batch-size = "4294967296": expected at most 16777216'),
             ({"ubatch_size": "4294967296"}, '--ubatch-size = "4294967296": expected at most 16777216'),
             ({"temperature": "nan"}, '--temperature = "nan": expected a finite number'),
-            ({"api_key": "[1"}, "--api-key = (hidden): expected texts parted by commas, or a list as JSON writes it"),
+            ({"api_key": "[1"}, "--api-key = (hidden): expected values separated by commas, or a JSON list"),
         ],
     )
     def test_flag_value_and_expectation_are_said(self, flags: dict[str, str], fault: str) -> None:
@@ -216,7 +216,7 @@ class TestContradictions:
 
     def test_a_slot_must_get_something(self) -> None:
         (fault,) = faults(flags={"ctx_size": "3", "parallel": "4"})
-        assert "nothing is left" in fault
+        assert "less than one token each" in fault
 
 
 class TestLists:
@@ -235,7 +235,7 @@ class TestLists:
 
     @pytest.mark.parametrize(
         ("shares", "words"),
-        [("-1,2", "at least 0"), ("0,0", "a share above 0 for one GPU at least"), ("1e39,1", "at most 1000000000000")],
+        [("-1,2", "at least 0"), ("0,0", "a share above 0 for at least one GPU"), ("1e39,1", "at most 1000000000000")],
     )
     def test_shares_of_gpus_that_mean_nothing(self, shares: str, words: str) -> None:
         (fault,) = faults(flags={"tensor_split": shares})

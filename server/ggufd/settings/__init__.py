@@ -1,1 +1,1 @@
-"""Settings: what may be set, where each value came from, and what the engine and the API are made from."""
+"""Settings: definitions, sources, and the engine's and the API's configuration made from them."""

@@ -1,4 +1,4 @@
-"""LoRA adapters and control vectors as the settings name them: files and scales, checked before anything is loaded."""
+"""LoRA adapters and control vectors of the settings: files and scales, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ggufd.settings.config import Config
 
 
 def loras_of(config: Config) -> tuple[LoraAdapter, ...]:
-    """Every adapter with the scale that requests get which do not say.
+    """LoRA adapters with their default scales.
 
-    Raises ConfigError where two share a name, and for a scale that no request may ask for.
+    Raises ConfigError for two of one name, and for a scale outside what requests may ask for.
     """
     settings = config.model
     named = [*((path, 1.0) for path in settings.lora), *map(_scaled, settings.lora_scaled)]
@@ -28,27 +28,29 @@ def loras_of(config: Config) -> tuple[LoraAdapter, ...]:
     names = [one.name for one in made]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ConfigError(f"--lora: two adapters are called {twice}; a request could not tell them apart")
+        raise ConfigError(
+            f"--lora: two adapters are called {twice}, and requests choose by name; rename one of the files"
+        )
     return tuple(made)
 
 
 def control_vectors_of(config: Config) -> tuple[ControlVector, ...]:
-    """Every control vector with its scale."""
+    """Control vectors with their scales."""
     settings = config.model
     plain = [ControlVector(path) for path in settings.control_vector]
     return (*plain, *(ControlVector(*_scaled(text)) for text in settings.control_vector_scaled))
 
 
 def _scaled(text: str) -> tuple[str, float]:
-    """FILE:SCALE; the config has checked it."""
+    """File and scale of FILE:SCALE, whose form the config has checked."""
     path, _, scale = text.rpartition(":")
     return path, float(scale)
 
 
 def check(config: Config, model: ModelFile) -> None:
-    """Raises ModelError, one line, where a file is no adapter or no control vector for this model.
+    """Check the adapters' and control vectors' headers against the model's.
 
-    ConfigError where the settings are impossible whatever the model.
+    Raises ModelError for a file that does not belong to this model, ConfigError for settings that no model allows.
     """
     loras, vectors = loras_of(config), control_vectors_of(config)
     layers = _layers_of(config)
@@ -64,14 +66,14 @@ def check(config: Config, model: ModelFile) -> None:
 
 
 def _layers_of(config: Config) -> tuple[int, int] | None:
-    """The range of layers that control vectors are added to. Raises ConfigError where it is no such range."""
+    """Layer range of the control vectors. Raises ConfigError for one that is not valid."""
     layers = config.model.control_vector_layer_range
     if layers is None:
         return None
     first, last = layers
     named = f"--control-vector-layer-range {first},{last}"
     if first > last:
-        raise ConfigError(f"{named}: the first layer comes behind the last; swap them")
+        raise ConfigError(f"{named}: the first layer is greater than the last; swap them")
     if not control_vectors_of(config):
-        raise ConfigError(f"{named}: there is no control vector for these layers; name one with --control-vector")
+        raise ConfigError(f"{named}: no control vector is set; name one with --control-vector")
     return layers

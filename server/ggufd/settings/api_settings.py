@@ -1,4 +1,4 @@
-"""API settings from the configuration."""
+"""API configuration from the settings."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def model_id(config: Config, model: hub.ModelFile) -> str:
-    """What the API calls the model: the alias, else the file's name without its ending, or its name in ollama."""
+    """Model name in the API: the alias, else the file's stem, or its name in ollama."""
     own = model.source.removeprefix("ollama:") if model.source.startswith("ollama:") else model.path.stem
     return config.model.alias or own
 
 
 def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None) -> ApiConfig:
-    """The API's part of the settings."""
+    """API configuration for one model."""
     from ggufd.api.services.settings import ApiConfig
 
     given = {key: value for key, value in config.sampling.model_dump().items() if value is not None}
@@ -63,18 +63,18 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
 
 
 def _allowed_hosts(config: Config, keys: Access | None) -> tuple[str, ...] | None:
-    """The names to hold browsers to; None where a key does that, or where the network may call us what it likes."""
+    """Host names that requests must carry (DNS rebinding protection); None with keys, or when any name may reach us."""
     server = config.server
     is_guarded = bool(server.allowed_hosts) or listen.is_loopback(server.host)
     return server.allowed_hosts if keys is None and is_guarded else None
 
 
 def _folder(text: str) -> Path | None:
-    """The folder of a setting, which is made. Raises ConfigError."""
+    """Resolved folder of --slot-save-path, created if missing. Raises ConfigError."""
     if not text:
         return None
     try:
         Path(text).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--slot-save-path {text}: no folder, and none can be made: {error.strerror}") from None
+        raise ConfigError(f"--slot-save-path {text}: cannot be created as a folder: {error.strerror}") from None
     return Path(text).resolve()

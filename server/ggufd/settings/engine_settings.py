@@ -1,4 +1,4 @@
-"""Engine settings from the configuration."""
+"""Engine configuration from the settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ggufd.settings.config import Config
 DEFAULT_SLOTS = 4
 
 
-_OTHERS = {
+_NOT_IN_PARAMS = {
     "embeddings",
     "pooling",
     "reranking",
@@ -38,11 +38,11 @@ _OTHERS = {
     "spec_draft_p_min",
     "pre_roll",
 }
-"""Context settings that have another name in `ContextParams`, or are none of its matter."""
+"""Context settings that have another name in `ContextParams`, or are not part of it."""
 
 
 def metadata_of(config: Config) -> dict[str, Scalar]:
-    """What the settings say instead of the file: KEY=TYPE:VALUE, which the config has checked."""
+    """Metadata overrides by key, from KEY=TYPE:VALUE, whose form the config has checked."""
     read: dict[str, Callable[[str], Scalar]] = {
         "int": int,
         "float": float,
@@ -64,7 +64,7 @@ def _disk_place(config: Config) -> DiskPlace | None:
 
 
 def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
-    """The engine's part of the settings."""
+    """Engine configuration for one model."""
     return EngineConfig(
         model=_model_params(config, model),
         context=context_params(config),
@@ -105,7 +105,7 @@ def _draft(config: Config, model: hub.ModelFile) -> DraftConfig | None:
 
 
 def draft_params(config: Config, draft: hub.ModelFile) -> ModelParams:
-    """How the draft model is loaded: as the other, but for what names that one's tensors and metadata."""
+    """Load parameters of the draft model: the large model's, without overrides of its tensors and metadata."""
     settings = config.model
     return ModelParams(
         path=str(draft.path),
@@ -138,7 +138,7 @@ def _model_params(config: Config, model: hub.ModelFile) -> ModelParams:
 
 
 def n_cpu_moe(config: Config) -> int | None:
-    """Layers whose experts stay in RAM; None where that is left to us."""
+    """Number of layers whose experts stay in RAM; None for the automatic choice."""
     return MAX_LAYERS if config.model.cpu_moe else config.model.n_cpu_moe
 
 
@@ -148,9 +148,9 @@ def _override(text: str) -> tuple[str, str]:
 
 
 def context_params(config: Config) -> ContextParams:
-    """llama-server's rule: ctx_size is the total when parallel is given too, else each slot gets it."""
+    """Context parameters. As in llama-server, ctx_size is the total if parallel is set too, else each slot's."""
     settings = config.context
-    same = settings.model_dump(exclude=_OTHERS)
+    unchanged = settings.model_dump(exclude=_NOT_IN_PARAMS)
     return ContextParams(
         n_ctx=settings.ctx_size // (settings.parallel or 1),
         n_slots=settings.parallel or DEFAULT_SLOTS,
@@ -158,5 +158,5 @@ def context_params(config: Config) -> ContextParams:
         n_ubatch=settings.ubatch_size,
         n_threads=settings.threads,
         n_threads_batch=settings.threads_batch,
-        **same,
+        **unchanged,
     )

@@ -1,6 +1,6 @@
-"""The command line's options, made from the settings, so that no setting is without a flag.
+"""Command-line options, generated from the settings: every setting has a flag.
 
-Values stay text here: the config checks them, with the same words as for the file and the environment.
+Values stay strings here; the config validates them, with the same messages as for the file and the environment.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _PANELS = {
 
 
 class CommandWithSections(TyperCommand):
-    """A command whose help lists its options under the headings they were given.
+    """Typer command whose help groups the options by section.
 
-    A flag is never cut: what is too long for its column has its meaning below it, also on a terminal of 80 columns.
+    Flags are never truncated: the description of a long one starts on the next line, also at 80 columns.
     """
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -40,7 +40,7 @@ class CommandWithSections(TyperCommand):
                 sections.setdefault(getattr(one, "rich_help_panel", None) or heading, []).append(record)
         for heading, records in sections.items():
             with formatter.section(typer.style(heading, bold=True)):
-                formatter.write_dl([(typer.style(names, fg="cyan"), meaning) for names, meaning in records])
+                formatter.write_dl([(typer.style(names, fg="cyan"), description) for names, description in records])
 
 
 _KINDS = {int: "N", float: "X", str: "TEXT", bool: ""}
@@ -51,14 +51,14 @@ def with_settings(
     sections: Collection[str] = tuple(_PANELS),
     own: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Callable[..., None]:
-    """`command` as typer wants it: one keyword parameter for --config and for every setting of `sections`.
+    """`command` with the signature that typer reads: a keyword parameter for --config and each setting of `sections`.
 
-    `own` are further parameters of the command, which it gets by name: annotation and default.
+    `own` are further parameters of the command, passed by name: annotation and default.
     """
     own = own or {}
 
     def run(config: Path | None = None, **given: Any) -> None:
-        flags = {key: _joined(value) for key, value in given.items() if value not in (None, []) and key not in own}
+        flags = {key: _value_of(value) for key, value in given.items() if value not in (None, []) and key not in own}
         command(config, flags, **{key: given[key] for key in own})
 
     settable = {one.key: _option(one) for one in settings() if one.section in sections}
@@ -74,8 +74,8 @@ def with_settings(
     return run
 
 
-def _joined(value: Any) -> Any:
-    """What one flag says stays text, for the config to read; what several say of a list is put together."""
+def _value_of(value: Any) -> Any:
+    """Value of a flag: a string for the config to parse, or the joined list of a flag given several times."""
     if not isinstance(value, list):
         return value
     return value[0] if len(value) == 1 else [part for text in value for part in split(text)]
@@ -87,7 +87,7 @@ def _config_option() -> Any:
         typer.Option(
             "--config",
             metavar="FILE",
-            help="TOML file with settings; else ./config.toml, else the one in your config folder.",
+            help="TOML file with settings; default: ./config.toml, else the one in your config folder.",
             show_default=False,
         ),
     ]
@@ -108,7 +108,7 @@ def _option(one: Setting) -> Any:
 
 
 def _default(one: Setting) -> str:
-    """The default in brackets; nothing where there is nothing to show."""
+    """Default in brackets; empty if there is none to show."""
     text = one.default_text.strip('"')
     return f" [{text}]" if text not in ("", "[]") else ""
 

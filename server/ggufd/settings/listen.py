@@ -1,6 +1,6 @@
-"""The sockets the server listens at, bound before anything slow is done.
+"""Listening sockets and TLS files, bound and checked before anything slow starts.
 
-A port in use is then one line at once, and a client that comes early waits instead of being refused.
+A port in use is then reported at once, and an early client waits instead of being refused.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from ggufd.errors import ConfigError, StartupError
 logger = logging.getLogger("ggufd")
 
 _BACKLOG = 1024
-_MOST_FILES = 65_536
+_MAX_FILES = 65_536
 _OTHER_FILES = 100
-"""What the process may open besides connections: pipes to its children, the log, libraries."""
+"""File descriptors besides connections: pipes to the children, the log, libraries."""
 
-_LEAST_OTHER_FILES = 40
-"""24 when all is well, and some more while a child is started again."""
+_MIN_OTHER_FILES = 40
+"""24 in normal operation, and some more while a child is restarted."""
 
 _FEW_CONNECTIONS = 200
-_LEAST_CONNECTIONS = 4
+_MIN_CONNECTIONS = 4
 
-_VANISHED_S = 60
-"""A peer that does not acknowledge anything for so long is gone: its cable was pulled, its machine is off."""
+_DEAD_PEER_S = 60
+"""A peer that acknowledges nothing for so long is dead: its cable was pulled, its machine is off."""
 _BOTH_LOOPBACKS = ("127.0.0.1", "localhost")
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
     """Listening sockets for `host`; port 0 takes a free one. Raises StartupError.
 
-    For IPv4's loopback IPv6's is bound too when it can be: `localhost` means either, by the client's choice.
+    With the IPv4 loopback the IPv6 one is bound too if possible: clients resolve `localhost` to either.
     """
     if host not in _BOTH_LOOPBACKS:
         return [_bind(host, port)]
@@ -44,22 +44,24 @@ def bind(host: str, port: int) -> list[socket.socket]:
     try:
         return [first, _bind("::1", port)]
     except StartupError as error:
-        logger.debug("not listening at ::1: %s", error.message)
+        logger.debug("not listening on ::1: %s", error.message)
         return [first]
 
 
 def check_tls(key_file: str, cert_file: str) -> bool:
-    """Whether both files are named, and go together. Raises ConfigError when they cannot be used."""
+    """Whether TLS is configured with a key and its certificate. Raises ConfigError when they cannot be used."""
     if not (key_file or cert_file):
         return False
     if not (key_file and cert_file):
         missing = "--ssl-cert-file" if key_file else "--ssl-key-file"
-        raise ConfigError(f"TLS needs a private key and its certificate: {missing} is not set")
+        raise ConfigError(f"TLS needs a private key and its certificate; set {missing} too")
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert_file, key_file, _no_password)
     except ssl.SSLError as error:
         why = error.reason or str(error)
-        raise ConfigError(f"{cert_file} and {key_file} are no certificate and its key, both PEM: {why}") from None
+        raise ConfigError(
+            f"{cert_file} and {key_file} are not a certificate and its private key in PEM: {why}"
+        ) from None
     except OSError as error:
         raise ConfigError(f"{cert_file}, {key_file}: cannot be read: {error.strerror or error}") from None
     return True
@@ -70,7 +72,7 @@ def _no_password() -> str:
 
 
 def url_of(host: str, sockets: list[socket.socket], *, is_tls: bool = False) -> str:
-    """A URL that works on this machine. An address that means all of them is replaced by the loopback."""
+    """URL of the server as seen from this machine: a wildcard address becomes the loopback."""
     port = sockets[0].getsockname()[1]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host) or (f"[{host}]" if ":" in host else host)
     return f"http{'s' if is_tls else ''}://{shown}:{port}"
@@ -85,23 +87,23 @@ def is_loopback(host: str) -> bool:
 
 
 def connections_limit() -> int:
-    """How many connections there may be, after the limit of open files was raised as far as this user may.
+    """Connection limit, after raising the limit of open files as far as this user may.
 
-    Says so where they are few.
+    Logs a warning if it is low.
     """
     try:
         import resource
     except ImportError:
-        return _MOST_FILES
+        return _MAX_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    n_files = _MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, _MOST_FILES)
-    n_others = min(_OTHER_FILES, max(_LEAST_OTHER_FILES, n_files // 2))
-    n_connections = max(_LEAST_CONNECTIONS, n_files - n_others)
+    n_files = _MAX_FILES if soft == resource.RLIM_INFINITY else min(soft, _MAX_FILES)
+    n_reserved = min(_OTHER_FILES, max(_MIN_OTHER_FILES, n_files // 2))
+    n_connections = max(_MIN_CONNECTIONS, n_files - n_reserved)
     if n_connections < _FEW_CONNECTIONS:
         logger.warning(
             "at most %d connections at once: this process may open %d files; raise that with ulimit -n",
@@ -111,12 +113,12 @@ def connections_limit() -> int:
     return n_connections
 
 
-def _notice_the_vanished(listening: socket.socket) -> None:
-    """Connections take these options over from the socket that accepts them, where a system has them."""
-    options = {"TCP_KEEPIDLE": _VANISHED_S // 2, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+def _detect_dead_peers(listening: socket.socket) -> None:
+    """Set TCP keep-alive and user timeout, where the system has them; accepted connections inherit them."""
+    options = {"TCP_KEEPIDLE": _DEAD_PEER_S // 2, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
     with contextlib.suppress(OSError):
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (options | {"TCP_USER_TIMEOUT": _VANISHED_S * 1000}).items():
+    for name, value in (options | {"TCP_USER_TIMEOUT": _DEAD_PEER_S * 1000}).items():
         if hasattr(socket, name):
             with contextlib.suppress(OSError):
                 listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -129,18 +131,18 @@ def _bind(host: str, port: int) -> socket.socket:
         both = host == "::" and socket.has_dualstack_ipv6()
         listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        raise StartupError(_sentence(error, host, port)) from None
-    _notice_the_vanished(listening)
+        raise StartupError(_bind_error(error, host, port)) from None
+    _detect_dead_peers(listening)
     return listening
 
 
-def _sentence(error: OSError, host: str, port: int) -> str:
+def _bind_error(error: OSError, host: str, port: int) -> str:
     if isinstance(error, socket.gaierror):
-        return f"--host {host}: no such address on this machine; expected an IP address, such as 127.0.0.1"
+        return f"--host {host}: cannot be resolved; expected an IP address of this machine, such as 127.0.0.1"
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} of {host} is in use by another program; stop that, or choose another with --port"
+        return f"port {port} of {host} is in use by another program; stop it, or choose another port with --port"
     if error.errno == errno.EACCES:
-        return f"port {port} needs more rights than this user has; choose one from 1024 on with --port"
+        return f"port {port} needs more rights than this user has; choose one of 1024 or above with --port"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"--host {host}: this machine has no such address; 0.0.0.0 means all it has"
-    return f"cannot listen at {host}, port {port}: {error.strerror or error}"
+        return f"--host {host}: not an address of this machine; 0.0.0.0 listens on all it has"
+    return f"cannot listen on {host}, port {port}: {error.strerror or error}"

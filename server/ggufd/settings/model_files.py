@@ -1,4 +1,4 @@
-"""Model files that the configuration names, checked before anything is loaded."""
+"""Model files of the settings: found, downloaded if need be, and checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ggufd.settings.engine_settings import metadata_of
 
 
 def find_model(config: Config, *, may_fetch: bool = True, on_fetch: OnProgress | None = None) -> hub.ModelFile:
-    """The model of the settings, as they change it, with all that is to be loaded beside it looked at.
+    """Model of the settings with its metadata overrides; adapters and draft model are checked.
 
-    `on_fetch` gets the share of a download, 0 to 1, of the draft model after that of the model.
+    `on_fetch` gets the share of a download, 0 to 1: first the model's, then the draft model's.
     Raises ModelError, one line.
     """
     found = hub.find(config.model.model, may_fetch=may_fetch, on_fetch=on_fetch)
@@ -29,7 +29,7 @@ def find_model(config: Config, *, may_fetch: bool = True, on_fetch: OnProgress |
 def with_draft(
     config: Config, model: hub.ModelFile, *, may_fetch: bool, on_fetch: OnProgress | None = None
 ) -> hub.ModelFile:
-    """The same with the draft model that the settings name beside it. Raises ModelError where that cannot guess."""
+    """`model` with the draft model of the settings. Raises ModelError for one that does not fit it."""
     if not config.model.model_draft:
         return model
     try:

@@ -1,7 +1,7 @@
-"""Where settings come from: flag > environment > config.toml > default.
+"""Sources of settings, by precedence: flag, environment, config.toml, default.
 
-What is unknown or impossible stops the start with the place, the name, what was expected and the nearest name
-that exists. Knows the fields of `config` only by their table.
+An unknown or invalid setting is a ConfigError with its place, what was expected, and the nearest known name. Knows
+the fields of `config` only by their table.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from ggufd.wording import plain
 CONFIG_NAME = "config.toml"
 
 _NOT_SETTINGS = frozenset({"CONFIG", "LLAMA_CPP_SRC"})
-"""GGUFD_ names that are no setting: where the file is, and where the tests find llama.cpp's sources."""
+"""GGUFD_ variables that are not settings: the config file, and the tests' path to llama.cpp's sources."""
 
 _SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)$")
-"""What Kubernetes sets in every pod beside a service named ggufd; it sets GGUFD_PORT=tcp://... too."""
+"""Service links, which Kubernetes sets in every pod beside a service named ggufd; also GGUFD_PORT=tcp://..."""
 
 
 class Given(NamedTuple):
-    """A value as it was found, and where."""
+    """A raw value and the place it was found in."""
 
     value: Any
     where: str
 
 
 Layer = dict[tuple[str, str], Given]
-"""`(section, key)` to what one source says of it."""
+"""Values of one source by `(section, key)`."""
 
 
 def load(
@@ -47,9 +47,9 @@ def load(
     flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Config:
-    """Read all sources and check the result.
+    """Read all sources and validate the result.
 
-    `flags` maps a setting's key to its value on the command line. Raises ConfigError, one line a fault.
+    `flags` maps a setting's key to its value on the command line. Raises ConfigError, one line per fault.
     """
     environ = os.environ if environ is None else environ
     faults: list[str] = []
@@ -66,7 +66,7 @@ def load(
 
 
 def revise(config: Config, changes: Mapping[str, Any]) -> Config:
-    """`config` with other values for some settings, by key; None is the default. Raises ConfigError, a line a fault."""
+    """`config` with `changes` by key; None is the default. Raises ConfigError, one line per fault."""
     merged: Layer = {
         (one.section, one.key): Given(getattr(getattr(config, one.section), one.key), one.key) for one in settings()
     }
@@ -84,11 +84,11 @@ def revise(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def find_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:
-    """The file to read: the one named, else ./config.toml, else the one in the user's config folder."""
+    """Path of the config file: the one named, else ./config.toml, else the one in the user's config folder."""
     named = config_file or (Path(environ["GGUFD_CONFIG"]) if environ.get("GGUFD_CONFIG") else None)
     if named is not None:
         if not named.is_file():
-            raise ConfigError(f"{named}: no such file; --config wants a TOML file")
+            raise ConfigError(f"{named}: no such file; --config expects a TOML file")
         return named
     import platformdirs
 
@@ -115,7 +115,7 @@ def _from_file(path: Path | None, faults: list[str]) -> Layer:
             if Config.model_fields[section].annotation.model_fields.get(key):  # type: ignore[union-attr]
                 layer[section, key] = Given(value, where)
             else:
-                faults.append(f"{where} is no setting{_nearest(key, section)}")
+                faults.append(f"{where} is not a setting{_nearest(key, section)}")
     return layer
 
 
@@ -124,17 +124,17 @@ def _from_environment(environ: Mapping[str, str], faults: list[str]) -> Layer:
     layer: Layer = {}
     # The short name is what container recipes use.
     for name, value in {"GGUFD_REQUIRE_GPU": environ.get("REQUIRE_GPU", ""), **environ}.items():
-        if not name.startswith(ENV_PREFIX) or value == "" or _is_foreign(name, value):
+        if not name.startswith(ENV_PREFIX) or value == "" or _is_not_ours(name, value):
             continue
         if one := by_name.get(name):
             layer[one.section, one.key] = Given(value, name)
         else:
             close = difflib.get_close_matches(name, by_name, 1)
-            faults.append(f"{name} is no setting{f'; did you mean {close[0]}?' if close else ''}")
+            faults.append(f"{name} is not a setting{f'; did you mean {close[0]}?' if close else ''}")
     return layer
 
 
-def _is_foreign(name: str, value: str) -> bool:
+def _is_not_ours(name: str, value: str) -> bool:
     rest = name.removeprefix(ENV_PREFIX)
     return rest in _NOT_SETTINGS or _SERVICE_LINK.match(rest) is not None or value.startswith("tcp://")
 
@@ -159,15 +159,15 @@ def _validate(merged: Layer, faults: list[str]) -> Config | None:
         for fault in error.errors():
             place = (str(fault["loc"][0]), str(fault["loc"][1]))
             expected.setdefault(place, []).append(_expected(fault["msg"]))
-        for place, wishes in expected.items():
+        for place, messages in expected.items():
             given = merged[place]
             shown = "(hidden)" if place[1] == "api_key" else json.dumps(given.value, default=str)
-            faults.append(f"{given.where} = {shown}: expected {' or '.join(dict.fromkeys(wishes))}")
+            faults.append(f"{given.where} = {shown}: expected {' or '.join(dict.fromkeys(messages))}")
         return None
 
 
 def _expected(message: str) -> str:
-    """Pydantic's sentence without its frame."""
+    """Expectation of a pydantic message, without its frame."""
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     return plain(message.partition(", unable to")[0])
 
@@ -177,10 +177,10 @@ def _contradictions(config: Config) -> Iterator[str]:
     if context.parallel and 0 < context.ctx_size < context.parallel:
         yield (
             f"--ctx-size {context.ctx_size} is shared by the slots of --parallel {context.parallel}: "
-            f"nothing is left for each"
+            f"that is less than one token each"
         )
     if config.model.model_draft and not context.spec_draft_n_max:
-        yield f"--model-draft {config.model.model_draft} cannot guess with --spec-draft-n-max 0; leave one of both out"
+        yield f"--model-draft {config.model.model_draft} has no effect with --spec-draft-n-max 0; remove one of the two"
     if context.flash_attn == "off" and context.cache_type_v not in ("f32", "f16", "bf16"):
         yield (
             f"--cache-type-v {context.cache_type_v} needs flash attention: set --flash-attn on, or --cache-type-v f16"
@@ -198,14 +198,14 @@ def _no_section(name: str, value: Any) -> str:
             f"and under it a line for each setting, such as {_example(name)}"
         )
     if name in homes and is_table:
-        return f"[{name}] is no section but a setting: write {name} = ... under [{homes[name]}]"
+        return f"[{name}] is a setting, not a section: write {name} = ... under [{homes[name]}]"
     if name in homes:
-        return f"{name} stands outside its section: put it under [{homes[name]}]"
+        return f"{name} is outside its section: put it under [{homes[name]}]"
     close = difflib.get_close_matches(name, names if is_table else [*names, *homes], 1)
     if close and close[0] not in names:
-        return f"{name} is no setting; did you mean {close[0]} under [{homes[close[0]]}]?"
+        return f"{name} is not a setting; did you mean {close[0]} under [{homes[close[0]]}]?"
     hint = f"did you mean [{close[0]}]?" if close else f"expected one of: {', '.join(names)}"
-    return f"[{name}] is no section; {hint}" if is_table else f"{name} is no section and no setting; {hint}"
+    return f"[{name}] is not a section; {hint}" if is_table else f"{name} is neither a section nor a setting; {hint}"
 
 
 def _kind(value: Any) -> str:

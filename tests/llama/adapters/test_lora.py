@@ -369,8 +369,8 @@ def test_what_is_no_scale_or_range_is_refused(flags: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"control_vector": "v.gguf", "control_vector_layer_range": "2,1"}, "2,1: the first layer comes behind"),
-        ({"control_vector_layer_range": "1,2"}, "1,2: there is no control vector"),
+        ({"control_vector": "v.gguf", "control_vector_layer_range": "2,1"}, "2,1: the first layer is greater"),
+        ({"control_vector_layer_range": "1,2"}, "1,2: no control vector is set"),
         ({"lora_scaled": "a.gguf:-100.5"}, "a.gguf:-100.5: expected a scale of -100 to 100"),
         ({"lora_scaled": f"a.gguf:{'9' * 400}"}, "a.gguf:inf: expected a scale"),
     ],
