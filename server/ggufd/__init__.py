@@ -1,3 +1,3 @@
-"""ggufd: one GGUF model, served to everyone who wants to talk to it."""
+"""ggufd: an OpenAI-compatible HTTP server for one GGUF model."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m ggufd` is `ggufd`."""
+"""`python -m ggufd`, the same as `ggufd`."""
 
 from ggufd.cli import main
 

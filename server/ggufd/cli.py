@@ -1,6 +1,6 @@
-"""The commands `serve`, `check`, `plan`, `keys` and `bench`: read settings, say errors in one line, exit 0 or 1.
+"""Command line: `serve`, `check`, `plan`, `keys` and `bench`. Errors are one line, the exit code is 0 or 1.
 
-Imported again by every child process, so nothing heavy is imported before a command runs.
+Every child process imports it again, so nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _TOP_LEVEL = {*_HELP, "--version"}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry of the console script. Without the name of a command it is `serve`."""
+    """Entry point of the console script; `serve` is the default command."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _TOP_LEVEL):
         arguments = ["serve", *arguments]
     try:
-        with _spares(arguments) as spares:
-            build_app(arguments[0], spares)(arguments, prog_name="ggufd")
+        with _prestarted(arguments) as prestarted:
+            build_app(arguments[0], prestarted)(arguments, prog_name="ggufd")
     except KeyboardInterrupt:
         # Ctrl-C while a command is still being imported.
         sys.exit(_INTERRUPTED)
 
 
-def _spares(arguments: list[str]) -> AbstractContextManager[PrestartedProcesses | None]:
-    """A server's processes, so that they start while the settings are read."""
+def _prestarted(arguments: list[str]) -> AbstractContextManager[PrestartedProcesses | None]:
+    """Child processes of a server, started while the settings are read; None for other commands."""
     if arguments[0] != "serve" or not _HELP.isdisjoint(arguments):
         return nullcontext()
     from ggufd.daemon import prestart
@@ -47,22 +47,22 @@ def _spares(arguments: list[str]) -> AbstractContextManager[PrestartedProcesses 
     return prestart.started()
 
 
-def build_app(command: str, spares: PrestartedProcesses | None = None) -> typer.Typer:
-    """The command line, with the imports that `command` needs."""
+def build_app(command: str, prestarted: PrestartedProcesses | None = None) -> typer.Typer:
+    """Typer application, with only the imports that `command` needs."""
     import typer
 
     from ggufd.settings.flags import CommandWithSections, with_settings
 
     app = typer.Typer(
-        help="Serve one GGUF model over the OpenAI API, to many clients at once.",
-        epilog="`ggufd --model FILE` is `ggufd serve --model FILE`.\n\nAll settings: `ggufd serve -h`.",
+        help="Serve one GGUF model to many clients at once, over an OpenAI-compatible API.",
+        epilog="`ggufd --model FILE` is short for `ggufd serve --model FILE`.\n\nAll settings: `ggufd serve -h`.",
         context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         add_completion=False,
     )
     app.callback()(_top())
-    app.command("serve", cls=CommandWithSections)(with_settings(update_wrapper(partial(serve, spares), serve)))
+    app.command("serve", cls=CommandWithSections)(with_settings(update_wrapper(partial(serve, prestarted), serve)))
     app.command("check", cls=CommandWithSections)(with_settings(check))
     app.command("plan", cls=CommandWithSections)(with_settings(plan, ("model", "context"), _plan_options()))
     app.add_typer(_bench(command), name="bench")
@@ -71,17 +71,17 @@ def build_app(command: str, spares: PrestartedProcesses | None = None) -> typer.
 
 
 def _top() -> Any:
-    """What is done before any command: `--version`."""
+    """Callback for options before any command: `--version`."""
     from typing import Annotated
 
     import typer
 
-    def say_version(wanted: bool) -> None:
+    def show_version(wanted: bool) -> None:
         if wanted:
             typer.echo(f"ggufd {__version__}")
             raise typer.Exit
 
-    option = typer.Option("--version", callback=say_version, is_eager=True, help="Say the version and exit.")
+    option = typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
 
     def top(version: bool = False) -> None:
         pass
@@ -90,7 +90,7 @@ def _top() -> Any:
     return top
 
 
-def serve(spares: PrestartedProcesses | None, config_file: Path | None, flags: dict[str, Any]) -> None:
+def serve(prestarted: PrestartedProcesses | None, config_file: Path | None, flags: dict[str, Any]) -> None:
     """Load the model and serve it until Ctrl-C (the default command)."""
     try:
         config = _load(config_file, flags)
@@ -100,7 +100,7 @@ def serve(spares: PrestartedProcesses | None, config_file: Path | None, flags: d
 
         logs.set_up(config.server.log_level, config.server.log_format)
         console.log_settings(_file(config_file))
-        code = daemon.run(config, access.of(config.server), spares)
+        code = daemon.run(config, access.of(config.server), prestarted)
     except GgufdError as error:
         _fail(error)
     except KeyboardInterrupt:
@@ -109,7 +109,7 @@ def serve(spares: PrestartedProcesses | None, config_file: Path | None, flags: d
 
 
 def check(config_file: Path | None, flags: dict[str, Any]) -> None:
-    """Check settings and model file, and say what would be run."""
+    """Check the settings and the model file, and show what would be run."""
     try:
         config = _load(config_file, flags)
         from ggufd.models import hub
@@ -126,9 +126,9 @@ def check(config_file: Path | None, flags: dict[str, Any]) -> None:
 
 
 def plan(config_file: Path | None, flags: dict[str, Any], *, target: str, as_json: bool) -> None:
-    """Say what a model takes, and what fits on this machine.
+    """Show how much memory a model needs, and what fits on this machine.
 
-    Its header is read, nothing is loaded. Of a folder: a table in Markdown, as model cards have it.
+    Only the model's header is read, nothing is loaded. For a folder: a Markdown table, as on model cards.
     """
     try:
         config = _load(config_file, flags)
@@ -144,10 +144,12 @@ def _plan_options() -> dict[str, tuple[Any, Any]]:
 
     import typer
 
-    file = typer.Argument(metavar="[FILE|FOLDER]", help="The model, or a folder of them; else --model, else the demo.")
+    file = typer.Argument(
+        metavar="[FILE|FOLDER]", help="The model, or a folder of models; default: --model, else the demo model."
+    )
     return {
         "target": (Annotated[str, file], ""),
-        "as_json": (Annotated[bool, typer.Option("--json", help="Print everything as JSON.")], False),
+        "as_json": (Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")], False),
     }
 
 
@@ -171,22 +173,22 @@ def _fail(error: GgufdError) -> NoReturn:
 
 
 def _keys(command: str) -> typer.Typer:
-    """The commands on key files; an empty stand-in when another one runs."""
+    """Commands of `ggufd keys`; a placeholder with the same help when another command runs."""
     if command == "keys":
         from ggufd.cli_keys import app
 
         return app
     import typer
 
-    return typer.Typer(help="Make, list and revoke keys.")
+    return typer.Typer(help="Create, list and revoke API keys.")
 
 
 def _bench(command: str) -> typer.Typer:
-    """The bench's commands; an empty stand-in when another one runs."""
+    """Commands of `ggufd bench`; a placeholder with the same help when another command runs."""
     if command == "bench":
         from ggufd.bench.app import app
 
         return app
     import typer
 
-    return typer.Typer(help="Measure any OpenAI-compatible server, or two in turns.")
+    return typer.Typer(help="Benchmark an OpenAI-compatible server, or compare two.")

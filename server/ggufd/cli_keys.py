@@ -1,4 +1,4 @@
-"""`ggufd keys`: make, list and revoke the keys of a key file. A running server takes notice by itself."""
+"""`ggufd keys`: create, list and revoke the API keys of a key file, which a running server reloads by itself."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from ggufd.keys import file
 from ggufd.keys.ring import Key, Role
 from ggufd.settings import access, sources
 
-app = typer.Typer(help="Make, list and revoke keys.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
 
 _File = Annotated[
     Path | None,
-    typer.Option("--api-key-file", metavar="FILE", help="The key file; else the settings', else your config folder's."),
+    typer.Option("--api-key-file", metavar="FILE", help="Key file; default: the settings', else your config folder's."),
 ]
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is; the log says this name.")]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key's owner, which the log shows.")]
 
 
 @app.command()
 def add(
     name: _Name,
-    admin: Annotated[bool, typer.Option("--admin", help="Opens the slots, the metrics and all queues too.")] = False,
-    weight: Annotated[float | None, typer.Option(help="Its share beside other keys; 1 is usual.")] = None,
-    max_running: Annotated[int | None, typer.Option(help="Slots it may hold at once.")] = None,
-    max_waiting: Annotated[int | None, typer.Option(help="Requests that may wait.")] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(help="Tokens computed and generated a minute.")] = None,
-    max_priority: Annotated[int | None, typer.Option(help="Most urgent priority it may ask for.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="Admin role: also slots, metrics and all queues.")] = False,
+    weight: Annotated[float | None, typer.Option(help="Share relative to other keys; default 1.")] = None,
+    max_running: Annotated[int | None, typer.Option(help="Most slots held at once.")] = None,
+    max_waiting: Annotated[int | None, typer.Option(help="Most requests waiting in the queue.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="Most tokens per minute.")] = None,
+    max_priority: Annotated[int | None, typer.Option(help="Most urgent (lowest) priority allowed.")] = None,
     api_key_file: _File = None,
 ) -> None:
-    """Make a key and show it, this once: the file keeps its hash."""
+    """Create a key and show it once: the file keeps only its hash."""
     options = {
         "role": Role.ADMIN.value if admin else None,
         "weight": weight,
@@ -49,13 +49,13 @@ def add(
     with _errors_in_one_line():
         path = _path(api_key_file)
         key = file.add(path, name, {option: value for option, value in options.items() if value is not None})
-    print(f"The key of {name}, shown this once. Its hash is in {path}.", file=sys.stderr)
+    print(f"The key of {name} is shown only this once. Its hash is in {path}.", file=sys.stderr)
     print(key)
 
 
 @app.command("list")
 def list_keys(api_key_file: _File = None) -> None:
-    """Say who has a key, and what it may do."""
+    """List all keys with their roles and limits."""
     with _errors_in_one_line():
         path = _path(api_key_file)
         keys = file.read(path) if path.exists() else ()
@@ -66,16 +66,16 @@ def list_keys(api_key_file: _File = None) -> None:
     if keys:
         console.print(table)
     else:
-        console.print(f"There is no key in {path}. Make one: ggufd keys add NAME", highlight=False, soft_wrap=True)
+        console.print(f"There is no key in {path}. Create one: ggufd keys add NAME", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def revoke(name: _Name, api_key_file: _File = None) -> None:
-    """Take a key out of the file: a running server refuses it within a second, and ends what it has under way."""
+    """Revoke a key: a running server refuses it within a second and ends its requests."""
     with _errors_in_one_line():
         path = _path(api_key_file)
         file.revoke(path, name)
-    print(f"The key of {name} is no longer in {path}.", file=sys.stderr)
+    print(f"The key of {name} is revoked: removed from {path}.", file=sys.stderr)
 
 
 def _path(given: Path | None) -> Path:
@@ -90,8 +90,8 @@ def _limits(key: Key) -> str:
         (f"weight {limits.weight:g}", limits.weight != 1),
         (f"{limits.max_running} running", limits.max_running is not None),
         (f"{limits.max_waiting} waiting", limits.max_waiting is not None),
-        (f"{limits.tokens_per_minute} tokens a minute", limits.tokens_per_minute is not None),
-        (f"priority from {limits.max_priority}", limits.max_priority is not None),
+        (f"{limits.tokens_per_minute} tokens per minute", limits.tokens_per_minute is not None),
+        (f"priority {limits.max_priority} or less urgent", limits.max_priority is not None),
     ]
     return ", ".join(text for text, is_set in parts if is_set) or "none"
 

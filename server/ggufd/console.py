@@ -1,6 +1,6 @@
-"""What the person at the terminal sees: the progress bar, the summary.
+"""Terminal output: progress bar and start summary.
 
-Pleasant on a terminal, plain lines in a log file. Knows no engine and no HTTP; it is given what it shows.
+Rich on a terminal, plain lines in a log file. Knows no engine and no HTTP; it is given what it shows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger("ggufd")
 
 
 class LoadingBar:
-    """Shows how much of the model is loaded; `update` may be called from any thread."""
+    """Progress bar of the model's loading; `update` may be called from any thread."""
 
     def __init__(self, name: str, console: Console | None = None) -> None:
         self._name = name
@@ -55,12 +55,12 @@ class LoadingBar:
         self.close()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._progress is not None:
             self._progress.stop()
 
     def update(self, fraction: float) -> None:
-        """`fraction` of the model is loaded, 0 to 1; without a terminal every quarter is a log line."""
+        """Show the loaded `fraction`, 0 to 1; without a terminal, log every quarter."""
         if self._progress is not None:
             self._progress.update(self._task, completed=fraction)
         elif int(fraction * 4) > self._logged:
@@ -77,16 +77,16 @@ def show_summary(
     has_keys: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Say once what is served, on what, where, and how to call it."""
+    """Print the start summary: model, context, devices, memory, addresses, and a first request to try."""
     rows = [
         ("Model", f"{model_id}: {_description(ready)}"),
         (
             "Context",
-            slots_text(ready.n_slots, ready.n_ctx) if ready.writes else f"texts of up to {ready.n_ctx:,} tokens",
+            slots_text(ready.n_slots, ready.n_ctx) if ready.writes else f"inputs of up to {ready.n_ctx:,} tokens",
         ),
         *_embedding(ready),
         *_draft(ready),
-        ("Runs on", _place(ready)),
+        ("Runs on", _devices(ready)),
         ("Memory", f"{_bytes(ready.memory_bytes)}; flash attention {_flash_attention(ready)}"),
         *_host_cache(ready),
         ("API", f"{url}/v1"),
@@ -96,7 +96,7 @@ def show_summary(
 
 
 def log_settings(file: Path | None) -> None:
-    """Say which file was read: a forgotten config.toml explains much."""
+    """Log the config file that was read: a forgotten config.toml explains much."""
     if file is not None:
         logger.info("settings from %s", file)
 
@@ -106,9 +106,9 @@ _EMBEDDING = ("embeddings", {"input": ["A first text.", "A second one."]})
 _RERANK = ("rerank", {"query": "Who lives in the sea?", "documents": ["The cat.", "The whale."]})
 
 
-def curl_line(url: str, *, with_key: bool, what: tuple[str, object] = _CHAT) -> str:
-    """A command that works when pasted into a POSIX shell (the key comes from the environment)."""
-    path, body = what
+def curl_line(url: str, *, with_key: bool, example: tuple[str, object] = _CHAT) -> str:
+    """curl command for a first request, ready for a POSIX shell (the key comes from the environment)."""
+    path, body = example
     key = ' -H "Authorization: Bearer $GGUFD_API_KEY"' if with_key else ""
     return f"curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d {shlex.quote(json.dumps(body))}"
 
@@ -116,7 +116,7 @@ def curl_line(url: str, *, with_key: bool, what: tuple[str, object] = _CHAT) -> 
 def show(
     title: str, rows: Sequence[tuple[str, str]], hints: Sequence[str] = (), console: Console | None = None
 ) -> None:
-    """A title, names with what they are, and lines that are to survive being copied."""
+    """Print a title, rows of names and values, and `hints`, which are never wrapped, so that they can be copied."""
     console = console or Console()
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
@@ -131,11 +131,11 @@ def show(
 
 
 def _hints(ready: Ready, model: ModelFile, url: str, *, has_keys: bool) -> list[str]:
-    makes = _RERANK if ready.embedding.pooling == "rank" else _EMBEDDING
-    hints = ["", "  Try it:", f"  {curl_line(url, with_key=has_keys, what=_CHAT if ready.writes else makes)}"]
+    example = _RERANK if ready.embedding.pooling == "rank" else _EMBEDDING
+    hints = ["", "  Try it:", f"  {curl_line(url, with_key=has_keys, example=_CHAT if ready.writes else example)}"]
     if model.is_demo:
-        hints += ["", "  This is the small demo model. Another one: ggufd --model FILE.gguf"]
-    return [*hints, "", "  Ctrl-C stops."]
+        hints += ["", "  This is the small demo model. To serve another: ggufd --model FILE.gguf"]
+    return [*hints, "", "  Ctrl-C stops the server."]
 
 
 def _description(ready: Ready) -> str:
@@ -152,13 +152,13 @@ def slots_text(n_slots: int, n_ctx: int) -> str:
 
 
 def _embedding(ready: Ready) -> list[tuple[str, str]]:
-    """Nothing about it for a model that writes, unless somebody wants it."""
+    """Row about embeddings; none for a generative model, unless they were asked for at start."""
     info = ready.embedding
     if not info.is_asked_for:
         return []
     if info.pooling == "rank":
-        return [("Reranks", f"documents of up to {info.n_ctx:,} tokens with their query")]
-    return [("Embeds", f"{info.width:,} numbers a text, pooled by {info.pooling}, of up to {info.n_ctx:,} tokens")]
+        return [("Reranking", f"query and document of up to {info.n_ctx:,} tokens together")]
+    return [("Embeddings", f"{info.width:,} dimensions, {info.pooling} pooling, inputs of up to {info.n_ctx:,} tokens")]
 
 
 def _draft(ready: Ready) -> list[tuple[str, str]]:
@@ -167,10 +167,10 @@ def _draft(ready: Ready) -> list[tuple[str, str]]:
         return []
     where = f", {draft.n_gpu_layers} layers on the GPU" if draft.n_gpu_layers else ""
     what = f"{draft.name}, {draft.ftype}, {_parameters(draft.n_params)} parameters, {_bytes(draft.size_bytes)}{where}"
-    return [("Guesses", f"{what}; for an answer that runs alone")]
+    return [("Draft model", f"{what}; for requests that run alone")]
 
 
-def _place(ready: Ready) -> str:
+def _devices(ready: Ready) -> str:
     threads = f"{ready.n_threads} {_plural('thread', ready.n_threads)}"
     if ready.n_gpu_layers == 0:
         return f"CPU, {threads}" + (f"; the GPU is not used: {ready.offload_why}" if ready.offload_why else "")
@@ -186,12 +186,16 @@ def _flash_attention(ready: Ready) -> str:
 
 
 def _host_cache(ready: Ready) -> list[tuple[str, str]]:
-    """What may be taken in time: in a small container it is less than elsewhere."""
+    """Row about the RAM cache, whose limit depends on the free memory at start."""
     if not ready.writes:
         return []
-    back = "; edited, they go on from the end of an earlier message" if ready.reuse == "snapshots" else ""
-    size = f"up to {_bytes(ready.host_cache_bytes)} of RAM" if ready.host_cache_bytes else "no RAM"
-    return [("Keeps", f"{size} for chats that lost their slot{back}")]
+    back = (
+        "; an edited chat goes on from the checkpoint at the end of an earlier message"
+        if ready.reuse == "snapshots"
+        else ""
+    )
+    size = f"up to {_bytes(ready.host_cache_bytes)}" if ready.host_cache_bytes else "none"
+    return [("RAM cache", f"{size}, for chats evicted from their slot{back}")]
 
 
 def _plural(word: str, count: int) -> str:

@@ -1,29 +1,29 @@
-"""Every error a user of the server can meet, as one tree.
+"""Exception tree: every error that a user of the server can meet.
 
     GgufdError                      500 server_error
-    ├── StartupError                the process says it in one line and exits 1
+    ├── StartupError                shown in one line, exit code 1
     │   ├── ConfigError             a setting is unknown or impossible
-    │   └── ModelError              the file cannot be found, read or loaded
-    │       └── ModelTooLarge       there is not the memory for it
+    │   └── ModelError              the model cannot be found, read or loaded
+    │       └── ModelTooLarge       not enough memory for it
     ├── InvalidRequest              400 invalid_request_error
     │   ├── ContextLengthExceeded   400, code context_length_exceeded
     │   └── Unsupported             400, code unsupported
     ├── Unauthorized                401 authentication_error
-    ├── Forbidden                   403 permission_error: an admin's key is needed
-    ├── ForeignPage                 403 permission_error: a web page that is none of ours
+    ├── Forbidden                   403 permission_error: needs an admin key
+    ├── ForeignPage                 403 permission_error: cross-origin page or unknown Host
     ├── NotFound                    404 not_found_error
     ├── PayloadTooLarge             413 invalid_request_error
     ├── EngineFailure               500 server_error: this request failed, the server goes on
     └── TryLater                    with Retry-After
-        ├── TooManyRequests         429 rate_limit_error: this key has taken what it may
+        ├── TooManyRequests         429 rate_limit_error: this key is over its limits
         └── Unavailable             503 service_unavailable
             ├── QueueFull           code queue_full
             ├── QueueTimeout        code queue_timeout
             ├── EngineDown          code engine_down: loading, restarting or given up
             └── Draining            code shutting_down
 
-The API maps by class, never by message text. What crosses a process boundary is the code, the message, the field and
-when to try again; `from_code` makes the exception again on the other side. So each class has a code of its own, and
+The API maps by class, never by message text. Across a process boundary go the code, the message, the field and the
+seconds until a retry; `from_code` rebuilds the exception on the other side. So each class has a code of its own, and
 takes nothing but these.
 """
 
@@ -34,7 +34,7 @@ from typing import ClassVar, Self
 
 
 class GgufdError(Exception):
-    """Root of the tree. `message` says what is wrong, what was expected and what to do."""
+    """Root of the exception tree. `message` says what is wrong, what was expected and what to do."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -47,31 +47,31 @@ class GgufdError(Exception):
 
 
 class StartupError(GgufdError):
-    """The server cannot start; shown in one line, exit code 1."""
+    """Failure to start; shown in one line, exit code 1."""
 
     code = "startup_failed"
 
 
 class ConfigError(StartupError):
-    """A setting is unknown, of the wrong type or impossible."""
+    """Setting that is unknown, of the wrong type or impossible."""
 
     code = "invalid_config"
 
 
 class ModelError(StartupError):
-    """A model cannot be found, read or loaded."""
+    """Model that cannot be found, read or loaded."""
 
     code = "model_unusable"
 
 
 class ModelTooLarge(ModelError):
-    """There is not enough memory for a model, in RAM or on a GPU."""
+    """Out of memory for a model, in RAM or on a GPU."""
 
     code = "model_too_large"
 
 
 class InvalidRequest(GgufdError):
-    """The request itself is wrong; sending it again cannot help. `param` names the field."""
+    """Invalid request: sending it again cannot help. `param` names the field."""
 
     status = 400
     type = "invalid_request_error"
@@ -79,7 +79,7 @@ class InvalidRequest(GgufdError):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """A prompt does not fit into the context of a slot, or a text is longer than what becomes one vector."""
+    """Prompt that does not fit into the context of a slot, or input that is too long for one embedding."""
 
     code = "context_length_exceeded"
 
@@ -95,20 +95,20 @@ class ContextLengthExceeded(InvalidRequest):
 
     @classmethod
     def of_input(cls, n_tokens: int, n_ctx: int, *, param: str = "input") -> Self:
-        """A text whose vector is wanted."""
+        """Input to embed or rerank that is longer than the context for it."""
         return cls(
             f"'{param}' has {n_tokens} tokens, but at most {n_ctx} become one vector here. Split the text.", param=param
         )
 
 
 class Unsupported(InvalidRequest):
-    """The field is known, but this server or model cannot do it."""
+    """Known field that this server or model does not support."""
 
     code = "unsupported"
 
 
 class Unauthorized(GgufdError):
-    """No key, or a wrong one."""
+    """Missing or wrong API key."""
 
     status = 401
     type = "authentication_error"
@@ -116,7 +116,7 @@ class Unauthorized(GgufdError):
 
 
 class Forbidden(GgufdError):
-    """The key is right, but its role may not do this."""
+    """Valid key whose role does not allow this."""
 
     status = 403
     type = "permission_error"
@@ -124,7 +124,7 @@ class Forbidden(GgufdError):
 
 
 class ForeignPage(GgufdError):
-    """A browser asks for somebody else's page, or under a name that is not the server's."""
+    """Browser request from a page of another origin, or with a Host that is not the server's."""
 
     status = 403
     type = "permission_error"
@@ -132,7 +132,7 @@ class ForeignPage(GgufdError):
 
 
 class NotFound(GgufdError):
-    """No such route or object."""
+    """Unknown route or object."""
 
     status = 404
     type = "not_found_error"
@@ -140,7 +140,7 @@ class NotFound(GgufdError):
 
 
 class PayloadTooLarge(GgufdError):
-    """The body is over the configured limit."""
+    """Request body over the configured limit."""
 
     status = 413
     type = "invalid_request_error"
@@ -148,13 +148,13 @@ class PayloadTooLarge(GgufdError):
 
 
 class EngineFailure(GgufdError):
-    """This request failed inside the engine; the server goes on."""
+    """Failure of one request inside the engine; the server goes on."""
 
     code = "engine_failure"
 
 
 class TryLater(GgufdError):
-    """Not now: `retry_after_s` seconds, measured, is when to try again."""
+    """Temporary refusal; `retry_after_s` is the measured time until a retry makes sense."""
 
     status = 503
     type = "service_unavailable"
@@ -166,7 +166,7 @@ class TryLater(GgufdError):
 
 
 class TooManyRequests(TryLater):
-    """The key has taken what it may, though the server could do more."""
+    """Rate limit of the key, though the server could do more."""
 
     status = 429
     type = "rate_limit_error"
@@ -174,31 +174,31 @@ class TooManyRequests(TryLater):
 
 
 class Unavailable(TryLater):
-    """The server cannot take it now, whoever asks."""
+    """Server that cannot take requests now, from any key."""
 
     code = "unavailable"
 
 
 class QueueFull(Unavailable):
-    """As many requests wait as may wait."""
+    """Queue at its limit."""
 
     code = "queue_full"
 
 
 class QueueTimeout(Unavailable):
-    """The request waited as long as it may wait."""
+    """Request that waited in the queue up to its time limit."""
 
     code = "queue_timeout"
 
 
 class EngineDown(Unavailable):
-    """The engine process is loading, restarting, or has been given up."""
+    """Engine process that is loading, restarting, or has been given up."""
 
     code = "engine_down"
 
 
 class Draining(Unavailable):
-    """The server is shutting down."""
+    """Server that is shutting down."""
 
     code = "shutting_down"
 
@@ -211,7 +211,7 @@ def tree(root: type[GgufdError] = GgufdError) -> Iterator[type[GgufdError]]:
 
 
 def from_code(code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> GgufdError:
-    """The exception that was flattened to these values; an unknown code becomes `EngineFailure`."""
+    """Exception rebuilt from its flattened values; an unknown code becomes `EngineFailure`."""
     cls = next((one for one in tree() if one.code == code), EngineFailure)
     error = cls(message, param=param)
     if isinstance(error, TryLater) and retry_after_s is not None:

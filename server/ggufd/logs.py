@@ -1,4 +1,4 @@
-"""The log: one handler for everything, coloured on a terminal, plain lines or JSON elsewhere. Knows no line."""
+"""Logging setup: one handler, coloured on a terminal, plain lines or JSON elsewhere."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 _QUIET = ("uvicorn.error", "uvicorn.access", "asyncio")
-"""Loggers whose info is our debug: our own lines say it already."""
+"""Loggers that are shown at debug level only: our own lines say the same."""
 
-_SECRET = ("httpx", "httpx2")
-"""The hub's client: the addresses that it writes down are signed, and so no log's at any level."""
+_LOGS_SIGNED_URLS = ("httpx", "httpx2")
+"""HTTP clients of the hub: they log signed URLs, which must not reach any log."""
 
 _LLAMA = "llama.cpp"
-"""llama.cpp's own log, of every level: what of it matters to a user comes in our words."""
+"""llama.cpp's log, shown at debug level only: what matters to a user is logged in our words."""
 
 
 def set_up(level: str, form: Literal["text", "json"] = "text") -> None:
-    """Write the log to stderr. Terminals get the time of day, files the date."""
+    """Configure logging to stderr: time of day on a terminal, date and time elsewhere."""
     number = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(level=number, handlers=[_handler(form)], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(number if number <= logging.DEBUG else logging.WARNING)
-    for name in _SECRET:
+    for name in _LOGS_SIGNED_URLS:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger(_LLAMA).setLevel(number if number <= logging.DEBUG else logging.CRITICAL)
 
@@ -47,7 +47,7 @@ def _handler(form: Literal["text", "json"]) -> logging.Handler:
 
 
 class JsonFormatter(logging.Formatter):
-    """An object a line. What a line gives as `extra={"fields": ...}` stands beside time, level, logger and message."""
+    """Formatter of one JSON object per line: time, level, logger, message, and those of `extra={"fields": ...}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

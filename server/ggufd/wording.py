@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, in the words of this project. Knows no field."""
+"""Plain wording for pydantic's error messages. Knows no field."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN = (
 
 
 def plain(message: str) -> str:
-    """`a valid integer` and its like as people say it."""
-    for theirs, ours in _PLAIN:
-        message = re.sub(theirs, ours, message)
+    """`message` with pydantic's technical phrases replaced, such as `a valid integer`."""
+    for pattern, replacement in _PLAIN:
+        message = re.sub(pattern, replacement, message)
     return message

@@ -77,7 +77,7 @@ class TestSummary:
             "4 slots of 4,096 tokens each",
             "CPU, 8 threads",
             "3.0 GiB; flash attention off (slower on this CPU)",
-            "up to 300 MiB of RAM for chats that lost their slot",
+            "up to 300 MiB, for chats evicted from their slot",
             "http://127.0.0.1:8080/v1",
             "http://127.0.0.1:8080/docs",
         ):
@@ -85,24 +85,24 @@ class TestSummary:
         assert "demo" not in said
 
     def test_where_no_ram_is_left_no_chat_is_kept(self) -> None:
-        assert "no RAM for chats that lost their slot" in summary(replace(READY, host_cache_bytes=0))
+        assert "none, for chats evicted from their slot" in summary(replace(READY, host_cache_bytes=0))
 
     def test_what_becomes_of_an_edited_chat_is_told_where_it_is_not_what_one_expects(self) -> None:
         assert "edited" not in summary()
-        words = "chats that lost their slot; edited, they go on from the end of an earlier message"
+        words = "evicted from their slot; an edited chat goes on from the checkpoint at the end of an earlier message"
         assert words in summary(replace(READY, reuse="snapshots"))
 
     def test_what_makes_vectors_says_how(self) -> None:
-        assert "Embeds" not in summary()
+        assert "Embeddings" not in summary()
         info = EmbeddingInfo("cls", 384, 512, is_asked_for=True)
         said = summary(replace(READY, embedding=info, writes=False, n_ctx=512))
-        assert "texts of up to 512 tokens" in said
-        assert "384 numbers a text, pooled by cls, of up to 512 tokens" in said
+        assert "inputs of up to 512 tokens" in said
+        assert "384 dimensions, cls pooling, inputs of up to 512 tokens" in said
         assert "/v1/embeddings" in said
         assert "slot" not in said
         assert "/v1/chat" not in said
         said = summary(replace(READY, embedding=replace(info, pooling="rank"), writes=False))
-        assert "documents of up to 512 tokens" in said
+        assert "query and document of up to 512 tokens together" in said
         assert "/v1/rerank" in said
 
     def test_layers_on_a_gpu(self) -> None:

@@ -322,7 +322,7 @@ class TestCommand:
         code, out, _ = run("list")
         assert (code, out.split("\n")[1].split()) == (0, ["alice", "admin", "weight", "1.5,", "2", "running"])
         assert run("revoke", "alice")[0] == 0
-        assert "Make one: ggufd keys add NAME" in run("list")[1]
+        assert "Create one: ggufd keys add NAME" in run("list")[1]
 
     def test_the_settings_name_the_file(self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("GGUFD_API_KEY_FILE", str(tmp_path / "other.toml"))

@@ -116,13 +116,13 @@ class TestWrongKeys:
 
     def test_a_setting_that_is_written_as_a_section(self) -> None:
         assert faults("[ctx_size]\nx = 1\n") == [
-            "config.toml, line 1: [ctx_size] is no section but a setting: write ctx_size = ... under [context]"
+            "config.toml, line 1: [ctx_size] is a setting, not a section: write ctx_size = ... under [context]"
         ]
 
     def test_an_unknown_name_without_a_section(self) -> None:
-        assert faults("prot = 1\n") == ["config.toml, line 1: prot is no setting; did you mean port under [server]?"]
+        assert faults("prot = 1\n") == ["config.toml, line 1: prot is not a setting; did you mean port under [server]?"]
         assert faults("contxt = 1\n") == [
-            "config.toml, line 1: contxt is no section and no setting; did you mean [context]?"
+            "config.toml, line 1: contxt is neither a section nor a setting; did you mean [context]?"
         ]
 
     def test_a_key_like_no_other_gets_the_list(self) -> None:
@@ -137,7 +137,7 @@ class TestWrongKeys:
         Path("config.toml").write_text(text.replace("prot", "# prot"), "utf-8-sig")
         assert sources.load(None, {}, {}).server.port == 1001
         Path("config.toml").write_text(text, "utf-8-sig")
-        with pytest.raises(ConfigError, match=r"line 3: \[server\] prot is no setting"):
+        with pytest.raises(ConfigError, match=r"line 3: \[server\] prot is not a setting"):
             sources.load(None, {}, {})
 
     @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])

@@ -51,7 +51,9 @@ def rows(config: Config, made: ModelPlan, file: Path | None, n_keys: int) -> lis
 
 def _draft(draft: ModelFile | None) -> list[tuple[str, str]]:
     return (
-        [] if draft is None else [("Guesses", f"{draft.source or draft.path} ({table.bytes_text(draft.size_bytes)})")]
+        []
+        if draft is None
+        else [("Draft model", f"{draft.source or draft.path} ({table.bytes_text(draft.size_bytes)})")]
     )
 
 

@@ -124,7 +124,7 @@ def test_check_says_it_too(pair: tuple[Path, Path], tmp_path: Path, capsys: pyte
     cli_flags = ["check", "-m", str(pair[0]), "-md"]
     with pytest.raises(SystemExit):
         cli.main([*cli_flags, str(pair[1])])
-    assert "Guesses" in capsys.readouterr().out
+    assert "Draft model" in capsys.readouterr().out
     with pytest.raises(SystemExit) as caught:
         cli.main([*cli_flags, str(file(tmp_path / "other.gguf", SMALL, model="gpt2"))])
     assert caught.value.code == 1
@@ -132,7 +132,7 @@ def test_check_says_it_too(pair: tuple[Path, Path], tmp_path: Path, capsys: pyte
 
 
 def test_a_draft_model_and_no_guesses_contradict() -> None:
-    with pytest.raises(ConfigError, match="leave one of both out"):
+    with pytest.raises(ConfigError, match="remove one of the two"):
         config_of(Path("m.gguf"), "d.gguf", spec_draft_n_max="0")
 
 
@@ -341,8 +341,8 @@ DRAFT = DraftInfo("Small", "/m/small.gguf", "Q4_0", 135_000_000, 92 << 20, 4096,
 
 def test_the_summary_names_it() -> None:
     said = summary(replace(READY, draft=DRAFT))
-    assert "Guesses  Small, Q4_0, 135M parameters, 92 MiB; for an answer that runs alone" in said
-    assert "Guesses" not in summary()
+    assert "Draft model  Small, Q4_0, 135M parameters, 92 MiB; for requests that run alone" in said
+    assert "Draft model" not in summary()
     assert ", 5 layers on the GPU" in summary(replace(READY, draft=replace(DRAFT, n_gpu_layers=5)))
 
 
@@ -369,7 +369,7 @@ def test_the_whole_server_guesses_sleeps_and_changes_its_model(real_pair: tuple[
     model, draft = map(str, real_pair)
     flags = ("-m", model, "-md", draft, "-t", "1", "-c", "1024", "--sleep-idle-seconds", "1", "-fa", "off")
     with live_server(*flags) as server, httpx.Client(base_url=server.url, trust_env=False, timeout=60) as http:
-        assert "Guesses" in "".join(server.log)
+        assert "Draft model" in "".join(server.log)
         body = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
         for _ in range(2):
             answer = http.post("/v1/completions", json=body)
