@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,14 +130,14 @@ class TestFile:
         [
             ("[a\n", "line 1: not readable as TOML"),
             (f"[a]\nsha256 = '{'0' * 64}'\nsha256 = 'sesame'\n", "the same name stands twice in one table"),
-            ("a = 'sesame'\n", "'a' is no table"),
+            ("a = 'sesame'\n", "'a' is not a table"),
             ("[a]\n", "[a] sha256: field required"),
             ("[a]\nsha256 = 'sesame'\n", "[a] sha256: string should match"),
             (f"[a]\nsha256 = '{'0' * 64}'\nrole = 'king'\n", "[a] role: 'user' or 'admin'"),
             (f"[a]\nsha256 = '{'0' * 64}'\nweight = 0\n", "[a] weight: greater than 0"),
             (f"[a]\nsha256 = '{'0' * 64}'\nwieght = 1\n", "[a] wieght: extra inputs are not permitted"),
-            (f"['']\nsha256 = '{'0' * 64}'\n", "is no name for a key"),
-            (f"['a b']\nsha256 = '{'0' * 64}'\n", "is no name for a key"),
+            (f"['']\nsha256 = '{'0' * 64}'\n", "is not a valid name for a key"),
+            (f"['a b']\nsha256 = '{'0' * 64}'\n", "is not a valid name for a key"),
         ],
     )
     def test_a_bad_file_is_said_without_quoting_a_key(self, tmp_path: Path, text: str, words: str) -> None:
@@ -152,21 +153,21 @@ class TestFile:
 
     @given(st.text(st.sampled_from("[]ab=.'\"{}1\n# sha256"), max_size=60))
     def test_any_file_is_read_or_refused_in_words(self, text: str) -> None:
-        path = Path("fuzz.toml")
-        path.write_text(text)
-        with contextlib.suppress(ConfigError):
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ConfigError):
+            path = Path(folder) / "keys.toml"
+            path.write_text(text)
             file.read(path)
 
     def test_no_text_and_no_file(self, tmp_path: Path) -> None:
         (tmp_path / "k.toml").write_bytes(b"\xff\xfe")
-        with pytest.raises(ConfigError, match="no UTF-8 text"):
+        with pytest.raises(ConfigError, match="not UTF-8 text"):
             file.read(tmp_path / "k.toml")
         with pytest.raises(ConfigError, match="cannot be read: No such file"):
             file.read(tmp_path / "none.toml")
 
     @pytest.mark.parametrize("name", ["", "a b", "-x", "a" * 65, "a\nb", "[a]", "ä"])
     def test_names_are_plain(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(ConfigError, match="is no name for a key"):
+        with pytest.raises(ConfigError, match="is not a valid name for a key"):
             file.add(tmp_path / "keys.toml", name, {})
 
     def test_a_name_is_there_once(self, tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ class TestFile:
         file.add(path, "alice", {})
         with pytest.raises(ConfigError, match="there is a key for alice already"):
             file.add(path, "alice", {})
-        with pytest.raises(ConfigError, match="there is no key for 'bob'; there are: alice"):
+        with pytest.raises(ConfigError, match="there is no key for 'bob'; the file has: alice"):
             file.revoke(path, "bob")
 
     def test_a_file_of_lines_is_not_changed(self, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ class TestWatchedFile:
         assert ring.find(first.encode()) is None
         path.write_text("nonsense\n")
         _look_twice(watched)
-        assert "the keys stay as they were" in caplog.text
+        assert "the keys stay as they are" in caplog.text
         path.unlink()
         _look_twice(watched)
         assert ring.find(second.encode()) is not None
@@ -211,12 +212,12 @@ class TestWatchedFile:
         path = tmp_path / "keys.txt"
         path.write_text("one\n")
         watched = file.WatchedFile(path, KeyRing(file.read(path)), ())
-        watched.look()
+        watched.reload_if_changed()
         assert caplog.messages == []
         path.write_text("two\n")
         os.utime(path, ns=(1, 1))
-        watched.look()
-        watched.look()
+        watched.reload_if_changed()
+        watched.reload_if_changed()
         watched.reload()
         assert caplog.messages == [f"keys from {path}: 1"] * 2
 
@@ -226,12 +227,12 @@ class TestWatchedFile:
         ring = KeyRing(file.read(path))
         watched = file.WatchedFile(path, ring, ())
         path.write_text("")
-        watched.look()
+        watched.reload_if_changed()
         path.write_text("one\nthree\n")
-        watched.look()
+        watched.reload_if_changed()
         assert len(ring) == 2
         assert ring.find(b"two") is not None
-        watched.look()
+        watched.reload_if_changed()
         assert [key.digest for key in ring] == [digest_of("one"), digest_of("three")]
 
     def test_a_file_that_stays_empty_ends_all_of_its_keys(self, tmp_path: Path) -> None:
@@ -247,8 +248,8 @@ class TestWatchedFile:
 
 def _look_twice(watched: file.WatchedFile) -> None:
     """A change is found, and then taken up."""
-    watched.look()
-    watched.look()
+    watched.reload_if_changed()
+    watched.reload_if_changed()
 
 
 class TestAccess:
@@ -337,7 +338,7 @@ class TestCommand:
         assert run("revoke", "nobody")[0] == 1
         code, out, err = run("add", "a b")
         assert (code, out) == (1, "")
-        assert err.startswith("ggufd: 'a b' is no name for a key")
+        assert err.startswith("ggufd: 'a b' is not a valid name for a key")
         assert run("add", "alice", "--weight", "0")[2].count("\n") == 1
 
 

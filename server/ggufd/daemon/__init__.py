@@ -1,1 +1,1 @@
-"""The running server: start, serve, change the model, drain."""
+"""Server lifecycle: startup, serving, model switch, drain."""

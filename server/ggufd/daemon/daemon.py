@@ -1,8 +1,8 @@
-"""The running server: start, serve, drain.
+"""Server lifecycle: startup, serving, drain.
 
-The order is the point. Sockets are bound first; the engine's process starts before FastAPI is imported, so
-that both load at once; the app answers 503 until the model is there. At the first signal nothing new is taken
-and what runs may end, up to a deadline; at the second everything ends at once.
+The order matters. Sockets are bound first; the engine's process starts before FastAPI is imported, so that both
+load in parallel; the app answers 503 until the model is loaded. The first signal drains: new requests are refused,
+running ones may finish until a deadline. The second one ends everything at once.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ggufd")
 
 _FLUSH_S = 5
-"""Seconds that answers cut at the deadline get to send their last event."""
+"""Seconds that answers cut off at the deadline get to send their last event."""
 
-_LOOK_S = 1.0
-"""How often it is looked whether the engine has been given up."""
+_POLL_S = 1.0
+"""Interval of the checks for a failed engine."""
 
-_KEYS_LOOK_S = 0.25
-"""How often the key file is looked at: a change is found by the second look after it, well within a second."""
+_KEYS_POLL_S = 0.25
+"""Interval of the checks for a changed key file: a change is taken up by the second check after it, within a second."""
 
 
-def run(config: Config, keys: Access | None, spares: PrestartedProcesses | None = None) -> int:
-    """Serve until a signal says stop; the process's exit code. `spares` are children to begin with.
+def run(config: Config, keys: Access | None, prestarted: PrestartedProcesses | None = None) -> int:
+    """Serve until a stop signal; the process's exit code. Uses the `prestarted` child processes, if any.
 
     Raises StartupError.
     """
@@ -62,7 +62,7 @@ def run(config: Config, keys: Access | None, spares: PrestartedProcesses | None 
     sockets = listen.bind(config.server.host, config.server.port)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Daemon(config, model, template, sockets, keys, traces, spares).run())
+            return runner.run(Daemon(config, model, template, sockets, keys, traces, prestarted).run())
     finally:
         if traces is not None:
             traces.close()
@@ -71,7 +71,7 @@ def run(config: Config, keys: Access | None, spares: PrestartedProcesses | None 
 
 
 def open_traces(config: Config) -> Traces | None:
-    """Where spans go, if they are wanted. Raises StartupError without the extra that they need."""
+    """Trace exporter, if traces are on. Raises StartupError if the extra `otel` is not installed."""
     if not config.server.traces:
         return None
     try:
@@ -83,7 +83,7 @@ def open_traces(config: Config) -> Traces | None:
 
 
 class Daemon:
-    """One run of the server, from loading to the last byte."""
+    """One run of the server, from loading the model to the last byte."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Daemon:
         sockets: list[socket.socket],
         keys: Access | None = None,
         traces: Traces | None = None,
-        spares: PrestartedProcesses | None = None,
+        prestarted: PrestartedProcesses | None = None,
     ) -> None:
         self._config = config
         self._model = model
@@ -101,13 +101,13 @@ class Daemon:
         self._sockets = sockets
         self._keys = keys
         self._traces = traces
-        self._spares = spares
+        self._prestarted = prestarted
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
-        """Load, serve until told to stop, drain. Raises ModelError when the model cannot be served."""
-        # What is imported and loaded stays. To look for garbage in it takes an eighth of the start, and later a tenth
-        # of a second, in which nobody would get a token.
+        """Load, serve until a stop signal, drain. Raises ModelError when the model cannot be served."""
+        # What is imported and loaded stays. Collecting garbage in it takes an eighth of the start, and later pauses
+        # of a tenth of a second, in which no stream would get a token.
         gc.disable()
         with _signals(self._on_signal, self._on_hangup), console.LoadingBar(self._model.path.name) as bar:
             served = self._make_served(self._config, self._model, self._template, bar.update)
@@ -139,7 +139,7 @@ class Daemon:
     def _make_served(
         self, config: Config, model: hub.ModelFile, template: str | None, on_progress: OnProgress
     ) -> Served:
-        """The clients of a model's two processes, not started, and what they are told."""
+        """Clients of a model's engine and text process, not started, with their configuration."""
         from ggufd.chat.process.client import TextClient
         from ggufd.chat.process.pool import TextPool
         from ggufd.chat.prompt import TextParams
@@ -149,27 +149,27 @@ class Daemon:
         tool_format = None if config.model.tool_format == "auto" else config.model.tool_format
         params = TextParams(settings.model, template, tool_format)
         api = api_config(config, model, self._keys)
-        spares, self._spares = self._spares, None
-        first = None if spares is None else TextClient(params, spare=spares.text)
+        prestarted, self._prestarted = self._prestarted, None
+        first = None if prestarted is None else TextClient(params, spare=prestarted.text)
         text = TextPool(lambda: TextClient(params), first=first, is_shared=lambda: api.shares_cache)
-        engine = EngineClient(settings, on_progress, spare=None if spares is None else spares.engine)
+        engine = EngineClient(settings, on_progress, spare=None if prestarted is None else prestarted.engine)
         return Served(config, model, engine, text, api)
 
     def _find_served(self, config: Config, on_progress: OnProgress, on_fetch: OnProgress) -> Served:
-        """The same for a model that is to be found first. Raises ModelError."""
+        """Find the model of `config`, then as `_make_served`. Raises ModelError."""
         model = find_model(config, on_fetch=on_fetch)
         template = hub.chat_template(config.model.chat_template_file)
         return self._make_served(config, model, template, on_progress)
 
     def _make_server(self, models: ServedModels) -> uvicorn.Server:
-        """Import the HTTP side and build it, on a thread, while the children load."""
+        """HTTP server, imported and built on a thread while the children load."""
         import uvicorn
 
         from ggufd.api.app import create_app
         from ggufd.api.http.connections import ConnectionLimits, Guard
 
         class Server(uvicorn.Server):
-            """Leaves the signals to the daemon: uvicorn's own handler would cut the streams."""
+            """uvicorn without its signal handlers, which would cut off the streams: the daemon handles signals."""
 
             @contextlib.contextmanager
             def capture_signals(self) -> Iterator[None]:
@@ -216,34 +216,34 @@ class Daemon:
                 served.engine.ready, self._model, served.api.model_id, url, has_keys=self._keys is not None
             )
         except OSError as error:
-            # A full disk, a pipe that nobody reads: no reason not to serve.
+            # A full disk, or a pipe without a reader: no reason not to serve.
             logger.warning("ready at %s/v1, but that could not be written to stdout: %s", url, error.strerror)
 
     async def _until_stopped(self, models: ServedModels) -> None:
-        """Return at the first signal, or when the engine is given up: whoever started us may start us again."""
+        """Wait for the first signal, or for an engine that has failed for good: a supervisor may then restart us."""
         while not self._stop.is_set() and not models.has_failed:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), _LOOK_S)
+                await asyncio.wait_for(self._stop.wait(), _POLL_S)
 
     async def _watch_keys(self) -> None:
         """Take up changes of the key file as long as requests may come or run: while loading and draining too."""
         while self._keys is not None:
-            self._keys.file.look()
-            await asyncio.sleep(_KEYS_LOOK_S)
+            self._keys.file.reload_if_changed()
+            await asyncio.sleep(_KEYS_POLL_S)
 
     async def _drain(self, engine: EngineClient) -> None:
-        """Refuse what is new, let the rest end until the deadline, then end it with an error event."""
+        """Refuse new requests, let running ones finish until the deadline, then end them with an error event."""
         engine.drain()
         if n_open := engine.n_running + engine.n_waiting:
-            logger.info("stopping; requests that may still end: %d; Ctrl-C again stops at once", n_open)
+            logger.info("stopping; open requests that may still finish: %d; Ctrl-C again stops at once", n_open)
         try:
             await asyncio.wait_for(engine.wait_idle(), self._config.server.drain_s)
         except TimeoutError:
-            logger.warning("stopping; requests that are cut: %d", engine.n_running + engine.n_waiting)
+            logger.warning("stopping; requests cut off at the deadline: %d", engine.n_running + engine.n_waiting)
         await engine.stop()
 
     def _on_signal(self) -> None:
-        """First: drain. Second: leave now, children too."""
+        """First signal: drain. Second: kill the children and exit."""
         if not self._stop.is_set():
             self._stop.set()
             return
@@ -252,13 +252,13 @@ class Daemon:
         os._exit(130)
 
     def _on_hangup(self) -> None:
-        """The daemons' custom: read again what may have changed, which is the key file."""
+        """SIGHUP: reload what may have changed, which is the key file."""
         if self._keys is not None:
             self._keys.file.reload()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where there is one."""
+    """uvloop, where it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -268,9 +268,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 @contextlib.contextmanager
 def _signals(on_stop: Callable[[], None], on_hangup: Callable[[], None]) -> Iterator[None]:
-    """Call `on_stop` in the loop at Ctrl-C and SIGTERM, on every system; `on_hangup` at SIGHUP, where there is one.
+    """Call `on_stop` on the loop at Ctrl-C and SIGTERM, on every system; `on_hangup` at SIGHUP, where it exists.
 
-    A terminal that is closed sends SIGHUP too, and then it means stop, unless nohup said otherwise.
+    With a terminal SIGHUP means that it was closed, and stops too, unless nohup ignores it.
     """
     loop = asyncio.get_running_loop()
     actions = {signal.SIGINT: on_stop, signal.SIGTERM: on_stop}

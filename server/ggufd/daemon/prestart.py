@@ -1,4 +1,4 @@
-"""The two children of a server, started before its settings are read: they import llama.cpp meanwhile."""
+"""Prestarted child processes: they import llama.cpp while the settings are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ggufd.processes.prestarted import PrestartedProcess
 
 
 class PrestartedProcesses(NamedTuple):
-    """Processes that wait to be told which model to load."""
+    """Engine and text process that wait for the model to load."""
 
     engine: PrestartedProcess
     text: PrestartedProcess
@@ -20,13 +20,13 @@ class PrestartedProcesses(NamedTuple):
 
 @contextlib.contextmanager
 def started() -> Iterator[PrestartedProcesses | None]:
-    """Both, and nothing left of one that was not used; None where they cannot be started, which is told later."""
+    """Both processes, discarded at the end if unused; None if they cannot be started, which is reported later."""
     with contextlib.ExitStack() as stack:
-        spares = None
+        prestarted = None
         with contextlib.suppress(OSError):
             engine = PrestartedProcess(process.NAME, process.main, process.prepare)
             stack.callback(engine.discard)
             text = PrestartedProcess(worker.NAME, worker.main, worker.prepare)
             stack.callback(text.discard)
-            spares = PrestartedProcesses(engine, text)
-        yield spares
+            prestarted = PrestartedProcesses(engine, text)
+        yield prestarted

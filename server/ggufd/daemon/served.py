@@ -1,8 +1,8 @@
-"""What is served: one model with the two processes that have it open, and the change to another while the server runs.
+"""Served model with its two processes, and the switch to another model while the server runs.
 
-The new file is found, and its vocabulary and template loaded, while the old model goes on serving. Then the old one
-drains and ends, for two would seldom fit into memory, and the new one loads. Where that fails, the old one is loaded
-again. Every model has clients of its own, so nothing that was begun for one can reach the other.
+The new file is found, and its vocabulary and template are loaded, while the old model still serves. Then the old one
+drains and ends, because two would seldom fit into memory, and the new one loads. If that fails, the old one is loaded
+again. Each model has its own clients, so no request begun with one can reach the other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ggufd")
 
-OF_ONE_MODEL = (
+NOT_INHERITED = (
     "model_draft",
     "alias",
     "chat_template_file",
@@ -51,7 +51,7 @@ _SECTIONS = ("model", "context")
 
 @dataclass(frozen=True)
 class Served:
-    """One model, what the settings say of it, and who talks to its processes."""
+    """One model: its settings, its file, and the clients of its processes."""
 
     config: Config
     file: ModelFile
@@ -60,7 +60,7 @@ class Served:
     api: ApiConfig
 
     async def wait_ready(self) -> Ready:
-        """What the engine loaded. Raises ModelError when it cannot serve."""
+        """Wait for the engine's report of the loaded model. Raises ModelError when it cannot serve."""
         return await self.engine.wait_ready()
 
     async def stop(self) -> None:
@@ -69,14 +69,14 @@ class Served:
 
 
 Make = Callable[[Config, OnProgress, OnProgress], Served]
-"""Finds a model and makes its clients, not started. May take long; raises ModelError.
+"""`make(config, on_load, on_fetch)` finds a model and makes its clients, not started. May take long; raises ModelError.
 
-Is told whom to tell the share that is loaded, on the event loop, and the share that is fetched, on the caller's thread.
+`on_load` gets the share loaded, on the event loop; `on_fetch` the share downloaded, on the calling thread.
 """
 
 
 class ServedModels:
-    """Changes the model that is served. Lives on the event loop."""
+    """Holder of the served model, which it can switch. Lives on the event loop."""
 
     def __init__(self, first: Served, make: Make) -> None:
         self.served = first
@@ -85,13 +85,13 @@ class ServedModels:
         self._change: asyncio.Task[None] | None = None
 
     def bind(self, show: Show) -> None:
-        """`show` is called with whatever is served from then on."""
+        """Set the callback that gets the clients and the API configuration of each newly served model."""
         self._show = show
 
     async def change(self, settings: Mapping[str, Any], report: Report) -> None:
-        """Serve another model; goes on when the caller leaves. See `api.services.services.ModelSwitcher`."""
+        """Switch to another model, even if the caller disconnects. See `api.services.services.ModelSwitcher`."""
         if self._change is not None and not self._change.done():
-            raise Unavailable("Another model is being loaded. Try again when it is there.", retry_after_s=10)
+            raise Unavailable("Another model is being loaded. Try again when it is ready.", retry_after_s=10)
         config = changed(self.served.config, settings)
         self._change = asyncio.create_task(self._replace(config, report))
         self._change.add_done_callback(_note_outcome)
@@ -99,14 +99,14 @@ class ServedModels:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the engine is given up, and no change is under way that may help."""
+        """Whether the engine has failed for good, and no switch is under way that may replace it."""
         from ggufd.engine.client.client import EngineState
 
         is_changing = self._change is not None and not self._change.done()
         return self.served.engine.state is EngineState.FAILED and not is_changing
 
     async def stop(self) -> None:
-        """End what is served, and a change that is under way."""
+        """End the served model's processes, and a switch that is under way."""
         if self._change is not None:
             self._change.cancel()
             await asyncio.gather(self._change, return_exceptions=True)
@@ -114,7 +114,7 @@ class ServedModels:
 
     async def _replace(self, config: Config, report: Report) -> None:
         old = self.served
-        logger.info("changing the model to %s", config.model.model)
+        logger.info("switching the model to %s", config.model.model)
         if config.model.model.startswith("hf:"):
             report("fetching", None)
         try:
@@ -126,7 +126,7 @@ class ServedModels:
             report("reading the vocabulary", None)
             await self._read_vocabulary(new, old)
             report("draining", None)
-            await _empty(old)
+            await _drain(old)
             report("loading", 0.0)
             await self._load(new, old)
         finally:
@@ -155,11 +155,11 @@ class ServedModels:
         except ModelError as error:
             await new.engine.stop()
             logger.error("%s; loading %s again", error.message, old.api.model_id)
-            await self._go_back(replace(old, engine=old.engine.renewed()), error)
+            await self._restore(replace(old, engine=old.engine.renewed()), error)
         logger.info("serving %s", new.api.model_id)
 
-    async def _go_back(self, old: Served, why: ModelError) -> None:
-        """Serve what was served before, and raise what was wrong with the other."""
+    async def _restore(self, old: Served, why: ModelError) -> None:
+        """Load the old model again, and raise the new one's error."""
         self._serve(old)
         try:
             await old.wait_ready()
@@ -175,20 +175,20 @@ class ServedModels:
         self._show(one.engine, one.text, one.api)
 
 
-async def _empty(old: Served) -> None:
-    """Let what runs end, up to the same deadline as when the server stops; then end the process."""
-    old.engine.drain(EngineDown("another model is being loaded; try again when it is there", retry_after_s=10))
+async def _drain(old: Served) -> None:
+    """Drain the old engine, with the same deadline as at shutdown; then end its process."""
+    old.engine.drain(EngineDown("another model is being loaded; try again when it is ready", retry_after_s=10))
     try:
         await asyncio.wait_for(old.engine.wait_idle(), old.config.server.drain_s)
     except TimeoutError:
-        old.engine.abort_all(EngineDown("the answer was cut: another model is being loaded", retry_after_s=10))
+        old.engine.abort_all(EngineDown("the answer was cut off: another model is being loaded", retry_after_s=10))
     await old.engine.stop()
 
 
 def changed(config: Config, settings: Mapping[str, Any]) -> Config:
-    """`config` for another model: `settings` of [model] and [context], by their names.
+    """`config` with `settings` of [model] and [context] by name; those that a model does not inherit are reset.
 
-    What another model does not inherit is unset. Raises InvalidRequest that names the setting.
+    Raises InvalidRequest that names the setting.
     """
     known = {one.key for one in all_settings() if one.section in _SECTIONS}
     foreign = next((key for key in settings if key not in known), None)
@@ -199,7 +199,7 @@ def changed(config: Config, settings: Mapping[str, Any]) -> Config:
     if not isinstance(settings.get("model"), str) or not settings["model"]:
         raise InvalidRequest("'model': expected a file, a folder, hf:OWNER/REPO or ollama:NAME.", param="model")
     try:
-        return sources.revise(config, {**dict.fromkeys(OF_ONE_MODEL), **settings})
+        return sources.revise(config, {**dict.fromkeys(NOT_INHERITED), **settings})
     except ConfigError as error:
         first = error.message.splitlines()[0]
         param = next((key for key in settings if first.startswith(f"{key} =")), None)
@@ -207,7 +207,7 @@ def changed(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def _check_placing(new: Served, old: Served) -> None:
-    """Look at what needs no load, while the old model serves: by what its engine saw of the build and of the GPUs."""
+    """Check placement before the old model drains, against its engine's report of the build and the GPUs."""
     if old.engine.ready is None:
         return
     try:
@@ -216,16 +216,16 @@ def _check_placing(new: Served, old: Served) -> None:
         raise _refusal(error, old) from None
 
 
-def check_placing(config: EngineConfig, seen: Ready) -> None:
-    """Raises ModelError. What cannot be known yet, the devices of other RPC servers, the load will tell."""
+def check_placing(config: EngineConfig, ready: Ready) -> None:
+    """Raises ModelError for impossible placement settings. Devices of new RPC servers are only known to the load."""
     model = config.model
-    check_rpc(model.rpc, has_rpc=seen.has_rpc)
+    check_rpc(model.rpc, has_rpc=ready.has_rpc)
     if model.rpc:
         return
-    check_overrides(model.overrides, seen.buffer_types)
-    check_gpus(model, seen.devices)
+    check_overrides(model.overrides, ready.buffer_types)
+    check_gpus(model, ready.devices)
     if config.require_gpu:
-        refuse_cpu((1 if model.n_gpu_layers is None else model.n_gpu_layers) if seen.devices else 0)
+        refuse_cpu((1 if model.n_gpu_layers is None else model.n_gpu_layers) if ready.devices else 0)
 
 
 def _refusal(error: StartupError, old: Served) -> InvalidRequest:
@@ -233,7 +233,7 @@ def _refusal(error: StartupError, old: Served) -> InvalidRequest:
 
 
 def _note_outcome(change: asyncio.Task[None]) -> None:
-    """Whoever asked may have left, so the log says it too."""
+    """Log a failed switch: the client that asked may have left."""
     error = None if change.cancelled() else change.exception()
     if error is not None:
-        logger.error("the model was not changed: %s", error)
+        logger.error("the model was not switched: %s", error)

@@ -1,1 +1,1 @@
-"""API keys and what each of them grants, as plain data and as a file."""
+"""API keys with their roles and limits, as plain data and as a file."""

@@ -1,4 +1,4 @@
-"""The file that holds the keys: TOML with a table a key and its hash, or as llama-server has it, a key a line.
+"""Key file: TOML with a table per key, which holds its hash, or llama-server's format with one key per line.
 
     [alice]
     sha256 = "9f86d081..."
@@ -6,7 +6,7 @@
     weight = 2.0            # the limits of `ring.Limits`, all optional
     tokens_per_minute = 60000
 
-A file whose name ends in .toml is the first kind. Keys of the second kind stand there as they are and are a user's.
+A file whose name ends in .toml is the first kind. The second kind holds keys in plain text, with the user role.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 _PROCESS_SECRET = secrets.token_bytes(32)
 
 _HEADER = (
-    "Keys of ggufd: a table for each, with the SHA-256 of the key. Written by `ggufd keys add` and `revoke`, read by",
-    'the server again whenever it changes. Optional for each: role = "admin", weight, max_running, max_waiting,',
+    "API keys of ggufd: a table per key, with its SHA-256. Written by `ggufd keys add` and `revoke`; a running server",
+    'reloads it when it changes. Optional in each table: role = "admin", weight, max_running, max_waiting,',
     "tokens_per_minute, max_priority.",
 )
 
 
 class Entry(BaseModel):
-    """One table of the file."""
+    """Table of one key in the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -61,12 +61,12 @@ class Entry(BaseModel):
 
 
 def default_path() -> Path:
-    """Where keys are when no setting says it."""
+    """Path of the key file if no setting names one."""
     return platformdirs.user_config_path("ggufd") / "keys.toml"
 
 
 def read(path: Path) -> tuple[Key, ...]:
-    """The keys of a file, perhaps none. Raises ConfigError, which never quotes a key."""
+    """Keys of a file, possibly none. Raises ConfigError, which never quotes a key."""
     try:
         text = text_files.read(path)
     except (OSError, ValueError) as error:
@@ -79,12 +79,14 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _lines(text: str) -> tuple[Key, ...]:
-    """Comments begin with #. A name of such a key must not let anybody check a guess, not even who reads the log."""
+    """Keys of a file with one per line; # begins a comment. Names in the log must not help to guess a key."""
     keys = [line.strip() for line in text.splitlines()]
-    return tuple(Key(_anonym(key), digest_of(key)) for key in dict.fromkeys(keys) if key and not key.startswith("#"))
+    return tuple(
+        Key(_anonymous_name(key), digest_of(key)) for key in dict.fromkeys(keys) if key and not key.startswith("#")
+    )
 
 
-def _anonym(key: str) -> str:
+def _anonymous_name(key: str) -> str:
     return "key-" + hashlib.blake2b(key.encode(), key=_PROCESS_SECRET, digest_size=4).hexdigest()
 
 
@@ -94,7 +96,7 @@ def _tables(path: Path, text: str) -> tuple[Key, ...]:
 
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{name[:80]!a} is no name for a key; expected up to 64 letters, digits and . _ @ -")
+        raise ConfigError(f"{name[:80]!a} is not a valid name for a key; expected up to 64 letters, digits and . _ @ -")
 
 
 def _parse(path: Path, text: str) -> tomlkit.TOMLDocument:
@@ -109,21 +111,21 @@ def _parse(path: Path, text: str) -> tomlkit.TOMLDocument:
 def _key(path: Path, name: str, table: Any) -> Key:
     _check_name(name)
     if not isinstance(table, dict):
-        raise ConfigError(f"{path}: '{name[:64]}' is no table; expected [NAME] and under it sha256 = \"...\"")
+        raise ConfigError(f"{path}: '{name[:64]}' is not a table; expected [NAME] and below it sha256 = \"...\"")
     try:
         return Entry.model_validate(table).key(name)
     except ValidationError as error:
         fault = error.errors(include_input=False)[0]
         place = ".".join(str(part) for part in fault["loc"])
-        wish = fault["msg"].removeprefix("Input should be ")
-        raise ConfigError(f"{path}: [{name}] {place}: {wish[0].lower()}{wish[1:]}") from None
+        expected = fault["msg"].removeprefix("Input should be ")
+        raise ConfigError(f"{path}: [{name}] {place}: {expected[0].lower()}{expected[1:]}") from None
 
 
 # --- change -----------------------------------------------------------------------------------------------------------
 
 
 def add(path: Path, name: str, options: dict[str, Any]) -> str:
-    """Put a new key into the file, which is made if need be; the key itself, told this once.
+    """Add a new key to the file, created if need be; returns the key, which is stored nowhere.
 
     `options` are fields of `Entry`. Raises ConfigError.
     """
@@ -140,18 +142,18 @@ def add(path: Path, name: str, options: dict[str, Any]) -> str:
 
 
 def revoke(path: Path, name: str) -> None:
-    """Take a key out of the file. Raises ConfigError when it is not there."""
+    """Remove a key from the file. Raises ConfigError when it is not there."""
     document = _document(path)
     if name not in document:
         names = ", ".join(document) or "none"
-        raise ConfigError(f"{path}: there is no key for {name!a}; there are: {names}")
+        raise ConfigError(f"{path}: there is no key for {name!a}; the file has: {names}")
     del document[name]
     _write(path, tomlkit.dumps(document))
 
 
 def _document(path: Path) -> tomlkit.TOMLDocument:
     if path.suffix != ".toml":
-        raise ConfigError(f"{path}: only a .toml file holds keys by name; one with a key a line is edited by hand")
+        raise ConfigError(f"{path}: only a .toml file has names for its keys; edit one with a key per line by hand")
     if path.exists():
         read(path)
         return _parse(path, text_files.read(path))
@@ -163,7 +165,7 @@ def _document(path: Path) -> tomlkit.TOMLDocument:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing, readable for its owner alone."""
+    """Write atomically, readable by the owner only."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # mkstemp's files have mode 0600.
@@ -184,7 +186,7 @@ def _write(path: Path, text: str) -> None:
 
 
 class _Stamp(NamedTuple):
-    """What tells that a file was changed or replaced."""
+    """Metadata that changes when a file is changed or replaced."""
 
     inode: int
     mtime_ns: int
@@ -192,7 +194,7 @@ class _Stamp(NamedTuple):
 
 
 class WatchedFile:
-    """A key file beside the keys that do not come from it, kept in step with `ring`.
+    """Key file whose keys, with `others` that are not from it, are kept in `ring` as the file changes.
 
     An editor may empty the file and then write it. What it holds in between must end nobody's request, so a change is
     taken up when it is found a second time.
@@ -204,21 +206,21 @@ class WatchedFile:
         self._others = others
         self._seen = self._found = self._stamp()
 
-    def look(self) -> None:
-        """Read the file again if it has changed, and not since the last look."""
+    def reload_if_changed(self) -> None:
+        """Reload the file if it has changed, and not again since the last call."""
         before, self._found = self._found, self._stamp()
         if self._found == before != self._seen:
             self.reload()
 
     def reload(self) -> None:
-        """Read the file again, if it is there or was. What cannot be read leaves the keys as they are."""
+        """Reload the file. If it cannot be read, the keys stay as they are."""
         before, self._seen = self._seen, self._stamp()
         if before is None and self._seen is None:
             return
         try:
             keys = read(self._path)
         except ConfigError as error:
-            logger.error("%s; the keys stay as they were", error.message)
+            logger.error("%s; the keys stay as they are", error.message)
             return
         self._ring.replace((*self._others, *keys))
         logger.info("keys from %s: %d", self._path, len(keys))

@@ -1,7 +1,7 @@
-"""What a key is, what its owner may do, and whose key was sent. Knows no file and no HTTP.
+"""API keys in memory: role, limits and lookup. Knows no file and no HTTP.
 
-Only hashes are held. A key that ggufd makes is 256 random bits, so one round of SHA-256 is as good as any slow hash:
-nobody can guess what to try. A slow one would cost its time with every request.
+Only hashes are held. A key that ggufd makes has 256 random bits and cannot be guessed, so one round of SHA-256 is as
+good as a slow hash, which would cost its time with every request.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 PREFIX = "sk-ggufd-"
-"""What every key begins with that is made here: clients that check keys want `sk-`, and leaked ones can be found."""
+"""Prefix of generated keys: some clients require `sk-`, and leaked keys can be searched for."""
 
 _N_BYTES = 32
 
 
 class Role(enum.Enum):
-    """What a key opens: a user's all that generates, an admin's also what shows or changes the server."""
+    """Role of a key: a user may generate, an admin may also inspect and change the server."""
 
     USER = "user"
     ADMIN = "admin"
@@ -28,9 +28,9 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the queue grants one key. None is no limit of its own.
+    """Limits of one key in the queue; None is no limit.
 
-    `weight` is its share beside the other keys. `max_running` counts slots held, `max_waiting` requests,
+    `weight` is its share relative to other keys. `max_running` counts slots held, `max_waiting` requests,
     `tokens_per_minute` computed and generated tokens. `max_priority` is the most urgent `priority` it may ask for
     (lower is earlier).
     """
@@ -44,7 +44,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key: its owner's `name`, which is logged, and the SHA-256 of what the owner sends."""
+    """API key: its owner's `name`, which is logged, and the SHA-256 of the key."""
 
     name: str
     digest: bytes = field(repr=False)
@@ -57,21 +57,21 @@ class Key:
 
 
 ANYBODY = Key("", b"", Role.ADMIN)
-"""Who asks where no keys are wanted."""
+"""Key of all requests when no keys are configured."""
 
 
 def new_key() -> str:
-    """A key that nobody can guess."""
+    """New random key."""
     return PREFIX + secrets.token_urlsafe(_N_BYTES)
 
 
 def digest_of(key: str) -> bytes:
-    """What is kept of a key."""
+    """SHA-256 of a key, which is all that is stored of it."""
     return hashlib.sha256(key.encode()).digest()
 
 
 class KeyRing:
-    """The keys that are valid now. `replace` changes them while the server runs; an empty ring lets nobody in."""
+    """Keys that are valid now; `replace` changes them while the server runs. An empty ring refuses every request."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._keys = tuple(keys)
@@ -84,21 +84,21 @@ class KeyRing:
         return iter(self._keys)
 
     def replace(self, keys: Iterable[Key]) -> None:
-        """These are valid from now on, and no others; who watches is told."""
+        """Make these the only valid keys, and notify the watchers."""
         self._keys = tuple(keys)
         for tell in self._watchers:
             tell()
 
     def watch(self, tell: Callable[[], None]) -> None:
-        """`tell` is called after every `replace`."""
+        """Call `tell` after every `replace`."""
         self._watchers.append(tell)
 
     def holds(self, digest: bytes) -> bool:
-        """Whether the key with this digest is valid. For what was let in before: it takes no care of its time."""
+        """Whether the key with this digest is valid. Not in constant time: for requests that were admitted before."""
         return any(key.digest == digest for key in self._keys)
 
     def find(self, sent: bytes) -> Key | None:
-        """Whose key this is. Compares with every one whatever is found, so that time tells nothing."""
+        """Key that was sent, if valid. Compares with every key, so that the time taken reveals nothing."""
         digest = hashlib.sha256(sent).digest()
         found = None
         for key in self._keys:
