@@ -76,7 +76,7 @@ class TestOverrides:
     def test_what_they_keep_in_ram_leaves_room_for_all_layers(self, model: Path) -> None:
         placed, why, vram_bytes = place(config(model, overrides=(("exps", "CPU"),)), [gpu(2.5)])
         assert (placed.model.n_gpu_layers, placed.model.n_cpu_moe) == (17, 0)
-        assert why == "the whole model fits on the GPU, --override-tensor aside"
+        assert why == "the whole model fits on the GPU, apart from --override-tensor"
         assert vram_bytes < place(config(model), [gpu(2.5)]).vram_bytes
 
     def test_what_they_send_to_the_gpu_is_not_said_to_stay_in_ram(self, model: Path) -> None:

@@ -84,7 +84,7 @@ class TestFile:
     @pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/x", "a\0b"])
     def test_a_name_that_no_file_can_have_is_refused_in_one_line(self, name: str) -> None:
         for look in (hub.find, every):
-            with pytest.raises(ModelError, match=r"cannot be read|is no name of a file") as caught:
+            with pytest.raises(ModelError, match=r"cannot be read|is not a valid file name") as caught:
                 look(name)
             assert "\n" not in caught.value.message
 
@@ -155,7 +155,7 @@ class TestCompany:
 
     def test_alone_in_a_folder_there_is_no_model(self, tmp_path: Path, metadata: dict[str, str], words: str) -> None:
         self.put(tmp_path, metadata)
-        with pytest.raises(ModelError, match="only adapters or projectors are in this folder"):
+        with pytest.raises(ModelError, match="this folder has only adapters or projectors"):
             every(str(tmp_path))
 
 

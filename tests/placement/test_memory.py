@@ -14,7 +14,7 @@ from ggufd.llama.gguf.shape import Shape
 from ggufd.llama.params import ContextParams, ControlVector, ModelParams
 from ggufd.models import hub
 from ggufd.placement import memory
-from ggufd.placement.memory import MIB, Beside, Placement, cache_by_layer, compute_buffer, estimate, vector_context
+from ggufd.placement.memory import MIB, Extras, Placement, cache_by_layer, compute_buffer, estimate, vector_context
 from tests.support.fakes import allocated
 from tests.support.fakes.measured_engine import measure
 from tests.support.models.franken_moe import write_franken_moe
@@ -312,21 +312,21 @@ class TestPlacement:
         path = write(tmp_path / "m.gguf", *llama(n_layers=4))
         weights = {f"blk.{i}.attn_q.weight": ((2, 64), (64, 2)) for i in range(4)}
         lora = write_lora(tmp_path / "lora.gguf", weights)
-        beside = Beside.of(ModelParams("", loras=(str(lora),)), embeds=False, host_cache=0)
+        extras = Extras.of(ModelParams("", loras=(str(lora),)), embeds=False, host_cache=0)
         for n_gpu_layers, n_on_gpu in ((0, 0), (1, 0), (3, 2), (5, 4)):
-            one = estimate(shape_of(path), context(), Placement(n_gpu_layers, beside=beside))
+            one = estimate(shape_of(path), context(), Placement(n_gpu_layers, extras=extras))
             assert (one.vram.adapters, one.ram.adapters) == (n_on_gpu * 1024, (4 - n_on_gpu) * 1024)
 
     def test_a_control_vector_has_a_direction_for_every_layer_but_the_first(self, tmp_path: Path) -> None:
         model = ModelParams("", control_vectors=(ControlVector("a", 1.0), ControlVector("b", 0.5)))
-        beside = Beside.of(model, embeds=False, host_cache=None)
+        extras = Extras.of(model, embeds=False, host_cache=None)
         for n_gpu_layers, n_on_gpu in ((0, 0), (2, 2), (5, 3)):
-            one = estimate(self.made(tmp_path), context(), Placement(n_gpu_layers, beside=beside))
+            one = estimate(self.made(tmp_path), context(), Placement(n_gpu_layers, extras=extras))
             assert (one.vram.adapters, one.ram.adapters) == (n_on_gpu * 256, (3 - n_on_gpu) * 256)
 
     def test_what_was_given_to_chats_without_a_slot_is_needed_too(self, tmp_path: Path) -> None:
         plain, more = (
-            estimate(self.made(tmp_path), context(), Placement(beside=Beside(host_cache=n))) for n in (0, 3 * MIB)
+            estimate(self.made(tmp_path), context(), Placement(extras=Extras(host_cache=n))) for n in (0, 3 * MIB)
         )
         assert (more.needed - plain.needed, more.own - plain.own) == (3 * MIB, 0)
 
@@ -371,8 +371,8 @@ class TestRearranged:
 
 def assert_true(path: Path, params: ContextParams, *, embeds: bool = False, **model: Any) -> None:
     """Predicted and real own memory differ by 5 % or 20 MB at most."""
-    beside = Beside.of(ModelParams(str(path), **model), embeds=embeds, host_cache=0)
-    one = estimate(shape_of(path), params, Placement(cpu_features=features(), beside=beside))
+    extras = Extras.of(ModelParams(str(path), **model), embeds=embeds, host_cache=0)
+    one = estimate(shape_of(path), params, Placement(cpu_features=features(), extras=extras))
     real = measure(path, params, embeds=embeds, **model)
     assert abs(one.own - real.own) < max(0.05 * real.own, 20e6), f"{one.own / 1e6:.1f} MB, really {real.own / 1e6:.1f}"
     assert real.mapped > one.mapped

@@ -72,7 +72,7 @@ class TestTable:
     def test_facts(self, model: Path) -> None:
         text = shown(planned(model, GPU))
         assert "four.gguf" in text
-        assert "llama, 6.49B parameters, 3.47B active a token (2 of 4 experts used), 30 layers" in text
+        assert "llama, 6.49B parameters, 3.47B active per token (2 of 4 experts used), 30 layers" in text
         assert "Q8_0 (Q8_0 100%), 8.50 bits per weight" in text
         assert "trained for 16,384 tokens" in text
         assert "32.00 GiB of 32.00 GiB RAM free; A fine GPU with 6.00 GiB free" in text
@@ -87,7 +87,7 @@ class TestTable:
     def test_no_room_for_chats_without_a_slot_is_none(self, model: Path) -> None:
         one = planned(model, GPU, cache_ram=0)
         assert one.host_cache == 0
-        assert re.search(r"Chats that lost their slot, up to +0 +--cache-ram", shown(one))
+        assert re.search(r"Chats evicted from slots, up to +0 +--cache-ram", shown(one))
 
     @pytest.mark.parametrize("width", [60, 80])
     def test_no_number_is_broken_on_a_narrow_terminal(self, model: Path, width: int) -> None:
@@ -123,17 +123,17 @@ class TestTable:
             for flags in ({}, {"lora": lora, "embeddings": True, "cache_ram": 7, "parallel": 2})
         )
         assert "Adapters" not in shown(plain)
-        assert re.search(r"Chats that lost their slot, up to +1.00 GiB +of what is free", shown(plain))
+        assert re.search(r"Chats evicted from slots, up to +1.00 GiB +depends on free RAM", shown(plain))
         text = shown(more)
         assert re.search(r"Adapters +500 KiB", text)
         assert "Context for embeddings" in text
-        assert re.search(r"Chats that lost their slot, up to +7 MiB +--cache-ram", text)
+        assert re.search(r"Chats evicted from slots, up to +7 MiB +--cache-ram", text)
         assert more.choice.estimate.needed > plain.choice.estimate.own
 
     def test_a_model_that_only_embeds_has_no_slots(self, tmp_path: Path) -> None:
         one = planned(write_tiny_bert(tmp_path / "bert.gguf"), GPU)
         text = shown(one)
-        assert "Best here: vectors of texts of up to 128 tokens" in text
+        assert "Best here: embeddings of inputs of up to 128 tokens" in text
         assert text.splitlines()[-1].endswith("-ngl 3 -c 128")
         assert "slot" not in text
         assert one.in_ram.ram.cache == one.in_ram.host_cache == 0
@@ -189,7 +189,7 @@ class TestPlacing:
         flags = ("-sm", "none", "-mg", "1")
         best = self.best(capsys, model, *flags, "-ot", "exps=CPU")
         assert (best["n_gpu_layers"], best["n_cpu_moe"]) == (31, 0)
-        assert best["why"] == "the whole model fits on the GPU, --override-tensor aside"
+        assert best["why"] == "the whole model fits on the GPU, apart from --override-tensor"
         assert self.best(capsys, model, *flags, "-ot", "exps=CUDA1")["n_gpu_layers"] < 31
         assert "--override-tensor exps=CPU " in printed(capsys, str(model), "-c", "4096", *flags, "-ot", "exps=CPU")
 
@@ -261,7 +261,7 @@ class TestCommand:
         out, err = capsys.readouterr()
         assert not caught.value.code
         assert [line.split("|")[1].strip() for line in out.splitlines()[2:3]] == ["good.gguf"]
-        assert re.fullmatch(rf"ggufd: left out: {re.escape(str(bad))}: ends within its header.*\n", err)
+        assert re.fullmatch(rf"ggufd: skipped: {re.escape(str(bad))}: ends within its header.*\n", err)
 
     def test_a_folder_of_bad_files_alone_is_an_error(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "m").mkdir()

@@ -79,11 +79,11 @@ def tell_what_was_prepared(conn: Connection, word: str) -> None:
 class Parent:
     """Collects what a child says and how it ended."""
 
-    def __init__(self, main: Any, *args: Any, spare: PrestartedProcess | None = None) -> None:
+    def __init__(self, main: Any, *args: Any, prestarted: PrestartedProcess | None = None) -> None:
         self.messages: list[Any] = []
         self.exits: list[tuple[int, str]] = []
         self._changed = threading.Condition()
-        self.child = Child("test-child", main, args, self._on_message, self._on_exit, spare=spare)
+        self.child = Child("test-child", main, args, self._on_message, self._on_exit, prestarted=prestarted)
 
     def _on_message(self, message: Any) -> None:
         with self._changed:
@@ -229,27 +229,27 @@ def test_where_memory_ends_a_child_is_ended_and_not_its_parent() -> None:
 
 
 def test_a_spare_process_prepares_itself_and_becomes_a_child() -> None:
-    spare = PrestartedProcess("test-spare", tell_what_was_prepared, make_ready)
-    pid = spare.process.pid
-    parent = Parent(tell_what_was_prepared, "hello", spare=spare)
+    prestarted = PrestartedProcess("test-prestarted", tell_what_was_prepared, make_ready)
+    pid = prestarted.process.pid
+    parent = Parent(tell_what_was_prepared, "hello", prestarted=prestarted)
     assert parent.wait_for_exit() == (0, "")
     assert parent.messages == [("hello", "1")]
     assert parent.child.pid == pid
     # It has been used up.
-    spare.discard()
+    prestarted.discard()
 
 
 def test_nothing_is_left_of_a_spare_process_that_nobody_wanted() -> None:
-    spare = PrestartedProcess("test-spare", tell_what_was_prepared, make_ready)
-    pid = spare.process.pid
+    prestarted = PrestartedProcess("test-prestarted", tell_what_was_prepared, make_ready)
+    pid = prestarted.process.pid
     assert pid is not None
-    spare.discard()
+    prestarted.discard()
     assert not psutil.pid_exists(pid)
 
 
 def test_a_spare_process_that_died_is_a_dead_child() -> None:
-    spare = PrestartedProcess("test-spare", tell_what_was_prepared, fail_to_prepare)
-    spare.process.join()
-    code, stderr = Parent(tell_what_was_prepared, "hello", spare=spare).wait_for_exit()
+    prestarted = PrestartedProcess("test-prestarted", tell_what_was_prepared, fail_to_prepare)
+    prestarted.process.join()
+    code, stderr = Parent(tell_what_was_prepared, "hello", prestarted=prestarted).wait_for_exit()
     assert code == 1
     assert stderr.endswith("RuntimeError: nothing is here")

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.processes.receiver import Frames, Tell, framed, read
+from ggufd.processes.receiver import Dispatch, FrameDecoder, frame, receive
 
 WAIT_S = 30.0
 
@@ -46,7 +46,7 @@ def written(*messages: Any) -> bytes:
     messages=st.lists(st.one_of(st.none(), st.text(max_size=20), st.binary(max_size=300)), max_size=8), data=st.data()
 )
 def test_messages_are_whole_in_whatever_pieces_they_come(messages: list[Any], data: st.DataObject) -> None:
-    rest, frames, seen = written(*messages), Frames(), []
+    rest, frames, seen = written(*messages), FrameDecoder(), []
     while rest:
         n = data.draw(st.integers(1, len(rest)))
         seen += list(frames.feed(rest[:n]))
@@ -56,13 +56,13 @@ def test_messages_are_whole_in_whatever_pieces_they_come(messages: list[Any], da
 
 @given(st.binary(max_size=300))
 def test_messages_are_framed_as_a_connection_does_it(message: bytes) -> None:
-    assert framed(pickle.dumps(message, 4)) == written(message)
+    assert frame(pickle.dumps(message, 4)) == written(message)
 
 
 def test_a_message_of_gigabytes_has_a_longer_head() -> None:
     frame = written("big")
     pickled = frame[4:]
-    assert list(Frames().feed(struct.pack("!iQ", -1, len(pickled)) + pickled)) == ["big"]
+    assert list(FrameDecoder().feed(struct.pack("!iQ", -1, len(pickled)) + pickled)) == ["big"]
 
 
 class Reading:
@@ -74,7 +74,7 @@ class Reading:
         self.is_over = threading.Event()
         ours, self.theirs = multiprocessing.Pipe()
         self.ours: Connection = ours
-        read(ours, self._on_message, self._on_end, loop)
+        receive(ours, self._on_message, self._on_end, loop)
 
     def _on_message(self, message: Any) -> None:
         self.seen.append(message)
@@ -82,10 +82,10 @@ class Reading:
         if message == "bad":
             raise RuntimeError("nobody can handle this")
 
-    def _on_end(self, tell: Tell) -> None:
+    def _on_end(self, dispatch: Dispatch) -> None:
         assert threading.current_thread() is not threading.main_thread()
         self.ours.close()
-        tell(self._on_message, "end")
+        dispatch(self._on_message, "end")
         self.is_over.set()
 
 

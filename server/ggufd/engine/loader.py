@@ -47,8 +47,8 @@ from ggufd.llama.model.placing import check_gpus, check_overrides, refuse_cpu
 from ggufd.llama.model.vocabulary import ModelVocabulary
 from ggufd.llama.params import SHORT_TEXT, VECTOR_N_CTX, ContextParams, EmbeddingParams, FlashAttention, ModelParams
 from ggufd.placement import draft_plan, host
-from ggufd.placement.memory import Beside, estimate
-from ggufd.placement.offload import Device, Machine, PlacementRequest, choose, host_cache_bytes, in_ram
+from ggufd.placement.memory import Extras, estimate
+from ggufd.placement.offload import Device, Machine, PlacementRequest, choose, cpu_placement, host_cache_bytes
 
 _DEFAULT_N_CTX = 8192
 _MIN_N_CTX = 512
@@ -143,7 +143,9 @@ def _with_host_cache(config: EngineConfig, params: ContextParams, ram: host.Ram)
     if n_bytes is None:
         machine = Machine(ram.free, ram.total, cpu_features=system.cpu_features())
         made = _shape_of(config)
-        placement = dataclasses.replace(in_ram(_wish(config), machine), n_gpu_layers=config.model.n_gpu_layers or 0)
+        placement = dataclasses.replace(
+            cpu_placement(_wish(config), machine), n_gpu_layers=config.model.n_gpu_layers or 0
+        )
         _, machine, _ = _place_draft(config, made, machine)
         n_bytes = host_cache_bytes(estimate(made, params, placement), machine)
     return dataclasses.replace(
@@ -152,10 +154,10 @@ def _with_host_cache(config: EngineConfig, params: ContextParams, ram: host.Ram)
 
 
 def _wish(config: EngineConfig) -> PlacementRequest:
-    beside = Beside.of(config.model, embeds=config.embeddings, host_cache=config.cache_ram_bytes)
+    extras = Extras.of(config.model, embeds=config.embeddings, host_cache=config.cache_ram_bytes)
     model = config.model
     return PlacementRequest(
-        config.context, None, model.n_cpu_moe, model.mmap, model.tensor_split, beside, model.overrides
+        config.context, None, model.n_cpu_moe, model.mmap, model.tensor_split, extras, model.overrides
     )
 
 
@@ -344,7 +346,7 @@ def _place_draft(config: EngineConfig, made: Shape, machine: Machine) -> tuple[E
     taken = draft_plan.plan(_shape_of(config.draft), params, made, config.context, machine)
     placed = dataclasses.replace(params, n_gpu_layers=taken.placement.n_gpu_layers)
     draft = dataclasses.replace(config.draft, model=placed)
-    return dataclasses.replace(config, draft=draft), draft_plan.beside(machine, taken), taken.vram.total
+    return dataclasses.replace(config, draft=draft), draft_plan.remaining(machine, taken), taken.vram.total
 
 
 def _shape_of(config: EngineConfig | DraftConfig) -> Shape:

@@ -1,11 +1,10 @@
-"""Files of the Hugging Face hub on this machine's disk: fetched once, and continued where they were left.
+"""Resumable downloads from the Hugging Face hub into its local cache.
 
-The cache is huggingface_hub's, so that what any program has fetched with it is found, and the other way round. A large
-file is written beside its place there, as `SHA256.part`, until it is whole and has that checksum: a connection that
-breaks, a process that is ended and a machine that is switched off cost what was on its way and no more. The library
-itself begins anew with each process (newer versions delete what they leave half done). It is left alone with what
-cannot be continued: a file without a checksum, one of over 50 GB, which the hub gives in its own protocol only, any
-where HF_XET_HIGH_PERFORMANCE asks for that protocol and its many streams, and a cache without symbolic links.
+The cache is huggingface_hub's, shared with other programs that use it. A large file is written beside its place there,
+as `SHA256.part`, until it is complete and has that checksum: a broken connection, a killed process or a power failure
+costs only the bytes in flight. The library itself starts again with each process (newer versions delete partial files).
+It downloads alone what cannot be resumed: a file without a checksum, one of over 50 GB, which the hub serves in its own
+protocol only, any where HF_XET_HIGH_PERFORMANCE asks for that protocol, and all into a cache without symbolic links.
 """
 
 from __future__ import annotations
@@ -28,39 +27,39 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ggufd")
 
 _DISK_MARGIN = 256 << 20
-_TOLD_STEP = 0.01
+_REPORT_STEP = 0.01
 
 
 def fetch(model: str, files: Sequence[RemoteFile], on_progress: OnProgress | None = None) -> Path:
-    """Download what is not there yet, or not whole; the path of the first file. `on_progress` gets the share, 0 to 1.
+    """Download missing and incomplete files; the path of the first file. `on_progress` gets the share, 0 to 1.
 
-    What fails midway is continued by the next call, of whatever process. Raises ModelError, one line, also where the
-    disk has no room or the checksum is wrong.
+    A failed download is resumed by the next call, of any process. Raises ModelError, one line, also for a full disk or
+    a wrong checksum.
     """
-    hub = remote.library(model)
-    with remote.one_line(model):
+    hub = remote.hub_library(model)
+    with remote.as_model_error(model):
         missing = [one for one in files if not _is_cached(hub, one)]
     _check_disk(hub, model, missing)
     n_bytes = sum(one.n_bytes for one in missing)
-    told = [on_progress] if on_progress is not None else []
+    listeners = [on_progress] if on_progress is not None else []
     if not sys.stderr.isatty():
         hub.utils.disable_progress_bars()
-        told.append(_log_lines(model, n_bytes))
-    bar = _telling_bar(hub, n_bytes, told)
+        listeners.append(_log_lines(model, n_bytes))
+    bar = _reporting_bar(hub, n_bytes, listeners)
     paths = []
     for one in files:
-        is_continued = one in missing and _can_be_continued(hub, one)
-        with remote.one_line(model):
-            if is_continued:
+        is_resumed = one in missing and _can_be_resumed(hub, one)
+        with remote.as_model_error(model):
+            if is_resumed:
                 _fetch_blob(hub, model, one, bar)
             path = Path(hub.hf_hub_download(one.repo, one.name, tqdm_class=bar))
-        if one in missing and not is_continued:
+        if one in missing and not is_resumed:
             _check_sum(one, path)
         paths.append(path)
     return paths[0]
 
 
-def _can_be_continued(hub: Any, one: RemoteFile) -> bool:
+def _can_be_resumed(hub: Any, one: RemoteFile) -> bool:
     from huggingface_hub.file_download import are_symlinks_supported
 
     of = hub.constants
@@ -69,14 +68,14 @@ def _can_be_continued(hub: Any, one: RemoteFile) -> bool:
 
 
 def _fetch_blob(hub: Any, model: str, one: RemoteFile, bar: type[Any]) -> None:
-    """Put the file where the library looks for its contents before it downloads them."""
+    """Download the file to where the library looks for its contents before it downloads."""
     part = _part(hub, one)
     blob = part.with_suffix("")
     locks = Path(hub.constants.HF_HUB_CACHE) / ".locks" / part.parents[1].name
     for folder in (part.parent, locks):
         folder.mkdir(parents=True, exist_ok=True)
     with hub.utils.WeakFileLock(locks / f"{blob.name}.lock"):
-        # Whoever held the lock has fetched it meanwhile.
+        # The previous holder of the lock may have downloaded it.
         if not blob.exists():
             _fetch_rest(hub, model, one, bar)
             _check_sum(one, part)
@@ -88,12 +87,12 @@ def _fetch_rest(hub: Any, model: str, one: RemoteFile, bar: type[Any]) -> None:
 
     part = _part(hub, one)
     try:
-        with remote.one_line(model), part.open("ab") as file:
+        with remote.as_model_error(model), part.open("ab") as file:
             n_there = file.tell()
             if n_there > one.n_bytes:
                 n_there = file.truncate(0)
             if n_there > 0:
-                logger.info("%s: continues at %s of %s", one.name, _megabytes(n_there), _megabytes(one.n_bytes))
+                logger.info("%s: resumes at %s of %s", one.name, _megabytes(n_there), _megabytes(one.n_bytes))
             url, headers = hub.hf_hub_url(one.repo, one.name), hub.utils.build_hf_headers()
             http_get(
                 url,
@@ -106,7 +105,7 @@ def _fetch_rest(hub: Any, model: str, one: RemoteFile, bar: type[Any]) -> None:
             )
     except ModelError as error:
         n_there = part.stat().st_size
-        kept = f"{_megabytes(n_there)} of {_megabytes(one.n_bytes)} are kept, and the next try goes on there"
+        kept = f"{_megabytes(n_there)} of {_megabytes(one.n_bytes)} are kept, and the next try resumes there"
         raise ModelError(f"{error.message}; {kept}" if n_there else error.message) from None
 
 
@@ -119,20 +118,20 @@ def _megabytes(n_bytes: int) -> str:
 
 
 def _log_lines(model: str, n_bytes: int) -> OnProgress:
-    """A line in the log for every tenth, where nobody sees a bar."""
+    """Progress listener that logs every tenth, for use without a terminal."""
     logged = 0
 
     def log(share: float) -> None:
         nonlocal logged
         if int(share * 10) > logged:
             logged = int(share * 10)
-            logger.info("fetching %s: %d %% of %s", model, logged * 10, _megabytes(n_bytes))
+            logger.info("downloading %s: %d %% of %s", model, logged * 10, _megabytes(n_bytes))
 
     return log
 
 
-def _telling_bar(hub: Any, n_bytes: int, told: Sequence[OnProgress]) -> type[Any]:
-    """The library's own bar, which also tells the share of all files together, at most once a hundredth."""
+def _reporting_bar(hub: Any, n_bytes: int, listeners: Sequence[OnProgress]) -> type[Any]:
+    """Progress bar class of the library that also reports the share of all files, in steps of a hundredth."""
     done, last = 0, 0.0
 
     class Bar(hub.utils.tqdm):  # type: ignore[misc]
@@ -146,17 +145,17 @@ def _telling_bar(hub: Any, n_bytes: int, told: Sequence[OnProgress]) -> type[Any
             done += int(n or 0)
             # A retry may fetch some bytes twice.
             share = min(1.0, done / max(1, n_bytes))
-            if share - last >= _TOLD_STEP:
+            if share - last >= _REPORT_STEP:
                 last = share
-                for tell in told:
-                    tell(share)
+                for listener in listeners:
+                    listener(share)
             return super().update(n)  # type: ignore[no-any-return]
 
     return Bar
 
 
 def _is_cached(hub: Any, one: RemoteFile) -> bool:
-    """Whether it is in the cache as the hub has it. One that was cut off is deleted, for the library would take it."""
+    """Whether the cache has the complete file. A truncated one is deleted, because the library would use it."""
     found = hub.try_to_load_from_cache(one.repo, one.name)
     if not isinstance(found, str):
         return False
@@ -164,7 +163,7 @@ def _is_cached(hub: Any, one: RemoteFile) -> bool:
     if path.stat().st_size == one.n_bytes:
         return True
     blob = path.resolve()
-    # A blob is called by its checksum: one with another is an older version, whole for all we know.
+    # A blob is named by its checksum: one with another is an older version, which may be complete.
     if not path.is_symlink() or one.sha256 is None or blob.name == one.sha256:
         blob.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
@@ -172,7 +171,7 @@ def _is_cached(hub: Any, one: RemoteFile) -> bool:
 
 
 def _check_disk(hub: Any, model: str, missing: Sequence[RemoteFile]) -> None:
-    """Refuse before the first byte what the disk has no room for."""
+    """Check free disk space before the first byte. Raises ModelError."""
     cache = Path(hub.constants.HF_HUB_CACHE)
     folder = next((one for one in (cache, *cache.parents) if one.exists()), None)
     parts = [_part(hub, one) for one in missing if one.sha256 is not None]
@@ -182,21 +181,21 @@ def _check_disk(hub: Any, model: str, missing: Sequence[RemoteFile]) -> None:
     free = shutil.disk_usage(folder).free
     if needed + _DISK_MARGIN > free:
         raise ModelError(
-            f"{model}: {needed / 1e9:.1f} GB are to be downloaded, but {folder} has {free / 1e9:.1f} GB free; make "
+            f"{model}: {needed / 1e9:.1f} GB have to be downloaded, but {folder} has {free / 1e9:.1f} GB free; make "
             "room, or set HF_HOME to another disk"
         )
 
 
 def _check_sum(one: RemoteFile, path: Path) -> None:
-    """A fresh download must be what the hub says it is; else it is deleted, so that the next try starts anew."""
+    """Verify the checksum of a fresh download; a wrong one is deleted, so that the next try starts over."""
     if one.sha256 is None:
         return
-    logger.info("%s: comparing the checksum", one.name)
+    logger.info("%s: verifying the checksum", one.name)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != one.sha256:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise ModelError(
-            f"{one.repo}/{one.name}: the download is damaged (its checksum is wrong) and was deleted: try again"
+            f"{one.repo}/{one.name}: the download is damaged (its checksum is wrong) and was deleted; try again"
         )

@@ -1,8 +1,8 @@
-"""Models that are not a path yet: a repository of the Hugging Face hub, a name in ollama's local store.
+"""Model names of the Hugging Face hub and of ollama's local store, resolved to files.
 
 `hf:OWNER/REPO`, `hf:OWNER/REPO:QUANTISATION`, `hf:OWNER/REPO/FILE.gguf` go through huggingface_hub: its token
-(HF_TOKEN), its endpoint (HF_ENDPOINT), its cache (HF_HOME). Here is which file or parts are meant, and a header read
-without the rest; `download` fetches them. Every failure is a ModelError of one line. `ollama:NAME[:TAG]` only reads
+(HF_TOKEN), its endpoint (HF_ENDPOINT), its cache (HF_HOME). This module resolves the file or parts, and reads a header
+by range requests; `download` downloads them. Every failure is a ModelError of one line. `ollama:NAME[:TAG]` only reads
 what ollama has stored on this machine.
 """
 
@@ -33,13 +33,13 @@ _PREFERRED = "Q4_K_M"
 _TIMEOUT_S = 20
 _CONNECT_S = 10
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
-_AHEAD = 1 << 20
-"""Bytes fetched at once of a header that is read from afar."""
+_HEADER_CHUNK_BYTES = 1 << 20
+"""Bytes per range request for a remote header."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository: size in bytes, checksum where the hub has one."""
+    """File of a repository: size in bytes, checksum if the hub has one."""
 
     repo: str
     name: str
@@ -48,12 +48,12 @@ class RemoteFile:
 
 
 def find_ollama(model: str) -> Path:
-    """The file of `ollama:NAME[:TAG]` in ollama's store on this machine."""
+    """Path of `ollama:NAME[:TAG]` in ollama's store on this machine."""
     match = _OLLAMA.fullmatch(model)
     if match is None:
         raise ModelError(f"{model}: expected ollama:NAME or ollama:NAME:TAG")
     root = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
-    # What was pulled from another registry, as hf.co, lies under its name.
+    # Models of another registry, such as hf.co, lie under its name.
     host = match["host"] or "registry.ollama.ai"
     folder = root / "manifests" / host / (match["owner"] or "library") / match["name"]
     manifest = folder / (match["tag"] or "latest")
@@ -67,22 +67,24 @@ def find_ollama(model: str) -> Path:
     except FileNotFoundError:
         raise ModelError(f"{model}: ollama has no such model on this machine (looked for {manifest})") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        raise ModelError(f"{model}: {manifest} is no manifest of a model") from None
+        raise ModelError(f"{model}: {manifest} is not the manifest of a model") from None
     if "adapter" in digests:
         adapter = model_blob.with_name(digests["adapter"].replace(":", "-"))
-        logger.warning("%s: ollama puts an adapter on this model; without --lora %s it is served bare", model, adapter)
+        logger.warning(
+            "%s: ollama applies an adapter to this model, and ggufd does so only with --lora %s", model, adapter
+        )
     return model_blob
 
 
 def find(model: str) -> list[RemoteFile]:
-    """The file, or all parts, that `hf:...` means. Asks the hub for the list of the repository's files."""
+    """File, or all parts, of `hf:...`, from the hub's list of the repository's files. Raises ModelError."""
     match = _HF.fullmatch(model)
     if match is None:
         raise ModelError(f"{model}: expected hf:OWNER/REPO, hf:OWNER/REPO:QUANTISATION or hf:OWNER/REPO/FILE.gguf")
-    hub = library(model)
-    with one_line(model):
+    hub = hub_library(model)
+    with as_model_error(model):
         session = hub.utils.get_session()
-        # The library itself would wait for ever, and try half a minute to connect.
+        # The library's own timeouts: none for a response, half a minute to connect.
         session.timeout = _TIMEOUT_S
         session.head(hub.constants.ENDPOINT, timeout=_CONNECT_S, follow_redirects=False)
         tree = list(hub.HfApi().list_repo_tree(match["repo"], recursive=True))
@@ -91,16 +93,16 @@ def find(model: str) -> list[RemoteFile]:
     names = [str(part).replace(os.sep, "/") for part in gguf_header.parts_of(Path(first))]
     missing = [name for name in names if name not in files]
     if missing:
-        raise ModelError(f"{model}: there is no {missing[0]} in this repository{_offer(files)}")
+        raise ModelError(f"{model}: there is no {missing[0]} in this repository{_suggestions(files)}")
     return [files[name] for name in names]
 
 
 def find_cached(model: str) -> Path | None:
-    """The file that `hf:...` means, of what was fetched before: for a start without the network."""
+    """Path of `hf:...` in the local cache, for a start without a network; None if it is not there."""
     match = _HF.fullmatch(model)
     if match is None:
         return None
-    hub = library(model)
+    hub = hub_library(model)
     folder = cache_folder(hub, match["repo"])
     with contextlib.suppress(OSError, ModelError):
         snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
@@ -112,7 +114,7 @@ def find_cached(model: str) -> Path | None:
 
 
 def cache_folder(hub: Any, repo: str) -> Path:
-    """Where the library keeps a repository: `blobs` by checksum, `snapshots` of links to them, `refs`."""
+    """Folder of a repository in the library's cache: `blobs` by checksum, `snapshots` of links to them, `refs`."""
     return Path(hub.constants.HF_HUB_CACHE) / ("models--" + repo.replace("/", "--"))
 
 
@@ -121,7 +123,7 @@ def _remote(repo: str, one: Any) -> RemoteFile:
 
 
 def _choose(model: str, names: Sequence[str], quant: str | None) -> str:
-    """The file of a quantisation: the one asked for, else the only one, else Q4_K_M."""
+    """File name of a quantisation: the one asked for, else the only one, else Q4_K_M."""
     first_parts = [name for name in names if gguf_header.parts_of(Path(name))[0] == Path(name)]
     models = [name for name in first_parts if not Path(name).name.startswith("mmproj")]
     if not models:
@@ -133,20 +135,20 @@ def _choose(model: str, names: Sequence[str], quant: str | None) -> str:
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} files are {quant or _PREFERRED}" if found else f"no file is {quant or _PREFERRED}"
-    raise ModelError(f"{model}: {what}; name one as hf:OWNER/REPO/FILE.gguf{_offer(models)}")
+    raise ModelError(f"{model}: {what}; name one as hf:OWNER/REPO/FILE.gguf{_suggestions(models)}")
 
 
-def _offer(names: Any) -> str:
+def _suggestions(names: Any) -> str:
     return "; it has " + ", ".join(sorted(names)[:20]) if names else ""
 
 
 def read_header(model: str, files: Sequence[RemoteFile]) -> gguf_header.Gguf:
-    """The header alone, by range requests: a megabyte or a few, whatever the size of the model."""
-    hub = library(model)
+    """GGUF header, read by range requests: a few megabytes, whatever the size of the model."""
+    hub = hub_library(model)
     headers = []
     for one in files:
         url = hub.hf_hub_url(one.repo, one.name)
-        with one_line(model):
+        with as_model_error(model):
             headers.append(gguf_header.read_header(_reader(hub, url), one.n_bytes, f"{model}/{one.name}"))
     return gguf_header.Gguf(tuple(headers))
 
@@ -155,39 +157,41 @@ def _reader(hub: Any, url: str) -> ReadAt:
     session, headers = hub.utils.get_session(), hub.utils.build_hf_headers()
 
     def read_at(offset: int, n: int) -> bytes:
-        wanted = {**headers, "Range": f"bytes={offset}-{offset + min(n, _AHEAD) - 1}"}
-        with session.stream("GET", url, headers=wanted, follow_redirects=True, timeout=_TIMEOUT_S) as response:
-            # Files of a gated repository are listed for everybody; only here the hub says that they are gated.
+        range_headers = {**headers, "Range": f"bytes={offset}-{offset + min(n, _HEADER_CHUNK_BYTES) - 1}"}
+        with session.stream("GET", url, headers=range_headers, follow_redirects=True, timeout=_TIMEOUT_S) as response:
+            # The files of a gated repository are listed for everybody; only here the hub reports that it is gated.
             hub.utils.hf_raise_for_status(response)
             if response.status_code != 206:
-                raise ModelError(f"{url}: the server gives no part of a file, so the header alone cannot be read")
+                raise ModelError(
+                    f"{url}: the server does not support range requests, so the header alone cannot be read"
+                )
             return bytes(response.read())
 
     return read_at
 
 
-def library(model: str) -> Any:
-    """huggingface_hub, imported when it is first needed. Raises ModelError where it is not installed."""
+def hub_library(model: str) -> Any:
+    """The module huggingface_hub, imported when first needed. Raises ModelError when it is not installed."""
     try:
         import huggingface_hub
         import huggingface_hub.constants
         import huggingface_hub.utils
     except ModuleNotFoundError:
-        raise ModelError(f"{model}: fetching models needs one more package: pip install 'ggufd[hub]'") from None
+        raise ModelError(f"{model}: downloading models needs one more package: pip install 'ggufd[hub]'") from None
     return huggingface_hub
 
 
 @contextlib.contextmanager
-def one_line(model: str) -> Iterator[None]:
-    """Turn what the library and its HTTP client raise into one line."""
+def as_model_error(model: str) -> Iterator[None]:
+    """Map errors of the library and its HTTP client to ModelError, one line."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-    # The root of its HTTP client's errors; which client it is differs between versions.
+    # The base class of its HTTP client's errors; the client differs between versions.
     client_error: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
         yield
     except GatedRepoError:
-        raise ModelError(f"{model}: this repository wants its terms accepted; do so, and set HF_TOKEN") from None
+        raise ModelError(f"{model}: this repository is gated: accept its terms on the hub, and set HF_TOKEN") from None
     except RepositoryNotFoundError:
         raise ModelError(f"{model}: there is no such repository, or it is private and HF_TOKEN is not set") from None
     except ModelError:
@@ -198,10 +202,10 @@ def one_line(model: str) -> Iterator[None]:
                 f"{model}: the hub's cache on this machine cannot be written: {error}; make room, or set HF_HOME to "
                 "another disk"
             ) from None
-        # The library takes every answer for the hub's; that of a proxy or a login page is anything.
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"{model}: the hub cannot be reached or does not answer as expected: {said[0]}") from None
+        # The library takes every response for the hub's; a proxy's or a login page's can be anything.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{model}: the hub cannot be reached or does not answer as expected: {lines[0]}") from None
 
 
 OnProgress = Callable[[float], None]
-"""Is told the share that is there, 0 to 1."""
+"""Callback for the share done, 0 to 1."""

@@ -1,1 +1,1 @@
-"""Memory estimates, and the choice of what goes to which device."""
+"""Memory estimates, and placement of a model on devices."""

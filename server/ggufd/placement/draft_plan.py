@@ -1,6 +1,6 @@
-"""What a draft model takes beside the model that it guesses for, where it goes, and what is left of the machine.
+"""Memory and placement of a draft model beside the large model.
 
-It is placed first: one that is slow is of no use, and it is small. Pure arithmetic, as in `memory` and `offload`.
+The draft model is placed first: it is small, and useless when slow. Pure arithmetic, as in `memory` and `offload`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from ggufd.placement.memory import Estimate, without_process
 from ggufd.placement.offload import Machine, PlacementRequest, choose, default_n_ctx
 
 _N_BATCH = 256
-"""It reads in short pieces."""
+"""Batch size of the draft model, whose inputs are short."""
 
 
 def context_of(context: ContextParams, n_ctx_train: int) -> ContextParams:
-    """The draft model's context beside `context`, whose `n_ctx` is set: one stream, no longer than it was trained for.
+    """Context of the draft model for `context`, whose `n_ctx` is set: one slot, at most its training context.
 
-    Only a sequence that runs alone is guessed for, so one chat is kept; another one is read anew. A stream a slot would
-    take as many times the memory, for chats that go on in turns.
+    Only a sequence that runs alone gets draft tokens, so the KV cache of one chat is kept. A slot per slot of the large
+    model would take as many times the memory, only for chats that take turns.
     """
     return ContextParams(
         n_ctx=min(context.n_ctx, n_ctx_train or context.n_ctx),
@@ -35,14 +35,16 @@ def context_of(context: ContextParams, n_ctx_train: int) -> ContextParams:
 
 
 def plan(draft: Shape, params: ModelParams, model: Shape, context: ContextParams, machine: Machine) -> Estimate:
-    """What it takes and where, for the longest context that `model` may get with these settings."""
+    """Estimate for the draft model, with the longest context that `model` may get with these settings."""
     longest = replace(context, n_ctx=context.n_ctx or default_n_ctx(model))
-    wish = PlacementRequest(context_of(longest, draft.n_ctx_train), params.n_gpu_layers, params.n_cpu_moe, params.mmap)
-    return without_process(choose(draft, wish, machine).estimate, draft)
+    request = PlacementRequest(
+        context_of(longest, draft.n_ctx_train), params.n_gpu_layers, params.n_cpu_moe, params.mmap
+    )
+    return without_process(choose(draft, request, machine).estimate, draft)
 
 
-def beside(machine: Machine, taken: Estimate) -> Machine:
-    """What is left of the machine; GPUs give in their order."""
+def remaining(machine: Machine, taken: Estimate) -> Machine:
+    """Free memory of the machine after `taken`; GPUs are filled in their order."""
     left = taken.vram.total
     devices = []
     for device in machine.devices:

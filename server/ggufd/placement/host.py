@@ -1,6 +1,6 @@
-"""What this process may use of the machine: processors and RAM, within its affinity and its control groups.
+"""CPU and RAM limits of this process, from its affinity and its control groups.
 
-psutil sees the whole machine, also from within a container. Where nothing limits, this is psutil's.
+psutil reports the whole machine, even in a container. Without limits the values here are psutil's.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _ROOT = Path("/")
 
 
 class Ram(NamedTuple):
-    """Bytes: what may be taken now, and all there is."""
+    """RAM in bytes: free now, and in total."""
 
     free: int
     total: int
 
 
 class _Files(NamedTuple):
-    """How a version of control groups calls its limit, its use, and the pages that it gives back when asked."""
+    """File and field names of a control group version: limit, usage, reclaimable pages."""
 
     limit: str
     used: str
@@ -35,7 +35,7 @@ _V2 = _Files("memory.max", "memory.current", "inactive_file")
 
 
 def ram(root: Path = _ROOT) -> Ram:
-    """Of the machine, or of the tightest control group that this process is in."""
+    """RAM of the machine, or of the tightest control group of this process."""
     memory = psutil.virtual_memory()
     free, total = int(memory.available), int(memory.total)
     for folder in _groups(root, "memory"):
@@ -49,9 +49,9 @@ def ram(root: Path = _ROOT) -> Ram:
 
 
 def compute_threads(root: Path = _ROOT) -> int:
-    """One a physical core that this process may use. A quota in parts of a core is rounded down, to one at least.
+    """Number of compute threads: one per physical core that this process may use, at least 1; a quota is rounded down.
 
-    Threads wait for each other within a step: one more than the quota pays for makes all of them stand still.
+    Threads wait for each other within a step: one more than the quota allows would stall all of them.
     """
     physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
     try:
@@ -63,7 +63,7 @@ def compute_threads(root: Path = _ROOT) -> int:
 
 
 def _quota(folder: Path) -> float | None:
-    """Processors' worth of time; None without a limit."""
+    """CPU quota in cores; None without a limit."""
     with contextlib.suppress(OSError, ValueError):
         quota, period = map(float, (folder / "cpu.max").read_text().split())
         return quota / period
@@ -72,9 +72,9 @@ def _quota(folder: Path) -> float | None:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of the control groups that hold us, outermost first; limits of all of them apply.
+    """Folders of this process's control groups, outermost first; the limits of all of them apply.
 
-    In a container the path may be one of the host's that is not to be seen here: its own limits are at the top then.
+    In a container the path may be the host's and not visible here: its own limits are then at the top.
     """
     tree = root / "sys/fs/cgroup"
     tops = {"": tree, controller: tree / controller}
@@ -96,7 +96,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _number(path: Path) -> int | None:
-    """None without such a file, and where it says "max"."""
+    """Integer in a file; None without such a file, and for "max"."""
     with contextlib.suppress(OSError, ValueError):
         return int(path.read_text())
     return None

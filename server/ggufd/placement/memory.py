@@ -1,8 +1,8 @@
-"""What a model will take: weights, cache, compute buffers and the process, in RAM and on GPUs, before it is loaded.
+"""Memory estimate of a model before it is loaded: weights, KV cache, compute buffers, process; in RAM and on GPUs.
 
-Pure arithmetic over a header and the settings, in bytes. Where each formula comes from stands above it; the tests
-hold them to llama.cpp's own account and to the memory of real engine processes. Knows nothing of the machine: what
-fits is `offload`'s matter.
+Pure arithmetic over a header and the settings, in bytes. The source of each formula stands above it; the tests compare
+them with llama.cpp's own numbers and with the memory of real engine processes. Knows nothing of the machine: `offload`
+decides what fits.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ggufd.llama.params import SHORT_TEXT, VECTOR_N_CTX, ContextParams, Embeddin
 MIB = 1 << 20
 
 N_OUTPUTS = 64
-"""Rows of logits that a context reserves at least; see `llama.context.context`."""
+"""Least rows of logits that a context reserves; see `llama.context.context`."""
 
-# The engine's process without a model, measured: Python, numpy, llama.cpp's library, our own objects.
+# The engine's process without a model, measured: Python, numpy, llama.cpp's library, our objects.
 _PROCESS = 32 * MIB
 # Measured over vocabularies of 49,152 tokens with as many merges, and of 262,144 without.
 _TOKEN, _MERGE, _VOCABULARY = 156, 143, 2 * MIB
-# llguidance's view of the vocabulary, made at the first idle moment; measured over the same two.
+# llguidance's copy of the vocabulary, made when first idle; measured over the same two.
 _GRAMMAR_TOKEN, _GRAMMARS = 410, 3 * MIB
 # A context's own tables, and llama.cpp's record of every cell.
 _CONTEXT, _CELL = 3 * MIB // 2, 100
@@ -43,17 +43,17 @@ _REPACKED = {
     "amx_int8": {"Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"},
     "dotprod": {"Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4", "Q8_0", "Q1_0"},
 }
-"""Types that a CPU of this kind computes from a rearranged copy (ggml-cpu's repack.cpp and amx/common.h)."""
+"""Tensor types that a CPU with this feature computes from a repacked copy (ggml-cpu's repack.cpp, amx/common.h)."""
 
 _REPACKED_ROWS = 8
-"""A rearranged block takes rows from so many; a tensor whose rows are not a multiple stays as it is."""
+"""Rows per repacked block; a tensor whose rows are not a multiple is not repacked."""
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """What takes memory beside the model and its slots: tensors of adapters, control vectors, a context for embeddings.
+class Extras:
+    """Memory besides model and slots: adapter tensors, control vectors, the context for embeddings, the host cache.
 
-    `host_cache` are bytes that were given to chats without a slot; 0 where they get what is left.
+    `host_cache` is its configured size in bytes; 0 where it gets what is left.
     """
 
     adapters: tuple[TensorInfo, ...] = ()
@@ -62,8 +62,8 @@ class Beside:
     host_cache: int = 0
 
     @classmethod
-    def of(cls, model: ModelParams, *, embeds: bool, host_cache: int | None) -> Beside:
-        """Read the headers of the adapters. Raises ModelError where there are none."""
+    def of(cls, model: ModelParams, *, embeds: bool, host_cache: int | None) -> Extras:
+        """Extras of a model; reads the adapters' headers. Raises ModelError for invalid ones."""
         adapters = tuple(tensor for path in model.loras for tensor in adapter_files.read(path).tensors)
         return cls(adapters, bool(model.control_vectors), embeds, host_cache or 0)
 
@@ -71,30 +71,30 @@ class Beside:
 Overrides = tuple[tuple[str, str], ...]
 
 _RAM_BUFFER = "CPU"
-"""llama.cpp's name for it; every other buffer that a setting can name is a GPU's."""
+"""llama.cpp's name of the RAM buffer; every other buffer that a setting can name is a GPU's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the weights go, and what goes with them.
+    """Placement of the weights on devices, and what else is loaded.
 
-    `n_gpu_layers` as llama.cpp counts it: the output is the last of them and moves first. `n_cpu_moe`: of so many
-    layers, from the first, the experts stay in RAM. `cpu_features`: what the build's CPU kernels use, lower case.
-    `overrides`: patterns of tensors and the buffer each goes to, whatever the numbers say.
+    `n_gpu_layers` as llama.cpp counts: the output is the last layer and is offloaded first. `n_cpu_moe`: number of
+    layers, from the first, whose experts stay in RAM. `cpu_features`: what the build's CPU kernels use, lower case.
+    `overrides`: patterns of tensor names and the buffer of each, with precedence over the numbers.
     """
 
     n_gpu_layers: int = 0
     n_cpu_moe: int = 0
     mmap: bool = True
     cpu_features: frozenset[str] = frozenset()
-    beside: Beside = field(default_factory=Beside, repr=False)
+    extras: Extras = field(default_factory=Extras, repr=False)
     overrides: Overrides = ()
 
 
-class Share(NamedTuple):
-    """What one kind of memory holds. `weights` are the process's own: read or rearranged, not mapped.
+class MemoryUse(NamedTuple):
+    """Bytes used of one kind of memory. `weights` are private copies: read or repacked, not memory-mapped.
 
-    `adapters` are LoRA's and control vectors; `vectors` is the whole context for embeddings.
+    `adapters` are LoRA adapters and control vectors; `vectors` is the whole context for embeddings.
     """
 
     weights: int = 0
@@ -110,14 +110,14 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a model takes with these settings. `mapped` is the part of the file that steps read in place.
+    """Memory estimate of a model with these settings. `mapped` is the part of the file that is read memory-mapped.
 
-    `host_cache` is what chats without a slot may take of RAM in time.
+    `host_cache` is the RAM that chats evicted from their slot may take.
     """
 
     placement: Placement
-    ram: Share
-    vram: Share
+    ram: MemoryUse
+    vram: MemoryUse
     process: int
     mapped: int
     file: int
@@ -125,29 +125,30 @@ class Estimate:
 
     @property
     def own(self) -> int:
-        """The engine process's own memory (RssAnon) when every slot is full, and no chat is kept without one."""
+        """Private memory (RssAnon) of the engine process when every slot is full and the host cache is empty."""
         return self.ram.total + self.process
 
     @property
     def needed(self) -> int:
-        """RAM that must be there to run without reading the disk: its own, and the weights it reads in the file; and
-        what was given to chats without a slot."""
+        """RAM needed to run without reading the disk: private memory, memory-mapped weights and the host cache's
+        configured size."""
         return self.own + self.mapped + self.host_cache
 
 
 def estimate(shape: Shape, context: ContextParams, placement: Placement) -> Estimate:
-    """What a load takes. `context.n_ctx` must be set.
+    """Memory estimate of a load. `context.n_ctx` must be set.
 
-    Flash attention "auto" is on where layers run on a GPU or a quantised V cache needs it; on a CPU it is measured at
-    start, so the larger of both is counted.
+    Flash attention "auto" is on where layers run on a GPU or a quantised V cache needs it; on a CPU a
+    measurement at start decides, so the larger of both is counted.
     """
     if context.flash_attn == "auto":
         both = (
-            estimate(shape, replace(context, flash_attn=side), placement) for side in _sides(shape, context, placement)
+            estimate(shape, replace(context, flash_attn=option), placement)
+            for option in _flash_attn_options(shape, context, placement)
         )
         return max(both, key=lambda one: one.own + one.vram.total)
     ram_weights, mapped, vram_weights = _weights(shape, placement)
-    ram_slots, vram_slots = Share(), Share()
+    ram_slots, vram_slots = MemoryUse(), MemoryUse()
     if not shape.only_embeds:
         ram_slots, vram_slots = _slots(shape, context, placement)
     ram_adapters, vram_adapters = _adapters(shape, placement)
@@ -159,12 +160,12 @@ def estimate(shape: Shape, context: ContextParams, placement: Placement) -> Esti
         process=_process(shape, context, placement),
         mapped=mapped,
         file=shape.gguf.n_bytes,
-        host_cache=0 if shape.only_embeds else placement.beside.host_cache,
+        host_cache=0 if shape.only_embeds else placement.extras.host_cache,
     )
 
 
-def _sides(shape: Shape, context: ContextParams, placement: Placement) -> tuple[FlashAttention, ...]:
-    """What "auto" may become."""
+def _flash_attn_options(shape: Shape, context: ContextParams, placement: Placement) -> tuple[FlashAttention, ...]:
+    """Values that flash attention "auto" may resolve to."""
     if placement.n_gpu_layers > 0 or BY_NAME[context.cache_type_v].block > 1:
         return ("on",)
     if shape.only_embeds:
@@ -172,24 +173,26 @@ def _sides(shape: Shape, context: ContextParams, placement: Placement) -> tuple[
     return ("off", "on")
 
 
-def _slots(shape: Shape, context: ContextParams, placement: Placement, n_outputs: int = 1) -> tuple[Share, Share]:
-    """Cache and compute buffers of a context, in RAM and in VRAM. So many rows have an output at a time."""
+def _slots(
+    shape: Shape, context: ContextParams, placement: Placement, n_outputs: int = 1
+) -> tuple[MemoryUse, MemoryUse]:
+    """KV cache and compute buffers of a context, in RAM and in VRAM; `n_outputs` rows have an output at a time."""
     ram_cache, vram_cache = _cache(shape, context, placement)
     is_all_on_gpu = placement.n_gpu_layers > shape.n_layers and not _keeps_some_in_ram(shape, placement)
     ram_compute = (
-        _inputs(shape, context) + _work_of_host(shape, context)
+        _inputs(shape, context) + _host_buffers(shape, context)
         if is_all_on_gpu
         else compute_in_ram(shape, context, n_outputs)
     )
     vram_compute = compute_buffer(shape, context, max(n_outputs, N_OUTPUTS)) if placement.n_gpu_layers > 0 else 0
-    return Share(0, ram_cache, ram_compute), Share(0, vram_cache, vram_compute)
+    return MemoryUse(0, ram_cache, ram_compute), MemoryUse(0, vram_cache, vram_compute)
 
 
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
 def _weights(shape: Shape, placement: Placement) -> tuple[int, int, int]:
-    """Own bytes in RAM, mapped bytes, bytes in VRAM."""
+    """Bytes of weights: private in RAM, memory-mapped, in VRAM."""
     own = mapped = vram = 0
     for tensor in shape.tensors:
         if is_on_gpu(tensor, shape, placement):
@@ -200,21 +203,21 @@ def _weights(shape: Shape, placement: Placement) -> tuple[int, int, int]:
         else:
             mapped += tensor.n_bytes
     tied = _tied_output(shape)
-    # A pattern moves both to the same place, where they are one again.
+    # A pattern places both on the same device, where they are one tensor again.
     if tied is not None and placement.n_gpu_layers > 0 and _overridden(tied.name, placement.overrides) is None:
         vram += tied.n_bytes
     elif tied is not None and _can_be_repacked(tied, placement):
-        # Rows are looked up in the file, and the output is computed from a rearranged copy.
+        # Rows are looked up in the mapped file, and the output is computed from a repacked copy.
         own += tied.n_bytes
     return own, mapped, vram
 
 
 def is_on_gpu(tensor: TensorInfo, shape: Shape, placement: Placement) -> bool:
-    """llama.cpp's rule: the first pattern that matches decides; else the last layers go, the output first of all, and
-    token embeddings stay in RAM."""
-    told = _overridden(tensor.name, placement.overrides) if placement.overrides else None
-    if told is not None:
-        return told
+    """Whether llama.cpp places a tensor on a GPU: the first matching pattern decides, else the last `n_gpu_layers`, of
+    which the output is the very last; token embeddings stay in RAM."""
+    override = _overridden(tensor.name, placement.overrides) if placement.overrides else None
+    if override is not None:
+        return override
     layer = layer_of(tensor.name)
     if layer is None:
         return placement.n_gpu_layers > 0 and tensor.name.startswith("output")
@@ -225,7 +228,7 @@ def is_on_gpu(tensor: TensorInfo, shape: Shape, placement: Placement) -> bool:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _overridden(name: str, overrides: Overrides) -> bool | None:
-    """Whether a pattern sends a tensor to a GPU; None where none matches. An adapter's follows the model's own."""
+    """Whether a pattern places a tensor on a GPU; None if none matches. Adapter tensors follow the model's."""
     own = name.removesuffix(".lora_a").removesuffix(".lora_b")
     for pattern, buffer in overrides:
         if re.search(pattern, own):
@@ -234,7 +237,7 @@ def _overridden(name: str, overrides: Overrides) -> bool | None:
 
 
 def _keeps_some_in_ram(shape: Shape, placement: Placement) -> bool:
-    """Whether a step leaves the GPU on its way through the layers, for weights that are kept from it."""
+    """Whether a step leaves the GPU between layers, for weights that are kept in RAM."""
     if placement.n_cpu_moe == 0 and not placement.overrides:
         return False
     return any(
@@ -243,18 +246,18 @@ def _keeps_some_in_ram(shape: Shape, placement: Placement) -> bool:
 
 
 def _tied_output(shape: Shape) -> TensorInfo | None:
-    """The embeddings, where they are the output's weights too: on a GPU, or rearranged, they are held once more."""
+    """Token embeddings that are also the output's weights: a second copy exists on a GPU, or repacked."""
     names = {tensor.name: tensor for tensor in shape.tensors}
     return None if "output.weight" in names else names.get("token_embd.weight")
 
 
 def _is_repacked(tensor: TensorInfo, placement: Placement) -> bool:
-    """Whether the CPU rearranges this tensor at load; not where rows are looked up, which that form cannot do."""
+    """Whether the CPU backend repacks this tensor at load; not the embeddings, whose rows are looked up."""
     return "token_embd" not in tensor.name and _can_be_repacked(tensor, placement)
 
 
 def _can_be_repacked(tensor: TensorInfo, placement: Placement) -> bool:
-    """Whether products with it are computed from a copy. With a GPU in the build's list it stays as it is."""
+    """Whether matrix products use a repacked copy. With offloaded layers nothing is repacked."""
     if placement.n_gpu_layers > 0 or len(tensor.shape) < 2 or tensor.shape[1] % _REPACKED_ROWS:
         return False
     features = placement.cpu_features
@@ -262,7 +265,7 @@ def _can_be_repacked(tensor: TensorInfo, placement: Placement) -> bool:
 
 
 def _has(features: frozenset[str], feature: str) -> bool:
-    """AMX has a rearranged form of its own; the others are a part of the build that may be left out."""
+    """Whether the CPU has the feature and the build its repacking; AMX has its own, the others are optional."""
     return feature in features and ("repack" in features or feature == "amx_int8")
 
 
@@ -270,12 +273,12 @@ def _has(features: frozenset[str], feature: str) -> bool:
 
 
 def cells_of(context: ContextParams) -> int:
-    """Cells of one slot, as llama.cpp rounds them."""
+    """KV cells of one slot, as llama.cpp rounds them."""
     return _padded(max(1, context.n_ctx))
 
 
 def window_cells(shape: Shape, context: ContextParams) -> int:
-    """Cells that a layer with a sliding window keeps of a slot."""
+    """KV cells per slot of a layer with a sliding window."""
     cells = cells_of(context)
     if context.swa_full:
         return cells
@@ -287,7 +290,7 @@ def _padded(cells: int) -> int:
 
 
 def _cache(shape: Shape, context: ContextParams, placement: Placement) -> tuple[int, int]:
-    """Bytes of all slots' caches, in RAM and in VRAM: a layer's cache is where the layer is, unless told otherwise."""
+    """Bytes of all slots' KV caches, in RAM and in VRAM: with its layer, unless `kv_offload` is off."""
     ram = vram = 0
     first_on_gpu = shape.n_layers + 1 - placement.n_gpu_layers
     for i, n_bytes in enumerate(cache_by_layer(shape, context)):
@@ -299,9 +302,9 @@ def _cache(shape: Shape, context: ContextParams, placement: Placement) -> tuple[
 
 
 def cache_by_layer(shape: Shape, context: ContextParams) -> list[int]:
-    """Bytes that every layer keeps for all slots together: keys, values, recurrent state."""
+    """Bytes per layer for all slots together: keys, values, recurrent state."""
     full, window = cells_of(context), window_cells(shape, context)
-    # Without flash attention the values lie transposed, and all layers get the widest one's room.
+    # Without flash attention the values are transposed, and every layer gets the widest one's size.
     widest = 0 if context.flash_attn == "on" else max(layer.value_width for layer in shape.layers)
     sizes = []
     for layer in shape.layers:
@@ -321,12 +324,12 @@ def _row(type_name: str, width: int) -> int:
 
 
 def compute_buffer(shape: Shape, context: ContextParams, n_outputs: int = N_OUTPUTS) -> int:
-    """Bytes of the buffer that holds a ubatch on its way through the layers.
+    """Bytes of the compute buffer for a ubatch on its way through the layers.
 
-    The allocator keeps what lives at one time, so the buffer is as large as the largest of three moments: attention
+    The allocator reuses memory, so the buffer is as large as the largest of three phases: attention
     (scores of all heads, without flash attention), the feed-forward part (its three inner rows), the output (logits,
-    when the masks are no longer needed). A recurrent layer copies every slot's state on its way. The counts of rows
-    were fitted to `sched_reserve`'s own figures: exact for dense and MoE models with and without flash attention, 1,024
+    when the masks are no longer needed). A recurrent layer copies every slot's state. The numbers of rows
+    were fitted to `sched_reserve`'s output: exact for dense and MoE models with and without flash attention, 1,024
     to 8,192 cells, ubatches of 512; within 6 % for a Mamba and a hybrid of it, 1 to 64 slots.
     """
     if shape.keeps_nothing:
@@ -335,7 +338,7 @@ def compute_buffer(shape: Shape, context: ContextParams, n_outputs: int = N_OUTP
     uses_flash = context.flash_attn == "on"
     residual, query = 4 * n_tokens * shape.width, 4 * n_tokens * max(shape.width, shape.query_width)
     scores = 0 if uses_flash else 4 * n_tokens * shape.n_heads * cells_of(context)
-    attention = scores + residual + 4 * query + (_halved_cache(shape, context) if uses_flash else 0)
+    attention = scores + residual + 4 * query + (_f16_cache_copy(shape, context) if uses_flash else 0)
     keeps_query = uses_flash and context.cache_type_k in ("f16", "bf16")
     feed_forward = 3 * 4 * n_tokens * shape.n_ff + (4 if keeps_query else 3) * residual
     n_rows = min(n_tokens, max(n_outputs, context.n_slots))
@@ -353,7 +356,7 @@ def _copied_states(shape: Shape, context: ContextParams) -> int:
 
 
 def _encoder_buffer(shape: Shape, context: ContextParams) -> int:
-    """The same for a model that sees a batch as a whole, a token all others: exact for BERT, 256 to 2,048 tokens."""
+    """Compute buffer of a model with bidirectional attention: exact for BERT, 256 to 2,048 tokens."""
     n_tokens = ubatch(context)
     uses_flash = context.flash_attn == "on"
     residual = 4 * n_tokens * shape.width
@@ -363,8 +366,8 @@ def _encoder_buffer(shape: Shape, context: ContextParams) -> int:
     return (2 if uses_flash else 4) * n_tokens * n_tokens + max(attention, feed_forward)
 
 
-def _halved_cache(shape: Shape, context: ContextParams) -> int:
-    """Flash attention reads f16: of an f32 cache it makes a copy, a layer at a time, of all slots."""
+def _f16_cache_copy(shape: Shape, context: ContextParams) -> int:
+    """f16 copy of an f32 cache that flash attention makes, of all slots, one layer at a time."""
     widest = max(
         (layer.key_width if context.cache_type_k == "f32" else 0)
         + (layer.value_width if context.cache_type_v == "f32" else 0)
@@ -374,13 +377,13 @@ def _halved_cache(shape: Shape, context: ContextParams) -> int:
 
 
 def compute_in_ram(shape: Shape, context: ContextParams, n_outputs: int = 1) -> int:
-    """What a CPU really touches of it: only the logits of rows that are asked for, one a slot; and the work buffer."""
+    """Compute buffers in RAM: only rows of logits that are used, one per slot, and the CPU's work buffer."""
     logits = 4 * context.n_slots * shape.n_vocab
-    return compute_buffer(shape, context, n_outputs) + _work_of_cpu(shape, context) + logits
+    return compute_buffer(shape, context, n_outputs) + _cpu_work_buffer(shape, context) + logits
 
 
 def _logits_width(shape: Shape) -> int:
-    """What sees a text as a whole has no words to say."""
+    """Width of the logits; 0 for a model with bidirectional attention, which has none."""
     return shape.n_vocab if shape.is_causal else 0
 
 
@@ -389,7 +392,7 @@ def ubatch(context: ContextParams) -> int:
 
 
 def _inputs(shape: Shape, context: ContextParams) -> int:
-    """Attention masks, and where each token's key and value go; one set for full and one for windowed layers."""
+    """Input tensors: attention masks and the KV cells of each token; one set for full and one for windowed layers."""
     n_tokens = ubatch(context)
     uses_flash = context.flash_attn == "on"
     cells = {layer.is_windowed: window_cells(shape, context) for layer in shape.layers if layer.key_width}
@@ -399,9 +402,9 @@ def _inputs(shape: Shape, context: ContextParams) -> int:
     return sum(n_tokens * ((2 if uses_flash else 4) * n + 8 * value_width) for n in cells.values())
 
 
-def _work_of_cpu(shape: Shape, context: ContextParams) -> int:
-    """Matrix products turn their right side into the left side's own type first: scores to f16 where V is, rows of
-    the feed-forward part to 8 bits (f16 in a model of f16, not at all in one of f32)."""
+def _cpu_work_buffer(shape: Shape, context: ContextParams) -> int:
+    """Work buffer of the CPU backend: matrix products convert their right operand to the left one's type, scores to f16
+    as V is, feed-forward rows to 8 bits (f16 in an f16 model, not at all in an f32 one)."""
     n_tokens = ubatch(context)
     scores = 2 * n_tokens * shape.n_heads * cells_of(context)
     if context.flash_attn == "on" or context.cache_type_v == "f32" or shape.keeps_nothing:
@@ -411,23 +414,23 @@ def _work_of_cpu(shape: Shape, context: ContextParams) -> int:
     return max(scores, int(rows))
 
 
-def _work_of_host(shape: Shape, context: ContextParams) -> int:
-    """With all layers on a GPU the CPU looks up embeddings and hands them over."""
+def _host_buffers(shape: Shape, context: ContextParams) -> int:
+    """Host buffers with all layers on a GPU: token embeddings, which the CPU looks up, and logits."""
     return 4 * ubatch(context) * shape.width + 4 * context.n_slots * shape.n_vocab
 
 
-# --- what is loaded beside ------------------------------------------------------------------------------------------
+# --- extras ---------------------------------------------------------------------------------------------------------
 
 
 def _adapters(shape: Shape, placement: Placement) -> tuple[int, int]:
-    """Bytes in RAM and in VRAM: an adapter's tensor lies where the model's own does, a direction where its layer is."""
+    """Bytes of adapters in RAM and in VRAM: LoRA tensors go with the model's, control vectors with their layers."""
     ram = vram = 0
-    for tensor in placement.beside.adapters:
+    for tensor in placement.extras.adapters:
         if is_on_gpu(tensor, shape, placement):
             vram += tensor.n_bytes
         else:
             ram += tensor.n_bytes
-    if placement.beside.has_control_vectors:
+    if placement.extras.has_control_vectors:
         n_on_gpu = min(shape.n_layers - 1, placement.n_gpu_layers)
         vram += 4 * shape.width * n_on_gpu
         ram += 4 * shape.width * (shape.n_layers - 1 - n_on_gpu)
@@ -435,7 +438,7 @@ def _adapters(shape: Shape, placement: Placement) -> tuple[int, int]:
 
 
 def vector_context(shape: Shape, context: ContextParams) -> ContextParams:
-    """The context that makes vectors, as if it wrote: one slot that all inputs share, an output for every row."""
+    """Context for embeddings as a generating one: one slot that all inputs share, an output for every row."""
     longest = context.n_ctx if shape.only_embeds else min(context.n_ctx, VECTOR_N_CTX)
     params = EmbeddingParams(min(longest, shape.n_ctx_train), "none")
     n_batch = params.n_batch(shape.n_vocab, is_causal=shape.is_causal)
@@ -452,12 +455,12 @@ def vector_context(shape: Shape, context: ContextParams) -> ContextParams:
 
 def _vectors(shape: Shape, context: ContextParams, placement: Placement) -> tuple[int, int]:
     """Bytes in RAM and in VRAM of the context for embeddings."""
-    if not placement.beside.embeds and not shape.only_embeds:
+    if not placement.extras.embeds and not shape.only_embeds:
         return 0, 0
     made = vector_context(shape, context)
     ram, vram = _slots(shape, made, placement, made.n_batch)
     outputs = 4 * made.n_batch * (shape.width + _logits_width(shape))
-    # Each input has a state of its own; and all of one layer's are copied.
+    # Each input has its own recurrent state, and those of one layer are all copied.
     n_more = EmbeddingParams(0, "none").n_inputs - 1
     states = n_more * 4 * sum(layer.state_elements for layer in shape.layers) + n_more * _copied_states(shape, made)
     return ram.total + outputs + states, vram.total
@@ -467,19 +470,19 @@ def _vectors(shape: Shape, context: ContextParams, placement: Placement) -> tupl
 
 
 def _process(shape: Shape, context: ContextParams, placement: Placement) -> int:
-    """Everything else that the engine's process owns."""
+    """Private memory of the engine's process besides weights, cache and compute buffers."""
     n_merges = _length(shape, "tokenizer.ggml.merges")
     vocabulary = _VOCABULARY + _TOKEN * shape.n_vocab + _MERGE * n_merges
     if not shape.only_embeds:
         vocabulary += _GRAMMARS + _GRAMMAR_TOKEN * shape.n_vocab
     contexts = [] if shape.only_embeds else [context]
-    if placement.beside.embeds or shape.only_embeds:
+    if placement.extras.embeds or shape.only_embeds:
         contexts.append(vector_context(shape, context))
     return _PROCESS + vocabulary + sum(_CONTEXT + _CELL * one.n_slots * cells_of(one) for one in contexts)
 
 
 def without_process(one: Estimate, shape: Shape) -> Estimate:
-    """The same for a model in a process that another one has made, and whose vocabulary is used by no grammar."""
+    """Estimate for a second model in the same process, without the process itself and without grammars."""
     return replace(one, process=one.process - _PROCESS - _GRAMMARS - _GRAMMAR_TOKEN * shape.n_vocab)
 
 
@@ -491,7 +494,7 @@ def _length(shape: Shape, key: str) -> int:
 
 
 def types_by_size(tensors: Iterable[TensorInfo]) -> list[tuple[str, int]]:
-    """`(type, bytes)`, the type that takes most first: the quantisation as it is, whatever the file is called."""
+    """`(type, bytes)`, largest first: the quantisation as it is, whatever the file is called."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
         sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.n_bytes

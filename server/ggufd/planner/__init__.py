@@ -1,1 +1,1 @@
-"""The commands `plan` and `check`: what a model takes, without loading it."""
+"""Commands `plan` and `check`: memory and placement of a model, without loading it."""

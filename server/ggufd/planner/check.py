@@ -1,6 +1,6 @@
-"""`ggufd check`: what the settings come to on this machine, by the model's header alone. Nothing is loaded.
+"""`ggufd check`: the settings resolved on this machine, from the model's header. Nothing is loaded.
 
-What a start would refuse is refused here with the same words.
+Errors are those that a start would give.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from ggufd.settings.config import Config
 
 
 def run(config: Config, model: ModelFile, file: Path | None, n_keys: int) -> None:
-    """Say what would be run, with the settings of `file` and so many keys. Raises ModelError for what could not be."""
+    """Print what would be run with the settings of `file` and `n_keys` keys. Raises ModelError as a start would."""
     machine = this_machine(engine_settings.engine_config(config, model))
-    made = report.make(model, config, engine_settings.context_params(config), machine)
+    plan = report.make(model, config, engine_settings.context_params(config), machine)
     if config.model.require_gpu:
-        refuse_cpu(made.choice.placement.n_gpu_layers)
-    if made.choice.placement.n_gpu_layers == 0:
-        refuse_half_biases(made.shape.gguf)
-    problem = [] if made.choice.fits else ["", table.verdict(made)]
-    console.show("The settings are good. It would run:", rows(config, made, file, n_keys), problem)
+        refuse_cpu(plan.choice.placement.n_gpu_layers)
+    if plan.choice.placement.n_gpu_layers == 0:
+        refuse_half_biases(plan.shape.gguf)
+    problem = [] if plan.choice.fits else ["", table.verdict(plan)]
+    console.show("The settings are valid. This would run:", rows(config, plan, file, n_keys), problem)
 
 
-def rows(config: Config, made: ModelPlan, file: Path | None, n_keys: int) -> list[tuple[str, str]]:
-    """The settings that matter, as they would be used."""
-    context, server, model = made.choice.context, config.server, made.model
+def rows(config: Config, plan: ModelPlan, file: Path | None, n_keys: int) -> list[tuple[str, str]]:
+    """Table rows: the most important settings as resolved."""
+    context, server, model = plan.choice.context, config.server, plan.model
     size = table.bytes_text(model.size_bytes) + (", the demo model" if model.is_demo else "")
     return [
-        ("Settings", str(file or "no file, the defaults")),
+        ("Settings", str(file or "no config.toml, only defaults")),
         ("Model", f"{model.source or model.path} ({size})"),
         *_draft(model.draft),
         ("Context", console.slots_text(context.n_slots, context.n_ctx)),
-        ("Runs on", f"{table.placement_text(made)} ({made.choice.why})"),
-        ("Memory", _memory(made)),
-        ("Flash attention", _flash_attention(made)),
+        ("Runs on", f"{table.placement_text(plan)} ({plan.choice.why})"),
+        ("Memory", _memory(plan)),
+        ("Flash attention", _flash_attention(plan)),
         ("KV cache", f"keys {context.cache_type_k}, values {context.cache_type_v}"),
         ("Queue", f"{config.queue.max_queue} requests, {config.queue.max_queue_wait_s:g} s"),
-        ("Listens at", f"{server.host}, port {server.port}, {_keys(n_keys)}"),
+        ("Listens on", f"{server.host}, port {server.port}, {_keys(n_keys)}"),
         ("Sampling", _sampling(config)),
     ]
 
@@ -57,18 +57,18 @@ def _draft(draft: ModelFile | None) -> list[tuple[str, str]]:
     )
 
 
-def _memory(made: ModelPlan) -> str:
-    parts = [made.choice.estimate, *([] if made.draft is None else [made.draft])]
+def _memory(plan: ModelPlan) -> str:
+    parts = [plan.choice.estimate, *([] if plan.draft is None else [plan.draft])]
     needed, vram = sum(one.needed for one in parts), sum(one.vram.total for one in parts)
-    text = f"{table.bytes_text(needed)} of {table.bytes_text(made.machine.ram_free)} free RAM"
+    text = f"{table.bytes_text(needed)} of {table.bytes_text(plan.machine.ram_free)} free RAM"
     return f"{text}, {table.bytes_text(vram)} VRAM" if vram else text
 
 
-def _flash_attention(made: ModelPlan) -> str:
-    wanted = made.choice.context.flash_attn
+def _flash_attention(plan: ModelPlan) -> str:
+    wanted = plan.choice.context.flash_attn
     if wanted != "auto":
         return wanted
-    return "on" if made.choice.placement.n_gpu_layers else "by a measurement at the first start"
+    return "on" if plan.choice.placement.n_gpu_layers else "decided by a measurement at the first start"
 
 
 def _sampling(config: Config) -> str:
@@ -77,4 +77,4 @@ def _sampling(config: Config) -> str:
 
 
 def _keys(count: int) -> str:
-    return f"with {count} {'key' if count == 1 else 'keys'}" if count else "without a key"
+    return f"{count} API {'key' if count == 1 else 'keys'}" if count else "no API key"

@@ -1,4 +1,4 @@
-"""The command: a file or a folder in, tables, Markdown or JSON out."""
+"""`ggufd plan`: a model file or a folder in; tables, Markdown or JSON out."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def run(target: str, config: Config, *, as_json: bool) -> None:
     reports = [report.make(model, config, context, machine) for model in models]
     is_folder = Path(target).expanduser().is_dir() if target else False
     if as_json:
-        made = [report.as_json(one) for one in reports]
-        print(json.dumps(made if is_folder else made[0], indent=2))
+        values = [report.as_json(one) for one in reports]
+        print(json.dumps(values if is_folder else values[0], indent=2))
     elif is_folder:
         print(table.markdown(reports))
     else:
@@ -35,4 +35,4 @@ def run(target: str, config: Config, *, as_json: bool) -> None:
 
 
 def _warn(error: ModelError) -> None:
-    print(f"ggufd: left out: {error.message}", file=sys.stderr)
+    print(f"ggufd: skipped: {error.message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""This machine as the planner sees it: free RAM, within a container's limit, and the GPUs of llama.cpp's build."""
+"""Memory and devices of this machine: free RAM, within a container's limit, and the GPUs of llama.cpp's build."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from ggufd.placement.offload import Machine
 
 
 def this_machine(config: EngineConfig) -> Machine:
-    """With the GPUs that these settings use.
+    """This machine, with the GPUs that `config` uses.
 
-    Raises ModelError where llama.cpp cannot be loaded, and for what the settings say of placing and cannot be here.
+    Raises ModelError when llama.cpp cannot be loaded, and for placement settings that are impossible here.
     """
     from ggufd.llama import library
 
     library.load()
-    # Only now: what is wrong with llama.cpp's library has been said.
+    # Imported after the check, which reports a broken llama.cpp library.
     from ggufd.engine.loader import usable_gpus
     from ggufd.llama.model import system
 

@@ -1,4 +1,4 @@
-"""What `plan` finds out about one model, as plain data: the same for the table, for JSON and for a model card."""
+"""Plan of one model as plain data, for the table, JSON and model cards."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ggufd.llama.gguf.tensor_types import FILE_TYPES
 from ggufd.llama.params import ContextParams
 from ggufd.models.hub import ModelFile
 from ggufd.placement import draft_plan
-from ggufd.placement.memory import Beside, Estimate, estimate, types_by_size
+from ggufd.placement.memory import Estimate, Extras, estimate, types_by_size
 from ggufd.placement.offload import (
     Machine,
     PlacementChoice,
     PlacementRequest,
     choose,
+    cpu_placement,
     default_n_ctx,
     host_cache_bytes,
-    in_ram,
     largest_contexts,
     offload_steps,
 )
@@ -28,7 +28,7 @@ from ggufd.settings.config import Config, settings
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """One model on one machine. Sizes in bytes. `contexts` are `(slots, tokens each)` that fit."""
+    """Plan for one model on one machine. Sizes in bytes. `contexts` are `(slots, tokens each)` that fit."""
 
     model: ModelFile
     shape: Shape
@@ -40,33 +40,33 @@ class ModelPlan:
     contexts: list[tuple[int, int]]
     draft: Estimate | None = None
     cache_ram: int | None = None
-    """Bytes that the settings give to chats without a slot; None where that is left to us."""
-    given: tuple[str, ...] = ()
-    """The flags that made it so, beside those that the choice decides."""
+    """Configured bytes for chats evicted from their slot; None is automatic."""
+    other_flags: tuple[str, ...] = ()
+    """Further flags that the plan depends on."""
 
     @property
     def own(self) -> int:
-        """RAM of its own, of the draft model's too."""
+        """Private RAM, with the draft model's."""
         return self.in_ram.own + (self.draft.own if self.draft else 0)
 
     @property
     def needed(self) -> int:
-        """The same with the weights that are read in the mapped files."""
+        """RAM with the memory-mapped weights."""
         return self.in_ram.needed + (self.draft.needed if self.draft else 0)
 
     @property
     def host_cache(self) -> int:
-        """What chats that lost their slot may take of RAM in time, with the best setting."""
+        """RAM that chats evicted from their slot may take, with the best setting."""
         if self.shape.only_embeds:
             return 0
         if self.cache_ram is not None:
             return self.cache_ram
-        left = self.machine if self.draft is None else draft_plan.beside(self.machine, self.draft)
+        left = self.machine if self.draft is None else draft_plan.remaining(self.machine, self.draft)
         return host_cache_bytes(self.choice.estimate, left)
 
     @property
-    def recipe(self) -> str:
-        """The name of the quantisation that the file gives itself; empty where it gives none."""
+    def file_type(self) -> str:
+        """Quantisation as the file names it (`general.file_type`); empty if it does not."""
         return FILE_TYPES.get(self.shape.gguf.integer("general.file_type", -1), "")
 
     @property
@@ -77,39 +77,39 @@ class ModelPlan:
 
 
 def make(model: ModelFile, config: Config, context: ContextParams, machine: Machine) -> ModelPlan:
-    """Plan one model. `context.n_ctx` 0 leaves it to the choice; the tables then show the default context."""
+    """Plan one model. `context.n_ctx` 0 is automatic; the tables then show the default context."""
     shape = model.shape
     assert shape is not None
-    wish = wish_of(config, context, model)
+    request = placement_request(config, context, model)
     draft = _draft(model, config, context, machine)
-    whole, machine = machine, machine if draft is None else draft_plan.beside(machine, draft)
-    choice = choose(shape, wish, machine)
+    whole, machine = machine, machine if draft is None else draft_plan.remaining(machine, draft)
+    choice = choose(shape, request, machine)
     shown = context if context.n_ctx else replace(context, n_ctx=default_n_ctx(shape))
-    made = in_ram(wish, machine)
+    in_ram = cpu_placement(request, machine)
     return ModelPlan(
         model=model,
         shape=shape,
         machine=whole,
         context=shown,
-        in_ram=estimate(shape, shown, made),
-        steps=offload_steps(shape, shown, made),
+        in_ram=estimate(shape, shown, in_ram),
+        steps=offload_steps(shape, shown, in_ram),
         choice=choice,
-        contexts=largest_contexts(shape, choice.context, choice.placement, machine, wish.tensor_split),
+        contexts=largest_contexts(shape, choice.context, choice.placement, machine, request.tensor_split),
         draft=draft,
         cache_ram=engine_settings.engine_config(config, model).cache_ram_bytes,
-        given=given(config),
+        other_flags=other_flags(config),
     )
 
 
-_DECIDED = {"model", "model_draft", "n_gpu_layers", "n_cpu_moe", "ctx_size", "parallel", "cache_type_k", "cache_type_v"}
+_CHOSEN = {"model", "model_draft", "n_gpu_layers", "n_cpu_moe", "ctx_size", "parallel", "cache_type_k", "cache_type_v"}
 
 
-def given(config: Config) -> tuple[str, ...]:
-    """The settings of model and context that are not as they come, as flags: what was planned needs them too."""
+def other_flags(config: Config) -> tuple[str, ...]:
+    """Flags of non-default model and context settings, besides those that the plan chooses."""
     flags: list[str] = []
     for one in settings():
         value = getattr(getattr(config, one.section), one.key)
-        if one.section not in ("model", "context") or one.key in _DECIDED or value == one.field.default:
+        if one.section not in ("model", "context") or one.key in _CHOSEN or value == one.field.default:
             continue
         if one.is_switch:
             flags.append(one.flags[-1] if value else one.flags[-1].replace("--", "--no-", 1))
@@ -129,8 +129,8 @@ def _draft(model: ModelFile, config: Config, context: ContextParams, machine: Ma
     )
 
 
-def wish_of(config: Config, context: ContextParams, model: ModelFile) -> PlacementRequest:
-    """What of the settings the planner must obey."""
+def placement_request(config: Config, context: ContextParams, model: ModelFile) -> PlacementRequest:
+    """Placement settings that the planner keeps to."""
     layers = config.model.n_gpu_layers
     engine = engine_settings.engine_config(config, model)
     return PlacementRequest(
@@ -140,19 +140,19 @@ def wish_of(config: Config, context: ContextParams, model: ModelFile) -> Placeme
         mmap=config.model.mmap,
         tensor_split=config.model.tensor_split,
         overrides=engine.model.overrides,
-        beside=Beside.of(engine.model, embeds=engine.embeddings, host_cache=engine.cache_ram_bytes),
+        extras=Extras.of(engine.model, embeds=engine.embeddings, host_cache=engine.cache_ram_bytes),
     )
 
 
 def as_json(report: ModelPlan) -> dict[str, Any]:
-    """For programs: every number in bytes, tokens or layers."""
+    """JSON form for programs: all numbers in bytes, tokens or layers."""
     shape = report.shape
     return {
         "file": str(report.model.path),
         "parts": report.model.n_parts,
         "size": shape.gguf.n_bytes,
         "architecture": shape.architecture,
-        "quantisation": report.recipe,
+        "quantisation": report.file_type,
         "bits_per_weight": round(shape.bits_per_weight, 3),
         "types": {name: round(share, 4) for name, share in report.types},
         "parameters": shape.n_params,

@@ -1,4 +1,4 @@
-"""Shows a report: tables for a terminal, Markdown for a model card. Computes nothing."""
+"""Rendering of a plan: tables for a terminal, Markdown for a model card. Computes nothing."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ggufd.placement.memory import Estimate
 from ggufd.planner.report import ModelPlan
 
 _MOST_STEPS = 12
-"""Rows of the table of offloaded layers; JSON has them all."""
+"""Most rows in the table of offloaded layers; JSON has all."""
 
 
 def show(report: ModelPlan, console: Console | None = None) -> None:
-    """Everything about one model."""
+    """Print the whole plan of one model."""
     console = console or Console()
     console.print(Text(report.model.path.name, style="bold green"))
     console.print(_facts(report))
@@ -38,7 +38,7 @@ def _facts(report: ModelPlan) -> Table:
         ("Model", f"{shape.architecture}, {_parameters(report)}, {shape.n_layers} layers"),
         ("Quantised", f"{_quantisation(report)}, {shape.bits_per_weight:.2f} bits per weight"),
         ("Size", bytes_text(shape.gguf.n_bytes) + _parts(report.model.n_parts)),
-        ("Context", f"trained for {shape.n_ctx_train:,} tokens{_memory_of(report)}"),
+        ("Context", f"trained for {shape.n_ctx_train:,} tokens{_layer_kinds(report)}"),
         ("Machine", _machine(report)),
     ]
     table = Table.grid(padding=(0, 2))
@@ -54,29 +54,29 @@ def _parameters(report: ModelPlan) -> str:
     text = f"{count_text(shape.n_params)} parameters"
     if shape.n_experts:
         used = f"{shape.n_experts_used} of {shape.n_experts} experts used"
-        text += f", {count_text(shape.n_params_active)} active a token ({used})"
+        text += f", {count_text(shape.n_params_active)} active per token ({used})"
     return text
 
 
 def _quantisation(report: ModelPlan) -> str:
-    """The recipe's name where the file has one, and what is really in it."""
+    """Quantisation as the file names it, if it does, and its actual tensor types."""
     types = ", ".join(f"{name} {share:.0%}" for name, share in report.types if share >= 0.005)
-    return f"{report.recipe} ({types})" if report.recipe else types
+    return f"{report.file_type} ({types})" if report.file_type else types
 
 
 def _parts(n_parts: int) -> str:
     return f" in {n_parts} files" if n_parts > 1 else ""
 
 
-def _memory_of(report: ModelPlan) -> str:
+def _layer_kinds(report: ModelPlan) -> str:
     shape = report.shape
-    said = ""
+    text = ""
     if any(layer.is_windowed for layer in shape.layers):
         n_windowed = sum(layer.is_windowed for layer in shape.layers)
-        said += f"; {n_windowed} layers see a window of {shape.n_window:,}"
+        text += f"; {n_windowed} layers have a sliding window of {shape.n_window:,} tokens"
     if shape.is_recurrent:
-        said += f"; {sum(layer.state_elements > 0 for layer in shape.layers)} layers are recurrent"
-    return said
+        text += f"; {sum(layer.state_elements > 0 for layer in shape.layers)} layers are recurrent"
+    return text
 
 
 def _machine(report: ModelPlan) -> str:
@@ -91,24 +91,24 @@ def _in_ram(report: ModelPlan) -> Table:
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
-    for name, size, note in _parts_of(report):
+    for name, size, note in _memory_rows(report):
         table.add_row(name, bytes_text(size), note)
     if report.draft is not None:
         table.add_row("Draft model, with its cache", bytes_text(report.draft.needed), _draft(report.draft))
     table.add_section()
     table.add_row("Own memory", bytes_text(report.own), "", style="bold")
-    table.add_row("With the weights that it reads", bytes_text(report.needed - one.host_cache), "", style="bold")
+    table.add_row("With the memory-mapped weights", bytes_text(report.needed - one.host_cache), "", style="bold")
     if not report.shape.only_embeds:
-        note = "of what is free" if report.cache_ram is None else "--cache-ram"
-        table.add_row("Chats that lost their slot, up to", bytes_text(report.host_cache), note)
+        note = "depends on free RAM" if report.cache_ram is None else "--cache-ram"
+        table.add_row("Chats evicted from slots, up to", bytes_text(report.host_cache), note)
     return table
 
 
-def _parts_of(report: ModelPlan) -> Iterator[tuple[str, int, str]]:
-    """What, its bytes, and a word about it."""
+def _memory_rows(report: ModelPlan) -> Iterator[tuple[str, int, str]]:
+    """Rows of the RAM table: name, bytes, note."""
     one, ram = report.in_ram, report.in_ram.ram
-    yield "Weights, read in the mapped file", one.mapped, "dropped when RAM is short"
-    yield "Weights, own copies", ram.weights, "rearranged for this CPU" if one.placement.mmap else "--no-mmap"
+    yield "Weights, memory-mapped", one.mapped, "dropped when RAM is short"
+    yield "Weights, own copies", ram.weights, "repacked for this CPU" if one.placement.mmap else "--no-mmap"
     if not report.shape.only_embeds:
         yield "KV cache", ram.cache, _cache_types(report)
         yield "Compute buffers", ram.compute, f"flash attention {report.context.flash_attn}"
@@ -126,7 +126,7 @@ def _draft(draft: Estimate) -> str:
 
 def _slots(report: ModelPlan) -> str:
     if report.shape.only_embeds:
-        return f"texts of {report.context.n_ctx:,} tokens"
+        return f"inputs of {report.context.n_ctx:,} tokens"
     n = report.context.n_slots
     return f"{n} {'slot' if n == 1 else 'slots'} of {report.context.n_ctx:,} tokens"
 
@@ -140,15 +140,15 @@ def _offload(report: ModelPlan) -> Table:
     table = Table(title="Layers on the GPU", title_justify="left", box=None, padding=(0, 0, 0, 1))
     for name in ("layers", "weights", "KV cache", "compute", "VRAM", "RAM"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in _some(report.steps):
+    for one in _evenly_sampled(report.steps):
         vram = one.vram
         cells = (vram.weights, vram.cache, vram.compute, vram.total, one.needed)
         table.add_row(str(one.placement.n_gpu_layers), *(bytes_text(cell) for cell in cells))
     return table
 
 
-def _some(steps: Sequence[Estimate]) -> list[Estimate]:
-    """The first, the last, and evenly some between, where they are many."""
+def _evenly_sampled(steps: Sequence[Estimate]) -> list[Estimate]:
+    """All steps, or a sample of them at even distances with the first and the last."""
     if len(steps) <= _MOST_STEPS:
         return list(steps)
     last = len(steps) - 1
@@ -156,7 +156,7 @@ def _some(steps: Sequence[Estimate]) -> list[Estimate]:
 
 
 def _contexts(report: ModelPlan) -> Table:
-    table = Table(title="What fits here", title_justify="left", box=None, padding=(0, 2))
+    table = Table(title="Contexts that fit here", title_justify="left", box=None, padding=(0, 2))
     table.add_column("slots", justify="right")
     table.add_column("tokens each", justify="right")
     table.add_column("", style="dim")
@@ -167,23 +167,23 @@ def _contexts(report: ModelPlan) -> Table:
 
 
 def verdict(report: ModelPlan) -> str:
-    """Whether it fits, in one line."""
+    """One line: the best setting, or what does not fit."""
     choice = report.choice
     if choice.placement.n_gpu_layers and not report.machine.devices:
-        return "Does not fit: layers are to be on a GPU, but llama.cpp sees none here."
+        return "Does not fit: the settings put layers on a GPU, but llama.cpp sees none here."
     if not choice.fits:
         one = choice.estimate
         vram = f" and {bytes_text(one.vram.total)} VRAM" if one.vram.total else ""
-        return f"Does not fit: it needs {bytes_text(one.needed)} RAM{vram}. Take a smaller quantisation or context."
+        return f"Does not fit: it needs {bytes_text(one.needed)} RAM{vram}. Use a smaller quantisation or context."
     n = choice.context.n_slots
     what = f"{n} {'slot' if n == 1 else 'slots'} of {choice.context.n_ctx:,} tokens"
     if report.shape.only_embeds:
-        what = f"vectors of texts of up to {choice.context.n_ctx:,} tokens"
+        what = f"embeddings of inputs of up to {choice.context.n_ctx:,} tokens"
     return f"Best here: {what}, {placement_text(report)} ({choice.why})"
 
 
 def placement_text(report: ModelPlan) -> str:
-    """How many of the layers go to the GPU."""
+    """Number of layers on the GPU, in words."""
     placement = report.choice.placement
     total = report.shape.n_layers + 1
     n = min(placement.n_gpu_layers, total)
@@ -191,7 +191,7 @@ def placement_text(report: ModelPlan) -> str:
 
 
 def command(report: ModelPlan) -> str:
-    """What to type to get the choice."""
+    """Command line that runs the chosen setting."""
     choice = report.choice
     parts = [f"ggufd -m {shlex.quote(report.model.source or str(report.model.path))}"]
     draft = report.model.draft
@@ -199,7 +199,7 @@ def command(report: ModelPlan) -> str:
         parts.append(f"-md {shlex.quote(draft.source or str(draft.path))}")
     if report.machine.devices:
         parts.append(f"-ngl {choice.placement.n_gpu_layers}")
-        # A number of layers is obeyed with all of their experts, unless these have one too.
+        # Without -ncmoe a number of layers includes all of their experts.
         if n_cpu_moe := min(choice.placement.n_cpu_moe, report.shape.n_layers):
             parts.append(f"-ncmoe {n_cpu_moe}")
     if report.shape.only_embeds:
@@ -209,11 +209,11 @@ def command(report: ModelPlan) -> str:
     for flag, value in (("-ctk", choice.context.cache_type_k), ("-ctv", choice.context.cache_type_v)):
         if value != "f16":
             parts.append(f"{flag} {value}")
-    return " ".join([*parts, *map(shlex.quote, report.given)])
+    return " ".join([*parts, *map(shlex.quote, report.other_flags)])
 
 
 def markdown(reports: Sequence[ModelPlan]) -> str:
-    """The table of a model card: a folder of quantisations, the smallest first."""
+    """Markdown table for a model card: the quantisations of a folder, smallest first."""
     lines = [
         "| file | quantisation | bits per weight | size | own memory | RAM needed | VRAM, all layers | fits here |",
         "|---|---|--:|--:|--:|--:|--:|---|",
@@ -236,19 +236,19 @@ def markdown(reports: Sequence[ModelPlan]) -> str:
 
 def _short_quantisation(report: ModelPlan) -> str:
     main = "+".join(name for name, share in report.types if share >= 0.02 and name != "F32")
-    return f"{report.recipe} ({main})" if report.recipe and report.recipe != main else main
+    return f"{report.file_type} ({main})" if report.file_type and report.file_type != main else main
 
 
 def _footnote(report: ModelPlan) -> str:
     flash = report.context.flash_attn
     return (
         f"RAM without offload, VRAM with all layers offloaded, for {_slots(report)}, {_cache_types(report)}, flash "
-        f"attention {flash}. RAM needed is own memory and the weights that are read in the mapped file."
+        f"attention {flash}. RAM needed is own memory and the memory-mapped weights."
     )
 
 
 def count_text(count: int) -> str:
-    """Parameters: 135M, 24.2B."""
+    """Number of parameters, as 135M or 24.2B."""
     for unit, name in ((1e9, "B"), (1e6, "M")):
         if count >= unit:
             return f"{count / unit:.3g}{name}"
@@ -256,7 +256,7 @@ def count_text(count: int) -> str:
 
 
 def bytes_text(count: int) -> str:
-    """Binary units with a digit where it says something: 92 MiB, 1.4 GiB."""
+    """Bytes in binary units: 92 MiB, 1.40 GiB."""
     for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")):
         if count >= unit:
             return f"{count / unit:.2f} {name}" if unit == 1 << 30 else f"{count / unit:.0f} {name}"

@@ -1,1 +1,1 @@
-"""Child processes and the pipes to them."""
+"""Child processes and their message pipes."""

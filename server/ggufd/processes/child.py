@@ -1,7 +1,7 @@
-"""A child process that may die: started, talked to, watched, and ended.
+"""Child process with a message pipe: started, watched, and reaped when it ends.
 
-Messages are pickled plain data over a pipe. Nothing here waits for a busy child (`processes.sender`), and what it says
-is read where it is wanted (`processes.receiver`). Knows nothing of what the messages mean.
+Messages are pickled plain data. Sending never blocks on a busy child (`processes.sender`); received messages are
+handled on the event loop or on a thread (`processes.receiver`). Knows nothing of what the messages mean.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 import psutil
 
 from ggufd.processes.prestarted import Main, PrestartedProcess
-from ggufd.processes.receiver import Tell, read
+from ggufd.processes.receiver import Dispatch, receive
 from ggufd.processes.sender import Sender
 
 
 class Child:
-    """One process and the pipe to it. A spare one, which was made for the same `main`, is used up; else one is started.
+    """One process and the pipe to it: the `prestarted` one, made for the same `main`, or else a new one.
 
-    `on_message(message)` and `on_exit(exit_code, stderr_tail)` are called on `loop`, the one that runs now, or without
-    one on a thread; `on_exit` is the last call, exactly once, however the child ended. `exit_code` is negative for a
+    `on_message(message)` and `on_exit(exit_code, stderr_tail)` are called on `loop`, the running one, or without one
+    on a thread; `on_exit` is the last call, exactly once, however the child ended. `exit_code` is negative for a
     signal, as in `multiprocessing`.
     """
 
@@ -35,36 +35,36 @@ class Child:
         on_message: Callable[[Any], None],
         on_exit: Callable[[int, str], None],
         loop: asyncio.AbstractEventLoop | None = None,
-        spare: PrestartedProcess | None = None,
+        prestarted: PrestartedProcess | None = None,
     ) -> None:
         self._on_exit = on_exit
-        self._body = spare or PrestartedProcess(name, main)
-        self._body.is_taken = True
-        self.pid = self._body.process.pid
-        self._is_over = threading.Event()
-        self._sender = Sender(self._body.conn, name)
-        read(self._body.conn, on_message, self._bury, loop)
+        self._process = prestarted or PrestartedProcess(name, main)
+        self._process.is_taken = True
+        self.pid = self._process.process.pid
+        self._has_exited = threading.Event()
+        self._sender = Sender(self._process.conn, name)
+        receive(self._process.conn, on_message, self._reap, loop)
         self.send(args)
 
     @property
     def is_alive(self) -> bool:
         # A process that was joined and closed answers with a ValueError.
         try:
-            return self._body.process.is_alive()
+            return self._process.process.is_alive()
         except ValueError:
             return False
 
     @property
     def cpu_s(self) -> float:
-        """How much of the processor it has had, in seconds; 0 when that cannot be known."""
+        """CPU time of the process in seconds; 0 when it cannot be read."""
         try:
-            times = self._seen.cpu_times()
+            times = self._psutil.cpu_times()
         except (psutil.Error, OSError):
             return 0.0
         return float(times.user + times.system)
 
     @cached_property
-    def _seen(self) -> psutil.Process:
+    def _psutil(self) -> psutil.Process:
         return psutil.Process(self.pid)
 
     def send(self, message: Any) -> None:
@@ -72,16 +72,16 @@ class Child:
         self._sender.send(message)
 
     def kill(self) -> None:
-        """End the process now; `on_exit` follows. Does nothing to one that is gone."""
-        self._body.kill()
+        """Kill the process; `on_exit` follows. Does nothing if it has ended."""
+        self._process.kill()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait until the child is gone and `on_exit` was called; False when it takes longer. Not on the loop."""
-        return self._is_over.wait(timeout_s)
+        """Wait until the child has ended and `on_exit` was called; False after `timeout_s`. Not on the loop."""
+        return self._has_exited.wait(timeout_s)
 
-    def _bury(self, tell: Tell) -> None:
-        """Nothing more will be said: wait for the end, clear up, and `tell(on_exit, ...)` how it was. On a thread."""
-        self._body.process.join()
+    def _reap(self, dispatch: Dispatch) -> None:
+        """After the last message: wait for the exit, clean up, and dispatch `on_exit`. On a thread."""
+        self._process.process.join()
         self._sender.close()
-        tell(self._on_exit, *self._body.bury())
-        self._is_over.set()
+        dispatch(self._on_exit, *self._process.reap())
+        self._has_exited.set()

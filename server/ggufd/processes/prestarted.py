@@ -1,6 +1,6 @@
-"""A process that has been started and waits to be told what to do; it ends with its parent, and C's stderr is kept.
+"""Prestarted process that waits for its arguments; it ends with its parent, and C's stderr is kept.
 
-Imported by the child first of all, so there is little to import here.
+The child imports this first, so it imports little.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 Main = Callable[..., None]
-"""What runs in the child: `main(connection, *args)`. It ends when the connection does."""
+"""Main function of the child: `main(connection, *args)`. Returns when the connection ends."""
 
 _STDERR_TAIL_BYTES = 4096
 
@@ -32,10 +32,10 @@ def _nothing() -> None:
 
 
 class PrestartedProcess:
-    """A process that has been started, runs `prepare`, and waits to be told what `main` is to be called with.
+    """Process that runs `prepare` at once, and `main` when it receives the arguments for it.
 
-    `prepare` may import what `main` needs. `discard` ends one that nobody had a use for. Raises OSError when none can
-    be started.
+    `prepare` may import what `main` needs. `discard` ends a process that was not used. Raises OSError when it cannot be
+    started.
     """
 
     def __init__(self, name: str, main: Main, prepare: Callable[[], None] = _nothing) -> None:
@@ -46,43 +46,43 @@ class PrestartedProcess:
             target=_bootstrap, args=(main, prepare, child_conn, self.stderr.path), name=name, daemon=True
         )
         try:
-            with _signals_held():
+            with _signals_blocked():
                 self.process.start()
         except OSError:
             self.conn.close()
-            self.stderr.take()
+            self.stderr.read_tail()
             raise
         finally:
             child_conn.close()
-        # multiprocessing asks with SIGTERM at the end of the program, and waits for ever for one that does not hear it.
+        # At exit multiprocessing sends SIGTERM and waits for ever, and the child ignores that signal.
         atexit.register(self.kill)
         self.is_taken = False
 
     def kill(self) -> None:
-        """End the process now. Does nothing to one that is gone."""
+        """Kill the process. Does nothing if it has ended."""
         with contextlib.suppress(ValueError):
             self.process.kill()
 
-    def bury(self) -> tuple[int, str]:
-        """Wait for the process's end, and clear up: its exit code, and its last words."""
+    def reap(self) -> tuple[int, str]:
+        """Wait for the exit and clean up; returns the exit code and the end of stderr."""
         self.process.join()
         atexit.unregister(self.kill)
         self.conn.close()
         code = self.process.exitcode
         self.process.close()
-        return code if code is not None else 0, self.stderr.take()
+        return code if code is not None else 0, self.stderr.read_tail()
 
     def discard(self) -> None:
-        """End the process and leave nothing of it, unless it became a `Child`."""
+        """End the process and clean up, unless it became a `Child`."""
         if not self.is_taken:
             self.kill()
-            self.bury()
+            self.reap()
 
 
 class _StderrFile:
-    """Where a child's C code writes its last words. `path` is None where no file can be made: they are lost then.
+    """Temporary file for the stderr of a child's C code. `path` is None if it cannot be made; the output is lost then.
 
-    The child takes the name away as soon as it has opened the file: whatever kills us, nothing is left.
+    The child unlinks the file as soon as it has opened it, so that nothing is left, whatever kills us.
     """
 
     def __init__(self, name: str) -> None:
@@ -90,10 +90,10 @@ class _StderrFile:
         try:
             self._descriptor, self.path = tempfile.mkstemp(prefix=f"{name}-", suffix=".stderr")
         except OSError as error:
-            logger.warning("no temporary file for what %s may say when it dies: %s", name, error)
+            logger.warning("no temporary file for the stderr of %s: %s", name, error)
 
-    def take(self) -> str:
-        """The end of what was written; the file is gone after that."""
+    def read_tail(self) -> str:
+        """End of what was written; deletes the file."""
         if self.path is None:
             return ""
         start = max(0, os.fstat(self._descriptor).st_size - _STDERR_TAIL_BYTES)
@@ -106,27 +106,27 @@ class _StderrFile:
 
 
 def _remove(path: str) -> None:
-    # Windows does not let go of a file that is open; elsewhere it may be gone already.
+    # Windows cannot delete an open file; elsewhere it may be gone already.
     with contextlib.suppress(OSError):
         Path(path).unlink()
 
 
-_PARENTS_BUSINESS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_PARENT_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """A process started meanwhile sees none of the parent's signals before its own first code has ignored them.
+def _signals_blocked() -> Iterator[None]:
+    """Block the parent's signals for a process started meanwhile, until its first code ignores them.
 
-    Else a Ctrl-C while its interpreter starts kills it, with a traceback on the terminal. What this thread blocks is
-    inherited; elsewhere in the parent the signals arrive as ever. Windows has nothing of the kind.
+    Else a Ctrl-C while its interpreter starts kills it, with a traceback on the terminal. The child inherits this
+    thread's mask; other threads of the parent still get the signals. Windows has no such masks.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    # It would be started on the way to the first child, and unblocks what it blocked itself.
+    # Otherwise the first child starts it, and it unblocks the signals that it blocked itself.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_BUSINESS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_SIGNALS)
     try:
         yield
     finally:
@@ -134,17 +134,17 @@ def _signals_held() -> Iterator[None]:
 
 
 def _bootstrap(main: Main, prepare: Callable[[], None], conn: Connection, stderr_path: str | None) -> None:
-    """First code in the child: it ends with its parent, whose business signals are; C's stderr goes to a file.
+    """First code in the child: ignore signals, end with the parent, redirect C's stderr to a file.
 
-    A terminal sends Ctrl-C to all processes, a service manager SIGTERM: who drains needs its children until the end.
+    A terminal sends Ctrl-C to all processes, a service manager SIGTERM; a parent that drains needs its children.
     """
-    for number in _PARENTS_BUSINESS:
+    for number in _PARENT_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # First, so that the file has no name any more when the parent turns out to be gone already.
+    # First, so that the file is unlinked even if the parent is gone already.
     _redirect_stderr(stderr_path)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    _write_no_core()
-    _go_first_when_memory_ends()
+    _disable_core_dumps()
+    _prefer_for_oom_kill()
     # Without this an abort in ggml starts a debugger and writes its backtrace to the terminal.
     os.environ["GGML_NO_BACKTRACE"] = "1"
     prepare()
@@ -153,23 +153,23 @@ def _bootstrap(main: Main, prepare: Callable[[], None], conn: Connection, stderr
 
 
 def _end_with_parent() -> None:
-    """Leave when the parent is gone, however it went, whatever is computed here."""
+    """Exit when the parent has ended, even in the middle of a computation."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
 
 
-def _write_no_core() -> None:
-    """A death is told when the process is gone, which takes minutes while it writes a model's memory to the disk."""
+def _disable_core_dumps() -> None:
+    """Disable core dumps: writing a model's memory takes minutes, in which the exit is not reported."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _go_first_when_memory_ends() -> None:
-    """Linux ends one process then: a child, which is started again, and not the parent that would do that."""
+def _prefer_for_oom_kill() -> None:
+    """Make Linux's OOM killer choose a child, which is restarted, and not the parent, which restarts it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
 

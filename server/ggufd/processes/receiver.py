@@ -1,7 +1,7 @@
-"""Reads the messages that come through a pipe: on an event loop, or on a thread where there is none.
+"""Receiving end of a message pipe, on an event loop, or on a thread where there is none.
 
-On a loop nobody else is woken for a message: one system call reads what there is, and it is handled at once. For a
-token that matters, as it is read by the process whose cores the next token is computed on.
+On a loop no other thread is woken for a message: one system call reads what there is, and it is handled at once. That
+matters per token, because the reading process shares its cores with the computation of the next token.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-Tell = Callable[..., None]
-"""`tell(function, *args)` calls a function where messages are handled, soon."""
+Dispatch = Callable[..., None]
+"""`dispatch(function, *args)` schedules a call on the loop or thread that handles messages."""
 
 _READ_BYTES = 1 << 18
 
@@ -29,51 +29,53 @@ _SIZE = struct.Struct("!i")
 _BIG_SIZE = struct.Struct("!Q")
 
 
-def read(
+def receive(
     conn: Connection,
     on_message: Callable[[Any], None],
-    on_end: Callable[[Tell], None],
+    on_end: Callable[[Dispatch], None],
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> None:
-    """Call `on_message` for each message, then `on_end`, which may take its time: it has a thread of its own.
+    """Call `on_message` for each message, then `on_end` on a thread of its own, where it may block.
 
-    Messages are handled on `loop`, the one that runs now, or without one on the thread that reads.
+    Messages are handled on `loop`, the running one, or without one on the reading thread.
     """
-    tell = _at_once if loop is None else functools.partial(_post, loop)
+    dispatch = _call_now if loop is None else functools.partial(_call_on_loop, loop)
     if loop is not None:
-        # Windows' loop watches no pipes.
+        # Windows' loop cannot watch pipes.
         with contextlib.suppress(NotImplementedError):
-            _LoopReader(loop, conn, on_message, lambda: _on_thread(on_end, tell))
+            _LoopReader(loop, conn, on_message, lambda: _on_thread(on_end, dispatch))
             return
-    _on_thread(_read_all, conn, functools.partial(tell, on_message), on_end, tell)
+    _on_thread(_read_all, conn, functools.partial(dispatch, on_message), on_end, dispatch)
 
 
 def _on_thread(function: Callable[..., None], *args: Any) -> None:
     threading.Thread(target=function, args=args, name="child-reader", daemon=True).start()
 
 
-def _at_once(function: Callable[..., None], *args: Any) -> None:
+def _call_now(function: Callable[..., None], *args: Any) -> None:
     function(*args)
 
 
-def _post(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
-    # The loop may already be closed when the last words of a child arrive.
+def _call_on_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
+    # The loop may already be closed when the last messages of a child arrive.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(function, *args)
 
 
-def _read_all(conn: Connection, on_message: Callable[[Any], None], on_end: Callable[[Tell], None], tell: Tell) -> None:
+def _read_all(
+    conn: Connection, on_message: Callable[[Any], None], on_end: Callable[[Dispatch], None], dispatch: Dispatch
+) -> None:
     while True:
         try:
             message = conn.recv()
         except (EOFError, OSError):
             break
         on_message(message)
-    on_end(tell)
+    on_end(dispatch)
 
 
 class _LoopReader:
-    """Watches a pipe on `loop`; `on_end` is called once, when the other side has gone."""
+    """Reader of a pipe on `loop`; calls `on_end` once, when the other side has closed."""
 
     def __init__(
         self,
@@ -84,11 +86,11 @@ class _LoopReader:
     ) -> None:
         self._loop = loop
         self._fd = conn.fileno()
-        self._frames = Frames()
+        self._frames = FrameDecoder()
         self._on_message = on_message
         self._on_end = on_end
         loop.add_reader(self._fd, self._read)
-        # uvloop makes what it watches non-blocking, and who writes a long message to it would be stopped in the middle.
+        # uvloop makes the pipe non-blocking, and a writer of a long message would fail in the middle.
         os.set_blocking(self._fd, True)
 
     def _read(self) -> None:
@@ -104,12 +106,12 @@ class _LoopReader:
             try:
                 self._on_message(message)
             except Exception:
-                # Whoever it was for, the next message is another's.
+                # The next message may be for another request.
                 logger.exception("a message could not be handled")
 
 
-def framed(pickled: bytes) -> bytes:
-    """A message as multiprocessing's `Connection` writes it on Unix: its length, and its pickle.
+def frame(pickled: bytes) -> bytes:
+    """Message in the format of multiprocessing's `Connection` on Unix: its length, then its pickle.
 
     The length is 4 bytes, big-endian, or from 2 GiB on -1 and then 8 bytes.
     """
@@ -117,14 +119,14 @@ def framed(pickled: bytes) -> bytes:
     return (_SIZE.pack(size) if size < 1 << 31 else _SIZE.pack(-1) + _BIG_SIZE.pack(size)) + pickled
 
 
-class Frames:
-    """Messages out of bytes that are `framed`."""
+class FrameDecoder:
+    """Incremental decoder of messages that `frame` encoded."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Any]:
-        """The messages that are whole now."""
+        """Messages that `data` completes."""
         self._bytes += data
         while (pickled := self._next()) is not None:
             yield pickle.loads(pickled)

@@ -1,7 +1,7 @@
-"""Sends messages through a pipe and never waits: at once where the pipe has room, the rest by a thread.
+"""Non-blocking sending end of a message pipe: written directly while the pipe has room, the rest by a thread.
 
-A thread that is woken for each message begins when the one that asks has no more to do: a millisecond later, or five
-where it has much, which is as long as a small model takes for a token.
+A thread woken for each message would start only when the caller yields the GIL: one to five milliseconds later, which
+is as long as a small model takes for a token.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ggufd.processes.receiver import framed
+from ggufd.processes.receiver import frame
 
 
 class Sender:
-    """Sends through `conn`, in order, from any thread; silently into nothing when the other side is gone."""
+    """Sender over `conn`, in order, from any thread; messages are dropped silently once the other side has closed."""
 
     def __init__(self, conn: Connection, name: str) -> None:
         self._conn = conn
-        # Windows' pipes are no sockets, and cannot be asked for room.
+        # Windows' pipes are not sockets, and cannot be written without blocking.
         self._socket = None if sys.platform == "win32" else socket.socket(fileno=os.dup(conn.fileno()))
         self._lock = threading.Lock()
         self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._n_waiting = 0
         self._thread = threading.Thread(target=self._send_waiting, name=f"{name}-writer", daemon=True)
-        # It is joined when the other side goes, which may be at once.
+        # Started now, because `close` joins it, which may come at once.
         self._thread.start()
 
     def send(self, message: Any) -> None:
@@ -38,19 +38,19 @@ class Sender:
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         with self._lock:
             if self._socket is not None:
-                data = framed(data)
+                data = frame(data)
                 if not self._n_waiting:
-                    data = data[_sent_at_once(self._socket, data) :]
+                    data = data[_send_now(self._socket, data) :]
             if data:
                 self._n_waiting += 1
                 self._waiting.put(data)
 
     def close(self) -> None:
-        """The other side is gone: nothing is sent any more. May wait a moment."""
+        """Stop sending, after the other side has closed. May block for a moment."""
         self._waiting.put(None)
         self._thread.join()
         with self._lock:
-            # Whoever sends from now on leaves it to nobody.
+            # Later messages are queued and never sent.
             self._n_waiting += 1
             if self._socket is not None:
                 self._socket.close()
@@ -66,8 +66,8 @@ class Sender:
                 self._n_waiting -= 1
 
 
-def _sent_at_once(to: socket.socket, data: bytes) -> int:
-    """How many bytes there was room for. To one who is gone everything goes."""
+def _send_now(to: socket.socket, data: bytes) -> int:
+    """Bytes written without blocking; all of them if the other side has closed."""
     try:
         return to.send(data, socket.MSG_DONTWAIT)
     except BlockingIOError:

@@ -59,7 +59,7 @@ from ggufd.engine.scheduling.scheduler import Scheduler
 from ggufd.errors import EngineFailure, InvalidRequest
 from ggufd.llama.context.batch import Batch, Logits, NoRoomError, State, Vectors
 from ggufd.llama.params import ContextParams, ModelParams, Pooling
-from ggufd.processes.receiver import Tell, read
+from ggufd.processes.receiver import Dispatch, receive
 
 BOS, EOS, EOT = 256, 257, 258
 THE = 259
@@ -794,7 +794,7 @@ class ThreadLink:
         self._is_over = threading.Event()
         self._worker = threading.Thread(target=self._work, args=(main, theirs), daemon=True)
         self._worker.start()
-        read(self._ours, self._tell, self._end, asyncio.get_running_loop())
+        receive(self._ours, self._tell, self._end, asyncio.get_running_loop())
 
     def send(self, message: Any) -> None:
         with contextlib.suppress(OSError):
@@ -817,10 +817,10 @@ class ThreadLink:
         if self._exit_code == 0:
             self._on_message(events)
 
-    def _end(self, tell: Tell) -> None:
+    def _end(self, dispatch: Dispatch) -> None:
         self._worker.join()
         self._ours.close()
-        tell(self._on_exit, self._exit_code, "")
+        dispatch(self._on_exit, self._exit_code, "")
         self._is_over.set()
 
 
