@@ -10,4 +10,4 @@ def read(path: Path) -> str:
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError("it is no UTF-8 text; save it as UTF-8") from None
+        raise ValueError("it is not UTF-8 text; save it as UTF-8") from None

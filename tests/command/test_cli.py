@@ -143,7 +143,7 @@ class TestCommands:
         assert run.code == 0
         for words in ("2 slots of 4,096 tokens each", "the demo model", "all on the CPU", "temperature 0.5"):
             assert words in run.out
-        assert "without a key" in run.out
+        assert "no API key" in run.out
 
     def test_check_says_what_is_left_to_the_machine(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "4 slots of 8,192 tokens each" in Run(["check"], capsys).out

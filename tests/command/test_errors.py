@@ -30,7 +30,7 @@ def test_every_error_comes_back_as_it_was(
 
 @given(st.sampled_from(CLASSES), st.text(), FIELDS)
 def test_so_it_does_through_the_messages_of_the_engine(cls: type[GgufdError], message: str, param: str | None) -> None:
-    stream = RequestStream(EmbedRequest(7, ((1,),)), lambda _: None)
+    stream = RequestStream(EmbedRequest(7, ((1,),)), lambda _: None, lambda *_: None)
     sent = cls(message, param=param)
     if isinstance(sent, TryLater):
         sent.retry_after_s = 17.5

@@ -143,7 +143,7 @@ class TestWrongKeys:
     @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
     def test_another_encoding_is_said(self, encoding: str) -> None:
         Path("config.toml").write_text("# f\xfcr\n[server]\n", encoding)
-        with pytest.raises(ConfigError, match="no UTF-8 text; save it as UTF-8"):
+        with pytest.raises(ConfigError, match="not UTF-8 text; save it as UTF-8"):
             sources.load(None, {}, {})
 
     def test_broken_toml_is_said_with_its_line(self) -> None:
