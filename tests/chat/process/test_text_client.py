@@ -175,7 +175,7 @@ async def test_an_answer_that_comes_with_the_time_limit_costs_the_next_call_noth
         second = asyncio.ensure_future(client.render(said("slow")))
         await asyncio.sleep(0)
         assert client._child is not None
-        assert client._child._body.conn.poll(30)
+        assert client._child._process.conn.poll(30)
         # The limit passes for the first call while its answer waits for the event loop.
         client._give_up()
         assert await client.decode(await first) == "first"

@@ -189,7 +189,7 @@ def test_what_is_taken_is_taken_from_the_machine(pair: tuple[Path, Path]) -> Non
     assert model is not None
     assert draft is not None
     taken = draft_plan.plan(draft, ModelParams(""), model, ContextParams(n_ctx=0, n_slots=4), machine)
-    left = draft_plan.beside(machine, taken)
+    left = draft_plan.remaining(machine, taken)
     assert sum(device.free for device in left.devices) == 2 * GIB - taken.vram.total
     assert left.ram_free == machine.ram_free - taken.needed
     assert left.vram_limit == GIB - taken.vram.total > 0
