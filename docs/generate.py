@@ -1,6 +1,7 @@
-"""Pages made from the code: settings, command line, routes, modules. `python -m docs.generate` writes them.
+"""Pages made from the code (settings, command line, routes, modules), and the table of rooms in the architecture page.
 
-tests/project/test_docs.py holds what is written to what would be. Needs no model and no llama.cpp.
+`python -m docs.generate` writes them; tests/project/test_docs.py holds what is written to what would be. Needs no model
+and no llama.cpp.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ggufd.api.app import create_app
 from ggufd.api.services.settings import ApiConfig
 from ggufd.cli import build_app
 from ggufd.settings.config import Config, Setting, settings
+from tests.project.rooms import ROOMS, modules, purpose
 
 DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "server" / "ggufd"
@@ -133,6 +135,25 @@ def modules_page() -> str:
     return _page(parts)
 
 
+def rooms_table() -> str:
+    """The rooms with what each of them says of itself, from the highest layer to the lowest."""
+    folders = {name for name, path in modules().items() if path.name == "__init__.py"}
+    return _table(("room", "what"), ((_room(name, name in folders), purpose(name)) for name in reversed(ROOMS)))
+
+
+def _room(name: str, is_folder: bool) -> str:
+    """A room as its path, linked to its list of modules."""
+    folder = f"server/ggufd/{name.replace('.', '/')}" if is_folder else "server/ggufd"
+    path = f"{name.replace('.', '/')}/" if is_folder else f"{name}.py"
+    return f"[`{path}`](modules.md#{folder.replace('/', '')})"
+
+
+def with_part(page: str, marker: str, part: str) -> str:
+    """The page with `part` between `<!-- marker -->` and `<!-- end of marker -->`."""
+    between = re.compile(rf"(?<=<!-- {marker} -->\n).*?(?=<!-- end of {marker} -->)", re.DOTALL)
+    return between.sub(lambda _: f"{part}\n", page)
+
+
 def _first_sentence(module: Path) -> str:
     paragraph = _first_paragraph(ast.get_docstring(ast.parse(module.read_text("utf-8"))) or "")
     return re.split(r"(?<=\.)\s", paragraph)[0].rstrip(".")
@@ -163,10 +184,16 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 """A page's path below docs/ -> what makes it."""
 
+PARTS: dict[str, tuple[str, Callable[[], str]]] = {"development/architecture.md": ("rooms", rooms_table)}
+"""A page's path below docs/ -> the marker in it, and what makes the part that follows."""
+
 
 def main() -> None:
     for name, make in PAGES.items():
         (DOCS / name).write_text(make(), "utf-8")
+    for name, (marker, make) in PARTS.items():
+        page = DOCS / name
+        page.write_text(with_part(page.read_text("utf-8"), marker, make()), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The table of rooms, from the lowest layer to the highest: a room may import itself and rooms above it in the list.
 
-docs/development/architecture.md prints the same table; tests/project/test_rooms.py holds both.
+tests/project/test_rooms.py holds the code to it; docs/generate.py writes it into docs/development/architecture.md.
 """
 
 from __future__ import annotations

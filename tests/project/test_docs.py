@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import typer
 from starlette.routing import Match
 
 from docs.generate import PAGES as GENERATED
+from docs.generate import PARTS
 from ggufd.api.app import create_app
 from ggufd.api.services.settings import ApiConfig
 from ggufd.bench.scenarios import SCENARIOS
@@ -87,6 +89,13 @@ def test_a_setting_stands_on_its_page_with_its_flags(one: Setting) -> None:
 @pytest.mark.parametrize("name", GENERATED)
 def test_a_page_is_what_the_code_makes_of_it(name: str) -> None:
     assert (DOCS / name).read_text("utf-8") == GENERATED[name](), "write it with: python -m docs.generate"
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_of_a_page_is_what_the_code_makes_of_it(name: str) -> None:
+    marker, make = PARTS[name]
+    part = f"\n<!-- {marker} -->\n{make()}\n<!-- end of {marker} -->\n"
+    assert part in (DOCS / name).read_text("utf-8"), "write it with: python -m docs.generate"
 
 
 def test_every_module_is_listed() -> None:
@@ -260,6 +269,36 @@ def test_files_that_are_named_are_there(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
     if page.name not in {"architecture.md", "contributing.md"}:
         assert not [name for name in named if name.startswith(("server/", "tests/"))]
+
+
+def defined_names() -> Iterator[str]:
+    """Classes, constants and functions of the code and its tests, members also as `Class.member`."""
+    for path in [*(ROOT / "server").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        for node in ast.parse(path.read_text("utf-8")).body:
+            yield from names_in(node)
+            if isinstance(node, ast.ClassDef):
+                yield from (f"{node.name}.{name}" for member in node.body for name in names_in(member))
+
+
+def names_in(node: ast.stmt) -> list[str]:
+    """What a statement defines."""
+    match node:
+        case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+            return [node.name]
+        case ast.AnnAssign(target=ast.Name(name)):
+            return [name]
+        case ast.Assign():
+            return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return []
+
+
+def test_classes_and_constants_that_are_named_exist() -> None:
+    """Sources are named where the development is told; variables of the environment are none of theirs."""
+    pages = [DOCS / "development" / name for name in ("architecture.md", "contributing.md", "glossary.md")]
+    identifier = re.compile(r"_?[A-Z]\w*(?:\.\w+)?")
+    named = {span for page in pages for span in spans(page) if identifier.fullmatch(span)}
+    assert len(named) > 20
+    assert {name for name in named if not name.startswith("GGUFD_")} <= set(defined_names())
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -11,7 +11,7 @@ from graphlib import TopologicalSorter
 
 import pytest
 
-from tests.project.rooms import PACKAGE, REGISTRIES, ROOMS, ROOT, imports, modules, own_imports, room_of
+from tests.project.rooms import PACKAGE, REGISTRIES, ROOMS, ROOT, imports, modules, own_imports, purpose, room_of
 
 MODULES = modules()
 PLACE = {room: place for place, room in enumerate(ROOMS)}
@@ -43,6 +43,11 @@ def test_imports_point_down_the_table(module: str) -> None:
 
 def test_every_room_stands_in_the_table_once() -> None:
     assert sorted(ROOMS) == sorted({room_of(module) for module in MODULES if module})
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    """The architecture page prints it."""
+    assert [room for room in ROOMS if not purpose(room)] == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
