@@ -31,15 +31,16 @@ def settings_page() -> str:
     """Every setting, a table for each section of config.toml."""
     parts = [
         "# Settings",
-        "By flag, by environment, or in `config.toml`, which lists them all. A flag goes before the environment, that "
-        "before the file. A setting's variable is `GGUFD_` and its name in capitals: `GGUFD_PORT=9000`. The file is "
-        "looked for at `--config`, in the current folder, then in your config folder. Several values of a list are "
-        "parted by commas, or given by the flag several times. A switch is turned off by `--no-` and its name.",
+        "A setting is given by its flag, by an environment variable, or in `config.toml`, which lists them all. A flag "
+        "overrides the environment, and the environment the file. The variable is `GGUFD_` and the name in capitals: "
+        "`GGUFD_PORT=9000`. The file is looked for at `--config`, in the current folder, then in your config folder. "
+        "Values of a list are separated by commas, or given by the flag several times. A switch is turned off by "
+        "`--no-` and its name.",
     ]
     for section, field in Config.model_fields.items():
         own = [one for one in settings() if one.section == section]
         about = _first_paragraph(getattr(field.annotation, "__doc__", ""))
-        parts += [f"## {section}", about, _table(("setting", "default", "flags", "meaning"), map(_setting_row, own))]
+        parts += [f"## {section}", about, _table(("setting", "meaning", "default", "flags"), map(_setting_row, own))]
     return _page(parts)
 
 
@@ -48,7 +49,7 @@ def _setting_row(one: Setting) -> tuple[str, ...]:
     flags = ", ".join(f"`{flag}`" for flag in one.flags)
     choices = [f"`{choice}`" for choice in _choices(one.field.annotation) if choice]
     among = f" One of {', '.join(choices)}." if len(choices) > 1 else ""
-    return f"`{one.key}`", default, flags, one.description + among
+    return f"`{one.key}`", one.description + among, default, flags
 
 
 def _choices(annotation: Any) -> list[str]:
