@@ -17,7 +17,6 @@ from typing import Protocol
 
 from ggufd.engine.messages.config import EngineConfig
 from ggufd.engine.messages.events import Output
-from ggufd.engine.messages.messages import FinishSequence
 from ggufd.engine.messages.reports import Event, LoadFailed, Loading, LogLine, Pong, QueueState, SlotDone, Stats, Steps
 from ggufd.engine.messages.requests import (
     Abort,
@@ -25,6 +24,7 @@ from ggufd.engine.messages.requests import (
     Command,
     EmbedRequest,
     EngineRequest,
+    FinishSequence,
     GetQueue,
     GetStats,
     GetSteps,

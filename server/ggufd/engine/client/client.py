@@ -26,7 +26,6 @@ from ggufd.engine.client.watchdog import Verdict, Watchdog
 from ggufd.engine.kv_store.model_file import FirstLoaded
 from ggufd.engine.messages.config import EngineConfig
 from ggufd.engine.messages.events import Admitted, Embedding, Failed, Output, RequestEvent
-from ggufd.engine.messages.messages import FinishSequence
 from ggufd.engine.messages.reports import (
     Event,
     LoadFailed,
@@ -47,6 +46,7 @@ from ggufd.engine.messages.requests import (
     Command,
     EmbedRequest,
     EngineRequest,
+    FinishSequence,
     GetQueue,
     GetStats,
     GetSteps,

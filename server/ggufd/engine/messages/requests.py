@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from ggufd.engine.messages.messages import FinishSequence
 from ggufd.engine.messages.sampling import SamplingParams, SpanLimit
 from ggufd.keys.ring import Limits
 
@@ -103,6 +102,14 @@ class Abort:
     """End this request now; nothing more is sent for it."""
 
     request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishSequence:
+    """End this sequence now, as if its model had ended it: its last `Output` is still sent."""
+
+    request_id: int
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
