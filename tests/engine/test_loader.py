@@ -13,7 +13,9 @@ import pytest
 
 from ggufd.engine import loader
 from ggufd.engine.engine import Engine
-from ggufd.engine.loader import _fitting_n_ctx, _LoadLog, load
+from ggufd.engine.loader import load
+from ggufd.engine.loading.context_params import fitting_n_ctx
+from ggufd.engine.loading.load_log import LoadLog
 from ggufd.engine.messages.config import EngineConfig, EngineRules
 from ggufd.engine.messages.events import Finish, Output
 from ggufd.engine.messages.reports import LoadProgress, LogLine, Notice
@@ -176,7 +178,7 @@ def test_the_context_of_a_slot_fits_into_free_memory(
 ) -> None:
     monkeypatch.setattr(host, "ram", lambda: host.Ram(available, available))
     model: Any = SimpleNamespace(n_ctx_train=n_ctx_train, kv_bytes_per_token=1000)
-    assert _fitting_n_ctx(model, ContextParams(n_ctx=0, n_slots=4)) == expected
+    assert fitting_n_ctx(model, ContextParams(n_ctx=0, n_slots=4)) == expected
 
 
 def test_no_context_size_means_that_of_the_model(tiny_model: Path) -> None:
@@ -184,7 +186,7 @@ def test_no_context_size_means_that_of_the_model(tiny_model: Path) -> None:
 
 
 def test_the_log_is_searched_for_what_is_said_nowhere_else() -> None:
-    log = _LoadLog(logging.WARNING, lambda report: None)
+    log = LoadLog(logging.WARNING, lambda report: None)
     for line in (
         "load_tensors: offloaded 13/25 layers to GPU",
         "load_tensors:          CPU model buffer size =   100.50 MiB",
@@ -209,7 +211,7 @@ def test_the_log_is_searched_for_what_is_said_nowhere_else() -> None:
 )
 def test_a_model_that_could_not_be_locked_into_ram_is_told_once(line: str) -> None:
     events: list[Any] = []
-    log = _LoadLog(logging.CRITICAL, events.append)
+    log = LoadLog(logging.CRITICAL, events.append)
     for _ in range(2):
         log._receive(logging.WARNING, line)
     failure = line.removeprefix("warning: ")

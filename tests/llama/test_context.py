@@ -10,7 +10,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from ggufd.engine.engine import Engine
+from ggufd.engine.builder import Backend, build_engine
 from ggufd.engine.messages.events import Output
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.messages.sampling import SamplingParams
@@ -289,9 +289,8 @@ class RealRig:
         scheduler = Scheduler(
             n_batch=context.n_batch, n_ubatch=64, n_outputs_max=context.n_outputs_max, max_gap_ms=100.0
         )
-        self.engine = Engine(
-            context, context.model.vocabulary, FakeGrammars(), RequestQueue(99, 60.0), scheduler, no_vectors()
-        )
+        backend = Backend(context, context.model.vocabulary, FakeGrammars())
+        self.engine = build_engine(backend, RequestQueue(99, 60.0), scheduler, no_vectors())
         self.tokens: dict[int, list[int]] = {}
 
     def step(self) -> None:

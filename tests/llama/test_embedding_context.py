@@ -16,6 +16,7 @@ from gguf import GGUFReader
 from ggufd.engine import loader
 from ggufd.engine.embeddings.embedding import Embedder, EmbedderParams
 from ggufd.engine.loader import load
+from ggufd.engine.loading import context_params
 from ggufd.engine.messages.config import EngineConfig
 from ggufd.engine.messages.events import Embedding, Failed
 from ggufd.engine.messages.reports import Event, Notice
@@ -261,7 +262,7 @@ def test_flash_attention_goes_by_the_length_of_texts(
     berts: dict[str, Path], monkeypatch: pytest.MonkeyPatch, wanted: str, n_short: int, is_on: bool, why: str
 ) -> None:
     monkeypatch.setattr(loader.system, "gpu_devices", lambda: ())
-    monkeypatch.setattr(loader, "SHORT_TEXT", n_short)
+    monkeypatch.setattr(context_params, "SHORT_TEXT", n_short)
     loaded = load(config_of(berts["mean"], context={"flash_attn": wanted}), lambda event: None)
     assert (loaded.ready.flash_attn, loaded.ready.flash_attn_why) == (is_on, why)
     loaded.engine.add(EmbedRequest(1, ((2, 9, 3),)))

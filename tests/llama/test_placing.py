@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ggufd.engine.client.retreat import Retreat
-from ggufd.engine.loader import place
+from ggufd.engine.loading.placing import place
 from ggufd.engine.messages.config import EngineConfig
 from ggufd.errors import ConfigError, ModelError
 from ggufd.llama.model import system

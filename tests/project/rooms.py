@@ -39,6 +39,8 @@ ROOMS: tuple[str, ...] = (
     "engine.queueing",
     "engine.preroll",
     "engine.embeddings",
+    "engine.step",
+    "engine.loading",
     "engine",
     "engine.client",
     "chat",

@@ -16,7 +16,7 @@ def this_machine(config: EngineConfig) -> Machine:
 
     library.load()
     # Imported after the check, which reports a broken llama.cpp library.
-    from ggufd.engine.loader import usable_gpus
+    from ggufd.engine.loading.placing import usable_gpus
     from ggufd.llama.model import system
 
     ram = host.ram()

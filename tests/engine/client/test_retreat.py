@@ -14,7 +14,8 @@ import pytest
 from ggufd.engine import loader
 from ggufd.engine.client.client import EngineClient, EngineState
 from ggufd.engine.client.retreat import Retreat
-from ggufd.engine.loader import Placed, _LoadLog
+from ggufd.engine.loading.load_log import LoadLog
+from ggufd.engine.loading.placing import Placed
 from ggufd.engine.messages.config import EngineConfig
 from ggufd.engine.messages.events import Output
 from ggufd.engine.messages.reports import LoadFailed, Placing
@@ -218,7 +219,7 @@ class TestLoader:
     def refusing(self, monkeypatch: pytest.MonkeyPatch, line: str, placed: Placed) -> list[Any]:
         """Load with a llama.cpp that logs `line` and gives up."""
 
-        class Log(_LoadLog):
+        class Log(LoadLog):
             def __init__(self, *args: Any) -> None:
                 super().__init__(*args)
                 self._receive(logging.ERROR, line)
@@ -226,7 +227,7 @@ class TestLoader:
         def refuse(*_: Any) -> None:
             raise ModelError("llama.cpp could not load m.gguf")
 
-        monkeypatch.setattr(loader, "_LoadLog", Log)
+        monkeypatch.setattr(loader, "LoadLog", Log)
         monkeypatch.setattr(loader, "Model", refuse)
         monkeypatch.setattr(loader, "place", lambda *_: placed)
         return []

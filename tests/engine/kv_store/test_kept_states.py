@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from ggufd.engine.engine import Engine
+from ggufd.engine.builder import Backend, build_engine
 from ggufd.engine.kv_store import slot_file, state_file
 from ggufd.engine.kv_store.state_file import BadStateFile, KeptState
 from ggufd.engine.messages.config import DiskPlace, EngineRules
@@ -454,7 +454,7 @@ def served(model: Model, folder: Path, prompts: list[bytes], **changes: Any) -> 
     scheduler = Scheduler(n_batch=256, n_ubatch=64, n_outputs_max=context.n_outputs_max, max_gap_ms=1e6)
     rules = EngineRules(cache_ram_bytes=1 << 26, disk=DiskPlace(str(folder), 1 << 26, "the same"))
     queue = RequestQueue(9, 60.0)
-    engine = Engine(context, model.vocabulary, FakeGrammars(), queue, scheduler, no_vectors(), rules=rules)
+    engine = build_engine(Backend(context, model.vocabulary, FakeGrammars()), queue, scheduler, no_vectors(), rules)
     said = []
     for request_id, prompt in enumerate(prompts):
         engine.add(make_request(request_id, prompt, max_tokens=12, ignore_eos=True))

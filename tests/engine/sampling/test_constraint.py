@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ggufd.engine.builder import Backend, build_engine
 from ggufd.engine.engine import Engine
 from ggufd.engine.messages.events import Admitted, FinishReason, Output
 from ggufd.engine.messages.sampling import Grammar, GrammarKind
@@ -51,7 +52,8 @@ def engine_over(context: Context, grammars: GrammarCompiler) -> Engine:
     for slot in range(context.n_slots):
         context.trim(slot, 0)
     scheduler = Scheduler(n_batch=64, n_ubatch=64, n_outputs_max=64, max_gap_ms=100.0)
-    return Engine(context, context.model.vocabulary, grammars, RequestQueue(10, 60.0), scheduler, no_vectors())
+    backend = Backend(context, context.model.vocabulary, grammars)
+    return build_engine(backend, RequestQueue(10, 60.0), scheduler, no_vectors())
 
 
 def run(context: Context, grammars: GrammarCompiler, *requests: Any) -> dict[int, Collected]:

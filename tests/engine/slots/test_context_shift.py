@@ -234,8 +234,8 @@ def test_a_grammar_may_force_more_than_a_slot_holds() -> None:
 
 def test_what_a_client_is_foreseen_to_send_is_the_whole_chat() -> None:
     rig = run_one(max_tokens=100, rules={"pre_rolls": True}, **ENDLESS)
-    assert rig.engine._pre_roll is not None
-    (chat,) = rig.engine._pre_roll._chats
+    assert rig.engine._lifecycle.pre_roll is not None
+    (chat,) = rig.engine._lifecycle.pre_roll._chats
     assert chat.tokens.tolist() == [*b"Once upon a time", *rig.collected[1].tokens[0]]
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.engine.engine import Engine
+from ggufd.engine.builder import Backend, build_engine
 from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.messages.events import Admitted, Output
 from ggufd.engine.messages.requests import EngineRequest
@@ -183,7 +183,8 @@ def serve(context: Context, *requests: EngineRequest, cache_ram_bytes: int) -> l
     scheduler = Scheduler(n_batch=context.n_batch, n_ubatch=64, n_outputs_max=64, max_gap_ms=1e6)
     rules = EngineRules(cache_ram_bytes=cache_ram_bytes)
     queue = RequestQueue(9, 60.0)
-    engine = Engine(context, context.model.vocabulary, FakeGrammars(), queue, scheduler, no_vectors(), rules=rules)
+    backend = Backend(context, context.model.vocabulary, FakeGrammars())
+    engine = build_engine(backend, queue, scheduler, no_vectors(), rules)
     found = []
     for request in requests:
         engine.add(request)

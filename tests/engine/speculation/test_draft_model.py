@@ -15,7 +15,8 @@ from ggufd import cli
 from ggufd.bench.measure.words import sentences
 from ggufd.daemon.served import changed
 from ggufd.engine import loader
-from ggufd.engine.loader import load, place
+from ggufd.engine.loader import load
+from ggufd.engine.loading.placing import place
 from ggufd.engine.messages.config import DraftConfig, EngineConfig, EngineRules
 from ggufd.engine.messages.events import Finish, Output
 from ggufd.engine.messages.reports import DraftInfo, Stats

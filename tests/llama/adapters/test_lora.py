@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufd.api.services.settings import LoraAdapter
+from ggufd.engine.builder import Backend, build_engine
 from ggufd.engine.engine import Engine
 from ggufd.engine.kv_store.fingerprint import fingerprint
 from ggufd.engine.messages.events import Output
@@ -110,7 +111,8 @@ def test_an_adapter_adds_what_its_matrices_say(context: Context, tiny_model: Pat
 
 def make_real_engine(model: Model, context: Context) -> Engine:
     scheduler = Scheduler(n_batch=context.n_batch, n_ubatch=64, n_outputs_max=context.n_outputs_max, max_gap_ms=1e6)
-    return Engine(context, model.vocabulary, FakeGrammars(), RequestQueue(64, 600.0), scheduler, no_vectors())
+    backend = Backend(context, model.vocabulary, FakeGrammars())
+    return build_engine(backend, RequestQueue(64, 600.0), scheduler, no_vectors())
 
 
 def texts_of(engine: Engine, requests: list[EngineRequest]) -> dict[int, str]:

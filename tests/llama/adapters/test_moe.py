@@ -11,7 +11,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from ggufd.engine.engine import Engine
+from ggufd.engine.builder import Backend, build_engine
 from ggufd.engine.messages.events import Output
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.scheduling.scheduler import Scheduler
@@ -81,9 +81,8 @@ def served(path: Path) -> list[int]:
     """What the engine says to the prompt, greedily."""
     with opened(path) as context:
         scheduler = Scheduler(n_batch=context.n_batch, n_ubatch=64, n_outputs_max=64, max_gap_ms=1e6)
-        engine = Engine(
-            context, context.model.vocabulary, FakeGrammars(), RequestQueue(9, 60.0), scheduler, no_vectors()
-        )
+        backend = Backend(context, context.model.vocabulary, FakeGrammars())
+        engine = build_engine(backend, RequestQueue(9, 60.0), scheduler, no_vectors())
         engine.add(make_request(1, PROMPT, max_tokens=N_TOKENS, ignore_eos=True))
         tokens: list[int] = []
         while engine.has_work:

@@ -44,10 +44,10 @@ import numpy.typing as npt
 
 from ggufd.engine import process
 from ggufd.engine.backend.interfaces import Grammars, Vocabulary
+from ggufd.engine.builder import Backend, build_engine
 from ggufd.engine.client.client import EngineClient
 from ggufd.engine.embeddings.embedding import Embedder, EmbedderParams
 from ggufd.engine.embeddings.inputs import InputList
-from ggufd.engine.engine import Engine
 from ggufd.engine.messages.config import EngineConfig, EngineRules
 from ggufd.engine.messages.events import Admitted, Embedding, Failed, Finish, Output, Queued
 from ggufd.engine.messages.reports import EmbeddingInfo, Event, ModelInfo, Ready
@@ -56,6 +56,7 @@ from ggufd.engine.messages.sampling import Grammar, SamplingParams
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.queueing.waiting_list import WaitingList
 from ggufd.engine.scheduling.scheduler import Scheduler
+from ggufd.engine.speculation.draft_model import DraftModel
 from ggufd.errors import EngineFailure, InvalidRequest
 from ggufd.llama.context.batch import Batch, Logits, NoRoomError, State, Vectors
 from ggufd.llama.params import ContextParams, ModelParams, Pooling
@@ -681,18 +682,17 @@ class Rig:
             n_outputs_max=decoder.n_outputs_max,
             max_gap_ms=max_gap_ms,
         )
-        self.engine = Engine(
-            decoder,
-            vocabulary or FakeVocabulary(),
-            grammars or FakeGrammars(has_guesses=rules is not None and rules.max_draft > 0),
-            self.queue,
-            self.scheduler,
-            self.embedder,
-            decoder.clock,
-            rules=rules,
-        )
+        vocabulary = vocabulary or FakeVocabulary()
+        draft_model = None
         if draft is not None:
-            self.engine.guess_with(draft, p_min)
+            draft_model = DraftModel(draft, n_vocab=decoder.n_vocab, eog=vocabulary.eog_tokens, p_min=p_min)
+        backend = Backend(
+            decoder,
+            vocabulary,
+            grammars or FakeGrammars(has_guesses=rules is not None and rules.max_draft > 0),
+            draft_model,
+        )
+        self.engine = build_engine(backend, self.queue, self.scheduler, self.embedder, rules, decoder.clock)
         self.collected: dict[int, Collected] = {}
         self.aborted: set[int] = set()
         self.finished: set[tuple[int, int]] = set()
@@ -870,7 +870,8 @@ class InprocSpawn:
         vectors = FakeVectorDecoder(decoder)
         waiting = WaitingList[InputList](self._max_queue, self._max_queue_wait_s, accounts=queue.accounts)
         embedder = Embedder(EmbedderParams("mean", vectors.n_ctx, N_VOCAB), lambda: vectors, waiting)
-        process.serve(conn, Engine(decoder, FakeVocabulary(), FakeGrammars(), queue, scheduler, embedder))
+        backend = Backend(decoder, FakeVocabulary(), FakeGrammars())
+        process.serve(conn, build_engine(backend, queue, scheduler, embedder))
 
 
 def inproc_client(

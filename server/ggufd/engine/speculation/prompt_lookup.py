@@ -212,13 +212,13 @@ class Speculator:
     With several sequences a batch is well used already, and llama.cpp computes the rows of a longer sequence apart.
     """
 
-    def __init__(self, max_draft: int) -> None:
+    def __init__(self, max_draft: int, draft_model: DraftModel | None = None) -> None:
         self._sizes = [size for size in (_SHORTEST, 7, 15, 31, 63) if size < max_draft]
         if max_draft > 0:
             self._sizes.append(max_draft)
         self._max_draft = max_draft
         self.costs = StepCosts()
-        self.drafter: DraftModel | None = None
+        self._draft_model = draft_model
 
     @property
     def is_on(self) -> bool:
@@ -229,14 +229,14 @@ class Speculator:
     ) -> tuple[int, ...]:
         """The tokens worth checking in the next step, at most `limit`; often none."""
         guess = self._look_up(lookup, tokens, limit)
-        if guess or self.drafter is None:
+        if guess or self._draft_model is None:
             return guess
-        return self.drafter.draft(trust, tokens, min(limit, self._max_draft), limit, self.costs.seconds)
+        return self._draft_model.draft(trust, tokens, min(limit, self._max_draft), limit, self.costs.seconds)
 
     @property
     def n_dropped(self) -> int:
         """Times that what a draft model had read was of no use."""
-        return 0 if self.drafter is None else self.drafter.n_dropped
+        return 0 if self._draft_model is None else self._draft_model.n_dropped
 
     def _look_up(self, lookup: PromptLookup, tokens: array[int], limit: int) -> tuple[int, ...]:
         lookup.follow(tokens)

@@ -114,7 +114,7 @@ class TokenStep:
             logprobs.note(row)
             sequence.prompt_logprobs.append(logprobs.of(token, self._vocabulary))
 
-    def write(self, sequence: SequenceState, row: Row, batch_row: int) -> StepOutput:
+    def sample(self, sequence: SequenceState, row: Row, batch_row: int) -> StepOutput:
         """Choose the token that the logits in `row` are for. Raises InvalidRequest where none is left to choose, and
         EngineFailure where they are no numbers.
 

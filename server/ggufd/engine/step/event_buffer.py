@@ -7,7 +7,7 @@ import dataclasses
 from ggufd.engine.messages.events import Finish, Output, Progress
 from ggufd.engine.messages.reports import Event
 from ggufd.engine.sequence.sequence import SequenceState
-from ggufd.engine.token_step import StepOutput
+from ggufd.engine.step.token_step import StepOutput
 
 
 class EventBuffer:

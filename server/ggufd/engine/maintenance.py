@@ -1,0 +1,44 @@
+"""Idle maintenance, and checks of the engine's own consistency."""
+
+from __future__ import annotations
+
+from ggufd.engine.backend.interfaces import Grammars
+from ggufd.engine.embeddings.embedding import Embedder
+from ggufd.engine.step.lifecycle import Lifecycle
+
+_CHECK_EVERY = 256
+"""Steps between two consistency checks, which cost some microseconds a slot."""
+
+
+class Maintenance:
+    """What an engine does beside its requests."""
+
+    def __init__(self, lifecycle: Lifecycle, embedder: Embedder, grammars: Grammars) -> None:
+        self._lifecycle = lifecycle
+        self._embedder = embedder
+        self._grammars = grammars
+
+    def run_idle(self) -> bool:
+        """A short piece of work that is best done while there are no requests; returns whether there is more.
+
+        Raises `EngineFailure` when the engine is inconsistent: a new engine is better than another request's text.
+        """
+        self.check_integrity()
+        self._grammars.prepare()
+        self._lifecycle.cache.save_next()
+        pre_roll = self._lifecycle.pre_roll
+        if pre_roll is None or not pre_roll.has_work:
+            return False
+        pre_roll.step()
+        return pre_roll.has_work
+
+    def note_step(self) -> None:
+        """Check the consistency after every 256th step. Raises `EngineFailure`."""
+        if self._lifecycle.counters.steps % _CHECK_EVERY == 0:
+            self.check_integrity()
+
+    def check_integrity(self) -> None:
+        """Raise `EngineFailure` unless queue, running sequences, slots and embedding requests agree."""
+        self._lifecycle.check_integrity()
+        self._embedder.check_integrity()
+        self._lifecycle.queue.check_integrity(self._lifecycle.running, self._embedder.standing)

@@ -1,0 +1,1 @@
+"""Parts of one engine step: schedule, decode, sample, finish."""

@@ -1,0 +1,66 @@
+"""Submission of requests to the engine: checks, one sequence for each choice, and what is prepared while they wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ggufd.engine.backend.interfaces import Decoder, Grammars
+from ggufd.engine.embeddings.embedding import Embedder
+from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
+from ggufd.engine.queueing.queue import RequestQueue
+from ggufd.engine.sampling.banned import check_bans
+from ggufd.engine.sequence.sequence import SequenceState
+from ggufd.engine.slots.prefix_cache import PrefixCache
+from ggufd.errors import ContextLengthExceeded, InvalidRequest
+
+
+class Submission:
+    """Puts requests into the queues: of `queue` for text, of `embedder` for vectors. Bounded together."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        grammars: Grammars,
+        queue: RequestQueue,
+        cache: PrefixCache,
+        embedder: Embedder,
+        clock: Callable[[], float],
+    ) -> None:
+        self._decoder = decoder
+        self._grammars = grammars
+        self._queue = queue
+        self._cache = cache
+        self._embedder = embedder
+        self._clock = clock
+
+    def add(self, request: EngineRequest | EmbedRequest) -> None:
+        """Queue a request. Raises `GgufdError` when it cannot be served, `QueueFull` among them (backpressure)."""
+        if isinstance(request, EmbedRequest):
+            self._embedder.add(request, n_beside=self._queue.n_requests)
+            return
+        self._queue.refuse_if_full(n_free=len(self._cache.idle), n_beside=self._embedder.n_waiting)
+        self._check(request)
+        self._queue.push(self._sequences_of(request))
+
+    def _sequences_of(self, request: EngineRequest) -> list[SequenceState]:
+        """Sequences of a request; they share the grammar that is being compiled, and the state read from disk."""
+        now_s = self._clock()
+        sequences = [SequenceState.of(request, index, now_s) for index in range(request.n)]
+        grammar = request.sampling.grammar
+        compiled = None if grammar is None else self._grammars.compile(grammar)
+        fetch = self._cache.fetch(sequences[0])
+        for sequence in sequences:
+            sequence.grammar = compiled
+            sequence.fetch = fetch
+        return sequences
+
+    def _check(self, request: EngineRequest) -> None:
+        check_bans(request.banned_strings, request.banned_regexes)
+        if not request.prompt or request.n < 1:
+            raise InvalidRequest("a request needs at least one prompt token and one choice")
+        if len(request.prompt) >= self._decoder.n_ctx:
+            raise ContextLengthExceeded.of_prompt(len(request.prompt), self._decoder.n_ctx)
+        if len(request.adapters) not in (0, self._decoder.n_adapters):
+            raise InvalidRequest(f"there are {self._decoder.n_adapters} adapters", param="lora")
+        if not all(0 <= token < self._decoder.n_vocab for token in request.prompt):
+            raise InvalidRequest("a prompt token is not in the vocabulary", param="prompt")
