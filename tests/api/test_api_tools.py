@@ -401,7 +401,7 @@ async def test_the_budget_of_thoughts_bounds_them(body: dict[str, Any], max_toke
     for opened, opening in (("<think>\n", ""), ("", "<think>")):
         async with running(says("</think>"), FakeText(template="<think>", opened=opened)) as api:
             await api.ok(PATH, messages=HELLO, **body)
-            limit = api.engine.requests[0].span_limit
+            limit = api.engine.requests[0].reasoning_budget
         assert limit is not None
         assert (limit.opening, limit.closing, limit.max_tokens) == (opening, "</think>", max_tokens)
 
@@ -411,7 +411,7 @@ async def test_the_servers_own_budget_and_format_hold_where_a_request_has_none()
     async with running(says("a</think>b"), FakeText(template="<think>", opened="<think>"), **settings) as api:
         answer = await api.ok(PATH, messages=HELLO)
         own = await api.ok(PATH, messages=HELLO, reasoning_budget=-1, reasoning_format="deepseek")
-        limits = [request.span_limit for request in api.engine.requests]
+        limits = [request.reasoning_budget for request in api.engine.requests]
     assert [limit and limit.max_tokens for limit in limits] == [5, None]
     assert answer["choices"][0]["message"]["content"] == "<think>a</think>b"
     assert own["choices"][0]["message"]["reasoning_content"] == "a"
@@ -420,7 +420,7 @@ async def test_the_servers_own_budget_and_format_hold_where_a_request_has_none()
 async def test_nothing_is_bounded_where_no_thoughts_can_be() -> None:
     async with running(says("a")) as api:
         await api.ok(PATH, messages=HELLO, reasoning_budget=3)
-        assert api.engine.requests[0].span_limit is None
+        assert api.engine.requests[0].reasoning_budget is None
 
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}

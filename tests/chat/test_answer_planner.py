@@ -18,8 +18,8 @@ from ggufd.chat.prompt import AnswerFormat, ChatPrompt, ToolChoice, ToolMode
 from ggufd.chat.rendering.renderer import ChatRenderer
 from ggufd.chat.rendering.template import CHATML, Template
 from ggufd.chat.tools.formats.families import BY_NAME, FORMATS
-from ggufd.engine.messages.sampling import SpanLimit
-from ggufd.engine.sampling.span import SpanGuard
+from ggufd.engine.messages.sampling import ReasoningBudget
+from ggufd.engine.sampling.reasoning_budget import ReasoningGuard
 from ggufd.llama.grammar.grammar import Matcher, compile_grammar
 from ggufd.settings.config import ToolFormatName
 from tests.support.matching import allows
@@ -177,7 +177,7 @@ def test_a_second_message_of_thoughts_is_within_the_bound_of_the_first() -> None
     _, planner = planned("{% for tool in tools %}{{ tool | tojson }}{% endfor %}" + CHATML, "harmony")
     thoughts = planner.plan(ChatPrompt((ASKED,), tools=(WEATHER,)), "<|start|>assistant", "").thoughts
     assert thoughts is not None
-    guard = SpanGuard(SpanLimit(thoughts.opening, thoughts.closing, (0,), 20, thoughts.reopening))
+    guard = ReasoningGuard(ReasoningBudget(thoughts.opening, thoughts.closing, (0,), 20, thoughts.reopening))
     said = array("i")
     for text, is_ending in (
         ("<|channel|>analysis<|message|>Hm.<|end|>", False),

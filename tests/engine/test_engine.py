@@ -23,7 +23,7 @@ from ggufd.engine.messages.events import (
     PromptLogprobs,
 )
 from ggufd.engine.messages.requests import ActOnSlot, EngineRequest, SlotAction
-from ggufd.engine.messages.sampling import Grammar, GrammarKind, SpanLimit
+from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget
 from ggufd.engine.sampling.sampling import NO_NUMBERS, VectorSampler
 from ggufd.errors import EngineFailure, Unavailable
 from ggufd.llama.context.batch import NoRoomError
@@ -1218,9 +1218,9 @@ def test_a_move_that_fails_ends_nobody(nth: int) -> None:
 
 
 def limited(max_tokens: int | None, **changes: Any) -> Collected:
-    limit = SpanLimit("", "</t>", tuple(b"</t>"), max_tokens)
+    limit = ReasoningBudget("", "</t>", tuple(b"</t>"), max_tokens)
     request = make_request(1, b"hello", max_tokens=12, **changes)
-    return run_alone(dataclasses.replace(request, span_limit=limit))
+    return run_alone(dataclasses.replace(request, reasoning_budget=limit))
 
 
 @pytest.mark.parametrize("changes", [{}, {"n_logprobs": 1}, {"banned_strings": ("zzzz",)}])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ggufd.engine.messages.sampling import SpanLimit
+from ggufd.engine.messages.sampling import ReasoningBudget
 from ggufd.llama.params import ModelParams
 
 Message = Mapping[str, Any]
@@ -88,7 +88,7 @@ class RenderedChat:
     shown: tuple[int, ...] = ()
     grammar: str | None = None
     frame: str | None = None
-    thoughts: SpanLimit | None = None
+    thoughts: ReasoningBudget | None = None
     parallel_tool_calls: bool = True
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.messages.events import FinishReason, Output
-from ggufd.engine.messages.sampling import Grammar, GrammarKind, SpanLimit
+from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget
 from ggufd.engine.sampling.banned import fold
 from ggufd.llama.context.batch import Logits
 from tests.support.fakes.fake_llama import Collected, FakeDecoder, FakeDraft, FakeVocabulary, Rig, make_request
@@ -283,8 +283,8 @@ def test_a_phrase_that_only_the_last_thought_completes_leaves_the_limit_of_thoug
 
     def run(bans: tuple[str, ...]) -> Collected:
         rig = rig_of()
-        limit = SpanLimit("", "</t>", tuple(b"</t>"), 3)
-        rig.add(make_request(1, b"hello", max_tokens=12, banned_strings=bans, span_limit=limit))
+        limit = ReasoningBudget("", "</t>", tuple(b"</t>"), 3)
+        rig.add(make_request(1, b"hello", max_tokens=12, banned_strings=bans, reasoning_budget=limit))
         return rig.run()[1]
 
     thought = said(run(()).tokens[0][:3])

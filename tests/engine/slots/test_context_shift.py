@@ -152,8 +152,8 @@ def test_what_was_dropped_was_said_all_the_same() -> None:
     rig = make_engine(n_slots=1, n_ctx=N_CTX, shifts_context=True)
     rig.add(make_request(1, b"Once upon a time", max_tokens=None, **ENDLESS))
     sequence = step_until_dropped(rig)
-    assert sequence.said.tolist() == [*b"Once upon a time", *rig.collected[1].tokens[0]]
-    assert sequence.n_generated == len(sequence.said) - 16
+    assert sequence.history.tolist() == [*b"Once upon a time", *rig.collected[1].tokens[0]]
+    assert sequence.n_generated == len(sequence.history) - 16
 
 
 def test_a_grammar_and_stop_strings_go_on_over_a_shift() -> None:

@@ -54,17 +54,17 @@ def lookup_over(tokens: bytes, n_prompt: int) -> PromptLookup:
 
 def test_the_text_goes_on_as_it_did_before() -> None:
     tokens = b"one two three. one tw"
-    assert bytes(lookup_over(tokens, 16).guess(array("i", list(tokens)), 6)) == b"o thre"
+    assert bytes(lookup_over(tokens, 16).draft(array("i", list(tokens)), 6)) == b"o thre"
 
 
 def test_of_two_earlier_places_the_later_one_is_followed() -> None:
     tokens = b"abcX abcY abc"
-    assert bytes(lookup_over(tokens, 1).guess(array("i", list(tokens)), 1)) == b"Y"
+    assert bytes(lookup_over(tokens, 1).draft(array("i", list(tokens)), 1)) == b"Y"
 
 
 def test_a_period_goes_on_beyond_its_end() -> None:
     tokens = b"xyzxyzxy"
-    assert bytes(lookup_over(tokens, 3).guess(array("i", list(tokens)), 7)) == b"zxyzxyz"
+    assert bytes(lookup_over(tokens, 3).draft(array("i", list(tokens)), 7)) == b"zxyzxyz"
 
 
 def test_a_text_that_never_repeats_gives_no_guess() -> None:
@@ -89,7 +89,7 @@ def test_a_long_prompt_is_indexed_in_parts() -> None:
     assert not lookup.is_running
     for _ in range(3):
         lookup.follow(tokens)
-    assert lookup.guess(tokens, 2) == (8, 9)
+    assert lookup.draft(tokens, 2) == (8, 9)
 
 
 @given(st.lists(st.integers(0, 3), min_size=8, max_size=120), st.integers(0, 8), st.data())
@@ -109,7 +109,7 @@ def test_a_guess_always_follows_an_equal_place(values: list[int], n_prompt: int,
         seen.append(token)
         lookup.follow(seen)
         if lookup.is_running:
-            (guessed,) = lookup.guess(seen, 1)
+            (guessed,) = lookup.draft(seen, 1)
             places = range(3, len(seen))
             assert any(seen[at - 3 : at] == seen[-3:] and seen[at] == guessed for at in places)
 
@@ -124,7 +124,7 @@ def test_what_stood_before_a_context_shift_may_be_taken_back() -> None:
     for token in b"xyzabcdefghabcd":
         tokens.append(token)
         lookup.follow(tokens)
-    assert lookup.guess(tokens, 2) == tuple(b"xy")
+    assert lookup.draft(tokens, 2) == tuple(b"xy")
 
 
 @pytest.mark.parametrize(("run_length", "kind"), [(3, 0), (4, 0), (5, 1), (9, 2), (17, 3), (500, 3)])

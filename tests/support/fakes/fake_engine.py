@@ -48,7 +48,7 @@ from ggufd.engine.messages.reports import (
     Steps,
 )
 from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest, SlotAction
-from ggufd.engine.messages.sampling import Grammar, GrammarKind, SpanLimit
+from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget
 from ggufd.errors import EngineDown, EngineFailure, GgufdError, InvalidRequest, Unavailable, Unsupported
 from ggufd.llama.params import Pooling
 
@@ -426,10 +426,10 @@ class FakeStream:
         return Output(request.request_id, index, text, tokens, logprobs, finish)
 
 
-def _thoughts(thinking: Thinking | None) -> SpanLimit | None:
+def _thoughts(thinking: Thinking | None) -> ReasoningBudget | None:
     if thinking is None:
         return None
-    return SpanLimit(thinking.opening, thinking.closing, tuple(thinking.closing.encode()))
+    return ReasoningBudget(thinking.opening, thinking.closing, tuple(thinking.closing.encode()))
 
 
 def _prepare_schema(schema: str) -> str:

@@ -21,7 +21,7 @@ from ggufd.chat.answers.parser import AnswerParser
 from ggufd.chat.deltas.answer import Answer, Delta
 from ggufd.chat.prompt import AnswerFormat, ChatPrompt, RenderedChat, ToolMode, any_arguments
 from ggufd.engine.messages.events import Finish, Output
-from ggufd.engine.messages.sampling import SpanLimit
+from ggufd.engine.messages.sampling import ReasoningBudget
 from ggufd.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Conversation:
             param=self._param,
             n_logprobs=self.n_logprobs,
             rendered=rendered,
-            span_limit=self._limited(rendered.thoughts),
+            reasoning_budget=self._limited(rendered.thoughts),
         )
         self._generation = await submit(
             services,
@@ -158,7 +158,7 @@ class Conversation:
             effort = {"enable_thinking": False}
         return {**effort, **fields.template_kwargs}
 
-    def _limited(self, thoughts: SpanLimit | None) -> SpanLimit | None:
+    def _limited(self, thoughts: ReasoningBudget | None) -> ReasoningBudget | None:
         """The thoughts within the budget that the request or else the server gives them."""
         budget = self._fields.reasoning_budget
         if budget is None:

@@ -24,7 +24,7 @@ from ggufd.api.services.settings import ApiConfig
 from ggufd.chat.prompt import RenderedChat
 from ggufd.chat.tools.grammar import BODY
 from ggufd.engine.messages.requests import EngineRequest
-from ggufd.engine.messages.sampling import Grammar, GrammarKind, SpanLimit
+from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget
 from ggufd.engine.sampling.banned import check_bans
 from ggufd.errors import ContextLengthExceeded, InvalidRequest, Unsupported
 
@@ -174,7 +174,7 @@ async def engine_request(
     are_logprobs_final: bool = False,
     prompt_logprobs: bool = False,
     rendered: RenderedChat | None = None,
-    span_limit: SpanLimit | None = None,
+    reasoning_budget: ReasoningBudget | None = None,
 ) -> EngineRequest:
     """The engine request for one prompt of tokens; `param` is what the client calls the prompt.
 
@@ -215,7 +215,7 @@ async def engine_request(
         skip_special_tokens=fields.skip_special_tokens,
         n_keep=len(prompt) if fields.n_keep < 0 else fields.n_keep,
         shown_tokens=frozenset(rendered.shown if rendered is not None else ()),
-        span_limit=span_limit,
+        reasoning_budget=reasoning_budget,
         banned_strings=fields.banned_strings,
         banned_regexes=fields.banned_regexes,
         bans_case_sensitive=fields.bans_case_sensitive,

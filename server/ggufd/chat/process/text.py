@@ -17,7 +17,7 @@ from ggufd.chat.prompt import ChatPrompt, RenderedChat, TextInfo, TextParams
 from ggufd.chat.rendering.renderer import ChatRenderer, begun_answer, needed
 from ggufd.chat.rendering.template import CHATML, Template, TemplateError
 from ggufd.chat.rendering.validity import check_json, validator_of
-from ggufd.engine.messages.sampling import SpanLimit
+from ggufd.engine.messages.sampling import ReasoningBudget
 from ggufd.errors import InvalidRequest, ModelError, Unsupported
 from ggufd.llama.grammar.grammar import build_tokenizer, check_grammar
 from ggufd.llama.grammar.schema import prepared
@@ -197,13 +197,13 @@ class TextModel:
         """Raises EngineFailure unless a finished text is what its schema asks for."""
         check_json(schema, text)
 
-    def _thoughts(self, thinking: Thinking | None) -> SpanLimit | None:
+    def _thoughts(self, thinking: Thinking | None) -> ReasoningBudget | None:
         """What ends thoughts: their mark, on a line of its own where it is a tag."""
         if thinking is None:
             return None
         closing = thinking.closing
         ending = self._tokenize(f"\n{closing}" if closing.startswith("</") else closing, False, True)
-        return SpanLimit(thinking.opening, closing, tuple(ending), reopening=thinking.reopening)
+        return ReasoningBudget(thinking.opening, closing, tuple(ending), reopening=thinking.reopening)
 
     @lru_cache(maxsize=256)  # noqa: B019 - one text model lives as long as its process
     def _prepare_schema(self, schema: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from ggufd.engine.messages.sampling import SamplingParams, SpanLimit
+from ggufd.engine.messages.sampling import ReasoningBudget, SamplingParams
 from ggufd.keys.ring import Limits
 
 Scales = tuple[float, ...]
@@ -49,7 +49,7 @@ class EngineRequest:
     skip_special_tokens: bool = True
     shown_tokens: frozenset[int] = frozenset()
     n_keep: int = 0
-    span_limit: SpanLimit | None = None
+    reasoning_budget: ReasoningBudget | None = None
     banned_strings: tuple[str, ...] = ()
     banned_regexes: tuple[str, ...] = ()
     bans_case_sensitive: bool = False

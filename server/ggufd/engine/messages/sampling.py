@@ -11,7 +11,7 @@ SAMPLER_NAMES: frozenset[str] = frozenset((*DEFAULT_SAMPLERS, "adaptive_p"))
 
 
 class GrammarKind(enum.Enum):
-    """What the text of a grammar is written in."""
+    """Language of a grammar."""
 
     GBNF = "gbnf"
     JSON_SCHEMA = "json_schema"
@@ -21,7 +21,7 @@ class GrammarKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A constraint on the output. Checked (`llama.grammar.grammar.check_grammar`) before it comes here.
+    """Constraint on the output. Checked (`llama.grammar.grammar.check_grammar`) before it comes here.
 
     `frame` is Lark of the whole output, in which `@body` is what `text` describes; "" when that is the whole.
     """
@@ -32,11 +32,11 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True)
-class SpanLimit:
-    """A bound on a part of the output: from `opening`, or from the start where that is "", to `closing`.
+class ReasoningBudget:
+    """Bound on the reasoning in an output: from the tag `opening`, or from the start where that is "", to `closing`.
 
-    After `max_tokens` in it (None is no bound), or once it goes round in circles, the tokens `ending` are said, which
-    write `closing`. With `reopening` right behind that it goes on, within the same bound; "" where it cannot.
+    After `max_tokens` (None is no bound), or once it loops, the tokens `ending` are forced, which write `closing`. With
+    `reopening` right behind that the reasoning goes on, within the same bound; "" where it cannot.
     """
 
     opening: str
@@ -48,7 +48,7 @@ class SpanLimit:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams(ChainParams):
-    """How the next token is chosen; every default is "off".
+    """Parameters of sampling; every default is "off".
 
     `temperature` <= 0 is greedy. `logit_bias` adds to logits; minus infinity bans. `seed` None draws one.
     """

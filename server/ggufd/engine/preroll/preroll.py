@@ -62,7 +62,7 @@ class PreRoll:
 
     def end(self, chat: Chat, sequence: SequenceState) -> None:
         """It was answered, in the slot that the sequence still has: what will come next? Older guesses are outdated."""
-        chat.tokens = sequence.said
+        chat.tokens = sequence.history
         for task in [task for task in self._tasks if task.chat is chat]:
             self._tasks.remove(task)
         if chat.trim is None or sequence.slot is None:

@@ -12,7 +12,7 @@ from ggufd.engine.messages.requests import Scales
 from ggufd.engine.sequence.sequence import SequenceState
 
 
-class Turns:
+class AdapterTurns:
     """Remembers when every set of adapters that somebody runs with was served last, in steps."""
 
     def __init__(self) -> None:

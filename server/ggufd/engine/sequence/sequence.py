@@ -15,8 +15,8 @@ from ggufd.engine.messages.events import CacheReport, TokenLogprob, Usage
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.sampling.banned import BanGuard, Bans, bans_of
 from ggufd.engine.sampling.detokenizer import Detokenizer
+from ggufd.engine.sampling.reasoning_budget import ReasoningGuard
 from ggufd.engine.sampling.sampling import Bias, FinalLogprobs, Logprobs, logprobs_of
-from ggufd.engine.sampling.span import SpanGuard
 from ggufd.engine.sequence.trim import Chat
 from ggufd.engine.speculation.draft_model import AcceptanceEstimator
 from ggufd.engine.speculation.prompt_lookup import PromptLookup
@@ -88,11 +88,11 @@ class SequenceState:
     # What its text must not become: a banned phrase, or too long a part of it (thoughts).
     bans: Bans | None = None
     guard: BanGuard | None = None
-    span: SpanGuard | None = None
+    reasoning: ReasoningGuard | None = None
 
     # What is guessed ahead: from where the text repeats itself, or by a draft model; and what came of it.
     lookup: PromptLookup | None = None
-    trust: AcceptanceEstimator = field(default_factory=AcceptanceEstimator)
+    acceptance: AcceptanceEstimator = field(default_factory=AcceptanceEstimator)
     draft: tuple[int, ...] = ()
     n_drafted: int = 0
     n_accepted: int = 0
@@ -114,7 +114,7 @@ class SequenceState:
             detokenizer=Detokenizer(request.stop, bans),
             bans=bans,
             guard=None if bans is None else BanGuard(),
-            span=None if request.span_limit is None else SpanGuard(request.span_limit),
+            reasoning=None if request.reasoning_budget is None else ReasoningGuard(request.reasoning_budget),
             logprobs=logprobs_of(request.n_logprobs, are_final=request.are_logprobs_final),
         )
 
@@ -127,7 +127,7 @@ class SequenceState:
         return len(self.dropped) + len(self.tokens) - self.n_prompt
 
     @property
-    def said(self) -> array[int]:
+    def history(self) -> array[int]:
         """The prompt and all that was generated, also what the slot holds no more."""
         return self.tokens[: self.n_kept] + self.dropped + self.tokens[self.n_kept :]
 

@@ -1,10 +1,9 @@
-"""Guessing ahead: a text that repeats itself is continued from its earlier place, and a batch checks the guess.
+"""Prompt lookup speculative decoding (n-gram speculation): where a text repeats itself, its earlier place is the draft.
 
-`PromptLookup` follows one sequence's text and knows, whenever its last tokens stood there before, what came after them.
-`Speculator` decides how many of those tokens are worth a row each, by how often such guesses came true and by what a
-step with more rows was measured to cost; where none are, it asks the draft model, if there is one. The guess changes
-no output: every token is sampled from its own row, and the first one that was guessed wrongly ends the step. Knows no
-samplers.
+`PromptLookup` follows the tokens of one sequence: where its last n-gram stood before, what followed it is the draft.
+`Speculator` decides how many of those tokens are worth a row each, by their acceptance rate and by what a step with
+more rows was measured to cost; where none are, it asks the draft model, if there is one. A draft changes no output:
+every token is sampled from its own row, and the first one that differs from the draft ends it. Knows no samplers.
 """
 
 from __future__ import annotations
@@ -17,47 +16,47 @@ import numpy as np
 from ggufd.engine.speculation.draft_model import AcceptanceEstimator, DraftModel
 
 _N_GRAM = 3
-"""So many tokens in a row must have stood there before."""
+"""Tokens of the n-gram that is looked up."""
 
 _TOKEN_BITS = 21
 _MAX_INDEXED = 8192
-"""Tokens of a prompt that one call takes into the index: about a millisecond."""
+"""Tokens of a prompt that one call indexes: about a millisecond."""
 
 _RUNS = (3, 5, 9, 17)
-"""A run of as many tokens that already came true, or more, is one class: long ones break more seldom."""
+"""Least lengths of the classes of runs, in tokens that agree already: long runs break more seldom."""
 
 _FIRST_ODDS = (0.4, 0.6, 0.8, 0.92)
 _LEARNING = 0.2
 
 _SHORTEST = 3
-"""Tokens of a sequence's first guess at most: with the token before them four rows. Nothing is known of it yet."""
+"""Most tokens of a sequence's first draft, of which nothing is known yet: with the token before them four rows."""
 
 _CLEARLY = 1.1
-"""A guess must promise this much more tokens a second: what is promised is an estimate."""
+"""A draft must promise this many times the tokens a second without one: what is promised is an estimate."""
 
 _FORGET_STEPS = 2000
 _SMOOTHING = 0.3
 
 
 class _LookupDraft(NamedTuple):
-    """Tokens that may follow the first `position`."""
+    """Draft tokens behind the first `position`."""
 
     position: int
     tokens: tuple[int, ...]
 
 
 class PromptLookup:
-    """Where a sequence's text runs along an earlier place of itself, and how far such runs went so far.
+    """Index of a sequence's n-grams, and the run along an earlier place that its text is in.
 
-    `odds[c]` is the share of guesses of run class `c` that came true, a moving average; learned from every token, also
-    from those that nobody guessed aloud. `longest` bounds a guess: one that came true whole lets the next step have
-    twice as many rows, one that did not takes a quarter. Not more: runs end, and the odds say how good the next one is.
+    `odds[c]` is the acceptance rate of run class `c`, a moving average; learned from every token, drafted or not.
+    `longest` bounds a draft: one that was accepted whole lets the next step have twice as many rows, one that was not
+    takes a quarter off. Not more: runs end, and the odds tell how good the next one is.
     """
 
     def __init__(self, n_prompt: int) -> None:
         self.odds = list(_FIRST_ODDS)
         self.longest = _SHORTEST
-        self._guess = _LookupDraft(0, ())
+        self._draft = _LookupDraft(0, ())
         self._n_prompt = n_prompt
         self._index: dict[int, int] = {}
         self._n_seen = 0
@@ -65,7 +64,7 @@ class PromptLookup:
         self._run = 0
 
     def follow(self, tokens: array[int]) -> None:
-        """Take note of the tokens that are new."""
+        """Index the tokens that are new."""
         self._settle(tokens)
         if self._n_seen < self._n_prompt:
             self._index_prompt(tokens)
@@ -74,30 +73,30 @@ class PromptLookup:
             self._n_seen += 1
 
     def _settle(self, tokens: array[int]) -> None:
-        """Learn from the last guess how long the next one may be."""
-        (position, guessed), self._guess = self._guess, _LookupDraft(0, ())
-        n = len(guessed)
+        """Learn from the last draft how long the next one may be."""
+        (position, drafted), self._draft = self._draft, _LookupDraft(0, ())
+        n = len(drafted)
         came = tuple(tokens[position : position + n])
-        if came != guessed[: len(came)]:
+        if came != drafted[: len(came)]:
             self.longest = max(_SHORTEST, self.longest * 3 // 4)
         elif n and len(came) == n:
             self.longest = max(self.longest, 2 * n + 1)
 
     def rewind(self, n_tokens: int) -> None:
-        """All but the first `n_tokens` were taken back: what comes next is found anew."""
-        self._guess = _LookupDraft(0, ())
+        """Forget all but the first `n_tokens`; the next draft is looked up anew."""
+        self._draft = _LookupDraft(0, ())
         self._n_prompt = min(self._n_prompt, n_tokens)
         if n_tokens < self._n_seen:
             self._n_seen, self._source = n_tokens, None
 
     def restart(self, n_tokens: int) -> None:
-        """The text is another one, of `n_tokens` so far: all that is still known is how far runs went."""
-        self._guess = _LookupDraft(0, ())
+        """Index another text of `n_tokens` so far; the acceptance rates stay."""
+        self._draft = _LookupDraft(0, ())
         self._index.clear()
         self._n_prompt, self._n_seen, self._source = n_tokens, 0, None
 
     def _index_prompt(self, tokens: array[int]) -> None:
-        """Remember where the prompt's n-grams end, of equal ones the last; at its end find where it goes on."""
+        """Index the ends of the prompt's n-grams, of equal ones the last; at its end look up the last one."""
         end = min(self._n_prompt, self._n_seen + _MAX_INDEXED)
         start = max(0, self._n_seen - _N_GRAM + 1)
         part = np.array(tokens[start:end], np.int64)
@@ -111,12 +110,12 @@ class PromptLookup:
         self._n_seen = end
 
     def _note(self, tokens: array[int], position: int) -> None:
-        """The token at `position` is known: did it come true, and where does the text run now?"""
+        """Index the token at `position`: the run goes on with it, or another one is looked up."""
         if self._source is not None:
-            came_true = tokens[self._source] == tokens[position]
+            is_accepted = tokens[self._source] == tokens[position]
             kind = run_class(self._run)
-            self.odds[kind] += _LEARNING * (came_true - self.odds[kind])
-            self._source = self._source + 1 if came_true else None
+            self.odds[kind] += _LEARNING * (is_accepted - self.odds[kind])
+            self._source = self._source + 1 if is_accepted else None
             self._run += 1
         if position + 1 >= _N_GRAM:
             if self._source is None:
@@ -124,9 +123,9 @@ class PromptLookup:
             self._index[_key(tokens, position + 1)] = position + 1
 
     def _find(self, tokens: array[int], end: int) -> None:
-        """Where the last tokens before `end` stood before, and since when both places agree."""
+        """Look up the n-gram before `end`, and since when both places agree."""
         source = self._index.get(_key(tokens, end)) if end >= _N_GRAM else None
-        # After a text was cut back the index may tell of tokens that are gone.
+        # After a rewind the index may name tokens that are gone.
         if source is None or source >= end or tokens[source - _N_GRAM : source] != tokens[end - _N_GRAM : end]:
             return
         self._source, self._run = source, _N_GRAM
@@ -135,47 +134,47 @@ class PromptLookup:
 
     @property
     def is_running(self) -> bool:
-        """Whether there is anything to guess."""
+        """Whether the text is in a run, so that there is something to draft."""
         return self._source is not None
 
     def expected(self, n: int) -> float:
-        """How many of the next `n` tokens a guess would get right, on average."""
+        """Expected number of accepted tokens of a draft of `n`."""
         chance, total = 1.0, 0.0
         for ahead in range(n):
             chance *= self.odds[run_class(self._run + ahead)]
             total += chance
         return total
 
-    def guess(self, tokens: array[int], n: int) -> tuple[int, ...]:
-        """The `n` tokens that come next if the text goes on as it did before, to be checked now. A period repeats."""
+    def draft(self, tokens: array[int], n: int) -> tuple[int, ...]:
+        """The `n` tokens that followed the earlier place, to be verified now. A period repeats."""
         assert self._source is not None
-        guessed = list(tokens[self._source : self._source + n])
+        drafted = list(tokens[self._source : self._source + n])
         period = len(tokens) - self._source
-        while len(guessed) < n:
-            guessed.append(guessed[len(guessed) - period])
-        self._guess = _LookupDraft(len(tokens), tuple(guessed))
-        return self._guess.tokens
+        while len(drafted) < n:
+            drafted.append(drafted[len(drafted) - period])
+        self._draft = _LookupDraft(len(tokens), tuple(drafted))
+        return self._draft.tokens
 
 
 def run_class(run: int) -> int:
-    """The class of a run of `run` tokens."""
+    """Class of a run of `run` tokens."""
     return max(0, sum(run >= shortest for shortest in _RUNS) - 1)
 
 
 def _key(tokens: array[int], end: int) -> int:
-    """The n-gram before `end` as one number."""
+    """N-gram before `end` as one number."""
     return tokens[end - 3] << 2 * _TOKEN_BITS | tokens[end - 2] << _TOKEN_BITS | tokens[end - 1]
 
 
 class _Cost(NamedTuple):
-    """Seconds of a step, and when that was measured."""
+    """Seconds of a step, and the step at which they were measured."""
 
     seconds: float
     at_step: int
 
 
 class StepCosts:
-    """What a step of one sequence costs by its rows: measured, between two measured ones interpolated."""
+    """Seconds of a step of one sequence by its rows: measured, interpolated between two measured ones."""
 
     def __init__(self) -> None:
         self._known: dict[int, _Cost] = {}
@@ -189,14 +188,14 @@ class StepCosts:
         self._known[n_rows] = _Cost(seconds, self._n_steps)
 
     def seconds(self, n_rows: int) -> float:
-        """What such a step will take; 0 when nothing is known. A bad moment is forgotten after a while."""
+        """Expected seconds of a step; 0 when nothing is known. Old measurements expire: they may be of a bad moment."""
         known = {n: cost.seconds for n, cost in self._known.items() if self._n_steps - cost.at_step < _FORGET_STEPS}
         if not known:
             return 0.0
         below = max((n for n in known if n <= n_rows), default=min(known))
         above = min((n for n in known if n >= n_rows), default=None)
         if above is None:
-            # One more row costs a fraction of the first, as that one's weights are read anyway.
+            # One more row costs a fraction of the first, whose weights are loaded anyway.
             return known[below] * (1 + (n_rows - below) / (4 * below))
         if above <= below:
             return known[above]
@@ -205,10 +204,10 @@ class StepCosts:
 
 
 class Speculator:
-    """How much is guessed: at most `max_draft` tokens, and only for a sequence that runs alone.
+    """How much is drafted: at most `max_draft` tokens, and only for a sequence that runs alone.
 
-    A sequence's first guess is short, and longer ones follow those that came true: what a step of many rows costs at
-    this depth is known only when one was computed, and whoever comes or leaves meanwhile waits for it.
+    A sequence's first draft is short, and longer ones follow accepted ones: what a step of many rows costs at this
+    depth is known only when one was computed, and new requests and aborts wait for it.
     With several sequences a batch is well used already, and llama.cpp computes the rows of a longer sequence apart.
     """
 
@@ -225,17 +224,17 @@ class Speculator:
         return bool(self._sizes)
 
     def draft(
-        self, lookup: PromptLookup, trust: AcceptanceEstimator, tokens: array[int], limit: int
+        self, lookup: PromptLookup, acceptance: AcceptanceEstimator, tokens: array[int], limit: int
     ) -> tuple[int, ...]:
-        """The tokens worth checking in the next step, at most `limit`; often none."""
-        guess = self._look_up(lookup, tokens, limit)
-        if guess or self._draft_model is None:
-            return guess
-        return self._draft_model.draft(trust, tokens, min(limit, self._max_draft), limit, self.costs.seconds)
+        """Draft tokens worth verifying in the next step, at most `limit`; often none."""
+        draft = self._look_up(lookup, tokens, limit)
+        if draft or self._draft_model is None:
+            return draft
+        return self._draft_model.draft(acceptance, tokens, min(limit, self._max_draft), limit, self.costs.seconds)
 
     @property
     def n_dropped(self) -> int:
-        """Times that what a draft model had read was of no use."""
+        """Times that the draft model dropped its state."""
         return 0 if self._draft_model is None else self._draft_model.n_dropped
 
     def _look_up(self, lookup: PromptLookup, tokens: array[int], limit: int) -> tuple[int, ...]:
@@ -250,4 +249,4 @@ class Speculator:
             rate = (1 + lookup.expected(n)) / self.costs.seconds(1 + n) if n > 0 else 0.0
             if rate > best_rate:
                 best, best_rate = n, rate
-        return lookup.guess(tokens, best) if best else ()
+        return lookup.draft(tokens, best) if best else ()

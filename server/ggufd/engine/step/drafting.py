@@ -51,7 +51,7 @@ class Drafting:
         if sequence.lookup is not None and sequence.is_decoding and not is_constrained:
             start_s = self._clock()
             limit = self._n_left(sequence) - 1
-            sequence.draft = self._speculator.draft(sequence.lookup, sequence.trust, sequence.tokens, limit)
+            sequence.draft = self._speculator.draft(sequence.lookup, sequence.acceptance, sequence.tokens, limit)
             self._trace.draft_s = self._clock() - start_s
             # A draft model's time is no gap that a thread too many would explain.
             self._counters.leave_out(self._trace.draft_s)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from ggufd.engine.queueing.admission import Admission
-from ggufd.engine.scheduling.adapter_turns import Turns
+from ggufd.engine.scheduling.adapter_turns import AdapterTurns
 from ggufd.engine.scheduling.scheduler import Chunk, Scheduler
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.context_shift import ContextShift
@@ -44,7 +44,7 @@ class StepPlanner:
         self._scheduler = scheduler
         self._trace = trace
         self._clock = clock
-        self._adapter_turns = Turns()
+        self._adapter_turns = AdapterTurns()
 
     def plan(self) -> list[Chunk]:
         """Chunks of the next batch; none where nothing is to be computed."""
@@ -107,7 +107,7 @@ class StepPlanner:
         gap = self._context_shift.gap(sequence)
         assert gap is not None, "a full sequence was not ended"
         # While its last draft is still where it was.
-        sequence.trust.settle(sequence.tokens)
+        sequence.acceptance.settle(sequence.tokens)
         try:
             self._lifecycle.cache.shift(sequence, gap.start, gap.n)
         except EngineFailure as error:

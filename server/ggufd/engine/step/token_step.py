@@ -137,7 +137,7 @@ class TokenStep:
 
     def _try(self, sequence: SequenceState, row: Row, batch_row: int) -> StepOutput | None:
         """Draw a token and take it; None where it alone was taken back at once, so that another may be drawn."""
-        is_ending = sequence.span is not None and sequence.span.is_ending
+        is_ending = sequence.reasoning is not None and sequence.reasoning.is_ending
         start_s = self._clock()
         token = self._sample(sequence, row, batch_row)
         self._trace.sample_s += self._clock() - start_s
@@ -170,12 +170,12 @@ class TokenStep:
 
         The end of a limited part is looked for in what is allowed, so it is never drawn freely.
         """
-        if constraint.is_free and not (sequence.span is not None and sequence.span.is_ending):
+        if constraint.is_free and not (sequence.reasoning is not None and sequence.reasoning.is_ending):
             token = self._draw(sequence, row, batch_row)
             if token is None or self._fits(constraint, token):
                 return token
             assert sequence.sampler is not None
-            sequence.sampler.rewind(1, sequence.said)
+            sequence.sampler.rewind(1, sequence.history)
         constraint.mask(row)
         token = self._draw(sequence, row, batch_row, is_masked=True)
         if token is not None and token not in self._vocabulary.eog_tokens:
@@ -200,8 +200,8 @@ class TokenStep:
         assert sequence.bias is not None
         if sequence.guard is not None:
             sequence.guard.apply(row, sequence.n_generated)
-        if sequence.span is not None:
-            sequence.span.apply(row)
+        if sequence.reasoning is not None:
+            sequence.reasoning.apply(row)
         if sequence.guard is None and not (is_masked and sequence.bias.is_banning):
             # A grammar alone always leaves something, biases alone do too, and looking costs as much as masking.
             return True
@@ -212,8 +212,8 @@ class TokenStep:
         sequence.tokens.append(token)
         self._counters.note_token(sequence)
         self._charge(sequence)
-        if sequence.span is not None:
-            sequence.span.note(self._vocabulary.piece(token, special=True), sequence.tokens)
+        if sequence.reasoning is not None:
+            sequence.reasoning.note(self._vocabulary.piece(token, special=True), sequence.tokens)
         request = sequence.request
         is_shown = not request.skip_special_tokens or token in request.shown_tokens
         piece = self._vocabulary.piece(token, special=is_shown)
@@ -321,10 +321,10 @@ class TokenStep:
         guard.ban(sequence.n_generated - n, sequence.tokens[position], is_last=is_last)
         del sequence.tokens[position:]
         sequence.detokenizer.rewind(n)
-        sequence.sampler.rewind(n, sequence.said)
+        sequence.sampler.rewind(n, sequence.history)
         if sequence.constraint is not None:
             sequence.constraint.rewind(n)
         if sequence.lookup is not None:
             sequence.lookup.rewind(position)
-        if sequence.span is not None:
-            sequence.span.rewind(n)
+        if sequence.reasoning is not None:
+            sequence.reasoning.rewind(n)

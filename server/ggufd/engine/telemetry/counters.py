@@ -92,6 +92,6 @@ class Counters:
         self.longest = max(self.longest, len(sequence.tokens))
         self.drafted_tokens += sequence.n_drafted
         self.accepted_tokens += sequence.n_accepted
-        sequence.trust.settle(sequence.tokens)
-        self.model_drafted_tokens += sequence.trust.n_drafted
-        self.model_accepted_tokens += sequence.trust.n_accepted
+        sequence.acceptance.settle(sequence.tokens)
+        self.model_drafted_tokens += sequence.acceptance.n_drafted
+        self.model_accepted_tokens += sequence.acceptance.n_accepted

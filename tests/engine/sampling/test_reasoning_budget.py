@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.engine.messages.sampling import SpanLimit
-from ggufd.engine.sampling.span import SpanGuard, Stage, goes_in_circles
+from ggufd.engine.messages.sampling import ReasoningBudget
+from ggufd.engine.sampling.reasoning_budget import ReasoningGuard, Stage, is_looping
 
 ENDING = (10, 60, 47, 116, 62)
 """`\\n</t>`, a byte a token."""
 
 
-def guard(opening: str = "", max_tokens: int | None = None, reopening: str = "") -> SpanGuard:
-    return SpanGuard(SpanLimit(opening, "</t>", ENDING, max_tokens, reopening))
+def guard(opening: str = "", max_tokens: int | None = None, reopening: str = "") -> ReasoningGuard:
+    return ReasoningGuard(ReasoningBudget(opening, "</t>", ENDING, max_tokens, reopening))
 
 
-def feed(one: SpanGuard, text: str, said: array[int] | None = None) -> array[int]:
+def feed(one: ReasoningGuard, text: str, said: array[int] | None = None) -> array[int]:
     said = array("i") if said is None else said
     for byte in text.encode():
         said.append(byte)
@@ -28,7 +28,7 @@ def feed(one: SpanGuard, text: str, said: array[int] | None = None) -> array[int
     return said
 
 
-def left(one: SpanGuard, *, banned: tuple[int, ...] = ()) -> list[int]:
+def left(one: ReasoningGuard, *, banned: tuple[int, ...] = ()) -> list[int]:
     """The tokens that may come next."""
     row = np.zeros(256, np.float32)
     row[list(banned)] = -np.inf
@@ -153,10 +153,10 @@ def test_a_rewind_is_as_if_nothing_had_been_said(kept: str, taken: str) -> None:
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=24), st.lists(st.integers(0, 9), max_size=50))
 def test_whatever_is_said_often_enough_is_a_circle(circle: list[int], before: list[int]) -> None:
-    assert goes_in_circles(array("i", before + circle * 100))
+    assert is_looping(array("i", before + circle * 100))
 
 
 def test_a_text_of_few_rounds_is_no_circle() -> None:
-    assert not goes_in_circles(array("i", list(range(100)) * 3))
-    assert not goes_in_circles(array("i", [7] * 95))
-    assert goes_in_circles(array("i", [7] * 96))
+    assert not is_looping(array("i", list(range(100)) * 3))
+    assert not is_looping(array("i", [7] * 95))
+    assert is_looping(array("i", [7] * 96))
