@@ -1,6 +1,6 @@
-"""What runs in the engine's process: drain the inbox, step, send what happened; until the other side is gone.
+"""Main loop of the engine's process: read commands, step, send events.
 
-Imported by the API process too, which only names `main`: nothing heavy is imported before the child calls it.
+The API process imports this module too, for the name of `main`: nothing heavy is imported before the child calls it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ggufd.errors import ModelError, ModelTooLarge
 
 
 class SteppedEngine(Protocol):
-    """What the main loop drives: `engine.Engine`, or one that makes vectors only."""
+    """Engine that the main loop drives: `engine.Engine`, or `VectorEngine`."""
 
     @property
     def has_work(self) -> bool: ...
@@ -59,15 +59,15 @@ class SteppedEngine(Protocol):
 NAME = "ggufd-engine"
 
 _CLOSE_S = 3.0
-"""What is to be kept on disk must be there by then."""
+"""Time for saving the cache to disk at shutdown."""
 
 _PREPARE_POLL_S = 0.002
-"""How often the loop looks whether a grammar is compiled, when that is all there is to wait for."""
+"""Poll interval for a grammar that is being compiled, when there is nothing else to do."""
 
 
 def prepare() -> None:
-    """Import what `main` will need. What stands in the way it will tell."""
-    # Nothing of what is imported is garbage; to look for some takes an eighth of the time.
+    """Import what `main` will need; errors are reported by `main`."""
+    # Imports leave no garbage; looking for some takes an eighth of the time.
     gc.disable()
     from ggufd.llama import library
 
@@ -76,7 +76,7 @@ def prepare() -> None:
 
 
 def main(conn: Connection, config: EngineConfig) -> None:
-    """Load the model, say `Ready` or `LoadFailed`, then serve until `Shutdown` or the end of the connection."""
+    """Load the model, send `Ready` or `LoadFailed`, then serve until `Shutdown` or the end of the connection."""
     gc.disable()
     from ggufd.llama import library
 
@@ -91,7 +91,7 @@ def main(conn: Connection, config: EngineConfig) -> None:
     except ModelError as error:
         conn.send([LoadFailed(error.message, isinstance(error, ModelTooLarge))])
         return
-    # What was loaded stays, and need not be looked through between two steps.
+    # What was loaded stays: the collector need not look through it between two steps.
     gc.freeze()
     gc.enable()
     conn.send([loaded.ready])
@@ -107,36 +107,36 @@ def serve(
     *,
     text_interval_s: float = 0.0,
 ) -> None:
-    """The main loop. Every message out is a list of events: what happened in a step, or in several where text comes
-    quicker than every `text_interval_s`; the answer to a command goes before the next step.
+    """Main loop: commands in, lists of events out.
 
-    What this process writes into its `log`, on whatever thread, goes out with them.
+    A message has the events of a step, or of several where text comes quicker than every `text_interval_s`; the reply
+    to a command is sent before the next step. Records in `log`, from any thread, are sent along.
     """
-    post = _Post(conn, engine, text_interval_s)
+    sender = _EventSender(conn, engine, text_interval_s)
     while True:
-        post.events += _lines(log)
-        is_tidying = not engine.has_work and not conn.poll(0) and engine.run_idle_maintenance()
-        while conn.poll(0 if post.events or is_tidying else _patience_s(engine)):
+        sender.events += _log_events(log)
+        has_idle_work = not engine.has_work and not conn.poll(0) and engine.run_idle_maintenance()
+        while conn.poll(0 if sender.events or has_idle_work else _poll_timeout_s(engine)):
             command: Command = conn.recv()
             if isinstance(command, Shutdown):
-                post.send()
+                sender.send()
                 engine.close(_CLOSE_S)
                 return
-            _obey(engine, command, post.events)
+            _handle(engine, command, sender.events)
             # The next step may be a longer one.
-            post.send()
+            sender.send()
         if engine.has_work:
-            post.events += engine.step()
-        if not post.can_wait():
-            post.send()
+            sender.events += engine.step()
+        if not sender.can_wait():
+            sender.send()
 
 
-class _Post:
-    """What the engine says, until it is sent.
+class _EventSender:
+    """Coalescing of events into messages.
 
-    Each message wakes the other process, which takes a core from those that compute, and starts with cold caches: with
-    a quick model that costs more than what the message says. So text waits for the text of the next step, where that
-    is there before a screen would show the first.
+    Each message wakes the other process, which takes a core from the compute threads and starts with cold caches: with
+    a quick model that costs more than the step. So text waits for the text of the next step, where that comes before a
+    screen would show the first.
     """
 
     def __init__(self, conn: Connection, engine: SteppedEngine, interval_s: float) -> None:
@@ -147,14 +147,14 @@ class _Post:
         self.events: list[Event] = []
 
     def can_wait(self) -> bool:
-        """Whether all there is to say is text, and the next comes soon enough."""
+        """Whether all pending events are text, and the next comes soon enough."""
         if not self._interval_s or not all(isinstance(one, Output) and one.finish is None for one in self.events):
             return False
         next_s = self._engine.next_text_s
         return next_s is not None and time.perf_counter() + next_s <= self._sent_s + self._interval_s
 
     def send(self) -> None:
-        """All of it, if there is anything."""
+        """Send the pending events, if there are any."""
         if self.events:
             start_s = time.perf_counter()
             self._conn.send(self.events)
@@ -163,7 +163,7 @@ class _Post:
             self.events = []
 
 
-def _lines(log: queue.SimpleQueue[logging.LogRecord] | None) -> list[Event]:
+def _log_events(log: queue.SimpleQueue[logging.LogRecord] | None) -> list[Event]:
     lines: list[Event] = []
     while log is not None and not log.empty():
         record = log.get_nowait()
@@ -171,21 +171,21 @@ def _lines(log: queue.SimpleQueue[logging.LogRecord] | None) -> list[Event]:
     return lines
 
 
-def _patience_s(engine: SteppedEngine) -> float | None:
-    """How long the next command may be waited for: for ever with nothing to do."""
+def _poll_timeout_s(engine: SteppedEngine) -> float | None:
+    """How long to wait for a command: without end when there is nothing to do (None)."""
     if not engine.has_work:
         return None
     return _PREPARE_POLL_S if engine.is_preparing else 0
 
 
 def _resident_bytes() -> int:
-    """Memory of this process that is in RAM, the mapped model included."""
+    """Resident set size of this process, the mapped model included."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
-def _obey(engine: SteppedEngine, command: Command, events: list[Event]) -> None:
+def _handle(engine: SteppedEngine, command: Command, events: list[Event]) -> None:
     match command:
         case EngineRequest() | EmbedRequest():
             engine.add(command)

@@ -104,7 +104,7 @@ def apply(chain: SamplerChain, logits: Row) -> dict[int, float]:
 
 
 def vector_sampler(params: SamplingParams, said: list[int], seed: int = 0, n_vocab: int = N_VOCAB) -> VectorSampler:
-    return VectorSampler(params, seed, penalties_of(params, n_ctx=256, n_vocab=n_vocab, said=said))
+    return VectorSampler(params, seed, penalties_of(params, n_ctx=256, n_vocab=n_vocab, history=said))
 
 
 def is_close(found: dict[int, float], expected: dict[int, float]) -> bool:
@@ -396,7 +396,7 @@ def test_a_window_is_never_larger_than_the_context(context: Context, last_n: int
 
 @pytest.mark.parametrize("changes", [{"repeat_last_n": 0, "repeat_penalty": 2.0}, {}, {"samplers": ("temperature",)}])
 def test_penalties_that_do_nothing_are_none(changes: dict[str, Any]) -> None:
-    assert penalties_of(SamplingParams(**changes), n_ctx=256, n_vocab=10, said=SAID) is None
+    assert penalties_of(SamplingParams(**changes), n_ctx=256, n_vocab=10, history=SAID) is None
 
 
 def test_a_rewind_takes_the_penalty_back_and_draws_anew(context: Context) -> None:

@@ -116,19 +116,19 @@ class Penalties:
     c * `frequency` + `presence`; llama.cpp's rule.
     """
 
-    def __init__(self, params: SamplingParams, last_n: int, n_vocab: int, said: Sequence[int]) -> None:
+    def __init__(self, params: SamplingParams, last_n: int, n_vocab: int, history: Sequence[int]) -> None:
         self._repeat = params.repeat_penalty
         self._frequency = params.frequency_penalty
         self._presence = params.presence_penalty
         self._window: deque[int] = deque(maxlen=last_n)
         self._counts = np.zeros(n_vocab, np.int32)
-        self.restart(said)
+        self.restart(history)
 
-    def restart(self, said: Sequence[int]) -> None:
-        """Forget everything but `said`."""
+    def restart(self, history: Sequence[int]) -> None:
+        """Forget everything but `history`."""
         self._window.clear()
         self._counts[:] = 0
-        recent = said[-(self._window.maxlen or 0) :]
+        recent = history[-(self._window.maxlen or 0) :]
         self._window.extend(recent)
         np.add.at(self._counts, np.asarray(recent, np.int64), 1)
 
@@ -149,13 +149,13 @@ class Penalties:
         row[seen] = before
 
 
-def penalties_of(params: SamplingParams, *, n_ctx: int, n_vocab: int, said: Sequence[int]) -> Penalties | None:
+def penalties_of(params: SamplingParams, *, n_ctx: int, n_vocab: int, history: Sequence[int]) -> Penalties | None:
     """The penalties that these parameters ask for, or None when they do nothing. `n_ctx` is a slot's, in tokens."""
     last_n = n_ctx if params.repeat_last_n < 0 else min(params.repeat_last_n, n_ctx)
     neutral = params.repeat_penalty == 1 and params.frequency_penalty == 0 and params.presence_penalty == 0
     if last_n == 0 or neutral or "penalties" not in params.samplers:
         return None
-    return Penalties(params, last_n, n_vocab, said)
+    return Penalties(params, last_n, n_vocab, history)
 
 
 def active_samplers(params: SamplingParams) -> list[str]:
@@ -211,12 +211,12 @@ class VectorSampler:
             self._penalties.accept(token)
         self._n_chosen += 1
 
-    def rewind(self, n: int, said: Sequence[int]) -> None:
+    def rewind(self, n: int, history: Sequence[int]) -> None:
         self._n_chosen -= n
         self._tries = {at: tries for at, tries in self._tries.items() if at <= self._n_chosen}
         self._tries[self._n_chosen] = self._tries.get(self._n_chosen, 0) + 1
         if self._penalties is not None:
-            self._penalties.restart(said)
+            self._penalties.restart(history)
 
     def keep(self, n: int) -> None:
         """All that a rewind needs is counted anyway."""

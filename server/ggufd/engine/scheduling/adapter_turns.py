@@ -1,7 +1,6 @@
-"""Whose step it is, where running sequences want different LoRA adapters: a context has one set of them at a time.
+"""Turns between running sequences with different LoRA adapters: a context has one set of adapters at a time.
 
-The set that was served least recently is next; one that is new comes after those that wait already, so that nobody is
-kept from their turn by newcomers.
+The least recently served set is next; a new set comes after those that wait already, so that no set starves.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from ggufd.engine.sequence.sequence import SequenceState
 
 
 class AdapterTurns:
-    """Remembers when every set of adapters that somebody runs with was served last, in steps."""
+    """Least-recently-served order of the adapter sets of running sequences."""
 
     def __init__(self) -> None:
         self._time = 0
         self._served: dict[Scales, int] = {}
 
     def next(self, running: SequenceOf[SequenceState]) -> list[SequenceState]:
-        """Those of `running` whose adapters are put over the next step."""
+        """Sequences of `running` whose adapters are applied in the next step."""
         wanted = dict.fromkeys(sequence.request.adapters for sequence in running)
         if len(wanted) <= 1:
             self._served.clear()

@@ -1,10 +1,10 @@
-"""Which tokens of which running sequences go into the next batch.
+"""Batch scheduling with chunked prefill: which tokens of which running sequences the next batch computes.
 
-There is no prefill phase and no decode phase: each sequence's computed tokens catch up with its tokens. Every
-decoding sequence gets its one row; then prefill fills a token budget, the least served account first and oldest first
-within it, chosen so that the step stays under `max_gap_ms` while somebody decodes, or under `max_gap_steps` of their
-own steps where those are slow: a pause is felt beside the usual pace, and a newcomer waits for it many times. Prefill
-with nobody decoding goes in larger chunks, bounded in time too: the chunk is what a cancel or a newcomer waits for.
+There is no prefill phase and no decode phase: each sequence's computed tokens catch up with its tokens. Every decoding
+sequence gets its one row; then prefill fills a token budget, the least served account first and oldest first within it.
+The budget keeps the step under `max_gap_ms` while a sequence decodes, or under `max_gap_steps` of its own steps where
+those are slow: inter-token latency (ITL) is felt beside the usual pace, and a new request waits for many such steps.
+Prefill with no sequence decoding has larger chunks, bounded in time too: aborts and new requests wait for a chunk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ggufd.engine.sequence.sequence import SequenceState
 
 _MIN_CHUNK = 16
-"""Fewer tokens a step would make a prompt wait for ever behind running streams on a slow machine."""
+"""Least tokens of a prefill chunk: with fewer a prompt would starve behind decoding sequences on a slow machine."""
 
 _TILE = 64
 """Rows that the matrix and attention kernels compute at once."""
@@ -28,20 +28,20 @@ Measured behind 1,300 tokens, 2 threads: 40 rows 174 ms, 57 rows 250 ms, 64 rows
 """
 
 _ALONE_GAPS = 12
-"""How many times `max_gap_ms` a chunk may take when nobody decodes."""
+"""How many times `max_gap_ms` a chunk may take when no sequence decodes."""
 
 _BACKGROUND_GAPS = 3
-"""How many times `max_gap_ms` a tile may take that nobody waits for."""
+"""How many times `max_gap_ms` a tile may take in idle time."""
 
 _MANY_STREAMS = 4
-"""From so many decoding sequences on, a few tokens in a pass of their own take longer than beside the others."""
+"""From so many decoding sequences on, a few forced tokens take longer in a pass of their own than one a step."""
 
 _MAX_SINGLY = 16
 
 _SMOOTHING = 0.3
 
 _RECENT = 16
-"""Steps among which the quickest tells the streams' own pace: those that try fewer threads are slow."""
+"""Steps among which the quickest is the pace of decoding: those that try fewer threads are slow."""
 
 
 class Chunk(NamedTuple):
@@ -53,22 +53,22 @@ class Chunk(NamedTuple):
 
     @property
     def is_decode(self) -> bool:
-        """Whether it goes on from the token written last, and reads nothing."""
+        """Whether it only decodes: the last sampled token and its draft, no prefill."""
         return self.sequence.n_generated > 0 and self.n_tokens == 1 + len(self.sequence.draft)
 
     def without_draft(self) -> Chunk:
-        """The chunk of a sequence that gives up its draft."""
+        """The chunk without the draft, which its sequence gives up."""
         n_draft, self.sequence.draft = len(self.sequence.draft), ()
         return Chunk(self.sequence, self.n_tokens - n_draft, self.n_outputs - n_draft)
 
 
 def n_rows(plan: list[Chunk]) -> int:
-    """Rows that the plan computes."""
+    """Number of rows of a plan."""
     return sum(chunk.n_tokens for chunk in plan)
 
 
 def halves(plan: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
-    """The first half of the rows and the rest, at least one row each; a chunk that lies across is divided."""
+    """First half of the rows and the rest, at least one row each; a chunk that lies across is divided."""
     n_left = n_rows(plan) // 2
     first, second = [], []
     for chunk in plan:
@@ -85,7 +85,7 @@ def halves(plan: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
 
 
 class StepTime:
-    """What steps cost, measured: seconds of a step that only decodes, and seconds a token of prefill."""
+    """Measured cost of steps: seconds of a step that only decodes, and seconds a token of prefill."""
 
     def __init__(self) -> None:
         self.decode_s = 0.0
@@ -103,14 +103,14 @@ class StepTime:
 
     @property
     def pace_s(self) -> float:
-        """A step that only decodes, undisturbed: the quickest of the last ones."""
+        """Seconds of an undisturbed step that only decodes: the quickest of the last ones."""
         return min(self._decodes_s, default=0.0)
 
 
 class Scheduler:
-    """Makes the plan of one step. `n_batch` rows at most, `n_ubatch` computed at once, `n_outputs_max` with logits.
+    """Scheduler of batches of `n_batch` rows at most, `n_ubatch` computed at once, `n_outputs_max` with logits.
 
-    Beside streams a step takes `max_gap_ms` milliseconds at most, or as long as `max_gap_steps` of their own.
+    Beside decoding sequences a step takes at most `max_gap_ms` milliseconds, or `max_gap_steps` of their own steps.
     """
 
     def __init__(
@@ -131,11 +131,11 @@ class Scheduler:
         spent_s: float = 0.0,
         served: Callable[[SequenceState], float] = lambda _: 0.0,
     ) -> list[Chunk]:
-        """The chunks of the next batch, by ascending slot.
+        """Chunks of the next batch, by ascending slot.
 
-        `is_watched` says that somebody waits for a token, if not in this batch; `spent_s` seconds of the step have been
-        spent on other things. Whose account was `served` least reads its prompt first: a short one need not wait for
-        all of another's long one.
+        `is_watched` says that a sequence decodes, if not in this batch; `spent_s` seconds of the step have been spent
+        on other things. Prefill is first for the account that was `served` least: a short prompt need not wait for all
+        of a long one of another account.
         """
         plan, rest = [], []
         for sequence in running:
@@ -144,11 +144,11 @@ class Scheduler:
             else:
                 rest.append(sequence)
         if rest:
-            self._read(rest, plan, is_watched=is_watched, spent_s=spent_s, served=served)
+            self._prefill(rest, plan, is_watched=is_watched, spent_s=spent_s, served=served)
         plan.sort(key=_slot_of)
         return plan
 
-    def _read(
+    def _prefill(
         self,
         rest: list[SequenceState],
         plan: list[Chunk],
@@ -157,7 +157,7 @@ class Scheduler:
         spent_s: float,
         served: Callable[[SequenceState], float],
     ) -> None:
-        """Add what is computed of those with more than a token to compute to the `plan` of those that decode."""
+        """Add chunks of the sequences with more than one uncomputed token to the `plan` of those that decode."""
         n_decoding = len(plan)
         single = [sequence for sequence in rest if _goes_singly(sequence, n_decoding)]
         plan += [Chunk(sequence, 1, 0) for sequence in single]
@@ -166,7 +166,7 @@ class Scheduler:
         n_outputs_left = self._n_outputs_max - n_decode
 
         def turn(one: SequenceState) -> tuple[float, ...]:
-            # What a grammar forced is no prompt: its sequence is writing, and goes first.
+            # Tokens that a grammar forced are no prompt: the sequence is decoding, and goes first.
             return (one.n_generated == 0, served(one), one.request.priority, one.admit_s, one.index)
 
         readers = sorted((one for one in rest if one not in single), key=turn)
@@ -177,15 +177,15 @@ class Scheduler:
 
     @property
     def max_gap_s(self) -> float:
-        """How long a step may take beside streams, in seconds, where their own steps are quick."""
+        """Seconds that a step may take beside decoding sequences, where their own steps are quick."""
         return self._max_gap_s
 
-    def pause_left_s(self, step_s: float, is_writing: bool) -> float | None:
-        """Seconds that other work may take after a step of `step_s`; None when nobody waits for the next one."""
-        return max(0.0, self._max_gap_s - step_s) if is_writing else None
+    def pause_left_s(self, step_s: float, is_decoding: bool) -> float | None:
+        """Seconds that other work may take after a step of `step_s`; None when no sequence waits for the next one."""
+        return max(0.0, self._max_gap_s - step_s) if is_decoding else None
 
     def token_budget(self, *, n_decode: int, is_watched: bool = False, spent_s: float = 0.0) -> int:
-        """Tokens of prefill that the next step may compute beside `n_decode` rows; `spent_s` of its time is over."""
+        """Token budget of prefill beside `n_decode` rows, in a step of which `spent_s` is over."""
         is_alone = n_decode == 0 and not is_watched
         room = self._n_batch - n_decode
         per_token = self.step_time.prefill_s_per_token
@@ -203,10 +203,10 @@ class Scheduler:
         return min(room, self._n_ubatch, max(_MIN_CHUNK, affordable))
 
     def background_budget(self) -> int:
-        """Tokens of prefill that a step may compute which a newcomer might have to wait for.
+        """Token budget of prefill in idle time, for which a new request might have to wait.
 
         A whole tile where that is not much longer: on a slow machine fewer rows would take nearly as long, and half of
-        the time in between turns would go to waste.
+        the idle time would be wasted.
         """
         per_token = self.step_time.prefill_s_per_token
         if per_token == 0:
@@ -216,10 +216,10 @@ class Scheduler:
 
 
 def _goes_singly(sequence: SequenceState, n_decode: int) -> bool:
-    """Whether tokens that a grammar forced are computed one a step, beside `n_decode` others.
+    """Whether tokens that a grammar forced are computed one a step, beside `n_decode` other rows.
 
-    Rows of unequal counts are computed apart, in one more pass over the weights. Few streams gain by that; many are
-    computed better together, where a token that is not sampled costs less than others do.
+    Sequences of unequal row counts are computed apart, in one more pass over the weights. Few sequences gain by that;
+    many are computed better together, where a token that is not sampled costs less than others do.
     """
     most = _MAX_SINGLY if n_decode >= _MANY_STREAMS else 1 + n_decode // 2
     return sequence.n_generated > 0 and 1 < sequence.n_uncomputed <= most
@@ -230,13 +230,13 @@ def _slot_of(chunk: Chunk) -> int:
 
 
 def _decode_chunk(sequence: SequenceState) -> Chunk:
-    """The token generated last, and what may come after it: each is sampled from a row of its own."""
+    """Chunk of the last sampled token and its draft, each with a row of logits of its own."""
     n_tokens = 1 + len(sequence.draft)
     return Chunk(sequence, n_tokens, n_tokens)
 
 
 def _prefill_chunk(sequence: SequenceState, budget: int, n_outputs_left: int) -> Chunk:
-    """Logits are wanted of the last token only, or of every token when the prompt's own log-probabilities are."""
+    """Chunk of prefill: logits of the last token only, or of all where the prompt's log-probabilities are wanted."""
     n_tokens = min(sequence.n_uncomputed, budget)
     if sequence.marks:
         n_tokens = min(n_tokens, sequence.marks[0] - sequence.n_past)
@@ -250,7 +250,7 @@ def _prefill_chunk(sequence: SequenceState, budget: int, n_outputs_left: int) ->
 
 
 def _shared_out(budget: int, n_outputs_left: int, readers: Iterable[SequenceState]) -> Iterator[Chunk]:
-    """The chunks of those who read, each as long as the budget allows; only the first may be a crumb of its prompt."""
+    """Prefill chunks, each as long as the budget allows; only the first may be shorter than the least chunk."""
     has_begun = False
     for sequence in readers:
         if budget <= 0 or (has_begun and budget < min(sequence.n_uncomputed, _MIN_CHUNK)):

@@ -1,4 +1,4 @@
-"""How many compute threads a step gets: the number that has been fastest for as many rows, measured while serving.
+"""Number of compute threads of a step: the one measured as fastest for as many rows, while serving.
 
 Compute threads wait for each other by spinning. One more helps until somebody else wants its core (the HTTP side, a
 client on the same machine, another program); then every step waits for the slowest. Which number is best depends on
@@ -16,24 +16,24 @@ from typing import NamedTuple
 
 _ROUNDS = 3
 _TRY_STEPS = 4
-"""A trial takes the numbers in turn, as the load changes meanwhile; the first step of a turn pays for the change."""
+"""Turns of a trial, as the load changes meanwhile, and steps of a turn; the first pays for the change."""
 
 _HOPELESS = 1.25
-"""A number whose best step took this many times the usual one of the fastest is tried no more: trying costs."""
+"""A number is tried no more when its best step took this many times the typical one of the fastest."""
 
 _KEEP_STEPS = 500
 _MAX_KEEP_STEPS = 4000
-"""Steps after a trial that use its winner: twice as many each time that the same one wins."""
+"""Steps that use the winner of a trial: twice as many each time that the same one wins."""
 
 _SHALLOW = 256
-"""Depths up to here are as one, then each doubling is told apart."""
+"""Depths up to here are one class, then each doubling is."""
 
 _CLEARLY = 0.95
-"""Fewer threads must be this much faster: in a doubt all are used."""
+"""Fewer threads must take at most this share of the time: in doubt all are used."""
 
 
 class _Choice(NamedTuple):
-    """The threads of one step, and whether its time counts in the trial."""
+    """Threads of one step, and whether its time counts in the trial."""
 
     n_threads: int
     counts: bool
@@ -41,14 +41,14 @@ class _Choice(NamedTuple):
 
 @dataclass(slots=True)
 class _Trial:
-    """What steps of as many rows at about the same depth have taken, by number of threads."""
+    """Times of steps of as many rows at about the same depth, by number of threads."""
 
     plan: Iterator[_Choice]
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
 
 class ThreadTuner:
-    """Chooses among `n_threads` (all that may be used), one less, and half of them."""
+    """Choice among `n_threads` (all that may be used), one less, and half of them."""
 
     def __init__(self, n_threads: int) -> None:
         self._candidates = sorted({n_threads, max(1, n_threads - 1), max(1, n_threads // 2)}, reverse=True)
@@ -56,9 +56,9 @@ class ThreadTuner:
         self._last: tuple[_Trial, _Choice] | None = None
 
     def choose(self, n_rows: int, *, depth: int, is_prefill: bool) -> int | None:
-        """Threads for a step of `n_rows` decoding rows, the deepest after `depth` tokens: there is more to share then.
+        """Threads for a step of `n_rows` decoding rows, the deepest after `depth` tokens; None is as configured.
 
-        None is as configured: for prefill, which waits little.
+        Prefill is as configured: its threads wait little for each other.
         """
         self._last = None
         if is_prefill or len(self._candidates) == 1:
@@ -73,7 +73,7 @@ class ThreadTuner:
         return choice.n_threads
 
     def record(self, seconds: float) -> None:
-        """The step that was chosen for last took `seconds`, from its beginning to that of the next."""
+        """Record the seconds of the step that was chosen for last, from its beginning to that of the next."""
         if self._last is not None:
             trial, choice = self._last
             if choice.counts:
@@ -81,7 +81,7 @@ class ThreadTuner:
             self._last = None
 
     def _plan(self, trial: _Trial) -> Iterator[_Choice]:
-        """Try every number, then use the fastest for a long while, and so on."""
+        """Choices of all steps: a trial of every number, then the fastest for a long while, and so on."""
         best, n_keep = 0, _KEEP_STEPS
         while True:
             yield from self._tries(trial)
@@ -90,7 +90,7 @@ class ThreadTuner:
             yield from [_Choice(best, counts=False)] * n_keep
 
     def _tries(self, trial: _Trial) -> Iterator[_Choice]:
-        """Rounds of the numbers that may yet win, as long as there are two."""
+        """Choices of a trial: rounds of the numbers that may yet win, as long as there are two."""
         trial.seconds.clear()
         hopeful = self._candidates
         for _ in range(_ROUNDS):

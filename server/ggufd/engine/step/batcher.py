@@ -1,7 +1,7 @@
-"""One batch: a plan becomes rows, llama.cpp computes them, and the logits come back beside their chunks.
+"""Batches: a plan becomes rows, llama.cpp computes them, and the logits come back beside their chunks.
 
-Learns meanwhile what batches cost: for the scheduler's budget, for guesses, for the number of threads. Knows no tokens
-but those that the plan names, and samples nothing.
+Measures what batches cost: for the scheduler's token budget, for drafts, for the number of threads. Knows no tokens but
+those of the plan, and samples nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ggufd.engine.telemetry.trace import StepTrace
 
 
 class Computed(NamedTuple):
-    """A chunk that is in the cache now, and the logits that it asked for; `last_row` is its last row in the batch."""
+    """Computed chunk with the logits that it asked for; `last_row` is its last row in the batch."""
 
     chunk: Chunk
     rows: Rows
@@ -29,10 +29,10 @@ class Computed(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What is learned from the time of each batch."""
+    """Estimates that learn from the time of each batch."""
 
     step_time: StepTime
-    guesses: StepCosts
+    drafts: StepCosts
     threads: ThreadTuner
 
 
@@ -58,7 +58,7 @@ class Batcher:
         self._clock = clock
 
     def compute(self, plan: list[Chunk], *, depth: int) -> list[Computed]:
-        """Compute one batch; the deepest of all running sequences has `depth` tokens.
+        """Compute one batch; `depth` is the number of tokens in the deepest slot.
 
         Raises `NoRoomError` and `EngineFailure`; then half of it may be in the cache.
         """
@@ -100,7 +100,7 @@ class Batcher:
         return places
 
     def _begin_masks(self, plan: list[Chunk]) -> None:
-        """The masks that will be needed after this decode are computed beside it."""
+        """Start computing the grammar masks that are needed after this decode."""
         constraints = [
             chunk.sequence.constraint
             for chunk in plan
@@ -111,21 +111,21 @@ class Batcher:
             self._grammars.begin_masks(constraints)
 
     def _set_threads(self, n_decode: int, n_prefill: int, depth: int) -> None:
-        """Learn from the step before, unless there was nothing to do in between, and choose for this one."""
+        """Record the last step, unless the engine was idle in between, and choose the threads of this one."""
         self._counters.begin(self._clock())
         if self._counters.step_gap_s < self._counters.step_s:
             self._costs.threads.record(self._counters.step_s + self._counters.step_gap_s)
         self._decoder.set_threads(self._costs.threads.choose(n_decode, depth=depth, is_prefill=n_prefill > 0))
 
     def _note_time(self, seconds: float, n_decode: int, n_prefill: int, *, n_sequences: int) -> None:
-        """A step of one sequence alone tells what a guess costs; one with a guess is no measure for anything else."""
+        """Record a step of one sequence as the cost of its draft, and one without drafts as the pace of decoding."""
         if n_sequences == 1 and n_prefill == 0:
-            self._costs.guesses.record(n_decode, seconds)
+            self._costs.drafts.record(n_decode, seconds)
         if n_decode <= n_sequences:
             self._costs.step_time.record(seconds, n_decode, n_prefill)
 
     def _note_batch(self, plan: list[Chunk], seconds: float, n_decode: int, n_prefill: int) -> None:
-        """A step that had to try again has several batches."""
+        """Add a batch to the trace of the step, which has several where one was retried."""
         self._trace.decode_s += seconds
         self._trace.n_sequences += len(plan)
         self._trace.n_decode += n_decode
@@ -135,6 +135,6 @@ class Batcher:
 
 
 def _is_last(chunk: Chunk) -> bool:
-    """Whether nothing of the sequence is uncomputed after it."""
+    """Whether the chunk is the last uncomputed one of its sequence."""
     n_draft = len(chunk.sequence.draft)
     return chunk.sequence.n_past + chunk.n_tokens - n_draft == len(chunk.sequence.tokens)

@@ -1,4 +1,4 @@
-"""What one step has to say, in order, until it is taken."""
+"""Event buffer of one step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ggufd.engine.step.token_step import StepOutput
 
 
 class EventBuffer:
-    """Events on their way out. An output of a sequence joins one that was said just before: one a step."""
+    """Events in order, until they are taken. Outputs of a sequence that follow each other are joined: one a step."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -20,24 +20,24 @@ class EventBuffer:
         return bool(self._events)
 
     def take(self) -> list[Event]:
-        """All of it; nothing is left."""
+        """All events; the buffer is empty then."""
         events, self._events = self._events, []
         return events
 
     def put(self, *events: Event) -> None:
         self._events += events
 
-    def put_text(self, sequence: SequenceState, said: StepOutput, finish: Finish | None = None) -> None:
-        """What a sequence said; the tokens of a guess that came true go together."""
-        output = _output(sequence, said, finish)
+    def put_text(self, sequence: SequenceState, output: StepOutput, finish: Finish | None = None) -> None:
+        """Add a step output; the accepted tokens of a draft go together."""
+        event = _event(sequence, output, finish)
         last = self._events[-1] if self._events else None
-        if isinstance(last, Output) and (last.request_id, last.index) == (output.request_id, output.index):
-            self._events[-1] = _joined(last, output)
+        if isinstance(last, Output) and (last.request_id, last.index) == (event.request_id, event.index):
+            self._events[-1] = _joined(last, event)
         else:
-            self._events.append(output)
+            self._events.append(event)
 
     def put_progress(self, sequence: SequenceState, now_s: float) -> None:
-        """How far its prefill is, if that is wanted."""
+        """Add the progress of a prefill, if the request asks for it."""
         if sequence.request.return_progress:
             self.put(
                 Progress(
@@ -51,11 +51,11 @@ class EventBuffer:
             )
 
 
-def _output(sequence: SequenceState, said: StepOutput, finish: Finish | None) -> Output:
-    tokens = tuple([item.token for item in said.items])
-    logprobs = () if sequence.logprobs is None else tuple([item.logprob for item in said.items if item.logprob])
-    parts = tuple(said.parts) if len(said.parts) > 1 else ()
-    return Output(sequence.request.request_id, sequence.index, said.text, tokens, logprobs, finish, parts)
+def _event(sequence: SequenceState, output: StepOutput, finish: Finish | None) -> Output:
+    tokens = tuple([item.token for item in output.items])
+    logprobs = () if sequence.logprobs is None else tuple([item.logprob for item in output.items if item.logprob])
+    parts = tuple(output.parts) if len(output.parts) > 1 else ()
+    return Output(sequence.request.request_id, sequence.index, output.text, tokens, logprobs, finish, parts)
 
 
 def _joined(first: Output, second: Output) -> Output:

@@ -1,7 +1,7 @@
-"""One sequence's next token: drawn from its row, held to its rules, turned into text that may be sent.
+"""Next token of one sequence: sampled from its row under grammar, bans and budgets, and detokenized.
 
-What a grammar leaves no choice about is taken at once; what completes a banned phrase is taken back. Knows no batch and
-nobody else's sequence; the engine sends what is said here, and ends what is said to be over.
+Tokens that a grammar forces are taken at once; what completes a banned phrase is taken back. Knows no batch and no
+other sequence; `OutputProcessor` sends the output and ends the sequence.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ggufd.engine.telemetry.trace import StepTrace
 from ggufd.errors import InvalidRequest
 
 _MAX_DRAWS = 16
-"""From one row of logits, where one token after the other completes a banned phrase; others wait meanwhile."""
+"""Most draws from one row, where one token after the other completes a banned phrase: the batch waits meanwhile."""
 
 # llama.cpp takes 2**32 - 1 for "draw a seed".
 _SEEDS = 2**32 - 1
@@ -42,10 +42,10 @@ _SEEDS = 2**32 - 1
 
 @dataclass(slots=True)
 class StepOutput:
-    """Text that may be sent now, with the tokens it completes; a `reason` says that nothing more will come.
+    """Output of one step and sequence: text that may be sent, and the tokens that it completes.
 
-    `end` is the token that ended it, where log-probabilities are wanted: it has no text. `parts` are how many
-    characters and tokens were added at a time.
+    A `reason` ends the sequence; `end` is the token that ended it, where log-probabilities are wanted: it has no text.
+    `parts` are how many characters and tokens were added at a time.
     """
 
     text: str = ""
@@ -55,7 +55,7 @@ class StepOutput:
     parts: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, delta: Delta[OutputToken]) -> None:
-        """More of the text."""
+        """Add text of one more token."""
         if delta.text or delta.items:
             self.text += delta.text
             self.items += delta.items
@@ -63,7 +63,7 @@ class StepOutput:
 
 
 class TokenStep:
-    """Chooses tokens for the sequences of one engine. `charge` is told of each; times come from `clock`, in seconds."""
+    """Samples the tokens of one engine's sequences. Each goes to `charge`; times come from `clock`, in seconds."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class TokenStep:
         self._clock = clock
 
     def begin(self, sequence: SequenceState) -> None:
-        """A sequence was admitted: get ready to choose its tokens."""
+        """Make the sampler of a sequence that was admitted."""
         sequence.sampler = self._new_sampler(sequence)
 
     def _new_sampler(self, sequence: SequenceState) -> Sampler:
@@ -99,15 +99,15 @@ class TokenStep:
             eog=self._vocabulary.eog_tokens,
             min_tokens=request.min_tokens,
         )
-        said = request.prompt
+        history = request.prompt
         if not is_vectorisable(params):
             can_rewind = sequence.guard is not None or sequence.constraint is not None
-            return self._decoder.new_chain(params, seed, said, can_rewind=can_rewind)
-        penalties = penalties_of(params, n_ctx=self._decoder.n_ctx, n_vocab=self._decoder.n_vocab, said=said)
+            return self._decoder.new_chain(params, seed, history, can_rewind=can_rewind)
+        penalties = penalties_of(params, n_ctx=self._decoder.n_ctx, n_vocab=self._decoder.n_vocab, history=history)
         return VectorSampler(params, seed, penalties)
 
     def note_prompt(self, sequence: SequenceState, rows: Rows) -> None:
-        """The log-probabilities of the prompt's tokens that follow those of `rows`."""
+        """Add the log-probabilities of the prompt's tokens that follow those of `rows`."""
         logprobs = Logprobs(sequence.request.n_logprobs or 0)
         following = sequence.tokens[sequence.n_past + 1 : sequence.n_prompt]
         for row, token in zip(rows, following, strict=False):
@@ -115,10 +115,9 @@ class TokenStep:
             sequence.prompt_logprobs.append(logprobs.of(token, self._vocabulary))
 
     def sample(self, sequence: SequenceState, row: Row, batch_row: int) -> StepOutput:
-        """Choose the token that the logits in `row` are for. Raises InvalidRequest where none is left to choose, and
-        EngineFailure where they are no numbers.
+        """Sample a token from the logits in `row`, whose place in the last batch is `batch_row`.
 
-        `batch_row` is the row's place in the batch that was computed last.
+        Raises InvalidRequest where no token is left, and EngineFailure where the logits are no numbers.
         """
         if math.isnan(row[0]):
             # One NaN within the model makes every logit NaN, so there is no need to look at all of them.
@@ -128,15 +127,15 @@ class TokenStep:
             sequence.logprobs.note(row)
         sequence.bias.apply(row, sequence.n_generated)
         for _ in range(_MAX_DRAWS):
-            said = self._try(sequence, row, batch_row)
-            if said is not None:
-                return said
-        # Others wait: it goes on with the next step, for which the logits are computed once more.
+            output = self._try(sequence, row, batch_row)
+            if output is not None:
+                return output
+        # The batch waits: this sequence goes on with the next step, for which its logits are computed once more.
         self._cache.rewind(sequence)
         return StepOutput()
 
     def _try(self, sequence: SequenceState, row: Row, batch_row: int) -> StepOutput | None:
-        """Draw a token and take it; None where it alone was taken back at once, so that another may be drawn."""
+        """Draw a token and append it; None where it alone was taken back at once, so that another may be drawn."""
         is_ending = sequence.reasoning is not None and sequence.reasoning.is_ending
         start_s = self._clock()
         token = self._sample(sequence, row, batch_row)
@@ -148,27 +147,29 @@ class TokenStep:
             return StepOutput(reason=FinishReason.STOP, end=end)
         delta = self._append(sequence, token)
         if sequence.guard is not None and (n := self._n_back(sequence, sequence.guard)):
-            # The end of a limited part leaves nothing else in its row.
+            # A forced end of the reasoning leaves nothing else in its row.
             return self._go_back(sequence, sequence.guard, n, needs_row=n > 1 or is_ending)
-        said = StepOutput()
-        said.add(delta)
-        said.reason = self._finish_reason(sequence) or self._force(sequence, said)
-        return said
+        output = StepOutput()
+        output.add(delta)
+        output.reason = self._finish_reason(sequence) or self._force(sequence, output)
+        return output
 
     def _sample(self, sequence: SequenceState, row: Row, batch_row: int) -> int | None:
-        """The next token; None when every token is banned here."""
+        """Draw the next token; None when every token is banned here."""
         if sequence.constraint is None:
             return self._draw(sequence, row, batch_row)
-        token = self._sample_held(sequence, sequence.constraint, row, batch_row)
+        token = self._sample_constrained(sequence, sequence.constraint, row, batch_row)
         if sequence.guard is None:
             assert sequence.sampler is not None
             sequence.sampler.keep(0)
         return token
 
-    def _sample_held(self, sequence: SequenceState, constraint: Constraint, row: Row, batch_row: int) -> int | None:
-        """The next token under a grammar: drawn and then looked at where it is free, else from what it allows.
+    def _sample_constrained(
+        self, sequence: SequenceState, constraint: Constraint, row: Row, batch_row: int
+    ) -> int | None:
+        """Draw the next token under a grammar: where that is free, draw and then check, else mask and then draw.
 
-        The end of a limited part is looked for in what is allowed, so it is never drawn freely.
+        A forced end of the reasoning needs the mask, so it is never drawn freely.
         """
         if constraint.is_free and not (sequence.reasoning is not None and sequence.reasoning.is_ending):
             token = self._draw(sequence, row, batch_row)
@@ -183,11 +184,11 @@ class TokenStep:
         return token
 
     def _fits(self, constraint: Constraint, token: int) -> bool:
-        """Whether the grammar allows `token`, which it then has taken; an end is not for it to take."""
+        """Whether the grammar allows `token`, which it then has accepted; an end token is not for it to accept."""
         return constraint.is_accepting if token in self._vocabulary.eog_tokens else constraint.take(token)
 
     def _draw(self, sequence: SequenceState, row: Row, batch_row: int, *, is_masked: bool = False) -> int | None:
-        """A token of those that bans and limits leave; None when there is none."""
+        """Draw of the tokens that bans and budgets leave; None when there is none."""
         assert sequence.sampler is not None
         if not self._restrict(sequence, row, is_masked=is_masked):
             return None
@@ -196,19 +197,19 @@ class TokenStep:
         return sequence.sampler.sample(row, batch_row)
 
     def _restrict(self, sequence: SequenceState, row: Row, *, is_masked: bool) -> bool:
-        """Apply bans and limits to the row, which a grammar `is_masked`; False when no token is left."""
+        """Apply bans and budgets to the row; False when no token is left. `is_masked` by a grammar already."""
         assert sequence.bias is not None
         if sequence.guard is not None:
             sequence.guard.apply(row, sequence.n_generated)
         if sequence.reasoning is not None:
             sequence.reasoning.apply(row)
         if sequence.guard is None and not (is_masked and sequence.bias.is_banning):
-            # A grammar alone always leaves something, biases alone do too, and looking costs as much as masking.
+            # A grammar alone always leaves a token, biases alone do too, and looking costs as much as masking.
             return True
         return bool(np.isfinite(row.max()))
 
     def _append(self, sequence: SequenceState, token: int) -> Delta[OutputToken]:
-        """Take a token; what of the text may be sent now."""
+        """Append a token; returns the text that may be sent now."""
         sequence.tokens.append(token)
         self._counters.note_token(sequence)
         self._charge(sequence)
@@ -224,12 +225,12 @@ class TokenStep:
         return delta
 
     def _n_kept(self, sequence: SequenceState) -> int:
-        """How many characters are held back for the case that a grammar leads to a banned phrase only."""
+        """Characters held back for the case that a grammar leads only to a banned phrase."""
         constraint = sequence.constraint
         return 0 if sequence.guard is None or constraint is None or constraint.is_free else GRAMMAR_WINDOW
 
-    def _force(self, sequence: SequenceState, said: StepOutput) -> FinishReason | None:
-        """Take the tokens about which the grammar leaves no choice: they are computed together, as a prompt is.
+    def _force(self, sequence: SequenceState, output: StepOutput) -> FinishReason | None:
+        """Append the tokens that the grammar forces: they are computed together, as a prompt is.
 
         Not where each token's own row is needed, for its log-probabilities or to go back to.
         """
@@ -246,7 +247,7 @@ class TokenStep:
                 break
             sequence.sampler.accept(token)
             sequence.constraint.accept(token)
-            said.add(self._append(sequence, token))
+            output.add(self._append(sequence, token))
             reason = self._finish_reason(sequence)
             if reason is not None:
                 return reason
@@ -267,7 +268,7 @@ class TokenStep:
     # --- banned phrases ---------------------------------------------------------------------------------------------
 
     def _n_back(self, sequence: SequenceState, guard: BanGuard) -> int:
-        """How many tokens must be taken back, since the last one completed a banned phrase. See `BanGuard`."""
+        """Number of tokens to take back where the last one completed a banned phrase. See `BanGuard`."""
         assert sequence.sampler is not None
         detokenizer = sequence.detokenizer
         if detokenizer.n_banned == 0:
@@ -287,12 +288,12 @@ class TokenStep:
         return StepOutput() if needs_row else None
 
     def _held(self, sequence: SequenceState) -> bytes:
-        """The bytes of the tokens that can still be taken back."""
+        """Bytes of the tokens that can still be taken back."""
         held = sequence.tokens[len(sequence.tokens) - sequence.detokenizer.n_pending :]
         return b"".join(self._vocabulary.piece(token, special=True) for token in held)
 
     def _widen_or_end(self, sequence: SequenceState) -> StepOutput:
-        """Every token is banned here: the search goes further back, or, where all before was sent, this is the end."""
+        """Search further back where every token is banned here; the end, where all before was sent."""
         guard = sequence.guard
         if guard is None or guard.is_lost:
             return self._end_lost(sequence)
@@ -308,9 +309,9 @@ class TokenStep:
         return StepOutput()
 
     def _end_lost(self, sequence: SequenceState) -> StepOutput:
-        """There is no way on."""
+        """End of a sequence that has no allowed token."""
         if sequence.constraint is not None and not sequence.constraint.is_accepting:
-            # Half of what was asked for must not look like the whole.
+            # An incomplete document must not look like a complete one.
             raise InvalidRequest("no token is left that the constraint, the biases and the bans all allow")
         return StepOutput(reason=FinishReason.STOP)
 

@@ -1,4 +1,4 @@
-"""What the engine counts while it works: sums, and how values spread. Cheap enough for every step and every token."""
+"""Counters and histograms of the engine, cheap enough for every step and every token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
 class Histogram:
-    """How many values were at most each of `bounds`, ascending, and how many were above."""
+    """Histogram: how many values were at most each of `bounds`, ascending, and how many were above."""
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
@@ -29,7 +29,7 @@ class Histogram:
 
 
 class Counters:
-    """What was done since the start; `step_s` and `step_gap_s` are of the last step, in seconds."""
+    """Totals since the start; `step_s` and `step_gap_s` are of the last step, in seconds."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -53,7 +53,7 @@ class Counters:
         self._has_rested = True
 
     def begin(self, now_s: float) -> None:
-        """A batch is about to be computed."""
+        """Count the gap before a batch that is computed now."""
         if self._ended_s is not None:
             self.step_gap_s = now_s - self._ended_s
             if not self._has_rested:
@@ -61,12 +61,12 @@ class Counters:
         self._has_rested = False
 
     def leave_out(self, seconds: float) -> None:
-        """What was done meanwhile is no part of the gap between two steps."""
+        """Take seconds of other work out of the gap between two steps."""
         if self._ended_s is not None:
             self._ended_s += seconds
 
     def end(self, now_s: float, seconds: float, *, n_rows: int, n_sequences: int) -> None:
-        """A batch of `n_rows` was computed."""
+        """Count a batch of `n_rows`."""
         self._ended_s = now_s
         self.step_s = seconds
         self.steps += 1
@@ -76,11 +76,11 @@ class Counters:
         self.batches.observe(n_rows)
 
     def rest(self) -> None:
-        """Nothing runs: the time until the next step is nobody's gap."""
+        """Leave the time until the next step out of the gaps: nothing runs."""
         self._has_rested = True
 
     def note_token(self, sequence: SequenceState) -> None:
-        """A token was sampled; tokens of one step come at one time."""
+        """Count a sampled token and its inter-token latency (ITL); tokens of one step come at one time."""
         self.generated_tokens += 1
         now_s = self._ended_s or 0.0
         if sequence.last_token_s:
@@ -88,7 +88,7 @@ class Counters:
         sequence.last_token_s = now_s
 
     def note_end(self, sequence: SequenceState) -> None:
-        """A sequence has ended."""
+        """Count a sequence that has ended."""
         self.longest = max(self.longest, len(sequence.tokens))
         self.drafted_tokens += sequence.n_drafted
         self.accepted_tokens += sequence.n_accepted

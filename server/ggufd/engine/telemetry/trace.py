@@ -1,6 +1,6 @@
-"""Where the time of the last steps went: for `GET /debug/steps`, and for whoever makes the next one faster.
+"""Trace of the last steps, by phase: for `GET /debug/steps`.
 
-A lap costs two looks at the clock, a tenth of a microsecond: cheap enough to be always on.
+A phase costs two readings of the clock, a tenth of a microsecond: cheap enough to be always on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MAX_STEPS = 2048
 
 
 class StepTrace:
-    """The last `max_steps` steps; times in seconds of `clock`. Of the step under way the sums are added to directly."""
+    """The last `max_steps` steps; times in seconds of `clock`. The attributes are sums of the step under way."""
 
     def __init__(self, clock: Callable[[], float], max_steps: int = _MAX_STEPS) -> None:
         self._clock = clock
@@ -29,26 +29,26 @@ class StepTrace:
         return tuple(self._records)
 
     def begin(self) -> None:
-        """A step begins."""
+        """Begin a step."""
         self._keep()
         self._start_s = self._planned_s = self._clock()
         self.draft_s = self.decode_s = self.sample_s = self.detokenize_s = 0.0
         self.n_sequences = self.n_decode = self.n_prefill = self.n_draft = 0
 
     def sent(self, seconds: float) -> None:
-        """What the last step said is on its way to the API process."""
+        """Note the time that sending the events of the last step took."""
         self._send_s = seconds
 
     def planned(self) -> None:
-        """It is settled what this step computes."""
+        """End of the planning phase."""
         self._planned_s = self._clock()
 
     def end(self) -> None:
-        """The step is over, and computed something."""
+        """End of a step that computed something."""
         self._ended_s = self._clock()
 
     def _keep(self) -> None:
-        """Make a record of the step that ended, now that it is known what sending took."""
+        """Make a record of the step that ended, now that the time of sending is known."""
         if self._ended_s is None:
             return
         self._records.append(
