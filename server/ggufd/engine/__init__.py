@@ -1,1 +1,1 @@
-"""The engine: `Engine.step` and what it is made of. Synchronous; knows no HTTP and no JSON."""
+"""Engine with continuous batching: `Engine.step`, its assembly and its process. Synchronous; knows no HTTP, no JSON."""

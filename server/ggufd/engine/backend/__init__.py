@@ -1,1 +1,1 @@
-"""Interfaces of what computes: decoder, vocabulary, constraint, sampler; and token sequences."""
+"""Interfaces of the backend: contexts, vocabulary, samplers, grammars; and comparison of token sequences."""

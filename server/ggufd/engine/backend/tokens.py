@@ -1,4 +1,4 @@
-"""Comparing arrays of token ids, without copying them."""
+"""Comparison of arrays of token ids, without copies."""
 
 from __future__ import annotations
 

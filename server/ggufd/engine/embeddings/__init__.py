@@ -1,1 +1,1 @@
-"""Embedding and reranking requests, computed between the steps of those who generate."""
+"""Embedding and reranking requests, computed between the steps of decoding sequences."""

@@ -1,8 +1,7 @@
 """Batches of embedding inputs on one context: chunks of long inputs, short ones packed together, rows pooled.
 
 A batch takes about as many seconds as it is given. A context has one set of LoRA adapters at a time: inputs under other
-ones begin when those under way are done. Knows no accounts and no waiting requests: what comes next is asked of a
-`InputSource`.
+ones begin when those under way are done. Knows no accounts and no waiting requests: next inputs are an `InputSource`'s.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from ggufd.llama.params import Pooling
 
 _MIN_CHUNK = 16
 _FIRST_BATCH = 64
-"""Tokens of the first batch, whose time tells what a token takes."""
+"""Tokens of the first batch, by which the time of a token is measured."""
 
 _MAX_PACKED = 512
-"""Tokens of short inputs that are computed together when there is time."""
+"""Most tokens of short inputs that are computed together."""
 
 _MAX_BATCH_S = 1.2
-"""Seconds that a batch may take when nobody waits for its end: who comes meanwhile waits as long."""
+"""Seconds that a batch may take when no sequence decodes: a new request waits as long."""
 
 _SMOOTHING = 0.3
 
 
 class BatchFailed(Exception):
-    """A decode failed: nothing of the batch can be trusted. `owners` had inputs in it."""
+    """Failed decode: nothing of the batch can be trusted. `owners` had inputs in it."""
 
     def __init__(self, owners: set[InputList], error: Exception) -> None:
         super().__init__(f"computing a batch failed: {error}" if str(error) else "the context has no room")
@@ -69,7 +68,7 @@ class EmbeddingBatcher:
         self._pooling = pooling
 
     def compute(self, source: InputSource, pause_s: float | None) -> list[ActiveInput]:
-        """Compute one batch, of about `pause_s` seconds where somebody waits for its end; returns the finished inputs.
+        """Compute one batch, of about `pause_s` seconds where a sequence decodes; returns the finished inputs.
 
         They stay active until `release`. Raises `BatchFailed`.
         """
@@ -111,7 +110,7 @@ class EmbeddingBatcher:
         batch.clear()
         chunks = [self._add(one, budget) for one in self.active if batch.n_rows < budget]
         owner = source.next_owner(None)
-        # Who is next but under other adapters does not wait for more of these to begin.
+        # A next input under other adapters must not wait for more of these to begin.
         while owner is not None and self._shares_adapters(owner):
             if not self._has_room(len(owner.next_input), budget):
                 break

@@ -2,7 +2,7 @@
 
 Few requests are open at once and take turns, so that a list of a thousand inputs does not hold up a single one: the
 next input is of the account that was served least, in the same book that decoding sequences are charged in. Every
-account may have one request open. What a batch holds is in `embedding_batcher`, who waits in `waiting_list`.
+account may have one request open. Batches are made by `batcher`, the order of waiting requests by `waiting_list`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Embedder:
     def entries(self) -> Iterator[QueueEntry]:
         """Every request under way: those that are open, then those that wait, in the foreseen order.
 
-        A wait is until all inputs before it are computed, if nobody decodes meanwhile.
+        The wait is until all inputs before it are computed, if no sequence decodes meanwhile.
         """
         s_per_token = 0.0 if self._batcher is None else self._batcher.s_per_token
         now_s, n_before = self._clock(), 0
@@ -132,7 +132,7 @@ class Embedder:
     # --- the step ---------------------------------------------------------------------------------------------------
 
     def step(self, pause_s: float | None = None) -> list[Event]:
-        """Compute one batch, of about `pause_s` seconds where somebody waits for its end; returns what happened."""
+        """Compute one batch, of about `pause_s` seconds where a sequence waits for its end; returns what happened."""
         now_s = self._clock()
         for owner in self._queue.expired(now_s):
             self._fail(owner, waited_too_long(owner, now_s))

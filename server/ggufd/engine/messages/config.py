@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DiskPlace:
-    """Where computed prefixes are kept on disk, `max_bytes` of them; `fingerprint` names the model and its settings."""
+    """Disk cache of computed prefixes, at most `max_bytes`; `fingerprint` names the model and its settings."""
 
     folder: str
     max_bytes: int
@@ -22,13 +22,13 @@ class DiskPlace:
 
 @dataclass(frozen=True, slots=True)
 class EngineRules:
-    """How slots are given and what is kept of what they held.
+    """Rules of slots, caches and speculation.
 
     `n_cache_reuse` is the fewest tokens worth moving within a slot when a history was trimmed; 0 moves none.
     `shifts_context` lets an answer go on in a full slot, without the older half of what stands there.
     `cache_ram_bytes` of host RAM keep the computed tokens of chats that lost their slot; 0 keeps none.
     `disk` keeps those that left host RAM too; None keeps none.
-    `max_draft` is the most tokens that are guessed ahead from a sequence's own text; 0 guesses none.
+    `max_draft` is the most draft tokens of a step; 0 turns speculative decoding off.
     `pre_rolls` lets an idle engine compute what trimmed chats will begin with.
     `n_reserved` slots are kept for requests that have at most `short_tokens` to compute and to generate.
     `preempts` lets a running sequence wait in host RAM while one that has a better claim uses its slot.
@@ -47,7 +47,7 @@ class EngineRules:
 
 @dataclass(frozen=True, slots=True)
 class DraftConfig:
-    """A draft model that guesses; never a token to which it gives less probability than `p_min`.
+    """Draft model; it drafts no token to which it gives less probability than `p_min`.
 
     `shape` is what its header says, where that has been read.
     """
@@ -59,7 +59,7 @@ class DraftConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """All the engine needs to know. Times in seconds, `max_gap_ms` and `text_interval_ms` in milliseconds.
+    """Configuration of an engine. Times in seconds, `max_gap_ms` and `text_interval_ms` in milliseconds.
 
     `max_gap_ms` bounds the gap that prefill may put between two tokens of a running sequence; so do `max_gap_steps`
     steps that only decode, where they take longer. Text of steps that come quicker than `text_interval_ms` is sent

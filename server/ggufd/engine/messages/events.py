@@ -11,7 +11,7 @@ from ggufd.errors import GgufdError, TryLater
 
 
 class FinishReason(enum.Enum):
-    """Why a sequence ended: OpenAI's words, and two internal ones."""
+    """Reason of a sequence's end: OpenAI's names, and two internal ones."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -69,10 +69,10 @@ class CacheReport:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a sequence cost. Tokens; times in seconds. `cached_tokens` of the prompt were not computed again;
+    """Cost of a sequence. Tokens; times in seconds. `cached_tokens` of the prompt were not computed again;
     `moved_tokens` of those were moved from another place (`cache_reuse`), so the text may differ a little.
     `rewinds` counts banned phrases that were taken back. `cache` is there when it was asked for.
-    `accepted_tokens` of the completion were guessed before they were sampled, out of `drafted_tokens` guesses.
+    `accepted_tokens` of the completion were draft tokens, out of `drafted_tokens` (speculative decoding).
     `dropped_tokens` had to leave the slot before the end (`context_shift`).
     """
 
@@ -91,18 +91,18 @@ class Usage:
 
     @property
     def decoded_tokens(self) -> int:
-        """The tokens that `decode_s` was spent on: the first one came of the prompt."""
+        """Tokens that `decode_s` was spent on: the first one came with the prefill."""
         return max(0, self.completion_tokens - 1)
 
     @property
     def tokens_per_s(self) -> float:
-        """How fast the text was written; 0 when it is too short to tell."""
+        """Decoding rate; 0 when the text is too short to tell."""
         return self.decoded_tokens / self.decode_s if self.decode_s > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The end of a sequence. `stop` is the stop string that matched, if one did.
+    """End of a sequence. `stop` is the stop string that matched, if one did.
 
     `end` is the token that ended it, which is no part of the text, when log-probabilities are wanted.
     """
@@ -114,7 +114,7 @@ class Finish:
 
 
 class Turn(NamedTuple):
-    """A waiting request's place, 1 is the next, and seconds until it has a slot, as far as measured rates can tell."""
+    """Place of a waiting request, 1 is the next, and the expected seconds until it has a slot."""
 
     position: int
     wait_s: float
@@ -122,7 +122,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The request waits for its turn."""
+    """Notice that the request waits, and its place."""
 
     request_id: int
     turn: Turn
@@ -130,7 +130,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The request left the queue for a slot."""
+    """Admission of a sequence: it left the queue for a slot."""
 
     request_id: int
     index: int
@@ -139,7 +139,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Prefill so far, when asked for: tokens, and seconds since admission."""
+    """Progress of a prefill, when asked for: tokens, and seconds since admission."""
 
     request_id: int
     index: int
@@ -176,7 +176,7 @@ class Output:
     parts: tuple[tuple[int, int], ...] = ()
 
     def pieces(self) -> Iterator[tuple[str, int]]:
-        """The text as it came: in pieces, each with the number of tokens that it completes."""
+        """Pieces of the text as it came, each with the number of tokens that it completes."""
         end = 0
         for n_characters, n_tokens in self.parts or ((len(self.text), len(self.tokens)),):
             start, end = end, end + n_characters
@@ -189,7 +189,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """What an input became: little-endian floats of 32 bits, `width` of them for each vector.
+    """Embedding of one input: little-endian floats of 32 bits, `width` of them for each vector.
 
     One vector, or one for each token where nothing is pooled; of a reranker, its scores. `n_tokens` are the input's.
     """
@@ -203,7 +203,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The whole request ended in an error: see `errors.from_code`. `param` is the field at fault."""
+    """Failure of a whole request: see `errors.from_code`. `param` is the field at fault."""
 
     request_id: int
     code: str
@@ -213,7 +213,7 @@ class Failed:
 
     @classmethod
     def by(cls, request_id: int, error: GgufdError) -> Failed:
-        """Flattened, so that it crosses the boundary."""
+        """The error, flattened to cross the process boundary."""
         retry_after_s = error.retry_after_s if isinstance(error, TryLater) else None
         return cls(request_id, error.code, error.message, error.param, retry_after_s)
 

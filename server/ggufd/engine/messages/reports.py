@@ -27,14 +27,14 @@ class LogLine:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that the person who runs the server should know, in one line."""
+    """Notice for the person who runs the server, in one line."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What was loaded. Sizes in bytes; `n_ctx_train` in tokens; `ftype` as llama.cpp writes it ("Q4_0").
+    """Loaded model. Sizes in bytes; `n_ctx_train` in tokens; `ftype` as llama.cpp writes it ("Q4_0").
 
     `vocab_type` is llama.cpp's number: 1 SentencePiece, 2 BPE, 3 WordPiece and so on, 0 none.
     """
@@ -57,16 +57,16 @@ class ModelInfo:
     vocab_type: int = 0
 
     def number(self, key: str) -> int:
-        """A whole number of the architecture's own metadata; 0 where it has none."""
+        """Integer of the architecture's own metadata; 0 where it has none."""
         text = self.metadata.get(f"{self.architecture}.{key}", "")
         return int(text) if text.isdecimal() else 0
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingInfo:
-    """How vectors are made: pooled how, `width` numbers of at most `n_ctx` tokens.
+    """Parameters of embeddings: pooling, `width` numbers for each input of at most `n_ctx` tokens.
 
-    `is_asked_for` says that somebody set this up: a file that names a pooling, or a setting.
+    `is_asked_for` by a setting, or by a file that names a pooling.
     """
 
     pooling: Pooling
@@ -77,7 +77,7 @@ class EmbeddingInfo:
 
 @dataclass(frozen=True, slots=True)
 class DraftInfo:
-    """The draft model that guesses. `n_ctx` tokens of one chat are all that it sees."""
+    """Draft model of speculative decoding; it sees up to `n_ctx` tokens of one sequence."""
 
     name: str
     path: str
@@ -90,7 +90,7 @@ class DraftInfo:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The engine serves. `n_ctx` is cells of one slot. A model that does not write (`writes`) makes vectors only.
+    """Readiness of an engine. `n_ctx` is cells of one slot. A model that does not generate (`writes`) embeds only.
 
     `reuse` says which prefixes can be reused: "any" of what a slot or a copy of it holds, or of copies only the
     "whole", or that and the "snapshots" that were made on the way.
@@ -125,14 +125,14 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """The loader chose itself what goes to GPUs, and is about to take so many bytes there, by its estimate."""
+    """Placement that the loader chose itself: it is about to allocate so many bytes on GPUs, by its estimate."""
 
     vram_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """The engine cannot serve this model; `message` is one line for the user. `is_too_large`: for want of memory."""
+    """Failure of a load; `message` is one line for the user. `is_too_large` for out-of-memory."""
 
     message: str
     is_too_large: bool = False
@@ -140,7 +140,7 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class SlotState:
-    """A slot as seen from outside: token counts. `request_id` None means idle, its tokens kept as cache."""
+    """State of a slot, in tokens. `request_id` None means idle, its tokens kept as cache."""
 
     slot: int
     request_id: int | None
@@ -150,7 +150,7 @@ class SlotState:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How values spread: `counts[i]` were at most `bounds[i]` and above the bound before it, the last above all."""
+    """Histogram: `counts[i]` were at most `bounds[i]` and above the bound before it, the last above all."""
 
     bounds: tuple[float, ...] = ()
     counts: tuple[int, ...] = (0,)
@@ -159,9 +159,9 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A snapshot of the engine. Counters count from its start; times in seconds, rates in tokens a second.
+    """Statistics of an engine. Counters count from its start; times in seconds, rates in tokens a second.
 
-    Of the `drafted_tokens` guessed and the `accepted_tokens` that came true, those named `model_` were a draft model's.
+    Of `drafted_tokens` and `accepted_tokens` (speculative decoding) those named `model_` were a draft model's.
     `busy_slots` sums the sequences of all batches, `longest` is the longest sequence. `evictions` are chats that lost
     their slot, `restores` those that came back from host RAM, `host_evictions` those that left it too,
     `failed_restores` kept states of any kind that were of no use and dropped.
@@ -199,7 +199,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class QueueEntry:
-    """A request under way; `turn` None means that it runs. `age_s` is seconds since it arrived.
+    """Request under way; `turn` None means that it runs. `age_s` is seconds since it arrived.
 
     Generated tokens are counted over all its choices.
     """
@@ -216,20 +216,20 @@ class QueueEntry:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """All requests under way: those that write, then those that want vectors, whose places are of a line of their own.
+    """All requests under way: for text, then for embeddings, which have places of their own.
 
-    Of both first those that run, the oldest first of those that write, then those that wait in the foreseen order.
+    Of both first the running ones, for text the oldest first, then the waiting ones in the expected order.
     """
 
     entries: tuple[QueueEntry, ...]
 
 
 class StepRecord(NamedTuple):
-    """One step: seconds of the engine's clock, and rows of its batch.
+    """Timings of one step, in seconds of the engine's clock, and rows of its batch.
 
-    `draft_s` and `plan_s` passed before the batch was made, the former on guesses, `decode_s` in llama.cpp; of the rest
+    `draft_s` and `plan_s` passed before the batch was made, the former on drafts, `decode_s` in llama.cpp; of the rest
     `sample_s` went to masks, samplers and log-probabilities, `detokenize_s` to text. `send_s` came after the step.
-    `n_draft` of the `n_decode` rows were guesses.
+    `n_draft` of the `n_decode` rows were draft tokens.
     """
 
     start_s: float
@@ -248,14 +248,14 @@ class StepRecord(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The last steps, oldest first."""
+    """Timings of the last steps, oldest first."""
 
     records: tuple[StepRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SlotDone:
-    """So many tokens were erased, saved or restored, and so many bytes written or read.
+    """Result of a slot action: tokens erased, saved or restored, and bytes written or read.
 
     `n_tokens` None means that the slot is running and keeps them; a `failure` that nothing was done.
     """
@@ -268,11 +268,11 @@ class SlotDone:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """The engine lives."""
+    """Answer to a ping."""
 
 
 Loading = LoadProgress | Placing | LogLine | Notice
-"""What is said while a model loads."""
+"""Reports while a model loads."""
 
 
 Event = RequestEvent | Loading | Ready | LoadFailed | Stats | Steps | QueueState | SlotDone | Pong

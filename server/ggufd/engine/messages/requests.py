@@ -1,4 +1,4 @@
-"""Commands to the engine: requests, aborts, questions."""
+"""Commands to the engine: requests, aborts, queries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ggufd.engine.messages.sampling import ReasoningBudget, SamplingParams
 from ggufd.keys.ring import Limits
 
 Scales = tuple[float, ...]
-"""How much of every LoRA adapter is added, in the order in which they were loaded; empty for the model alone."""
+"""Scale of every LoRA adapter, in the order in which they were loaded; empty for the model alone."""
 
 
 CacheScope = tuple[str, Scales]
@@ -93,7 +93,7 @@ class EmbedRequest:
 
     @property
     def n(self) -> int:
-        """How many answers it gets."""
+        """Number of answers."""
         return len(self.inputs)
 
 
@@ -128,7 +128,7 @@ class GetSteps:
 
 
 class SlotAction(enum.Enum):
-    """What may be done with what an idle slot keeps."""
+    """Action on the content of an idle slot."""
 
     ERASE = "erase"
     SAVE = "save"
@@ -137,7 +137,7 @@ class SlotAction(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ActOnSlot:
-    """Do that with this slot, if it is idle; answer with `SlotDone`. `path` is the file.
+    """Carry out an action on a slot, if it is idle; answer with `SlotDone`. `path` is the file.
 
     `mark` is the fingerprint of what the slot was computed with.
     """

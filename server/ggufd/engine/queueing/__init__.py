@@ -1,1 +1,1 @@
-"""Admission: which waiting request gets a slot next, fair between accounts."""
+"""Queueing: order of waiting requests, fair between accounts; admission, preemption, backpressure."""

@@ -1,14 +1,14 @@
-"""Who of those that wait gets a slot now: a free one, one reserved for short requests, or one that another gives up.
+"""Admission policy: which waiting sequences get a slot, a free one, a reserved one, or one by preemption.
 
-A policy object between the queue, which knows the order, and the cache, which knows the slots. The engine does what it
-says. Preemption is for those who would otherwise wait for a long answer to end:
+Between the queue, which knows the order, and the cache, which knows the slots; the engine carries it out. Preemption
+spares a waiting sequence the end of a long answer:
 
-    a more urgent one   takes the slot of one that is less urgent, by priority; waiting counts as urgency in both
-    a fair share        an account takes a slot of another that holds more than its share, by weight, as long as it was
-                        not served much more than that one
+    by priority      a more urgent sequence takes the slot of a less urgent one; waiting counts as urgency in both
+    by fair share    an account takes a slot of another that holds more than its share, by weight, unless it was served
+                     much more than that one
 
-Nobody is preempted to and fro: after the exchange the other one has no claim. At most as many sequences as there are
-slots are preempted at a time.
+Preemption cannot ping-pong: after the exchange the victim has no claim on the slot. At most as many sequences as there
+are slots are preempted at a time.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.prefix_cache import PrefixCache
 
 _CREDIT = 1000.0
-"""So many weighted tokens more than another an account may have been served and still claim its share of the slots."""
+"""Weighted tokens by which an account may be ahead of another and still claim its share of the slots."""
 
 
 class Preemption(NamedTuple):
-    """`newcomer` waits for a slot that `victim` should give up."""
+    """Exchange of a slot: the waiting `newcomer` gets it, the running `victim` gives it up."""
 
     newcomer: SequenceState
     victim: SequenceState
 
 
 class Admission:
-    """Decides over the slots of `cache` for those in `queue`."""
+    """Admission of the sequences in `queue` to the slots of `cache`."""
 
     def __init__(self, queue: RequestQueue, cache: PrefixCache, rules: EngineRules) -> None:
         self._queue = queue
@@ -44,10 +44,10 @@ class Admission:
         self._preempts = rules.preempts
 
     def admissible(self) -> Iterator[SequenceState]:
-        """Who gets a free slot, in order; each is to be placed before the next is asked for.
+        """Sequences that get a free slot, in order; each is to be placed before the next is asked for.
 
-        One whose prefix somebody is computing right now waits for that, and lets others pass: copying is cheaper. So
-        does one whose grammar is being compiled.
+        A sequence whose prefix another one is computing right now waits for that, and lets others pass: copying is
+        cheaper. So does one whose grammar is being compiled.
         """
         if not self._queue or not self._cache.idle:
             return
@@ -59,7 +59,7 @@ class Admission:
                 yield sequence
 
     def exchanges(self, running: list[SequenceState]) -> Iterator[Preemption]:
-        """Who should get a slot of whom; each is to be done before the next is asked for. One an account."""
+        """Preemptions, at most one an account; each is to be carried out before the next is asked for."""
         if not self._preempts or not self._queue:
             return
         for newcomer in self._queue.heads():
@@ -70,7 +70,7 @@ class Admission:
                 yield Preemption(newcomer, victim)
 
     def is_short(self, sequence: SequenceState) -> bool:
-        """Whether its slot will soon be free again: little to compute that no slot holds, and little to say."""
+        """Whether a sequence is short: few tokens to compute that no slot holds, and few to generate."""
         limit = sequence.request.max_tokens
         if limit is None or limit > self._short_tokens:
             return False
@@ -84,7 +84,7 @@ class Admission:
         return sequence.is_preempted or not self._cache.should_wait(sequence)
 
     def _victim(self, newcomer: SequenceState, running: Iterable[SequenceState]) -> SequenceState | None:
-        """The least urgent of those that should give way, the latest among equals; None when nobody should."""
+        """The least urgent running sequence that should give way, the latest among equals; None when none should."""
         able = [
             sequence
             for sequence in running

@@ -1,4 +1,4 @@
-"""What those that wait are told: their place, when they have a slot, or that it would come too late."""
+"""Queue notices: place and expected wait of waiting requests, and refusal of those that cannot start in time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ggufd.errors import QueueTimeout
 
 _SOON_S = 0.25
 _LATER_S = 1.0
-"""A new place is told after the first, an old one again after the second: its seconds have changed."""
+"""Least seconds between two notices: with a new place, and with the same place and another wait."""
 
 
 class _Told(NamedTuple):
@@ -24,10 +24,7 @@ class _Told(NamedTuple):
 
 
 class Announcer:
-    """Foresees the turns of those in `queue`, and remembers what was told to whom.
-
-    Only who asked to be told, or has only so much time, is told anything.
-    """
+    """Notices for the requests in `queue` that asked for them, or that have a timeout."""
 
     def __init__(self, queue: RequestQueue, cache: PrefixCache, forecast: Forecast) -> None:
         self._queue = queue
@@ -36,7 +33,7 @@ class Announcer:
         self._told: dict[int, _Told] = {}
 
     def notices(self, running: list[SequenceState], now_s: float) -> Iterator[Queued | Failed]:
-        """The news since the last call. Who gets `Failed` could not begin in its time, and is to be ended."""
+        """Notices since the last call. A request that gets `Failed` cannot start in its time, and is to be ended."""
         if not self._queue and not self._told:
             return
         listeners = self._listeners(now_s)
@@ -51,7 +48,7 @@ class Announcer:
                 yield Queued(request_id, turn)
 
     def state(self, running: list[SequenceState], now_s: float) -> QueueState:
-        """Every request under way: those that run, the oldest first, then those that wait in the foreseen order."""
+        """Every request under way: running ones, the oldest first, then waiting ones in the expected order."""
         turns = self._turns(running)
         requests: dict[int, list[SequenceState]] = {}
         for sequence in (*self._queue.waiting(), *running):
@@ -60,7 +57,7 @@ class Announcer:
         return QueueState(tuple(sorted(entries, key=lambda entry: (entry.turn or Turn(0, 0.0), -entry.age_s))))
 
     def longest_wait_s(self, running: list[SequenceState]) -> float:
-        """When the last of those that wait has a slot: somebody who came now would wait at least as long."""
+        """Expected wait of the last request in the queue: a new one would wait at least as long."""
         return max((turn.wait_s for turn in self._turns(running).values()), default=0.0)
 
     def _turns(self, running: list[SequenceState]) -> dict[int, Turn]:
@@ -68,7 +65,7 @@ class Announcer:
         return self._forecast.turns(order, running, len(self._cache.idle))
 
     def _listeners(self, now_s: float) -> list[SequenceState]:
-        """For whom it is worth to foresee the queue now; forgets those that wait no more."""
+        """Requests for which a notice may be due; forgets those that wait no more."""
         asking = [one for one in self._queue.waiting() if one.is_first and _listens(one)]
         here = {one.request.request_id for one in asking}
         self._told = {request_id: told for request_id, told in self._told.items() if request_id in here}
@@ -86,7 +83,7 @@ class Announcer:
         return True
 
     def _lateness(self, sequence: SequenceState, turn: Turn, now_s: float) -> QueueTimeout | None:
-        """Why a request is refused whose time would be over before its first token."""
+        """Error for a request whose timeout would pass before its first token (TTFT)."""
         timeout_s = sequence.request.timeout_s
         if timeout_s is None:
             return None

@@ -1,9 +1,9 @@
-"""When those that wait will have a slot, and their first token, as far as what was measured lately can tell.
+"""Forecast of queue time and time to first token (TTFT) of waiting requests, from recent measurements.
 
-Slots become free when what runs in them ends; the next in the foreseen order takes the first that does. How long an
-answer is is not known before it ends. Where a request names a limit, the share of their limits that the latest answers
-used is taken, else their mean length. Before anything was measured nothing takes any time, so nobody is told to wait,
-or refused, for a guess.
+A slot becomes free when its sequence ends; the next in the expected order takes the first that does. The length of an
+answer is not known before it ends: with a limit it is estimated by the share of their limits that the latest answers
+used, else by their mean length. Before anything was measured all estimates are zero, so that no request is refused for
+a number without ground.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ggufd.engine.scheduling.scheduler import StepTime
 from ggufd.engine.sequence.sequence import SequenceState
 
 _MEMORY = 10
-"""Answers that a mean is of, about."""
+"""Number of answers that a mean is of, about."""
 
 _LONGER = 1.25
-"""A text that is longer than the mean is expected to have a fifth of its length yet to come."""
+"""Expected length of an answer that is longer than the mean, by its length so far."""
 
 _MAX_STRETCH = 3.0
-"""An answer that took longer was held up by what need not come again."""
+"""Bound on the stretch of one answer: a longer delay need not come again."""
 
 
 class _RunningMean:
-    """Of the latest values, the newer ones the more; `value` is what was given before there are any."""
+    """Moving mean of the latest values; `value` is the first estimate before there are any."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -38,8 +38,8 @@ class _RunningMean:
 
 
 class Forecast:
-    """Estimates from `step_time`, which is measured, and from answers that have ended: how long they were, and what a
-    token of them took beside a step. That is less where guesses came true, and more where prompts were read between.
+    """Estimates from `step_time`, which is measured, and from answers that have ended: their length, and the time of a
+    token beside that of a step. That is less where drafts were accepted, and more where steps had prefill.
     """
 
     def __init__(self, step_time: StepTime) -> None:
@@ -49,7 +49,7 @@ class Forecast:
         self._stretch = _RunningMean(1.0)
 
     def note_answer(self, sequence: SequenceState, tokens_per_s: float) -> None:
-        """An answer has ended, which was written so fast."""
+        """Learn from an answer that has ended, and its rate."""
         if tokens_per_s > 0 and self._step_time.decode_s > 0:
             self._stretch.add(min(_MAX_STRETCH, 1 / (tokens_per_s * self._step_time.decode_s)))
         self._length.add(sequence.n_generated)
@@ -58,7 +58,7 @@ class Forecast:
             self._share.add(sequence.n_generated / limit)
 
     def expected_tokens(self, sequence: SequenceState) -> float:
-        """How long the whole answer of a sequence will be."""
+        """Expected length of the whole answer of a sequence, in tokens."""
         limit = sequence.request.max_tokens
         longer = _LONGER * sequence.n_generated
         if limit is None:
@@ -68,18 +68,18 @@ class Forecast:
         return min(limit, max(limit * self._share.value, longer))
 
     def prefill_s(self, n_tokens: int) -> float:
-        """Seconds until so many tokens of a prompt are read and the first token is there."""
+        """Seconds of a prefill of so many tokens, the first sampled token included."""
         return n_tokens * self._step_time.prefill_s_per_token + self._step_time.decode_s
 
     def left_s(self, sequence: SequenceState) -> float:
-        """Seconds of a slot until a sequence ends."""
+        """Expected seconds until a sequence ends, once it has a slot."""
         n_left = max(0.0, self.expected_tokens(sequence) - sequence.n_generated)
         n_unread = sequence.n_prompt_uncomputed
         token_s = self._stretch.value * self._step_time.decode_s
         return n_unread * self._step_time.prefill_s_per_token + n_left * token_s
 
     def turns(self, order: Iterable[SequenceState], running: Iterable[SequenceState], n_free: int) -> dict[int, Turn]:
-        """The turn of every request of which nothing runs yet, by its id; `order` is that of service."""
+        """Turn of every request of which nothing runs yet, by its id; `order` is that of service."""
         free_s = [0.0] * n_free + [self.left_s(sequence) for sequence in running]
         heapq.heapify(free_s)
         turns: dict[int, Turn] = {}

@@ -1,1 +1,1 @@
-"""From a row of logits to text that may be sent: samplers, grammars, banned phrases, detokenizing."""
+"""Sampling: from a row of logits to text that may be sent. Samplers, grammars, banned phrases, detokenization."""

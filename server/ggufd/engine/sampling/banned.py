@@ -1,4 +1,4 @@
-"""Banned phrases: found in text before it is sent, taken back, and not said again at that place.
+"""Banned phrases: found in held-back text, taken back by backtracking, and not generated again at that place.
 
 `Bans` finds the first banned phrase in held-back text and says how much of the text's end may still become one.
 `BanGuard` remembers, along one sequence, which tokens are banned at which position. The engine does the rewind.
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from ggufd.engine.backend.interfaces import Row
 
 REGEX_WINDOW = 80
-"""Characters held back while regular expressions are banned: the longest match that is certain to be caught."""
+"""Characters held back while regular expressions are banned: longer matches may be missed."""
 
 GRAMMAR_WINDOW = 80
-"""Characters held back under a grammar that leaves few tokens: what it demands after a token may be banned."""
+"""Characters held back under a grammar that leaves few tokens: what it forces after a token may be banned."""
 
 _MAX_PHRASE_CHARACTERS = 200_000
 _MAX_REGEX_CHARACTERS = 1_000
@@ -35,18 +35,18 @@ _REGEX_BYTES = 1 << 20
 _MAX_TRIES = 16
 _MAX_REWINDS = 250
 _MAX_SEARCHED = 150
-"""In a row, between two texts that were sent, before and in the thorough search: the ways through all that is held back
-multiply, and where none leads on, the answer that it is so must not take minutes."""
+"""Most attempts without text being sent, before and in the thorough search: the paths through the held-back text
+multiply, and where none is allowed, finding that out must not take minutes."""
 
 _PIECE_CHARACTERS = 1_000
-"""Of a list of phrases, built between two steps in a millisecond or two."""
+"""Characters of a list that are built between two steps, in a millisecond or two."""
 
 
 class Scan(NamedTuple):
-    """Where the first banned phrase begins, if one is there, and how many characters at the end must be held.
+    """Start of the first banned phrase, if one is there, and how many characters at the end must be held.
 
-    A negative place is one in text that was sent before: it was sent since what followed it was no phrase, and what
-    followed was taken back.
+    A negative start is in text that was sent before: that was sent as what followed it was no phrase, and what followed
+    was taken back.
     """
 
     found: int | None
@@ -54,7 +54,7 @@ class Scan(NamedTuple):
 
 
 class BanContext(NamedTuple):
-    """What of the text that was sent a phrase may begin in: the automaton's node behind it, and its end for regexes."""
+    """End of the sent text, in which a phrase may begin: the automaton's node behind it, and a tail for regexes."""
 
     node: int
     tail: str
@@ -64,7 +64,7 @@ NOTHING_SENT = BanContext(0, "")
 
 
 class PhraseAutomaton:
-    """Finds any of `phrases` in one pass, and the longest end of a text that is a beginning of one of them.
+    """Aho-Corasick automaton: finds any of `phrases`, and the longest end of a text that is a beginning of one of them.
 
     Long lists take long to build (0.3 s for 200,000 characters): `build` does it in pieces.
     """
@@ -81,7 +81,7 @@ class PhraseAutomaton:
         return self._building is None
 
     def build(self, n_characters: int | None = None) -> None:
-        """Go on building by so many characters, or to the end. Each counts twice: once inserted, once linked."""
+        """Build so many characters more, or all. Each counts twice: once inserted, once linked."""
         if self._building is None:
             return
         for n, _ in enumerate(self._building, 1):
@@ -126,7 +126,7 @@ class PhraseAutomaton:
         return self._next[node].get(character, 0)
 
     def scan(self, text: str, node: int = 0) -> Scan:
-        """Look through a text that goes on from `node`, built or not."""
+        """Scan a text that continues from `node`; builds what is missing."""
         self.build()
         for end, character in enumerate(text, 1):
             node = self._step(node, character)
@@ -135,14 +135,14 @@ class PhraseAutomaton:
         return Scan(None, self._depth[node])
 
     def after(self, text: str, node: int = 0) -> int:
-        """The node behind a text without a phrase that goes on from `node`."""
+        """Node behind a text without a phrase that continues from `node`."""
         for character in text:
             node = self._step(node, character)
         return node
 
 
 class Bans:
-    """What may not be said: phrases and regular expressions, case-insensitive unless `case_sensitive`."""
+    """Banned phrases and regular expressions, case-insensitive unless `case_sensitive`."""
 
     def __init__(self, phrases: tuple[str, ...], regexes: tuple[str, ...], *, case_sensitive: bool) -> None:
         self._fold = (lambda text: text) if case_sensitive else fold
@@ -155,12 +155,12 @@ class Bans:
         return self._automaton is None or self._automaton.is_ready
 
     def build(self) -> None:
-        """Build a piece of what a long list needs: little enough to be done between two steps."""
+        """Build a piece of a long list, small enough to be done between two steps."""
         if self._automaton is not None:
             self._automaton.build(_PIECE_CHARACTERS)
 
     def scan(self, held: str, context: BanContext = NOTHING_SENT) -> Scan:
-        """Look through text that was not sent yet, `context` being what was."""
+        """Scan held-back text; `context` is the end of what was sent."""
         scan = Scan(None, 0) if self._automaton is None else self._automaton.scan(self._fold(held), context.node)
         n_held = min(len(held), max(scan.n_held, REGEX_WINDOW if self._regexes else 0))
         starts = [start for regex in self._regexes if (start := _find(regex, held, context.tail)) is not None]
@@ -168,19 +168,19 @@ class Bans:
         return Scan(min(starts, default=None), n_held)
 
     def after(self, sent: str, context: BanContext) -> BanContext:
-        """The context where `sent` was sent too."""
+        """Context after `sent` was sent too."""
         node = 0 if self._automaton is None else self._automaton.after(self._fold(sent), context.node)
         return BanContext(node, (context.tail + sent)[-REGEX_WINDOW - 1 :] if self._regexes else "")
 
 
 @functools.lru_cache(maxsize=32)
 def bans_of(phrases: tuple[str, ...], regexes: tuple[str, ...], case_sensitive: bool) -> Bans:
-    """The same lists come with every message of a chat: built once."""
+    """Cached bans: the same lists come with every message of a chat."""
     return Bans(phrases, regexes, case_sensitive=case_sensitive)
 
 
 def check_bans(phrases: tuple[str, ...], regexes: tuple[str, ...]) -> None:
-    """Raises `InvalidRequest` for what cannot be banned: an empty phrase, a broken or too large expression."""
+    """Raise `InvalidRequest` for what cannot be banned: an empty phrase, a broken or too large expression."""
     if any(not phrase for phrase in phrases):
         raise InvalidRequest("A banned string is empty; every text contains it.", param="banned_strings")
     if sum(map(len, phrases)) > _MAX_PHRASE_CHARACTERS:
@@ -196,7 +196,7 @@ def check_bans(phrases: tuple[str, ...], regexes: tuple[str, ...]) -> None:
 
 
 def fold(text: str) -> str:
-    """Lower case, character by character, so that positions stay: the few that would grow are left as they are.
+    """Lower case of a text, character by character, so that positions stay: the few that would grow are left.
 
     Of a whole text Python writes the same Greek letter in two ways, by where in the word it is.
     """
@@ -207,7 +207,7 @@ def fold(text: str) -> str:
 
 
 def _find(regex: Any, held: str, tail: str) -> int | None:
-    """Where the first match begins that reaches into `held`, which `tail` stands before."""
+    """Start of the first match that reaches into `held`, before which `tail` stands."""
     # One more character of the tail than a match may have: whether its beginning is that of a line or word.
     matches = regex.finditer(tail + held, max(0, len(tail) - REGEX_WINDOW))
     starts = (match.start() for match in matches if match.group() and match.end() > len(tail))
@@ -236,7 +236,7 @@ def _compile(regex: str, case_sensitive: bool) -> Any:
 class BanGuard:
     """Backtracking over the tokens of one sequence that were not sent yet; positions count its generated tokens.
 
-    First the token in which a phrase begins is banned at its position: what comes instead of a whole phrase reads best.
+    First the token in which a phrase begins is banned at its position: what replaces a whole phrase reads best.
     Where that leaves no token, or fails too often, the rest is searched depth-first (`is_thorough`): the token that
     completes a phrase is banned, and where none is left, the one before it. Since a text can be cut into tokens in many
     ways, a text from which the search came back is closed, however it is reached again.
@@ -252,7 +252,7 @@ class BanGuard:
         self.n_rewinds = 0
 
     def n_back(self, n_banned: int, n_pending: int, n_generated: int) -> int:
-        """How many tokens to take back where the last `n_banned` hold a phrase.
+        """Number of tokens to take back where the last `n_banned` hold a phrase.
 
         One more where so much was tried at that position that the fault must lie before it.
         """
@@ -262,7 +262,7 @@ class BanGuard:
         return min(n_banned + is_dead_end, n_pending)
 
     def ban(self, position: int, token: int, *, is_last: bool) -> None:
-        """Ban `token` at `position`; what was learnt further on no longer applies.
+        """Ban `token` at `position`; bans further on no longer apply.
 
         `is_last`: nothing that follows it could be right. Otherwise the thorough search tries it again.
         """
@@ -276,7 +276,7 @@ class BanGuard:
             self.search(position)
 
     def search(self, position: int) -> bool:
-        """Search depth-first from now on; whether a token at `position` may be tried again."""
+        """Search depth-first from now on; returns whether a token at `position` may be tried again."""
         is_reopened = position in self._reopenable
         self._banned = {
             at: [token for token in tokens if token not in self._reopenable.get(at, ())]
@@ -287,7 +287,7 @@ class BanGuard:
         return is_reopened
 
     def close(self, text: bytes) -> None:
-        """No token may follow `text`, which is what was not sent yet."""
+        """Close `text`, which is what was not sent yet: no token may follow it."""
         self._closed.add(text)
 
     def is_closed(self, text: Callable[[], bytes]) -> bool:
@@ -296,17 +296,17 @@ class BanGuard:
 
     @property
     def is_lost(self) -> bool:
-        """Whether so much was tried since text was sent last that no way on will be found."""
+        """Whether the search is given up: too many attempts since text was sent last."""
         return self.is_thorough and self._n_tried >= _MAX_SEARCHED
 
     def apply(self, row: Row, position: int) -> None:
-        """Ban what is banned at `position`."""
+        """Mask the tokens that are banned at `position`."""
         tokens = self._banned.get(position)
         if tokens:
             row[tokens] = -math.inf
 
     def forget(self, position: int) -> None:
-        """Text up to `position` was sent: it cannot be taken back any more."""
+        """Forget the bans before `position`: the text up to there was sent and cannot be taken back."""
         if position > self._first:
             self._first, self._n_tried, self.is_thorough = position, 0, False
             self._closed.clear()

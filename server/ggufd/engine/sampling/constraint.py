@@ -1,12 +1,12 @@
-"""A grammar along one sequence: masks on its logits, and where it stands; and the compiling of grammars.
+"""Constrained decoding: grammars compiled in the background, their state along one sequence, and masks on its logits.
 
-The bridge to llguidance is in `llama.grammar.grammar`. A grammar is compiled on a thread of its own, which llguidance
-lets run beside the step loop, and kept: whoever sends it again gets a copy that is ready at once. Masks are computed
-while the decode runs whose logits they are for.
+The bridge to llguidance is in `llama.grammar.grammar`. A grammar is compiled on a thread of its own, beside the step
+loop, and cached: a request that sends it again gets a copy that is ready at once. Masks are computed while the decode
+runs whose logits they are for.
 
-Most of an answer that may call tools is free text, where a mask would say that nearly everything may come. There a
-token is drawn first and the grammar asked about that one alone, which takes a few microseconds. What may come is the
-same either way, and how likely it is too: a token that is refused is drawn again from those that are allowed.
+Most of an answer that may call tools is free text, where a mask would allow nearly everything. There a token is drawn
+first and checked alone, which takes a few microseconds. The distribution is the same either way: a token that is
+refused is drawn again from those that are allowed.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ _STACK_BYTES = 512 << 20
 class Masks:
     """Masks of the next tokens of many constraints, computed together beside a decode.
 
-    The thread that samples calls; another one computes, and has the matchers to itself between `begin` and the first
-    `banned`.
+    A thread of its own computes them, and owns the matchers between `begin` and the first `banned`.
     """
 
     def __init__(self, n_vocab: int) -> None:
@@ -54,7 +53,7 @@ class Masks:
         self._matchers: Sequence[Matcher] = ()
 
     def begin(self, matchers: Sequence[Matcher]) -> None:
-        """Compute the masks of these from now on. Those begun before are forgotten."""
+        """Start computing the masks of these; earlier ones are dropped."""
         self._wait()
         if len(matchers) > len(self._words):
             self._words = np.zeros((len(matchers), self._words.shape[1]), np.uint32)
@@ -63,9 +62,9 @@ class Masks:
         self._filling = self._thread.submit(self._fill, matchers)
 
     def banned(self, matcher: Matcher) -> npt.NDArray[np.bool_]:
-        """Which tokens may not come next, shape `[n_vocab]`, valid until the next call of this or of `begin`."""
+        """Tokens that are not allowed next, shape `[n_vocab]`, valid until the next call of this or of `begin`."""
         self._wait()
-        # After its token was taken, a mask is good no more.
+        # A mask is valid for one token only.
         place = self._row_of.pop(id(matcher), None)
         if place is None:
             self._filler.fill([matcher], self._word)
@@ -77,7 +76,7 @@ class Masks:
         if filling is None:
             return
         if filling.cancel():
-            # The cores were too busy with the decode to begin: here it goes without waiting for one.
+            # The cores were too busy with the decode for the thread to begin: computed here instead.
             self._fill(self._matchers)
         else:
             filling.result()
@@ -93,10 +92,9 @@ class Masks:
 
 
 class GrammarConstraint:
-    """Holds one sequence to its `matcher`. Raises `EngineFailure` when the matcher cannot go on.
+    """State of a grammar along one sequence. Raises `EngineFailure` when the matcher fails.
 
-    It is free from a mask on that allows half of the vocabulary, until a token is refused or leaves no choice about
-    the next.
+    It is free after a mask that allows half of the vocabulary, until a token is refused or forces the next.
     """
 
     def __init__(self, compiled: MaskedGrammar, matcher: Matcher, masks: Masks, *, is_free: bool) -> None:
@@ -156,14 +154,14 @@ def _is_free(n_allowed: int, n_vocab: int) -> bool:
 
 
 class _Start(NamedTuple):
-    """A matcher at the start of its grammar, and whether nearly any token may come first."""
+    """Matcher at the start of its grammar, and whether nearly any token is allowed first."""
 
     matcher: Matcher
     is_free: bool
 
 
 class MaskedGrammar:
-    """A grammar that is being compiled, or is."""
+    """Grammar that is compiled in the background."""
 
     def __init__(self, start: Future[_Start], masks: Callable[[], Masks]) -> None:
         self._start = start
@@ -172,17 +170,17 @@ class MaskedGrammar:
 
     @property
     def is_ready(self) -> bool:
-        """Whether `constraint` will not wait; also when the grammar was refused."""
+        """Whether `constraint` returns at once; also when the grammar was refused."""
         return self._start.done()
 
     def constraint(self) -> GrammarConstraint:
-        """A new constraint at the grammar's start. Raises `InvalidRequest` when it cannot be enforced."""
+        """New constraint at the grammar's start. Raises `InvalidRequest` when it cannot be enforced."""
         start = self._start.result()
         return GrammarConstraint(self, start.matcher.copy(), self._masks(), is_free=start.is_free)
 
 
 class GrammarCompiler:
-    """Compiles the grammars of one model, each once as long as it is kept; the one used last is kept longest."""
+    """Compiler of one model's grammars, with an LRU cache."""
 
     def __init__(self, vocabulary: ModelVocabulary) -> None:
         self._vocabulary = vocabulary
@@ -194,16 +192,16 @@ class GrammarCompiler:
         self._n_kept_chars = 0
 
     def prepare(self) -> None:
-        """Have the tokenizer that the first grammar needs: llguidance halts all of Python while it makes it."""
+        """Make the tokenizer that the first grammar needs: llguidance blocks all of Python meanwhile."""
         if self._tokenizer is None and not self._is_hopeless:
             try:
                 self._thread.submit(self._have_tokenizer).result()
             except InvalidRequest:
-                # Said to whoever wants a grammar; everybody else is served.
+                # Requests with a grammar get the error; all others are served.
                 self._is_hopeless = True
 
     def compile(self, grammar: Grammar) -> MaskedGrammar:
-        """The grammar, compiled before or from now on."""
+        """Cached grammar, or one that is compiled from now on."""
         compiled = self._kept.pop(grammar, None)
         if compiled is not None:
             self._n_kept_chars -= len(grammar.text)
@@ -213,7 +211,7 @@ class GrammarCompiler:
         return compiled
 
     def begin_masks(self, constraints: Sequence[GrammarConstraint]) -> None:
-        """Compute the masks that these will ask for next, beside whatever comes now."""
+        """Start computing the next masks of these constraints, beside the decode."""
         self._have_masks().begin([constraint.matcher for constraint in constraints])
 
     def _have_masks(self) -> Masks:
@@ -229,7 +227,7 @@ class GrammarCompiler:
             self._n_kept_chars -= len(dropped.text)
 
     def _build(self, grammar: Grammar) -> _Start:
-        """On the thread. The first mask is the dearest, and copies share what it needs: computed here too."""
+        """Compile on the thread. The first mask costs most, and copies share what it needs: computed here too."""
         kind = grammar.kind.value
         matcher = Matcher(self._have_tokenizer(), compile_grammar(kind, grammar.text, grammar.frame), kind=kind)
         return _Start(matcher, _is_free(matcher.check_start(), self._vocabulary.n_vocab))
@@ -241,7 +239,7 @@ class GrammarCompiler:
 
 
 def _deep_thread() -> ThreadPoolExecutor:
-    """One thread with as much stack as the thread that checked the grammar had: only a new one can be given it."""
+    """Thread with as much stack as the one that checked the grammar had: only a new thread can be given it."""
     before = threading.stack_size(_STACK_BYTES)
     try:
         thread = ThreadPoolExecutor(1, "grammar", _be_nice)
@@ -252,7 +250,7 @@ def _deep_thread() -> ThreadPoolExecutor:
 
 
 def _be_nice() -> None:
-    """Let the compute threads go first, where one thread can be told so."""
+    """Lower the priority below the compute threads, where that can be set for one thread."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

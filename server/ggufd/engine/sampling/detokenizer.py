@@ -1,4 +1,4 @@
-"""Bytes of tokens to text that may be sent: whole characters only, never the beginning of a stop string or a ban.
+"""Streaming detokenization: text that may be sent, in whole characters, without the beginning of a stop string or ban.
 
 Holds back what may still become a stop string or a banned phrase and what is not yet a whole character, and nothing
 more. With bans, tokens are taken back, so text is released by whole tokens: at every moment the text that was sent is
@@ -16,19 +16,19 @@ from typing import Generic, NamedTuple, TypeVar
 from ggufd.engine.sampling.banned import NOTHING_SENT, Bans
 
 T = TypeVar("T")
-"""Whatever travels beside a token (its id, its log-probability) until its text is sent."""
+"""What is kept beside a token (its id, its log-probability) until its text is sent."""
 
 
 @dataclass(slots=True)
 class Delta(Generic[T]):
-    """What may be sent now: new text, and the items whose text is complete in all that was sent so far."""
+    """Text that may be sent now, and the items whose text is complete in all that was sent so far."""
 
     text: str
     items: list[T]
 
 
 class StopMatcher:
-    """Finds stop strings in growing text. Stop strings are not empty; the earliest match wins, then the longest."""
+    """Matcher of stop strings in growing text. They are not empty; the earliest match wins, then the longest."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -52,7 +52,7 @@ class StopMatcher:
 
 
 class _PendingToken(NamedTuple, Generic[T]):
-    """A token whose text is not all sent: where its text ends, and the decoder's state before its bytes.
+    """Token whose text is not all sent: where its text ends, and the decoder's state before its bytes.
 
     `is_whole` means that its last byte ends a character, so that the text can be cut behind it.
     """
@@ -64,7 +64,7 @@ class _PendingToken(NamedTuple, Generic[T]):
 
 
 class Detokenizer(Generic[T]):
-    """The text of one sequence, fed token by token.
+    """Text of one sequence, fed token by token.
 
     After a `feed`, `stop` is the stop string that ended the text, if one did; `n_banned` is how many tokens from the
     end hold a banned phrase, if one is there: `rewind` them before anything else.
@@ -83,7 +83,7 @@ class Detokenizer(Generic[T]):
 
     @property
     def n_pending(self) -> int:
-        """Tokens that can still be taken back."""
+        """Number of tokens that can still be taken back."""
         return len(self._pending)
 
     def feed(self, piece: bytes, item: T, n_kept: int = 0) -> Delta[T]:
@@ -108,7 +108,7 @@ class Detokenizer(Generic[T]):
         return self._send_safe(n_kept)
 
     def _send_safe(self, n_kept: int) -> Delta[T]:
-        """Send all but what may still become a stop string or a banned phrase; notice the one that is there."""
+        """Send all but what may still become a stop string or a banned phrase; note one that is complete."""
         match = None if self._matcher is None else self._matcher.find(self._held)
         end = len(self._held) if match is None else match[0]
         n_held = 0 if match is not None else self._n_of_stop(self._held)
@@ -126,7 +126,7 @@ class Detokenizer(Generic[T]):
         return self._send(safe if self._bans is None else self._whole_tokens(safe))
 
     def _whole_tokens(self, n: int) -> int:
-        """How many of the first `n` held characters are the text of whole tokens.
+        """Number of the first `n` held characters that are the text of whole tokens.
 
         What follows them may be taken back, and something else follow: no stop string may have begun there.
         """
@@ -139,7 +139,7 @@ class Detokenizer(Generic[T]):
         return 0 if self._matcher is None else self._matcher.n_held(text)
 
     def _count_from(self, position: int) -> int:
-        """Tokens from the end back to the one that holds the character at `position`."""
+        """Number of tokens from the end back to the one that holds the character at `position`."""
         return sum(1 for pending in self._pending if pending.end > position)
 
     def rewind(self, n: int) -> None:
@@ -152,7 +152,7 @@ class Detokenizer(Generic[T]):
         self.n_banned = 0
 
     def flush(self) -> Delta[T]:
-        """All that is still held back, at the end of the sequence; bytes that never became a character are dropped.
+        """Text that is still held back at the end of the sequence; bytes that never became a character are dropped.
 
         Tokens that only hold such bytes, or whose text a stop string cut, are not sent.
         """

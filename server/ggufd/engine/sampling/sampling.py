@@ -1,7 +1,7 @@
-"""Choosing the next token of a sequence from its row of logits.
+"""Samplers: choice of the next token of a sequence from its row of logits, and its log-probabilities.
 
 Most requests use temperature, top-k, top-p, min-p and penalties in llama.cpp's order: `VectorSampler` does those in
-numpy, on the one view of all rows, at a fraction of the chain's cost. Everything else goes to llama.cpp's own chain.
+numpy, on the one view of all rows, at a fraction of the chain's cost. Everything else uses llama.cpp's own chain.
 Both are equal in distribution, and equal in greedy output; the tests hold that.
 """
 
@@ -27,7 +27,7 @@ NO_NUMBERS = "the model computed NaN in the place of numbers: its weights are da
 
 
 class NoNumbers(EngineFailure):
-    """A row of logits that is NaN. What it was computed from is of no use either."""
+    """Row of logits that is NaN; the state that it was computed from is of no use either."""
 
     def __init__(self) -> None:
         super().__init__(NO_NUMBERS)
@@ -41,7 +41,7 @@ _MASK_64 = (1 << 64) - 1
 
 
 class Bias:
-    """What is added to the logits of a sequence before any sampler: biases, and bans as minus infinity.
+    """Biases on the logits of a sequence before any sampler; bans are minus infinity.
 
     `banned` tokens are never chosen; `eog` ones are banned too with `ignore_eos`, or before `min_tokens` are there.
     """
@@ -59,11 +59,11 @@ class Bias:
 
     @property
     def is_banning(self) -> bool:
-        """Whether any token is kept away, at any place."""
+        """Whether any token is banned, at any position."""
         return bool(self._never) or self._eog_until > 0
 
     def bans(self, token: int) -> bool:
-        """Whether `token` can never be chosen, ends apart."""
+        """Whether `token` is banned at every position; end tokens are not looked at."""
         return token in self._never
 
     def apply(self, row: Row, n_generated: int) -> None:
@@ -87,14 +87,14 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "mirostat_tau": (0, 1000),
     "mirostat_eta": (0, 1),
 }
-"""Beyond these a number means what the bound means, but its arithmetic ends in infinities, and those in no token."""
+"""Bounds of parameters: beyond them the effect is the same, but single precision overflows and leaves no token."""
 
 _TEMPERATURES = 0.001, 1000
 _BIASES = -10_000, 10_000
 
 
 def bounded(params: SamplingParams) -> SamplingParams:
-    """The same parameters with every number where single precision can compute with it."""
+    """Parameters within the bounds of single precision."""
     changes: dict[str, Any] = {name: _within(getattr(params, name), *bounds) for name, bounds in _BOUNDS.items()}
     if params.temperature > 0:
         changes["temperature"] = _within(params.temperature, *_TEMPERATURES)
@@ -125,7 +125,7 @@ class Penalties:
         self.restart(history)
 
     def restart(self, history: Sequence[int]) -> None:
-        """Forget everything but `history`."""
+        """Count the tokens of `history` only."""
         self._window.clear()
         self._counts[:] = 0
         recent = history[-(self._window.maxlen or 0) :]
@@ -140,7 +140,7 @@ class Penalties:
 
     @contextmanager
     def applied(self, row: Row) -> Iterator[None]:
-        """The row with penalties, and without them again afterwards."""
+        """Context in which the row has penalties; they are undone afterwards."""
         seen = np.flatnonzero(self._counts)
         before = row[seen]
         logits = np.where(before <= 0, before * self._repeat, before / self._repeat)
@@ -150,7 +150,7 @@ class Penalties:
 
 
 def penalties_of(params: SamplingParams, *, n_ctx: int, n_vocab: int, history: Sequence[int]) -> Penalties | None:
-    """The penalties that these parameters ask for, or None when they do nothing. `n_ctx` is a slot's, in tokens."""
+    """Penalties of these parameters, or None when they do nothing. `n_ctx` is a slot's, in tokens."""
     last_n = n_ctx if params.repeat_last_n < 0 else min(params.repeat_last_n, n_ctx)
     neutral = params.repeat_penalty == 1 and params.frequency_penalty == 0 and params.presence_penalty == 0
     if last_n == 0 or neutral or "penalties" not in params.samplers:
@@ -159,7 +159,7 @@ def penalties_of(params: SamplingParams, *, n_ctx: int, n_vocab: int, history: S
 
 
 def active_samplers(params: SamplingParams) -> list[str]:
-    """Names of the listed samplers that do something with these parameters, in their order."""
+    """Names of the samplers that do something with these parameters, in their order."""
     does_something = {
         "penalties": params.repeat_last_n != 0
         and (params.repeat_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0),
@@ -219,17 +219,17 @@ class VectorSampler:
             self._penalties.restart(history)
 
     def keep(self, n: int) -> None:
-        """All that a rewind needs is counted anyway."""
+        """Nothing to do: a rewind needs no memory here."""
 
     def close(self) -> None:
-        """Nothing is held outside Python."""
+        """Nothing to do: nothing is held outside Python."""
 
     def _random(self) -> float:
-        """A number in [0, 1) that depends on the seed, the position and the try there, and on nothing else."""
+        """Random number in [0, 1) that depends on the seed, the position and the attempt there only."""
         return uniform(self._seed, self._n_chosen, self._tries.get(self._n_chosen, 0))
 
     def distribution(self, row: Row) -> Distribution:
-        """What the next choice is made from."""
+        """Distribution that the next token is drawn from."""
         with self._penalties.applied(row) if self._penalties is not None else nullcontext():
             if self._temperature <= 0:
                 return np.array([row.argmax()]), np.ones(1)
@@ -243,7 +243,7 @@ class VectorSampler:
         return index if ids is None else int(ids[index])
 
     def _left(self, row: Row) -> tuple[npt.NDArray[np.int64] | None, Row]:
-        """Ids and logits that the samplers leave; None where they leave all."""
+        """Ids and logits that the samplers leave; the ids are None where they leave all."""
         if self._top_k <= 0 and self._top_p >= 1:
             return self._left_unsorted(row)
         ids, logits = self._best_of(row)
@@ -254,7 +254,7 @@ class VectorSampler:
         return ids[:n_keep], logits[:n_keep]
 
     def _left_unsorted(self, row: Row) -> tuple[npt.NDArray[np.int64] | None, Row]:
-        """Without top-k and top-p nothing has to be sorted; min-p is one comparison a token."""
+        """Candidates without top-k and top-p: nothing has to be sorted, and min-p is one comparison a token."""
         if self._min_p <= 0:
             return None, row
         ids = np.flatnonzero(row >= row.max() + math.log(self._min_p))
@@ -263,7 +263,7 @@ class VectorSampler:
         return ids, row[ids]
 
     def _best_of(self, row: Row) -> tuple[npt.NDArray[np.int64], Row]:
-        """Ids and logits that top-k and top-p leave, best first."""
+        """Candidates that top-k and top-p leave, best first."""
         if self._top_k > 0:
             ids = _top(row, self._top_k)
             logits = row[ids]
@@ -305,7 +305,7 @@ class VectorSampler:
 
 
 class Scratch:
-    """Memory of one row that is used again: fresh arrays of that size cost more in page faults than the arithmetic."""
+    """Reused memory of one row: fresh arrays of that size cost more in page faults than the arithmetic."""
 
     def __init__(self) -> None:
         self._memory: Row = np.empty(0, np.float32)
@@ -331,7 +331,7 @@ class Scratch:
 
 
 def uniform(*key: int) -> float:
-    """A random number in [0, 1) for a key of integers: SplitMix64's mixing (Steele, Lea and Flood, 2014)."""
+    """Random number in [0, 1) for a key of integers: SplitMix64's mixing (Steele, Lea and Flood, 2014)."""
     state = 0
     for part in key:
         state = (state ^ part) + 0x9E3779B97F4A7C15 & _MASK_64
@@ -342,7 +342,7 @@ def uniform(*key: int) -> float:
 
 
 def _draw(weights: npt.NDArray[Any], target: float) -> tuple[int, float]:
-    """The index at which the running sum of `weights` passes `target`, and what of `target` is left there."""
+    """Index at which the running sum of `weights` passes `target`, and what of `target` is left there."""
     cumulative = np.cumsum(weights, dtype=np.float64)
     # Rounding may leave the target a hair above the sum: the last weight that is not zero is meant then.
     index = int(np.searchsorted(cumulative, min(target, np.nextafter(cumulative[-1], 0)), side="right"))
@@ -350,7 +350,7 @@ def _draw(weights: npt.NDArray[Any], target: float) -> tuple[int, float]:
 
 
 def drawable(tokens: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]) -> Distribution:
-    """The distribution that `weights` are up to their common factor."""
+    """Distribution with probabilities proportional to `weights`."""
     is_left = weights > 0
     return tokens[is_left], weights[is_left] / weights.sum()
 
@@ -372,13 +372,13 @@ def _top(row: Row, k: int) -> npt.NDArray[np.int64]:
 
 
 class PieceTable(Protocol):
-    """The bytes of tokens."""
+    """Bytes of tokens."""
 
     def piece(self, token: int, *, special: bool) -> bytes: ...
 
 
 class Logprobs:
-    """Log-probabilities along one sequence, of raw rows: before biases, masks and samplers.
+    """Log-probabilities of one sequence's tokens in raw rows: before biases, masks and samplers.
 
     `note` a row before it is changed, then ask `of` the token that was chosen from it.
     """
@@ -403,14 +403,14 @@ class Logprobs:
         )
 
     def note_draw(self, sampler: Sampler, row: Row) -> None:
-        """What samplers leave is not looked at."""
+        """Nothing to do: only raw rows count."""
 
     def _logprob(self, token: int) -> float:
         return float(self._row[token]) - self._log_total
 
 
 class FinalLogprobs:
-    """Log-probabilities along one sequence, of what biases, masks and samplers left to draw from.
+    """Log-probabilities of one sequence's tokens in what biases, masks and samplers left to draw from.
 
     `note_draw` before each draw, then ask `of` the token that was drawn.
     """
@@ -421,7 +421,7 @@ class FinalLogprobs:
         self._logprobs: npt.NDArray[np.float64] = np.empty(0)
 
     def note(self, row: Row) -> None:
-        """Raw rows are not looked at."""
+        """Nothing to do: raw rows do not count."""
 
     def note_draw(self, sampler: Sampler, row: Row) -> None:
         self._tokens, shares = sampler.distribution(row)
@@ -440,7 +440,7 @@ class FinalLogprobs:
 
 
 def logprobs_of(n_top: int | None, *, are_final: bool) -> Logprobs | FinalLogprobs | None:
-    """What tells the log-probabilities of a sequence of which these are wanted."""
+    """Source of the log-probabilities that a request asks for; None when it asks for none."""
     if n_top is None:
         return None
     return FinalLogprobs(n_top) if are_final else Logprobs(n_top)
