@@ -153,11 +153,11 @@ def _load_draft(
 ) -> tuple[DraftModel, DraftInfo]:
     """The draft model for the model of `context`. Raises `ModelError` where it cannot draft for that one."""
     if not context.can_trim:
-        raise ModelError(f"{config.model.path}: its cache takes no wrong guess back; leave --model-draft out")
+        raise ModelError(f"{config.model.path}: its cache cannot drop rejected draft tokens; leave --model-draft out")
     log.n_gpu_layers = 0
     model = Model(draft.model)
     if model.is_recurrent or _only_embeds(model):
-        raise ModelError(f"{draft.model.path}: is no model that can guess for another; leave --model-draft out")
+        raise ModelError(f"{draft.model.path}: cannot be a draft model, as it is recurrent or an embedding model; leave --model-draft out")
     asked = dataclasses.replace(context.params, flash_attn=config.context.flash_attn)
     wanted = draft_plan.context_of(asked, model.n_ctx_train)
     params, _ = resolve(dataclasses.replace(config, model=draft.model, context=wanted), model)

@@ -331,7 +331,7 @@ def real_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_a_model_that_cannot_take_back_is_not_guessed_for(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Context, "can_trim", False)
-    with pytest.raises(ModelError, match="takes no wrong guess back; leave --model-draft out"):
+    with pytest.raises(ModelError, match="cannot drop rejected draft tokens; leave --model-draft out"):
         Said(tiny_model, tiny_model, "once")
 
 

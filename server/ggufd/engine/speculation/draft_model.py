@@ -193,7 +193,7 @@ class DraftModel:
             del self._tokens[n_keep:]
             if self._holds_all():
                 return
-        logger.warning("what the draft model had read is dropped, and read anew")
+        logger.warning("the draft model's cache is dropped, and computed anew")
         self.n_dropped += 1
         self._decoder.trim(_STREAM, 0)
         del self._tokens[:]
