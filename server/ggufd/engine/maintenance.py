@@ -25,7 +25,7 @@ class Maintenance:
         """
         self.check_integrity()
         self._grammars.prepare()
-        self._lifecycle.cache.save_next()
+        self._lifecycle.cache.offload.save_next()
         pre_roll = self._lifecycle.pre_roll
         if pre_roll is None or not pre_roll.has_work:
             return False

@@ -13,19 +13,19 @@ from ggufd.errors import GgufdError
 
 def act_on_slot(cache: PrefixCache, command: ActOnSlot) -> SlotDone:
     """Result of an action on a slot, which a running one refuses."""
-    slot = cache.slots[command.slot]
+    slot = cache.table.slots[command.slot]
     if not slot.is_idle:
         return SlotDone(command.slot, None)
     n_bytes, n_tokens = 0, slot.n_computed
     try:
         match command.action:
             case SlotAction.ERASE:
-                cache.evict(slot)
+                cache.cells.evict(slot)
             case SlotAction.SAVE:
-                n_bytes = slot_file.write(Path(command.path), cache.content(slot), command.mark)
+                n_bytes = slot_file.write(Path(command.path), cache.offload.content(slot), command.mark)
             case SlotAction.RESTORE:
                 kept = slot_file.read(Path(command.path), command.mark)
-                cache.replace(slot, kept)
+                cache.offload.replace(slot, kept)
                 n_bytes, n_tokens = len(kept.state), len(kept.tokens)
     except GgufdError as error:
         return SlotDone(command.slot, n_tokens, failure=error.message)

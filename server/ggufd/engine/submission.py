@@ -38,7 +38,7 @@ class Submission:
         if isinstance(request, EmbedRequest):
             self._embedder.add(request, n_beside=self._queue.n_requests)
             return
-        self._queue.refuse_if_full(n_free=len(self._cache.idle), n_beside=self._embedder.n_waiting)
+        self._queue.refuse_if_full(n_free=len(self._cache.table.idle), n_beside=self._embedder.n_waiting)
         self._check(request)
         self._queue.push(self._sequences_of(request))
 
@@ -48,7 +48,7 @@ class Submission:
         sequences = [SequenceState.of(request, index, now_s) for index in range(request.n)]
         grammar = request.sampling.grammar
         compiled = None if grammar is None else self._grammars.compile(grammar)
-        fetch = self._cache.fetch(sequences[0])
+        fetch = self._cache.offload.fetch(sequences[0])
         for sequence in sequences:
             sequence.grammar = compiled
             sequence.fetch = fetch

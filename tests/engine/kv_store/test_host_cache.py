@@ -12,9 +12,8 @@ from ggufd.engine.kv_store.host_cache import HostCache
 from ggufd.engine.kv_store.state_file import KeptState
 from ggufd.engine.messages.events import CacheSource
 from ggufd.engine.messages.requests import CacheScope
-from ggufd.engine.slots.prefix_cache import PrefixCache
 from ggufd.errors import EngineFailure
-from tests.support.fakes.fake_llama import FakeDecoder, make_engine, make_request, run_alone
+from tests.support.fakes.fake_llama import make_engine, make_request, run_alone
 
 
 def tokens(text: str) -> array[int]:
@@ -251,15 +250,3 @@ def test_a_chat_that_cannot_be_restored_is_computed_anew_and_kept_again() -> Non
         assert collected.texts[0] == run_alone(request).texts[0]
         assert collected.finishes[0].usage.cached_tokens == len(text) - 1
     assert rig.engine.stats().failed_restores == 1
-
-
-def test_a_state_that_was_read_is_not_used_after_its_slot_was_taken() -> None:
-    """In one round: a copy is made of an idle slot, another chat takes that slot, and a copy of that one is wanted."""
-    decoder = FakeDecoder(n_slots=3)
-    cache = PrefixCache(decoder, decoder.clock)
-    slot, state = cache.slots[1], np.zeros(4, np.uint8)
-    cache._copied = (slot, 40, state)
-    cache._touch(cache.slots[0])
-    assert cache._copied is not None
-    cache._touch(slot)
-    assert cache._copied is None

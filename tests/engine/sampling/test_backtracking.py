@@ -148,7 +148,7 @@ def check_events(collected: Collected, bans: Sequence[str], *, case_sensitive: b
 
 def check_slots(rig: Rig, collected: Collected) -> None:
     """What stays for the next turn is what was said."""
-    kept = [slot.computed.tolist() for slot in rig.engine._cache.slots]
+    kept = [slot.computed.tolist() for slot in rig.engine._cache.table.slots]
     for tokens in collected.tokens.values():
         whole = [*PROMPT, *tokens]
         assert any(one == whole[: len(one)] or one[: len(whole)] == whole for one in kept if len(one) >= len(PROMPT))

@@ -169,7 +169,7 @@ def test_a_grammar_and_stop_strings_go_on_over_a_shift() -> None:
 
 def test_the_next_prompt_reuses_what_is_left_and_nothing_else() -> None:
     rig = run_one(max_tokens=100, n_keep=15, **ENDLESS)
-    left = rig.engine._cache.slots[0].tokens.tolist()
+    left = rig.engine._cache.table.slots[0].tokens.tolist()
     assert left[:16] == list(b"Once upon a time")
     rig.add(make_request(2, [*left, 97, 98], max_tokens=3))
     usage = rig.run()[2].finishes[0].usage
@@ -279,13 +279,13 @@ def test_llama_cpp_computes_on_as_if_it_had_read_what_is_left(one_layer: Model) 
     tokens = np.random.default_rng(1).integers(1, 60, 128).tolist()
     request = dataclasses.replace(make_request(1, tokens[:50]), n_keep=9, max_tokens=1000)
     sequence = SequenceState.of(request, 0, 0.0)
-    assert cache.lock(sequence)
+    assert cache.placement.lock(sequence)
 
     def compute(slot: int, new: list[int], start: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         context.batch.clear()
         context.batch.add(slot, new, start, 1)
         context.decode()
-        cache.note_decode()
+        cache.cells.note_decode()
         return context.logits()[0].copy()
 
     for round_of in range(2):
@@ -294,7 +294,7 @@ def test_llama_cpp_computes_on_as_if_it_had_read_what_is_left(one_layer: Model) 
         sequence.n_past = 127
         gap = shift.gap(sequence)
         assert gap is not None
-        cache.shift(sequence, gap.start, gap.n)
+        cache.cells.shift(sequence, gap.start, gap.n)
         cache.check_integrity()
         assert sequence.n_past == 127 - gap.n == 69, round_of
         moved = compute(sequence.slot or 0, sequence.tokens.tolist()[69:70], 69)

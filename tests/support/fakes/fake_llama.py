@@ -731,7 +731,7 @@ class Rig:
 
     def _check_slots(self) -> None:
         """The books may count right and be wrong all the same: every slot must hold the very tokens that they say."""
-        for slot in self.engine._cache.slots:
+        for slot in self.engine._cache.table.slots:
             assert self.decoder.tokens(slot.index) == slot.computed.tolist(), f"slot {slot.index} holds other tokens"
 
     def run(self, max_steps: int = 5000) -> dict[int, Collected]:

@@ -18,7 +18,8 @@ from ggufd.engine.messages.requests import CacheScope, EngineRequest
 from ggufd.engine.scheduling.scheduler import Scheduler
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.sequence.trim import Chat, find_trim, predict
-from ggufd.engine.slots.prefix_cache import PrefixCache, Slot
+from ggufd.engine.slots.prefix_cache import PrefixCache
+from ggufd.engine.slots.slot_table import Slot
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import NoRoomError
 
@@ -67,7 +68,7 @@ class PreRoll:
             self._tasks.remove(task)
         if chat.trim is None or sequence.slot is None:
             return
-        taken = [self._cache.slots[sequence.slot]]
+        taken = [self._cache.table.slot_of(sequence)]
         for tokens in predict(chat.tokens, chat.trim, chat.longest):
             if len(tokens) < self._decoder.n_ctx:
                 self._tasks.append(_Task(tokens, chat, taken))
@@ -101,14 +102,14 @@ class PreRoll:
             is_done = self._begin(task) if task.slot is None else self._go_on(task, task.slot)
         except (NoRoomError, EngineFailure):
             if task.slot is not None and task.slot.is_idle:
-                self._cache.evict(task.slot)
+                self._cache.cells.evict(task.slot)
             is_done = True
         if is_done:
             self._tasks.popleft()
 
     def _begin(self, task: _Task) -> bool:
         """Take a slot; whether there is nothing to be done in it."""
-        slot = self._cache.spare(task.tokens, task.chat.cache_scope, task.chat.asker, keep=task.taken)
+        slot = self._cache.placement.claim_idle(task.tokens, task.chat.cache_scope, task.chat.asker, keep=task.taken)
         if slot is None:
             return True
         task.slot = slot
@@ -127,7 +128,7 @@ class PreRoll:
         _, adapters = task.chat.cache_scope
         self._decoder.set_adapters(adapters)
         self._scheduler.step_time.record(self._decoder.decode(), 0, len(part))
-        self._cache.note_decode()
-        self._cache.extend(slot, part)
+        self._cache.cells.note_decode()
+        self._cache.cells.extend(slot, part)
         self.n_computed += len(part)
         return slot.n_computed == len(task.tokens)

@@ -19,7 +19,8 @@ from typing import NamedTuple
 from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.sequence.sequence import SequenceState
-from ggufd.engine.slots.prefix_cache import PrefixCache
+from ggufd.engine.slots.matching import PrefixMatcher
+from ggufd.engine.slots.slot_table import SlotTable
 
 _CREDIT = 1000.0
 """Weighted tokens by which an account may be ahead of another and still claim its share of the slots."""
@@ -33,13 +34,14 @@ class Preemption(NamedTuple):
 
 
 class Admission:
-    """Admission of the sequences in `queue` to the slots of `cache`."""
+    """Admission of the sequences in `queue` to the slots of `table`."""
 
-    def __init__(self, queue: RequestQueue, cache: PrefixCache, rules: EngineRules) -> None:
+    def __init__(self, queue: RequestQueue, table: SlotTable, matcher: PrefixMatcher, rules: EngineRules) -> None:
         self._queue = queue
-        self._cache = cache
+        self._table = table
+        self._matcher = matcher
         # One slot at least is for everybody.
-        self._n_reserved = min(rules.n_reserved, len(cache.slots) - 1)
+        self._n_reserved = min(rules.n_reserved, len(table.slots) - 1)
         self._short_tokens = rules.short_tokens
         self._preempts = rules.preempts
 
@@ -49,10 +51,10 @@ class Admission:
         A sequence whose prefix another one is computing right now waits for that, and lets others pass: copying is
         cheaper. So does one whose grammar is being compiled.
         """
-        if not self._queue or not self._cache.idle:
+        if not self._queue or not self._table.idle:
             return
         for sequence in self._queue:
-            n_free = len(self._cache.idle)
+            n_free = len(self._table.idle)
             if n_free == 0:
                 return
             if self._can_start(sequence) and (n_free > self._n_reserved or self.is_short(sequence)):
@@ -64,7 +66,7 @@ class Admission:
             return
         for newcomer in self._queue.heads():
             n_preempted = sum(sequence.is_preempted for sequence in self._queue.waiting())
-            if n_preempted >= len(self._cache.slots):
+            if n_preempted >= len(self._table.slots):
                 return
             if self._can_start(newcomer) and (victim := self._victim(newcomer, running)) is not None:
                 yield Preemption(newcomer, victim)
@@ -75,20 +77,20 @@ class Admission:
         if limit is None or limit > self._short_tokens:
             return False
         n_left = self._short_tokens - limit
-        return sequence.n_prompt <= n_left or sequence.n_prompt - self._cache.match(sequence)[0].n_common <= n_left
+        return sequence.n_prompt <= n_left or sequence.n_prompt - self._matcher.longest(sequence) <= n_left
 
     def _can_start(self, sequence: SequenceState) -> bool:
         # A choice whose sibling failed a moment ago has left the queue.
         if sequence.is_finished or sequence.is_preparing:
             return False
-        return sequence.is_preempted or not self._cache.should_wait(sequence)
+        return sequence.is_preempted or not self._matcher.should_wait(sequence)
 
     def _victim(self, newcomer: SequenceState, running: Iterable[SequenceState]) -> SequenceState | None:
         """The least urgent running sequence that should give way, the latest among equals; None when none should."""
         able = [
             sequence
             for sequence in running
-            if self._cache.can_suspend(sequence) and self._gives_way(sequence, newcomer)
+            if self._table.slot_of(sequence).is_readable and self._gives_way(sequence, newcomer)
         ]
         return max(able, key=self._queue.rank, default=None)
 

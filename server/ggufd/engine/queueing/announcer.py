@@ -10,7 +10,8 @@ from ggufd.engine.messages.reports import QueueEntry, QueueState
 from ggufd.engine.queueing.forecast import Forecast
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.sequence.sequence import SequenceState
-from ggufd.engine.slots.prefix_cache import PrefixCache
+from ggufd.engine.slots.matching import PrefixMatcher
+from ggufd.engine.slots.slot_table import SlotTable
 from ggufd.errors import QueueTimeout
 
 _SOON_S = 0.25
@@ -26,9 +27,10 @@ class _Told(NamedTuple):
 class Announcer:
     """Notices for the requests in `queue` that asked for them, or that have a timeout."""
 
-    def __init__(self, queue: RequestQueue, cache: PrefixCache, forecast: Forecast) -> None:
+    def __init__(self, queue: RequestQueue, table: SlotTable, matcher: PrefixMatcher, forecast: Forecast) -> None:
         self._queue = queue
-        self._cache = cache
+        self._table = table
+        self._matcher = matcher
         self._forecast = forecast
         self._told: dict[int, _Told] = {}
 
@@ -62,7 +64,7 @@ class Announcer:
 
     def _turns(self, running: list[SequenceState]) -> dict[int, Turn]:
         order = self._queue.foreseen(self._forecast.expected_tokens)
-        return self._forecast.turns(order, running, len(self._cache.idle))
+        return self._forecast.turns(order, running, len(self._table.idle))
 
     def _listeners(self, now_s: float) -> list[SequenceState]:
         """Requests for which a notice may be due; forgets those that wait no more."""
@@ -87,7 +89,7 @@ class Announcer:
         timeout_s = sequence.request.timeout_s
         if timeout_s is None:
             return None
-        n_unread = sequence.n_prompt - self._cache.match(sequence)[0].n_common
+        n_unread = sequence.n_prompt - self._matcher.longest(sequence)
         first_token_s = now_s - sequence.arrival_s + turn.wait_s + self._forecast.prefill_s(n_unread)
         if first_token_s <= timeout_s:
             return None

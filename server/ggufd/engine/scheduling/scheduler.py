@@ -238,8 +238,8 @@ def _decode_chunk(sequence: SequenceState) -> Chunk:
 def _prefill_chunk(sequence: SequenceState, budget: int, n_outputs_left: int) -> Chunk:
     """Chunk of prefill: logits of the last token only, or of all where the prompt's log-probabilities are wanted."""
     n_tokens = min(sequence.n_uncomputed, budget)
-    if sequence.marks:
-        n_tokens = min(n_tokens, sequence.marks[0] - sequence.n_past)
+    if sequence.checkpoints:
+        n_tokens = min(n_tokens, sequence.checkpoints[0] - sequence.n_past)
     if sequence.request.prompt_logprobs and sequence.is_reading:
         n_tokens = min(n_tokens, n_outputs_left)
         return Chunk(sequence, n_tokens, n_tokens)

@@ -64,8 +64,8 @@ class SequenceState:
     n_past: int = 0
     n_cached: int = 0
     n_moved: int = 0
-    marks: list[int] = field(default_factory=list)
-    """Where in the prompt its state is to be copied on the way, ascending."""
+    checkpoints: list[int] = field(default_factory=list)
+    """Lengths of prefixes of its prompt after which its state is saved, ascending; those that are still ahead."""
     cache_report: CacheReport | None = None
     fetch: Fetch | None = None
     """Its beginning, on its way from the disk."""

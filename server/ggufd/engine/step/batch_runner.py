@@ -37,7 +37,7 @@ class BatchRunner:
             yield computed
         if plan:
             self._note_health(is_any_computed=n_batches > 0)
-            self._lifecycle.cache.close_holes(self._lifecycle.counters.step_s)
+            self._lifecycle.cache.compaction.close_holes(self._lifecycle.counters.step_s)
             self._trace.end()
 
     def _compute(self, plan: list[Chunk]) -> Iterator[list[Computed]]:
@@ -67,7 +67,7 @@ class BatchRunner:
         kept = []
         for chunk in plan:
             try:
-                self._lifecycle.cache.rewind(chunk.sequence)
+                self._lifecycle.cache.cells.rewind(chunk.sequence)
                 del chunk.sequence.prompt_logprobs[chunk.sequence.n_past :]
                 kept.append(chunk.without_draft())
             except EngineFailure as error:

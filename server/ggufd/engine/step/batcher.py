@@ -14,7 +14,8 @@ import numpy as np
 from ggufd.engine.backend.interfaces import Decoder, Grammars, Rows
 from ggufd.engine.scheduling.scheduler import Chunk, StepTime
 from ggufd.engine.scheduling.threads import ThreadTuner
-from ggufd.engine.slots.prefix_cache import PrefixCache
+from ggufd.engine.slots.cells import KVCells
+from ggufd.engine.slots.copy_costs import CopyCosts
 from ggufd.engine.speculation.prompt_lookup import StepCosts
 from ggufd.engine.telemetry.counters import Counters
 from ggufd.engine.telemetry.trace import StepTrace
@@ -33,6 +34,7 @@ class Costs(NamedTuple):
 
     step_time: StepTime
     drafts: StepCosts
+    copies: CopyCosts
     threads: ThreadTuner
 
 
@@ -43,7 +45,7 @@ class Batcher:
         self,
         decoder: Decoder,
         grammars: Grammars,
-        cache: PrefixCache,
+        cells: KVCells,
         costs: Costs,
         counters: Counters,
         trace: StepTrace,
@@ -51,7 +53,7 @@ class Batcher:
     ) -> None:
         self._decoder = decoder
         self._grammars = grammars
-        self._cache = cache
+        self._cells = cells
         self._costs = costs
         self._counters = counters
         self._trace = trace
@@ -79,11 +81,11 @@ class Batcher:
 
     def _note(self, plan: list[Chunk], seconds: float, n_decode: int, n_prefill: int) -> None:
         self._counters.end(self._clock(), seconds, n_rows=n_decode + n_prefill, n_sequences=len(plan))
-        self._cache.note_decode()
+        self._cells.note_decode()
         self._note_time(seconds, n_decode, n_prefill, n_sequences=len(plan))
         self._note_batch(plan, seconds, n_decode, n_prefill)
         per_token = self._costs.step_time.prefill_s_per_token
-        self._cache.prefill_s_per_token = per_token or self._cache.prefill_s_per_token
+        self._costs.copies.prefill_s_per_token = per_token or self._costs.copies.prefill_s_per_token
 
     def _fill_batch(self, plan: list[Chunk]) -> list[tuple[int, int]]:
         """Write the plan into the batch; returns the first output and the last row of each chunk."""

@@ -72,11 +72,11 @@ class Lifecycle:
             if sequence.state is None:
                 self._begin(sequence)
             else:
-                self.cache.resume(sequence)
+                self.cache.placement.resume(sequence)
         except Exception as error:
             self.queue.release(sequence)
             if sequence.slot is not None:
-                self.cache.insert(sequence)
+                self.cache.placement.insert(sequence)
             self._end(sequence)
             self.fail_request(sequence.request.request_id, failure_of(error))
             return
@@ -88,8 +88,8 @@ class Lifecycle:
         if sequence.grammar is not None and sequence.constraint is None:
             sequence.constraint = sequence.grammar.constraint()
         now_s = self._clock()
-        self.cache.lock(sequence)
-        self.cache.save_ahead(sequence)
+        self.cache.placement.lock(sequence)
+        self.cache.offload.save_ahead(sequence)
         if self.pre_roll is not None and sequence.index == 0:
             sequence.chat = self.pre_roll.begin(sequence.request, sequence.tokens)
         sequence.admit_s = now_s
@@ -105,7 +105,7 @@ class Lifecycle:
         False when its state cannot be read: it keeps its slot.
         """
         try:
-            self.cache.suspend(sequence)
+            self.cache.placement.suspend(sequence)
         except EngineFailure:
             return False
         self.running.remove(sequence)
@@ -134,7 +134,7 @@ class Lifecycle:
             return
         if self.pre_roll is not None and sequence.chat is not None:
             self.pre_roll.end(sequence.chat, sequence)
-        self.cache.insert(sequence)
+        self.cache.placement.insert(sequence)
         self._retire(sequence)
 
     def abort(self, request_id: int) -> None:
@@ -146,7 +146,7 @@ class Lifecycle:
         """End of all running sequences; what can be kept on disk is saved, within that time."""
         for sequence in tuple(self.running):
             self.leave(sequence)
-        self.cache.close(timeout_s)
+        self.cache.offload.close(timeout_s)
 
     def _retire(self, sequence: SequenceState) -> None:
         self.running.remove(sequence)
@@ -165,7 +165,7 @@ class Lifecycle:
 
     def lose(self, sequence: SequenceState, error: Exception) -> None:
         """Fail the request of a sequence whose slot cannot be trusted; nothing of the slot is kept."""
-        self.cache.forget(sequence)
+        self.cache.placement.forget(sequence)
         self._retire(sequence)
         why = f"computing this request failed: {error}" if str(error) else "the context has no room for this request"
         self.fail_request(sequence.request.request_id, EngineFailure(why))
@@ -174,7 +174,7 @@ class Lifecycle:
         """Fail a request, and evict what its sequences continued from: the same would come of it again."""
         for one in self.of_request(sequence.request.request_id):
             if one.slot is not None:
-                self.cache.discard(one)
+                self.cache.placement.discard(one)
                 self._retire(one)
         self.fail_request(sequence.request.request_id, error)
 
@@ -190,7 +190,7 @@ class Lifecycle:
     def check_integrity(self) -> None:
         """Raise `EngineFailure` unless running sequences and slots agree."""
         self.cache.check_integrity()
-        in_slots = {id(slot.sequence) for slot in self.cache.running}
+        in_slots = {id(slot.sequence) for slot in self.cache.table.running}
         if in_slots != {id(sequence) for sequence in self.running}:
             raise EngineFailure("the running sequences are not those in the slots")
         if any(sequence.status is not Status.RUNNING for sequence in self.running):

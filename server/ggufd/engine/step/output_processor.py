@@ -28,9 +28,9 @@ class OutputProcessor:
             if sequence.request.prompt_logprobs and sequence.is_reading:
                 self._token_step.note_prompt(sequence, rows)
             sequence.n_past += chunk.n_tokens - len(sequence.draft)
-            if sequence.marks and sequence.n_past == sequence.marks[0]:
-                del sequence.marks[0]
-                self._lifecycle.cache.keep_snapshot(sequence)
+            if sequence.checkpoints and sequence.n_past == sequence.checkpoints[0]:
+                del sequence.checkpoints[0]
+                self._lifecycle.cache.offload.keep_checkpoint(sequence)
         for chunk, rows, last_row in computed:
             if not chunk.sequence.is_finished:
                 self._sample(chunk.sequence, rows, last_row)
@@ -67,7 +67,7 @@ class OutputProcessor:
             self._next_token(sequence, rows[-1], last_row)
             return
         if not sequence.is_finished:
-            self._lifecycle.cache.rewind(sequence)
+            self._lifecycle.cache.cells.rewind(sequence)
 
     def _next_token(self, sequence: SequenceState, row: Row, batch_row: int) -> None:
         """Sample a token, send the text that is complete, and finish the sequence if this was its last."""

@@ -87,7 +87,7 @@ class StepPlanner:
         for newcomer, victim in self._admission.exchanges(lifecycle.running):
             if lifecycle.preempt(victim):
                 lifecycle.start(newcomer)
-        lifecycle.cache.release_copies()
+        lifecycle.cache.cells.release_copies()
 
     def _build_bans(self) -> None:
         """Build a piece of the first unfinished list of banned phrases in the queue."""
@@ -109,7 +109,7 @@ class StepPlanner:
         # While its last draft is still where it was.
         sequence.acceptance.settle(sequence.tokens)
         try:
-            self._lifecycle.cache.shift(sequence, gap.start, gap.n)
+            self._lifecycle.cache.cells.shift(sequence, gap.start, gap.n)
         except EngineFailure as error:
             self._lifecycle.lose(sequence, error)
             return

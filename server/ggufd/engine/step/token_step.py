@@ -27,8 +27,8 @@ from ggufd.engine.sampling.sampling import (
     penalties_of,
 )
 from ggufd.engine.sequence.sequence import OutputToken, SequenceState
+from ggufd.engine.slots.cells import KVCells
 from ggufd.engine.slots.context_shift import ContextShift
-from ggufd.engine.slots.prefix_cache import PrefixCache
 from ggufd.engine.telemetry.counters import Counters
 from ggufd.engine.telemetry.trace import StepTrace
 from ggufd.errors import InvalidRequest
@@ -69,7 +69,7 @@ class TokenStep:
         self,
         decoder: Decoder,
         vocabulary: Vocabulary,
-        cache: PrefixCache,
+        cells: KVCells,
         counters: Counters,
         trace: StepTrace,
         context_shift: ContextShift,
@@ -78,7 +78,7 @@ class TokenStep:
     ) -> None:
         self._decoder = decoder
         self._vocabulary = vocabulary
-        self._cache = cache
+        self._cells = cells
         self._counters = counters
         self._trace = trace
         self._context_shift = context_shift
@@ -131,7 +131,7 @@ class TokenStep:
             if output is not None:
                 return output
         # The batch waits: this sequence goes on with the next step, for which its logits are computed once more.
-        self._cache.rewind(sequence)
+        self._cells.rewind(sequence)
         return StepOutput()
 
     def _try(self, sequence: SequenceState, row: Row, batch_row: int) -> StepOutput | None:
@@ -282,7 +282,7 @@ class TokenStep:
         """Take a banned phrase back by `n` tokens; None where the row of logits serves once more."""
         self._take_back(sequence, guard, n, is_last=n == 1 and sequence.detokenizer.n_banned <= 1)
         if needs_row:
-            self._cache.rewind(sequence)
+            self._cells.rewind(sequence)
         if guard.is_lost:
             return self._end_lost(sequence)
         return StepOutput() if needs_row else None
@@ -299,13 +299,13 @@ class TokenStep:
             return self._end_lost(sequence)
         if not guard.is_thorough and guard.search(sequence.n_generated):
             # The logits are used up: they are computed once more.
-            self._cache.rewind(sequence)
+            self._cells.rewind(sequence)
             return StepOutput()
         if not sequence.detokenizer.n_pending:
             return self._end_lost(sequence)
         guard.close(self._held(sequence))
         self._take_back(sequence, guard, 1, is_last=True)
-        self._cache.rewind(sequence)
+        self._cells.rewind(sequence)
         return StepOutput()
 
     def _end_lost(self, sequence: SequenceState) -> StepOutput:

@@ -19,7 +19,7 @@ from ggufd.engine.messages.events import Admitted, Output
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.scheduling.scheduler import Scheduler
-from ggufd.engine.slots.snapshots import marks_of
+from ggufd.engine.slots.checkpoints import checkpoints_of
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.context import Context
 from ggufd.llama.model.model import Model
@@ -33,7 +33,7 @@ from tests.support.programs.live_server import live_server
 # --- where ------------------------------------------------------------------------------------------------------------
 
 
-class TestMarks:
+class TestCheckpoints:
     END = 9
 
     def prompt(self, *lengths: int) -> list[int]:
@@ -42,23 +42,23 @@ class TestMarks:
 
     def test_the_first_message_the_last_ones_and_the_last_token(self) -> None:
         prompt = self.prompt(100, 100, 100, 100, 100, 100)
-        assert marks_of(prompt, {self.END}, 0, 0) == [100, 400, 500, 604]
+        assert checkpoints_of(prompt, {self.END}, 0, 0) == [100, 400, 500, 604]
 
     def test_where_the_prompt_leaves_an_earlier_one(self) -> None:
-        assert marks_of(self.prompt(300), {self.END}, 0, 150) == [150, 304]
-        assert marks_of([1] * 300, (), 0, 0) == [299]
+        assert checkpoints_of(self.prompt(300), {self.END}, 0, 150) == [150, 304]
+        assert checkpoints_of([1] * 300, (), 0, 0) == [299]
 
-    def test_what_is_computed_already_and_what_is_short_is_not_marked(self) -> None:
+    def test_what_is_computed_already_and_what_is_short_is_none(self) -> None:
         prompt = self.prompt(100, 100, 100, 100)
-        assert marks_of(prompt, {self.END}, 250, 0) == [300, 404]
-        assert marks_of([1] * 20, (), 0, 0) == []
+        assert checkpoints_of(prompt, {self.END}, 250, 0) == [300, 404]
+        assert checkpoints_of([1] * 20, (), 0, 0) == []
 
     @given(st.lists(st.sampled_from([1, 9]), min_size=1, max_size=400), st.integers(0, 400), st.integers(0, 400))
-    def test_marks_lie_ahead_apart_and_before_the_last_token(self, prompt: list[int], n_past: int, at: int) -> None:
-        marks = marks_of(prompt, {9}, n_past, min(at, len(prompt)))
-        assert marks == sorted(set(marks))
-        assert all(n_past < mark < len(prompt) for mark in marks)
-        assert all(b - a >= 64 for a, b in itertools.pairwise(marks))
+    def test_they_lie_ahead_apart_and_before_the_last_token(self, prompt: list[int], n_past: int, at: int) -> None:
+        found = checkpoints_of(prompt, {9}, n_past, min(at, len(prompt)))
+        assert found == sorted(set(found))
+        assert all(n_past < length < len(prompt) for length in found)
+        assert all(b - a >= 64 for a, b in itertools.pairwise(found))
 
 
 # --- over the fake ----------------------------------------------------------------------------------------------------
@@ -197,8 +197,8 @@ def serve(context: Context, *requests: EngineRequest, cache_ram_bytes: int) -> l
                     n_reused = event.cached_tokens
             engine.check_integrity()
         found.append((text, n_reused))
-    for slot in engine._cache.slots:
-        engine._cache.evict(slot)
+    for slot in engine._cache.table.slots:
+        engine._cache.cells.evict(slot)
     return found
 
 
