@@ -72,7 +72,7 @@ def build_engine(
     context_shift = ContextShift(decoder.n_ctx, is_on=rules.shifts_context and decoder.can_shift)
     speculator = Speculator(rules.max_draft if decoder.can_trim else 0, draft)
     drafting = Drafting(speculator, context_shift, decoder.n_ctx, counters, trace, clock)
-    token_step = TokenStep(decoder, vocabulary, cache.cells, counters, trace, context_shift, queue.charge_token, clock)
+    token_step = TokenStep(decoder, vocabulary, counters, trace, context_shift, queue.charge_token, clock)
     lifecycle = Lifecycle(queue, cache, token_step, drafting, forecast, pre_roll, counters, clock)
     deadlines, admission = Deadlines(lifecycle, announcer, clock), Admission(queue, cache.table, cache.matcher, rules)
     costs = Costs(scheduler.step_time, speculator.costs, cache.costs, ThreadTuner(decoder.n_threads))

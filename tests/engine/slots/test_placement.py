@@ -318,6 +318,19 @@ def test_a_draft_does_not_stay_in_the_slot() -> None:
     assert rig.holds(slot) == LONG
 
 
+@pytest.mark.parametrize(("can_trim", "n_left"), [(True, 97), (False, 0)])
+def test_tokens_that_were_taken_back_do_not_stay_in_the_slot(can_trim: bool, n_left: int) -> None:
+    rig = Rig(can_trim=can_trim)
+    sequence = rig.lock(LONG)
+    rig.compute(sequence)
+    assert sequence.slot is not None
+    slot = sequence.slot
+    del sequence.tokens[97:]
+    rig.placement.insert(sequence)
+    rig.check()
+    assert rig.holds(slot) == LONG[:n_left]
+
+
 def test_what_may_have_gone_wrong_is_discarded_with_all_that_begins_alike() -> None:
     rig = Rig(n_slots=4, ram=1 << 20)
     rig.leave(LONG[:40] + b"x" * 30)

@@ -150,11 +150,15 @@ class Placement:
     # --- insert and drop ----------------------------------------------------------------------------------------------
 
     def insert(self, sequence: SequenceState) -> None:
-        """Take a sequence out of its slot, which keeps its computed tokens as cached prefix, without its draft."""
+        """Take a sequence out of its slot, which keeps its computed tokens as cached prefix.
+
+        Neither a draft stays there nor tokens that were taken back.
+        """
         slot = self._table.slot_of(sequence)
-        if self._decoder.n_past(slot.index) > sequence.n_past:
-            self._decoder.trim(slot.index, sequence.n_past)
-        self._table.vacate(sequence, sequence.tokens[: sequence.n_past])
+        n_past = min(sequence.n_past, len(sequence.tokens))
+        if self._decoder.n_past(slot.index) > n_past:
+            n_past = self._cells.trim(slot, n_past)
+        self._table.vacate(sequence, sequence.tokens[:n_past])
         self._table.touch(slot)
 
     def forget(self, sequence: SequenceState) -> None:

@@ -76,6 +76,8 @@ class OutputProcessor:
         output = self._token_step.sample(sequence, row, batch_row)
         if output.reason is not None:
             self._lifecycle.finish(sequence, output, output.reason)
+        elif output.needs_row:
+            self._lifecycle.cache.cells.rewind(sequence)
         elif output.text or output.items:
             self._lifecycle.events.put_text(sequence, output)
 

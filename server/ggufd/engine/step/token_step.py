@@ -1,7 +1,8 @@
 """Next token of one sequence: sampled from its row under grammar, bans and budgets, and detokenized.
 
-Tokens that a grammar forces are taken at once; what completes a banned phrase is taken back. Knows no batch and no
-other sequence; `OutputProcessor` sends the output and ends the sequence.
+Tokens that a grammar forces are taken at once; what completes a banned phrase is taken back. Knows no batch, no cache
+and no other sequence; `OutputProcessor` sends the output, ends the sequence, and has a row computed again where that
+is needed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from ggufd.engine.sampling.sampling import (
     penalties_of,
 )
 from ggufd.engine.sequence.sequence import OutputToken, SequenceState
-from ggufd.engine.slots.cells import KVCells
 from ggufd.engine.slots.context_shift import ContextShift
 from ggufd.engine.telemetry.counters import Counters
 from ggufd.engine.telemetry.trace import StepTrace
@@ -45,7 +45,8 @@ class StepOutput:
     """Output of one step and sequence: text that may be sent, and the tokens that it completes.
 
     A `reason` ends the sequence; `end` is the token that ended it, where log-probabilities are wanted: it has no text.
-    `parts` are how many characters and tokens were added at a time.
+    `parts` are how many characters and tokens were added at a time. `needs_row` says that no token was taken and the
+    row is used up, or was for tokens that were taken back: the logits are to be computed once more.
     """
 
     text: str = ""
@@ -53,6 +54,7 @@ class StepOutput:
     reason: FinishReason | None = None
     end: TokenLogprob | None = None
     parts: list[tuple[int, int]] = field(default_factory=list)
+    needs_row: bool = False
 
     def add(self, delta: Delta[OutputToken]) -> None:
         """Add text of one more token."""
@@ -69,7 +71,6 @@ class TokenStep:
         self,
         decoder: Decoder,
         vocabulary: Vocabulary,
-        cells: KVCells,
         counters: Counters,
         trace: StepTrace,
         context_shift: ContextShift,
@@ -78,7 +79,6 @@ class TokenStep:
     ) -> None:
         self._decoder = decoder
         self._vocabulary = vocabulary
-        self._cells = cells
         self._counters = counters
         self._trace = trace
         self._context_shift = context_shift
@@ -130,9 +130,8 @@ class TokenStep:
             output = self._try(sequence, row, batch_row)
             if output is not None:
                 return output
-        # The batch waits: this sequence goes on with the next step, for which its logits are computed once more.
-        self._cells.rewind(sequence)
-        return StepOutput()
+        # The batch waits: this sequence goes on with the next step.
+        return StepOutput(needs_row=True)
 
     def _try(self, sequence: SequenceState, row: Row, batch_row: int) -> StepOutput | None:
         """Draw a token and append it; None where it alone was taken back at once, so that another may be drawn."""
@@ -281,11 +280,9 @@ class TokenStep:
     def _go_back(self, sequence: SequenceState, guard: BanGuard, n: int, *, needs_row: bool) -> StepOutput | None:
         """Take a banned phrase back by `n` tokens; None where the row of logits serves once more."""
         self._take_back(sequence, guard, n, is_last=n == 1 and sequence.detokenizer.n_banned <= 1)
-        if needs_row:
-            self._cells.rewind(sequence)
         if guard.is_lost:
             return self._end_lost(sequence)
-        return StepOutput() if needs_row else None
+        return StepOutput(needs_row=True) if needs_row else None
 
     def _held(self, sequence: SequenceState) -> bytes:
         """Bytes of the tokens that can still be taken back."""
@@ -298,15 +295,12 @@ class TokenStep:
         if guard is None or guard.is_lost:
             return self._end_lost(sequence)
         if not guard.is_thorough and guard.search(sequence.n_generated):
-            # The logits are used up: they are computed once more.
-            self._cells.rewind(sequence)
-            return StepOutput()
+            return StepOutput(needs_row=True)
         if not sequence.detokenizer.n_pending:
             return self._end_lost(sequence)
         guard.close(self._held(sequence))
         self._take_back(sequence, guard, 1, is_last=True)
-        self._cells.rewind(sequence)
-        return StepOutput()
+        return StepOutput(needs_row=True)
 
     def _end_lost(self, sequence: SequenceState) -> StepOutput:
         """End of a sequence that has no allowed token."""
