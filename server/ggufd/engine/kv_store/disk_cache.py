@@ -1,8 +1,8 @@
-"""Computed prefixes that left host RAM too, in files: they come back after a restart, or for a chat of last week.
+"""Disk cache: KV states that were evicted from host RAM, in files; they survive a restart.
 
-A byte budget; what was used least recently goes first. A file (`state_file`) says which model and settings made it
-(`fingerprint`), and holds its tokens, which alone decide what it is good for. Reading and writing happen on a thread: a
-step never waits for a disk. Whatever fails costs no more than the file.
+LRU within a byte budget. A file (`state_file`) names the model and settings that made it (`fingerprint`) and holds its
+tokens, which are compared to match it. Reading and writing happen on a thread: a step never waits for a disk. An error
+costs no more than the file.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from ggufd.engine.messages.requests import CacheScope
 logger = logging.getLogger(__name__)
 
 MIN_TOKENS = 256
-"""Fewer are computed again sooner than they are worth a file."""
+"""A shorter state is not worth a file: computing it again is quicker."""
 
 _MAX_WRITING = 4
-"""So many states may wait for the disk; more would hold RAM that is wanted for something else."""
+"""So many states may wait to be written: they hold RAM meanwhile."""
 
 _SUFFIX = ".npz"
 
 
 @dataclass(slots=True, eq=False)
-class Filed:
-    """A file with the state of `tokens`; `used_s` is when it was used last, as the file system tells it."""
+class DiskEntry:
+    """One file of the cache, with the state of `tokens`; `used_s` is its last use, as the file system tells it."""
 
     path: Path
     n_bytes: int
@@ -46,7 +46,7 @@ class Filed:
 
 
 class Fetch:
-    """A state on its way back from a file."""
+    """A read from disk that is under way."""
 
     def __init__(self, future: Future[KeptState | None]) -> None:
         self._future = future
@@ -57,12 +57,12 @@ class Fetch:
 
     @property
     def kept(self) -> KeptState | None:
-        """What was read; None when it could not be. Only when it is ready."""
+        """The state that was read; None when it could not be. Only when it is ready."""
         return self._future.result()
 
 
 def open_disk_cache(place: DiskPlace | None, *, only_whole: bool = False) -> DiskCache | None:
-    """The cache that the settings ask for; None, and a line in the log, where its folder cannot be used."""
+    """The disk cache that the settings ask for; None, and a warning, where its folder cannot be used."""
     if place is None:
         return None
     try:
@@ -73,10 +73,10 @@ def open_disk_cache(place: DiskPlace | None, *, only_whole: bool = False) -> Dis
 
 
 class DiskCache:
-    """At most `max_bytes` of files in `folder`, used by one engine at a time. Raises OSError when it cannot be made.
+    """LRU cache of at most `max_bytes` of files in `folder`, for one engine at a time. Raises OSError.
 
-    With `only_whole` a file is of use only where all of its tokens begin a prompt, as in `HostCache`.
-    `n_bad` files were broken.
+    With `only_whole` a state matches only a prompt that begins with all of its tokens, as in `HostCache`.
+    `n_bad` counts files that were broken.
     """
 
     def __init__(self, folder: Path, max_bytes: int, fingerprint: str, *, only_whole: bool = False) -> None:
@@ -86,7 +86,7 @@ class DiskCache:
         self._only_whole = only_whole
         self._fingerprint = fingerprint
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk-cache")
-        self._writing: set[Future[Filed | None]] = set()
+        self._writing: set[Future[DiskEntry | None]] = set()
         self._has_failed = False
         self.n_bad = 0
         self._entries = self._scan()
@@ -101,9 +101,9 @@ class DiskCache:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def fetch(self, tokens: array[int], cache_scope: CacheScope, n_known: int) -> Fetch | None:
-        """Begin to read the file with the longest common beginning with `tokens`, if that is worth it.
+        """Begin to read the file with the longest common prefix with `tokens`, if that is worth it.
 
-        `n_known` tokens are at hand anyway. Of `tokens` at least the last is left to be computed.
+        `n_known` tokens need no disk. The last of `tokens` is always left to be computed.
         """
         self._collect()
         best, n_best = None, n_known + MIN_TOKENS - 1
@@ -114,7 +114,7 @@ class DiskCache:
                 best, n_best = entry, n
         return None if best is None else Fetch(self._thread.submit(self._read, best))
 
-    def _read(self, entry: Filed) -> KeptState | None:
+    def _read(self, entry: DiskEntry) -> KeptState | None:
         try:
             kept, _ = state_file.read(entry.path)
         except (OSError, BadStateFile) as error:
@@ -128,8 +128,8 @@ class DiskCache:
             entry.used_s = entry.path.stat().st_mtime
         return kept
 
-    def _scan(self) -> list[Filed]:
-        """What earlier runs left; of another model or other settings it only takes its place until that is needed."""
+    def _scan(self) -> list[DiskEntry]:
+        """Files of earlier runs. Those of another model or other settings match nothing until they are evicted."""
         entries = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
             try:
@@ -139,8 +139,8 @@ class DiskCache:
                 self.n_bad += 1
                 _remove(path)
                 continue
-            tokens = head.tokens if head.mark == self._fingerprint else array("i")
-            entries.append(Filed(path, stat.st_size, stat.st_mtime, tokens, head.cache_scope))
+            tokens = head.tokens if head.fingerprint == self._fingerprint else array("i")
+            entries.append(DiskEntry(path, stat.st_size, stat.st_mtime, tokens, head.cache_scope))
         for leftover in self._folder.glob(f".*{_SUFFIX}.*"):
             _remove(leftover)
         return entries
@@ -148,7 +148,7 @@ class DiskCache:
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def store(self, kept: KeptState) -> bool:
-        """Begin to write a state, unless it is there already or the disk is behind; whether it will be there."""
+        """Begin to write a state, unless a file has it or too many wait to be written; whether it will be there."""
         self._collect()
         if len(kept.tokens) < MIN_TOKENS or len(kept.state) > self._max_bytes:
             return False
@@ -167,18 +167,18 @@ class DiskCache:
             self._collect()
 
     def drop(self, kept: KeptState) -> None:
-        """Delete the file of a state that was of no use, if there is one."""
+        """Delete the file of a state that could not be restored, if there is one."""
         for entry in [
             one for one in self._entries if one.cache_scope == kept.cache_scope and one.tokens == kept.tokens
         ]:
             self._delete(entry)
 
     def close(self) -> None:
-        """No more is read or written."""
+        """Stop the thread: no more is read or written."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _collect(self) -> None:
-        """Take note of what has been written, in place of what it continues; delete what there is no more room for."""
+        """Add files that were written, in place of those that they continue; evict to stay in the budget."""
         for future in [future for future in self._writing if future.done()]:
             self._writing.remove(future)
             entry = future.result()
@@ -190,23 +190,23 @@ class DiskCache:
         while self.n_bytes > self._max_bytes:
             self._delete(min(self._entries, key=lambda entry: entry.used_s))
 
-    def _holds(self, entry: Filed, kept: KeptState) -> bool:
-        """Whether the file is of use wherever the state would be."""
+    def _holds(self, entry: DiskEntry, kept: KeptState) -> bool:
+        """Whether the file matches every prompt that the state would match."""
         n_least = len(entry.tokens) if self._only_whole else 0
         n_common = common_prefix(entry.tokens, kept.tokens) if entry.cache_scope == kept.cache_scope else 0
         return n_common == len(kept.tokens) >= n_least
 
-    def _is_continued(self, old: Filed, new: Filed) -> bool:
-        """Whether the tokens of `old` are but the beginning of those of `new`, which is of use wherever `old` is."""
+    def _is_continued(self, old: DiskEntry, new: DiskEntry) -> bool:
+        """Whether `old` is a prefix of `new`, which matches every prompt that `old` would match."""
         if self._only_whole or old.cache_scope != new.cache_scope:
             return False
         return 0 < len(old.tokens) == common_prefix(old.tokens, new.tokens)
 
-    def _delete(self, entry: Filed) -> None:
+    def _delete(self, entry: DiskEntry) -> None:
         self._entries.remove(entry)
         _remove(entry.path)
 
-    def _write(self, kept: KeptState) -> Filed | None:
+    def _write(self, kept: KeptState) -> DiskEntry | None:
         path = self._folder / f"{self._name(kept)}{_SUFFIX}"
         try:
             n_bytes = state_file.write(path, kept, self._fingerprint)
@@ -216,10 +216,10 @@ class DiskCache:
                 logger.warning("chats cannot be kept on disk: %s", error)
             self._has_failed = True
             return None
-        return Filed(path, n_bytes, used_s, kept.tokens[:], kept.cache_scope)
+        return DiskEntry(path, n_bytes, used_s, kept.tokens[:], kept.cache_scope)
 
     def _name(self, kept: KeptState) -> str:
-        """A name that says nothing of what is in the file, and is the same for the same."""
+        """File name: a digest, which tells nothing of the content and is the same for the same one."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr((self._fingerprint, kept.cache_scope)).encode())
         digest.update(kept.tokens.tobytes())
@@ -227,6 +227,6 @@ class DiskCache:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file; one that a folder does not let go of stays, for the next start to find."""
+    """Delete a file; one that cannot be deleted is found at the next start."""
     with suppress(OSError):
         path.unlink(missing_ok=True)

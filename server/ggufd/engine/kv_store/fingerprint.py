@@ -1,4 +1,4 @@
-"""A name for computed states: the same one where a state that was kept may go on, and nowhere else."""
+"""Fingerprint of a KV state's origin: equal exactly where a saved state may be restored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ggufd.llama.params import KV_UNIFIED, ContextParams, ModelParams
 
 
 def fingerprint(model: ModelParams, context: ContextParams) -> str:
-    """32 hex digits over the files, the build, and all settings that change what is computed or how it is laid out.
+    """Digest, 32 hex digits, of the files, the build, and all settings that change a state or its layout.
 
     Of the context that is all but how much is computed at once, and by how many threads. The number of slots counts: a
     state names its streams. So does flash attention, as it was decided: without it the V cache lies transposed.

@@ -1,7 +1,7 @@
-"""Computed prefixes that no slot holds any more, in host RAM: what a chat left behind when another took its slot.
+"""Host RAM cache: KV states that were evicted from slots.
 
-A byte budget; the least recently used goes first. Entries are compared by tokens, never by hashes. Knows no context:
-states come and go as bytes, and fit only the context that made them.
+LRU within a byte budget. Entries are compared by tokens, never by hashes. Knows no context: states come and go as
+bytes, and fit only the context that made them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class HostCache:
-    """At most `max_bytes` of states; 0 keeps nothing. What has to go, goes to `disk`.
+    """LRU cache of at most `max_bytes` of states, 0 for none. What is evicted goes to `disk`.
 
-    With `only_whole` a state is of use only where all of its tokens begin a prompt, since it cannot be cut back; so
-    the beginnings of an entry are entries of their own.
+    With `only_whole` a state cannot be cut, so it matches only a prompt that begins with all of its tokens; prefixes of
+    an entry are entries of their own.
     """
 
     def __init__(self, max_bytes: int, disk: DiskCache | None = None, *, only_whole: bool = False) -> None:
@@ -41,9 +41,9 @@ class HostCache:
         return sum(len(entry.state) for entry in self._entries)
 
     def match(self, tokens: array[int], cache_scope: CacheScope) -> tuple[KeptState, int] | None:
-        """The entry of a cache_scope with the longest common beginning with `tokens`, and its length; None without one.
+        """The entry of a cache scope with the longest common prefix with `tokens`, and its length; None without one.
 
-        Of `tokens` at least the last is left to be computed.
+        The last of `tokens` is always left to be computed.
         """
         best: tuple[KeptState, int] | None = None
         for entry in self._of(cache_scope):
@@ -54,25 +54,25 @@ class HostCache:
         return best
 
     def holds(self, tokens: array[int], cache_scope: CacheScope) -> bool:
-        """Whether an entry of a cache_scope is of use wherever one of `tokens` would be."""
+        """Whether an entry of a cache scope matches every prompt that one of `tokens` would match."""
         return any(
             common_prefix(entry.tokens, tokens) == len(tokens) >= (len(entry.tokens) if self._only_whole else 0)
             for entry in self._of(cache_scope)
         )
 
     def longest_common(self, tokens: array[int], cache_scope: CacheScope) -> int:
-        """How many of `tokens` begin some entry of a cache_scope, of use or not."""
+        """Length of the longest common prefix with any entry of a cache scope, whether it can be reused or not."""
         return max((common_prefix(entry.tokens, tokens) for entry in self._of(cache_scope)), default=0)
 
     def fetch(self, tokens: array[int], cache_scope: CacheScope, n_known: int) -> Fetch | None:
-        """Begin to read from disk what has more of `tokens` than the `n_known` that a slot holds; None without."""
+        """Begin to read a longer prefix from disk than host RAM has, or a slot (`n_known`); None without one."""
         if self._disk is None:
             return None
         found = self.match(tokens, cache_scope)
         return self._disk.fetch(tokens, cache_scope, max(n_known, found[1] if found else 0))
 
     def close(self, timeout_s: float) -> None:
-        """Put on disk what there is, the latest first, as far as that goes in time."""
+        """Write all entries to disk, the most recently used first, as far as the time allows."""
         if self._disk is None:
             return
         deadline_s = time.monotonic() + timeout_s
@@ -88,7 +88,7 @@ class HostCache:
         return self._disk is not None
 
     def insert(self, kept: KeptState) -> None:
-        """Keep a state, in place of those that are of no use beside it; evict others to stay in the budget."""
+        """Add a state, in place of its prefixes; evict the least recently used ones to stay in the budget."""
         if len(kept.state) > self.max_bytes:
             return
         for entry in self._of(kept.cache_scope):
@@ -105,13 +105,13 @@ class HostCache:
         self.touch(kept)
 
     def drop(self, kept: KeptState) -> None:
-        """Forget a state that was of no use, here and on disk."""
+        """Forget a state that could not be restored, here and on disk."""
         self._entries = [entry for entry in self._entries if entry.state is not kept.state]
         if self._disk is not None:
             self._disk.drop(kept)
 
     def drop_like(self, tokens: array[int], cache_scope: CacheScope, n_least: int) -> None:
-        """Forget every state of a cache_scope that has at least so many of the first `tokens`, here and on disk."""
+        """Forget every state of a cache scope that has at least so many of the first `tokens`, here and on disk."""
         for entry in [one for one in self._of(cache_scope) if common_prefix(one.tokens, tokens) >= n_least]:
             self.drop(entry)
 
@@ -124,6 +124,6 @@ class HostCache:
         return [entry for entry in self._entries if entry.cache_scope == cache_scope]
 
     def touch(self, entry: KeptState) -> None:
-        """The entry was used just now."""
+        """Make an entry the most recently used."""
         self._time += 1
         entry.last_used = self._time

@@ -19,14 +19,14 @@ _PIECES = 1024
 _PIECE_BYTES = 4096
 
 _Stamp = tuple[int, int]
-"""What tells at a glance that nobody wrote to a file: size in bytes, nanoseconds of the last change. Not the inode,
-which is another one at each look on some network file systems."""
+"""Size in bytes and time of the last change in nanoseconds: equal for a file that nobody wrote to. Not the inode, which
+some network file systems change at each look."""
 
 
 def contents(path: Path) -> str:
-    """32 hex digits over a file. Raises OSError.
+    """Digest of a file, 32 hex digits. Raises OSError.
 
-    Of a large one its beginning and pieces all over its weights are read: all of it would take as long as loading it.
+    Of a large file the beginning and samples of its weights are read: all of it would take as long as loading it.
     """
     digest = hashlib.blake2b(digest_size=16)
     size = path.stat().st_size
@@ -41,12 +41,12 @@ def contents(path: Path) -> str:
 
 
 def model_contents(path: str) -> str:
-    """The same over all files of the model that `path` is (a part of). Raises OSError."""
+    """Digests of all files of the model that `path` is (a part of). Raises OSError."""
     return "".join(contents(part) for part in _parts(path))
 
 
 class FirstLoaded:
-    """The model as it lay there when it was loaded first; with another date alone, or as a copy, it is the same.
+    """Change detection for the model file that was loaded first; with another date alone, or as a copy, it is the same.
 
     `note` and `is_replaced` read files: call them on a thread.
     """
@@ -57,14 +57,14 @@ class FirstLoaded:
         self._contents: str | None = None
 
     def note(self) -> None:
-        """Remember what is in it; once it is loaded, for then it need not come from the disk."""
+        """Remember the digest; call it once the model is loaded, while the page cache has the file."""
         with suppress(OSError):
             read = model_contents(self._path)
             if self._look() == self._stamps:
                 self._contents = read
 
     def is_replaced(self) -> bool:
-        """Whether another model lies there now. One that is gone the loader will tell of."""
+        """Whether another model lies there now. A missing file is not one: the loader tells of it."""
         stamps = self._look()
         if None in (stamps, self._stamps) or stamps == self._stamps:
             return False

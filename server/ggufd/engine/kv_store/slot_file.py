@@ -1,4 +1,4 @@
-"""Slots that an admin saves and restores by name: what can go wrong there, in words for who asked."""
+"""Slot files: saving and restoring a slot by name, with errors in words for the admin who asked."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ from ggufd.engine.kv_store.state_file import BadStateFile, KeptState
 from ggufd.errors import InvalidRequest
 
 
-def write(path: Path, kept: KeptState, mark: str) -> int:
-    """Write all of it or nothing; how many bytes that are. `mark` names what it was computed with.
-
-    Raises InvalidRequest.
-    """
+def write(path: Path, kept: KeptState, fingerprint: str) -> int:
+    """Write a state, all of it or nothing; the size of the file in bytes. Raises InvalidRequest."""
     try:
-        return state_file.write(path, kept, mark)
+        return state_file.write(path, kept, fingerprint)
     except OSError as error:
         raise InvalidRequest(f"{path.name} cannot be written: {error.strerror or error}", param="filename") from None
 
 
-def read(path: Path, mark: str) -> KeptState:
-    """What was written. Raises InvalidRequest for a file that is missing, broken, or computed with something else."""
+def read(path: Path, fingerprint: str) -> KeptState:
+    """Read a state. Raises InvalidRequest for a file that is missing, broken, or of another fingerprint."""
     try:
-        kept, written = state_file.read(path)
+        kept, found = state_file.read(path)
     except FileNotFoundError:
         raise InvalidRequest(f"there is no saved slot {path.name}", param="filename") from None
     except (OSError, BadStateFile) as error:
         raise InvalidRequest(f"{path.name} is no saved slot, or broken: {error}", param="filename") from None
-    if written != mark:
+    if found != fingerprint:
         raise InvalidRequest(
             f"{path.name} was saved by another model or other weights, under other settings (--parallel, --ctx-size, "
             "--flash-attn, cache types, RoPE, adapters) or by another build of llama.cpp, so it is of no use here: "

@@ -1,4 +1,4 @@
-"""A computed chat in a file: its tokens, its state, whose it is, and what it was computed with (`mark`).
+"""State file: the KV state of a chat with its tokens, its owner, and the fingerprint of what computed it.
 
 numpy's `.npz`, a zip archive whose checksums are verified as it is read. A file is written whole or not at all, and
 only its owner may read it. The state goes back to llama.cpp, which checks its shape: trust the folder, not the network.
@@ -24,20 +24,20 @@ _FORMAT = 1
 
 
 class BadStateFile(Exception):
-    """The file is broken, or no such file at all."""
+    """A file that is broken, or no state file at all."""
 
 
 class Head(NamedTuple):
-    """What a file tells before its state."""
+    """The parts of a file before its state, in which the fingerprint is called `mark`."""
 
     tokens: array[int]
     cache_scope: CacheScope
     asker: str
-    mark: str
+    fingerprint: str
 
 
-def write(path: Path, kept: KeptState, mark: str) -> int:
-    """Write all of it or nothing; how many bytes that are. Raises OSError."""
+def write(path: Path, kept: KeptState, fingerprint: str) -> int:
+    """Write a state, all of it or nothing; the size of the file in bytes. Raises OSError."""
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -45,7 +45,7 @@ def write(path: Path, kept: KeptState, mark: str) -> int:
             np.savez(
                 file,
                 format=_FORMAT,
-                mark=mark,
+                mark=fingerprint,
                 namespace=namespace,
                 adapters=np.array(adapters, np.float64),
                 asker=kept.asker,
@@ -61,17 +61,17 @@ def write(path: Path, kept: KeptState, mark: str) -> int:
 
 
 def read(path: Path) -> tuple[KeptState, str]:
-    """What was written, and its mark. Raises OSError and BadStateFile."""
+    """Read a state and its fingerprint. Raises OSError and BadStateFile."""
     with _opened(path) as data:
         head = _head(data)
         state = _row(data, "state", np.uint8)
         if not len(state):
             raise BadStateFile("it has no state")
-    return KeptState(head.tokens, state, head.cache_scope, head.asker), head.mark
+    return KeptState(head.tokens, state, head.cache_scope, head.asker), head.fingerprint
 
 
 def read_head(path: Path) -> Head:
-    """The same without the state, which is most of it. Raises OSError and BadStateFile."""
+    """Read a file without its state, which is most of it. Raises OSError and BadStateFile."""
     with _opened(path) as data:
         return _head(data)
 
@@ -98,7 +98,7 @@ def _head(data: Any) -> Head:
 
 
 def _row(data: Any, name: str, kind: type[np.generic]) -> Any:
-    """A part of the file, shape `[n]`. Raises BadStateFile for any other."""
+    """A one-dimensional part of the file, shape `[n]`. Raises BadStateFile for any other."""
     part = data[name]
     if part.dtype != kind or part.ndim != 1:
         raise BadStateFile(f"its {name} are of shape {part.shape} and type {part.dtype}")

@@ -1,9 +1,9 @@
-"""What the next prompt of a chat will begin with, when its client drops old messages each turn: computed while idle.
+"""Pre-roll: background prefill of the prompt that a chat will send next, when its client drops old messages each turn.
 
-Behind a cut everything has moved, so all of it has to be computed again, every turn. But a cut tells how the client
-makes them (`trim`), and all but the new message is known while the person reads. `PreRoll` computes that in a slot of
-its own, a small batch at a time, when nobody waits. What was computed is an ordinary cache entry: a prompt that comes
-otherwise matches less of it, and no text changes.
+Behind a cut all positions have changed, so all of it has to be computed again, every turn. But a cut tells how the
+client makes them (`trim`), and all but the new message is known while the person reads. `PreRoll` computes that in an
+idle slot, a small batch at a time, while no request waits. The result is an ordinary cached prefix: a prompt that
+comes otherwise matches less of it, and no text changes.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import NoRoomError
 
 _MAX_CHATS = 16
-"""Chats that are remembered: a few bytes for each token."""
+"""So many chats are remembered, least recently used first out; a few bytes for each token."""
 
 _MIN_WORTH = 64
-"""Fewer tokens are computed soon enough when they are asked for."""
+"""A shorter prefill is soon done when the prompt arrives."""
 
 
 @dataclass(slots=True)
 class _Task:
-    """A beginning to be computed for a chat, in a slot that is none of `taken`: its own and those of other guesses."""
+    """A predicted prompt of a chat, to be computed in a slot other than `taken`: the chat's and other predictions'."""
 
     tokens: array[int]
     chat: Chat
@@ -51,10 +51,10 @@ class PreRoll:
         self._tasks: deque[_Task] = deque(maxlen=_MAX_CHATS)
         self.n_computed = 0
 
-    # --- what clients do ----------------------------------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------------------------------
 
     def begin(self, request: EngineRequest, prompt: array[int]) -> Chat:
-        """A prompt was sent: the chat that it belongs to, perhaps a new one."""
+        """Find the chat that a prompt continues, or begin one."""
         chat = self._chat_of(prompt, request.cache_scope) or Chat(array("i"), request.cache_scope, request.asker)
         chat.longest = max(chat.longest, len(prompt))
         self._chats = [one for one in self._chats if one is not chat][1 - _MAX_CHATS :]
@@ -62,7 +62,10 @@ class PreRoll:
         return chat
 
     def end(self, chat: Chat, sequence: SequenceState) -> None:
-        """It was answered, in the slot that the sequence still has: what will come next? Older guesses are outdated."""
+        """Predict the next prompts of a chat that was answered, in place of earlier predictions.
+
+        The sequence still has its slot.
+        """
         chat.tokens = sequence.history
         for task in [task for task in self._tasks if task.chat is chat]:
             self._tasks.remove(task)
@@ -89,14 +92,14 @@ class PreRoll:
                 return chat
         return None
 
-    # --- while nobody waits -------------------------------------------------------------------------------------------
+    # --- idle work ----------------------------------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
         return bool(self._tasks)
 
     def step(self) -> None:
-        """Compute one batch, which takes no longer than others may be kept waiting. Only while `has_work`."""
+        """Compute one batch, no longer than a new request may be kept waiting. Only while `has_work`."""
         task = self._tasks[0]
         try:
             is_done = self._begin(task) if task.slot is None else self._go_on(task, task.slot)
@@ -108,7 +111,7 @@ class PreRoll:
             self._tasks.popleft()
 
     def _begin(self, task: _Task) -> bool:
-        """Take a slot; whether there is nothing to be done in it."""
+        """Claim a slot; whether nothing is left to be done."""
         slot = self._cache.placement.claim_idle(task.tokens, task.chat.cache_scope, task.chat.asker, keep=task.taken)
         if slot is None:
             return True
@@ -117,7 +120,7 @@ class PreRoll:
         return len(task.tokens) - slot.n_computed < _MIN_WORTH
 
     def _go_on(self, task: _Task, slot: Slot) -> bool:
-        """Compute the next tokens; whether these were the last. Somebody may have taken the slot since."""
+        """Compute the next tokens; whether these were the last. A request may have taken the slot since."""
         n_past = slot.n_computed
         if not slot.is_idle or common_prefix(slot.tokens, task.tokens) < n_past:
             return True

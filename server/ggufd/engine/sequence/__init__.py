@@ -1,1 +1,1 @@
-"""The state of one sequence while it waits and runs."""
+"""State of one sequence while it waits and runs, and the cuts that its client makes."""

@@ -1,6 +1,6 @@
-"""One sequence: the tokens of one choice of one request, how many of them are computed, and where.
+"""Sequence state: the tokens of one choice of one request, how many of them are computed, and in which slot.
 
-Data and derived properties only; transitions are the scheduler's and the engine's.
+Data and derived properties only; the engine makes the transitions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Status(enum.Enum):
 
 @dataclass(slots=True)
 class OutputToken:
-    """A token on its way out, with its log-probability when that was asked for."""
+    """A generated token that waits for its text, with its log-probability when that was asked for."""
 
     token: int
     logprob: TokenLogprob | None
@@ -41,11 +41,14 @@ class OutputToken:
 
 @dataclass(slots=True, eq=False)
 class SequenceState:
-    """Tokens `[0, n_prompt)` are the prompt, `[n_prompt, len(tokens))` generated; `[0, n_past)` are in the slot.
+    """One choice of a request, from the queue to its last token.
+
+        [0, n_prompt)               prompt                 [0, n_past)              computed, in the slot
+        [n_prompt, len(tokens))     generated              [n_past, len(tokens))    to be computed
 
     Times are seconds of `time.perf_counter`. `slot` is set exactly while running; `serial` is the order of arrival.
-    While it waits preempted, `state` is what its slot held.
-    `draft` are tokens that may come next: computed with the next step, and no part of the text until they are sampled.
+    While it waits preempted, `state` is the KV state of its slot.
+    `draft` are draft tokens: computed with the next step, and no part of the text until they are accepted.
     `dropped` stood at `n_kept` before a context shift; from then on the prompt may end anywhere.
     """
 
@@ -58,7 +61,7 @@ class SequenceState:
     status: Status = Status.WAITING
     serial: int = 0
 
-    # Where it is computed, and what was there before it.
+    # Slot and prefix cache.
     slot: int | None = None
     state: State | None = None
     n_past: int = 0
@@ -68,36 +71,36 @@ class SequenceState:
     """Lengths of prefixes of its prompt after which its state is saved, ascending; those that are still ahead."""
     cache_report: CacheReport | None = None
     fetch: Fetch | None = None
-    """Its beginning, on its way from the disk."""
+    """A longer prefix of it, being read from disk."""
     chat: Chat | None = None
-    """The conversation that it goes on, where its next prompt is to be foreseen."""
+    """The chat that it continues, where its next prompt is predicted."""
 
     admit_s: float = 0.0
     first_token_s: float = 0.0
     last_token_s: float = 0.0
 
-    # How its next token is chosen.
+    # Sampling.
     sampler: Sampler | None = None
     bias: Bias | None = None
     grammar: CompiledGrammar | None = None
     constraint: Constraint | None = None
-    """The grammar along this sequence: where in it the text stands."""
+    """The grammar's state after the tokens of this sequence."""
     logprobs: Logprobs | FinalLogprobs | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
-    # What its text must not become: a banned phrase, or too long a part of it (thoughts).
+    # Banned phrases, and the limit of a part of the text (reasoning budget).
     bans: Bans | None = None
     guard: BanGuard | None = None
     reasoning: ReasoningGuard | None = None
 
-    # What is guessed ahead: from where the text repeats itself, or by a draft model; and what came of it.
+    # Speculative decoding: prompt lookup or a draft model, and the acceptance rate.
     lookup: PromptLookup | None = None
     acceptance: AcceptanceEstimator = field(default_factory=AcceptanceEstimator)
     draft: tuple[int, ...] = ()
     n_drafted: int = 0
     n_accepted: int = 0
 
-    # What a context shift took out of the slot.
+    # Context shift: what was dropped from the slot.
     n_kept: int = 0
     dropped: array[int] = field(default_factory=lambda: array("i"))
 
@@ -128,37 +131,37 @@ class SequenceState:
 
     @property
     def history(self) -> array[int]:
-        """The prompt and all that was generated, also what the slot holds no more."""
+        """The prompt and all generated tokens, those that a context shift dropped included."""
         return self.tokens[: self.n_kept] + self.dropped + self.tokens[self.n_kept :]
 
     @property
     def is_reading(self) -> bool:
-        """Whether tokens of the prompt are to be computed for the first time, or again before anything was dropped."""
+        """Whether it is in prefill: tokens of the prompt are still to be computed, and none was dropped."""
         return self.n_past < self.n_prompt and not self.dropped
 
     @property
     def n_uncomputed(self) -> int:
-        """Tokens that are not in the slot yet: one while decoding, more in prefill."""
+        """Number of tokens that are not in the slot yet: one while decoding, more in prefill."""
         return len(self.tokens) - self.n_past
 
     @property
     def n_prompt_uncomputed(self) -> int:
-        """Tokens of the prompt that were never computed."""
+        """Number of prompt tokens that were never computed."""
         return 0 if self.n_generated else max(0, self.n_prompt - self.n_past)
 
     @property
     def is_preempted(self) -> bool:
-        """Whether it waits for a slot again, having lost one."""
+        """Whether it was preempted and waits for a slot again."""
         return self.status is Status.WAITING and self.state is not None
 
     def is_overdue(self, now_s: float) -> bool:
-        """Whether the time that its request asks for is over."""
+        """Whether its request's timeout has passed."""
         timeout_s = self.request.timeout_s
         return timeout_s is not None and now_s - self.arrival_s > timeout_s
 
     @property
     def is_first(self) -> bool:
-        """Whether it stands, waiting, for a request of which nothing was admitted yet."""
+        """Whether it is the first choice of a request of which nothing was admitted yet."""
         return self.index == 0 and self.status is Status.WAITING and self.state is None
 
     @property
@@ -168,7 +171,7 @@ class SequenceState:
 
     @property
     def is_preparing(self) -> bool:
-        """Whether it cannot start yet: its grammar, its list of banned phrases or its state on disk is not ready."""
+        """Whether it cannot be admitted yet: its grammar, its banned phrases or its state on disk are not ready."""
         return not all(part is None or part.is_ready for part in (self.grammar, self.bans, self.fetch))
 
     @property
@@ -176,7 +179,7 @@ class SequenceState:
         return self.status is Status.FINISHED
 
     def drop(self, start: int, n: int) -> None:
-        """The `n` tokens from `start` on are out of the slot; the text goes on without them."""
+        """Context shift: take the `n` tokens from `start` on out of the slot; the text goes on without them."""
         self.dropped.extend(self.tokens[start : start + n])
         del self.tokens[start : start + n]
         self.n_kept = start

@@ -1,7 +1,7 @@
-"""How a client cuts a chat that outgrew its context, seen in what it sends, and what it will therefore send next.
+"""History trimming: how a client cuts a chat that outgrew its context, and the prompt that it will therefore send next.
 
-Such a client keeps the beginning (the card) and drops the oldest messages behind it, each turn as many as it needs to.
-Knows tokens only.
+Such a client keeps the beginning (system prompt, character card) and drops the oldest messages behind it, each turn as
+many as it needs to. Knows tokens only.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ggufd.engine.backend.tokens import common_prefix
 from ggufd.engine.messages.requests import CacheScope
 
 _MIN_MOVED = 32
-"""Fewer tokens in a row behind the cut may be there by chance."""
+"""A shorter match behind the cut may be chance."""
 
 _START_TOKENS = 3
-"""So much of a message's beginning tells it from other text."""
+"""So many first tokens of a message tell it from other text."""
 
 _MAX_STARTS = 16
 
@@ -42,7 +42,7 @@ class Trim(NamedTuple):
         return any(tuple(tokens[at : at + len(start)]) == start for start in self.starts)
 
     def after(self, earlier: Trim | None) -> Trim:
-        """This cut, with the beginnings that an earlier cut of the same chat has shown."""
+        """This cut, with the message beginnings that an earlier cut of the same chat has shown."""
         if earlier is None or (earlier.n_kept, earlier.before) != (self.n_kept, self.before):
             return self
         starts = self.starts | earlier.starts
@@ -51,7 +51,7 @@ class Trim(NamedTuple):
 
 @dataclass(slots=True)
 class Chat:
-    """What a client sent last with what was answered, how it cut it last, and the most tokens that it ever sent."""
+    """One chat: its last prompt with the answer, its last cut, and the most tokens that its client ever sent."""
 
     tokens: array[int]
     cache_scope: CacheScope
@@ -61,7 +61,7 @@ class Chat:
 
 
 def find_trim(chat: array[int], prompt: array[int]) -> Trim | None:
-    """How `prompt` was cut out of `chat`; None when it is not that chat with tokens dropped behind its beginning."""
+    """The cut that made `prompt` of `chat`; None when it is not that chat with tokens dropped behind its beginning."""
     n_common = common_prefix(chat, prompt)
     at = _find(chat, prompt[n_common : n_common + _MIN_MOVED], n_common + 1)
     if n_common == 0 or at is None:
@@ -76,7 +76,7 @@ def find_trim(chat: array[int], prompt: array[int]) -> Trim | None:
 
 
 def predict(chat: array[int], trim: Trim, longest: int) -> list[array[int]]:
-    """What the next prompt may begin with, likeliest first: cut as before, or by one message less.
+    """Predicted beginnings of the next prompt, likeliest first: cut as before, or by one message less.
 
     `chat` is all of it, the last answer included; `longest` is the most tokens that its client ever sent. Nothing when
     the chat needs no cut.

@@ -1,8 +1,8 @@
-"""Which computed tokens can be moved to where a prompt wants them, when its beginning no longer matches.
+"""Chunk reuse: computed tokens behind the common prefix that a prompt has at other positions.
 
 A client that trims a long history drops old messages: what follows them is in the cache, only further on. Moving it is
-llama-server's `--cache-reuse`: the keys are rotated to their new positions, nothing is computed. The moved tokens keep
-what they knew of the dropped ones, so the text differs a little from a full recompute; that is why it is opt-in.
+llama-server's `--cache-reuse`: the keys are rotated to their new positions, nothing is computed. The moved tokens were
+computed with the dropped ones before them, so the text differs a little from that of a full prefill: opt-in.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ggufd.engine.backend.tokens import common_prefix
 
 
 class Move(NamedTuple):
-    """`n` tokens at `source` of the cache that the prompt wants at `target`, before it in the cache."""
+    """A run of `n` cached tokens at position `source` that the prompt has at `target`, which is less."""
 
     source: int
     target: int
@@ -24,9 +24,9 @@ class Move(NamedTuple):
 
 
 def plan_moves(cached: array[int], prompt: array[int], n_prefix: int, n_min: int, limit: int) -> list[Move]:
-    """The moves after a common beginning of `n_prefix` tokens, in order and without a gap.
+    """The moves after a common prefix of `n_prefix` tokens, in order and without a gap.
 
-    Each is at least `n_min` tokens; together with the beginning they cover at most `limit` tokens of the prompt.
+    Each is at least `n_min` tokens; together with the prefix they cover at most `limit` tokens of the prompt.
     """
     moves = []
     source, target = n_prefix, n_prefix

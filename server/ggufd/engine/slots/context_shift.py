@@ -1,8 +1,8 @@
-"""What goes where a slot is full while its text is still being written: the older half of it, behind what is kept.
+"""Context shift: a full slot drops the older half of its tokens, behind what is kept, and its text goes on.
 
 llama-server's `--context-shift`: what follows the gap moves up, its keys are rotated to their new positions, and
-nothing is computed. It keeps what it knew of the dropped tokens, and the model sees no more of them than that: opt-in.
-A prompt that does not fit is refused all the same.
+nothing is computed. The moved tokens were computed with the dropped ones before them, so the text differs from that of
+a fresh prefill: opt-in. A prompt that does not fit is refused all the same.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.sequence.sequence import SequenceState
 
 _MIN_ROOM = 4
-"""So many tokens of a slot are never kept, whatever a request asks for: as llama-server."""
+"""So many tokens of a slot are never kept, whatever `n_keep` says: as llama-server."""
 
 
 class Gap(NamedTuple):
-    """`n` tokens from `start` on that go."""
+    """The `n` tokens from `start` on, to be dropped."""
 
     start: int
     n: int
 
 
 class ContextShift:
-    """Decides for slots of `n_ctx` tokens; finds no gap unless `is_on`."""
+    """Context shift policy for slots of `n_ctx` tokens; finds no gap unless `is_on`."""
 
     def __init__(self, n_ctx: int, *, is_on: bool) -> None:
         self._n_ctx = n_ctx
@@ -42,7 +42,7 @@ class ContextShift:
         return len(sequence.tokens) >= self._n_ctx
 
     def gap(self, sequence: SequenceState) -> Gap | None:
-        """What a full sequence can do without; None where its answer ends here.
+        """The tokens that a full sequence drops; None where its answer ends here.
 
         The first token stays always, and what may yet be taken back is needed.
         """
