@@ -55,7 +55,8 @@ class PreRoll:
 
     def begin(self, request: EngineRequest, prompt: array[int]) -> Chat:
         """Find the chat that a prompt continues, or begin one."""
-        chat = self._chat_of(prompt, request.cache_scope) or Chat(array("i"), request.cache_scope, request.asker)
+        cache_scope = request.cache_scope
+        chat = self._chat_of(prompt, cache_scope) or Chat(array("i"), cache_scope, request.asker)
         chat.longest = max(chat.longest, len(prompt))
         self._chats = [one for one in self._chats if one is not chat][1 - _MAX_CHATS :]
         self._chats.append(chat)
