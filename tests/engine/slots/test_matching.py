@@ -152,6 +152,15 @@ def test_nobody_waits_for_a_prompt_whose_logprobs_are_wanted() -> None:
     assert not rig.matcher.should_wait(rig.make(LONG + b"two"))
 
 
+def test_nobody_waits_for_what_is_computed_already_and_only_cannot_be_read_yet() -> None:
+    rig = Rig()
+    rig.run(0, LONG, 60)
+    follower = rig.make(LONG[:50] + b"two")
+    rig.table.slots[0].is_shifted = True
+    assert rig.matcher.longest(follower) == 0
+    assert not rig.matcher.should_wait(follower)
+
+
 def test_nobody_waits_for_what_cannot_be_taken() -> None:
     rig = Rig(can_trim=False)
     rig.run(0, LONG + b"one", 0)
