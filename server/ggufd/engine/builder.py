@@ -68,7 +68,11 @@ def build_engine(
     counters, trace = Counters(), StepTrace(clock)
     forecast = Forecast(scheduler.step_time)
     announcer = Announcer(queue, cache.table, cache.matcher, forecast)
-    pre_roll = PreRoll(decoder, cache, scheduler) if rules.pre_rolls and decoder.copies_all else None
+    pre_roll = (
+        PreRoll(decoder, cache.table, cache.cells, cache.placement, scheduler)
+        if rules.pre_rolls and decoder.copies_all
+        else None
+    )
     context_shift = ContextShift(decoder.n_ctx, is_on=rules.shifts_context and decoder.can_shift)
     speculator = Speculator(rules.max_draft if decoder.can_trim else 0, draft)
     drafting = Drafting(speculator, context_shift, decoder.n_ctx, counters, trace, clock)

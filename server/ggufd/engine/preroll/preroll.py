@@ -18,8 +18,9 @@ from ggufd.engine.messages.requests import CacheScope, EngineRequest
 from ggufd.engine.scheduling.scheduler import Scheduler
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.sequence.trim import Chat, find_trim, predict
-from ggufd.engine.slots.prefix_cache import PrefixCache
-from ggufd.engine.slots.slot_table import Slot
+from ggufd.engine.slots.cells import KVCells
+from ggufd.engine.slots.placement import Placement
+from ggufd.engine.slots.slot_table import Slot, SlotTable
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import NoRoomError
 
@@ -41,11 +42,15 @@ class _Task:
 
 
 class PreRoll:
-    """Remembers chats, and computes their predicted prompts in idle slots of `cache`."""
+    """Remembers chats, and computes their predicted prompts in idle slots of `table`."""
 
-    def __init__(self, decoder: Decoder, cache: PrefixCache, scheduler: Scheduler) -> None:
+    def __init__(
+        self, decoder: Decoder, table: SlotTable, cells: KVCells, placement: Placement, scheduler: Scheduler
+    ) -> None:
         self._decoder = decoder
-        self._cache = cache
+        self._table = table
+        self._cells = cells
+        self._placement = placement
         self._scheduler = scheduler
         self._chats: list[Chat] = []
         self._tasks: deque[_Task] = deque(maxlen=_MAX_CHATS)
@@ -72,7 +77,7 @@ class PreRoll:
             self._tasks.remove(task)
         if chat.trim is None or sequence.slot is None:
             return
-        taken = [self._cache.table.slot_of(sequence)]
+        taken = [self._table.slot_of(sequence)]
         for tokens in predict(chat.tokens, chat.trim, chat.longest):
             if len(tokens) < self._decoder.n_ctx:
                 self._tasks.append(_Task(tokens, chat, taken))
@@ -106,14 +111,14 @@ class PreRoll:
             is_done = self._begin(task) if task.slot is None else self._go_on(task, task.slot)
         except (NoRoomError, EngineFailure):
             if task.slot is not None and task.slot.is_idle:
-                self._cache.cells.evict(task.slot)
+                self._cells.evict(task.slot)
             is_done = True
         if is_done:
             self._tasks.popleft()
 
     def _begin(self, task: _Task) -> bool:
         """Claim a slot; whether nothing is left to be done."""
-        slot = self._cache.placement.claim_idle(task.tokens, task.chat.cache_scope, task.chat.asker, keep=task.taken)
+        slot = self._placement.claim_idle(task.tokens, task.chat.cache_scope, task.chat.asker, keep=task.taken)
         if slot is None:
             return True
         task.slot = slot
@@ -132,7 +137,7 @@ class PreRoll:
         _, adapters = task.chat.cache_scope
         self._decoder.set_adapters(adapters)
         self._scheduler.step_time.record(self._decoder.decode(), 0, len(part))
-        self._cache.cells.note_decode()
-        self._cache.cells.extend(slot, part)
+        self._cells.note_decode()
+        self._cells.extend(slot, part)
         self.n_computed += len(part)
         return slot.n_computed == len(task.tokens)
