@@ -9,6 +9,7 @@ import pytest
 from ggufd.engine.messages.events import Turn
 from ggufd.engine.messages.reports import QueueEntry
 from ggufd.errors import QueueTimeout
+from ggufd.keys.principal import Principal
 from ggufd.keys.ring import Key, KeyRing, Role, digest_of
 from tests.support.fakes.api_client import running
 from tests.support.fakes.fake_engine import FakeEngine
@@ -17,7 +18,7 @@ KEYS = KeyRing([Key("alice", digest_of("a")), Key("bob", digest_of("b")), Key("r
 
 
 def entry(request_id: int, key: str, turn: Turn | None = None) -> QueueEntry:
-    return QueueEntry(request_id, key, key, -1, 12.34, 100, 7, turn)
+    return QueueEntry(request_id, Principal(key, key), -1, 12.34, 100, 7, turn)
 
 
 def with_queue() -> FakeEngine:

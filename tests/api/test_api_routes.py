@@ -196,7 +196,7 @@ async def test_a_key_lets_in(headers: dict[str, str]) -> None:
         assert (await api.http.get("/v1/models", headers=headers)).status_code == 200
         response = await api.post("/v1/completions", {"prompt": "a"}, headers=headers)
         assert response.status_code == 200
-        name = api.engine.requests[0].key
+        name = api.engine.requests[0].principal.name
         assert name
         assert "secret" not in name
 

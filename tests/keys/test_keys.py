@@ -365,7 +365,7 @@ class TestRoles:
         async with running(keys=ring_of("user", role=Role.USER)) as api:
             response = await api.post("/v1/completions", body, headers={"x-api-key": "user"})
             assert response.status_code == 200
-            assert api.engine.requests[0].key == "key-1"
+            assert api.engine.requests[0].principal.name == "key-1"
 
     async def test_a_revoked_key_is_refused_from_the_next_request_on(self) -> None:
         ring = ring_of("secret")
@@ -391,7 +391,7 @@ class TestRoles:
         async with running(keys=keys, cache_sharing=sharing) as api:
             response = await api.post("/v1/completions", {"prompt": "x"}, headers={"x-api-key": "a"})
             assert response.status_code == 200
-            assert api.engine.requests[0].namespace == namespace
+            assert api.engine.requests[0].principal.cache_namespace == namespace
 
     async def test_a_second_key_parts_the_cache_at_once(self) -> None:
         ring = ring_of("a")
@@ -399,19 +399,19 @@ class TestRoles:
             for keys in ("a", "ab", "a"):
                 ring.replace(ring_of(*keys))
                 await api.post("/v1/completions", {"prompt": "x"}, headers={"x-api-key": "a"})
-            assert [request.namespace for request in api.engine.requests] == ["", A, ""]
+            assert [request.principal.cache_namespace for request in api.engine.requests] == ["", A, ""]
 
     async def test_what_outlives_the_process_goes_by_the_key_and_not_by_its_place(self, tmp_path: Path) -> None:
         path = tmp_path / "responses.sqlite"
         async with running(keys=ring_of("a", "b"), responses_path=path) as api:
             mine = (await api.post("/v1/responses", {"input": "x"}, headers={"x-api-key": "a"})).json()["id"]
-            namespace = api.engine.requests[0].namespace
+            namespace = api.engine.requests[0].principal.cache_namespace
         async with running(keys=ring_of("b", "a"), responses_path=path) as api:
             found = [
                 (await api.http.get(f"/v1/responses/{mine}", headers={"x-api-key": key})).status_code for key in "ab"
             ]
             await api.post("/v1/completions", {"prompt": "x"}, headers={"x-api-key": "b"})
-            assert api.engine.requests[0].namespace != namespace
+            assert api.engine.requests[0].principal.cache_namespace != namespace
         assert found == [200, 404]
 
     async def test_another_key_under_the_same_name_finds_nothing_of_the_earlier_one(self) -> None:
@@ -423,8 +423,8 @@ class TestRoles:
             found = await api.http.get(f"/v1/responses/{mine}", headers={"x-api-key": "new"})
             assert found.status_code == 404
             earlier, later = api.engine.requests
-            assert earlier.namespace != later.namespace
-            assert earlier.account == later.account == "alice"
+            assert earlier.principal.cache_namespace != later.principal.cache_namespace
+            assert earlier.principal.account == later.principal.account == "alice"
 
     def test_without_keys_everybody_is_an_admin(self) -> None:
         assert ANYBODY.is_admin

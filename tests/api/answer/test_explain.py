@@ -111,14 +111,14 @@ async def test_anothers_text_is_not_told() -> None:
     assert first["message"] == 1
 
 
-@pytest.mark.parametrize(("keys", "asker"), [((), "127.0.0.1"), (("secret",), None)], ids=["address", "key"])
-async def test_an_asker_is_a_key_or_else_an_address(keys: tuple[str, ...], asker: str | None) -> None:
+@pytest.mark.parametrize(("keys", "person"), [((), "127.0.0.1"), (("secret",), None)], ids=["address", "key"])
+async def test_a_person_is_a_key_or_else_an_address(keys: tuple[str, ...], person: str | None) -> None:
     async with running(keys=ring_of(*keys) if keys else None) as api:
         headers = {"authorization": "Bearer secret"}
         await api.post(CHAT, {"messages": MESSAGES}, headers=headers)
         (request,) = api.engine.requests
-    assert request.asker == (request.key if asker is None else asker)
-    assert request.asker
+    assert request.principal.person == (request.principal.name if person is None else person)
+    assert request.principal.person
     assert not request.explain_cache
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ggufd.api.services.activity import Owner
+from ggufd.api.services.caller import Caller
 from ggufd.api.services.revocation import Revocations
 from ggufd.api.services.services import Report
 from ggufd.engine.client.stream import RequestStream
@@ -24,6 +24,7 @@ from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.messages.sampling import SamplingParams
 from ggufd.errors import GgufdError, Unauthorized
 from ggufd.keys import file
+from ggufd.keys.principal import NOBODY, Principal
 from ggufd.keys.ring import Key, KeyRing, Limits, Role, digest_of
 from tests.support.fakes.api_client import Api, FakeModels, running
 from tests.support.fakes.fake_engine import FakeEngine, FakeText
@@ -254,16 +255,16 @@ async def test_who_loads_a_model_is_told_no_more_of_it(*, is_streamed: bool) -> 
 
 async def test_without_keys_nothing_ends() -> None:
     ends: list[GgufdError] = []
-    with Revocations().during(Owner("", "127.0.0.1"), ends.append):
+    with Revocations().during(Caller(NOBODY, "127.0.0.1"), ends.append):
         pass
     assert ends == []
 
 
 async def test_what_is_over_is_ended_no_more() -> None:
     ring, ends = KeyRing((Key("alice", digest_of("a")),)), list[GgufdError]()
-    owner = Owner("alice", "", digest=digest_of("a").hex())
+    caller = Caller(Principal("alice"), key_digest=digest_of("a").hex())
     revocations = Revocations(ring)
-    with revocations.during(owner, ends.append):
+    with revocations.during(caller, ends.append):
         ring.replace(ring)
         assert ends == []
         ring.replace(())

@@ -103,7 +103,7 @@ async def test_a_default_request_sets_nothing(exchange: Exchange) -> None:
     assert set(active_samplers(sampling)) <= {"penalties", "top_k", "top_p", "temperature"}
     plain = EngineRequest(request.request_id, request.prompt)
     changed = {name for name in EngineRequest.__slots__ if getattr(request, name) != getattr(plain, name)}
-    assert changed <= {"sampling", "max_tokens", "stop", "key", "asker", "namespace", "account", "max_queue_wait_s"}
+    assert changed <= {"sampling", "max_tokens", "stop", "principal"}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from ggufd.engine.messages.reports import SlotState
 from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, Scales, SlotAction
 from ggufd.engine.queueing.waiting_list import WaitingList
 from ggufd.errors import EngineFailure, InvalidRequest
+from ggufd.keys.principal import Principal
 from ggufd.keys.ring import Limits
 from ggufd.llama.context.batch import NoRoomError, Vectors
 from ggufd.llama.params import Pooling
@@ -25,12 +28,14 @@ from tests.support.fakes.fake_llama import (
     Rig,
     make_engine,
     make_request,
+    taken_of,
     vector_after,
 )
 
 
-def embed(request_id: int, *texts: bytes, **changes: object) -> EmbedRequest:
-    return EmbedRequest(request_id, tuple(tuple(text) for text in texts), **changes)  # type: ignore[arg-type]
+def embed(request_id: int, *texts: bytes, **changes: Any) -> EmbedRequest:
+    changes.setdefault("principal", Principal(**taken_of(Principal, changes)))
+    return EmbedRequest(request_id, tuple(tuple(text) for text in texts), **changes)
 
 
 def rows_of(text: bytes, adapters: Scales = ()) -> Vectors:
@@ -210,7 +215,7 @@ def test_a_limit_of_what_runs_counts_both(writes_first: bool) -> None:
 def test_who_waits_for_vectors_is_in_the_queue_too() -> None:
     rig = make_engine()
     rig.add(make_request(9, b"writes", max_tokens=50, ignore_eos=True))
-    rig.add(*[embed(number, *[b"x" * 30] * 9, key="k", asker="k") for number in range(MAX_OPEN + 2)])
+    rig.add(*[embed(number, *[b"x" * 30] * 9, name="k", person="k") for number in range(MAX_OPEN + 2)])
     rig.step()
     rig.step()
     entries = rig.engine.queue_state().entries

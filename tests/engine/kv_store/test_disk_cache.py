@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
 import time
@@ -16,7 +17,7 @@ import pytest
 from ggufd.engine.kv_store.disk_cache import MIN_TOKENS, DiskCache, Fetch, open_disk_cache
 from ggufd.engine.kv_store.state_file import KeptState
 from ggufd.engine.messages.config import DiskPlace, EngineRules
-from ggufd.engine.messages.requests import CacheScope
+from ggufd.engine.messages.requests import EVERYBODYS, CacheScope
 from tests.support.fakes.fake_llama import FakeDecoder, Rig, make_request, run_alone
 
 BIG = 1 << 24
@@ -24,7 +25,7 @@ CHATS = [bytes([65 + at]) * 5 + b" is how a long chat begins, and it goes on and
 ROOMY = {"n_ctx": 1024, "n_batch": 64, "n_outputs_max": 8}
 
 
-def kept(first: int, n: int = 300, cache_scope: CacheScope = ("", ()), n_bytes: int = 1000) -> KeptState:
+def kept(first: int, n: int = 300, cache_scope: CacheScope = EVERYBODYS, n_bytes: int = 1000) -> KeptState:
     return KeptState(
         array("i", range(first, first + n)), np.full(n_bytes, first % 256, np.uint8), cache_scope, "somebody"
     )
@@ -59,8 +60,15 @@ def fetched(disk: DiskCache, like: KeptState, n_known: int = 0) -> Fetch | None:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_chat_has_the_file_name_that_earlier_versions_gave_it(tmp_path: Path) -> None:
+    stored(tmp_path, kept(5, cache_scope=CacheScope("alice", (0.5,))))
+    name = hashlib.blake2b(repr(("model", ("alice", (0.5,)))).encode(), digest_size=16)
+    name.update(kept(5).tokens.tobytes())
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name.hexdigest()}.npz"]
+
+
 def test_what_was_stored_comes_back_to_the_next_engine(tmp_path: Path) -> None:
-    entry = kept(5, cache_scope=("alice", (0.5, 1.0)))
+    entry = kept(5, cache_scope=CacheScope("alice", (0.5, 1.0)))
     stored(tmp_path, entry)
     back = read(fetched(cache(tmp_path), entry))
     assert back is not None
@@ -72,7 +80,7 @@ def test_what_was_stored_comes_back_to_the_next_engine(tmp_path: Path) -> None:
     ("like", "n_known"),
     [
         (kept(900), 0),
-        (kept(5, cache_scope=("bob", ())), 0),
+        (kept(5, cache_scope=CacheScope("bob")), 0),
         (kept(5), 300 - MIN_TOKENS + 1),
         (kept(5, n=MIN_TOKENS - 1), 0),
     ],

@@ -130,9 +130,9 @@ def test_a_restored_chat_is_still_its_askers() -> None:
     """Whoever ran in the slot before is not told what stands in it now."""
     rig = make_engine(n_slots=1, cache_ram_bytes=1 << 20)
     for i, asker in enumerate(("them", "me")):
-        rig.add(make_request(i, CHATS[i], max_tokens=4, asker=asker))
+        rig.add(make_request(i, CHATS[i], max_tokens=4, person=asker))
         rig.run()
-    rig.add(make_request(2, CHATS[0] + b"x", max_tokens=4, asker="me", explain_cache=True))
+    rig.add(make_request(2, CHATS[0] + b"x", max_tokens=4, person="me", explain_cache=True))
     report = rig.run()[2].finishes[0].usage.cache
     assert report is not None
     assert report.source is CacheSource.RESTORED
@@ -150,7 +150,7 @@ def test_no_namespace_is_quicker_for_what_another_asked(asked: list[tuple[str, b
     rig = make_engine(n_slots=2, cache_ram_bytes=1 << 20)
     known: dict[str, list[bytes]] = {}
     for request_id, (namespace, text) in enumerate(asked):
-        rig.add(make_request(request_id, text, max_tokens=3, namespace=namespace))
+        rig.add(make_request(request_id, text, max_tokens=3, cache_namespace=namespace))
         if together:
             known.setdefault(namespace, []).append(text)
             continue

@@ -20,7 +20,7 @@ from ggufd.engine.kv_store.state_file import BadStateFile, KeptState
 from ggufd.engine.messages.config import DiskPlace, EngineRules
 from ggufd.engine.messages.events import Failed, Output
 from ggufd.engine.messages.reports import Stats
-from ggufd.engine.messages.requests import ActOnSlot, EngineRequest, SlotAction
+from ggufd.engine.messages.requests import ActOnSlot, CacheScope, EngineRequest, SlotAction
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.scheduling.scheduler import Scheduler
 from ggufd.errors import InvalidRequest
@@ -289,16 +289,33 @@ def test_a_file_of_another_number_of_slots_is_a_miss_even_under_one_fingerprint(
     assert not list(folder.glob("*.npz"))
 
 
+FORMAT_1: dict[str, Any] = {
+    "format": 1,
+    "mark": "the same",
+    "namespace": "alice",
+    "adapters": np.array([0.5], np.float64),
+    "asker": "bob",
+    "tokens": np.array(list(A), np.int32),
+    "state": np.zeros(100, np.uint8),
+}
+"""A file's parts by the names that earlier versions wrote."""
+
+
+def test_a_file_of_an_earlier_version_is_read_and_a_new_one_has_the_same_parts(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("wb") as file:
+        np.savez(file, **FORMAT_1)
+    kept, mark = state_file.read(tmp_path / "x")
+    assert (kept.cache_scope, kept.asker, mark) == (CacheScope("alice", (0.5,)), "bob", "the same")
+    assert kept.tokens.tolist() == list(A)
+    state_file.write(tmp_path / "y", kept, mark)
+    with np.load(tmp_path / "y") as again:
+        assert {name: again[name].tolist() for name in again} == {
+            name: np.asarray(part).tolist() for name, part in FORMAT_1.items()
+        }
+
+
 def broken_files() -> Iterator[Any]:
-    sound: dict[str, Any] = {
-        "format": 1,
-        "mark": "the same",
-        "namespace": "",
-        "adapters": np.array([], np.float64),
-        "asker": "",
-        "tokens": np.array(list(A), np.int32),
-        "state": np.zeros(100, np.uint8),
-    }
+    sound = FORMAT_1 | {"namespace": "", "adapters": np.array([], np.float64), "asker": ""}
     yield pytest.param(sound | {"state": np.zeros((10, 10), np.uint8)}, id="a state of two dimensions")
     yield pytest.param(sound | {"state": np.zeros(100, np.float32)}, id="a state of floats")
     yield pytest.param(sound | {"state": np.uint8(3)}, id="a state of no dimension")

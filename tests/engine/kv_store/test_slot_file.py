@@ -50,14 +50,14 @@ class TestEngine:
         assert collected.finishes[0].usage.cached_tokens >= len(PROMPT) + 6
 
     def test_it_stays_whose_it_was(self, tmp_path: Path) -> None:
-        self.saved(tmp_path / "chat", namespace="alice", asker="alice")
+        self.saved(tmp_path / "chat", cache_namespace="alice", person="alice")
         rig = make_engine(n_slots=1)
         self.act(rig, SlotAction.RESTORE, tmp_path / "chat")
         for request_id, namespace, is_cached in ((1, "bob", False), (2, "alice", False)):
-            rig.add(make_request(request_id, PROMPT, max_tokens=2, namespace=namespace))
+            rig.add(make_request(request_id, PROMPT, max_tokens=2, cache_namespace=namespace))
             assert (rig.run()[request_id].finishes[0].usage.cached_tokens > 0) == is_cached
         self.act(rig, SlotAction.RESTORE, tmp_path / "chat")
-        rig.add(make_request(3, PROMPT, max_tokens=2, namespace="alice"))
+        rig.add(make_request(3, PROMPT, max_tokens=2, cache_namespace="alice"))
         assert rig.run()[3].finishes[0].usage.cached_tokens == len(PROMPT) - 1
 
     def test_a_running_slot_is_left_alone(self, tmp_path: Path) -> None:

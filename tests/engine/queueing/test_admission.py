@@ -142,7 +142,7 @@ def test_slots_are_shared_evenly_and_nobody_is_preempted_to_and_fro(
     rig.add(*(job(10 + i, "other") for i in range(6)))
     for _ in range(40):
         rig.step()
-    accounts = [sequence.request.account for sequence in rig.engine._running]
+    accounts = [sequence.request.principal.account for sequence in rig.engine._running]
     assert accounts.count("other") == n_others
     assert rig.engine.stats().preemptions == n_preemptions
     rig.run()
@@ -155,7 +155,7 @@ def test_a_heavier_account_keeps_more_slots() -> None:
     rig.add(*(job(10 + i, "other") for i in range(6)))
     for _ in range(40):
         rig.step()
-    accounts = [sequence.request.account for sequence in rig.engine._running]
+    accounts = [sequence.request.principal.account for sequence in rig.engine._running]
     assert sorted(accounts) == ["batch", "batch", "batch", "other"]
     rig.run()
 

@@ -131,12 +131,12 @@ def test_the_foreseen_order_is_the_fair_one() -> None:
 
 def test_the_state_shows_all_in_order() -> None:
     rig = make_engine(n_slots=1)
-    rig.add(job(1, key="alice", asker="alice", n=2), job(2, asker="10.0.0.1", priority=3))
+    rig.add(job(1, name="alice", person="alice", n=2), job(2, person="10.0.0.1", priority=3))
     for _ in range(5):
         rig.step()
     running, queued = rig.engine.queue_state().entries
-    assert (running.request_id, running.key, running.turn, running.generated_tokens) == (1, "alice", None, 5)
-    assert (queued.request_id, queued.asker, queued.priority, queued.prompt_tokens) == (2, "10.0.0.1", 3, 2)
+    assert (running.request_id, running.principal.name, running.turn, running.generated_tokens) == (1, "alice", None, 5)
+    assert (queued.request_id, queued.principal.person, queued.priority, queued.prompt_tokens) == (2, "10.0.0.1", 3, 2)
     assert queued.turn is not None
     assert queued.age_s == pytest.approx(rig.decoder.clock() - 100.0)
     rig.run()

@@ -302,12 +302,12 @@ class Simulation:
                 self.running.remove(sequence)
                 self.queue.release(sequence)
                 sequence.status = Status.FINISHED
-        self.waiting = {sequence.request.account for sequence in self.queue.waiting()}
+        self.waiting = {sequence.request.principal.account for sequence in self.queue.waiting()}
         if self.now_s % 50 == 0:
             self.queue.check_integrity(self.running)
 
     def _serve(self, sequence: SequenceState, cost: float) -> None:
-        self.served[sequence.request.account] += cost / sequence.request.limits.weight
+        self.served[sequence.request.principal.account] += cost / sequence.request.principal.limits.weight
 
 
 @dataclass
@@ -387,7 +387,7 @@ def test_one_who_sends_one_at_a_time_is_not_held_up_by_one_who_sends_hundreds() 
         while "chat" in simulation.waiting:
             simulation.step()
         waits.append(simulation.now_s - sent_s)
-        while any(sequence.request.account == "chat" for sequence in simulation.running):
+        while any(sequence.request.principal.account == "chat" for sequence in simulation.running):
             simulation.step()
     assert max(waits) <= 20, "longer than the next slot takes to be free"
 

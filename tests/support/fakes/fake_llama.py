@@ -58,6 +58,7 @@ from ggufd.engine.queueing.waiting_list import WaitingList
 from ggufd.engine.scheduling.scheduler import Scheduler
 from ggufd.engine.speculation.draft_model import DraftModel
 from ggufd.errors import EngineFailure, InvalidRequest
+from ggufd.keys.principal import Principal
 from ggufd.llama.context.batch import Batch, Logits, NoRoomError, State, Vectors
 from ggufd.llama.params import ContextParams, ModelParams, Pooling
 from ggufd.processes.receiver import Dispatch, receive
@@ -600,11 +601,16 @@ def logits_after(tokens: Sequence[int], seed: int = 0) -> Logits:
 # --- requests and a rig to run them -----------------------------------------------------------------------------------
 
 
+def taken_of(kind: type[Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Take out of `changes` what are fields of a dataclass."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: changes.pop(name) for name in tuple(changes) if name in names}
+
+
 def make_request(request_id: int, prompt: bytes | Iterable[int], **changes: Any) -> EngineRequest:
-    """A request; greedy unless `sampling` says otherwise. Fields of `SamplingParams` may be given directly."""
-    names = {field.name for field in dataclasses.fields(SamplingParams)}
-    sampling = {"temperature": 0.0} | {name: changes.pop(name) for name in tuple(changes) if name in names}
-    changes.setdefault("sampling", SamplingParams(**sampling))
+    """A request; greedy unless `sampling` says otherwise. Fields of sampling and principal may be given directly."""
+    changes.setdefault("sampling", SamplingParams(**{"temperature": 0.0} | taken_of(SamplingParams, changes)))
+    changes.setdefault("principal", Principal(**taken_of(Principal, changes)))
     changes.setdefault("max_tokens", 12)
     return EngineRequest(request_id, tuple(prompt), **changes)
 

@@ -15,7 +15,7 @@ from ggufd.api.answer.reader import AnswerReader
 from ggufd.api.request.chat.schemas import ChatRequest
 from ggufd.api.request.chat.tools import check_choice
 from ggufd.api.request.requests import check_n, engine_request
-from ggufd.api.services.activity import Owner
+from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import Services
 from ggufd.chat.answers.parser import AnswerParser
 from ggufd.chat.deltas.answer import Answer, Delta
@@ -61,10 +61,10 @@ class Conversation:
     After `start`, `headers` are for the response, and `parallel_tool_calls` says whether an answer may call several.
     """
 
-    def __init__(self, services: Services, fields: ChatRequest, owner: Owner, param: str = "messages") -> None:
+    def __init__(self, services: Services, fields: ChatRequest, caller: Caller, param: str = "messages") -> None:
         self._services = services
         self._fields = fields
-        self._owner = owner
+        self._caller = caller
         self._param = param
         self.explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         self.n_logprobs = _n_logprobs(fields)
@@ -91,7 +91,7 @@ class Conversation:
             services,
             self._without_foreign_biases(ready.model.n_vocab),
             rendered.tokens,
-            owner=self._owner,
+            caller=self._caller,
             param=self._param,
             n_logprobs=self.n_logprobs,
             rendered=rendered,
@@ -100,7 +100,7 @@ class Conversation:
         self._generation = await submit(
             services,
             [request],
-            self._owner,
+            self._caller,
             self.explainer,
             held_of=self._held_of if self._parameters or request.sampling.grammar is not None else None,
             is_scoring=self._fields.max_tokens == 0,
@@ -183,7 +183,7 @@ class Conversation:
         if len(own) == len(biases):
             return self._fields
         logger.debug("%d of %d biases are of tokens out of the vocabulary", len(biases) - len(own), len(biases))
-        self._owner.record.ignored.append("logit_bias")
+        self._caller.record.ignored.append("logit_bias")
         return self._fields.model_copy(update={"logit_bias": own})
 
 

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.http.record import DISCONNECTED
-from ggufd.api.services.activity import Owner
+from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import RequestEvents, Services
 from ggufd.engine.messages.events import Finish, FinishReason, Output, PromptLogprobs, RequestEvent, TokenLogprob, Usage
 from ggufd.engine.messages.requests import EngineRequest
@@ -39,7 +39,7 @@ class Generation:
     """Engine requests that are under way, inside an `async with`. Leaving that early aborts them.
 
     `n` is the sequences of each request, `total` those of all; `requests` are what the engine was given. It belongs to
-    `owner`, in whose name it can be found and aborted, and whose key must be valid until its end; `finishes` are the
+    `caller`, in whose name it can be found and aborted, and whose key must be valid until its end; `finishes` are the
     ends that the engine told, each explained by the `explainer` before it is passed on. A finished text that a JSON
     schema held is checked first; where schemas held parts of it, those are found by `held_of`.
     `is_scoring` says that only the prompt counts: the engine computes one token, and it is dropped here.
@@ -51,7 +51,7 @@ class Generation:
         services: Services,
         requests: Sequence[EngineRequest],
         streams: Sequence[RequestEvents],
-        owner: Owner,
+        caller: Caller,
         explainer: CacheExplainer,
         *,
         held_of: HeldOf | None = None,
@@ -60,7 +60,7 @@ class Generation:
     ) -> None:
         self.n = requests[0].n if requests else 1
         self.total = self.n * len(streams)
-        self.owner = owner
+        self.caller = caller
         self.finishes: list[Finish] = []
         self.requests = requests
         self._streams = streams
@@ -80,7 +80,7 @@ class Generation:
         self._stack.callback(self._tell)
         for stream in self._streams:
             await self._stack.enter_async_context(stream)
-        self._stack.enter_context(self._revocations.during(self.owner, self.refuse))
+        self._stack.enter_context(self._revocations.during(self.caller, self.refuse))
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -88,7 +88,7 @@ class Generation:
 
     def abort(self) -> None:
         """End every sequence now: `batches` tells what there was, then that they ended."""
-        self.owner.record.reason = FinishReason.ABORT.value
+        self.caller.record.reason = FinishReason.ABORT.value
         for stream in self._streams:
             stream.abort()
 
@@ -109,7 +109,7 @@ class Generation:
     async def batches(self) -> AsyncIterator[Batch]:
         """Everything that happens, until every sequence has finished. Raises the error that ended a request."""
         batches = _of_one(self._streams[0], 0) if len(self._streams) == 1 else self._merged()
-        record = self.owner.record
+        record = self.caller.record
         try:
             async for first, told in batches:
                 events = list(map(_with_stop, told)) if self._keeps_stop else told
@@ -157,7 +157,7 @@ class Generation:
 
     def _tell(self) -> None:
         """Write into the record what the request has cost, as far as the engine told."""
-        record = self.owner.record
+        record = self.caller.record
         usages = [progress.finish.usage for progress in self._choices if progress.finish is not None]
         firsts = [progress.finish.usage for progress in self._choices[:: self.n] if progress.finish is not None]
         record.is_work = True
@@ -256,7 +256,7 @@ def _scored(events: list[RequestEvent]) -> list[RequestEvent]:
 async def submit(
     services: Services,
     requests: Sequence[EngineRequest],
-    owner: Owner,
+    caller: Caller,
     explainer: CacheExplainer,
     *,
     held_of: HeldOf | None = None,
@@ -267,20 +267,20 @@ async def submit(
 
     Those with a timeout may be refused by the engine, which knows the queue: that is waited for.
     """
-    owner.record.model = services.config.model_id
+    caller.record.model = services.config.model_id
     streams: list[RequestEvents] = []
     try:
         for request in requests:
             streams.append(services.engine.submit(request))  # noqa: PERF401 - those before a refusal must stay
-        await _placed(services, requests, streams, owner)
+        await _placed(services, requests, streams, caller)
     except (GgufdError, asyncio.CancelledError):
-        async with Generation(services, requests, streams, owner, explainer):
+        async with Generation(services, requests, streams, caller, explainer):
             raise
     return Generation(
         services,
         requests,
         streams,
-        owner,
+        caller,
         explainer,
         held_of=held_of,
         is_scoring=is_scoring,
@@ -289,12 +289,12 @@ async def submit(
 
 
 async def _placed(
-    services: Services, requests: Sequence[EngineRequest], streams: Sequence[RequestEvents], owner: Owner
+    services: Services, requests: Sequence[EngineRequest], streams: Sequence[RequestEvents], caller: Caller
 ) -> None:
     """Wait until the engine has taken in what it may refuse. Raises that refusal."""
     for request, stream in zip(requests, streams, strict=True):
         if request.timeout_s is not None:
-            with services.revocations.during(owner, stream.refuse):
+            with services.revocations.during(caller, stream.refuse):
                 await stream.placed()
 
 

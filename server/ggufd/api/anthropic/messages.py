@@ -19,8 +19,7 @@ from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.request.docs import documented
 from ggufd.api.request.validation import validate
-from ggufd.api.services.activity import owner_of
-from ggufd.api.services.services import services_of
+from ggufd.api.services.services import caller_of, services_of
 from ggufd.engine.messages.events import Output
 
 router = APIRouter(tags=["Anthropic"])
@@ -41,7 +40,7 @@ async def create_message(request: Request) -> Response:
     fields = validate(MessagesRequest, body, MESSAGES)
     chat, origins = to_chat(fields, body)
     with origins.in_errors():
-        conversation = Conversation(services, chat, owner_of(request))
+        conversation = Conversation(services, chat, caller_of(request))
         generation = await conversation.start()
     writer = MessageWriter(
         services.config.model_id,
@@ -64,7 +63,7 @@ async def count_tokens(request: Request) -> Response:
     chat, origins = to_chat(validate(PromptRequest, body, MESSAGES), body)
     services.require_ready()
     with origins.in_errors():
-        rendered = await Conversation(services, chat, owner_of(request)).render()
+        rendered = await Conversation(services, chat, caller_of(request)).render()
     return json_response({"input_tokens": len(rendered.tokens)})
 
 

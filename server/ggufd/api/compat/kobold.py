@@ -26,8 +26,8 @@ from ggufd.api.request.prompts import encode_text
 from ggufd.api.request.requests import GenerationFields, check_n, check_tokens, engine_request, refuse_unavailable
 from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import Body, validate
-from ggufd.api.services.activity import Owner, owner_of
-from ggufd.api.services.services import Services, services_of
+from ggufd.api.services.caller import Caller
+from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.engine.messages.events import Finish, FinishReason, Output, RequestEvent
 from ggufd.errors import InvalidRequest
 
@@ -74,10 +74,10 @@ async def generate(request: Request) -> Response:
     that nothing of the cache fits any more. An answer ends where the context does; a prompt that does not fit by itself
     is a 400 with both numbers.
     """
-    services, fields, owner = await _read(request)
+    services, fields, caller = await _read(request)
     check_n("n", fields.n, services.config.max_n)
     explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
-    choices = await unless_gone(request, _collect(services, fields, owner, explainer))
+    choices = await unless_gone(request, _collect(services, fields, caller, explainer))
     results = [_result(choice, has_bans=fields.has_bans) | explainer.of(i) for i, choice in enumerate(choices)]
     return json_response({"results": results})
 
@@ -85,30 +85,30 @@ async def generate(request: Request) -> Response:
 @extra.post("/generate/stream", **documented(KoboldRequest, {"one prompt": _EXAMPLES["one prompt"]}, streams=True))
 async def generate_stream(request: Request) -> Response:
     """Continue a text, token by token."""
-    services, fields, owner = await _read(request)
+    services, fields, caller = await _read(request)
     check_n("n", fields.n, 1)
     explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
-    generation = await _start(services, fields, owner, explainer)
+    generation = await _start(services, fields, caller, explainer)
     return EventStream(generation, _Tokens(explainer), ping_s=services.config.ping_s)
 
 
-async def _read(request: Request) -> tuple[Services, KoboldRequest, Owner]:
+async def _read(request: Request) -> tuple[Services, KoboldRequest, Caller]:
     services = services_of(request)
     body = await read_json(request, services.config.max_body_bytes)
     refuse_unavailable(body)
     fields = validate(KoboldRequest, body, KOBOLD)
-    return services, fields, owner_of(request, fields.genkey)
+    return services, fields, caller_of(request, fields.genkey)
 
 
-async def _start(services: Services, fields: KoboldRequest, owner: Owner, explainer: CacheExplainer) -> Generation:
+async def _start(services: Services, fields: KoboldRequest, caller: Caller, explainer: CacheExplainer) -> Generation:
     text = fields.memory + fields.prompt
     explainer.add_prompt(text)
     tokens = await encode_text(services, text, add_bos=True)
-    request = await engine_request(services, fields, tokens, owner=owner, param="prompt")
+    request = await engine_request(services, fields, tokens, caller=caller, param="prompt")
     return await submit(
         services,
         [request],
-        owner,
+        caller,
         explainer,
         is_scoring=fields.max_tokens == 0,
         keeps_stop=fields.include_stop_str_in_output,
@@ -116,9 +116,9 @@ async def _start(services: Services, fields: KoboldRequest, owner: Owner, explai
 
 
 async def _collect(
-    services: Services, fields: KoboldRequest, owner: Owner, explainer: CacheExplainer
+    services: Services, fields: KoboldRequest, caller: Caller, explainer: CacheExplainer
 ) -> list[FinishedChoice]:
-    return await collect(await _start(services, fields, owner, explainer))
+    return await collect(await _start(services, fields, caller, explainer))
 
 
 def _result(choice: FinishedChoice, *, has_bans: bool) -> dict[str, Any]:
@@ -149,13 +149,13 @@ class _Tokens(ChunkFormat):
         return b"event: message\ndata: " + dumps({"token": event.text, "finish_reason": reason, **more}) + b"\n\n"
 
 
-async def _named(request: Request) -> Owner:
+async def _named(request: Request) -> Caller:
     """Who asks, by the `genkey` in the body if there is one."""
     body: JsonObject = await read_optional_json(request, services_of(request).config.max_body_bytes)
     genkey = body.get("genkey") or ""
     if not isinstance(genkey, str):
         raise InvalidRequest("'genkey': expected a string.", param="genkey")
-    return owner_of(request, genkey)
+    return caller_of(request, genkey)
 
 
 @extra.get("/generate/check")

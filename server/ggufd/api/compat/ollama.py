@@ -29,8 +29,7 @@ from ggufd.api.request.prompts import encode_text
 from ggufd.api.request.requests import GenerationFields, check_n, engine_request, refuse_unavailable
 from ggufd.api.request.sampling import Bool
 from ggufd.api.request.validation import validate
-from ggufd.api.services.activity import owner_of
-from ggufd.api.services.services import Services, services_of
+from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.chat.answers.parser import AnswerParser
 from ggufd.chat.deltas.answer import (
     Answer,
@@ -96,7 +95,7 @@ class OllamaWork(ABC):
     def __init__(self, services: Services, fields: GenerationFields, request: Request) -> None:
         self._services = services
         self._fields = fields
-        self._owner = owner_of(request)
+        self._caller = caller_of(request)
         self._request = request
         self.explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         check_n("n", fields.n, 1)
@@ -170,11 +169,11 @@ class _Continue(OllamaWork):
 
     async def start(self) -> Generation:
         tokens = await self._tokens()
-        request = await engine_request(self._services, self._fields, tokens, owner=self._owner, param="prompt")
+        request = await engine_request(self._services, self._fields, tokens, caller=self._caller, param="prompt")
         return await submit(
             self._services,
             [request],
-            self._owner,
+            self._caller,
             self.explainer,
             is_scoring=self._fields.max_tokens == 0,
             keeps_stop=self._fields.include_stop_str_in_output,
@@ -200,7 +199,7 @@ class _Chat(OllamaWork):
     def __init__(self, services: Services, fields: OllamaChatRequest, request: Request) -> None:
         super().__init__(services, fields, request)
         self._messages = fields.messages
-        self._conversation = Conversation(services, fields, self._owner, self.param)
+        self._conversation = Conversation(services, fields, self._caller, self.param)
         self.explainer = self._conversation.explainer
 
     @property

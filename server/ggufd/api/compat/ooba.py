@@ -14,8 +14,7 @@ from ggufd.api.request.docs import documented
 from ggufd.api.request.requests import check_tokens
 from ggufd.api.request.sampling import Int
 from ggufd.api.request.validation import Body, validate
-from ggufd.api.services.activity import owner_of
-from ggufd.api.services.services import services_of
+from ggufd.api.services.services import caller_of, services_of
 
 router = APIRouter(prefix="/v1/internal", tags=["text-generation-webui"])
 
@@ -80,6 +79,6 @@ async def decode(request: Request) -> Response:
 @router.post("/stop-generation", include_in_schema=False)
 async def stop_generation(request: Request) -> Response:
     """End what the caller has under way."""
-    for work in services_of(request).activity.of(owner_of(request)):
+    for work in services_of(request).activity.of(caller_of(request)):
         work.abort()
     return json_response("OK")

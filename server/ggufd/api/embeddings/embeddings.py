@@ -21,8 +21,7 @@ from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import Aliases
 from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import validate
-from ggufd.api.services.activity import owner_of
-from ggufd.api.services.services import services_of
+from ggufd.api.services.services import caller_of, services_of
 from ggufd.engine.messages.events import Embedding
 from ggufd.errors import Unsupported
 
@@ -165,7 +164,7 @@ async def _native(request: Request, body: Mapping[str, Any]) -> Response:
         norm=fields.embd_normalize if is_pooled else -1,
         adapters=fields.adapters_of(services),
     )
-    found = await unless_gone(request, vectors_of(services, fields.content, owner_of(request), wish))
+    found = await unless_gone(request, vectors_of(services, fields.content, caller_of(request), wish))
     return await _respond(
         found, lambda: [{"index": place, "embedding": numbers_of(one)} for place, one in enumerate(found)]
     )
@@ -179,7 +178,7 @@ async def _pooled(request: Request, inputs: Sequence[Prompt], wish: VectorOption
             "This server makes a vector of every token (--pooling none). Ask /embedding for them, or start it with "
             "--pooling mean."
         )
-    return await unless_gone(request, vectors_of(services, inputs, owner_of(request), wish))
+    return await unless_gone(request, vectors_of(services, inputs, caller_of(request), wish))
 
 
 async def _respond(found: Sequence[Embedding], answer: Callable[[], Any]) -> Response:

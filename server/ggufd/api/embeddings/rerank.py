@@ -17,8 +17,7 @@ from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import Aliases
 from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import validate
-from ggufd.api.services.activity import owner_of
-from ggufd.api.services.services import services_of
+from ggufd.api.services.services import caller_of, services_of
 from ggufd.engine.messages.events import Embedding
 from ggufd.errors import Unsupported
 
@@ -65,7 +64,7 @@ async def rerank(request: Request) -> Response:
     check_count(fields.documents, name)
     wish = VectorOptions(name, adapters=fields.adapters_of(services))
     pairs = await encode_in_turns(fields.documents, lambda some: services.text.encode_pairs(fields.query, some))
-    found = await unless_gone(request, compute(services, pairs, owner_of(request), wish))
+    found = await unless_gone(request, compute(services, pairs, caller_of(request), wish))
     results = _results(fields, found, score="score" if name == "texts" else "relevance_score", text=name == "texts")
     if name == "texts":
         return json_response(results)

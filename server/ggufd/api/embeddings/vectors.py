@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from ggufd.api.embeddings.matryoshka import is_matryoshka
 from ggufd.api.request.requests import Lora, ModelName, check_tokens
 from ggufd.api.request.validation import Body
-from ggufd.api.services.accounts import account_of, limits_of
-from ggufd.api.services.activity import Owner
+from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import Services
 from ggufd.engine.messages.events import Embedding, FinishReason
 from ggufd.engine.messages.requests import EmbedRequest, Scales
@@ -54,7 +53,9 @@ class AdaptedFields(Body):
         return services.adapters.wanted(self.lora, self.model)
 
 
-async def vectors_of(services: Services, inputs: Sequence[Input], owner: Owner, wish: VectorOptions) -> list[Embedding]:
+async def vectors_of(
+    services: Services, inputs: Sequence[Input], caller: Caller, wish: VectorOptions
+) -> list[Embedding]:
     """The vectors of texts and token lists, in their order. Raises InvalidRequest for what is wrong with one."""
     info = services.require_ready().embedding
     if info.pooling == "rank":
@@ -62,7 +63,7 @@ async def vectors_of(services: Services, inputs: Sequence[Input], owner: Owner, 
     check_count(inputs, wish.param)
     _check_dimensions(services, wish.dimensions)
     tokens = await _encode(services, inputs, wish)
-    return await compute(services, tokens, owner, wish)
+    return await compute(services, tokens, caller, wish)
 
 
 async def encode_in_turns(texts: Sequence[str], encode: Encode) -> list[list[int]]:
@@ -74,7 +75,7 @@ async def encode_in_turns(texts: Sequence[str], encode: Encode) -> list[list[int
 
 
 async def compute(
-    services: Services, inputs: Sequence[Sequence[int]], owner: Owner, wish: VectorOptions
+    services: Services, inputs: Sequence[Sequence[int]], caller: Caller, wish: VectorOptions
 ) -> list[Embedding]:
     """What the engine makes of token lists, in their order."""
     _check_lengths(inputs, services.require_ready().embedding.n_ctx, wish.param)
@@ -83,17 +84,14 @@ async def compute(
         inputs=tuple(map(tuple, inputs)),
         dimensions=wish.dimensions,
         norm=wish.norm,
-        key=owner.key,
-        asker=owner.asker,
-        account=account_of(owner, services.config),
-        limits=limits_of(owner, services.config),
+        principal=caller.principal,
         adapters=wish.adapters,
     )
-    record, found = owner.record, dict[int, Embedding]()
+    record, found = caller.record, dict[int, Embedding]()
     record.is_work, record.model = True, services.config.model_id
     record.prompt_tokens += sum(map(len, inputs))
     async with services.engine.submit(request) as stream:
-        with services.revocations.during(owner, stream.refuse):
+        with services.revocations.during(caller, stream.refuse):
             while events := await stream.take():
                 found |= {event.index: event for event in events if isinstance(event, Embedding)}
     if len(found) != len(inputs):

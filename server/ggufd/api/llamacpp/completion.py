@@ -22,8 +22,8 @@ from ggufd.api.request.prompts import MixedPrompts, encode_mixed
 from ggufd.api.request.requests import GenerationFields, check_n, engine_request, refuse_unavailable
 from ggufd.api.request.sampling import Bool
 from ggufd.api.request.validation import validate
-from ggufd.api.services.activity import Owner, owner_of
-from ggufd.api.services.services import Services, services_of
+from ggufd.api.services.caller import Caller
+from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.errors import InvalidRequest
 
@@ -65,7 +65,7 @@ async def create_native_completion(request: Request) -> Response:
 async def answer_native(request: Request, fields: NativeRequest) -> Response:
     """The answer to a validated request, whole or as a stream."""
     services = services_of(request)
-    work = _LlamacppCompletion(services, fields, owner_of(request))
+    work = _LlamacppCompletion(services, fields, caller_of(request))
     if not fields.stream:
         return json_response(await unless_gone(request, work.answer()))
     generation = await work.start()
@@ -75,10 +75,10 @@ async def answer_native(request: Request, fields: NativeRequest) -> Response:
 class _LlamacppCompletion:
     """One request on its way from fields to an answer."""
 
-    def __init__(self, services: Services, fields: NativeRequest, owner: Owner) -> None:
+    def __init__(self, services: Services, fields: NativeRequest, caller: Caller) -> None:
         self._services = services
         self._fields = fields
-        self._owner = owner
+        self._caller = caller
         self._requests: Sequence[EngineRequest] = ()
         self._texts: Sequence[str] = ()
         self._explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
@@ -101,7 +101,7 @@ class _LlamacppCompletion:
                 services,
                 fields,
                 tokens,
-                owner=self._owner,
+                caller=self._caller,
                 param="prompt",
                 n_logprobs=fields.n_logprobs,
                 are_logprobs_final=fields.post_sampling_probs,
@@ -111,7 +111,7 @@ class _LlamacppCompletion:
         return await submit(
             services,
             self._requests,
-            self._owner,
+            self._caller,
             self._explainer,
             is_scoring=fields.max_tokens == 0,
             keeps_stop=fields.include_stop_str_in_output,

@@ -21,8 +21,7 @@ from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import OPENAI_CHAT
 from ggufd.api.request.requests import refuse_unavailable
 from ggufd.api.request.validation import validate
-from ggufd.api.services.activity import owner_of
-from ggufd.api.services.services import Services, services_of
+from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.chat.deltas.answer import Answer, ToolCall
 
 router = APIRouter(tags=["OpenAI"])
@@ -48,7 +47,7 @@ async def create_chat_completion(request: Request) -> Response:
     body = await read_json(request, services.config.max_body_bytes)
     refuse_unavailable(body)
     fields = validate(ChatRequest, body, OPENAI_CHAT)
-    work = Conversation(services, fields, owner_of(request))
+    work = Conversation(services, fields, caller_of(request))
     if not fields.stream:
         answer = await unless_gone(request, _answer(services, fields, work))
         return json_response(answer, headers=work.headers)
@@ -65,7 +64,7 @@ async def count_input_tokens(request: Request) -> Response:
     refuse_unavailable(body)
     fields = validate(ChatRequest, body, OPENAI_CHAT)
     services.require_ready()
-    rendered = await Conversation(services, fields, owner_of(request)).render()
+    rendered = await Conversation(services, fields, caller_of(request)).render()
     return json_response({"object": "response.input_tokens", "input_tokens": len(rendered.tokens)})
 
 

@@ -24,8 +24,8 @@ from ggufd.api.request.fields import OPENAI_COMPLETION
 from ggufd.api.request.prompts import encode_text
 from ggufd.api.request.requests import check_n, check_tokens, engine_request, refuse_unavailable
 from ggufd.api.request.validation import validate
-from ggufd.api.services.activity import Owner, owner_of
-from ggufd.api.services.services import Services, services_of
+from ggufd.api.services.caller import Caller
+from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.errors import InvalidRequest, Unsupported
 
 router = APIRouter(tags=["OpenAI"])
@@ -44,7 +44,7 @@ async def create_completion(request: Request) -> Response:
     body = await read_json(request, services.config.max_body_bytes)
     refuse_unavailable(body)
     fields = validate(CompletionRequest, body, OPENAI_COMPLETION)
-    work = _Completion(services, fields, owner_of(request))
+    work = _Completion(services, fields, caller_of(request))
     if not fields.stream:
         return json_response(await unless_gone(request, work.answer()))
     generation = await work.start()
@@ -54,10 +54,10 @@ async def create_completion(request: Request) -> Response:
 class _Completion:
     """One request on its way from fields to an answer."""
 
-    def __init__(self, services: Services, fields: CompletionRequest, owner: Owner) -> None:
+    def __init__(self, services: Services, fields: CompletionRequest, caller: Caller) -> None:
         self._services = services
         self._fields = fields
-        self._owner = owner
+        self._caller = caller
         self._n = fields.best_of or fields.n
         self._echoes: list[Echo] = []
         self._explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
@@ -93,7 +93,7 @@ class _Completion:
                 self._services,
                 fields,
                 tokens,
-                owner=self._owner,
+                caller=self._caller,
                 param="prompt",
                 n=self._n,
                 n_logprobs=0 if ranks and fields.logprobs is None else fields.logprobs,
@@ -104,7 +104,7 @@ class _Completion:
         return await submit(
             self._services,
             requests,
-            self._owner,
+            self._caller,
             self._explainer,
             is_scoring=fields.max_tokens == 0,
             keeps_stop=fields.include_stop_str_in_output,

@@ -18,8 +18,8 @@ from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import body_of, json_response
 from ggufd.api.request.docs import documented
 from ggufd.api.request.validation import Body
-from ggufd.api.services.activity import Owner, owner_of
-from ggufd.api.services.services import ModelSwitcher, Services, services_of
+from ggufd.api.services.caller import Caller
+from ggufd.api.services.services import ModelSwitcher, Services, caller_of, services_of
 from ggufd.errors import GgufdError, InvalidRequest, Unsupported
 
 router = APIRouter(tags=["operations"])
@@ -57,7 +57,7 @@ async def load(request: Request) -> Response:
         raise InvalidRequest("'stream': expected true or false.", param="stream")
     if services.models is None:
         raise Unsupported("This server cannot change its model.")
-    steps = _steps(services, services.models, settings, owner_of(request))
+    steps = _steps(services, services.models, settings, caller_of(request))
     first = await anext(steps)
     if is_streamed:
         return EventSourceResponse(
@@ -71,8 +71,10 @@ async def load(request: Request) -> Response:
 Step = dict[str, Any]
 
 
-async def _steps(services: Services, models: ModelSwitcher, settings: JsonObject, owner: Owner) -> AsyncIterator[Step]:
-    """What is done, step by step; raises what ends it, or what ends only what its owner is told."""
+async def _steps(
+    services: Services, models: ModelSwitcher, settings: JsonObject, caller: Caller
+) -> AsyncIterator[Step]:
+    """What is done, step by step; raises what ends it, or what ends only what its caller is told."""
     inbox: asyncio.Queue[Step | GgufdError | None] = asyncio.Queue()
 
     def report(stage: str, share: float | None) -> None:
@@ -80,7 +82,7 @@ async def _steps(services: Services, models: ModelSwitcher, settings: JsonObject
 
     change = asyncio.ensure_future(models.change(settings, report))
     change.add_done_callback(lambda _: inbox.put_nowait(None))
-    with services.revocations.during(owner, inbox.put_nowait):
+    with services.revocations.during(caller, inbox.put_nowait):
         while (step := await inbox.get()) is not None:
             if isinstance(step, GgufdError):
                 raise step

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ggufd.api.http.json_response import json_response
-from ggufd.api.services.activity import Owner, owner_of
-from ggufd.api.services.services import services_of
+from ggufd.api.services.caller import Caller
+from ggufd.api.services.services import caller_of, services_of
 from ggufd.engine.messages.reports import QueueEntry
 
 router = APIRouter(tags=["operations"])
@@ -20,7 +20,7 @@ async def get_queue(request: Request) -> Response:
     """The caller's own requests; with an admin's key everybody's. The counts are of all, whoever asks."""
     services = services_of(request)
     ready = services.require_ready()
-    owner = owner_of(request)
+    caller = caller_of(request)
     entries = (await services.engine.queue_state()).entries
     n_waiting = sum(entry.turn is not None for entry in entries)
     return json_response(
@@ -29,13 +29,13 @@ async def get_queue(request: Request) -> Response:
             "slots": ready.n_slots,
             "running": len(entries) - n_waiting,
             "waiting": n_waiting,
-            "data": [_json(entry) for entry in entries if _may_see(owner, entry)],
+            "data": [_json(entry) for entry in entries if _may_see(caller, entry)],
         }
     )
 
 
-def _may_see(owner: Owner, entry: QueueEntry) -> bool:
-    return owner.is_admin or entry.asker == owner.asker
+def _may_see(caller: Caller, entry: QueueEntry) -> bool:
+    return caller.is_admin or entry.principal.person == caller.principal.person
 
 
 def _json(entry: QueueEntry) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _json(entry: QueueEntry) -> dict[str, Any]:
         "object": "queue.request",
         "status": "running" if entry.turn is None else "waiting",
         **turn,
-        "key": entry.key or None,
+        "key": entry.principal.name or None,
         "priority": entry.priority,
         "age_s": round(entry.age_s, 1),
         "prompt_tokens": entry.prompt_tokens,

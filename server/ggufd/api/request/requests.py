@@ -17,10 +17,8 @@ from ggufd.api.request.lora import AdapterScale
 from ggufd.api.request.recommended import recommended
 from ggufd.api.request.sampling import Bool, Count, Float, Int
 from ggufd.api.request.validation import Body
-from ggufd.api.services.accounts import account_of, check_priority, limits_of
-from ggufd.api.services.activity import Owner
+from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import Services
-from ggufd.api.services.settings import ApiConfig
 from ggufd.chat.prompt import RenderedChat
 from ggufd.chat.tools.grammar import BODY
 from ggufd.engine.messages.requests import EngineRequest
@@ -167,7 +165,7 @@ async def engine_request(
     fields: GenerationFields,
     prompt: Sequence[int],
     *,
-    owner: Owner,
+    caller: Caller,
     param: str,
     n: int | None = None,
     n_logprobs: int | None = None,
@@ -179,7 +177,7 @@ async def engine_request(
     """The engine request for one prompt of tokens; `param` is what the client calls the prompt.
 
     Raises InvalidRequest for all that is wrong with it: an empty prompt, foreign token ids, a prompt that does not
-    fit, a grammar that cannot be used, a phrase that cannot be banned, a priority that its owner may not ask for.
+    fit, a grammar that cannot be used, a phrase that cannot be banned, a priority that its caller may not ask for.
     """
     ready = services.require_ready()
     if not ready.writes:
@@ -193,8 +191,8 @@ async def engine_request(
     check_tokens([token for token, _ in fields.logit_bias or ()], ready.model.n_vocab, "logit_bias")
     check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
     check_bans(fields.banned_strings, fields.banned_regexes)
-    check_priority(fields.priority, owner)
-    owner.record.ignored += fields.ignored
+    caller.check_priority(fields.priority)
+    caller.record.ignored += fields.ignored
     constraint_param = "tools" if sampling.grammar is None else fields.constraint_param
     if rendered is not None:
         sampling = dataclasses.replace(sampling, grammar=_whole_answer(sampling.grammar, rendered))
@@ -221,26 +219,12 @@ async def engine_request(
         bans_case_sensitive=fields.bans_case_sensitive,
         return_progress=fields.return_progress,
         explain_cache=fields.explain_cache or services.config.logs_cache,
-        key=owner.key,
-        asker=owner.asker,
-        namespace=_namespace(services.config, owner),
-        account=account_of(owner, services.config),
-        limits=limits_of(owner, services.config),
+        principal=caller.principal,
         priority=fields.priority,
         timeout_s=fields.timeout_s,
         report_queue=fields.report_queue,
         adapters=services.adapters.wanted(fields.lora, fields.model),
     )
-
-
-def _namespace(config: ApiConfig, owner: Owner) -> str:
-    """Within which the cache is shared; "" is everybody's. Without keys an address stands for a key.
-
-    What is on disk outlives the process, after which another key may have the name: it goes by the key itself.
-    """
-    if config.shares_cache:
-        return ""
-    return owner.digest or (owner.address if config.cache_sharing == "per-key" else "")
 
 
 def _whole_answer(content: Grammar | None, rendered: RenderedChat) -> Grammar | None:

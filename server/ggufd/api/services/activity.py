@@ -7,51 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
-from starlette.requests import Request
-
-from ggufd.api.http.auth import key_of
-from ggufd.api.http.record import RequestRecord, record_of
+from ggufd.api.services.caller import Caller
 from ggufd.engine.messages.events import Finish
-from ggufd.keys.ring import Limits
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Who asks: the name of a key ("" without keys), the address, and a name of the client's own choice.
-
-    `limits` are what the queue grants the key; `record` is of the request, which is told there what became of it.
-    """
-
-    key: str
-    address: str
-    genkey: str = ""
-    limits: Limits = field(default_factory=Limits)
-    is_admin: bool = True
-    record: RequestRecord = field(default_factory=RequestRecord, compare=False)
-    digest: str = field(default="", repr=False)
-    """Of the key itself, for what outlives the process: another key may have the name after a restart."""
-
-    @property
-    def asker(self) -> str:
-        """The person, as well as one can be told apart."""
-        return self.key or self.address
-
-
-def owner_of(request: Request, genkey: str = "") -> Owner:
-    """Who sent this request."""
-    key = key_of(request)
-    address = request.client.host if request.client else ""
-    return Owner(key.name, address, genkey, key.limits, key.is_admin, record_of(request), key.digest.hex())
 
 
 class Work(Protocol):
     """Something under way that belongs to somebody."""
 
     @property
-    def owner(self) -> Owner: ...
+    def caller(self) -> Caller: ...
     @property
     def text(self) -> str: ...
     @property
@@ -82,13 +48,13 @@ class Activity:
             self.n_finished += len(work.finishes)
             self.last = work.finishes[0]
 
-    def of(self, owner: Owner) -> list[Work]:
-        """What this owner has under way; without a `genkey` all of it, whatever it was called."""
+    def of(self, caller: Caller) -> list[Work]:
+        """What this caller has under way; without a `genkey` all of it, whatever it was called."""
         return [
             work
             for work in self._open.values()
-            if (work.owner.key, work.owner.address) == (owner.key, owner.address)
-            and owner.genkey in ("", work.owner.genkey)
+            if (work.caller.principal.name, work.caller.address) == (caller.principal.name, caller.address)
+            and caller.genkey in ("", work.caller.genkey)
         ]
 
     @property

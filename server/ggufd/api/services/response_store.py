@@ -47,10 +47,10 @@ CREATE INDEX IF NOT EXISTS by_response ON items (response);
 
 _CHAIN = """
 WITH RECURSIVE chain (id, previous, depth) AS (
-    SELECT id, previous, 0 FROM responses WHERE id = :id AND owner = :owner
+    SELECT id, previous, 0 FROM responses WHERE id = :id AND owner = :key_digest
     UNION ALL
     SELECT one.id, one.previous, depth + 1
-    FROM responses AS one JOIN chain ON one.id = chain.previous WHERE one.owner = :owner
+    FROM responses AS one JOIN chain ON one.id = chain.previous WHERE one.owner = :key_digest
 )
 """
 """An answer at depth 0, the one that it goes on from at 1, and so on; what goes on from another key's ends there."""
@@ -97,34 +97,34 @@ class ResponseStore:
         with self._lock:
             self._finalizer()
 
-    async def keep(self, owner: str, kept: StoredResponse) -> bool:
+    async def keep(self, key_digest: str, kept: StoredResponse) -> bool:
         """Keep an answer; False when that cannot be, which the log explains."""
         try:
-            return await asyncio.to_thread(self._keep, owner, kept)
+            return await asyncio.to_thread(self._keep, key_digest, kept)
         except sqlite3.Error as error:
             logger.error("a response could not be stored: %s", error)
             return False
 
-    async def chain(self, owner: str, response_id: str) -> list[StoredResponse]:
+    async def chain(self, key_digest: str, response_id: str) -> list[StoredResponse]:
         """This answer and all that it goes on from, the first one first. Raises NotFound when one of them is gone."""
-        return await self._call(self._chain, owner, response_id)
+        return await self._call(self._chain, key_digest, response_id)
 
-    async def get(self, owner: str, response_id: str) -> StoredResponse:
+    async def get(self, key_digest: str, response_id: str) -> StoredResponse:
         """One answer. Raises NotFound."""
-        return await self._call(self._get, owner, response_id)
+        return await self._call(self._get, key_digest, response_id)
 
-    async def item(self, owner: str, item_id: str) -> dict[str, Any] | None:
+    async def item(self, key_digest: str, item_id: str) -> dict[str, Any] | None:
         """An item by its id, out of any answer."""
-        return await self._call(self._item, owner, item_id)
+        return await self._call(self._item, key_digest, item_id)
 
-    async def delete(self, owner: str, response_id: str) -> None:
+    async def delete(self, key_digest: str, response_id: str) -> None:
         """Forget one answer. Raises NotFound."""
-        await self._call(self._delete, owner, response_id)
+        await self._call(self._delete, key_digest, response_id)
 
-    async def _call(self, work: Callable[[str, str], _Found], owner: str, name: str) -> _Found:
+    async def _call(self, work: Callable[[str, str], _Found], key_digest: str, name: str) -> _Found:
         """Raises Unavailable when the database cannot do it."""
         try:
-            return await asyncio.to_thread(work, owner, name)
+            return await asyncio.to_thread(work, key_digest, name)
         except sqlite3.Error as error:
             logger.error("the stored responses cannot be used: %s", error)
             raise Unavailable(
@@ -146,20 +146,20 @@ class ResponseStore:
             assert early == (0,), "an answer is older than one that goes on from it"
             assert self._connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
-    def _keep(self, owner: str, kept: StoredResponse) -> bool:
+    def _keep(self, key_digest: str, kept: StoredResponse) -> bool:
         record = json.dumps({"response": kept.response, "input": kept.input}, separators=(",", ":"))
         if len(record) > self._max_bytes:
             # Everybody's would go to make room for it, and then it itself.
             logger.warning("a response of %d bytes is not stored: that is more than all may take", len(record))
             return False
         with self._lock, self._connection as database:
-            row = (kept.response_id, owner, kept.previous, 0, len(record), record)
+            row = (kept.response_id, key_digest, kept.previous, 0, len(record), record)
             database.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
             database.executemany(
                 "INSERT OR REPLACE INTO items VALUES (?, ?, ?)",
-                [(owner, item["id"], kept.response_id) for item in kept.items if item.get("id")],
+                [(key_digest, item["id"], kept.response_id) for item in kept.items if item.get("id")],
             )
-            self._touch(owner, kept.response_id)
+            self._touch(key_digest, kept.response_id)
             self._evict()
             # Of a conversation that fills the store alone, the end is what goes first.
             found = database.execute("SELECT 1 FROM responses WHERE id = ?", (kept.response_id,)).fetchone()
@@ -167,8 +167,8 @@ class ResponseStore:
             logger.warning("a response is not stored: what it goes on from takes all the room")
         return found is not None
 
-    def _chain(self, owner: str, response_id: str) -> list[StoredResponse]:
-        asked = {"id": response_id, "owner": owner}
+    def _chain(self, key_digest: str, response_id: str) -> list[StoredResponse]:
+        asked = {"id": response_id, "key_digest": key_digest}
         with self._lock:
             rows = self._connection.execute(
                 f"{_CHAIN} SELECT record, one.previous FROM chain JOIN responses AS one USING (id) ORDER BY depth DESC",
@@ -176,7 +176,7 @@ class ResponseStore:
             ).fetchall()
             # A disk that takes no more forgets who was used last, and still tells what it holds.
             with contextlib.suppress(sqlite3.OperationalError), self._connection:
-                self._touch(owner, response_id)
+                self._touch(key_digest, response_id)
         if not rows:
             raise _not_found(response_id)
         chain = [_kept(*row) for row in rows]
@@ -187,33 +187,33 @@ class ResponseStore:
             )
         return chain
 
-    def _get(self, owner: str, response_id: str) -> StoredResponse:
+    def _get(self, key_digest: str, response_id: str) -> StoredResponse:
         with self._lock:
             row = self._connection.execute(
-                "SELECT record, previous FROM responses WHERE id = ? AND owner = ?", (response_id, owner)
+                "SELECT record, previous FROM responses WHERE id = ? AND owner = ?", (response_id, key_digest)
             ).fetchone()
         if row is None:
             raise _not_found(response_id)
         return _kept(*row)
 
-    def _item(self, owner: str, item_id: str) -> dict[str, Any] | None:
+    def _item(self, key_digest: str, item_id: str) -> dict[str, Any] | None:
         with self._lock:
             row = self._connection.execute(
                 "SELECT record, previous FROM responses JOIN items ON responses.id = items.response "
                 "WHERE items.owner = ? AND items.id = ?",
-                (owner, item_id),
+                (key_digest, item_id),
             ).fetchone()
         return None if row is None else next(item for item in _kept(*row).items if item.get("id") == item_id)
 
-    def _delete(self, owner: str, response_id: str) -> None:
+    def _delete(self, key_digest: str, response_id: str) -> None:
         with self._lock, self._connection as database:
-            gone = database.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (response_id, owner))
+            gone = database.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (response_id, key_digest))
             if not gone.rowcount:
                 raise _not_found(response_id)
 
-    def _touch(self, owner: str, response_id: str) -> None:
+    def _touch(self, key_digest: str, response_id: str) -> None:
         """Make an answer the one used last, but for those that it goes on from."""
-        asked = {"id": response_id, "owner": owner}
+        asked = {"id": response_id, "key_digest": key_digest}
         rows = self._connection.execute(f"{_CHAIN} SELECT id FROM chain ORDER BY depth", asked).fetchall()
         touched = [(clock, row[0]) for clock, row in enumerate(rows, self._clock + 1)]
         self._connection.executemany("UPDATE responses SET touched = ? WHERE id = ?", touched)

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
-from ggufd.api.services.activity import Owner
+from ggufd.api.services.caller import Caller
 from ggufd.errors import GgufdError, Unauthorized
 from ggufd.keys.ring import KeyRing
 
@@ -25,29 +25,29 @@ class Revocations:
 
     def __init__(self, keys: KeyRing | None = None) -> None:
         self._keys = keys
-        self._open: dict[int, tuple[Owner, End]] = {}
+        self._open: dict[int, tuple[Caller, End]] = {}
         self._next_id = 0
         if keys is not None:
             keys.watch(self._look)
 
     @contextlib.contextmanager
-    def during(self, owner: Owner, end: End) -> Iterator[None]:
-        """Inside of it `end` is called as soon as the owner's key is no longer valid, also if it was not before."""
+    def during(self, caller: Caller, end: End) -> Iterator[None]:
+        """Inside of it `end` is called as soon as the caller's key is no longer valid, also if it was not before."""
         number, self._next_id = self._next_id, self._next_id + 1
-        self._open[number] = owner, end
+        self._open[number] = caller, end
         try:
-            if self._is_revoked(owner):
+            if self._is_revoked(caller):
                 end(_error())
             yield
         finally:
             del self._open[number]
 
-    def _is_revoked(self, owner: Owner) -> bool:
-        return self._keys is not None and not self._keys.holds(bytes.fromhex(owner.digest))
+    def _is_revoked(self, caller: Caller) -> bool:
+        return self._keys is not None and not self._keys.holds(bytes.fromhex(caller.key_digest))
 
     def _look(self) -> None:
         """The keys have changed."""
-        revoked = [end for owner, end in self._open.values() if self._is_revoked(owner)]
+        revoked = [end for caller, end in self._open.values() if self._is_revoked(caller)]
         if revoked:
             logger.info("requests that end because their key was removed or replaced: %d", len(revoked))
         for end in revoked:

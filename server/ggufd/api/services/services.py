@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from ggufd.api.services.activity import Activity
 from ggufd.api.services.adapters import AdapterScales
+from ggufd.api.services.caller import Caller
 from ggufd.api.services.metrics import Metrics
 from ggufd.api.services.response_store import ResponseStore
 from ggufd.api.services.revocation import Revocations
@@ -142,3 +143,8 @@ def services_of(request: Request) -> Services:
     """The services that this request's application was made with."""
     services: Services = request.app.state.services
     return services
+
+
+def caller_of(request: Request, genkey: str = "") -> Caller:
+    """Who sent this request, under the settings of its application."""
+    return Caller.of(request, services_of(request).config, genkey)

@@ -410,7 +410,7 @@ class EngineClient:
             raise self._drain_refusal
         if self._phase not in _TAKES_REQUESTS or self.ready is None:
             raise self._down()
-        check_rate(self._buckets, request.account, request.limits)
+        check_rate(self._buckets, request.principal.account, request.principal.limits)
         n_free = self._n_free
         if self.is_full:
             raise QueueFull(
@@ -418,14 +418,14 @@ class EngineClient:
                 f"{math.ceil(self.retry_after_s)} s, or start the server with a larger --max-queue",
                 retry_after_s=self.retry_after_s,
             )
-        if request.limits.max_waiting is not None:
+        if request.principal.limits.max_waiting is not None:
             self._refuse_account(request, n_free)
 
     def _refuse_account(self, request: EngineRequest | EmbedRequest, n_free: int) -> None:
         """Raises `TooManyRequests` when the account has as many requests waiting as it may."""
         assert self.ready is not None
-        limits = request.limits
-        own = [stream for stream in self._streams.values() if stream.request.account == request.account]
+        account, limits = request.principal.account, request.principal.limits
+        own = [stream for stream in self._streams.values() if stream.request.principal.account == account]
         n_waiting = sum(not stream.is_admitted for stream in own)
         n_slots = self.ready.n_slots if limits.max_running is None else min(limits.max_running, self.ready.n_slots)
         n_free = min(n_free, max(0, n_slots - _n_slots(own)))
@@ -511,7 +511,7 @@ class EngineClient:
         stream = self._streams.get(event.request_id)
         if stream is None:
             return
-        if stream.request.limits.tokens_per_minute is not None:
+        if stream.request.principal.limits.tokens_per_minute is not None:
             self._charge(stream.request, event)
         stream.put(event)
         if stream.is_done:
@@ -521,12 +521,13 @@ class EngineClient:
                 self._service_s += _SMOOTHING * (took_s - self._service_s)
 
     def _charge(self, request: EngineRequest | EmbedRequest, event: RequestEvent) -> None:
+        account, limits = request.principal.account, request.principal.limits
         if isinstance(event, Admitted) and isinstance(request, EngineRequest):
-            self._buckets.charge(request.account, request.limits, len(request.prompt) - event.cached_tokens)
+            self._buckets.charge(account, limits, len(request.prompt) - event.cached_tokens)
         elif isinstance(event, Output):
-            self._buckets.charge(request.account, request.limits, len(event.tokens))
+            self._buckets.charge(account, limits, len(event.tokens))
         elif isinstance(event, Embedding):
-            self._buckets.charge(request.account, request.limits, event.n_tokens)
+            self._buckets.charge(account, limits, event.n_tokens)
 
     def _became_ready(self, ready: Ready) -> None:
         self.ready = ready

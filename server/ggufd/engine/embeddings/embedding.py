@@ -188,7 +188,7 @@ class Embedder:
         """Charge the next input of an open request, whose computation begins; returns its index."""
         index, n_tokens = owner.n_begun, len(owner.next_input)
         owner.n_begun += 1
-        self.accounts.charge_prompt(owner.account, n_tokens, owner.request.limits)
+        self.accounts.charge_prompt(owner.request.principal, n_tokens)
         if not owner.has_more:
             self.accounts.settle(owner.account)
         # The next one is another request's.
@@ -230,7 +230,7 @@ class Embedder:
         """Release the sequence of an input; the charge for what was not computed is given back."""
         assert self._batcher is not None
         self._batcher.release(one)
-        self.accounts.charge_prompt(one.owner.account, -one.n_left, one.owner.request.limits)
+        self.accounts.charge_prompt(one.owner.request.principal, -one.n_left)
 
     def _fail(self, owner: InputList, error: GgufdError) -> None:
         self.abort(owner.request.request_id)
@@ -257,7 +257,7 @@ class _Places:
 
     def take(self, request: EmbedRequest) -> bool:
         """Take a place for a request, if there is one."""
-        account, limit = request.account, request.limits.max_running
+        account, limit = request.principal.account, request.principal.limits.max_running
         has_place = self._opened.total() < MAX_OPEN or not self._opened[account]
         if not has_place or (limit is not None and self._running[account] >= limit):
             return False

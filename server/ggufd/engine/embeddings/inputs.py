@@ -38,7 +38,7 @@ class InputList:
 
     @property
     def account(self) -> str:
-        return self.request.account
+        return self.request.principal.account
 
     @property
     def adapters(self) -> Scales:
@@ -57,8 +57,7 @@ class InputList:
         request = self.request
         return QueueEntry(
             request_id=request.request_id,
-            key=request.key,
-            asker=request.asker,
+            principal=request.principal,
             priority=self.priority,
             age_s=now_s - self.arrival_s,
             prompt_tokens=sum(map(len, request.inputs)),

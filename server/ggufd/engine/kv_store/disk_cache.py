@@ -221,7 +221,7 @@ class DiskCache:
     def _name(self, kept: KeptState) -> str:
         """File name: a digest, which tells nothing of the content and is the same for the same one."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(repr((self._fingerprint, kept.cache_scope)).encode())
+        digest.update(repr((self._fingerprint, tuple(kept.cache_scope))).encode())
         digest.update(kept.tokens.tobytes())
         return digest.hexdigest()
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ggufd.engine.messages.requests import CacheScope
+from ggufd.engine.messages.requests import EVERYBODYS, CacheScope
 from ggufd.llama.context.batch import State
 
 _FORMAT = 1
@@ -93,7 +93,7 @@ def _head(data: Any) -> Head:
     tokens, adapters = _row(data, "tokens", np.int32), _row(data, "adapters", np.float64)
     if not len(tokens):
         raise BadStateFile("it has no tokens")
-    cache_scope = (str(data["namespace"]), tuple(adapters.tolist()))
+    cache_scope = CacheScope(str(data["namespace"]), tuple(adapters.tolist()))
     return Head(array("i", tokens.tobytes()), cache_scope, str(data["asker"]), str(data["mark"]))
 
 
@@ -111,6 +111,6 @@ class KeptState:
 
     tokens: array[int]
     state: State
-    cache_scope: CacheScope = ("", ())
+    cache_scope: CacheScope = EVERYBODYS
     asker: str = ""
     last_used: int = 0

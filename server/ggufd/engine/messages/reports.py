@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ggufd.engine.messages.events import RequestEvent, Turn
+from ggufd.keys.principal import Principal
 from ggufd.llama.params import Pooling
 
 
@@ -205,8 +206,7 @@ class QueueEntry:
     """
 
     request_id: int
-    key: str
-    asker: str
+    principal: Principal
     priority: int
     age_s: float
     prompt_tokens: int

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ggufd.engine.messages.sampling import ReasoningBudget, SamplingParams
-from ggufd.keys.ring import Limits
+from ggufd.keys.principal import NOBODY, Principal
 
 Scales = tuple[float, ...]
 """Scale of every LoRA adapter, in the order in which they were loaded; empty for the model alone."""
 
 
-CacheScope = tuple[str, Scales]
-"""Within which computed tokens are worth the same: whose they may be, and under which adapters they were computed."""
+class CacheScope(NamedTuple):
+    """Scope of prefix reuse: computed tokens are worth the same within one namespace and under one mix of adapters."""
+
+    namespace: str = ""
+    adapters: Scales = ()
+
+
+EVERYBODYS = CacheScope()
+"""Scope of what everybody may reuse, of the model alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +35,9 @@ class EngineRequest:
     `banned_strings` and `banned_regexes` are taken back before they are sent (`engine.sampling.banned`).
     `skip_special_tokens` leaves control tokens out of the text, but not `shown_tokens`. `min_tokens` keeps end tokens
     away until then.
-    `key` names who asked; `account` is who is charged, for fairness, within `limits`. `priority` orders an account's
-    own requests, lower first. What was computed is reused within one `namespace` only. `explain_cache` asks for
-    `Usage.cache`, in which only what the same `asker` had computed is told: a person, as well as the API can tell them
-    apart.
+    `principal` is who it is computed for: charged, limited, and sharing its prefixes. `priority` orders the requests of
+    its account, lower first. `explain_cache` asks for `Usage.cache`, in which only what the same person had computed is
+    told.
     `adapters` are the scales of the LoRA adapters, all of them or none.
     `n_keep` tokens behind the first one stay when the context is shifted.
     `timeout_s` after its arrival what there is of the answer is all of it; a request that could not even begin by then
@@ -55,11 +62,7 @@ class EngineRequest:
     bans_case_sensitive: bool = False
     return_progress: bool = False
     explain_cache: bool = False
-    key: str = ""
-    asker: str = ""
-    namespace: str = ""
-    account: str = ""
-    limits: Limits = field(default_factory=Limits)
+    principal: Principal = NOBODY
     priority: int = 0
     adapters: Scales = ()
     timeout_s: float | None = None
@@ -69,7 +72,7 @@ class EngineRequest:
     @property
     def cache_scope(self) -> CacheScope:
         """Where what this request computes may be reused."""
-        return self.namespace, self.adapters
+        return CacheScope(self.principal.cache_namespace, self.adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +80,15 @@ class EmbedRequest:
     """Token lists, each at least one token, whose vectors are wanted; answered by an `Embedding` for each.
 
     A vector is cut to its first `dimensions` numbers and then scaled: `norm` is llama-server's number, 2 is unit length
-    and -1 leaves it as it is (`engine.embeddings.pooling.scaled`). Scores of a reranker are never cut or scaled. Who
-    asks, within what limits and under which adapters, is told as in `EngineRequest`.
+    and -1 leaves it as it is (`engine.embeddings.pooling.scaled`). Scores of a reranker are never cut or scaled. Its
+    principal and adapters are those of an `EngineRequest`.
     """
 
     request_id: int
     inputs: tuple[tuple[int, ...], ...]
     dimensions: int | None = None
     norm: int = 2
-    key: str = ""
-    asker: str = ""
-    account: str = ""
-    limits: Limits = field(default_factory=Limits)
+    principal: Principal = NOBODY
     adapters: Scales = ()
 
     @property

@@ -61,7 +61,7 @@ class PreRoll:
     def begin(self, request: EngineRequest, prompt: array[int]) -> Chat:
         """Find the chat that a prompt continues, or begin one."""
         cache_scope = request.cache_scope
-        chat = self._chat_of(prompt, cache_scope) or Chat(array("i"), cache_scope, request.asker)
+        chat = self._chat_of(prompt, cache_scope) or Chat(array("i"), cache_scope, request.principal.person)
         chat.longest = max(chat.longest, len(prompt))
         self._chats = [one for one in self._chats if one is not chat][1 - _MAX_CHATS :]
         self._chats.append(chat)

@@ -101,7 +101,7 @@ class Admission:
 
     def _holds_more(self, victim: SequenceState, newcomer: SequenceState) -> bool:
         """Whether the victim's account holds as much of the slots as the newcomer's, by weight, after the exchange."""
-        rich, poor = victim.request, newcomer.request
+        rich, poor = victim.request.principal, newcomer.request.principal
         if rich.account == poor.account:
             return False
         held = (self._queue.n_running(rich.account) - 1) / rich.limits.weight

@@ -109,8 +109,7 @@ def _entry(sequences: list[SequenceState], turns: dict[int, Turn], now_s: float)
     first, request = sequences[0], sequences[0].request
     return QueueEntry(
         request_id=request.request_id,
-        key=request.key,
-        asker=request.asker,
+        principal=request.principal,
         priority=request.priority,
         age_s=now_s - first.arrival_s,
         prompt_tokens=first.n_prompt,

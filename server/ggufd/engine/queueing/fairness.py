@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from ggufd.errors import EngineFailure
-from ggufd.keys.ring import Limits
+from ggufd.keys.principal import Principal
 
 _FORGET_EVERY = 64
 """So many new counters are kept before those that make no difference are dropped."""
@@ -79,17 +79,18 @@ class Accounts:
         self.waiting: Counter[str] = Counter()
         self.running: Counter[str] = Counter()
 
-    def may_run(self, account: str, limits: Limits) -> bool:
+    def may_run(self, principal: Principal) -> bool:
         """Whether an account may run one more."""
-        return limits.max_running is None or self.running[account] < limits.max_running
+        most = principal.limits.max_running
+        return most is None or self.running[principal.account] < most
 
-    def charge(self, account: str, cost: float, limits: Limits) -> None:
+    def charge(self, principal: Principal, cost: float) -> None:
         """Add a cost to what an account was served."""
-        self.counters.charge(account, cost, limits.weight)
+        self.counters.charge(principal.account, cost, principal.limits.weight)
 
-    def charge_prompt(self, account: str, n_tokens: int, limits: Limits) -> None:
+    def charge_prompt(self, principal: Principal, n_tokens: int) -> None:
         """Charge prompt tokens; a negative number is given back."""
-        self.charge(account, self.prompt_cost * n_tokens, limits)
+        self.charge(principal, self.prompt_cost * n_tokens)
 
     def wait(self, account: str) -> None:
         """Count one waiting entry more."""

@@ -20,7 +20,7 @@ class RequestQueue(WaitingList[SequenceState]):
 
     def served(self, sequence: SequenceState) -> float:
         """Counter of a sequence's account: what it was served so far."""
-        return self.counters[sequence.request.account]
+        return self.counters[sequence.request.principal.account]
 
     def n_running(self, account: str) -> int:
         """Slots that an account holds, and embedding requests of it that are being computed."""
@@ -35,7 +35,7 @@ class RequestQueue(WaitingList[SequenceState]):
 
     def put_back(self, sequence: SequenceState) -> None:
         """Move a preempted sequence from running to waiting, at its place in the order of its account."""
-        self.accounts.rest(sequence.request.account)
+        self.accounts.rest(sequence.request.principal.account)
         self.insert(sequence)
 
     def remove(self, sequence: SequenceState) -> None:
@@ -46,7 +46,7 @@ class RequestQueue(WaitingList[SequenceState]):
 
     def release(self, sequence: SequenceState) -> None:
         """End a running sequence."""
-        self.accounts.rest(sequence.request.account)
+        self.accounts.rest(sequence.request.principal.account)
         self._refund(sequence)
 
     # --- charges ----------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ class RequestQueue(WaitingList[SequenceState]):
 
     def charge_token(self, sequence: SequenceState) -> None:
         """Charge one generated token."""
-        self.accounts.charge(sequence.request.account, 1.0, sequence.request.limits)
+        self.accounts.charge(sequence.request.principal, 1.0)
 
     def _refund(self, sequence: SequenceState) -> None:
         """Give back what was charged of the prompt and never computed."""
@@ -65,11 +65,11 @@ class RequestQueue(WaitingList[SequenceState]):
             self._charge_prompt(sequence, -sequence.n_prompt_uncomputed)
 
     def _charge_prompt(self, sequence: SequenceState, n_tokens: int) -> None:
-        self.accounts.charge_prompt(sequence.request.account, n_tokens, sequence.request.limits)
+        self.accounts.charge_prompt(sequence.request.principal, n_tokens)
 
     def check_integrity(self, running: list[SequenceState], beside: Standing | None = None) -> None:
         """Raise `EngineFailure` unless all counts agree with each other and with who runs; `beside` is no sequence."""
-        n_running = Counter(sequence.request.account for sequence in running)
+        n_running = Counter(sequence.request.principal.account for sequence in running)
         self.accounts.check_integrity(Standing(self.count(), n_running), beside or Standing())
         if any(sequence.status is not Status.WAITING for sequence in self.waiting()):
             raise EngineFailure("a sequence waits without being in the waiting state")

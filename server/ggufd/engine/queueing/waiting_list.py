@@ -100,7 +100,7 @@ class WaitingList(Generic[Entry]):
             account = min(rest, key=counters.__getitem__)
             entry = rest[account].popleft()
             yield entry
-            counters[account] += cost(entry) / entry.request.limits.weight
+            counters[account] += cost(entry) / entry.request.principal.limits.weight
             if not rest[account]:
                 del rest[account]
 
@@ -124,7 +124,7 @@ class WaitingList(Generic[Entry]):
         return [one for one in self.waiting() if one.is_first and now_s - one.arrival_s > self.max_wait_s]
 
     def _may_run(self, entry: Entry) -> bool:
-        return self.accounts.may_run(entry.request.account, entry.request.limits)
+        return self.accounts.may_run(entry.request.principal)
 
     # --- transitions ------------------------------------------------------------------------------------------------
 
@@ -137,18 +137,18 @@ class WaitingList(Generic[Entry]):
 
     def insert(self, entry: Entry) -> None:
         """Add an entry at its place in the order of its account."""
-        account = entry.request.account
+        account = entry.request.principal.account
         self.accounts.wait(account)
         insort(self._waiting.setdefault(account, []), entry, key=self.rank)
 
     def take(self, entry: Entry) -> None:
         """Move an entry from waiting to running."""
         self.drop(entry)
-        self.accounts.run(entry.request.account)
+        self.accounts.run(entry.request.principal.account)
 
     def drop(self, entry: Entry) -> None:
         """Remove an entry."""
-        account = entry.request.account
+        account = entry.request.principal.account
         self._waiting[account].remove(entry)
         if not self._waiting[account]:
             del self._waiting[account]

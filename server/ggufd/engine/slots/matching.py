@@ -123,7 +123,7 @@ class PrefixMatcher:
 
         Of equal matches the asker's own comes first, then the latest. Only its asker is told what a slot holds.
         """
-        asker = sequence.request.asker
+        asker = sequence.request.principal.person
         matches = self.in_scope(sequence.tokens, sequence.request.cache_scope)
         kept = [match for match in matches if match.slot.n_computed]
         if not kept:

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ggufd.engine.messages.requests import CacheScope
+from ggufd.engine.messages.requests import EVERYBODYS, CacheScope
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.errors import EngineFailure
 
@@ -32,7 +32,7 @@ class Slot:
     tokens: array[int] = field(default_factory=lambda: array("i"))
     sequence: SequenceState | None = None
     last_used: int = 0
-    cache_scope: CacheScope = ("", ())
+    cache_scope: CacheScope = EVERYBODYS
     asker: str = ""
     n_fixed: int = 0
     is_shifted: bool = False
@@ -91,7 +91,7 @@ class SlotTable:
     def assign(self, slot: Slot, sequence: SequenceState) -> None:
         """Let a sequence run in an idle slot, whose content is its first `n_past` tokens."""
         slot.tokens, slot.sequence = array("i"), sequence
-        slot.cache_scope, slot.asker = sequence.request.cache_scope, sequence.request.asker
+        slot.cache_scope, slot.asker = sequence.request.cache_scope, sequence.request.principal.person
         sequence.slot = slot.index
         self.touch(slot)
 

@@ -24,9 +24,9 @@ from ggufd.api.openai.responses.truncation import shortened
 from ggufd.api.request.chat.schemas import ChatRequest
 from ggufd.api.request.docs import documented
 from ggufd.api.request.validation import validate
-from ggufd.api.services.activity import Owner, owner_of
+from ggufd.api.services.caller import Caller
 from ggufd.api.services.response_store import StoredResponse
-from ggufd.api.services.services import Services, services_of
+from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.engine.messages.events import Output
 from ggufd.errors import ContextLengthExceeded, NotFound
 
@@ -66,7 +66,7 @@ async def _asked(request: Request) -> _Asked:
     services = services_of(request)
     body = await read_json(request, services.config.max_body_bytes)
     refuse_others(body)
-    return _Asked(services, validate(ResponseRequest, body, RESPONSES), body, owner_of(request))
+    return _Asked(services, validate(ResponseRequest, body, RESPONSES), body, caller_of(request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class _Asked:
     services: Services
     fields: ResponseRequest
     body: JsonObject
-    owner: Owner
+    caller: Caller
 
     async def count(self) -> int:
         """Tokens of the prompt."""
@@ -113,7 +113,7 @@ class _Asked:
         if previous is None:
             return []
         try:
-            chain = await self.services.responses.chain(self.owner.digest, previous)
+            chain = await self.services.responses.chain(self.caller.key_digest, previous)
         except NotFound as error:
             raise NotFound(f"'previous_response_id': {error.message}", param="previous_response_id") from None
         return [item for kept in chain for item in kept.items]
@@ -123,7 +123,7 @@ class _Asked:
         items = []
         for index, item in enumerate(self.fields.items):
             if item["type"] == "item_reference":
-                found = await self.services.responses.item(self.owner.digest, item["id"])
+                found = await self.services.responses.item(self.caller.key_digest, item["id"])
                 if found is None:
                     param = f"input[{index}].id"
                     raise NotFound(f"'{param}': there is no stored item of this id. Send it itself.", param=param)
@@ -144,7 +144,7 @@ class _Asked:
         return conversation, await conversation.start()
 
     def _conversation(self, chat: ChatRequest) -> Conversation:
-        return Conversation(self.services, chat, self.owner, "input")
+        return Conversation(self.services, chat, self.caller, "input")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,5 +180,5 @@ class _Running:
         fields, services = self.asked.fields, self.asked.services
         if fields.store:
             kept = StoredResponse(response, all_listed(self.items), fields.previous_response_id)
-            response["store"] = await services.responses.keep(self.asked.owner.digest, kept)
+            response["store"] = await services.responses.keep(self.asked.caller.key_digest, kept)
         return response

@@ -9,8 +9,7 @@ from starlette.responses import Response
 
 from ggufd.api.http.json_response import json_response
 from ggufd.api.openai.responses.items import Item
-from ggufd.api.services.activity import owner_of
-from ggufd.api.services.services import services_of
+from ggufd.api.services.services import caller_of, services_of
 from ggufd.errors import InvalidRequest, NotFound, Unsupported
 
 router = APIRouter(tags=["OpenAI"])
@@ -23,14 +22,14 @@ async def get_response(request: Request, response_id: str) -> Response:
     """A stored response."""
     if request.query_params.get("stream") == "true":
         raise Unsupported("'stream': a finished response is not streamed again. Read it whole.", param="stream")
-    kept = await services_of(request).responses.get(owner_of(request).digest, response_id)
+    kept = await services_of(request).responses.get(caller_of(request).key_digest, response_id)
     return json_response(kept.response)
 
 
 @router.delete("/responses/{response_id}")
 async def delete_response(request: Request, response_id: str) -> Response:
     """Forget a stored response. What goes on from it cannot be gone on from any more."""
-    await services_of(request).responses.delete(owner_of(request).digest, response_id)
+    await services_of(request).responses.delete(caller_of(request).key_digest, response_id)
     return json_response({"id": response_id, "object": "response", "deleted": True})
 
 
@@ -38,7 +37,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
 async def list_input_items(request: Request, response_id: str) -> Response:
     """What a stored response answers: its whole conversation, newest first unless `order` is `asc`."""
     query = request.query_params
-    chain = await services_of(request).responses.chain(owner_of(request).digest, response_id)
+    chain = await services_of(request).responses.chain(caller_of(request).key_digest, response_id)
     items = [item for kept in chain[:-1] for item in kept.items] + chain[-1].input
     if _one_of(query.get("order", "desc"), "order", "asc", "desc") == "desc":
         items.reverse()

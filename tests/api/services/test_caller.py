@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from ggufd.api.services.accounts import account_of, check_priority, limits_of
-from ggufd.api.services.activity import Owner
+from ggufd.api.services.caller import Caller, principal_of
 from ggufd.api.services.settings import ApiConfig
 from ggufd.errors import InvalidRequest, TooManyRequests
-from ggufd.keys.ring import Key, KeyRing, Limits, Role, digest_of
+from ggufd.keys.principal import Principal
+from ggufd.keys.ring import ANYBODY, Key, KeyRing, Limits, Role, digest_of
 from tests.support.fakes.api_client import running
 from tests.support.fakes.fake_engine import FakeEngine
 
@@ -19,23 +19,31 @@ def config(**changes: Any) -> ApiConfig:
     return ApiConfig(model_id="fake", **changes)
 
 
+ALICE = Key("alice", digest_of("a"), Role.USER, Limits(weight=3.0))
+DIGEST = ALICE.digest.hex()
+
+
 @pytest.mark.parametrize(
-    ("owner", "share_by_address", "account"),
+    ("key", "settings", "principal"),
     [
-        (Owner("alice", "10.0.0.1"), True, "alice"),
-        (Owner("alice", "10.0.0.1"), False, "alice"),
-        (Owner("", "10.0.0.1"), True, "10.0.0.1"),
-        (Owner("", "10.0.0.1"), False, ""),
+        (ALICE, {}, Principal("alice", "alice", "alice", "", ALICE.limits)),
+        (ALICE, {"share_by_address": False}, Principal("alice", "alice", "alice", "", ALICE.limits)),
+        (ALICE, {"cache_sharing": "per-key"}, Principal("alice", "alice", "alice", DIGEST, ALICE.limits)),
+        (ANYBODY, {}, Principal("", "10.0.0.1", "10.0.0.1")),
+        (ANYBODY, {"share_by_address": False}, Principal("", "10.0.0.1")),
+        (ANYBODY, {"cache_sharing": "per-key"}, Principal("", "10.0.0.1", "10.0.0.1", "10.0.0.1")),
     ],
 )
-def test_an_account_is_a_keys_or_an_addresses_or_everybodys(owner: Owner, share_by_address: bool, account: str) -> None:
-    assert account_of(owner, config(share_by_address=share_by_address)) == account
+def test_a_principal_is_a_keys_or_an_addresses_or_everybodys(
+    key: Key, settings: dict[str, Any], principal: Principal
+) -> None:
+    assert principal_of(key, "10.0.0.1", config(**settings)) == principal
 
 
 def test_what_a_key_was_granted_goes_before_what_everybody_gets() -> None:
-    owner = Owner("alice", "", limits=Limits(weight=2.0, max_waiting=0))
+    key = Key("alice", digest_of("a"), limits=Limits(weight=2.0, max_waiting=0))
     everybody = config(limits=Limits(max_running=3, max_waiting=5, tokens_per_minute=100))
-    assert limits_of(owner, everybody) == Limits(
+    assert principal_of(key, "", everybody).limits == Limits(
         weight=2.0, max_running=3, max_waiting=0, tokens_per_minute=100, max_priority=None
     )
 
@@ -54,16 +62,13 @@ def test_what_a_key_was_granted_goes_before_what_everybody_gets() -> None:
     ],
 )
 def test_a_key_is_as_urgent_as_it_may_be(granted: int | None, is_admin: bool, priority: int, is_refused: bool) -> None:
-    owner = Owner("alice", "", limits=Limits(max_priority=granted), is_admin=is_admin)
+    caller = Caller(Principal("alice", limits=Limits(max_priority=granted)), is_admin=is_admin)
     if not is_refused:
-        check_priority(priority, owner)
+        caller.check_priority(priority)
         return
     with pytest.raises(InvalidRequest) as refusal:
-        check_priority(priority, owner)
+        caller.check_priority(priority)
     assert refusal.value.param == "priority"
-
-
-ALICE = Key("alice", digest_of("a"), Role.USER, Limits(weight=3.0))
 
 
 async def test_a_request_carries_its_keys_account_and_priority_on_every_route() -> None:
@@ -79,8 +84,8 @@ async def test_a_request_carries_its_keys_account_and_priority_on_every_route() 
             answer = await api.http.post(path, json=body | {"priority": 2}, headers={"x-api-key": "a"})
             assert answer.status_code == 200, path
             request = api.engine.requests[-1]
-            assert (request.account, request.priority) == ("alice", 2)
-            assert request.limits == Limits(weight=3.0, max_waiting=4)
+            assert (request.principal.account, request.priority) == ("alice", 2)
+            assert request.principal.limits == Limits(weight=3.0, max_waiting=4)
 
 
 @pytest.mark.parametrize("priority", [-1, "high", 1.5, 10**30, True])
