@@ -202,12 +202,12 @@ async def test_when_neither_loads_the_server_is_told(house: House) -> None:
 async def test_one_change_at_a_time_and_it_goes_on_without_who_asked(house: House) -> None:
     engine = house.models.served.engine
     stream = engine.submit(make_request(engine.new_request_id(), b"Hello", max_tokens=60, ignore_eos=True))
-    asker = asyncio.create_task(house.change("second"))
+    person = asyncio.create_task(house.change("second"))
     await asyncio.sleep(0.01)
     with pytest.raises(Unavailable, match="Another model is being loaded"):
         await house.change("third")
-    asker.cancel()
-    await asyncio.gather(asker, return_exceptions=True)
+    person.cancel()
+    await asyncio.gather(person, return_exceptions=True)
     assert house.models._change is not None
     await house.models._change
     assert house.shown == ["second"]

@@ -72,7 +72,7 @@ def test_what_was_stored_comes_back_to_the_next_engine(tmp_path: Path) -> None:
     stored(tmp_path, entry)
     back = read(fetched(cache(tmp_path), entry))
     assert back is not None
-    assert (back.tokens, back.cache_scope, back.asker) == (entry.tokens, entry.cache_scope, "somebody")
+    assert (back.tokens, back.cache_scope, back.person) == (entry.tokens, entry.cache_scope, "somebody")
     assert np.array_equal(back.state, entry.state)
 
 

@@ -126,11 +126,11 @@ def test_more_chats_than_slots_take_turns_without_computing_again() -> None:
                 assert usage.cache.source is CacheSource.RESTORED
 
 
-def test_a_restored_chat_is_still_its_askers() -> None:
+def test_a_restored_chat_is_still_its_persons() -> None:
     """Whoever ran in the slot before is not told what stands in it now."""
     rig = make_engine(n_slots=1, cache_ram_bytes=1 << 20)
-    for i, asker in enumerate(("them", "me")):
-        rig.add(make_request(i, CHATS[i], max_tokens=4, person=asker))
+    for i, person in enumerate(("them", "me")):
+        rig.add(make_request(i, CHATS[i], max_tokens=4, person=person))
         rig.run()
     rig.add(make_request(2, CHATS[0] + b"x", max_tokens=4, person="me", explain_cache=True))
     report = rig.run()[2].finishes[0].usage.cache

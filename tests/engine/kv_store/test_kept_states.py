@@ -254,18 +254,18 @@ def rewritten(folder: Path, change: Callable[[KeptState], KeptState]) -> None:
 
 
 def cut(n_bytes: int) -> Callable[[KeptState], KeptState]:
-    return lambda kept: KeptState(kept.tokens, kept.state[:n_bytes], kept.cache_scope, kept.asker)
+    return lambda kept: KeptState(kept.tokens, kept.state[:n_bytes], kept.cache_scope, kept.person)
 
 
 STATES: dict[str, Callable[[KeptState], KeptState]] = {
     **{f"cut to {n}": cut(n) for n in (1, 3, 4, 8, 11, 12, 13, 400, 800)},
     "without its last byte": cut(-1),
     "longer": lambda kept: KeptState(
-        kept.tokens, np.concatenate([kept.state, kept.state]), kept.cache_scope, kept.asker
+        kept.tokens, np.concatenate([kept.state, kept.state]), kept.cache_scope, kept.person
     ),
-    "zeros": lambda kept: KeptState(kept.tokens, np.zeros_like(kept.state), kept.cache_scope, kept.asker),
+    "zeros": lambda kept: KeptState(kept.tokens, np.zeros_like(kept.state), kept.cache_scope, kept.person),
     "of more tokens": lambda kept: KeptState(
-        kept.tokens + array("i", [7] * 9), kept.state, kept.cache_scope, kept.asker
+        kept.tokens + array("i", [7] * 9), kept.state, kept.cache_scope, kept.person
     ),
 }
 
@@ -294,7 +294,7 @@ FORMAT_1: dict[str, Any] = {
     "mark": "the same",
     "namespace": "alice",
     "adapters": np.array([0.5], np.float64),
-    "asker": "bob",
+    "person": "bob",
     "tokens": np.array(list(A), np.int32),
     "state": np.zeros(100, np.uint8),
 }
@@ -305,7 +305,7 @@ def test_a_file_of_an_earlier_version_is_read_and_a_new_one_has_the_same_parts(t
     with (tmp_path / "x").open("wb") as file:
         np.savez(file, **FORMAT_1)
     kept, mark = state_file.read(tmp_path / "x")
-    assert (kept.cache_scope, kept.asker, mark) == (CacheScope("alice", (0.5,)), "bob", "the same")
+    assert (kept.cache_scope, kept.person, mark) == (CacheScope("alice", (0.5,)), "bob", "the same")
     assert kept.tokens.tolist() == list(A)
     state_file.write(tmp_path / "y", kept, mark)
     with np.load(tmp_path / "y") as again:
@@ -315,7 +315,7 @@ def test_a_file_of_an_earlier_version_is_read_and_a_new_one_has_the_same_parts(t
 
 
 def broken_files() -> Iterator[Any]:
-    sound = FORMAT_1 | {"namespace": "", "adapters": np.array([], np.float64), "asker": ""}
+    sound = FORMAT_1 | {"namespace": "", "adapters": np.array([], np.float64), "person": ""}
     yield pytest.param(sound | {"state": np.zeros((10, 10), np.uint8)}, id="a state of two dimensions")
     yield pytest.param(sound | {"state": np.zeros(100, np.float32)}, id="a state of floats")
     yield pytest.param(sound | {"state": np.uint8(3)}, id="a state of no dimension")

@@ -95,7 +95,7 @@ class TestFile:
         n_bytes = slot_file.write(tmp_path / "x", self.kept(), MARK)
         assert n_bytes == (tmp_path / "x").stat().st_size
         again = slot_file.read(tmp_path / "x", MARK)
-        assert (again.tokens, again.cache_scope, again.asker) == (array("i", [1, 2, 3]), ("alice", (0.5,)), "alice")
+        assert (again.tokens, again.cache_scope, again.person) == (array("i", [1, 2, 3]), ("alice", (0.5,)), "alice")
         assert again.state.tobytes() == bytes(range(50))
         assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o600
         assert [path.name for path in tmp_path.iterdir()] == ["x"]

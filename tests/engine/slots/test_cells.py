@@ -71,7 +71,7 @@ def test_a_restored_state_brings_its_owner_and_is_measured() -> None:
     slot = rig.table.slots[2]
     rig.cells.restore(slot, kept)
     rig.check()
-    assert (slot.cache_scope, slot.asker) == (("theirs", ()), "them")
+    assert (slot.cache_scope, slot.person) == (("theirs", ()), "them")
     assert slot.tokens is not kept.tokens
     assert rig.costs.bytes_per_token > 0
     assert slot.last_used == max(one.last_used for one in rig.table.slots)

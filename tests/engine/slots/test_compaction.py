@@ -22,9 +22,9 @@ class Rig(SlotRig):
         for index in range(n_slots):
             text = bytes([65 + index]) * 50
             if index in running:
-                self.sequences[index] = self.run(index, text, namespace=f"n{index}", asker=f"a{index}")
+                self.sequences[index] = self.run(index, text, namespace=f"n{index}", person=f"a{index}")
             else:
-                self.keep(index, text, namespace=f"n{index}", asker=f"a{index}")
+                self.keep(index, text, namespace=f"n{index}", person=f"a{index}")
 
     @property
     def places(self) -> list[int]:
@@ -50,7 +50,7 @@ def test_a_stray_moves_beside_the_others_and_swaps_with_the_idle_chat() -> None:
 def test_what_is_swapped_takes_its_owner_along() -> None:
     rig = Rig(6, [0, 1, 5])
     rig.compaction.close_holes(1.0)
-    moved = [(slot.asker, slot.cache_scope[0]) for slot in (rig.table.slots[2], rig.table.slots[5])]
+    moved = [(slot.person, slot.cache_scope[0]) for slot in (rig.table.slots[2], rig.table.slots[5])]
     assert moved == [("a5", "n5"), ("a2", "n2")]
 
 

@@ -250,20 +250,20 @@ def test_the_longest_match_is_told_also_where_it_is_too_short_to_be_reused() -> 
 
 def test_of_equal_matches_the_askers_own_is_told_then_the_latest() -> None:
     rig = Rig()
-    rig.keep(0, LONG[:50] + b"mine", asker="me")
-    rig.keep(1, LONG[:50] + b"older", asker="them")
-    rig.keep(2, LONG[:50] + b"later", asker="them")
-    assert rig.difference(LONG[:50] + b"x", asker="me") == CacheDifference(50, tuple(b"mine"))
-    assert rig.difference(LONG[:50] + b"x", asker="them") == CacheDifference(50, tuple(b"later"))
+    rig.keep(0, LONG[:50] + b"mine", person="me")
+    rig.keep(1, LONG[:50] + b"older", person="them")
+    rig.keep(2, LONG[:50] + b"later", person="them")
+    assert rig.difference(LONG[:50] + b"x", person="me") == CacheDifference(50, tuple(b"mine"))
+    assert rig.difference(LONG[:50] + b"x", person="them") == CacheDifference(50, tuple(b"later"))
 
 
 def test_anothers_text_is_never_told() -> None:
     rig = Rig()
-    rig.keep(0, LONG, asker="them")
-    assert rig.difference(LONG[:70] + b"other", asker="me") == CacheDifference(70, None)
+    rig.keep(0, LONG, person="them")
+    assert rig.difference(LONG[:70] + b"other", person="me") == CacheDifference(70, None)
 
 
 def test_another_scope_is_not_explained() -> None:
     rig = Rig()
-    rig.keep(0, LONG, namespace="them", asker="me")
-    assert rig.difference(LONG[:70] + b"x", namespace="me", asker="me") is None
+    rig.keep(0, LONG, namespace="them", person="me")
+    assert rig.difference(LONG[:70] + b"x", namespace="me", person="me") is None

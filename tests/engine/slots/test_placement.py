@@ -264,13 +264,13 @@ def test_a_copy_is_told_and_a_running_slot_explained() -> None:
 
 def test_anothers_text_is_never_told() -> None:
     rig = Rig()
-    theirs = rig.lock(LONG, asker="them")
+    theirs = rig.lock(LONG, person="them")
     rig.compute(theirs)
     rig.placement.insert(theirs)
-    report = explained(rig, LONG[:70] + b"other", asker="me")
+    report = explained(rig, LONG[:70] + b"other", person="me")
     assert report == CacheReport(CacheSource.SAME_SLOT, CacheDifference(70, None))
     # What the slot holds by now is mine.
-    report = explained(rig, LONG[:70] + b"third", asker="me")
+    report = explained(rig, LONG[:70] + b"third", person="me")
     assert report.difference == CacheDifference(70, tuple(b"other"))
 
 
@@ -396,7 +396,7 @@ def test_a_claimed_slot_is_trimmed_to_the_prefix_that_it_has() -> None:
     rig = Rig()
     slot = rig.table.slots[rig.leave(LONG)]
     assert rig.claim(LONG[:80] + b"new") is slot
-    assert (rig.holds(slot.index), slot.asker) == (LONG[:80], "me")
+    assert (rig.holds(slot.index), slot.person) == (LONG[:80], "me")
 
 
 def test_a_claimed_slot_gets_a_copy_of_the_longest_prefix() -> None:

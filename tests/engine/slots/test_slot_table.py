@@ -46,10 +46,10 @@ def test_an_empty_slot_is_taken_before_any_content_and_the_nearest_to_the_runnin
 
 def test_a_running_slot_has_the_tokens_that_its_sequence_computed() -> None:
     table = make_table(1, 0)
-    sequence = run(table, 0, n_past=2, namespace="mine", asker="me")
+    sequence = run(table, 0, n_past=2, namespace="mine", person="me")
     (slot,) = table.running
     assert (table.idle, sequence.slot, slot.computed) == ([], 0, ids(b"ab"))
-    assert (slot.n_computed, len(slot.tokens), slot.cache_scope, slot.asker) == (2, 0, ("mine", ()), "me")
+    assert (slot.n_computed, len(slot.tokens), slot.cache_scope, slot.person) == (2, 0, ("mine", ()), "me")
 
 
 def test_a_vacated_slot_is_idle_with_what_it_is_left_with() -> None:
@@ -71,14 +71,14 @@ def test_moved_keys_make_a_slot_unreadable_and_an_empty_one_never_is_readable() 
 
 def test_an_exchange_takes_along_owner_age_and_tokens() -> None:
     table = make_table(2, 1)
-    table.slots[1].asker, table.slots[1].cache_scope = "them", ("theirs", ())
-    sequence = run(table, 0, n_past=3, namespace="mine", asker="me")
+    table.slots[1].person, table.slots[1].cache_scope = "them", ("theirs", ())
+    sequence = run(table, 0, n_past=3, namespace="mine", person="me")
     ages = [slot.last_used for slot in table.slots]
     table.exchange(table.slots[0], table.slots[1])
     idle, running = table.slots
     assert (running.sequence, sequence.slot, idle.is_idle) == (sequence, 1, True)
     assert (list(idle.tokens), len(running.tokens)) == ([1], 0)
-    assert [idle.asker, running.asker] == ["them", "me"]
+    assert [idle.person, running.person] == ["them", "me"]
     assert [idle.cache_scope[0], running.cache_scope[0]] == ["theirs", "mine"]
     assert [idle.last_used, running.last_used] == ages[::-1]
     assert list(table.violations()) == []

@@ -37,15 +37,15 @@ def cases(sizes: Sizes) -> list[Case]:
 
 
 async def _measure(case: str, site: Site) -> list[Figure]:
-    asker = (site.server.other if case.endswith("two keys") else None) or site.client
-    alone = [await asker.complete(site.words.text(QUESTION), ANSWER) for _ in range(ALONE)]
+    person = (site.server.other if case.endswith("two keys") else None) or site.client
+    alone = [await person.complete(site.words.text(QUESTION), ANSWER) for _ in range(ALONE)]
     streams: list[Stream] = []
     with closing_all(streams):
         start = time.perf_counter()
         streams.extend([await site.client.start(site.words.text(JOB_PROMPT), JOB_TOKENS) for _ in range(N_JOBS)])
         for _ in range(N_QUESTIONS):
             await asyncio.sleep(PAUSE_S)
-            streams.append(await asker.start(site.words.text(QUESTION), ANSWER))
+            streams.append(await person.start(site.words.text(QUESTION), ANSWER))
         answers = await asyncio.gather(*(stream.answer() for stream in streams))
         seconds = max(answer.times[-1] for answer in answers) - start
     return _figures(case, alone, answers[N_JOBS:], sum(answer.tokens for answer in answers) / seconds)

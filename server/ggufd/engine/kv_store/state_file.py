@@ -32,7 +32,7 @@ class Head(NamedTuple):
 
     tokens: array[int]
     cache_scope: CacheScope
-    asker: str
+    person: str
     fingerprint: str
 
 
@@ -48,7 +48,7 @@ def write(path: Path, kept: KeptState, fingerprint: str) -> int:
                 mark=fingerprint,
                 namespace=namespace,
                 adapters=np.array(adapters, np.float64),
-                asker=kept.asker,
+                asker=kept.person,
                 tokens=np.array(kept.tokens, np.int32),
                 state=kept.state,
             )
@@ -67,7 +67,7 @@ def read(path: Path) -> tuple[KeptState, str]:
         state = _row(data, "state", np.uint8)
         if not len(state):
             raise BadStateFile("it has no state")
-    return KeptState(head.tokens, state, head.cache_scope, head.asker), head.fingerprint
+    return KeptState(head.tokens, state, head.cache_scope, head.person), head.fingerprint
 
 
 def read_head(path: Path) -> Head:
@@ -107,10 +107,10 @@ def _row(data: Any, name: str, kind: type[np.generic]) -> Any:
 
 @dataclass(slots=True, eq=False)
 class KeptState:
-    """The state of a slot that held `tokens`, shape `[n_bytes]`; `asker` had them computed, in one `cache_scope`."""
+    """The state of a slot that held `tokens`, shape `[n_bytes]`; `person` had them computed, in one `cache_scope`."""
 
     tokens: array[int]
     state: State
     cache_scope: CacheScope = EVERYBODYS
-    asker: str = ""
+    person: str = ""
     last_used: int = 0

@@ -118,7 +118,7 @@ class PreRoll:
 
     def _begin(self, task: _Task) -> bool:
         """Claim a slot; whether nothing is left to be done."""
-        slot = self._placement.claim_idle(task.tokens, task.chat.cache_scope, task.chat.asker, keep=task.taken)
+        slot = self._placement.claim_idle(task.tokens, task.chat.cache_scope, task.chat.person, keep=task.taken)
         if slot is None:
             return True
         task.slot = slot

@@ -55,7 +55,7 @@ class Chat:
 
     tokens: array[int]
     cache_scope: CacheScope
-    asker: str
+    person: str
     trim: Trim | None = None
     longest: int = 0
 

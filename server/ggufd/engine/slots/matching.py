@@ -121,15 +121,15 @@ class PrefixMatcher:
     def difference(self, sequence: SequenceState) -> CacheDifference | None:
         """The first difference between a prompt and the slot that matches best; None where there is none.
 
-        Of equal matches the asker's own comes first, then the latest. Only its asker is told what a slot holds.
+        Of equal matches the person's own comes first, then the latest. Only its person is told what a slot holds.
         """
-        asker = sequence.request.principal.person
+        person = sequence.request.principal.person
         matches = self.in_scope(sequence.tokens, sequence.request.cache_scope)
         kept = [match for match in matches if match.slot.n_computed]
         if not kept:
             return None
-        slot, n_common = max(kept, key=lambda one: (one.n_common, one.slot.asker == asker, one.slot.last_used))
+        slot, n_common = max(kept, key=lambda one: (one.n_common, one.slot.person == person, one.slot.last_used))
         if n_common in (slot.n_computed, len(sequence.tokens)):
             return None
         held = tuple(slot.computed[n_common : n_common + _N_EXPLAINED])
-        return CacheDifference(n_common, held if slot.asker == asker else None)
+        return CacheDifference(n_common, held if slot.person == person else None)

@@ -202,7 +202,7 @@ class Placement:
 
     # --- background prefill -------------------------------------------------------------------------------------------
 
-    def claim_idle(self, tokens: array[int], cache_scope: CacheScope, asker: str, *, keep: list[Slot]) -> Slot | None:
+    def claim_idle(self, tokens: array[int], cache_scope: CacheScope, person: str, *, keep: list[Slot]) -> Slot | None:
         """An idle slot for a prompt that nobody has sent yet, trimmed to its longest known prefix; None without one.
 
         Not one of `keep`, and none whose content would be lost.
@@ -220,7 +220,7 @@ class Placement:
             if best is not own and known[best.index] >= MIN_SHARED_TOKENS:
                 self._copy_if_possible(best, own)
         own.tokens = tokens[: self._keep(own, common_prefix(own.tokens, tokens))]
-        own.cache_scope, own.asker = cache_scope, asker
+        own.cache_scope, own.person = cache_scope, person
         self._table.touch(own)
         try:
             self._cells.check(own)

@@ -33,7 +33,7 @@ class Slot:
     sequence: SequenceState | None = None
     last_used: int = 0
     cache_scope: CacheScope = EVERYBODYS
-    asker: str = ""
+    person: str = ""
     n_fixed: int = 0
     is_shifted: bool = False
 
@@ -91,7 +91,7 @@ class SlotTable:
     def assign(self, slot: Slot, sequence: SequenceState) -> None:
         """Let a sequence run in an idle slot, whose content is its first `n_past` tokens."""
         slot.tokens, slot.sequence = array("i"), sequence
-        slot.cache_scope, slot.asker = sequence.request.cache_scope, sequence.request.principal.person
+        slot.cache_scope, slot.person = sequence.request.cache_scope, sequence.request.principal.person
         sequence.slot = slot.index
         self.touch(slot)
 
@@ -110,7 +110,7 @@ class SlotTable:
         running.tokens, idle.tokens = idle.tokens, array("i")
         running.last_used, idle.last_used = idle.last_used, running.last_used
         running.cache_scope, idle.cache_scope = idle.cache_scope, running.cache_scope
-        running.asker, idle.asker = idle.asker, running.asker
+        running.person, idle.person = idle.person, running.person
         sequence.slot = idle.index
 
     def violations(self) -> Iterator[str]:
