@@ -23,7 +23,7 @@ from ggufd.engine.messages.events import (
     PromptLogprobs,
 )
 from ggufd.engine.messages.requests import ActOnSlot, EngineRequest, SlotAction
-from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget
+from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget, SamplingParams
 from ggufd.engine.sampling.sampling import NO_NUMBERS, VectorSampler
 from ggufd.errors import EngineFailure, Unavailable
 from ggufd.llama.context.batch import NoRoomError
@@ -469,14 +469,26 @@ def test_a_prompt_of_one_token() -> None:
     assert rig.run()[1].tokens[0] == greedy(b"x", 5)
 
 
-@pytest.mark.parametrize("changes", [{"n": 0}, {"prompt": ()}, {"prompt": (N_VOCAB,)}, {"prompt": (-1,)}])
-def test_what_cannot_be_served_fails(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"n": 0}, "n"),
+        ({"prompt": ()}, "prompt"),
+        ({"prompt": (N_VOCAB,)}, "prompt"),
+        ({"prompt": (-1,)}, "prompt"),
+        ({"adapters": (1.0,)}, "lora"),
+        ({"banned_strings": ("",)}, "banned_strings"),
+        ({"sampling": SamplingParams(logit_bias=((N_VOCAB, 1.0),))}, "logit_bias"),
+        ({"sampling": SamplingParams(logit_bias=((-1, 1.0),))}, "logit_bias"),
+    ],
+)
+def test_what_cannot_be_served_fails(changes: dict[str, Any], param: str) -> None:
     rig = make_engine()
     rig.collected[1] = Collected(1)
     rig.engine.add(EngineRequest(**({"request_id": 1, "prompt": (65,)} | changes)))
     failure = rig.run()[1].failure
     assert failure is not None
-    assert failure.code == "invalid_value"
+    assert (failure.code, failure.param) == ("invalid_value", param)
 
 
 def test_usage_tells_where_the_time_went() -> None:

@@ -158,7 +158,8 @@ def _load_draft(
     model = Model(draft.model)
     if model.is_recurrent or _only_embeds(model):
         raise ModelError(
-            f"{draft.model.path}: cannot be a draft model, as it is recurrent or an embedding model; leave --model-draft out"
+            f"{draft.model.path}: cannot be a draft model, as it is recurrent or an embedding model; "
+            "leave --model-draft out"
         )
     asked = dataclasses.replace(context.params, flash_attn=config.context.flash_attn)
     wanted = draft_plan.context_of(asked, model.n_ctx_train)

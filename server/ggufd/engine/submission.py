@@ -8,10 +8,9 @@ from ggufd.engine.backend.interfaces import Decoder, Grammars
 from ggufd.engine.embeddings.embedding import Embedder
 from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
 from ggufd.engine.queueing.queue import RequestQueue
-from ggufd.engine.sampling.banned import check_bans
+from ggufd.engine.queueing.validation import RequestBounds, check_request
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.prefix_cache import PrefixCache
-from ggufd.errors import ContextLengthExceeded, InvalidRequest
 
 
 class Submission:
@@ -26,7 +25,7 @@ class Submission:
         embedder: Embedder,
         clock: Callable[[], float],
     ) -> None:
-        self._decoder = decoder
+        self._bounds = RequestBounds(decoder.n_ctx, decoder.n_vocab, decoder.n_adapters)
         self._grammars = grammars
         self._queue = queue
         self._cache = cache
@@ -39,7 +38,7 @@ class Submission:
             self._embedder.add(request, n_beside=self._queue.n_requests)
             return
         self._queue.refuse_if_full(n_free=len(self._cache.table.idle), n_beside=self._embedder.n_waiting)
-        self._check(request)
+        check_request(request, self._bounds)
         self._queue.push(self._sequences_of(request))
 
     def _sequences_of(self, request: EngineRequest) -> list[SequenceState]:
@@ -53,14 +52,3 @@ class Submission:
             sequence.grammar = compiled
             sequence.fetch = fetch
         return sequences
-
-    def _check(self, request: EngineRequest) -> None:
-        check_bans(request.banned_strings, request.banned_regexes)
-        if not request.prompt or request.n < 1:
-            raise InvalidRequest("a request needs at least one prompt token and one choice")
-        if len(request.prompt) >= self._decoder.n_ctx:
-            raise ContextLengthExceeded.of_prompt(len(request.prompt), self._decoder.n_ctx)
-        if len(request.adapters) not in (0, self._decoder.n_adapters):
-            raise InvalidRequest(f"there are {self._decoder.n_adapters} adapters", param="lora")
-        if not all(0 <= token < self._decoder.n_vocab for token in request.prompt):
-            raise InvalidRequest("a prompt token is not in the vocabulary", param="prompt")

@@ -275,7 +275,7 @@ async def test_what_is_over_is_ended_no_more() -> None:
 
 def a_stream(aborted: list[int]) -> RequestStream:
     request = EngineRequest(request_id=5, prompt=(1,), sampling=SamplingParams())
-    return RequestStream(request, lambda stream: aborted.append(stream.request.request_id))
+    return RequestStream(request, lambda stream: aborted.append(stream.request.request_id), lambda *_: None)
 
 
 class TestRequestStream:

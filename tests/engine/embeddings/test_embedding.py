@@ -324,20 +324,21 @@ def test_a_context_that_cannot_be_made_fails_the_request_and_is_tried_again() ->
 
 
 @pytest.mark.parametrize(
-    ("request_", "words"),
+    ("request_", "words", "param"),
     [
-        (embed(1, b"a", b""), "at least one token"),
-        (embed(1, b"a" * 65), "at most 64"),
-        (EmbedRequest(1, ((N_VOCAB,),)), "vocabulary"),
+        (embed(1, b"a", b""), "at least one token", "input[1]"),
+        (embed(1, b"a" * 65), "at most 64", "input"),
+        (EmbedRequest(1, ((N_VOCAB,),)), "vocabulary", "input"),
+        (embed(1, b"a", adapters=(1.0,)), "0 adapters, got 1", "lora"),
     ],
 )
-def test_what_cannot_be_a_vector_is_refused(request_: EmbedRequest, words: str) -> None:
+def test_what_cannot_be_a_vector_is_refused(request_: EmbedRequest, words: str, param: str) -> None:
     rig = make_engine()
     rig.add(request_)
     failure = rig.run()[1].failure
     assert failure is not None
     assert words in failure.message
-    assert failure.param == "input"
+    assert failure.param == param
 
 
 def test_no_text_at_all_is_refused() -> None:

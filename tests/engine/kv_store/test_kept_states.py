@@ -294,7 +294,7 @@ FORMAT_1: dict[str, Any] = {
     "mark": "the same",
     "namespace": "alice",
     "adapters": np.array([0.5], np.float64),
-    "person": "bob",
+    "asker": "bob",
     "tokens": np.array(list(A), np.int32),
     "state": np.zeros(100, np.uint8),
 }
@@ -315,7 +315,7 @@ def test_a_file_of_an_earlier_version_is_read_and_a_new_one_has_the_same_parts(t
 
 
 def broken_files() -> Iterator[Any]:
-    sound = FORMAT_1 | {"namespace": "", "adapters": np.array([], np.float64), "person": ""}
+    sound = FORMAT_1 | {"namespace": "", "adapters": np.array([], np.float64), "asker": ""}
     yield pytest.param(sound | {"state": np.zeros((10, 10), np.uint8)}, id="a state of two dimensions")
     yield pytest.param(sound | {"state": np.zeros(100, np.float32)}, id="a state of floats")
     yield pytest.param(sound | {"state": np.uint8(3)}, id="a state of no dimension")

@@ -23,12 +23,13 @@ from ggufd.api.http.json_response import dumps, json_response, list_response
 from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import KOBOLD
 from ggufd.api.request.prompts import encode_text
-from ggufd.api.request.requests import GenerationFields, check_n, check_tokens, engine_request, refuse_unavailable
+from ggufd.api.request.requests import GenerationFields, check_n, engine_request, refuse_unavailable
 from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.engine.messages.events import Finish, FinishReason, Output, RequestEvent
+from ggufd.engine.queueing.validation import check_tokens
 from ggufd.errors import InvalidRequest
 
 classic = APIRouter(tags=["KoboldCpp"])

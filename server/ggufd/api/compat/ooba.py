@@ -11,10 +11,10 @@ from starlette.responses import Response
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response, list_response
 from ggufd.api.request.docs import documented
-from ggufd.api.request.requests import check_tokens
 from ggufd.api.request.sampling import Int
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.services import caller_of, services_of
+from ggufd.engine.queueing.validation import check_tokens
 
 router = APIRouter(prefix="/v1/internal", tags=["text-generation-webui"])
 

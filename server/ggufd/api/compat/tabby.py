@@ -12,10 +12,10 @@ from ggufd.api.answer.model_card import model_json
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response, list_response
 from ggufd.api.request.docs import documented
-from ggufd.api.request.requests import check_tokens
 from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.services import services_of
+from ggufd.engine.queueing.validation import check_tokens
 
 router = APIRouter(prefix="/v1", tags=["tabbyAPI"])
 

@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from ggufd.api.embeddings.matryoshka import is_matryoshka
-from ggufd.api.request.requests import Lora, ModelName, check_tokens
+from ggufd.api.request.requests import Lora, ModelName
 from ggufd.api.request.validation import Body
 from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import Services
 from ggufd.engine.messages.events import Embedding, FinishReason
 from ggufd.engine.messages.requests import EmbedRequest, Scales
-from ggufd.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, Unsupported
+from ggufd.engine.queueing.validation import check_embed_request
+from ggufd.errors import EngineFailure, InvalidRequest, Unsupported
 
 MAX_INPUTS = 2048
 """As many as OpenAI takes."""
@@ -78,7 +79,6 @@ async def compute(
     services: Services, inputs: Sequence[Sequence[int]], caller: Caller, wish: VectorOptions
 ) -> list[Embedding]:
     """What the engine makes of token lists, in their order."""
-    _check_lengths(inputs, services.require_ready().embedding.n_ctx, wish.param)
     request = EmbedRequest(
         request_id=services.engine.new_request_id(),
         inputs=tuple(map(tuple, inputs)),
@@ -87,6 +87,7 @@ async def compute(
         principal=caller.principal,
         adapters=wish.adapters,
     )
+    check_embed_request(request, services.bounds(services.require_ready().embedding.n_ctx), wish.param)
     record, found = caller.record, dict[int, Embedding]()
     record.is_work, record.model = True, services.config.model_id
     record.prompt_tokens += sum(map(len, inputs))
@@ -136,22 +137,4 @@ async def _encode(services: Services, inputs: Sequence[Input], wish: VectorOptio
     limit = ready.embedding.n_ctx if wish.truncates else None
     texts = [one for one in inputs if isinstance(one, str)]
     encoded = iter(await encode_in_turns(texts, lambda some: services.text.encode_inputs(some, limit)))
-    found: list[Sequence[int]] = []
-    for place, one in enumerate(inputs):
-        if not isinstance(one, str):
-            check_tokens(one, ready.model.n_vocab, _name(wish.param, place, len(inputs)))
-        found.append(next(encoded) if isinstance(one, str) else one[:limit])
-    return found
-
-
-def _check_lengths(inputs: Sequence[Sequence[int]], n_ctx: int, param: str) -> None:
-    for place, tokens in enumerate(inputs):
-        name = _name(param, place, len(inputs))
-        if not tokens:
-            raise InvalidRequest(f"'{name}' is empty. Expected at least one token.", param=name)
-        if len(tokens) > n_ctx:
-            raise ContextLengthExceeded.of_input(len(tokens), n_ctx, param=name)
-
-
-def _name(param: str, place: int, n: int) -> str:
-    return param if n == 1 else f"{param}[{place}]"
+    return [next(encoded) if isinstance(one, str) else one[:limit] for one in inputs]

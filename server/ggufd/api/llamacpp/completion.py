@@ -19,13 +19,12 @@ from ggufd.api.request.chat.schemas import TopCount, read_logprobs
 from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import LLAMACPP, LLAMACPP_UNSET
 from ggufd.api.request.prompts import MixedPrompts, encode_mixed
-from ggufd.api.request.requests import GenerationFields, check_n, engine_request, refuse_unavailable
+from ggufd.api.request.requests import GenerationFields, check_n, check_prompts, engine_request, refuse_unavailable
 from ggufd.api.request.sampling import Bool
 from ggufd.api.request.validation import validate
 from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.engine.messages.requests import EngineRequest
-from ggufd.errors import InvalidRequest
 
 router = APIRouter(tags=["llama.cpp"])
 
@@ -83,11 +82,7 @@ class _LlamacppCompletion:
         self._texts: Sequence[str] = ()
         self._explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         check_n("n", fields.n, services.config.max_n)
-        if len(fields.prompt) > services.config.max_prompts:
-            raise InvalidRequest(
-                f"'prompt': expected at most {services.config.max_prompts} prompts, got {len(fields.prompt)}.",
-                param="prompt",
-            )
+        check_prompts(fields.prompt, services.config.max_prompts)
 
     async def start(self) -> Generation:
         """Submit every prompt. Raises what refuses one of them."""

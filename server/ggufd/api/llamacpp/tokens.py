@@ -15,11 +15,11 @@ from ggufd.api.http.json_response import json_response, list_response
 from ggufd.api.request.chat.messages import read_messages
 from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import Aliases
-from ggufd.api.request.requests import check_tokens
 from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.services import Services, services_of
 from ggufd.chat.prompt import ChatPrompt
+from ggufd.engine.queueing.validation import check_tokens
 
 router = APIRouter(tags=["tokens"])
 

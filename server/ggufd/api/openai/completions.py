@@ -22,10 +22,11 @@ from ggufd.api.request.chat.schemas import CompletionRequest, Prompt
 from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import OPENAI_COMPLETION
 from ggufd.api.request.prompts import encode_text
-from ggufd.api.request.requests import check_n, check_tokens, engine_request, refuse_unavailable
+from ggufd.api.request.requests import check_n, check_prompts, engine_request, refuse_unavailable
 from ggufd.api.request.validation import validate
 from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import Services, caller_of, services_of
+from ggufd.engine.queueing.validation import check_tokens
 from ggufd.errors import InvalidRequest, Unsupported
 
 router = APIRouter(tags=["OpenAI"])
@@ -66,10 +67,7 @@ class _Completion:
     def _check(self) -> None:
         fields, config = self._fields, self._services.config
         check_n("best_of" if fields.best_of else "n", self._n, config.max_n)
-        if len(fields.prompt) > config.max_prompts:
-            raise InvalidRequest(
-                f"'prompt': expected at most {config.max_prompts} prompts, got {len(fields.prompt)}.", param="prompt"
-            )
+        check_prompts(fields.prompt, config.max_prompts)
         if self._n < fields.n:
             raise InvalidRequest(f"'best_of': expected at least n ({fields.n}), got {self._n}.", param="best_of")
         if self._n > fields.n and fields.stream:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from ggufd.api.request.requests import check_tokens
 from ggufd.api.services.services import Services
+from ggufd.engine.queueing.validation import check_tokens
 from ggufd.errors import Unsupported
 
 MixedPrompt = tuple[str | int, ...]

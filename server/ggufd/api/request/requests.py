@@ -23,8 +23,8 @@ from ggufd.chat.prompt import RenderedChat
 from ggufd.chat.tools.grammar import BODY
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget
-from ggufd.engine.sampling.banned import check_bans
-from ggufd.errors import ContextLengthExceeded, InvalidRequest, Unsupported
+from ggufd.engine.queueing.validation import check_request, check_tokens
+from ggufd.errors import InvalidRequest, Unsupported
 
 MAX_LOGPROBS = 128
 _MAX_PRIORITY = 1_000_000
@@ -151,13 +151,10 @@ def check_n(name: str, n: int, max_n: int) -> None:
         raise InvalidRequest(f"'{name}': expected at most {max_n} choices of one prompt, got {n}.", param=name)
 
 
-def check_tokens(tokens: Sequence[int], n_vocab: int, param: str) -> None:
-    """Raises InvalidRequest when one of `tokens` is not in the vocabulary."""
-    if tokens and not (min(tokens) >= 0 and max(tokens) < n_vocab):
-        wrong = next(token for token in tokens if not 0 <= token < n_vocab)
-        raise InvalidRequest(
-            f"'{param}': token id {wrong} is not in this model's vocabulary (0 to {n_vocab - 1}).", param=param
-        )
+def check_prompts(prompts: Sequence[object], max_prompts: int) -> None:
+    """Raises InvalidRequest when one HTTP request has too many prompts."""
+    if len(prompts) > max_prompts:
+        raise InvalidRequest(f"'prompt': expected at most {max_prompts} prompts, got {len(prompts)}.", param="prompt")
 
 
 async def engine_request(
@@ -182,24 +179,12 @@ async def engine_request(
     ready = services.require_ready()
     if not ready.writes:
         raise Unsupported("This model makes vectors of texts and writes none. Ask /v1/embeddings or /v1/rerank.")
-    if not prompt:
-        raise InvalidRequest(f"'{param}': the prompt is empty. Expected at least one token.", param=param)
-    if len(prompt) >= ready.n_ctx:
-        raise ContextLengthExceeded.of_prompt(len(prompt), ready.n_ctx, param=param)
-    check_tokens(prompt, ready.model.n_vocab, param)
     sampling = fields.to_params({**recommended(ready.model.metadata), **services.config.sampling})
-    check_tokens([token for token, _ in fields.logit_bias or ()], ready.model.n_vocab, "logit_bias")
-    check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
-    check_bans(fields.banned_strings, fields.banned_regexes)
-    caller.check_priority(fields.priority)
-    caller.record.ignored += fields.ignored
     constraint_param = "tools" if sampling.grammar is None else fields.constraint_param
     if rendered is not None:
         sampling = dataclasses.replace(sampling, grammar=_whole_answer(sampling.grammar, rendered))
-    if sampling.grammar is not None:
-        await _check_grammar(services, sampling.grammar, constraint_param)
     limit = services.config.max_tokens if fields.max_tokens is None else fields.max_tokens
-    return EngineRequest(
+    request = EngineRequest(
         request_id=services.engine.new_request_id(),
         prompt=tuple(prompt),
         n=n or fields.n,
@@ -225,6 +210,13 @@ async def engine_request(
         report_queue=fields.report_queue,
         adapters=services.adapters.wanted(fields.lora, fields.model),
     )
+    check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
+    check_request(request, services.bounds(ready.n_ctx), param)
+    caller.check_priority(fields.priority)
+    caller.record.ignored += fields.ignored
+    if sampling.grammar is not None:
+        await _check_grammar(services, sampling.grammar, constraint_param)
+    return request
 
 
 def _whole_answer(content: Grammar | None, rendered: RenderedChat) -> Grammar | None:

@@ -21,6 +21,7 @@ from ggufd.engine.messages.events import RequestEvent
 from ggufd.engine.messages.reports import QueueState, Ready, SlotDone, Stats, Steps
 from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest
 from ggufd.engine.messages.sampling import Grammar
+from ggufd.engine.queueing.validation import RequestBounds
 from ggufd.errors import EngineDown, GgufdError
 
 
@@ -131,6 +132,10 @@ class Services:
     def is_ready(self) -> bool:
         """Whether both processes have loaded what they need. The text process has no `info` before that."""
         return self.engine.ready is not None and getattr(self.text, "info", None) is not None
+
+    def bounds(self, n_ctx: int) -> RequestBounds:
+        """Bounds of requests to the loaded model, of at most so many tokens. Raises EngineDown before there is one."""
+        return RequestBounds(n_ctx, self.require_ready().model.n_vocab, len(self.config.adapters))
 
     def require_ready(self) -> Ready:
         """What the engine said when it was ready. Raises EngineDown before that."""

@@ -22,8 +22,9 @@ from ggufd.engine.messages.events import Admitted, Embedding, Failed, Turn
 from ggufd.engine.messages.reports import Event, QueueEntry
 from ggufd.engine.messages.requests import EmbedRequest, Scales
 from ggufd.engine.queueing.fairness import Accounts, Standing
+from ggufd.engine.queueing.validation import RequestBounds, check_embed_request
 from ggufd.engine.queueing.waiting_list import WaitingList, waited_too_long
-from ggufd.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest
+from ggufd.errors import EngineFailure, GgufdError
 from ggufd.llama.params import Pooling
 
 MAX_OPEN = 4
@@ -55,6 +56,7 @@ class Embedder:
     ) -> None:
         self.accounts = queue.accounts
         self._params = params
+        self._bounds = RequestBounds(params.n_ctx, params.n_vocab, params.n_adapters)
         self._make = make
         self._queue = queue
         self._clock = clock
@@ -69,20 +71,8 @@ class Embedder:
         places = _Places(self._open, self.accounts)
         n_opening = sum(places.take(one.request) for one in self._queue)
         self._queue.refuse_if_full(n_free=n_opening + places.take(request), n_beside=n_beside)
-        self._check(request)
+        check_embed_request(request, self._bounds)
         self._queue.push([InputList(request, self._clock())])
-
-    def _check(self, request: EmbedRequest) -> None:
-        params = self._params
-        if not request.inputs or not all(request.inputs):
-            raise InvalidRequest("an embedding needs at least one token of each input", param="input")
-        longest = max(map(len, request.inputs))
-        if longest > params.n_ctx:
-            raise ContextLengthExceeded.of_input(longest, params.n_ctx)
-        if not all(0 <= token < params.n_vocab for tokens in request.inputs for token in tokens):
-            raise InvalidRequest("a token is not in the vocabulary", param="input")
-        if len(request.adapters) not in (0, params.n_adapters):
-            raise InvalidRequest(f"there are {params.n_adapters} adapters", param="lora")
 
     def abort(self, request_id: int) -> None:
         """End a request now, wherever it is. Unknown ids are fine."""

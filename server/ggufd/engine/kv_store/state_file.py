@@ -21,6 +21,7 @@ from ggufd.engine.messages.requests import EVERYBODYS, CacheScope
 from ggufd.llama.context.batch import State
 
 _FORMAT = 1
+"""Of this format the part that names the person is `asker`."""
 
 
 class BadStateFile(Exception):
