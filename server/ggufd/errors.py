@@ -152,6 +152,11 @@ class EngineFailure(GgufdError):
 
     code = "engine_failure"
 
+    @classmethod
+    def without_answer(cls) -> Self:
+        """A request whose events ended before its answer did."""
+        return cls("The engine ended this request without an answer. Send it again.")
+
 
 class TryLater(GgufdError):
     """Temporary refusal; `retry_after_s` is the measured time until a retry makes sense."""

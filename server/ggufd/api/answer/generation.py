@@ -330,7 +330,7 @@ class FinishedChoice:
     def ended(self) -> Finish:
         """How it ended. Raises EngineFailure when it did not."""
         if self.finish is None:
-            raise EngineFailure("The engine ended this request without an answer. Send it again.")
+            raise EngineFailure.without_answer()
         return self.finish
 
     @property

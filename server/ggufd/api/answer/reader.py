@@ -43,7 +43,7 @@ class AnswerReader:
     def finish(self) -> Finish:
         """How it ended. Raises EngineFailure when it did not."""
         if self._finish is None:
-            raise EngineFailure("The engine ended this request without an answer. Send it again.")
+            raise EngineFailure.without_answer()
         return self._finish
 
     @property

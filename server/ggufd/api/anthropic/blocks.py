@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ggufd.api.request.origins import Origins
-from ggufd.errors import InvalidRequest, Unsupported
+from ggufd.api.request.validation import invalid_field
+from ggufd.errors import Unsupported
 
 Part = dict[str, str]
 Placed = tuple[str, Mapping[str, Any]]
@@ -43,7 +44,7 @@ class ChatMessages:
     def _add(self, message: Any, path: str) -> None:
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in _ROLES:
-            raise _invalid(f"{path}.role", f"expected one of {', '.join(_ROLES)}")
+            raise invalid_field(f"{path}.role", f"expected one of {', '.join(_ROLES)}")
         content, path = message.get("content"), f"{path}.content"
         if isinstance(content, str) or role == "system":
             self._append({"role": role, "content": read_texts(content, path)}, path)
@@ -109,14 +110,14 @@ def read_texts(content: Any, path: str) -> str | list[Part]:
 def _read_blocks(content: Any, path: str, kinds: Sequence[str]) -> list[Placed]:
     """The blocks with their paths. Raises InvalidRequest where one is not of `kinds`."""
     if not isinstance(content, list):
-        raise _invalid(path, "expected a string or an array of content blocks")
+        raise invalid_field(path, "expected a string or an array of content blocks")
     blocks = [(f"{path}[{index}]", block) for index, block in enumerate(content)]
     for place, block in blocks:
         kind = block.get("type") if isinstance(block, Mapping) else None
         if isinstance(kind, str) and kind in _MEDIA and kind not in kinds:
             raise _no_media(place, kind)
         if kind not in kinds:
-            raise _invalid(f"{place}.type", f"expected one of {', '.join(kinds)}")
+            raise invalid_field(f"{place}.type", f"expected one of {', '.join(kinds)}")
     return blocks
 
 
@@ -136,7 +137,7 @@ def _read_text_block(block: Mapping[str, Any], path: str) -> list[Part]:
 def _read_call(block: Mapping[str, Any], path: str) -> dict[str, Any]:
     arguments = block.get("input")
     if not isinstance(arguments, Mapping):
-        raise _invalid(f"{path}.input", "expected an object")
+        raise invalid_field(f"{path}.input", "expected an object")
     function = {"name": _text(block, "name", path), "arguments": json.dumps(arguments, ensure_ascii=False)}
     return {"id": _text(block, "id", path), "type": "function", "function": function}
 
@@ -144,13 +145,9 @@ def _read_call(block: Mapping[str, Any], path: str) -> dict[str, Any]:
 def _text(block: Mapping[str, Any], name: str, path: str) -> str:
     text = block.get(name)
     if not isinstance(text, str):
-        raise _invalid(f"{path}.{name}", "expected a string")
+        raise invalid_field(f"{path}.{name}", "expected a string")
     return text
 
 
 def _no_media(path: str, kind: str) -> Unsupported:
     return Unsupported(f"'{path}': this server takes no {_MEDIA[kind]} with this model. Send text only.", param=path)
-
-
-def _invalid(path: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"'{path}': {what}.", param=path)

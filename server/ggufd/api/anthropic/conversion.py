@@ -10,8 +10,8 @@ from ggufd.api.anthropic.schemas import MessagesRequest, PromptRequest
 from ggufd.api.request.chat.schemas import ChatRequest
 from ggufd.api.request.fields import OPENAI_CHAT, shared, two_constraints
 from ggufd.api.request.origins import Origins
-from ggufd.api.request.validation import validate
-from ggufd.errors import InvalidRequest, Unsupported
+from ggufd.api.request.validation import invalid_field, validate
+from ggufd.errors import Unsupported
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -45,13 +45,13 @@ def _tools(fields: PromptRequest, origins: Origins) -> dict[str, Any]:
 
 def _tool(tool: Any, path: str, origins: Origins) -> dict[str, Any]:
     if not isinstance(tool, Mapping):
-        raise _invalid(path, "expected an object with 'name' and 'input_schema'")
+        raise invalid_field(path, "expected an object with 'name' and 'input_schema'")
     if tool.get("type") not in ("custom", None):
         raise Unsupported(
             f"'{path}.type': this server runs no tools itself, so only 'custom' is possible.", param=f"{path}.type"
         )
     if not isinstance(tool.get("input_schema"), Mapping):
-        raise _invalid(f"{path}.input_schema", "expected a JSON schema of the type 'object'")
+        raise invalid_field(f"{path}.input_schema", "expected a JSON schema of the type 'object'")
     origins.note(f"{path}.function", path)
     origins.note(f"{path}.function.parameters", f"{path}.input_schema")
     function = {name: tool[name] for name in ("name", "description", "strict") if tool.get(name) is not None}
@@ -63,7 +63,7 @@ def _choice(choice: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     one_call = choice.get("disable_parallel_tool_use")
     if not isinstance(one_call, (bool, type(None))):
-        raise _invalid("tool_choice.disable_parallel_tool_use", "expected true or false")
+        raise invalid_field("tool_choice.disable_parallel_tool_use", "expected true or false")
     return {"tool_choice": _wanted(choice), "parallel_tool_calls": None if one_call is None else not one_call}
 
 
@@ -71,10 +71,10 @@ def _wanted(choice: Mapping[str, Any]) -> Any:
     kind = choice.get("type")
     if kind == "tool":
         if not isinstance(choice.get("name"), str):
-            raise _invalid("tool_choice.name", "expected the name of one of the tools")
+            raise invalid_field("tool_choice.name", "expected the name of one of the tools")
         return {"type": "function", "function": {"name": choice["name"]}}
     if not isinstance(kind, str) or kind not in _CHOICES:
-        raise _invalid("tool_choice.type", "expected one of auto, any, tool, none")
+        raise invalid_field("tool_choice.type", "expected one of auto, any, tool, none")
     return _CHOICES[kind]
 
 
@@ -84,14 +84,14 @@ def _thinking(thinking: Mapping[str, Any], origins: Origins) -> dict[str, Any]:
     match thinking.get("type"):
         case "enabled":
             if thinking.get("budget_tokens") is None:
-                raise _invalid("thinking.budget_tokens", "is required but missing")
+                raise invalid_field("thinking.budget_tokens", "is required but missing")
             return {"reasoning_budget": thinking["budget_tokens"]}
         case "disabled":
             return {"reasoning_budget": 0}
         case "adaptive" | "between_tools":
             return {}
     if thinking:
-        raise _invalid("thinking.type", "expected one of enabled, disabled, adaptive, between_tools")
+        raise invalid_field("thinking.type", "expected one of enabled, disabled, adaptive, between_tools")
     return {}
 
 
@@ -113,12 +113,8 @@ def _output(fields: PromptRequest, body: Mapping[str, Any], origins: Origins) ->
     origins.note("response_format", name)
     origins.note("response_format.json_schema", name)
     if not isinstance(wanted, Mapping) or wanted.get("type") != "json_schema":
-        raise _invalid(f"{name}.type", "expected 'json_schema'")
+        raise invalid_field(f"{name}.type", "expected 'json_schema'")
     if not isinstance(wanted.get("schema"), Mapping):
-        raise _invalid(f"{name}.schema", "expected a JSON schema, which is an object")
+        raise invalid_field(f"{name}.schema", "expected a JSON schema, which is an object")
     inner = {"name": "answer", "schema": wanted["schema"]}
     return {**chat, "response_format": {"type": "json_schema", "json_schema": inner}}
-
-
-def _invalid(path: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"'{path}': {what}.", param=path)

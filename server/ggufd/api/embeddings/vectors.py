@@ -96,7 +96,7 @@ async def compute(
             while events := await stream.take():
                 found |= {event.index: event for event in events if isinstance(event, Embedding)}
     if len(found) != len(inputs):
-        raise EngineFailure("The engine ended this request without an answer. Send it again.")
+        raise EngineFailure.without_answer()
     record.reason = FinishReason.STOP.value
     return [found[index] for index in range(len(inputs))]
 

@@ -17,6 +17,7 @@ from ggufd.api.http.ignored import asks_in_vain
 from ggufd.api.request.fields import Resolved, is_unset, two_constraints
 from ggufd.api.request.samplers import unknown_samplers
 from ggufd.api.request.sampling import SamplingFields
+from ggufd.api.request.validation import invalid_field
 from ggufd.engine.messages.sampling import Grammar, GrammarKind, SamplingParams
 from ggufd.errors import InvalidRequest
 
@@ -146,7 +147,7 @@ def _checked(schema: Any, param: str) -> Any:
     try:
         return read_schema(schema)
     except ValueError as error:
-        raise InvalidRequest(f"'{param}': {error}.", param=param) from None
+        raise invalid_field(param, str(error)) from None
 
 
 def _of_structured(value: Mapping[str, Any]) -> Grammar | None:
@@ -171,8 +172,7 @@ def _is_unset(name: str, item: Any) -> bool:
 
 
 def _structured_error(path: str, reason: str) -> InvalidRequest:
-    param = f"structured_outputs{path}"
-    return InvalidRequest(f"'{param}': {reason}.", param=param)
+    return invalid_field(f"structured_outputs{path}", reason)
 
 
 def _read_text(value: Any) -> str:

@@ -34,6 +34,11 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
+def invalid_field(path: str, what: str) -> InvalidRequest:
+    """Error for a field, by the client's own path to it."""
+    return InvalidRequest(f"'{path}': {what}.", param=path)
+
+
 def validate(
     model: type[Model], body: Mapping[str, Any], aliases: Aliases, *, unset: Unset = UNSET, where: str = ""
 ) -> Model:

@@ -8,9 +8,10 @@ from typing import Any
 from ggufd.api.openai.responses.items import Item, Messages
 from ggufd.api.openai.responses.schemas import ResponseRequest
 from ggufd.api.request.chat.schemas import ChatRequest
+from ggufd.api.request.chat.tools import check_tool_kind
 from ggufd.api.request.fields import OPENAI_CHAT, shared, two_constraints
 from ggufd.api.request.origins import Origins
-from ggufd.api.request.validation import validate
+from ggufd.api.request.validation import invalid_field, validate
 from ggufd.errors import InvalidRequest, Unsupported
 
 _FORMATS = ("text", "json_object", "json_schema")
@@ -66,12 +67,8 @@ def _tools(fields: ResponseRequest, origins: Origins) -> dict[str, Any]:
 def _tool(tool: Any, path: str) -> Any:
     """A function as a chat request has it: one level deeper."""
     if not isinstance(tool, Mapping):
-        raise _invalid(path, "expected an object with 'type' and 'name'")
-    kind = tool.get("type", "function")
-    if kind != "function":
-        raise Unsupported(
-            f"'{path}.type': this server runs no tools itself, so only 'function' is possible.", param=f"{path}.type"
-        )
+        raise invalid_field(path, "expected an object with 'type' and 'name'")
+    check_tool_kind(tool, path)
     return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
@@ -96,11 +93,11 @@ def _format(fields: ResponseRequest, body: Mapping[str, Any], origins: Origins) 
     origins.note("response_format.json_schema", "text.format")
     kind = wanted.get("type") if isinstance(wanted, Mapping) else None
     if kind not in _FORMATS:
-        raise _invalid("text.format.type", f"expected one of {', '.join(_FORMATS)}")
+        raise invalid_field("text.format.type", f"expected one of {', '.join(_FORMATS)}")
     if kind != "json_schema":
         return {"response_format": dict(wanted)}
     if not isinstance(wanted.get("schema"), Mapping):
-        raise _invalid("text.format.schema", "expected a JSON schema, which is an object")
+        raise invalid_field("text.format.schema", "expected a JSON schema, which is an object")
     inner = {name: value for name, value in wanted.items() if name != "type"}
     return {"response_format": {"type": kind, "json_schema": inner}}
 
@@ -108,7 +105,3 @@ def _format(fields: ResponseRequest, body: Mapping[str, Any], origins: Origins) 
 def _reasoning(fields: ResponseRequest, origins: Origins) -> dict[str, Any]:
     origins.note("reasoning_effort", "reasoning.effort")
     return {"reasoning_effort": fields.reasoning.get("effort")}
-
-
-def _invalid(path: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"'{path}': {what}.", param=path)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ggufd.api.request.origins import Origins
-from ggufd.errors import InvalidRequest, Unsupported
+from ggufd.api.request.validation import invalid_field
+from ggufd.errors import Unsupported
 
 Item = dict[str, Any]
 
@@ -29,13 +30,13 @@ def read_input(value: Any) -> list[Item]:
     if isinstance(value, str):
         return [{"type": "message", "role": "user", "content": value}]
     if not isinstance(value, list):
-        raise _invalid("input", "expected a string or an array of items")
+        raise invalid_field("input", "expected a string or an array of items")
     return [_read_item(item, f"input[{index}]") for index, item in enumerate(value)]
 
 
 def _read_item(item: Any, path: str) -> Item:
     if not isinstance(item, Mapping):
-        raise _invalid(path, "expected an object, such as {'role': 'user', 'content': '...'}")
+        raise invalid_field(path, "expected an object, such as {'role': 'user', 'content': '...'}")
     kind = _kind(item)
     if kind not in KINDS:
         raise Unsupported(
@@ -55,9 +56,9 @@ def _kind(item: Mapping[str, Any]) -> Any:
 
 def _check_message(item: Mapping[str, Any], path: str) -> None:
     if item.get("role") not in ROLES:
-        raise _invalid(f"{path}.role", f"expected one of {', '.join(ROLES)}")
+        raise invalid_field(f"{path}.role", f"expected one of {', '.join(ROLES)}")
     if not isinstance(item.get("content"), (str, list)):
-        raise _invalid(f"{path}.content", "expected a string or an array of content parts")
+        raise invalid_field(f"{path}.content", "expected a string or an array of content parts")
 
 
 def _check_call(item: Mapping[str, Any], path: str) -> None:
@@ -68,7 +69,7 @@ def _check_call(item: Mapping[str, Any], path: str) -> None:
 def _check_output(item: Mapping[str, Any], path: str) -> None:
     _check_text(item, "call_id", path)
     if not isinstance(item.get("output"), (str, list)):
-        raise _invalid(f"{path}.output", "expected a string or an array of content parts")
+        raise invalid_field(f"{path}.output", "expected a string or an array of content parts")
 
 
 def _check_reasoning(item: Mapping[str, Any], path: str) -> None:
@@ -77,10 +78,10 @@ def _check_reasoning(item: Mapping[str, Any], path: str) -> None:
         if parts is None:
             continue
         if not isinstance(parts, list):
-            raise _invalid(f"{path}.{name}", "expected an array of parts")
+            raise invalid_field(f"{path}.{name}", "expected an array of parts")
         for index, part in enumerate(parts):
             if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-                raise _invalid(f"{path}.{name}[{index}]", "expected a part with 'type' and 'text'")
+                raise invalid_field(f"{path}.{name}[{index}]", "expected a part with 'type' and 'text'")
 
 
 def _check_reference(item: Mapping[str, Any], path: str) -> None:
@@ -99,11 +100,7 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any], str], None]] = {
 def _check_text(item: Mapping[str, Any], name: str, path: str, *, may_lack: bool = False) -> None:
     value = item.get(name)
     if not isinstance(value, str) and not (may_lack and value is None):
-        raise _invalid(f"{path}.{name}", "expected a string")
-
-
-def _invalid(path: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"'{path}': {what}.", param=path)
+        raise invalid_field(f"{path}.{name}", "expected a string")
 
 
 def all_listed(items: Iterable[Item]) -> list[Item]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ggufd.errors import InvalidRequest
+from ggufd.api.request.validation import invalid_field
 
 
 def read_calls(value: Any, path: str, index: int) -> list[dict[str, Any]]:
@@ -15,29 +15,29 @@ def read_calls(value: Any, path: str, index: int) -> list[dict[str, Any]]:
     A call without an id gets one of nine letters and digits, which every template takes.
     """
     if not isinstance(value, list):
-        raise _invalid(path, "expected an array of calls")
+        raise invalid_field(path, "expected an array of calls")
     calls = [_read_call(call, f"{path}[{place}]", f"call{index:03}{place:02}") for place, call in enumerate(value)]
     ids = [call["id"] for call in calls]
     for place, call_id in enumerate(ids):
         if call_id in ids[:place]:
-            raise _invalid(f"{path}[{place}].id", f"there are two calls of the id {call_id!r}")
+            raise invalid_field(f"{path}[{place}].id", f"there are two calls of the id {call_id!r}")
     return calls
 
 
 def _read_call(call: Any, path: str, own_id: str) -> dict[str, Any]:
     if not isinstance(call, Mapping):
-        raise _invalid(path, "expected an object with 'id', 'type' and 'function'")
+        raise invalid_field(path, "expected an object with 'id', 'type' and 'function'")
     if call.get("type") not in (None, "function"):
-        raise _invalid(f"{path}.type", "expected 'function'")
+        raise invalid_field(f"{path}.type", "expected 'function'")
     call_id = own_id if call.get("id") in (None, "") else call["id"]
     if not isinstance(call_id, str):
-        raise _invalid(f"{path}.id", "expected a string")
+        raise invalid_field(f"{path}.id", "expected a string")
     function = call.get("function")
     if not isinstance(function, Mapping):
-        raise _invalid(f"{path}.function", "expected an object with 'name' and 'arguments'")
+        raise invalid_field(f"{path}.function", "expected an object with 'name' and 'arguments'")
     name = function.get("name")
     if not isinstance(name, str) or not name:
-        raise _invalid(f"{path}.function.name", "expected the name of a tool")
+        raise invalid_field(f"{path}.function.name", "expected the name of a tool")
     arguments = _read_arguments(function.get("arguments"), f"{path}.function.arguments")
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
@@ -50,7 +50,7 @@ def _read_arguments(value: Any, path: str) -> str:
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, str) and _is_object(value):
         return value
-    raise _invalid(path, "expected the text of a JSON object")
+    raise invalid_field(path, "expected the text of a JSON object")
 
 
 def _is_object(text: str) -> bool:
@@ -75,7 +75,7 @@ def with_results_linked(messages: Sequence[dict[str, Any]], *, in_order: bool = 
             continue
         if waiting:
             call_id, call_path = next(iter(waiting.items()))
-            raise _invalid(
+            raise invalid_field(
                 call_path, f"this call has no result; expected a 'tool' message for {call_id!r} before {path}"
             )
         for place, call in enumerate(message.get("tool_calls", ())):
@@ -94,28 +94,24 @@ def _linked(
         call_id = _call_without_id(message.get("name"), path, called, in_order=in_order)
     if call_id not in names:
         known = ", ".join(names) or "none"
-        raise _invalid(f"{path}.tool_call_id", f"no call before it has the id {call_id!r}; the calls are: {known}")
+        raise invalid_field(f"{path}.tool_call_id", f"no call before it has the id {call_id!r}; the calls are: {known}")
     if waiting.pop(call_id, None) is None:
-        raise _invalid(f"{path}.tool_call_id", f"the call {call_id!r} has a result already")
+        raise invalid_field(f"{path}.tool_call_id", f"the call {call_id!r} has a result already")
     return {**message, "tool_call_id": call_id, "name": message.get("name") or names[call_id]}
 
 
 def _call_without_id(name: str | None, path: str, waiting: Mapping[str, str], *, in_order: bool) -> str:
     """The id of the call, of those that are `waiting` (names by ids), that a result without an id belongs to."""
     if not waiting:
-        raise _invalid(path, "it is the result of a tool, but no call before it waits for one")
+        raise invalid_field(path, "it is the result of a tool, but no call before it waits for one")
     found = [call_id for call_id, called in waiting.items() if name in (None, called)]
     if not found:
-        raise _invalid(path, f"no call of {name!r} waits for a result; those that wait are of: {_listed(waiting)}")
+        raise invalid_field(path, f"no call of {name!r} waits for a result; those that wait are of: {_listed(waiting)}")
     if len(found) > 1 and not in_order:
         ids = " or ".join(map(repr, found))
-        raise _invalid(f"{path}.tool_call_id", f"is missing, and several calls wait for a result; expected {ids}")
+        raise invalid_field(f"{path}.tool_call_id", f"is missing, and several calls wait for a result; expected {ids}")
     return found[0]
 
 
 def _listed(waiting: Mapping[str, str]) -> str:
     return ", ".join(dict.fromkeys(waiting.values()))
-
-
-def _invalid(path: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"'{path}': {what}.", param=path)

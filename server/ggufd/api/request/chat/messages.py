@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ggufd.api.request.chat.calls import read_calls, with_results_linked
+from ggufd.api.request.validation import invalid_field
 from ggufd.errors import InvalidRequest, Unsupported
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -40,12 +41,12 @@ def read_messages(value: Any, *, results_in_order: bool = False) -> tuple[dict[s
 def _read_message(message: Any, index: int) -> dict[str, Any]:
     path = f"messages[{index}]"
     if not isinstance(message, Mapping):
-        raise _invalid(path, "expected an object with 'role' and 'content'")
+        raise invalid_field(path, "expected an object with 'role' and 'content'")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise _invalid(f"{path}.role", f"expected one of {', '.join(ROLES)}")
+        raise invalid_field(f"{path}.role", f"expected one of {', '.join(ROLES)}")
     if message.get("function_call"):
-        raise _invalid(f"{path}.function_call", "this is the older form of 'tool_calls'. Send those")
+        raise invalid_field(f"{path}.function_call", "this is the older form of 'tool_calls'. Send those")
     kept = {name: message[name] for name in _KEPT if message.get(name) is not None}
     _check_texts(kept, path)
     if role == "assistant" and message.get("tool_calls") not in (None, []):
@@ -57,7 +58,7 @@ def _read_message(message: Any, index: int) -> dict[str, Any]:
 def _check_texts(kept: Mapping[str, Any], path: str) -> None:
     for name, value in kept.items():
         if not isinstance(value, str):
-            raise _invalid(f"{path}.{name}", "expected a string")
+            raise invalid_field(f"{path}.{name}", "expected a string")
 
 
 def _read_content(content: Any, path: str, *, may_lack: bool) -> Any:
@@ -66,7 +67,7 @@ def _read_content(content: Any, path: str, *, may_lack: bool) -> Any:
     if content is None and may_lack:
         return ""
     if not isinstance(content, list):
-        raise _invalid(path, "expected a string or an array of content parts")
+        raise invalid_field(path, "expected a string or an array of content parts")
     return [_read_part(part, f"{path}[{index}]") for index, part in enumerate(content)]
 
 
@@ -81,9 +82,5 @@ def _read_part(part: Any, path: str) -> dict[str, str]:
     if kind == "refusal" and isinstance(part.get("refusal"), str):
         return {"type": "text", "text": part["refusal"]}
     if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-        raise _invalid(path, "expected a part of the form {'type': 'text', 'text': '...'}")
+        raise invalid_field(path, "expected a part of the form {'type': 'text', 'text': '...'}")
     return {"type": "text", "text": part["text"]}
-
-
-def _invalid(path: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"'{path}': {what}.", param=path)
