@@ -58,7 +58,7 @@ def values(curve: Curve) -> dict[tuple[float, str], float]:
 
 def step(decode: int, prefill: int, /, **phases: float) -> list[dict[str, Any]]:
     """The events of one step as `GET /debug/steps` has them; `phases` in microseconds."""
-    args = {"sequences": decode, "decode rows": decode, "of them guessed": 0, "prefill rows": prefill}
+    args = {"sequences": decode, "decode rows": decode, "draft tokens": 0, "prefill rows": prefill}
     return [{"name": name, "dur": dur, "args": args if name == "step" else {}} for name, dur in phases.items()]
 
 

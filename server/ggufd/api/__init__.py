@@ -1,1 +1,1 @@
-"""The HTTP side: parse, submit, format."""
+"""HTTP API: parse a request, submit it to the engine, format the answer."""

@@ -1,4 +1,4 @@
-"""The HTTP application: routes, middleware, and what every kind of error becomes.
+"""HTTP application: routes, middleware, and error handlers.
 
 Made with what it needs; starts and stops nothing.
 """

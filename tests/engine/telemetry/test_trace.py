@@ -59,7 +59,7 @@ async def test_a_browser_can_draw_the_steps() -> None:
         trace = (await api.http.get("/debug/steps")).json()
     step, *phases = trace["traceEvents"]
     assert (step["name"], step["ts"], step["dur"]) == ("step", 2_000_000, 10_000)
-    assert step["args"] == {"sequences": 3, "decode rows": 2, "of them guessed": 1, "prefill rows": 40}
+    assert step["args"] == {"sequences": 3, "decode rows": 2, "draft tokens": 1, "prefill rows": 40}
     assert [phase["name"] for phase in phases] == ["plan", "decode", "sample", "detokenize", "rest", "send"]
     for before, after in itertools.pairwise(phases):
         assert before["ts"] + before["dur"] == pytest.approx(after["ts"])

@@ -1,4 +1,4 @@
-"""Content blocks of a growing answer: one is open at a time, and what belongs to another one closes it.
+"""Content-block streaming: one block is open at a time, and a delta of another kind closes it.
 
 Messages calls them content blocks, Responses output items. A family says what its blocks look like and which events
 tell of them; when one is opened, extended and closed is said here. Knows no family and no HTTP.
@@ -17,7 +17,7 @@ Logprobs = Sequence[Mapping[str, Any]]
 
 
 class Block(ABC):
-    """A block that is being written, number `index` of the answer; `json` is what it is so far."""
+    """Open block, number `index` of the answer; `json` is its state so far."""
 
     def __init__(self, index: int, json: dict[str, Any]) -> None:
         self.json = json
@@ -42,7 +42,7 @@ class Block(ABC):
 
 
 class BlockWriter(ABC):
-    """The blocks of one answer; the last one may still grow."""
+    """Writer of the blocks of one answer; the last one may still grow."""
 
     def __init__(self) -> None:
         self._blocks: list[Block] = []

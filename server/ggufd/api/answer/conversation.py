@@ -1,4 +1,5 @@
-"""A chat request on its way from fields to the parts of its answers: rendered, submitted, read. Knows no wire shape."""
+"""Chat generation: render the prompt, submit it, parse the answers into reasoning, content and calls. Knows no wire
+format."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Answered(NamedTuple):
-    """One choice, read. `reasoning_tokens` of it were thoughts; `logprobs` are of its tokens, if wanted."""
+    """Parsed choice. `reasoning_tokens` of it were reasoning; `logprobs` are of its tokens, if wanted."""
 
     answer: Answer
     finish: Finish
@@ -37,7 +38,7 @@ class Answered(NamedTuple):
 
 
 class _Reading:
-    """One choice that is read to its end."""
+    """Choice that is parsed to its end."""
 
     def __init__(self, reader: AnswerReader) -> None:
         self._reader = reader
@@ -51,12 +52,12 @@ class _Reading:
 
     @property
     def answered(self) -> Answered:
-        """The whole of it. Raises EngineFailure when it did not end."""
+        """The whole choice. Raises EngineFailure when it did not end."""
         return Answered(Answer.of(self._deltas), self._reader.finish, self._logprobs, self._reader.reasoning_tokens)
 
 
 class Conversation:
-    """One request. `param` is what the client calls the messages.
+    """One chat request. `param` is what the client calls the messages.
 
     After `start`, `headers` are for the response, and `parallel_tool_calls` says whether an answer may call several.
     """
@@ -130,7 +131,7 @@ class Conversation:
         return [*held, (schema, answer.content)] if schema and (answer.content or not answer.calls) else held
 
     async def render(self) -> RenderedChat:
-        """The prompt, which nothing is done with: to be counted."""
+        """The rendered prompt, without generating: to count its tokens."""
         fields = self._fields
         chat = ChatPrompt(
             fields.messages,
@@ -158,14 +159,14 @@ class Conversation:
             effort = {"enable_thinking": False}
         return {**effort, **fields.template_kwargs}
 
-    def _limited(self, thoughts: ReasoningBudget | None) -> ReasoningBudget | None:
-        """The thoughts within the budget that the request or else the server gives them."""
+    def _limited(self, reasoning: ReasoningBudget | None) -> ReasoningBudget | None:
+        """Limit of the reasoning: the budget of the request, or else of the server."""
         budget = self._fields.reasoning_budget
         if budget is None:
             budget = 0 if self._fields.reasoning_effort == "none" else self._services.config.reasoning_budget
-        if thoughts is None:
+        if reasoning is None:
             return None
-        return dataclasses.replace(thoughts, max_tokens=None if budget < 0 else budget)
+        return dataclasses.replace(reasoning, max_tokens=None if budget < 0 else budget)
 
     def _report(self, repairs: tuple[str, ...]) -> None:
         if repairs:

@@ -1,4 +1,4 @@
-"""Why so much of a prompt was computed: what the cache had of it, where the two first differ, and in which message.
+"""Prefix-cache explanations: how much of a prompt was cached, where it first differs, and in which message.
 
 Made for who sends `explain_cache`, and for the log when its level is debug. Knows no route.
 """
@@ -30,14 +30,14 @@ _MAX_SPLIT = 3
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """A prompt before it became tokens: its text where that is known, and the messages of a conversation."""
+    """Prompt before tokenization: its text where that is known, and the messages of a conversation."""
 
     text: str | None = None
     messages: Sequence[Message] = ()
 
 
 class CacheExplainer:
-    """The explanations of one HTTP request; `is_shown` says that its client asked for them."""
+    """Cache explanations of one HTTP request; `is_shown` says that its client asked for them."""
 
     def __init__(self, text: TextService, *, is_shown: bool) -> None:
         self._text = text
@@ -46,11 +46,11 @@ class CacheExplainer:
         self._made: dict[int, dict[str, Any]] = {}
 
     def add_prompt(self, text: str | None, messages: Sequence[Message] = ()) -> None:
-        """Tell the next prompt as text; one that is not told is read from its tokens."""
+        """Add the next prompt as text; without one it is read from its tokens."""
         self._prompts.append(_Prompt(text, messages))
 
     def of(self, index: int) -> dict[str, Any]:
-        """`{"cache": ...}` of a choice that has ended; empty when nobody asked."""
+        """`{"cache": ...}` of a choice that has ended; empty when it was not asked for."""
         return {"cache": self._made[index]} if self._is_shown and index in self._made else {}
 
     async def note(self, index: int, request: EngineRequest, usage: Usage) -> None:

@@ -1,4 +1,4 @@
-"""The sequences that one HTTP request asked for, as one stream of events, and what they add up to.
+"""Generation: all sequences of one HTTP request as one stream of events, with their usage.
 
 Several prompts become several engine requests; choice `i * n + j` is sequence `j` of prompt `i`. Knows no JSON.
 """
@@ -36,7 +36,7 @@ Batch = tuple[int, list[RequestEvent]]
 
 
 class Generation:
-    """Engine requests that are under way, inside an `async with`. Leaving that early aborts them.
+    """Running engine requests of one HTTP request, inside an `async with`. Leaving that early aborts them.
 
     `n` is the sequences of each request, `total` those of all; `requests` are what the engine was given. It belongs to
     `caller`, in whose name it can be found and aborted, and whose key must be valid until its end; `finishes` are the
@@ -182,7 +182,7 @@ class Generation:
         return Output(request.request_id, index % self.n, "", finish=Finish(FinishReason.ABORT, usage))
 
     async def _merged(self) -> AsyncIterator[Batch]:
-        # Bounded: what waits for a slow reader waits in the streams, which have a limit.
+        # Backpressure: this queue is bounded, so events for a slow reader wait in the streams, which have a limit.
         inbox: asyncio.Queue[Batch | Exception | None] = asyncio.Queue(maxsize=len(self._streams))
         pumps = [
             asyncio.create_task(_pump(stream, position * self.n, inbox))
@@ -202,7 +202,7 @@ class Generation:
 
 @dataclass(slots=True)
 class _Progress:
-    """How far one sequence is."""
+    """Progress of one sequence."""
 
     texts: list[str] = field(default_factory=list)
     n_tokens: int = 0
@@ -241,7 +241,7 @@ def _with_stop(event: RequestEvent) -> RequestEvent:
 
 
 def _scored(events: list[RequestEvent]) -> list[RequestEvent]:
-    """The events of a request whose answer nobody wants: its end alone is left, without the token."""
+    """Events of a request that only scores its prompt: its end alone is left, without the token."""
     kept: list[RequestEvent] = []
     for event in events:
         if not isinstance(event, Output):
@@ -300,7 +300,7 @@ async def _placed(
 
 @dataclass(slots=True)
 class FinishedChoice:
-    """One finished answer, and the `outputs` that it came in."""
+    """Finished answer, and the `outputs` that it came in."""
 
     outputs: list[Output] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprob, ...] = ()

@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's two shapes and llama-server's. Texts of tokens add up to the text of the answer.
+"""Log-probabilities in OpenAI's two formats and llama-server's. Texts of tokens add up to the text of the answer.
 
 A token that ends within a character has no text of its own: the token that completes it carries the character, and
 `bytes` tells what each token really is.
@@ -130,5 +130,5 @@ def _parts(texts: Any, logprobs: Any, tops: Any, offsets: Any) -> dict[str, Any]
 
 
 def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Two legacy objects in a row."""
+    """Two legacy objects, concatenated."""
     return {name: first[name] + second[name] for name in first}

@@ -1,4 +1,4 @@
-"""The model as OpenAI's list of models shows it."""
+"""Model card: the model's entry in OpenAI's list of models."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _meta(services: Services) -> dict[str, Any] | None:
 
 
 def _draft_json(draft: DraftInfo | None) -> dict[str, Any] | None:
-    """The draft model that guesses; None where there is none."""
+    """The draft model; None without one."""
     if draft is None:
         return None
     return {

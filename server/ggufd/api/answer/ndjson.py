@@ -1,4 +1,5 @@
-"""Outputs to lines of JSON, one a write, without pings: what Ollama reads. Ends the work when a client leaves."""
+"""NDJSON framing of a stream, as Ollama's clients read it: one JSON object a line, no pings. A disconnect aborts the
+request."""
 
 from __future__ import annotations
 
@@ -25,13 +26,13 @@ def line_bytes(value: object) -> bytes:
 
 
 class Lines(Protocol):
-    """One API's lines: those for an event, or b"" when the client is told nothing of it."""
+    """Line format of one API: the lines for an event, or b"" when it is not sent."""
 
     def feed(self, first: int, event: RequestEvent) -> bytes: ...
 
 
 class LineStream(StreamingResponse):
-    """The response that streams a generation as lines."""
+    """NDJSON response that streams a generation."""
 
     def __init__(self, generation: Generation, lines: Lines) -> None:
         super().__init__(_lines(generation, lines), media_type="application/x-ndjson")

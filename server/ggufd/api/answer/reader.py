@@ -1,4 +1,4 @@
-"""Reads the outputs of one choice: the pieces of its answer, how it ended, and how much of it was thinking.
+"""Answer reader: the deltas of one choice, how it ended, and how many tokens were reasoning.
 
 Knows no wire format.
 """
@@ -16,7 +16,7 @@ from ggufd.errors import EngineFailure
 
 
 class AnswerReader:
-    """One choice as it is written. `reasoning_tokens` counts those that brought thoughts.
+    """Reader of one choice while it is generated. `reasoning_tokens` counts the tokens of its reasoning.
 
     `on_over` is called once where the answer ends by itself while the engine still writes on.
     """
@@ -52,7 +52,7 @@ class AnswerReader:
         return self._parser.is_over
 
     def ended(self, finish: Finish) -> Finish:
-        """The end that the client is told. An answer that is over met no limit, and cost nothing from there on."""
+        """The end as the client sees it. An answer that is over met no limit, and cost nothing from there on."""
         if not self.is_over:
             return finish
         usage = dataclasses.replace(finish.usage, completion_tokens=self._n_tokens)
@@ -68,7 +68,7 @@ class AnswerReader:
         return deltas
 
     def _read(self, output: Output) -> list[Delta]:
-        """What a step brought, token by token where it chose several: thoughts may end between two of them."""
+        """Output of one step, token by token where it has several: reasoning may end between two of them."""
         deltas: list[Delta] = []
         for text, n_tokens in output.pieces():
             deltas += self._read_piece(text, n_tokens)

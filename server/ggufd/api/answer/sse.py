@@ -1,4 +1,4 @@
-"""Outputs to server-sent events: the prepared envelope, pings, the error event, and the abort when a client leaves.
+"""SSE framing of a stream: pre-encoded chunks, keep-alive pings, the error event, and the abort on disconnect.
 
 sse-starlette does the protocol; it is given bytes that are ready to be sent. Knows no route's chunk shape: that is a
 `ChunkFormat`.
@@ -36,7 +36,7 @@ def event_bytes(value: Any, name: str = "") -> bytes:
 
 
 class Envelope:
-    """An event of which only one text changes: everything round it is encoded once.
+    """SSE event template of which only one text changes: everything around it is encoded once.
 
     `template` holds the string `SLOT` where the text goes.
     """
@@ -54,30 +54,30 @@ class Envelope:
 
 
 class ChunkFormat(ABC):
-    """One API's chunks. Every method returns bytes that are ready to be sent, b"" when the client is told nothing."""
+    """Chunk format of one API. Every method returns encoded events, b"" when nothing is to be sent."""
 
     ping = ServerSentEvent(comment="ping", sep="\n")
     """What a silent stream carries."""
 
     def begin(self) -> bytes:
-        """What is told at once, before the engine has done anything."""
+        """First events, before the engine has done anything."""
         return b""
 
     @abstractmethod
     def feed(self, first: int, event: RequestEvent) -> bytes:
-        """What is told of an event. `first` is the choice that its index counts from."""
+        """Events for one event of the engine. `first` is the choice that its index counts from."""
 
     async def finish(self) -> bytes:
-        """What is told when every sequence has finished."""
+        """Last events, when every sequence has finished."""
         return b""
 
     def fail(self, error: GgufdError) -> bytes:
-        """What is told when an error ends the stream."""
+        """Last events, when an error ends the stream."""
         return event_bytes(body_of(error))
 
 
 class EventStream(EventSourceResponse):
-    """The response that streams a generation. However it ends, the engine's work for it ends with it."""
+    """SSE response that streams a generation. However it ends, the engine's requests end with it."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class EventStream(EventSourceResponse):
 
 
 def _told(chunks: ChunkFormat, first: int, event: RequestEvent) -> bytes:
-    """What the client is told; its place in the queue as a comment, which clients that do not know it pass over."""
+    """Events for the client; its place in the queue is an SSE comment, which other clients skip."""
     if isinstance(event, Queued):
         return f": queue position={event.turn.position} eta_s={event.turn.wait_s:.1f}\n\n".encode()
     return chunks.feed(first, event)

@@ -1,4 +1,4 @@
-"""What a request cost, as OpenAI and llama-server write it. Knows no route."""
+"""Usage and timings of a request, as OpenAI and llama-server write them. Knows no route."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def usage_json(
 ) -> dict[str, Any]:
     """OpenAI's `usage` over all sequences, `n` for each prompt: a prompt counts once, whatever `n` is.
 
-    `reasoning_tokens` of the completion were thoughts; None where nobody looks for any. With `has_bans` it tells how
+    `reasoning_tokens` of the completion were reasoning; None where it is not parsed. With `has_bans` it tells how
     often a banned phrase was taken back.
     """
     firsts = usages[::n]
@@ -74,7 +74,7 @@ def timings_json(usage: Usage, *, has_bans: bool = False) -> dict[str, Any]:
 
 
 def _drafted(usage: Usage) -> dict[str, int]:
-    """What was guessed ahead, in llama-server's names; nothing when nothing was."""
+    """Draft tokens and accepted ones, in llama-server's names; empty without speculation."""
     if not usage.drafted_tokens:
         return {}
     return {"draft_n": usage.drafted_tokens, "draft_n_accepted": usage.accepted_tokens}

@@ -1,4 +1,4 @@
-"""Content blocks, the parts of a message in this API: what they may be, and the chat messages that they make up.
+"""Conversion of Anthropic messages and their content blocks to chat messages.
 
 A tool's result is a message of its own in a chat, and a block of the user's message here.
 """
@@ -25,7 +25,7 @@ _MEDIA = {"image": "images", "document": "files other than text"}
 
 
 class ChatMessages:
-    """Chat messages out of Anthropic's, in `messages`; `origins` learns where each one came from."""
+    """Builder of chat messages from Anthropic's, in `messages`; `origins` maps each to the field that it came from."""
 
     def __init__(self, origins: Origins) -> None:
         self.messages: list[dict[str, Any]] = []

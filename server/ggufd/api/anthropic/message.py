@@ -1,4 +1,4 @@
-"""The message object, and the answer as it is written into one: events out, and the object at its end."""
+"""Message object, built from an answer as it is generated: events while it grows, and the object at its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Message = dict[str, Any]
 
 
 class MessageWriter:
-    """One message while its answer comes in. `max_tokens` and `stop` are what the client set."""
+    """Writer of one message. `max_tokens` and `stop` are what the client set."""
 
     def __init__(
         self, model: str, reader: AnswerReader, *, prompt_tokens: int, max_tokens: int, stop: Collection[str]

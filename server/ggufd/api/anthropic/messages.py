@@ -1,4 +1,4 @@
-"""`POST /v1/messages` and its token count: what Anthropic's clients speak."""
+"""`POST /v1/messages` and its token count, as Anthropic's clients call them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bodies of Anthropic's routes: types and ranges of its own fields; samplers are the chat request's."""
+"""Request bodies of Anthropic's routes: types and ranges of its own fields; samplers are the chat request's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OTHERS = {
 
 
 class ThreadUnsupported(Unsupported):
-    """No conversation is held here. The client's tool runner asks for that, and goes on without at this code."""
+    """Error for server-side conversations, which are not supported: the client's tool runner goes on without one."""
 
     code = "thread_unsupported_request"
 

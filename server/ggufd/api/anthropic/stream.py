@@ -1,4 +1,4 @@
-"""The stream of a message: Anthropic's events with their names, its pings and its errors."""
+"""SSE stream of a message: Anthropic's named events, its pings and its errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ggufd.errors import GgufdError
 
 
 class MessageEvents(ChunkFormat):
-    """Events with names, from `message_start` to `message_stop`."""
+    """Named events, from `message_start` to `message_stop`."""
 
     ping = ServerSentEvent(event="ping", data='{"type": "ping"}', sep="\n")
 

@@ -1,4 +1,4 @@
-"""KoboldCpp's routes and KoboldAI's classic ones: generate, check, abort, count, and what the server is doing.
+"""KoboldCpp's routes and KoboldAI's classic ones: generate, check, abort, count tokens, performance.
 
 `abort` and `check` name no request: they mean what the same key and address started, and of that what has the same
 `genkey` if one is sent.
@@ -134,7 +134,7 @@ def _result(choice: FinishedChoice, *, has_bans: bool) -> dict[str, Any]:
 
 
 class _Tokens(ChunkFormat):
-    """The stream: an event for each piece of text, the last one says why it ended."""
+    """Stream format: an event for each piece of text, the last one says why it ended."""
 
     def __init__(self, explainer: CacheExplainer) -> None:
         self._explainer = explainer

@@ -1,4 +1,4 @@
-"""Ollama's routes: generate and chat as lines of JSON, and what it tells of models. Streams unless told not to."""
+"""Ollama's routes: generate and chat as NDJSON, and its model information. Streams unless told not to."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _as_openais(message: Any) -> Any:
 
 
 class OllamaChatRequest(ChatRequest):
-    """OpenAI's, streamed unless told not to. `messages` may be empty; `think` switches thoughts or says how much."""
+    """OpenAI's, streamed unless told not to. `messages` may be empty; `think` switches reasoning or sets its effort."""
 
     stream: Bool = True
     messages: Annotated[
@@ -90,7 +90,7 @@ class OllamaChatRequest(ChatRequest):
 
 
 class OllamaWork(ABC):
-    """One request on its way from fields to lines or a whole answer."""
+    """Ollama generation: from fields to NDJSON lines or a whole answer."""
 
     def __init__(self, services: Services, fields: GenerationFields, request: Request) -> None:
         self._services = services
@@ -157,7 +157,7 @@ class OllamaWork(ABC):
 
 
 class _Continue(OllamaWork):
-    """A text goes on as it is, or is filled in before a suffix: no template, and nothing but text in the answer."""
+    """Plain completion or infill before a suffix: no chat template, and nothing but text in the answer."""
 
     def __init__(self, services: Services, fields: GenerateRequest, request: Request) -> None:
         super().__init__(services, fields, request)
@@ -240,7 +240,7 @@ def _call_json(call: ToolCall) -> dict[str, Any]:
 
 
 class _Lines:
-    """The stream: a line for each piece of text, calls as a whole, one more line that ends it."""
+    """Stream format: a line for each piece of text, calls as a whole, one more line that ends it."""
 
     def __init__(self, work: OllamaWork) -> None:
         self._work = work

@@ -1,4 +1,4 @@
-"""What vLLM's and Aphrodite's clients ask besides OpenAI's routes; their `/tokenize` is in `tokens`."""
+"""Routes of vLLM and Aphrodite besides OpenAI's; their `/tokenize` is in `tokens`."""
 
 from __future__ import annotations
 

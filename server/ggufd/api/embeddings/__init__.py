@@ -1,1 +1,1 @@
-"""Embeddings and reranking in every family's shape."""
+"""Embedding and rerank routes of every API family."""

@@ -1,4 +1,4 @@
-"""Embeddings under every family's route: one way from texts to vectors, and each family's shape of the answer."""
+"""Embedding routes of every API family, each with its own format of the answer."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def create_embeddings(request: Request) -> Response:
 
 @router.post("/embeddings", include_in_schema=False)
 async def create_either(request: Request) -> Response:
-    """OpenAI's under a base URL without /v1, told by `input`; llama-server's, told by `content`."""
+    """OpenAI's under a base URL without /v1, with `input`; llama-server's, with `content`."""
     body = await _read(request)
     return await (_openai(request, body) if body.get("content") is None else _native(request, body))
 

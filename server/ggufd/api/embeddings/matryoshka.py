@@ -1,4 +1,4 @@
-"""Which models were trained so that the beginning of a vector is a vector: files do not say it, their makers do."""
+"""Matryoshka models, whose embeddings may be truncated: files do not say it, their makers do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents in the order of how well they answer a query: Jina's and Cohere's shape, and that of TEI."""
+"""Reranking: documents by relevance to a query, in Jina's and Cohere's format and in TEI's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts to vectors, for every family of routes: tokens to the engine, numbers back. Knows no route and no shape."""
+"""Embedding requests of every API family: tokenize, submit, decode the vectors. Knows no route and no wire format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Input = str | tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class VectorOptions:
-    """What is to be done with inputs, of which `param` is the name on the wire.
+    """Options of an embedding request; `param` is the name of its inputs on the wire.
 
     `truncates` cuts what is too long instead of refusing it. `norm` is llama-server's number
     (`engine.embeddings.pooling.scaled`). `adapters` are the scales of the LoRA adapters.
@@ -44,7 +44,7 @@ class VectorOptions:
 
 
 class AdaptedFields(Body):
-    """What every request for vectors or scores may say: which LoRA adapters it wants, as a request for text does."""
+    """LoRA fields of embedding and rerank requests, as a generation request has them."""
 
     lora: Lora | None = None
     model: ModelName = None

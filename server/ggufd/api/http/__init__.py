@@ -1,1 +1,1 @@
-"""A connection, a body, an error, a log line."""
+"""HTTP without routes: connections, authentication, request bodies, JSON and error responses, request log."""

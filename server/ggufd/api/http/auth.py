@@ -1,4 +1,4 @@
-"""Whose key came with a request, and which routes are an admin's. Without configured keys everybody may everything."""
+"""Authentication by API key, and admin-only routes. Without configured keys everybody is an admin."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def require_admin(request: Request) -> None:
 
 
 class KeyMiddleware:
-    """Lets requests in that carry a key of `ring`, as `Authorization: Bearer ...` or `x-api-key`.
+    """Authentication middleware: a request needs a key of `ring`, as `Authorization: Bearer ...` or `x-api-key`.
 
     `public` are paths that need none, beside those that never do.
     """

@@ -1,4 +1,4 @@
-"""The body of a request: bytes to a JSON object, within bounds, whatever its content type says.
+"""Request bodies: bytes to a JSON object, within a size limit, whatever the content type says.
 
 Everything a stranger can put there ends in a JSON object that is safe to look at, or in an error of ours.
 Knows nothing of what the fields mean.

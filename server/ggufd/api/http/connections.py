@@ -1,4 +1,4 @@
-"""One connection, guarded: what uvicorn's own protocol leaves to the patience of a stranger.
+"""Connection limits: timeouts against slow clients (slowloris, unread answers) and a cap on open connections.
 
 A request that does not arrive, a head without an end, an answer that nobody reads and more connections than there are
 file descriptors each end in time, so that the others are served. Costs nothing where all goes well: timers run only
@@ -41,7 +41,7 @@ _PIECE_BYTES = 8 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Seconds for a request to arrive whole and for a client to take something of its answer; connections at once."""
+    """Limits: seconds for a request to arrive, seconds for a client to read some of its answer, open connections."""
 
     read_timeout_s: float = 30.0
     write_timeout_s: float = 60.0
@@ -49,7 +49,7 @@ class ConnectionLimits:
 
 
 class Guard:
-    """All connections of one server. `awaited` are those of which a request or its rest is awaited, longest first."""
+    """Open connections of one server. `awaited` are those whose request is awaited or incomplete, longest first."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
@@ -75,7 +75,7 @@ class Guard:
 
 
 class Connection(HttpProtocol):
-    """uvicorn's protocol with limits."""
+    """HTTP connection: uvicorn's protocol with these limits."""
 
     def __init__(self, guard: Guard, **options: Any) -> None:
         super().__init__(**options)
@@ -129,7 +129,7 @@ class Connection(HttpProtocol):
         self._close()
 
     def send_400_response(self, msg: str) -> None:
-        """As uvicorn's, in the shape of every other error."""
+        """As uvicorn's, in the format of every other error."""
         self._refuse(400, "This is not valid HTTP. Send a request of HTTP/1.1.", "invalid_http")
 
     def drop(self) -> None:

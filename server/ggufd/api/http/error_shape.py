@@ -1,4 +1,4 @@
-"""Error shapes: how a family of routes writes its errors. OpenAI's is the default; a family may bring another one.
+"""Error formats of API families. OpenAI's is the default; a family may bring another one.
 
 The application hands the shapes of its families to the outermost middleware, which notes the one of each request in
 its scope. Knows no family.

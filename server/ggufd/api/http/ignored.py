@@ -1,4 +1,4 @@
-"""Fields of other servers that nothing here honours, with the values that ask for nothing: any other value is named.
+"""Unsupported fields of other servers, with their neutral values; any other value is reported as ignored.
 
 The header `x-ggufd-ignored` is made from it. What only says how or where to compute (threads, batches, drafts, keeping
 a model loaded), and what describes the client itself, asks for nothing of the answer and is not listed.

@@ -1,4 +1,4 @@
-"""JSON responses and error responses of every route: ASCII-safe, no NaN, errors in the shape of the route's family."""
+"""JSON and error responses of every route: ASCII, no NaN, errors in the format of the route's family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What somebody else's web page may not do with a server that asks for no key.
+"""Origin and host checks against other web pages (CSRF, DNS rebinding), for a server without keys.
 
 A page in a browser on this machine can reach what listens on its loopback. By DNS rebinding it does so under a name of
 its own, and reads the answers; by a plain form it sends what it likes, unread. Neither works where keys are asked for:
@@ -25,7 +25,7 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([\w.-]*))(?::\d*)?")
 
 
 class PageGuard:
-    """Refuses names that are not in `hosts`, nor this machine's or an address, and pages that are not in `origins`."""
+    """Middleware that refuses hosts outside `hosts`, loopback names and addresses, and origins outside `origins`."""
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str], origins: Sequence[str]) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Requests as people and probes make them: doubled slashes, slashes at the end, HEAD where there is GET."""
+"""Path normalization: doubled and trailing slashes, and HEAD for GET routes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SLASHES = re.compile(r"/{2,}")
 
 
 class LenientMiddleware:
-    """Makes `/v1//chat/completions/` the same as `/v1/chat/completions`, and lets GET routes answer HEAD.
+    """Middleware that reads `/v1//chat/completions/` as `/v1/chat/completions`, and lets GET routes answer HEAD.
 
     The body that a GET route writes then is dropped by the HTTP server, which knows the true method. `root_path` is the
     prefix that a proxy shows us under; it may take the prefix off or leave it on.

@@ -1,4 +1,4 @@
-"""What is known of an HTTP request when it has ended. The log, the metrics and the traces are made from it.
+"""Request records: id, caller, usage and timings of an HTTP request, for the log, the metrics and the traces.
 
 Each request has an id: the client's own `x-request-id` where it sends one, and it goes back with the answer.
 """
@@ -27,12 +27,13 @@ _SCOPE_RECORD = "ggufd.record"
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
-    """One request. Times are seconds: `started_s` of `time.monotonic`, the others lengths; None where unknown.
+    """Record of one request. Seconds: `started_s` of `time.monotonic`, the others durations; None where unknown.
 
     `is_work` says that the model had something to compute. `reason` is why it ended: a finish reason, an error's code,
     `DISCONNECTED`, or "" of what was no work.
-    `first_s` is from arrival to the first token; `decode_s` is the time of the tokens after it, of the slowest choice,
-    and `decoded_tokens` are those of all. `ignored` names what was asked for and is not done: the answer says so.
+    `first_s` is the TTFT, from arrival to the first token; `decode_s` is the time of the tokens after it, of the
+    slowest choice, and `decoded_tokens` are those of all. `ignored` names fields that were asked for in vain, which the
+    answer tells.
     """
 
     request_id: str = ""
@@ -59,11 +60,11 @@ class RequestRecord:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """How fast all choices together were written; None where they are too short to tell."""
+        """Decode throughput of all choices together; None where they are too short to tell."""
         return self.decoded_tokens / self.decode_s if self.decoded_tokens and self.decode_s > 0 else None
 
     def note_first_token(self) -> None:
-        """The first token of any choice is there."""
+        """Note the TTFT: the first token of any choice is there."""
         if self.first_s is None:
             self.first_s = time.monotonic() - self.started_s
 
@@ -73,7 +74,7 @@ Sink = Callable[[RequestRecord], None]
 
 
 def record_of(request: Request) -> RequestRecord:
-    """The record of this request; one that nobody reads where the middleware is missing."""
+    """The record of this request; an unused one where the middleware is missing."""
     record: RequestRecord = request.scope.get(_SCOPE_RECORD) or RequestRecord()
     return record
 
@@ -93,7 +94,7 @@ def note_key(scope: Scope, name: str) -> None:
 
 
 class RecordMiddleware:
-    """Gives every request a record, an id and an error shape; `sinks` get the record when it has ended."""
+    """Middleware that gives every request a record, an id and an error format; `sinks` get the record at its end."""
 
     def __init__(self, app: ASGIApp, sinks: Sequence[Sink], shapes: Sequence[ErrorShape] = ()) -> None:
         self._app = app

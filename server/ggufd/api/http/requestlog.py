@@ -1,4 +1,4 @@
-"""One line of the log for each request: whose it was, what it cost, how it ended. Never what was said in it."""
+"""Request log: one line a request with its key, usage, timings and end. Never any of its text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llama-server's `/lora-adapters`: which LoRA adapters there are, and how much of each a request gets by default."""
+"""llama-server's `/lora-adapters`: the loaded LoRA adapters and their default scales."""
 
 from __future__ import annotations
 

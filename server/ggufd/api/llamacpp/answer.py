@@ -1,4 +1,4 @@
-"""llama-server's shapes of an answer: the object of a choice, and the chunks of a stream.
+"""llama-server's answer format: the object of a choice, and the chunks of a stream.
 
 Log-probabilities come in the words of old and new clients at once. Knows nothing of where events come from.
 """
@@ -26,7 +26,7 @@ _STOP_TYPES: Mapping[FinishReason, str] = {FinishReason.STOP: "eos", FinishReaso
 
 
 class Asked(Protocol):
-    """What of the request shows in its answer."""
+    """Fields of the request that its answer repeats."""
 
     @property
     def has_bans(self) -> bool: ...
@@ -35,7 +35,7 @@ class Asked(Protocol):
 
 
 class NativeAnswer:
-    """The fields of every choice; `requests` and the `prompts` as text, one a prompt."""
+    """Answer fields of every choice; `requests` and the `prompts` as text, one a prompt."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ _OTHERWISE = frozenset({"typ_p", "seed", "samplers", "dry_sequence_breakers", "g
 
 
 class _StreamedChoice:
-    """What was streamed of one choice."""
+    """Streamed part of one choice."""
 
     def __init__(self) -> None:
         self.n_tokens = 0
@@ -136,7 +136,7 @@ class _StreamedChoice:
 
 
 class NativeChunks(ChunkFormat):
-    """The stream: `stop` is false in all events but the last of each choice, which has no text."""
+    """Stream format: `stop` is false in all events but the last of each choice, which has no text."""
 
     def __init__(self, answer: NativeAnswer) -> None:
         self._answer = answer

@@ -30,7 +30,7 @@ router = APIRouter(tags=["llama.cpp"])
 
 
 class NativeRequest(GenerationFields):
-    """`n_probs` is how many alternatives are told for each token, 0 is none; with `post_sampling_probs` of those that
+    """`n_probs` is the number of alternatives for each token, 0 is none; with `post_sampling_probs` of those that
     the samplers left, as probabilities.
     """
 
@@ -72,7 +72,7 @@ async def answer_native(request: Request, fields: NativeRequest) -> Response:
 
 
 class _LlamacppCompletion:
-    """One request on its way from fields to an answer."""
+    """Native completion: from fields to an answer."""
 
     def __init__(self, services: Services, fields: NativeRequest, caller: Caller) -> None:
         self._services = services

@@ -1,4 +1,4 @@
-"""`POST /infill`: what stands between two texts, for editors; llama-server's names, the answer is a completion's."""
+"""`POST /infill`: fill-in-the-middle for editors; llama-server's names, the answer is a completion's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ router = APIRouter(tags=["llama.cpp"])
 
 
 class File(Body):
-    """Another file that may help."""
+    """Another file, as context."""
 
     text: Annotated[str, Strict()]
     filename: Annotated[str, Strict()] = "tmp"

@@ -1,4 +1,4 @@
-"""llama-server's `/props`, `/slots` and `/apply-template`: what there is, what the slots hold, a rendered chat."""
+"""llama-server's `/props`, `/slots` and `/apply-template`: model properties, slot states, a rendered chat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llama-server's `POST /slots/{id}?action=...`: erase what an idle slot keeps, save it to a file, restore it from one.
+"""llama-server's `POST /slots/{id}?action=...`: erase, save or restore the KV cache of an idle slot.
 
 Files have plain names within one folder, which a setting names. Nothing else of the disk can be reached.
 """

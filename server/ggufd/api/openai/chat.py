@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: a conversation goes on, in the words of the model's own template."""
+"""`POST /v1/chat/completions`, and its token count."""
 
 from __future__ import annotations
 

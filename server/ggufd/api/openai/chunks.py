@@ -1,4 +1,4 @@
-"""Chunks of the two OpenAI routes: one choice in each, text in a prepared envelope, the end in one write.
+"""Chunk format of the two OpenAI routes: one choice a chunk, pre-encoded around the text, the end in one write.
 
 Knows nothing of where events come from.
 """
@@ -20,7 +20,7 @@ from ggufd.engine.messages.events import Finish, Output, Progress, PromptLogprob
 
 
 class Chunks(ChunkFormat):
-    """What both routes share. `head` begins every chunk; `total` sequences are awaited, `n` for each prompt."""
+    """Chunk format that both routes share. `head` begins every chunk; `total` sequences are awaited, `n` a prompt."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Chunks(ChunkFormat):
         return data + self._after_all() if len(self._usages) == self._total else data
 
     def _told(self, index: int, finish: Finish) -> Finish:
-        """The end that the client is told."""
+        """The end as the client sees it."""
         return finish
 
     def _reason(self, index: int, finish: Finish) -> str:

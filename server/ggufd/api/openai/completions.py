@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: text goes on. Several prompts, several choices, echo, infill, best_of."""
+"""`POST /v1/completions`: text completion with several prompts and choices, echo, infill, best_of."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def create_completion(request: Request) -> Response:
 
 
 class _Completion:
-    """One request on its way from fields to an answer."""
+    """Text completion: from fields to an answer."""
 
     def __init__(self, services: Services, fields: CompletionRequest, caller: Caller) -> None:
         self._services = services

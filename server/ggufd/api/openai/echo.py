@@ -1,4 +1,4 @@
-"""The prompt repeated at the head of a text completion, with its log-probabilities when they are wanted."""
+"""Echo of the prompt at the head of a text completion, with its log-probabilities when they are wanted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ggufd.engine.messages.events import TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """The text to repeat, and the bytes of the prompt's first token, which has no log-probability."""
+    """Prompt text to repeat, and the bytes of its first token, which has no log-probability."""
 
     text: str
     first_piece: bytes = b""

@@ -1,4 +1,4 @@
-"""What every response and every chunk of the OpenAI routes begins with."""
+"""Common fields of every response and chunk of the OpenAI routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the one model, under the name that was configured or the file's, alone and with each adapter."""
+"""`GET /v1/models`: the model, alone and with each LoRA adapter."""
 
 from __future__ import annotations
 

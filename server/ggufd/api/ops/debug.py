@@ -1,4 +1,4 @@
-"""`GET /debug/steps`: where the engine's time goes, as a trace that a browser draws."""
+"""`GET /debug/steps`: profile of the last engine steps, in Chrome's trace format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ router = APIRouter(tags=["operations"])
 async def steps(request: Request) -> Response:
     """The last steps of the engine in Chrome's trace format: open the file in ui.perfetto.dev or chrome://tracing.
 
-    One bar a step, with the rows of its batch, over its phases: guessing, planning, llama.cpp's decode, sampling, text,
+    One bar a step, with the rows of its batch, over its phases: drafting, planning, llama.cpp's decode, sampling, text,
     and sending what it said. Needs an admin's key.
     """
     records = (await services_of(request).engine.steps()).records
@@ -33,7 +33,7 @@ def _events(record: StepRecord) -> Iterator[dict[str, Any]]:
     rows = {
         "sequences": record.n_sequences,
         "decode rows": record.n_decode,
-        "of them guessed": record.n_draft,
+        "draft tokens": record.n_draft,
         "prefill rows": record.n_prefill,
     }
     yield _bar("step", record.start_s, record.seconds, rows)

@@ -1,4 +1,4 @@
-"""`GET /`: JSON for programs, a short page for people. The page is one file without scripts and without other files."""
+"""Front page at `GET /`: JSON for programs, a short page for people, without scripts or other files."""
 
 from __future__ import annotations
 

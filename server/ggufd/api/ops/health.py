@@ -1,4 +1,4 @@
-"""Is it there, is it well: `/health` and `/ready`, which never wait for the engine, and `/metrics`, which asks it."""
+"""Liveness, readiness and metrics: `/health` and `/ready` never wait for the engine, `/metrics` asks it."""
 
 from __future__ import annotations
 

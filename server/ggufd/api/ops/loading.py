@@ -1,4 +1,4 @@
-"""`POST /v1/models/load`: another model, while the server runs."""
+"""`POST /v1/models/load`: change of the model while the server runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ router = APIRouter(tags=["operations"])
 
 
 class LoadRequest(Body):
-    """What to load; and settings for it, by their names in config.toml."""
+    """Model to load, and settings for it by their names in config.toml."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -74,7 +74,7 @@ Step = dict[str, Any]
 async def _steps(
     services: Services, models: ModelSwitcher, settings: JsonObject, caller: Caller
 ) -> AsyncIterator[Step]:
-    """What is done, step by step; raises what ends it, or what ends only what its caller is told."""
+    """The steps of the change; raises what ends it, or what only ends the report to its caller."""
     inbox: asyncio.Queue[Step | GgufdError | None] = asyncio.Queue()
 
     def report(stage: str, share: float | None) -> None:

@@ -1,4 +1,4 @@
-"""`GET /v1/queue`: what is under way, in what order it is served, and when a turn comes."""
+"""`GET /v1/queue`: running and waiting requests, their order, and when each is due."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/queue")
 async def get_queue(request: Request) -> Response:
-    """The caller's own requests; with an admin's key everybody's. The counts are of all, whoever asks."""
+    """The caller's own requests; with an admin's key everybody's. The counts are of all requests."""
     services = services_of(request)
     ready = services.require_ready()
     caller = caller_of(request)

@@ -1,4 +1,4 @@
-"""OpenTelemetry: one span for each request that generates, with its phases as events. Needs the extra `otel`.
+"""OpenTelemetry tracing: one span a generation request, with its phases as events. Needs the extra `otel`.
 
 Where spans go, which are kept and what the service is called is told to OpenTelemetry in its own words, the OTEL_...
 variables. A caller's `traceparent` makes the span part of the caller's trace. Nothing that was said is in it.
@@ -24,7 +24,7 @@ _WELL = (FinishReason.STOP.value, FinishReason.LENGTH.value)
 
 
 class Traces:
-    """Makes spans of records, and hands them to `processor`, which sends them on a thread of its own."""
+    """Exporter of request records as spans, by a `processor` that sends them on a thread of its own."""
 
     def __init__(self, processor: SpanProcessor) -> None:
         self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)

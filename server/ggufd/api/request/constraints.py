@@ -1,4 +1,4 @@
-"""Constraints on the output under all their names: a grammar, a JSON schema, a regular expression, a choice.
+"""Structured output under all its names: a grammar, a JSON schema, a regular expression, a choice.
 
 At most one of them can hold; what they become is a `Grammar`, which the text process checks. Knows no route.
 """
@@ -86,7 +86,7 @@ class ConstraintFields(SamplingFields):
 
     @property
     def ignored(self) -> list[str]:
-        """The client's names of what it asked for in vain; of samplers that nobody has, each by its own."""
+        """The client's names of fields that are ignored; unknown samplers each by its own."""
         unlisted = self._resolved.unlisted
         fields = [
             name

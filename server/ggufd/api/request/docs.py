@@ -1,4 +1,4 @@
-"""What /docs shows. Bodies are parsed by us, so their schemas are told to FastAPI here, with examples."""
+"""OpenAPI document and /docs. Bodies are parsed by us, so their schemas are told to FastAPI here, with examples."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _error_responses() -> dict[int | str, dict[str, Any]]:
 
 
 class Documentation:
-    """Makes the OpenAPI document of one application, once."""
+    """OpenAPI document of one application, made once."""
 
     def __init__(self, app: FastAPI, *, has_keys: bool) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Aliases as data: which names on the wire mean which of our fields, per API family, and how one is picked.
+"""Field aliases as data: which names on the wire mean which of our fields, per API family, and how one is picked.
 
 Of the names that a field has, the first one listed that is set wins. Null, "" and what `UNSET` lists are unset.
 Names that no table lists pass through untouched. Knows no types and no ranges: those are the models'.
@@ -261,7 +261,7 @@ def _switch_is_unset(value: Any) -> Any:
 
 
 def _effort_of(value: Any) -> Any:
-    """Ollama's switch for thoughts; on is what a model does anyway."""
+    """Ollama's switch for reasoning; on is the default of a model."""
     return "none" if value is False else None if value is True else value
 
 
@@ -348,7 +348,7 @@ def resolve(body: Mapping[str, Any], aliases: Aliases, unset: Unset = UNSET) -> 
 
 
 def two_constraints(*names: str) -> InvalidRequest:
-    """The error of whoever sent all of these."""
+    """Error for constraints that exclude each other."""
     return InvalidRequest(
         f"Only one constraint can hold at a time, but {' and '.join(names)} were sent. Leave out all but one.",
         param=names[-1],

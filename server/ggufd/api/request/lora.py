@@ -12,7 +12,7 @@ from ggufd.api.services.settings import MAX_SCALE
 
 
 class AdapterScale(Body):
-    """How much of one adapter."""
+    """Scale of one adapter."""
 
     id: Annotated[Int, Field(ge=0)]
     scale: Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE)]

@@ -1,4 +1,4 @@
-"""Where the parts of a converted request came from: an error in our chat request names the field that the client sent.
+"""Source paths of a converted request: an error in our chat request names the field that the client sent.
 
 Knows no API: the converters note what they made of what.
 """
@@ -12,7 +12,7 @@ from ggufd.errors import InvalidRequest
 
 
 class Origins:
-    """Paths in a chat request, such as `messages[2].content`, with the client's own paths."""
+    """Map from paths in a chat request, such as `messages[2].content`, to the client's own paths."""
 
     def __init__(self) -> None:
         self._paths: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The sampling that a model file recommends for itself: its `general.sampling.*` metadata (llama.cpp's keys)."""
+"""Sampling defaults that a model file recommends: its `general.sampling.*` metadata (llama.cpp's keys)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What every generating route takes besides its prompt, and the engine request that comes of it.
+"""Generation fields that every route shares, and the engine request that is made of them.
 
-All that can be refused without the engine is refused here. Knows no route and no response shape.
+What can be refused without the engine is refused here, before anything is sent. Knows no route and no wire format.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ async def engine_request(
 
 
 def _whole_answer(content: Grammar | None, rendered: RenderedChat) -> Grammar | None:
-    """What holds an answer whose content is held by `content`: thoughts and calls have forms of their own."""
+    """Grammar of a whole answer whose content `content` constrains: reasoning and calls have grammars of their own."""
     lark = rendered.grammar if content is None else rendered.frame
     if lark is None:
         return content

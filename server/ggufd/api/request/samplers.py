@@ -1,4 +1,4 @@
-"""Names of samplers and their order: as clients write them, and what llama.cpp's chain is built from.
+"""Sampler names and order: as clients write them, and as llama.cpp's sampler chain is built.
 
 Knows no field but this one, and no route.
 """

@@ -1,4 +1,4 @@
-"""The samplers' fields as every API family takes them: spellings, types and ranges, and what they become.
+"""Sampling fields of every API family: spellings, types and ranges, and the parameters that they become.
 
 Ranges are what llama.cpp's samplers can work with, which is wider than OpenAI's. Knows no route.
 """
@@ -125,7 +125,7 @@ TokenBans = Annotated[
 
 
 class SamplingFields(Body):
-    """Every sampler, each unset by default: then the server's setting, the file's own or "off" holds."""
+    """Fields of every sampler, unset by default: then the server's setting, the file's own or "off" holds."""
 
     temperature: Annotated[Float, Field(ge=0, le=1e6)] | None = None
     dynatemp_range: Annotated[Float, Field(ge=0, le=1e6)] | None = None

@@ -1,4 +1,4 @@
-"""From a JSON object to a validated model, and from pydantic's complaints to one sentence a person can use.
+"""Validation of a JSON object by a pydantic model, and pydantic's errors as one sentence for people.
 
 Knows no route and no field; which names a client used comes from `fields.Resolved`.
 """
@@ -25,10 +25,10 @@ _NO_VALUE = ("missing", "value_error", "json_invalid")
 
 
 class Body(BaseModel):
-    """What a client may send; other fields are passed over.
+    """Base of request bodies; unknown fields are passed over.
 
-    What checks it is made when the first one comes: most of the families of requests are never used, and the start
-    would wait for all of them.
+    Its validator is built at the first request: most API families are never used, and the start would wait for all of
+    them.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)

@@ -1,4 +1,4 @@
-"""What is being generated for whom, and what the last answer cost: for routes that ask or abort without an id.
+"""Registry of running generations by caller, and usage of the last one: for routes that check or abort without an id.
 
 KoboldCpp's `abort` and `check` name no request. Here they mean what the same key and the same address started.
 """
@@ -14,7 +14,7 @@ from ggufd.engine.messages.events import Finish
 
 
 class Work(Protocol):
-    """Something under way that belongs to somebody."""
+    """Running generation of a caller."""
 
     @property
     def caller(self) -> Caller: ...
@@ -26,7 +26,7 @@ class Work(Protocol):
 
 
 class Activity:
-    """All work under way, oldest first, and the figures of what was done. Times in seconds, of `clock`."""
+    """Registry of all running generations, oldest first, with totals. Times in seconds, of `clock`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -49,7 +49,7 @@ class Activity:
             self.last = work.finishes[0]
 
     def of(self, caller: Caller) -> list[Work]:
-        """What this caller has under way; without a `genkey` all of it, whatever it was called."""
+        """The caller's running generations; without a `genkey` all of them, whatever they were called."""
         return [
             work
             for work in self._open.values()
@@ -63,5 +63,5 @@ class Activity:
 
     @property
     def idle_s(self) -> float:
-        """Since when nothing is under way."""
+        """Seconds since the last generation ended; 0 while one runs."""
         return 0.0 if self._open else self._clock() - self._idle_since_s

@@ -1,4 +1,4 @@
-"""LoRA adapters: how much of each a request gets, by its `lora` field, by the model's name, or by default."""
+"""LoRA scales of a request: by its `lora` field, by the model's name, or by default."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ggufd.errors import InvalidRequest, NotFound
 
 
 class RequestedScale(Protocol):
-    """How much of one adapter: its place among the loaded ones, and a scale."""
+    """Scale that a request asks for, of the adapter at this place among the loaded ones."""
 
     @property
     def id(self) -> int: ...
@@ -20,7 +20,7 @@ class RequestedScale(Protocol):
 
 
 class AdapterScales:
-    """The adapters that are loaded, and the scales that a request gets which does not say. One for each model."""
+    """Loaded adapters, and the scales of a request that does not name any. One for each model."""
 
     def __init__(self, config: ApiConfig) -> None:
         self._loaded = config.adapters

@@ -1,4 +1,4 @@
-"""What Prometheus is told. Ours begin with ggufd_; llama-server's names stand beside where they fit.
+"""Prometheus metrics. Ours begin with ggufd_; llama-server's names stand beside where they fit.
 
 Requests are counted once, when they have ended; what happens in every step is counted by the engine and fetched with
 its `Stats` when somebody scrapes. Nothing is done a token here.
@@ -30,7 +30,7 @@ _ABORTS = (DISCONNECTED, FinishReason.ABORT.value)
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is there right now. Without an engine that answers, `stats` or `ready` are None."""
+    """Current state for the gauges. Without an engine that answers, `stats` or `ready` are None."""
 
     state: str
     model_id: str
@@ -39,7 +39,7 @@ class Snapshot:
 
 
 class Metrics:
-    """Everything that is told, in one registry of its own."""
+    """All metrics, in a registry of their own."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -55,7 +55,7 @@ class Metrics:
             "requests", "Requests that the model worked for, by how they ended.", "key", "reason"
         )
         self._key_tokens = self._counter("key_tokens", "Tokens by key: cached, computed, generated.", "key", "kind")
-        self._aborts = self._counter("aborts", "Requests that ended early because nobody wanted more.", "reason")
+        self._aborts = self._counter("aborts", "Requests that ended early, by a disconnect or an abort.", "reason")
         self._errors = self._counter("errors", "Answers that were errors, by their code.", "code")
         self._llama = {name: self._like_llama_server(name, text) for name, text in _LLAMA_COUNTERS.items()}
 
@@ -121,7 +121,7 @@ _LLAMA_COUNTERS = {
 
 
 class _EngineCollector(Collector):
-    """The engine's own numbers, as they were told last."""
+    """Collector of the engine's own counters, as reported last."""
 
     def __init__(self) -> None:
         self.snapshot: Snapshot | None = None
@@ -155,10 +155,10 @@ def _sums(stats: Stats) -> Iterator[CounterMetricFamily]:
         ("ggufd_cached_tokens", "Prompt tokens that were reused instead.", stats.cached_tokens),
         ("ggufd_generated_tokens", "Tokens that were sampled.", stats.generated_tokens),
         ("ggufd_embedded_tokens", "Tokens of texts that became vectors or scores.", stats.embedded_tokens),
-        ("ggufd_drafted_tokens", "Tokens that were guessed ahead.", stats.drafted_tokens),
+        ("ggufd_drafted_tokens", "Draft tokens (speculative decoding).", stats.drafted_tokens),
         ("ggufd_accepted_tokens", "Guesses that came true.", stats.accepted_tokens),
-        ("ggufd_model_drafted_tokens", "Those of them that a draft model guessed.", stats.model_drafted_tokens),
-        ("ggufd_model_accepted_tokens", "Its guesses that came true.", stats.model_accepted_tokens),
+        ("ggufd_model_drafted_tokens", "Draft tokens of a draft model.", stats.model_drafted_tokens),
+        ("ggufd_model_accepted_tokens", "Accepted draft tokens of a draft model.", stats.model_accepted_tokens),
         ("ggufd_preemptions", "Times that a sequence gave up its slot for a while.", stats.preemptions),
         ("ggufd_restores", "Chats that came back from host RAM.", stats.restores),
         ("ggufd_failed_restores", "Kept states that could not be used: computed anew.", stats.failed_restores),

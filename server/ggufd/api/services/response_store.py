@@ -1,8 +1,8 @@
-"""Answers that are kept, to be read again or gone on from: a bounded SQLite database, in memory or in a file.
+"""Response store for `previous_response_id`: a bounded SQLite database, in memory or in a file.
 
-Each belongs to the key that made it and does not exist for others. When there are too many, or too many bytes, the one
-used least recently goes, and never before those that go on from it: using an answer uses all that it goes on from, the
-first one last. Knows no request and no response object: records are JSON.
+Each response belongs to the key that made it and does not exist for others. Eviction is LRU, and never takes a response
+before those that continue it: using one uses all that it continues, the first one last. Knows no request and no
+response object: records are JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VERSION = 1
 """Of the tables; a file with another one is refused."""
 
 _BROKEN_S = 30
-"""When to try again with a database that failed; a guess, for only a person can know."""
+"""Retry-After of a database that failed; an assumption, for only a person can know."""
 
 _Found = TypeVar("_Found")
 
@@ -58,7 +58,7 @@ WITH RECURSIVE chain (id, previous, depth) AS (
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """One answer: the response object, the input items sent for it, and the id of the response that it goes on from."""
+    """Stored response: the object, the input items sent for it, and the id of the response that it continues."""
 
     response: dict[str, Any]
     input: list[dict[str, Any]]
@@ -76,7 +76,7 @@ class StoredResponse:
 
 
 class ResponseStore:
-    """At most `max_count` answers of `max_bytes` in all. `path` is a file that outlives the process; None is memory.
+    """LRU store of at most `max_count` responses of `max_bytes` in all. `path` is a file that persists; None is memory.
 
     Raises ConfigError when the file cannot be used. Every call waits on a thread: the disk may be slow.
     """

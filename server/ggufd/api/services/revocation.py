@@ -21,7 +21,7 @@ End = Callable[[GgufdError], None]
 
 
 class Revocations:
-    """Requests under way whose keys are to be in `keys`; without a ring none ends."""
+    """Running requests, each ended when its key leaves `keys`; without a ring none is."""
 
     def __init__(self, keys: KeyRing | None = None) -> None:
         self._keys = keys

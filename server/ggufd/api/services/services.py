@@ -1,4 +1,4 @@
-"""What the API needs from the engine and from the text process, as protocols: the real clients and fakes fit them."""
+"""Interfaces of the engine and of the text process, as protocols: the real clients and fakes fit them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ggufd.errors import EngineDown, GgufdError
 
 
 class RequestEvents(Protocol):
-    """The events of one request, inside an `async with`. Leaving that early aborts the request."""
+    """Event stream of one request, inside an `async with`. Leaving that early aborts the request."""
 
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *exc_info: object) -> bool | None: ...
@@ -34,7 +34,7 @@ class RequestEvents(Protocol):
         """All events that are there, at least one; empty at the end. Raises the error that ended the request."""
 
     async def placed(self) -> None:
-        """Wait until the engine has taken it in. Raises what refused it."""
+        """Wait for its admission, or its place in the queue. Raises what refused it."""
 
     def abort(self) -> None:
         """End it: after what is there already, nothing more comes."""
@@ -47,7 +47,7 @@ class RequestEvents(Protocol):
 
 
 class EngineService(Protocol):
-    """The engine as seen from here. `submit` raises QueueFull, EngineDown or Draining at once."""
+    """Interface of the engine. `submit` raises QueueFull, EngineDown or Draining at once."""
 
     @property
     def state(self) -> enum.Enum: ...
@@ -75,7 +75,7 @@ class EngineService(Protocol):
 
 
 class TextService(Protocol):
-    """The text process as seen from here. Every call may raise InvalidRequest."""
+    """Interface of the text process. Every call may raise InvalidRequest."""
 
     @property
     def info(self) -> TextInfo: ...
@@ -94,14 +94,14 @@ class TextService(Protocol):
 
 
 Report = Callable[[str, float | None], None]
-"""Is told what is being done, and which share of it is done, 0 to 1, where that is known."""
+"""Callback for progress: the stage, and its share done, 0 to 1, where that is known."""
 
 Show = Callable[[EngineService, TextService, ApiConfig], None]
 """Makes the application serve these from now on."""
 
 
 class ModelSwitcher(Protocol):
-    """Whoever can change the model."""
+    """Interface of what changes the model."""
 
     def bind(self, show: Show) -> None:
         """`show` is called whenever something else is to be served."""
@@ -116,7 +116,7 @@ class ModelSwitcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """All that a handler works with; `app.state.services`."""
+    """Services of a handler; `app.state.services`."""
 
     engine: EngineService
     text: TextService

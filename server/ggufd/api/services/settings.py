@@ -1,4 +1,4 @@
-"""What the API has to be told, as plain data. Knows nothing of files, flags or the environment."""
+"""API settings, as plain data. Knows nothing of files, flags or the environment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_SCALE = 100.0
 
 @dataclass(frozen=True, slots=True)
 class LoraAdapter:
-    """A loaded adapter: its name, its file, and how much of it a request gets that does not say."""
+    """Loaded adapter: its name, its file, and its default scale."""
 
     name: str
     path: str
@@ -35,7 +35,7 @@ class ApiConfig:
     `sampling` maps our field names (`SamplingParams`) to the values that an unset field gets. Without `keys` everybody
     may ask; `cache_sharing` says who may reuse what another had computed. `max_n` bounds the choices of one prompt,
     `max_prompts` the prompts of one request. `max_tokens` is the limit of a request that names none (None is the end of
-    the context), `reasoning_budget` that of thoughts in tokens (-1 is none). `limits` hold for every key that was
+    the context), `reasoning_budget` that of reasoning in tokens (-1 is none). `limits` hold for every key that was
     granted no other; with `share_by_address` each address without a key is an account. `allowed_hosts` are the names
     that the server goes by, besides its own; None takes any. `responses_path` is the file of stored responses (None is
     memory), bounded by `max_responses` and `max_responses_bytes`. With `logs_cache` the log says what the cache had

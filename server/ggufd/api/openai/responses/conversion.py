@@ -1,4 +1,4 @@
-"""One way: a Responses request becomes the chat request that the rest of the server knows."""
+"""Conversion of a Responses request to the chat request that the rest of the server knows."""
 
 from __future__ import annotations
 

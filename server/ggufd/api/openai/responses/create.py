@@ -1,4 +1,4 @@
-"""`POST /v1/responses`: items in, items out, and the answer is kept for who goes on from it. With its token count."""
+"""`POST /v1/responses`, with storage for `previous_response_id`, and its token count."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def _asked(request: Request) -> _Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """One request, from fields to the engine."""
+    """Validated request before it is submitted."""
 
     services: Services
     fields: ResponseRequest
@@ -149,7 +149,7 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """One response, from the engine to the client and into the store. `items` are the input."""
+    """Response that is generated, sent and stored. `items` are the input."""
 
     asked: _Asked
     items: Sequence[Item]
@@ -175,7 +175,7 @@ class _Running:
         return await self._complete()
 
     async def _complete(self) -> ResponseObject:
-        """The response at its end, kept if it is to be: who is told of it may go on from it at once."""
+        """The response at its end, stored first where it is to be: a client may continue it at once."""
         response = self.writer.finished() | self.conversation.explainer.of(0)
         fields, services = self.asked.fields, self.asked.services
         if fields.store:

@@ -1,4 +1,4 @@
-"""Items, the parts of a conversation in this API: what they may be, and the chat messages that they make up.
+"""Conversion of Responses items, the parts of a conversation in this API, to chat messages.
 
 An assistant's turn is one chat message, and here several items in a row: reasoning, text, calls.
 """
@@ -132,7 +132,7 @@ def listed(item: Item) -> Item:
 
 
 class Messages:
-    """Chat messages out of items, in `messages`; `origins` learns which item each one came from."""
+    """Builder of chat messages from items, in `messages`; `origins` maps each to the item that it came from."""
 
     def __init__(self, origins: Origins) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -162,7 +162,7 @@ class Messages:
                 self._append({"role": item["role"], "content": item["content"]}, path)
             case "reasoning":
                 self._turn_without("reasoning_content", "content", "tool_calls", path=path)["reasoning_content"] = (
-                    _thought(item)
+                    _reasoning_text(item)
                 )
             case "function_call":
                 self._add_call(item, path)
@@ -199,6 +199,6 @@ class Messages:
         self._origins.note(f"messages[{len(self.messages) - 1}].{below}", path)
 
 
-def _thought(item: Item) -> str:
-    """What was thought, or what is left of it."""
+def _reasoning_text(item: Item) -> str:
+    """Text of a reasoning item, or its summary."""
     return "".join(part["text"] for part in item.get("content") or item.get("summary") or ())

@@ -1,4 +1,4 @@
-"""What was kept of earlier responses: `GET` and `DELETE /v1/responses/{id}`, and the items that one was made of."""
+"""Stored responses: `GET` and `DELETE /v1/responses/{id}`, and their input items."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from ggufd.chat.deltas.answer import ContentDelta, ToolCallBegin
 
 
 class _Item(Block):
-    """An item of the output."""
+    """Output item."""
 
     def _event(self, kind: str, **more: Any) -> Event:
         return {"type": f"response.{kind}", "item_id": self.json["id"], "output_index": self._index, **more}
@@ -24,7 +24,7 @@ class _Item(Block):
 
 
 class _TextItem(_Item):
-    """An item with one part of text."""
+    """Output item with one part of text."""
 
     kind: ClassVar[str]
     part_type: ClassVar[str]

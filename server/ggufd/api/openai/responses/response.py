@@ -1,4 +1,4 @@
-"""The response object, and the answer as it is written into one: events out, and the object at its end.
+"""Response object, built from an answer as it is generated: events while it grows, and the object at its end.
 
 Knows no HTTP: `stream` sends what comes out here.
 """
@@ -66,7 +66,7 @@ def usage_json(usage: Usage, reasoning_tokens: int) -> dict[str, Any]:
 
 
 class ResponseWriter:
-    """One response while its answer comes in. `head` is what every state of the object has."""
+    """Writer of one response. `head` is what every state of the object has."""
 
     def __init__(self, head: Mapping[str, Any], reader: AnswerReader) -> None:
         self._head = head

@@ -1,4 +1,4 @@
-"""The body of `POST /v1/responses`: types and ranges of this API's own fields; samplers are the chat request's."""
+"""Request body of `POST /v1/responses`: types and ranges of its own fields; samplers are the chat request's."""
 
 from __future__ import annotations
 

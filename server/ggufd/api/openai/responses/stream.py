@@ -1,4 +1,4 @@
-"""The stream of a response: its events in OpenAI's order, each with its number, the whole object first and last."""
+"""SSE stream of a response: OpenAI's events with sequence numbers, the whole object first and last."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ggufd.errors import GgufdError
 
 
 class ResponseEvents(ChunkFormat):
-    """Events with names. `complete` makes the whole response at the end, when all is done that has to be before."""
+    """Named events. `complete` makes the whole response at the end, when everything before it is done."""
 
     def __init__(self, writer: ResponseWriter, complete: Callable[[], Awaitable[ResponseObject]]) -> None:
         self._writer = writer

@@ -1,4 +1,4 @@
-"""`truncation: auto`: a conversation that does not fit loses its beginning, and keeps its system messages."""
+"""`truncation: auto`: drop the oldest messages of a conversation that does not fit, but no system message."""
 
 from __future__ import annotations
 

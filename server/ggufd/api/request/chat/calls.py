@@ -1,4 +1,4 @@
-"""Calls and their results in a history: what they may be, and which belongs to which. Knows no template."""
+"""Tool calls and their results in a history: validation, and matching of results to calls. Knows no template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI's chat messages: what they may be, and what a model without eyes and ears cannot take.
+"""Validation of OpenAI's chat messages; images and audio are refused.
 
 Knows no template: what a role means to the model is chat/'s business.
 """

@@ -1,4 +1,4 @@
-"""The bodies of the two OpenAI routes: types and ranges. What a field does is told where it is used."""
+"""Request bodies of the two OpenAI routes: types and ranges. What a field does is told where it is used."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class CompletionRequest(GenerationFields):
-    """`POST /v1/completions`. `logprobs` is how many alternatives are told besides each token."""
+    """`POST /v1/completions`. `logprobs` is the number of alternatives besides each token."""
 
     prompt: Prompts
     logprobs: Annotated[TopCount | None, BeforeValidator(read_logprobs)] = None

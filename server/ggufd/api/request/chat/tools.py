@@ -1,4 +1,4 @@
-"""OpenAI's `tools` and `tool_choice`: what they may be. Knows no template and no format that a model calls tools in."""
+"""Validation of OpenAI's `tools` and `tool_choice`. Knows no template and no format that a model calls tools in."""
 
 from __future__ import annotations
 
