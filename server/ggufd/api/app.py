@@ -27,8 +27,8 @@ from ggufd.api.embeddings import embeddings, rerank
 from ggufd.api.http.auth import DOCS_FILES, KeyMiddleware
 from ggufd.api.http.error_shape import REQUEST_ID_HEADER, shape_of
 from ggufd.api.http.json_response import error_response, json_response
-from ggufd.api.http.pages import PageGuard
-from ggufd.api.http.paths import LenientMiddleware
+from ggufd.api.http.pages import OriginMiddleware
+from ggufd.api.http.paths import PathMiddleware
 from ggufd.api.http.record import DISCONNECTED, RecordMiddleware, Sink, note_error, record_of
 from ggufd.api.http.requestlog import log_crash, log_request
 from ggufd.api.llamacpp import adapters as lora_adapters
@@ -85,10 +85,10 @@ def create_app(
         public = (health.METRICS,) if config.metrics_for == "everybody" else ()
         app.add_middleware(KeyMiddleware, ring=config.keys, public=public)
     if config.allowed_hosts is not None:
-        app.add_middleware(PageGuard, hosts=config.allowed_hosts, origins=config.cors_origins)
+        app.add_middleware(OriginMiddleware, hosts=config.allowed_hosts, origins=config.cors_origins)
     if config.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(LenientMiddleware, root_path=config.root_path)
+    app.add_middleware(PathMiddleware, root_path=config.root_path)
     app.add_middleware(
         RecordMiddleware, sinks=[log_request, services.metrics.observe, *sinks], shapes=[anthropic.SHAPE]
     )

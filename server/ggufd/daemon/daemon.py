@@ -166,7 +166,7 @@ class Daemon:
         import uvicorn
 
         from ggufd.api.app import create_app
-        from ggufd.api.http.connections import ConnectionLimits, Guard
+        from ggufd.api.http.connections import ConnectionGuard, ConnectionLimits
 
         class Server(uvicorn.Server):
             """uvicorn without its signal handlers, which would cut off the streams: the daemon handles signals."""
@@ -191,7 +191,7 @@ class Daemon:
                 ssl_certfile=settings.ssl_cert_file or None,
                 server_header=False,
                 timeout_graceful_shutdown=_FLUSH_S,
-                **Guard(limits).options(),
+                **ConnectionGuard(limits).options(),
             )
         )
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ggufd.api.compat.kobold import KoboldRequest
 from ggufd.api.compat.ollama import GenerateRequest, OllamaChatRequest
-from ggufd.api.http.ignored import HEADER, NEUTRAL, asks_in_vain, header_of
+from ggufd.api.http.ignored import HEADER, NEUTRAL, header_of, is_ignored
 from ggufd.api.llamacpp.completion import NativeRequest
 from ggufd.api.request.chat.schemas import ChatRequest, CompletionRequest
 from ggufd.api.request.fields import KOBOLD, LLAMACPP, OLLAMA, OLLAMA_CHAT, OPENAI_CHAT, OPENAI_COMPLETION, Aliases
@@ -58,7 +58,7 @@ async def test_several_prompts_name_a_field_once() -> None:
 async def test_a_field_is_named_when_it_asks_for_something(name: str) -> None:
     async with running() as api:
         for value in (None, "", [], {}, *NEUTRAL[name]):
-            assert not asks_in_vain(name, value)
+            assert not is_ignored(name, value)
         if name not in names_of(OPENAI_COMPLETION, CompletionRequest):
             assert await ignored(api, "/v1/completions", {name: "something else"}) == name
 

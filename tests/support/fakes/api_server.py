@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from ggufd.api.app import create_app
-from ggufd.api.http.connections import ConnectionLimits, Guard
+from ggufd.api.http.connections import ConnectionGuard, ConnectionLimits
 from ggufd.api.services.settings import ApiConfig
 from tests.support.fakes.fake_engine import FakeEngine, FakeText
 
@@ -20,7 +20,7 @@ from tests.support.fakes.fake_engine import FakeEngine, FakeText
 class Served:
     """Where it listens, and its engine, which the test may turn while the server runs."""
 
-    def __init__(self, engine: FakeEngine, port: int, loop: asyncio.AbstractEventLoop, guard: Guard) -> None:
+    def __init__(self, engine: FakeEngine, port: int, loop: asyncio.AbstractEventLoop, guard: ConnectionGuard) -> None:
         self.engine, self.port, self._loop, self.guard = engine, port, loop, guard
         self.url = f"http://127.0.0.1:{port}"
 
@@ -41,7 +41,7 @@ def serving(
         # Small, so that a client that reads nothing is noticed by its first kilobytes.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         port = listener.getsockname()[1]
-        guard = Guard(limits or ConnectionLimits())
+        guard = ConnectionGuard(limits or ConnectionLimits())
         options = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2, **guard.options()
         )

@@ -353,7 +353,7 @@ async def collect(generation: Generation, on_output: OnOutput = lambda index, ou
     return choices
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client leaves; then ClientDisconnect is raised.
 
     The body must have been read before: what is received now can only be the end of the connection.

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ggufd.api.answer.conversation import Conversation
-from ggufd.api.answer.generation import Generation, unless_gone
+from ggufd.api.answer.generation import Generation, until_disconnect
 from ggufd.api.answer.sse import EventStream
 from ggufd.api.anthropic.conversion import to_chat
 from ggufd.api.anthropic.message import Message, MessageWriter
@@ -52,7 +52,7 @@ async def create_message(request: Request) -> Response:
     headers = conversation.headers
     if fields.stream:
         return EventStream(generation, MessageEvents(writer), ping_s=services.config.ping_s, headers=headers)
-    return json_response(await unless_gone(request, _collect(generation, writer)), headers=headers)
+    return json_response(await until_disconnect(request, _collect(generation, writer)), headers=headers)
 
 
 @router.post("/messages/count_tokens", **documented(PromptRequest, {"one message": {"messages": _HELLO}}))

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from ggufd import __version__
 from ggufd.api.answer.explain import CacheExplainer
-from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, unless_gone
+from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, until_disconnect
 from ggufd.api.answer.sse import ChunkFormat, EventStream
 from ggufd.api.answer.usage import finish_reason
 from ggufd.api.http.body import JsonObject, read_json, read_optional_json
@@ -78,7 +78,7 @@ async def generate(request: Request) -> Response:
     services, fields, caller = await _read(request)
     check_n("n", fields.n, services.config.max_n)
     explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
-    choices = await unless_gone(request, _collect(services, fields, caller, explainer))
+    choices = await until_disconnect(request, _collect(services, fields, caller, explainer))
     results = [_result(choice, has_bans=fields.has_bans) | explainer.of(i) for i, choice in enumerate(choices)]
     return json_response({"results": results})
 

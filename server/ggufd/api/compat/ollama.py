@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from ggufd.api.answer.conversation import Conversation
 from ggufd.api.answer.explain import CacheExplainer
-from ggufd.api.answer.generation import Generation, collect, submit, unless_gone
+from ggufd.api.answer.generation import Generation, collect, submit, until_disconnect
 from ggufd.api.answer.ndjson import LineStream, line_bytes
 from ggufd.api.answer.reader import AnswerReader
 from ggufd.api.answer.usage import finish_reason
@@ -107,7 +107,7 @@ class OllamaWork(ABC):
             return json_response(self.line(Answer(), done=True, done_reason="load"))
         if self._fields.stream:
             return LineStream(await self.start(), _Lines(self))
-        return json_response(await unless_gone(self._request, self._whole()))
+        return json_response(await until_disconnect(self._request, self._whole()))
 
     async def _whole(self) -> dict[str, Any]:
         """The whole answer, waited for."""

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 from starlette.responses import Response
 
-from ggufd.api.answer.generation import unless_gone
+from ggufd.api.answer.generation import until_disconnect
 from ggufd.api.embeddings.vectors import AdaptedFields, VectorOptions, numbers_of, vectors_of
 from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import dumps, json_response
@@ -105,8 +105,8 @@ async def create_ollama(request: Request) -> Response:
     start_ns = time.monotonic_ns()
     services, fields = services_of(request), validate(OllamaEmbedRequest, await _read(request), {})
     adapters = fields.adapters_of(services)
-    wish = VectorOptions(dimensions=fields.dimensions, truncates=fields.truncate, adapters=adapters)
-    found = await _pooled(request, fields.input, wish) if fields.input else []
+    options = VectorOptions(dimensions=fields.dimensions, truncates=fields.truncate, adapters=adapters)
+    found = await _pooled(request, fields.input, options) if fields.input else []
 
     def answer() -> JsonObject:
         return {
@@ -124,8 +124,8 @@ async def create_ollama(request: Request) -> Response:
 async def create_old_ollama(request: Request) -> Response:
     """Ollama's older route: the vector of one text."""
     fields = validate(OllamaEmbeddingsRequest, await _read(request), {})
-    wish = VectorOptions("prompt", truncates=True, adapters=fields.adapters_of(services_of(request)))
-    found = await _pooled(request, [fields.prompt], wish) if fields.prompt else []
+    options = VectorOptions("prompt", truncates=True, adapters=fields.adapters_of(services_of(request)))
+    found = await _pooled(request, [fields.prompt], options) if fields.prompt else []
     return json_response({"embedding": [number for one in found for number in numbers_of(one)[0]]})
 
 
@@ -136,8 +136,8 @@ async def _read(request: Request) -> JsonObject:
 async def _openai(request: Request, body: Mapping[str, Any]) -> Response:
     services, fields = services_of(request), validate(EmbeddingRequest, body, {})
     adapters = fields.adapters_of(services)
-    wish = VectorOptions(dimensions=fields.dimensions, truncates=fields.truncate, adapters=adapters)
-    found = await _pooled(request, fields.input, wish)
+    options = VectorOptions(dimensions=fields.dimensions, truncates=fields.truncate, adapters=adapters)
+    found = await _pooled(request, fields.input, options)
     n_tokens = sum(one.n_tokens for one in found)
 
     def vector(one: Embedding) -> Any:
@@ -159,18 +159,18 @@ async def _openai(request: Request, body: Mapping[str, Any]) -> Response:
 async def _native(request: Request, body: Mapping[str, Any]) -> Response:
     services, fields = services_of(request), validate(NativeEmbeddingRequest, body, _NATIVE)
     is_pooled = services.require_ready().embedding.pooling != "none"
-    wish = VectorOptions(
+    options = VectorOptions(
         "content" if body.get("content") is not None else "input",
         norm=fields.embd_normalize if is_pooled else -1,
         adapters=fields.adapters_of(services),
     )
-    found = await unless_gone(request, vectors_of(services, fields.content, caller_of(request), wish))
+    found = await until_disconnect(request, vectors_of(services, fields.content, caller_of(request), options))
     return await _respond(
         found, lambda: [{"index": place, "embedding": numbers_of(one)} for place, one in enumerate(found)]
     )
 
 
-async def _pooled(request: Request, inputs: Sequence[Prompt], wish: VectorOptions) -> list[Embedding]:
+async def _pooled(request: Request, inputs: Sequence[Prompt], options: VectorOptions) -> list[Embedding]:
     """One vector of each input, for families that know no other."""
     services = services_of(request)
     if services.require_ready().embedding.pooling == "none":
@@ -178,7 +178,7 @@ async def _pooled(request: Request, inputs: Sequence[Prompt], wish: VectorOption
             "This server makes a vector of every token (--pooling none). Ask /embedding for them, or start it with "
             "--pooling mean."
         )
-    return await unless_gone(request, vectors_of(services, inputs, caller_of(request), wish))
+    return await until_disconnect(request, vectors_of(services, inputs, caller_of(request), options))
 
 
 async def _respond(found: Sequence[Embedding], answer: Callable[[], Any]) -> Response:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 from starlette.responses import Response
 
-from ggufd.api.answer.generation import unless_gone
+from ggufd.api.answer.generation import until_disconnect
 from ggufd.api.embeddings.vectors import AdaptedFields, VectorOptions, check_count, compute, encode_in_turns, numbers_of
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response
@@ -62,9 +62,9 @@ async def rerank(request: Request) -> Response:
             "This model is no reranker. Start the server with one, with --pooling rank if its file does not say so."
         )
     check_count(fields.documents, name)
-    wish = VectorOptions(name, adapters=fields.adapters_of(services))
+    options = VectorOptions(name, adapters=fields.adapters_of(services))
     pairs = await encode_in_turns(fields.documents, lambda some: services.text.encode_pairs(fields.query, some))
-    found = await unless_gone(request, compute(services, pairs, caller_of(request), wish))
+    found = await until_disconnect(request, compute(services, pairs, caller_of(request), options))
     results = _results(fields, found, score="score" if name == "texts" else "relevance_score", text=name == "texts")
     if name == "texts":
         return json_response(results)

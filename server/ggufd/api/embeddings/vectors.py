@@ -51,20 +51,20 @@ class AdaptedFields(Body):
 
     def adapters_of(self, services: Services) -> Scales:
         """Raises InvalidRequest for an adapter that is not there, NotFound for a name."""
-        return services.adapters.wanted(self.lora, self.model)
+        return services.adapters.of_request(self.lora, self.model)
 
 
 async def vectors_of(
-    services: Services, inputs: Sequence[Input], caller: Caller, wish: VectorOptions
+    services: Services, inputs: Sequence[Input], caller: Caller, options: VectorOptions
 ) -> list[Embedding]:
     """The vectors of texts and token lists, in their order. Raises InvalidRequest for what is wrong with one."""
     info = services.require_ready().embedding
     if info.pooling == "rank":
         raise Unsupported("This model ranks documents and makes no vectors of texts. Ask /v1/rerank.")
-    check_count(inputs, wish.param)
-    _check_dimensions(services, wish.dimensions)
-    tokens = await _encode(services, inputs, wish)
-    return await compute(services, tokens, caller, wish)
+    check_count(inputs, options.param)
+    _check_dimensions(services, options.dimensions)
+    tokens = await _encode(services, inputs, options)
+    return await compute(services, tokens, caller, options)
 
 
 async def encode_in_turns(texts: Sequence[str], encode: Encode) -> list[list[int]]:
@@ -76,18 +76,18 @@ async def encode_in_turns(texts: Sequence[str], encode: Encode) -> list[list[int
 
 
 async def compute(
-    services: Services, inputs: Sequence[Sequence[int]], caller: Caller, wish: VectorOptions
+    services: Services, inputs: Sequence[Sequence[int]], caller: Caller, options: VectorOptions
 ) -> list[Embedding]:
     """What the engine makes of token lists, in their order."""
     request = EmbedRequest(
         request_id=services.engine.new_request_id(),
         inputs=tuple(map(tuple, inputs)),
-        dimensions=wish.dimensions,
-        norm=wish.norm,
+        dimensions=options.dimensions,
+        norm=options.norm,
         principal=caller.principal,
-        adapters=wish.adapters,
+        adapters=options.adapters,
     )
-    check_embed_request(request, services.bounds(services.require_ready().embedding.n_ctx), wish.param)
+    check_embed_request(request, services.bounds(services.require_ready().embedding.n_ctx), options.param)
     record, found = caller.record, dict[int, Embedding]()
     record.is_work, record.model = True, services.config.model_id
     record.prompt_tokens += sum(map(len, inputs))
@@ -132,9 +132,9 @@ def _check_dimensions(services: Services, dimensions: int | None) -> None:
         )
 
 
-async def _encode(services: Services, inputs: Sequence[Input], wish: VectorOptions) -> list[Sequence[int]]:
+async def _encode(services: Services, inputs: Sequence[Input], options: VectorOptions) -> list[Sequence[int]]:
     ready = services.require_ready()
-    limit = ready.embedding.n_ctx if wish.truncates else None
+    limit = ready.embedding.n_ctx if options.truncates else None
     texts = [one for one in inputs if isinstance(one, str)]
     encoded = iter(await encode_in_turns(texts, lambda some: services.text.encode_inputs(some, limit)))
     return [next(encoded) if isinstance(one, str) else one[:limit] for one in inputs]

@@ -48,7 +48,7 @@ class ConnectionLimits:
     n_connections: int = 10_000
 
 
-class Guard:
+class ConnectionGuard:
     """Open connections of one server. `awaited` are those whose request is awaited or incomplete, longest first."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
@@ -77,7 +77,7 @@ class Guard:
 class Connection(HttpProtocol):
     """HTTP connection: uvicorn's protocol with these limits."""
 
-    def __init__(self, guard: Guard, **options: Any) -> None:
+    def __init__(self, guard: ConnectionGuard, **options: Any) -> None:
         super().__init__(**options)
         self._guard = guard
         self._read_timer: asyncio.TimerHandle | None = None

@@ -116,7 +116,7 @@ _MAX_NAME = 40
 _MAX_NAMES = 20
 
 
-def asks_in_vain(name: str, value: Any) -> bool:
+def is_ignored(name: str, value: Any) -> bool:
     """Whether `value` asks for something that is not done."""
     return name in NEUTRAL and value not in _EMPTY and value not in NEUTRAL[name]
 

@@ -24,7 +24,7 @@ _OWN = (".localhost", ".internal")
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([\w.-]*))(?::\d*)?")
 
 
-class PageGuard:
+class OriginMiddleware:
     """Middleware that refuses hosts outside `hosts`, loopback names and addresses, and origins outside `origins`."""
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str], origins: Sequence[str]) -> None:

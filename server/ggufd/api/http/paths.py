@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 _SLASHES = re.compile(r"/{2,}")
 
 
-class LenientMiddleware:
+class PathMiddleware:
     """Middleware that reads `/v1//chat/completions/` as `/v1/chat/completions`, and lets GET routes answer HEAD.
 
     The body that a GET route writes then is dropped by the HTTP server, which knows the true method. `root_path` is the

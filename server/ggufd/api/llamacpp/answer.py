@@ -25,7 +25,7 @@ _quote = json.encoder.encode_basestring_ascii
 _STOP_TYPES: Mapping[FinishReason, str] = {FinishReason.STOP: "eos", FinishReason.LENGTH: "limit"}
 
 
-class Asked(Protocol):
+class RequestFields(Protocol):
     """Fields of the request that its answer repeats."""
 
     @property
@@ -40,7 +40,7 @@ class NativeAnswer:
     def __init__(
         self,
         services: Services,
-        fields: Asked,
+        fields: RequestFields,
         requests: Sequence[EngineRequest],
         prompts: Sequence[str],
         explainer: CacheExplainer,

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from starlette.responses import Response
 
 from ggufd.api.answer.explain import CacheExplainer
-from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, unless_gone
+from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, until_disconnect
 from ggufd.api.answer.sse import EventStream
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response
@@ -66,7 +66,7 @@ async def answer_native(request: Request, fields: NativeRequest) -> Response:
     services = services_of(request)
     work = _LlamacppCompletion(services, fields, caller_of(request))
     if not fields.stream:
-        return json_response(await unless_gone(request, work.answer()))
+        return json_response(await until_disconnect(request, work.answer()))
     generation = await work.start()
     return EventStream(generation, work.chunks(), ping_s=services.config.ping_s)
 

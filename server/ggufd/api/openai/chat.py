@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ggufd.api.answer.conversation import Answered, Conversation
-from ggufd.api.answer.generation import Generation, unless_gone
+from ggufd.api.answer.generation import Generation, until_disconnect
 from ggufd.api.answer.sse import EventStream
 from ggufd.api.answer.usage import finish_reason, timings_json, usage_json
 from ggufd.api.http.body import read_json
@@ -49,7 +49,7 @@ async def create_chat_completion(request: Request) -> Response:
     fields = validate(ChatRequest, body, OPENAI_CHAT)
     work = Conversation(services, fields, caller_of(request))
     if not fields.stream:
-        answer = await unless_gone(request, _answer(services, fields, work))
+        answer = await until_disconnect(request, _answer(services, fields, work))
         return json_response(answer, headers=work.headers)
     generation = await work.start()
     chunks = _chunks(services, fields, work, generation)

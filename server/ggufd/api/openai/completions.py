@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ggufd.api.answer.explain import CacheExplainer
-from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, unless_gone
+from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, until_disconnect
 from ggufd.api.answer.logprobs import LegacyLogprobs, joined
 from ggufd.api.answer.sse import EventStream
 from ggufd.api.answer.usage import finish_reason, timings_json, usage_json
@@ -47,7 +47,7 @@ async def create_completion(request: Request) -> Response:
     fields = validate(CompletionRequest, body, OPENAI_COMPLETION)
     work = _Completion(services, fields, caller_of(request))
     if not fields.stream:
-        return json_response(await unless_gone(request, work.answer()))
+        return json_response(await until_disconnect(request, work.answer()))
     generation = await work.start()
     return EventStream(generation, work.chunks(generation), ping_s=services.config.ping_s)
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PrivateAttr, Strict, WithJsonSchema
 
-from ggufd.api.http.ignored import asks_in_vain
+from ggufd.api.http.ignored import is_ignored
 from ggufd.api.request.fields import Resolved, is_unset, two_constraints
 from ggufd.api.request.samplers import unknown_samplers
 from ggufd.api.request.sampling import SamplingFields
@@ -89,9 +89,7 @@ class ConstraintFields(SamplingFields):
         """The client's names of fields that are ignored; unknown samplers each by its own."""
         unlisted = self._resolved.unlisted
         fields = [
-            name
-            for name, value in unlisted.items()
-            if name not in type(self).model_fields and asks_in_vain(name, value)
+            name for name, value in unlisted.items() if name not in type(self).model_fields and is_ignored(name, value)
         ]
         name = self._wire_name("samplers")
         return [*fields, *(f"{name}={unknown}" for unknown in unknown_samplers(self.samplers or []))]

@@ -208,7 +208,7 @@ async def engine_request(
         priority=fields.priority,
         timeout_s=fields.timeout_s,
         report_queue=fields.report_queue,
-        adapters=services.adapters.wanted(fields.lora, fields.model),
+        adapters=services.adapters.of_request(fields.lora, fields.model),
     )
     check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
     check_request(request, services.bounds(ready.n_ctx), param)

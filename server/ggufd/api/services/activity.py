@@ -13,7 +13,7 @@ from ggufd.api.services.caller import Caller
 from ggufd.engine.messages.events import Finish
 
 
-class Work(Protocol):
+class RunningGeneration(Protocol):
     """Running generation of a caller."""
 
     @property
@@ -30,25 +30,25 @@ class Activity:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._open: dict[int, Work] = {}
+        self._open: dict[int, RunningGeneration] = {}
         self._started_s = clock()
         self._idle_since_s = self._started_s
         self.n_finished = 0
         self.last: Finish | None = None
 
-    def enter(self, work: Work) -> None:
-        """Work begins."""
+    def enter(self, work: RunningGeneration) -> None:
+        """RunningGeneration begins."""
         self._open[id(work)] = work
 
-    def leave(self, work: Work) -> None:
-        """Work has ended, in whatever way."""
+    def leave(self, work: RunningGeneration) -> None:
+        """RunningGeneration has ended, in whatever way."""
         self._open.pop(id(work), None)
         self._idle_since_s = self._clock()
         if work.finishes:
             self.n_finished += len(work.finishes)
             self.last = work.finishes[0]
 
-    def of(self, caller: Caller) -> list[Work]:
+    def of(self, caller: Caller) -> list[RunningGeneration]:
         """The caller's running generations; without a `genkey` all of them, whatever they were called."""
         return [
             work

@@ -27,29 +27,29 @@ class AdapterScales:
         self._bases = (config.model_id, *config.model_aliases)
         self.scales: Scales = _normal(one.scale for one in self._loaded)
 
-    def set_scales(self, wish: Sequence[RequestedScale], param: str | None = None) -> None:
+    def set_scales(self, requested: Sequence[RequestedScale], param: str | None = None) -> None:
         """What requests get from now on; an adapter that is not named gets 0."""
-        self.scales = self._scales_of(wish, param)
+        self.scales = self._scales_of(requested, param)
 
-    def wanted(self, wish: Sequence[RequestedScale] | None, model: str | None) -> Scales:
+    def of_request(self, requested: Sequence[RequestedScale] | None, model: str | None) -> Scales:
         """What one request gets: what it says, else what its model's name says, else the default.
 
         Raises InvalidRequest for an adapter that is not there, NotFound for a name.
         """
-        if wish is not None:
-            return self._scales_of(wish, "lora")
+        if requested is not None:
+            return self._scales_of(requested, "lora")
         base, plus, names = (model or "").partition("+")
         if not plus or base not in self._bases or model in self._bases:
             return self.scales
         return self._scales_by_name([names] if names in self.names else names.split("+"))
 
-    def _scales_of(self, wish: Sequence[RequestedScale], param: str | None) -> Scales:
-        for place, one in enumerate(wish):
+    def _scales_of(self, requested: Sequence[RequestedScale], param: str | None) -> Scales:
+        for place, one in enumerate(requested):
             if one.id >= len(self._loaded):
                 there = f"ids are 0 to {len(self._loaded) - 1}" if self._loaded else "none is loaded (--lora)"
                 where = f"{param or ''}[{place}].id"
                 raise InvalidRequest(f"'{where}': there is no adapter {one.id}; {there}.", param=where)
-        given = {one.id: one.scale for one in wish}
+        given = {one.id: one.scale for one in requested}
         return _normal(given.get(place, 0.0) for place in range(len(self._loaded)))
 
     def _scales_by_name(self, names: Sequence[str]) -> Scales:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ggufd.api.answer.conversation import Conversation
-from ggufd.api.answer.generation import Generation, unless_gone
+from ggufd.api.answer.generation import Generation, until_disconnect
 from ggufd.api.answer.sse import EventStream
 from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import json_response
@@ -46,11 +46,11 @@ _EXAMPLES: Mapping[str, Any] = {
 @router.post("/responses", **documented(ResponseRequest, _EXAMPLES, streams=True))
 async def create_response(request: Request) -> Response:
     """Answer the input. What was said before may be named by `previous_response_id` instead of being sent again."""
-    asked = await _asked(request)
-    if not asked.fields.stream:
-        answer, headers = await unless_gone(request, asked.answer())
+    prepared = await _prepared(request)
+    if not prepared.fields.stream:
+        answer, headers = await until_disconnect(request, prepared.answer())
         return json_response(answer, headers=headers)
-    running = await asked.start()
+    running = await prepared.start()
     ping_s = services_of(request).config.ping_s
     return EventStream(running.generation, running.events(), ping_s=ping_s, headers=running.headers)
 
@@ -58,19 +58,19 @@ async def create_response(request: Request) -> Response:
 @router.post("/responses/input_tokens", **documented(ResponseRequest, {"a text": {"input": "Hello"}}))
 async def count_input_tokens(request: Request) -> Response:
     """How many tokens of prompt the same request to `/v1/responses` would have."""
-    count = await (await _asked(request)).count()
+    count = await (await _prepared(request)).count()
     return json_response({"object": "response.input_tokens", "input_tokens": count})
 
 
-async def _asked(request: Request) -> _Asked:
+async def _prepared(request: Request) -> _PreparedResponse:
     services = services_of(request)
     body = await read_json(request, services.config.max_body_bytes)
     refuse_others(body)
-    return _Asked(services, validate(ResponseRequest, body, RESPONSES), body, caller_of(request))
+    return _PreparedResponse(services, validate(ResponseRequest, body, RESPONSES), body, caller_of(request))
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _PreparedResponse:
     """Validated request before it is submitted."""
 
     services: Services
@@ -90,7 +90,7 @@ class _Asked:
         running = await self.start()
         return await running.whole(), running.headers
 
-    async def start(self) -> _Running:
+    async def start(self) -> _RunningResponse:
         """Submit. Raises what refuses it."""
         items = await self._items()
         chat, origins = to_chat(self.fields, self.body, await self._past(), items)
@@ -105,7 +105,7 @@ class _Asked:
             **settings_json(self.fields, generation.requests[0].sampling, conversation.parallel_tool_calls),
         }
         writer = ResponseWriter(head, conversation.reader())
-        return _Running(self, items, conversation, generation, writer)
+        return _RunningResponse(self, items, conversation, generation, writer)
 
     async def _past(self) -> list[Item]:
         """All that was said up to the response that this one goes on from."""
@@ -148,10 +148,10 @@ class _Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class _Running:
+class _RunningResponse:
     """Response that is generated, sent and stored. `items` are the input."""
 
-    asked: _Asked
+    prepared: _PreparedResponse
     items: Sequence[Item]
     conversation: Conversation
     generation: Generation
@@ -177,8 +177,8 @@ class _Running:
     async def _complete(self) -> ResponseObject:
         """The response at its end, stored first where it is to be: a client may continue it at once."""
         response = self.writer.finished() | self.conversation.explainer.of(0)
-        fields, services = self.asked.fields, self.asked.services
+        fields, services = self.prepared.fields, self.prepared.services
         if fields.store:
             kept = StoredResponse(response, all_listed(self.items), fields.previous_response_id)
-            response["store"] = await services.responses.keep(self.asked.caller.key_digest, kept)
+            response["store"] = await services.responses.keep(self.prepared.caller.key_digest, kept)
         return response
