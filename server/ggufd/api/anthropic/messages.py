@@ -57,7 +57,7 @@ async def create_message(request: Request) -> Response:
 
 @router.post("/messages/count_tokens", **documented(PromptRequest, {"one message": {"messages": _HELLO}}))
 async def count_tokens(request: Request) -> Response:
-    """How many tokens of prompt the same request to `/v1/messages` would have."""
+    """Number of prompt tokens that the same request to `/v1/messages` would have."""
     services = services_of(request)
     body = await _body_of(request)
     chat, origins = to_chat(validate(PromptRequest, body, MESSAGES), body)

@@ -41,7 +41,7 @@ _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "obj
 
 
 class PromptRequest(Body):
-    """What makes up the prompt: `POST /v1/messages/count_tokens`."""
+    """Fields of the prompt: `POST /v1/messages/count_tokens`."""
 
     messages: _Array
     system: Annotated[Any, WithJsonSchema(_TEXTS)] = None

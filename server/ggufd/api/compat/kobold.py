@@ -185,7 +185,7 @@ class CountRequest(Body):
 
 @extra.post("/tokencount", **documented(CountRequest, {"text": {"prompt": "Hello world", "special": False}}))
 async def token_count(request: Request) -> Response:
-    """How many tokens a text has, and which."""
+    """Tokens of a text, and their number."""
     services = services_of(request)
     fields = validate(CountRequest, await read_json(request, services.config.max_body_bytes), {})
     services.require_ready()
@@ -255,7 +255,7 @@ async def koboldcpp_version(request: Request) -> Response:
 
 @extra.get("/perf")
 async def perf(request: Request) -> Response:
-    """What the last answer cost and what is going on. Seconds, tokens, and tokens a second."""
+    """Performance of the last answer, and the current load. Seconds, tokens, and tokens a second."""
     services = services_of(request)
     activity, engine = services.activity, services.engine
     return json_response(

@@ -149,11 +149,11 @@ class OllamaWork(ABC):
 
     @abstractmethod
     def reader(self) -> AnswerReader:
-        """What tells the parts of the answer apart, once it was started."""
+        """Reader that splits the answer into its parts, once it was started."""
 
     @abstractmethod
     def content(self, answer: Answer) -> dict[str, Any]:
-        """What holds a part of the answer."""
+        """Fields that hold a part of the answer."""
 
 
 class _Continue(OllamaWork):

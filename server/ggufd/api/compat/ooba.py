@@ -63,7 +63,7 @@ async def encode(request: Request) -> Response:
 
 @router.post("/token-count", **documented(TextRequest, _TEXT))
 async def token_count(request: Request) -> Response:
-    """How many tokens a text has."""
+    """Number of tokens of a text."""
     return json_response({"length": len(await _encoded(request))})
 
 

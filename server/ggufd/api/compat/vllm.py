@@ -14,7 +14,7 @@ router = APIRouter(tags=["vLLM"])
 
 @router.get("/tokenizer_info")
 async def tokenizer_info(request: Request) -> Response:
-    """What an evaluation harness needs to know to tokenize by `/tokenize`."""
+    """Facts that an evaluation harness needs to tokenize by `/tokenize`."""
     services = services_of(request)
     services.require_ready()
     info = services.text.info

@@ -78,7 +78,7 @@ async def encode_in_turns(texts: Sequence[str], encode: Encode) -> list[list[int
 async def compute(
     services: Services, inputs: Sequence[Sequence[int]], caller: Caller, options: VectorOptions
 ) -> list[Embedding]:
-    """What the engine makes of token lists, in their order."""
+    """Vectors or scores of token lists, in their order."""
     request = EmbedRequest(
         request_id=services.engine.new_request_id(),
         inputs=tuple(map(tuple, inputs)),

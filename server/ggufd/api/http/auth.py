@@ -25,7 +25,7 @@ _SCOPE_KEY = "ggufd.key"
 
 
 def key_of(request: Request) -> Key:
-    """Whose request this is; `ANYBODY` where no keys are asked for."""
+    """The key of this request; `ANYBODY` where none is asked for."""
     key: Key = request.scope.get(_SCOPE_KEY, ANYBODY)
     return key
 

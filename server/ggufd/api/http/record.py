@@ -87,7 +87,7 @@ def note_error(scope: Scope, code: str) -> None:
 
 
 def note_key(scope: Scope, name: str) -> None:
-    """Whose request it is."""
+    """Note whose key came with this request."""
     record = scope.get(_SCOPE_RECORD)
     if record is not None:
         record.key = name

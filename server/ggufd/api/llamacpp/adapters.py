@@ -21,13 +21,13 @@ router = APIRouter(tags=["llama.cpp"])
 
 @router.get("/lora-adapters")
 async def list_adapters(request: Request) -> Response:
-    """The loaded adapters, and how much of each a request gets that does not say."""
+    """The loaded adapters and their default scales."""
     return json_response(services_of(request).adapters.as_json())
 
 
 @router.post("/lora-adapters", include_in_schema=False, dependencies=[Depends(admin_only)])
 async def set_adapters(request: Request) -> Response:
-    """How much of each adapter requests get from now on that do not say: a list of `id` and `scale`."""
+    """Set the default scales of all adapters: a list of `id` and `scale`."""
     services = services_of(request)
     items = await read_array(request, services.config.max_body_bytes)
     services.adapters.set_scales([_scale_of(place, item) for place, item in enumerate(items)])

@@ -71,7 +71,7 @@ async def change_props(request: Request) -> Response:
 
 @router.get("/slots", dependencies=[Depends(admin_only)])
 async def slots(request: Request) -> Response:
-    """What every slot does and keeps: `n_past` tokens are computed, of `n_tokens` that its sequence has."""
+    """State of every slot: `n_past` tokens are computed, of `n_tokens` that its sequence has."""
     services = services_of(request)
     ready = services.require_ready()
     states = await _slot_states(services, ready)

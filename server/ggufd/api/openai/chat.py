@@ -58,7 +58,7 @@ async def create_chat_completion(request: Request) -> Response:
 
 @router.post("/chat/completions/input_tokens", **documented(ChatRequest, {"one message": {"messages": _HELLO}}))
 async def count_input_tokens(request: Request) -> Response:
-    """How many tokens a chat request's prompt has, tools and template included; nothing is generated."""
+    """Number of prompt tokens of a chat request, tools and template included; nothing is generated."""
     services = services_of(request)
     body = await read_json(request, services.config.max_body_bytes)
     refuse_unavailable(body)

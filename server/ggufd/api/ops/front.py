@@ -41,7 +41,7 @@ _CLIENTS = (
 
 @router.get("/")
 async def front(request: Request) -> Response:
-    """What this is and where to go on."""
+    """Name, model and links of this server."""
     services = services_of(request)
     if "text/html" in request.headers.get("accept", ""):
         return HTMLResponse(_page(services, str(request.base_url).rstrip("/")), headers=_HEADERS)

@@ -90,7 +90,7 @@ def _meant(name: str) -> tuple[str, ...]:
 
 
 def unknown_samplers(names: list[Any]) -> list[str]:
-    """What is listed and no sampler of anybody."""
+    """Listed names that are no sampler of any server."""
     plain = map(_plain, names)
     return [name for name in plain if not _meant(name) and name not in _FOREIGN]
 

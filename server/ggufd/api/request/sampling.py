@@ -163,7 +163,7 @@ class SamplingFields(Body):
     grammar: Annotated[str, Strict()] | None = None
 
     def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
-        """What the engine gets: the fields that are set over `defaults` over "off"."""
+        """Sampling parameters for the engine: the fields that are set, over `defaults`, over "off"."""
         asked = {name: value for name in _PLAIN if (value := getattr(self, name)) is not None}
         values = dict(defaults) | asked
         values |= self._temperature()

@@ -28,11 +28,11 @@ class AdapterScales:
         self.scales: Scales = _normal(one.scale for one in self._loaded)
 
     def set_scales(self, requested: Sequence[RequestedScale], param: str | None = None) -> None:
-        """What requests get from now on; an adapter that is not named gets 0."""
+        """Set the default scales; an adapter that is not named gets 0."""
         self.scales = self._scales_of(requested, param)
 
     def of_request(self, requested: Sequence[RequestedScale] | None, model: str | None) -> Scales:
-        """What one request gets: what it says, else what its model's name says, else the default.
+        """Scales of one request: by its field, else by its model's name, else the default.
 
         Raises InvalidRequest for an adapter that is not there, NotFound for a name.
         """

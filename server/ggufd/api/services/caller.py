@@ -36,7 +36,7 @@ class Caller:
 
     @classmethod
     def of(cls, request: Request, config: ApiConfig, genkey: str = "") -> Caller:
-        """Who sent this request, under these settings."""
+        """The caller of a request, under these settings."""
         key = key_of(request)
         address = request.client.host if request.client else ""
         principal = principal_of(key, address, config)

@@ -71,7 +71,7 @@ class StoredResponse:
 
     @property
     def items(self) -> list[dict[str, Any]]:
-        """All that was said: input, then output."""
+        """All items: input, then output."""
         return [*self.input, *self.response["output"]]
 
 
@@ -93,7 +93,7 @@ class ResponseStore:
         (self._clock,) = self._connection.execute("SELECT coalesce(max(touched), 0) FROM responses").fetchone()
 
     def close(self) -> None:
-        """Nothing can be read afterwards. Happens by itself when the store is given up, or the program ends."""
+        """Close the database. Happens by itself when the store is given up, or the program ends."""
         with self._lock:
             self._finalizer()
 

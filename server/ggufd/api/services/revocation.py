@@ -32,7 +32,7 @@ class Revocations:
 
     @contextlib.contextmanager
     def during(self, caller: Caller, end: End) -> Iterator[None]:
-        """Inside of it `end` is called as soon as the caller's key is no longer valid, also if it was not before."""
+        """Context in which `end` is called as soon as the caller's key is not valid, also at once."""
         number, self._next_id = self._next_id, self._next_id + 1
         self._open[number] = caller, end
         try:

@@ -138,7 +138,7 @@ class Services:
         return RequestBounds(n_ctx, self.require_ready().model.n_vocab, len(self.config.adapters))
 
     def require_ready(self) -> Ready:
-        """What the engine said when it was ready. Raises EngineDown before that."""
+        """The engine's facts of the loaded model. Raises EngineDown before there is one."""
         if self.engine.ready is None or not self.is_ready:
             raise EngineDown("The model is still loading. Try again in a few seconds.", retry_after_s=2.0)
         return self.engine.ready
@@ -151,5 +151,5 @@ def services_of(request: Request) -> Services:
 
 
 def caller_of(request: Request, genkey: str = "") -> Caller:
-    """Who sent this request, under the settings of its application."""
+    """The caller of a request, under the settings of its application."""
     return Caller.of(request, services_of(request).config, genkey)

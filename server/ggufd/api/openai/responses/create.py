@@ -57,7 +57,7 @@ async def create_response(request: Request) -> Response:
 
 @router.post("/responses/input_tokens", **documented(ResponseRequest, {"a text": {"input": "Hello"}}))
 async def count_input_tokens(request: Request) -> Response:
-    """How many tokens of prompt the same request to `/v1/responses` would have."""
+    """Number of prompt tokens that the same request to `/v1/responses` would have."""
     count = await (await _prepared(request)).count()
     return json_response({"object": "response.input_tokens", "input_tokens": count})
 

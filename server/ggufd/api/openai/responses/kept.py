@@ -35,7 +35,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
 
 @router.get("/responses/{response_id}/input_items")
 async def list_input_items(request: Request, response_id: str) -> Response:
-    """What a stored response answers: its whole conversation, newest first unless `order` is `asc`."""
+    """Input items of a stored response, with the conversation before it; newest first unless `order` is `asc`."""
     query = request.query_params
     chain = await services_of(request).responses.chain(caller_of(request).key_digest, response_id)
     items = [item for kept in chain[:-1] for item in kept.items] + chain[-1].input

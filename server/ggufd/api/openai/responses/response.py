@@ -28,7 +28,7 @@ def new_response_id() -> str:
 
 
 def settings_json(fields: ResponseRequest, sampling: SamplingParams, parallel_tool_calls: bool) -> dict[str, Any]:
-    """What the request asked for, with what the server took where it asked for nothing."""
+    """Settings of the request, with the defaults of those that it leaves out."""
     asked_for = fields.parallel_tool_calls
     told_back = {"type": "text"} if fields.text.get("format") is None else fields.text["format"]
     return {
@@ -55,7 +55,7 @@ def settings_json(fields: ResponseRequest, sampling: SamplingParams, parallel_to
 
 
 def usage_json(usage: Usage, reasoning_tokens: int) -> dict[str, Any]:
-    """What it cost, in this API's words. Nothing is charged for what is put into the cache."""
+    """Usage in this API's words. Writing to the cache costs nothing."""
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
