@@ -22,7 +22,7 @@ from ggufd.api.services.services import Services
 from ggufd.chat.prompt import RenderedChat
 from ggufd.chat.tools.grammar import BODY
 from ggufd.engine.messages.requests import EngineRequest
-from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget
+from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget, SamplingParams
 from ggufd.engine.queueing.validation import check_request, check_tokens
 from ggufd.errors import InvalidRequest, Unsupported
 
@@ -179,10 +179,7 @@ async def engine_request(
     ready = services.require_ready()
     if not ready.writes:
         raise Unsupported("This model makes vectors of texts and writes none. Ask /v1/embeddings or /v1/rerank.")
-    sampling = fields.to_params({**recommended(ready.model.metadata), **services.config.sampling})
-    constraint_param = "tools" if sampling.grammar is None else fields.constraint_param
-    if rendered is not None:
-        sampling = dataclasses.replace(sampling, grammar=_whole_answer(sampling.grammar, rendered))
+    sampling, constraint_param = _sampling(services, fields, rendered)
     limit = services.config.max_tokens if fields.max_tokens is None else fields.max_tokens
     request = EngineRequest(
         request_id=services.engine.new_request_id(),
@@ -217,6 +214,18 @@ async def engine_request(
     if sampling.grammar is not None:
         await _check_grammar(services, sampling.grammar, constraint_param)
     return request
+
+
+def _sampling(
+    services: Services, fields: GenerationFields, rendered: RenderedChat | None
+) -> tuple[SamplingParams, str]:
+    """Sampling parameters with the grammar of the whole answer, and the field that a fault of the grammar is due to."""
+    metadata = services.require_ready().model.metadata
+    sampling = fields.to_params({**recommended(metadata), **services.config.sampling})
+    param = "tools" if sampling.grammar is None else fields.constraint_param
+    if rendered is None:
+        return sampling, param
+    return dataclasses.replace(sampling, grammar=_whole_answer(sampling.grammar, rendered)), param
 
 
 def _whole_answer(content: Grammar | None, rendered: RenderedChat) -> Grammar | None:
