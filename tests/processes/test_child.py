@@ -228,7 +228,7 @@ def test_where_memory_ends_a_child_is_ended_and_not_its_parent() -> None:
     assert parent.messages[0] > int(Path("/proc/self/oom_score_adj").read_text())
 
 
-def test_a_spare_process_prepares_itself_and_becomes_a_child() -> None:
+def test_a_prestarted_process_prepares_itself_and_becomes_a_child() -> None:
     prestarted = PrestartedProcess("test-prestarted", tell_what_was_prepared, make_ready)
     pid = prestarted.process.pid
     parent = Parent(tell_what_was_prepared, "hello", prestarted=prestarted)
@@ -239,7 +239,7 @@ def test_a_spare_process_prepares_itself_and_becomes_a_child() -> None:
     prestarted.discard()
 
 
-def test_nothing_is_left_of_a_spare_process_that_nobody_wanted() -> None:
+def test_nothing_is_left_of_a_prestarted_process_that_nobody_wanted() -> None:
     prestarted = PrestartedProcess("test-prestarted", tell_what_was_prepared, make_ready)
     pid = prestarted.process.pid
     assert pid is not None
@@ -247,7 +247,7 @@ def test_nothing_is_left_of_a_spare_process_that_nobody_wanted() -> None:
     assert not psutil.pid_exists(pid)
 
 
-def test_a_spare_process_that_died_is_a_dead_child() -> None:
+def test_a_prestarted_process_that_died_is_a_dead_child() -> None:
     prestarted = PrestartedProcess("test-prestarted", tell_what_was_prepared, fail_to_prepare)
     prestarted.process.join()
     code, stderr = Parent(tell_what_was_prepared, "hello", prestarted=prestarted).wait_for_exit()

@@ -20,7 +20,7 @@ from ggufd.processes.sender import Sender
 
 
 class Child:
-    """One process and the pipe to it: the `prestarted` one, made for the same `main`, or else a new one.
+    """A running process and the pipe to it: the `prestarted` one, made for the same `main`, or a new one.
 
     `on_message(message)` and `on_exit(exit_code, stderr_tail)` are called on `loop`, the running one, or without one
     on a thread; `on_exit` is the last call, exactly once, however the child ended. `exit_code` is negative for a
@@ -85,3 +85,24 @@ class Child:
         self._sender.close()
         dispatch(self._on_exit, *self._process.reap())
         self._has_exited.set()
+
+
+class ChildSpawner:
+    """Starts one `Child` after the other for the same `main`, on the running loop: the `prestarted` one first.
+
+    `args()` are the arguments of the next one.
+    """
+
+    def __init__(
+        self, name: str, main: Main, args: Callable[[], tuple[Any, ...]], prestarted: PrestartedProcess | None = None
+    ) -> None:
+        self._name = name
+        self._main = main
+        self._args = args
+        self._prestarted = prestarted
+
+    def __call__(self, on_message: Callable[[Any], None], on_exit: Callable[[int, str], None], /) -> Child:
+        """Start it. Raises OSError when none can be started."""
+        prestarted, self._prestarted = self._prestarted, None
+        loop = asyncio.get_running_loop()
+        return Child(self._name, self._main, self._args(), on_message, on_exit, loop, prestarted)
