@@ -15,7 +15,8 @@ import pytest
 from ggufd.api.services.settings import ApiConfig
 from ggufd.daemon import daemon
 from ggufd.daemon.served import OnProgress, Served, ServedModels, changed
-from ggufd.engine.client.client import EngineClient, EngineState
+from ggufd.engine.client.client import EngineClient
+from ggufd.engine.client.state import EngineState
 from ggufd.engine.messages.events import Output
 from ggufd.engine.messages.reports import LoadFailed, LoadProgress
 from ggufd.errors import ConfigError, EngineDown, EngineFailure, InvalidRequest, ModelError, Unavailable
@@ -24,7 +25,7 @@ from ggufd.models.hub import ModelFile
 from ggufd.settings import sources
 from ggufd.settings.config import Config
 from tests.support.fakes.api_client import FakeModels, error_of, parse_events, running
-from tests.support.fakes.fake_llama import InprocSpawn, inproc_client, make_request, soon
+from tests.support.fakes.fake_llama import DeadLink, InprocSpawn, engines_of, inproc_client, make_request, soon
 from tests.support.programs.live_server import live_server
 
 WAIT_S = 60.0
@@ -47,17 +48,12 @@ class Text:
         self.n_stops += 1
 
 
-class Refusing:
+class Refusing(DeadLink):
     """An engine that cannot load its model."""
 
     def __init__(self, on_message: Callable[[Any], None], on_exit: Callable[[int, str], None]) -> None:
         soon(on_message, [LoadProgress(0.5), LoadFailed("its tensors are missing")])
         soon(on_exit, 0, "")
-
-    def send(self, message: Any) -> None: ...
-    def kill(self) -> None: ...
-    def join(self, timeout_s: float) -> bool:
-        return True
 
 
 class House:
@@ -123,8 +119,7 @@ async def test_another_model_is_served_and_nothing_of_the_old_one_is_left(house:
     assert [text.n_stops for text in house.texts] == [1, 0]
     with pytest.raises(EngineDown, match="another model"):
         old.engine.submit(make_request(1, b"Hello"))
-    assert isinstance(old.engine._spawn, InprocSpawn)
-    assert await asyncio.to_thread(old.engine._spawn.links[0].join, WAIT_S)
+    assert await asyncio.to_thread(engines_of(old.engine).links[0].join, WAIT_S)
 
 
 async def test_what_runs_may_end_first_and_the_new_is_refused_meanwhile(house: House) -> None:
@@ -193,7 +188,7 @@ async def test_a_model_that_does_not_load_gives_way_to_the_old_one(house: House)
 
 
 async def test_when_neither_loads_the_server_is_told(house: House) -> None:
-    house.made[0].engine._given_spawn = cast(Any, Refusing)
+    house.made[0].engine._spawn = cast(Any, Refusing)
     with pytest.raises(EngineFailure, match="could not be loaded again either"):
         await house.change("broken")
     assert house.models.has_failed
@@ -227,7 +222,7 @@ async def test_stopping_in_the_middle_ends_both(house: House) -> None:
 
 async def test_an_engine_that_was_given_up_ends_the_wait(house: House) -> None:
     one = daemon.Daemon(CONFIG, ModelFile(Path("m.gguf"), 0), None, [])
-    house.models.served.engine._phase = EngineState.FAILED
+    house.models.served.engine._supervisor.state = EngineState.FAILED
     await asyncio.wait_for(one._until_stopped(house.models), 5)
 
 

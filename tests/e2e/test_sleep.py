@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import shutil
 import threading
@@ -16,7 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from ggufd.engine.client.client import EngineClient, EngineState
+from ggufd.engine.client.client import EngineClient
+from ggufd.engine.client.state import EngineState
 from ggufd.engine.client.stream import RequestStream
 from ggufd.engine.messages.config import EngineConfig
 from ggufd.engine.messages.events import Embedding, Output
@@ -25,7 +25,18 @@ from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineReques
 from ggufd.errors import Draining, EngineDown, InvalidRequest, ModelError
 from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.processes.child import Child
-from tests.support.fakes.fake_llama import InprocSpawn, inproc_client, make_request, run_alone, soon
+from tests.support.fakes.fake_llama import (
+    DeadLink,
+    InprocSpawn,
+    configure,
+    engines_of,
+    inproc_client,
+    link_of,
+    make_request,
+    run_alone,
+    soon,
+    spawn_with,
+)
 from tests.support.models.tiny_model import write_tiny_model
 from tests.support.programs.live_server import LiveServer, live_server
 
@@ -51,7 +62,7 @@ def request_of(client: EngineClient, prompt: bytes = b"Hello", **changes: Any) -
 async def client() -> AsyncIterator[EngineClient]:
     """Ready, and about to sleep. Its engine is the real one over a fake decoder."""
     client = inproc_client(InprocSpawn(n_slots=2))
-    client.config = dataclasses.replace(client.config, sleep_idle_s=IDLE_S)
+    configure(client, sleep_idle_s=IDLE_S)
     client.start()
     await client.wait_ready()
     yield client
@@ -60,8 +71,7 @@ async def client() -> AsyncIterator[EngineClient]:
 
 async def test_an_idle_engine_ends_and_says_that_it_sleeps(client: EngineClient) -> None:
     await until(client, EngineState.SLEEPING)
-    assert isinstance(client._spawn, InprocSpawn)
-    (link,) = client._spawn.links
+    (link,) = engines_of(client).links
     assert await asyncio.to_thread(link.join, WAIT_S)
     assert client.ready is not None
     with pytest.raises(EngineDown, match="a request loads it"):
@@ -76,8 +86,7 @@ async def test_requests_wake_it_and_wait_for_the_model_in_order(client: EngineCl
     assert client.state is EngineState.WAKING
     assert client.n_waiting == 4
     assert [await text_of(stream) for stream in streams] == [run_alone(request).texts[0] for request in requests]
-    assert isinstance(client._spawn, InprocSpawn)
-    assert len(client._spawn.links) == 2
+    assert len(engines_of(client).links) == 2
     await until(client, EngineState.SLEEPING)
 
 
@@ -89,12 +98,11 @@ async def test_texts_that_are_to_become_vectors_wake_it_too(client: EngineClient
 
 
 async def test_it_does_not_sleep_while_somebody_is_served(client: EngineClient) -> None:
-    assert isinstance(client._spawn, InprocSpawn)
-    client._spawn.pause()
+    engines_of(client).pause()
     stream = client.submit(request_of(client))
     await asyncio.sleep(4 * IDLE_S)
     assert client.state is EngineState.READY
-    client._spawn.resume()
+    engines_of(client).resume()
     assert await text_of(stream)
 
 
@@ -109,24 +117,19 @@ async def test_who_leaves_while_it_wakes_is_not_served_and_it_sleeps_again(clien
 
 async def test_a_model_that_is_gone_when_it_should_wake_is_said_and_tried_again(client: EngineClient) -> None:
     await until(client, EngineState.SLEEPING)
-    spawn = client._spawn
+    spawn = engines_of(client)
 
-    class Missing:
-        def __init__(self, on_message: Any, on_exit: Any) -> None:
-            soon(on_message, [LoadFailed("no such file")])
-            soon(on_exit, 0, "")
+    def missing(on_message: Any, on_exit: Any) -> DeadLink:
+        soon(on_message, [LoadFailed("no such file")])
+        soon(on_exit, 0, "")
+        return DeadLink()
 
-        def send(self, message: Any) -> None: ...
-        def kill(self) -> None: ...
-        def join(self, timeout_s: float) -> bool:
-            return True
-
-    client._spawn = Missing
+    spawn_with(client, missing)
     with pytest.raises(EngineDown, match="loaded again: no such file"):
         await text_of(client.submit(request_of(client)))
     assert client.state is EngineState.SLEEPING
     assert client.trouble == "the model could not be loaded again: no such file"
-    client._spawn = spawn
+    spawn_with(client, spawn)
     assert await text_of(client.submit(request_of(client)))
     assert client.trouble == ""
 
@@ -135,47 +138,47 @@ async def test_an_engine_that_dies_while_it_wakes_is_said_and_tried_again_by_the
     client: EngineClient,
 ) -> None:
     await until(client, EngineState.SLEEPING)
-    spawn = client._spawn
+    spawn = engines_of(client)
 
     def dying(on_message: Any, on_exit: Any) -> Any:
         soon(on_exit, -9, "")
-        return client._link
+        return DeadLink()
 
-    client._spawn = dying
+    spawn_with(client, dying)
     with pytest.raises(EngineDown, match=r"could not be loaded again: .*signal 9.*is there enough memory\?"):
         await text_of(client.submit(request_of(client)))
     assert client.state is EngineState.SLEEPING
     assert "signal 9" in client.trouble
-    client._spawn = spawn
+    spawn_with(client, spawn)
     assert await text_of(client.submit(request_of(client)))
 
 
 async def test_a_process_that_cannot_be_started_is_said_and_tried_again(client: EngineClient) -> None:
     await until(client, EngineState.SLEEPING)
-    spawn = client._spawn
+    spawn = engines_of(client)
 
     def refuse(*_: object) -> Any:
         raise OSError("too many open files")
 
-    client._spawn = refuse
+    spawn_with(client, refuse)
     with pytest.raises(EngineDown, match=r"could not be started \(too many open files"):
         await text_of(client.submit(request_of(client)))
     assert client.state is EngineState.SLEEPING
-    client._spawn = spawn
+    spawn_with(client, spawn)
     assert await text_of(client.submit(request_of(client)))
 
 
 async def test_what_is_said_of_a_file_does_not_name_its_folder(client: EngineClient, file: Path) -> None:
     """Whoever asks for `/health` needs no key."""
-    client.config = dataclasses.replace(client.config, model=ModelParams(str(file), loras=("/secret/a b.gguf",)))
+    configure(client, model=ModelParams(str(file), loras=("/secret/a b.gguf",)))
     await until(client, EngineState.SLEEPING)
 
     def missing(on_message: Any, on_exit: Any) -> Any:
         soon(on_message, [LoadFailed(f"{file}: no such file; /secret/a b.gguf: neither")])
         soon(on_exit, 0, "")
-        return client._link
+        return DeadLink()
 
-    client._spawn = missing
+    spawn_with(client, missing)
     with pytest.raises(EngineDown) as down:
         await text_of(client.submit(request_of(client)))
     assert down.value.message == client.trouble
@@ -224,8 +227,7 @@ async def test_several_slots_are_restored_after_one_load(client: EngineClient, t
     assert len({done.n_tokens for done in await asyncio.gather(*restoring)}) == 1
     # They come first: the request that was sent beside them profits.
     assert await cached_tokens(stream) == 30
-    assert isinstance(client._spawn, InprocSpawn)
-    assert len(client._spawn.links) == 2
+    assert len(engines_of(client).links) == 2
 
 
 async def test_a_restore_that_cannot_wake_it_or_finds_no_file_is_told(client: EngineClient, tmp_path: Path) -> None:
@@ -237,9 +239,9 @@ async def test_a_restore_that_cannot_wake_it_or_finds_no_file_is_told(client: En
     def missing(on_message: Any, on_exit: Any) -> Any:
         soon(on_message, [LoadFailed("no such file")])
         soon(on_exit, 0, "")
-        return client._link
+        return DeadLink()
 
-    client._spawn = missing
+    spawn_with(client, missing)
     with pytest.raises(EngineDown, match="loaded again: no such file"):
         await client.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat"))
     assert client.state is EngineState.SLEEPING
@@ -263,9 +265,8 @@ async def test_it_does_not_sleep_while_a_slot_is_restored(client: EngineClient, 
         is_decoding.set()
         may_go_on.wait()
 
-    assert isinstance(client._spawn, InprocSpawn)
     stream = client.submit(request_of(client))
-    client._spawn.decoders[-1].before_decode = wait
+    engines_of(client).decoders[-1].before_decode = wait
     try:
         assert await asyncio.to_thread(is_decoding.wait, WAIT_S)
         restoring = asyncio.create_task(client.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat")))
@@ -289,7 +290,7 @@ def file(tmp_path: Path) -> Path:
 async def asleep(file: Path) -> EngineClient:
     """One that served a request, of the model in `file`."""
     client = inproc_client(InprocSpawn(n_slots=2))
-    client.config = dataclasses.replace(client.config, sleep_idle_s=IDLE_S, model=ModelParams(str(file)))
+    configure(client, sleep_idle_s=IDLE_S, model=ModelParams(str(file)))
     client.start()
     await client.wait_ready()
     await noted(client)
@@ -299,8 +300,9 @@ async def asleep(file: Path) -> EngineClient:
 
 async def noted(client: EngineClient) -> None:
     """What is in the file has been read, which takes some milliseconds once it is loaded."""
-    assert client._noting is not None
-    await client._noting
+    noting = client._supervisor._noting
+    assert noting is not None
+    await noting
 
 
 @pytest.mark.parametrize("how", ["touched", "copied over", "rewritten"])
@@ -351,15 +353,14 @@ async def test_a_model_that_is_loaded_again_instead_of_another_is_the_very_same(
 
 async def test_a_crash_after_a_touch_is_but_a_crash(file: Path) -> None:
     client = inproc_client(InprocSpawn(n_slots=2))
-    client.config = dataclasses.replace(client.config, model=ModelParams(str(file)))
+    configure(client, model=ModelParams(str(file)))
     client.start()
     await client.wait_ready()
     await noted(client)
     os.utime(file, (1, 1))
-    assert isinstance(client._spawn, InprocSpawn)
-    client._spawn.links[-1].kill()
+    engines_of(client).links[-1].kill()
     async with asyncio.timeout(WAIT_S):
-        while len(client._spawn.links) == 1:  # noqa: ASYNC110 - what is waited for has no event
+        while len(engines_of(client).links) == 1:  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.002)
     await until(client, EngineState.READY)
     assert await text_of(client.submit(request_of(client)))
@@ -368,7 +369,7 @@ async def test_a_crash_after_a_touch_is_but_a_crash(file: Path) -> None:
 
 async def test_a_file_that_was_replaced_meanwhile_is_not_loaded_under_the_old_vocabulary(file: Path) -> None:
     client = inproc_client(InprocSpawn(n_slots=2))
-    client.config = dataclasses.replace(client.config, sleep_idle_s=IDLE_S, model=ModelParams(str(file)))
+    configure(client, sleep_idle_s=IDLE_S, model=ModelParams(str(file)))
     client.start()
     await client.wait_ready()
     await until(client, EngineState.SLEEPING)
@@ -383,15 +384,14 @@ async def test_a_file_that_was_replaced_meanwhile_is_not_loaded_under_the_old_vo
 
 async def test_nor_is_it_after_a_crash(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     client = inproc_client(InprocSpawn(n_slots=2))
-    client.config = dataclasses.replace(client.config, model=ModelParams(str(file)))
+    configure(client, model=ModelParams(str(file)))
     client.start()
     await client.wait_ready()
     await asyncio.to_thread(file.write_bytes, b"another")
-    assert isinstance(client._spawn, InprocSpawn)
-    client._spawn.links[-1].kill()
+    engines_of(client).links[-1].kill()
     await until(client, EngineState.FAILED)
     assert "the engine cannot serve: " in caplog.text
-    assert len(client._spawn.links) == 1
+    assert len(engines_of(client).links) == 1
     await client.stop()
 
 
@@ -401,8 +401,7 @@ async def test_stopping_a_sleeper_and_one_that_wakes_ends_everything(client: Eng
     await client.stop()
     with pytest.raises(Draining):
         await text_of(stream)
-    assert isinstance(client._spawn, InprocSpawn)
-    assert all([await asyncio.to_thread(link.join, WAIT_S) for link in client._spawn.links])
+    assert all([await asyncio.to_thread(link.join, WAIT_S) for link in engines_of(client).links])
 
 
 async def test_an_engine_without_that_setting_never_sleeps() -> None:
@@ -410,7 +409,7 @@ async def test_an_engine_without_that_setting_never_sleeps() -> None:
     client.start()
     await client.wait_ready()
     assert await text_of(client.submit(request_of(client)))
-    assert client._sleep_timer is None
+    assert not client._supervisor._idle_timer.is_running
     await client.stop()
 
 
@@ -421,11 +420,11 @@ async def test_the_process_of_a_sleeper_is_gone_and_its_text_the_same_afterwards
     async with asyncio.timeout(WAIT_S):
         await client.wait_ready()
     before = await text_of(client.submit(request_of(client, max_tokens=20, ignore_eos=True)))
-    assert isinstance(client._link, Child)
-    pid = client._link.pid
-    assert pid is not None
+    link = link_of(client)
+    assert isinstance(link, Child)
+    pid = link.pid
     await until(client, EngineState.SLEEPING)
-    await client._gone.wait()
+    assert await client._supervisor._process.wait_gone()
     assert not psutil.pid_exists(pid)
     assert await text_of(client.submit(request_of(client, max_tokens=20, ignore_eos=True))) == before
     await client.stop()

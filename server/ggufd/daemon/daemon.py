@@ -152,7 +152,7 @@ class Daemon:
         prestarted, self._prestarted = self._prestarted, None
         first = None if prestarted is None else TextClient(params, spare=prestarted.text)
         text = TextPool(lambda: TextClient(params), first=first, is_shared=lambda: api.shares_cache)
-        engine = EngineClient(settings, on_progress, spare=None if prestarted is None else prestarted.engine)
+        engine = EngineClient(settings, on_progress, prestarted=None if prestarted is None else prestarted.engine)
         return Served(config, model, engine, text, api)
 
     def _find_served(self, config: Config, on_progress: OnProgress, on_fetch: OnProgress) -> Served:

@@ -100,7 +100,7 @@ class ServedModels:
     @property
     def has_failed(self) -> bool:
         """Whether the engine has failed for good, and no switch is under way that may replace it."""
-        from ggufd.engine.client.client import EngineState
+        from ggufd.engine.client.state import EngineState
 
         is_changing = self._change is not None and not self._change.done()
         return self.served.engine.state is EngineState.FAILED and not is_changing

@@ -8,18 +8,20 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from ggufd.engine.client import client as client_module
 from ggufd.engine.client import stream as stream_module
-from ggufd.engine.client.client import EngineClient, EngineState
+from ggufd.engine.client import supervisor
+from ggufd.engine.client.client import EngineClient
+from ggufd.engine.client.state import EngineState
 from ggufd.engine.client.stream import RequestStream
 from ggufd.engine.messages.config import EngineConfig
-from ggufd.engine.messages.events import Admitted, Failed, FinishReason, Output, Queued
+from ggufd.engine.messages.events import Admitted, FinishReason, Output, Queued
 from ggufd.engine.messages.reports import LoadFailed, LoadProgress, LogLine, Stats
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.errors import (
@@ -35,7 +37,17 @@ from ggufd.errors import (
 from ggufd.keys.ring import Limits
 from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.processes.child import Child
-from tests.support.fakes.fake_llama import InprocSpawn, inproc_client, make_request, run_alone, soon
+from tests.support.fakes.fake_llama import (
+    DeadLink,
+    InprocSpawn,
+    configure,
+    inproc_client,
+    link_of,
+    make_request,
+    run_alone,
+    soon,
+    spawn_with,
+)
 
 WAIT_S = 60.0
 
@@ -72,8 +84,8 @@ async def make(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Aw
 
     yield start
     for client in made:
-        if isinstance(client._spawn, InprocSpawn):
-            client._spawn.resume()
+        if isinstance(spawn := client._supervisor._process.spawn, InprocSpawn):
+            spawn.resume()
         await client.stop()
 
 
@@ -354,6 +366,21 @@ async def test_nobody_waits_for_stats_of_an_engine_that_is_stopped(make: Make) -
             await asking
 
 
+async def test_who_asks_a_stopped_engine_is_told(make: Make) -> None:
+    client = await make()
+    await client.stop()
+    async with asyncio.timeout(WAIT_S):
+        for ask in (client.stats, client.steps, client.queue_state):
+            with pytest.raises(EngineDown, match="has stopped"):
+                await ask()
+
+
+async def test_what_is_tried_again_with_the_same_settings_has_the_whole_gpu_to_choose_from(make: Make) -> None:
+    client = await make()
+    configure(client, vram_limit=0)
+    assert client.renewed().config == replace(client.config, vram_limit=None)
+
+
 # --- death and restart ------------------------------------------------------------------------------------------------
 
 
@@ -370,7 +397,7 @@ async def test_a_death_fails_what_is_open_and_the_engine_comes_back(make: Make) 
     assert client.state is EngineState.RESTARTING
     with pytest.raises(EngineDown, match="started again") as down:
         client.submit(request_of(client))
-    assert down.value.retry_after_s == client._load_s
+    assert down.value.retry_after_s == client._supervisor.load_s
     with pytest.raises(EngineDown):
         await client.stats()
     await until(lambda: client.state is EngineState.READY)
@@ -380,7 +407,7 @@ async def test_a_death_fails_what_is_open_and_the_engine_comes_back(make: Make) 
 
 
 async def test_an_engine_that_dies_again_and_again_is_given_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_FIRST_BACKOFF_S", 0.0)
+    monkeypatch.setattr(supervisor, "RESTARTS", replace(supervisor.RESTARTS, first_s=0.0))
     spawn = InprocSpawn()
     client = await make(spawn)
     for n in range(1, 7):
@@ -396,8 +423,7 @@ async def test_an_engine_that_dies_again_and_again_is_given_up(make: Make, monke
 
 
 async def test_deaths_long_after_each_other_do_not_add_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_FIRST_BACKOFF_S", 0.0)
-    monkeypatch.setattr(client_module, "_HEALTHY_S", -1.0)
+    monkeypatch.setattr(supervisor, "RESTARTS", replace(supervisor.RESTARTS, first_s=0.0, healthy_s=0.0))
     spawn = InprocSpawn()
     client = await make(spawn)
     for n in range(1, 9):
@@ -409,11 +435,10 @@ async def test_deaths_long_after_each_other_do_not_add_up(make: Make, monkeypatc
 async def test_one_that_cannot_be_loaded_again_is_given_up_however_long_it_had_been_well(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "_FIRST_BACKOFF_S", 0.0)
-    monkeypatch.setattr(client_module, "_HEALTHY_S", -1.0)
+    monkeypatch.setattr(supervisor, "RESTARTS", replace(supervisor.RESTARTS, first_s=0.0, healthy_s=0.0))
     spawn = InprocSpawn()
     client = await make(spawn)
-    monkeypatch.setattr(client, "_spawn", lambda *told: FailingSpawn(LoadFailed("no such file"))(*told))
+    spawn_with(client, lambda *told: FailingSpawn(LoadFailed("no such file"))(*told))
     spawn.links[0].kill()
     await until(lambda: client.state is EngineState.FAILED)
     assert client.trouble == "no such file 6 times in a row"
@@ -421,22 +446,12 @@ async def test_one_that_cannot_be_loaded_again_is_given_up_however_long_it_had_b
         client.submit(request_of(client))
 
 
-async def test_restarts_back_off(make: Make) -> None:
-    spawn = InprocSpawn()
-    client = await make(spawn)
-    delays = []
-    for _ in range(5):
-        task = client._restart_task
-        client._restart("it died")
-        assert client._restart_task is not task
-        client._restart_task.cancel()  # type: ignore[union-attr]
-        delays.append(client_module._FIRST_BACKOFF_S * (2 ** (client._n_restarts - 1) - 1))
-    client._phase = EngineState.READY
-    assert delays == [0.0, 0.5, 1.5, 3.5, 7.5]
+def test_restarts_back_off() -> None:
+    assert [supervisor.RESTARTS.delay_s(n) for n in range(5)] == [0.0, 0.5, 1.5, 3.5, 7.5]
 
 
 async def test_one_who_does_not_read_is_dropped_and_the_engine_waits_for_nobody(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(stream_module, "_MAX_UNREAD", 50)
     client = await make(InprocSpawn(n_ctx=4096))
@@ -448,6 +463,8 @@ async def test_one_who_does_not_read_is_dropped_and_the_engine_waits_for_nobody(
     assert len(await unread.take()) == 50
     with pytest.raises(EngineFailure, match="read too slowly"):
         await unread.take()
+    # What stands behind its event in the same message is for others.
+    assert "could not be handled" not in caplog.text
 
 
 @pytest.mark.timed
@@ -486,18 +503,18 @@ async def test_an_engine_with_long_steps_is_left_alone(make: Make) -> None:
 
 async def test_a_model_that_cannot_be_loaded_again_is_tried_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory may be short just now, since somebody else took it."""
-    monkeypatch.setattr(client_module, "_FIRST_BACKOFF_S", 0.0)
+    monkeypatch.setattr(supervisor, "RESTARTS", replace(supervisor.RESTARTS, first_s=0.0))
     spawn = InprocSpawn()
     client = await make(spawn)
     spawns = [FailingSpawn(LoadFailed("no memory")), FailingSpawn(LoadFailed("no memory")), spawn]
-    monkeypatch.setattr(client, "_spawn", lambda *told: spawns.pop(0)(*told))
+    spawn_with(client, lambda *told: spawns.pop(0)(*told))
     spawn.links[0].kill()
     await until(lambda: client.state is EngineState.READY and not spawns)
     async with client.submit(request_of(client)) as stream:
         assert (await read(stream))[0]
 
 
-class FailingSpawn:
+class FailingSpawn(DeadLink):
     """An engine that says what it is told to, and ends."""
 
     def __init__(self, *events: Any, code: int = 0) -> None:
@@ -508,11 +525,6 @@ class FailingSpawn:
             soon(on_message, self.events)
         soon(on_exit, self.code, "")
         return self
-
-    def send(self, message: Any) -> None: ...
-    def kill(self) -> None: ...
-    def join(self, timeout_s: float) -> bool:
-        return True
 
 
 async def test_a_model_that_cannot_be_loaded_is_a_model_error() -> None:
@@ -555,18 +567,6 @@ async def test_loading_tells_its_progress() -> None:
     await client.stop()
 
 
-async def test_an_older_engine_is_not_listened_to(make: Make) -> None:
-    spawn = InprocSpawn(step_s=0.002, n_ctx=4096)
-    client = await make(spawn)
-    stream = client.submit(request_of(client, max_tokens=None, ignore_eos=True))
-    await until(lambda: stream.is_admitted)
-    client._receive(client._generation - 1, [Failed(stream.request.request_id, "engine_failure", "old")])
-    client._exited(client._generation - 1, -9, "")
-    assert client.state is EngineState.READY
-    assert not stream.is_done
-    stream.abort()
-
-
 # --- over a real process and model ------------------------------------------------------------------------------------
 
 
@@ -576,9 +576,9 @@ def real_client(path: Path, **changes: Any) -> EngineClient:
 
 
 def pid_of(client: EngineClient) -> int:
-    assert isinstance(client._link, Child)
-    assert client._link.pid is not None
-    return client._link.pid
+    link = link_of(client)
+    assert isinstance(link, Child)
+    return link.pid
 
 
 async def test_a_real_engine_serves_dies_comes_back_and_leaves_nothing(tiny_model: Path) -> None:
@@ -632,7 +632,7 @@ async def test_however_a_real_engine_ends_everybody_is_told_within_a_second(tiny
     for stream in streams:
         with pytest.raises(EngineDown, match="is lost"):
             await read(stream)
-    limit_s = client._watchdog.limit_s if name == "SIGSTOP" else 0
+    limit_s = client._supervisor._watchdog.limit_s if name == "SIGSTOP" else 0
     assert time.monotonic() - started_s < limit_s + 1
     await until(lambda: client.state is EngineState.READY)
     assert not psutil.pid_exists(pid)

@@ -1,15 +1,19 @@
-"""What one account may take: tokens a minute, and requests that wait."""
+"""Limits at the submission: the queue's length, tokens a minute and waiting requests of one account."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufd.engine.client.limits import TokenBuckets, check_rate, check_waiting
-from ggufd.errors import TooManyRequests
+from ggufd.engine.client.limits import SubmissionLimits, TokenBuckets
+from ggufd.engine.client.open_requests import OpenRequests
+from ggufd.engine.client.stream import RequestStream
+from ggufd.engine.messages.events import Admitted, Output, Progress
+from ggufd.engine.messages.requests import EngineRequest
+from ggufd.errors import QueueFull, TooManyRequests
 from ggufd.keys.ring import Limits
 
 SIXTY = Limits(tokens_per_minute=60)
@@ -23,28 +27,34 @@ class Clock:
         return self.now_s
 
 
+def check(buckets: TokenBuckets, account: str) -> None:
+    """Raises what a request of the account is refused with."""
+    request = EngineRequest(1, (1,), account=account, limits=SIXTY)
+    SubmissionLimits(OpenRequests(), 1, buckets).check(request, n_slots=1)
+
+
 def test_a_minutes_tokens_may_be_taken_at_once_and_then_one_waits() -> None:
     buckets = TokenBuckets(clock := Clock())
     buckets.charge("a", SIXTY, 60)
-    check_rate(buckets, "a", SIXTY)
+    check(buckets, "a")
     buckets.charge("a", SIXTY, 10)
     with pytest.raises(TooManyRequests, match=r"60 tokens a minute .* in 10 s") as refusal:
-        check_rate(buckets, "a", SIXTY)
+        check(buckets, "a")
     assert refusal.value.retry_after_s == pytest.approx(10)
-    check_rate(buckets, "b", SIXTY)
+    check(buckets, "b")
     clock.now_s += 0.7
     with pytest.raises(TooManyRequests, match="in 10 s"):
         # Rounded up, as Retry-After is: nine would be too early.
-        check_rate(buckets, "a", SIXTY)
+        check(buckets, "a")
     clock.now_s += 9.3
-    check_rate(buckets, "a", SIXTY)
+    check(buckets, "a")
 
 
 def test_without_a_limit_nothing_is_counted() -> None:
     buckets = TokenBuckets(Clock())
     buckets.charge("a", Limits(), 10**9)
     assert len(buckets) == 0
-    check_rate(buckets, "a", Limits())
+    assert buckets.wait_s("a", Limits()) == 0
 
 
 def test_full_buckets_are_dropped() -> None:
@@ -72,12 +82,53 @@ def test_over_any_time_no_more_is_taken_than_two_limits_and_one_request_allow(st
     assert taken, "the first is always taken"
 
 
-@pytest.mark.parametrize(("n_waiting", "n_free", "is_refused"), [(0, 0, True), (0, 1, False), (1, 1, True)])
-def test_free_slots_are_places_too(n_waiting: int, n_free: int, is_refused: bool) -> None:
-    check: Callable[[], None] = lambda: check_waiting(Limits(max_waiting=0), n_waiting, n_free, 7.0)  # noqa: E731
+def submission(
+    *, n_waiting: int = 0, n_running: int = 0, max_queue: int = 8, buckets: TokenBuckets | None = None
+) -> SubmissionLimits:
+    """Limits over requests of account "a"; of those that run each holds a slot."""
+    requests = OpenRequests()
+    for i in range(n_waiting + n_running):
+        stream = RequestStream(request_of(i), lambda stream: None, lambda stream, index: None)
+        requests.add(stream)
+        if i < n_running:
+            stream.put(Admitted(i, 0, 0))
+    return SubmissionLimits(requests, max_queue, buckets)
+
+
+def request_of(number: int = 1000, **limits: Any) -> EngineRequest:
+    return EngineRequest(number, (1, 2, 3), account="a", limits=Limits(**limits))
+
+
+@pytest.mark.parametrize(
+    ("n_waiting", "n_running", "max_running", "is_refused"),
+    [(0, 2, None, True), (0, 1, None, False), (1, 1, None, True), (0, 1, 1, True)],
+)
+def test_free_slots_are_places_too(n_waiting: int, n_running: int, max_running: int | None, is_refused: bool) -> None:
+    limits = submission(n_waiting=n_waiting, n_running=n_running)
+    request = request_of(max_waiting=0, max_running=max_running)
     if not is_refused:
-        check()
+        limits.check(request, n_slots=2)
         return
-    with pytest.raises(TooManyRequests, match="0 requests waiting, and have") as refusal:
-        check()
-    assert (refusal.value.status, refusal.value.type, refusal.value.retry_after_s) == (429, "rate_limit_error", 7.0)
+    with pytest.raises(TooManyRequests, match=f"0 requests waiting, and have {n_waiting}") as refusal:
+        limits.check(request, n_slots=2)
+    assert (refusal.value.status, refusal.value.type, refusal.value.retry_after_s) == (429, "rate_limit_error", 1.0)
+
+
+def test_the_queue_is_full_whoever_asks() -> None:
+    limits = submission(n_waiting=3, n_running=1, max_queue=2)
+    limits.check(request_of(), n_slots=3)
+    assert not limits.is_full(3)
+    assert limits.is_full(2)
+    with pytest.raises(QueueFull, match=r"3 requests are waiting\. Try again in 2 s, or .* larger --max-queue") as full:
+        limits.check(request_of(), n_slots=2)
+    assert full.value.retry_after_s == 2.0
+
+
+def test_events_are_charged_by_the_tokens_they_stand_for() -> None:
+    limits = submission(buckets=TokenBuckets(Clock()))
+    request = request_of(tokens_per_minute=60)
+    limits.charge(request, Progress(1000, 0, 3, 0, 0, 0.0))
+    limits.charge(request, Admitted(1000, 0, 1))
+    limits.charge(request, Output(1000, 0, "text", tuple(range(60))))
+    with pytest.raises(TooManyRequests, match="60 tokens a minute and have used them; try again in 2 s"):
+        limits.check(request, n_slots=1)

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from ggufd.engine import loader
-from ggufd.engine.client.client import EngineClient, EngineState
+from ggufd.engine.client import supervisor
+from ggufd.engine.client.client import EngineClient
 from ggufd.engine.client.retreat import Retreat
+from ggufd.engine.client.state import EngineState
 from ggufd.engine.loading.load_log import LoadLog
 from ggufd.engine.loading.placing import Placed
 from ggufd.engine.messages.config import EngineConfig
@@ -22,13 +24,21 @@ from ggufd.engine.messages.reports import LoadFailed, Placing
 from ggufd.errors import EngineDown, ModelError, ModelTooLarge
 from ggufd.llama.model.system import DeviceMemory
 from ggufd.llama.params import ContextParams, ModelParams
-from tests.support.fakes.fake_llama import InprocSpawn, inproc_client, make_request, soon
+from tests.support.fakes.fake_llama import (
+    DeadLink,
+    InprocSpawn,
+    configure,
+    inproc_client,
+    make_request,
+    soon,
+    spawn_with,
+)
 
 GIB = 1 << 30
 WAIT_S = 30.0
 
 
-class Gpu:
+class Gpu(DeadLink):
     """Engines whose loader wants `wanted` bytes, or what it may take; with `n_bytes` of memory there really are.
 
     One that gets too little says so, or with `dies` ends by a signal.
@@ -57,11 +67,6 @@ class Gpu:
             soon(on_message, [LoadFailed("failed to allocate CUDA0 buffer", is_too_large=True)])
         soon(on_exit, -6 if self.dies else 0, "")
         return self
-
-    def send(self, message: Any) -> None: ...
-    def kill(self) -> None: ...
-    def join(self, timeout_s: float) -> bool:
-        return True
 
 
 async def ready(client: EngineClient) -> None:
@@ -118,7 +123,7 @@ async def test_where_less_would_not_help_nothing_is_tried(make: Callable[..., Gp
         soon(on_exit, 0, "")
         return gpu
 
-    gpu.client._spawn = spawn
+    spawn_with(gpu.client, spawn)
     with pytest.raises(ModelError, match="no way"):
         await ready(gpu.client)
     assert gpu.client.state is EngineState.FAILED
@@ -139,7 +144,7 @@ class TestLater:
     """Another start of the engine, when the GPU's memory is not what it was."""
 
     async def asleep(self, gpu: Gpu) -> EngineClient:
-        gpu.client.config = dataclasses.replace(gpu.client.config, sleep_idle_s=0.01)
+        configure(gpu.client, sleep_idle_s=0.01)
         await ready(gpu.client)
         await until(gpu, EngineState.SLEEPING)
         return gpu.client
@@ -164,7 +169,7 @@ class TestLater:
         self, make: Callable[..., Gpu]
     ) -> None:
         gpu = make(10 * GIB, 20 * GIB)
-        gpu.client.config = dataclasses.replace(gpu.client.config, require_gpu=True)
+        configure(gpu.client, require_gpu=True)
         client = await self.asleep(gpu)
         gpu.n_bytes = 0
         with pytest.raises(EngineDown, match="could not be loaded again: require_gpu is set"):
@@ -177,9 +182,9 @@ class TestLater:
     async def test_an_engine_that_needs_a_gpu_is_given_up_when_restarts_find_none(
         self, make: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr("ggufd.engine.client.client._FIRST_BACKOFF_S", 0.0)
+        monkeypatch.setattr(supervisor, "RESTARTS", dataclasses.replace(supervisor.RESTARTS, first_s=0.0))
         gpu = make(10 * GIB, 20 * GIB)
-        gpu.client.config = dataclasses.replace(gpu.client.config, require_gpu=True)
+        configure(gpu.client, require_gpu=True)
         await ready(gpu.client)
         gpu.n_bytes = 0
         gpu._healthy.links[-1].kill()

@@ -830,6 +830,13 @@ class ThreadLink:
         self._is_over.set()
 
 
+class DeadLink:
+    """A `Link` to an engine that does nothing."""
+
+    def send(self, message: Any) -> None: ...
+    def kill(self) -> None: ...
+
+
 class InprocSpawn:
     """Starts engines in threads; `links` and `decoders` are those so far, the last one is the current.
 
@@ -898,6 +905,28 @@ def inproc_client(
         step_timeout_s=step_timeout_s,
     )
     return EngineClient(config, spawn=spawn)
+
+
+def engines_of(client: EngineClient) -> InprocSpawn:
+    """The engines of a client that runs them in threads."""
+    spawn = client._supervisor._process.spawn
+    assert isinstance(spawn, InprocSpawn)
+    return spawn
+
+
+def spawn_with(client: EngineClient, spawn: Any) -> None:
+    """Start the client's next engines with `spawn`."""
+    client._supervisor._process.spawn = spawn
+
+
+def configure(client: EngineClient, **changes: Any) -> None:
+    """Change the settings that its next engine gets."""
+    client._supervisor.config = dataclasses.replace(client.config, **changes)
+
+
+def link_of(client: EngineClient) -> Any:
+    """The engine that the client talks to now, or None."""
+    return client._supervisor._process.link
 
 
 def fake_ready(decoder: FakeDecoder) -> Ready:

@@ -1,8 +1,8 @@
-"""What an account may take of the server: how many requests wait for it, and how many tokens it gets a minute.
+"""Limits at the submission of a request: the queue's length, and of an account waiting requests and tokens a minute.
 
-A token bucket for each account holds a minute's worth and fills steadily. What a request takes is known only when it
-was computed, so an account may start requests as long as its bucket is not empty, and waits afterwards until what it
-took too much is made up for. Policy alone: knows no engine and no HTTP.
+Rate limiting is a token bucket for each account, which holds a minute's worth and fills steadily. What a request takes
+is known only when it was computed, so an account may start requests as long as its bucket is not empty, and waits
+afterwards until the debt is paid. Policy alone: knows no engine and no HTTP.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import math
 import time
 from collections.abc import Callable
 
-from ggufd.errors import TooManyRequests
+from ggufd.engine.client.open_requests import OpenRequests, n_held, n_waiting
+from ggufd.engine.messages.events import Admitted, Embedding, Output, RequestEvent
+from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
+from ggufd.errors import QueueFull, TooManyRequests
 from ggufd.keys.ring import Limits
 
 _MINUTE_S = 60.0
@@ -47,25 +50,67 @@ class TokenBuckets:
         return max(0.0, self._full_at.get(account, 0.0) - self._clock() - _MINUTE_S)
 
 
-def check_rate(buckets: TokenBuckets, account: str, limits: Limits) -> None:
-    """Raises TooManyRequests while an account has taken more than its tokens a minute."""
-    wait_s = buckets.wait_s(account, limits)
-    if wait_s > 0:
-        raise TooManyRequests(
-            f"you may use {limits.tokens_per_minute} tokens a minute and have used them; try again in "
-            f"{math.ceil(wait_s)} s",
-            retry_after_s=wait_s,
-        )
+class SubmissionLimits:
+    """Backpressure at the submission: what is refused at once, so that nothing piles up in the engine.
 
+        QueueFull        as many requests wait as `max_queue` allows, whoever sent them
+        TooManyRequests  the account has used its tokens a minute, or has as many waiting as it may
 
-def check_waiting(limits: Limits, n_waiting: int, n_free: int, retry_after_s: float) -> None:
-    """Raises TooManyRequests when an account has as many requests waiting as may wait.
-
-    `n_free` more may wait for a moment: the next step takes them into free slots.
+    Free slots count: the next step takes as many of those that wait.
     """
-    if limits.max_waiting is not None and n_waiting >= limits.max_waiting + n_free:
-        raise TooManyRequests(
-            f"you may have {limits.max_waiting} requests waiting, and have {n_waiting}; try again in "
-            f"{math.ceil(retry_after_s)} s, or send fewer at once",
-            retry_after_s=retry_after_s,
-        )
+
+    def __init__(self, requests: OpenRequests, max_queue: int, buckets: TokenBuckets | None = None) -> None:
+        self._requests = requests
+        self._max_queue = max_queue
+        self._buckets = buckets or TokenBuckets()
+
+    def is_full(self, n_slots: int) -> bool:
+        """Whether as many requests wait as may: one more would be refused."""
+        return self._requests.n_waiting >= self._max_queue + self._requests.n_free(n_slots)
+
+    def check(self, request: EngineRequest | EmbedRequest, n_slots: int) -> None:
+        """Raises TooManyRequests or QueueFull where the request cannot be taken by an engine of `n_slots` slots."""
+        wait_s = self._buckets.wait_s(request.account, request.limits)
+        if wait_s > 0:
+            raise TooManyRequests(
+                f"you may use {request.limits.tokens_per_minute} tokens a minute and have used them; try again in "
+                f"{math.ceil(wait_s)} s",
+                retry_after_s=wait_s,
+            )
+        if self.is_full(n_slots):
+            n_waiting = self._requests.n_waiting
+            retry_after_s = self._requests.wait_s(n_waiting + 1, n_slots)
+            raise QueueFull(
+                f"the queue is full: {n_waiting} requests are waiting. Try again in {math.ceil(retry_after_s)} s, "
+                "or start the server with a larger --max-queue",
+                retry_after_s=retry_after_s,
+            )
+        if request.limits.max_waiting is not None:
+            self._check_waiting(request, n_slots, request.limits.max_waiting)
+
+    def _check_waiting(self, request: EngineRequest | EmbedRequest, n_slots: int, most: int) -> None:
+        limits = request.limits
+        own = [stream for stream in self._requests if stream.request.account == request.account]
+        waiting = n_waiting(own)
+        n_own = n_slots if limits.max_running is None else min(limits.max_running, n_slots)
+        n_free = min(self._requests.n_free(n_slots), max(0, n_own - n_held(own)))
+        if waiting >= most + n_free:
+            retry_after_s = self._requests.wait_s(waiting + 1, n_own)
+            raise TooManyRequests(
+                f"you may have {most} requests waiting, and have {waiting}; try again in {math.ceil(retry_after_s)} s, "
+                "or send fewer at once",
+                retry_after_s=retry_after_s,
+            )
+
+    def charge(self, request: EngineRequest | EmbedRequest, event: RequestEvent) -> None:
+        """Take the tokens that an event stands for out of the account's bucket."""
+        match event:
+            case Admitted() if isinstance(request, EngineRequest):
+                n_tokens = len(request.prompt) - event.cached_tokens
+            case Output():
+                n_tokens = len(event.tokens)
+            case Embedding():
+                n_tokens = event.n_tokens
+            case _:
+                return
+        self._buckets.charge(request.account, request.limits, n_tokens)
