@@ -150,7 +150,7 @@ class Daemon:
         params = TextParams(settings.model, template, tool_format)
         api = api_config(config, model, self._keys)
         prestarted, self._prestarted = self._prestarted, None
-        first = None if prestarted is None else TextClient(params, spare=prestarted.text)
+        first = None if prestarted is None else TextClient(params, prestarted=prestarted.text)
         text = TextPool(lambda: TextClient(params), first=first, is_shared=lambda: api.shares_cache)
         engine = EngineClient(settings, on_progress, prestarted=None if prestarted is None else prestarted.engine)
         return Served(config, model, engine, text, api)

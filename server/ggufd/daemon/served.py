@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     # None of it is needed, nor starlette imported, before the engine's process has been started.
     from ggufd.api.services.services import Report, Show
     from ggufd.api.services.settings import ApiConfig
-    from ggufd.chat.process.client import TextCalls
+    from ggufd.chat.process.calls import TextCalls
     from ggufd.engine.client.client import EngineClient
     from ggufd.engine.messages.config import EngineConfig
     from ggufd.engine.messages.reports import Ready

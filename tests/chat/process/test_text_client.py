@@ -16,8 +16,9 @@ from typing import cast
 import psutil
 import pytest
 
-from ggufd.chat.process.client import InprocTextClient, TextCalls, TextClient
-from ggufd.chat.process.text import TextModel, load
+from ggufd.chat.process.calls import TextCalls
+from ggufd.chat.process.client import TextClient
+from ggufd.chat.process.text import TextModel
 from ggufd.chat.process.worker import Call, Refusal, answer
 from ggufd.chat.prompt import ChatPrompt, TextParams
 from ggufd.engine.messages.sampling import Grammar, GrammarKind
@@ -77,10 +78,8 @@ async def stopped(pid: int) -> None:
         await asyncio.sleep(0.005)
 
 
-@pytest.mark.parametrize("kind", ["process", "thread"])
-async def test_every_call(kind: str) -> None:
-    client = TextClient(params()) if kind == "process" else InprocTextClient(load(params()))
-    async with running(client):
+async def test_every_call() -> None:
+    async with running(TextClient(params())) as client:
         tokens = await client.encode("Hello <|im_end|>")
         assert tokens[-1] == 2
         assert await client.decode(tokens) == "Hello <|im_end|>"
@@ -174,10 +173,10 @@ async def test_an_answer_that_comes_with_the_time_limit_costs_the_next_call_noth
         first = asyncio.ensure_future(client.encode("first"))
         second = asyncio.ensure_future(client.render(said("slow")))
         await asyncio.sleep(0)
-        assert client._child is not None
-        assert client._child._process.conn.poll(30)
+        assert client._process.link is not None
+        assert client._process.link._process.conn.poll(30)
         # The limit passes for the first call while its answer waits for the event loop.
-        client._give_up()
+        client._overrun()
         assert await client.decode(await first) == "first"
         assert (await second).text == "slow"
 

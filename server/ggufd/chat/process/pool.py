@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ggufd.chat.process.client import TextCalls, TextClient, pickled
+from ggufd.chat.process.calls import TextCalls
+from ggufd.chat.process.client import TextClient, pickled
 from ggufd.chat.process.memo import Memo
 from ggufd.chat.prompt import ChatPrompt, TextInfo
 from ggufd.errors import EngineDown, GgufdError

@@ -50,7 +50,7 @@ class EngineCallers(EngineUser):
     def _deliver(self, event: RequestEvent) -> None:
         stream = self._requests.get(event.request_id)
         if stream is not None:
-            if stream.request.limits.tokens_per_minute is not None:
+            if stream.request.principal.limits.tokens_per_minute is not None:
                 self._charge(stream.request, event)
             self._requests.deliver(stream, event)
 

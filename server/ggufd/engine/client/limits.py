@@ -70,10 +70,10 @@ class SubmissionLimits:
 
     def check(self, request: EngineRequest | EmbedRequest, n_slots: int) -> None:
         """Raises TooManyRequests or QueueFull where the request cannot be taken by an engine of `n_slots` slots."""
-        wait_s = self._buckets.wait_s(request.account, request.limits)
+        wait_s = self._buckets.wait_s(request.principal.account, request.principal.limits)
         if wait_s > 0:
             raise TooManyRequests(
-                f"you may use {request.limits.tokens_per_minute} tokens a minute and have used them; try again in "
+                f"you may use {request.principal.limits.tokens_per_minute} tokens a minute and have used them; try again in "
                 f"{math.ceil(wait_s)} s",
                 retry_after_s=wait_s,
             )
@@ -85,12 +85,12 @@ class SubmissionLimits:
                 "or start the server with a larger --max-queue",
                 retry_after_s=retry_after_s,
             )
-        if request.limits.max_waiting is not None:
-            self._check_waiting(request, n_slots, request.limits.max_waiting)
+        if request.principal.limits.max_waiting is not None:
+            self._check_waiting(request, n_slots, request.principal.limits.max_waiting)
 
     def _check_waiting(self, request: EngineRequest | EmbedRequest, n_slots: int, most: int) -> None:
-        limits = request.limits
-        own = [stream for stream in self._requests if stream.request.account == request.account]
+        limits = request.principal.limits
+        own = [stream for stream in self._requests if stream.request.principal.account == request.principal.account]
         waiting = n_waiting(own)
         n_own = n_slots if limits.max_running is None else min(limits.max_running, n_slots)
         n_free = min(self._requests.n_free(n_slots), max(0, n_own - n_held(own)))
@@ -113,4 +113,4 @@ class SubmissionLimits:
                 n_tokens = event.n_tokens
             case _:
                 return
-        self._buckets.charge(request.account, request.limits, n_tokens)
+        self._buckets.charge(request.principal.account, request.principal.limits, n_tokens)
