@@ -92,7 +92,11 @@ async def test_a_process_that_cannot_be_started_has_exited_at_once() -> None:
     owner.failure = OSError("too many open files")
     owner.process.launch()
     (how,) = owner.exits
-    assert (how.is_unborn, how.is_expected, how.why) == (True, False, "could not be started (too many open files)")
+    assert (how.never_started, how.is_expected, how.reason) == (
+        True,
+        False,
+        "could not be started (too many open files)",
+    )
     owner.failure = None
     assert owner.process.restart()
     assert await owner.launched(1)
@@ -226,16 +230,16 @@ async def test_the_exit_of_one_that_was_killed_for_a_reason_names_it() -> None:
     await owner.process.wait_gone(WAIT_S)
     assert owner.exits == [ProcessExit(-9, "", "it hangs", was_ready=True, is_killed=True)]
     owner.process.launch()
-    owner.process.blame("no such file")
+    owner.process.set_reason("no such file")
     owner.links[1].exit(0, "")
-    assert (owner.exits[1].why, owner.exits[1].is_killed) == ("no such file", False)
+    assert (owner.exits[1].reason, owner.exits[1].is_killed) == ("no such file", False)
 
 
 async def test_one_that_is_not_ready_in_time_is_killed_and_one_that_is_is_not() -> None:
     owner = Owner(replace(AT_ONCE, start_s=0.01))
     owner.process.launch()
     await owner.process.wait_gone(WAIT_S)
-    assert (owner.exits[0].why, owner.exits[0].is_killed) == (TOO_SLOW, True)
+    assert (owner.exits[0].reason, owner.exits[0].is_killed) == (TOO_SLOW, True)
     owner.process.launch()
     owner.process.mark_ready()
     await asyncio.sleep(0.03)

@@ -20,7 +20,7 @@ from ggufd.processes.sender import Sender
 
 
 class Child:
-    """A running process and the pipe to it: the `prestarted` one, made for the same `main`, or a new one.
+    """Running process and the pipe to it: the `prestarted` one, made for the same `main`, or a new one.
 
     `on_message(message)` and `on_exit(exit_code, stderr_tail)` are called on `loop`, the running one, or without one
     on a thread; `on_exit` is the last call, exactly once, however the child ended. `exit_code` is negative for a
@@ -88,7 +88,7 @@ class Child:
 
 
 class ChildSpawner:
-    """Starts one `Child` after the other for the same `main`, on the running loop: the `prestarted` one first.
+    """Factory of `Child`ren for the same `main`, on the running loop: the `prestarted` one first.
 
     `args()` are the arguments of the next one.
     """

@@ -25,7 +25,7 @@ TOO_SLOW = "it took too long"
 
 
 class Link(Protocol):
-    """A running process to talk to: a `Child`, or a thread in tests."""
+    """Running process to talk to: a `Child`, or a thread in tests."""
 
     def send(self, message: Any) -> None: ...
     def kill(self) -> None: ...
@@ -36,7 +36,7 @@ LinkT_co = TypeVar("LinkT_co", bound=Link, covariant=True)
 
 
 class Spawn(Protocol[LinkT_co]):
-    """Starts a process. `on_message` and `on_exit` are called on the event loop, and not before it returns.
+    """Factory of processes. `on_message` and `on_exit` are called on the event loop, and not before it returns.
 
     Raises OSError when none can be started.
     """
@@ -81,24 +81,24 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ProcessExit:
-    """How a process ended.
+    """Exit of a process.
 
-    `code` is negative for a signal. `why` is the reason that was known before (`blame`, `kill`), or why no process
-    could be started (`is_unborn`). `is_expected` says that it was told to end, `is_killed` that the supervisor killed
-    it for `why`.
+    `code` is negative for a signal. `reason` is the one that was known before (`set_reason`, `kill`), or why no process
+    could be started (`never_started`). `is_expected` says that it was told to end, `is_killed` that the supervisor
+    killed it for `reason`.
     """
 
     code: int
     stderr: str = ""
-    why: str = ""
+    reason: str = ""
     was_ready: bool = False
     is_expected: bool = False
     is_killed: bool = False
-    is_unborn: bool = False
+    never_started: bool = False
 
 
 class ChildSupervisor(Generic[LinkT]):
-    """One child process, over as many launches as it takes. Lives on one event loop.
+    """Supervisor of one child process, over as many launches as it takes. Lives on one event loop.
 
     `on_message(message)` gets what the process says, `on_exit(ProcessExit)` how it ended, exactly once for a launch;
     whether to `restart` is the owner's decision.
@@ -120,7 +120,7 @@ class ChildSupervisor(Generic[LinkT]):
         self._on_message = on_message
         self._on_exit = on_exit
         self._generation = 0
-        self._why = ""
+        self._reason = ""
         self._is_killed = False
         self._launched_s = 0.0
         self._ready_s = math.inf
@@ -136,7 +136,7 @@ class ChildSupervisor(Generic[LinkT]):
     def launch(self) -> None:
         """Start a process now. One that cannot be started has exited at once."""
         self._generation += 1
-        self._why, self._is_killed = "", False
+        self._reason, self._is_killed = "", False
         self._launched_s, self._ready_s = time.monotonic(), math.inf
         self.state = ProcessState.STARTING
         self._gone.clear()
@@ -145,13 +145,13 @@ class ChildSupervisor(Generic[LinkT]):
         try:
             self.link = self.spawn(on_message, on_exit)
         except OSError as error:
-            self._end_round(ProcessExit(error.errno or 0, why=f"could not be started ({error})", is_unborn=True))
+            self._finish(ProcessExit(error.errno or 0, reason=f"could not be started ({error})", never_started=True))
             return
         if self._policy.start_s is not None:
             self._set_deadline(self._policy.start_s, functools.partial(self.kill, TOO_SLOW))
 
     def mark_ready(self) -> float:
-        """The process has said that it is ready: the seconds that took."""
+        """Note that the process is ready; the seconds that took."""
         self._set_deadline(None)
         self.state = ProcessState.READY
         self._ready_s = time.monotonic()
@@ -177,28 +177,28 @@ class ChildSupervisor(Generic[LinkT]):
         await asyncio.sleep(delay_s)
         await self._gone.wait()
         if check is None or await check():
-            # It has done its work: the launch may fail at once, and ask for the next.
+            # This task is done: the launch may fail at once, and the owner ask for the next.
             self._relaunching = None
             self.launch()
 
     def send(self, message: Any) -> None:
-        """Send a message to the process; nothing where there is none."""
+        """Send a message to the process; dropped where there is none."""
         if self.link is not None:
             self.link.send(message)
 
-    def blame(self, why: str) -> None:
-        """Note the reason of an exit that is about to come."""
-        self._why = why
+    def set_reason(self, reason: str) -> None:
+        """Set the reason of an exit that is about to come."""
+        self._reason = reason
 
-    def kill(self, why: str) -> None:
-        """Kill the process because of `why`; its exit is an unexpected one."""
+    def kill(self, reason: str) -> None:
+        """Kill the process for `reason`; its exit is an unexpected one."""
         if self.link is not None:
-            self.blame(why)
+            self.set_reason(reason)
             self._is_killed = True
             self.link.kill()
 
     def expect_exit(self, deadline_s: float = END_S) -> None:
-        """The process ends now of its own accord; it is killed at the deadline."""
+        """Expect the process to end of its own accord; it is killed at the deadline."""
         if self.link is not None:
             self.state = ProcessState.ENDING
             self._set_deadline(deadline_s, self.link.kill)
@@ -232,9 +232,9 @@ class ChildSupervisor(Generic[LinkT]):
     def _exited(self, generation: int, code: int, stderr: str) -> None:
         if generation == self._generation:
             is_expected = self.state is ProcessState.ENDING
-            self._end_round(ProcessExit(code, stderr, self._why, self.is_ready, is_expected, self._is_killed))
+            self._finish(ProcessExit(code, stderr, self._reason, self.is_ready, is_expected, self._is_killed))
 
-    def _end_round(self, how: ProcessExit) -> None:
+    def _finish(self, how: ProcessExit) -> None:
         self._set_deadline(None)
         self.link = None
         self.state = ProcessState.STOPPED

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -24,6 +24,7 @@ from ggufd.chat.prompt import ChatPrompt, TextParams
 from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.errors import EngineDown, EngineFailure, InvalidRequest, ModelError, Unsupported
 from ggufd.llama.params import ModelParams
+from ggufd.processes.child import Child
 from tests.support.models.tiny_bert import write_tiny_bert
 from tests.support.models.vocabularies import demo_model, vocabulary
 
@@ -267,6 +268,35 @@ async def test_a_template_that_hangs_while_loading_is_a_startup_error() -> None:
     hangs = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(ModelError, match="could not start: it took too long"):
         await TextClient(params(hangs), start_timeout_s=1.5).start()
+
+
+async def test_a_process_that_cannot_be_started_says_so() -> None:
+    def refuse(*_: object) -> Child:
+        raise OSError(24, "Too many open files")
+
+    client = TextClient(params())
+    client._process.spawn = refuse
+    with pytest.raises(ModelError, match=r"^The text process could not be started \(.*Too many open files\)$"):
+        await client.start()
+    await client.stop()
+
+
+async def test_one_that_cannot_be_started_again_is_tried_again() -> None:
+    client = TextClient(params(), backoff_s=0.001)
+    async with running(client):
+        spawn, n_refused = client._process.spawn, 0
+
+        def refuse(*told: Any) -> Child:
+            nonlocal n_refused
+            n_refused += 1
+            if n_refused > 2:
+                return spawn(*told)
+            raise OSError(24, "Too many open files")
+
+        client._process.spawn = refuse
+        await killed(client)
+        assert await client.decode(await client.encode("back")) == "back"
+        assert n_refused == 3
 
 
 async def test_before_the_start_calls_are_refused() -> None:

@@ -24,7 +24,7 @@ CALL_TIMEOUT_S = 3.0
 
 @pytest.fixture
 async def pool() -> AsyncIterator[TextPool]:
-    pool = TextPool(lambda: TextClient(params(HANGS), call_timeout_s=CALL_TIMEOUT_S), patience_s=0.05)
+    pool = TextPool(lambda: TextClient(params(HANGS), call_timeout_s=CALL_TIMEOUT_S), grow_after_s=0.05)
     await pool.start()
     yield pool
     pids = pool.pids
@@ -148,7 +148,7 @@ async def test_a_grammar_that_was_taken_need_not_wait_behind_those_that_take_lon
 
 async def test_nobody_learns_what_another_sent_where_that_is_not_shared() -> None:
     is_shared = True
-    pool = TextPool(lambda: TextClient(params(HANGS)), patience_s=0.05, is_shared=lambda: is_shared)
+    pool = TextPool(lambda: TextClient(params(HANGS)), grow_after_s=0.05, is_shared=lambda: is_shared)
     await pool.start()
     await pool.encode("Hello there")
     slow = asyncio.create_task(pool.render(said("hang")))
@@ -210,7 +210,7 @@ async def test_a_second_process_that_cannot_start_is_done_without() -> None:
         made.append(TextClient(params(HANGS if not made else "{% for %}"), call_timeout_s=0.5))
         return made[-1]
 
-    pool = TextPool(new_client, patience_s=0.01)
+    pool = TextPool(new_client, grow_after_s=0.01)
     await pool.start()
     slow = asyncio.create_task(pool.render(said("hang")))
     await asyncio.sleep(0)

@@ -127,6 +127,22 @@ async def test_a_model_that_does_not_load_at_the_start_is_a_model_error_and_its_
     assert len(one.links) == 1
 
 
+async def test_a_process_that_cannot_be_started_is_a_model_error_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(*_: object) -> FakeLink:
+        raise OSError(24, "Too many open files")
+
+    config = EngineConfig(ModelParams("fake.gguf"), ContextParams(n_ctx=256, n_slots=4))
+    engine = EngineSupervisor(config, User(), spawn=refuse)
+    engine.start()
+    with pytest.raises(
+        ModelError, match=r"^the engine process could not be started \(.*Too many open files\) while loading"
+    ):
+        await engine.wait_ready()
+    assert engine.state is EngineState.FAILED
+    await engine.stop()
+    assert "Traceback" not in caplog.text
+
+
 async def test_it_wakes_when_the_process_before_is_gone_and_sleeps_on_where_it_cannot() -> None:
     one = Supervised(sleep_idle_s=0.001)
     one.links[0].say([READY])

@@ -1,4 +1,4 @@
-"""Calls to the text process, whoever answers them: each is a method of `TextModel` by its name."""
+"""Interface of the text process: each call is a method of `TextModel` by its name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHECK_GRAMMAR = "check_grammar"
 
 
 class TextCalls(ABC):
-    """Interface of the text process. `info` is there after `start`."""
+    """Calls that a text process answers. `info` is there after `start`."""
 
     info: TextInfo
 

@@ -38,7 +38,7 @@ _KILL_CODE = -signal.SIGKILL if hasattr(signal, "SIGKILL") else None
 
 @dataclass(slots=True)
 class _PendingCall:
-    """A call without an answer, pickled. `deaths` counts the processes that died while it was worked on."""
+    """Unanswered call, pickled. `deaths` counts the processes that died while they worked on it."""
 
     call_id: int
     method: str
@@ -48,7 +48,7 @@ class _PendingCall:
 
 
 class TextClient(TextCalls):
-    """Calls to a text process that is restarted whenever it dies.
+    """Client of a text process that is restarted whenever it dies.
 
     `call_timeout_s` counts from when the process turns to the call, not while it waits behind others. On a machine that
     is busy with something else it counts the processor's time, up to four times as long. `prestarted` is the first
@@ -93,7 +93,7 @@ class TextClient(TextCalls):
 
     @property
     def pid(self) -> int | None:
-        """The process that answers now, or None between two."""
+        """Process id of the one that answers now; None between two."""
         return self._process.link.pid if self._process.link is not None and self._process.is_ready else None
 
     def _cpu_s(self) -> float:
@@ -123,7 +123,7 @@ class TextClient(TextCalls):
             case Started(info):
                 self._begin(info)
             case StartFailed(message):
-                self._process.blame(message)
+                self._process.set_reason(message)
                 self._fail_start(message)
             case CallResult(call_id, result):
                 self._settle(call_id, result)
@@ -165,16 +165,16 @@ class TextClient(TextCalls):
             return
         logger.warning("The text process ended (%s) and is started again.", reason)
         if how.was_ready and self._pending:
-            self._blame(how)
+            self._refuse_current(how)
         else:
-            # Why the first of those that failed did says more than a kill after it.
-            self._last_failure = how.why or self._last_failure or reason
+            # The reason of the first failure says more than that of a kill after it.
+            self._last_failure = how.reason or self._last_failure or reason
         self._process.restart()
         if self._is_given_up:
             self._fail_all(EngineDown(f"The text process does not start: {self._last_failure}"))
 
     def _fail_start(self, message: str) -> None:
-        """The first start is not tried again: its model or its template is at fault."""
+        """Fail the first start for good: its model or its template is at fault."""
         if self._started is not None and not self._started.done():
             self._is_closed = True
             self._started.set_exception(ModelError(message))
@@ -183,10 +183,10 @@ class TextClient(TextCalls):
         if how.code == -signal.SIGABRT and not how.is_killed:
             # llama.cpp's own way to say so, about tokens that are missing or of a type that does not belong there.
             return f"{self._params.model.path}: llama.cpp cannot use its vocabulary ({reason}); convert the model again"
-        return f"The text process {reason}" if how.is_unborn else f"The text process could not start: {reason}"
+        return f"The text process {reason}" if how.never_started else f"The text process could not start: {reason}"
 
-    def _blame(self, how: ProcessExit) -> None:
-        """The call that was being worked on is refused; but a process killed from outside gets it once more."""
+    def _refuse_current(self, how: ProcessExit) -> None:
+        """Refuse the call that the process worked on; one killed from outside is no fault of the call, once."""
         pending = next(iter(self._pending.values()))
         pending.deaths += 1
         if how.is_killed and pending.call_id != self._overrun_id:
@@ -204,11 +204,11 @@ class TextClient(TextCalls):
     # --- the time limit -----------------------------------------------------------------------------------------
 
     def _limit_s(self, pending: _PendingCall) -> float:
-        """How long the process may take for this call: grammars are quick, or they are hostile."""
+        """Time limit of a call. Grammars compile quickly, or they are hostile."""
         return min(self._call_timeout_s, GRAMMAR_TIMEOUT_S) if pending.method == CHECK_GRAMMAR else self._call_timeout_s
 
     def _time_next(self) -> None:
-        """The process turns to the oldest call, if there is one."""
+        """Start the time limit of the oldest call, which the process turns to now."""
         if self._pending and self._process.is_ready:
             self._deadline.begin(self._limit_s(next(iter(self._pending.values()))))
         else:
@@ -220,7 +220,7 @@ class TextClient(TextCalls):
 
 
 def pickled(message: object) -> bytes:
-    """A message as bytes. Raises InvalidRequest where it is nested too deeply for that."""
+    """Pickle of a message. Raises InvalidRequest where it is nested too deeply for that."""
     # Here and not on the child's writer thread, so that the one who asked for it hears what is wrong with it.
     try:
         return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
@@ -229,8 +229,8 @@ def pickled(message: object) -> bytes:
 
 
 def _reason(how: ProcessExit) -> str:
-    if how.why:
-        return how.why
+    if how.reason:
+        return how.reason
     last_line = how.stderr.splitlines()[-1] if how.stderr else ""
     ended = f"signal {signal.Signals(-how.code).name}" if how.code < 0 else f"exit code {how.code}"
     return f"{ended}: {last_line}" if last_line else ended

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-_PATIENCE = 4
-"""So many times as long as it may take a call may last where others have the processor."""
+_MOST_WALL_TIME = 4
+"""Factor on the limit by which a call may last on the clock where others have the processor."""
 
 _CPU_TICK_S = 0.01
 """The processor's time is counted in these."""
 
 
 class CallDeadline:
-    """Calls `on_overrun` when the call that was begun last has had its time.
+    """Deadline of the call that was begun last: `on_overrun` is called when it has had its time.
 
     `cpu_s()` is the processor's time of the process that works on it.
     """
@@ -25,13 +25,13 @@ class CallDeadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, limit_s: float) -> None:
-        """The process turns to a call, which may take it so long."""
+        """Start the time limit of a call."""
         self._limit_s = limit_s
         self._begun_s, self._begun_cpu_s = asyncio.get_running_loop().time(), self._cpu_s()
         self._look_in(limit_s)
 
     def stop(self) -> None:
-        """No call is worked on."""
+        """Stop: no call is worked on."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -49,6 +49,6 @@ class CallDeadline:
             self._on_overrun()
 
     def _left_s(self) -> float:
-        """How much longer the process may take."""
+        """Time left to the call."""
         had_s = asyncio.get_running_loop().time() - self._begun_s
-        return min(self._limit_s - (self._cpu_s() - self._begun_cpu_s), _PATIENCE * self._limit_s - had_s)
+        return min(self._limit_s - (self._cpu_s() - self._begun_cpu_s), _MOST_WALL_TIME * self._limit_s - had_s)

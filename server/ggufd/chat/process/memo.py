@@ -1,4 +1,4 @@
-"""What texts came to, for when they come again: a swipe sends the whole chat once more, word for word."""
+"""LRU cache of call results: to regenerate an answer sends the whole chat once more, word for word."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MAX_BYTES = 4 << 20
 
 
 class Memo:
-    """Results by what was asked, both pickled: those asked for last, `max_bytes` of them at most.
+    """LRU cache of pickled results by pickled calls, of at most `max_bytes`.
 
-    Of what was asked only a hash is kept. Each result is a new object.
+    Of a call only a hash is kept. Each result is a new object.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
@@ -23,7 +23,7 @@ class Memo:
         self.n_bytes = 0
 
     def get(self, asked: bytes) -> Any:
-        """The result, or None."""
+        """Cached result, or None."""
         key = _key(asked)
         if key not in self._results:
             return None
@@ -31,7 +31,7 @@ class Memo:
         return pickle.loads(self._results[key])
 
     def put(self, asked: bytes, result: Any) -> None:
-        """Remember a result; those that were not asked for longest make room."""
+        """Cache a result; the least recently used make room."""
         key, pickled = _key(asked), pickle.dumps(result, pickle.HIGHEST_PROTOCOL)
         if len(pickled) > self._max_bytes:
             return

@@ -1,11 +1,11 @@
-"""Text processes: one as a rule, a second and a third as soon as slow calls make others wait.
+"""Pool of text processes: one as a rule, a second and a third as soon as slow calls make others wait.
 
 A text may keep a process busy for seconds (200,000 emoji). Each process works on one call at a time, the rest waits
 here, in order, for whoever is free first. Only a call with much text, or with a grammar in it, can be slow: once there
 are two processes, one is for the others alone, so that however many slow texts come, they wait for each other.
 
-What a text came to is remembered: of one that comes again nobody has to wait for a process. Not where that must not
-tell somebody what another one sent.
+Results are cached, so a call that comes again waits for no process. Not where the cache could tell somebody what
+another one sent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ggufd.errors import EngineDown, GgufdError
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 0.25
+GROW_AFTER_S = 0.25
 """So long a call waits before another process is started, which then stays."""
 
 _MOST = 3
@@ -33,17 +33,17 @@ _SHORT_BYTES = 64 << 10
 
 
 class _Waiting(NamedTuple):
-    """One who waits for a process, with a call that may be slow or not."""
+    """Waiting call: the process that it will get, and whether it may be slow."""
 
     process: asyncio.Future[TextClient]
     may_be_slow: bool
 
 
 class TextPool(TextCalls):
-    """At most three processes, made by `new_client`, but for the `first` where that is there.
+    """Pool of at most three processes, made by `new_client`, but for the `first` where that is there.
 
-    `patience_s` is how long a call waits before there is another. `is_shared` says whether all may profit from what one
-    of them sent.
+    `grow_after_s` is how long a call waits before another process is started. `is_shared` says whether all callers may
+    profit from what one of them sent.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class TextPool(TextCalls):
         new_client: Callable[[], TextClient],
         *,
         first: TextClient | None = None,
-        patience_s: float = PATIENCE_S,
+        grow_after_s: float = GROW_AFTER_S,
         is_shared: Callable[[], bool] = lambda: True,
     ) -> None:
         self._new_client = new_client
-        self._patience_s = patience_s
+        self._grow_after_s = grow_after_s
         self._clients = [first or new_client()]
         self._free: list[TextClient] = []
         self._waiting: deque[_Waiting] = deque()
         self._n_slow = 0
-        self._impatience: asyncio.TimerHandle | None = None
+        self._growth_timer: asyncio.TimerHandle | None = None
         self._starting: TextClient | None = None
         self._growing: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[Any]] = set()
@@ -76,8 +76,8 @@ class TextPool(TextCalls):
 
     async def stop(self) -> None:
         self._is_stopped = True
-        if self._impatience is not None:
-            self._impatience.cancel()
+        if self._growth_timer is not None:
+            self._growth_timer.cancel()
         if self._growing is not None:
             self._growing.cancel()
         for waiting in self._waiting:
@@ -90,7 +90,7 @@ class TextPool(TextCalls):
 
     @property
     def pids(self) -> list[int]:
-        """The processes that answer now."""
+        """Process ids of those that answer now."""
         return [client.pid for client in self._clients if client.pid is not None]
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -110,25 +110,25 @@ class TextPool(TextCalls):
         return method in ("encode", "check_grammar") or (method == "render" and not self.info.tells_time)
 
     async def _ask(self, may_be_slow: bool, method: str, *args: Any, **kwargs: Any) -> Any:
-        client = await self._free_client(may_be_slow)
+        client = await self._acquire(may_be_slow)
         call = asyncio.create_task(client._call(method, *args, **kwargs))
         self._calls.add(call)
         call.add_done_callback(lambda ended: self._end(client, ended, may_be_slow))
-        # One who leaves does not free the process: it goes on with the call.
+        # A caller that leaves does not free the process: it goes on with the call.
         return await asyncio.shield(call)
 
-    async def _free_client(self, may_be_slow: bool) -> TextClient:
+    async def _acquire(self, may_be_slow: bool) -> TextClient:
         if self._free and self._may_begin(may_be_slow):
             self._n_slow += may_be_slow
             return self._free.pop()
         waiting = _Waiting(asyncio.get_running_loop().create_future(), may_be_slow)
         self._waiting.append(waiting)
-        self._be_patient()
+        self._schedule_growth()
         try:
             return await waiting.process
         except asyncio.CancelledError:
             if waiting.process.done() and not waiting.process.cancelled():
-                self._hand_on(waiting.process.result(), may_be_slow)
+                self._release(waiting.process.result(), may_be_slow)
             raise
 
     def _may_begin(self, may_be_slow: bool) -> bool:
@@ -138,12 +138,12 @@ class TextPool(TextCalls):
     def _end(self, client: TextClient, call: asyncio.Task[Any], may_be_slow: bool) -> None:
         self._calls.discard(call)
         if not call.cancelled():
-            # It was heard by the caller, unless that one left: then nobody misses it.
+            # Mark the exception as retrieved: the caller has it, unless it left.
             call.exception()
-        self._hand_on(client, may_be_slow)
+        self._release(client, may_be_slow)
 
-    def _hand_on(self, client: TextClient, was_slow: bool = False) -> None:
-        """A process is free, and so is another perhaps: for those who have waited longest and still do."""
+    def _release(self, client: TextClient, was_slow: bool = False) -> None:
+        """Give a process back, and free ones to those calls that have waited longest and still do."""
         self._n_slow -= was_slow
         self._free.append(client)
         while self._free and (waiting := self._next()) is not None:
@@ -151,33 +151,33 @@ class TextPool(TextCalls):
             waiting.process.set_result(self._free.pop())
 
     def _next(self) -> _Waiting | None:
-        """The first of those that wait who may begin; it waits no more."""
+        """Take the first waiting call that may begin out of the queue."""
         self._waiting = deque(one for one in self._waiting if not one.process.done())
         found = next((one for one in self._waiting if self._may_begin(one.may_be_slow)), None)
         if found is not None:
             self._waiting.remove(found)
         return found
 
-    def _be_patient(self) -> None:
-        """Wait a while with the first of those for whom another process would be one."""
+    def _schedule_growth(self) -> None:
+        """Start the timer of the first waiting call that another process would help."""
         first = next((one for one in self._waiting if self._would_help(one)), None)
-        if first is not None and self._impatience is None:
+        if first is not None and self._growth_timer is None:
             loop = asyncio.get_running_loop()
-            self._impatience = loop.call_later(self._patience_s, self._lose_patience, first)
+            self._growth_timer = loop.call_later(self._grow_after_s, self._grow_if_needed, first)
 
     def _would_help(self, waiting: _Waiting) -> bool:
-        """A second process helps everybody, a third one those that the second is kept from."""
+        """Whether another process would help: a second one helps any call, a third one those kept from the second."""
         n_most = _MOST if waiting.may_be_slow else 2
         return not waiting.process.done() and self._starting is None and len(self._clients) < n_most
 
-    def _lose_patience(self, first: _Waiting) -> None:
-        self._impatience = None
+    def _grow_if_needed(self, first: _Waiting) -> None:
+        self._growth_timer = None
         if self._would_help(first):
-            # Known at once: those who come before the task runs must not be impatient too.
+            # Known at once: calls that come before the task runs must not start one more.
             self._starting = self._new_client()
             self._growing = asyncio.get_running_loop().create_task(self._grow(self._starting))
         else:
-            self._be_patient()
+            self._schedule_growth()
 
     async def _grow(self, another: TextClient) -> None:
         logger.info("a slow text makes others wait: another text process is started")
@@ -191,8 +191,8 @@ class TextPool(TextCalls):
             return
         self._starting = None
         self._clients.append(another)
-        self._hand_on(another)
-        self._be_patient()
+        self._release(another)
+        self._schedule_growth()
 
 
 def _may_be_slow(method: str, args: tuple[Any, ...], n_bytes: int) -> bool:

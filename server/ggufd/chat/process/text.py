@@ -33,7 +33,7 @@ _SPECIAL_TOKENS = {
 
 
 class TextModel:
-    """The vocabulary and the chat template of one model.
+    """Vocabulary and chat template of one model.
 
     Raises ModelError when there is no vocabulary, or when the template that replaces the file's is no Jinja.
     """
@@ -89,7 +89,7 @@ class TextModel:
 
     @cached_property
     def _closing(self) -> list[int]:
-        """What the model puts behind every text: EOS or SEP, mostly nothing."""
+        """Tokens that the model puts behind every text: EOS or SEP, mostly nothing."""
         around = self._tokenize("", True, False)
         return around[1:] if self._vocabulary.adds_bos else around
 
@@ -109,7 +109,7 @@ class TextModel:
     def encode_infill(
         self, prefix: str, suffix: str, files: Sequence[tuple[str, str]] = (), limit: int | None = None
     ) -> list[int]:
-        """The prompt that asks for what stands between the two; their own special tokens are read as text.
+        """Token ids of a fill-in-the-middle prompt; special tokens in its texts are read as text.
 
         `files` are names and texts of others that may help. Of what is more than `limit` tokens goes first what lies
         farthest: files, then the beginning of the prefix and the end of the suffix, of which a quarter is kept.
@@ -130,7 +130,7 @@ class TextModel:
         return self._with_bos([*others, before, *head, after, *tail, middle])
 
     def _encode_files(self, files: Sequence[tuple[str, str]]) -> list[int]:
-        """Other files as models know them that were trained on whole repositories; for the rest with a plain line."""
+        """Token ids of other files: as models trained on repositories expect them, else behind plain lines."""
         if not files:
             return []
         repository, mark = self._vocabulary.repository_tokens
@@ -143,14 +143,14 @@ class TextModel:
         return tokens if mark is None else [*tokens, mark, *self._tokenize("current\n", False, False)]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of the tokens, special ones written out; bytes that are no UTF-8 become U+FFFD.
+        """Text of the tokens, special ones written out; bytes that are no UTF-8 become U+FFFD.
 
         Pieces are joined as they are: a vocabulary that writes a space before the first word gives it back.
         """
         return b"".join(self.pieces(tokens)).decode("utf-8", "replace")
 
     def pieces(self, tokens: Sequence[int]) -> list[bytes]:
-        """The bytes of each token. Raises InvalidRequest for an id that is not in the vocabulary."""
+        """Bytes of each token. Raises InvalidRequest for an id that is not in the vocabulary."""
         n_vocab = self._vocabulary.n_vocab
         for token in tokens:
             if not 0 <= token < n_vocab:
@@ -160,7 +160,7 @@ class TextModel:
         return [self._vocabulary.piece(token, special=True) for token in tokens]
 
     def render(self, chat: ChatPrompt) -> RenderedChat:
-        """The prompt of a conversation. Raises InvalidRequest when the template refuses it whatever is repaired."""
+        """Prompt of a conversation. Raises InvalidRequest when the template refuses it whatever is repaired."""
         if self._template_error is not None:
             raise InvalidRequest(
                 f"{self._template_error} Start the server with --chat-template-file, or use completions.",
@@ -211,7 +211,7 @@ class TextModel:
         return prepared(schema)
 
     def _split(self, text: str) -> list[int | str]:
-        """The special tokens in a text, and what stands between them."""
+        """Special tokens of a text, and what stands between them."""
         parts: list[int | str] = []
         for token in self._tokenize(text, False, True):
             if not self._vocabulary.is_special(token):
@@ -288,7 +288,7 @@ class TextModel:
 
 
 def _check_vocabulary(vocabulary: ModelVocabulary, path: str) -> None:
-    """A vocabulary that lacks a token which its tokenizer needs fails now, in C too, and not at every text."""
+    """Fail now, in C too, where the vocabulary lacks a token that its tokenizer needs, and not at every text."""
     try:
         vocabulary.tokenize("Hello", add_special=True, parse_special=True)
     except ValueError:
@@ -296,7 +296,7 @@ def _check_vocabulary(vocabulary: ModelVocabulary, path: str) -> None:
 
 
 def _filled(template: str, query: str, document: str) -> str:
-    """In one pass: a query may hold the word `{document}`."""
+    """Rerank template filled in one pass: a query may hold the word `{document}`."""
     texts = {"{query}": query, "{document}": document}
     return re.sub(r"\{query\}|\{document\}", lambda match: texts[match[0]], template)
 
@@ -306,5 +306,5 @@ def _last(tokens: list[int], n: int) -> list[int]:
 
 
 def load(params: TextParams) -> TextModel:
-    """The text model of a file; weights stay on disk, whatever the parameters say of them. Raises ModelError."""
+    """Text model of a file; weights stay on disk, whatever the parameters say of them. Raises ModelError."""
     return TextModel(GgufModel(params.model.path), params.chat_template, params.tool_format)

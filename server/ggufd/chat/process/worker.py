@@ -1,4 +1,4 @@
-"""The text process: loads the vocabulary, answers calls one after another until the pipe closes.
+"""Main of the text process: loads the vocabulary, answers calls one after another until the pipe closes.
 
 Imported by the API process for its messages, so nothing here imports llama_cpp before `main` runs.
 """
@@ -40,7 +40,7 @@ _KEPT_LOG_LINES = 3
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-    """One call: a method of `TextModel` by name."""
+    """Call of a method of `TextModel` by name."""
 
     call_id: int
     method: str
@@ -50,7 +50,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CallResult:
-    """What the method gave back."""
+    """Result of a call."""
 
     call_id: int
     result: Any
@@ -58,7 +58,7 @@ class CallResult:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refusal:
-    """The method raised: `errors.from_code` makes the exception again."""
+    """Exception of a call, flattened: `errors.from_code` makes it again."""
 
     call_id: int
     code: str
@@ -68,14 +68,14 @@ class Refusal:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Started:
-    """The first message: calls are answered from now on."""
+    """First message: calls are answered from now on."""
 
     info: TextInfo
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StartFailed:
-    """The first and last message: this model cannot be used."""
+    """First and last message: this model cannot be used."""
 
     message: str
 
@@ -84,7 +84,7 @@ Reply = CallResult | Refusal | Started | StartFailed
 
 
 def prepare() -> None:
-    """Import what `main` will need. What stands in the way it will tell."""
+    """Import what `main` will need; `main` reports what fails."""
     gc.disable()
     os.environ.update(_NO_DEVICES)
     from ggufd.llama import library
@@ -94,7 +94,7 @@ def prepare() -> None:
 
 
 def main(conn: Connection, params: TextParams) -> None:
-    """What the child runs. The work is done on a thread because only a new thread can have a larger stack."""
+    """Main of the child. Works on a thread, because only a new thread can have a larger stack."""
     threading.stack_size(_STACK_BYTES)
     thread = threading.Thread(target=_serve, args=(conn, params), name="text")
     thread.start()
@@ -148,7 +148,7 @@ def _load(conn: Connection, params: TextParams, errors: deque[str]) -> TextModel
 
 
 def answer(model: TextModel, call: Call) -> CallResult | Refusal:
-    """Run one call. Whatever it raises becomes a refusal; only C can end the process."""
+    """Outcome of one call. Whatever it raises becomes a refusal; only C can end the process."""
     try:
         return CallResult(call.call_id, getattr(model, call.method)(*call.args, **call.kwargs))
     except GgufdError as error:
@@ -166,7 +166,7 @@ def _refusal(call: Call, message: str) -> Refusal:
 
 
 def _limit_resources() -> None:
-    """A hostile template cannot take the machine's memory."""
+    """Limit the process's memory: a hostile template cannot take the machine's."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

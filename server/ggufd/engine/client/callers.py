@@ -68,6 +68,6 @@ class EngineCallers(EngineUser):
         self.fail_waiting(error)
 
     def fail_waiting(self, error: GgufdError) -> None:
-        """End everything but questions that were sent, which the engine answers before it ends."""
+        """Fail all but questions that were sent: those the engine answers before it ends."""
         self._questions.fail_held(error)
         self._requests.fail(error)

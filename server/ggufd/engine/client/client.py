@@ -37,7 +37,7 @@ from ggufd.processes.supervisor import Link, Spawn
 
 
 class EngineClient:
-    """One engine. `start` it inside a running event loop, `wait_ready`, `submit`; `drain` and `stop` at the end.
+    """Client of one engine. `start` it inside a running event loop, `wait_ready`, `submit`; at the end `drain`, `stop`.
 
     `on_progress` gets the share of the model that is loaded, 0 to 1. `prestarted` is a process to begin with; `spawn`
     replaces how processes are started.

@@ -1,4 +1,4 @@
-"""Idle timer: calls once after a time in which nobody stopped it."""
+"""Idle timer: one call after a time in which nobody stopped it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class IdleTimer:
-    """Calls `on_idle` some seconds after `start`, unless it is stopped before."""
+    """Timer that calls `on_idle` some seconds after `start`, unless it is stopped before."""
 
     def __init__(self, on_idle: Callable[[], None]) -> None:
         self._on_idle = on_idle

@@ -19,11 +19,11 @@ from ggufd.keys.ring import Limits
 
 _MINUTE_S = 60.0
 _SWEEP_EVERY = 256
-"""So many buckets are kept before those that are full again are dropped."""
+"""Number of buckets at which those that are full again are dropped."""
 
 
 class TokenBuckets:
-    """One bucket for each account that has a limit and took something lately. Times in seconds, of `clock`."""
+    """Token buckets of the accounts that have a limit and took something lately. Times in seconds, of `clock`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -43,7 +43,7 @@ class TokenBuckets:
         self._full_at[account] = full_at + n_tokens * _MINUTE_S / limits.tokens_per_minute
 
     def wait_s(self, account: str, limits: Limits) -> float:
-        """Until there are tokens in the bucket again; 0 when there are."""
+        """Time until there are tokens in the bucket again; 0 when there are."""
         if limits.tokens_per_minute is None:
             return 0.0
         # A bucket that is full a minute from now is empty.

@@ -15,7 +15,7 @@ from ggufd.engine.messages.requests import EngineRequest
 from ggufd.errors import GgufdError
 
 _SMOOTHING = 0.1
-_FIRST_GUESS_S = 1.0
+_FIRST_SERVICE_S = 1.0
 
 
 class OpenRequests:
@@ -23,7 +23,7 @@ class OpenRequests:
 
     def __init__(self) -> None:
         self._streams: dict[int, RequestStream] = {}
-        self._service_s = _FIRST_GUESS_S
+        self._service_s = _FIRST_SERVICE_S
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -39,7 +39,7 @@ class OpenRequests:
 
     @property
     def n_waiting(self) -> int:
-        """Requests without a slot yet."""
+        """Number of requests without a slot yet."""
         return n_waiting(self._streams.values())
 
     @property
@@ -47,7 +47,7 @@ class OpenRequests:
         return len(self._streams) - self.n_waiting
 
     def n_free(self, n_slots: int) -> int:
-        """Slots that no request holds, of `n_slots`."""
+        """Number of slots that no request holds, of `n_slots`."""
         return max(0, n_slots - n_held(self._streams.values()))
 
     def wait_s(self, n_ahead: int, n_slots: int) -> float:
@@ -87,10 +87,10 @@ class OpenRequests:
 
 
 def n_waiting(streams: Iterable[RequestStream]) -> int:
-    """How many of them no slot has been found for yet."""
+    """Number of them without a slot yet."""
     return sum(not stream.is_admitted for stream in streams)
 
 
 def n_held(streams: Iterable[RequestStream]) -> int:
-    """Slots that they hold, or are about to: an admitted request gets one for each sequence."""
+    """Number of slots that they hold, or are about to: an admitted request gets one for each sequence."""
     return sum(s.request.n for s in streams if s.is_admitted and isinstance(s.request, EngineRequest))

@@ -1,4 +1,4 @@
-"""Questions and slot actions under way: who asked, what is held back until the engine is ready, who gets which answer.
+"""Questions and slot actions under way: their askers, their answers, and what is held until the engine is ready.
 
 Knows neither the engine's process nor its state.
 """
@@ -17,7 +17,7 @@ _Answer = TypeVar("_Answer", Stats, QueueState, Steps)
 
 
 class Questions:
-    """Callers who wait for an answer of the engine. `send` sends a command to it."""
+    """Questions that wait for the engine's answer. `send` sends a command to it."""
 
     def __init__(self, send: Callable[[Command], None]) -> None:
         self._send = send
@@ -86,7 +86,7 @@ class Questions:
             future.set_result(done)
 
     def fail_sent(self, error: GgufdError) -> None:
-        """No answer will come to what was sent: raise `error` for all who wait for one."""
+        """Raise `error` for all who wait for an answer to what was sent: none will come."""
         sent = [future for waiting in (*self._askers.values(), *self._acting.values()) for future in waiting]
         self._askers.clear()
         self._acting.clear()

@@ -47,5 +47,5 @@ _NEXT: dict[EngineState, frozenset[EngineState]] = {
 
 
 def may_follow(state: EngineState, then: EngineState) -> bool:
-    """Whether `then` is a transition of the drawing: from READY only by an exit does an engine become FAILED, say."""
+    """Whether the drawing has a transition from `state` to `then`."""
     return then is EngineState.STOPPED or then in _NEXT.get(state, ())

@@ -1,4 +1,4 @@
-"""What the engine says of one request, on its way to whoever asked: bounded, and awaited on the event loop."""
+"""Stream of one request's events: a bounded buffer between the engine and the reader, awaited on the event loop."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
 from ggufd.errors import EngineFailure, GgufdError, from_code
 
 _MAX_UNREAD = 10_000
-"""Events that are kept for a client that reads more slowly than its answer is made: some megabytes."""
+"""Bound of the event buffer of a client that reads more slowly than its answer is made: some megabytes."""
 
 
 class RequestStream:
-    """The events of one request, in order; an async iterator, and a context that aborts what is not finished.
+    """Events of one request, in order; an async iterator, and a context that aborts what is not finished.
 
-    `on_abort` is called when nobody wants the rest any more, `on_finish` when one sequence is to end as it is.
+    `on_abort` is called when the rest is not wanted any more, `on_finish` when one sequence is to end as it is.
 
     Raises the `GgufdError` that ended the request, if one did.
     """
@@ -105,7 +105,7 @@ class RequestStream:
             await self._wake
 
     def put(self, event: RequestEvent) -> None:
-        """The engine said this of the request."""
+        """Buffer an event of the engine; the reader is woken."""
         if isinstance(event, Failed):
             error = from_code(event.code, event.message, param=event.param, retry_after_s=event.retry_after_s)
             self.fail(error)
@@ -122,12 +122,12 @@ class RequestStream:
         self._notify()
 
     def _drop_reader(self) -> None:
-        """The engine waits for nobody, and memory is not without end."""
+        """Drop a slow reader: the event buffer is bounded, and the engine waits for nobody."""
         self._on_abort(self)
         self.fail(EngineFailure(f"the answer was read too slowly: {_MAX_UNREAD} pieces of it were waiting to be sent"))
 
     def fail(self, error: GgufdError) -> None:
-        """Nothing more will come, because of this."""
+        """End the stream with `error`, after what is buffered."""
         if not self.is_done:
             self._error = error
         self._notify()

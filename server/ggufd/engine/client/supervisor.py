@@ -59,7 +59,7 @@ CallerEvent = RequestEvent | Stats | Steps | QueueState | SlotDone
 
 
 class EngineUser(Protocol):
-    """Whoever waits for the engine, as its supervisor sees it."""
+    """User of the engine, as its supervisor sees it."""
 
     @property
     def is_answer_due(self) -> bool:
@@ -83,7 +83,7 @@ class EngineUser(Protocol):
 
 
 class EngineSupervisor:
-    """The engine's process over its life. `start` it inside a running event loop, then `wait_ready`; `stop` at the end.
+    """Supervisor of the engine's process. `start` it inside a running event loop, then `wait_ready`; at the end `stop`.
 
     `on_progress` gets the share of the model that is loaded, 0 to 1. `prestarted` is the first process.
     """
@@ -215,7 +215,7 @@ class EngineSupervisor:
         if is_too_large and self._retry_with_less(message):
             self._process.expect_exit()
         elif self.state is EngineState.RESTARTING:
-            self._process.blame(message)
+            self._process.set_reason(message)
         elif self.state in IS_LOADING:
             self._process.expect_exit()
             self._give_up(message)
@@ -227,15 +227,15 @@ class EngineSupervisor:
             self._user.engine_ended(EngineDown(_STOPPED, retry_after_s=self.load_s))
             return
         # Some backends end the process where they get no memory.
-        if how.code and not how.is_unborn and self._retry_with_less(_exit_text(how.code)):
+        if how.code and not how.never_started and self._retry_with_less(_exit_text(how.code)):
             return
-        reason = how.why or f"the engine process ended unexpectedly ({_exit_text(how.code)})"
-        if how.is_unborn:
-            reason = f"the engine process {how.why}"
+        reason = how.reason or f"the engine process ended unexpectedly ({_exit_text(how.code)})"
+        if how.never_started:
+            reason = f"the engine process {how.reason}"
         logger.error("%s%s", reason, f": {how.stderr}" if how.stderr else "")
-        hint = "; is there enough memory?" if how.code == _KILLED and not how.why else ""
+        hint = "; is there enough memory?" if how.code == _KILLED and not how.reason else ""
         if self.state is EngineState.WAKING:
-            self._sleep_on(f"{reason}{hint}")
+            self._sleep_again(f"{reason}{hint}")
             return
         self._user.engine_lost(self._lost(reason))
         self._restart(reason, hint)
@@ -254,10 +254,10 @@ class EngineSupervisor:
         logger.warning("starting the engine again (try %d of %s)", self._process.n_restarts, RESTARTS.most)
 
     def _give_up(self, message: str) -> None:
-        """Sleep on where a request was to wake it; otherwise it is over, and whoever runs this ends."""
+        """Go back to sleep where a request was to wake it; otherwise fail for good, and whoever runs this ends."""
         if self.state is EngineState.WAKING:
             logger.error("the model could not be loaded again: %s", message)
-            self._sleep_on(message)
+            self._sleep_again(message)
             return
         self._enter(EngineState.FAILED)
         self.trouble = _public(message, self.config)
@@ -267,7 +267,7 @@ class EngineSupervisor:
         else:
             logger.error("the engine cannot serve: %s", message)
 
-    def _sleep_on(self, why: str) -> None:
+    def _sleep_again(self, why: str) -> None:
         """Go back to sleep: what the model needs may be free later, so the next request tries again."""
         self._enter(EngineState.SLEEPING)
         self.trouble = _public(f"the model could not be loaded again: {why}", self.config)
@@ -360,7 +360,7 @@ class EngineSupervisor:
 
 
 def _public(message: str, config: EngineConfig) -> str:
-    """The same without the folders of what is loaded, which are nobody's business."""
+    """Message without the folders of the files that are loaded: requests may come from anybody."""
     for path in _files_of(config):
         message = message.replace(path, Path(path).name)
     return message

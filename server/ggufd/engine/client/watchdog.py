@@ -1,4 +1,4 @@
-"""Tells an engine that hangs from one that is slow: when to ask whether it lives, and when to give it up.
+"""Watchdog: tells an engine that hangs from one that is slow; when to ping it, and when to give it up.
 
 Knows no process and no clock: whoever watches calls `look` about every `beat_s` seconds and `heard` for every message.
 """
@@ -18,7 +18,7 @@ _LONGEST_BEAT_S = 0.5
 
 
 class Verdict(enum.Enum):
-    """What to do now."""
+    """Outcome of a look: what to do now."""
 
     WAIT = "wait"
     ASK = "ask"
@@ -26,7 +26,7 @@ class Verdict(enum.Enum):
 
 
 class Watchdog:
-    """Watches one engine, which answers between two steps. `timeout_s` 0 never gives up.
+    """Watchdog of one engine, which answers between two steps. `timeout_s` 0 never gives up.
 
     Its silence is counted in looks, none of which counts more than two beats: where this process itself stood still,
     or the whole machine slept, the engine is not to blame.
@@ -43,18 +43,18 @@ class Watchdog:
 
     @property
     def limit_s(self) -> float:
-        """The longest silence that may be an honest step."""
+        """Longest silence that may be a slow step."""
         return max(self._least_s, _SLOWER * self._slowest_s)
 
     def heard(self) -> None:
-        """The engine said something."""
+        """Note a message of the engine."""
         self._slowest_s = max(self._slowest_s, self._silence_s)
         self._silence_s = 0.0
         self._is_asked = False
         self._was_heard = True
 
     def look(self, elapsed_s: float, *, has_work: bool) -> Verdict:
-        """`elapsed_s` after the last look. One that speaks is not asked, nor one without work: it may sleep."""
+        """Verdict `elapsed_s` after the last look. An engine that speaks is not pinged, nor one without work."""
         if self._is_asked:
             self._silence_s += min(elapsed_s, 2 * self.beat_s)
             overdue = self._timeout_s > 0 and self._silence_s > self.limit_s
