@@ -87,7 +87,7 @@ class TextClient(TextCalls):
         self._deadline.stop()
         if self._started is not None:
             self._started.cancel()
-        self._fail_all(EngineDown("The server is shutting down."))
+        self._fail_all(shutting_down())
         self._process.end()
         await self._process.wait_gone()
 
@@ -101,7 +101,7 @@ class TextClient(TextCalls):
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if self._started is None or self._is_closed or self._is_given_up:
-            raise EngineDown(f"The text process is not running. {self._last_failure}".strip())
+            raise not_running(self._last_failure)
         self._next_id += 1
         call = pickled(Call(self._next_id, method, args, kwargs))
         pending = _PendingCall(self._next_id, method, call, asyncio.get_running_loop().create_future())
@@ -217,6 +217,16 @@ class TextClient(TextCalls):
     def _overrun(self) -> None:
         self._overrun_id = next(iter(self._pending), None)
         self._process.kill(TOO_SLOW)
+
+
+def not_running(why: str = "") -> EngineDown:
+    """Refusal of a call where no process answers."""
+    return EngineDown(f"The text process is not running. {why}".strip())
+
+
+def shutting_down() -> EngineDown:
+    """Error of calls that are under way when the process is ended."""
+    return EngineDown("The server is shutting down.")
 
 
 def pickled(message: object) -> bytes:

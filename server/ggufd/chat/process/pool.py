@@ -17,10 +17,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ggufd.chat.process.calls import TextCalls
-from ggufd.chat.process.client import TextClient, pickled
+from ggufd.chat.process.client import TextClient, not_running, pickled, shutting_down
 from ggufd.chat.process.memo import Memo
 from ggufd.chat.prompt import ChatPrompt, TextInfo
-from ggufd.errors import EngineDown, GgufdError
+from ggufd.errors import GgufdError
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class TextPool(TextCalls):
             self._growing.cancel()
         for waiting in self._waiting:
             if not waiting.process.done():
-                waiting.process.set_exception(EngineDown("The server is shutting down."))
+                waiting.process.set_exception(shutting_down())
         self._waiting.clear()
         clients = self._clients if self._starting is None else [*self._clients, self._starting]
         await asyncio.gather(*(client.stop() for client in clients))
@@ -95,7 +95,7 @@ class TextPool(TextCalls):
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if self._is_stopped:
-            raise EngineDown("The text process is not running.")
+            raise not_running()
         asked = pickled((method, args, kwargs))
         is_kept = self._is_shared() and self._is_lasting(method)
         if is_kept and (known := self._memo.get(asked)) is not None:
