@@ -73,8 +73,8 @@ class SubmissionLimits:
         wait_s = self._buckets.wait_s(request.principal.account, request.principal.limits)
         if wait_s > 0:
             raise TooManyRequests(
-                f"you may use {request.principal.limits.tokens_per_minute} tokens a minute and have used them; try again in "
-                f"{math.ceil(wait_s)} s",
+                f"this key has used its {request.principal.limits.tokens_per_minute} tokens per minute. "
+                f"Try again in {math.ceil(wait_s)} s",
                 retry_after_s=wait_s,
             )
         if self.is_full(n_slots):
