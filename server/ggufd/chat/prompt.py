@@ -99,11 +99,16 @@ def any_arguments(tool: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TextParams:
-    """How to start the text process. `chat_template` replaces the one in the file, `tool_format` what it looks like."""
+    """Parameters of the text process.
+
+    `chat_template` replaces the file's template, `tool_format` overrides the detected format of tool calls.
+    `header_digest` is the `TextInfo.header_digest` of the first load; None accepts any file.
+    """
 
     model: ModelParams
     chat_template: str | None = None
     tool_format: str | None = None
+    header_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +136,4 @@ class TextInfo:
     tool_format: str = ""
     has_thinking: bool = False
     tells_time: bool = False
+    header_digest: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from ggufd.errors import EngineDown, EngineFailure, InvalidRequest, ModelError, 
 from ggufd.llama.params import ModelParams
 from ggufd.processes.child import Child
 from tests.support.models.tiny_bert import write_tiny_bert
+from tests.support.models.tiny_model import write_tiny_model
 from tests.support.models.vocabularies import demo_model, vocabulary
 
 HANGS = (
@@ -206,6 +208,25 @@ async def test_a_model_that_is_gone_is_said_and_one_that_is_back_is_used(tmp_pat
             while client.pid is None:  # noqa: ASYNC110 - nothing tells a caller that it is back
                 await asyncio.sleep(0.01)
         assert await client.decode(await client.encode("back")) == "back"
+
+
+async def test_a_restart_refuses_another_vocabulary_than_the_first_one(tmp_path: Path) -> None:
+    """The engine goes on with the tokens of the file that was loaded first."""
+    file = tmp_path / "model.gguf"
+    file.symlink_to(demo_model())
+    client = TextClient(params(path=str(file)), backoff_s=0.001)
+    async with running(client):
+        file.unlink()
+        write_tiny_model(file)
+        await killed(client)
+        with pytest.raises(EngineDown, match=r"model\.gguf is another file than was loaded before: start the server"):
+            await client.encode("other tokens")
+        file.unlink()
+        shutil.copyfile(demo_model(), file)
+        async with asyncio.timeout(30):
+            while client.pid is None:  # noqa: ASYNC110 - nothing tells a caller that it is back
+                await asyncio.sleep(0.01)
+        assert await client.decode(await client.encode("a copy is the same")) == "a copy is the same"
 
 
 async def test_a_caller_who_left_disturbs_nobody() -> None:

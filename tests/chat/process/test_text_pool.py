@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,7 +18,9 @@ from ggufd.chat.process.pool import TextPool, _may_be_slow
 from ggufd.chat.prompt import ChatPrompt
 from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.errors import EngineDown, InvalidRequest
-from tests.chat.process.test_text_client import HANGS, params, said
+from tests.chat.process.test_text_client import HANGS, SLOW, params, said
+from tests.support.models.tiny_model import write_tiny_model
+from tests.support.models.vocabularies import demo_model
 
 CALL_TIMEOUT_S = 3.0
 
@@ -219,3 +222,22 @@ async def test_a_second_process_that_cannot_start_is_done_without() -> None:
         await slow
     await pool.stop()
     assert len(made) == 2
+
+
+async def test_a_second_process_with_another_vocabulary_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "model.gguf"
+    file.symlink_to(demo_model())
+    pool = TextPool(lambda: TextClient(params(SLOW, str(file)), call_timeout_s=60), patience_s=0.05)
+    await pool.start()
+    tokens = await pool.encode("Hello there")
+    file.unlink()
+    write_tiny_model(file)
+    slow = [asyncio.create_task(pool.render(said("slow"))) for _ in range(4)]
+    await asyncio.sleep(0)
+    assert await pool.decode(tokens) == "Hello there"
+    assert "model.gguf is another file than was loaded before" in caplog.text
+    assert [(await one).text for one in slow] == ["slow"] * 4
+    assert len(pool.pids) == 1
+    await pool.stop()

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import pickle
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ggufd.chat.process.calls import CHECK_GRAMMAR, TextCalls
@@ -66,7 +66,7 @@ class TextClient(TextCalls):
     ) -> None:
         self._params = params
         self._call_timeout_s = call_timeout_s
-        spawn = ChildSpawner(NAME, main, lambda: (params,), prestarted)
+        spawn = ChildSpawner(NAME, main, lambda: (self._params,), prestarted)
         policy = RestartPolicy(backoff_s, longest_s=_MAX_BACKOFF_S, start_s=start_timeout_s)
         self._process: ChildSupervisor[Child] = ChildSupervisor(spawn, policy, self._receive, self._exited)
         self._deadline = CallDeadline(self._overrun, self._cpu_s)
@@ -130,8 +130,13 @@ class TextClient(TextCalls):
             case Refusal(call_id, code, message, param):
                 self._settle(call_id, from_code(code, message, param=param))
 
+    def expect(self, info: TextInfo) -> None:
+        """Accept no other model file from the next start on."""
+        self._params = replace(self._params, header_digest=info.header_digest)
+
     def _begin(self, info: TextInfo) -> None:
         self.info = info
+        self.expect(info)
         self._process.mark_ready()
         self._last_failure = ""
         if self._started is not None and not self._started.done():

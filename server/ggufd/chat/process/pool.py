@@ -175,6 +175,7 @@ class TextPool(TextCalls):
         if self._would_help(first):
             # Known at once: calls that come before the task runs must not start one more.
             self._starting = self._new_client()
+            self._starting.expect(self.info)
             self._growing = asyncio.get_running_loop().create_task(self._grow(self._starting))
         else:
             self._schedule_growth()

@@ -6,9 +6,11 @@ the vocabulary only, no weights. Knows nothing of processes.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 from ggufd.chat.answers.answer_planner import AnswerPlanner
@@ -30,6 +32,9 @@ _SPECIAL_TOKENS = {
     "sep_token": "tokenizer.ggml.seperator_token_id",  # spelled so in the format
     "cls_token": "tokenizer.ggml.cls_token_id",
 }
+
+_HEADER_BYTES = 8 << 20
+"""Vocabulary and chat template lie within it, and it was read already to load them."""
 
 
 class TextModel:
@@ -284,6 +289,7 @@ class TextModel:
             tool_format=self._planner.tool_format.name,
             has_thinking=self._planner.thinking is not None,
             tells_time=self._renderer.tells_time,
+            header_digest=_header_digest(self._file.path),
         )
 
 
@@ -305,6 +311,20 @@ def _last(tokens: list[int], n: int) -> list[int]:
     return tokens[max(0, len(tokens) - n) :]
 
 
+def _header_digest(path: str) -> str:
+    """Digest of the beginning of a file; empty where it cannot be read any more."""
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            return hashlib.blake2b(file.read(_HEADER_BYTES), digest_size=16).hexdigest()
+    except OSError:
+        return ""
+
+
 def load(params: TextParams) -> TextModel:
-    """Text model of a file; weights stay on disk, whatever the parameters say of them. Raises ModelError."""
-    return TextModel(GgufModel(params.model.path), params.chat_template, params.tool_format)
+    """The text model of a file; weights stay on disk. Raises ModelError, also for another file than was loaded first."""
+    model = TextModel(GgufModel(params.model.path), params.chat_template, params.tool_format)
+    if params.header_digest not in (None, model.info.header_digest):
+        # The engine computes with the vocabulary that was loaded first.
+        path = params.model.path
+        raise ModelError(f"{path} is another file than was loaded before: start the server again to serve it")
+    return model
