@@ -327,6 +327,18 @@ async def test_a_result_goes_on_from_a_stored_call() -> None:
     assert (turn["reasoning_content"], turn["tool_calls"][0]["id"]) == ("Hm", tool["tool_call_id"])
 
 
+async def test_a_call_that_a_stop_string_cut_is_incomplete() -> None:
+    async with thinking_api() as api:
+        cut = await api.ok(PATH, input="Hi", tools=[ADD], stop=[": 1"])
+        whole = await api.ok(PATH, input="Hi", tools=[ADD], stop=["</tool"])
+        events = await named_events(api, input="Hi", tools=[ADD], stop=[": 1"])
+    assert [item["status"] for item in cut["output"]] == ["completed", "completed", "incomplete"]
+    assert cut["output"][2]["arguments"] == '{"a"'
+    assert [item["status"] for item in whole["output"]] == ["completed"] * 3
+    done = [data["item"] for name, data in events if name == "response.output_item.done"]
+    assert [item["status"] for item in done] == ["completed", "completed", "incomplete"]
+
+
 async def test_a_streamed_call_is_items_too() -> None:
     async with thinking_api() as api:
         events = await named_events(api, input="Hi", tools=[ADD])

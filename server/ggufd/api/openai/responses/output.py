@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from ggufd.api.answer.blocks import Block, BlockWriter, Event, Logprobs
 from ggufd.api.openai.responses.items import Item, new_item_id
-from ggufd.chat.deltas.answer import ContentDelta, ToolCallBegin
+from ggufd.chat.deltas.answer import ContentDelta, ToolCallBegin, is_object
 
 
 class _Item(Block):
@@ -102,7 +102,8 @@ class _Call(_Item):
         return [self._event("function_call_arguments.delta", delta=text)]
 
     def end(self, *, is_cut: bool) -> list[Event]:
-        self.json.update(status=_status(is_cut), arguments=self._text)
+        # A stop string ends the answer, but may have cut this call.
+        self.json.update(status=_status(is_cut or not is_object(self._text)), arguments=self._text)
         done = self._event("function_call_arguments.done", name=self.json["name"], arguments=self._text)
         return [done, self._whole("done")]
 
