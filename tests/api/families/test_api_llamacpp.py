@@ -15,6 +15,7 @@ from tests.support.fakes.api_client import error_of, parse_events, running
 from tests.support.fakes.fake_engine import BOS, FakeEngine, FakeText
 
 PATH = "/completion"
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 
 
 def contents(events: list[Any]) -> dict[int, str]:
@@ -372,6 +373,30 @@ async def test_a_chat_is_rendered() -> None:
         assert answer["prompt"] == "user: Hi\nassistant: "
         assert answer["n_tokens"] == len(answer["prompt"])
         assert (await api.refused("/apply-template", {}))["param"] == "messages"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False},
+        {"tools": [TOOL], "tool_choice": "none"},
+        {"reasoning_effort": "none"},
+        {"template_vars": {"mood": "good"}},
+    ],
+)
+async def test_a_template_is_applied_to_what_the_same_chat_request_would_give_it(more: dict[str, Any]) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], **more}
+    async with running() as api:
+        await api.ok("/apply-template", **body)
+        await api.ok("/v1/chat/completions", **body, max_tokens=1)
+        applied, chatted = api.text.chats
+    assert applied == chatted
+
+
+async def test_a_tool_choice_without_its_tool_is_refused_by_apply_template() -> None:
+    async with running() as api:
+        body = {"messages": [{"role": "user", "content": "Hi"}], "tool_choice": "required"}
+        assert (await api.refused("/apply-template", body))["param"] == "tool_choice"
 
 
 async def test_nothing_is_there_while_the_model_loads() -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
 
+from ggufd.api.answer.conversation import Conversation
 from ggufd.api.http.auth import admin_only
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.llamacpp.answer import settings_json
-from ggufd.api.request.chat.schemas import Messages, Tools
+from ggufd.api.request.chat.schemas import ChatRequest
 from ggufd.api.request.docs import documented
-from ggufd.api.request.sampling import Bool, SamplingFields
-from ggufd.api.request.validation import Body, validate
+from ggufd.api.request.fields import OPENAI_CHAT
+from ggufd.api.request.requests import refuse_unavailable
+from ggufd.api.request.sampling import SamplingFields
+from ggufd.api.request.validation import validate
+from ggufd.api.services.activity import owner_of
 from ggufd.api.services.services import Services, services_of
-from ggufd.chat.prompt import ChatPrompt
 from ggufd.engine.messages.reports import Ready, SlotState
 from ggufd.errors import Unavailable, Unsupported
 
@@ -100,32 +102,16 @@ def _slot_json(state: SlotState, ready: Ready) -> dict[str, Any]:
     }
 
 
-class TemplateRequest(Body):
-    """A conversation to be rendered."""
-
-    messages: Messages
-    add_generation_prompt: Bool | None = None
-    continue_final_message: Bool | None = None
-    chat_template_kwargs: Annotated[Mapping[str, Any], WithJsonSchema({"type": "object"})] = Field(default_factory=dict)
-    tools: Tools = ()
-
-
 @router.post(
     "/apply-template",
-    **documented(TemplateRequest, {"one message": {"messages": [{"role": "user", "content": "Hello"}]}}),
+    **documented(ChatRequest, {"one message": {"messages": [{"role": "user", "content": "Hello"}]}}),
 )
 async def apply_template(request: Request) -> Response:
-    """The prompt that a conversation becomes, and its tokens' count; nothing is generated."""
+    """The prompt that a chat request becomes, and its tokens' count; nothing is generated."""
     services = services_of(request)
-    fields = validate(TemplateRequest, await read_json(request, services.config.max_body_bytes), {})
+    body = await read_json(request, services.config.max_body_bytes)
+    refuse_unavailable(body)
+    fields = validate(ChatRequest, body, OPENAI_CHAT)
     services.require_ready()
-    rendered = await services.text.render(
-        ChatPrompt(
-            fields.messages,
-            add_generation_prompt=fields.add_generation_prompt,
-            continue_final_message=fields.continue_final_message,
-            template_kwargs=fields.chat_template_kwargs,
-            tools=fields.tools,
-        )
-    )
+    rendered = await Conversation(services, fields, owner_of(request)).render()
     return json_response({"prompt": rendered.text, "n_tokens": len(rendered.tokens), "repairs": list(rendered.repairs)})
