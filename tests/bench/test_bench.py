@@ -45,7 +45,7 @@ from ggufd.bench.measure.words import Words, calibrate
 from ggufd.bench.run import Options, choose, run
 from ggufd.bench.scenarios import SCENARIOS
 from ggufd.bench.scenarios.chat import ChatLine, History
-from ggufd.bench.scenarios.compiling import NEWCOMERS, PARTS
+from ggufd.bench.scenarios.compiling import N_NEW, PARTS
 from ggufd.llama.grammar.grammar import check_grammar
 from tests.support.fakes.bench_server import FakeServer, serving
 
@@ -74,7 +74,7 @@ SMALL = Sizes(
     prefill=(100,),
     prefix=100,
     users=3,
-    newcomer=100,
+    new_prompt=100,
     chat_turns=8,
     chat_context=400,
     answer=8,
@@ -358,7 +358,7 @@ async def test_decode_finds_the_step(fake: FakeServer) -> None:
 async def test_deep_waits_for_the_new_message_only(fake: FakeServer) -> None:
     fake.token_s, fake.step_s = 0.003, 0.005
     found = await measure(fake, "deep")
-    assert 40 * 0.003 <= found["2 streams", "first token of a short message"] < 60 * 0.003 + 0.3
+    assert 40 * 0.003 <= found["2 streams", "TTFT of a short message"] < 60 * 0.003 + 0.3
     assert found["2 streams", "one stream"] > 40
 
 
@@ -409,7 +409,7 @@ async def test_tools_compares_chats_with_and_without_and_waits_for_a_call(fake: 
 async def test_prefill_finds_the_rate(fake: FakeServer) -> None:
     fake.token_s = 0.003
     found = await measure(fake, "prefill")
-    assert 0.3 <= found["100 tokens", "first token"] < 0.9
+    assert 0.3 <= found["100 tokens", "TTFT"] < 0.9
     assert 110 < found["100 tokens", "rate"] <= 334
 
 
@@ -419,43 +419,43 @@ async def test_a_shared_prefix_is_known_and_a_bursts_is_not(fake: FakeServer) ->
     burst = await measure(fake, "burst")
     case = "3 users, 100 tokens"
     # Tails of 25 words are read one after the other: the second of three waits for two of them.
-    assert 2 * 25 * 0.002 <= shared[case, "median first token"] < 0.29
-    assert shared[case, "last first token"] >= 3 * 25 * 0.002
-    assert burst[case, "median first token"] >= (100 + 2 * 25) * 0.002
+    assert 2 * 25 * 0.002 <= shared[case, "median TTFT"] < 0.29
+    assert shared[case, "longest TTFT"] >= 3 * 25 * 0.002
+    assert burst[case, "median TTFT"] >= (100 + 2 * 25) * 0.002
 
 
 async def test_interference_sees_the_others_stand_still(fake: FakeServer) -> None:
     fake.token_s, fake.step_s = 0.004, 0.01
     found = await measure(fake, "interference")
     case = "100 tokens arrive"
-    assert 0.01 <= found[case, "their usual gap"] < 0.05
-    assert 0.39 <= found[case, "longest gap of the others"] < 1.0
-    assert 0.4 <= found[case, "its first token"] < 1.0
-    assert 0.4 < found[case, "its first token over that alone"] < 2.5
+    assert 0.01 <= found[case, "median ITL of running streams"] < 0.05
+    assert 0.39 <= found[case, "longest ITL of running streams"] < 1.0
+    assert 0.4 <= found[case, "TTFT of the new request"] < 1.0
+    assert 0.4 < found[case, "TTFT over that alone"] < 2.5
 
 
 async def test_compile_sees_the_others_stand_still_for_new_schemas(fake: FakeServer) -> None:
     fake.step_s = 0.005
     quiet = await measure(fake, "compile")
     schemas = [body["json_schema"] for body in fake.bodies if "json_schema" in body]
-    assert len({json.dumps(schema) for schema in schemas}) == len(schemas) == NEWCOMERS
+    assert len({json.dumps(schema) for schema in schemas}) == len(schemas) == N_NEW
     check_grammar("json_schema", json.dumps(schemas[0]))
     assert len(json.dumps(schemas[0])) > 10_000
     fake.schema_s = 0.2
     found = await measure(fake, "compile")
     case = f"{PARTS} objects arrive"
-    assert quiet[case, "longest gap of the others"] < 0.15
-    assert 0.19 <= found[case, "longest gap of the others"] < 1.0
-    assert found[case, "longest gap over that beside free ones"] > 1.5
-    assert found[case, "its first token"] >= 0.2
+    assert quiet[case, "longest ITL of running streams"] < 0.15
+    assert 0.19 <= found[case, "longest ITL of running streams"] < 1.0
+    assert found[case, "longest ITL over that beside free requests"] > 1.5
+    assert found[case, "TTFT of the new request"] >= 0.2
 
 
 async def test_a_chat_has_every_kind_of_wait_and_a_perfect_cache_computes_the_least(fake: FakeServer) -> None:
     fake.token_s = 0.001
     found = await measure(fake, "chat")
-    turn, swipe = found["a turn", "median first token"], found["a swipe", "median first token"]
-    assert swipe < turn < found["a turn of a trimmed history", "median first token"]
-    assert found["an edit", "median first token"] < found["a turn of a trimmed history", "median first token"]
+    turn, regenerated = found["a turn", "median TTFT"], found["a regenerated answer", "median TTFT"]
+    assert regenerated < turn < found["a turn of a trimmed history", "median TTFT"]
+    assert found["an edit", "median TTFT"] < found["a turn of a trimmed history", "median TTFT"]
     assert found["8 turns", "computed over least prompt tokens"] == pytest.approx(1.0)
     assert max(len(body["prompt"].split()) for body in fake.bodies) + SMALL.answer <= SMALL.chat_context
 
@@ -481,7 +481,7 @@ def test_a_history_drops_its_oldest_messages_and_keeps_card_and_last() -> None:
 async def test_a_carousel_goes_on_with_every_chat(fake: FakeServer) -> None:
     fake.token_s = 0.002
     found = await measure(fake, "carousel")
-    assert 25 * 0.002 <= found["3 chats, 1 at once", "median first token"] < 0.15
+    assert 25 * 0.002 <= found["3 chats, 1 at once", "median TTFT"] < 0.15
     prompts = [body["prompt"] for body in fake.bodies]
     assert len(prompts) == 3 * 3
     assert all(any(later.startswith(first) for later in prompts[6:]) for first in prompts[:3])
@@ -491,8 +491,8 @@ async def test_a_chat_beside_jobs_is_measured_and_the_jobs_are_hung_up(fake: Fak
     fake.token_s, fake.step_s = 0.0005, 0.01
     found = await measure(fake, "background")
     case = "a chat beside 2 jobs, one key"
-    assert 25 * 0.0005 <= found[case, "median first token"] < 0.2
-    assert 0.01 <= found[case, "longest gap"] < 0.3
+    assert 25 * 0.0005 <= found[case, "median TTFT"] < 0.2
+    assert 0.01 <= found[case, "longest ITL"] < 0.3
     assert 50 < found[case, "jobs"] < 205
     assert len([body for body in fake.bodies if body["max_tokens"] == 24]) >= 4
 
@@ -514,8 +514,8 @@ async def test_a_crowd_is_compared_with_as_many_clients_as_slots(fake: FakeServe
     assert {case for case, _ in found} == {f"{n} clients on 4 slots" for n in (4, 8, 16)}
     # The fake serves all at once, so that four times the clients are four times as fast.
     assert 1.5 < found["16 clients on 4 slots", "over as many clients as slots"] < 6
-    assert 0.02 <= found["4 clients on 4 slots", "gap between tokens, median"] < 0.5
-    assert found["4 clients on 4 slots", "gap between tokens, p99"] >= 0.02
+    assert 0.02 <= found["4 clients on 4 slots", "ITL, median"] < 0.5
+    assert found["4 clients on 4 slots", "ITL, p99"] >= 0.02
 
 
 async def test_a_failing_client_fails_the_crowd(fake: FakeServer) -> None:

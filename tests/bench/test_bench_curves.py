@@ -28,7 +28,7 @@ from tests.support.models.cut_model import write_cut_model
 
 pytestmark = pytest.mark.timed
 
-EXTENT = dataclasses.replace(QUICK, streams=(1, 3), contexts=(200, 400), newcomer=40)
+EXTENT = dataclasses.replace(QUICK, streams=(1, 3), contexts=(200, 400), new_prompt=40)
 
 
 class Launcher:
@@ -94,7 +94,7 @@ async def test_streams_find_the_step_and_the_wait_of_many_at_once() -> None:
     (curve,) = found.curves
     got = values(curve)
     assert 20 <= got[1, "a step"] < 200
-    assert 3 * 24 * 0.001 * 0.5 < got[3, "median first token, all at once"] < 2
+    assert 3 * 24 * 0.001 * 0.5 < got[3, "median TTFT, all at once"] < 2
     assert got[3, "planning"] == pytest.approx(2)
     assert (1, "planning") not in got
     assert launcher.flags == [("-np", "3", "-c", str(3 * (16 + 64)))]
@@ -114,7 +114,7 @@ async def test_each_context_has_a_server_of_its_own_of_the_long_model() -> None:
     got = values(found.curves[0])
     assert (short.flags, [flags[3] for flags in long.flags]) == ([], ["200", "400"])
     # A message of 25 tokens, whatever lies before it.
-    assert all(0.025 <= got[x, "first token of a short message"] < 2 for x in (200, 400))
+    assert all(0.025 <= got[x, "TTFT of a short message"] < 2 for x in (200, 400))
     assert all(50 < got[x, "reading all of it"] <= 1000 for x in (200, 400))
     assert got[400, "memory of all processes"] > 1
 
@@ -131,12 +131,12 @@ async def test_kept_chats_go_on_with_the_new_message_only() -> None:
         await chats.measure(found)
     got = values(found.curves[0])
     assert {x for x, _ in got} == {1, 4}
-    assert got[4, "first token of a kept chat"] >= 25 * 0.002
+    assert got[4, "TTFT of a kept chat"] >= 25 * 0.002
     prompts = [body["prompt"] for body in launcher.fake.bodies]
     again = [prompt for prompt in prompts if len(prompt.split()) > EXTENT.chat_tokens + 20]
     assert len(again) == 2
     assert all(any(prompt.startswith(f"{before}\n") for before in prompts) for prompt in again)
-    assert got[4, "first token of a new one"] >= 30 * 0.002
+    assert got[4, "TTFT of a new chat"] >= 30 * 0.002
 
 
 async def test_every_gap_has_a_server_of_its_own() -> None:
@@ -145,8 +145,8 @@ async def test_every_gap_has_a_server_of_its_own() -> None:
     steps = ("--max-gap-steps", "0")
     assert [flags[-4:] for flags in launcher.flags] == [("--max-gap-ms", gap, *steps) for gap in ("50", "200")]
     got = values(found.curves[0])
-    assert 0.07 <= got[50, "first token of a newcomer"] < 3
-    assert 0.06 <= got[200, "longest gap of those who write"] < 3
+    assert 0.07 <= got[50, "TTFT of the new request"] < 3
+    assert 0.06 <= got[200, "longest ITL of running streams"] < 3
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ N_CTX = 1024
 CACHE_RAM_MIB = 8192
 MESSAGE = 25
 ANSWER = 32
-NEWCOMER = 30
+NEW_PROMPT = 30
 
 
 async def measure(ground: Ground) -> None:
@@ -43,10 +43,10 @@ async def _look(ground: Ground, curve: Curve, site: Site, known: list[str], n_ch
     for _ in range(ground.extent.repetitions):
         known.append(f"{known.pop(0)}\n{site.words.text(MESSAGE)}")
         again.append(await site.client.complete(known[-1], ANSWER))
-        new.append(await site.client.complete(site.words.text(NEWCOMER), ANSWER))
+        new.append(await site.client.complete(site.words.text(NEW_PROMPT), ANSWER))
     curve.add(n_chats, "a step", "ms", [1000 * step_s([answer]) for answer in again])
-    curve.add(n_chats, "first token of a kept chat", "s", [answer.wait for answer in again])
-    curve.add(n_chats, "first token of a new one", "s", [answer.wait for answer in new])
+    curve.add(n_chats, "TTFT of a kept chat", "s", [answer.wait for answer in again])
+    curve.add(n_chats, "TTFT of a new chat", "s", [answer.wait for answer in new])
 
 
 async def _host_bytes(client: Client) -> float:

@@ -25,7 +25,7 @@ async def measure(ground: Ground) -> None:
             prompts = [f"{text}\n{site.words.text(MESSAGE)}" for _ in range(ground.extent.repetitions)]
             answers = [await site.client.complete(prompt, ANSWER) for prompt in prompts]
             curve.add(n_ctx, "a step", "ms", [1000 * step_s([answer]) for answer in answers])
-            curve.add(n_ctx, "first token of a short message", "s", [answer.wait for answer in answers])
+            curve.add(n_ctx, "TTFT of a short message", "s", [answer.wait for answer in answers])
             if whole.prompt_tokens is not None:
                 curve.add(n_ctx, "reading all of it", "tok/s", [whole.prompt_tokens / whole.wait])
             curve.add(n_ctx, "memory of all processes", "MiB", [mib(local.memory().total)])

@@ -1,4 +1,4 @@
-"""gaps: the trade of `max_gap_ms`, a newcomer's TTFT against the longest pause of the decoding streams."""
+"""gaps: the trade of `max_gap_ms`, the TTFT of a new request against the longest ITL of running streams."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ggufd.bench.scenarios import interference
 N_SLOTS = interference.RUNNING + 1
 
 _LINES = {
-    "longest gap of the others": ("longest gap of those who write", "s"),
-    "its first token": ("first token of a newcomer", "s"),
-    "its first token over that alone": ("first token over that alone", "x"),
+    "longest ITL of running streams": ("longest ITL of running streams", "s"),
+    "TTFT of the new request": ("TTFT of the new request", "s"),
+    "TTFT over that alone": ("TTFT over that alone", "x"),
 }
 """What the scenario calls a quantity, and what it is called here."""
 
@@ -19,7 +19,7 @@ _LINES = {
 async def measure(ground: Ground) -> None:
     """A server for each value; the scenario `interference` on it."""
     curve = ground.begin("gaps", "max_gap_ms")
-    n_ctx = max(interference.RUNNING_TOKENS + 64, 2 * ground.extent.newcomer)
+    n_ctx = max(interference.RUNNING_TOKENS + 64, 2 * ground.extent.new_prompt)
     for gap_ms in ground.extent.gaps_ms:
         gap = ("--max-gap-ms", str(gap_ms), "--max-gap-steps", "0")
         flags = ("-np", str(N_SLOTS), "-c", str(N_SLOTS * n_ctx), *gap)

@@ -33,7 +33,7 @@ class Extent:
     chats: tuple[int, ...] = (1, 10, 25, 50, 100, 200)
     chat_tokens: int = 200
     gaps_ms: tuple[int, ...] = (20, 50, 100, 200, 400, 1000)
-    newcomer: int = 800
+    new_prompt: int = 800
     repetitions: int = 3
 
 
@@ -44,7 +44,7 @@ QUICK = Extent(
     chats=(1, 4),
     chat_tokens=60,
     gaps_ms=(50, 200),
-    newcomer=150,
+    new_prompt=150,
     repetitions=1,
 )
 """Two points of each, to see that all works."""
@@ -72,7 +72,7 @@ class Ground:
         client = Client(local.url, timeout_s=_ANSWER_S)
         server = await discover(client)
         rate = await calibrate(client, self.seed)
-        site = Site(server, Words(rate, self.seed, *parts), Sizes(newcomer=self.extent.newcomer))
+        site = Site(server, Words(rate, self.seed, *parts), Sizes(new_prompt=self.extent.new_prompt))
         await client.complete(site.words.text(16), 16)
         return site
 

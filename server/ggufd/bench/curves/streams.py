@@ -34,7 +34,7 @@ async def measure(ground: Ground) -> None:
             rates = [throughput([(answer.times, answer.per_piece) for answer in run]) for run in runs]
             curve.add(n, "all streams", "tok/s", [rate for rate in rates if rate is not None])
             waits = [statistics.median(answer.wait for answer in run) for run in runs]
-            curve.add(n, "median first token, all at once", "s", waits)
+            curve.add(n, "median TTFT, all at once", "s", waits)
             for quantity, share in (await _shares(site.client, n)).items():
                 curve.add(n, quantity, "% of a step", [100 * share])
             ground.say(f"streams: {n} of {n_slots}")

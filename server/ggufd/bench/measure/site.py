@@ -28,7 +28,7 @@ class Sizes:
     prefill: tuple[int, ...] = (800, 4000)
     prefix: int = 635
     users: int = 8
-    newcomer: int = 800
+    new_prompt: int = 800
     chat_turns: int = 24
     chat_context: int = 2000
     answer: int = 48
@@ -49,7 +49,7 @@ QUICK = Sizes(
     prefill=(800,),
     prefix=300,
     users=4,
-    newcomer=400,
+    new_prompt=400,
     chat_turns=8,
     chat_context=450,
     answer=24,

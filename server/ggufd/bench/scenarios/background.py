@@ -83,9 +83,9 @@ def _figures(case: str, answers: list[TimedAnswer], rate: float) -> list[Figure]
     waits = tuple(answer.wait for answer in answers)
     gaps = tuple(b - a for answer in answers for a, b in itertools.pairwise(answer.times))
     figures = [
-        Figure(Metric(NAME, case, "median first token", "s", Better.LOWER), statistics.median(waits), waits),
+        Figure(Metric(NAME, case, "median TTFT", "s", Better.LOWER), statistics.median(waits), waits),
         Figure(Metric(NAME, case, "jobs", "tok/s", Better.HIGHER), rate),
     ]
     if gaps:
-        figures.insert(1, Figure(Metric(NAME, case, "longest gap", "s", Better.LOWER), max(gaps), gaps))
+        figures.insert(1, Figure(Metric(NAME, case, "longest ITL", "s", Better.LOWER), max(gaps), gaps))
     return figures

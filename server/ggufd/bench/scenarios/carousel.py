@@ -28,7 +28,7 @@ async def _measure(site: Site) -> list[Figure]:
         waits: list[float] = []
         for start in range(0, len(chats), at_once):
             waits += await _turns(site, chats, range(start, min(start + at_once, len(chats))))
-        metric = Metric(NAME, f"{sizes.chats} chats, {at_once} at once", "median first token", "s", Better.LOWER)
+        metric = Metric(NAME, f"{sizes.chats} chats, {at_once} at once", "median TTFT", "s", Better.LOWER)
         figures.append(Figure(metric, statistics.median(waits), tuple(waits)))
     return figures
 

@@ -1,7 +1,7 @@
 """chat: one role-play chat as a frontend sends it, whole history each time, until it outgrows the context.
 
-Now and then the last answer is asked for again (a swipe), or the last message is rewritten (an edit). When the history
-no longer fits, the client drops the oldest messages behind the character's card, and goes on doing so every turn.
+Now and then the last answer is regenerated, or the last message is rewritten (an edit). When the history no longer
+fits, the client drops the oldest messages behind the character's card, and goes on doing so every turn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ggufd.bench.measure.words import tokens
 NAME = "chat"
 CARD_SHARE = 7  # the card takes a seventh of the context
 MESSAGE = 32
-SWIPE_EVERY = 4
+REGENERATE_EVERY = 4
 EDIT_AT = (3, 10, 18)
 
 
@@ -28,7 +28,7 @@ class Kind(enum.Enum):
 
     FIRST = "first turn"
     TURN = "a turn"
-    SWIPE = "a swipe"
+    REGENERATED = "a regenerated answer"
     EDIT = "an edit"
     TRIMMED = "a turn of a trimmed history"
 
@@ -80,10 +80,10 @@ def cases(sizes: Sizes) -> list[Case]:
 async def _measure(site: Site) -> list[Figure]:
     asks = await _play(site)
     figures = []
-    for kind in (Kind.TURN, Kind.SWIPE, Kind.EDIT, Kind.TRIMMED):
+    for kind in (Kind.TURN, Kind.REGENERATED, Kind.EDIT, Kind.TRIMMED):
         waits = tuple(ask.answer.wait for ask in asks if ask.kind is kind)
         if waits:
-            metric = Metric(NAME, kind.value, "median first token", "s", Better.LOWER)
+            metric = Metric(NAME, kind.value, "median TTFT", "s", Better.LOWER)
             figures.append(Figure(metric, statistics.median(waits), waits))
     computed = await _computed(site, asks)
     return figures if computed is None else [*figures, computed]
@@ -104,9 +104,9 @@ async def _play(site: Site) -> list[Ask]:
         if turn in EDIT_AT:
             history.messages[-2:] = [_message(site)]
             asks.append(await _ask(site, history, Kind.EDIT, history.dropped))
-        if turn % SWIPE_EVERY == 0:
+        if turn % REGENERATE_EVERY == 0:
             history.messages.pop()
-            asks.append(await _ask(site, history, Kind.SWIPE, history.dropped))
+            asks.append(await _ask(site, history, Kind.REGENERATED, history.dropped))
     return asks
 
 

@@ -1,4 +1,4 @@
-"""compile: gaps of running streams while others send large JSON schemas that the server has not seen."""
+"""compile: ITL of running streams while others send large JSON schemas that the server has not seen."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ggufd.bench.scenarios.interference import RUNNING, RUNNING_TOKENS, SETTLE_S
 from ggufd.bench.scenarios.schema import drawn_schema
 
 NAME = "compile"
-NEWCOMERS = 4
+N_NEW = 4
 PARTS = 24
 PROMPT = 24
 
 
-class _Newcomer(NamedTuple):
-    """How long it waited for its first token, and the longest gap of the others meanwhile; in seconds."""
+class _NewRequest(NamedTuple):
+    """TTFT of a request, and the longest ITL of the running streams meanwhile, in seconds."""
 
     wait: float
     gap: float
@@ -37,7 +37,7 @@ def large_schema(site: Site) -> dict[str, Any]:
 
 
 async def _measure(site: Site) -> list[Figure]:
-    """Free newcomers and held ones in turns, so that the streams are equally deep beside both."""
+    """Free requests and constrained ones in turns, so that the streams are equally deep beside both."""
     streams: list[Stream] = []
     with closing_all(streams):
         prompts = [site.words.text(PROMPT) for _ in range(min(RUNNING, max(1, site.server.slots - 1)))]
@@ -45,29 +45,31 @@ async def _measure(site: Site) -> list[Figure]:
         await asyncio.gather(*(stream.first() for stream in streams))
         await asyncio.sleep(SETTLE_S)
         free, held = [], []
-        for _ in range(NEWCOMERS):
-            free.append(await _newcomer(site, streams, {}))
-            held.append(await _newcomer(site, streams, {"json_schema": large_schema(site), "ignore_eos": False}))
+        for _ in range(N_NEW):
+            free.append(await _new_request(site, streams, {}))
+            held.append(await _new_request(site, streams, {"json_schema": large_schema(site), "ignore_eos": False}))
     return _figures(free, held)
 
 
-async def _newcomer(site: Site, streams: list[Stream], extra: Mapping[str, Any]) -> _Newcomer:
+async def _new_request(site: Site, streams: list[Stream], extra: Mapping[str, Any]) -> _NewRequest:
     stream = await site.client.start(site.words.text(PROMPT), 4, extra)
     answer = await stream.answer()
     await asyncio.sleep(0.1)  # the gap that its end closes needs its other end
     end = answer.sent + answer.wait
-    return _Newcomer(answer.wait, max(longest_gap(one.times, answer.sent, end) for one in streams))
+    return _NewRequest(answer.wait, max(longest_gap(one.times, answer.sent, end) for one in streams))
 
 
-def _figures(free: list[_Newcomer], held: list[_Newcomer]) -> list[Figure]:
+def _figures(free: list[_NewRequest], held: list[_NewRequest]) -> list[Figure]:
     def metric(quantity: str, unit: str = "s") -> Metric:
         return Metric(NAME, f"{PARTS} objects arrive", quantity, unit, Better.LOWER)
 
     beside_free, beside_held = max(one.gap for one in free), max(one.gap for one in held)
     gaps = tuple(one.gap for one in held)
     return [
-        Figure(metric("longest gap of the others beside free ones"), beside_free, tuple(one.gap for one in free)),
-        Figure(metric("longest gap of the others"), beside_held, gaps),
-        Figure(metric("longest gap over that beside free ones", "x"), beside_held / beside_free),
-        Figure(metric("its first token"), max(one.wait for one in held), tuple(one.wait for one in held)),
+        Figure(
+            metric("longest ITL of running streams beside free requests"), beside_free, tuple(one.gap for one in free)
+        ),
+        Figure(metric("longest ITL of running streams"), beside_held, gaps),
+        Figure(metric("longest ITL over that beside free requests", "x"), beside_held / beside_free),
+        Figure(metric("TTFT of the new request"), max(one.wait for one in held), tuple(one.wait for one in held)),
     ]

@@ -78,8 +78,6 @@ def _figures(case: str, rate: float, over: float | None, arrivals: Sequence[Sequ
         found.append(Figure(Metric(NAME, case, "over as many clients as slots", "x", Better.HIGHER), over))
     gaps = [b - a for own in arrivals for a, b in itertools.pairwise(own)]
     if gaps:
-        found.append(Figure(Metric(NAME, case, "gap between tokens, p99", "s", Better.LOWER), percentile(gaps, 0.99)))
-        found.append(
-            Figure(Metric(NAME, case, "gap between tokens, median", "s", Better.LOWER), statistics.median(gaps))
-        )
+        found.append(Figure(Metric(NAME, case, "ITL, p99", "s", Better.LOWER), percentile(gaps, 0.99)))
+        found.append(Figure(Metric(NAME, case, "ITL, median", "s", Better.LOWER), statistics.median(gaps)))
     return found

@@ -32,5 +32,5 @@ async def _measure(n: int, site: Site) -> list[Figure]:
         answer = await site.client.complete(text, 2)
         text += answer.text
         waits.append(answer.wait)
-    metric = Metric(NAME, plural(n), "first token of a short message", "s", Better.LOWER)
+    metric = Metric(NAME, plural(n), "TTFT of a short message", "s", Better.LOWER)
     return [*figures, Figure(metric, statistics.median(waits), tuple(waits))]

@@ -20,6 +20,6 @@ async def _measure(n: int, site: Site) -> list[Figure]:
     read = answer.prompt_tokens or n
     case = f"{n:,} tokens"
     return [
-        Figure(Metric(NAME, case, "first token", "s", Better.LOWER), answer.wait),
+        Figure(Metric(NAME, case, "TTFT", "s", Better.LOWER), answer.wait),
         Figure(Metric(NAME, case, "rate", "tok/s", Better.HIGHER), read / answer.wait, (float(read), answer.wait)),
     ]

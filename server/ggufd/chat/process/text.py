@@ -321,9 +321,9 @@ def _header_digest(path: str) -> str:
 
 
 def load(params: TextParams) -> TextModel:
-    """The text model of a file; weights stay on disk. Raises ModelError, also for another file than was loaded first."""
+    """The text model of a file, without its weights. Raises ModelError, also for another file than was loaded first."""
     model = TextModel(GgufModel(params.model.path), params.chat_template, params.tool_format)
-    if params.header_digest not in (None, model.info.header_digest):
+    if params.header_digest is not None and params.header_digest != model.info.header_digest:
         # The engine computes with the vocabulary that was loaded first.
         path = params.model.path
         raise ModelError(f"{path} is another file than was loaded before: start the server again to serve it")
