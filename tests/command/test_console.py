@@ -46,7 +46,6 @@ READY = Ready(
     reuse="any",
     memory_bytes=3 << 30,
     buffers=(),
-    system_info="",
     build="",
     embedding=EmbeddingInfo("mean", 64, 2048, is_asked_for=False),
     host_cache_bytes=300 << 20,

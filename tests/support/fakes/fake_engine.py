@@ -81,7 +81,6 @@ def make_ready(n_ctx: int = 512, *, pooling: Pooling = "mean", writes: bool = Tr
         reuse="any",
         memory_bytes=4000,
         buffers=(),
-        system_info="",
         build="b1",
         embedding=EmbeddingInfo(pooling, 4, 16, is_asked_for=pooling == "rank"),
         fingerprint="of the fake",

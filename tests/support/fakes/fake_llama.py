@@ -961,7 +961,6 @@ def fake_ready(decoder: FakeDecoder) -> Ready:
         reuse="any" if decoder.copies_all else "whole",
         memory_bytes=4000,
         buffers=(),
-        system_info="",
         build="fake",
         fingerprint="fake",
         embedding=EmbeddingInfo("mean", FakeVectorDecoder.WIDTH, 64, is_asked_for=False),

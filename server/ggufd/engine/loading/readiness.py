@@ -40,7 +40,6 @@ def ready_of(
         reuse=reuse,
         memory_bytes=log.memory_bytes,
         buffers=tuple(log.buffers),
-        system_info=system.info(),
         build=system.build(),
         buffer_types=tuple(system.buffer_types()),
         has_rpc=system.has_rpc(),

@@ -112,7 +112,6 @@ class Ready:
     reuse: str
     memory_bytes: int
     buffers: tuple[str, ...]
-    system_info: str
     build: str
     embedding: EmbeddingInfo
     offload_why: str = ""
