@@ -175,7 +175,7 @@ def test_where_no_tool_may_be_called_a_format_of_whole_answers_cannot(
 def test_a_second_message_of_thoughts_is_within_the_bound_of_the_first() -> None:
     """gpt-oss may think again where it has thought, by the grammar of its answers and without one."""
     _, planner = planned("{% for tool in tools %}{{ tool | tojson }}{% endfor %}" + CHATML, "harmony")
-    thoughts = planner.plan(ChatPrompt((ASKED,), tools=(WEATHER,)), "<|start|>assistant", "").thoughts
+    thoughts = planner.plan(ChatPrompt((ASKED,), tools=(WEATHER,)), "<|start|>assistant", "").reasoning
     assert thoughts is not None
     guard = ReasoningGuard(ReasoningBudget(thoughts.opening, thoughts.closing, (0,), 20, thoughts.reopening))
     said = array("i")

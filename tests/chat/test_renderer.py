@@ -268,7 +268,7 @@ def test_several_calls_are_told_one_by_one_to_a_template_that_takes_one() -> Non
 def test_what_is_said_beside_calls_is_not_lost_and_nothing_else_is_changed() -> None:
     text, repairs = render(_CALLS.replace("MAX", "9"), system("S"), user("U"), *called("Said.", "f", "g"))
     assert text == "[system]S[user]U[assistant]Said.[assistant]f{}g{}[tool]result f[tool]result g"
-    assert repairs == ("said_before_calls",)
+    assert repairs == ("content_before_calls",)
 
 
 def test_calls_are_not_lost_where_something_is_said_beside_them() -> None:
@@ -278,7 +278,7 @@ def test_calls_are_not_lost_where_something_is_said_beside_them() -> None:
     )
     text, repairs = render(source, user("U"), *called("Said.", "f"))
     assert text == "[user]U[assistant]Said.[assistant]f{}[tool]result f"
-    assert repairs == ("said_before_calls",)
+    assert repairs == ("content_before_calls",)
 
 
 def test_a_call_has_no_content_where_an_empty_one_is_written() -> None:

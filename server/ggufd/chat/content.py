@@ -1,4 +1,4 @@
-"""The text of a message's content, which may come in parts."""
+"""Text of a message's content, which may be a list of parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ggufd.errors import InvalidRequest, Unsupported
 
 
 def text_of(content: Any) -> str:
-    """A content's text; parts are joined by line ends, as llama-server does."""
+    """Text of a content; parts are joined by line ends, as llama-server does."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

@@ -1,4 +1,4 @@
-"""What crosses the boundary of the text process, in both directions: plain frozen data.
+"""Messages to and from the text process: plain frozen data.
 
 Knows no HTTP, no Jinja and no llama_cpp.
 """
@@ -27,7 +27,7 @@ class ToolMode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Which tools the answer may call; no `names` means all of them."""
+    """Tool choice of a request; no `names` means all tools."""
 
     mode: ToolMode = ToolMode.AUTO
     names: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class ToolChoice:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation to be rendered. `tools` are in OpenAI's shape, checked.
+    """Conversation to be rendered. `tools` are in OpenAI's shape, checked.
 
     `continue_final_message` None means: continue the last message when it is the assistant's and calls no tool.
     `add_generation_prompt` None means: open an assistant turn, unless the last message is continued.
@@ -55,11 +55,11 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True)
 class AnswerFormat:
-    """How an answer is to be read.
+    """Format in which an answer is parsed.
 
-    `tool_format` is the name of the format that calls come in, "" when none can come. Thoughts stand between `opening`
-    and `closing`, both "" when there are none; `opened` is how the prompt has begun them, "" when it has not.
-    `text_arguments` are the arguments of each tool that are texts, for formats that do not say so themselves.
+    `tool_format` is the name of the format of tool calls, "" when there can be none. Reasoning stands between
+    `opening` and `closing`, both "" without reasoning; `opened` is the part of it that the prompt ends with, or "".
+    `text_arguments` are the string arguments of each tool, for formats that do not mark them.
     """
 
     tool_format: str = ""
@@ -71,13 +71,13 @@ class AnswerFormat:
 
 @dataclass(frozen=True, slots=True)
 class RenderedChat:
-    """The prompt as text and as tokens, BOS once at most.
+    """Prompt as text and as tokens, BOS once at most.
 
     `repairs` names what was changed in the conversation because the template refuses or drops its shape;
-    `is_fallback` says that the model has no template and ChatML was used. `form` is how to read the answer, in which
-    the special tokens `shown` must be written out. `grammar` is Lark of the whole answer, None when it is free;
-    `frame` is the same round content that is constrained itself, which it calls `@body`. `thoughts` tells where they
-    are and how to end them; nothing bounds them yet. `parallel_tool_calls` says whether the answer may call several.
+    `is_fallback` says that the model has no template and ChatML was used. `form` is the format of the answer, in
+    which the special tokens `shown` must be written out. `grammar` is Lark of the whole answer, None when it is free;
+    `frame` is the same around content with a grammar of its own, `@body`. `reasoning` holds its tags and how to end
+    it, without a limit yet. `parallel_tool_calls` says whether the answer may have several calls.
     """
 
     text: str
@@ -88,12 +88,12 @@ class RenderedChat:
     shown: tuple[int, ...] = ()
     grammar: str | None = None
     frame: str | None = None
-    thoughts: ReasoningBudget | None = None
+    reasoning: ReasoningBudget | None = None
     parallel_tool_calls: bool = True
 
 
 def any_arguments(tool: str) -> str:
-    """What `repairs` says of a tool whose schema cannot be enforced: its arguments are held as far as can be."""
+    """Repair name of a tool whose schema can be enforced in part only."""
     return f"any_arguments:{tool}"
 
 
@@ -113,13 +113,13 @@ class TextParams:
 
 @dataclass(frozen=True, slots=True)
 class TextInfo:
-    """What the vocabulary and the template are.
+    """Facts of the vocabulary and the template.
 
     `chat_template` is the text that is rendered, byte for byte; "" when the file has none and ChatML stands in
     (`is_fallback`). `template_error` says why the file's own template cannot be used at all, or is None.
     `template_needs` names the repairs that this template needs, see `chat.rendering.repair`. `tool_format` is the
-    format that calls come in; `has_thinking` says that the template knows of thoughts, `tells_time` that it may write
-    the time.
+    format of tool calls; `has_thinking` says that the template has reasoning, `tells_time` that it may write the
+    time. `header_digest` tells this model file from others.
     """
 
     chat_template: str

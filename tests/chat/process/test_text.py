@@ -312,7 +312,7 @@ def test_marks_that_are_special_tokens_are_written_out_and_held_as_such(
     monkeypatch.setitem(BY_NAME, "special", form)
     text_model = _text_model(demo, CHATML, "special")
     rendered = text_model.render(asked(ToolMode.AUTO))
-    (opening,), (closing,) = (text_model.encode(mark, add_special=False) for mark in form.marks)
+    (opening,), (closing,) = (text_model.encode(mark, add_special=False) for mark in form.tags)
     assert rendered.shown == (opening, closing)
     assert rendered.grammar is not None
     assert f"<[{opening}]>" in rendered.grammar

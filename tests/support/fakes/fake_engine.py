@@ -425,7 +425,7 @@ class FakeStream:
         return Output(request.request_id, index, text, tokens, logprobs, finish)
 
 
-def _thoughts(thinking: Thinking | None) -> ReasoningBudget | None:
+def _reasoning_limit(thinking: Thinking | None) -> ReasoningBudget | None:
     if thinking is None:
         return None
     return ReasoningBudget(thinking.opening, thinking.closing, tuple(thinking.closing.encode()))
@@ -446,7 +446,7 @@ def _logprob(token: int, logprob: float, n: int) -> TokenLogprob:
 class FakeText:
     """The text process over bytes. Its template writes `role: content` lines, then `opened`.
 
-    `template` is what is looked at for marks of thoughts; it knows no tools.
+    `template` is searched for reasoning tags; it knows no tools.
     """
 
     def __init__(
@@ -505,7 +505,7 @@ class FakeText:
             shown=plan.shown,
             grammar=plan.grammar,
             frame=plan.frame,
-            thoughts=_thoughts(plan.thoughts),
+            reasoning=_reasoning_limit(plan.reasoning),
             parallel_tool_calls=self.planner.may_repeat(asked),
         )
 

@@ -96,7 +96,7 @@ class Conversation:
             param=self._param,
             n_logprobs=self.n_logprobs,
             rendered=rendered,
-            reasoning_budget=self._limited(rendered.thoughts),
+            reasoning_budget=self._limited(rendered.reasoning),
         )
         self._generation = await submit(
             services,

@@ -19,7 +19,7 @@ from ggufd.api.request.fields import OPENAI_CHAT
 from ggufd.api.request.requests import refuse_unavailable
 from ggufd.api.request.sampling import SamplingFields
 from ggufd.api.request.validation import validate
-from ggufd.api.services.activity import owner_of
+from ggufd.api.services.caller import caller_of
 from ggufd.api.services.services import Services, services_of
 from ggufd.engine.messages.reports import Ready, SlotState
 from ggufd.errors import Unavailable, Unsupported
@@ -113,5 +113,5 @@ async def apply_template(request: Request) -> Response:
     refuse_unavailable(body)
     fields = validate(ChatRequest, body, OPENAI_CHAT)
     services.require_ready()
-    rendered = await Conversation(services, fields, owner_of(request)).render()
+    rendered = await Conversation(services, fields, caller_of(request)).render()
     return json_response({"prompt": rendered.text, "n_tokens": len(rendered.tokens), "repairs": list(rendered.repairs)})

@@ -1,1 +1,1 @@
-"""What an answer may hold, and its parser."""
+"""Answer planning (format, grammar) and the answer parser."""

@@ -1,6 +1,7 @@
-"""What the answer to a conversation will look like: how it is to be read, and what holds it to that.
+"""Answer planner: the format in which an answer is parsed, and the grammar that constrains it.
 
-Decided from the template's text, once; and for each conversation from its tools and from how its prompt ends.
+The tool format and reasoning tags are detected once, from the template's text; the grammar is built for each
+conversation, from its tools and the end of its prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ggufd.chat.tools.rules import GrammarRules, Tool, literal, text_arguments
 from ggufd.errors import InvalidRequest
 
 Split = Callable[[str], Sequence[int | str]]
-"""A text as special tokens, and the texts between them."""
+"""Splits a text into special tokens (ids) and the texts between them."""
 
 _OBJECT_KEYWORDS = {"type", "properties", "required", "additionalProperties"}
 _MAX_TRIED = 64
@@ -32,9 +33,9 @@ _NO_CALLS: Sequence[tuple[str, Any]] = (("", {}),)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AnswerPlan:
-    """How to read an answer and what holds it; see `RenderedChat`.
+    """Format and grammar of one answer; see `RenderedChat`.
 
-    `thoughts` has no opening where the prompt has opened them; None when there can be none.
+    `reasoning` are its tags, without the opening one where the prompt ends inside reasoning; None without reasoning.
     """
 
     form: AnswerFormat
@@ -42,15 +43,15 @@ class AnswerPlan:
     grammar: str | None
     frame: str | None
     loosened: tuple[str, ...]
-    thoughts: Thinking | None
+    reasoning: Thinking | None
 
 
 class AnswerPlanner:
-    """Plans the answers of one model. `thinking` are its marks round thoughts, None when it knows of none.
+    """Planner of the answers of one model. `thinking` are its reasoning tags, None for a model without reasoning.
 
     `knows_tools` says that the template writes tools into the prompt, `carries_calls` that it writes earlier calls;
-    `tool_format` overrides what it looks like.
-    `prepare_schema` gives a schema back as it can be enforced, both as JSON. Raises InvalidRequest when it cannot.
+    `tool_format` overrides the detected format. `prepare_schema` turns a JSON schema into the form that the grammar
+    enforces; it raises InvalidRequest for one that cannot be enforced.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class AnswerPlanner:
         self.thinking = None if self.tool_format.is_whole else thinking_of(template)
 
     def prepare(self, chat: ChatPrompt) -> ChatPrompt:
-        """The conversation as the template is to be given it."""
+        """Conversation as the template gets it: with a tool prompt, and calls as text, where it knows no tools."""
         tools = () if chat.tool_choice.mode is ToolMode.NONE else chat.tools
         messages = chat.messages
         if tools and self._prompts_tools:
@@ -91,7 +92,7 @@ class AnswerPlanner:
         return self.tool_format.write(calls) or ""
 
     def plan(self, chat: ChatPrompt, prompt: str, begun: str) -> AnswerPlan:
-        """The answer to `chat`, whose prompt ends with `begun` where an answer is continued."""
+        """Plan of the answer to `chat`, whose prompt ends with `begun` where an answer is continued."""
         thinking = self.thinking
         opened = opened_by(thinking, prompt, begun) if thinking is not None else ""
         calling = self._calling(chat)
@@ -103,22 +104,20 @@ class AnswerPlanner:
             opening=read_as.opening,
             closing=read_as.closing,
             opened=opened,
-            # Of what is held: a text that is held as JSON is read as JSON.
+            # Of the enforced schema: a text that is enforced as JSON is read as JSON.
             text_arguments={tool.name: text_arguments(tool.parameters) for tool in tools},
         )
         if thinking is None and calling is None:
             return AnswerPlan(form, (), None, None, (), None)
         grammars = [
-            answer_grammar(
-                GrammarRules(tools, self._mark), calling, thinking, is_inside=bool(opened), has_body=has_body
-            )
+            answer_grammar(GrammarRules(tools, self._tag), calling, thinking, is_inside=bool(opened), has_body=has_body)
             for has_body in (False, True)
         ]
-        marks = thinking or self.tool_format.thoughts
-        thoughts = dataclasses.replace(marks, opening="") if marks is not None and opened else marks
+        tags = thinking or self.tool_format.reasoning_tags
+        reasoning = dataclasses.replace(tags, opening="") if tags is not None and opened else tags
         # Where none of the tools may be called, a format of whole answers could still call one.
         grammar = grammars[0] if calling is not None and chat.tools else None
-        return AnswerPlan(form, self._shown(calling, thinking), grammar, grammars[1], loosened, thoughts)
+        return AnswerPlan(form, self._shown(calling, thinking), grammar, grammars[1], loosened, reasoning)
 
     def _calling(self, chat: ChatPrompt) -> Calling | None:
         choice = chat.tool_choice
@@ -127,7 +126,7 @@ class AnswerPlanner:
         return Calling(self.tool_format, choice.mode, self.may_repeat(chat))
 
     def may_repeat(self, chat: ChatPrompt) -> bool:
-        """Whether the answer may have several calls; where the request does not say, if the template knows of tools.
+        """Whether the answer may have several calls. Default: only if the template writes tools itself.
 
         A model that was not trained to call any does not know when to stop.
         """
@@ -136,7 +135,7 @@ class AnswerPlanner:
         return not is_named and (not self._prompts_tools if wanted is None else wanted)
 
     def _tools(self, chat: ChatPrompt) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
-        """The tools that may be called, and which of them have arguments that only are held to be an object."""
+        """Tools that may be called, and a repair name for each whose schema is enforced in part only."""
         tools, loosened = [], []
         for index, tool in enumerate(chat.tools):
             function = tool["function"]
@@ -159,7 +158,7 @@ class AnswerPlanner:
         return prepared
 
     def _loosened(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What can be held of a schema that cannot be held as a whole: the names, and those values that can be."""
+        """Enforceable part of a schema: property names, and the values whose schemas can be enforced."""
         properties = schema.get("properties")
         if not isinstance(properties, Mapping) or len(properties) > _MAX_TRIED:
             return {"type": "object"}
@@ -170,7 +169,7 @@ class AnswerPlanner:
             return {"type": "object"}
 
     def _or_any(self, schema: Any) -> Any:
-        """The schema of one value; where it cannot be held alone, that of any value of its type."""
+        """Schema of one value; where it cannot be enforced, that of any value of its type."""
         if not isinstance(schema, Mapping):
             return schema
         try:
@@ -180,11 +179,11 @@ class AnswerPlanner:
         return schema
 
     def _shown(self, calling: Calling | None, thinking: Thinking | None) -> tuple[int, ...]:
-        marks = (*(calling.form.marks if calling else ()), *((thinking.opening, thinking.closing) if thinking else ()))
-        parts = [part for mark in marks if mark for part in self._split(mark)]
+        tags = (*(calling.form.tags if calling else ()), *((thinking.opening, thinking.closing) if thinking else ()))
+        parts = [part for tag in tags if tag for part in self._split(tag)]
         return tuple(dict.fromkeys(part for part in parts if isinstance(part, int)))
 
-    def _mark(self, text: str) -> str:
+    def _tag(self, text: str) -> str:
         return " ".join(f"<[{part}]>" if isinstance(part, int) else literal(part) for part in self._split(text))
 
 
@@ -194,7 +193,7 @@ def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Arguments that the schema does not name would be refused by whoever runs the tool; no schema names none."""
+    """Schema without additional properties: the tool would refuse arguments that its schema does not name."""
     is_listed = "properties" in schema or not schema
     if is_listed and "additionalProperties" not in schema and "patternProperties" not in schema:
         return {**schema, "type": "object", "additionalProperties": False}

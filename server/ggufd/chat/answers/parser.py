@@ -1,4 +1,4 @@
-"""A model's text to the parts of an answer, piece by piece: a pure state machine, one for each choice."""
+"""Streaming answer parser: generated text to content, reasoning and tool calls. One for each choice; no I/O."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ggufd.chat.tools.formats.families import BY_NAME
 
 
 class AnswerParser:
-    """Reads one answer. `is_plain` says that from here on all text is content, as it is.
+    """Parser of one answer. `is_plain`: all further text is content, unchanged.
 
-    `is_over` says that it has ended by itself, with a call that was made before: nothing that follows belongs to it.
-    `keeps_thinking` leaves thoughts in the content, marks and all.
+    `is_over`: the answer ended with a repeated call; later text does not belong to it. `keeps_thinking` leaves
+    reasoning in the content, tags included.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class AnswerParser:
 
     @property
     def is_thinking(self) -> bool:
-        """Whether thoughts were begun and not ended, as far as has been read."""
+        """Whether the text read so far ends inside reasoning."""
         return self._answer.is_thinking
 
     @property
     def has_whole_calls(self) -> bool:
-        """Whether there are calls, and each of them can be made."""
+        """Whether there are calls, each with complete arguments."""
         return self._answer.has_whole_calls
 
     def feed(self, text: str) -> list[Delta]:
-        """What is certain with `text` added."""
+        """Deltas that are certain once `text` is added."""
         if self.is_plain:
             return [ContentDelta(text)] if text else []
         if not self.is_over:
@@ -54,9 +54,9 @@ class AnswerParser:
         return self._answer.take()
 
     def finish(self, *, is_cut: bool = False) -> list[Delta]:
-        """What is left at the end of the text.
+        """Last deltas, at the end of the text.
 
-        Where that was cut, by a limit or a stop string, a mark or a call that had only begun is no content.
+        In a text that a limit or a stop string cut, an incomplete tag or head of a call is dropped.
         """
         if not self.is_plain and not self.is_over:
             self._reader.end(is_cut=is_cut)
@@ -65,7 +65,7 @@ class AnswerParser:
         return self._answer.take()
 
     def _go_on(self) -> None:
-        """Read until more text is needed, or until the rest is content."""
+        """Parse until more text is needed, or the rest is content."""
         try:
             next(self._steps)
         except RepeatedCallError:

@@ -1,1 +1,1 @@
-"""Pieces of an answer (content, reasoning, tool calls), read from a growing text."""
+"""Deltas of an answer (content, reasoning, tool calls), parsed from a growing text."""

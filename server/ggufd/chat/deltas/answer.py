@@ -1,7 +1,4 @@
-"""What a model's answer is made of: what it says, what it thinks, which tools it calls. In pieces, and whole.
-
-Knows neither how a model writes these things nor how an API does.
-"""
+"""Answer and its deltas: content, reasoning and tool calls. Knows no model format and no API."""
 
 from __future__ import annotations
 
@@ -12,21 +9,21 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class ContentDelta:
-    """More of what is said."""
+    """More content."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """More of what is thought."""
+    """More reasoning."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallBegin:
-    """Call number `call` of this answer, from 0, calls the tool `name`. Comes once, before its arguments."""
+    """Start of call number `call` (from 0) of the tool `name`. Comes once, before the arguments."""
 
     call: int
     call_id: str
@@ -35,7 +32,7 @@ class ToolCallBegin:
 
 @dataclass(frozen=True, slots=True)
 class ToolArgumentsDelta:
-    """More of a call's arguments; all of them together are the text of a JSON object."""
+    """More of a call's arguments; joined they are the text of a JSON object."""
 
     call: int
     text: str
@@ -45,7 +42,7 @@ Delta = ContentDelta | ReasoningDelta | ToolCallBegin | ToolArgumentsDelta
 
 
 def merged(deltas: Iterable[Delta]) -> list[Delta]:
-    """The same pieces, those of one kind that follow each other as one."""
+    """Deltas with neighbours of the same kind joined."""
     result: list[Delta] = []
     for delta in deltas:
         match result[-1:], delta:
@@ -62,7 +59,7 @@ def merged(deltas: Iterable[Delta]) -> list[Delta]:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One whole call; `arguments` is the text of a JSON object, unless the answer was cut."""
+    """Tool call; `arguments` is the text of a JSON object, unless the answer was cut."""
 
     call_id: str
     name: str
@@ -70,7 +67,7 @@ class ToolCall:
 
 
 def is_object(text: str) -> bool:
-    """Whether a call's arguments are whole: an answer that was cut may leave them unfinished."""
+    """Whether a call's arguments are a complete JSON object; in an answer that was cut they may not be."""
     try:
         return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
@@ -79,7 +76,7 @@ def is_object(text: str) -> bool:
 
 @dataclass(slots=True)
 class Answer:
-    """An answer so far."""
+    """Answer, complete or so far."""
 
     content: str = ""
     reasoning: str = ""
@@ -87,12 +84,12 @@ class Answer:
 
     @property
     def has_whole_calls(self) -> bool:
-        """Whether there are calls, and each of them can be made."""
+        """Whether there are calls, each with complete arguments."""
         return bool(self.calls) and all(is_object(call.arguments) for call in self.calls)
 
     @classmethod
     def of(cls, deltas: Iterable[Delta]) -> Answer:
-        """What `deltas` add up to."""
+        """Sum of `deltas`."""
         parts: dict[type, list[str]] = {ContentDelta: [], ReasoningDelta: []}
         begun: list[tuple[ToolCallBegin, list[str]]] = []
         for delta in deltas:

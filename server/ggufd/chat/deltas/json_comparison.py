@@ -1,7 +1,7 @@
 """Incremental comparison of a JSON text with a value.
 
-Tells after each piece whether the text can still come to say the same. Spelling does not count: white space, the order
-of keys, escapes, `1.0` for `1`. Knows nothing of calls.
+After each piece it is known whether the text can still become equal. White space, the order of keys, escapes and the
+spelling of numbers (`1.0`, `1`) do not count. Knows nothing of calls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SPARE = 8
 
 
 class JsonComparison:
-    """Comparison of a growing JSON text with `value`. `is_equal` once the text is whole and says the same."""
+    """Comparison of a growing JSON text with `value`. `is_equal` once the text is complete and equal."""
 
     def __init__(self, value: Any) -> None:
         self._reader = Reader()
@@ -25,7 +25,7 @@ class JsonComparison:
         self.is_equal = False
 
     def feed(self, text: str) -> bool:
-        """Whether the text so far, `text` added, is equal or the beginning of an equal one. Nothing may follow a no."""
+        """Whether the text, with `text` added, is equal or may become so. Feed nothing after False."""
         self._reader.add(text)
         try:
             next(self._steps)
@@ -37,7 +37,7 @@ class JsonComparison:
 
 
 def _compare(reader: Reader, value: Any) -> Steps[None]:
-    """Reads one value. Raises MalformedError at the first character that makes it another one."""
+    """Comparison of one value. Raises MalformedError at the first character that differs."""
     yield from reader.blanks()
     match value:
         case dict():
@@ -78,7 +78,7 @@ def _compare_list(reader: Reader, value: list[Any]) -> Steps[None]:
 
 
 def _compare_string(reader: Reader, options: list[str]) -> Steps[str]:
-    """Reads a string that is one of the `options`, which are written and sorted, and returns that."""
+    """The one of `options` (JSON strings, sorted) that the text has. Raises MalformedError for another string."""
     yield from reader.expect('"')
     text, place = "", 0
     while part := (yield from reader.string_part()):

@@ -1,7 +1,7 @@
-"""Text that arrives in pieces, read by code that goes straight on.
+"""Incremental reader: parsers written as generators over text that arrives in pieces.
 
-A reader's methods are generators: `yield from reader.until(...)` waits where the text ends in the middle. Whoever
-drives the outermost generator adds text between two steps. Knows nothing of answers and formats.
+`yield from reader.until(...)` suspends where more text is needed; the driver of the outermost generator adds text
+before it resumes it. Knows nothing of answers and formats.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ggufd.engine.sampling.detokenizer import StopMatcher
 T = TypeVar("T")
 
 Steps = Generator[None, None, T]
-"""What reads: pauses whenever more text is needed, and gives a T in the end."""
+"""Parser step: suspends whenever more text is needed, and returns a T."""
 
 Emit = Callable[[str], None]
 
@@ -31,17 +31,17 @@ _MAX_ESCAPE = 6
 
 
 class MalformedError(Exception):
-    """The text is not what the format says."""
+    """Text that does not follow the format."""
 
 
 class CutError(Exception):
-    """The text was cut where something was open that more of it would have ended: a mark, the head of a call."""
+    """Text that was cut inside a tag or the head of a call."""
 
 
 class Reader:
-    """The text that was not read yet. `recorded` is what was read since `record`.
+    """Buffer of unread text. `recorded` is what was read since `record`.
 
-    `is_over` says that no more text will come, `is_cut` besides that whoever writes it had not come to an end.
+    `is_over`: no more text will come; `is_cut`: a limit or a stop string ended it.
     """
 
     def __init__(self) -> None:
@@ -54,12 +54,12 @@ class Reader:
         self._text += text
 
     def end(self, *, is_cut: bool = False) -> None:
-        """No more text will come."""
+        """Mark the end of the text."""
         self.is_over = True
         self.is_cut = is_cut
 
     def record(self, text: str = "") -> None:
-        """Remember what is read from here on, as if `text` had been read just now."""
+        """Start recording, with `text` as already read."""
         self._recorded = [text]
 
     @property
@@ -67,7 +67,7 @@ class Reader:
         return "".join(self._recorded)
 
     def unread(self) -> str:
-        """All that is left, which is taken."""
+        """Take all the rest."""
         return self._take(len(self._text))
 
     def _take(self, n: int) -> str:
@@ -76,14 +76,14 @@ class Reader:
         return text
 
     def _wait(self) -> Steps[None]:
-        """Until there is more text. Raises MalformedError at its end, CutError where it was cut."""
+        """Suspend until there is more text. Raises MalformedError at its end, CutError where it was cut."""
         if self.is_over:
             self.refuse_cut()
             raise MalformedError
         yield
 
     def refuse_cut(self) -> None:
-        """Raises CutError when the text was cut: what is open then stays open."""
+        """Raise CutError when the text was cut."""
         if self.is_cut:
             raise CutError
 
@@ -119,7 +119,7 @@ class Reader:
             yield
 
     def begins(self, options: tuple[str, ...]) -> Steps[str]:
-        """Which of `options` the text begins with, waiting as long as that is open; "" is none. Takes nothing.
+        """The one of `options` that the text begins with, "" for none; waits until that is decided. Takes nothing.
 
         Raises CutError where the text was cut while it was open.
         """
@@ -133,7 +133,7 @@ class Reader:
             yield
 
     def blanks(self, *, limit: int | None = None) -> Steps[None]:
-        """Leave out white space, `limit` characters of it at most."""
+        """Skip white space, at most `limit` characters."""
         n_left = limit
         while n_left != 0:
             text = self._text if n_left is None else self._text[:n_left]
@@ -145,7 +145,7 @@ class Reader:
             yield
 
     def skip(self, text: str) -> Steps[bool]:
-        """Take `text` if it comes next; whether it did."""
+        """Take `text` if it comes next; True if it did."""
         is_there = bool(text) and bool((yield from self.begins((text,))))
         if is_there:
             self._take(len(text))

@@ -1,4 +1,4 @@
-"""How models mark what they think, and how that is told from a template. Harmony's channels are a format of their own.
+"""Reasoning tags such as `<think>`: detection in a template, parsing in an answer. Harmony has its own format.
 
 Knows nothing of requests.
 """
@@ -13,7 +13,7 @@ from ggufd.chat.deltas.writer import AnswerWriter
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """The marks round thoughts. `reopening` is what lets them go on right behind `closing`, "" where nothing does."""
+    """Tags around reasoning. `reopening` is a text that resumes it right after `closing`, "" for none."""
 
     opening: str
     closing: str
@@ -34,12 +34,12 @@ KNOWN: tuple[Thinking, ...] = (
 
 
 def thinking_of(template: str) -> Thinking | None:
-    """The marks that a template writes or looks for; None when it knows of no thoughts."""
+    """Tags that a template writes or looks for; None for a template without reasoning."""
     return next((known for known in KNOWN if known.opening.strip() in template or known.closing in template), None)
 
 
 def opened_by(thinking: Thinking, prompt: str, begun: str) -> str:
-    """The end of a prompt that has opened thoughts, from their mark on; "" when it has not.
+    """End of a prompt from an open reasoning tag on; "" when no reasoning is open.
 
     `begun` is the answer that the prompt ends with, when one is continued.
     """
@@ -51,7 +51,7 @@ def opened_by(thinking: Thinking, prompt: str, begun: str) -> str:
 
 
 def read_thinking(reader: Reader, answer: AnswerWriter, thinking: Thinking, opened: str) -> Steps[None]:
-    """Thoughts at the beginning of an answer, if there are any, up to and with their closing mark."""
+    """Parse reasoning at the beginning of an answer, if there is any, closing tag included."""
     if not opened:
         if not (yield from _is_opened(reader, thinking)):
             return
@@ -63,7 +63,7 @@ def read_thinking(reader: Reader, answer: AnswerWriter, thinking: Thinking, open
 
 
 def keep_thinking(reader: Reader, answer: AnswerWriter, thinking: Thinking, opened: str) -> Steps[None]:
-    """The same, but what is thought is said, with both marks."""
+    """Parse the same, but as content, with both tags."""
     if opened:
         answer.raw(opened)
     elif not (yield from _is_opened(reader, thinking)):
@@ -74,6 +74,6 @@ def keep_thinking(reader: Reader, answer: AnswerWriter, thinking: Thinking, open
 
 
 def _is_opened(reader: Reader, thinking: Thinking) -> Steps[bool]:
-    """Blanks may stand before the mark; they are kept when there is none."""
+    """Whether an opening tag comes next; blanks before it are skipped, and kept when there is no tag."""
     opening = thinking.opening.strip()
     return bool((yield from reader.begins((opening, f"\n{opening}", f"\n\n{opening}"))))

@@ -1,4 +1,4 @@
-"""Collects the parts of an answer while it is read: numbers calls, gives them ids, keeps blanks at the edges out."""
+"""Writer of deltas for the parsers: numbers calls, gives them ids, trims white space around them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ggufd.chat.deltas.json_comparison import JsonComparison
 
 
 class RepeatedCallError(Exception):
-    """The call that is being written equals an earlier one of the same answer in name and arguments."""
+    """A call with the name and arguments of an earlier one in the same answer."""
 
 
 def new_call_id() -> str:
-    """An id that no other call has."""
+    """Unique id of a call."""
     return f"call_{secrets.token_hex(12)}"
 
 
 @dataclass(slots=True)
 class _OpenCall:
-    """A call as it is written. `head` is held back as long as it may be one of the earlier calls, `earlier`."""
+    """Call in progress. It is held back as long as it may repeat one of the `earlier` calls."""
 
     head: ToolCallBegin
     parts: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class _OpenCall:
         return is_object(self.arguments)
 
     def add(self, text: str) -> None:
-        """More arguments. Raises RepeatedCallError when they make it an earlier call."""
+        """Add arguments. Raises RepeatedCallError when the call now equals an earlier one."""
         self.parts.append(text)
         self.earlier = [one for one in self.earlier if one.feed(text)]
         if any(one.is_equal for one in self.earlier):
@@ -45,10 +45,10 @@ class _OpenCall:
 
 
 class AnswerWriter:
-    """Deltas since the last `take`. White space before and after thoughts, and around calls, belongs to neither.
+    """Deltas since the last `take`. White space around reasoning and calls is dropped.
 
-    `has_content` says that something was said or called, `is_thinking` that thoughts were begun and not ended. A call
-    is held back only as long as it may become an earlier one; one that has is forgotten, and RepeatedCallError raised.
+    `has_content`: there was content or a call; `is_thinking`: reasoning is open. A call is held back only as long as
+    it may repeat an earlier one; a repeated call is dropped and RepeatedCallError raised.
     """
 
     def __init__(self, new_id: Callable[[], str] = new_call_id) -> None:
@@ -66,16 +66,16 @@ class AnswerWriter:
 
     @property
     def has_whole_calls(self) -> bool:
-        """Whether there are calls, and the arguments of each are a whole JSON object."""
+        """Whether there are calls, each with complete arguments."""
         return bool(self._calls) and all(call.is_whole for call in self._calls)
 
     def take(self) -> list[Delta]:
-        """What was written since the last time."""
+        """Deltas since the last call."""
         deltas, self._deltas = self._deltas, []
         return deltas
 
     def content(self, text: str) -> None:
-        """What is said; blanks at its end wait for what follows."""
+        """Add content; white space at its end waits for what follows."""
         text = self._held + text
         kept = text.rstrip()
         self._held = text[len(kept) :]
@@ -86,18 +86,18 @@ class AnswerWriter:
             self._is_behind_call = False
 
     def raw(self, text: str) -> None:
-        """What is said, blanks and all."""
+        """Add content with its white space."""
         self.content(text)
         self.flush()
 
     def flush(self) -> None:
-        """The blanks that wait are said too, unless a call came last: nothing but content follows."""
+        """Add the white space that waits, unless a call came last: only content follows."""
         if self._held and not self._is_behind_call:
             self._deltas.append(ContentDelta(self._held))
         self._held = ""
 
     def reasoning(self, text: str) -> None:
-        """What is thought."""
+        """Add reasoning."""
         self.is_thinking = True
         text = self._held + text if self._has_reasoning else text.lstrip()
         kept = text.rstrip()
@@ -108,12 +108,12 @@ class AnswerWriter:
             self._has_reasoning = True
 
     def end_reasoning(self) -> None:
-        """Blanks at the end of thoughts are left out; thoughts may come again."""
+        """End reasoning, without the white space at its end; it may be resumed later."""
         self.is_thinking = False
         self._held = ""
 
     def begin(self, name: str) -> None:
-        """A call begins."""
+        """Begin a call."""
         self.release()
         self._held = ""
         self.has_content = self._is_behind_call = True
@@ -125,7 +125,7 @@ class AnswerWriter:
             self._deltas.append(call.head)
 
     def arguments(self, text: str) -> None:
-        """More of the arguments of the call that was begun last. Raises RepeatedCallError."""
+        """Add arguments to the last call. Raises RepeatedCallError."""
         call = self._calls[-1]
         if call.earlier:
             self._compare(call, text)
@@ -140,15 +140,15 @@ class AnswerWriter:
             self._calls.remove(call)
             raise
         if not call.earlier:
-            self._tell(call)
+            self._emit(call)
 
     def release(self) -> None:
-        """The call that is held back is told as far as it came: it has ended, and is no earlier one."""
+        """Emit the call that is held back: it has ended and repeats none."""
         if self._calls and self._calls[-1].earlier:
             self._calls[-1].earlier = []
-            self._tell(self._calls[-1])
+            self._emit(self._calls[-1])
 
-    def _tell(self, call: _OpenCall) -> None:
+    def _emit(self, call: _OpenCall) -> None:
         self._deltas.append(call.head)
         if call.parts:
             self._deltas.append(ToolArgumentsDelta(call.head.call, call.arguments))

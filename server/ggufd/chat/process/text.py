@@ -183,7 +183,7 @@ class TextModel:
             shown=plan.shown,
             grammar=plan.grammar,
             frame=plan.frame,
-            thoughts=self._thoughts(plan.thoughts),
+            reasoning=self._reasoning_limit(plan.reasoning),
             parallel_tool_calls=self._planner.may_repeat(chat),
         )
 
@@ -202,8 +202,8 @@ class TextModel:
         """Raises EngineFailure unless a finished text is what its schema asks for."""
         check_json(schema, text)
 
-    def _thoughts(self, thinking: Thinking | None) -> ReasoningBudget | None:
-        """What ends thoughts: their mark, on a line of its own where it is a tag."""
+    def _reasoning_limit(self, thinking: Thinking | None) -> ReasoningBudget | None:
+        """Limit on reasoning: its closing tag ends it, on a line of its own where it looks like one."""
         if thinking is None:
             return None
         closing = thinking.closing
@@ -321,7 +321,7 @@ def _header_digest(path: str) -> str:
 
 
 def load(params: TextParams) -> TextModel:
-    """The text model of a file, without its weights. Raises ModelError, also for another file than was loaded first."""
+    """Text model of a file, without its weights. Raises ModelError, also for another file than was loaded first."""
     model = TextModel(GgufModel(params.model.path), params.chat_template, params.tool_format)
     if params.header_digest is not None and params.header_digest != model.info.header_digest:
         # The engine computes with the vocabulary that was loaded first.

@@ -1,4 +1,4 @@
-"""Where each message of a conversation lies in the prompt that was rendered from it.
+"""Places of messages in the prompt that was rendered from them.
 
 Found by searching for the texts, since a template may put anything between them. Knows no template and no tokens.
 """
@@ -24,9 +24,9 @@ class MessagePlace(NamedTuple):
 
 
 def find_messages(prompt: str, messages: Sequence[Message]) -> list[MessagePlace]:
-    """The messages that are written in the prompt, in their order; none overlaps another.
+    """Places of the messages found in the prompt, in order, without overlaps.
 
-    Templates cut blanks at both ends and may leave out what was thought; a message that is not found even so, or has no
+    Templates cut blanks at both ends and may leave out reasoning; a message that is not found even so, or has no
     text, is left out.
     """
     places: list[MessagePlace] = []
@@ -50,7 +50,7 @@ def content_text(message: Message) -> str:
 
 
 def _find(prompt: str, text: str, behind: int) -> int:
-    """Where the text stands by itself, or else anywhere: "a" is also within what opens a turn. -1 when nowhere."""
+    """Position of the text, preferably on its own ("a" is also part of a role's name); -1 where it is not found."""
     start = anywhere = prompt.find(text, behind)
     while start >= 0 and _is_within_a_word(prompt, start, start + len(text)):
         start = prompt.find(text, start + 1)
@@ -68,5 +68,5 @@ def _after_thought(content: str) -> int:
 
 
 def _trimmed(content: str, first: int) -> tuple[int, int]:
-    """Where the text that begins at `first` begins and ends without blanks."""
+    """Start and end, without white space, of the text from `first` on."""
     return len(content) - len(content[first:].lstrip()), len(content.rstrip())

@@ -1,4 +1,4 @@
-"""A conversation in, the prompt's text out: what stands between OpenAI's messages and a model's chat template.
+"""Chat renderer: OpenAI's messages to a prompt, through a model's chat template and the repairs that it needs.
 
 Templates differ in what they take: some know no system role, some want strict turns, some silently drop what they do
 not expect. What this one needs is found once, by rendering small probes at load; a normal request then costs one
@@ -58,7 +58,7 @@ _TOOL: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    """Roles to try, and the repairs of which one may be needed for them, least invasive first."""
+    """Probe: roles to try, and the repairs one of which may be needed, least invasive first."""
 
     roles: str
     candidates: tuple[str, ...]
@@ -91,12 +91,12 @@ _PROBES = (
     _Probe("UCT", ("tool_to_user",)),
     _Probe("ULR", ("short_call_ids",)),
 )
-_CALL_PROBES = (_Probe("UPTR", ("split_calls",)), _Probe("UBT", ("said_before_calls",)))
+_CALL_PROBES = (_Probe("UPTR", ("split_calls",)), _Probe("UBT", ("content_before_calls",)))
 """For templates that write calls: several at once, and with something said beside one."""
 
 
 class ChatRenderer:
-    """Renders conversations with one template. `variables` are the template's own, as `bos_token`.
+    """Renderer with one template. `variables` are the template's own, as `bos_token`.
 
     `needs` names the repairs that the probes found; `takes_parts` says that contents must be lists of parts;
     `knows_tools` that tools are written into the prompt, `carries_calls` that earlier calls are.
@@ -124,13 +124,13 @@ class ChatRenderer:
 
     @property
     def tells_time(self) -> bool:
-        """Whether the same conversation may come out otherwise a moment later."""
+        """Whether the prompt may contain the current time."""
         return "strftime_now" in self.source
 
     def render(self, chat: ChatPrompt) -> tuple[str, tuple[str, ...]]:
-        """The prompt's text, and the names of the repairs.
+        """Prompt, and the names of the repairs.
 
-        Raises InvalidRequest when the template refuses the conversation in every form, in the template's words.
+        Raises InvalidRequest with the template's message when it refuses the conversation in every form.
         """
         messages = [_plain(message) for message in chat.messages]
         if not messages:
@@ -142,7 +142,7 @@ class ChatRenderer:
         return self._render_repaired(messages, variables | {"add_generation_prompt": opens})
 
     def _render_continued(self, messages: Messages, variables: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """Up to where a mark in place of the last message comes out, then that message's text as it is."""
+        """Prompt up to a placeholder for the last message, then that message's text unchanged."""
         *earlier, last = messages
         marked = [*earlier, {**last, "content": _MARK}]
         with contextlib.suppress(InvalidRequest):
@@ -155,7 +155,7 @@ class ChatRenderer:
         return _joined(text, last["content"]), (*repairs, CONTINUE_AFTER_PROMPT)
 
     def _render_repaired(self, messages: Messages, variables: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """Text and repairs: of the first attempt that keeps every message's text, else of the first that succeeds."""
+        """Text and repairs of the first attempt that keeps every message's text, else of the first that succeeds."""
         refusal: TemplateError | None = None
         lossy: tuple[str, tuple[str, ...]] | None = None
         for repaired, repairs in attempts(messages, self.needs):
@@ -184,7 +184,7 @@ class ChatRenderer:
         return self._template.render({**variables, "messages": shaped})
 
     def _shaped(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The message with its content and its calls' arguments in the form that this template reads."""
+        """Message with content and arguments in the form that this template reads."""
         if self.takes_parts:
             message = {**message, "content": [{"type": "text", "text": message["content"]}]}
         if self._leaves_content_out and message.get("tool_calls") and not message["content"]:
@@ -199,7 +199,7 @@ class ChatRenderer:
         return {**self._variables, "documents": documents, **_switches(chat.template_kwargs), **tools}
 
     def _with_tools(self, tools: list[Any]) -> dict[str, Any]:
-        """The variables for tools; templates of the time before `tools` take them as a text."""
+        """Template variables for tools; older templates take them as a text."""
         if "functions" not in self._without_tools:
             return {"tools": tools}
         functions = json.dumps([tool["function"] for tool in tools], ensure_ascii=False)
@@ -208,7 +208,7 @@ class ChatRenderer:
     # --- what this template needs -------------------------------------------------------------------------------
 
     def _probe(self, probes: Sequence[_Probe]) -> None:
-        """Finds the repairs; a template that takes nothing at all says so at each request."""
+        """Find the repairs; a template that refuses everything does so at each request."""
         if not self._find_form():
             return
         for probe in probes:
@@ -223,7 +223,7 @@ class ChatRenderer:
         return False
 
     def _writes_tools(self) -> bool:
-        """Whether the template tells the model of tools."""
+        """Whether the template writes tools into the prompt."""
         messages, _ = apply(list(_probe_messages("U")), self.needs)
         variables = {**self._variables, "documents": None, **self._with_tools([_TOOL]), "add_generation_prompt": True}
         try:
@@ -232,18 +232,18 @@ class ChatRenderer:
             return False
 
     def _writes_calls(self) -> bool:
-        """Whether calls of earlier answers come out with their arguments."""
+        """Whether the template writes calls of earlier answers, arguments included."""
         return "tool_to_user" not in self.needs and "7381" in self._call_probe()
 
     def _find_content_beside_calls(self) -> None:
-        """Find whether a call whose message has no content, not even an empty one, comes out as itself alone."""
+        """Find whether calls need a message without any content, even an empty one."""
         written = self._call_probe()
         self._leaves_content_out = True
         bare = self._call_probe()
         self._leaves_content_out = "7381" in bare and "None" not in bare and len(bare) < len(written)
 
     def _call_probe(self) -> str:
-        """A conversation with a call; "" when it is refused."""
+        """Rendered conversation with a call; "" when it is refused."""
         messages, _ = apply(list(_probe_messages("UCT")), self.needs)
         variables = {**self._variables, "documents": None, **self._with_tools([_TOOL]), "add_generation_prompt": True}
         try:
@@ -274,29 +274,29 @@ class ChatRenderer:
             text = self._render(messages, variables)
         except TemplateError:
             return False
-        return _has_all(text, messages) and all(mark in text for mark in _marks_of_calls(roles))
+        return _has_all(text, messages) and all(part in text for part in _expected_of_calls(roles))
 
 
 def _no_tools() -> tuple[dict[str, Any], ...]:
-    """How to say "no tools": as transformers does, as an empty list, and to templates of the time before `tools`."""
+    """Variables for "no tools": as in transformers, an empty list, and for older templates."""
     now = datetime.now(UTC).strftime("%b %d %Y %H:%M:%S GMT")
     return {"tools": None}, {"tools": []}, {"tools": [], "functions": "", "datetime": now}
 
 
 def needed(renderer: ChatRenderer) -> tuple[str, ...]:
-    """The repairs that the template needs, in the order of the ladder."""
+    """Repairs that the template needs, least invasive first."""
     return tuple(name for name in LADDER if name in renderer.needs)
 
 
 def _switches(template_kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The variables; what switches thoughts on and off is `thinking` to DeepSeek's and others' templates."""
+    """Template variables; `enable_thinking` is `thinking` in DeepSeek's and other templates."""
     if "enable_thinking" not in template_kwargs:
         return template_kwargs
     return {"thinking": template_kwargs["enable_thinking"], **template_kwargs}
 
 
 def begun_answer(chat: ChatPrompt) -> str:
-    """The text of the last message when that is continued; the prompt ends with it."""
+    """Text of the last message when it is continued; the prompt ends with it."""
     last = _plain(chat.messages[-1])
     return str(last["content"]) if _continues(chat, last) else ""
 
@@ -314,13 +314,13 @@ def _probe_messages(roles: str) -> Iterator[dict[str, Any]]:
         yield message
 
 
-def _marks_of_calls(roles: str) -> tuple[str, ...]:
-    """What of the arguments must come out where several are called, or something is said beside a call."""
+def _expected_of_calls(roles: str) -> tuple[str, ...]:
+    """Arguments that must be in the prompt where there are several calls, or content beside a call."""
     return ("7381", "9257") if "P" in roles else ("7381",) if "B" in roles else ()
 
 
 def _with_plain_tools(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables with tools of which each schema says all that a template may ask for, in the simplest way."""
+    """Template variables with simplified tool schemas, for templates that expect certain keys."""
     tools = [
         {**tool, "function": {**tool["function"], "parameters": _plain_schema(tool["function"].get("parameters"))}}
         for tool in variables.get("tools") or ()
@@ -345,7 +345,7 @@ def _plain_schema(schema: Any) -> dict[str, Any]:
 
 
 def _has_all(text: str, messages: Messages) -> bool:
-    """Whether each message's text is in the prompt, raw or as JSON; what was thought may be left out."""
+    """Whether each message's text is in the prompt, raw or as JSON; reasoning may be left out."""
     return all(_has(text, m["content"].rpartition("</think>")[2].strip()) for m in messages)
 
 
@@ -354,7 +354,7 @@ def _has(text: str, content: str) -> bool:
 
 
 def _joined(before: str, content: str) -> str:
-    """The opened turn and its begun text; a text that begins to think takes the place of an empty thinking block."""
+    """Opened turn and its begun text; one that begins with reasoning replaces an empty reasoning block."""
     if content.lstrip().startswith("<think>"):
         before = _EMPTY_THINKING.sub("", before)
     return before + content
@@ -373,22 +373,22 @@ def _continues(chat: ChatPrompt, last: Mapping[str, Any]) -> bool:
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """The message with a string as content, and without what is null."""
+    """Message with a string as content, and without null values."""
     plain = {name: _plain_value(value) for name, value in message.items() if value is not None}
     if not isinstance(plain.get("role"), str):
         raise InvalidRequest("Every message needs a role, as 'user' or 'assistant'.", param="messages")
     plain["content"] = text_of(plain.get("content", ""))
-    return _with_thoughts(plain)
+    return _with_reasoning(plain)
 
 
-def _with_thoughts(message: dict[str, Any]) -> dict[str, Any]:
-    """What was thought, under the names that templates have for it."""
-    thoughts = message.get("reasoning_content") or message.get("reasoning")
-    if not thoughts:
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """Message with its reasoning under the names that templates use."""
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if not reasoning:
         return message
-    # gpt-oss's template refuses thoughts and content beside calls.
-    more = {} if message["content"] else {"thinking": thoughts}
-    return {**message, "reasoning_content": thoughts, **more}
+    # gpt-oss's template refuses both reasoning and content beside calls.
+    more = {} if message["content"] else {"thinking": reasoning}
+    return {**message, "reasoning_content": reasoning, **more}
 
 
 def _plain_value(value: Any) -> Any:
@@ -400,7 +400,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def _with_mapping(call: Any) -> Any:
-    """OpenAI writes arguments as JSON text; most templates take a mapping and write it as JSON themselves."""
+    """Call with arguments as a mapping: OpenAI sends JSON text, most templates write the JSON themselves."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call

@@ -1,4 +1,4 @@
-"""Changes to a conversation that make a picky chat template take it, least invasive first.
+"""Repairs: changes to a conversation that a strict chat template needs, least invasive first.
 
 Each repair is a pure function from messages to messages that gives back an equal list when there is nothing for it
 to do. Contents are plain strings here. Nothing is ever dropped except messages without any text. Knows no Jinja.
@@ -39,7 +39,7 @@ def unknown_to_user(messages: Messages) -> Messages:
 
 
 def tool_to_user(messages: Messages) -> Messages:
-    """Results become what the user says, calls become what the assistant said."""
+    """Tool results as user messages, calls as the assistant's content."""
     return [_without_calls(m) for m in messages]
 
 
@@ -53,7 +53,7 @@ def _without_calls(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_calls(messages: Messages) -> Messages:
-    """One call a message, each with its result right behind it: what Llama 3's templates insist on."""
+    """One call per message, each followed by its result: Llama 3's templates require it."""
     split: Messages = []
     for place, message in enumerate(messages):
         calls = message.get("tool_calls") or ()
@@ -85,8 +85,8 @@ def _is_result_of_several(messages: Messages, place: int) -> bool:
     return len(caller.get("tool_calls") or ()) > 1
 
 
-def said_before_calls(messages: Messages) -> Messages:
-    """What is said beside calls becomes a message of its own: some templates write but one of both."""
+def content_before_calls(messages: Messages) -> Messages:
+    """Content beside calls as a message of its own: some templates write only one of the two."""
     split: Messages = []
     for message in messages:
         if message.get("tool_calls") and message["content"].strip():
@@ -97,7 +97,7 @@ def said_before_calls(messages: Messages) -> Messages:
 
 
 def short_call_ids(messages: Messages) -> Messages:
-    """Ids of calls become nine letters and digits, the same everywhere: what Mistral's templates insist on."""
+    """Call ids of nine letters and digits, consistent throughout: Mistral's templates require it."""
     return [_with_short_ids(m) for m in messages]
 
 
@@ -121,7 +121,7 @@ def drop_empty(messages: Messages) -> Messages:
 
 
 def merge_system(messages: Messages) -> Messages:
-    """The system messages at the start become one."""
+    """System messages at the start merged into one."""
     n = _n_leading_system(messages)
     if n < 2:
         return messages
@@ -130,14 +130,14 @@ def merge_system(messages: Messages) -> Messages:
 
 
 def system_to_user(messages: Messages) -> Messages:
-    """System messages after the start keep their place, as the user's."""
+    """System messages after the start as user messages, in place."""
     n = _n_leading_system(messages)
     rest = [{**m, "role": "user"} if m["role"] == "system" else m for m in messages[n:]]
     return messages[:n] + rest
 
 
 def fold_system(messages: Messages) -> Messages:
-    """The system messages at the start go in front of what the first user message says."""
+    """System messages at the start put before the content of the first user message."""
     n = _n_leading_system(messages)
     if n == 0:
         return messages
@@ -161,7 +161,7 @@ def merge_same_role(messages: Messages) -> Messages:
 
 
 def user_first(messages: Messages) -> Messages:
-    """A user speaks first after the system messages, if only by a placeholder."""
+    """Placeholder user message after the system messages, where no user message comes first."""
     n = _n_leading_system(messages)
     if n < len(messages) and messages[n]["role"] == "user":
         return messages
@@ -179,7 +179,7 @@ REPAIRS: dict[str, Repair] = {
         unknown_to_user,
         short_call_ids,
         split_calls,
-        said_before_calls,
+        content_before_calls,
         tool_to_user,
         drop_empty,
         merge_system,
@@ -196,7 +196,7 @@ LADDER: tuple[str, ...] = (
     "developer_to_system",
     "short_call_ids",
     "split_calls",
-    "said_before_calls",
+    "content_before_calls",
     "drop_empty",
     "merge_system",
     "merge_same_role",
@@ -209,7 +209,7 @@ LADDER: tuple[str, ...] = (
 
 
 def apply(messages: Messages, names: Collection[str]) -> tuple[Messages, tuple[str, ...]]:
-    """The messages after the named repairs, and the names of those that changed something."""
+    """Repaired messages, and the names of the repairs that changed something."""
     used = []
     for name, repair in REPAIRS.items():
         if name not in names:
@@ -222,7 +222,7 @@ def apply(messages: Messages, names: Collection[str]) -> tuple[Messages, tuple[s
 
 
 def attempts(messages: Messages, needed: Collection[str]) -> Iterator[tuple[Messages, tuple[str, ...]]]:
-    """What to render in turn: with the repairs this template needs, with one more, then with more and more of them.
+    """Attempts to render: with the repairs this template needs, with one more, then cumulatively.
 
     Attempts that come out equal are left out. Lazy, since the first one nearly always does.
     """

@@ -1,4 +1,4 @@
-"""A Jinja chat template, compiled and rendered the way the models' authors expect it.
+"""Jinja chat template, compiled and rendered as in transformers.
 
 The environment is that of transformers (`apply_chat_template`): sandboxed and immutable, blocks trimmed, loop controls,
 `raise_exception`, `strftime_now`, a `tojson` that leaves non-ASCII alone, `{% generation %}`. A template comes out of
@@ -34,7 +34,7 @@ _FILE = "<template>"
 
 
 class TemplateError(Exception):
-    """The template cannot be compiled, or refuses what it was given. `line` is the template's, from 1, if known."""
+    """Template that cannot be compiled, or refuses its input. `line` is the template's, from 1, if known."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
@@ -46,13 +46,13 @@ class TemplateError(Exception):
 
 
 class TemplateOverflowError(TemplateError):
-    """The template writes or holds more than it may. Trying it again with other messages would cost as much."""
+    """Template that exceeds its output or memory limit; not worth another attempt."""
 
 
 class Template:
     """One compiled template. `source` is the text it was made of.
 
-    Raises TemplateError when the text is no Jinja.
+    Raises TemplateError for invalid Jinja.
     """
 
     def __init__(self, source: str, *, max_chars: int = MAX_RENDERED_CHARS) -> None:
@@ -66,7 +66,7 @@ class Template:
             raise TemplateError(f"The chat template cannot be compiled: {type(error).__name__}") from None
 
     def render(self, variables: Mapping[str, Any]) -> str:
-        """The text that the template writes.
+        """Rendered text.
 
         Raises TemplateError with the template's own words when it refuses or is stopped by the sandbox.
         """
@@ -97,7 +97,7 @@ def _line(error: BaseException) -> int | None:
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what a model is trained on; here its body is simply rendered."""
+    """`{% generation %}...{% endgeneration %}`, which marks the text to train on; only its body is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's own attribute
 

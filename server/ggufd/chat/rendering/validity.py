@@ -1,7 +1,7 @@
-"""Whether a finished text is what its JSON schema asks for.
+"""Validation of a finished text against its JSON schema.
 
-The mask of the grammar has held it to that already. This is the second opinion, of a library that knows nothing of the
-first: what it does not accept is not handed on as an answer.
+The grammar's mask has enforced the schema already. This is a second check, by an independent library: a text that it
+refuses is not returned as an answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NOTES = ("contentEncoding", "contentMediaType")
 
 @lru_cache(maxsize=64)
 def validator_of(schema: str) -> Validator:
-    """Raises InvalidRequest for what is no JSON schema.
+    """Validator of a JSON schema. Raises InvalidRequest for an invalid schema.
 
     Formats are left to the grammar, encodings to the client: to the specification they are notes. Patterns are matched
     in linear time.
@@ -46,7 +46,7 @@ def validator_of(schema: str) -> Validator:
 
 
 def check_json(schema: str, text: str) -> None:
-    """Raises EngineFailure unless `text` is JSON that satisfies the schema. Says nothing of what is in it."""
+    """Check of a text against a schema. Raises EngineFailure, which does not quote the text."""
     try:
         validator_of(schema).validate(json.loads(text, parse_int=_number, parse_float=_number))
     except ValidationError as error:
@@ -56,7 +56,7 @@ def check_json(schema: str, text: str) -> None:
 
 
 def _number(text: str) -> int | float:
-    """JSON bounds no number, but Python does: what is too large for it becomes the largest that it has."""
+    """Number of a JSON text; one too large for Python becomes its largest."""
     if len(text) <= _MAX_DIGITS and text.lstrip("-").isdecimal():
         return int(text)
     return max(-sys.float_info.max, min(sys.float_info.max, float(text)))

@@ -1,1 +1,1 @@
-"""Tool calls: what all formats share."""
+"""Tool calls: interface of the formats, grammars, tool prompts."""

@@ -1,4 +1,4 @@
-"""What a format of tool calls is: one interface, with what most formats have in common."""
+"""Interface of a tool call format, with defaults that most formats share."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ggufd.chat.tools.rules import TEXT, GrammarRules, escaped
 
 @dataclass(frozen=True, kw_only=True)
 class ToolFormat(ABC):
-    """How one family of models writes calls.
+    """Format in which one family of models writes tool calls.
 
     A template that holds all of `signs`, or any of `or_signs`, is of this family; `unless` are signs of another.
     `opening` begins a call, or several at once, anywhere in the text, or with `is_at_start` at the beginning of it
-    only. With `is_whole` an answer without calls is in this format too, thoughts and all.
+    only. With `is_whole` all answers are in this format, reasoning included, also those without calls.
     """
 
     name: str
@@ -32,23 +32,23 @@ class ToolFormat(ABC):
     is_whole: bool = False
 
     def fits(self, template: str) -> bool:
-        """Whether a template looks like one of this family."""
+        """Whether a template is of this family, judging by its signs."""
         is_one = all(sign in template for sign in self.signs) or any(sign in template for sign in self.or_signs)
         return is_one and not any(sign in template for sign in self.unless)
 
     @property
-    def thoughts(self) -> Thinking | None:
-        """The marks round thoughts, where they are a part of the format."""
+    def reasoning_tags(self) -> Thinking | None:
+        """Tags around reasoning, where they are part of the format."""
         return None
 
     @property
     @abstractmethod
-    def marks(self) -> tuple[str, ...]:
-        """Texts that may be special tokens, which must then be written out to be read."""
+    def tags(self) -> tuple[str, ...]:
+        """Texts that may be special tokens, which detokenizing must then write out."""
 
     @abstractmethod
     def read_calls(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
-        """What follows the opening. Raises MalformedError when it is no call."""
+        """Parse what follows the opening. Raises MalformedError when it is no call."""
 
     @abstractmethod
     def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
@@ -59,7 +59,7 @@ class ToolFormat(ABC):
         return None
 
     def read(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:
-        """Content and calls, to the end of the text. What only looked like a call is content."""
+        """Parse content and calls to the end of the text. A malformed call is content."""
         while (yield from self.find(reader, answer)):
             reader.record(self.opening)
             n_calls = answer.n_calls
@@ -70,7 +70,7 @@ class ToolFormat(ABC):
                     answer.content(reader.recorded)
 
     def find(self, reader: Reader, answer: AnswerWriter) -> Steps[bool]:
-        """On to the next opening, which is taken; False at the end of the text."""
+        """Read on to the next opening and take it; False at the end of the text."""
         if not self.is_at_start:
             return bool((yield from reader.until((self.opening,), answer.content)))
         if answer.has_content:
@@ -83,8 +83,8 @@ class ToolFormat(ABC):
         return False
 
     def answer(self, rules: GrammarRules, *, body: str, may_repeat: bool, is_required: bool) -> str:
-        """Lark of all that follows the thoughts: calls, or content as `body` has it."""
-        opening = rules.mark(self.opening)
+        """Lark of all that follows the reasoning: calls, or content as in `body`."""
+        opening = rules.tag(self.opening)
         calls = rules.add("calls", self.calls(rules, may_repeat=may_repeat))
         if is_required:
             return f"{opening} {calls}"
@@ -97,11 +97,11 @@ class ToolFormat(ABC):
 
 
 TextArguments = Mapping[str, Sequence[str]]
-"""For each tool, the arguments that are texts: formats that write no JSON must know which."""
+"""String arguments of each tool, for formats that do not write JSON."""
 
 
 def read_arguments(reader: Reader, answer: AnswerWriter) -> Steps[None]:
-    """A JSON object, also one that is written as the text in a JSON string, as some models do."""
+    """Parse a JSON object, or a JSON string that contains one, as some models write it."""
     if (yield from reader.peek()) == '"':
         write_arguments(answer, (yield from reader.json_string()))
     else:
@@ -109,12 +109,12 @@ def read_arguments(reader: Reader, answer: AnswerWriter) -> Steps[None]:
 
 
 def write_arguments(answer: AnswerWriter, text: str) -> None:
-    """Arguments that are there as a whole."""
+    """Write complete arguments."""
     answer.arguments(text.strip() or "{}")
 
 
 def as_json(text: str) -> str:
-    """A value that is no text; what is no JSON was meant as one after all."""
+    """JSON of a value: the text itself if it is JSON, else a JSON string of it."""
     try:
         json.loads(text)
     except (ValueError, RecursionError):
@@ -123,7 +123,7 @@ def as_json(text: str) -> str:
 
 
 def close_calls(reader: Reader, closing: str) -> Steps[None]:
-    """Over the closing mark and blanks before it; a text that ends without it ends the call all the same."""
+    """Skip the closing tag and white space before it; it may be missing."""
     if closing:
         yield from reader.blanks()
         yield from reader.skip(closing)

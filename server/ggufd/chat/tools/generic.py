@@ -1,4 +1,4 @@
-"""Tools for models whose template knows none: a prompt that tells of them, and a history in which calls are text.
+"""Tools for templates without tool support: a tool prompt, and a history in which calls are text.
 
 Where the template shows no format of its own, calls are Hermes' `<tool_call>` blocks. Results come back in
 `<tool_response>` blocks.
@@ -25,7 +25,7 @@ Write = Callable[[Sequence[tuple[str, Any]]], str]
 
 
 def tool_prompt(tools: Sequence[Mapping[str, Any]], write: Write, *, is_required: bool, may_repeat: bool) -> str:
-    """What the model is told of `tools`, which are in OpenAI's shape, and of how to call them."""
+    """Prompt that describes `tools` (OpenAI's shape) and how to call them."""
     lines = [json.dumps(_shown(tool["function"]), ensure_ascii=False) for tool in tools]
     how = ["To call a tool, write this, and nothing after it:", write([_EXAMPLE])]
     rules = [*how, *([_SEVERAL] if may_repeat else []), _REQUIRED if is_required else _OPTIONAL]
@@ -37,7 +37,7 @@ def _shown(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_prompt(messages: Sequence[Mapping[str, Any]], prompt: str) -> tuple[Mapping[str, Any], ...]:
-    """The messages with the prompt before what the system says, or as what it says."""
+    """Messages with the prompt before the system message's content, or as a new system message."""
     first = messages[0] if messages else {}
     if first.get("role") not in ("system", "developer"):
         return ({"role": "system", "content": prompt}, *messages)
@@ -47,7 +47,7 @@ def with_prompt(messages: Sequence[Mapping[str, Any]], prompt: str) -> tuple[Map
 
 
 def as_text(message: Mapping[str, Any], write: Write) -> Mapping[str, Any]:
-    """A message whose calls are part of what the assistant said."""
+    """Message with its calls written into the assistant's content."""
     calls = message.get("tool_calls")
     if not calls:
         return message
@@ -56,7 +56,7 @@ def as_text(message: Mapping[str, Any], write: Write) -> Mapping[str, Any]:
 
 
 def read_call(call: Mapping[str, Any]) -> tuple[str, Any]:
-    """Name and arguments of a call in OpenAI's shape; arguments that are no JSON stay text."""
+    """Name and arguments of a call in OpenAI's shape; arguments that are not JSON stay text."""
     function = call.get("function") or {}
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
@@ -66,7 +66,7 @@ def read_call(call: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def result_as_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A tool's result as what the user says."""
+    """Tool result as a user message."""
     if message["role"] != "tool":
         return message
     return {"role": "user", "content": f"<tool_response>\n{text_of(message.get('content') or '')}\n</tool_response>"}

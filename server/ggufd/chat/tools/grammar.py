@@ -1,4 +1,4 @@
-"""Lark of a whole answer: thoughts, then content or calls. What binds and from where on is decided here.
+"""Grammar (Lark) of a whole answer: reasoning, then content or calls.
 
 Text is free until a call is opened; from there on it can be nothing but a call of a known tool with arguments that
 fit, to its end. llguidance's lazy terminals do that, so a free token costs a few microseconds.
@@ -17,13 +17,13 @@ BODY = "@body"
 """Content that a grammar of its own describes."""
 
 _BLANKS = r"/\s{0,4}/"
-_BEFORE_THOUGHTS = r"/\n{0,2}/"
-"""No more than what is read as standing before thoughts (`chat.deltas.thinking`): else they would be content."""
+_BEFORE_REASONING = r"/\n{0,2}/"
+"""No more than the parser skips before reasoning (`chat.deltas.thinking`): else it would be content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calling:
-    """Whether calls may come, in which format, and whether several."""
+    """Tool calling of an answer: format, mode, and whether several calls may come."""
 
     form: ToolFormat
     mode: ToolMode
@@ -33,7 +33,7 @@ class Calling:
 def answer_grammar(
     rules: GrammarRules, calling: Calling | None, thinking: Thinking | None, *, is_inside: bool, has_body: bool
 ) -> str:
-    """The grammar. `is_inside` says that the prompt has opened thoughts, `has_body` that content is `@body`."""
+    """Grammar of an answer. `is_inside`: the prompt ends inside reasoning; `has_body`: content is `@body`."""
     body = BODY if has_body else TEXT
     is_required = calling is not None and calling.mode is ToolMode.REQUIRED
     if calling is None:
@@ -43,16 +43,17 @@ def answer_grammar(
     if thinking is None:
         return rules.text(after)
     rules.add("after", after)
-    return rules.text(_with_thoughts(rules, thinking, is_inside=is_inside, may_end=not is_required and not has_body))
+    return rules.text(_with_reasoning(rules, thinking, is_inside=is_inside, may_end=not is_required and not has_body))
 
 
-def _with_thoughts(rules: GrammarRules, thinking: Thinking, *, is_inside: bool, may_end: bool) -> str:
-    """Thoughts and what comes after. With `may_end` the model may also stop while it thinks."""
-    opening, thoughts = rules.mark(thinking.opening.strip()), rules.up_to("thoughts", thinking.closing)
+def _with_reasoning(rules: GrammarRules, thinking: Thinking, *, is_inside: bool, may_end: bool) -> str:
+    """Reasoning and what follows. With `may_end` the model may also stop inside reasoning."""
+    opening, reasoning = rules.tag(thinking.opening.strip()), rules.up_to("reasoning", thinking.closing)
     unfinished = f" | {TEXT}?" if may_end else ""
     if is_inside:
-        return f"{thoughts} {_BLANKS} after{unfinished}"
+        return f"{reasoning} {_BLANKS} after{unfinished}"
     if may_end and not opening.startswith("<["):
-        # Free text may be anything, so that a mark which is text could not be told from it.
+        # Free text may be anything, so a tag that is plain text could not be told from it.
         return "after"
-    return f"({_BEFORE_THOUGHTS} {opening} {thoughts} {_BLANKS})? after" + (f" | {opening} {TEXT}?" if may_end else "")
+    unclosed = f" | {opening} {TEXT}?" if may_end else ""
+    return f"({_BEFORE_REASONING} {opening} {reasoning} {_BLANKS})? after{unclosed}"

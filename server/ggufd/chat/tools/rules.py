@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 _SPECIAL_INSIDE = re.compile(r'(?P<before>"(?:[^"\\]|\\.)*") (?P<special><\[.*)')
-"""A mark that begins with a text and has a special token further on, as Lark items."""
+"""A tag that begins with a text and has a special token further on, as Lark items."""
 
 TEXT = "TEXT"
-"""Any text, also none; a mark of the format ends it."""
+"""Any text, also none; a tag of the format ends it."""
 
 _WRITTEN = {"whitespace_flexible": False, "item_separator": r",\s?", "key_separator": r":\s?"}
 """JSON as models write it. Without this a small model may indent for ever."""
@@ -20,7 +20,7 @@ _WRITTEN = {"whitespace_flexible": False, "item_separator": r",\s?", "key_separa
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How many characters a text may have."""
+    """Length limits of a string, in characters."""
 
     least: int = 0
     most: int | None = None
@@ -52,27 +52,27 @@ MAX_CALLS = 32
 """In one answer: a small model under constraint may know no end."""
 
 
-def key(name: str, marks: str) -> str:
-    """An argument's name as it is, or as a JSON string where one of the `marks` in it, or a blank, would be misread."""
-    is_bare = name != "" and name == name.strip() and not set(name) & set(marks)
+def key(name: str, delimiters: str) -> str:
+    """Argument name as it is, or as a JSON string where a blank or one of the `delimiters` in it would be misread."""
+    is_bare = name != "" and name == name.strip() and not set(name) & set(delimiters)
     return name if is_bare else json.dumps(name, ensure_ascii=False)
 
 
 def more(items: str) -> str:
-    """The same again, as often as calls may come after a first."""
+    """Repetition of a call, if more than one may come."""
     return f"({items}){{0,{MAX_CALLS - 1}}}"
 
 
 class GrammarRules:
-    """Rules by name. `mark` writes a text of the format as Lark items, special tokens as what they are."""
+    """Rules by name. `tag` writes a text of the format as Lark items, special tokens by their ids."""
 
-    def __init__(self, tools: Sequence[Tool], mark: Callable[[str], str]) -> None:
+    def __init__(self, tools: Sequence[Tool], tag: Callable[[str], str]) -> None:
         self.tools = tuple(tools)
-        self.mark = mark
+        self.tag = tag
         self._rules: dict[str, str] = {}
 
     def add(self, name: str, items: str) -> str:
-        """A rule, or a terminal where the name is in capitals; its name."""
+        """Add a rule, or a terminal where the name is in capitals; returns its name."""
         self._rules[name] = items
         return name
 
@@ -87,7 +87,7 @@ class GrammarRules:
 
     def up_to(self, name: str, text: str, length: Length = ANY_LENGTH) -> str:
         """Any text up to the first `text`, and that. A special token ends it by itself; else the rule `name` does."""
-        ending = self.mark(text)
+        ending = self.tag(text)
         if length.most == 0:
             return ending
         if ending.startswith("<["):
@@ -137,7 +137,7 @@ _LENGTHS = {"minLength", "maxLength"}
 
 
 def text_arguments(parameters: Mapping[str, Any]) -> tuple[str, ...]:
-    """The arguments that can be nothing but texts, of which no more is asked than can be held in a text as it is."""
+    """String arguments whose schemas can be enforced on plain text."""
     properties = parameters.get("properties")
     if not isinstance(properties, Mapping):
         return ()
@@ -155,7 +155,7 @@ def _is_text(schema: Any) -> bool:
 
 
 def text_options(schema: Mapping[str, Any]) -> list[str] | None:
-    """The texts that a schema lists, None when it lists none or anything else."""
+    """Strings of a schema's enum, None without one or with other values in it."""
     options = schema.get("enum", [schema["const"]] if "const" in schema else None)
     is_listed = isinstance(options, list) and options and all(isinstance(option, str) for option in options)
     if not is_listed or not isinstance(schema.get("const", ""), str) or schema.get("const", options[0]) not in options:
@@ -164,7 +164,7 @@ def text_options(schema: Mapping[str, Any]) -> list[str] | None:
 
 
 def text_length(schema: Mapping[str, Any]) -> Length:
-    """How long a text may be."""
+    """Length limits of a string schema."""
     return Length(schema.get("minLength", 0), schema.get("maxLength"))
 
 

@@ -1,4 +1,4 @@
-"""The formats that are known, and which of them a template is written for."""
+"""Registry of the tool call formats, and detection of a template's format."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ggufd.chat.tools.formats.pythonic import PythonicCalls
 from ggufd.chat.tools.formats.tagged import TaggedCalls
 
 GENERIC = JsonCalls(name="generic", signs=(), opening="<tool_call>", closing="</tool_call>")
-"""For models whose template knows no tools: Hermes' marks, which most have seen, and a prompt of our own."""
+"""For models whose template knows no tools: Hermes' tags, which most have seen, and a prompt of our own."""
 
 
 def _dsml(name: str, block: str) -> TaggedCalls:
-    """DeepSeek's markup, in which arguments say whether they are texts; `block` is what it calls several calls."""
+    """DeepSeek's markup (DSML), in which arguments say whether they are strings; `block` is its tag of a list of calls."""
     return TaggedCalls(
         name=name,
         signs=("｜DSML｜", f"{block}>"),
@@ -193,5 +193,5 @@ BY_NAME = {one.name: one for one in (*FORMATS, GENERIC)}
 
 
 def format_of(template: str) -> ToolFormat | None:
-    """The format that a template is written for, or None."""
+    """Format of a template, or None."""
     return next((one for one in FORMATS if one.fits(template)), None)

@@ -1,4 +1,4 @@
-"""functionary 3.2: an answer is parts, each `>>>` and a name: a tool's with arguments, or `all` with what is said."""
+"""functionary 3.2: parts that begin with `>>>` and a name: a tool's, then arguments, or `all`, then content."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ggufd.chat.tools.rules import TEXT, GrammarRules, literal, more
 
 _SAID = "all\n"
 _TEXT_ALONE = "/([^>]|>>?[^>])+>{0,2}|>{1,2}/?"
-"""Without a mark in it, behind which a call would be read."""
+"""Content without a tag after which a call would be parsed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionaryParts(ToolFormat):
-    """The prompt ends with the first `>>>`."""
+    """functionary's parts. The prompt ends with the first `>>>`."""
 
     opening: str = ">>>"
     is_whole: bool = True
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def tags(self) -> tuple[str, ...]:
         return (self.opening,)
 
     def read(self, reader: Reader, answer: AnswerWriter, texts: TextArguments) -> Steps[None]:

@@ -1,4 +1,4 @@
-"""gemma 4: calls look like JSON whose keys are bare and whose texts stand in a mark of their own.
+"""gemma 4: calls in a JSON-like form with bare keys, and strings between tags.
 
 `<|tool_call>call:look{deep:true,place:<|"|>Paris<|"|>}<tool_call|>`, with the arguments by name.
 """
@@ -21,13 +21,13 @@ _MARKS = '":,{}'
 
 @dataclass(frozen=True, kw_only=True)
 class GemmaCalls(ToolFormat):
-    """Each call has an opening and a closing. What a schema says beyond types is written and held as JSON."""
+    """Gemma's calls, each in tags of its own. Values with more than a type in their schema are enforced as JSON."""
 
     opening: str = "<|tool_call>"
     closing: str = "<tool_call|>"
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def tags(self) -> tuple[str, ...]:
         return self.opening, self.closing, _QUOTE
 
     def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
@@ -45,13 +45,13 @@ class GemmaCalls(ToolFormat):
 
     def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         call = rules.choice("call", lambda index, tool: _call(rules, index, tool))
-        closing = rules.mark(self.closing)
-        again = more(f"/\\s?/ {rules.mark(self.opening)} {call} {closing}") if may_repeat else ""
+        closing = rules.tag(self.closing)
+        again = more(f"/\\s?/ {rules.tag(self.opening)} {call} {closing}") if may_repeat else ""
         return f"{call} {closing} {again}"
 
 
 def _by_name(names: Mapping[str, Any]) -> list[str]:
-    """As Jinja's `dictsort` has them."""
+    """Arguments in the order of Jinja's `dictsort`."""
     return sorted(names, key=str.lower)
 
 
@@ -69,7 +69,7 @@ def _written(value: Any) -> str:
 
 
 def _read_object(reader: Reader, emit: Emit, depth: int) -> Steps[None]:
-    """From behind the bracket, with the one that ends it."""
+    """Parse an object from after its opening bracket, closing one included."""
 
     def read_item(separator: str) -> Steps[None]:
         name = yield from _read_key(reader)
@@ -155,7 +155,7 @@ def _call(rules: GrammarRules, index: int, tool: Tool) -> str:
 
 
 def _object(rules: GrammarRules, name: str, schema: Mapping[str, Any]) -> str | None:
-    """An object whose names are all known; None for any other."""
+    """Rule of an object whose names are all known; None for any other."""
     properties: Mapping[str, Any] = schema.get("properties") or {}
     if schema.get("additionalProperties") is not False or "patternProperties" in schema:
         return None
@@ -168,9 +168,9 @@ def _object(rules: GrammarRules, name: str, schema: Mapping[str, Any]) -> str | 
 
 
 def _value(rules: GrammarRules, name: str, schema: Any) -> str:
-    """A value in this format's own way where that can hold all that the schema says, else as JSON."""
+    """Rule of a value: in this format where it can enforce the whole schema, else as JSON."""
     keywords = set(schema) - NOTES if isinstance(schema, Mapping) else set()
-    quote = rules.mark(_QUOTE)
+    quote = rules.tag(_QUOTE)
     match schema:
         case {"type": "string"} if keywords == {"type"}:
             return f"{quote} {rules.up_to(f'{name}_text', _QUOTE)}"

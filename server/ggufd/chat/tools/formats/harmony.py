@@ -1,4 +1,4 @@
-"""gpt-oss's Harmony: an answer is messages in channels, for thoughts, calls, and what is said at last."""
+"""Harmony (gpt-oss): messages in channels for reasoning, calls and the final content."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _BEGUN_HEADER = re.compile(r"\s*(to=\S*\s*)?(<\|?[a-z]*\|?)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Harmony(ToolFormat):
-    """The prompt ends with the assistant's `<|start|>`; calls and the last message end the turn."""
+    """Harmony's messages. The prompt ends with `<|start|>assistant`; a call or the final message ends the turn."""
 
     opening: str = "<|channel|>"
     is_whole: bool = True
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def tags(self) -> tuple[str, ...]:
         return "<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>"
 
     @property
-    def thoughts(self) -> Thinking | None:
+    def reasoning_tags(self) -> Thinking | None:
         opening = "<|channel|>analysis<|message|>"
         return Thinking(opening, "<|end|>", f"<|start|>assistant{opening}")
 
@@ -58,15 +58,15 @@ class Harmony(ToolFormat):
         raise NotImplementedError("Harmony is read as a whole")
 
     def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
-        """One call: what comes after it is a turn of its own."""
+        """Lark of one call; a further call would be a turn of its own."""
         return rules.choice("call", lambda index, tool: _call(rules, index, tool.name))
 
     def answer(self, rules: GrammarRules, *, body: str, may_repeat: bool, is_required: bool) -> str:
-        channel, message = rules.mark("<|channel|>"), rules.mark("<|message|>")
+        channel, message = rules.tag("<|channel|>"), rules.tag("<|message|>")
         ended = rules.up_to("ended", "<|end|>")
         # Where a call must come nothing is said before it, and it is thought once: a budget bounds that.
         kinds = '"analysis"' if is_required else '("analysis" | "commentary")'
-        rules.add("aside", f'{channel} {kinds} {message} {ended} {rules.mark("<|start|>")} "assistant"')
+        rules.add("aside", f'{channel} {kinds} {message} {ended} {rules.tag("<|start|>")} "assistant"')
         final = rules.add("final", f'{channel} "final" {message} {body}{"?" if body == TEXT else ""}')
         last = [self.calls(rules, may_repeat=may_repeat)] if rules.tools else []
         if not is_required:
@@ -90,8 +90,8 @@ def _read_call(reader: Reader, answer: AnswerWriter, name: str) -> Steps[None]:
 
 def _call(rules: GrammarRules, index: int, name: str) -> str:
     """The recipient stands in the channel or before it."""
-    channel, message = rules.mark("<|channel|>"), rules.mark("<|message|>")
-    kind = f'(" "? {rules.mark("<|constrain|>")} "json" | " json")?'
+    channel, message = rules.tag("<|channel|>"), rules.tag("<|message|>")
+    kind = f'(" "? {rules.tag("<|constrain|>")} "json" | " json")?'
     recipient = literal(f" to=functions.{name}")
     header = (
         f'({channel} "commentary" {recipient} | {recipient} {channel} ("commentary" | "analysis")) {kind} {message}'

@@ -15,7 +15,7 @@ from ggufd.chat.tools.rules import GrammarRules, escaped, more, pattern
 
 @dataclass(frozen=True, kw_only=True)
 class JsonCalls(ToolFormat):
-    """Calls as JSON objects with a name and arguments, one between marks, or a list of them (`is_list`).
+    """Calls as JSON objects with a name and arguments, one between tags, or a list of them (`is_list`).
 
     `fence` stands before it and `closing` behind.
     """
@@ -30,7 +30,7 @@ class JsonCalls(ToolFormat):
     is_id_first: bool = False
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def tags(self) -> tuple[str, ...]:
         return self.opening, self.closing
 
     def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
@@ -68,13 +68,13 @@ class JsonCalls(ToolFormat):
 
     def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         call = rules.choice("call", lambda index, tool: self._call(rules, index, tool.name))
-        closing = f"/\\s?/ {rules.mark(self.closing)}" if self.closing else ""
+        closing = f"/\\s?/ {rules.tag(self.closing)}" if self.closing else ""
         if self.is_list:
             again = more(f"/,\\s{{0,8}}/ {call}") if may_repeat else ""
-            fence = f"/\\s?/ {rules.mark(self.fence)}" if self.fence else ""
+            fence = f"/\\s?/ {rules.tag(self.fence)}" if self.fence else ""
             return f"{fence} /\\s{{0,8}}\\[\\s{{0,8}}/ {call} {again} /\\s{{0,8}}\\]/ {closing}"
         one = f"/\\s?/ {call} {closing}"
-        return one + (more(f"/\\s?/ {rules.mark(self.opening)} {one}") if may_repeat and closing else "")
+        return one + (more(f"/\\s?/ {rules.tag(self.opening)} {one}") if may_repeat and closing else "")
 
     def _call(self, rules: GrammarRules, index: int, name: str) -> str:
         identity = f'"{self.id_key}":\\s?"{self.id_pattern}"' if self.id_key else ""
@@ -86,7 +86,7 @@ class JsonCalls(ToolFormat):
 
 @dataclass(frozen=True, kw_only=True)
 class BareJsonCalls(JsonCalls):
-    """A call is the whole answer: a JSON object without any mark."""
+    """A call that is the whole answer: a JSON object without tags."""
 
     opening: str = "{"
     is_at_start: bool = True
@@ -145,4 +145,4 @@ def _colon(reader: Reader) -> Steps[None]:
 
 
 def _ignore(text: str) -> None:
-    """What no client is told."""
+    """Skip text that clients do not get."""

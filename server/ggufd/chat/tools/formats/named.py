@@ -1,4 +1,4 @@
-"""Formats in which a call is a name between marks, then its arguments as JSON."""
+"""Formats in which a call is a name between tags, then its arguments as JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NamedCalls(ToolFormat):
     is_numbered: bool = False
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def tags(self) -> tuple[str, ...]:
         return self.opening, self.before, self.between, self.after, self.closing
 
     def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
@@ -64,13 +64,13 @@ class NamedCalls(ToolFormat):
 
     def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         call = rules.choice("call", lambda index, tool: self._call(rules, index, tool.name))
-        before = rules.mark(self.before) if self.before else ""
-        opening = before or rules.mark(self.opening)
+        before = rules.tag(self.before) if self.before else ""
+        opening = before or rules.tag(self.opening)
         again = more(f"/\\s?/ {opening} {call}") if may_repeat else ""
-        closing = rules.mark(self.closing) if self.closing else ""
+        closing = rules.tag(self.closing) if self.closing else ""
         return f"{before} {call} {again} {closing}"
 
     def _call(self, rules: GrammarRules, index: int, name: str) -> str:
         number = pattern(self.number) if self.is_numbered else ""
-        after = rules.mark(self.after) if self.after else ""
-        return f"{rules.mark(name)} {number} {rules.mark(self.between)} {rules.arguments(index)} {after}"
+        after = rules.tag(self.after) if self.after else ""
+        return f"{rules.tag(name)} {number} {rules.tag(self.between)} {rules.arguments(index)} {after}"

@@ -27,7 +27,7 @@ class PythonicCalls(ToolFormat):
     closing: str = ""
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def tags(self) -> tuple[str, ...]:
         return self.opening, self.closing
 
     def write(self, calls: Sequence[tuple[str, Any]]) -> str | None:
@@ -53,7 +53,7 @@ class PythonicCalls(ToolFormat):
     def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         call = rules.choice("call", lambda index, tool: _call(rules, index, tool))
         again = more(f"/,\\s?/ {call}") if may_repeat else ""
-        closing = rules.mark(self.closing) if self.closing else ""
+        closing = rules.tag(self.closing) if self.closing else ""
         first = '"["' if self.opening != "[" else ""
         return f'{first} {call} {again} "]" {closing}'
 
@@ -91,7 +91,7 @@ def _value(schema: Any) -> str:
 
 
 def _to_bracket(reader: Reader) -> Steps[list[str]]:
-    """What stands between the commas up to the bracket that ends the call, which is taken. Raises MalformedError."""
+    """Parts between the commas, up to the bracket that ends the call (taken). Raises MalformedError."""
     texts: list[list[str]] = [[]]
     quote, depth, n = "", 1, 0
     while True:
@@ -131,7 +131,7 @@ def _as_json(texts: list[str]) -> str:
 
 
 def _name_and_value(text: str) -> tuple[str, str]:
-    """Of an argument, whatever a schema calls it: Python would take neither `from` nor `max-price`."""
+    """Name and value of an argument; names need not be valid Python (`from`, `max-price`)."""
     if text.startswith('"'):
         try:
             name, end = json.JSONDecoder().raw_decode(text)

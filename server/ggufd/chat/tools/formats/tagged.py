@@ -1,4 +1,4 @@
-"""Formats in which each argument stands between tags of its own: values that are texts as they are, others as JSON."""
+"""Formats with each argument between its own tags: strings as plain text, other values as JSON."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TaggedCalls(ToolFormat):
     is_block: bool = False
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def tags(self) -> tuple[str, ...]:
         tags = self.before, self.after, self.key_before, self.key_after, self.value_before, self.value_after
         return self.opening, self.closing, *tags
 
@@ -101,7 +101,7 @@ class TaggedCalls(ToolFormat):
         yield from reader.blanks()
 
     def _read_key(self, reader: Reader, texts: Sequence[str]) -> Steps[tuple[str, bool]]:
-        """A key, and whether a text follows: as is said behind it, or as the tool's schema has it."""
+        """Key, and whether its value is a string: by the tag after it, or by the tool's schema."""
         key = (yield from reader.name(self.key_after)).strip()
         if not self.if_text:
             return key, key in texts
@@ -111,7 +111,7 @@ class TaggedCalls(ToolFormat):
         return key, is_text
 
     def _read_name(self, reader: Reader) -> Steps[str]:
-        """Up to `between`; without that, up to whatever comes first of a line end and a tag."""
+        """Name up to `between`, or without that up to the next line end or tag."""
         parts: list[str] = []
         if self.between:
             parts.append((yield from reader.name(self.between)))
@@ -144,17 +144,17 @@ class TaggedCalls(ToolFormat):
 
     def calls(self, rules: GrammarRules, *, may_repeat: bool) -> str:
         call = rules.choice("call", lambda index, tool: self._call(rules, index, tool))
-        closing = rules.mark(self.closing)
+        closing = rules.tag(self.closing)
         if self.is_block:
             return f"{call} {more(call) if may_repeat else ''} {closing}"
-        again = more(f"/\\s?/ {rules.mark(self.opening)} {call} {closing}") if may_repeat else ""
+        again = more(f"/\\s?/ {rules.tag(self.opening)} {call} {closing}") if may_repeat else ""
         return f"{call} {closing} {again}"
 
     def _call(self, rules: GrammarRules, index: int, tool: Tool) -> str:
         edge = literal(self.edge) if self.edge else ""
-        before = f"/\\s?/ {rules.mark(self.before)}" if self.before else ""
+        before = f"/\\s?/ {rules.tag(self.before)}" if self.before else ""
         between = literal(self.between) if self.between else ""
-        after = f"{rules.mark(self.after)} {edge}" if self.after else ""
+        after = f"{rules.tag(self.after)} {edge}" if self.after else ""
         required = tool.parameters.get("required") or ()
         items = []
         for place, name in enumerate(tool.parameters.get("properties") or {}):
@@ -164,17 +164,17 @@ class TaggedCalls(ToolFormat):
 
     def _argument(self, rules: GrammarRules, rule: str, tool: Tool, name: str) -> str:
         key_after = self._key_after(is_text=name in text_arguments(tool.parameters))
-        key = f"{rules.mark(self.key_before)} {literal(name)} {rules.mark(key_after)}"
+        key = f"{rules.tag(self.key_before)} {literal(name)} {rules.tag(key_after)}"
         edge = literal(self.edge) if self.edge else ""
         inner = literal(self.value_edge) if self.value_edge else ""
-        before = f"{edge} {rules.mark(self.value_before)}" if self.value_before else ""
+        before = f"{edge} {rules.tag(self.value_before)}" if self.value_before else ""
         value = self._value(rules, rule, tool, name)
         return f"{key} {before} {inner} {value} {edge}"
 
     def _value(self, rules: GrammarRules, rule: str, tool: Tool, name: str) -> str:
         """A value with the tag that ends it."""
         schema = property_schema(tool.parameters, name)
-        ending = rules.mark(self.value_edge + self.value_after)
+        ending = rules.tag(self.value_edge + self.value_after)
         if name not in text_arguments(tool.parameters):
             return f"{rules.add(rule, json_items(schema))} {ending}"
         if (options := text_options(schema)) is not None:
@@ -183,7 +183,7 @@ class TaggedCalls(ToolFormat):
 
 
 class _TagText:
-    """A text on its way into a JSON string; with `strips` without one line end before and after it."""
+    """Conversion of plain text to a JSON string; `strips` drops one line end before and after it."""
 
     def __init__(self, answer: AnswerWriter, *, strips: bool) -> None:
         self._answer = answer
