@@ -81,5 +81,5 @@ class TestRpc:
             port = listener.getsockname()[1]
         monkeypatch.setattr(llama_cpp, "llama_supports_rpc", lambda: True)
         monkeypatch.setattr(system, "_registry", FakeRegistry)
-        with pytest.raises(ModelError, match=f"--rpc 127.0.0.1:{port}: nothing answers there"):
+        with pytest.raises(ModelError, match=f"--rpc 127.0.0.1:{port}: no connection"):
             system.add_rpc_servers((f"127.0.0.1:{port}",))

@@ -247,16 +247,16 @@ def test_an_engine_without_these_adapters_refuses() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"general_type": "model"}, "is no LoRA adapter"),
-        ({"adapter_type": "other"}, "is no LoRA adapter"),
-        ({"architecture": "qwen2"}, "is an adapter for qwen2 models"),
-        ({"invocation": (5, 6)}, "is an activated LoRA"),
-        ({"pairs": {}}, "holds no tensors"),
+        ({"general_type": "model"}, "not a LoRA adapter"),
+        ({"adapter_type": "other"}, "not a LoRA adapter"),
+        ({"architecture": "qwen2"}, "an adapter for qwen2 models"),
+        ({"invocation": (5, 6)}, "an activated LoRA"),
+        ({"pairs": {}}, "has no tensors"),
         ({"pairs": {"blk.9.attn_q.weight": ((2, 32), (32, 2))}}, "the model has no tensor blk.9.attn_q.weight"),
-        ({"pairs": {"blk.0.attn_q.weight": ((2, 32), (16, 2))}}, "has another shape"),
-        ({"pairs": {"blk.0.attn_q.weight": ((2, 32), (32, 3))}}, "has another shape"),
-        ({"pairs": {"token_embd.weight": ((N_VOCAB, 2), (32, 3))}}, "has another shape"),
-        ({"pairs": {"blk.0.attn_q.weight": ((3, 2, 32), (3, 32, 2))}}, "has another shape"),
+        ({"pairs": {"blk.0.attn_q.weight": ((2, 32), (16, 2))}}, "do not match its shape"),
+        ({"pairs": {"blk.0.attn_q.weight": ((2, 32), (32, 3))}}, "do not match its shape"),
+        ({"pairs": {"token_embd.weight": ((N_VOCAB, 2), (32, 3))}}, "do not match its shape"),
+        ({"pairs": {"blk.0.attn_q.weight": ((3, 2, 32), (3, 32, 2))}}, "do not match its shape"),
     ],
 )
 def test_what_is_no_adapter_of_this_model_is_said_in_one_line(
@@ -274,7 +274,7 @@ def test_what_is_no_adapter_of_this_model_is_said_in_one_line(
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "a\0b", "x" * 300])
 def test_a_name_that_no_file_can_have_is_said_in_one_line(tiny_model: Path, flag: str, name: str) -> None:
     config = sources.load(None, {flag: name}, {})
-    with pytest.raises(ModelError, match=r"is no name of a file|cannot be read") as caught:
+    with pytest.raises(ModelError, match=r"not a valid file name|cannot be read") as caught:
         adapters.check(config, hub.find(str(tiny_model)))
     assert "\n" not in caught.value.message
 
@@ -284,8 +284,8 @@ def test_half_an_adapter_and_a_foreign_tensor_are_named(tiny_model: Path, tmp_pa
     write_lora(tmp_path / "one.gguf", {"blk.0.attn_q.weight": ((2, 32), (32, 2))})
     whole = (tmp_path / "one.gguf").read_bytes()
     for old, new, words in [
-        (b".lora_b", b".lora_x", "no part of a LoRA"),
-        (b"0.attn_q.weight.lora_b", b"1.attn_q.weight.lora_b", "only one half"),
+        (b".lora_b", b".lora_x", "not part of a LoRA"),
+        (b"0.attn_q.weight.lora_b", b"1.attn_q.weight.lora_b", "one of the two LoRA matrices"),
     ]:
         (tmp_path / "bad.gguf").write_bytes(whole.replace(old, new))
         with pytest.raises(ModelError, match=words):
@@ -297,8 +297,8 @@ def test_what_is_no_control_vector_is_said_in_one_line(tiny_model: Path, tmp_pat
     lora = write_lora(tmp_path / "lora.gguf", pairs_of(tiny_model))
     for path, words in (
         (wide, "needs 32 floats"),
-        (lora, "is no control vector"),
-        (tiny_model, "is no control vector"),
+        (lora, "not a control vector"),
+        (tiny_model, "not a control vector"),
     ):
         config = sources.load(None, {"control_vector_scaled": f"{path}:0.5"}, {})
         with pytest.raises(ModelError, match=words):

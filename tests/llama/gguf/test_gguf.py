@@ -262,7 +262,7 @@ class TestModel:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"general.architecture": 5}, "names no architecture"),
+            ({"general.architecture": 5}, "'general.architecture' is missing"),
             ({"llama.block_count": 513}, "'llama.block_count' is 513; llama.cpp takes 1 to 512"),
             ({"llama.block_count": 0}, "is 0; llama.cpp takes 1"),
             ({"llama.block_count": "two"}, "is 0; llama.cpp takes 1"),

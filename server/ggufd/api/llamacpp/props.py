@@ -19,8 +19,7 @@ from ggufd.api.request.fields import OPENAI_CHAT
 from ggufd.api.request.requests import refuse_unavailable
 from ggufd.api.request.sampling import SamplingFields
 from ggufd.api.request.validation import validate
-from ggufd.api.services.caller import caller_of
-from ggufd.api.services.services import Services, services_of
+from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.engine.messages.reports import Ready, SlotState
 from ggufd.errors import Unavailable, Unsupported
 

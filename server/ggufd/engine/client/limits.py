@@ -1,4 +1,4 @@
-"""Limits at the submission of a request: the queue's length, and of an account waiting requests and tokens a minute.
+"""Limits at the submission of a request: the queue's length, and of an account waiting requests and tokens per minute.
 
 Rate limiting is a token bucket for each account, which holds a minute's worth and fills steadily. What a request takes
 is known only when it was computed, so an account may start requests as long as its bucket is not empty, and waits
@@ -54,7 +54,7 @@ class SubmissionLimits:
     """Backpressure at the submission: what is refused at once, so that nothing piles up in the engine.
 
         QueueFull        as many requests wait as `max_queue` allows, whoever sent them
-        TooManyRequests  the account has used its tokens a minute, or has as many waiting as it may
+        TooManyRequests  the account has used its tokens per minute, or has as many waiting as it may
 
     Free slots count: the next step takes as many of those that wait.
     """
@@ -73,8 +73,8 @@ class SubmissionLimits:
         wait_s = self._buckets.wait_s(request.principal.account, request.principal.limits)
         if wait_s > 0:
             raise TooManyRequests(
-                f"this key has used its {request.principal.limits.tokens_per_minute} tokens per minute. "
-                f"Try again in {math.ceil(wait_s)} s",
+                f"this key has used its {request.principal.limits.tokens_per_minute} tokens per minute; "
+                f"try again in {math.ceil(wait_s)} s",
                 retry_after_s=wait_s,
             )
         if self.is_full(n_slots):

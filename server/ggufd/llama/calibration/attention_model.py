@@ -1,6 +1,6 @@
-"""Model of a few layers for timing attention: its attention is that of a given model, the rest costs little.
+"""Synthetic model of a few layers for timing attention: attention of a given shape, little else.
 
-Made to be measured, not to say anything: random weights, no tokenizer. The feed-forward parts of all its layers stand
+Random weights, no tokenizer. The feed-forward parts of all its layers stand
 in the last one, where llama.cpp computes them for those rows alone whose output is wanted: so a long history is read
 in a moment, and rows with an output cost what they would in as many plain layers.
 """

@@ -77,7 +77,7 @@ Finding = dict[Side, Measurement] | int
 
 
 class Times:
-    """Repeated timings of one thing: whatever else the machine does only ever adds to them."""
+    """Repeated timings of one operation; other load on the machine only makes them longer."""
 
     def __init__(self) -> None:
         self._sorted: list[float] = []
@@ -91,7 +91,7 @@ class Times:
 
     @property
     def agree(self) -> bool:
-        """Whether the best of them can be believed: enough others come close."""
+        """Whether the best timing is reliable: enough others are close to it."""
         return len(self._sorted) >= _AGREEING and self._sorted[_AGREEING - 1] <= _SPREAD * self.best
 
 
@@ -100,7 +100,7 @@ class Unsteady(Exception):
 
 
 def prefers_flash_attention(model: Model, params: ContextParams, memory: Path | None) -> tuple[bool, str]:
-    """Whether a chat turn is faster with it, and why, in a few words.
+    """Choice of flash attention, with its reason in a few words.
 
     `memory` is a file that remembers answers per machine, build, slots, cache types and shape; None remembers
     nothing. A file that cannot be read or written is measured around. On where the machine was too busy to tell, off
@@ -132,7 +132,10 @@ def prefers_flash_attention(model: Model, params: ContextParams, memory: Path | 
 
 
 def _measure(shape: AttentionShape, params: ContextParams) -> dict[Side, Measurement]:
-    """Both ways in turns. Raises `Unsteady`, after `_BUDGET_S`, and OSError where no file can be written."""
+    """Measurements with and without flash attention, in turns.
+
+    Raises `Unsteady`, after `_BUDGET_S`, and OSError where no file can be written.
+    """
     deadline = time.perf_counter() + _BUDGET_S
     with tempfile.TemporaryDirectory(prefix="ggufd-") as folder:
         path = Path(folder) / "layers.gguf"
@@ -162,12 +165,12 @@ def _calibration_context(params: ContextParams, side: Side) -> ContextParams:
 
 
 def _rows(params: ContextParams) -> int:
-    """Replies at once: one in four slots is busy with one, as people read and type most of the time."""
+    """Concurrent replies: one in four slots is busy, as users read and type most of the time."""
     return min(max(1, params.n_slots // 4), _MAX_ROWS)
 
 
 def _time_turns(contexts: dict[Side, Context], deadline: float) -> dict[Side, Measurement]:
-    """Until all times agree. `deadline` is of `time.perf_counter`; raises `Unsteady` when it has passed."""
+    """Timings of turns, repeated until they agree. Raises `Unsteady` at `deadline` (of `time.perf_counter`)."""
     for context in contexts.values():
         _read_histories(context, deadline)
     messages, steps = ({side: Times() for side in contexts} for _ in range(2))
@@ -203,7 +206,7 @@ def _read_message(context: Context) -> float:
 
 
 def _step(context: Context) -> float:
-    """One token in every slot."""
+    """Decode step with one token in every slot."""
     context.batch.clear()
     for slot in range(context.n_slots):
         context.batch.add(slot, [1], _depth(slot), 1)
@@ -252,7 +255,7 @@ def _measurement(entry: list[object]) -> Measurement:
 
 
 def _remember(memory: Path | None, known: dict[str, Finding]) -> str:
-    """Keep what was measured; says what went wrong."""
+    """Write a measurement to the file; returns what went wrong."""
     if memory is not None:
         try:
             memory.parent.mkdir(parents=True, exist_ok=True)

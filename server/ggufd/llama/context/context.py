@@ -156,9 +156,9 @@ class Context(NativeContext):
 
     # --- what a sequence needs besides ------------------------------------------------------------------------------
 
-    def new_chain(self, params: ChainParams, seed: int, said: Sequence[int], *, can_rewind: bool) -> SamplerChain:
-        """Sampler chain over this context's logits; `said` is the prompt."""
-        chain = SamplerChain(self.model.vocabulary, self.handle, params, seed=seed, n_ctx=self.n_ctx, said=said)
+    def new_chain(self, params: ChainParams, seed: int, prompt: Sequence[int], *, can_rewind: bool) -> SamplerChain:
+        """Sampler chain over this context's logits; `prompt` is the history that penalties and DRY see."""
+        chain = SamplerChain(self.model.vocabulary, self.handle, params, seed=seed, n_ctx=self.n_ctx, prompt=prompt)
         if can_rewind:
             chain.keep_history()
         return chain

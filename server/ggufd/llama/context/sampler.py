@@ -34,7 +34,7 @@ def window(last_n: int, n_ctx: int) -> int:
 class SamplerChain:
     """Samplers of one sequence, with the tokens that they have accepted. `close` frees them.
 
-    `n_ctx` is the context of the slot, in tokens; `said` is the prompt, which penalties and DRY look at.
+    `n_ctx` is the context of the slot, in tokens; `prompt` is the history that penalties and DRY see.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SamplerChain:
         *,
         seed: int,
         n_ctx: int,
-        said: Sequence[int],
+        prompt: Sequence[int],
     ) -> None:
         self._context = context
         self._params = params
@@ -53,11 +53,11 @@ class SamplerChain:
         self._n_rewinds = 0
         self._history: deque[Any] | None = None
         self._handle = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        for sampler in _Samplers(vocabulary, params, seed, n_ctx, said).all():
+        for sampler in _Samplers(vocabulary, params, seed, n_ctx, prompt).all():
             llama_cpp.llama_sampler_chain_add(self._handle, sampler)
 
     def distribution(self, row: Logits) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Tokens that the next choice is made from, and the probability of each.
+        """Candidate tokens of the next draw, and their probabilities.
 
         Of a copy of the chain: XTC and adaptive-p draw numbers of their own, and must draw the same for the choice.
         """
@@ -87,15 +87,15 @@ class SamplerChain:
         llama_cpp.llama_sampler_accept(self._handle, token)
 
     def keep_history(self) -> None:
-        """Keep the state before each token from now on: a sampler has no undo."""
+        """Keep the state before each token from now on, for `rewind`."""
         self._history = deque()
 
     def keep(self, n: int) -> None:
-        """Drop history: no more than the last `n` tokens will ever be taken back."""
+        """Drop history: at most the last `n` tokens can be taken back from now on."""
         while self._history is not None and len(self._history) > n:
             llama_cpp.llama_sampler_free(self._history.popleft())
 
-    def rewind(self, n: int, said: Sequence[int]) -> None:
+    def rewind(self, n: int, tokens: Sequence[int]) -> None:
         """Take the last `n` tokens back; raises `ValueError` when their states were not kept.
 
         The final draw goes on with fresh random numbers, as `engine.backend.interfaces.Sampler` asks. Mirostat and
@@ -137,13 +137,13 @@ class _Samplers:
     """Factory of the samplers of one chain, in order. Neutral ones are left out: llama.cpp would sort for nothing."""
 
     def __init__(
-        self, vocabulary: ModelVocabulary, params: ChainParams, seed: int, n_ctx: int, said: Sequence[int]
+        self, vocabulary: ModelVocabulary, params: ChainParams, seed: int, n_ctx: int, prompt: Sequence[int]
     ) -> None:
         self._vocabulary = vocabulary
         self._p = params
         self._seed = seed & 0xFFFFFFFF
         self._n_ctx = n_ctx
-        self._said = said
+        self._prompt = prompt
 
     def all(self) -> list[Any]:
         if self._p.mirostat:
@@ -185,7 +185,7 @@ class _Samplers:
         sampler = llama_cpp.llama_sampler_init_penalties(
             self._vocabulary.n_vocab, last_n, p.repeat_penalty, p.frequency_penalty, p.presence_penalty
         )
-        return self._with_said(sampler, last_n)
+        return self._with_prompt(sampler, last_n)
 
     def _dry(self) -> Any:
         p = self._p
@@ -202,10 +202,10 @@ class _Samplers:
             (ctypes.c_char_p * len(breakers))(*breakers),
             len(breakers),
         )
-        return self._with_said(sampler, last_n)
+        return self._with_prompt(sampler, last_n)
 
-    def _with_said(self, sampler: Any, last_n: int) -> Any:
-        for token in self._said[-last_n:]:
+    def _with_prompt(self, sampler: Any, last_n: int) -> Any:
+        for token in self._prompt[-last_n:]:
             llama_cpp.llama_sampler_accept(sampler, token)
         return sampler
 

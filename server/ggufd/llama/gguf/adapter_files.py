@@ -22,12 +22,14 @@ def check_lora(path: str, model: gguf_header.Gguf) -> None:
     header = read(path, "--lora")
     kind = header.metadata.get("general.type"), header.metadata.get("adapter.type")
     if kind != ("adapter", "lora"):
-        raise ModelError(f"{path}: is no LoRA adapter; convert one with llama.cpp's convert_lora_to_gguf.py")
+        raise ModelError(f"{path}: not a LoRA adapter; convert one with llama.cpp's convert_lora_to_gguf.py")
     architecture = header.metadata.get("general.architecture")
     if architecture != model.architecture:
-        raise ModelError(f"{path}: is an adapter for {architecture} models, and {model.name} is {model.architecture}")
+        raise ModelError(
+            f"{path}: an adapter for {architecture} models, but {model.name} is a {model.architecture} model"
+        )
     if "adapter.alora.invocation_tokens" in header.metadata:
-        raise ModelError(f"{path}: is an activated LoRA, which takes effect from certain tokens on; only plain ones do")
+        raise ModelError(f"{path}: an activated LoRA (aLoRA), which is not supported; expected a plain LoRA adapter")
     fault = next(_faults(header, {tensor.name: tensor for tensor in model.tensors()}), None)
     if fault is not None:
         raise ModelError(f"{path}: {fault}; it was made for another model than {model.name}")
@@ -40,12 +42,14 @@ def check_control_vector(path: str, model: gguf_header.Gguf) -> None:
     for tensor in header.tensors:
         layer = tensor.name.removeprefix(DIRECTION)
         if not tensor.name.startswith(DIRECTION) or not layer.isdecimal() or int(layer) == 0:
-            raise ModelError(f"{path}: is no control vector: it holds {tensor.name!r}, expected direction.1 and so on")
+            raise ModelError(
+                f"{path}: not a control vector: it has a tensor {tensor.name!r}, expected direction.1 and so on"
+            )
         if tensor.type.name.lower() != "f32" or tensor.shape != (width,):
             found = f"{tensor.name} is {tensor.type.name} of shape {tensor.shape}"
             raise ModelError(f"{path}: {found}; {model.name} needs {width} floats")
     if not header.tensors:
-        raise ModelError(f"{path}: is no control vector: it holds no tensors")
+        raise ModelError(f"{path}: not a control vector: it has no tensors")
 
 
 def check_layers(first: int, last: int, model: gguf_header.Gguf) -> None:
@@ -64,24 +68,26 @@ def read(path: str, flag: str = "--lora") -> gguf_header.Header:
     try:
         return gguf_header.read_file(Path(path).expanduser(), flag)
     except (ValueError, RuntimeError) as error:
-        raise ModelError(f"{path!r}: is no name of a file: {error}") from None
+        raise ModelError(
+            f"{flag} {path!r}: not a valid file name ({error}); expected the path of a GGUF file"
+        ) from None
 
 
 def _faults(header: gguf_header.Header, model: Mapping[str, gguf_header.TensorInfo]) -> Iterator[str]:
     tensors = {tensor.name: tensor for tensor in header.tensors if not tensor.name.endswith("_norm.weight")}
     if not tensors:
-        yield "it holds no tensors"
+        yield "it has no tensors"
     for name in tensors:
         if not name.endswith((_A, _B)):
-            yield f"it holds the tensor {name}, which is no part of a LoRA"
+            yield f"the tensor {name} is not part of a LoRA"
     for base in dict.fromkeys(name.removesuffix(_A).removesuffix(_B) for name in tensors):
         a, b, weight = tensors.get(base + _A), tensors.get(base + _B), model.get(base)
         if a is None or b is None:
-            yield f"only one half of {base} is there"
+            yield f"one of the two LoRA matrices of {base} is missing"
         elif weight is None:
             yield f"the model has no tensor {base}"
         elif not _fits(base, _four(a), _four(b), _four(weight)):
-            yield f"its part of {base} has another shape"
+            yield f"the LoRA matrices of {base} do not match its shape"
 
 
 def _fits(base: str, a: tuple[int, ...], b: tuple[int, ...], weight: tuple[int, ...]) -> bool:

@@ -1,6 +1,6 @@
 """Bounded reading of binary headers: numbers and strings from bytes that may be damaged or cut.
 
-What the bytes cannot hold, or no honest file would, is a ModelError in one line that names the place. Knows no format.
+Impossible or absurd values raise ModelError, one line that names the place. Knows no format.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ByteReader:
             self.fail(f"more than {_MAX_STRINGS:,} strings are not believable")
 
     def skip_texts(self, count: int) -> None:
-        """Step over `count` strings. The one loop that runs as often as there are merges: kept tight."""
+        """Skip `count` strings. Runs once per merge, so the loop is kept tight."""
         self._count_strings(count)
         unpack = struct.Struct("<Q").unpack_from
         while count:
@@ -130,7 +130,7 @@ class ByteReader:
             self.skip(at - (self.at - self._window_at))
 
     def check_room(self, count: int, size: int, things: str) -> None:
-        """Refuse a number of things that the rest of the file cannot hold, before one is read."""
+        """Check that the rest of the file can hold that many elements. Raises ModelError."""
         if count * size > self._end - self.at:
             self.fail(
                 f"{count:,} {things} are announced, but only {self._end - self.at:,} bytes follow; the download was "

@@ -188,7 +188,7 @@ def read_file(path: Path, flag: str = "--model") -> Header:
 
 
 def read_tokens(path: Path) -> list[bytes]:
-    """The texts of the vocabulary of a file whose header is known to be good; empty where it has none."""
+    """Token texts of the vocabulary of a file with a valid header; empty where it has none."""
     with path.open("rb", buffering=0) as file:
         reader = ByteReader(_reading(file), path.stat().st_size, str(path))
         _version(reader)
@@ -210,7 +210,7 @@ def _reading(file: FileIO) -> ReadAt:
 
 
 def _check_split(headers: Sequence[Header]) -> None:
-    """Check of split files: every part says which it is, and llama.cpp goes by that and by the file's name."""
+    """Check of split files: the part number in each must match its file name, as llama.cpp requires."""
     for number, header in enumerate(headers):
         count, own = header.metadata.get("split.count"), header.metadata.get("split.no")
         if count in (0, 1) and len(headers) == 1:
@@ -397,6 +397,6 @@ def _padded(n: int, alignment: int) -> int:
 
 
 def _shown(name: str) -> str:
-    """A name from an untrusted file, fit for a line of a terminal."""
+    """Name from an untrusted file, escaped for a terminal."""
     text = re.sub(r"[^\x20-\x7e]", "?", name)
     return f"'{text[:64]}…'" if len(text) > 64 else f"'{text}'"

@@ -1,4 +1,4 @@
-"""Checks of a model's header: what llama.cpp would abort over, or would miss later, is refused in one line.
+"""Checks of a model's header: files that would make llama.cpp abort or fail later are refused, with one line.
 
 Every check raises ModelError. Knows nothing of memory or of settings.
 """
@@ -47,9 +47,9 @@ _EXPERT_ALONE = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)\.\d+\.weight")
 def check_kind(gguf: Gguf) -> None:
     """Check that a file is a whole model: it names an architecture, and is no adapter, projector or the like."""
     if not _NAME.fullmatch(gguf.architecture):
-        raise ModelError(f"{gguf.name}: names no architecture ('general.architecture'); it is no model of llama.cpp's")
+        raise ModelError(f"{gguf.name}: 'general.architecture' is missing; expected a model that llama.cpp can load")
     if kind := no_model(gguf.metadata):
-        raise ModelError(f"{gguf.name}: {kind}; --model wants the model that it goes with")
+        raise ModelError(f"{gguf.name}: {kind}; --model needs the model that it belongs to")
 
 
 def check_tensors(gguf: Gguf, tensors: dict[str, TensorInfo], n_layers: int) -> None:
@@ -68,14 +68,14 @@ def check_metadata(gguf: Gguf) -> None:
 
 
 def no_model(metadata: Mapping[str, Value]) -> str:
-    """Words for a file that is no language model ("is an adapter ..."); empty for a model."""
+    """Description of a file that is no language model ("is an adapter ..."); empty for a model."""
     if metadata.get("general.architecture") in _BESIDE_A_MODEL:
         return _BESIDE_A_MODEL[str(metadata["general.architecture"])]
     return _BESIDE_A_MODEL.get(str(metadata.get("general.type")), "")
 
 
 def required(gguf: Gguf, key: str, limit: int) -> int:
-    """Metadata value of 1 to `limit`. Raises ModelError where it is not there, or is another."""
+    """Metadata value of 1 to `limit`. Raises ModelError where it is missing or out of range."""
     name = f"{gguf.architecture}.{key}"
     if not gguf.has(name):
         raise ModelError(f"{gguf.name}: damaged or no language model: '{name}' is missing from its metadata")

@@ -100,7 +100,7 @@ class Shape:
 
     @property
     def keeps_nothing(self) -> bool:
-        """Whether it has no cache and no state: a text is computed as a whole, at once."""
+        """Whether it has no cache and no state: each input is computed in one batch."""
         return not any(layer.key_width or layer.state_elements for layer in self.layers)
 
     @property

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class TensorType(NamedTuple):
-    """A row of `block` elements takes `block_bytes` bytes; rows are whole blocks."""
+    """Tensor type: `block` elements take `block_bytes` bytes; rows are whole blocks."""
 
     number: int
     name: str
@@ -18,7 +18,7 @@ class TensorType(NamedTuple):
 
     @property
     def bits(self) -> float:
-        """Bits a weight, scales included."""
+        """Bits per weight, scales included."""
         return 8 * self.block_bytes / self.block
 
 

@@ -92,7 +92,7 @@ def _unreadable(text: str, position: int, line: int) -> InvalidRequest:
 
 
 def _names(tokens: list[_Token]) -> dict[str, str]:
-    """Each rule's new name: safe for the target whatever the old one was, and `root` as it is."""
+    """New name of each rule, valid in the target syntax; `root` is kept."""
     meaningful = [t for t in tokens if t.kind not in ("space", "newline")]
     following = itertools.pairwise(meaningful)
     defined = [t.text for t, after in following if t.kind == "name" and after.kind == "define"]
@@ -116,7 +116,7 @@ def _check_depth(tokens: list[_Token]) -> None:
 
 
 def _repeated_repetitions(tokens: list[_Token]) -> set[int]:
-    """Where groups open that end in a repetition and are repeated, as `("a"+){2}`.
+    """Positions of groups that end in a repetition and are repeated, as `("a"+){2}`.
 
     The translator drops their parentheses when nothing else is inside, and then cannot be read; an empty literal in
     front keeps them.
@@ -160,7 +160,7 @@ def _written(token: _Token, names: dict[str, str]) -> str:
 
 
 def _chars(token: _Token, body: str) -> Iterator[tuple[str, bool]]:
-    """Each character that the body means, and whether it was escaped."""
+    """Decoded characters of the body, and whether each was escaped."""
     position = 0
     while position < len(body):
         match = _CHAR.match(body, position)

@@ -1,4 +1,4 @@
-"""Preparation of JSON schemas for llguidance, and the place of what it cannot enforce.
+"""JSON schemas for llguidance: preparation, and the location of unsupported keywords.
 
 llguidance refuses keywords that it does not know how to enforce, which is what keeps a schema from failing open; but it
 does not say where. `locate` finds the place by trying smaller parts of the schema.
@@ -116,7 +116,7 @@ def places(start: Subschema) -> Iterator[Subschema]:
 
 
 def children(place: Subschema, *, definitions: bool = True) -> Iterator[Subschema]:
-    """The schemas directly inside one."""
+    """Direct subschemas of a schema."""
     for keyword in (*_MAPS, *(_DEFINITIONS if definitions else ())):
         inner = place.schema.get(keyword)
         if isinstance(inner, dict):

@@ -31,7 +31,7 @@ class LoraAdapters:
         return len(self._handles)
 
     def put_over(self, context_handle: Any, scales: Sequence[float]) -> None:
-        """Apply every adapter with its scale; none where `scales` is empty."""
+        """Apply the adapters with these scales; empty `scales` remove all."""
         n = len(scales)
         handles = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*self._handles[:n])
         llama_cpp.llama_set_adapters_lora(context_handle, handles, n, (ctypes.c_float * n)(*scales))

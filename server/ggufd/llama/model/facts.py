@@ -1,4 +1,4 @@
-"""Facts of a native handle as attributes: each is read once, from the object's `handle`, when it is first asked for."""
+"""Cached attributes of a native handle, each read once, on first use."""
 
 from __future__ import annotations
 

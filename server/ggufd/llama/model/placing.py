@@ -24,7 +24,9 @@ def check_overrides(overrides: Sequence[tuple[str, str]], buffers: Iterable[str]
                 f"override_tensor {pattern}={name}: this build has no such buffer; it has {', '.join(known)}"
             )
         if not _is_readable(pattern):
-            raise ModelError(f"override_tensor {pattern}={name}: expected a regular expression over names of tensors")
+            raise ModelError(
+                f"override_tensor {pattern}={name}: not a pattern; expected a regular expression over tensor names"
+            )
 
 
 def _is_readable(pattern: str) -> bool:

@@ -28,7 +28,7 @@ def build() -> str:
 
 
 def library() -> Path:
-    """llama.cpp's own file, which may be of another build than the binding's version says (`LLAMA_CPP_LIB_PATH`)."""
+    """Path of llama.cpp's library, which may be of another build than the binding (`LLAMA_CPP_LIB_PATH`)."""
     return Path(llama_cpp.llama_cpp._lib._name)
 
 
@@ -77,7 +77,7 @@ def device_memory() -> tuple[DeviceMemory, ...]:
 
 
 def buffer_types() -> dict[str, int]:
-    """Name and handle of the kind of memory that every device gives: "CPU", "CUDA0" ..."""
+    """Name and handle of each device's buffer type: "CPU", "CUDA0" ..."""
     ggml = _registry()
     found: dict[str, int] = {}
     for i in range(ggml.ggml_backend_dev_count()):
@@ -106,7 +106,9 @@ def add_rpc_servers(servers: Sequence[str]) -> None:
         _check_reachable(server)
         registration = add_server(server.encode())
         if not registration:
-            raise ModelError(f"--rpc {server}: what answers there is no llama.cpp RPC server of this version")
+            raise ModelError(
+                f"--rpc {server}: not a compatible RPC server; start an rpc-server of the same llama.cpp version"
+            )
         ggml.ggml_backend_register(registration)
 
 
@@ -115,7 +117,7 @@ def _check_reachable(server: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except (OSError, OverflowError) as error:
-        raise ModelError(f"--rpc {server}: nothing answers there ({error}); is rpc-server running?") from None
+        raise ModelError(f"--rpc {server}: no connection ({error}); check that rpc-server is running there") from None
 
 
 def cpu_features() -> frozenset[str]:

@@ -66,7 +66,7 @@ class ModelVocabulary:
 
     @cached_property
     def repository_tokens(self) -> tuple[int | None, int | None]:
-        """`(repository, file)`: the tokens that begin each in front of infill, where the model has such."""
+        """`(repository, file)`: tokens that begin a repository and a file in infill prompts; None where missing."""
         repository = facts.token_or_none(llama_cpp.llama_vocab_fim_rep(self.handle))
         return repository, facts.token_or_none(llama_cpp.llama_vocab_fim_sep(self.handle))
 
@@ -74,7 +74,7 @@ class ModelVocabulary:
         return bool(llama_cpp.llama_vocab_is_control(self.handle, token))
 
     def is_special(self, token: int) -> bool:
-        """Whether a token is a marker and no text: a control token, or an added one that looks like one."""
+        """Whether a token is special: a control token, or an added one that looks like one."""
         if self.is_control(token):
             return True
         attributes = llama_cpp.llama_vocab_get_attr(self.handle, token)
