@@ -1,4 +1,4 @@
-"""chats: more and more cached chats, in four slots and in host RAM; what that costs streams and chats that go on."""
+"""chats: memory, TTFT and ITL with a growing number of cached chats, in four slots and in host RAM."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def measure(ground: Ground) -> None:
 
 
 async def _look(ground: Ground, curve: Curve, site: Site, known: list[str], n_chats: int) -> None:
-    """The chats that were longest away go on, each before somebody new comes."""
+    """Continue the least recently used chats, in turns with new ones."""
     again, new = [], []
     for _ in range(ground.extent.repetitions):
         known.append(f"{known.pop(0)}\n{site.words.text(MESSAGE)}")

@@ -1,4 +1,4 @@
-"""context: a chat that fills nearly all of a slot, for larger and larger slots; a server for each."""
+"""context: TTFT, ITL and memory of a chat that fills a slot, over slot sizes; one server each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILLED = 0.85
 
 
 async def measure(ground: Ground) -> None:
-    """What a message costs at that depth, and the memory that so long a slot takes."""
+    """Measure a message at that depth, and the memory of the slot."""
     curve = ground.begin("context", "tokens of context, nearly all in use")
     for n_ctx in ground.extent.contexts:
         with ground.launch_long("-np", "1", "-c", str(n_ctx), "--cache-ram", "0") as local:

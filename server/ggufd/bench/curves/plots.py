@@ -42,7 +42,7 @@ def _draw(curve: Curve, path: Path) -> Path:
 
 
 def _panel(axes: Axes, curve: Curve, unit: str) -> None:
-    """The quantities of one unit, from zero on; the axis below in doublings."""
+    """Plot of the quantities of one unit: linear from zero, x axis logarithmic."""
     lines = curve.lines(unit)
     for quantity, points in lines.items():
         axes.plot([point.x for point in points], [point.value for point in points], "o-", ms=3.5, label=quantity)

@@ -1,4 +1,4 @@
-"""streams: more and more streams on a server with a slot for each, and the share of a step outside llama.cpp."""
+"""streams: rate, TTFT and ITL over concurrent streams, and the share of a step outside llama.cpp."""
 
 from __future__ import annotations
 

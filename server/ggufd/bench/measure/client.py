@@ -1,6 +1,6 @@
 """Lean HTTP client with the arrival time of every event of a streamed completion.
 
-On a small machine the client eats from the cores it measures, so an event costs little while it streams: its bytes are
+On a small machine the client shares the cores that it measures, so streaming costs little CPU per event: its bytes are
 framed (httptools) and stamped, and its JSON is read when the answer is over, except up to the first text. Measured with
 8 streams of 100 events a second: 24 to 33 microseconds of CPU an event; httpx with `aiter_lines` takes 132 to 167.
 Knows HTTP and the completions route; no scenario, no statistics.
@@ -388,7 +388,7 @@ class Client:
 
 @contextlib.contextmanager
 def closing_all(streams: list[Stream]) -> Iterator[list[Stream]]:
-    """Context that closes every stream of the list at its end, those added meanwhile too."""
+    """Context that closes every stream of the list at its end, later additions included."""
     try:
         yield streams
     finally:

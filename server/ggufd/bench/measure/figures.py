@@ -43,7 +43,7 @@ class Summary:
 
 
 class Comparison(enum.Enum):
-    """Comparison of the first server with the second: a spread that holds 1 decides nothing."""
+    """Comparison of the first server with the second: a spread that contains 1 is inconclusive."""
 
     BETTER = "better"
     WORSE = "worse"

@@ -115,7 +115,7 @@ class Site:
             return await asyncio.gather(*(stream.answer() for stream in streams))
 
     async def remember(self, prompts: Sequence[str]) -> None:
-        """Have the server read prompts, one after the other, so that it knows them."""
+        """Prefill prompts one after the other, so that the server caches them."""
         for prompt in prompts:
             await self.client.complete(prompt, 1)
 

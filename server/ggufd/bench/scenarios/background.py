@@ -1,4 +1,4 @@
-"""background: one chat beside batch requests that keep every slot busy; with a key of their own where two are given.
+"""background: one chat beside batch jobs that keep every slot busy, with a second key for the jobs where one is given.
 
 With one key the chat waits in line like everybody. A server that is fair between keys lets it pass.
 """
@@ -59,7 +59,7 @@ async def _measure(site: Site) -> list[Figure]:
 
 
 async def _job(site: Site, streams: list[Stream]) -> None:
-    """One unseen prompt after the other, for ever; with the other key, if there is one."""
+    """Endless unseen prompts, one after the other; with the other key, if there is one."""
     client = site.server.other or site.client
     while True:
         stream = await client.start(site.words.text(JOB_PROMPT), JOB_TOKENS)

@@ -1,4 +1,4 @@
-"""burst: users arrive at once with a common prefix that the server has not seen."""
+"""burst: users who arrive at once with a common uncached prefix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""carousel: more chats than slots go on in turn."""
+"""carousel: turns of more chats than there are slots."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def _measure(site: Site) -> list[Figure]:
 
 
 async def _turns(site: Site, chats: list[str], which: range) -> list[float]:
-    """A turn of some chats, at once; their waits. The chats grow by it."""
+    """TTFT of a turn of some chats, sent at once. The chats grow by it."""
     for index in which:
         chats[index] += f"\n{site.words.text(MESSAGE)}\n"
     answers = await site.together([chats[index] for index in which], ANSWER)

@@ -20,7 +20,7 @@ def cases(sizes: Sizes) -> list[Case]:
 
 
 async def _measure(site: Site) -> list[Figure]:
-    """The quotation is begun by the prompt, so that the model only has to go on with it."""
+    """Measure a quotation that the prompt begins, so that the model only continues it."""
     answers = []
     for _ in range(ANSWERS):
         document = site.words.text(DOCUMENT)

@@ -1,7 +1,7 @@
 """crowd: as many clients as slots, then twice and four times as many, each with one request after another.
 
-Who is more than the slots waits in a queue, and should cost those who run nothing. All in one repetition, so that the
-ratio is of neighbours.
+Clients beyond the slots wait in the queue, and should not slow down the running ones. All in one repetition, so that
+the ratio compares neighbouring measurements.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def _measure(site: Site) -> list[Figure]:
 
 
 async def _watch(site: Site, n_clients: int) -> tuple[list[list[float]], float, float]:
-    """The arrivals of every answer, and from when to when they count."""
+    """Arrivals of every answer, and the start and end of the measured time."""
     streams: list[Stream] = []
     with closing_all(streams):
         clients = [asyncio.create_task(_client(site, streams)) for _ in range(n_clients)]
@@ -63,7 +63,7 @@ async def _watch(site: Site, n_clients: int) -> tuple[list[list[float]], float, 
 
 
 async def _client(site: Site, streams: list[Stream]) -> None:
-    """One unseen prompt after the other, for ever; answers differ in length, so that they do not end together."""
+    """Endless unseen prompts, one after the other; answers differ in length, so that they do not end together."""
     most = site.sizes.decode_tokens
     while True:
         n_tokens = site.words.random.randint(max(2, most // 2), most)

@@ -40,7 +40,7 @@ def rates(scenario: str, case: str, answers: Sequence[TimedAnswer]) -> list[Figu
 
 
 def ratios(after: Sequence[Figure], before: Sequence[Figure], quantity: str) -> list[Figure]:
-    """How much is left of each rate, called `quantity`. Where one was too fast to be measured there is none."""
+    """Ratios of the rates `after` to those `before`, called `quantity`; none for a rate too fast to measure."""
     known = {figure.metric.quantity: figure.value for figure in before}
     return [
         Figure(replace(figure.metric, quantity=quantity, unit="x"), figure.value / known[figure.metric.quantity])

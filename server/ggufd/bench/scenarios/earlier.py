@@ -1,4 +1,4 @@
-"""old-chats: some earlier chats go on while every slot holds one."""
+"""old-chats: decode of some cached chats while every slot holds one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cases(sizes: Sizes) -> list[Case]:
 
 
 async def _measure(site: Site) -> list[Figure]:
-    """Those who come back are drawn: they lie wherever the server put them."""
+    """Continue chats drawn at random, wherever the server cached them."""
     chats = [site.words.text(CHAT) for _ in range(max(STREAMS, site.server.slots))]
     await site.remember(chats)
     prompts = [f"{chat}\n{site.words.text(MESSAGE)}" for chat in site.words.random.sample(chats, STREAMS)]

@@ -1,6 +1,6 @@
 """fairness: one client sends many long requests at once, another a short one now and then; with one key, and with two.
 
-With one key the questions wait behind the jobs. With two, a fair server lets them pass, and should lose nothing by it:
+With one key the questions wait behind the jobs. With two, a fair server admits them first, without loss of throughput:
 compare `all requests` of the two cases, which is the same work. The second case wants `--other-api-key`; without it
 both are the same.
 """

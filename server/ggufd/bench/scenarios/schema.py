@@ -1,4 +1,4 @@
-"""schema: answers constrained by a JSON schema that the server has not seen, beside free ones of the same length."""
+"""schema: decode rate under unseen JSON schemas, beside free text of the same length."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def drawn_schema(source: random.Random, n_items: int) -> dict[str, Any]:
 
 
 async def _measure(n: int, site: Site) -> list[Figure]:
-    """Free first, then held. A held answer may end before its length, a free one does not."""
+    """Measure free text, then constrained. A constrained answer may end before its length, a free one does not."""
     texts = [site.words.text(PROMPT) for _ in range(n)]
     free = rates(NAME, plural(n), await site.together(texts, site.sizes.decode_tokens))
     prompts = [f"{site.words.text(PROMPT)}\n\nThe same as JSON:\n" for _ in range(n)]

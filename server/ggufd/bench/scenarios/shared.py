@@ -1,4 +1,4 @@
-"""shared: users arrive at once with a common prefix that the server has cached."""
+"""shared: users who arrive at once with a common cached prefix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cases(sizes: Sizes) -> list[Case]:
 
 
 def label(sizes: Sizes) -> str:
-    """How many users, and how long the prefix is."""
+    """Label of the case: number of users, length of the prefix."""
     return f"{sizes.users} users, {sizes.prefix:,} tokens"
 
 
@@ -28,7 +28,7 @@ def needs(sizes: Sizes) -> int:
 
 
 async def crowd(site: Site, scenario: str, prefix: str) -> list[Figure]:
-    """Everybody's question after the same prefix, at once: the waits."""
+    """TTFT of all users' questions after the same prefix, sent at once."""
     prompts = [f"{prefix}\n\n{site.words.text(QUESTION)}" for _ in range(site.sizes.users)]
     waits = tuple(answer.wait for answer in await site.together(prompts, ANSWER))
     case = label(site.sizes)

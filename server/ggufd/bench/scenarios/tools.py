@@ -1,4 +1,4 @@
-"""tools: chats that may call tools beside chats that have none, and how long a required call takes."""
+"""tools: decode rate of chats with tools beside chats without, and the duration of a required call."""
 
 from __future__ import annotations
 
