@@ -16,7 +16,7 @@ GENERIC = JsonCalls(name="generic", signs=(), opening="<tool_call>", closing="</
 
 
 def _dsml(name: str, block: str) -> TaggedCalls:
-    """DeepSeek's markup (DSML): arguments say whether they are strings; `block` is its tag of a list of calls."""
+    """DeepSeek's markup (DSML), in which arguments say whether they are strings; `block` its tag of a list of calls."""
     return TaggedCalls(
         name=name,
         signs=("｜DSML｜", f"{block}>"),
