@@ -122,8 +122,7 @@ def test_no_duration_is_taken_from_a_clock_that_can_be_set() -> None:
         "api.openai.responses.response",
         "api.ops.traces",
         "api.services.settings",
-        "bench.command",
-        "bench.measure.sheet",
+        "bench.measure.report",
         "chat.rendering.renderer",
         "chat.rendering.template",
     }
