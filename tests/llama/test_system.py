@@ -73,7 +73,7 @@ class TestRpc:
     def test_what_is_no_such_server_is_said(self, monkeypatch: pytest.MonkeyPatch, server: str) -> None:
         monkeypatch.setattr(llama_cpp, "llama_supports_rpc", lambda: True)
         monkeypatch.setattr(system, "_registry", FakeRegistry)
-        with pytest.raises(ModelError, match=r"is no llama\.cpp RPC server"):
+        with pytest.raises(ModelError, match=r"not a compatible RPC server"):
             system.add_rpc_servers((server,))
 
     def test_where_nothing_answers_is_said_before_c_tries(self, monkeypatch: pytest.MonkeyPatch) -> None:
