@@ -56,7 +56,7 @@ def project() -> dict[str, Any]:
 def direct() -> list[Requirement]:
     """What the project itself asks for, with the extras of a server."""
     table = project()
-    extras = [line for name in AT_RUN_TIME for line in table["optional-dependencies"][name]]
+    extras = [line for name in sorted(AT_RUN_TIME) for line in table["optional-dependencies"][name]]
     return [Requirement(line) for line in (*table["dependencies"], *extras)]
 
 
