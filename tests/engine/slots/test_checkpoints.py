@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,7 +27,6 @@ from tests.support.fakes.fake_llama import EOT, FakeGrammars, Rig, make_engine, 
 from tests.support.models.state_models import WRITERS
 from tests.support.models.tiny_model import EOT as TINY_EOT
 from tests.support.models.tiny_model import quiet_llama
-from tests.support.programs.live_server import live_server
 
 # --- where ------------------------------------------------------------------------------------------------------------
 
@@ -260,15 +258,3 @@ def test_a_window_in_a_full_cache_says_what_no_cache_says(files: dict[str, Path]
     assert cached[5][1] == len(here) - 121
     made.close()
     model.close()
-
-
-@pytest.mark.e2e
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", WRITERS)
-def test_the_whole_server_serves_them(files: dict[str, Path], name: str) -> None:
-    flags = ("-m", str(files[name]), "-c", "512", "-t", "1", "-fa", "off", "--no-swa-full")
-    with live_server(*flags) as server, httpx.Client(base_url=server.url, trust_env=False, timeout=60) as http:
-        body = {"prompt": "Once upon a time " * 10, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
-        first, second = (http.post("/v1/completions", json=body).json() for _ in range(2))
-    assert first["choices"] == second["choices"]
-    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == first["usage"]["prompt_tokens"] - 1

@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,7 +23,6 @@ from ggufd.llama.context.context import Context
 from ggufd.llama.model.model import Model
 from ggufd.llama.params import ContextParams, ModelParams
 from tests.support.fakes.fake_llama import EOS, EOT, SUPPRESSED, Rig, logits_after, make_engine, make_request
-from tests.support.programs.live_server import live_server
 
 N_CTX = 64
 REPEAT = np.float32(1.3)
@@ -304,19 +302,3 @@ def test_llama_cpp_computes_on_as_if_it_had_read_what_is_left(one_layer: Model) 
     context.close()
     one_layer.close()
     assert np.abs(moved - fresh).max() < 2e-3 * np.abs(fresh).max()
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("flags", [[], ["--context-shift"]], ids=["off", "on"])
-def test_the_real_server_goes_on_only_when_it_was_told_to(flags: list[str]) -> None:
-    endless = {"prompt": "Once upon a time", "n_keep": 4, "ignore_eos": True}
-    body = {**endless, "n_predict": 400}
-    with live_server("--ctx-size", "256", "--parallel", "1", "--threads", "1", *flags) as server:
-        answer = httpx.post(f"{server.url}/completion", json=body, timeout=120, trust_env=False).json()
-        unbounded = httpx.post(f"{server.url}/completion", json=endless, timeout=120, trust_env=False).json()
-        is_logged = "context shift" in "".join(server.log)
-    assert (answer["tokens_predicted"] == 400) == bool(flags)
-    assert unbounded["tokens_predicted"] == (256 if flags else 256 - unbounded["tokens_evaluated"])
-    assert answer["truncated"]
-    assert answer["timings"].get("dropped_tokens", 0) == (250 if flags else 0)
-    assert is_logged == bool(flags)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from rich.console import Console
 
@@ -37,9 +36,8 @@ from tests.support.fakes.fake_engine import make_ready
 from tests.support.fakes.fake_llama import make_request
 from tests.support.models.franken_deep import write_franken_deep
 from tests.support.models.gguf_files import llama, write
-from tests.support.models.quantised import F32, FTYPES, quantise
+from tests.support.models.quantised import demo_pair
 from tests.support.models.tiny_model import write_tiny_model
-from tests.support.programs.live_server import live_server
 
 pytestmark = pytest.mark.usefixtures("quiet_log_afterwards")
 
@@ -319,14 +317,7 @@ def test_a_real_model_says_the_same_with_its_small_self_guessing(
 
 @pytest.fixture(scope="module")
 def real_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The demo model in F32 and in Q2_K.
-
-    Rows that are computed together come out a little otherwise than alone: by half a logit where activations are
-    quantised, by a hundred-thousandth in F32 with a cache in F32 (both measured), where no text changes by it.
-    """
-    folder = tmp_path_factory.mktemp("pair")
-    demo = hub.find("").path
-    return quantise(demo, folder / "F32.gguf", F32), quantise(demo, folder / "Q2_K.gguf", FTYPES["Q2_K"])
+    return demo_pair(tmp_path_factory.mktemp("pair"))
 
 
 def test_a_model_that_cannot_take_back_is_not_guessed_for(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,26 +354,3 @@ async def test_the_api_tells_of_it() -> None:
         "n_ctx": 4096,
         "n_gpu_layers": 0,
     }
-
-
-@pytest.mark.e2e
-def test_the_whole_server_guesses_sleeps_and_changes_its_model(real_pair: tuple[Path, Path], tiny_model: Path) -> None:
-    model, draft = map(str, real_pair)
-    flags = ("-m", model, "-md", draft, "-t", "1", "-c", "1024", "--sleep-idle-seconds", "1", "-fa", "off")
-    with live_server(*flags) as server, httpx.Client(base_url=server.url, trust_env=False, timeout=60) as http:
-        assert "Draft model" in "".join(server.log)
-        body = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
-        for _ in range(2):
-            answer = http.post("/v1/completions", json=body)
-            assert answer.status_code == 200
-            assert http.get("/props").json()["draft_model_path"] == draft
-            while http.get("/health").json()["status"] != "sleeping":
-                pass
-        wrong = {"model": model, "model_draft": str(tiny_model), "stream": False}
-        refused = http.post("/v1/models/load", json=wrong)
-        assert refused.status_code == 400
-        assert "cannot draft for" in refused.json()["error"]["message"]
-        loaded = http.post("/v1/models/load", json={"model": draft, "model_draft": model, "stream": False})
-        assert loaded.json()["meta"]["draft"]["size"] > loaded.json()["meta"]["size"]
-        loaded = http.post("/v1/models/load", json={"model": draft, "stream": False})
-        assert loaded.json()["meta"]["draft"] is None

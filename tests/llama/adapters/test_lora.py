@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from gguf import GGUFReader
@@ -31,23 +30,15 @@ from ggufd.settings import adapters, api_settings, engine_settings, sources
 from tests.support.fakes.api_client import Api, error_of, ring_of, running
 from tests.support.fakes.fake_engine import FakeEngine
 from tests.support.fakes.fake_llama import FakeGrammars, Rig, make_engine, make_request, no_vectors, run_alone
-from tests.support.models.lora_files import pairs_of, write_control_vector, write_lora
+from tests.support.models.lora_files import pairs_of, write_control_vector, write_lora, write_loras
 from tests.support.models.tiny_model import N_EMBD, N_VOCAB
-from tests.support.programs.live_server import live_server
 
 BASE, MUCH, LITTLE = (), (1.0, 0.0), (0.0, 0.5)
 
 
 @pytest.fixture(scope="module")
 def loras(tiny_model: Path) -> tuple[str, str]:
-    """Two adapters of the tiny model, one of them with a part of the embedding."""
-    pairs = dict(pairs_of(tiny_model))
-    embedding = {"token_embd.weight": ((N_VOCAB, 2), (N_EMBD, 2))}
-    folder = tiny_model.parent
-    return (
-        str(write_lora(folder / "style.gguf", pairs)),
-        str(write_lora(folder / "topic.gguf", pairs | embedding, seed=2)),
-    )
+    return write_loras(tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -535,40 +526,3 @@ async def test_where_none_is_loaded_it_says_so() -> None:
         assert (await api.http.get("/lora-adapters")).json() == []
         error = await api.refused("/v1/completions", {"prompt": "a", "lora": [{"id": 0, "scale": 1}]})
         assert "none is loaded" in error["message"]
-
-
-# --- the whole server -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.e2e
-@pytest.mark.timeout(300)
-def test_the_whole_server_speaks_under_adapters(tiny_model: Path, loras: tuple[str, str]) -> None:
-    flags = ("-m", str(tiny_model), "-c", "256", "-t", "1", "-fa", "off")
-    body = {"prompt": "Hello", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
-    with (
-        live_server(*flags, "--lora", loras[0], "--lora", loras[1], "--lora-init-without-apply") as server,
-        httpx.Client(base_url=server.url, trust_env=False, timeout=60) as http,
-    ):
-
-        def text(**more: Any) -> str:
-            response = http.post("/v1/completions", json=body | more)
-            assert response.status_code == 200, response.text
-            said: str = response.json()["choices"][0]["text"]
-            return said
-
-        base = text()
-        style = text(model=f"{tiny_model.stem}+style")
-        assert style != base
-        assert text(lora=[{"id": 0, "scale": 1.0}]) == style
-        http.post("/lora-adapters", json=[{"id": 0, "scale": 1.0}])
-        assert text() == style
-        assert text(lora=[]) == base
-
-        def vector(**more: Any) -> list[float]:
-            answer = http.post("/v1/embeddings", json={"input": "Hello", **more}).json()
-            found: list[float] = answer["data"][0]["embedding"]
-            return found
-
-        plain = vector(lora=[])
-        assert np.abs(np.array(vector()) - plain).max() > 0.01
-        assert vector(model=f"{tiny_model.stem}+style") == vector()

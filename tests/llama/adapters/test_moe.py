@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import llama_cpp
 import numpy as np
 import pytest
@@ -24,13 +23,8 @@ from ggufd.settings import engine_settings, model_files, sources
 from tests.support.fakes.fake_llama import FakeGrammars, make_request, no_vectors
 from tests.support.models.franken_moe import write_franken_moe
 from tests.support.models.quantised import F16, FTYPES, quantise
-from tests.support.models.tiny_model import Size, write_tiny_model
-from tests.support.programs.live_server import live_server
+from tests.support.models.tiny_model import EXPERTS, WIDE, write_tiny_model
 
-WIDE = Size(width=256, n_ff=512)
-"""Rows that are a multiple of 256 long: true K-quants."""
-
-EXPERTS = Size(width=256, n_ff=512, n_experts=4)
 ALL = {"F16": F16, **FTYPES}
 PROMPT = [int(token) for token in np.random.default_rng(5).integers(0, 256, 40)]
 N_TOKENS = 24
@@ -158,24 +152,3 @@ class TestOverrides:
         flags = {"model": str(mixtures["Q8_0"]), "override_kv": "llama.expert_used_count=int:5"}
         with pytest.raises(ModelError, match="5 of 4 experts are used"):
             model_files.find_model(sources.load(None, flags, {}))
-
-
-@pytest.mark.e2e
-@pytest.mark.timeout(300)
-class TestServer:
-    def test_a_mixture_is_served_and_described(self, mixtures: dict[str, Path]) -> None:
-        flags = ("-c", "256", "-t", "1", "-fa", "off", "--override-kv", "llama.expert_used_count=int:3")
-        with live_server("-m", str(mixtures["Q4_K_M"]), *flags) as server:
-            meta = httpx.get(f"{server.url}/v1/models", trust_env=False).json()["data"][0]["meta"]
-            body = {"prompt": "Hello", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
-            answer = httpx.post(f"{server.url}/v1/completions", json=body, trust_env=False, timeout=60).json()
-        assert (meta["architecture"], meta["n_expert"], meta["n_expert_used"]) == ("llama", 4, 3)
-        assert (meta["n_ctx"], meta["n_slots"], meta["n_layer"], meta["n_vocab"]) == (256, 4, 2, 263)
-        assert "Q4_K" in meta["ftype"]
-        assert answer["usage"]["completion_tokens"] == 8
-
-    @pytest.mark.parametrize("change", ["llama.expert_used=int:3", "llama.rope.freq_base=int:3"])
-    def test_a_key_that_nothing_reads_is_an_error(self, mixtures: dict[str, Path], change: str) -> None:
-        with pytest.raises(RuntimeError, match="reads no such key of this model"):  # noqa: SIM117
-            with live_server("-m", str(mixtures["Q8_0"]), "-c", "256", "--override-kv", change):
-                pass

@@ -8,6 +8,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from tests.support.models.tiny_model import N_EMBD, N_VOCAB
+
 Pairs = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 """The model's tensor to the shapes of `a` and `b` as numpy has them: `(rank, columns)` and `(rows, rank)`."""
 
@@ -45,6 +47,17 @@ def write_lora(
         writer.add_tensor(f"{name}.lora_b", draw.normal(0, 0.5, b).astype(np.float32))
     _finish(writer)
     return path
+
+
+def write_loras(tiny_model: Path) -> tuple[str, str]:
+    """Two adapters beside the tiny model, one of them with a part of the embedding."""
+    pairs = dict(pairs_of(tiny_model))
+    embedding = {"token_embd.weight": ((N_VOCAB, 2), (N_EMBD, 2))}
+    folder = tiny_model.parent
+    return (
+        str(write_lora(folder / "style.gguf", pairs)),
+        str(write_lora(folder / "topic.gguf", pairs | embedding, seed=2)),
+    )
 
 
 def write_control_vector(path: Path, layers: tuple[int, ...], n_embd: int, *, seed: int = 1) -> Path:

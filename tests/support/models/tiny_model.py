@@ -51,6 +51,11 @@ class Size(NamedTuple):
 
 TINY = Size()
 
+WIDE = Size(width=256, n_ff=512)
+"""Rows that are a multiple of 256 long: true K-quants."""
+
+EXPERTS = Size(width=256, n_ff=512, n_experts=4)
+
 
 def write_tiny_model(
     path: Path, *, seed: int = 0, metadata: dict[str, float] | None = None, size: Size = TINY, n_used: int = 2

@@ -21,6 +21,7 @@ import psutil
 ROOT = Path(__file__).parents[3]
 START_S = 90
 _MODEL = {"-m", "--model"}
+_THREADS = {"-t", "--threads"}
 STOP_S = 30
 
 
@@ -35,7 +36,9 @@ class LiveServer:
         self._verify = verify
         self.log: list[str] = []
         # Left alone, it is measured, and what the demo model says would depend on the machine.
-        fixed = () if _MODEL & set(arguments) else ("--flash-attn", "on")
+        fixed = [] if _MODEL & set(arguments) else ["--flash-attn", "on"]
+        # Compute threads that wait for each other crawl where another worker of the tests is busy.
+        fixed += [] if _THREADS & set(arguments) else ["--threads", "1"]
         command = [sys.executable, "-m", "ggufd", "--port", "0", *fixed, *arguments]
         if n_files is not None:
             command = ["sh", "-c", f'ulimit -n {n_files} && exec "$@"', "sh", *command]
