@@ -10,6 +10,7 @@ from tests.support.models.corpus import Walker, by_walks
 from tests.support.models.vocabularies import demo_model
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_what_is_written_for_real_schemas_is_valid() -> None:
     try:

@@ -12,7 +12,7 @@ import pytest
 from tests.support.programs.live_server import live_server
 from tests.support.programs.programs import needed_program
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 QUESTIONS = [
     {"q": "The capital of France is", "choices": ["Paris", "banana"], "a": 0},

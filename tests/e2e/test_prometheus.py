@@ -20,7 +20,7 @@ KEY = "sk-an-admins"
 SMALL = ("--ctx-size", "1024", "--parallel", "2", "--threads", "1", "--flash-attn", "off")
 WAIT_S = 60
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,9 @@ def test_every_module_is_listed() -> None:
 def test_ci_runs_readmes_test_command() -> None:
     command = "-m pytest"
     assert f".venv/bin/python {command}\n" in README.read_text("utf-8")
-    assert f'"$venv/bin/python" {command}\n' in (ROOT / ".ci/run").read_text("utf-8")
+    steps = (ROOT / ".ci/run").read_text("utf-8")
+    assert f'"$venv/bin/python" {command}\n' in steps
+    assert f'"$venv/bin/python" {command} -m long -n 0\n' in steps
 
 
 def command_of(name: str) -> Any:

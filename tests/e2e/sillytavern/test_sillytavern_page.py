@@ -11,7 +11,7 @@ from tests.support.programs import sillytavern_app, sillytavern_page
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_page import TavernPage
 
-pytestmark = [pytest.mark.e2e, pytest.mark.sillytavern, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.sillytavern, pytest.mark.timeout(900)]
 
 OTHERS = ("koboldcpp", "ooba", "tabby", "vllm", "aphrodite", "generic", "ollama")
 SINCE = {"generic": "1.18.0"}

@@ -22,7 +22,7 @@ from tests.support.programs import sillytavern_app, sillytavern_page
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_page import TavernPage
 
-pytestmark = [pytest.mark.e2e, pytest.mark.sillytavern, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.sillytavern, pytest.mark.timeout(900)]
 
 SETTINGS = sillytavern_page.SETTINGS | {
     "amount_gen": 24,

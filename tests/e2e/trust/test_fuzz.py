@@ -38,7 +38,7 @@ TRIED: Counter[str] = Counter()
 
 ANSWERS = (200, 204, 400, 401, 403, 404, 405, 406, 408, 411, 413, 414, 415, 422, 431)
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300 + 12 * N_EXAMPLES)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300 + 12 * N_EXAMPLES)]
 
 SCHEMA = schemathesis.openapi.from_dict(create_app(FakeEngine(), FakeText(), ApiConfig(model_id="fuzzed")).openapi())
 FUZZ = settings(

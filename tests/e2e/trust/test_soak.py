@@ -24,7 +24,7 @@ LIFETIME_S = min(65.0, max(15.0, SOAK_S / 5))
 """Of an engine: a young one that dies is started again later each time, and given up after the sixth death."""
 
 pytestmark = [
-    pytest.mark.e2e,
+    pytest.mark.long,
     pytest.mark.timeout(SOAK_S + 240),
     pytest.mark.skipif(sys.platform == "win32", reason="counts files as POSIX does"),
 ]
