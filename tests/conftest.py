@@ -26,12 +26,20 @@ settings.load_profile("ggufd")
 
 
 E2E = Path(__file__).parent / "e2e"
+SLOW = {"test_lint.py", "test_text_client.py", "test_text_pool.py", "test_draft_model.py"}
+"""Files that take long, as those under `E2E` do: begun last, one would keep a single core busy at the end."""
+
 TURNS = pytest.StashKey[Turns]()
 
 
 def _is_of_files(config: pytest.Config) -> bool:
     """Whether single files were asked for: they run at once, in this process, with what is long in them."""
     return any(".py" in argument for argument in config.args)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The libraries of real clients take a quarter of the collection to import."""
+    return True if collection_path == E2E and config.option.markexpr == "not e2e" else None
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
@@ -57,8 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("timed"):
             item.add_marker(pytest.mark.flaky(reruns=2))
     if hasattr(config, "workerinput"):
-        # Files of real servers take longest: begun last, one would keep a single core busy at the end.
-        items.sort(key=lambda item: E2E not in item.path.parents)
+        items.sort(key=lambda item: E2E not in item.path.parents and item.path.name not in SLOW)
     if not config.option.markexpr and not _is_of_files(config):
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
