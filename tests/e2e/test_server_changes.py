@@ -47,6 +47,7 @@ def test_the_whole_server_changes_its_model_and_goes_back(tiny_model: Path, tmp_
         assert says()[0] == tiny_model.stem
 
 
+@pytest.mark.timed
 def test_the_real_server_ends_a_removed_keys_work_within_a_second(tmp_path: Path) -> None:
     """One slot: alice's stream runs, another of hers waits, then bob's; the file is changed, and bob has the slot."""
     keys = tmp_path / "keys.toml"
@@ -80,6 +81,7 @@ def test_the_real_server_ends_a_removed_keys_work_within_a_second(tmp_path: Path
     assert refused.status_code == 401
 
 
+@pytest.mark.timed
 def test_it_does_so_while_the_server_drains(tmp_path: Path) -> None:
     keys = tmp_path / "keys.toml"
     alice = {"x-api-key": file.add(keys, "alice", {})}

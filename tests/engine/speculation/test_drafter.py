@@ -219,6 +219,7 @@ def long_rig(**options: Any) -> tuple[Rig, FakeDraft]:
 LONG = bytes(97 + (7 * i * i + i // 26) % 26 for i in range(2000))
 
 
+@pytest.mark.timed
 def test_a_long_prompt_is_read_a_little_at_a_time() -> None:
     rig, draft = long_rig()
     rig.add(endless(600, LONG))
