@@ -295,6 +295,7 @@ def test_another_tiny_model_guesses_wrongly_and_changes_nothing(
     assert guessed.acceptance < 0.3
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_real_model_says_the_same_with_its_small_self_guessing(
     real_pair: tuple[Path, Path], temperature: float, monkeypatch: pytest.MonkeyPatch
