@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ggufd.engine.client.stream import RequestStream
 from ggufd.engine.messages.events import Failed
 from ggufd.engine.messages.requests import EmbedRequest
+from ggufd.engine.sampling.sampling import NoNumbers
 from ggufd.errors import ContextLengthExceeded, EngineFailure, GgufdError, InvalidRequest, TryLater, from_code, tree
 
 CLASSES = list(tree())
@@ -40,6 +41,11 @@ def test_so_it_does_through_the_messages_of_the_engine(cls: type[GgufdError], me
     assert type(caught.value) is cls
     assert (caught.value.message, caught.value.param) == (message, param)
     assert getattr(caught.value, "retry_after_s", 17.5) == 17.5
+
+
+def test_an_error_that_a_room_adds_for_itself_crosses_as_the_one_that_it_is() -> None:
+    assert NoNumbers not in CLASSES
+    assert type(from_code(NoNumbers.code, str(NoNumbers()))) is EngineFailure
 
 
 def test_no_two_classes_share_a_code() -> None:
