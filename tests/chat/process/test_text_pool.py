@@ -230,7 +230,7 @@ async def test_a_second_process_with_another_vocabulary_is_not_used(
 ) -> None:
     file = tmp_path / "model.gguf"
     file.symlink_to(demo_model())
-    pool = TextPool(lambda: TextClient(params(SLOW, str(file)), call_timeout_s=60), patience_s=0.05)
+    pool = TextPool(lambda: TextClient(params(SLOW, str(file)), call_timeout_s=60), grow_after_s=0.05)
     await pool.start()
     tokens = await pool.encode("Hello there")
     file.unlink()

@@ -14,6 +14,7 @@ from ggufd.engine.client.stream import RequestStream
 from ggufd.engine.messages.events import Admitted, Output, Progress
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.errors import QueueFull, TooManyRequests
+from ggufd.keys.principal import Principal
 from ggufd.keys.ring import Limits
 
 SIXTY = Limits(tokens_per_minute=60)
@@ -29,7 +30,7 @@ class Clock:
 
 def check(buckets: TokenBuckets, account: str) -> None:
     """Raises what a request of the account is refused with."""
-    request = EngineRequest(1, (1,), account=account, limits=SIXTY)
+    request = EngineRequest(1, (1,), principal=Principal(account=account, limits=SIXTY))
     SubmissionLimits(OpenRequests(), 1, buckets).check(request, n_slots=1)
 
 
@@ -96,7 +97,7 @@ def submission(
 
 
 def request_of(number: int = 1000, **limits: Any) -> EngineRequest:
-    return EngineRequest(number, (1, 2, 3), account="a", limits=Limits(**limits))
+    return EngineRequest(number, (1, 2, 3), principal=Principal(account="a", limits=Limits(**limits)))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ggufd.engine.kv_store.state_file import KeptState
+from ggufd.engine.messages.requests import CacheScope
 from ggufd.engine.slots.chunk_reuse import Move
 from ggufd.errors import EngineFailure
 from tests.support.fakes.slot_rig import SlotRig, ids
@@ -67,11 +68,11 @@ def test_a_state_that_arrives_short_is_noticed() -> None:
 
 def test_a_restored_state_brings_its_owner_and_is_measured() -> None:
     rig = SlotRig(copy_s_per_token=0.01)
-    kept = KeptState(ids(LONG), rig.cells.read(rig.keep(0, LONG)), ("theirs", ()), "them")
+    kept = KeptState(ids(LONG), rig.cells.read(rig.keep(0, LONG)), CacheScope("theirs"), "them")
     slot = rig.table.slots[2]
     rig.cells.restore(slot, kept)
     rig.check()
-    assert (slot.cache_scope, slot.person) == (("theirs", ()), "them")
+    assert (slot.cache_scope, slot.person) == (CacheScope("theirs"), "them")
     assert slot.tokens is not kept.tokens
     assert rig.costs.bytes_per_token > 0
     assert slot.last_used == max(one.last_used for one in rig.table.slots)

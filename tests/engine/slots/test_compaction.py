@@ -22,9 +22,9 @@ class Rig(SlotRig):
         for index in range(n_slots):
             text = bytes([65 + index]) * 50
             if index in running:
-                self.sequences[index] = self.run(index, text, namespace=f"n{index}", person=f"a{index}")
+                self.sequences[index] = self.run(index, text, cache_namespace=f"n{index}", person=f"a{index}")
             else:
-                self.keep(index, text, namespace=f"n{index}", person=f"a{index}")
+                self.keep(index, text, cache_namespace=f"n{index}", person=f"a{index}")
 
     @property
     def places(self) -> list[int]:

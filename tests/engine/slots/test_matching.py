@@ -107,9 +107,9 @@ def test_a_copy_that_cannot_be_cut_matches_from_its_fixed_part_on() -> None:
 
 def test_a_scope_reuses_its_own_only() -> None:
     rig = Rig()
-    rig.keep(0, LONG, namespace="them")
-    assert rig.matcher.longest(rig.make(LONG, namespace="me")) == 0
-    assert rig.matcher.longest(rig.make(LONG, namespace="them")) == len(LONG) - 1
+    rig.keep(0, LONG, cache_namespace="them")
+    assert rig.matcher.longest(rig.make(LONG, cache_namespace="me")) == 0
+    assert rig.matcher.longest(rig.make(LONG, cache_namespace="them")) == len(LONG) - 1
     assert [match.slot.index for match in rig.matcher.in_scope(ids(LONG), ("them", ()))] == [0]
 
 
@@ -169,9 +169,9 @@ def test_nobody_waits_for_what_cannot_be_taken() -> None:
 
 def test_nobody_waits_for_what_another_scope_computes() -> None:
     rig = Rig()
-    rig.run(0, LONG, 40, namespace="them")
-    assert rig.matcher.should_wait(rig.make(LONG, namespace="them"))
-    assert not rig.matcher.should_wait(rig.make(LONG, namespace="me"))
+    rig.run(0, LONG, 40, cache_namespace="them")
+    assert rig.matcher.should_wait(rig.make(LONG, cache_namespace="them"))
+    assert not rig.matcher.should_wait(rig.make(LONG, cache_namespace="me"))
 
 
 # --- chunks further on ------------------------------------------------------------------------------------------------
@@ -265,5 +265,5 @@ def test_anothers_text_is_never_told() -> None:
 
 def test_another_scope_is_not_explained() -> None:
     rig = Rig()
-    rig.keep(0, LONG, namespace="them", person="me")
-    assert rig.difference(LONG[:70] + b"x", namespace="me", person="me") is None
+    rig.keep(0, LONG, cache_namespace="them", person="me")
+    assert rig.difference(LONG[:70] + b"x", cache_namespace="me", person="me") is None

@@ -148,7 +148,7 @@ def test_without_a_disk_nothing_is_fetched() -> None:
 
 def test_a_content_is_a_copy_with_its_owner() -> None:
     rig = Rig()
-    slot = rig.keep(0, LONG, namespace="mine", person="me")
+    slot = rig.keep(0, LONG, cache_namespace="mine", person="me")
     kept = rig.offload.content(slot)
     assert (bytes(kept.tokens.tolist()), kept.cache_scope, kept.person) == (LONG, ("mine", ()), "me")
     assert kept.tokens is not slot.tokens

@@ -279,9 +279,9 @@ def test_anothers_text_is_never_told() -> None:
 
 def test_a_scope_reuses_its_own_only() -> None:
     rig = Rig()
-    rig.leave(LONG, namespace="them")
-    assert rig.lock(LONG, namespace="me").n_cached == 0
-    assert rig.lock(LONG, namespace="them").n_cached == len(LONG) - 1
+    rig.leave(LONG, cache_namespace="them")
+    assert rig.lock(LONG, cache_namespace="me").n_cached == 0
+    assert rig.lock(LONG, cache_namespace="them").n_cached == len(LONG) - 1
 
 
 # --- offload ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from array import array
 
 import pytest
 
+from ggufd.engine.messages.requests import CacheScope
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.slot_table import SlotTable
 from ggufd.errors import EngineFailure
@@ -46,7 +47,7 @@ def test_an_empty_slot_is_taken_before_any_content_and_the_nearest_to_the_runnin
 
 def test_a_running_slot_has_the_tokens_that_its_sequence_computed() -> None:
     table = make_table(1, 0)
-    sequence = run(table, 0, n_past=2, namespace="mine", person="me")
+    sequence = run(table, 0, n_past=2, cache_namespace="mine", person="me")
     (slot,) = table.running
     assert (table.idle, sequence.slot, slot.computed) == ([], 0, ids(b"ab"))
     assert (slot.n_computed, len(slot.tokens), slot.cache_scope, slot.person) == (2, 0, ("mine", ()), "me")
@@ -71,8 +72,8 @@ def test_moved_keys_make_a_slot_unreadable_and_an_empty_one_never_is_readable() 
 
 def test_an_exchange_takes_along_owner_age_and_tokens() -> None:
     table = make_table(2, 1)
-    table.slots[1].person, table.slots[1].cache_scope = "them", ("theirs", ())
-    sequence = run(table, 0, n_past=3, namespace="mine", person="me")
+    table.slots[1].person, table.slots[1].cache_scope = "them", CacheScope("theirs")
+    sequence = run(table, 0, n_past=3, cache_namespace="mine", person="me")
     ages = [slot.last_used for slot in table.slots]
     table.exchange(table.slots[0], table.slots[1])
     idle, running = table.slots

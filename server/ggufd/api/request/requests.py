@@ -178,7 +178,7 @@ async def engine_request(
     """
     ready = services.require_ready()
     if not ready.writes:
-        raise Unsupported("This model makes vectors of texts and writes none. Ask /v1/embeddings or /v1/rerank.")
+        raise Unsupported("This is an embedding model: it generates no text. Use /v1/embeddings or /v1/rerank.")
     sampling, constraint_param = _sampling(services, fields, rendered)
     limit = services.config.max_tokens if fields.max_tokens is None else fields.max_tokens
     request = EngineRequest(
