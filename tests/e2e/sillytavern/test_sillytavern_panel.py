@@ -132,6 +132,8 @@ KINDS = ("llamacpp", "koboldcpp", "ooba", "tabby", "vllm", "aphrodite", "ollama"
 PLAIN = [(version, kind) for version in sillytavern_app.VERSIONS for kind in KINDS]
 
 
+# The page may take a second click, on the plane that sends, for one on the square that stops: no text at all then.
+@pytest.mark.timed
 @pytest.mark.parametrize(("page", "kind"), PLAIN, indirect=["page"])
 def test_a_user_who_has_set_nothing_gets_free_text(page: TavernPage, kind: str, server: LiveServer) -> None:
     page.connect(kind, server.url)
