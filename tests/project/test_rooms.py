@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import collections.abc
 import re
 import subprocess
 import sys
+import typing
 from collections import Counter
 from graphlib import TopologicalSorter
 
@@ -58,6 +61,14 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_a_room_has_at_most_about_a_dozen_files() -> None:
     sizes = Counter(room_of(module) for module, path in MODULES.items() if path.name != "__init__.py")
     assert {room: n for room, n in sizes.items() if n > MOST_FILES and room not in REGISTRIES} == {}
+
+
+def test_no_two_classes_have_one_name_and_none_hides_a_standard_one() -> None:
+    trees = [ast.parse(path.read_text("utf-8")) for path in MODULES.values()]
+    names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert sum(names.values()) > 500
+    assert [name for name, n in names.items() if n > 1] == []
+    assert not names.keys() & {*dir(builtins), *dir(collections.abc), *dir(typing)}
 
 
 def test_the_engine_and_what_is_under_it_know_no_layer_above() -> None:

@@ -9,7 +9,7 @@ from ggufd.engine.messages.events import CacheDifference, CacheReport, CacheSour
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.matching import PrefixMatcher
 from ggufd.engine.slots.offload import Offload
-from ggufd.engine.slots.placement import Placement
+from ggufd.engine.slots.placement import SlotPlacement
 from ggufd.engine.slots.slot_table import Slot
 from ggufd.errors import EngineFailure
 from tests.support.fakes.slot_rig import SlotRig, ids
@@ -26,7 +26,7 @@ class Rig(SlotRig):
         matcher = PrefixMatcher(self.decoder, self.table, self.host)
         parts = self.decoder, self.table, self.cells, matcher
         self.offload = Offload(*parts, self.host, self.costs, self.decoder.clock)
-        self.placement = Placement(*parts, self.offload, self.costs)
+        self.placement = SlotPlacement(*parts, self.offload, self.costs)
 
     def lock(self, prompt: bytes, **changes: object) -> SequenceState:
         sequence = self.make(prompt, **changes)

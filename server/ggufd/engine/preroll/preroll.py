@@ -19,7 +19,7 @@ from ggufd.engine.scheduling.scheduler import Scheduler
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.sequence.trim import Chat, find_trim, predict
 from ggufd.engine.slots.cells import KVCells
-from ggufd.engine.slots.placement import Placement
+from ggufd.engine.slots.placement import SlotPlacement
 from ggufd.engine.slots.slot_table import Slot, SlotTable
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import NoRoomError
@@ -45,7 +45,7 @@ class PreRoll:
     """Remembers chats, and computes their predicted prompts in idle slots of `table`."""
 
     def __init__(
-        self, decoder: Decoder, table: SlotTable, cells: KVCells, placement: Placement, scheduler: Scheduler
+        self, decoder: Decoder, table: SlotTable, cells: KVCells, placement: SlotPlacement, scheduler: Scheduler
     ) -> None:
         self._decoder = decoder
         self._table = table

@@ -32,7 +32,7 @@ _CLEARLY = 0.95
 """Fewer threads must take at most this share of the time: in doubt all are used."""
 
 
-class _Choice(NamedTuple):
+class _ThreadChoice(NamedTuple):
     """Threads of one step, and whether its time counts in the trial."""
 
     n_threads: int
@@ -43,7 +43,7 @@ class _Choice(NamedTuple):
 class _Trial:
     """Times of steps of as many rows at about the same depth, by number of threads."""
 
-    plan: Iterator[_Choice]
+    plan: Iterator[_ThreadChoice]
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
 
@@ -53,7 +53,7 @@ class ThreadTuner:
     def __init__(self, n_threads: int) -> None:
         self._candidates = sorted({n_threads, max(1, n_threads - 1), max(1, n_threads // 2)}, reverse=True)
         self._trials: dict[tuple[int, int], _Trial] = {}
-        self._last: tuple[_Trial, _Choice] | None = None
+        self._last: tuple[_Trial, _ThreadChoice] | None = None
 
     def choose(self, n_rows: int, *, depth: int, is_prefill: bool) -> int | None:
         """Threads for a step of `n_rows` decoding rows, the deepest after `depth` tokens; None is as configured.
@@ -80,16 +80,16 @@ class ThreadTuner:
                 trial.seconds.setdefault(choice.n_threads, []).append(seconds)
             self._last = None
 
-    def _plan(self, trial: _Trial) -> Iterator[_Choice]:
+    def _plan(self, trial: _Trial) -> Iterator[_ThreadChoice]:
         """Choices of all steps: a trial of every number, then the fastest for a long while, and so on."""
         best, n_keep = 0, _KEEP_STEPS
         while True:
             yield from self._tries(trial)
             before, best = best, self._best(trial)
             n_keep = min(2 * n_keep, _MAX_KEEP_STEPS) if best == before else _KEEP_STEPS
-            yield from [_Choice(best, counts=False)] * n_keep
+            yield from [_ThreadChoice(best, counts=False)] * n_keep
 
-    def _tries(self, trial: _Trial) -> Iterator[_Choice]:
+    def _tries(self, trial: _Trial) -> Iterator[_ThreadChoice]:
         """Choices of a trial: rounds of the numbers that may yet win, as long as there are two."""
         trial.seconds.clear()
         hopeful = self._candidates
@@ -97,8 +97,8 @@ class ThreadTuner:
             if len(hopeful) < 2:
                 return
             for n in hopeful:
-                yield _Choice(n, counts=False)
-                yield from [_Choice(n, counts=True)] * (_TRY_STEPS - 1)
+                yield _ThreadChoice(n, counts=False)
+                yield from [_ThreadChoice(n, counts=True)] * (_TRY_STEPS - 1)
             limit_s = _HOPELESS * min(_typical(trial.seconds.get(n)) for n in hopeful)
             hopeful = [n for n in hopeful if min(trial.seconds.get(n, ()), default=0.0) <= limit_s]
 

@@ -23,7 +23,7 @@ from ggufd.llama.context.batch import State
 logger = logging.getLogger(__name__)
 
 
-class _Reading(NamedTuple):
+class _SlotReading(NamedTuple):
     """A state that was read for a copy, and the content of the slot that it is the state of."""
 
     slot: int
@@ -40,7 +40,7 @@ class KVCells:
         self._table = table
         self._costs = costs
         self._clock = clock
-        self._reading: _Reading | None = None
+        self._reading: _SlotReading | None = None
         self.n_lost = 0
         """Contents of slots that were dropped because they could not be trusted."""
 
@@ -70,7 +70,7 @@ class KVCells:
         start_s = self._clock()
         content = source.index, source.last_used, source.n_computed
         if self._reading is None or self._reading[:3] != content:
-            self._reading = _Reading(*content, self.read(source))
+            self._reading = _SlotReading(*content, self.read(source))
         state = self._reading.state
         self.write(target, source.computed[:], state)
         self._costs.note_copy(len(state), source.n_computed, self._clock() - start_s)

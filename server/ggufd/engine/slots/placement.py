@@ -41,7 +41,7 @@ def _cache_source(sequence: SequenceState, *, is_copy: bool) -> CacheSource | No
     return CacheSource.COPIED if is_copy else CacheSource.SAME_SLOT
 
 
-class Placement:
+class SlotPlacement:
     """Places sequences into the slots of `table`, and takes them out again."""
 
     def __init__(

@@ -24,7 +24,7 @@ from ggufd.engine.slots.compaction import Compaction
 from ggufd.engine.slots.copy_costs import CopyCosts
 from ggufd.engine.slots.matching import PrefixMatcher
 from ggufd.engine.slots.offload import Offload
-from ggufd.engine.slots.placement import Placement
+from ggufd.engine.slots.placement import SlotPlacement
 from ggufd.engine.slots.slot_table import SlotTable
 from ggufd.errors import EngineFailure
 
@@ -53,7 +53,7 @@ class PrefixCache:
         self.cells = cells = KVCells(decoder, table, self.costs, clock)
         self.matcher = matcher = PrefixMatcher(decoder, table, self.host, n_cache_reuse=n_cache_reuse)
         self.offload = Offload(decoder, table, cells, matcher, self.host, self.costs, clock, message_ends)
-        self.placement = Placement(decoder, table, cells, matcher, self.offload, self.costs)
+        self.placement = SlotPlacement(decoder, table, cells, matcher, self.offload, self.costs)
         self.compaction = Compaction(table, cells, self.costs)
 
     @property
