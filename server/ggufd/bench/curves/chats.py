@@ -19,7 +19,7 @@ NEW_PROMPT = 30
 
 async def measure(ground: Ground) -> None:
     """One server, whose chats become more."""
-    curve = ground.begin("chats", "chats that are kept")
+    curve = ground.begin("chats", "kept chats")
     flags = ("-np", str(N_SLOTS), "-c", str(N_SLOTS * N_CTX), "--cache-ram", str(CACHE_RAM_MIB))
     with ground.launch(*flags) as local:
         site = await ground.site(local, "chats")

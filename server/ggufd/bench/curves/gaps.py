@@ -8,12 +8,8 @@ from ggufd.bench.scenarios import interference
 
 N_SLOTS = interference.RUNNING + 1
 
-_LINES = {
-    "longest ITL of running streams": ("longest ITL of running streams", "s"),
-    "TTFT of the new request": ("TTFT of the new request", "s"),
-    "TTFT over that alone": ("TTFT over that alone", "x"),
-}
-"""What the scenario calls a quantity, and what it is called here."""
+_UNITS = {"longest ITL of running streams": "s", "TTFT of the new request": "s", "TTFT over that alone": "x"}
+"""The scenario's quantities that are drawn, and their units."""
 
 
 async def measure(ground: Ground) -> None:
@@ -28,8 +24,8 @@ async def measure(ground: Ground) -> None:
             (case,) = interference.cases(site.sizes)
             await case.measure(site)  # what a token costs is learnt by the first prompts
             runs = [_values(await case.measure(site)) for _ in range(ground.extent.repetitions)]
-            for quantity, (name, unit) in _LINES.items():
-                curve.add(gap_ms, name, unit, [run[quantity] for run in runs if quantity in run])
+            for quantity, unit in _UNITS.items():
+                curve.add(gap_ms, quantity, unit, [run[quantity] for run in runs if quantity in run])
         ground.say(f"gaps: {gap_ms} ms of {max(ground.extent.gaps_ms)}")
 
 
