@@ -72,7 +72,7 @@ class ScriptedRig(Rig):
 
     def __init__(self, prompt: bytes, script: list[int], **decoder: Any) -> None:
         base = make_engine(**decoder)
-        super().__init__(base.decoder, max_gap_ms=100.0, max_queue=64, max_queue_wait_s=600.0)
+        super().__init__(base.decoder, max_gap_ms=100.0, max_queue_wait_s=600.0)
         compute = self.decoder._compute
 
         def scripted(row: int) -> None:
@@ -626,15 +626,6 @@ def test_no_progress_unless_asked_for() -> None:
 
 
 # --- the queue --------------------------------------------------------------------------------------------------------
-
-
-def test_as_many_requests_as_slots_and_queue_hold_are_taken_at_once() -> None:
-    rig = make_engine(n_slots=2, max_queue=3)
-    rig.add(*(make_request(i, bytes([65 + i]) * 3) for i in range(6)))
-    collected = rig.run()
-    failures = [i for i in range(6) if collected[i].failure is not None]
-    assert failures == [5]
-    assert collected[5].failure.code == "queue_full"  # type: ignore[union-attr]
 
 
 def test_who_waits_too_long_is_told() -> None:

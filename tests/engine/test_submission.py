@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from ggufd.engine.messages.requests import EmbedRequest
 from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.engine.sequence.sequence import Status
-from ggufd.errors import ContextLengthExceeded, InvalidRequest, QueueFull
+from ggufd.errors import ContextLengthExceeded, InvalidRequest
 from tests.support.fakes.fake_llama import N_VOCAB, make_engine, make_request
 
 
@@ -45,20 +44,3 @@ def test_every_choice_is_a_waiting_sequence_and_they_share_the_grammar() -> None
     ]
     assert len({id(one.grammar) for one in sequences}) == 1
     assert sequences[0].grammar is not None
-
-
-def test_text_and_vectors_share_the_bound_of_the_queue() -> None:
-    rig = make_engine(n_slots=1, max_queue=2)
-    submission = rig.engine._submission
-    for request_id in range(3):
-        submission.add(make_request(request_id, b"abc"))
-    with pytest.raises(QueueFull, match="2 requests are waiting"):
-        submission.add(make_request(4, b"abc"))
-    for request_id in range(5, 20):
-        try:
-            submission.add(EmbedRequest(request_id, ((1, 2),)))
-        except QueueFull:
-            break
-    else:
-        pytest.fail("vectors were queued without a bound")
-    rig.engine.check_integrity()

@@ -290,7 +290,7 @@ class RealRig:
             n_batch=context.n_batch, n_ubatch=64, n_outputs_max=context.n_outputs_max, max_gap_ms=100.0
         )
         backend = Backend(context, context.model.vocabulary, FakeGrammars())
-        self.engine = build_engine(backend, RequestQueue(99, 60.0), scheduler, no_vectors())
+        self.engine = build_engine(backend, RequestQueue(60.0), scheduler, no_vectors())
         self.tokens: dict[int, list[int]] = {}
 
     def step(self) -> None:

@@ -54,7 +54,7 @@ class Rig:
         numbers = {"n_ctx": 128, "n_threads": 1, "flash_attn": "off", "n_inputs": 3} | changes
         self.context = EmbeddingContext(self.model, EmbeddingParams(pooling=pooling, **numbers))
         params = EmbedderParams(pooling, self.context.n_ctx, self.model.vocabulary.n_vocab, len(self.model.adapters))
-        self.embedder = Embedder(params, lambda: self.context, WaitingList(64, 600.0))
+        self.embedder = Embedder(params, lambda: self.context, WaitingList(600.0))
 
     def close(self) -> None:
         self.context.close()

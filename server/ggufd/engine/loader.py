@@ -138,12 +138,7 @@ def _build(config: EngineConfig, backend: Backend, context: Context, embedder: E
         max_gap_ms=config.max_gap_ms,
         max_gap_steps=config.max_gap_steps,
     )
-    queue = RequestQueue(
-        config.max_queue,
-        config.max_queue_wait_s,
-        accounts=embedder.accounts,
-        aging_s=config.priority_aging_s,
-    )
+    queue = RequestQueue(config.max_queue_wait_s, accounts=embedder.accounts, aging_s=config.priority_aging_s)
     max_draft = min(config.rules.max_draft, context.n_outputs_max - 1, context.n_batch - 1)
     return build_engine(backend, queue, scheduler, embedder, dataclasses.replace(config.rules, max_draft=max_draft))
 
@@ -219,7 +214,7 @@ def _embedder(config: EngineConfig, model: Model, params: EmbeddingParams, log: 
 
     known = EmbedderParams(params.pooling, params.n_ctx, model.vocabulary.n_vocab, len(model.adapters))
     accounts = Accounts(config.prompt_cost)
-    return Embedder(known, make, WaitingList(config.max_queue, config.max_queue_wait_s, accounts=accounts))
+    return Embedder(known, make, WaitingList(config.max_queue_wait_s, accounts=accounts))
 
 
 # --- checks and reports -----------------------------------------------------------------------------------------------

@@ -33,11 +33,10 @@ class Submission:
         self._clock = clock
 
     def add(self, request: EngineRequest | EmbedRequest) -> None:
-        """Queue a request. Raises `GgufdError` when it cannot be served, `QueueFull` among them (backpressure)."""
+        """Queue a request. Raises `GgufdError` when it cannot be served."""
         if isinstance(request, EmbedRequest):
-            self._embedder.add(request, n_beside=self._queue.n_requests)
+            self._embedder.add(request)
             return
-        self._queue.refuse_if_full(n_free=len(self._cache.table.idle), n_beside=self._embedder.n_waiting)
         check_request(request, self._bounds)
         self._queue.push(self._sequences_of(request))
 

@@ -264,7 +264,7 @@ async def test_a_failed_decode_is_raised_and_the_next_request_served(make: Make)
 
 
 async def test_the_queue_is_full_exactly_at_its_capacity(make: Make) -> None:
-    spawn = InprocSpawn(n_slots=2, max_queue=3)
+    spawn = InprocSpawn(n_slots=2)
     client = await make(spawn, max_queue=3)
     spawn.pause()
     streams = [client.submit(request_of(client)) for _ in range(5)]
@@ -283,7 +283,7 @@ async def test_the_queue_is_full_exactly_at_its_capacity(make: Make) -> None:
 
 
 async def test_the_queue_is_full_when_all_slots_run(make: Make) -> None:
-    spawn = InprocSpawn(n_slots=2, n_ctx=4096, step_s=0.002, max_queue=1)
+    spawn = InprocSpawn(n_slots=2, n_ctx=4096, step_s=0.002)
     client = await make(spawn, max_queue=1)
     running = [client.submit(request_of(client, max_tokens=None, ignore_eos=True)) for _ in range(2)]
     await until(lambda: client.n_running == 2)

@@ -228,20 +228,6 @@ def test_who_waits_for_vectors_is_in_the_queue_too() -> None:
     assert 0 < waits[0] < waits[1]
 
 
-def test_one_limit_for_all_that_wait() -> None:
-    rig = make_engine(n_slots=1, max_queue=2)
-    rig.add(make_request(0, b"writes", max_tokens=50, ignore_eos=True))
-    rig.step()
-    rig.add(*[embed(number, *[b"x" * 60] * 9) for number in range(1, MAX_OPEN + 3)])
-    rig.add(make_request(50, b"late"), embed(51, b"late"))
-    for number in (50, 51):
-        failure = rig.collected[number].failure
-        assert failure is None or failure.code == "queue_full"
-    rig.run()
-    assert rig.collected[50].failure is not None
-    assert rig.collected[51].failure is not None
-
-
 def test_it_waits_no_longer_than_it_may() -> None:
     rig = make_engine(max_queue_wait_s=5.0)
     rig.add(*[embed(number, *[b"x" * 60] * 60) for number in range(MAX_OPEN + 1)])
@@ -316,7 +302,7 @@ def test_a_context_that_cannot_be_made_fails_the_request_and_is_tried_again() ->
             raise EngineFailure("no memory")
         return tries[0]
 
-    embedder = Embedder(EmbedderParams("mean", 64, N_VOCAB), make, WaitingList(64, 600.0), decoder.clock)
+    embedder = Embedder(EmbedderParams("mean", 64, N_VOCAB), make, WaitingList(600.0), decoder.clock)
     embedder.add(embed(1, b"a"))
     assert [type(event) for event in embedder.step()] == [Admitted, Failed]
     embedder.add(embed(2, b"a"))
@@ -422,7 +408,7 @@ def test_adapters_that_are_not_there_are_refused() -> None:
 class TestVectorsOnly:
     @pytest.fixture
     def rig(self) -> Rig:
-        return make_engine(max_queue=1)
+        return make_engine()
 
     def test_it_says_so_to_who_wants_text(self, rig: Rig) -> None:
         engine = VectorEngine(rig.embedder)
@@ -435,12 +421,11 @@ class TestVectorsOnly:
         assert isinstance(vector, Embedding)
         assert not engine.has_work
 
-    def test_its_queue_is_bounded_and_its_places_are_told(self, rig: Rig) -> None:
+    def test_its_places_are_told(self, rig: Rig) -> None:
         engine = VectorEngine(rig.embedder)
-        for number in range(MAX_OPEN + 2):
+        for number in range(MAX_OPEN + 1):
             engine.add(embed(number, *[b"x" * 60] * 9))
-        events = engine.step()
-        assert [event.code for event in events if isinstance(event, Failed)] == ["queue_full"]
+        engine.step()
         stats = engine.stats()
         assert (stats.running, stats.waiting) == (MAX_OPEN, 1)
         assert sorted(slot.request_id or 0 for slot in stats.slots) == [0, 1, 2, 3]

@@ -465,7 +465,7 @@ def served(model: Model, folder: Path, prompts: list[bytes], **changes: Any) -> 
     context = Context(model, ContextParams(**(PLAIN | changes)))
     scheduler = Scheduler(n_batch=256, n_ubatch=64, n_outputs_max=context.n_outputs_max, max_gap_ms=1e6)
     rules = EngineRules(cache_ram_bytes=1 << 26, disk=DiskPlace(str(folder), 1 << 26, "the same"))
-    queue = RequestQueue(9, 60.0)
+    queue = RequestQueue(60.0)
     engine = build_engine(Backend(context, model.vocabulary, FakeGrammars()), queue, scheduler, no_vectors(), rules)
     said = []
     for request_id, prompt in enumerate(prompts):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ggufd.engine.queueing.fairness import Accounts
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.sequence.sequence import SequenceState, Status
-from ggufd.errors import EngineFailure, QueueFull
+from ggufd.errors import EngineFailure
 from ggufd.keys.ring import Limits
 from tests.support.fakes.fake_llama import make_request
 
@@ -45,14 +45,14 @@ def order(queue: RequestQueue) -> list[tuple[int, int]]:
 
 
 def test_first_come_first_served() -> None:
-    queue = RequestQueue(10, 60.0)
+    queue = RequestQueue(60.0)
     for request_id in (5, 3, 9):
         queue.push(sequences(request_id, n=2))
     assert order(queue) == [(5, 0), (5, 1), (3, 0), (3, 1), (9, 0), (9, 1)]
 
 
 def test_who_is_taken_may_leave_while_the_order_is_read() -> None:
-    queue = RequestQueue(10, 60.0)
+    queue = RequestQueue(60.0)
     for request_id in range(4):
         queue.push(sequences(request_id))
     for sequence in queue:
@@ -61,43 +61,8 @@ def test_who_is_taken_may_leave_while_the_order_is_read() -> None:
     assert order(queue) == [(1, 0), (3, 0)]
 
 
-def test_a_request_of_many_choices_counts_once() -> None:
-    queue = RequestQueue(2, 60.0)
-    queue.push(sequences(1, n=5))
-    queue.push(sequences(2))
-    assert (queue.n_requests, len(queue)) == (2, 6)
-    with pytest.raises(QueueFull):
-        queue.refuse_if_full()
-
-
-def test_a_request_whose_first_choice_runs_waits_no_more() -> None:
-    queue = RequestQueue(1, 60.0)
-    first, *_ = request = sequences(1, n=3)
-    queue.push(request)
-    queue.take(first)
-    assert queue.n_requests == 0
-    queue.refuse_if_full()
-
-
-def test_free_slots_are_places_too() -> None:
-    queue = RequestQueue(0, 60.0)
-    for request_id in (1, 2):
-        queue.refuse_if_full(n_free=2)
-        queue.push(sequences(request_id))
-    with pytest.raises(QueueFull):
-        queue.refuse_if_full(n_free=2)
-
-
-def test_requests_that_wait_elsewhere_count_too() -> None:
-    queue = RequestQueue(3, 60.0)
-    queue.push(sequences(1))
-    queue.refuse_if_full(n_beside=1)
-    with pytest.raises(QueueFull, match="3 requests are waiting"):
-        queue.refuse_if_full(n_beside=2)
-
-
 def test_all_sequences_of_a_request_are_found() -> None:
-    queue = RequestQueue(10, 60.0)
+    queue = RequestQueue(60.0)
     wanted = sequences(2, n=3)
     queue.push(sequences(1))
     queue.push(wanted)
@@ -107,13 +72,13 @@ def test_all_sequences_of_a_request_are_found() -> None:
 
 @pytest.mark.parametrize(("now_s", "is_expired"), [(0.0, False), (60.0, False), (60.1, True)])
 def test_who_has_waited_longer_than_it_may_is_expired(now_s: float, is_expired: bool) -> None:
-    queue = RequestQueue(10, 60.0)
+    queue = RequestQueue(60.0)
     queue.push(sequences(1, n=2))
     assert [sequence.index for sequence in queue.expired(now_s)] == ([0] if is_expired else [])
 
 
 def test_a_later_choice_never_expires() -> None:
-    queue = RequestQueue(10, 60.0)
+    queue = RequestQueue(60.0)
     first, *_ = request = sequences(1, n=3)
     queue.push(request)
     queue.remove(first)
@@ -124,7 +89,7 @@ def test_a_later_choice_never_expires() -> None:
 
 
 def test_the_more_urgent_goes_first_and_waiting_makes_up_for_it() -> None:
-    queue = RequestQueue(10, 60.0, aging_s=30.0)
+    queue = RequestQueue(60.0, aging_s=30.0)
     queue.push(sequences(1, priority=2, arrival_s=0.0))
     queue.push(sequences(2, priority=0, arrival_s=59.0))
     queue.push(sequences(3, priority=0, arrival_s=61.0))
@@ -133,7 +98,7 @@ def test_the_more_urgent_goes_first_and_waiting_makes_up_for_it() -> None:
 
 
 def test_a_preempted_sequence_has_its_place_again_and_is_no_new_request() -> None:
-    queue = RequestQueue(10, 60.0)
+    queue = RequestQueue(60.0)
     for request_id in (1, 2):
         queue.push(sequences(request_id))
     first = next(iter(queue))
@@ -143,7 +108,6 @@ def test_a_preempted_sequence_has_its_place_again_and_is_no_new_request() -> Non
     queue.put_back(first)
     queue.check_integrity([])
     assert order(queue) == [(1, 0), (2, 0), (3, 0)]
-    assert queue.n_requests == 2
     assert [sequence.request.request_id for sequence in queue.expired(61.0)] == [2, 3]
 
 
@@ -151,7 +115,7 @@ def test_a_preempted_sequence_has_its_place_again_and_is_no_new_request() -> Non
 
 
 def test_accounts_that_were_served_alike_take_turns() -> None:
-    queue = RequestQueue(10, 60.0)
+    queue = RequestQueue(60.0)
     for request_id in range(4):
         queue.push(sequences(request_id, account="many", prompt=b"x" * 8))
     queue.push(sequences(10, account="few", prompt=b"x" * 8))
@@ -163,7 +127,7 @@ def test_accounts_that_were_served_alike_take_turns() -> None:
 
 
 def test_tokens_are_charged_by_weight_and_only_what_is_computed() -> None:
-    queue = RequestQueue(10, 60.0, accounts=Accounts(0.5))
+    queue = RequestQueue(60.0, accounts=Accounts(0.5))
     (sequence,) = sequences(1, account="a", prompt=b"x" * 10, limits=Limits(weight=2.0))
     queue.push([sequence])
     queue.take(sequence)
@@ -175,7 +139,7 @@ def test_tokens_are_charged_by_weight_and_only_what_is_computed() -> None:
 
 
 def test_what_was_not_computed_of_a_prompt_is_given_back() -> None:
-    queue = RequestQueue(10, 60.0, accounts=Accounts(0.5))
+    queue = RequestQueue(60.0, accounts=Accounts(0.5))
     (sequence,) = sequences(1, account="a", prompt=b"x" * 10)
     queue.push([sequence])
     take(queue, sequence)
@@ -185,7 +149,7 @@ def test_what_was_not_computed_of_a_prompt_is_given_back() -> None:
 
 
 def test_nobody_saves_up_by_being_idle() -> None:
-    queue = RequestQueue(10, 60.0)
+    queue = RequestQueue(60.0)
     busy = sequences(1, account="busy", n=3)
     queue.push(busy)
     take(queue, busy[0])
@@ -195,7 +159,7 @@ def test_nobody_saves_up_by_being_idle() -> None:
 
 
 def test_who_comes_to_an_empty_queue_starts_where_the_last_one_left() -> None:
-    queue = RequestQueue(10, 60.0)
+    queue = RequestQueue(60.0)
     (one, two) = sequences(1, account="a", n=2)
     queue.push([one, two])
     take(queue, one)
@@ -207,7 +171,7 @@ def test_who_comes_to_an_empty_queue_starts_where_the_last_one_left() -> None:
 
 
 def test_an_account_runs_no_more_than_it_may_and_lets_others_pass() -> None:
-    queue = RequestQueue(10, 60.0)
+    queue = RequestQueue(60.0)
     limits = Limits(max_running=1)
     for request_id in range(2):
         queue.push(sequences(request_id, account="a", limits=limits))
@@ -222,7 +186,7 @@ def test_an_account_runs_no_more_than_it_may_and_lets_others_pass() -> None:
 
 
 def test_counters_that_make_no_difference_are_forgotten() -> None:
-    queue = RequestQueue(10, 60.0)
+    queue = RequestQueue(60.0)
     for request_id in range(1000):
         (sequence,) = sequences(request_id, account=f"address {request_id}")
         queue.push([sequence])
@@ -238,7 +202,7 @@ def test_counters_that_make_no_difference_are_forgotten() -> None:
 
 
 def test_books_that_disagree_are_noticed() -> None:
-    queue = RequestQueue(10, 60.0)
+    queue = RequestQueue(60.0)
     (sequence,) = sequences(1)
     queue.push([sequence])
     queue.check_integrity([])
@@ -260,7 +224,7 @@ class Simulation:
 
     n_slots: int
     limits: dict[str, Limits] = field(default_factory=dict)
-    queue: RequestQueue = field(default_factory=lambda: RequestQueue(10**6, 1e9, accounts=Accounts(PROMPT_COST)))
+    queue: RequestQueue = field(default_factory=lambda: RequestQueue(1e9, accounts=Accounts(PROMPT_COST)))
     running: list[SequenceState] = field(default_factory=list)
     served: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     admitted: list[int] = field(default_factory=list)

@@ -53,7 +53,7 @@ def engine_over(context: Context, grammars: GrammarCompiler) -> Engine:
         context.trim(slot, 0)
     scheduler = Scheduler(n_batch=64, n_ubatch=64, n_outputs_max=64, max_gap_ms=100.0)
     backend = Backend(context, context.model.vocabulary, grammars)
-    return build_engine(backend, RequestQueue(10, 60.0), scheduler, no_vectors())
+    return build_engine(backend, RequestQueue(60.0), scheduler, no_vectors())
 
 
 def run(context: Context, grammars: GrammarCompiler, *requests: Any) -> dict[int, Collected]:

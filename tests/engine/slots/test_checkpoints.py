@@ -180,7 +180,7 @@ def serve(context: Context, *requests: EngineRequest, cache_ram_bytes: int) -> l
     """Text and reused tokens of each, one after another on one engine."""
     scheduler = Scheduler(n_batch=context.n_batch, n_ubatch=64, n_outputs_max=64, max_gap_ms=1e6)
     rules = EngineRules(cache_ram_bytes=cache_ram_bytes)
-    queue = RequestQueue(9, 60.0)
+    queue = RequestQueue(60.0)
     backend = Backend(context, context.model.vocabulary, FakeGrammars())
     engine = build_engine(backend, queue, scheduler, no_vectors(), rules)
     found = []

@@ -103,7 +103,7 @@ def test_an_adapter_adds_what_its_matrices_say(context: Context, tiny_model: Pat
 def make_real_engine(model: Model, context: Context) -> Engine:
     scheduler = Scheduler(n_batch=context.n_batch, n_ubatch=64, n_outputs_max=context.n_outputs_max, max_gap_ms=1e6)
     backend = Backend(context, model.vocabulary, FakeGrammars())
-    return build_engine(backend, RequestQueue(64, 600.0), scheduler, no_vectors())
+    return build_engine(backend, RequestQueue(600.0), scheduler, no_vectors())
 
 
 def texts_of(engine: Engine, requests: list[EngineRequest]) -> dict[int, str]:

@@ -76,7 +76,7 @@ def served(path: Path) -> list[int]:
     with opened(path) as context:
         scheduler = Scheduler(n_batch=context.n_batch, n_ubatch=64, n_outputs_max=64, max_gap_ms=1e6)
         backend = Backend(context, context.model.vocabulary, FakeGrammars())
-        engine = build_engine(backend, RequestQueue(9, 60.0), scheduler, no_vectors())
+        engine = build_engine(backend, RequestQueue(60.0), scheduler, no_vectors())
         engine.add(make_request(1, PROMPT, max_tokens=N_TOKENS, ignore_eos=True))
         tokens: list[int] = []
         while engine.has_work:

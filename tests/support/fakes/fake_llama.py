@@ -575,7 +575,7 @@ def no_vectors() -> Embedder:
     def make() -> FakeVectorDecoder:
         raise EngineFailure("there is no context for vectors here")
 
-    return Embedder(EmbedderParams("mean", 64, N_VOCAB), make, WaitingList(64, 600.0))
+    return Embedder(EmbedderParams("mean", 64, N_VOCAB), make, WaitingList(600.0))
 
 
 def vector_after(tokens: Sequence[int], adapters: Sequence[float] = ()) -> Vectors:
@@ -664,7 +664,6 @@ class Rig:
         decoder: FakeDecoder,
         *,
         max_gap_ms: float = 100.0,
-        max_queue: int = 64,
         max_queue_wait_s: float = 600.0,
         rules: EngineRules | None = None,
         pooling: Pooling = "mean",
@@ -675,11 +674,11 @@ class Rig:
     ) -> None:
         self.decoder = decoder
         self.vectors = FakeVectorDecoder(decoder)
-        self.queue = RequestQueue(max_queue, max_queue_wait_s)
+        self.queue = RequestQueue(max_queue_wait_s)
         self.embedder = Embedder(
             EmbedderParams(pooling, self.vectors.n_ctx, N_VOCAB, decoder.n_adapters),
             lambda: self.vectors,
-            WaitingList(max_queue, max_queue_wait_s, accounts=self.queue.accounts),
+            WaitingList(max_queue_wait_s, accounts=self.queue.accounts),
             decoder.clock,
         )
         self.scheduler = Scheduler(
@@ -757,7 +756,7 @@ class Rig:
         return sum(n for _, n in self.decoder.computed)
 
 
-RIG_OPTIONS = frozenset(("max_gap_ms", "max_queue", "max_queue_wait_s", "pooling"))
+RIG_OPTIONS = frozenset(("max_gap_ms", "max_queue_wait_s", "pooling"))
 RULES = frozenset(field.name for field in dataclasses.fields(EngineRules))
 
 
@@ -843,12 +842,12 @@ class InprocSpawn:
     `step_s` real seconds pass a step; other arguments are `FakeDecoder`'s.
     """
 
-    def __init__(self, *, step_s: float = 0.0, max_queue: int = 64, max_queue_wait_s: float = 600.0, **decoder: Any):
+    def __init__(self, *, step_s: float = 0.0, max_queue_wait_s: float = 600.0, **decoder: Any):
         self.links: list[ThreadLink] = []
         self.decoders: list[FakeDecoder] = []
         self._step_s = step_s
         self._decoder_args = decoder
-        self._max_queue, self._max_queue_wait_s = max_queue, max_queue_wait_s
+        self._max_queue_wait_s = max_queue_wait_s
         self._gate = threading.Event()
         self._gate.set()
 
@@ -878,10 +877,10 @@ class InprocSpawn:
             n_outputs_max=decoder.n_outputs_max,
             max_gap_ms=100.0,
         )
-        queue = RequestQueue(self._max_queue, self._max_queue_wait_s)
+        queue = RequestQueue(self._max_queue_wait_s)
         conn.send([fake_ready(decoder)])
         vectors = FakeVectorDecoder(decoder)
-        waiting = WaitingList[InputList](self._max_queue, self._max_queue_wait_s, accounts=queue.accounts)
+        waiting = WaitingList[InputList](self._max_queue_wait_s, accounts=queue.accounts)
         embedder = Embedder(EmbedderParams("mean", vectors.n_ctx, N_VOCAB), lambda: vectors, waiting)
         backend = Backend(decoder, FakeVocabulary(), FakeGrammars())
         process.serve(conn, build_engine(backend, queue, scheduler, embedder))
@@ -896,7 +895,7 @@ def inproc_client(
     **decoder: Any,
 ) -> EngineClient:
     """A client whose engine is the real one over a fake decoder, in a thread. Call `start`, `wait_ready`, `stop`."""
-    spawn = spawn or InprocSpawn(max_queue=max_queue, max_queue_wait_s=max_queue_wait_s, **decoder)
+    spawn = spawn or InprocSpawn(max_queue_wait_s=max_queue_wait_s, **decoder)
     config = EngineConfig(
         ModelParams("fake.gguf"),
         ContextParams(n_ctx=256, n_slots=4),

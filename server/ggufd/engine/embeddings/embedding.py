@@ -66,11 +66,8 @@ class Embedder:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    def add(self, request: EmbedRequest, *, n_beside: int = 0) -> None:
-        """Queue a request. Raises what is wrong with it, or `QueueFull`; `n_beside` requests wait elsewhere."""
-        places = _Places(self._open, self.accounts)
-        n_opening = sum(places.take(one.request) for one in self._queue)
-        self._queue.refuse_if_full(n_free=n_opening + places.take(request), n_beside=n_beside)
+    def add(self, request: EmbedRequest) -> None:
+        """Queue a request. Raises what is wrong with it."""
         check_embed_request(request, self._bounds)
         self._queue.push([InputList(request, self._clock())])
 

@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
 from ggufd.engine.queueing.fairness import Accounts, TokenCounters
-from ggufd.errors import EngineFailure, QueueFull, QueueTimeout
+from ggufd.errors import EngineFailure, QueueTimeout
 
 
 class Waits(Protocol):
@@ -38,15 +38,12 @@ Entry = TypeVar("Entry", bound=Waits)
 
 
 class WaitingList(Generic[Entry]):
-    """Waiting entries, at most `max_requests` requests of them, none longer than `max_wait_s` seconds.
+    """Waiting entries, none longer than `max_wait_s` seconds. How many there may be is decided before they come.
 
     In `accounts` more than these entries may be counted: what else is computed for an account counts too.
     """
 
-    def __init__(
-        self, max_requests: int, max_wait_s: float, *, accounts: Accounts | None = None, aging_s: float = 30.0
-    ) -> None:
-        self.max_requests = max_requests
+    def __init__(self, max_wait_s: float, *, accounts: Accounts | None = None, aging_s: float = 30.0) -> None:
         self.max_wait_s = max_wait_s
         self.accounts = accounts or Accounts()
         self._aging_s = aging_s
@@ -71,11 +68,6 @@ class WaitingList(Generic[Entry]):
     @property
     def counters(self) -> TokenCounters:
         return self.accounts.counters
-
-    @property
-    def n_requests(self) -> int:
-        """Requests of which nothing was admitted yet."""
-        return sum(1 for entry in self.waiting() if entry.is_first)
 
     def waiting(self) -> Iterator[Entry]:
         """All waiting entries, in no order that means anything."""
@@ -109,15 +101,6 @@ class WaitingList(Generic[Entry]):
         return entry.arrival_s + entry.priority * self._aging_s, entry.serial
 
     # --- refusals ---------------------------------------------------------------------------------------------------
-
-    def refuse_if_full(self, *, n_free: int = 0, n_beside: int = 0) -> None:
-        """Raise `QueueFull` where one request more would be too many.
-
-        The next step takes `n_free` of those that wait: as many more may wait until then. `n_beside` wait elsewhere
-        and count too.
-        """
-        if self.n_requests + n_beside >= self.max_requests + n_free:
-            raise QueueFull(f"{self.max_requests} requests are waiting already; try again later")
 
     def expired(self, now_s: float) -> list[Entry]:
         """First entries that have waited as long as they may; later ones of a request wait for their siblings."""
