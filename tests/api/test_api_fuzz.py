@@ -157,15 +157,16 @@ async def check(api: Api, path: str, body: Any) -> None:
     assert api.engine.open == set()
 
 
+@pytest.mark.parametrize("n_examples", [30, pytest.param(150, marks=pytest.mark.long)])
 @pytest.mark.parametrize("path", CASES)
-def test_no_json_object_makes_a_500(path: str) -> None:
+def test_no_json_object_makes_a_500(path: str, n_examples: int) -> None:
     """One application for all of them: to build it takes longer than to answer."""
     engine = FakeEngine(["ab"], pooling="rank" if path == "/v1/rerank" else "mean")
     with asyncio.Runner() as runner:
         app = running(engine, FakeText(has_infill=True))
         api = runner.run(app.__aenter__())
 
-        @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=n_examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(body=CASES[path])
         def try_all(body: Any) -> None:
             runner.run(check(api, path, body))
