@@ -69,6 +69,35 @@ async def test_a_full_queue_is_healthy_but_not_ready() -> None:
         assert (await api.http.get("/ready")).status_code == 200
 
 
+async def test_a_full_queue_may_leave_the_server_ready() -> None:
+    async with running(ready_when_full=True) as api:
+        api.engine.refusal = QueueFull("full")
+        response = await api.http.get("/ready")
+        assert (response.status_code, response.json()) == (200, {"status": "ok"})
+        api.engine.state = FakeState.DRAINING
+        assert (await api.http.get("/ready")).json()["status"] == "draining"
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/ready", "/ready", "/v1/health"])
+async def test_a_server_without_its_text_process_is_not_well(path: str) -> None:
+    async with running() as api:
+        api.text.is_running = False
+        response = await api.http.get(path)
+        assert (response.status_code, response.json()["status"]) == (503, "text_restarting")
+        message = response.json()["error"]["message"]
+        assert message == "The server takes no requests now: the text process is being started again."
+        assert (await api.http.get("/health/live")).status_code == 200
+        api.text.is_running = True
+        assert (await api.http.get(path)).status_code == 200
+
+
+async def test_a_reason_that_is_a_sentence_gets_no_second_full_stop() -> None:
+    async with running() as api:
+        api.engine.state, api.engine.trouble = FakeState.SLEEPING, "the file is gone."
+        message = (await api.http.get("/health")).json()["error"]["message"]
+    assert message == "The server takes no requests now: the file is gone."
+
+
 @pytest.mark.parametrize("state", [FakeState.SLEEPING, FakeState.WAKING])
 async def test_a_model_that_wakes_for_a_request_is_healthy(state: FakeState) -> None:
     async with running() as api:

@@ -298,6 +298,9 @@ class ServerSection(Section):
     metrics_for: Literal["admin", "user", "everybody", "nobody"] = setting(
         "admin", "Who may read /metrics: admin keys, all keys (user), everybody without a key, or nobody."
     )
+    ready_when_full: bool = setting(
+        False, "Answer /ready with 200 while the queue is full too, so that a readiness probe does not flap under load."
+    )
     trusted_proxies: Strings = setting(
         (), "Addresses or networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted."
     )

@@ -46,6 +46,12 @@ def of(samples: dict[tuple[str, frozenset[tuple[str, str]]], float], name: str, 
     return samples[name, frozenset(labels.items())]
 
 
+def engine_counts(samples: dict[tuple[str, frozenset[tuple[str, str]]], float]) -> tuple[float, float]:
+    """Running and waiting requests under vLLM's names."""
+    labels = {"model_name": "fake-model"}
+    return of(samples, "vllm:num_requests_running", **labels), of(samples, "vllm:num_requests_waiting", **labels)
+
+
 class TestHistogram:
     @given(st.lists(st.floats(0, 100)), st.lists(st.floats(0, 100), min_size=1, unique=True))
     def test_every_value_is_counted_where_it_belongs(self, values: list[float], bounds: list[float]) -> None:
@@ -172,6 +178,23 @@ class TestMetrics:
             samples = await scraped(api, accept=preferred)
         assert of(samples, "llamacpp:n_decode_total") == told.steps
 
+    async def test_routers_find_vllms_gauges(self, told: Stats) -> None:
+        """As vLLM's production stack reads them: by the parser of Prometheus' client, whatever the labels."""
+        engine = Scraped(told)
+        engine.gate.clear()
+        async with running(engine) as api:
+            asking = asyncio.create_task(api.post("/v1/completions", {"prompt": "a"}))
+            while not engine.open:  # noqa: ASYNC110 - a fake has no event for this
+                await asyncio.sleep(0.005)
+            samples = await scraped(api)
+            engine.gate.set()
+            await asking
+        assert engine_counts(samples) == (0, 1)
+        share = of(samples, "vllm:kv_cache_usage_perc", model_name="fake-model")
+        assert share == of(samples, "ggufd_kv_tokens", state="running") / of(samples, "ggufd_kv_capacity_tokens")
+        assert 0 < share < 1
+        assert of(samples, "vllm:gpu_cache_usage_perc", model_name="fake-model") == share
+
     async def test_without_an_engine_the_rest_is_told(self) -> None:
         class Down(FakeEngine):
             async def stats(self) -> Stats:
@@ -180,6 +203,8 @@ class TestMetrics:
         async with running(Down()) as api:
             samples = await scraped(api)
         assert of(samples, "ggufd_time_to_first_token_seconds_count") == 0
+        assert engine_counts(samples) == (0, 0)
+        assert not [name for name, _ in samples if name.endswith("cache_usage_perc")]
         assert not [name for name, _ in samples if name.startswith("ggufd_step")]
 
     async def test_applications_count_for_themselves(self) -> None:

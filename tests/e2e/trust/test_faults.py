@@ -102,6 +102,11 @@ def test_a_dead_text_process_is_started_again(server: LiveServer) -> None:
     for child in server.children():
         if child.pid != engine and "spawn_main" in " ".join(child.cmdline()):
             child.kill()
+    while (ready := httpx.get(f"{server.url}/ready", trust_env=False)).status_code == 200:
+        time.sleep(0.005)
+    assert ready.json()["status"] == "text_restarting"
+    while httpx.get(f"{server.url}/ready", trust_env=False).status_code != 200:
+        time.sleep(0.05)
     assert ask(server.url).json()["choices"][0]["text"] == " Paris"
 
 

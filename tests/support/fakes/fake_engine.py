@@ -453,6 +453,7 @@ class FakeText:
         self, *, adds_bos: bool = False, has_infill: bool = False, template: str = "fake", opened: str = ""
     ) -> None:
         self.info = TextInfo(template, False, None, (), BOS, EOS, "<s>", "</s>", N_VOCAB, adds_bos, has_infill)
+        self.is_running = True
         self.chats: list[ChatPrompt] = []
         self.checked: list[tuple[object, str]] = []
         self.invalid_texts: set[str] = set()

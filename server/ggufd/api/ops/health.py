@@ -35,7 +35,8 @@ async def live() -> Response:
 @router.get("/health")
 async def health(request: Request) -> Response:
     """200 when the model is served, also one that has to wake for a request; 503 with the engine's state while it
-    loads, restarts, drains or has failed, and after a request that could not wake it, until one can.
+    loads, restarts, drains or has failed, while the text process restarts, and after a request that could not wake it,
+    until one can.
     """
     return _state(services_of(request))
 
@@ -43,9 +44,11 @@ async def health(request: Request) -> Response:
 @router.get("/health/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(request: Request) -> Response:
-    """200 when a request would be taken now: as `/health`, but 503 too while as many wait as may."""
+    """200 when a request would be taken now: as `/health`, but 503 too while as many wait as may, unless the setting
+    `ready_when_full` is on.
+    """
     services = services_of(request)
-    if services.is_ready and services.engine.is_full:
+    if services.is_ready and services.engine.is_full and not services.config.ready_when_full:
         return _not_now("queue_full", "as many requests wait as may")
     return _state(services)
 
@@ -53,6 +56,8 @@ async def ready(request: Request) -> Response:
 def _state(services: Services) -> Response:
     state = services.engine.state.name.lower()
     trouble = services.engine.trouble
+    if services.is_ready and not services.text.is_running:
+        return _not_now("text_restarting", "the text process is being started again")
     if state in _TAKES_REQUESTS and services.is_ready:
         return _not_now("wake_failed", trouble) if trouble else json_response({"status": _TAKES_REQUESTS[state]})
     # The engine may be ready a moment before the text process is.
@@ -61,7 +66,7 @@ def _state(services: Services) -> Response:
 
 
 def _not_now(state: str, why: str) -> Response:
-    message = f"The server takes no requests now: {why}."
+    message = f"The server takes no requests now: {why.rstrip('.')}."
     error = openai_body(message, status=503, kind="service_unavailable", param=None, code=state)
     return json_response({"status": state, **error}, status=503, headers={"Retry-After": "2"})
 
@@ -87,4 +92,6 @@ async def _snapshot(services: Services) -> Snapshot:
         stats = await asyncio.wait_for(engine.stats(), _STATS_TIMEOUT_S)
     except (GgufdError, TimeoutError):
         stats = None
-    return Snapshot(engine.state.name.lower(), services.config.model_id, engine.ready, stats)
+    return Snapshot(
+        engine.state.name.lower(), services.config.model_id, engine.ready, stats, engine.n_waiting, engine.n_running
+    )

@@ -1,4 +1,4 @@
-"""Prometheus metrics. Ours begin with ggufd_; llama-server's names stand beside where they fit.
+"""Prometheus metrics. Ours begin with ggufd_; llama-server's and vLLM's names stand beside where they fit.
 
 Requests are counted once, when they have ended; what happens in every step is counted by the engine and fetched with
 its `Stats` when somebody scrapes. Nothing is done a token here.
@@ -30,12 +30,17 @@ _ABORTS = (DISCONNECTED, FinishReason.ABORT.value)
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Current state for the gauges. Without an engine that answers, `stats` or `ready` are None."""
+    """Current state for the gauges. Without an engine that answers, `stats` or `ready` are None.
+
+    `n_waiting` and `n_running` requests are open.
+    """
 
     state: str
     model_id: str
     ready: Ready | None
     stats: Stats | None
+    n_waiting: int
+    n_running: int
 
 
 class Metrics:
@@ -142,10 +147,35 @@ class _EngineCollector(Collector):
         )
         info.add_metric([snapshot.model_id, __version__], 1)
         yield info
+        yield from _like_vllm(snapshot)
         if snapshot.stats is not None and snapshot.ready is not None:
             yield from _sums(snapshot.stats)
             yield from _spreads(snapshot.stats)
             yield from _levels(snapshot.stats, snapshot.ready)
+
+
+def _like_vllm(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
+    """What routers in front of several servers look for, under vLLM's names; without the cache where nobody tells it.
+
+    Chats that are kept for a next turn make room when it is needed, so they count as free, as they do there.
+    """
+    stats, ready = snapshot.stats, snapshot.ready
+    values: dict[str, tuple[str, float]] = {
+        "vllm:num_requests_waiting": ("Requests without a slot yet.", snapshot.n_waiting),
+        "vllm:num_requests_running": ("Requests that run.", snapshot.n_running),
+    }
+    if stats is not None and ready is not None:
+        running = [slot for slot in stats.slots if slot.request_id is not None]
+        share = _n_tokens(running) / max(1, len(stats.slots) * ready.n_ctx)
+        values |= dict.fromkeys(_CACHE_SHARES, ("Share of the KV cache that running requests hold, 0 to 1.", share))
+    for name, (text, value) in values.items():
+        family = GaugeMetricFamily(name, text, labels=["model_name"])
+        family.add_metric([snapshot.model_id], value)
+        yield family
+
+
+_CACHE_SHARES = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+"""The name of today, which llm-d reads, and the one before, which vLLM's production stack still does."""
 
 
 def _sums(stats: Stats) -> Iterator[CounterMetricFamily]:

@@ -39,8 +39,8 @@ class ApiConfig:
     granted no other; with `share_by_address` each address without a key is an account. `allowed_hosts` are the names
     that the server goes by, besides its own; None takes any. `responses_path` is the file of stored responses (None is
     memory), bounded by `max_responses` and `max_responses_bytes`. With `logs_cache` the log says what the cache had
-    of each prompt. Sizes in bytes, times in seconds; `created` is a Unix
-    time.
+    of each prompt. With `ready_when_full` a full queue is no reason to be taken out of a load balancer. Sizes in bytes,
+    times in seconds; `created` is a Unix time.
     """
 
     model_id: str
@@ -49,6 +49,7 @@ class ApiConfig:
     keys: KeyRing | None = None
     cache_sharing: CacheSharing = "auto"
     metrics_for: MetricsFor = "admin"
+    ready_when_full: bool = False
     max_body_bytes: int = 2_000_000
     ping_s: float = 1.0
     sampling: Mapping[str, Any] = field(default_factory=dict)

@@ -93,6 +93,11 @@ class TextPool(TextCalls):
         """Process ids of those that answer now."""
         return [client.pid for client in self._clients if client.pid is not None]
 
+    @property
+    def is_running(self) -> bool:
+        """Whether any of the processes answers now."""
+        return bool(self.pids)
+
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if self._is_stopped:
             raise not_running()
