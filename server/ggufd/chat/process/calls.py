@@ -25,6 +25,11 @@ class TextCalls(ABC):
     async def stop(self) -> None:
         """End; calls under way raise EngineDown."""
 
+    @property
+    @abstractmethod
+    def is_running(self) -> bool:
+        """Whether a process answers now; a call that comes between two waits for the next."""
+
     @abstractmethod
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Run a method of `TextModel`. Raises what it raises, InvalidRequest when it crashes or takes too long."""

@@ -96,6 +96,10 @@ class TextClient(TextCalls):
         """Process id of the one that answers now; None between two."""
         return self._process.link.pid if self._process.link is not None and self._process.is_ready else None
 
+    @property
+    def is_running(self) -> bool:
+        return self.pid is not None
+
     def _cpu_s(self) -> float:
         return 0.0 if self._process.link is None else self._process.link.cpu_s
 

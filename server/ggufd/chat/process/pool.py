@@ -95,7 +95,6 @@ class TextPool(TextCalls):
 
     @property
     def is_running(self) -> bool:
-        """Whether any of the processes answers now."""
         return bool(self.pids)
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
