@@ -47,6 +47,18 @@ async def test_an_answer_has_llama_servers_shape() -> None:
     assert "completion_probabilities" not in answer
 
 
+async def test_timings_agree_with_each_other() -> None:
+    async with running() as api:
+        one = (await api.ok(PATH, prompt="abc", n_predict=1))["timings"]
+        many = (await api.ok(PATH, prompt="abc", n_predict=9))["timings"]
+    assert (one["predicted_n"], one["predicted_per_second"], one["predicted_per_token_ms"]) == (1, 0, 0)
+    assert many["prompt_per_token_ms"] * many["prompt_n"] == pytest.approx(many["prompt_ms"])
+    assert many["prompt_per_token_ms"] * many["prompt_per_second"] == pytest.approx(1000)
+    # The first token came with the prompt.
+    assert many["predicted_per_token_ms"] * 8 == pytest.approx(many["predicted_ms"])
+    assert many["predicted_per_second"] == pytest.approx(8 * 1000 / many["predicted_ms"], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("body", "stop_type", "word"),
     [({}, "eos", ""), ({"n_predict": 3}, "limit", ""), ({"stop": ["wor"]}, "word", "wor")],

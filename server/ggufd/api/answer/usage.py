@@ -55,17 +55,23 @@ def _dropped(usages: Sequence[Usage]) -> dict[str, int]:
 
 
 def timings_json(usage: Usage, *, has_bans: bool = False) -> dict[str, Any]:
-    """llama-server's `timings` of one sequence; milliseconds, and tokens a second."""
+    """llama-server's `timings` of one sequence; milliseconds, and tokens a second.
+
+    Not rounded: clients work one of these numbers out from others. The first token came with the prompt, so the rate of
+    decoding leaves it out.
+    """
     computed = usage.prompt_tokens - usage.cached_tokens
     return {
         "cache_n": usage.cached_tokens,
         "prompt_n": computed,
-        "prompt_ms": _ms(usage.prefill_s),
-        "prompt_per_second": _rate(computed, usage.prefill_s),
+        "prompt_ms": usage.prefill_s * 1000,
+        "prompt_per_token_ms": _share(usage.prefill_s * 1000, computed),
+        "prompt_per_second": _share(computed, usage.prefill_s),
         "predicted_n": usage.completion_tokens,
-        "predicted_ms": _ms(usage.decode_s),
-        "predicted_per_second": round(usage.tokens_per_s, 3),
-        "queue_ms": _ms(usage.queue_s),
+        "predicted_ms": usage.decode_s * 1000,
+        "predicted_per_token_ms": _share(usage.decode_s * 1000, usage.decoded_tokens),
+        "predicted_per_second": usage.tokens_per_s,
+        "queue_ms": usage.queue_s * 1000,
         **_moved([usage]),
         **_dropped([usage]),
         **_drafted(usage),
@@ -90,9 +96,5 @@ def progress_json(progress: Progress) -> dict[str, Any]:
     }
 
 
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
-
-
-def _rate(tokens: int, seconds: float) -> float:
-    return round(tokens / seconds, 3) if seconds > 0 else 0.0
+def _share(amount: float, parts: float) -> float:
+    return amount / parts if parts > 0 else 0.0
