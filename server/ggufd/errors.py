@@ -44,6 +44,8 @@ class GgufdError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+        self.details: dict[str, int] = {}
+        """Numbers of the message by the names that programs know; they do not cross to another process."""
 
 
 class StartupError(GgufdError):
@@ -86,18 +88,22 @@ class ContextLengthExceeded(InvalidRequest):
     @classmethod
     def of_prompt(cls, n_prompt: int, n_ctx: int, *, param: str = "prompt") -> Self:
         """A prompt that alone does not fit."""
-        return cls(
+        error = cls(
             f"This model's maximum context length is {n_ctx} tokens, but the prompt has {n_prompt} tokens "
-            f"and at least one more is needed for the answer. Shorten the prompt, or start the server with a "
-            f"larger --ctx-size.",
+            f"and at least one more is needed for the answer, which exceeds the available context size. Shorten the "
+            f"prompt, or start the server with a larger --ctx-size.",
             param=param,
         )
+        error.details = {"n_prompt_tokens": n_prompt, "n_ctx": n_ctx}
+        return error
 
     @classmethod
     def of_input(cls, n_tokens: int, n_ctx: int, *, param: str = "input") -> Self:
         """Input to embed or rerank that is longer than the context for it."""
         return cls(
-            f"'{param}' has {n_tokens} tokens, but at most {n_ctx} become one vector here. Split the text.", param=param
+            f"'{param}' is too large: it has {n_tokens} tokens, but at most {n_ctx} become one vector here. Split the "
+            f"text.",
+            param=param,
         )
 
 

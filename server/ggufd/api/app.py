@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ggufd import __version__
+from ggufd.api import unprefixed
 from ggufd.api.answer.sse import let_streams_finish
 from ggufd.api.anthropic import errors as anthropic
 from ggufd.api.anthropic import messages
@@ -33,6 +34,7 @@ from ggufd.api.http.record import DISCONNECTED, RecordMiddleware, Sink, note_err
 from ggufd.api.http.requestlog import log_crash, log_request
 from ggufd.api.llamacpp import adapters as lora_adapters
 from ggufd.api.llamacpp import completion, infill, props, slots, tokens
+from ggufd.api.llamacpp import errors as llamacpp
 from ggufd.api.openai import chat, completions
 from ggufd.api.openai import models as model_list
 from ggufd.api.openai.responses import create, kept
@@ -90,7 +92,9 @@ def create_app(
         app.add_middleware(CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(PathMiddleware, root_path=config.root_path)
     app.add_middleware(
-        RecordMiddleware, sinks=[log_request, services.metrics.observe, *sinks], shapes=[anthropic.SHAPE]
+        RecordMiddleware,
+        sinks=[log_request, services.metrics.observe, *sinks],
+        shapes=[anthropic.SHAPE, llamacpp.SHAPE],
     )
     return app
 
@@ -103,8 +107,12 @@ def _serve(app: FastAPI, engine: EngineService, text: TextService, config: ApiCo
 
 
 def _add_routes(app: FastAPI) -> None:
-    """Every route of the OpenAI family answers with and without its prefix: users forget it."""
+    """Every route of the OpenAI family answers with and without its prefix: users forget it.
+
+    `unprefixed` comes before them: it has the path that another family claims.
+    """
     app.include_router(front.router)
+    app.include_router(unprefixed.router)
     app.include_router(health.router)
     app.include_router(debug.router)
     for router in (

@@ -47,6 +47,33 @@ async def test_an_answer_has_llama_servers_shape() -> None:
     assert "completion_probabilities" not in answer
 
 
+async def test_completions_without_a_prefix_are_the_familys_that_asks() -> None:
+    async with running() as api:
+        native = await api.ok("/completions", prompt="abc", n_predict=3)
+        assert native["content"] == (await api.ok(PATH, prompt="abc", n_predict=3))["content"]
+        assert "choices" not in native
+        events = await api.events("/completions", prompt="abc", n_predict=3)
+        assert events[-1]["stop"] is True
+        openai = await api.ok("/completions", prompt="abc", max_tokens=3, model="any")
+        assert openai["choices"][0]["text"] == native["content"]
+        assert "choices" in await api.ok("/v1/completions", prompt="abc", max_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [(PATH, "exceed_context_size_error"), ("/v1/completions", "invalid_request_error")]
+)
+async def test_a_prompt_that_is_too_long_is_told_in_the_familys_words(path: str, kind: str) -> None:
+    async with running() as api:
+        response = await api.post(path, {"prompt": "a" * 600})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == (kind, "context_length_exceeded")
+    assert "maximum context length" in error["message"]
+    assert "exceeds the available context size" in error["message"]
+    numbers = {name: error[name] for name in ("n_prompt_tokens", "n_ctx") if name in error}
+    assert numbers == ({"n_prompt_tokens": 600, "n_ctx": 512} if path == PATH else {})
+
+
 async def test_timings_agree_with_each_other() -> None:
     async with running() as api:
         one = (await api.ok(PATH, prompt="abc", n_predict=1))["timings"]

@@ -50,7 +50,11 @@ def test_a_refusal_names_the_clients_field(changes: dict[str, Any], param: str, 
     [
         ((), "texts", "'texts': expected at least one text."),
         (((),), "texts", "'texts' is empty. Expected at least one token."),
-        (((1,), (1,) * 9), "texts[1]", "'texts[1]' has 9 tokens, but at most 8 become one vector here."),
+        (
+            ((1,), (1,) * 9),
+            "texts[1]",
+            "'texts[1]' is too large: it has 9 tokens, but at most 8 become one vector here.",
+        ),
         (((100,), (1,)), "texts[0]", "'texts[0]': token id 100 is not in this model's vocabulary (0 to 99)."),
     ],
 )

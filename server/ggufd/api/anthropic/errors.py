@@ -30,7 +30,13 @@ _CODES = frozenset(("thread_unsupported_request",))
 
 
 def error_body(
-    message: str, *, status: int, kind: str = "", param: str | None = None, code: str | None = None
+    message: str,
+    *,
+    status: int,
+    kind: str = "",
+    param: str | None = None,
+    code: str | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The body of an error. `param` is ours: it names the field. OpenAI's `kind` says nothing here: the status does."""
     own = _TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")

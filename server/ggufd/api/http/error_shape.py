@@ -6,7 +6,7 @@ its scope. Knows no family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,15 +16,32 @@ REQUEST_ID_HEADER = "x-request-id"
 
 
 class ErrorBody(Protocol):
-    """The JSON body of an error. `kind` is OpenAI's error type, `param` the field, `code` the reason."""
+    """The JSON body of an error. `kind` is OpenAI's error type, `param` the field, `code` the reason, `details` the
+    numbers of the message by name, where it has some.
+    """
 
     def __call__(
-        self, message: str, *, status: int, kind: str, param: str | None, code: str | None
+        self,
+        message: str,
+        *,
+        status: int,
+        kind: str,
+        param: str | None,
+        code: str | None,
+        details: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]: ...
 
 
-def openai_body(message: str, *, status: int, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    """OpenAI's error body."""
+def openai_body(
+    message: str,
+    *,
+    status: int,
+    kind: str,
+    param: str | None,
+    code: str | None,
+    details: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """OpenAI's error body, which has no place for details."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

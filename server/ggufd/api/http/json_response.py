@@ -59,5 +59,12 @@ def error_response(error: GgufdError, scope: Scope) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    body = shape_of(scope).body(error.message, status=error.status, kind=error.type, param=error.param, code=error.code)
+    body = shape_of(scope).body(
+        error.message,
+        status=error.status,
+        kind=error.type,
+        param=error.param,
+        code=error.code,
+        details=error.details,
+    )
     return json_response(body, status=error.status, headers=headers)

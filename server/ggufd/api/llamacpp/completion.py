@@ -12,7 +12,7 @@ from starlette.responses import Response
 from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, until_disconnect
 from ggufd.api.answer.sse import EventStream
-from ggufd.api.http.body import read_json
+from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.llamacpp.answer import NativeAnswer, NativeChunks
 from ggufd.api.request.chat.schemas import TopCount, read_logprobs
@@ -55,8 +55,11 @@ _EXAMPLES: Mapping[str, Any] = {
 @router.post("/completion", **documented(NativeRequest, _EXAMPLES, streams=True))
 async def create_native_completion(request: Request) -> Response:
     """Continue a text, in llama-server's shape."""
-    services = services_of(request)
-    body = await read_json(request, services.config.max_body_bytes)
+    return await answer_body(request, await read_json(request, services_of(request).config.max_body_bytes))
+
+
+async def answer_body(request: Request, body: JsonObject) -> Response:
+    """The answer to a request whose body was read, whole or as a stream."""
     refuse_unavailable(body)
     return await answer_native(request, validate(NativeRequest, body, LLAMACPP, unset=LLAMACPP_UNSET))
 

@@ -13,7 +13,7 @@ from ggufd.api.answer.generation import FinishedChoice, Generation, collect, sub
 from ggufd.api.answer.logprobs import LegacyLogprobs, joined
 from ggufd.api.answer.sse import EventStream
 from ggufd.api.answer.usage import finish_reason, timings_json, usage_json
-from ggufd.api.http.body import read_json
+from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.openai.chunks import CompletionChunks
 from ggufd.api.openai.echo import Echo
@@ -41,8 +41,12 @@ _EXAMPLES: Mapping[str, Any] = {
 @router.post("/completions", **documented(CompletionRequest, _EXAMPLES, streams=True))
 async def create_completion(request: Request) -> Response:
     """Continue a text."""
+    return await answer_completion(request, await read_json(request, services_of(request).config.max_body_bytes))
+
+
+async def answer_completion(request: Request, body: JsonObject) -> Response:
+    """The answer to a request whose body was read, whole or as a stream."""
     services = services_of(request)
-    body = await read_json(request, services.config.max_body_bytes)
     refuse_unavailable(body)
     fields = validate(CompletionRequest, body, OPENAI_COMPLETION)
     work = _Completion(services, fields, caller_of(request))
