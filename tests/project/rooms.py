@@ -44,6 +44,7 @@ ROOMS: tuple[str, ...] = (
     "engine",
     "engine.client",
     "chat",
+    "chat.advice",
     "chat.deltas",
     "chat.tools",
     "chat.tools.formats",

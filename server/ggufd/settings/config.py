@@ -107,6 +107,7 @@ _KEY_VALUE = r"^[^=]{1,127}=(int:-?\d{1,18}|float:-?[\d.]+(e-?\d+)?|bool:(true|f
 KeyValues = Annotated[tuple[Annotated[str, Field(pattern=_KEY_VALUE)], ...], BeforeValidator(split)]
 LayerRange = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None, BeforeValidator(split)]
 Servers = Annotated[tuple[Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$")], ...], BeforeValidator(split)]
+CacheRepairs = Annotated[tuple[Literal["billing_header"], ...], BeforeValidator(split)]
 SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(split)]
 
 
@@ -248,6 +249,10 @@ class ContextSection(Section):
     cache_disk: int = setting(0, "MiB on disk for chats evicted from host RAM, kept over restarts; 0 is none.", ge=0)
     cache_sharing: Literal["auto", "shared", "per-key"] = setting(
         "auto", "Prefix cache between keys: shared by all, per-key, or auto: per-key as soon as there are two keys."
+    )
+    cache_repairs: CacheRepairs = setting(
+        ("billing_header",),
+        "Changes to prompts that let a prefix be reused; billing_header drops Claude Code's from system texts.",
     )
     pre_roll: bool = setting(
         False,

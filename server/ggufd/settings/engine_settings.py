@@ -33,6 +33,7 @@ _NOT_IN_PARAMS = {
     "cache_ram",
     "cache_disk",
     "cache_sharing",
+    "cache_repairs",
     "slot_save_path",
     "spec_draft_n_max",
     "spec_draft_p_min",

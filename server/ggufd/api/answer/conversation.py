@@ -18,6 +18,7 @@ from ggufd.api.request.chat.tools import check_choice
 from ggufd.api.request.requests import check_n, engine_request
 from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import Services
+from ggufd.chat.advice.repairs import repair_messages
 from ggufd.chat.answers.parser import AnswerParser
 from ggufd.chat.deltas.answer import Answer, Delta
 from ggufd.chat.prompt import AnswerFormat, ChatPrompt, RenderedChat, ToolMode, any_arguments
@@ -67,6 +68,7 @@ class Conversation:
         self._fields = fields
         self._caller = caller
         self._param = param
+        self._messages, self._cache_repairs = repair_messages(fields.messages, services.config.cache_repairs)
         self.explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         self.n_logprobs = _n_logprobs(fields)
         self.headers: dict[str, str] = {}
@@ -87,7 +89,7 @@ class Conversation:
         may_call = self._fields.choice.mode is not ToolMode.NONE
         self._parameters = _enforced(self._fields.tools, rendered.repairs) if may_call else {}
         self._report(rendered.repairs)
-        self.explainer.add_prompt(rendered.text, self._fields.messages)
+        self.explainer.add_prompt(rendered.text, self._messages)
         request = await engine_request(
             services,
             self._without_foreign_biases(ready.model.n_vocab),
@@ -134,7 +136,7 @@ class Conversation:
         """The rendered prompt, without generating: to count its tokens."""
         fields = self._fields
         chat = ChatPrompt(
-            fields.messages,
+            self._messages,
             add_generation_prompt=fields.add_generation_prompt,
             continue_final_message=fields.continue_final_message,
             template_kwargs=self._template_kwargs(),
@@ -143,11 +145,14 @@ class Conversation:
             parallel_tool_calls=fields.parallel_tool_calls,
         )
         try:
-            return await self._services.text.render(chat)
+            rendered = await self._services.text.render(chat)
         except InvalidRequest as error:
             if error.param == "messages":
                 error.param = self._param
             raise
+        if not self._cache_repairs:
+            return rendered
+        return dataclasses.replace(rendered, repairs=(*self._cache_repairs, *rendered.repairs))
 
     def _template_kwargs(self) -> dict[str, Any]:
         """The template's variables; an effort of none is the variable that templates have for that."""
@@ -170,7 +175,7 @@ class Conversation:
 
     def _report(self, repairs: tuple[str, ...]) -> None:
         if repairs:
-            logger.info("the chat template needed repairs of the conversation: %s", ", ".join(repairs))
+            logger.info("the conversation was repaired, for its chat template or for the cache: %s", ", ".join(repairs))
             self.headers["x-ggufd-repairs"] = ", ".join(repairs).encode("ascii", "replace").decode()
 
     def _without_foreign_biases(self, n_vocab: int) -> ChatRequest:

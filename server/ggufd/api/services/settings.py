@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ggufd.chat.advice.repairs import CACHE_REPAIRS
 from ggufd.keys.ring import KeyRing, Limits
 
 ReasoningFormat = Literal["auto", "deepseek", "none"]
@@ -33,8 +34,9 @@ class ApiConfig:
     """Settings of the HTTP side.
 
     `sampling` maps our field names (`SamplingParams`) to the values that an unset field gets. Without `keys` everybody
-    may ask; `cache_sharing` says who may reuse what another had computed. `max_n` bounds the choices of one prompt,
-    `max_prompts` the prompts of one request. `max_tokens` is the limit of a request that names none (None is the end of
+    may ask; `cache_sharing` says who may reuse what another had computed, `cache_repairs` which rules may change a
+    prompt for its sake. `max_n` bounds the choices of one prompt, `max_prompts` the prompts of one request.
+    `max_tokens` is the limit of a request that names none (None is the end of
     the context), `reasoning_budget` that of reasoning in tokens (-1 is none). `limits` hold for every key that was
     granted no other; with `share_by_address` each address without a key is an account. `allowed_hosts` are the names
     that the server goes by, besides its own; None takes any. `responses_path` is the file of stored responses (None is
@@ -48,6 +50,7 @@ class ApiConfig:
     adapters: tuple[LoraAdapter, ...] = ()
     keys: KeyRing | None = None
     cache_sharing: CacheSharing = "auto"
+    cache_repairs: tuple[str, ...] = tuple(CACHE_REPAIRS)
     metrics_for: MetricsFor = "admin"
     ready_when_full: bool = False
     max_body_bytes: int = 2_000_000
