@@ -63,6 +63,7 @@ ROOMS: tuple[str, ...] = (
     "api.compat",
     "api.embeddings",
     "api.ops",
+    "api.web",
     "api",
     "models",
     "settings",

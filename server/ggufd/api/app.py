@@ -38,13 +38,14 @@ from ggufd.api.llamacpp import errors as llamacpp
 from ggufd.api.openai import chat, completions
 from ggufd.api.openai import models as model_list
 from ggufd.api.openai.responses import create, kept
-from ggufd.api.ops import debug, front, health, loading, queue
+from ggufd.api.ops import debug, health, loading, queue
 from ggufd.api.request.docs import Documentation
 from ggufd.api.services.adapters import AdapterScales
 from ggufd.api.services.response_store import ResponseStore
 from ggufd.api.services.revocation import Revocations
 from ggufd.api.services.services import EngineService, ModelSwitcher, Services, TextService
 from ggufd.api.services.settings import ApiConfig
+from ggufd.api.web import front
 from ggufd.errors import GgufdError, NotFound
 
 logger = logging.getLogger(__name__)
@@ -81,11 +82,12 @@ def create_app(
     if models is not None:
         models.bind(functools.partial(_serve, app))
     app.openapi = Documentation(app, has_keys=config.keys is not None)  # type: ignore[method-assign]
-    _add_routes(app)
+    _add_routes(app, has_pages=config.ui)
     _add_error_handlers(app)
     if config.keys is not None:
         public = (health.METRICS,) if config.metrics_for == "everybody" else ()
-        app.add_middleware(KeyMiddleware, ring=config.keys, public=public)
+        is_page = front.is_page if config.ui else None
+        app.add_middleware(KeyMiddleware, ring=config.keys, public=public, is_page=is_page)
     if config.allowed_hosts is not None:
         app.add_middleware(OriginMiddleware, hosts=config.allowed_hosts, origins=config.cors_origins)
     if config.cors_origins:
@@ -106,12 +108,14 @@ def _serve(app: FastAPI, engine: EngineService, text: TextService, config: ApiCo
     )
 
 
-def _add_routes(app: FastAPI) -> None:
+def _add_routes(app: FastAPI, *, has_pages: bool) -> None:
     """Every route of the OpenAI family answers with and without its prefix: users forget it.
 
     `unprefixed` comes before them: it has the path that another family claims.
     """
     app.include_router(front.router)
+    if has_pages:
+        app.include_router(front.pages)
     app.include_router(unprefixed.router)
     app.include_router(health.router)
     app.include_router(debug.router)

@@ -60,6 +60,7 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         max_responses=config.responses.max_responses,
         max_responses_bytes=config.responses.max_responses_mib << 20,
         logs_cache=logging.getLevelNamesMapping()[config.server.log_level.upper()] <= logging.DEBUG,
+        ui=config.server.ui,
         build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
     )
 

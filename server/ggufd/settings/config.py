@@ -300,6 +300,7 @@ class ServerSection(Section):
     root_path: str = setting(
         "", "Path prefix under which a reverse proxy serves this server, such as /llm.", pattern="^(/.*)?$"
     )
+    ui: bool = setting(True, "Serve the web page (chat and live view) to browsers; --no-ui leaves it out.")
     metrics_for: Literal["admin", "user", "everybody", "nobody"] = setting(
         "admin", "Who may read /metrics: admin keys, all keys (user), everybody without a key, or nobody."
     )

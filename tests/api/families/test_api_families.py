@@ -546,29 +546,6 @@ async def test_ollama_tells_of_its_model() -> None:
         assert (await api.http.get("/api/tags")).json() == {"models": []}
 
 
-# --- the front page ---------------------------------------------------------------------------------------------------
-
-
-async def test_the_front_page_is_html_for_browsers_and_json_for_programs() -> None:
-    async with running(model_id="<b>&model") as api:
-        page = await api.http.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
-        assert page.headers["content-type"].startswith("text/html")
-        assert "<h1>&lt;b&gt;&amp;model</h1>" in page.text
-        assert "http://test/v1" in page.text
-        assert "<script" not in page.text
-        assert "No API key is needed" in page.text
-        data = (await api.http.get("/", headers={"accept": "*/*"})).json()
-        assert (data["model"], data["n_ctx"], data["slots"]) == ("<b>&model", 512, 4)
-        api.engine.ready = None
-        assert "not there yet" in (await api.http.get("/", headers={"accept": "text/html"})).text
-
-
-async def test_the_front_page_escapes_the_host_it_is_asked_by() -> None:
-    async with running() as api:
-        page = await api.http.get("/", headers={"accept": "text/html", "host": 'x"><script>'})
-        assert "<script" not in page.text
-
-
 async def test_loading_is_a_503_everywhere() -> None:
     paths = ["/api/v1/generate", "/api/extra/generate/stream", "/api/generate", "/api/extra/tokencount", "/completion"]
     async with running() as api:

@@ -50,7 +50,7 @@ class Unavailable(Exception):
 
 def install(version: str) -> Path:
     """The folder of an installed version. Raises Unavailable where Node, npm or the registry is missing."""
-    _require_node()
+    require_node()
     home = CACHE / f"sillytavern-{version}"
     package = home / "node_modules" / "sillytavern"
     done = home / "installed"
@@ -58,7 +58,7 @@ def install(version: str) -> Path:
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
         (home / "package.json").write_text('{"private": true}\n')
-        _npm("install", "--ignore-scripts", "--omit=dev", f"sillytavern@{version}", cwd=home)
+        npm("install", "--ignore-scripts", "--omit=dev", f"sillytavern@{version}", cwd=home)
         shutil.copy(package / "default" / "config.yaml", package / "config.yaml")
         _set(package / "config.yaml", SETTINGS)
         done.touch()
@@ -66,7 +66,7 @@ def install(version: str) -> Path:
     return package
 
 
-def _require_node() -> None:
+def require_node() -> None:
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             raise Unavailable(f"{program} is not installed; Node 20 or newer and npm are needed")
@@ -75,7 +75,7 @@ def _require_node() -> None:
         raise Unavailable(f"node is {said}; 20 or newer is needed")
 
 
-def _npm(*arguments: str, cwd: Path) -> None:
+def npm(*arguments: str, cwd: Path) -> None:
     command = ["npm", *arguments, "--no-audit", "--no-fund", "--no-progress"]
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=INSTALL_S)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -48,13 +48,20 @@ def require_admin(request: Request) -> None:
 class KeyMiddleware:
     """Authentication middleware: a request needs a key of `ring`, as `Authorization: Bearer ...` or `x-api-key`.
 
-    `public` are paths that need none, beside those that never do.
+    `public` are paths that need none, beside those that never do; nor does a request that `is_page` finds.
     """
 
-    def __init__(self, app: ASGIApp, ring: KeyRing, public: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        ring: KeyRing,
+        public: Collection[str] = (),
+        is_page: Callable[[Scope], bool] | None = None,
+    ) -> None:
         self._app = app
         self._ring = ring
         self._public = public
+        self._is_page = is_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._needs_no_key(scope):
@@ -72,7 +79,9 @@ class KeyMiddleware:
 
     def _needs_no_key(self, scope: Scope) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        return is_public(path) or path in self._public or scope["method"] == "OPTIONS"
+        if is_public(path) or path in self._public or scope["method"] == "OPTIONS":
+            return True
+        return self._is_page is not None and self._is_page(scope)
 
 
 def is_public(path: str) -> bool:

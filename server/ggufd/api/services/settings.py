@@ -41,8 +41,8 @@ class ApiConfig:
     granted no other; with `share_by_address` each address without a key is an account. `allowed_hosts` are the names
     that the server goes by, besides its own; None takes any. `responses_path` is the file of stored responses (None is
     memory), bounded by `max_responses` and `max_responses_bytes`. With `logs_cache` the log says what the cache had
-    of each prompt. With `ready_when_full` a full queue is no reason to be taken out of a load balancer. Sizes in bytes,
-    times in seconds; `created` is a Unix time.
+    of each prompt. With `ready_when_full` a full queue is no reason to be taken out of a load balancer. With `ui` a
+    browser gets the web page. Sizes in bytes, times in seconds; `created` is a Unix time.
     """
 
     model_id: str
@@ -71,6 +71,7 @@ class ApiConfig:
     max_responses: int = 1000
     max_responses_bytes: int = 64 << 20
     logs_cache: bool = False
+    ui: bool = True
     build: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -1,0 +1,1 @@
+"""The web page: `GET /`, `/live`, and the files they load."""

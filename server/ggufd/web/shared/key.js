@@ -1,0 +1,47 @@
+// The API key: asked for once, kept in this tab's sessionStorage, sent in a header and nowhere else.
+import { signal } from "./view.js";
+
+const NAME = `ggufd.key ${new URL(".", location.href).pathname}`;
+
+/** The key that is sent; "" as long as the server has asked for none. */
+export const key = signal(sessionStorage.getItem(NAME) ?? "");
+
+/**
+ * Why a key is being asked for; "" while none is.
+ * @type {import("../vendor/preact.js").Signal<"" | "missing" | "wrong">}
+ */
+export const keyWanted = signal("");
+
+/** @type {Promise<boolean> | null} */
+let asked = null;
+/** @type {(isGiven: boolean) => void} */
+let answer = () => {};
+
+/**
+ * Ask the person for a key, unless another call has changed it since `sent` was refused. False where they gave none.
+ * @param {string} sent
+ * @returns {Promise<boolean>}
+ */
+export function askKey(sent) {
+  if (key.value !== sent) return Promise.resolve(true);
+  keyWanted.value = sent ? "wrong" : "missing";
+  asked ??= new Promise((resolve) => (answer = resolve));
+  return asked;
+}
+
+/** The person's answer; "" is none. @param {string} given */
+export function giveKey(given) {
+  if (given) {
+    key.value = given;
+    sessionStorage.setItem(NAME, given);
+  }
+  keyWanted.value = "";
+  asked = null;
+  answer(Boolean(given));
+}
+
+/** Forget the key, so that the next call asks for one. */
+export function forgetKey() {
+  key.value = "";
+  sessionStorage.removeItem(NAME);
+}
