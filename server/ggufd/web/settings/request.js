@@ -1,0 +1,287 @@
+/**
+ * From the settings, as they are typed, to the fields of a request.
+ *
+ * Settings are texts by name, "" is unset. What is unset, or typed as the server has it anyway, is not sent.
+ */
+import { CONSTRAINTS, FIELDS, OWN } from "./fields.js";
+
+/** @typedef {import("./fields.js").Field} Field */
+/** @typedef {Readonly<Record<string, string>>} Settings */
+
+/**
+ * What the server says of itself: samplers by default, from `/props`, and LoRA adapters, from `/lora-adapters`.
+ * @typedef {object} Defaults
+ * @property {Record<string, unknown>} samplers
+ * @property {{id: number, name: string, scale: number}[]} adapters
+ */
+
+/**
+ * `errors` has what cannot be sent, by setting, in a sentence.
+ * @typedef {object} Prepared
+ * @property {Record<string, unknown>} fields
+ * @property {Record<string, string>} errors
+ */
+
+/** @type {Defaults} */
+export const NO_DEFAULTS = { samplers: {}, adapters: [] };
+
+/** A setting that cannot be sent, with the reason. */
+class Unusable extends Error {}
+
+/**
+ * The fields of a request with these settings.
+ * @param {Settings} settings
+ * @param {Defaults} [defaults]
+ * @returns {Prepared}
+ */
+export function requestFields(settings, defaults = NO_DEFAULTS) {
+  /** @type {Prepared} */
+  const made = { fields: {}, errors: {} };
+  for (const field of FIELDS.values()) {
+    attempt(made, field.id, () => addField(made.fields, field, settings[field.id] ?? "", defaults));
+  }
+  addConstraint(made, settings);
+  addTools(made, settings);
+  addAdapters(made, settings, defaults);
+  attempt(made, "extra", () => Object.assign(made.fields, extraOf(settings.extra ?? "")));
+  return made;
+}
+
+/**
+ * What a field's text becomes.
+ * @param {Field} field
+ * @param {string} text Not empty.
+ * @returns {unknown}
+ */
+export function valueOf(field, text) {
+  switch (field.kind) {
+    case "number":
+    case "integer":
+      return numberOf(text, field.kind === "integer");
+    case "choice":
+      return field.as === "boolean" ? text === "true" : text;
+    case "lines":
+      return linesOf(text);
+    case "json":
+      return jsonOf(text, field.json);
+    case "order":
+      return text.split(",");
+    default:
+      return text;
+  }
+}
+
+/**
+ * The server's default of a field, as one would type it; "" where it does not tell.
+ * @param {Field} field
+ * @param {Record<string, unknown>} samplers
+ */
+export function defaultText(field, samplers) {
+  const value = samplers[field.id];
+  if (field.id === "seed" || value === undefined || value === null) return field.unset ?? "";
+  if (typeof value === "number") return String(Number(value.toPrecision(6)));
+  if (typeof value === "boolean") return value ? "on" : "off";
+  if (!Array.isArray(value)) return String(value);
+  return field.kind === "lines" ? value.map(escaped).join("\n") : value.join(",");
+}
+
+/**
+ * Texts, one a line.
+ * @param {string} text
+ * @returns {string[]}
+ */
+export function linesOf(text) {
+  return text.split("\n").filter(Boolean).map(unescaped);
+}
+
+/**
+ * The functions that a text with tools names; none while it is no JSON.
+ * @param {string} text
+ * @returns {string[]}
+ */
+export function toolNames(text) {
+  try {
+    const tools = toolsOf(text);
+    return tools.flatMap((tool) => (typeof tool?.function?.name === "string" ? [tool.function.name] : []));
+  } catch {
+    return [];
+  }
+}
+
+/**
+ * The setting that an error of the server is about.
+ * @param {string | null | undefined} param What the error names.
+ * @param {Settings} settings
+ * @returns {string} "" where it is none of them.
+ */
+export function settingOf(param, settings) {
+  const name = (param ?? "").split(/[.[]/)[0];
+  const constraint = { response_format: "schema", json_schema: "schema", guided_regex: "regex", guided_choice: "options" };
+  const found = Object.entries({ ...constraint, tool_choice: "tool_choice", parallel_tool_calls: "parallel_tool_calls" })
+    .find(([wire]) => wire === name)?.[1];
+  if (found !== undefined) return found;
+  if (["grammar", "tools", "lora"].includes(name) || FIELDS.has(name)) return name;
+  return name && extraNames(settings).includes(name) ? "extra" : "";
+}
+
+/**
+ * @param {Prepared} made
+ * @param {string} id
+ * @param {() => void} add
+ */
+function attempt(made, id, add) {
+  try {
+    add();
+  } catch (error) {
+    if (!(error instanceof Unusable)) throw error;
+    made.errors[id] = error.message;
+  }
+}
+
+/**
+ * @param {Record<string, unknown>} fields
+ * @param {Field} field
+ * @param {string} text
+ * @param {Defaults} defaults
+ */
+function addField(fields, field, text, defaults) {
+  if (text.trim() === "") return;
+  const value = valueOf(field, text);
+  if (same(value, defaults.samplers[field.id])) return;
+  if (field.id === "enable_thinking") fields.chat_template_kwargs = { enable_thinking: value };
+  else if (field.id === "chat_template_kwargs") Object.assign((fields[field.id] ??= {}), value);
+  else fields[field.id] = value;
+}
+
+/**
+ * @param {Prepared} made
+ * @param {Settings} settings
+ */
+function addConstraint(made, settings) {
+  const kind = settings.constraint ?? "";
+  const text = settings[kind] ?? "";
+  if (!CONSTRAINTS.some(([name]) => name === kind) || text.trim() === "") return;
+  attempt(made, kind, () => Object.assign(made.fields, constraintOf(kind, text)));
+}
+
+/**
+ * @param {string} kind
+ * @param {string} text
+ * @returns {Record<string, unknown>}
+ */
+function constraintOf(kind, text) {
+  switch (kind) {
+    case "schema":
+      return { response_format: { type: "json_schema", json_schema: { name: "answer", schema: jsonOf(text, "object") } } };
+    case "grammar":
+      return { grammar: text };
+    case "regex":
+      return { guided_regex: text };
+    default:
+      return { guided_choice: linesOf(text) };
+  }
+}
+
+/**
+ * @param {Prepared} made
+ * @param {Settings} settings
+ */
+function addTools(made, settings) {
+  if ((settings.tools ?? "").trim() === "") return;
+  attempt(made, "tools", () => {
+    made.fields.tools = toolsOf(settings.tools);
+    const choice = settings.tool_choice ?? "";
+    const [, name] = choice.split("name:");
+    if (name) made.fields.tool_choice = { type: "function", function: { name } };
+    else if (choice) made.fields.tool_choice = choice;
+    if (settings.parallel_tool_calls) made.fields.parallel_tool_calls = settings.parallel_tool_calls === "true";
+  });
+}
+
+/**
+ * Every adapter is named where one has another scale than by default, since what is not named gets none.
+ * @param {Prepared} made
+ * @param {Settings} settings
+ * @param {Defaults} defaults
+ */
+function addAdapters(made, settings, { adapters }) {
+  const typed = adapters.map(({ id }) => settings[`lora:${id}`] ?? "");
+  attempt(made, "lora", () => {
+    const lora = adapters.map(({ id, scale }, place) => ({ id, scale: typed[place] ? numberOf(typed[place]) : scale }));
+    if (lora.some(({ scale }, place) => scale !== adapters[place].scale)) made.fields.lora = lora;
+  });
+}
+
+/** @param {string} text */
+function extraOf(text) {
+  if (text.trim() === "") return {};
+  const extra = /** @type {Record<string, unknown>} */ (jsonOf(text, "object"));
+  const own = OWN.filter((name) => name in extra);
+  if (own.length) throw new Unusable(`'${own[0]}' is what the page itself sends. Leave it out here.`);
+  return extra;
+}
+
+/** @param {Settings} settings */
+function extraNames(settings) {
+  try {
+    return Object.keys(extraOf(settings.extra ?? ""));
+  } catch {
+    return [];
+  }
+}
+
+/**
+ * A list of tools; one alone stands for such a list.
+ * @param {string} text
+ * @returns {any[]}
+ */
+function toolsOf(text) {
+  const value = jsonOf(text);
+  if (Array.isArray(value)) return value;
+  if (typeof value === "object" && value !== null) return [value];
+  throw new Unusable("Expected a JSON array of tools.");
+}
+
+/**
+ * @param {string} text
+ * @param {boolean} [isInteger]
+ */
+function numberOf(text, isInteger = false) {
+  const value = Number(text.trim().replace(",", "."));
+  if (!Number.isFinite(value) || text.trim() === "") throw new Unusable(`Expected a number, got “${text.trim()}”.`);
+  if (isInteger && !Number.isInteger(value)) throw new Unusable(`Expected a whole number, got “${text.trim()}”.`);
+  return value;
+}
+
+/**
+ * @param {string} text
+ * @param {"array" | "object"} [type]
+ * @returns {unknown}
+ */
+function jsonOf(text, type) {
+  let value;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new Unusable(`This is not JSON: ${/** @type {Error} */ (error).message}.`);
+  }
+  const is = Array.isArray(value) ? "array" : value === null ? "null" : typeof value;
+  if (type && is !== type) throw new Unusable(`Expected a JSON ${type}, got ${is === "null" ? is : `a JSON ${is}`}.`);
+  return value;
+}
+
+/**
+ * @param {unknown} one
+ * @param {unknown} other
+ */
+const same = (one, other) => other !== undefined && JSON.stringify(one) === JSON.stringify(other);
+
+/** @type {Record<string, string>} */
+const ESCAPES = { n: "\n", t: "\t", r: "\r", "\\": "\\" };
+
+/** @param {string} line */
+const unescaped = (line) => line.replace(/\\([ntr\\])/g, (_, letter) => ESCAPES[letter]);
+
+/** @param {string} text */
+const escaped = (text) =>
+  text.replace(/[\\\n\t\r]/g, (found) => `\\${Object.keys(ESCAPES).find((letter) => ESCAPES[letter] === found)}`);
