@@ -1,0 +1,132 @@
+/** The cache's report on a prompt (`explain_cache`) as sentences. Knows no page. */
+
+/**
+ * @typedef {object} Difference
+ * @property {number} token
+ * @property {number} character
+ * @property {number | null} message
+ * @property {string | null} role
+ * @property {string} prompt
+ * @property {string | null} cached
+ */
+
+/**
+ * @typedef {object} CacheReport
+ * @property {number} reused
+ * @property {number} of
+ * @property {string | null} from
+ * @property {number} computed_s
+ * @property {Difference | null} first_difference
+ */
+
+/** @type {Record<string, string>} */
+const SOURCES = {
+  same_slot: "still in their slot",
+  copied: "copied from another slot",
+  moved: "moved from another place of the text",
+  restored: "restored from RAM or disk",
+};
+
+const MAX_QUOTED = 60;
+
+/**
+ * What came from the cache, and why the rest was computed.
+ * @param {CacheReport} report
+ * @param {readonly {role: string}[]} messages Those that were sent.
+ * @returns {string}
+ */
+export function cacheSentence(report, messages) {
+  const { reused, of, first_difference: difference } = report;
+  const rest = of - reused;
+  if (reused === 0 && !difference) return `Nothing of this prompt was in the cache: all ${tokens(of)} were computed${took(report)}.`;
+  const found = reused === 0 ? `None of the prompt’s ${tokens(of)} came from the cache` : foundSentence(report);
+  if (!difference) return rest === 0 ? `${found}.` : `${found}; the other ${rest} ${rest === 1 ? "was" : "were"} ${afterIt(rest)} computed${took(report)}.`;
+  return `${found}; ${reused === 0 ? "all" : `the other ${rest}`} were computed${took(report)}, because ${reason(difference, messages)}.`;
+}
+
+/** @param {CacheReport} report */
+function foundSentence({ reused, of, from }) {
+  const source = from && SOURCES[from] ? ` (${SOURCES[from]})` : "";
+  return `${reused} of the prompt’s ${tokens(of)} came from the cache${source}`;
+}
+
+/** @param {number} rest */
+const afterIt = (rest) => (rest === 1 ? "the last one, which is always" : "new and");
+
+/**
+ * @param {Difference} difference
+ * @param {readonly {role: string}[]} messages
+ */
+function reason({ message, role, prompt, cached }, messages) {
+  const where = placeOf(message, role, messages);
+  if (cached === null) return `${where} differs from what the cache had, which is somebody else’s and not shown`;
+  const [now, before] = differing(prompt, cached);
+  if (!before) return `${where} goes on where the cache ended, with ${now}`;
+  if (!now) return `${where} ends where the cache went on, with ${before}`;
+  return `${where} has ${now} where the cache had ${before}`;
+}
+
+/**
+ * A message as one would point at it.
+ * @param {number | null} message
+ * @param {string | null} role
+ * @param {readonly {role: string}[]} messages
+ */
+export function placeOf(message, role, messages) {
+  if (message === null) return "the text around the messages";
+  const nth = messages.slice(0, message + 1).filter((other) => other.role === role).length;
+  const count = messages.filter((other) => other.role === role).length;
+  switch (role) {
+    case "system":
+    case "developer":
+      return count > 1 ? `system prompt ${nth}` : "the system prompt";
+    case "user":
+      return count > 1 ? `your message ${nth}` : "your message";
+    case "assistant":
+      return count > 1 ? `answer ${nth}` : "the answer";
+    default:
+      return `message ${message + 1} (${role})`;
+  }
+}
+
+/**
+ * The two texts from where they differ, without the template's marks, quoted.
+ * @param {string} prompt
+ * @param {string} cached
+ * @returns {[string, string]} "" where there is nothing.
+ */
+export function differing(prompt, cached) {
+  const ours = Array.from(prompt);
+  const theirs = Array.from(cached);
+  let first = 0;
+  while (first < ours.length && first < theirs.length && ours[first] === theirs[first]) first += 1;
+  while (first > 0 && /[\p{L}\p{N}]/u.test(ours[first - 1])) first -= 1;
+  return [quoted(ours.slice(first)), quoted(theirs.slice(first))];
+}
+
+/**
+ * Up to the mark that ends the message, where the template has such marks.
+ * @param {string[]} characters
+ */
+function quoted(characters) {
+  const [message] = characters.join("").split(/<\|[^|<>]*\|>/);
+  const text = message.replace(/\s+/g, " ").trim();
+  const short = Array.from(text).slice(0, MAX_QUOTED).join("");
+  return text && `“${short}${short.length < text.length ? "…" : ""}”`;
+}
+
+/** @param {CacheReport} report */
+const took = ({ computed_s: seconds }) => (seconds > 0 ? ` in ${duration(seconds)}` : "");
+
+/** @param {number} count */
+const tokens = (count) => `${count.toLocaleString("en")} ${count === 1 ? "token" : "tokens"}`;
+
+/**
+ * @param {number} seconds
+ * @returns {string}
+ */
+export function duration(seconds) {
+  if (seconds < 0.01) return `${Math.round(seconds * 1e4) / 10} ms`;
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  return seconds < 60 ? `${seconds.toFixed(1)} s` : `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+}
