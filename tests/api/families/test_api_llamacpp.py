@@ -438,6 +438,26 @@ async def test_a_tool_choice_without_its_tool_is_refused_by_apply_template() -> 
         assert (await api.refused("/apply-template", body))["param"] == "tool_choice"
 
 
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"grammar": "bad"}, "grammar"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": "{"}}}, "response_format"),
+        ({"banned_regex": ["("]}, "banned_regex"),
+        ({"custom_token_bans": [10**9]}, "custom_token_bans"),
+        ({"lora": [{"id": 3, "scale": 1}]}, "lora[0].id"),
+    ],
+)
+async def test_apply_template_refuses_what_the_same_chat_request_would_be_refused_for(
+    more: dict[str, Any], param: str
+) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], **more}
+    async with running() as api:
+        refused = await api.refused("/apply-template", body)
+        assert refused == await api.refused("/v1/chat/completions", body)
+        assert refused["param"].startswith(param)
+
+
 async def test_nothing_is_there_while_the_model_loads() -> None:
     async with running() as api:
         api.engine.ready = None

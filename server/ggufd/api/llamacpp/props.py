@@ -16,7 +16,7 @@ from ggufd.api.llamacpp.answer import settings_json
 from ggufd.api.request.chat.schemas import ChatRequest
 from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import OPENAI_CHAT
-from ggufd.api.request.requests import refuse_unavailable
+from ggufd.api.request.requests import check_fields, refuse_unavailable
 from ggufd.api.request.sampling import SamplingFields
 from ggufd.api.request.validation import validate
 from ggufd.api.services.services import Services, caller_of, services_of
@@ -113,4 +113,5 @@ async def apply_template(request: Request) -> Response:
     fields = validate(ChatRequest, body, OPENAI_CHAT)
     services.require_ready()
     rendered = await Conversation(services, fields, caller_of(request)).render()
+    await check_fields(services, fields, rendered)
     return json_response({"prompt": rendered.text, "n_tokens": len(rendered.tokens), "repairs": list(rendered.repairs)})

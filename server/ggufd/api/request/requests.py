@@ -24,6 +24,7 @@ from ggufd.chat.tools.grammar import BODY
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget, SamplingParams
 from ggufd.engine.queueing.validation import check_request, check_tokens
+from ggufd.engine.sampling.banned import check_bans
 from ggufd.errors import InvalidRequest, Unsupported
 
 MAX_LOGPROBS = 128
@@ -214,6 +215,16 @@ async def engine_request(
     if sampling.grammar is not None:
         await _check_grammar(services, sampling.grammar, constraint_param)
     return request
+
+
+async def check_fields(services: Services, fields: GenerationFields, rendered: RenderedChat) -> None:
+    """Raises InvalidRequest for all that `engine_request` would refuse about a chat besides its prompt."""
+    sampling, constraint_param = _sampling(services, fields, rendered)
+    check_tokens(fields.token_bans or (), services.require_ready().model.n_vocab, "custom_token_bans")
+    check_bans(fields.banned_strings, fields.banned_regexes)
+    services.adapters.of_request(fields.lora, fields.model)
+    if sampling.grammar is not None:
+        await _check_grammar(services, sampling.grammar, constraint_param)
 
 
 def _sampling(
