@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.support.programs.sillytavern_app import CACHE, npm, require_node
 
 WEB = Path(__file__).parents[3] / "server" / "ggufd" / "web"
-SOURCES = ("chat", "live", "shared", "vendor")
+SOURCES = ("chat", "facts", "live", "settings", "shared", "tokens", "vendor")
 
 
 def modules() -> Path:

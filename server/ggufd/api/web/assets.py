@@ -17,7 +17,7 @@ _MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
 }
 
-_FOLDERS = ("chat", "live", "shared", "vendor")
+_FOLDERS = ("chat", "facts", "live", "settings", "shared", "tokens", "vendor")
 _PAGES = ("index.html", "live.html")
 
 _VERSION = b"{{version}}"

@@ -1,7 +1,5 @@
 // The panel in which requests are set.
-import { html } from "../shared/view.js";
+import { lazy } from "../shared/lazy.js";
 
 /** Everything a request can say, with the server's defaults. */
-export function SettingsPanel() {
-  return html`<p class="quiet">The server's defaults hold.</p>`;
-}
+export const SettingsPanel = lazy(async () => (await import("../settings/panel.js")).SettingsPanel);

@@ -25,6 +25,9 @@ import { CONSTRAINTS, FIELDS, OWN } from "./fields.js";
 /** @type {Defaults} */
 export const NO_DEFAULTS = { samplers: {}, adapters: [] };
 
+/** Of each token, where their number is not set. */
+export const ALTERNATIVES = 5;
+
 /** A setting that cannot be sent, with the reason. */
 class Unusable extends Error {}
 
@@ -43,6 +46,7 @@ export function requestFields(settings, defaults = NO_DEFAULTS) {
   addConstraint(made, settings);
   addTools(made, settings);
   addAdapters(made, settings, defaults);
+  addProbabilities(made, settings);
   attempt(made, "extra", () => Object.assign(made.fields, extraOf(settings.extra ?? "")));
   return made;
 }
@@ -120,7 +124,7 @@ export function settingOf(param, settings) {
   const found = Object.entries({ ...constraint, tool_choice: "tool_choice", parallel_tool_calls: "parallel_tool_calls" })
     .find(([wire]) => wire === name)?.[1];
   if (found !== undefined) return found;
-  if (["grammar", "tools", "lora"].includes(name) || FIELDS.has(name)) return name;
+  if (["grammar", "tools", "lora", "top_logprobs"].includes(name) || FIELDS.has(name)) return name;
   return name && extraNames(settings).includes(name) ? "extra" : "";
 }
 
@@ -209,6 +213,18 @@ function addAdapters(made, settings, { adapters }) {
   attempt(made, "lora", () => {
     const lora = adapters.map(({ id, scale }, place) => ({ id, scale: typed[place] ? numberOf(typed[place]) : scale }));
     if (lora.some(({ scale }, place) => scale !== adapters[place].scale)) made.fields.lora = lora;
+  });
+}
+
+/**
+ * @param {Prepared} made
+ * @param {Settings} settings
+ */
+function addProbabilities(made, settings) {
+  if (settings.logprobs !== "true") return;
+  attempt(made, "top_logprobs", () => {
+    const alternatives = settings.top_logprobs ? numberOf(settings.top_logprobs, true) : ALTERNATIVES;
+    Object.assign(made.fields, { logprobs: true, top_logprobs: alternatives });
   });
 }
 

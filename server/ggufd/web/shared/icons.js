@@ -9,6 +9,7 @@ const PATHS = {
   close: "M6 6l12 12M18 6L6 18",
   copy: "M9 9h10v10H9zM5 15V5h10",
   download: "M12 4v11m0 0l-4.5-4.5M12 15l4.5-4.5M5 20h14",
+  down: "M6 9.5l6 6 6-6",
   edit: "M4 20l1-4L16 5l3 3L8 19z",
   forward: "M9 6l6 6-6 6",
   menu: "M4 7h16M4 12h16M4 17h16",
@@ -25,6 +26,7 @@ const PATHS = {
   sun: "M12 16a4 4 0 1 0 0-8 4 4 0 0 0 0 8zM12 3v2M12 19v2M3 12h2M19 12h2M5.6 5.6L7 7M17 17l1.4 1.4M18.4 5.6L17 7M7 17l-1.4 1.4",
   talk: "M4 5h16v11H9l-5 4z",
   trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
+  up: "M6 14.5l6-6 6 6",
   upload: "M12 15V4m0 0L7.5 8.5M12 4l4.5 4.5M5 20h14",
 };
 
