@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { test } from "node:test";
 
-import { cacheSentence, differing, duration, placeOf } from "../../server/ggufd/web/facts/cache.js";
-import { moreFigures, shortFigures } from "../../server/ggufd/web/facts/figures.js";
+import { cacheSentence, differing, placeOf } from "../../server/ggufd/web/facts/cache.js";
+import { duration, moreFigures, shortFigures } from "../../server/ggufd/web/facts/figures.js";
 import { asCurl, asPython, essential, literal } from "../../server/ggufd/web/facts/snippets.js";
 
 const BASE = "http://127.0.0.1:8080";
@@ -65,7 +65,7 @@ test("a whole prompt from the cache has its last token computed", () => {
   assert.equal(
     cacheSentence(report({ reused: 33, from: "same_slot", computed_s: 0.0258 }), MESSAGES),
     "33 of the prompt’s 34 tokens came from the cache (still in their slot); " +
-      "the other 1 was the last one, which is always computed in 26 ms.",
+      "the last one is always computed, which took 26 ms.",
   );
 });
 
@@ -124,7 +124,7 @@ test("durations are read at a glance", () => {
 const TIMINGS = { cache_n: 26, prompt_n: 12, prompt_ms: 207, prompt_per_second: 57.8, predicted_n: 8, predicted_ms: 224, predicted_per_second: 31.2, queue_ms: 0.27 };
 
 test("the short line has what was asked for, from timings alone too", () => {
-  assert.deepEqual(shortFigures({ timings: TIMINGS, first_token_ms: 251 }), [
+  assert.deepEqual(shortFigures({ timings: TIMINGS, firstTokenMs: 251 }), [
     "8 tokens",
     "31.2 tokens/s",
     "first token after 251 ms",
@@ -134,7 +134,7 @@ test("the short line has what was asked for, from timings alone too", () => {
 });
 
 test("more is told where there is something to tell", () => {
-  assert.deepEqual(moreFigures({ timings: TIMINGS, finish_reason: "length" }), [
+  assert.deepEqual(moreFigures({ timings: TIMINGS, finishReason: "length" }), [
     ["Ended", "at the limit: the longest answer, or the context"],
     ["Prompt", "12 tokens at 57.8 tokens/s"],
   ]);

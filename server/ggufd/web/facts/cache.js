@@ -1,4 +1,5 @@
 /** The cache's report on a prompt (`explain_cache`) as sentences. Knows no page. */
+import { duration } from "./figures.js";
 
 /**
  * @typedef {object} Difference
@@ -40,7 +41,9 @@ export function cacheSentence(report, messages) {
   const rest = of - reused;
   if (reused === 0 && !difference) return `Nothing of this prompt was in the cache: all ${tokens(of)} were computed${took(report)}.`;
   const found = reused === 0 ? `None of the prompt’s ${tokens(of)} came from the cache` : foundSentence(report);
-  if (!difference) return rest === 0 ? `${found}.` : `${found}; the other ${rest} ${rest === 1 ? "was" : "were"} ${afterIt(rest)} computed${took(report)}.`;
+  if (!difference && rest === 0) return `${found}.`;
+  if (!difference && rest === 1) return `${found}; the last one is always computed, which took ${duration(report.computed_s)}.`;
+  if (!difference) return `${found}; the other ${rest} were new and computed${took(report)}.`;
   return `${found}; ${reused === 0 ? "all" : `the other ${rest}`} were computed${took(report)}, because ${reason(difference, messages)}.`;
 }
 
@@ -49,9 +52,6 @@ function foundSentence({ reused, of, from }) {
   const source = from && SOURCES[from] ? ` (${SOURCES[from]})` : "";
   return `${reused} of the prompt’s ${tokens(of)} came from the cache${source}`;
 }
-
-/** @param {number} rest */
-const afterIt = (rest) => (rest === 1 ? "the last one, which is always" : "new and");
 
 /**
  * @param {Difference} difference
@@ -120,13 +120,3 @@ const took = ({ computed_s: seconds }) => (seconds > 0 ? ` in ${duration(seconds
 
 /** @param {number} count */
 const tokens = (count) => `${count.toLocaleString("en")} ${count === 1 ? "token" : "tokens"}`;
-
-/**
- * @param {number} seconds
- * @returns {string}
- */
-export function duration(seconds) {
-  if (seconds < 0.01) return `${Math.round(seconds * 1e4) / 10} ms`;
-  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
-  return seconds < 60 ? `${seconds.toFixed(1)} s` : `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
-}

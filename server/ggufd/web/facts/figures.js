@@ -1,14 +1,13 @@
 /** Figures of one answer, as people read them. Knows no page. */
-import { duration } from "./cache.js";
 
 /**
- * What is known of an answer when it has ended: `timings` and `usage` as the server sent them, `first_token_ms` as it
+ * What is known of an answer when it has ended: `timings` and `usage` as the server sent them, `firstTokenMs` as it
  * was measured here, the waiting and the way included.
  * @typedef {object} AnswerReport
  * @property {Record<string, any>} [usage]
  * @property {Record<string, any>} [timings]
- * @property {number} [first_token_ms]
- * @property {string | null} [finish_reason]
+ * @property {number} [firstTokenMs]
+ * @property {string} [finishReason]
  * @property {string} [ignored] Fields of the request that did nothing.
  * @property {string} [repairs] What the chat template needed.
  */
@@ -18,9 +17,9 @@ import { duration } from "./cache.js";
  * @param {AnswerReport} report
  * @returns {string[]}
  */
-export function shortFigures({ usage, timings, first_token_ms }) {
+export function shortFigures({ usage, timings, firstTokenMs }) {
   const made = usage?.completion_tokens ?? timings?.predicted_n;
-  const first = first_token_ms ?? (timings && timings.prompt_ms + (timings.queue_ms ?? 0));
+  const first = firstTokenMs ?? (timings && timings.prompt_ms + (timings.queue_ms ?? 0));
   const cached = usage?.prompt_tokens_details?.cached_tokens ?? timings?.cache_n;
   const prompt = usage?.prompt_tokens ?? (timings && timings.cache_n + timings.prompt_n);
   return [
@@ -36,11 +35,11 @@ export function shortFigures({ usage, timings, first_token_ms }) {
  * @param {AnswerReport} report
  * @returns {[string, string][]}
  */
-export function moreFigures({ usage, timings, finish_reason, ignored, repairs }) {
+export function moreFigures({ usage, timings, finishReason, ignored, repairs }) {
   const thought = usage?.completion_tokens_details?.reasoning_tokens;
   /** @type {[string, string | false | undefined][]} */
   const figures = [
-    ["Ended", ENDS[finish_reason ?? ""]],
+    ["Ended", ENDS[finishReason ?? ""]],
     ["Waited", timings && timings.queue_ms >= 1 && duration(timings.queue_ms / 1000)],
     ["Prompt", timings && timings.prompt_n > 1 && `${count(timings.prompt_n)} tokens at ${rate(timings.prompt_per_second)} tokens/s`],
     ["Reasoning", thought > 0 && `${count(thought)} tokens`],
@@ -66,3 +65,13 @@ const count = (value) => value.toLocaleString("en");
 
 /** @param {number} value */
 const rate = (value) => (value < 100 ? value.toFixed(1) : String(Math.round(value)));
+
+/**
+ * @param {number} seconds
+ * @returns {string}
+ */
+export function duration(seconds) {
+  if (seconds < 0.01) return `${Math.round(seconds * 1e4) / 10} ms`;
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  return seconds < 60 ? `${seconds.toFixed(1)} s` : `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+}
