@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { align, isMark, isPart, label, percent, prefixWith, sameToken, shade, textOf } from "../../server/ggufd/web/tokens/entries.js";
+import { align, isMark, isPart, label, percent, prefixWith, sameToken, shade, shownText, textOf } from "../../server/ggufd/web/tokens/entries.js";
 
 const bytes = (text) => [...new TextEncoder().encode(text)];
 const entry = (text, share = 0.5) => ({ token: text, logprob: Math.log(share), bytes: bytes(text) });
@@ -23,6 +23,12 @@ test("line ends are seen, and bytes of no character are numbers", () => {
   assert.equal(isPart(part(240, 159)), true);
   assert.equal(isPart(entry("你")), false);
   assert.equal(label({ token: "old", logprob: 0, bytes: null }), "old");
+});
+
+test("a character in parts is shown by the part that completes it", () => {
+  const parts = [part(240, 159), part(145), { token: "👌", logprob: -1, bytes: [140] }];
+  assert.deepEqual(parts.map(shownText), ["·", "·", "👌"]);
+  assert.equal(shownText(entry("a\t")), "a⇥");
 });
 
 test("texts are those of the bytes, characters in parts too", () => {

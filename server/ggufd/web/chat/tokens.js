@@ -1,12 +1,9 @@
 // An answer as the tokens it is made of.
+import { lazy } from "../shared/lazy.js";
 
 /**
  * Shown instead of the answer's text while a person looks at its tokens. `goOnFrom` starts a version of the message
  * that begins with this text.
- * @param {{message: import("../shared/types.js").Message, goOnFrom: (text: string) => void}} props
+ * @type {(props: {message: import("../shared/types.js").Message, goOnFrom: (text: string) => void}) => any}
  */
-export function TokenView({ message, goOnFrom }) {
-  void message;
-  void goOnFrom;
-  return null;
-}
+export const TokenView = lazy(async () => (await import("../tokens/view.js")).TokenView);

@@ -53,6 +53,15 @@ export function label(entry) {
   return Array.from(bytesOf(entry), (byte) => `‹${byte.toString(16).toUpperCase().padStart(2, "0")}›`).join("");
 }
 
+/**
+ * Text of a token where it stands: the one that completes a character shows it, and those before it are a dot.
+ * @param {Alternative} entry
+ */
+export function shownText(entry) {
+  if (!isPart(entry)) return label(entry);
+  return entry.token === "" ? "·" : label({ token: entry.token, logprob: 0 });
+}
+
 /** @param {Alternative} entry */
 export const isPart = (entry) => strict(bytesOf(entry)) === null;
 

@@ -1,0 +1,224 @@
+// An answer as its tokens: shaded by probability, with the alternatives of each to go on from.
+import { set, wantsTokens } from "../settings/state.js";
+import { Component, html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../shared/view.js";
+import { align, isMark, isPart, label, percent, prefixWith, probability, sameToken, shade, shownText } from "./entries.js";
+
+/** @typedef {import("../shared/types.js").Message} Message */
+/** @typedef {import("./entries.js").TokenEntry} TokenEntry */
+/** @typedef {import("./entries.js").Alternative} Alternative */
+
+const BLOCK = 200;
+const MORE = 2000;
+const LEAVE_MS = 250;
+const HELD_TO_A_FORMAT = ["response_format", "grammar", "guided_regex", "guided_choice", "json_schema"];
+
+/**
+ * Shown instead of the answer's text while a person looks at its tokens. `goOnFrom` starts a version of the message
+ * that begins with this text.
+ * @param {{message: Message, goOnFrom: (text: string) => void}} props
+ */
+export function TokenView({ message, goOnFrom }) {
+  if (!message.logprobs?.length) return html`<${Missing} isWriting=${message.state === "writing"} />`;
+  return html`<${Tokens} message=${message} entries=${message.logprobs} goOnFrom=${goOnFrom} />`;
+}
+
+/** @param {{isWriting: boolean}} props */
+function Missing({ isWriting }) {
+  if (isWriting) return html`<p class="quiet">Waiting for the first token.</p>`;
+  return html`<div class="tokens-missing">
+    <p class="quiet">This answer came without the probabilities of its tokens${wantsTokens.value
+      ? ". The next ones come with them: regenerate it to see its tokens."
+      : ", since they were not asked for."}</p>
+    ${!wantsTokens.value &&
+    html`<button type="button" class="button small" onClick=${() => set("logprobs", "true")}>Ask for them from now on</button>`}
+  </div>`;
+}
+
+/** @param {{message: Message, entries: TokenEntry[], goOnFrom: (text: string) => void}} props */
+function Tokens({ message, entries, goOnFrom }) {
+  const [at, setAt] = useState(-1);
+  const [limit, setLimit] = useState(MORE);
+  const ref = useRef(/** @type {HTMLElement | null} */ (null));
+  const timer = useRef(0);
+  const alignment = useMemo(() => align(message.text, entries), [message.text, entries.length]);
+  const shown = Math.min(entries.length, limit);
+
+  /** @param {number} place */
+  const open = (place) => {
+    clearTimeout(timer.current);
+    setAt(place);
+  };
+  const leave = () => {
+    clearTimeout(timer.current);
+    timer.current = setTimeout(() => setAt(-1), LEAVE_MS);
+  };
+  useEffect(() => () => clearTimeout(timer.current), []);
+  /** @param {number} place */
+  const focus = (place) => tokenAt(ref.current, Math.max(0, Math.min(shown - 1, place)))?.focus();
+
+  /** @param {KeyboardEvent} event */
+  const press = (event) => {
+    const place = placeOf(event.target);
+    const handled = place === null ? pressInside(event) : pressToken(event, place);
+    if (!handled) return;
+    event.preventDefault();
+    event.stopPropagation();
+  };
+  /** @param {KeyboardEvent} event @param {number} place */
+  const pressToken = ({ key }, place) => {
+    if (key === "ArrowRight") focus(place + 1);
+    else if (key === "ArrowLeft") focus(place - 1);
+    else if (key === "Home") focus(0);
+    else if (key === "End") focus(shown - 1);
+    else if (["ArrowDown", "Enter", " "].includes(key)) focusAlternative(ref.current, 0);
+    else if (key === "Escape" && at >= 0) setAt(-1);
+    else return false;
+    return true;
+  };
+  /** @param {KeyboardEvent} event */
+  const pressInside = ({ key }) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[key];
+    if (step) focusAlternative(ref.current, step);
+    else if (key === "Escape") focus(at);
+    else return false;
+    return true;
+  };
+
+  const blocks = Array.from({ length: Math.ceil(shown / BLOCK) }, (_, index) => index * BLOCK);
+  return html`<div class="tokens" ref=${ref} onKeyDown=${press} onMouseLeave=${leave}
+    onMouseOver=${(/** @type {Event} */ event) => over(event, open)}
+    onFocusIn=${(/** @type {Event} */ event) => over(event, open)}
+    onFocusOut=${(/** @type {FocusEvent} */ event) => {
+      if (!ref.current?.contains(/** @type {Node | null} */ (event.relatedTarget))) leave();
+    }}
+    onClick=${(/** @type {Event} */ event) => over(event, open)}>
+    <p class="hint">Darker is less likely. Point at a token, or go with the arrow keys, to see what else could have
+      stood there.</p>
+    <div class="tokens-text" role="group" aria-label="Tokens of the answer">
+      ${alignment?.before && html`<span class="token-before">${alignment.before}</span>`}
+      ${blocks.map(
+        (start) => html`<${Block} key=${start} entries=${entries} start=${start} end=${Math.min(shown, start + BLOCK)}
+          at=${inside(at, start)} tab=${Math.max(0, at)} />`,
+      )}
+    </div>
+    ${shown < entries.length &&
+    html`<button type="button" class="button small" onClick=${() => setLimit(limit + MORE)}>
+      Show ${Math.min(MORE, entries.length - shown)} more tokens of ${entries.length}</button>`}
+    ${at >= 0 && at < shown &&
+    html`<${Alternatives} key=${at} entry=${entries[at]} root=${ref} place=${at}
+      blocked=${blockedBy(message, alignment)} onChoose=${goOnFrom}
+      prefixOf=${(/** @type {Alternative} */ one) => alignment && prefixWith(alignment, entries, at, one)} />`}
+  </div>`;
+}
+
+/** Why nothing can go on from these tokens; "" where it can. @param {Message} message @param {unknown} alignment */
+function blockedBy(message, alignment) {
+  if (message.state === "writing") return "The answer is still being written.";
+  if (HELD_TO_A_FORMAT.some((name) => message.request?.[name]))
+    return "An answer that is held to a format cannot go on from its middle.";
+  return alignment ? "" : "These are not the tokens of the text as it is now.";
+}
+
+/** @param {number} at @param {number} start */
+const inside = (at, start) => (at >= start && at < start + BLOCK ? at : -1);
+
+/** @param {EventTarget | null} target @returns {number | null} */
+function placeOf(target) {
+  const token = target instanceof Element ? target.closest("[data-at]") : null;
+  return token ? Number(/** @type {HTMLElement} */ (token).dataset.at) : null;
+}
+
+/** @param {Event} event @param {(place: number) => void} open */
+function over(event, open) {
+  const place = placeOf(event.target);
+  const popup = event.target instanceof Element && event.target.closest("[data-of]");
+  if (place !== null) open(place);
+  else if (popup) open(Number(/** @type {HTMLElement} */ (popup).dataset.of));
+}
+
+/** @param {HTMLElement | null} root @param {number} place @returns {HTMLElement | null | undefined} */
+const tokenAt = (root, place) => root?.querySelector(`[data-at="${place}"]`);
+
+/** Focus the first alternative, or one that lies so many from the focused one. @param {HTMLElement | null} root @param {number} step */
+function focusAlternative(root, step) {
+  const all = /** @type {HTMLElement[]} */ ([...(root?.querySelectorAll(".alternatives button") ?? [])]);
+  const place = all.indexOf(/** @type {HTMLElement} */ (document.activeElement));
+  all[place < 0 ? 0 : Math.max(0, Math.min(all.length - 1, place + step))]?.focus();
+}
+
+/**
+ * Tokens that are drawn again only when one of them changes, since there may be thousands.
+ * @typedef {{entries: TokenEntry[], start: number, end: number, at: number, tab: number}} BlockProps
+ */
+
+/** @extends {Component<BlockProps>} */
+class Block extends Component {
+  /** @param {BlockProps} next */
+  shouldComponentUpdate(next) {
+    const { entries, end, at, start, tab } = /** @type {BlockProps} */ (this.props);
+    return next.end !== end || next.at !== at || next.entries[start] !== entries[start] || inside(next.tab, start) !== inside(tab, start);
+  }
+
+  render() {
+    const { entries, start, end, at, tab } = /** @type {BlockProps} */ (this.props);
+    return entries.slice(start, end).map((entry, index) => token(entry, start + index, at, tab));
+  }
+}
+
+/** A span, since buttons break lines within words. @param {TokenEntry} entry @param {number} place @param {number} at @param {number} tab */
+function token(entry, place, at, tab) {
+  const shown = shownText(entry);
+  const name = shown === "·" ? "part of a character" : spoken(shown);
+  return html`<span role="button" class="token shade-${shade(entry)} ${at === place ? "open" : ""}"
+    data-at=${place} tabindex=${place === tab ? 0 : -1} aria-label=${`${name}, ${percent(entry)}`}
+    aria-expanded=${at === place}>${shown}</span>`;
+}
+
+/** @param {string} text */
+const spoken = (text) => text.replaceAll("⏎\n", " line end ").replaceAll("⇥", " tab ") || "nothing";
+
+/**
+ * What could have stood there. `prefixOf` is the text that goes on from one of them, null where none can.
+ * @param {{entry: TokenEntry, place: number, root: {current: HTMLElement | null}, blocked: string,
+ *   prefixOf: (one: Alternative) => string | null | undefined, onChoose: (text: string) => void}} props
+ */
+function Alternatives({ entry, place, root, blocked, prefixOf, onChoose }) {
+  const ref = useRef(/** @type {HTMLDivElement | null} */ (null));
+  useLayoutEffect(() => placeBelow(ref.current, tokenAt(root.current, place), root.current), [place]);
+  const all = entry.top_logprobs ?? [];
+  const isListed = all.some((one) => sameToken(one, entry));
+  const listed = isListed ? all : [...all, entry];
+  return html`<div class="alternatives" ref=${ref} role="group" data-of=${place} aria-label="What could have stood there">
+    ${blocked && html`<p class="hint">${blocked}</p>`}
+    ${listed.map((one) => {
+      const prefix = blocked ? null : prefixOf(one);
+      const why = blocked ? "" : reason(one, prefix);
+      return html`<button type="button" aria-disabled=${prefix === null ? "true" : undefined} title=${why || undefined}
+        class=${sameToken(one, entry) ? "chosen" : ""}
+        onClick=${() => typeof prefix === "string" && onChoose(prefix)}>
+        <span class="alternative">${isPart(one) && prefix ? Array.from(prefix).at(-1) : label(one)}</span>
+        <span class="bar" aria-hidden="true"><span style=${{ width: `${probability(one) * 100}%` }}></span></span>
+        <span class="percent">${percent(one)}</span>
+        ${why && html`<span class="unseen">${why}</span>`}
+      </button>`;
+    })}
+    ${!blocked && html`<p class="hint">Choose one, and the answer goes on from there.</p>`}
+  </div>`;
+}
+
+/** @param {Alternative} one @param {string | null | undefined} prefix */
+function reason(one, prefix) {
+  if (typeof prefix === "string") return "";
+  if (isMark(one)) return "The answer would end here.";
+  if (isPart(one)) return "This is a part of a character, and no text can end with it.";
+  return "This token is not in the text of the answer.";
+}
+
+/** @param {HTMLElement | null} popup @param {HTMLElement | null | undefined} target @param {HTMLElement | null} root */
+function placeBelow(popup, target, root) {
+  if (!popup || !target || !root) return;
+  const [box, line] = [root.getBoundingClientRect(), /** @type {DOMRect} */ ([...target.getClientRects()].at(-1))];
+  const left = Math.max(0, Math.min(line.left - box.left, box.width - popup.offsetWidth));
+  popup.style.left = `${left}px`;
+  popup.style.top = `${line.bottom - box.top + 2}px`;
+}
