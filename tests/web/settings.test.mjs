@@ -37,7 +37,20 @@ test("a comma is a decimal point, and what is no number is told", () => {
   assert.deepEqual(fields({ temperature: "0,5" }), { temperature: 0.5 });
   assert.equal(errors({ temperature: "warm" }).temperature, "Expected a number, got “warm”.");
   assert.equal(errors({ top_k: "1.5" }).top_k, "Expected a whole number, got “1.5”.");
-  assert.deepEqual(fields({ temperature: "warm" }), {});
+});
+
+test("what cannot be read is sent as it stands, for the server to refuse", () => {
+  assert.deepEqual(fields({ temperature: "warm", logit_bias: "{" }), { temperature: "warm", logit_bias: "{" });
+  assert.equal(fields({ constraint: "schema", schema: "{" }).response_format.json_schema.schema, "{");
+  assert.deepEqual(fields({ tools: "[" }), { tools: "[" });
+  assert.deepEqual(fields({ enable_thinking: "true", chat_template_kwargs: "x" }), { chat_template_kwargs: "x" });
+  assert.deepEqual(fields({ extra: "{" }), {});
+});
+
+test("probabilities of tokens come with their number", () => {
+  assert.deepEqual(fields({ logprobs: "true" }), { logprobs: true, top_logprobs: 5 });
+  assert.deepEqual(fields({ logprobs: "true", top_logprobs: "2" }), { logprobs: true, top_logprobs: 2 });
+  assert.deepEqual(fields({ top_logprobs: "2" }), {});
 });
 
 test("lines may have line ends and tabs inside", () => {
@@ -102,7 +115,7 @@ test("thinking is a variable of the template, beside others", () => {
 test("adapters are sent all together, and only where one has another scale", () => {
   assert.deepEqual(fields({ "lora:0": "1", "lora:1": "0.5" }), {});
   assert.deepEqual(fields({ "lora:1": "0" }), { lora: [{ id: 0, scale: 1 }, { id: 1, scale: 0 }] });
-  assert.match(errors({ "lora:0": "much" }).lora, /Expected a number/);
+  assert.match(errors({ "lora:0": "much" })["lora:0"], /Expected a number/);
   assert.deepEqual(requestFields({ "lora:5": "1" }, defaults).fields, {});
 });
 

@@ -12,10 +12,12 @@ const MAX_LINES = 16;
 /** @param {any} event */
 const textOf = (event) => event.target.value;
 
-/** What is wrong with a setting, in the server's words or the page's. @param {{id: string}} props */
-export function Fault({ id }) {
-  const text = faults.value[id];
-  return html`<p class="fault" id=${`fault-${id}`} role="alert">${text}</p>`;
+/**
+ * What is wrong with a setting, in the server's words or the page's.
+ * @param {{id: string, text?: string}} props
+ */
+export function Fault({ id, text }) {
+  return html`<p class="fault" id=${`fault-${id}`} role="alert">${text || faults.value[id]}</p>`;
 }
 
 /** @param {string} id */
@@ -61,14 +63,14 @@ function Choice({ field: { id, options = [] }, known }) {
 
 /**
  * A text of several lines, as high as it is long.
- * @param {{id: string, placeholder?: string, lines?: number, name?: string}} props
+ * @param {{id: string, placeholder?: string, lines?: number, name?: string, text?: string,
+ *   onText?: (text: string) => void}} props
  */
-export function Text({ id, placeholder, lines = 6, name }) {
-  const text = settings.value[id] ?? "";
+export function Text({ id, placeholder, lines = 6, name, text = settings.value[id] ?? "", onText = (now) => set(id, now) }) {
   const rows = Math.min(MAX_LINES, Math.max(lines, text.split("\n").length, (placeholder ?? "").split("\n").length));
   return html`<textarea class="field code" id=${`setting-${id}`} rows=${rows} value=${text} placeholder=${placeholder}
     aria-label=${name} spellcheck=${false} autocapitalize="off" ...${about(id)}
-    onInput=${(/** @type {Event} */ event) => set(id, textOf(event))}></textarea>`;
+    onInput=${(/** @type {Event} */ event) => onText(textOf(event))}></textarea>`;
 }
 
 /** Samplers in the order they run; those without a tick do not. @param {{id: string, known: string}} props */

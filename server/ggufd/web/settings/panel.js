@@ -4,7 +4,7 @@ import { server } from "../shared/server.js";
 import { html, useEffect, useSignal } from "../shared/view.js";
 import { CONSTRAINTS, GROUPS } from "./fields.js";
 import { Fault, Setting, Text } from "./inputs.js";
-import { toolNames } from "./request.js";
+import { requestFields as requestOf, toolNames } from "./request.js";
 import { defaults, deletePreset, faults, preset, presets, readDefaults, savePreset, set, settings, use } from "./state.js";
 
 /** @type {Record<string, string>} */
@@ -53,13 +53,27 @@ export function SettingsPanel() {
     <${Tokens} />
     ${others.map((group) => html`<${Fields} group=${group} key=${group.id} />`)}
     <${Adapters} />
-    <${Group} id="extra" title="Other fields" ids=${["extra"]}>
-      <p class="hint" id="hint-extra">A JSON object that is added to every request, for any field of${" "}
-        <a href="docs" target="_blank" rel="noopener">the API</a>.</p>
-      <${Text} id="extra" name="Other fields of a request, as JSON" placeholder='{"n_keep": 256}' lines=${3} />
-      <${Fault} id="extra" />
-    <//>
+    <${Extra} />
   </div>`;
+}
+
+/** Any other field; only what can be read becomes a setting. */
+function Extra() {
+  const typed = useSignal(/** @type {string | null} */ (null));
+  const kept = settings.value.extra ?? "";
+  const { extra: fault = "" } = requestOf({ extra: typed.value ?? kept }).errors;
+  /** @param {string} text */
+  const type = (text) => {
+    typed.value = text;
+    if (!requestOf({ extra: text }).errors.extra) set("extra", text);
+  };
+  return html`<${Group} id="extra" title="Other fields" ids=${["extra"]}>
+    <p class="hint" id="hint-extra">A JSON object that is added to every request, for any field of${" "}
+      <a href="docs" target="_blank" rel="noopener">the API</a>.</p>
+    <${Text} id="extra" name="Other fields of a request, as JSON" placeholder='{"n_keep": 256}' lines=${3}
+      text=${fault ? (typed.value ?? kept) : kept} onText=${type} />
+    <${Fault} id="extra" text=${fault && `${fault} Until it is right, it is not sent.`} />
+  <//>`;
 }
 
 /** The presets: choose one, save the settings as one, delete one. */

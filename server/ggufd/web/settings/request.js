@@ -1,7 +1,8 @@
 /**
  * From the settings, as they are typed, to the fields of a request.
  *
- * Settings are texts by name, "" is unset. What is unset, or typed as the server has it anyway, is not sent.
+ * Settings are texts by name, "" is unset. What is unset, or typed as the server has it anyway, is not sent. What cannot
+ * be read is sent as it stands: the server then refuses the request, and says why.
  */
 import { CONSTRAINTS, FIELDS, OWN } from "./fields.js";
 
@@ -16,7 +17,7 @@ import { CONSTRAINTS, FIELDS, OWN } from "./fields.js";
  */
 
 /**
- * `errors` has what cannot be sent, by setting, in a sentence.
+ * `errors` has what cannot be read, by setting, in a sentence.
  * @typedef {object} Prepared
  * @property {Record<string, unknown>} fields
  * @property {Record<string, string>} errors
@@ -28,7 +29,7 @@ export const NO_DEFAULTS = { samplers: {}, adapters: [] };
 /** Of each token, where their number is not set. */
 export const ALTERNATIVES = 5;
 
-/** A setting that cannot be sent, with the reason. */
+/** A text that cannot be read, with the reason. */
 class Unusable extends Error {}
 
 /**
@@ -41,13 +42,13 @@ export function requestFields(settings, defaults = NO_DEFAULTS) {
   /** @type {Prepared} */
   const made = { fields: {}, errors: {} };
   for (const field of FIELDS.values()) {
-    attempt(made, field.id, () => addField(made.fields, field, settings[field.id] ?? "", defaults));
+    addField(made, field, settings[field.id] ?? "", defaults);
   }
   addConstraint(made, settings);
   addTools(made, settings);
   addAdapters(made, settings, defaults);
   addProbabilities(made, settings);
-  attempt(made, "extra", () => Object.assign(made.fields, extraOf(settings.extra ?? "")));
+  Object.assign(made.fields, read(made, "extra", () => extraOf(settings.extra ?? ""), {}));
   return made;
 }
 
@@ -129,31 +130,36 @@ export function settingOf(param, settings) {
 }
 
 /**
+ * What is read, or `otherwise` and an error of this setting.
  * @param {Prepared} made
  * @param {string} id
- * @param {() => void} add
+ * @param {() => unknown} value
+ * @param {unknown} otherwise
+ * @returns {any}
  */
-function attempt(made, id, add) {
+function read(made, id, value, otherwise) {
   try {
-    add();
+    return value();
   } catch (error) {
     if (!(error instanceof Unusable)) throw error;
     made.errors[id] = error.message;
+    return otherwise;
   }
 }
 
 /**
- * @param {Record<string, unknown>} fields
+ * @param {Prepared} made
  * @param {Field} field
  * @param {string} text
  * @param {Defaults} defaults
  */
-function addField(fields, field, text, defaults) {
+function addField(made, field, text, defaults) {
   if (text.trim() === "") return;
-  const value = valueOf(field, text);
+  const { fields } = made;
+  const value = read(made, field.id, () => valueOf(field, text), text);
   if (same(value, defaults.samplers[field.id])) return;
   if (field.id === "enable_thinking") fields.chat_template_kwargs = { enable_thinking: value };
-  else if (field.id === "chat_template_kwargs") Object.assign((fields[field.id] ??= {}), value);
+  else if (field.id in fields && typeof value === "object") Object.assign(/** @type {object} */ (fields[field.id]), value);
   else fields[field.id] = value;
 }
 
@@ -165,18 +171,20 @@ function addConstraint(made, settings) {
   const kind = settings.constraint ?? "";
   const text = settings[kind] ?? "";
   if (!CONSTRAINTS.some(([name]) => name === kind) || text.trim() === "") return;
-  attempt(made, kind, () => Object.assign(made.fields, constraintOf(kind, text)));
+  Object.assign(made.fields, constraintOf(made, kind, text));
 }
 
 /**
+ * @param {Prepared} made
  * @param {string} kind
  * @param {string} text
  * @returns {Record<string, unknown>}
  */
-function constraintOf(kind, text) {
+function constraintOf(made, kind, text) {
+  const schema = () => read(made, kind, () => jsonOf(text, "object"), text);
   switch (kind) {
     case "schema":
-      return { response_format: { type: "json_schema", json_schema: { name: "answer", schema: jsonOf(text, "object") } } };
+      return { response_format: { type: "json_schema", json_schema: { name: "answer", schema: schema() } } };
     case "grammar":
       return { grammar: text };
     case "regex":
@@ -192,14 +200,12 @@ function constraintOf(kind, text) {
  */
 function addTools(made, settings) {
   if ((settings.tools ?? "").trim() === "") return;
-  attempt(made, "tools", () => {
-    made.fields.tools = toolsOf(settings.tools);
-    const choice = settings.tool_choice ?? "";
-    const [, name] = choice.split("name:");
-    if (name) made.fields.tool_choice = { type: "function", function: { name } };
-    else if (choice) made.fields.tool_choice = choice;
-    if (settings.parallel_tool_calls) made.fields.parallel_tool_calls = settings.parallel_tool_calls === "true";
-  });
+  made.fields.tools = read(made, "tools", () => toolsOf(settings.tools), settings.tools);
+  const choice = settings.tool_choice ?? "";
+  const [, name] = choice.split("name:");
+  if (name) made.fields.tool_choice = { type: "function", function: { name } };
+  else if (choice) made.fields.tool_choice = choice;
+  if (settings.parallel_tool_calls) made.fields.parallel_tool_calls = settings.parallel_tool_calls === "true";
 }
 
 /**
@@ -209,11 +215,11 @@ function addTools(made, settings) {
  * @param {Defaults} defaults
  */
 function addAdapters(made, settings, { adapters }) {
-  const typed = adapters.map(({ id }) => settings[`lora:${id}`] ?? "");
-  attempt(made, "lora", () => {
-    const lora = adapters.map(({ id, scale }, place) => ({ id, scale: typed[place] ? numberOf(typed[place]) : scale }));
-    if (lora.some(({ scale }, place) => scale !== adapters[place].scale)) made.fields.lora = lora;
+  const lora = adapters.map(({ id, scale }) => {
+    const text = settings[`lora:${id}`] ?? "";
+    return { id, scale: text ? read(made, `lora:${id}`, () => numberOf(text), text) : scale };
   });
+  if (lora.some(({ scale }, place) => scale !== adapters[place].scale)) made.fields.lora = lora;
 }
 
 /**
@@ -222,10 +228,9 @@ function addAdapters(made, settings, { adapters }) {
  */
 function addProbabilities(made, settings) {
   if (settings.logprobs !== "true") return;
-  attempt(made, "top_logprobs", () => {
-    const alternatives = settings.top_logprobs ? numberOf(settings.top_logprobs, true) : ALTERNATIVES;
-    Object.assign(made.fields, { logprobs: true, top_logprobs: alternatives });
-  });
+  const text = settings.top_logprobs || String(ALTERNATIVES);
+  made.fields.logprobs = true;
+  made.fields.top_logprobs = read(made, "top_logprobs", () => numberOf(text, true), text);
 }
 
 /** @param {string} text */

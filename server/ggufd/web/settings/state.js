@@ -29,7 +29,7 @@ const refusals = signal({});
 
 const request = computed(() => prepared(settings.value, defaults.value ?? NO_DEFAULTS));
 
-/** What is wrong with the settings, by setting: what cannot be sent, and what the server would refuse. */
+/** What is wrong with the settings, by setting: what cannot be read, and what the server would refuse. */
 export const faults = computed(() => ({ ...refusals.value, ...request.value.errors }));
 
 /** The preset that the settings are; "" where they are none. */
@@ -39,14 +39,11 @@ export const preset = computed(() => presetOf(presets.value, settings.value));
 export const wantsTokens = computed(() => settings.value.logprobs === "true");
 
 /**
- * The fields that every request carries besides its messages. Throws ApiError where a setting cannot be sent.
+ * The fields that every request carries besides its messages.
  * @returns {Record<string, unknown>}
  */
 export function requestFields() {
-  const { fields, errors } = request.value;
-  const [wrong] = Object.keys(errors);
-  if (wrong) throw new ApiError(`Settings, ${wrong}: ${errors[wrong]}`, 400, "invalid_setting", wrong);
-  return { ...fields };
+  return { ...request.value.fields };
 }
 
 /** @param {string} id @param {string} text */
