@@ -13,7 +13,7 @@ export function AnswerFacts({ message }) {
   const isOpen = useSignal(false);
   const id = useId();
   const figures = shortFigures(message);
-  if (message.state === "writing" || !message.request) return null;
+  if (message.state === "writing" || !message.requested) return null;
   return html`<div class="facts">
     <button type="button" class="facts-line" aria-expanded=${isOpen.value} aria-controls=${id}
       onClick=${() => (isOpen.value = !isOpen.value)}>

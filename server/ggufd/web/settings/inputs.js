@@ -68,7 +68,7 @@ function Choice({ field: { id, options = [] }, known }) {
  */
 export function Text({ id, placeholder, lines = 6, name, text = settings.value[id] ?? "", onText = (now) => set(id, now) }) {
   const rows = Math.min(MAX_LINES, Math.max(lines, text.split("\n").length, (placeholder ?? "").split("\n").length));
-  return html`<textarea class="field code" id=${`setting-${id}`} rows=${rows} value=${text} placeholder=${placeholder}
+  return html`<textarea class="field coded" id=${`setting-${id}`} rows=${rows} value=${text} placeholder=${placeholder}
     aria-label=${name} spellcheck=${false} autocapitalize="off" ...${about(id)}
     onInput=${(/** @type {Event} */ event) => onText(textOf(event))}></textarea>`;
 }
@@ -86,7 +86,7 @@ function Order({ id, known }) {
     order.splice(place + step, 0, ...order.splice(place, 1));
     use(order);
   };
-  return html`<ol class="order" aria-labelledby=${`name-${id}`} aria-describedby=${`hint-${id}`}>
+  return html`<ol class="sampler-order" aria-labelledby=${`name-${id}`} aria-describedby=${`hint-${id}`}>
     ${names.map((name, place) => {
       const isOn = place < chosen.length;
       /** @param {any} event */

@@ -43,7 +43,7 @@ export function SettingsPanel() {
     if (["", "ok"].includes(state)) readDefaults().catch(() => {});
   }, [state]);
   const [sampling, ...others] = GROUPS;
-  return html`<div class="settings">
+  return html`<div class="settings-panel">
     <${Presets} />
     <section class="settings-group" aria-label=${sampling.title}>
       ${sampling.fields.map((field) => html`<${Setting} field=${field} key=${field.id} />`)}
@@ -172,8 +172,8 @@ function Format() {
  * @param {{id: string, name: string, hint?: string}} props
  */
 function Editor({ id, name, hint }) {
-  return html`<div class="editor">
-    <div class="editor-head">
+  return html`<div class="setting-editor">
+    <div class="setting-head">
       <label for=${`setting-${id}`}>${name}</label>
       ${!settings.value[id] &&
       html`<button type="button" class="button small" onClick=${() => set(id, EXAMPLES[id])}>Insert an example</button>`}

@@ -20,8 +20,10 @@
  * One message of a chat. The messages that have the same parent are versions of each other.
  *
  * `writing` is an answer that has not ended; `stopped` one that a person ended, or that was cut off. Everything below
- * `error` is of answers only: `request` is the body that was sent, `usage`, `timings` and `cache` are what the server
- * said at the end, and `firstTokenMs` and `totalMs` are what the page saw.
+ * `error` is of answers only. `request` is the body that was sent, but for its messages, and with the system prompt as
+ * `system`: `requestOf` in chat/openai.js makes the whole body of it, and components are given messages that have it
+ * whole. `usage`, `timings` and `cache` are what the server said at the end, `firstTokenMs` and `totalMs` what the page
+ * saw.
  *
  * @typedef {object} Message
  * @property {string} id
@@ -35,6 +37,9 @@
  * @property {string} [toolCallId] - of a tool's message: the call that it answers
  * @property {Failure} [error]
  * @property {Record<string, unknown>} [request]
+ * @property {number} [requested] - when `request` was sent, Unix time in milliseconds
+ * @property {string} [begun] - the text that the answer was given to go on from
+ * @property {Array<{text: string, until: number}>} [edits] - what it said before, and until when
  * @property {string} [responseId]
  * @property {string} [model]
  * @property {string} [finishReason]

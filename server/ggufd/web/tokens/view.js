@@ -197,7 +197,7 @@ function Alternatives({ entry, place, root, blocked, prefixOf, onChoose }) {
         class=${sameToken(one, entry) ? "chosen" : ""}
         onClick=${() => typeof prefix === "string" && onChoose(prefix)}>
         <span class="alternative">${isPart(one) && prefix ? Array.from(prefix).at(-1) : label(one)}</span>
-        <span class="bar" aria-hidden="true"><span style=${{ width: `${probability(one) * 100}%` }}></span></span>
+        <span class="share" aria-hidden="true"><span style=${{ width: `${probability(one) * 100}%` }}></span></span>
         <span class="percent">${percent(one)}</span>
         ${why && html`<span class="unseen">${why}</span>`}
       </button>`;
