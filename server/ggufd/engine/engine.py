@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ggufd.engine.maintenance import Maintenance
 from ggufd.engine.messages.events import FinishReason
-from ggufd.engine.messages.reports import Event, QueueState, SlotDone, Stats, Steps
+from ggufd.engine.messages.reports import Event, LiveState, QueueState, SlotDone, Stats, Steps
 from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest
 from ggufd.engine.slot_actions import act_on_slot
 from ggufd.engine.statistics import Statistics
@@ -136,6 +136,10 @@ class Engine:
     def queue_state(self) -> QueueState:
         """Every request under way, and its place in the queue."""
         return self._statistics.queue_state()
+
+    def live_state(self) -> LiveState:
+        """State for the live view."""
+        return self._statistics.live_state()
 
     def steps(self) -> Steps:
         """Timings of the last steps."""

@@ -17,7 +17,18 @@ from typing import Protocol
 
 from ggufd.engine.messages.config import EngineConfig
 from ggufd.engine.messages.events import Output
-from ggufd.engine.messages.reports import Event, LoadFailed, Loading, LogLine, Pong, QueueState, SlotDone, Stats, Steps
+from ggufd.engine.messages.reports import (
+    Event,
+    LiveState,
+    LoadFailed,
+    Loading,
+    LogLine,
+    Pong,
+    QueueState,
+    SlotDone,
+    Stats,
+    Steps,
+)
 from ggufd.engine.messages.requests import (
     Abort,
     ActOnSlot,
@@ -25,6 +36,7 @@ from ggufd.engine.messages.requests import (
     EmbedRequest,
     EngineRequest,
     FinishSequence,
+    GetLive,
     GetQueue,
     GetStats,
     GetSteps,
@@ -51,6 +63,7 @@ class SteppedEngine(Protocol):
     def stats(self) -> Stats: ...
     def queue_state(self) -> QueueState: ...
     def steps(self) -> Steps: ...
+    def live_state(self) -> LiveState: ...
     def note_sent(self, seconds: float) -> None: ...
     def act_on_slot(self, command: ActOnSlot) -> SlotDone: ...
     def close(self, timeout_s: float) -> None: ...
@@ -197,6 +210,8 @@ def _handle(engine: SteppedEngine, command: Command, events: list[Event]) -> Non
             events.append(dataclasses.replace(engine.stats(), resident_bytes=_resident_bytes()))
         case GetQueue():
             events.append(engine.queue_state())
+        case GetLive():
+            events.append(engine.live_state())
         case GetSteps():
             events.append(engine.steps())
         case ActOnSlot():

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ggufd.engine.embeddings.embedding import Embedder
-from ggufd.engine.messages.reports import QueueState, SlotState, Stats, Steps
+from ggufd.engine.live_report import live_state
+from ggufd.engine.messages.reports import LiveState, QueueState, SlotState, Stats, Steps
 from ggufd.engine.queueing.announcer import Announcer
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.speculation.prompt_lookup import Speculator
@@ -36,6 +37,10 @@ class Statistics:
         """Every request under way, with the expected wait of those in the queue."""
         generating = self._announcer.state(self._lifecycle.running, self._clock())
         return QueueState((*generating.entries, *self._embedder.entries()))
+
+    def live_state(self) -> LiveState:
+        """State for the live view."""
+        return live_state(self._lifecycle, self.snapshot(), self.queue_state(), self._clock())
 
     def steps(self) -> Steps:
         """Timings of the last steps."""

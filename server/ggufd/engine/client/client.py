@@ -18,7 +18,7 @@ from ggufd.engine.client.state import ASLEEP, TAKES_REQUESTS, EngineState
 from ggufd.engine.client.stream import RequestStream
 from ggufd.engine.client.supervisor import EngineSupervisor
 from ggufd.engine.messages.config import EngineConfig
-from ggufd.engine.messages.reports import QueueState, Ready, SlotDone, Stats, Steps
+from ggufd.engine.messages.reports import LiveState, QueueState, Ready, SlotDone, Stats, Steps
 from ggufd.engine.messages.requests import (
     Abort,
     ActOnSlot,
@@ -26,12 +26,13 @@ from ggufd.engine.messages.requests import (
     EmbedRequest,
     EngineRequest,
     FinishSequence,
+    GetLive,
     GetQueue,
     GetStats,
     GetSteps,
     SlotAction,
 )
-from ggufd.errors import Draining, GgufdError
+from ggufd.errors import Draining, GgufdError, Unavailable
 from ggufd.processes.prestarted import PrestartedProcess
 from ggufd.processes.supervisor import Link, Spawn
 
@@ -59,6 +60,8 @@ class EngineClient:
         self._supervisor = EngineSupervisor(config, self._callers, on_progress, spawn, prestarted)
         self._ids = itertools.count(1)
         self._drain_refusal: GgufdError | None = None
+        self._is_ending = False
+        self._watchers: list[Callable[[EngineState], None]] = []
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -96,7 +99,37 @@ class EngineClient:
 
     def drain(self, refusal: GgufdError | None = None) -> None:
         """Refuse new requests from now on, with `refusal`; those that run go on."""
+        self._is_ending = True
         self._drain_refusal = refusal or Draining("the server is shutting down and takes no new requests")
+
+    def pause(self) -> None:
+        """Refuse new requests until `resume`; those that run or wait go on. Nothing of an engine that is to end."""
+        if self._drain_refusal is None:
+            self._drain_refusal = Unavailable(
+                "the server was told to drain and takes no new requests for now; try again later", retry_after_s=10
+            )
+            self._tell(EngineState.DRAINING)
+
+    def resume(self) -> None:
+        """Take requests again after `pause`. Raises Draining where the engine is to end."""
+        if self._is_ending:
+            raise Draining("the server is shutting down, or another model is being loaded: that cannot be taken back")
+        if self._drain_refusal is not None:
+            self._drain_refusal = None
+            self._tell(self.state)
+
+    def sleep(self) -> None:
+        """Unload the model now; the next request loads it again. Raises Unavailable while requests are under way."""
+        self._supervisor.sleep()
+
+    def watch(self, tell: Callable[[EngineState], None]) -> None:
+        """Call `tell` with every state that the engine enters from now on. Must be quick and raise nothing."""
+        self._watchers.append(tell)
+        self._supervisor.watch(tell)
+
+    def _tell(self, state: EngineState) -> None:
+        for tell in self._watchers:
+            tell(state)
 
     async def wait_idle(self) -> None:
         """Return when no request is open."""
@@ -154,6 +187,10 @@ class EngineClient:
         self._supervisor.use()
         return stream
 
+    def find(self, request_id: int) -> RequestStream | None:
+        """The open request with this id."""
+        return self._requests.get(request_id)
+
     def _refuse_while_draining(self) -> None:
         if self._drain_refusal is not None:
             raise self._drain_refusal
@@ -187,6 +224,11 @@ class EngineClient:
         """Every request under way; none of one that sleeps. Raises EngineDown when there is none to ask."""
         self._supervisor.require(TAKES_REQUESTS)
         return QueueState(()) if self._supervisor.state in ASLEEP else await self._questions.ask(GetQueue(), QueueState)
+
+    async def live_state(self) -> LiveState:
+        """State for the live view. Raises EngineDown when there is no engine to ask."""
+        self._supervisor.require({EngineState.READY})
+        return await self._questions.ask(GetLive(), LiveState)
 
     async def act_on_slot(self, command: ActOnSlot) -> SlotDone:
         """Erase, save or restore what an idle slot keeps; to restore wakes a sleeping engine, whose slots are empty.

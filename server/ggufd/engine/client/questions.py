@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ggufd.engine.messages.reports import QueueState, SlotDone, Stats, Steps
+from ggufd.engine.messages.reports import LiveState, QueueState, SlotDone, Stats, Steps
 from ggufd.engine.messages.requests import ActOnSlot, Command, SlotAction
 from ggufd.errors import GgufdError, InvalidRequest, Unavailable
 
-_Answer = TypeVar("_Answer", Stats, QueueState, Steps)
+_Answer = TypeVar("_Answer", Stats, QueueState, Steps, LiveState)
+Answer = Stats | QueueState | Steps | LiveState
+"""Answer to a question; one of a kind is for all who asked for it."""
 
 
 class Questions:
@@ -21,7 +23,7 @@ class Questions:
 
     def __init__(self, send: Callable[[Command], None]) -> None:
         self._send = send
-        self._askers: dict[type[Stats | QueueState | Steps], list[asyncio.Future[Any]]] = {}
+        self._askers: dict[type[Answer], list[asyncio.Future[Any]]] = {}
         self._acting: dict[int, list[asyncio.Future[SlotDone]]] = {}
         self._held: list[tuple[ActOnSlot, asyncio.Future[SlotDone]]] = []
 
@@ -42,7 +44,7 @@ class Questions:
         self._send(question)
         return await future
 
-    def answer(self, answer: Stats | QueueState | Steps) -> None:
+    def answer(self, answer: Answer) -> None:
         """The engine's answer to a question."""
         for future in self._askers.pop(type(answer), []):
             if not future.done():

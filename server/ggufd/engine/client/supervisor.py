@@ -25,6 +25,7 @@ from ggufd.engine.messages.config import EngineConfig
 from ggufd.engine.messages.events import Admitted, Failed, Output, RequestEvent
 from ggufd.engine.messages.reports import (
     Event,
+    LiveState,
     LoadFailed,
     LoadProgress,
     LogLine,
@@ -38,7 +39,7 @@ from ggufd.engine.messages.reports import (
     Steps,
 )
 from ggufd.engine.messages.requests import Command, Ping, Shutdown
-from ggufd.errors import EngineDown, ModelError
+from ggufd.errors import EngineDown, ModelError, Unavailable
 from ggufd.llama.gguf.gguf_header import parts_of
 from ggufd.processes.child import ChildSpawner
 from ggufd.processes.prestarted import PrestartedProcess
@@ -54,7 +55,7 @@ _STOPPED = "the engine has stopped; try again soon"
 _KILLED = -9
 
 
-CallerEvent = RequestEvent | Stats | Steps | QueueState | SlotDone
+CallerEvent = RequestEvent | Stats | Steps | QueueState | LiveState | SlotDone
 """Events that somebody waits for; the others tell how the engine itself is."""
 
 
@@ -114,6 +115,7 @@ class EngineSupervisor:
         self._idle_timer = IdleTimer(self._fall_asleep)
         self._file: FirstLoaded | None = None
         self._noting: asyncio.Task[None] | None = None
+        self._watchers: list[Callable[[EngineState], None]] = []
 
     # --- used by who talks to the engine ------------------------------------------------------------------------
 
@@ -158,6 +160,19 @@ class EngineSupervisor:
         idle_s = self.config.sleep_idle_s
         if idle_s is not None and self.state is EngineState.READY and not self._user.keeps_awake:
             self._idle_timer.start(idle_s)
+
+    def sleep(self) -> None:
+        """Unload the model now, until the next request. Raises Unavailable while somebody uses the engine."""
+        if self.state in ASLEEP:
+            return
+        self.require({EngineState.READY})
+        if self._user.keeps_awake:
+            raise Unavailable("requests are under way; the model can be unloaded when they have ended")
+        self._unload("as an admin asked for")
+
+    def watch(self, tell: Callable[[EngineState], None]) -> None:
+        """Call `tell` with every state that the engine enters from now on."""
+        self._watchers.append(tell)
 
     async def stop(self) -> None:
         """End the process, and wait until its memory is given back."""
@@ -302,11 +317,16 @@ class EngineSupervisor:
         assert may_follow(self.state, state), f"the engine cannot become {state.name} from {self.state.name}"
         self._idle_timer.stop()
         self.state = state
+        for tell in self._watchers:
+            tell(state)
 
     # --- sleep --------------------------------------------------------------------------------------------------
 
     def _fall_asleep(self) -> None:
-        logger.info("idle for %g s: the model is unloaded, the next request loads it again", self.config.sleep_idle_s)
+        self._unload(f"idle for {self.config.sleep_idle_s:g} s")
+
+    def _unload(self, why: str) -> None:
+        logger.info("%s: the model is unloaded, the next request loads it again", why)
         self._enter(EngineState.SLEEPING)
         self._process.end(Shutdown())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ggufd.engine.embeddings.embedding import MAX_OPEN, Embedder
 from ggufd.engine.messages.events import Failed
-from ggufd.engine.messages.reports import Event, QueueState, SlotDone, SlotState, Stats, Steps
+from ggufd.engine.messages.reports import Event, LiveSlot, LiveState, QueueState, SlotDone, SlotState, Stats, Steps
 from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest, SlotAction
 from ggufd.errors import GgufdError, Unsupported
 
@@ -80,6 +80,17 @@ class VectorEngine:
             embedded_tokens=self._embedder.n_tokens,
             slots=tuple(SlotState(place, request_id, 0, 0) for place, request_id in enumerate([*running, *idle])),
         )
+
+    def live_state(self) -> LiveState:
+        """State for the live view: its slots keep nothing, and what runs is in the queue's entries."""
+        entries = self.queue_state().entries
+        owners = {entry.request_id: entry.principal.person for entry in entries}
+        stats = self.stats()
+        slots = tuple(
+            LiveSlot(one.slot, owners.get(one.request_id or 0, ""), one.request_id, 0, 0, 0, 0, 0.0)
+            for one in stats.slots
+        )
+        return LiveState(stats, slots, entries, tuple(self._embedder.accounts.served.items()))
 
     def steps(self) -> Steps:
         """No records: its steps have one phase."""

@@ -116,6 +116,11 @@ class HostCache:
             self.drop(entry)
 
     @property
+    def n_disk_bytes(self) -> int:
+        """Bytes of all files on disk."""
+        return 0 if self._disk is None else self._disk.n_bytes
+
+    @property
     def n_bad_files(self) -> int:
         """Files on disk that were broken."""
         return 0 if self._disk is None else self._disk.n_bad

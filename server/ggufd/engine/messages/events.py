@@ -67,11 +67,20 @@ class CacheReport:
     difference: CacheDifference | None = None
 
 
+class CacheClass(enum.Enum):
+    """Class of what the cache had for a prompt: all that another request had left, up to a difference, or nothing."""
+
+    CONTINUED = "continued"
+    PARTED = "parted"
+    NEW = "new"
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Cost of a sequence. Tokens; times in seconds. `cached_tokens` of the prompt were not computed again;
     `moved_tokens` of those were moved from another place (`cache_reuse`), so the text may differ a little.
-    `rewinds` counts banned phrases that were taken back. `cache` is there when it was asked for.
+    `rewinds` counts banned phrases that were taken back. `cache` is there when it was asked for, `cache_class`
+    once it had a slot.
     `accepted_tokens` of the completion were draft tokens, out of `drafted_tokens` (speculative decoding).
     `dropped_tokens` had to leave the slot before the end (`context_shift`).
     """
@@ -88,6 +97,7 @@ class Usage:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     dropped_tokens: int = 0
+    cache_class: CacheClass | None = None
 
     @property
     def decoded_tokens(self) -> int:

@@ -265,6 +265,40 @@ class SlotDone:
     failure: str = ""
 
 
+class LiveSlot(NamedTuple):
+    """Slot with its sequence, or with what it keeps. Numbers of tokens; no text.
+
+    `owner` is a principal's `person`. `n_past` tokens are computed, of the `n_prompt` of the prompt and `n_generated`;
+    an idle slot keeps `n_past` of a `request_id` None. `phase_s` is how long it has been reading, writing or idle.
+    """
+
+    slot: int
+    owner: str
+    request_id: int | None
+    n_prompt: int
+    n_cached: int
+    n_past: int
+    n_generated: int
+    phase_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LiveState:
+    """State of an engine for the live view.
+
+    `queue` has requests under way as `QueueState`; `served` is what each of the last accounts has cost, in generated
+    tokens, since the start. `disk_reads` are states that came back from disk.
+    """
+
+    stats: Stats
+    slots: tuple[LiveSlot, ...]
+    queue: tuple[QueueEntry, ...]
+    served: tuple[tuple[str, float], ...] = ()
+    prefill_tokens: int = 0
+    disk_bytes: int = 0
+    disk_reads: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Pong:
     """Answer to a ping."""
@@ -274,4 +308,4 @@ Loading = LoadProgress | Placing | LogLine | Notice
 """Reports while a model loads."""
 
 
-Event = RequestEvent | Loading | Ready | LoadFailed | Stats | Steps | QueueState | SlotDone | Pong
+Event = RequestEvent | Loading | Ready | LoadFailed | Stats | Steps | QueueState | LiveState | SlotDone | Pong

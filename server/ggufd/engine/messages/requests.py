@@ -123,6 +123,11 @@ class GetQueue:
 
 
 @dataclass(frozen=True, slots=True)
+class GetLive:
+    """Answer with `LiveState`."""
+
+
+@dataclass(frozen=True, slots=True)
 class GetSteps:
     """Answer with `Steps`."""
 
@@ -159,5 +164,15 @@ class Shutdown:
 
 
 Command = (
-    EngineRequest | EmbedRequest | Abort | FinishSequence | GetStats | GetQueue | GetSteps | ActOnSlot | Ping | Shutdown
+    EngineRequest
+    | EmbedRequest
+    | Abort
+    | FinishSequence
+    | GetStats
+    | GetQueue
+    | GetSteps
+    | GetLive
+    | ActOnSlot
+    | Ping
+    | Shutdown
 )

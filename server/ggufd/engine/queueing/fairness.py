@@ -19,6 +19,9 @@ from ggufd.keys.principal import Principal
 _FORGET_EVERY = 64
 """So many new counters are kept before those that make no difference are dropped."""
 
+_MAX_SERVED = 256
+"""So many accounts are reported; addresses can be many."""
+
 
 class TokenCounters:
     """Weighted cost served to each account that is active, and to those that got more than their share lately."""
@@ -70,12 +73,14 @@ class Standing:
 class Accounts:
     """Accounts of sequences and embedding requests: what each was served, how much of it waits and runs.
 
-    A generated token costs its account 1, a token of a prompt or of an input to embed `prompt_cost`.
+    A generated token costs its account 1, a token of a prompt or of an input to embed `prompt_cost`. `served` is all
+    that it cost each of the last accounts, without their weights.
     """
 
     def __init__(self, prompt_cost: float = 0.25) -> None:
         self.prompt_cost = prompt_cost
         self.counters = TokenCounters()
+        self.served: dict[str, float] = {}
         self.waiting: Counter[str] = Counter()
         self.running: Counter[str] = Counter()
 
@@ -87,6 +92,12 @@ class Accounts:
     def charge(self, principal: Principal, cost: float) -> None:
         """Add a cost to what an account was served."""
         self.counters.charge(principal.account, cost, principal.limits.weight)
+        self._note(principal.account, cost)
+
+    def _note(self, account: str, cost: float) -> None:
+        if account not in self.served and len(self.served) >= _MAX_SERVED:
+            del self.served[next(iter(self.served))]
+        self.served[account] = self.served.get(account, 0.0) + cost
 
     def charge_prompt(self, principal: Principal, n_tokens: int) -> None:
         """Charge prompt tokens; a negative number is given back."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ggufd.engine.backend.interfaces import CompiledGrammar, Constraint, Sampler
 from ggufd.engine.kv_store.disk_cache import Fetch
-from ggufd.engine.messages.events import CacheReport, TokenLogprob, Usage
+from ggufd.engine.messages.events import CacheClass, CacheReport, TokenLogprob, Usage
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.sampling.banned import BanGuard, Bans, bans_of
 from ggufd.engine.sampling.detokenizer import Detokenizer
@@ -70,6 +70,7 @@ class SequenceState:
     checkpoints: list[int] = field(default_factory=list)
     """Lengths of prefixes of its prompt after which its state is saved, ascending; those that are still ahead."""
     cache_report: CacheReport | None = None
+    cache_class: CacheClass | None = None
     fetch: Fetch | None = None
     """A longer prefix of it, being read from disk."""
     chat: Chat | None = None
@@ -198,6 +199,7 @@ class SequenceState:
             decode_s=now_s - first_token_s,
             rewinds=0 if self.guard is None else self.guard.n_rewinds,
             cache=self.cache_report,
+            cache_class=self.cache_class,
             drafted_tokens=self.n_drafted,
             accepted_tokens=self.n_accepted,
             dropped_tokens=len(self.dropped),

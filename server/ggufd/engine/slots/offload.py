@@ -54,6 +54,7 @@ class Offload:
         self._message_ends = message_ends
         self.n_evicted = 0
         self.n_restored = 0
+        self.n_read = 0
 
     # --- save ---------------------------------------------------------------------------------------------------------
 
@@ -123,6 +124,7 @@ class Offload:
             return False
         if sequence.fetch is not None and (kept := sequence.fetch.kept) is not None:
             self._host.insert(kept)
+            self.n_read += 1
         sequence.fetch = None
         while (entry := self._matcher.best_kept(sequence)) is not None:
             if self._restore_entry(entry):

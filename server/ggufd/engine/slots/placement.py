@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ggufd.engine.backend.interfaces import Decoder
 from ggufd.engine.backend.tokens import common_prefix
 from ggufd.engine.kv_store.state_file import KeptState
-from ggufd.engine.messages.events import CacheReport, CacheSource
+from ggufd.engine.messages.events import CacheClass, CacheDifference, CacheReport, CacheSource
 from ggufd.engine.messages.requests import CacheScope
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.cells import KVCells
@@ -39,6 +39,13 @@ def _cache_source(sequence: SequenceState, *, is_copy: bool) -> CacheSource | No
     if sequence.n_cached == 0:
         return None
     return CacheSource.COPIED if is_copy else CacheSource.SAME_SLOT
+
+
+def _cache_class(sequence: SequenceState, difference: CacheDifference | None) -> CacheClass:
+    """A beginning that nearly all prompts share, as that of a chat template, is nothing."""
+    if difference is not None:
+        return CacheClass.PARTED if difference.token >= MIN_SHARED_TOKENS else CacheClass.NEW
+    return CacheClass.CONTINUED if sequence.n_cached else CacheClass.NEW
 
 
 class SlotPlacement:
@@ -74,13 +81,14 @@ class SlotPlacement:
         n_parted = self._offload.n_parted(sequence)
         was_restored = self._offload.restore(sequence)
         choice = self._choose(sequence)
-        difference = self._matcher.difference(sequence) if sequence.request.explain_cache else None
+        difference = self._matcher.difference(sequence)
         try:
             self._place(sequence, choice)
         except EngineFailure as error:
             self._undo(sequence, choice.target, error)
             self._place_afresh(sequence, choice.target)
         self._offload.plan_checkpoints(sequence, n_parted)
+        sequence.cache_class = _cache_class(sequence, difference)
         if sequence.request.explain_cache:
             is_restored = was_restored and sequence.n_cached > 0
             is_copy = choice.source is not choice.target

@@ -49,7 +49,7 @@ class PrefixCache:
         disk_cache = open_disk_cache(disk, only_whole=only_whole)
         self.host = HostCache(cache_ram_bytes, disk_cache, only_whole=only_whole)
         self.costs = CopyCosts()
-        self.table = table = SlotTable(decoder.n_slots)
+        self.table = table = SlotTable(decoder.n_slots, clock)
         self.cells = cells = KVCells(decoder, table, self.costs, clock)
         self.matcher = matcher = PrefixMatcher(decoder, table, self.host, n_cache_reuse=n_cache_reuse)
         self.offload = Offload(decoder, table, cells, matcher, self.host, self.costs, clock, message_ends)

@@ -12,8 +12,9 @@ The table knows no llama.cpp; `KVCells` keeps the context in step with it.
 
 from __future__ import annotations
 
+import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ggufd.engine.messages.requests import EVERYBODYS, CacheScope
@@ -25,13 +26,15 @@ from ggufd.errors import EngineFailure
 class Slot:
     """One slot. `tokens` is its cached prefix while idle; a running slot has none of its own.
 
-    `last_used` is a logical time, 0 for a slot that was evicted. `is_shifted` until the decode that rotates moved keys.
+    `last_used` is a logical time, 0 for a slot that was evicted; `used_s` is the table's clock then. `is_shifted` until
+    the decode that rotates moved keys.
     """
 
     index: int
     tokens: array[int] = field(default_factory=lambda: array("i"))
     sequence: SequenceState | None = None
     last_used: int = 0
+    used_s: float = 0.0
     cache_scope: CacheScope = EVERYBODYS
     person: str = ""
     n_fixed: int = 0
@@ -57,10 +60,11 @@ class Slot:
 
 
 class SlotTable:
-    """The `n_slots` slots of one context."""
+    """The `n_slots` slots of one context. Times come from `clock`, in seconds."""
 
-    def __init__(self, n_slots: int) -> None:
+    def __init__(self, n_slots: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.slots = [Slot(i) for i in range(n_slots)]
+        self._clock = clock
         self._time = 0
 
     @property
@@ -86,7 +90,7 @@ class SlotTable:
     def touch(self, slot: Slot) -> None:
         """Make a slot the most recently used. Its content has changed: no two contents have the same `last_used`."""
         self._time += 1
-        slot.last_used = self._time
+        slot.last_used, slot.used_s = self._time, self._clock()
 
     def assign(self, slot: Slot, sequence: SequenceState) -> None:
         """Let a sequence run in an idle slot, whose content is its first `n_past` tokens."""
@@ -109,6 +113,7 @@ class SlotTable:
         idle.sequence, running.sequence = sequence, None
         running.tokens, idle.tokens = idle.tokens, array("i")
         running.last_used, idle.last_used = idle.last_used, running.last_used
+        running.used_s, idle.used_s = idle.used_s, running.used_s
         running.cache_scope, idle.cache_scope = idle.cache_scope, running.cache_scope
         running.person, idle.person = idle.person, running.person
         sequence.slot = idle.index

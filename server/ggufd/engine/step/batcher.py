@@ -80,7 +80,8 @@ class Batcher:
         ]
 
     def _note(self, plan: list[Chunk], seconds: float, n_decode: int, n_prefill: int) -> None:
-        self._counters.end(self._clock(), seconds, n_rows=n_decode + n_prefill, n_sequences=len(plan))
+        n_rows = n_decode + n_prefill
+        self._counters.end(self._clock(), seconds, n_rows=n_rows, n_sequences=len(plan), n_prefill=n_prefill)
         self._cells.note_decode()
         self._note_time(seconds, n_decode, n_prefill, n_sequences=len(plan))
         self._note_batch(plan, seconds, n_decode, n_prefill)

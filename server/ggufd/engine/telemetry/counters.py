@@ -34,6 +34,7 @@ class Counters:
     def __init__(self) -> None:
         self.steps = 0
         self.computed_tokens = 0
+        self.prefill_tokens = 0
         self.cached_tokens = 0
         self.generated_tokens = 0
         self.preemptions = 0
@@ -65,12 +66,13 @@ class Counters:
         if self._ended_s is not None:
             self._ended_s += seconds
 
-    def end(self, now_s: float, seconds: float, *, n_rows: int, n_sequences: int) -> None:
-        """Count a batch of `n_rows`."""
+    def end(self, now_s: float, seconds: float, *, n_rows: int, n_sequences: int, n_prefill: int = 0) -> None:
+        """Count a batch of `n_rows`, `n_prefill` of them of prompts."""
         self._ended_s = now_s
         self.step_s = seconds
         self.steps += 1
         self.computed_tokens += n_rows
+        self.prefill_tokens += n_prefill
         self.busy_slots += n_sequences
         self.steps_spread.observe(seconds)
         self.batches.observe(n_rows)
