@@ -34,8 +34,8 @@ def settings_page() -> str:
         "A setting is given by its flag, by an environment variable, or in `config.toml`, which lists them all. A flag "
         "overrides the environment, and the environment the file. The variable is `GGUFD_` and the name in capitals: "
         "`GGUFD_PORT=9000`. The file is looked for at `--config`, in the current folder, then in your config folder. "
-        "Values of a list are separated by commas, or given by the flag several times. A switch is turned off by "
-        "`--no-` and its name.",
+        "Values of a list are separated by commas, or given by the flag several times where llama-server adds them up "
+        "too. A switch is turned off by `--no-` and its name.",
     ]
     for section, field in Config.model_fields.items():
         own = [one for one in settings() if one.section == section]

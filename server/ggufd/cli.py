@@ -5,7 +5,9 @@ Every child process imports it again, so nothing heavy is imported before a comm
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -19,10 +21,15 @@ if TYPE_CHECKING:
 
     from ggufd.daemon.prestart import PrestartedProcesses
     from ggufd.settings.config import Config
+    from ggufd.settings.llama_server.translation import CommandLine
 
 _INTERRUPTED = 130
 _HELP = {"-h", "--help"}
 _TOP_LEVEL = {*_HELP, "--version"}
+_SHOWS = {*_TOP_LEVEL, "--usage", "--list-devices"}
+"""Options that show something instead of serving."""
+
+_UNKNOWN_OPTION = 2
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,23 +39,56 @@ def main(arguments: list[str] | None = None) -> None:
         arguments = ["serve", *arguments]
     try:
         with _prestarted(arguments) as prestarted:
-            build_app(arguments[0], prestarted)(arguments, prog_name="ggufd")
+            line = _translated(arguments)
+            build_app(arguments[0], prestarted, line.notes)(line.arguments, prog_name="ggufd")
     except KeyboardInterrupt:
         # Ctrl-C while a command is still being imported.
         sys.exit(_INTERRUPTED)
 
 
+def _translated(arguments: list[str]) -> CommandLine:
+    """The command line in our own words: what llama-server's says is translated."""
+    from ggufd.settings.llama_server import translation
+
+    command, *given = arguments
+    if command not in ("serve", "check"):
+        return translation.CommandLine(arguments)
+    from ggufd.settings import flags
+
+    try:
+        line = translation.command_line(given, flags.names(), os.environ)
+    except translation.UnknownOption as error:
+        _fail(error, _UNKNOWN_OPTION)
+    except GgufdError as error:
+        _fail(error)
+    os.environ.update(line.exports)
+    if line.shows == "devices":
+        _show_devices()
+    line.arguments = {"": [command, *line.arguments], "help": [command, "--help"]}.get(line.shows, ["--version"])
+    return line
+
+
+def _show_devices() -> NoReturn:
+    """The devices that llama.cpp can offload to, under the names that --device takes."""
+    from ggufd.llama.model import system
+
+    print("Available devices:")
+    for one in system.device_memory():
+        print(f"  {one.name}: {one.description} ({one.total >> 20} MiB, {one.free >> 20} MiB free)")
+    sys.exit(0)
+
+
 def _prestarted(arguments: list[str]) -> AbstractContextManager[PrestartedProcesses | None]:
     """Child processes of a server, started while the settings are read; None for other commands."""
-    if arguments[0] != "serve" or not _HELP.isdisjoint(arguments):
+    if arguments[0] != "serve" or not _SHOWS.isdisjoint(arguments):
         return nullcontext()
     from ggufd.daemon import prestart
 
     return prestart.started()
 
 
-def build_app(command: str, prestarted: PrestartedProcesses | None = None) -> typer.Typer:
-    """Typer application, with only the imports that `command` needs."""
+def build_app(command: str, prestarted: PrestartedProcesses | None = None, notes: Sequence[str] = ()) -> typer.Typer:
+    """Typer application, with only the imports that `command` needs. `notes` are about its command line."""
     import typer
 
     from ggufd.settings.flags import CommandWithSections, with_settings
@@ -62,8 +102,10 @@ def build_app(command: str, prestarted: PrestartedProcesses | None = None) -> ty
         add_completion=False,
     )
     app.callback()(_top())
-    app.command("serve", cls=CommandWithSections)(with_settings(update_wrapper(partial(serve, prestarted), serve)))
-    app.command("check", cls=CommandWithSections)(with_settings(check))
+    app.command("serve", cls=CommandWithSections)(
+        with_settings(update_wrapper(partial(serve, prestarted, notes), serve))
+    )
+    app.command("check", cls=CommandWithSections)(with_settings(update_wrapper(partial(check, notes), check)))
     app.command("plan", cls=CommandWithSections)(with_settings(plan, ("model", "context"), _plan_options()))
     app.add_typer(_bench(command), name="bench")
     app.add_typer(_keys(command), name="keys")
@@ -90,7 +132,9 @@ def _top() -> Any:
     return top
 
 
-def serve(prestarted: PrestartedProcesses | None, config_file: Path | None, flags: dict[str, Any]) -> None:
+def serve(
+    prestarted: PrestartedProcesses | None, notes: Sequence[str], config_file: Path | None, flags: dict[str, Any]
+) -> None:
     """Load the model and serve it until Ctrl-C (the default command)."""
     try:
         config = _load(config_file, flags)
@@ -98,8 +142,8 @@ def serve(prestarted: PrestartedProcesses | None, config_file: Path | None, flag
         from ggufd.daemon import daemon
         from ggufd.settings import access
 
-        logs.set_up(config.server.log_level, config.server.log_format)
-        console.log_settings(_file(config_file))
+        logs.set_up(config.server.log_level, config.server.log_format, config.server.log_file)
+        console.log_settings(_file(config_file), notes)
         code = daemon.run(config, access.of(config.server), prestarted)
     except GgufdError as error:
         _fail(error)
@@ -108,19 +152,20 @@ def serve(prestarted: PrestartedProcesses | None, config_file: Path | None, flag
     sys.exit(code)
 
 
-def check(config_file: Path | None, flags: dict[str, Any]) -> None:
+def check(notes: Sequence[str], config_file: Path | None, flags: dict[str, Any]) -> None:
     """Check the settings and the model file, and show what would be run."""
     try:
         config = _load(config_file, flags)
-        from ggufd.models import hub
         from ggufd.planner import check as planned
         from ggufd.settings import access, listen, model_files
 
         keys = access.of(config.server)
         listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
         model = model_files.find_model(config, may_fetch=False)
-        hub.chat_template(config.model.chat_template_file)
+        model_files.chat_template(config)
         planned.run(config, model, _file(config_file), 0 if keys is None else len(keys.ring))
+        for note in notes:
+            print(f"  {note}")
     except GgufdError as error:
         _fail(error)
 
@@ -154,8 +199,6 @@ def _plan_options() -> dict[str, tuple[Any, Any]]:
 
 
 def _file(config_file: Path | None) -> Path | None:
-    import os
-
     from ggufd.settings import sources
 
     return sources.find_file(config_file, os.environ)
@@ -167,9 +210,9 @@ def _load(config_file: Path | None, flags: dict[str, Any]) -> Config:
     return sources.load(config_file, flags)
 
 
-def _fail(error: GgufdError) -> NoReturn:
+def _fail(error: GgufdError, code: int = 1) -> NoReturn:
     print(f"ggufd: {error.message}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)
 
 
 def _keys(command: str) -> typer.Typer:

@@ -95,10 +95,12 @@ def show_summary(
     show(f"ggufd {__version__} is ready", rows, _hints(ready, model, url, has_keys=has_keys), console)
 
 
-def log_settings(file: Path | None) -> None:
-    """Log the config file that was read: a forgotten config.toml explains much."""
+def log_settings(file: Path | None, notes: Sequence[str] = ()) -> None:
+    """Log the config file that was read (a forgotten config.toml explains much) and notes on the command line."""
     if file is not None:
         logger.info("settings from %s", file)
+    for note in notes:
+        logger.info("%s", note)
 
 
 _CHAT = ("chat/completions", {"messages": [{"role": "user", "content": "Hello! Who are you?"}], "max_tokens": 100})

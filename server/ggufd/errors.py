@@ -13,6 +13,7 @@
     ├── ForeignPage                 403 permission_error: cross-origin page or unknown Host
     ├── NotFound                    404 not_found_error
     ├── PayloadTooLarge             413 invalid_request_error
+    ├── SwitchedOff                 501 not_supported_error: a route that the settings switched off
     ├── EngineFailure               500 server_error: this request failed, the server goes on
     └── TryLater                    with Retry-After
         ├── TooManyRequests         429 rate_limit_error: this key is over its limits
@@ -151,6 +152,14 @@ class PayloadTooLarge(GgufdError):
     status = 413
     type = "invalid_request_error"
     code = "payload_too_large"
+
+
+class SwitchedOff(GgufdError):
+    """Route that the settings switched off."""
+
+    status = 501
+    type = "not_supported_error"
+    code = "switched_off"
 
 
 class EngineFailure(GgufdError):

@@ -348,6 +348,22 @@ async def test_what_says_how_much_to_think_reaches_the_template(body: dict[str, 
 
 
 @pytest.mark.parametrize(
+    ("body", "kwargs"),
+    [
+        ({}, {"enable_thinking": False, "a": 1}),
+        ({"reasoning_effort": "high"}, {"enable_thinking": False, "a": 1, "reasoning_effort": "high"}),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, {"enable_thinking": True, "a": 1}),
+    ],
+)
+async def test_a_request_overrides_the_servers_template_variables_one_by_one(
+    body: dict[str, Any], kwargs: dict[str, Any]
+) -> None:
+    async with running(says("Hello"), template_kwargs={"enable_thinking": False, "a": 1}) as api:
+        await api.ok(PATH, messages=HELLO, **body)
+        assert api.text.chats[0].template_kwargs == kwargs
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         ({"tools": {}}, "tools"),

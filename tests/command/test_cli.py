@@ -188,7 +188,7 @@ class TestCommands:
     def test_ctrl_c_while_a_command_is_imported_says_nothing(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def interrupted(command: str, prestarted: object) -> None:
+        def interrupted(*command: object) -> None:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(cli, "build_app", interrupted)

@@ -6,7 +6,8 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from ggufd import logs
 from ggufd.api.http.record import RequestRecord
 from ggufd.api.http.requestlog import fields_of, log_request
 from ggufd.engine.messages.events import Usage
-from ggufd.errors import EngineFailure, QueueFull
+from ggufd.errors import ConfigError, EngineFailure, QueueFull
 from ggufd.keys.ring import Role
 from tests.support.fakes.api_client import Api, parse_events, ring_of, running
 from tests.support.fakes.api_server import serving, wait_until
@@ -28,6 +29,8 @@ def _as_before() -> Iterator[None]:
     before = (root.level, root.handlers[:])
     yield
     root.setLevel(before[0])
+    for handler in set(root.handlers) - set(before[1]):
+        handler.close()
     root.handlers[:] = before[1]
     for name in ("llama.cpp", "uvicorn.error", "uvicorn.access", "asyncio", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.NOTSET)
@@ -50,6 +53,24 @@ class TestLevels:
     def test_a_quiet_level_silences_our_own_lines(self) -> None:
         logs.set_up("error")
         assert not logging.getLogger("ggufd").isEnabledFor(logging.WARNING)
+
+
+class TestFile:
+    @pytest.mark.parametrize("form", ["text", "json"])
+    def test_the_log_goes_to_a_file_as_well(
+        self, form: Literal["text", "json"], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = tmp_path / "log.txt"
+        for _ in range(2):
+            logs.set_up("info", form, str(file))
+            logging.getLogger("ggufd").info("é")
+        lines = file.read_text("utf-8").splitlines()
+        assert [(json.loads(line)["message"] if form == "json" else line[-1]) for line in lines] == ["é", "é"]
+        assert capsys.readouterr().err.count("\n") == 2
+
+    def test_a_file_that_cannot_be_written(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"^--log-file .*: cannot be written: Is a directory$"):
+            logs.set_up("info", "text", str(tmp_path))
 
 
 class TestJson:

@@ -66,6 +66,7 @@ ROOMS: tuple[str, ...] = (
     "api.web",
     "api",
     "models",
+    "settings.llama_server",
     "settings",
     "console",
     "daemon",

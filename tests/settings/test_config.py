@@ -307,6 +307,8 @@ _CANDIDATES = (
     "::1",
     "debug",
     "dry",
+    "chatml",
+    '{"a": 1}',
     "0.5",
     "a=CPU",
     "shared",

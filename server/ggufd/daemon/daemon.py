@@ -28,7 +28,7 @@ from ggufd.settings import listen
 from ggufd.settings.api_settings import api_config
 from ggufd.settings.config import Config
 from ggufd.settings.engine_settings import engine_config
-from ggufd.settings.model_files import find_model
+from ggufd.settings.model_files import chat_template, find_model
 
 if TYPE_CHECKING:
     import uvicorn
@@ -56,7 +56,7 @@ def run(config: Config, keys: Access | None, prestarted: PrestartedProcesses | N
     Raises StartupError.
     """
     model = find_model(config)
-    template = hub.chat_template(config.model.chat_template_file)
+    template = chat_template(config)
     listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
     traces = open_traces(config)
     sockets = listen.bind(config.server.host, config.server.port)
@@ -158,7 +158,7 @@ class Daemon:
     def _find_served(self, config: Config, on_progress: OnProgress, on_fetch: OnProgress) -> Served:
         """Find the model of `config`, then as `_make_served`. Raises ModelError."""
         model = find_model(config, on_fetch=on_fetch)
-        template = hub.chat_template(config.model.chat_template_file)
+        template = chat_template(config)
         return self._make_served(config, model, template, on_progress)
 
     def _make_server(self, models: ServedModels) -> uvicorn.Server:

@@ -35,7 +35,9 @@ logger = logging.getLogger("ggufd")
 NOT_INHERITED = (
     "model_draft",
     "alias",
+    "chat_template",
     "chat_template_file",
+    "chat_template_kwargs",
     "tool_format",
     "override_kv",
     "lora",

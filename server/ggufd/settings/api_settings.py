@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,9 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         ping_s=config.server.ping_s,
         sampling=given,
         max_tokens=max_tokens,
+        template_kwargs=json.loads(config.model.chat_template_kwargs or "{}"),
+        ui=config.server.ui,
+        slots=config.server.slots,
         reasoning_format=config.reasoning.reasoning_format,
         reasoning_budget=config.reasoning.reasoning_budget,
         share_by_address=config.queue.share_by_address,

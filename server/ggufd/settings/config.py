@@ -108,6 +108,30 @@ KeyValues = Annotated[tuple[Annotated[str, Field(pattern=_KEY_VALUE)], ...], Bef
 LayerRange = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None, BeforeValidator(split)]
 Servers = Annotated[tuple[Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$")], ...], BeforeValidator(split)]
 CacheRepairs = Annotated[tuple[Literal["billing_header"], ...], BeforeValidator(split)]
+
+
+def _check_template(text: str) -> str:
+    """A name of a template is easily taken for one: as Jinja it is a text that shows no message."""
+    if text and text != "chatml" and "{{" not in text and "{%" not in text:
+        raise ValueError("the text of a Jinja template, or chatml (for a file: --chat-template-file)")
+    return text
+
+
+def _check_object(text: str) -> str:
+    if text and not isinstance(_json(text), dict):
+        raise ValueError('a JSON object, as in {"enable_thinking": false}')
+    return text
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+ChatTemplate = Annotated[str, AfterValidator(_check_template)]
+JsonObject = Annotated[str, AfterValidator(_check_object)]
 SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(split)]
 
 
@@ -148,7 +172,13 @@ class ModelSection(Section):
         "--spec-draft-model",
     )
     alias: str = setting("", "Model name in the API; empty is the file's name.", "-a")
+    chat_template: ChatTemplate = setting(
+        "", "Jinja text instead of the model's own chat template, or chatml; empty is the model's own."
+    )
     chat_template_file: str = setting("", "Jinja file instead of the model's own chat template.")
+    chat_template_kwargs: JsonObject = setting(
+        "", "Variables for the chat template, a JSON object; those of a request override them one by one."
+    )
     tool_format: ToolFormatName = setting(
         "auto",
         "Format of the model's tool calls; auto detects it from the chat template, generic works with any model.",
@@ -318,6 +348,8 @@ class ServerSection(Section):
     cors_origins: Strings = setting(
         (), "Origins of web pages that may call the API (CORS), such as https://example.org; * is all."
     )
+    ui: bool = setting(True, "Show the page at / to browsers.")
+    slots: bool = setting(True, "Answer GET /slots, for admin keys; without it the route is refused with 501.")
     max_body_bytes: int = setting(
         2_000_000, "Largest request body in bytes; a larger one is refused with 413.", ge=1024
     )
@@ -340,6 +372,7 @@ class ServerSection(Section):
         "info", "Least severe log lines shown; debug adds llama.cpp's own, and parts of prompts."
     )
     log_format: Literal["text", "json"] = setting("text", "Log lines as text, or as one JSON object each.")
+    log_file: str = setting("", "File that the log is written to as well; it is appended to.")
 
 
 class ResponsesSection(Section):

@@ -74,6 +74,12 @@ def with_settings(
     return run
 
 
+def names() -> frozenset[str]:
+    """All options of a command that takes every setting."""
+    switches = (spelling.split("/") for one in settings() for spelling in one.spellings)
+    return frozenset(("--config", "--help", "-h", *(name for spelling in switches for name in spelling)))
+
+
 def _value_of(value: Any) -> Any:
     """Value of a flag: a string for the config to parse, or the joined list of a flag given several times."""
     if not isinstance(value, list):

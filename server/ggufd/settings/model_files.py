@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ggufd.errors import ModelError
+from ggufd.errors import ConfigError, ModelError
 from ggufd.llama.gguf.draft_file import check_draft
 from ggufd.models import hub
 from ggufd.models.remote import OnProgress
@@ -39,3 +39,22 @@ def with_draft(
     if draft.path.exists() and model.path.exists() and draft.shape is not None and model.shape is not None:
         check_draft(draft.shape, model.shape)
     return dataclasses.replace(model, draft=draft)
+
+
+def chat_template(config: Config) -> str | None:
+    """Chat template of the settings, by its text, its name or its file; None for the model's own.
+
+    Raises ConfigError for two of them, ModelError for a file that cannot be read.
+    """
+    settings = config.model
+    if not settings.chat_template:
+        return hub.chat_template(settings.chat_template_file)
+    if settings.chat_template_file:
+        raise ConfigError(
+            f"--chat-template and --chat-template-file {settings.chat_template_file} are both set; remove one of them"
+        )
+    if settings.chat_template == "chatml":
+        from ggufd.chat.rendering.template import CHATML
+
+        return CHATML
+    return settings.chat_template

@@ -1,4 +1,4 @@
-"""Sources of settings, by precedence: flag, environment, config.toml, default.
+"""Sources of settings, by precedence: flag, environment, llama-server's variables, config.toml, default.
 
 An unknown or invalid setting is a ConfigError with its place, what was expected, and the nearest known name. Knows
 the fields of `config` only by their table.
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from ggufd import text_files
 from ggufd.errors import ConfigError
 from ggufd.settings.config import ENV_PREFIX, Config, settings
+from ggufd.settings.llama_server import translation
 from ggufd.wording import plain
 
 CONFIG_NAME = "config.toml"
@@ -55,6 +56,7 @@ def load(
     faults: list[str] = []
     merged: Layer = {}
     merged.update(_from_file(find_file(config_file, environ), faults))
+    merged.update(_from_llama_server(environ, faults))
     merged.update(_from_environment(environ, faults))
     merged.update(_from_flags(flags or {}))
     config = _validate(merged, faults)
@@ -132,6 +134,14 @@ def _from_environment(environ: Mapping[str, str], faults: list[str]) -> Layer:
             close = difflib.get_close_matches(name, by_name, 1)
             faults.append(f"{name} is not a setting{f'; did you mean {close[0]}?' if close else ''}")
     return layer
+
+
+def _from_llama_server(environ: Mapping[str, str], faults: list[str]) -> Layer:
+    """Settings of llama-server's variables, which stay below our own."""
+    by_key = {one.key: one for one in settings()}
+    found = translation.variables(environ)
+    faults.extend(found.faults)
+    return {(by_key[key].section, key): Given(value, name) for key, (value, name) in found.values.items()}
 
 
 def _is_not_ours(name: str, value: str) -> bool:

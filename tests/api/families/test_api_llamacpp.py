@@ -501,3 +501,9 @@ async def test_infill_needs_infill_tokens() -> None:
 async def test_a_wrong_gap_is_named(body: Any, param: str) -> None:
     async with running(text=FakeText(has_infill=True)) as api:
         assert (await api.refused("/infill", body))["param"] == param
+
+
+async def test_slots_that_are_switched_off_are_shown_to_nobody() -> None:
+    async with running(slots=False) as api:
+        assert error_of(await api.http.get("/slots"), 501)["code"] == "switched_off"
+        assert (await api.http.post("/slots/0?action=erase")).status_code == 200

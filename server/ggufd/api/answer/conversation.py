@@ -162,7 +162,7 @@ class Conversation:
             effort = {"reasoning_effort": fields.reasoning_effort}
         if fields.reasoning_effort == "none" or fields.reasoning_budget == 0:
             effort = {"enable_thinking": False}
-        return {**effort, **fields.template_kwargs}
+        return {**self._services.config.template_kwargs, **effort, **fields.template_kwargs}
 
     def _limited(self, reasoning: ReasoningBudget | None) -> ReasoningBudget | None:
         """Limit of the reasoning: the budget of the request, or else of the server."""

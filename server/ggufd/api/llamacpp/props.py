@@ -21,7 +21,7 @@ from ggufd.api.request.sampling import SamplingFields
 from ggufd.api.request.validation import validate
 from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.engine.messages.reports import Ready, SlotState
-from ggufd.errors import Unavailable, Unsupported
+from ggufd.errors import SwitchedOff, Unavailable, Unsupported
 
 router = APIRouter(tags=["llama.cpp"])
 
@@ -74,6 +74,8 @@ async def change_props(request: Request) -> Response:
 async def slots(request: Request) -> Response:
     """State of every slot: `n_past` tokens are computed, of `n_tokens` that its sequence has."""
     services = services_of(request)
+    if not services.config.slots:
+        raise SwitchedOff("GET /slots is switched off. Start the server with --slots, or set slots in its settings.")
     ready = services.require_ready()
     states = await _slot_states(services, ready)
     if request.query_params.get("fail_on_no_slot") == "1" and all(state.request_id is not None for state in states):

@@ -35,14 +35,14 @@ class ApiConfig:
 
     `sampling` maps our field names (`SamplingParams`) to the values that an unset field gets. Without `keys` everybody
     may ask; `cache_sharing` says who may reuse what another had computed, `cache_repairs` which rules may change a
-    prompt for its sake. `max_n` bounds the choices of one prompt, `max_prompts` the prompts of one request.
-    `max_tokens` is the limit of a request that names none (None is the end of
-    the context), `reasoning_budget` that of reasoning in tokens (-1 is none). `limits` hold for every key that was
-    granted no other; with `share_by_address` each address without a key is an account. `allowed_hosts` are the names
+    prompt for its sake. `max_n` bounds the choices of one prompt, `max_prompts` the prompts of one request. `max_tokens`
+    is the limit of a request that names none (None is the end of the context), `template_kwargs` are variables of the
+    chat template, `reasoning_budget` is the limit of reasoning in tokens (-1 is none). `limits` hold for every key that
+    was granted no other; with `share_by_address` each address without a key is an account. `allowed_hosts` are the names
     that the server goes by, besides its own; None takes any. `responses_path` is the file of stored responses (None is
     memory), bounded by `max_responses` and `max_responses_bytes`. With `logs_cache` the log says what the cache had
-    of each prompt. With `ready_when_full` a full queue is no reason to be taken out of a load balancer. With `ui` a
-    browser gets the web page. Sizes in bytes, times in seconds; `created` is a Unix time.
+    of each prompt. With `ready_when_full` a full queue is no reason to be taken out of a load balancer. Without `ui`
+    browsers get no page, without `slots` nobody the slots. Sizes in bytes, times in seconds; `created` is a Unix time.
     """
 
     model_id: str
@@ -59,6 +59,7 @@ class ApiConfig:
     max_n: int = 64
     max_prompts: int = 64
     max_tokens: int | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     reasoning_format: ReasoningFormat = "auto"
     reasoning_budget: int = -1
     share_by_address: bool = True
@@ -72,6 +73,7 @@ class ApiConfig:
     max_responses_bytes: int = 64 << 20
     logs_cache: bool = False
     ui: bool = True
+    slots: bool = True
     build: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 

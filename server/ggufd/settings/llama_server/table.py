@@ -1,0 +1,66 @@
+"""Every flag and variable of the vendored llama-server, in one table.
+
+tests/settings/llama_server/test_table.py holds it to llama.cpp's `common/arg.cpp`, both ways.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from ggufd.settings.llama_server import flags_answer, flags_context, flags_http, flags_model
+from ggufd.settings.llama_server.flag import Flag, Refused
+
+SECTIONS: Mapping[str, tuple[Flag, ...]] = {
+    "Model": flags_model.SOURCES,
+    "Images": flags_model.IMAGES,
+    "Loading": flags_model.LOADING,
+    "Placement": flags_model.PLACEMENT,
+    "Context": flags_context.CONTEXT,
+    "Threads": flags_context.THREADS,
+    "Caches": flags_context.CACHES,
+    "Speculative decoding": flags_context.SPECULATION,
+    "Sampling": flags_answer.SAMPLING,
+    "Output": flags_answer.OUTPUT,
+    "Chat": flags_answer.CHAT,
+    "Address": flags_http.ADDRESS,
+    "Routes": flags_http.ROUTES,
+    "Pages and tools": flags_http.PAGES,
+    "Log": flags_http.LOG,
+    "Program": flags_http.PROGRAM,
+}
+"""The flags, by what they are about."""
+
+_PENDING = frozenset(
+    [
+        "--device",
+        "--numa",
+        "--embd-normalize",
+        "--cpu-mask",
+        "--cpu-range",
+        "--keep",
+        "--logit-bias",
+        "--grammar",
+        "--grammar-file",
+        "--json-schema",
+        "--json-schema-file",
+        "--reverse-prompt",
+        "--special",
+        "--reasoning-budget-message",
+        "--prefill-assistant",
+    ]
+)
+
+
+def _as_far_as_done(flag: Flag) -> Flag:
+    if flag.title not in _PENDING:
+        return flag
+    pending = Refused("this is not honoured here yet")
+    return dataclasses.replace(flag, outcome=pending, off_outcome=pending if flag.off_names else None)
+
+
+TABLE: tuple[Flag, ...] = tuple(_as_far_as_done(flag) for flags in SECTIONS.values() for flag in flags)
+
+BY_NAME: Mapping[str, Flag] = {name: flag for flag in TABLE for name in (*flag.names, *flag.off_names)}
+
+BY_VARIABLE: Mapping[str, Flag] = {name: flag for flag in TABLE for name in flag.variables}
