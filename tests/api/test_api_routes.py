@@ -36,6 +36,15 @@ async def test_a_model_is_found_by_id_and_alias() -> None:
         assert "org/fake" in error["message"]
 
 
+async def test_a_model_may_have_several_names_and_tags() -> None:
+    names = {"model_id": "code", "model_aliases": ("code", "fim"), "model_tags": ("small",), "model_file": "m.gguf"}
+    async with running(**names) as api:
+        (model,) = (await api.http.get("/v1/models")).json()["data"]
+        assert (model["id"], model["aliases"], model["tags"]) == ("code", ["code", "fim"], ["small"])
+        for name in ("code", "fim", "m.gguf"):
+            assert (await api.http.get(f"/v1/models/{name}")).status_code == 200
+
+
 async def test_the_list_is_there_while_the_model_loads() -> None:
     async with running() as api:
         api.engine.ready = None

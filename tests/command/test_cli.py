@@ -300,6 +300,12 @@ class TestModelParams:
         assert api_settings.model_id(sources.load(None, {}, {}), model) == "m.Q4_0"
         assert api_settings.model_id(sources.load(None, {"alias": "x"}, {}), model) == "x"
 
+    def test_of_several_aliases_the_first_of_the_alphabet_is_the_models_name(self) -> None:
+        config = sources.load(None, {"alias": "m, fim,code", "tags": "chat,small"}, {})
+        made = api_settings.api_config(config, hub.ModelFile(Path("a/m.Q4_0.gguf"), 0))
+        assert (made.model_id, made.model_aliases) == ("code", ("code", "fim", "m"))
+        assert (made.model_tags, made.model_file) == (("chat", "small"), "m.Q4_0.gguf")
+
 
 class TestApiConfig:
     def test_sampling_defaults_are_those_that_were_set(self) -> None:

@@ -30,6 +30,34 @@ def test_a_port_in_use_is_said(sockets: list[socket.socket]) -> None:
         listen.bind("127.0.0.1", port)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1,::1", "::1, 127.0.0.1", "127.0.0.1,localhost"])
+def test_several_addresses_share_a_port(host: str) -> None:
+    bound = listen.bind(host, 0)
+    try:
+        assert sorted(one.getsockname()[0] for one in bound) == ["127.0.0.1", "::1"]
+        (port,) = {one.getsockname()[1] for one in bound}
+        assert listen.url_of(host, bound) in (f"http://127.0.0.1:{port}", f"http://[::1]:{port}")
+    finally:
+        for one in bound:
+            one.close()
+
+
+def test_one_address_that_cannot_be_had_leaves_none_bound() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.raises(StartupError, match=r"192\.0\.2\.1: not an address of this machine"):
+        listen.bind("127.0.0.1,192.0.2.1", port)
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1,::1", True), ("localhost", True), ("127.0.0.1,0.0.0.0", False), ("::1,example.org", False)],
+)
+def test_all_of_several_addresses_must_be_loopback_ones(host: str, expected: bool) -> None:
+    assert listen.is_loopback(host) is expected
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
 def test_accepted_connections_notice_a_peer_that_vanished(sockets: list[socket.socket]) -> None:
     with socket.create_connection(sockets[0].getsockname()), sockets[0].accept()[0] as accepted:

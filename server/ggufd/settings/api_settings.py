@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 def model_id(config: Config, model: hub.ModelFile) -> str:
     """Model name in the API: the alias, else the file's stem, or its name in ollama."""
     own = model.source.removeprefix("ollama:") if model.source.startswith("ollama:") else model.path.stem
-    return config.model.alias or own
+    return next(iter(_aliases(config)), own)
+
+
+def _aliases(config: Config) -> list[str]:
+    """Names of --alias. Where there are several, the first of the alphabet is the model's, as in llama-server."""
+    return sorted({name for part in config.model.alias.split(",") if (name := part.strip())})
 
 
 def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None) -> ApiConfig:
@@ -34,7 +39,9 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
     max_tokens = given.pop("max_tokens", None)
     return ApiConfig(
         model_id=model_id(config, model),
-        model_aliases=(model.path.name,),
+        model_aliases=tuple(_aliases(config)) or (model.path.name,),
+        model_file=model.path.name,
+        model_tags=config.model.tags,
         adapters=adapters.loras_of(config),
         keys=None if keys is None else keys.ring,
         cache_sharing=config.context.cache_sharing,
@@ -64,7 +71,6 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         max_responses=config.responses.max_responses,
         max_responses_bytes=config.responses.max_responses_mib << 20,
         logs_cache=logging.getLevelNamesMapping()[config.server.log_level.upper()] <= logging.DEBUG,
-        ui=config.server.ui,
         build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
     )
 

@@ -171,7 +171,8 @@ class ModelSection(Section):
         "-md",
         "--spec-draft-model",
     )
-    alias: str = setting("", "Model name in the API; empty is the file's name.", "-a")
+    alias: str = setting("", "Model name in the API, or several, separated by commas; empty is the file's name.", "-a")
+    tags: Strings = setting((), "Tags of the model in the list of models; they change nothing else.")
     chat_template: ChatTemplate = setting(
         "", "Jinja text instead of the model's own chat template, or chatml; empty is the model's own."
     )
@@ -319,7 +320,9 @@ class ServerSection(Section):
     """HTTP server: address, keys, TLS, limits, log."""
 
     host: str = setting(
-        "127.0.0.1", "Address to listen on; 127.0.0.1 can be reached from this machine only.", min_length=1
+        "127.0.0.1",
+        "Address to listen on, or several, separated by commas; 127.0.0.1 can be reached from this machine only.",
+        pattern=r"[^\s,]",
     )
     port: int = setting(8080, "Port to listen on; 0 is any free one.", ge=0, le=65535)
     api_key: Keys = setting((), "API keys, one of which every request must carry; they have the admin role.")
@@ -348,7 +351,6 @@ class ServerSection(Section):
     cors_origins: Strings = setting(
         (), "Origins of web pages that may call the API (CORS), such as https://example.org; * is all."
     )
-    ui: bool = setting(True, "Show the page at / to browsers.")
     slots: bool = setting(True, "Answer GET /slots, for admin keys; without it the route is refused with 501.")
     max_body_bytes: int = setting(
         2_000_000, "Largest request body in bytes; a larger one is refused with 413.", ge=1024

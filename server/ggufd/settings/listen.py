@@ -33,10 +33,33 @@ _BOTH_LOOPBACKS = ("127.0.0.1", "localhost")
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets for `host`; port 0 takes a free one. Raises StartupError.
+    """Listening sockets for `host`, which may be several addresses; port 0 takes a free one. Raises StartupError.
 
-    With the IPv4 loopback the IPv6 one is bound too if possible: clients resolve `localhost` to either.
+    All have the same port. With the IPv4 loopback the IPv6 one is bound too if possible: clients resolve `localhost` to
+    either.
     """
+    first_host, *others = addresses(host)
+    sockets = _bind_one(first_host, port)
+    port = sockets[0].getsockname()[1]
+    try:
+        for other in others:
+            # The first may have bound both loopbacks already.
+            address = "127.0.0.1" if other == "localhost" else other.strip("[]")
+            if address not in [one.getsockname()[0] for one in sockets]:
+                sockets += _bind_one(other, port)
+    except StartupError:
+        for one in sockets:
+            one.close()
+        raise
+    return sockets
+
+
+def addresses(host: str) -> list[str]:
+    """The addresses of a host setting, which separates them by commas."""
+    return [one.strip() for one in host.split(",") if one.strip()]
+
+
+def _bind_one(host: str, port: int) -> list[socket.socket]:
     if host not in _BOTH_LOOPBACKS:
         return [_bind(host, port)]
     first = _bind("127.0.0.1", port)
@@ -72,18 +95,23 @@ def _no_password() -> str:
 
 
 def url_of(host: str, sockets: list[socket.socket], *, is_tls: bool = False) -> str:
-    """URL of the server as seen from this machine: a wildcard address becomes the loopback."""
+    """URL of the server as seen from this machine, at its first address: a wildcard becomes the loopback."""
     port = sockets[0].getsockname()[1]
+    host = addresses(host)[0]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host) or (f"[{host}]" if ":" in host else host)
     return f"http{'s' if is_tls else ''}://{shown}:{port}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to `host`; a name other than localhost counts as open."""
+    """Whether only this machine can connect to all of `host`; a name other than localhost counts as open."""
+    return all(_is_loopback(one) for one in addresses(host))
+
+
+def _is_loopback(address: str) -> bool:
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(address.strip("[]")).is_loopback
     except ValueError:
-        return host == "localhost"
+        return address == "localhost"
 
 
 def connections_limit() -> int:

@@ -17,6 +17,7 @@ def model_json(services: Services) -> dict[str, Any]:
         "created": config.created,
         "owned_by": "ggufd",
         "aliases": list(config.model_aliases),
+        "tags": list(config.model_tags),
         "meta": _meta(services),
     }
 

@@ -29,7 +29,7 @@ async def get_model(request: Request, model_id: str) -> Response:
     services = services_of(request)
     if model_id in services.adapters.model_names:
         return json_response(_adapted_json(services, model_id))
-    if model_id not in (services.config.model_id, *services.config.model_aliases):
+    if model_id not in services.config.model_names:
         raise NotFound(
             f"There is no model {model_id[:100]!r} here. This server has '{services.config.model_id}'.", param="model"
         )

@@ -24,7 +24,7 @@ class AdapterScales:
 
     def __init__(self, config: ApiConfig) -> None:
         self._loaded = config.adapters
-        self._bases = (config.model_id, *config.model_aliases)
+        self._bases = config.model_names
         self.scales: Scales = _normal(one.scale for one in self._loaded)
 
     def set_scales(self, requested: Sequence[RequestedScale], param: str | None = None) -> None:

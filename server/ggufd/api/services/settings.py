@@ -31,22 +31,32 @@ class LoraAdapter:
 
 @dataclass(frozen=True, slots=True)
 class ApiConfig:
-    """Settings of the HTTP side.
+    """Settings of the HTTP side. Sizes in bytes, times in seconds.
 
-    `sampling` maps our field names (`SamplingParams`) to the values that an unset field gets. Without `keys` everybody
-    may ask; `cache_sharing` says who may reuse what another had computed, `cache_repairs` which rules may change a
-    prompt for its sake. `max_n` bounds the choices of one prompt, `max_prompts` the prompts of one request. `max_tokens`
-    is the limit of a request that names none (None is the end of the context), `template_kwargs` are variables of the
-    chat template, `reasoning_budget` is the limit of reasoning in tokens (-1 is none). `limits` hold for every key that
-    was granted no other; with `share_by_address` each address without a key is an account. `allowed_hosts` are the names
-    that the server goes by, besides its own; None takes any. `responses_path` is the file of stored responses (None is
-    memory), bounded by `max_responses` and `max_responses_bytes`. With `logs_cache` the log says what the cache had
-    of each prompt. With `ready_when_full` a full queue is no reason to be taken out of a load balancer. Without `ui`
-    browsers get no page, without `slots` nobody the slots. Sizes in bytes, times in seconds; `created` is a Unix time.
+        keys             API keys; with None everybody may ask
+        cache_sharing    who may reuse what was computed for another
+        cache_repairs    rules that may change a prompt for the sake of its cached prefix
+        ready_when_full  whether a full queue leaves /ready at 200
+        sampling         values that unset fields get, by our names (`SamplingParams`)
+        max_n            choices of one prompt
+        max_prompts      prompts of one request
+        max_tokens       limit of a request that names none; None is the end of the context
+        template_kwargs  variables of the chat template
+        reasoning_budget limit of reasoning in tokens; -1 is none
+        share_by_address whether each address without a key is an account
+        limits           limits of every key that was granted no other
+        allowed_hosts    names that the server goes by, besides its own; None takes any
+        responses_path   file of stored responses; None is memory
+        logs_cache       whether the log says what the cache had of each prompt
+        ui               whether browsers get the web page
+        slots            whether GET /slots is answered
+        created          Unix time of the start
     """
 
     model_id: str
     model_aliases: tuple[str, ...] = ()
+    model_tags: tuple[str, ...] = ()
+    model_file: str = ""
     adapters: tuple[LoraAdapter, ...] = ()
     keys: KeyRing | None = None
     cache_sharing: CacheSharing = "auto"
@@ -76,6 +86,11 @@ class ApiConfig:
     slots: bool = True
     build: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Names that a client may call the model by: its file's too, which is listed only where there is no other."""
+        return (self.model_id, *self.model_aliases, self.model_file)
 
     @property
     def shares_cache(self) -> bool:
