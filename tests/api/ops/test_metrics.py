@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -177,6 +178,18 @@ class TestMetrics:
         async with running(Scraped(told)) as api:
             samples = await scraped(api, accept=preferred)
         assert of(samples, "llamacpp:n_decode_total") == told.steps
+
+    async def test_rates_are_those_since_the_last_scrape(self, told: Stats) -> None:
+        """As llama-server's: the tokens of finished requests over the time that they took."""
+        async with running(Scraped(told)) as api:
+            answer = await api.ok("/completion", prompt="abc", n_predict=9)
+            first, second = await scraped(api), await scraped(api)
+            since = (await api.http.get("/metrics")).headers["Process-Start-Time-Unix"]
+        names = {"prompt_tokens_seconds": "prompt_per_second", "predicted_tokens_seconds": "predicted_per_second"}
+        for name, timing in names.items():
+            assert of(first, f"llamacpp:{name}") == pytest.approx(answer["timings"][timing]) != 0
+            assert of(second, f"llamacpp:{name}") == 0
+        assert 0 <= time.time() - int(since) < 60
 
     async def test_routers_find_vllms_gauges(self, told: Stats) -> None:
         """As vLLM's production stack reads them: by the parser of Prometheus' client, whatever the labels."""

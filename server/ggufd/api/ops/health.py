@@ -82,7 +82,8 @@ async def metrics(request: Request) -> Response:
             require_admin(request)
         case "user" | "everybody":
             pass
-    return Response(services.metrics.exposition(await _snapshot(services)), headers={"content-type": MEDIA_TYPE})
+    headers = {"content-type": MEDIA_TYPE, "Process-Start-Time-Unix": str(services.metrics.since)}
+    return Response(services.metrics.exposition(await _snapshot(services)), headers=headers)
 
 
 async def _snapshot(services: Services) -> Snapshot:

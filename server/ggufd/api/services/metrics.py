@@ -6,6 +6,7 @@ its `Stats` when somebody scrapes. Nothing is done a token here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from ggufd import __version__
 from ggufd.api.http.record import DISCONNECTED, RequestRecord
+from ggufd.api.services.rates import RatesCollector
 from ggufd.engine.messages.events import FinishReason
 from ggufd.engine.messages.reports import Ready, SlotState, Spread, Stats
 
@@ -50,7 +52,11 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._engine = _EngineCollector()
         self._registry.register(self._engine)
+        self._rates = RatesCollector()
+        self._registry.register(self._rates)
         ProcessCollector(registry=self._registry)
+        self.since = int(time.time())
+        """Unix time since when it counts."""
         self._first = self._histogram("time_to_first_token_seconds", "From a request's arrival to its first token.")
         self._queue = self._histogram("queue_wait_seconds", "From arrival in the queue to a slot.")
         self._took = self._histogram("request_seconds", "From a request's arrival to its end.")
@@ -102,6 +108,7 @@ class Metrics:
         kinds = {"cached": record.cached_tokens, "computed": n_computed, "generated": record.completion_tokens}
         for kind, n_tokens in kinds.items():
             self._key_tokens.labels(record.key, kind).inc(n_tokens)
+        self._rates.observe(record)
         self._llama["prompt_tokens"].inc(n_computed)
         self._llama["prompt_tokens_cached"].inc(record.cached_tokens)
         self._llama["prompt_seconds"].inc(record.prefill_s or 0.0)
@@ -193,6 +200,8 @@ def _sums(stats: Stats) -> Iterator[CounterMetricFamily]:
         ("ggufd_restores", "Chats that came back from host RAM.", stats.restores),
         ("ggufd_failed_restores", "Kept states that could not be used: computed anew.", stats.failed_restores),
         ("llamacpp:n_decode", "Calls of llama_decode.", stats.steps),
+        ("llamacpp:spec_decode_num_draft_tokens", "Draft tokens proposed.", stats.drafted_tokens),
+        ("llamacpp:spec_decode_num_accepted_tokens", "Draft tokens accepted.", stats.accepted_tokens),
     )
     for name, text, value in sums:
         yield CounterMetricFamily(name, text, value=value)
