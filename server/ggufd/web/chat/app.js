@@ -1,13 +1,41 @@
 // The chat page: chats at the left, the conversation, settings at the right.
+import { IconButton } from "../shared/components.js";
 import { KeyDialog, ServerBanner } from "../shared/frame.js";
 import { Header } from "../shared/header.js";
-import { html } from "../shared/view.js";
+import { effect, html, useSignal } from "../shared/view.js";
+import { ConversationView } from "./conversation_view.js";
+import { openChatId, readLibrary } from "./library.js";
+import { SettingsPanel } from "./settings_panel.js";
+import { openChat, Sidebar, SidebarButton } from "./sidebar.js";
 
 export function App() {
+  const showsSettings = useSignal(false);
+  const close = () => (showsSettings.value = false);
   return html`<div class="chat-page">
-    <${Header} page="chat" />
+    <${Header} page="chat" before=${html`<${SidebarButton} />`} after=${html`<${IconButton} icon="sliders"
+      name="Settings" expanded=${showsSettings.value} onClick=${() => (showsSettings.value = !showsSettings.value)} />`} />
     <${ServerBanner} />
-    <main></main>
+    <div class="chat-body">
+      <${Sidebar} />
+      <${ConversationView} />
+      ${showsSettings.value &&
+      html`<aside class="settings" aria-label="Settings">
+        <header class="settings-head"><h2>Settings</h2><${IconButton} icon="close" name="Close settings"
+          onClick=${close} /></header>
+        <${SettingsPanel} />
+      </aside>`}
+    </div>
     <${KeyDialog} />
   </div>`;
+}
+
+/** Open the chat that the address names, and keep the address up to date. */
+export async function openFromAddress() {
+  await readLibrary();
+  if (openChatId.value) await openChat(openChatId.value);
+  addEventListener("hashchange", () => openChat(location.hash.slice(1)));
+  effect(() => {
+    const wanted = openChatId.value ? `#${openChatId.value}` : location.pathname + location.search;
+    if (location.hash.slice(1) !== openChatId.value) history.pushState(null, "", wanted);
+  });
 }

@@ -172,3 +172,18 @@ export function matches(chat, words) {
     .split(/\s+/)
     .every((word) => all.includes(word));
 }
+
+/**
+ * A new chat that holds what leads to a message, and that message.
+ * @param {Chat} chat
+ * @param {string} id
+ * @returns {Chat}
+ */
+export function upTo(chat, id) {
+  let copy = { ...newChat(), system: chat.system };
+  for (const message of pathTo(chat, id)) {
+    const parent = last(copy)?.id ?? null;
+    copy = add(copy, parent, { ...message, id: newId(), state: message.state === "writing" ? "stopped" : message.state });
+  }
+  return { ...copy, changed: Date.now() };
+}

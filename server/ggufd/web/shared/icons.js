@@ -14,7 +14,7 @@ const PATHS = {
   forward: "M9 6l6 6-6 6",
   menu: "M4 7h16M4 12h16M4 17h16",
   moon: "M19.5 14.5A8 8 0 0 1 9.5 4.5a8 8 0 1 0 10 10z",
-  more: "M5 12h.01M12 12h.01M19 12h.01",
+  more: "M4.6 12h.8M11.6 12h.8M18.6 12h.8",
   play: "M8 5.5v13l10-6.5z",
   plug: "M9 4v5M15 4v5M6 9h12v3a6 6 0 0 1-12 0zM12 18v3",
   pulse: "M3 12h4l3-7 4 14 3-7h4",

@@ -1,0 +1,242 @@
+// Chats in OpenAI's form: what is sent, and what is exported and imported. Pure functions.
+import { add, newChat, newMessage, path, pathTo, titleOf } from "./tree.js";
+
+/** @typedef {import("../shared/types.js").Chat} Chat */
+/** @typedef {import("../shared/types.js").Message} Message */
+
+const FORMAT = 1;
+const ROLES = ["user", "assistant", "tool"];
+
+/** A file that is no chat, and why. */
+export class NotAChat extends Error {}
+
+/**
+ * A message as a request carries it. `text` may be what it was at another time.
+ * @param {Message} message
+ * @param {string} text
+ * @returns {Record<string, unknown>}
+ */
+export function toOpenAi(message, text = message.text) {
+  /** @type {Record<string, unknown>} */
+  const made = { role: message.role, content: text };
+  if (message.role === "tool") made.tool_call_id = message.toolCallId ?? "";
+  if (message.reasoning) made.reasoning_content = message.reasoning;
+  if (message.toolCalls?.length) {
+    made.tool_calls = message.toolCalls.map((call) => ({
+      id: call.id,
+      type: "function",
+      function: { name: call.name, arguments: call.arguments },
+    }));
+  }
+  return made;
+}
+
+/**
+ * The messages of a request that is answered below `parent`, as they were at a time.
+ * @param {Chat} chat
+ * @param {string | null} parent
+ * @param {string} system
+ * @param {number} time
+ * @returns {Array<Record<string, unknown>>}
+ */
+export function messagesTo(chat, parent, system, time = Infinity) {
+  const sent = pathTo(chat, parent).map((message) => toOpenAi(message, textAt(message, time)));
+  return system ? [{ role: "system", content: system }, ...sent] : sent;
+}
+
+/** What a message said at a time: people edit. @param {Message} message @param {number} time */
+function textAt(message, time) {
+  return message.edits?.find((edit) => edit.until > time)?.text ?? message.text;
+}
+
+/**
+ * The body of the request that made an answer, whole.
+ * @param {Chat} chat
+ * @param {Message} message
+ * @returns {Record<string, unknown>}
+ */
+export function requestOf(chat, message) {
+  const { system = "", ...fields } = /** @type {any} */ (message.request ?? {});
+  const messages = messagesTo(chat, message.parent, system, message.requested);
+  const begun = message.begun ? [{ ...toOpenAi({ ...message, toolCalls: [] }, message.begun) }] : [];
+  return { messages: [...messages, ...begun], ...fields };
+}
+
+/**
+ * A chat as a file holds it: what is shown in OpenAI's form, and every branch beside it.
+ * @param {Chat} chat
+ * @returns {Record<string, unknown>}
+ */
+export function exported(chat) {
+  const shown = path(chat).map((message) => toOpenAi(message));
+  return {
+    title: titleOf(chat),
+    messages: chat.system ? [{ role: "system", content: chat.system }, ...shown] : shown,
+    ggufd: {
+      format: FORMAT,
+      title: chat.title,
+      system: chat.system,
+      created: chat.created,
+      changed: chat.changed,
+      messages: inOrder(chat),
+      shown: path(chat).map((message) => message.id),
+      chosen: Object.values(chat.chosen),
+    },
+  };
+}
+
+/** Every message, parents and older versions first. @param {Chat} chat @returns {Message[]} */
+function inOrder(chat) {
+  /** @type {Message[]} */
+  const found = [];
+  const waiting = [...(chat.children[""] ?? [])].reverse();
+  for (let id = waiting.pop(); id !== undefined; id = waiting.pop()) {
+    found.push(chat.messages[id]);
+    waiting.push(...[...(chat.children[id] ?? [])].reverse());
+  }
+  return found;
+}
+
+/**
+ * The chats in a file: one of `exported`, a list of such, `{"chats": [...]}`, or any list of OpenAI's messages. Raises
+ * NotAChat.
+ * @param {any} data
+ * @returns {Chat[]}
+ */
+export function imported(data) {
+  if (Array.isArray(data?.chats)) return data.chats.map(importedOne);
+  if (Array.isArray(data) && data.length && data.every((one) => Array.isArray(one?.messages))) {
+    return data.map(importedOne);
+  }
+  return [importedOne(Array.isArray(data) ? { messages: data } : data)];
+}
+
+/** @param {any} data @returns {Chat} */
+function importedOne(data) {
+  if (!Array.isArray(data?.messages)) {
+    throw new NotAChat("This is no chat: expected an object with a list of messages, as OpenAI writes them.");
+  }
+  const own = data.ggufd;
+  return own?.format === FORMAT && Array.isArray(own.messages) ? fromBranches(own) : fromMessages(data);
+}
+
+/** @param {any} data @returns {Chat} */
+function fromMessages(data) {
+  let chat = { ...newChat(), title: textOf(data.title) };
+  let parent = null;
+  for (const [at, one] of data.messages.entries()) {
+    if (["system", "developer"].includes(one?.role)) {
+      chat.system = [chat.system, contentOf(one)].filter(Boolean).join("\n\n");
+      continue;
+    }
+    if (!ROLES.includes(one?.role)) {
+      throw new NotAChat(`Message ${at + 1} has no role that a chat knows; expected ${ROLES.join(", ")} or system.`);
+    }
+    const message = newMessage(one.role, contentOf(one), more(one));
+    chat = add(chat, parent, message);
+    parent = message.id;
+  }
+  return chat;
+}
+
+/** @param {any} one @returns {Partial<Message>} */
+function more(one) {
+  /** @type {Partial<Message>} */
+  const found = {};
+  if (one.role === "tool") found.toolCallId = textOf(one.tool_call_id);
+  if (typeof one.reasoning_content === "string") found.reasoning = one.reasoning_content;
+  if (Array.isArray(one.tool_calls)) {
+    found.toolCalls = one.tool_calls.map((/** @type {any} */ call) => ({
+      id: textOf(call?.id),
+      name: textOf(call?.function?.name),
+      arguments: textOf(call?.function?.arguments),
+    }));
+  }
+  return found;
+}
+
+/** The text of a message, also where it is in parts. @param {any} one @returns {string} */
+function contentOf(one) {
+  if (!Array.isArray(one.content)) return textOf(one.content);
+  return one.content.map((/** @type {any} */ part) => textOf(part?.text)).join("");
+}
+
+/** @param {unknown} value @returns {string} */
+function textOf(value) {
+  return typeof value === "string" ? value : "";
+}
+
+/** Every branch, under new names: a chat may be imported twice. @param {any} own @returns {Chat} */
+function fromBranches(own) {
+  let chat = { ...newChat(), title: textOf(own.title), system: textOf(own.system) };
+  /** @type {Map<unknown, string>} */
+  const names = new Map();
+  for (const [at, one] of own.messages.entries()) {
+    const parent = one?.parent === null ? null : names.get(one?.parent);
+    if (parent === undefined || !ROLES.includes(one?.role) || typeof one.text !== "string") {
+      throw new NotAChat(`Branches of this chat are broken at message ${at + 1}; its plain messages may still be right.`);
+    }
+    const message = newMessage(one.role, one.text, known(one));
+    names.set(one.id, message.id);
+    chat = add(chat, parent, message);
+  }
+  for (const id of [...listOf(own.chosen), ...listOf(own.shown)]) {
+    const name = names.get(id);
+    if (name) chat = { ...chat, chosen: { ...chat.chosen, [chat.messages[name].parent ?? ""]: name } };
+  }
+  return { ...chat, changed: Number.isFinite(own.changed) ? own.changed : chat.changed };
+}
+
+/** Of each field of a message that a file may have, what it must be. @type {Record<string, (value: any) => boolean>} */
+const FIELDS = {
+  reasoning: isText,
+  toolCallId: isText,
+  begun: isText,
+  responseId: isText,
+  model: isText,
+  finishReason: isText,
+  created: Number.isFinite,
+  requested: Number.isFinite,
+  firstTokenMs: Number.isFinite,
+  totalMs: Number.isFinite,
+  request: isObject,
+  usage: isObject,
+  timings: isObject,
+  cache: isObject,
+  error: (value) => isText(value?.message),
+  edits: (value) => isListOf(value, (one) => isText(one?.text) && Number.isFinite(one?.until)),
+  toolCalls: (value) => isListOf(value, (one) => [one?.id, one?.name, one?.arguments].every(isText)),
+  logprobs: (value) =>
+    isListOf(value, (one) => isToken(one) && (!one.top_logprobs || isListOf(one.top_logprobs, isToken))),
+};
+
+/** The fields of a file's message that are what they must be. @param {any} one @returns {Partial<Message>} */
+function known(one) {
+  const right = Object.entries(FIELDS).filter(([name, isRight]) => Object.hasOwn(one, name) && isRight(one[name]));
+  return { ...Object.fromEntries(right.map(([name]) => [name, one[name]])), state: one.state === "done" ? "done" : "stopped" };
+}
+
+/** @param {unknown} value */
+function isText(value) {
+  return typeof value === "string";
+}
+
+/** @param {any} value */
+function isObject(value) {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** @param {any} value @param {(one: any) => boolean} isRight */
+function isListOf(value, isRight) {
+  return Array.isArray(value) && value.every(isRight);
+}
+
+/** @param {any} value */
+function isToken(value) {
+  return isText(value?.token) && Number.isFinite(value.logprob);
+}
+
+/** @param {unknown} value @returns {unknown[]} */
+function listOf(value) {
+  return Array.isArray(value) ? value : [];
+}
