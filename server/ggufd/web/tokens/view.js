@@ -196,7 +196,7 @@ function Alternatives({ entry, place, root, blocked, prefixOf, onChoose }) {
       return html`<button type="button" aria-disabled=${prefix === null ? "true" : undefined} title=${why || undefined}
         class=${sameToken(one, entry) ? "chosen" : ""}
         onClick=${() => typeof prefix === "string" && onChoose(prefix)}>
-        <span class="alternative">${isPart(one) && prefix ? Array.from(prefix).at(-1) : label(one)}</span>
+        <span class="alternative">${isPart(one) && prefix ? Array.from(prefix).at(-1) : blankSeen(label(one))}</span>
         <span class="share" aria-hidden="true"><span style=${{ width: `${probability(one) * 100}%` }}></span></span>
         <span class="percent">${percent(one)}</span>
         ${why && html`<span class="unseen">${why}</span>`}
@@ -205,6 +205,9 @@ function Alternatives({ entry, place, root, blocked, prefixOf, onChoose }) {
     ${!blocked && html`<p class="hint">Choose one, and the answer goes on from there.</p>`}
   </div>`;
 }
+
+/** A blank at the beginning is seen, since it tells whether a word begins. @param {string} text */
+const blankSeen = (text) => text.replace(/^ /, "␣");
 
 /** @param {Alternative} one @param {string | null | undefined} prefix */
 function reason(one, prefix) {
