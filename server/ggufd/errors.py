@@ -12,6 +12,7 @@
     ├── Forbidden                   403 permission_error: needs an admin key
     ├── ForeignPage                 403 permission_error: cross-origin page or unknown Host
     ├── NotFound                    404 not_found_error
+    ├── RequestEnded                410 request_ended: by its own key or an admin, from elsewhere
     ├── PayloadTooLarge             413 invalid_request_error
     ├── SwitchedOff                 501 not_supported_error: a route that the settings switched off
     ├── EngineFailure               500 server_error: this request failed, the server goes on
@@ -144,6 +145,14 @@ class NotFound(GgufdError):
     status = 404
     type = "not_found_error"
     code = "not_found"
+
+
+class RequestEnded(GgufdError):
+    """Request that somebody ended who may, by its id; clients must not send it again by themselves."""
+
+    status = 410
+    type = "request_ended"
+    code = "request_ended"
 
 
 class PayloadTooLarge(GgufdError):

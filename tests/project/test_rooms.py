@@ -128,6 +128,7 @@ def test_no_duration_is_taken_from_a_clock_that_can_be_set() -> None:
     """The wall clock tells people and clients the date; whoever measures uses a monotonic one."""
     tells_the_date = {
         "api.compat.ollama",
+        "api.live.view",
         "api.openai.head",
         "api.openai.responses.create",
         "api.openai.responses.response",

@@ -32,6 +32,11 @@ from ggufd.api.http.pages import OriginMiddleware
 from ggufd.api.http.paths import PathMiddleware
 from ggufd.api.http.record import DISCONNECTED, RecordMiddleware, Sink, note_error, record_of
 from ggufd.api.http.requestlog import log_crash, log_request
+from ggufd.api.live import operations
+from ggufd.api.live import requests as live_requests
+from ggufd.api.live import stream as live_stream
+from ggufd.api.live.collector import Collector
+from ggufd.api.live.view import LiveMessages
 from ggufd.api.llamacpp import adapters as lora_adapters
 from ggufd.api.llamacpp import completion, infill, props, slots, tokens
 from ggufd.api.llamacpp import errors as llamacpp
@@ -79,6 +84,7 @@ def create_app(
     )
     app.state.services = services
     app.state.large_bodies = asyncio.Lock()
+    collector = _collector(app)
     if models is not None:
         models.bind(functools.partial(_serve, app))
     app.openapi = Documentation(app, has_keys=config.keys is not None)  # type: ignore[method-assign]
@@ -95,10 +101,19 @@ def create_app(
     app.add_middleware(PathMiddleware, root_path=config.root_path)
     app.add_middleware(
         RecordMiddleware,
-        sinks=[log_request, services.metrics.observe, *sinks],
+        sinks=[log_request, services.metrics.observe, collector.observe, *sinks],
         shapes=[anthropic.SHAPE, llamacpp.SHAPE],
     )
     return app
+
+
+def _collector(app: FastAPI) -> Collector:
+    services: Services = app.state.services
+    collector = Collector(lambda: app.state.services)
+    collector.serve(services.engine)
+    services.activity.watch(collector.wake)
+    app.state.live = live_stream.Live(collector, LiveMessages(collector))
+    return collector
 
 
 def _serve(app: FastAPI, engine: EngineService, text: TextService, config: ApiConfig) -> None:
@@ -106,6 +121,7 @@ def _serve(app: FastAPI, engine: EngineService, text: TextService, config: ApiCo
     app.state.services = dataclasses.replace(
         app.state.services, engine=engine, text=text, config=config, adapters=AdapterScales(config)
     )
+    app.state.live.collector.serve(engine)
 
 
 def _add_routes(app: FastAPI, *, has_pages: bool) -> None:
@@ -131,6 +147,8 @@ def _add_routes(app: FastAPI, *, has_pages: bool) -> None:
     ):
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)
+    for router in (live_stream.router, live_requests.router, operations.router):
+        app.include_router(router, prefix="/v1")
     app.include_router(tokens.router)
     app.include_router(tokens.router, prefix="/v1", include_in_schema=False)
     families = (completion, infill, props, slots, lora_adapters, ooba, tabby, vllm, ollama, embeddings, rerank)

@@ -17,6 +17,7 @@ from ggufd.errors import ConfigError, EngineDown, EngineFailure, InvalidRequest,
 from ggufd.llama.model.placing import check_gpus, check_overrides, check_rpc, refuse_cpu
 from ggufd.models.hub import ModelFile
 from ggufd.models.remote import OnProgress
+from ggufd.planner.apart import plan_apart
 from ggufd.settings import sources
 from ggufd.settings.config import Config
 from ggufd.settings.config import settings as all_settings
@@ -85,6 +86,7 @@ class ServedModels:
         self._make = make
         self._show: Show = lambda *_: None
         self._change: asyncio.Task[None] | None = None
+        self._planning = asyncio.Lock()
 
     def bind(self, show: Show) -> None:
         """Set the callback that gets the clients and the API configuration of each newly served model."""
@@ -98,6 +100,15 @@ class ServedModels:
         self._change = asyncio.create_task(self._replace(config, report))
         self._change.add_done_callback(_note_outcome)
         await asyncio.shield(self._change)
+
+    async def plan(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What the planner says of another model, one at a time. See `api.services.services.ModelSwitcher`."""
+        config = changed(self.served.config, settings)
+        async with self._planning:
+            try:
+                return await plan_apart(config)
+            except ModelError as error:
+                raise InvalidRequest(f"{error.message}.", param="model") from None
 
     @property
     def has_failed(self) -> bool:

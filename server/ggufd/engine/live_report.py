@@ -17,6 +17,7 @@ def live_state(lifecycle: Lifecycle, stats: Stats, queue: QueueState, now_s: flo
         served=tuple(lifecycle.queue.accounts.served.items()),
         prefill_tokens=lifecycle.counters.prefill_tokens,
         disk_bytes=cache.host.n_disk_bytes,
+        disk_limit_bytes=cache.host.max_disk_bytes,
         disk_reads=cache.offload.n_read,
     )
 

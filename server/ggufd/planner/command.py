@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ggufd.errors import ModelError
 from ggufd.models import hub
@@ -32,6 +33,17 @@ def run(target: str, config: Config, *, as_json: bool) -> None:
         print(table.markdown(reports))
     else:
         table.show(reports[0])
+
+
+def plan_of(config: Config) -> dict[str, Any]:
+    """The plan of the one model that `config` names, as JSON. Raises ModelError."""
+    (model, *_) = hub.find_all(config.model.model, _warn)
+    model = model_files.with_draft(
+        config, hub.with_metadata(model, engine_settings.metadata_of(config)), may_fetch=False
+    )
+    adapters.check(config, model)
+    machine = this_machine(engine_settings.engine_config(config, model))
+    return report.as_json(report.make(model, config, engine_settings.context_params(config), machine))
 
 
 def _warn(error: ModelError) -> None:

@@ -66,6 +66,8 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         root_path=config.server.root_path,
         cors_origins=config.server.cors_origins,
         allowed_hosts=_allowed_hosts(config, keys),
+        listens_beyond=_listens_beyond(config),
+        trusts_proxies=bool(config.server.trusted_proxies),
         slot_save_path=_folder(config.context.slot_save_path),
         responses_path=Path(config.responses.responses_path) if config.responses.responses_path else None,
         max_responses=config.responses.max_responses,
@@ -80,6 +82,13 @@ def _allowed_hosts(config: Config, keys: Access | None) -> tuple[str, ...] | Non
     server = config.server
     is_guarded = bool(server.allowed_hosts) or listen.is_loopback(server.host)
     return server.allowed_hosts if keys is None and is_guarded else None
+
+
+def _listens_beyond(config: Config) -> bool:
+    """Whether requests may come from elsewhere, directly or through a proxy that some setting speaks of."""
+    server = config.server
+    has_front = bool(server.trusted_proxies or server.root_path or server.allowed_hosts)
+    return has_front or not listen.is_loopback(server.host)
 
 
 def _folder(text: str) -> Path | None:

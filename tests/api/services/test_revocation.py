@@ -174,7 +174,8 @@ async def test_every_documented_stream_is_in_the_list() -> None:
     }
     listed = {path for path, _, _ in STREAMS}
     assert {path.removeprefix("/v1") for path in streamed} - {path.removeprefix("/v1") for path in listed} == {
-        "/models/load"
+        "/models/load",
+        "/live",
     }
 
 

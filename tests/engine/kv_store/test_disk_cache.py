@@ -213,7 +213,7 @@ def test_a_folder_that_becomes_read_only_is_still_read(tmp_path: Path, monkeypat
     assert read(fetched(disk, kept(1000))) is None
     disk.store(kept(2000))
     disk.flush(5)
-    disk._max_bytes = 10
+    disk.max_bytes = 10
     assert fetched(disk, kept(5)) is None
     again = cache(tmp_path)
     assert read(fetched(again, kept(5))) is not None

@@ -78,6 +78,12 @@ class FakeModels:
     def bind(self, show: Any) -> None:
         self.show = show
 
+    async def plan(self, settings: Any) -> dict[str, Any]:
+        self.settings = settings
+        if self.error is not None:
+            raise self.error
+        return {"file": settings["model"], "best": {"fits": True}}
+
     async def change(self, settings: Any, report: Report) -> None:
         self.settings = settings
         for i, (stage, share) in enumerate([("finding", None), ("loading", 0.5), ("loading", 1.0)]):

@@ -13,7 +13,7 @@ import enum
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from ggufd.engine.messages.events import (
 )
 from ggufd.engine.messages.reports import (
     EmbeddingInfo,
+    LiveState,
     ModelInfo,
     QueueEntry,
     QueueState,
@@ -50,6 +51,7 @@ from ggufd.engine.messages.reports import (
 from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest, SlotAction
 from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget
 from ggufd.errors import EngineDown, EngineFailure, GgufdError, InvalidRequest, Unavailable, Unsupported
+from ggufd.keys.principal import Principal
 from ggufd.llama.params import Pooling
 
 BOS, EOS, N_VOCAB = 256, 257, 258
@@ -136,6 +138,10 @@ class FakeEngine:
         self.aborted: list[int] = []
         self.finished: list[tuple[int, int]] = []
         self.open: set[int] = set()
+        self.streams: dict[int, FakeStream | FakeVectors] = {}
+        self.live: LiveState | None = None
+        self.live_error: GgufdError | None = None
+        self.watchers: list[Callable[[enum.Enum], None]] = []
 
     @property
     def is_full(self) -> bool:
@@ -161,13 +167,43 @@ class FakeEngine:
         if isinstance(request, EmbedRequest):
             _check_embed(request, self.ready)
             self.embeds.append(request)
-            return FakeVectors(self, request)
+            vectors = self.streams[request.request_id] = FakeVectors(self, request)
+            return vectors
         _check(request, self.ready)
         self.requests.append(request)
-        return FakeStream(self, request)
+        stream = self.streams[request.request_id] = FakeStream(self, request)
+        return stream
 
     async def queue_state(self) -> QueueState:
         return QueueState(self.queue)
+
+    async def live_state(self) -> LiveState:
+        if self.live_error is not None:
+            raise self.live_error
+        return self.live or LiveState(await self.stats(), (), self.queue)
+
+    def find(self, request_id: int) -> FakeStream | FakeVectors | None:
+        return self.streams.get(request_id)
+
+    def watch(self, tell: Callable[[enum.Enum], None]) -> None:
+        self.watchers.append(tell)
+
+    def enter(self, state: FakeState) -> None:
+        """Be in that state, and say so."""
+        self.state = state
+        for tell in self.watchers:
+            tell(state)
+
+    def pause(self) -> None:
+        self.enter(FakeState.DRAINING)
+
+    def resume(self) -> None:
+        self.enter(FakeState.READY)
+
+    def sleep(self) -> None:
+        if self.open:
+            raise Unavailable("requests are under way")
+        self.enter(FakeState.SLEEPING)
 
     async def stats(self) -> Stats:
         slots = (SlotState(0, None, self.n_kept, self.n_kept), SlotState(1, 1000, 9, 7))
@@ -223,6 +259,10 @@ class FakeVectors:
     n_told: int = 0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     refusal: GgufdError | None = None
+
+    @property
+    def principal(self) -> Principal:
+        return self.request.principal
 
     async def __aenter__(self) -> FakeVectors:
         return self
@@ -315,6 +355,10 @@ class FakeStream:
         if limit is not None and len(steps) > limit:
             return _Sequence(steps[:limit], FinishReason.LENGTH, None)
         return _Sequence(steps, FinishReason.STOP, stop)
+
+    @property
+    def principal(self) -> Principal:
+        return self.request.principal
 
     async def __aenter__(self) -> FakeStream:
         self.is_entered = True

@@ -164,6 +164,8 @@ class Generation:
         record.prompt_tokens += sum(len(request.prompt) for request in self.requests[: len(self._streams)])
         record.cached_tokens += sum(usage.cached_tokens for usage in firsts)
         record.completion_tokens += sum(progress.n_tokens for progress in self._choices)
+        if firsts and firsts[0].cache_class is not None:
+            record.cache_class = firsts[0].cache_class.value
         if usages:
             record.queue_s = max(usage.queue_s for usage in usages)
             record.prefill_s = max(usage.prefill_s for usage in usages)

@@ -32,8 +32,8 @@ class RequestRecord:
     `is_work` says that the model had something to compute. `reason` is why it ended: a finish reason, an error's code,
     `DISCONNECTED`, or "" of what was no work.
     `first_s` is the TTFT, from arrival to the first token; `decode_s` is the time of the tokens after it, of the
-    slowest choice, and `decoded_tokens` are those of all. `ignored` names fields that were asked for in vain, which the
-    answer tells.
+    slowest choice, and `decoded_tokens` are those of all. `cache_class` is what the cache had for the first prompt.
+    `ignored` names fields that were asked for in vain, which the answer tells.
     """
 
     request_id: str = ""
@@ -56,6 +56,7 @@ class RequestRecord:
     first_s: float | None = None
     decode_s: float = 0.0
     decoded_tokens: int = 0
+    cache_class: str = ""
     ignored: list[str] = field(default_factory=list)
 
     @property

@@ -6,7 +6,7 @@ KoboldCpp's `abort` and `check` name no request. Here they mean what the same ke
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from ggufd.api.services.caller import Caller
@@ -31,6 +31,7 @@ class Activity:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._open: dict[int, RunningGeneration] = {}
+        self._watchers: list[Callable[[], None]] = []
         self._started_s = clock()
         self._idle_since_s = self._started_s
         self.n_finished = 0
@@ -39,6 +40,16 @@ class Activity:
     def enter(self, work: RunningGeneration) -> None:
         """RunningGeneration begins."""
         self._open[id(work)] = work
+        for tell in self._watchers:
+            tell()
+
+    def watch(self, tell: Callable[[], None]) -> None:
+        """Call `tell` whenever a generation begins."""
+        self._watchers.append(tell)
+
+    def __iter__(self) -> Iterator[RunningGeneration]:
+        """All running generations."""
+        return iter(list(self._open.values()))
 
     def leave(self, work: RunningGeneration) -> None:
         """RunningGeneration has ended, in whatever way."""

@@ -18,11 +18,12 @@ from ggufd.api.services.revocation import Revocations
 from ggufd.api.services.settings import ApiConfig
 from ggufd.chat.prompt import ChatPrompt, RenderedChat, TextInfo
 from ggufd.engine.messages.events import RequestEvent
-from ggufd.engine.messages.reports import QueueState, Ready, SlotDone, Stats, Steps
+from ggufd.engine.messages.reports import LiveState, QueueState, Ready, SlotDone, Stats, Steps
 from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest
 from ggufd.engine.messages.sampling import Grammar
 from ggufd.engine.queueing.validation import RequestBounds
 from ggufd.errors import EngineDown, GgufdError
+from ggufd.keys.principal import Principal
 
 
 class RequestEvents(Protocol):
@@ -44,6 +45,10 @@ class RequestEvents(Protocol):
 
     def finish(self, index: int) -> None:
         """End one of its sequences, with what that has said: its last event still comes."""
+
+    @property
+    def principal(self) -> Principal:
+        """Who it is computed for."""
 
 
 class EngineService(Protocol):
@@ -70,6 +75,22 @@ class EngineService(Protocol):
     async def stats(self) -> Stats: ...
     async def steps(self) -> Steps: ...
     async def queue_state(self) -> QueueState: ...
+    async def live_state(self) -> LiveState: ...
+    def find(self, request_id: int) -> RequestEvents | None:
+        """The open request with this id."""
+
+    def watch(self, tell: Callable[[enum.Enum], None]) -> None:
+        """Call `tell` with every state that the engine enters from now on."""
+
+    def pause(self) -> None:
+        """Refuse new requests until `resume`; those that run or wait go on."""
+
+    def resume(self) -> None:
+        """Take requests again. Raises Draining where the engine is to end."""
+
+    def sleep(self) -> None:
+        """Unload the model until the next request. Raises Unavailable while requests are under way."""
+
     async def act_on_slot(self, command: ActOnSlot) -> SlotDone:
         """Erase, save or restore what an idle slot keeps. Raises Unavailable while it is in use, or InvalidRequest."""
 
@@ -109,6 +130,9 @@ class ModelSwitcher(Protocol):
 
     def bind(self, show: Show) -> None:
         """`show` is called whenever something else is to be served."""
+
+    async def plan(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What `ggufd plan --json` says of the model that `settings` name. Raises InvalidRequest."""
 
     async def change(self, settings: Mapping[str, Any], report: Report) -> None:
         """Serve the model that `settings` name; returns when it is ready. Goes on when the caller leaves.

@@ -48,6 +48,8 @@ class ApiConfig:
         allowed_hosts    names that the server goes by, besides its own; None takes any
         responses_path   file of stored responses; None is memory
         logs_cache       whether the log says what the cache had of each prompt
+        listens_beyond   whether it is reached from beyond this machine, also by a proxy or another name
+        trusts_proxies   whether the word of proxies for an address is taken
         ui               whether browsers get the web page
         slots            whether GET /slots is answered
         created          Unix time of the start
@@ -77,6 +79,8 @@ class ApiConfig:
     root_path: str = ""
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] | None = None
+    listens_beyond: bool = False
+    trusts_proxies: bool = False
     slot_save_path: Path | None = None
     responses_path: Path | None = None
     max_responses: int = 1000

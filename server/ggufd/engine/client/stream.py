@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ggufd.engine.messages.events import Admitted, Embedding, Failed, Output, Queued, RequestEvent
 from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
 from ggufd.errors import EngineFailure, GgufdError, from_code
+from ggufd.keys.principal import Principal
 
 _MAX_UNREAD = 10_000
 """Bound of the event buffer of a client that reads more slowly than its answer is made: some megabytes."""
@@ -44,6 +45,11 @@ class RequestStream:
     def is_done(self) -> bool:
         """Whether nothing more will come."""
         return self._n_open == 0 or self._error is not None
+
+    @property
+    def principal(self) -> Principal:
+        """Who it is computed for."""
+        return self.request.principal
 
     def abort(self) -> None:
         """Stop the request; nothing more will come."""

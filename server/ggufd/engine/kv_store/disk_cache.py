@@ -82,7 +82,7 @@ class DiskCache:
     def __init__(self, folder: Path, max_bytes: int, fingerprint: str, *, only_whole: bool = False) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._only_whole = only_whole
         self._fingerprint = fingerprint
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk-cache")
@@ -150,7 +150,7 @@ class DiskCache:
     def store(self, kept: KeptState) -> bool:
         """Begin to write a state, unless a file has it or too many wait to be written; whether it will be there."""
         self._collect()
-        if len(kept.tokens) < MIN_TOKENS or len(kept.state) > self._max_bytes:
+        if len(kept.tokens) < MIN_TOKENS or len(kept.state) > self.max_bytes:
             return False
         if any(self._holds(entry, kept) for entry in self._entries):
             return True
@@ -187,7 +187,7 @@ class DiskCache:
                 for old in [old for old in self._entries if self._is_continued(old, entry)]:
                     self._delete(old)
                 self._entries.append(entry)
-        while self.n_bytes > self._max_bytes:
+        while self.n_bytes > self.max_bytes:
             self._delete(min(self._entries, key=lambda entry: entry.used_s))
 
     def _holds(self, entry: DiskEntry, kept: KeptState) -> bool:

@@ -121,6 +121,11 @@ class HostCache:
         return 0 if self._disk is None else self._disk.n_bytes
 
     @property
+    def max_disk_bytes(self) -> int:
+        """Limit of the files on disk; 0 where none are kept."""
+        return 0 if self._disk is None else self._disk.max_bytes
+
+    @property
     def n_bad_files(self) -> int:
         """Files on disk that were broken."""
         return 0 if self._disk is None else self._disk.n_bad

@@ -296,6 +296,7 @@ class LiveState:
     served: tuple[tuple[str, float], ...] = ()
     prefill_tokens: int = 0
     disk_bytes: int = 0
+    disk_limit_bytes: int = 0
     disk_reads: int = 0
 
 
