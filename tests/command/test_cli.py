@@ -16,6 +16,7 @@ import typer
 from cryptography.hazmat.primitives import serialization
 
 from ggufd import __version__, cli
+from ggufd.api.services.settings import StreamLimits
 from ggufd.errors import StartupError
 from ggufd.llama.params import ContextParams
 from ggufd.models import hub
@@ -133,6 +134,7 @@ class TestCommands:
             "Context:",
             "Server:",
             "Stored responses:",
+            "Resumable streams:",
             "Queue:",
             "Reasoning:",
             "Sampling defaults:",
@@ -321,6 +323,22 @@ class TestApiConfig:
         set_to = {"responses_path": "r.sqlite", "max_responses": "5", "max_responses_mib": "2"}
         made = api_settings.api_config(sources.load(None, set_to, {}), model)
         assert (made.responses_path, made.max_responses, made.max_responses_bytes) == (Path("r.sqlite"), 5, 2 << 20)
+
+    def test_how_long_and_how_many_streams_are_kept(self) -> None:
+        model = hub.ModelFile(Path("m.gguf"), 0)
+        assert api_settings.api_config(sources.load(None, {}, {}), model).streams == StreamLimits()
+        set_to = {
+            "resumable": "true",
+            "max_streams": "1",
+            "max_streams_per_key": "2",
+            "max_streams_mib": "3",
+            "max_streams_per_key_mib": "4",
+            "max_stream_mib": "5",
+            "stream_unread_s": "6.5",
+            "stream_kept_s": "7",
+        }
+        made = api_settings.api_config(sources.load(None, set_to, {}), model)
+        assert made.streams == StreamLimits(True, 1, 2, 3 << 20, 4 << 20, 5 << 20, 6.5, 7.0)
 
 
 class TestListen:

@@ -56,6 +56,7 @@ ROOMS: tuple[str, ...] = (
     "api.request",
     "api.request.chat",
     "api.answer",
+    "api.streams",
     "api.openai",
     "api.openai.responses",
     "api.anthropic",

@@ -50,6 +50,8 @@ from ggufd.api.services.response_store import ResponseStore
 from ggufd.api.services.revocation import Revocations
 from ggufd.api.services.services import EngineService, ModelSwitcher, Services, TextService
 from ggufd.api.services.settings import ApiConfig
+from ggufd.api.streams import conversations, routes
+from ggufd.api.streams.store import StreamStore
 from ggufd.api.web import front
 from ggufd.errors import GgufdError, NotFound
 
@@ -83,6 +85,8 @@ def create_app(
         engine, text, config, AdapterScales(config), revocations=revocations, models=models, responses=responses
     )
     app.state.services = services
+    app.state.streams = StreamStore(config.streams, config.keys)
+    app.state.streams.export(services.metrics)
     app.state.large_bodies = asyncio.Lock()
     collector = _collector(app)
     if models is not None:
@@ -144,6 +148,8 @@ def _add_routes(app: FastAPI, *, has_pages: bool) -> None:
         model_list.router,
         loading.router,
         queue.router,
+        conversations.router,
+        routes.router,
     ):
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)

@@ -16,7 +16,7 @@ from ggufd.settings import adapters, listen
 from ggufd.settings.config import Config
 
 if TYPE_CHECKING:
-    from ggufd.api.services.settings import ApiConfig
+    from ggufd.api.services.settings import ApiConfig, StreamLimits
     from ggufd.settings.access import Access
 
 
@@ -72,8 +72,26 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         responses_path=Path(config.responses.responses_path) if config.responses.responses_path else None,
         max_responses=config.responses.max_responses,
         max_responses_bytes=config.responses.max_responses_mib << 20,
+        streams=_stream_limits(config),
         logs_cache=logging.getLevelNamesMapping()[config.server.log_level.upper()] <= logging.DEBUG,
         build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
+    )
+
+
+def _stream_limits(config: Config) -> StreamLimits:
+    """Limits of resumable streams."""
+    from ggufd.api.services.settings import StreamLimits
+
+    streams = config.streams
+    return StreamLimits(
+        is_default=streams.resumable,
+        max_streams=streams.max_streams,
+        max_streams_per_key=streams.max_streams_per_key,
+        max_bytes=streams.max_streams_mib << 20,
+        max_bytes_per_key=streams.max_streams_per_key_mib << 20,
+        max_bytes_each=streams.max_stream_mib << 20,
+        unread_s=streams.stream_unread_s,
+        kept_s=streams.stream_kept_s,
     )
 
 

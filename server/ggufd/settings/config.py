@@ -387,6 +387,25 @@ class ResponsesSection(Section):
     max_responses_mib: int = setting(64, "Most MiB of stored responses.", ge=1)
 
 
+class StreamsSection(Section):
+    """Resumable streams: answers that go on and are kept when their client is gone."""
+
+    resumable: bool = setting(
+        False, "Make every stream resumable whose request does not say; a disconnect then ends none of them."
+    )
+    max_streams: int = setting(
+        64, "Most resumable streams, running and ended; ended ones make room, 0 keeps none.", ge=0
+    )
+    max_streams_per_key: int = setting(8, "Most resumable streams of one key, or without keys of one address.", ge=0)
+    max_streams_mib: int = setting(64, "Most MiB of events kept of all resumable streams.", ge=1)
+    max_streams_per_key_mib: int = setting(16, "Most MiB of events kept of one key's resumable streams.", ge=1)
+    max_stream_mib: int = setting(4, "Most MiB of events kept of one resumable stream; the oldest go first.", ge=1)
+    stream_unread_s: float = setting(
+        600.0, "Seconds that a resumable stream goes on without a reader; then the answer ends.", gt=0
+    )
+    stream_kept_s: float = setting(300.0, "Seconds that a resumable stream is kept after its end.", ge=0)
+
+
 class QueueSection(Section):
     """Queue: admission, priorities, fair sharing, limits per key."""
 
@@ -498,6 +517,7 @@ class Config(BaseModel):
     context: ContextSection = ContextSection()
     server: ServerSection = ServerSection()
     responses: ResponsesSection = ResponsesSection()
+    streams: StreamsSection = StreamsSection()
     queue: QueueSection = QueueSection()
     reasoning: ReasoningSection = ReasoningSection()
     sampling: SamplingSection = SamplingSection()

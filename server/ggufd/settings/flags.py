@@ -20,6 +20,7 @@ _PANELS = {
     "context": "Context",
     "server": "Server",
     "responses": "Stored responses",
+    "streams": "Resumable streams",
     "queue": "Queue",
     "reasoning": "Reasoning",
     "sampling": "Sampling defaults",

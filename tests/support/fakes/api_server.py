@@ -31,12 +31,16 @@ class Served:
 
 @contextmanager
 def serving(
-    engine: FakeEngine | None = None, limits: ConnectionLimits | None = None, **settings: object
+    engine: FakeEngine | None = None,
+    limits: ConnectionLimits | None = None,
+    *,
+    has_infill: bool = False,
+    **settings: object,
 ) -> Iterator[Served]:
     """A running server; it is gone when the block ends."""
     engine = engine or FakeEngine()
     config = ApiConfig(**({"model_id": "fake-model", "ping_s": 0.05} | settings))  # type: ignore[arg-type]
-    app = create_app(engine, FakeText(), config)
+    app = create_app(engine, FakeText(has_infill=has_infill), config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # Small, so that a client that reads nothing is noticed by its first kilobytes.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -54,8 +54,12 @@ class Envelope:
 
 
 class ChunkFormat(ABC):
-    """Chunk format of one API. Every method returns encoded events, b"" when nothing is to be sent."""
+    """Chunk format of one API. Every method returns encoded events, b"" when nothing is to be sent.
 
+    `response_id` is the id that the answer goes by; empty where its API has none.
+    """
+
+    response_id = ""
     ping = ServerSentEvent(comment="ping", sep="\n")
     """What a silent stream carries."""
 
@@ -71,12 +75,38 @@ class ChunkFormat(ABC):
         """Last events, when every sequence has finished."""
         return b""
 
-    def fail(self, error: GgufdError) -> bytes:
-        """Last events, when an error ends the stream."""
+    @staticmethod
+    def refusal(error: GgufdError) -> bytes:
+        """Error event that depends on nothing that was sent before."""
         return event_bytes(body_of(error))
 
+    def fail(self, error: GgufdError) -> bytes:
+        """Last events, when an error ends the stream."""
+        return self.refusal(error)
 
-class EventStream(EventSourceResponse):
+
+class SseResponse(EventSourceResponse):
+    """SSE response of encoded events. It carries `ping` after `ping_s` of silence; with 0 it carries nothing."""
+
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        ping: ServerSentEvent,
+        *,
+        ping_s: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(events, ping=ping_s, sep="\n", headers=headers, ping_message_factory=lambda: ping)
+
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        """Sends without the cancel scope that a send timeout needs: none is set, and it is a fifth of a chunk's cost.
+
+        Should sse-starlette drop this method of its own, the override does nothing.
+        """
+        await send(message)
+
+
+class EventStream(SseResponse):
     """SSE response that streams a generation. However it ends, the engine's requests end with it."""
 
     def __init__(
@@ -87,25 +117,12 @@ class EventStream(EventSourceResponse):
         ping_s: float,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(
-            _events(generation, chunks),
-            ping=ping_s,
-            sep="\n",
-            headers=headers,
-            ping_message_factory=lambda: chunks.ping,
-        )
+        super().__init__(events_of(generation, chunks), chunks.ping, ping_s=ping_s, headers=headers)
         self._generation = generation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._generation:
             await super().__call__(scope, receive, send)
-
-    async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        """Sends without the cancel scope that a send timeout needs: none is set, and it is a fifth of a chunk's cost.
-
-        Should sse-starlette drop this method of its own, the override does nothing.
-        """
-        await send(message)
 
 
 def _told(chunks: ChunkFormat, first: int, event: RequestEvent) -> bytes:
@@ -115,7 +132,8 @@ def _told(chunks: ChunkFormat, first: int, event: RequestEvent) -> bytes:
     return chunks.feed(first, event)
 
 
-async def _events(generation: Generation, chunks: ChunkFormat) -> AsyncIterator[bytes]:
+async def events_of(generation: Generation, chunks: ChunkFormat) -> AsyncIterator[bytes]:
+    """Encoded events of a generation that was entered, and comments; whole ones each time."""
     try:
         if data := chunks.begin():
             yield data

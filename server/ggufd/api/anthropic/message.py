@@ -27,6 +27,11 @@ class MessageWriter:
         self._stop = stop
         self._head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model}
 
+    @property
+    def message_id(self) -> str:
+        message_id: str = self._head["id"]
+        return message_id
+
     def begin(self) -> list[Event]:
         """The event before anything is there. What came from the cache is not known yet, so nothing is said to."""
         usage = _usage(self._prompt_tokens, 0, 0)

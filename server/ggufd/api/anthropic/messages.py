@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from ggufd.api.answer.conversation import Conversation
 from ggufd.api.answer.generation import Generation, until_disconnect
-from ggufd.api.answer.sse import EventStream
 from ggufd.api.anthropic.conversion import to_chat
 from ggufd.api.anthropic.message import Message, MessageWriter
 from ggufd.api.anthropic.schemas import MESSAGES, MessagesRequest, PromptRequest, refuse_others
@@ -20,6 +19,7 @@ from ggufd.api.http.json_response import json_response
 from ggufd.api.request.docs import documented
 from ggufd.api.request.validation import validate
 from ggufd.api.services.services import caller_of, services_of
+from ggufd.api.streams.response import refuse_resumable, streamed
 from ggufd.engine.messages.events import Output
 
 router = APIRouter(tags=["Anthropic"])
@@ -39,6 +39,8 @@ async def create_message(request: Request) -> Response:
     body = await _body_of(request)
     fields = validate(MessagesRequest, body, MESSAGES)
     chat, origins = to_chat(fields, body)
+    if not fields.stream:
+        refuse_resumable(chat.resumable)
     with origins.in_errors():
         conversation = Conversation(services, chat, caller_of(request))
         generation = await conversation.start()
@@ -51,7 +53,7 @@ async def create_message(request: Request) -> Response:
     )
     headers = conversation.headers
     if fields.stream:
-        return EventStream(generation, MessageEvents(writer), ping_s=services.config.ping_s, headers=headers)
+        return await streamed(request, generation, MessageEvents(writer), chat.resumable, headers)
     return json_response(await until_disconnect(request, _collect(generation, writer)), headers=headers)
 
 

@@ -21,6 +21,7 @@ class MessageEvents(ChunkFormat):
 
     def __init__(self, writer: MessageWriter) -> None:
         self._writer = writer
+        self.response_id = writer.message_id
 
     def begin(self) -> bytes:
         return _bytes(self._writer.begin())
@@ -31,7 +32,8 @@ class MessageEvents(ChunkFormat):
     async def finish(self) -> bytes:
         return _bytes(self._writer.end())
 
-    def fail(self, error: GgufdError) -> bytes:
+    @staticmethod
+    def refusal(error: GgufdError) -> bytes:
         return _bytes([error_body(error.message, status=error.status, param=error.param)])
 
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from ggufd import __version__
 from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, until_disconnect
-from ggufd.api.answer.sse import ChunkFormat, EventStream
+from ggufd.api.answer.sse import ChunkFormat
 from ggufd.api.answer.usage import finish_reason
 from ggufd.api.http.body import JsonObject, read_json, read_optional_json
 from ggufd.api.http.json_response import dumps, json_response, list_response
@@ -28,6 +28,7 @@ from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import Services, caller_of, services_of
+from ggufd.api.streams.response import refuse_resumable, streamed
 from ggufd.engine.messages.events import Finish, FinishReason, Output, RequestEvent
 from ggufd.engine.queueing.validation import check_tokens
 from ggufd.errors import InvalidRequest
@@ -76,6 +77,7 @@ async def generate(request: Request) -> Response:
     is a 400 with both numbers.
     """
     services, fields, caller = await _read(request)
+    refuse_resumable(fields.resumable, "Use /api/extra/generate/stream, or leave it out")
     check_n("n", fields.n, services.config.max_n)
     explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
     choices = await until_disconnect(request, _collect(services, fields, caller, explainer))
@@ -90,7 +92,7 @@ async def generate_stream(request: Request) -> Response:
     check_n("n", fields.n, 1)
     explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
     generation = await _start(services, fields, caller, explainer)
-    return EventStream(generation, _Tokens(explainer), ping_s=services.config.ping_s)
+    return await streamed(request, generation, _Tokens(explainer), fields.resumable)
 
 
 async def _read(request: Request) -> tuple[Services, KoboldRequest, Caller]:

@@ -30,6 +30,7 @@ from ggufd.api.request.requests import GenerationFields, check_n, engine_request
 from ggufd.api.request.sampling import Bool
 from ggufd.api.request.validation import validate
 from ggufd.api.services.services import Services, caller_of, services_of
+from ggufd.api.streams.response import refuse_resumable
 from ggufd.chat.answers.parser import AnswerParser
 from ggufd.chat.deltas.answer import (
     Answer,
@@ -102,6 +103,9 @@ class OllamaWork(ABC):
 
     async def respond(self) -> Response:
         """The response, streamed or whole. Without a prompt only "it is loaded" is said."""
+        refuse_resumable(
+            self._fields.resumable, "Ollama's lines have no ids; use /v1/chat/completions, or leave it out"
+        )
         if self.is_empty:
             self._services.require_ready()
             return json_response(self.line(Answer(), done=True, done_reason="load"))

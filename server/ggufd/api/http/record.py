@@ -58,11 +58,34 @@ class RequestRecord:
     decoded_tokens: int = 0
     cache_class: str = ""
     ignored: list[str] = field(default_factory=list)
+    _is_held: bool = field(default=False, init=False, repr=False)
+    _on_end: Sink | None = field(default=None, init=False, repr=False)
 
     @property
     def tokens_per_s(self) -> float | None:
         """Decode throughput of all choices together; None where they are too short to tell."""
         return self.decoded_tokens / self.decode_s if self.decoded_tokens and self.decode_s > 0 else None
+
+    def hold(self) -> None:
+        """Keep the record open beyond the response: the work goes on without the client."""
+        self._is_held = True
+
+    def release(self) -> None:
+        """The work has ended."""
+        self._is_held = False
+        if self._on_end is not None:
+            self._end(self._on_end)
+
+    def close(self, on_end: Sink) -> None:
+        """The response has ended; `on_end` is told as soon as the work has, too."""
+        if self._is_held:
+            self._on_end = on_end
+        else:
+            self._end(on_end)
+
+    def _end(self, on_end: Sink) -> None:
+        self.took_s = time.monotonic() - self.started_s
+        on_end(self)
 
     def note_first_token(self) -> None:
         """Note the TTFT: the first token of any choice is there."""
@@ -124,9 +147,11 @@ class RecordMiddleware:
             record.status, record.reason = 500, "internal_error"
             raise
         finally:
-            record.took_s = time.monotonic() - record.started_s
-            for sink in self._sinks:
-                sink(record)
+            record.close(self._tell)
+
+    def _tell(self, record: RequestRecord) -> None:
+        for sink in self._sinks:
+            sink(record)
 
 
 def _told(record: RequestRecord, shape: ErrorShape) -> list[tuple[bytes, bytes]]:

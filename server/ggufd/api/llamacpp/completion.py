@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, until_disconnect
-from ggufd.api.answer.sse import EventStream
 from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.llamacpp.answer import NativeAnswer, NativeChunks
@@ -24,6 +23,7 @@ from ggufd.api.request.sampling import Bool
 from ggufd.api.request.validation import validate
 from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import Services, caller_of, services_of
+from ggufd.api.streams.response import refuse_resumable, streamed
 from ggufd.engine.messages.requests import EngineRequest
 
 router = APIRouter(tags=["llama.cpp"])
@@ -69,9 +69,10 @@ async def answer_native(request: Request, fields: NativeRequest) -> Response:
     services = services_of(request)
     work = _LlamacppCompletion(services, fields, caller_of(request))
     if not fields.stream:
+        refuse_resumable(fields.resumable)
         return json_response(await until_disconnect(request, work.answer()))
     generation = await work.start()
-    return EventStream(generation, work.chunks(), ping_s=services.config.ping_s)
+    return await streamed(request, generation, work.chunks(), fields.resumable)
 
 
 class _LlamacppCompletion:

@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from ggufd.api.answer.conversation import Answered, Conversation
 from ggufd.api.answer.generation import Generation, until_disconnect
-from ggufd.api.answer.sse import EventStream
 from ggufd.api.answer.usage import finish_reason, timings_json, usage_json
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response
@@ -22,6 +21,7 @@ from ggufd.api.request.fields import OPENAI_CHAT
 from ggufd.api.request.requests import refuse_unavailable
 from ggufd.api.request.validation import validate
 from ggufd.api.services.services import Services, caller_of, services_of
+from ggufd.api.streams.response import refuse_resumable, streamed
 from ggufd.chat.deltas.answer import Answer, ToolCall
 
 router = APIRouter(tags=["OpenAI"])
@@ -49,11 +49,12 @@ async def create_chat_completion(request: Request) -> Response:
     fields = validate(ChatRequest, body, OPENAI_CHAT)
     work = Conversation(services, fields, caller_of(request))
     if not fields.stream:
+        refuse_resumable(fields.resumable)
         answer = await until_disconnect(request, _answer(services, fields, work))
         return json_response(answer, headers=work.headers)
     generation = await work.start()
     chunks = _chunks(services, fields, work, generation)
-    return EventStream(generation, chunks, ping_s=services.config.ping_s, headers=work.headers)
+    return await streamed(request, generation, chunks, fields.resumable, work.headers)
 
 
 @router.post("/chat/completions/input_tokens", **documented(ChatRequest, {"one message": {"messages": _HELLO}}))

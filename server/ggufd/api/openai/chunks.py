@@ -33,6 +33,7 @@ class Chunks(ChunkFormat):
         has_logprobs: bool,
         has_bans: bool = False,
     ) -> None:
+        self.response_id = head["id"]
         self._head = head
         self._total = total
         self._n = n

@@ -11,7 +11,6 @@ from starlette.responses import Response
 from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, until_disconnect
 from ggufd.api.answer.logprobs import LegacyLogprobs, joined
-from ggufd.api.answer.sse import EventStream
 from ggufd.api.answer.usage import finish_reason, timings_json, usage_json
 from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import json_response
@@ -26,6 +25,7 @@ from ggufd.api.request.requests import check_n, check_prompts, engine_request, r
 from ggufd.api.request.validation import validate
 from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import Services, caller_of, services_of
+from ggufd.api.streams.response import refuse_resumable, streamed
 from ggufd.engine.queueing.validation import check_tokens
 from ggufd.errors import InvalidRequest, Unsupported
 
@@ -51,9 +51,10 @@ async def answer_completion(request: Request, body: JsonObject) -> Response:
     fields = validate(CompletionRequest, body, OPENAI_COMPLETION)
     work = _Completion(services, fields, caller_of(request))
     if not fields.stream:
+        refuse_resumable(fields.resumable)
         return json_response(await until_disconnect(request, work.answer()))
     generation = await work.start()
-    return EventStream(generation, work.chunks(generation), ping_s=services.config.ping_s)
+    return await streamed(request, generation, work.chunks(generation), fields.resumable)
 
 
 class _Completion:

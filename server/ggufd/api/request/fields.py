@@ -104,6 +104,7 @@ _GENERATION: Aliases = {
     "priority": ("priority",),
     "timeout_s": ("timeout",),
     "report_queue": ("report_queue",),
+    "resumable": ("resumable",),
 }
 
 _LIMIT = ("n_predict", "max_new_tokens", "num_predict", "max_length")

@@ -135,6 +135,7 @@ class GenerationFields(ConstraintFields):
     priority: Annotated[Int, Field(ge=-_MAX_PRIORITY, le=_MAX_PRIORITY)] = 0
     timeout_s: Annotated[Float, Field(gt=0, le=_MAX_TIMEOUT_S)] | None = None
     report_queue: Bool = False
+    resumable: Bool | None = None
 
     @property
     def includes_usage(self) -> bool:

@@ -7,10 +7,10 @@ its `Stats` when somebody scrapes. Nothing is done a token here.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
@@ -78,6 +78,10 @@ class Metrics:
 
     def _like_llama_server(self, name: str, text: str) -> Counter:
         return Counter(f"llamacpp:{name}", text, registry=self._registry)
+
+    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """Add a gauge whose value is read when somebody scrapes."""
+        Gauge(f"ggufd_{name}", text, registry=self._registry).set_function(read)
 
     def observe(self, record: RequestRecord) -> None:
         """Count a request that has ended."""

@@ -30,29 +30,47 @@ class LoraAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """Limits of resumable streams, in number, bytes and seconds; `is_default` keeps those that nobody asked to keep.
+
+    An answer without a reader ends after `unread_s`; an ended one is kept for `kept_s`.
+    """
+
+    is_default: bool = False
+    max_streams: int = 64
+    max_streams_per_key: int = 8
+    max_bytes: int = 64 << 20
+    max_bytes_per_key: int = 16 << 20
+    max_bytes_each: int = 4 << 20
+    unread_s: float = 600.0
+    kept_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class ApiConfig:
     """Settings of the HTTP side. Sizes in bytes, times in seconds.
 
-        keys             API keys; with None everybody may ask
-        cache_sharing    who may reuse what was computed for another
-        cache_repairs    rules that may change a prompt for the sake of its cached prefix
-        ready_when_full  whether a full queue leaves /ready at 200
-        sampling         values that unset fields get, by our names (`SamplingParams`)
-        max_n            choices of one prompt
-        max_prompts      prompts of one request
-        max_tokens       limit of a request that names none; None is the end of the context
-        template_kwargs  variables of the chat template
-        reasoning_budget limit of reasoning in tokens; -1 is none
-        share_by_address whether each address without a key is an account
-        limits           limits of every key that was granted no other
-        allowed_hosts    names that the server goes by, besides its own; None takes any
-        responses_path   file of stored responses; None is memory
-        logs_cache       whether the log says what the cache had of each prompt
-        listens_beyond   whether it is reached from beyond this machine, also by a proxy or another name
-        trusts_proxies   whether the word of proxies for an address is taken
-        ui               whether browsers get the web page
-        slots            whether GET /slots is answered
-        created          Unix time of the start
+    keys             API keys; with None everybody may ask
+    cache_sharing    who may reuse what was computed for another
+    cache_repairs    rules that may change a prompt for the sake of its cached prefix
+    ready_when_full  whether a full queue leaves /ready at 200
+    sampling         values that unset fields get, by our names (`SamplingParams`)
+    max_n            choices of one prompt
+    max_prompts      prompts of one request
+    max_tokens       limit of a request that names none; None is the end of the context
+    template_kwargs  variables of the chat template
+    reasoning_budget limit of reasoning in tokens; -1 is none
+    share_by_address whether each address without a key is an account
+    limits           limits of every key that was granted no other
+    allowed_hosts    names that the server goes by, besides its own; None takes any
+    responses_path   file of stored responses; None is memory
+    logs_cache       whether the log says what the cache had of each prompt
+    listens_beyond   whether it is reached from beyond this machine, also by a proxy or another name
+    trusts_proxies   whether the word of proxies for an address is taken
+    streams          bounds of resumable streams
+    ui               whether browsers get the web page
+    slots            whether GET /slots is answered
+    created          Unix time of the start
     """
 
     model_id: str
@@ -85,6 +103,7 @@ class ApiConfig:
     responses_path: Path | None = None
     max_responses: int = 1000
     max_responses_bytes: int = 64 << 20
+    streams: StreamLimits = field(default_factory=StreamLimits)
     logs_cache: bool = False
     ui: bool = True
     slots: bool = True

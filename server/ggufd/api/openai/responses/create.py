@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from ggufd.api.answer.conversation import Conversation
 from ggufd.api.answer.generation import Generation, until_disconnect
-from ggufd.api.answer.sse import EventStream
 from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.openai.responses.conversion import to_chat
@@ -27,6 +26,7 @@ from ggufd.api.request.validation import validate
 from ggufd.api.services.caller import Caller
 from ggufd.api.services.response_store import StoredResponse
 from ggufd.api.services.services import Services, caller_of, services_of
+from ggufd.api.streams.response import refuse_resumable, streamed
 from ggufd.engine.messages.events import Output
 from ggufd.errors import ContextLengthExceeded, NotFound
 
@@ -51,8 +51,7 @@ async def create_response(request: Request) -> Response:
         answer, headers = await until_disconnect(request, prepared.answer())
         return json_response(answer, headers=headers)
     running = await prepared.start()
-    ping_s = services_of(request).config.ping_s
-    return EventStream(running.generation, running.events(), ping_s=ping_s, headers=running.headers)
+    return await streamed(request, running.generation, running.events(), running.resumable, running.headers)
 
 
 @router.post("/responses/input_tokens", **documented(ResponseRequest, {"a text": {"input": "Hello"}}))
@@ -94,6 +93,8 @@ class _PreparedResponse:
         """Submit. Raises what refuses it."""
         items = await self._items()
         chat, origins = to_chat(self.fields, self.body, await self._past(), items)
+        if not self.fields.stream:
+            refuse_resumable(chat.resumable)
         with origins.in_errors():
             conversation, generation = await self._submit(chat)
         head = {
@@ -105,7 +106,7 @@ class _PreparedResponse:
             **settings_json(self.fields, generation.requests[0].sampling, conversation.parallel_tool_calls),
         }
         writer = ResponseWriter(head, conversation.reader())
-        return _RunningResponse(self, items, conversation, generation, writer)
+        return _RunningResponse(self, items, conversation, generation, writer, chat.resumable)
 
     async def _past(self) -> list[Item]:
         """All that was said up to the response that this one goes on from."""
@@ -156,6 +157,7 @@ class _RunningResponse:
     conversation: Conversation
     generation: Generation
     writer: ResponseWriter
+    resumable: bool | None = None
 
     @property
     def headers(self) -> Mapping[str, str]:

@@ -73,6 +73,11 @@ class ResponseWriter:
         self._reader = reader
         self._output = ResponseItems()
 
+    @property
+    def response_id(self) -> str:
+        response_id: str = self._head["id"]
+        return response_id
+
     def feed(self, output: events.Output) -> list[Event]:
         """The events for what the engine said."""
         logprobs = self._reader.logprobs(output)

@@ -17,6 +17,7 @@ class ResponseEvents(ChunkFormat):
     """Named events. `complete` makes the whole response at the end, when everything before it is done."""
 
     def __init__(self, writer: ResponseWriter, complete: Callable[[], Awaitable[ResponseObject]]) -> None:
+        self.response_id = writer.response_id
         self._writer = writer
         self._complete = complete
         self._n_sent = 0

@@ -1,0 +1,1 @@
+"""Resumable streams: events that are kept after a disconnect, readers that come back for the rest, and their limits."""
