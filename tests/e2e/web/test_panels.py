@@ -75,10 +75,12 @@ class Panels:
 
     def ask(self, text: str) -> str:
         """Say something, and wait for the answer's end."""
-        field = self.page.locator(".composer-field")
-        field.fill(text)
-        field.press("Enter")
+        self.say(text)
         return self.answer()
+
+    def say(self, text: str) -> None:
+        self.page.locator(".composer-field").fill(text)
+        self.page.get_by_role("button", name="Send", exact=True).click()
 
     def answer(self) -> str:
         """The last answer as the page keeps it, once it has ended."""
@@ -192,8 +194,7 @@ def test_refused_grammars_and_schemas_are_told_in_the_servers_words(panels: Pane
     panels.fill("Grammar (GBNF)", "root ::= foo")
     words = "The GBNF grammar is wrong in line 1: the rule 'foo' is used but not defined"
     expect(panels.page.locator(SHOWN.format("grammar"))).to_have_text(words)
-    panels.page.locator(".composer-field").fill("Hello.")
-    panels.page.locator(".composer-field").press("Enter")
+    panels.say("Hello.")
     expect(panels.page.locator("article.assistant [role=alert]")).to_contain_text(words)
 
     panels.choose("The answer is", "schema")
