@@ -30,6 +30,8 @@ from tests.support.models.tiny_bert import write_tiny_bert
 from tests.support.models.tiny_model import write_tiny_model
 from tests.support.models.vocabularies import demo_model, vocabulary
 
+pytestmark = pytest.mark.e2e
+
 HANGS = (
     "{% for m in messages %}{{ m.content }}{% endfor %}{% if messages[-1].content == 'hang' %}"
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"

@@ -22,6 +22,8 @@ from tests.chat.process.test_text_client import HANGS, SLOW, params, said
 from tests.support.models.tiny_model import write_tiny_model
 from tests.support.models.vocabularies import demo_model
 
+pytestmark = pytest.mark.e2e
+
 CALL_TIMEOUT_S = 1.5
 """Of the processor's time; to start a process takes half a second of it."""
 
