@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+from unittest.mock import Mock
 
 import typer
 
@@ -106,7 +107,7 @@ def _parameter_row(one: Any) -> tuple[str, str]:
 def routes_page() -> str:
     """Every documented route of the application, family by family."""
     # Nothing is asked of engine and text process while no request comes.
-    nobody: Any = None
+    nobody = Mock()
     document = create_app(nobody, nobody, ApiConfig(model_id="any")).openapi()
     families: dict[str, list[tuple[str, str]]] = {tag["name"]: [] for tag in document["tags"]}
     for path, operations in document["paths"].items():

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -213,7 +214,7 @@ def routes_named() -> Iterator[tuple[str, str, str]]:
 
 
 def test_every_route_that_is_named_exists() -> None:
-    nobody: Any = None
+    nobody = Mock()
     app = create_app(nobody, nobody, ApiConfig(model_id="any"))
 
     def exists(method: str, path: str) -> bool:

@@ -133,6 +133,7 @@ def test_no_duration_is_taken_from_a_clock_that_can_be_set() -> None:
         "api.openai.responses.create",
         "api.openai.responses.response",
         "api.ops.traces",
+        "api.services.metrics",
         "api.services.settings",
         "api.streams.conversations",
         "bench.measure.report",

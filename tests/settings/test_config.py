@@ -313,6 +313,7 @@ _CANDIDATES = (
     "a=CPU",
     "shared",
     "json",
+    "",
 )
 
 

@@ -21,6 +21,7 @@ SENT_BY_THE_PAGE = {
     "stream_options",
     "n",
     "logprobs",
+    "resumable",
     "top_logprobs",
     "explain_cache",
     "report_queue",

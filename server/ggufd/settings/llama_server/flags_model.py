@@ -56,7 +56,7 @@ SOURCES: tuple[Flag, ...] = (
     plain("--offline", Exports("HF_HUB_OFFLINE", "1"), "LLAMA_ARG_OFFLINE"),
     plain("-cl --cache-list", Refused("downloads lie in the cache of huggingface_hub: `hf cache ls` lists them")),
     valued("-a --alias", sets("alias"), "LLAMA_ARG_ALIAS"),
-    valued("--tags", Taken("tags inform a router, and there is none"), "LLAMA_ARG_TAGS", repeats=True),
+    valued("--tags", sets("tags", read=names), "LLAMA_ARG_TAGS", repeats=True),
     plain(
         "--embd-gemma-default",
         fixed(
