@@ -137,6 +137,7 @@ class TestCommands:
             "Resumable streams:",
             "Queue:",
             "Reasoning:",
+            "Output defaults:",
             "Sampling defaults:",
         ]
 

@@ -29,7 +29,6 @@ from ggufd.bench.scenarios import SCENARIOS
 from ggufd.cli import build_app
 from ggufd.settings.config import Config, Setting, settings
 from ggufd.settings.sources import load
-from tests.support.models.vocabularies import source_file
 from tests.support.pages import DOCS, PAGES, ROOT, anchors, blocks, commands, ggufd_calls, links, name_of, prose, spans
 from tests.support.programs.programs import needed_program
 
@@ -128,17 +127,6 @@ def command_of(name: str) -> Any:
 def test_every_flag_is_in_the_help(command: str) -> None:
     described = {flag for one in command_of(command).params if one.help for flag in one.opts}
     assert described >= {flag for one in settings() for flag in one.flags} | {"--config"}
-
-
-def test_a_flag_of_llama_servers_has_all_of_its_names() -> None:
-    source = source_file("common/arg.cpp").read_text("utf-8")
-    options = re.findall(r"add_opt\(common_arg\(\s*((?:\{[^{}]*\},?\s*)+)", source)
-    assert len(options) > 100, "llama.cpp writes its options in another way now"
-    theirs = [set(re.findall(r'"(-[^"]+)"', names)) for names in options]
-    # A switch is turned off by --no-its-name, and that is all the names it needs.
-    for ours in [set(one.flags) for one in settings() if not one.is_switch]:
-        for names in theirs:
-            assert not ours & names or names <= ours
 
 
 NESTED = {"keys": "", "bench": "http"}

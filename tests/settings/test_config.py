@@ -308,6 +308,8 @@ _CANDIDATES = (
     "debug",
     "dry",
     "chatml",
+    "3",
+    "15043=-1",
     '{"a": 1}',
     "0.5",
     "a=CPU",

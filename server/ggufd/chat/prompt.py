@@ -102,6 +102,7 @@ class TextParams:
     """Parameters of the text process.
 
     `chat_template` replaces the file's template, `tool_format` overrides the detected format of tool calls.
+    `budget_message` is written at the end of reasoning that reached its budget.
     `header_digest` is the `TextInfo.header_digest` of the first load; None accepts any file.
     """
 
@@ -109,6 +110,7 @@ class TextParams:
     chat_template: str | None = None
     tool_format: str | None = None
     header_digest: str | None = None
+    budget_message: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ class Daemon:
             served = self._make_served(self._config, self._model, self._template, bar.update)
             models = ServedModels(served, self._find_served)
             served.engine.start()
-            loading = asyncio.gather(served.wait_ready(), served.text.start())
+            loading = asyncio.gather(served.wait_ready(), served.start_text())
             try:
                 server = await asyncio.to_thread(self._make_server, models)
                 serving = asyncio.create_task(server.serve(self._sockets))
@@ -147,7 +147,9 @@ class Daemon:
 
         settings = engine_config(config, model)
         tool_format = None if config.model.tool_format == "auto" else config.model.tool_format
-        params = TextParams(settings.model, template, tool_format)
+        params = TextParams(
+            settings.model, template, tool_format, budget_message=config.reasoning.reasoning_budget_message
+        )
         api = api_config(config, model, self._keys)
         prestarted, self._prestarted = self._prestarted, None
         first = None if prestarted is None else TextClient(params, prestarted=prestarted.text)

@@ -66,6 +66,23 @@ class Served:
         """Wait for the engine's report of the loaded model. Raises ModelError when it cannot serve."""
         return await self.engine.wait_ready()
 
+    async def start_text(self) -> None:
+        """Start the text process, and check what every request would be held to.
+
+        Raises ConfigError for a constraint that cannot be enforced, or biases of tokens that there are none of.
+        """
+        await self.text.start()
+        if (grammar := self.api.sampling.get("grammar")) is not None:
+            try:
+                await self.text.check_grammar(grammar)
+            except InvalidRequest as error:
+                raise ConfigError(f"{grammar.kind.value} of the settings: {error.message}") from None
+        foreign = [token for token, _ in self.api.sampling.get("logit_bias", ()) if token >= self.text.info.n_vocab]
+        if foreign:
+            raise ConfigError(
+                f"logit_bias {foreign[0]}: this model has no such token; expected 0 to {self.text.info.n_vocab - 1}"
+            )
+
     async def stop(self) -> None:
         """End both processes."""
         await asyncio.gather(self.engine.stop(), self.text.stop())
@@ -157,8 +174,8 @@ class ServedModels:
 
     async def _read_vocabulary(self, new: Served, old: Served) -> None:
         try:
-            await new.text.start()
-        except ModelError as error:
+            await new.start_text()
+        except StartupError as error:
             raise _refusal(error, old) from None
 
     async def _load(self, new: Served, old: Served) -> None:

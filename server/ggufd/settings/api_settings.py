@@ -6,9 +6,10 @@ import importlib.metadata
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ggufd import __version__
+from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.errors import ConfigError
 from ggufd.keys.ring import Limits
 from ggufd.models import hub
@@ -33,7 +34,7 @@ def _aliases(config: Config) -> list[str]:
 
 def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None) -> ApiConfig:
     """API configuration for one model."""
-    from ggufd.api.services.settings import ApiConfig
+    from ggufd.api.services.settings import ApiConfig, OutputDefaults
 
     given = {key: value for key, value in config.sampling.model_dump().items() if value is not None}
     max_tokens = given.pop("max_tokens", None)
@@ -50,7 +51,14 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         ready_when_full=config.server.ready_when_full,
         max_body_bytes=config.server.max_body_bytes,
         ping_s=config.server.ping_s,
-        sampling=given,
+        sampling=given | _constraint(config),
+        output=OutputDefaults(
+            stop=config.output.stop,
+            n_keep=config.output.n_keep,
+            special=config.output.special,
+            prefill_assistant=config.output.prefill_assistant,
+            embd_normalize=config.output.embd_normalize,
+        ),
         max_tokens=max_tokens,
         template_kwargs=json.loads(config.model.chat_template_kwargs or "{}"),
         ui=config.server.ui,
@@ -93,6 +101,21 @@ def _stream_limits(config: Config) -> StreamLimits:
         unread_s=streams.stream_unread_s,
         kept_s=streams.stream_kept_s,
     )
+
+
+def _constraint(config: Config) -> dict[str, Any]:
+    """The sampling defaults that requests override as a whole: constraint and biases. Raises ConfigError for two."""
+    output, made = config.output, dict[str, Any]()
+    if output.grammar and output.json_schema:
+        raise ConfigError("grammar and json_schema are both set, and only one constraint can hold; remove one of them")
+    if output.grammar:
+        made["grammar"] = Grammar(GrammarKind.GBNF, output.grammar)
+    if output.json_schema:
+        made["grammar"] = Grammar(GrammarKind.JSON_SCHEMA, output.json_schema)
+    if output.logit_bias:
+        pairs = (one.split("=") for one in output.logit_bias)
+        made["logit_bias"] = tuple((int(token), float(bias)) for token, bias in pairs)
+    return made
 
 
 def _allowed_hosts(config: Config, keys: Access | None) -> tuple[str, ...] | None:

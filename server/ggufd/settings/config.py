@@ -132,6 +132,8 @@ def _json(text: str) -> Any:
 
 ChatTemplate = Annotated[str, AfterValidator(_check_template)]
 JsonObject = Annotated[str, AfterValidator(_check_object)]
+_BIAS = r"^\d{1,9}=[+-]?(inf|\d+(\.\d*)?|\.\d+)$"
+Biases = Annotated[tuple[Annotated[str, Field(pattern=_BIAS)], ...], BeforeValidator(split)]
 SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(split)]
 
 
@@ -449,6 +451,29 @@ class ReasoningSection(Section):
     reasoning_budget: int = setting(
         -1, "Most reasoning tokens before the model is made to answer; 0 is no reasoning, -1 is no limit.", ge=-1
     )
+    reasoning_budget_message: str = setting("", "Text written at the end of reasoning that reached its budget.")
+
+
+class OutputSection(Section):
+    """Output where a request says nothing: constraints, stop strings, biases."""
+
+    grammar: str = setting("", "Grammar (GBNF) of answers to requests that set no constraint of their own.")
+    json_schema: JsonObject = setting("", "JSON schema of answers to requests that set no constraint of their own.")
+    stop: Strings = setting((), "Strings that end an answer, for requests that set none.")
+    logit_bias: Biases = setting((), "Biases of tokens for requests that set none, as in 15043=-1; -inf bans a token.")
+    n_keep: int = setting(
+        0, "Tokens of a prompt that a context shift keeps, for requests that set none; -1 is all.", "--keep", ge=-1
+    )
+    special: bool = setting(False, "Write special tokens out in answers, for requests that do not say.")
+    prefill_assistant: bool = setting(
+        True, "Continue the last message of a chat where it is the assistant's, for requests that do not say."
+    )
+    embd_normalize: int = setting(
+        2,
+        "Norm of vectors of POST /embedding: 2 is Euclidean, -1 none, 0 the greatest at 32,760, 1 the sum, else p.",
+        ge=-1,
+        le=64,
+    )
 
 
 class SamplingSection(Section):
@@ -520,6 +545,7 @@ class Config(BaseModel):
     streams: StreamsSection = StreamsSection()
     queue: QueueSection = QueueSection()
     reasoning: ReasoningSection = ReasoningSection()
+    output: OutputSection = OutputSection()
     sampling: SamplingSection = SamplingSection()
 
 

@@ -23,6 +23,7 @@ _PANELS = {
     "streams": "Resumable streams",
     "queue": "Queue",
     "reasoning": "Reasoning",
+    "output": "Output defaults",
     "sampling": "Sampling defaults",
 }
 

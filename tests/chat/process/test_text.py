@@ -353,3 +353,12 @@ def test_marks_with_a_special_token_inside_are_held_too(demo: GgufModel, monkeyp
     parser = AnswerParser(rendered.form)
     (made,) = Answer.of([*parser.feed(call), *parser.finish()]).calls
     assert (made.name, made.arguments) == ("look", '{"place": "a </b>, <i"}')
+
+
+def test_the_message_of_a_spent_reasoning_budget_stands_before_the_closing_tag(demo: GgufModel) -> None:
+    template = CHATML + "{# <think> </think> #}"
+    for message, expected in (("", "\n</think>"), (" Enough.", " Enough.\n</think>")):
+        model = TextModel(demo, template, budget_message=message)
+        reasoning = model.render(chat(("user", "Hi"))).reasoning
+        assert reasoning is not None
+        assert model.decode(reasoning.ending) == expected

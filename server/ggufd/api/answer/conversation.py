@@ -138,7 +138,7 @@ class Conversation:
         chat = ChatPrompt(
             self._messages,
             add_generation_prompt=fields.add_generation_prompt,
-            continue_final_message=fields.continue_final_message,
+            continue_final_message=self._continues,
             template_kwargs=self._template_kwargs(),
             tools=fields.tools,
             tool_choice=fields.choice,
@@ -153,6 +153,12 @@ class Conversation:
         if not self._cache_repairs:
             return rendered
         return dataclasses.replace(rendered, repairs=(*self._cache_repairs, *rendered.repairs))
+
+    @property
+    def _continues(self) -> bool | None:
+        """What the request says of its last message, else the server; None leaves it to the message."""
+        asked = self._fields.continue_final_message
+        return False if asked is None and not self._services.config.output.prefill_assistant else asked
 
     def _template_kwargs(self) -> dict[str, Any]:
         """The template's variables; an effort of none is the variable that templates have for that."""

@@ -47,7 +47,7 @@ class NativeEmbeddingRequest(AdaptedFields):
     """llama-server's request. `embd_normalize`: -1 none, 0 greatest is 32,760, 1 sum, 2 length, p the p-norm."""
 
     content: Prompts
-    embd_normalize: Annotated[Int, Field(ge=-1, le=_WIDEST_NORM)] = 2
+    embd_normalize: Annotated[Int, Field(ge=-1, le=_WIDEST_NORM)] | None = None
 
 
 def _read_texts(value: Any) -> tuple[Prompt, ...]:
@@ -159,9 +159,10 @@ async def _openai(request: Request, body: Mapping[str, Any]) -> Response:
 async def _native(request: Request, body: Mapping[str, Any]) -> Response:
     services, fields = services_of(request), validate(NativeEmbeddingRequest, body, _NATIVE)
     is_pooled = services.require_ready().embedding.pooling != "none"
+    norm = services.config.output.embd_normalize if fields.embd_normalize is None else fields.embd_normalize
     options = VectorOptions(
         "content" if body.get("content") is not None else "input",
-        norm=fields.embd_normalize if is_pooled else -1,
+        norm=norm if is_pooled else -1,
         adapters=fields.adapters_of(services),
     )
     found = await until_disconnect(request, vectors_of(services, fields.content, caller_of(request), options))

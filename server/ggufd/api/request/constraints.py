@@ -70,14 +70,17 @@ class ConstraintFields(SamplingFields):
         self._resolved = context or Resolved()
 
     def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
-        """As `SamplingFields.to_params`, with the constraint. Raises InvalidRequest when there are two."""
-        params = super().to_params(defaults)
+        """As `SamplingFields.to_params`, with the constraint, else that of `defaults`.
+
+        Raises InvalidRequest when there are two.
+        """
+        params = super().to_params({name: value for name, value in defaults.items() if name != "grammar"})
         found = self._constraints()
         if params.grammar is not None:
             found = {self._wire_name("grammar"): params.grammar, **found}
         if len(found) > 1:
             raise two_constraints(*found)
-        return dataclasses.replace(params, grammar=next(iter(found.values()), None))
+        return dataclasses.replace(params, grammar=next(iter(found.values()), defaults.get("grammar")))
 
     @property
     def constraint_param(self) -> str:

@@ -121,8 +121,8 @@ class GenerationFields(ConstraintFields):
     min_tokens: Count = 0
     stop: Stop = ()
     include_stop_str_in_output: Bool = False
-    skip_special_tokens: Bool = True
-    n_keep: Annotated[Int, Field(ge=-1)] = 0
+    skip_special_tokens: Bool | None = None
+    n_keep: Annotated[Int, Field(ge=-1)] | None = None
     stream: Bool = False
     stream_options: Annotated[StreamOptions, WithJsonSchema(_STREAM_OPTIONS)] | None = None
     banned_strings: Phrases = ()
@@ -183,19 +183,21 @@ async def engine_request(
         raise Unsupported("This is an embedding model: it generates no text. Use /v1/embeddings or /v1/rerank.")
     sampling, constraint_param = _sampling(services, fields, rendered)
     limit = services.config.max_tokens if fields.max_tokens is None else fields.max_tokens
+    defaults = services.config.output
+    n_keep = defaults.n_keep if fields.n_keep is None else fields.n_keep
     request = EngineRequest(
         request_id=services.engine.new_request_id(),
         prompt=tuple(prompt),
         n=n or fields.n,
         max_tokens=None if limit is None else max(1, limit),
         min_tokens=fields.min_tokens,
-        stop=fields.stop,
+        stop=fields.stop or defaults.stop,
         sampling=sampling,
         n_logprobs=n_logprobs,
         are_logprobs_final=are_logprobs_final,
         prompt_logprobs=prompt_logprobs,
-        skip_special_tokens=fields.skip_special_tokens,
-        n_keep=len(prompt) if fields.n_keep < 0 else fields.n_keep,
+        skip_special_tokens=not defaults.special if fields.skip_special_tokens is None else fields.skip_special_tokens,
+        n_keep=len(prompt) if n_keep < 0 else n_keep,
         shown_tokens=frozenset(rendered.shown if rendered is not None else ()),
         reasoning_budget=reasoning_budget,
         banned_strings=fields.banned_strings,

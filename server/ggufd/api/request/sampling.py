@@ -169,7 +169,7 @@ class SamplingFields(Body):
         values |= self._temperature()
         values["top_k"] = max(0, values.get("top_k", 0))
         values["dry_penalty_last_n"] = values.get("dry_penalty_last_n", -1) or -1
-        values["logit_bias"] = self._biases()
+        values["logit_bias"] = self._biases(values.get("logit_bias", ()))
         if self.dry_sequence_breakers is not None:
             values["dry_sequence_breakers"] = tuple(self.dry_sequence_breakers)
         if self.seed is not None:
@@ -192,9 +192,9 @@ class SamplingFields(Body):
         low, high = sorted((self.dynatemp_low, self.dynatemp_high))
         return {"temperature": (low + high) / 2, "dynatemp_range": (high - low) / 2}
 
-    def _biases(self) -> tuple[tuple[int, float], ...]:
+    def _biases(self, default: LogitBias) -> tuple[tuple[int, float], ...]:
         banned = tuple((token, -math.inf) for token in self.token_bans or ())
-        return (*(self.logit_bias or ()), *banned)
+        return (*(default if self.logit_bias is None else self.logit_bias), *banned)
 
 
 _SPECIAL = frozenset({"samplers", "logit_bias", "seed", "grammar", "dry_sequence_breakers"})

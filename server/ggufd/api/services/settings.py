@@ -47,6 +47,19 @@ class StreamLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputDefaults:
+    """What holds for requests that do not say: stop strings, tokens that a context shift keeps, special tokens shown,
+    an assistant's last message continued, the norm of llama-server's vectors.
+    """
+
+    stop: tuple[str, ...] = ()
+    n_keep: int = 0
+    special: bool = False
+    prefill_assistant: bool = True
+    embd_normalize: int = 2
+
+
+@dataclass(frozen=True, slots=True)
 class ApiConfig:
     """Settings of the HTTP side. Sizes in bytes, times in seconds.
 
@@ -55,6 +68,7 @@ class ApiConfig:
     cache_repairs    rules that may change a prompt for the sake of its cached prefix
     ready_when_full  whether a full queue leaves /ready at 200
     sampling         values that unset fields get, by our names (`SamplingParams`)
+    output           what else holds where a request does not say
     max_n            choices of one prompt
     max_prompts      prompts of one request
     max_tokens       limit of a request that names none; None is the end of the context
@@ -86,6 +100,7 @@ class ApiConfig:
     max_body_bytes: int = 2_000_000
     ping_s: float = 1.0
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    output: OutputDefaults = field(default_factory=OutputDefaults)
     max_n: int = 64
     max_prompts: int = 64
     max_tokens: int | None = None

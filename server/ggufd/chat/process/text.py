@@ -43,7 +43,14 @@ class TextModel:
     Raises ModelError when there is no vocabulary, or when the template that replaces the file's is no Jinja.
     """
 
-    def __init__(self, file: GgufModel, chat_template: str | None = None, tool_format: str | None = None) -> None:
+    def __init__(
+        self,
+        file: GgufModel,
+        chat_template: str | None = None,
+        tool_format: str | None = None,
+        budget_message: str = "",
+    ) -> None:
+        self._budget_message = budget_message
         vocabulary = file.vocabulary
         if not vocabulary.has_tokenizer:
             raise ModelError(f"{file.path} carries no tokenizer; a model with one is needed.")
@@ -203,11 +210,12 @@ class TextModel:
         check_json(schema, text)
 
     def _reasoning_limit(self, thinking: Thinking | None) -> ReasoningBudget | None:
-        """Limit on reasoning: its closing tag ends it, on a line of its own where it looks like one."""
+        """Limit on reasoning: a message and its closing tag end it, on a line of its own where it looks like one."""
         if thinking is None:
             return None
         closing = thinking.closing
-        ending = self._tokenize(f"\n{closing}" if closing.startswith("</") else closing, False, True)
+        line = f"\n{closing}" if closing.startswith("</") else closing
+        ending = self._tokenize(f"{self._budget_message}{line}", False, True)
         return ReasoningBudget(thinking.opening, closing, tuple(ending), reopening=thinking.reopening)
 
     @lru_cache(maxsize=256)  # noqa: B019 - one text model lives as long as its process
@@ -322,7 +330,7 @@ def _header_digest(path: str) -> str:
 
 def load(params: TextParams) -> TextModel:
     """Text model of a file, without its weights. Raises ModelError, also for another file than was loaded first."""
-    model = TextModel(GgufModel(params.model.path), params.chat_template, params.tool_format)
+    model = TextModel(GgufModel(params.model.path), params.chat_template, params.tool_format, params.budget_message)
     if params.header_digest is not None and params.header_digest != model.info.header_digest:
         # The engine computes with the vocabulary that was loaded first.
         path = params.model.path

@@ -89,8 +89,8 @@ OUTPUT: tuple[Flag, ...] = (
     switch(
         "-e --escape",
         "--no-escape",
-        Part("strings", "escape", _BREAKERS, True),
-        Part("strings", "escape", _BREAKERS, False),
+        Part("strings", "escape", (*_BREAKERS, "stop"), True),
+        Part("strings", "escape", (*_BREAKERS, "stop"), False),
     ),
     plain("-sp --special", fixed(special=True)),
     plain(

@@ -35,19 +35,8 @@ _PENDING = frozenset(
     [
         "--device",
         "--numa",
-        "--embd-normalize",
         "--cpu-mask",
         "--cpu-range",
-        "--keep",
-        "--logit-bias",
-        "--grammar",
-        "--grammar-file",
-        "--json-schema",
-        "--json-schema-file",
-        "--reverse-prompt",
-        "--special",
-        "--reasoning-budget-message",
-        "--prefill-assistant",
     ]
 )
 
