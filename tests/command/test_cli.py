@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from ggufd import __version__, cli
 from ggufd.api.services.settings import StreamLimits
 from ggufd.errors import StartupError
+from ggufd.llama.model.system import DeviceMemory
 from ggufd.llama.params import ContextParams
 from ggufd.models import hub
 from ggufd.processes.prestarted import PrestartedProcess
@@ -140,6 +141,25 @@ class TestCommands:
             "Output defaults:",
             "Sampling defaults:",
         ]
+
+    def test_devices_are_listed_under_the_names_that_device_takes(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        gpu = DeviceMemory("CUDA0", "A GPU", 1 << 30, 2 << 30, shares_ram=False)
+        monkeypatch.setattr("ggufd.llama.model.system.device_memory", lambda: (gpu,))
+        run = Run(["--list-devices"], capsys)
+        assert (run.code, run.out) == (0, "Available devices:\n  CUDA0: A GPU (2048 MiB, 1024 MiB free)\n")
+
+    def test_check_says_what_of_a_llama_server_line_changes_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
+        run = Run(["check", "--jinja", "--no_slots", "--threads-http", "4"], capsys)
+        assert run.code == 0
+        assert "  --jinja changes nothing: chat templates are always Jinja\n" in run.out
+        assert "  --threads-http changes nothing: " in run.out
+
+    def test_what_is_refused_of_it_is_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+        run = Run(["--tools", "all"], capsys)
+        assert (run.code, run.out) == (1, "")
+        assert run.err.startswith("ggufd: --tools: this server runs no tools")
 
     def test_check_says_what_would_be_run(self, capsys: pytest.CaptureFixture[str]) -> None:
         run = Run(["check", "-np", "2", "-c", "8192", "-ngl", "0", "-fa", "on", "--temp", "0.5"], capsys)

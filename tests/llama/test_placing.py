@@ -13,6 +13,7 @@ from ggufd.engine.loading.placing import place
 from ggufd.engine.messages.config import EngineConfig
 from ggufd.errors import ConfigError, ModelError
 from ggufd.llama.model import system
+from ggufd.llama.model.placing import chosen_devices
 from ggufd.llama.model.system import DeviceMemory
 from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.models import hub
@@ -186,3 +187,20 @@ class TestSettings:
     def test_tensors_by_pattern(self) -> None:
         made = self.params({"override_tensor": "blk\\.0\\.=CPU,exps=CUDA0"})
         assert made.overrides == (("blk\\.0\\.", "CPU"), ("exps", "CUDA0"))
+
+
+class TestChosenDevices:
+    GPUS = tuple(DeviceMemory(name, "A GPU", 1, 1, shares_ram=False) for name in ("CUDA0", "CUDA1", "Vulkan0"))
+
+    def test_all_without_a_name_and_none_for_none(self) -> None:
+        assert chosen_devices((), self.GPUS) == self.GPUS
+        assert chosen_devices(("none",), self.GPUS) == ()
+
+    def test_by_name_in_the_order_given(self) -> None:
+        assert [one.name for one in chosen_devices(("Vulkan0", "CUDA0"), self.GPUS)] == ["Vulkan0", "CUDA0"]
+
+    def test_a_name_that_there_is_none_of(self) -> None:
+        with pytest.raises(ModelError, match=r"^--device CUDA7: llama.cpp has no such device; it sees CUDA0, CUDA1, "):
+            chosen_devices(("CUDA0", "CUDA7"), self.GPUS)
+        with pytest.raises(ModelError, match="it sees no GPU"):
+            chosen_devices(("CUDA0",), ())

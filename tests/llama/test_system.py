@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import llama_cpp
 import pytest
 
 from ggufd.errors import ModelError
 from ggufd.llama.model import system
+from ggufd.llama.model.model import Model
+from ggufd.llama.params import ModelParams
 
 
 def test_the_build_names_the_binding() -> None:
@@ -83,3 +86,26 @@ class TestRpc:
         monkeypatch.setattr(system, "_registry", FakeRegistry)
         with pytest.raises(ModelError, match=f"--rpc 127.0.0.1:{port}: no connection"):
             system.add_rpc_servers((f"127.0.0.1:{port}",))
+
+
+class TestDevices:
+    def test_they_end_with_null(self) -> None:
+        handles = system.device_handles(("none",))
+        assert list(handles) == [None]
+        cpu, end = system.device_handles(("CPU",))
+        assert cpu
+        assert end is None
+
+    def test_a_model_is_loaded_to_none_of_them(self, tiny_model: Path) -> None:
+        model = Model(ModelParams(str(tiny_model), devices=("none",)))
+        assert model.n_params > 0
+        model.close()
+
+
+@pytest.mark.parametrize("strategy", ["", "distribute", "isolate", "numactl"])
+def test_a_numa_strategy_is_llama_cpps(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not set for real: it would hold for the process of all tests."""
+    given: list[int] = []
+    monkeypatch.setattr(llama_cpp, "llama_numa_init", given.append)
+    system.use_numa(strategy)
+    assert given == {"": [], "distribute": [1], "isolate": [2], "numactl": [3]}[strategy]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
-from ggufd.placement.host import compute_threads, ram
+from ggufd.errors import ModelError
+from ggufd.placement.host import bind_to, compute_threads, ram
 
 GB = 1 << 30
 
@@ -118,3 +121,33 @@ def test_this_machine() -> None:
     memory = psutil.virtual_memory()
     assert 0 < ram().free <= ram().total <= memory.total
     assert 1 <= compute_threads() <= 32
+
+
+def on_a_thread(cpus: set[int]) -> set[int]:
+    """The CPUs of a thread of its own, after it was bound: this process keeps its own."""
+
+    def bound() -> set[int]:
+        bind_to(cpus)
+        return os.sched_getaffinity(0)
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(bound).result()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not let a program choose its CPUs")
+def test_threads_run_on_the_cpus_that_are_named() -> None:
+    usable = os.sched_getaffinity(0)
+    first = min(usable)
+    assert on_a_thread(set()) == usable
+    # Those that this machine has not do no harm: a range may have no end.
+    assert on_a_thread({first, 99999}) == {first}
+    with pytest.raises(ModelError, match=r"^--cpus: none of these CPUs may be used here"):
+        on_a_thread({99999})
+    assert os.sched_getaffinity(0) == usable
+
+
+def test_a_system_without_affinity_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    bind_to(())
+    with pytest.raises(ModelError, match=r"^--cpus: this system does not let a program choose its CPUs"):
+        bind_to({0})

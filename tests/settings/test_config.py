@@ -308,6 +308,7 @@ _CANDIDATES = (
     "debug",
     "dry",
     "chatml",
+    "isolate",
     "3",
     "15043=-1",
     '{"a": 1}',

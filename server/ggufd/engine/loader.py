@@ -34,7 +34,7 @@ from ggufd.llama.gguf.header_checks import refuse_half_biases
 from ggufd.llama.log import LogCapture
 from ggufd.llama.model import system
 from ggufd.llama.model.model import Model
-from ggufd.llama.model.placing import refuse_cpu
+from ggufd.llama.model.placing import chosen_devices, refuse_cpu
 from ggufd.llama.params import VECTOR_N_CTX, ContextParams, EmbeddingParams, ModelParams
 from ggufd.placement import draft_plan, host
 
@@ -68,9 +68,11 @@ def load(config: EngineConfig, report: Report) -> Loaded:
 
 
 def _load(config: EngineConfig, log: LoadLog, report: Report) -> Loaded:
+    host.bind_to(config.cpus)
+    system.use_numa(config.numa)
     system.add_rpc_servers(config.model.rpc)
     ram = host.ram()
-    devices = system.device_memory()
+    devices = chosen_devices(config.model.devices, system.device_memory())
     placed, offload_why, vram_bytes = place(config, devices)
     if config.require_gpu:
         # Before the weights are read; what llama.cpp made of it is looked at when they are there.

@@ -42,6 +42,7 @@ class ControlVector:
 class ModelParams:
     """Parameters of loading one GGUF; names are llama-server's.
 
+    `devices` are the names of those to offload to, `("none",)` is no GPU; empty is all.
     `n_gpu_layers` None means all layers that the build can offload. `tensor_split` is the share of each device.
     Of the first `n_cpu_moe` layers the experts stay in RAM, None leaves it to the loader; `overrides` are
     `(pattern of tensor names, buffer)`, and go before.
@@ -57,6 +58,7 @@ class ModelParams:
     split_mode: Literal["none", "layer", "row"] = "layer"
     main_gpu: int = 0
     tensor_split: tuple[float, ...] = ()
+    devices: tuple[str, ...] = ()
     mmap: bool = True
     mlock: bool = False
     no_alloc: bool = False

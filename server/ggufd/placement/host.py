@@ -6,11 +6,14 @@ psutil reports the whole machine, even in a container. Without limits the values
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+
+from ggufd.errors import ModelError
 
 _ROOT = Path("/")
 
@@ -46,6 +49,21 @@ def ram(root: Path = _ROOT) -> Ram:
             used = (_number(folder / files.used) or 0) - _stat(folder / "memory.stat", files.reclaimable)
             free = min(free, max(0, limit - used))
     return Ram(free, total)
+
+
+def bind_to(cpus: Collection[int]) -> None:
+    """Let this thread, and those that it starts, run on `cpus` alone; none of them leaves it as it is.
+
+    Raises ModelError where that cannot be.
+    """
+    if not cpus:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise ModelError("--cpus: this system does not let a program choose its CPUs; leave it out")
+    usable = os.sched_getaffinity(0)
+    if usable.isdisjoint(cpus):
+        raise ModelError(f"--cpus: none of these CPUs may be used here; expected some of {sorted(usable)}")
+    os.sched_setaffinity(0, usable.intersection(cpus))
 
 
 def compute_threads(root: Path = _ROOT) -> int:

@@ -132,6 +132,7 @@ def _json(text: str) -> Any:
 
 ChatTemplate = Annotated[str, AfterValidator(_check_template)]
 JsonObject = Annotated[str, AfterValidator(_check_object)]
+CpuList = Annotated[str, Field(pattern=r"^(\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*)?$")]
 _BIAS = r"^\d{1,9}=[+-]?(inf|\d+(\.\d*)?|\.\d+)$"
 Biases = Annotated[tuple[Annotated[str, Field(pattern=_BIAS)], ...], BeforeValidator(split)]
 SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(split)]
@@ -224,6 +225,12 @@ class ModelSection(Section):
     tensor_split: Shares = setting(
         (), "Proportion of the model for each GPU, as in 3,1; empty is by free memory.", "-ts"
     )
+    device: Strings = setting(
+        (), "Devices to offload to, as --list-devices names them, as in CUDA0,CUDA1; none is no GPU, empty is all."
+    )
+    numa: Literal["", "distribute", "isolate", "numactl"] = setting(
+        "", "Use of several NUMA nodes: distribute, isolate, or as numactl says; empty leaves it to the system."
+    )
     rpc: Servers = setting(
         (), "llama.cpp RPC servers whose devices are used as well, as in host:50052; needs a build with RPC."
     )
@@ -257,6 +264,7 @@ class ContextSection(Section):
     )
     ubatch_size: int = setting(512, "Most tokens of a batch that are computed at once.", "-ub", ge=1, le=1 << 24)
     threads: Threads = setting(0, "Compute threads; 0 is one per physical core.", "-t", ge=0, le=512)
+    cpus: CpuList = setting("", "CPUs that compute threads may run on, as in 0-3,8; empty is all.")
     threads_batch: Threads = setting(0, "Compute threads for prefill; 0 is the same as threads.", "-tb", ge=0, le=512)
     flash_attn: Literal["auto", "on", "off"] = setting(
         "auto", "Flash attention; auto is on with a GPU, on a CPU a measurement at start decides.", "-fa"

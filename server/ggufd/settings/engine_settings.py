@@ -28,6 +28,7 @@ _NOT_IN_PARAMS = {
     "ubatch_size",
     "threads",
     "threads_batch",
+    "cpus",
     "cache_reuse",
     "context_shift",
     "cache_ram",
@@ -90,6 +91,8 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         ),
         draft=_draft(config, model),
         require_gpu=config.model.require_gpu,
+        numa=config.model.numa,
+        cpus=_cpus(config.context.cpus),
         pooling="rank" if config.context.reranking else config.context.pooling or None,
         embeddings=config.context.embeddings,
         cache_ram_bytes=None if config.context.cache_ram == "auto" else config.context.cache_ram << 20,
@@ -97,6 +100,12 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         sleep_idle_s=config.model.sleep_idle_seconds,
         log_level=logging.getLevelNamesMapping()[config.server.log_level.upper()],
     )
+
+
+def _cpus(text: str) -> frozenset[int]:
+    """CPUs of a list of numbers and ranges, whose form the config has checked."""
+    ranges = [part.split("-") for part in text.split(",") if part]
+    return frozenset(cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1))
 
 
 def _draft(config: Config, model: hub.ModelFile) -> DraftConfig | None:
@@ -113,6 +122,7 @@ def draft_params(config: Config, draft: hub.ModelFile) -> ModelParams:
         n_gpu_layers=None if settings.n_gpu_layers_draft == "auto" else settings.n_gpu_layers_draft,
         split_mode=settings.split_mode,
         main_gpu=settings.main_gpu,
+        devices=settings.device,
         mmap=settings.mmap,
         mlock=settings.mlock,
     )
@@ -130,6 +140,7 @@ def _model_params(config: Config, model: hub.ModelFile) -> ModelParams:
         mlock=settings.mlock,
         n_cpu_moe=n_cpu_moe(config),
         overrides=tuple(_override(one) for one in settings.override_tensor),
+        devices=settings.device,
         rpc=settings.rpc,
         metadata=tuple(metadata_of(config).items()),
         loras=tuple(one.path for one in adapters.loras_of(config)),

@@ -12,7 +12,7 @@ from ggufd.errors import ModelError
 from ggufd.llama.gguf import gguf_header, shape
 from ggufd.llama.gguf.shape import Shape
 from ggufd.llama.model import system
-from ggufd.llama.model.placing import check_gpus, check_overrides
+from ggufd.llama.model.placing import check_gpus, check_overrides, chosen_devices
 from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.placement import draft_plan, host
 from ggufd.placement.memory import Extras, estimate
@@ -55,7 +55,7 @@ def usable_gpus(config: EngineConfig, devices: Sequence[system.DeviceMemory]) ->
     """The GPUs that are used. Raises ModelError for what the settings say of placing and this machine cannot do."""
     if config.model.overrides:
         check_overrides(config.model.overrides, system.buffer_types())
-    gpus = _gpus_of(config.model, devices)
+    gpus = _gpus_of(config.model, chosen_devices(config.model.devices, devices))
     if not gpus:
         _refuse_draft_layers(config.draft)
     return gpus

@@ -68,6 +68,7 @@ class EngineConfig:
     up for one step of priority.
     Where the loader chooses what goes to GPUs, it takes `vram_limit` bytes there at most; None is all that is free.
     With `require_gpu` no load ends on the CPU alone: neither the first, nor one after a sleep or a crash.
+    `numa` is llama.cpp's strategy for several nodes, "" is none. `cpus` are those to compute on; empty is all.
     `cache_ram_bytes` of host RAM keep chats that lost their slot; None leaves it to what is left beside the model.
     `cache_dir` keeps calibration results; None keeps none. `pooling` None leaves it to the model; the context for
     `embeddings` of a model that writes is made at start when that is set, else when they are first asked for.
@@ -90,6 +91,8 @@ class EngineConfig:
     draft: DraftConfig | None = None
     vram_limit: int | None = None
     require_gpu: bool = False
+    numa: str = ""
+    cpus: frozenset[int] = frozenset()
     cache_ram_bytes: int | None = 0
     cache_dir: str | None = None
     sleep_idle_s: float | None = None

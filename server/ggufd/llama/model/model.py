@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp
 
 from ggufd.errors import ModelError
-from ggufd.llama.model import facts
+from ggufd.llama.model import facts, system
 from ggufd.llama.model.adapters import LoraAdapters
 from ggufd.llama.model.overrides import native_metadata, native_overrides
 from ggufd.llama.model.vocabulary import ModelVocabulary
@@ -181,6 +181,10 @@ def _native_params(params: ModelParams, on_progress: ProgressCallback | None) ->
         shares = (ctypes.c_float * llama_cpp.llama_max_devices())(*params.tensor_split)
         native.tensor_split = shares
         keep.append(shares)
+    if params.devices:
+        handles = system.device_handles(params.devices)
+        native.devices = ctypes.cast(handles, ctypes.c_void_p)
+        keep.append(handles)
     if on_progress is not None:
         callback = llama_cpp.llama_progress_callback(lambda fraction, _: on_progress(fraction))
         native.progress_callback = callback

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
 
 from ggufd.errors import ModelError
 from ggufd.llama.params import ModelParams
@@ -35,6 +36,29 @@ def _is_readable(pattern: str) -> bool:
     except re.error:
         return False
     return _PLAIN.fullmatch(pattern) is not None and "(?" not in pattern
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_N = TypeVar("_N", bound=_Named)
+_NO_DEVICE = ("none",)
+
+
+def chosen_devices(names: Sequence[str], devices: Sequence[_N]) -> tuple[_N, ...]:
+    """The devices of these names, in their order; none at all for `none`, all without a name."""
+    if not names:
+        return tuple(devices)
+    if tuple(names) == _NO_DEVICE:
+        return ()
+    by_name = {one.name: one for one in devices}
+    unknown = next((name for name in names if name not in by_name), None)
+    if unknown is not None:
+        has = f"it sees {', '.join(by_name)}" if by_name else "it sees no GPU"
+        raise ModelError(f"--device {unknown}: llama.cpp has no such device; {has} (--list-devices)")
+    return tuple(by_name[name] for name in names)
 
 
 def check_gpus(model: ModelParams, gpus: Sequence[str]) -> None:

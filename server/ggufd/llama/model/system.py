@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import llama_cpp
 from llama_cpp._ggml import libggml
@@ -74,6 +74,28 @@ def device_memory() -> tuple[DeviceMemory, ...]:
             )
             found.append(DeviceMemory(name, description, free.value, total.value, kind == _GPU_TYPES[1]))
     return tuple(found)
+
+
+def device_handles(names: Sequence[str]) -> Any:
+    """Array of the devices of these names, as llama.cpp takes it: NULL ends it. Devices of other names are left out."""
+    ggml = _registry()
+    devices = [ggml.ggml_backend_dev_get(i) for i in range(ggml.ggml_backend_dev_count())]
+    by_name = {ggml.ggml_backend_dev_name(one).decode("utf-8", "replace"): one for one in devices}
+    found = [by_name[name] for name in names if name in by_name]
+    return (ctypes.c_void_p * (len(found) + 1))(*found)
+
+
+_NUMA = {
+    "distribute": llama_cpp.GGML_NUMA_STRATEGY_DISTRIBUTE,
+    "isolate": llama_cpp.GGML_NUMA_STRATEGY_ISOLATE,
+    "numactl": llama_cpp.GGML_NUMA_STRATEGY_NUMACTL,
+}
+
+
+def use_numa(strategy: str) -> None:
+    """Set llama.cpp's strategy for several NUMA nodes; "" leaves it to the system."""
+    if strategy:
+        llama_cpp.llama_numa_init(_NUMA[strategy])
 
 
 def buffer_types() -> dict[str, int]:

@@ -5,11 +5,10 @@ tests/settings/llama_server/test_table.py holds it to llama.cpp's `common/arg.cp
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 from ggufd.settings.llama_server import flags_answer, flags_context, flags_http, flags_model
-from ggufd.settings.llama_server.flag import Flag, Refused
+from ggufd.settings.llama_server.flag import Flag
 
 SECTIONS: Mapping[str, tuple[Flag, ...]] = {
     "Model": flags_model.SOURCES,
@@ -31,24 +30,7 @@ SECTIONS: Mapping[str, tuple[Flag, ...]] = {
 }
 """The flags, by what they are about."""
 
-_PENDING = frozenset(
-    [
-        "--device",
-        "--numa",
-        "--cpu-mask",
-        "--cpu-range",
-    ]
-)
-
-
-def _as_far_as_done(flag: Flag) -> Flag:
-    if flag.title not in _PENDING:
-        return flag
-    pending = Refused("this is not honoured here yet")
-    return dataclasses.replace(flag, outcome=pending, off_outcome=pending if flag.off_names else None)
-
-
-TABLE: tuple[Flag, ...] = tuple(_as_far_as_done(flag) for flags in SECTIONS.values() for flag in flags)
+TABLE: tuple[Flag, ...] = tuple(flag for flags in SECTIONS.values() for flag in flags)
 
 BY_NAME: Mapping[str, Flag] = {name: flag for flag in TABLE for name in (*flag.names, *flag.off_names)}
 
