@@ -13,7 +13,7 @@ from ggufd.settings.config import Config, settings
 from ggufd.settings.llama_server import translation
 from ggufd.settings.llama_server.flag import Exports, Fixed, Flag, Honoured, Outcome, Part, Refused, Sets, Shows, Taken
 from ggufd.settings.llama_server.table import BY_NAME, BY_VARIABLE, TABLE
-from tests.support.llama_server import Declared, declared, settings_of
+from tests.support.llama_server_flags import Declared, declared, settings_of
 from tests.support.models.vocabularies import source_file
 
 

@@ -12,7 +12,7 @@ from ggufd.errors import ConfigError
 from ggufd.settings import flags, sources
 from ggufd.settings.llama_server import translation
 from ggufd.settings.llama_server.translation import CommandLine, UnknownOption
-from tests.support.llama_server import settings_of
+from tests.support.llama_server_flags import settings_of
 
 
 @pytest.fixture(autouse=True)
