@@ -19,6 +19,8 @@ from ggufd.api.app import create_app
 from ggufd.api.services.settings import ApiConfig
 from ggufd.cli import build_app
 from ggufd.settings.config import Config, Setting, settings
+from ggufd.settings.llama_server.flag import Exports, Fixed, Flag, Outcome, Part, Refused, Sets, Shows, Taken
+from ggufd.settings.llama_server.table import SECTIONS
 from tests.project.rooms import ROOMS, modules, purpose
 
 DOCS = Path(__file__).parent
@@ -33,7 +35,8 @@ def settings_page() -> str:
     parts = [
         "# Settings",
         "A setting is given by its flag, by an environment variable, or in `config.toml`, which lists them all. A flag "
-        "overrides the environment, and the environment the file. The variable is `GGUFD_` and the name in capitals: "
+        "overrides the environment, and the environment the file; llama-server's flags and variables are known too, "
+        "see [From llama-server](../moving/llama-server.md). The variable is `GGUFD_` and the name in capitals: "
         "`GGUFD_PORT=9000`. The file is looked for at `--config`, in the current folder, then in your config folder. "
         "Values of a list are separated by commas, or given by the flag several times where llama-server adds them up "
         "too. A switch is turned off by `--no-` and its name.",
@@ -150,6 +153,55 @@ def _room(name: str, is_folder: bool) -> str:
     return f"[`{path}`](modules.md#{folder.replace('/', '')})"
 
 
+def flags_part() -> str:
+    """Every flag of llama-server and what becomes of it, a table for each subject."""
+    parts = []
+    for subject, flags in SECTIONS.items():
+        rows = [row for flag in flags for row in _flag_rows(flag)]
+        parts += [f"### {subject}", _table(("flag", "variable", "here"), rows)]
+    return "\n\n".join(parts)
+
+
+def _flag_rows(flag: Flag) -> Iterator[tuple[str, str, str]]:
+    """A row, and a second one where the off form is another matter."""
+    on, off = _outcome(flag.outcome), "" if flag.off_outcome is None else _outcome(flag.off_outcome)
+    env = f"`{flag.env}`" if flag.env else ""
+    if off in ("", on):
+        yield _flags((*flag.names, *flag.off_names)), env, on
+        return
+    yield _flags(flag.names), env, on
+    yield _flags(flag.off_names), f"`{flag.off_env}`" if flag.off_env else "", off
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _outcome(outcome: Outcome) -> str:
+    match outcome:
+        case Sets(keys) | Part(_, _, keys):
+            return _links(keys)
+        case Fixed(values):
+            return ", ".join(f"{_links([key])} {_shown(value)}" for key, value in values.items())
+        case Exports(variable):
+            return f"as the variable `{variable}`, which downloads obey"
+        case Shows(command):
+            return f"shows the {command}, and ends"
+        case Taken(why):
+            return f"*changes nothing here*: {why}"
+        case Refused(instead):
+            return f"**refused**: {instead}"
+
+
+def _shown(value: Any) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else f"`{value}`"
+
+
+def _links(keys: Iterable[str]) -> str:
+    sections = {one.key: one.section for one in settings()}
+    return ", ".join(f"[{key}](../reference/settings.md#{sections[key]})" for key in keys)
+
+
 def with_part(page: str, marker: str, part: str) -> str:
     """The page with `part` between `<!-- marker -->` and `<!-- end of marker -->`."""
     between = re.compile(rf"(?<=<!-- {marker} -->\n).*?(?=<!-- end of {marker} -->)", re.DOTALL)
@@ -186,7 +238,10 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 """A page's path below docs/ -> what makes it."""
 
-PARTS: dict[str, tuple[str, Callable[[], str]]] = {"development/architecture.md": ("rooms", rooms_table)}
+PARTS: dict[str, tuple[str, Callable[[], str]]] = {
+    "development/architecture.md": ("rooms", rooms_table),
+    "moving/llama-server.md": ("flags", flags_part),
+}
 """A page's path below docs/ -> the marker in it, and what makes the part that follows."""
 
 

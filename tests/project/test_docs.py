@@ -27,7 +27,10 @@ from ggufd.api.app import create_app
 from ggufd.api.services.settings import ApiConfig
 from ggufd.bench.scenarios import SCENARIOS
 from ggufd.cli import build_app
+from ggufd.settings import flags
 from ggufd.settings.config import Config, Setting, settings
+from ggufd.settings.llama_server import translation
+from ggufd.settings.llama_server.table import BY_NAME
 from ggufd.settings.sources import load
 from tests.support.pages import DOCS, PAGES, ROOT, anchors, blocks, commands, ggufd_calls, links, name_of, prose, spans
 from tests.support.programs.programs import needed_program
@@ -138,6 +141,8 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
     if not arguments or arguments[0].startswith("-"):
         arguments = ["serve", *arguments]
     name, *rest = arguments
+    if name in ("serve", "check"):
+        rest = translation.command_line(rest, flags.names(), {}).arguments
     if name in NESTED:
         names = typer.main.get_command(build_app(name)).commands[name].commands  # type: ignore[attr-defined]
         inner = rest.pop(0) if rest and rest[0] in names else NESTED[name]
@@ -161,6 +166,30 @@ def test_a_command_with_a_typing_error_is_none() -> None:
             parsed(wrong)
 
 
+def columns(page: Path) -> Iterator[list[str]]:
+    """The cells of each row of the page's tables, heads left out."""
+    for line in prose(page).splitlines():
+        if line.startswith("|") and not set(line) <= set("|-: "):
+            yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+MOVING = sorted((DOCS / "moving").glob("*.md"))
+ADVICE = [
+    (page, span)
+    for page in MOVING
+    for _, *here in columns(page)
+    for cell in here
+    for span in re.findall(r"`(--?[a-z][^`]*)`", cell)
+    if len(span.split()) > 1
+]
+"""Flags with their values in the columns that say what to write here."""
+
+
+@pytest.mark.parametrize(("page", "span"), ADVICE, ids=[f"{page.stem}: {span}" for page, span in ADVICE])
+def test_what_to_write_here_is_understood(page: Path, span: str) -> None:
+    assert parsed(shlex.split(span.replace("\\|", "|")))
+
+
 def known_flags() -> set[str]:
     names = ["serve", "check", "plan"]
     for group in NESTED:
@@ -174,14 +203,21 @@ FOREIGN = {"--profile"}
 """Flags of other programs that stand alone in a span."""
 
 
+def own_spans(page: Path) -> list[str]:
+    """Spans of the page, without those of another program's habits."""
+    if page not in MOVING or page.stem == "llama-server":
+        return spans(page)
+    return [span for _, *here in columns(page) for cell in here for span in re.findall("`([^`]+)`", cell)]
+
+
 def test_every_flag_that_is_named_exists() -> None:
-    known = known_flags() | FOREIGN
+    known = known_flags() | FOREIGN | set(BY_NAME)
     named = {
         (name_of(page), flag)
         for page in HAND_WRITTEN
-        for span in spans(page)
+        for span in own_spans(page)
         if span.startswith(("-", "ggufd "))
-        for flag in re.findall(r"(?<![\w-])--?[a-z][\w-]*", span)
+        for flag in re.findall(r"(?<![\w-])--?[a-z](?:[\w.-]*\w)?", span)
     }
     assert len(named) > 60
     assert {(page, flag) for page, flag in named if flag not in known} == set()
