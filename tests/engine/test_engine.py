@@ -613,7 +613,8 @@ def test_progress_goes_up_to_the_whole_prompt() -> None:
     rig.add(make_request(1, LONG, max_tokens=2, return_progress=True, ignore_eos=True))
     rig.run()
     progress = [event for event in rig.collected[1].events if isinstance(event, Progress)]
-    assert [event.processed for event in progress] == [32, 64, len(LONG)]
+    assert [event.processed for event in progress] == [0, 32, 64, len(LONG)]
+    assert progress[0].time_s == 0
     assert {(event.total, event.cached) for event in progress} == {(len(LONG), 0)}
     assert [event.time_s for event in progress] == sorted(event.time_s for event in progress)
 

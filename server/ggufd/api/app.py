@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -26,6 +25,7 @@ from ggufd.api.anthropic import messages
 from ggufd.api.compat import kobold, ollama, ooba, tabby, vllm
 from ggufd.api.embeddings import embeddings, rerank
 from ggufd.api.http.auth import DOCS_FILES, KeyMiddleware
+from ggufd.api.http.cors import CrossOriginMiddleware
 from ggufd.api.http.error_shape import REQUEST_ID_HEADER, shape_of
 from ggufd.api.http.json_response import error_response, json_response
 from ggufd.api.http.pages import OriginMiddleware
@@ -101,7 +101,7 @@ def create_app(
     if config.allowed_hosts is not None:
         app.add_middleware(OriginMiddleware, hosts=config.allowed_hosts, origins=config.cors_origins)
     if config.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
+        app.add_middleware(CrossOriginMiddleware, origins=config.cors_origins)
     app.add_middleware(PathMiddleware, root_path=config.root_path)
     app.add_middleware(
         RecordMiddleware,

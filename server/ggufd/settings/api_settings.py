@@ -82,6 +82,7 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         max_responses_bytes=config.responses.max_responses_mib << 20,
         streams=_stream_limits(config),
         logs_cache=logging.getLevelNamesMapping()[config.server.log_level.upper()] <= logging.DEBUG,
+        is_verbose=config.server.log_level == "debug",
         build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
     )
 

@@ -359,7 +359,9 @@ class ServerSection(Section):
         (), "Host names besides localhost that are served without a key (DNS rebinding protection); * is any."
     )
     cors_origins: Strings = setting(
-        (), "Origins of web pages that may call the API (CORS), such as https://example.org; * is all."
+        (),
+        "Origins of web pages that may call the API (CORS), such as https://example.org; * is all, localhost those of "
+        "this machine.",
     )
     slots: bool = setting(True, "Answer GET /slots, for admin keys; without it the route is refused with 501.")
     max_body_bytes: int = setting(

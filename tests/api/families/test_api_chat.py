@@ -22,6 +22,28 @@ def texts(events: list[Any]) -> dict[int, str]:
     return parts
 
 
+async def test_verbose_shows_the_prompt_beside_the_answer() -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    async with running() as api:
+        told = (await api.ok("/v1/chat/completions", messages=messages, verbose=True))["__verbose"]
+        assert "hi" in told["prompt"]
+        assert told["content"] == "Hello world"
+        assert "__verbose" not in await api.ok("/v1/chat/completions", messages=messages)
+    async with running(is_verbose=True) as api:
+        assert "__verbose" in await api.ok("/v1/chat/completions", messages=messages)
+
+
+async def test_a_chat_times_its_tokens_where_that_is_asked_for() -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "stream_options": {"include_usage": True}}
+    async with running() as api:
+        first, *texts, last, usage, _ = await api.events("/v1/chat/completions", **body, timings_per_token=True)
+        plain = await api.events("/v1/chat/completions", **body)
+    assert "timings" not in first
+    assert [chunk["timings"]["predicted_n"] for chunk in texts] == [1, 2, 3, 4]
+    assert usage["timings"] == last["timings"]
+    assert ["timings" in chunk for chunk in plain[:-1]] == [False] * 5 + [True, True]
+
+
 async def test_an_answer_has_openais_shape() -> None:
     async with running() as api:
         answer = await api.ok(PATH, messages=HELLO)

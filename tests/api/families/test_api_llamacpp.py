@@ -12,7 +12,7 @@ from ggufd.engine.messages.sampling import GrammarKind
 from ggufd.errors import EngineFailure
 from ggufd.llama.params import DEFAULT_DRY_BREAKERS
 from tests.support.fakes.api_client import error_of, parse_events, running
-from tests.support.fakes.fake_engine import BOS, FakeEngine, FakeText
+from tests.support.fakes.fake_engine import BOS, EOS, FakeEngine, FakeText
 
 PATH = "/completion"
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
@@ -204,6 +204,34 @@ async def test_progress_of_the_prompt() -> None:
         first = (await api.events(PATH, prompt="abcd", return_progress=True))[0]
     assert first["prompt_progress"] == {"total": 4, "cache": 2, "processed": 4, "time_ms": 20}
     assert (first["content"], first["stop"]) == ("", False)
+
+
+async def test_timings_come_with_every_chunk_that_asks_for_them() -> None:
+    engine = FakeEngine()
+    engine.cached_tokens = 2
+    body = {"prompt": "abcd", "n_predict": 4, "timings_per_token": True}
+    async with running(engine) as api:
+        progress, *texts = await api.events(PATH, **body, return_progress=True)
+        assert progress["prompt_progress"]["processed"] == 4
+        quiet = await api.events(PATH, **body)
+        plain = await api.events(PATH, prompt="abcd", n_predict=4)
+    timings = progress["timings"]
+    assert (timings["cache_n"], timings["prompt_n"], timings["prompt_ms"]) == (2, 2, 20)
+    assert (timings["predicted_n"], timings["predicted_ms"]) == (0, 0)
+    assert [chunk["timings"]["predicted_n"] for chunk in texts] == [1, 2, 3, 4, 4]
+    assert {chunk["timings"]["prompt_n"] for chunk in texts} == {2}
+    # Progress that nobody asked for is not shown, though the timings are made of it.
+    assert [chunk.get("prompt_progress") for chunk in quiet] == [None] * 5
+    assert quiet[0]["timings"]["prompt_n"] == 2
+    assert ["timings" in chunk for chunk in plain] == [False] * 4 + [True]
+
+
+async def test_biases_are_told_and_the_end_that_may_not_come() -> None:
+    async with running() as api:
+        answer = await api.ok(PATH, prompt="a", logit_bias=[[5, -100], [6, False]], ignore_eos=True)
+        assert (await api.ok(PATH, prompt="a"))["generation_settings"]["logit_bias"] == []
+    told = [(entry["token"], entry["bias"]) for entry in answer["generation_settings"]["logit_bias"]]
+    assert told == [(5, -100), (6, None), (EOS, None)]
 
 
 async def test_rewinds_are_counted_when_phrases_are_banned() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 
@@ -91,6 +93,32 @@ async def test_configured_origins_may_call() -> None:
         assert (await answered(api, "127.0.0.1", origin="http://page.evil")).status_code == 403
     async with running(allowed_hosts=(), cors_origins=("*",)) as api:
         assert (await answered(api, "127.0.0.1", origin="http://any")).status_code == 200
+
+
+@pytest.mark.parametrize("has_keys", [False, True])
+async def test_pages_of_this_machine_may_call_where_localhost_is_configured(has_keys: bool) -> None:
+    host = {"host": "test.localhost"}
+    asked = {**host, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    settings: dict[str, Any] = {"keys": ring_of("k")} if has_keys else {"allowed_hosts": ()}
+    async with running(cors_origins=("localhost",), **settings) as api:
+        for origin in ("http://localhost", "https://localhost:8080", "http://127.0.0.1:3000", "http://[::1]:3000"):
+            response = await api.http.options("/v1/completions", headers={"origin": origin, **asked})
+            assert (response.status_code, response.headers["access-control-allow-origin"]) == (200, origin)
+            headers = {"origin": origin, **host, "x-api-key": "k"}
+            assert (await api.http.get("/v1/models", headers=headers)).status_code == 200
+        for origin in (
+            "http://evil.com",
+            "http://notlocalhost",
+            "http://localhost.evil.com",
+            "http://localhost:1@evil",
+        ):
+            response = await api.http.options("/v1/completions", headers={"origin": origin, **asked})
+            assert response.status_code == 200
+            assert "access-control-allow-origin" not in response.headers
+            headers = {"origin": origin, **host, "x-api-key": "k"}
+            response = await api.http.get("/v1/models", headers=headers)
+            assert response.status_code == (200 if has_keys else 403)
+            assert "access-control-allow-origin" not in response.headers
 
 
 async def test_pages_elsewhere_are_told_nothing_by_default() -> None:

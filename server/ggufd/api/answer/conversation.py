@@ -60,7 +60,8 @@ class _Reading:
 class Conversation:
     """One chat request. `param` is what the client calls the messages.
 
-    After `start`, `headers` are for the response, and `parallel_tool_calls` says whether an answer may call several.
+    After `start`, `headers` are for the response, `prompt` is the rendered text, and `parallel_tool_calls` says whether
+    an answer may call several.
     """
 
     def __init__(self, services: Services, fields: ChatRequest, caller: Caller, param: str = "messages") -> None:
@@ -72,6 +73,7 @@ class Conversation:
         self.explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         self.n_logprobs = _n_logprobs(fields)
         self.headers: dict[str, str] = {}
+        self.prompt = ""
         self.parallel_tool_calls = True
         self._form = AnswerFormat()
         self._generation: Generation | None = None
@@ -89,6 +91,7 @@ class Conversation:
         may_call = self._fields.choice.mode is not ToolMode.NONE
         self._parameters = _enforced(self._fields.tools, rendered.repairs) if may_call else {}
         self._report(rendered.repairs)
+        self.prompt = rendered.text
         self.explainer.add_prompt(rendered.text, self._messages)
         request = await engine_request(
             services,

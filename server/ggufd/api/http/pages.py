@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ggufd.api.http.cors import LOCAL, LOCAL_ORIGIN
 from ggufd.api.http.json_response import error_response
 from ggufd.api.http.record import note_error
 from ggufd.errors import ForeignPage
@@ -67,7 +68,8 @@ class OriginMiddleware:
         """Its own pages may, those that are configured, and what is no page: extensions have schemes of their own."""
         scheme, _, place = origin.partition("://")
         is_page = origin == "null" or scheme in ("http", "https", "file")
-        return not is_page or place == host or not self._origins.isdisjoint((origin, "*"))
+        is_local = LOCAL in self._origins and re.fullmatch(LOCAL_ORIGIN, origin) is not None
+        return not is_page or is_local or place == host or not self._origins.isdisjoint((origin, "*"))
 
 
 def _name(host: str) -> str:

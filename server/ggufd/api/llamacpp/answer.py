@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.answer.generation import FinishedChoice
 from ggufd.api.answer.logprobs import TokenTexts, final_entry, native_entry
 from ggufd.api.answer.sse import ChunkFormat, event_bytes
+from ggufd.api.answer.timings import RunningTimings
 from ggufd.api.answer.usage import progress_json, timings_json
 from ggufd.api.services.services import Services
 from ggufd.engine.messages.events import Finish, FinishReason, Output, Progress, RequestEvent
@@ -32,6 +34,10 @@ class RequestFields(Protocol):
     def has_bans(self) -> bool: ...
     @property
     def stream(self) -> bool: ...
+    @property
+    def return_progress(self) -> bool: ...
+    @property
+    def timings_per_token(self) -> bool: ...
 
 
 class NativeAnswer:
@@ -47,6 +53,8 @@ class NativeAnswer:
     ) -> None:
         self.requests = requests
         self.has_logprobs = requests[0].n_logprobs is not None
+        self.tells_progress = fields.return_progress
+        self.times_tokens = fields.timings_per_token
         self.entry = final_entry if requests[0].are_logprobs_final else native_entry
         self._services = services
         self._fields = fields
@@ -91,12 +99,19 @@ class NativeAnswer:
             "n_predict": limit,
             "max_tokens": limit,
             "stop": list(request.stop),
+            "logit_bias": self._biases(request.sampling),
             "stream": self._fields.stream,
             "n_keep": request.n_keep,
             "n_probs": request.n_logprobs or 0,
             "post_sampling_probs": request.are_logprobs_final,
             "banned_strings": list(request.banned_strings),
         }
+
+    def _biases(self, params: SamplingParams) -> list[dict[str, Any]]:
+        """Biases of tokens; null is minus infinity, which JSON has no number for."""
+        banned = [self._services.text.info.eos_token] if params.ignore_eos else []
+        biases = [*params.logit_bias, *((token, None) for token in banned if token is not None)]
+        return [{"bias": _finite(bias), "token": token} for token, bias in biases]
 
     def probabilities(self, choice: FinishedChoice) -> dict[str, Any]:
         """`completion_probabilities` of a whole answer, when they were asked for."""
@@ -122,6 +137,10 @@ def settings_json(params: SamplingParams) -> dict[str, Any]:
     }
 
 
+def _finite(bias: float | None) -> float | None:
+    return None if bias is None or math.isinf(bias) else bias
+
+
 _OTHERWISE = frozenset({"typ_p", "seed", "samplers", "dry_sequence_breakers", "grammar", "logit_bias"})
 
 
@@ -133,6 +152,7 @@ class _StreamedChoice:
         self.has_new_line = False
         self.waiting: list[int] = []
         self.texts = TokenTexts()
+        self.timings = RunningTimings()
 
 
 class NativeChunks(ChunkFormat):
@@ -145,8 +165,7 @@ class NativeChunks(ChunkFormat):
     def feed(self, first: int, event: RequestEvent) -> bytes:
         """The chunks for one event."""
         if isinstance(event, Progress):
-            empty = {"index": first + event.index, "content": "", "tokens": [], "stop": False}
-            return event_bytes(empty | {"prompt_progress": progress_json(event)})
+            return self._progress(first + event.index, event)
         if not isinstance(event, Output):
             return b""
         index = first + event.index
@@ -155,6 +174,13 @@ class NativeChunks(ChunkFormat):
             self._with_logprobs(index, state, event) if self._answer.has_logprobs else self._text(index, state, event)
         )
         return data if event.finish is None else data + self._end(index, state, event.finish)
+
+    def _progress(self, index: int, event: Progress) -> bytes:
+        timings = self._states.setdefault(index, _StreamedChoice()).timings.of_prompt(event)
+        if not self._answer.tells_progress:
+            return b""
+        chunk = {"index": index, "content": "", "tokens": [], "stop": False, "prompt_progress": progress_json(event)}
+        return event_bytes(chunk | ({"timings": timings} if self._answer.times_tokens else {}))
 
     def _text(self, index: int, state: _StreamedChoice, event: Output) -> bytes:
         """Tokens without text yet wait for the next chunk."""
@@ -167,6 +193,8 @@ class NativeChunks(ChunkFormat):
     def _chunk(self, index: int, state: _StreamedChoice, text: str, tokens: Sequence[int], more: str = "") -> bytes:
         state.n_tokens += len(tokens)
         state.has_new_line |= "\n" in text
+        if self._answer.times_tokens:
+            more += f',"timings":{json.dumps(state.timings.of_text(state.n_tokens))}'
         # By hand: this runs for every token of every stream.
         return (
             f'data: {{"index":{index},"content":{_quote(text)},"tokens":[{",".join(map(str, tokens))}],"stop":false,'

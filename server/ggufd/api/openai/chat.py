@@ -80,6 +80,8 @@ def _chunks(services: Services, fields: ChatRequest, work: Conversation, generat
         includes_usage=fields.includes_usage,
         has_bans=fields.has_bans,
         has_logprobs=work.n_logprobs is not None,
+        tells_progress=fields.return_progress,
+        times_tokens=fields.timings_per_token,
     )
 
 
@@ -94,6 +96,19 @@ async def _answer(services: Services, fields: ChatRequest, work: Conversation) -
         "usage": usage_json(usages, len(answers), reasoning_tokens=reasoning_tokens, has_bans=fields.has_bans),
         "timings": timings_json(usages[0]),
         **work.explainer.of(0),
+        **({"__verbose": _verbose(work, answers[0])} if fields.verbose or services.config.is_verbose else {}),
+    }
+
+
+def _verbose(work: Conversation, first: Answered) -> dict[str, Any]:
+    """llama-server's `__verbose`: the prompt that the messages became, and what was said, unread."""
+    usage = first.finish.usage
+    return {
+        "prompt": work.prompt,
+        "content": first.answer.content,
+        "tokens_evaluated": usage.prompt_tokens,
+        "tokens_predicted": usage.completion_tokens,
+        "tokens_cached": usage.cached_tokens,
     }
 
 

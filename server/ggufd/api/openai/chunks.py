@@ -13,6 +13,7 @@ from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.answer.logprobs import LegacyLogprobs, TokenTexts, chat_entry
 from ggufd.api.answer.reader import AnswerReader
 from ggufd.api.answer.sse import DONE, ChunkFormat, Envelope, event_bytes
+from ggufd.api.answer.timings import RunningTimings
 from ggufd.api.answer.usage import finish_reason, progress_json, timings_json, usage_json
 from ggufd.api.openai.echo import Echo
 from ggufd.chat.deltas.answer import ContentDelta, Delta, ReasoningDelta, ToolArgumentsDelta, ToolCallBegin
@@ -32,6 +33,8 @@ class Chunks(ChunkFormat):
         includes_usage: bool,
         has_logprobs: bool,
         has_bans: bool = False,
+        tells_progress: bool = True,
+        times_tokens: bool = False,
     ) -> None:
         self.response_id = head["id"]
         self._head = head
@@ -41,6 +44,10 @@ class Chunks(ChunkFormat):
         self._includes_usage = includes_usage
         self._has_logprobs = has_logprobs
         self._has_bans = has_bans
+        self._tells_progress = tells_progress
+        self._times_tokens = times_tokens
+        self._timings: dict[int, RunningTimings] = {}
+        self._n_tokens: dict[int, int] = {}
         self._envelopes: dict[int, Envelope] = {}
         self._usages: dict[int, Usage] = {}
         self._prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
@@ -50,7 +57,7 @@ class Chunks(ChunkFormat):
         if isinstance(event, PromptLogprobs):
             self._prompt_logprobs[first // self._n] = event.entries
         if isinstance(event, Progress):
-            return event_bytes(self._object([]) | {"prompt_progress": progress_json(event)})
+            return self._progress(first + event.index, event)
         if not isinstance(event, Output):
             return b""
         index = first + event.index
@@ -59,14 +66,34 @@ class Chunks(ChunkFormat):
         if envelope is None:
             envelope = self._envelopes[index] = self._envelope(index)
             opening = self._opening(index)
+        self._n_tokens[index] = self._n_tokens.get(index, 0) + len(event.tokens)
         data = opening + self._body(index, envelope, event)
         return data if event.finish is None else data + self._end(index, self._told(index, event.finish))
+
+    def _progress(self, index: int, event: Progress) -> bytes:
+        timings = self._timings.setdefault(index, RunningTimings()).of_prompt(event)
+        if not self._tells_progress:
+            return b""
+        more = {"timings": timings} if self._times_tokens else {}
+        return event_bytes(self._object([]) | {"prompt_progress": progress_json(event), **more})
+
+    def _timing(self, index: int) -> dict[str, Any]:
+        """`timings` so far, where each chunk is to have them."""
+        if not self._times_tokens:
+            return {}
+        return {"timings": self._timings.setdefault(index, RunningTimings()).of_text(self._n_tokens[index])}
+
+    def _wrapped(self, index: int, envelope: Envelope, text: str) -> bytes:
+        """A chunk with text and nothing else, which is most of a stream."""
+        if self._times_tokens:
+            return self.chunk(self._choice(index, text), **self._timing(index))
+        return envelope.wrap(text)
 
     def _body(self, index: int, envelope: Envelope, output: Output) -> bytes:
         """The chunks for the text of an output."""
         if self._has_logprobs:
             return self._with_logprobs(index, output)
-        return envelope.wrap(output.text) if output.text else b""
+        return self._wrapped(index, envelope, output.text) if output.text else b""
 
     def chunk(self, choice: Mapping[str, Any], **more: Any) -> bytes:
         """One chunk with one choice."""
@@ -97,7 +124,8 @@ class Chunks(ChunkFormat):
         if not self._includes_usage:
             return DONE
         usages = [self._usages[index] for index in sorted(self._usages)]
-        return event_bytes(self._object([]) | {"usage": self._usage(usages)}) + DONE
+        more = {"usage": self._usage(usages), "timings": timings_json(usages[0], has_bans=self._has_bans)}
+        return event_bytes(self._object([]) | more) + DONE
 
     def _usage(self, usages: Sequence[Usage]) -> dict[str, Any]:
         return usage_json(usages, self._n, has_bans=self._has_bans)
@@ -161,13 +189,19 @@ class ChatChunks(Chunks):
 
     def _quick(self, index: int, envelope: Envelope, delta: Delta) -> bytes:
         """Content goes the short way here too."""
-        return envelope.wrap(delta.text) if isinstance(delta, ContentDelta) else self._deltas(index, [delta])
+        return (
+            self._wrapped(index, envelope, delta.text)
+            if isinstance(delta, ContentDelta)
+            else self._deltas(index, [delta])
+        )
 
     def _deltas(self, index: int, deltas: Sequence[Delta], logprobs: Any = None) -> bytes:
         """A chunk for each delta; log-probabilities stand in the first, or in one of their own."""
         parts = [delta_json(delta) for delta in deltas] or [{"content": ""}] * (logprobs is not None)
         values = [logprobs, *[None] * len(parts)]
-        return b"".join(self.chunk(_delta(index, part, value)) for part, value in zip(parts, values, strict=False))
+        timing = self._timing(index)
+        pairs = zip(parts, values, strict=False)
+        return b"".join(self.chunk(_delta(index, part, value), **timing) for part, value in pairs)
 
     def _reason(self, index: int, finish: Finish) -> str:
         return finish_reason(finish, has_calls=self._readers[index].has_whole_calls)

@@ -148,6 +148,8 @@ class _Completion:
             includes_usage=self._fields.includes_usage,
             has_bans=self._fields.has_bans,
             has_logprobs=self._fields.logprobs is not None,
+            tells_progress=self._fields.return_progress,
+            times_tokens=self._fields.timings_per_token,
             echoes=self._echoes,
         )
 

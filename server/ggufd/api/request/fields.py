@@ -109,8 +109,10 @@ _GENERATION: Aliases = {
 
 _LIMIT = ("n_predict", "max_new_tokens", "num_predict", "max_length")
 
+_TIMED: Aliases = {**_GENERATION, "timings_per_token": ("timings_per_token",)}
+
 OPENAI_COMPLETION: Aliases = {
-    **_GENERATION,
+    **_TIMED,
     "max_tokens": ("max_tokens", "max_completion_tokens", *_LIMIT),
     # Frontends of the Kobold and text-generation-webui families send all of these at once, and mean the first.
     "repeat_last_n": (
@@ -129,7 +131,8 @@ OPENAI_COMPLETION: Aliases = {
 }
 
 OPENAI_CHAT: Aliases = {
-    **_GENERATION,
+    **_TIMED,
+    "verbose": ("verbose",),
     "max_tokens": ("max_completion_tokens", "max_tokens", *_LIMIT),
     "logprobs": ("logprobs",),
     "top_logprobs": ("top_logprobs", "n_probs"),
@@ -180,7 +183,7 @@ def shared(body: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
 
 
 LLAMACPP: Aliases = {
-    **_GENERATION,
+    **_TIMED,
     "n": ("n", "n_cmpl"),
     "max_tokens": (*_LIMIT, "max_tokens", "max_completion_tokens"),
     "n_probs": ("n_probs", "logprobs"),

@@ -129,6 +129,7 @@ class GenerationFields(ConstraintFields):
     banned_regexes: Phrases = ()
     bans_case_sensitive: Bool = False
     return_progress: Bool = False
+    timings_per_token: Bool = False
     explain_cache: Bool = False
     lora: Lora | None = None
     model: ModelName = None
@@ -203,7 +204,7 @@ async def engine_request(
         banned_strings=fields.banned_strings,
         banned_regexes=fields.banned_regexes,
         bans_case_sensitive=fields.bans_case_sensitive,
-        return_progress=fields.return_progress,
+        return_progress=fields.return_progress or fields.timings_per_token,
         explain_cache=fields.explain_cache or services.config.logs_cache,
         principal=caller.principal,
         priority=fields.priority,

@@ -82,6 +82,7 @@ class ApiConfig:
     listens_beyond   whether it is reached from beyond this machine, also by a proxy or another name
     trusts_proxies   whether the word of proxies for an address is taken
     streams          bounds of resumable streams
+    is_verbose       whether a chat's answer has the prompt that its messages became
     ui               whether browsers get the web page
     slots            whether GET /slots is answered
     created          Unix time of the start
@@ -122,6 +123,7 @@ class ApiConfig:
     logs_cache: bool = False
     ui: bool = True
     slots: bool = True
+    is_verbose: bool = False
     build: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 

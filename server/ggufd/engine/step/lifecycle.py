@@ -98,6 +98,7 @@ class Lifecycle:
         self._drafting.begin(sequence)
         self.counters.cached_tokens += sequence.n_cached
         self.events.put(Admitted(sequence.request.request_id, sequence.index, sequence.n_cached))
+        self.events.put_progress(sequence, now_s)
 
     def preempt(self, sequence: SequenceState) -> bool:
         """Move a sequence from running to waiting; sampler, grammar and text stay with it.

@@ -105,7 +105,8 @@ class CompletionRequest(GenerationFields):
 class ChatRequest(GenerationFields):
     """`POST /v1/chat/completions`, and what the other chat routes become. `messages` and `tools` are plain, checked.
 
-    `reasoning_budget` is in tokens, 0 for an answer without thinking, -1 for no limit.
+    `reasoning_budget` is in tokens, 0 for an answer without thinking, -1 for no limit. `verbose` shows the rendered
+    prompt beside the answer.
     """
 
     messages: Messages
@@ -120,6 +121,7 @@ class ChatRequest(GenerationFields):
     reasoning_format: Literal["auto", "deepseek", "none"] | None = None
     reasoning_effort: Effort | None = None
     reasoning_budget: Annotated[Int, Field(ge=-1)] | None = None
+    verbose: Bool = False
 
     @property
     def choice(self) -> ToolChoice:
