@@ -40,6 +40,11 @@ async def test_openai() -> None:
         ([[97], [98, 99]], [[97], [98, 99]]),
         (["a", [98]], [[97, EOS], [98]]),
         ("", [[EOS]]),
+        ({"prompt_string": "ab"}, [[97, 98, EOS]]),
+        (
+            [{"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "c"],
+            [[97, 98, EOS], [99, EOS]],
+        ),
     ],
 )
 async def test_every_form_of_input(given: Any, tokens: list[list[int]]) -> None:
@@ -47,6 +52,24 @@ async def test_every_form_of_input(given: Any, tokens: list[list[int]]) -> None:
         answer = await api.ok("/v1/embeddings", input=given)
         assert [list(one) for one in api.engine.embeds[0].inputs] == tokens
         assert len(answer["data"]) == len(tokens)
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ({"content": "string"}, "invalid_value"),
+        ({"content": []}, "invalid_value"),
+        ({"content": [{"type": "unknown"}]}, "invalid_value"),
+        ({"content": [3]}, "invalid_value"),
+        ({}, "invalid_value"),
+        ({"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}, "unsupported"),
+        (["a", {"prompt_string": "<__media__>", "multimodal_data": ["AAAA"]}], "unsupported"),
+    ],
+)
+async def test_an_object_that_is_no_text_is_refused(given: Any, code: str) -> None:
+    async with running() as api:
+        error = await api.refused("/v1/embeddings", {"input": given})
+        assert (error["param"], error["code"]) == ("input", code)
 
 
 async def test_base64_is_the_same_floats() -> None:

@@ -13,10 +13,11 @@ from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 from starlette.responses import Response
 
 from ggufd.api.answer.generation import until_disconnect
+from ggufd.api.embeddings.inputs import Inputs
 from ggufd.api.embeddings.vectors import AdaptedFields, VectorOptions, numbers_of, vectors_of
 from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import dumps, json_response
-from ggufd.api.request.chat.schemas import Prompt, Prompts, read_prompts
+from ggufd.api.request.chat.schemas import Prompt, read_prompts
 from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import Aliases
 from ggufd.api.request.sampling import Bool, Int
@@ -37,7 +38,7 @@ _WIDEST_NORM = 64
 class EmbeddingRequest(AdaptedFields):
     """OpenAI's request. `dimensions` cuts vectors of models that were trained for it."""
 
-    input: Prompts
+    input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[Int, Field(ge=1)] | None = None
     truncate: Bool = False
@@ -46,7 +47,7 @@ class EmbeddingRequest(AdaptedFields):
 class NativeEmbeddingRequest(AdaptedFields):
     """llama-server's request. `embd_normalize`: -1 none, 0 greatest is 32,760, 1 sum, 2 length, p the p-norm."""
 
-    content: Prompts
+    content: Inputs
     embd_normalize: Annotated[Int, Field(ge=-1, le=_WIDEST_NORM)] | None = None
 
 
