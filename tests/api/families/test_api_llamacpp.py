@@ -234,6 +234,11 @@ async def test_biases_are_told_and_the_end_that_may_not_come() -> None:
     assert told == [(5, -100), (6, None), (EOS, None)]
 
 
+@pytest.mark.parametrize("biases", [[["ab", -100], [7, 1]], {"ab": -100, "7": 1}])
+async def test_a_bias_of_a_text_is_one_of_each_of_its_tokens(biases: Any) -> None:
+    assert (await asked(logit_bias=biases)).sampling.logit_bias == ((97, -100), (98, -100), (7, 1))
+
+
 async def test_rewinds_are_counted_when_phrases_are_banned() -> None:
     engine = FakeEngine()
     engine.rewinds = 2

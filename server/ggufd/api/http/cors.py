@@ -34,6 +34,4 @@ class CrossOriginMiddleware(CORSMiddleware):
         response = super().preflight_response(request_headers)
         if not self.is_allowed_origin(request_headers["origin"]):
             return Response(headers={"Vary": "Origin"})
-        # As they are written everywhere: some programs compare names of headers as texts.
-        response.raw_headers = [(name.title(), value) for name, value in response.raw_headers]
         return response

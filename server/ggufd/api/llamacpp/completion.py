@@ -14,6 +14,7 @@ from ggufd.api.answer.generation import FinishedChoice, Generation, collect, sub
 from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.llamacpp.answer import NativeAnswer, NativeChunks
+from ggufd.api.llamacpp.biases import with_token_biases
 from ggufd.api.request.chat.schemas import TopCount, read_logprobs
 from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import LLAMACPP, LLAMACPP_UNSET
@@ -61,6 +62,7 @@ async def create_native_completion(request: Request) -> Response:
 async def answer_body(request: Request, body: JsonObject) -> Response:
     """The answer to a request whose body was read, whole or as a stream."""
     refuse_unavailable(body)
+    body = await with_token_biases(services_of(request), body)
     return await answer_native(request, validate(NativeRequest, body, LLAMACPP, unset=LLAMACPP_UNSET))
 
 

@@ -82,11 +82,8 @@ async def metrics(request: Request) -> Response:
             require_admin(request)
         case "user" | "everybody":
             pass
-    text = services.metrics.exposition(await _snapshot(services))
-    response = Response(text, headers={"content-type": MEDIA_TYPE})
-    # As llama-server writes it: some programs compare names of headers as texts.
-    response.raw_headers.append((b"Process-Start-Time-Unix", str(services.metrics.since).encode()))
-    return response
+    headers = {"content-type": MEDIA_TYPE, "Process-Start-Time-Unix": str(services.metrics.since)}
+    return Response(services.metrics.exposition(await _snapshot(services)), headers=headers)
 
 
 async def _snapshot(services: Services) -> Snapshot:
