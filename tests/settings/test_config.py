@@ -316,7 +316,7 @@ _CANDIDATES = (
     "a=CPU",
     "shared",
     "json",
-    "",
+    "[]",
 )
 
 

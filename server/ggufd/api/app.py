@@ -43,7 +43,7 @@ from ggufd.api.llamacpp import errors as llamacpp
 from ggufd.api.openai import chat, completions
 from ggufd.api.openai import models as model_list
 from ggufd.api.openai.responses import create, kept
-from ggufd.api.ops import debug, health, loading, queue
+from ggufd.api.ops import advice, debug, health, loading, queue
 from ggufd.api.request.docs import Documentation
 from ggufd.api.services.adapters import AdapterScales
 from ggufd.api.services.response_store import ResponseStore
@@ -53,7 +53,9 @@ from ggufd.api.services.settings import ApiConfig
 from ggufd.api.streams import conversations, routes
 from ggufd.api.streams.store import StreamStore
 from ggufd.api.web import front
+from ggufd.chat.advice.advisor import CacheAdvisor
 from ggufd.errors import GgufdError, NotFound
+from ggufd.keys.ring import KeyRing
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,8 @@ def create_app(
     app.state.services = services
     app.state.streams = StreamStore(config.streams, config.keys)
     app.state.streams.export(services.metrics)
+    if config.keys is not None:
+        config.keys.watch(functools.partial(_forget_revoked, services.advisor, config.keys))
     app.state.large_bodies = asyncio.Lock()
     collector = _collector(app)
     if models is not None:
@@ -120,8 +124,14 @@ def _collector(app: FastAPI) -> Collector:
     return collector
 
 
+def _forget_revoked(advisor: CacheAdvisor, keys: KeyRing) -> None:
+    """Nothing stays of what somebody sent whose key has ended."""
+    advisor.forget([owner for owner in advisor.owners if not keys.holds(bytes.fromhex(owner))])
+
+
 def _serve(app: FastAPI, engine: EngineService, text: TextService, config: ApiConfig) -> None:
     """From the next request on; those under way keep the services that they began with."""
+    app.state.services.advisor.forget_prompts()
     app.state.services = dataclasses.replace(
         app.state.services, engine=engine, text=text, config=config, adapters=AdapterScales(config)
     )
@@ -150,6 +160,7 @@ def _add_routes(app: FastAPI, *, has_pages: bool) -> None:
         queue.router,
         conversations.router,
         routes.router,
+        advice.router,
     ):
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)

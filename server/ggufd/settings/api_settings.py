@@ -46,6 +46,7 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         adapters=adapters.loras_of(config),
         keys=None if keys is None else keys.ring,
         cache_sharing=config.context.cache_sharing,
+        cache_advice=config.context.cache_advice,
         cache_repairs=config.context.cache_repairs,
         metrics_for=config.server.metrics_for,
         ready_when_full=config.server.ready_when_full,

@@ -295,6 +295,10 @@ class ContextSection(Section):
         ("billing_header",),
         "Changes to prompts that let a prefix be reused; billing_header drops Claude Code's from system texts.",
     )
+    cache_advice: bool = setting(
+        True,
+        "Remember each key's last prompts in memory to tell why its chats are computed again, see /v1/cache/advice.",
+    )
     pre_roll: bool = setting(
         False,
         "While idle, compute the start of a chat's next prompt ahead when its client drops old messages each turn.",

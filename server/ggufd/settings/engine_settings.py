@@ -35,6 +35,7 @@ _NOT_IN_PARAMS = {
     "cache_disk",
     "cache_sharing",
     "cache_repairs",
+    "cache_advice",
     "slot_save_path",
     "spec_draft_n_max",
     "spec_draft_p_min",

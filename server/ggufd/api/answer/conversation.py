@@ -92,7 +92,8 @@ class Conversation:
         self._parameters = _enforced(self._fields.tools, rendered.repairs) if may_call else {}
         self._report(rendered.repairs)
         self.prompt = rendered.text
-        self.explainer.add_prompt(rendered.text, self._messages)
+        tools = tuple(tool["function"]["name"] for tool in self._fields.tools)
+        self.explainer.add_prompt(rendered.text, self._messages, tools)
         request = await engine_request(
             services,
             self._without_foreign_biases(ready.model.n_vocab),

@@ -29,11 +29,12 @@ _MAX_SPLIT = 3
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompt:
-    """Prompt before tokenization: its text where that is known, and the messages of a conversation."""
+class SentPrompt:
+    """Prompt before tokenization: its text where that is known, and the messages and tools of a conversation."""
 
     text: str | None = None
     messages: Sequence[Message] = ()
+    tools: tuple[str, ...] = ()
 
 
 class CacheExplainer:
@@ -42,12 +43,16 @@ class CacheExplainer:
     def __init__(self, text: TextService, *, is_shown: bool) -> None:
         self._text = text
         self._is_shown = is_shown
-        self._prompts: list[_Prompt] = []
+        self._prompts: list[SentPrompt] = []
         self._made: dict[int, dict[str, Any]] = {}
 
-    def add_prompt(self, text: str | None, messages: Sequence[Message] = ()) -> None:
-        """Add the next prompt as text; without one it is read from its tokens."""
-        self._prompts.append(_Prompt(text, messages))
+    def add_prompt(self, text: str | None, messages: Sequence[Message] = (), tools: tuple[str, ...] = ()) -> None:
+        """Add the next prompt as text, and what it was made of; without a text it is read from its tokens."""
+        self._prompts.append(SentPrompt(text, messages, tools))
+
+    def prompt(self, position: int) -> SentPrompt:
+        """The prompt that was added as the `position`-th; without a text where none was."""
+        return self._prompts[position] if position < len(self._prompts) else SentPrompt()
 
     def of(self, index: int) -> dict[str, Any]:
         """`{"cache": ...}` of a choice that has ended; empty when it was not asked for."""
@@ -57,8 +62,7 @@ class CacheExplainer:
         """Explain a choice that has ended, if the engine was asked to report. Never raises for a failure to explain."""
         if usage.cache is None:
             return
-        position = index // request.n
-        prompt = self._prompts[position] if position < len(self._prompts) else _Prompt()
+        prompt = self.prompt(index // request.n)
         difference = usage.cache.difference
         try:
             first = None if difference is None else await self._difference(request.prompt, prompt, difference)
@@ -75,7 +79,9 @@ class CacheExplainer:
         }
         _log(request.request_id, self._made[index])
 
-    async def _difference(self, tokens: Sequence[int], prompt: _Prompt, difference: CacheDifference) -> dict[str, Any]:
+    async def _difference(
+        self, tokens: Sequence[int], prompt: SentPrompt, difference: CacheDifference
+    ) -> dict[str, Any]:
         first, held = difference.token, difference.held
         before = tokens[max(0, first - _N_BEFORE) : first]
         return {
@@ -85,7 +91,7 @@ class CacheExplainer:
             "cached": None if held is None else await self._text.decode([*before, *held]),
         }
 
-    async def _place(self, tokens: Sequence[int], prompt: _Prompt, first: int) -> dict[str, Any]:
+    async def _place(self, tokens: Sequence[int], prompt: SentPrompt, first: int) -> dict[str, Any]:
         """In which message token `first` is and at which character of it; outside of all, the prompt's character.
 
         Counted from the end: a tokenizer may add to the beginning of a text, never to its end. What the template writes

@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from ggufd.api.answer.advice import note_prompt
 from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.http.record import DISCONNECTED
 from ggufd.api.services.caller import Caller
@@ -64,6 +65,7 @@ class Generation:
         self.finishes: list[Finish] = []
         self.requests = requests
         self._streams = streams
+        self._services = services
         self._activity = services.activity
         self._revocations = services.revocations
         self._explainer = explainer
@@ -172,6 +174,15 @@ class Generation:
             record.decode_s = max(usage.decode_s for usage in usages)
             record.decoded_tokens = sum(usage.decoded_tokens for usage in usages)
         record.reason = record.reason or self._reason()
+        self._note_prompts()
+
+    def _note_prompts(self) -> None:
+        """Let the prompts that were computed be compared with those before."""
+        for position, progress in enumerate(self._choices[:: self.n]):
+            if progress.finish is not None:
+                prompt, tokens = self._explainer.prompt(position), self.requests[position].prompt
+                answer, usage = "".join(progress.texts), progress.finish.usage
+                note_prompt(self._services, self.caller, prompt, tokens, answer, usage)
 
     def _reason(self) -> str:
         is_whole = self.finishes and len(self.finishes) == self.total

@@ -42,6 +42,11 @@ class Caller:
         principal = principal_of(key, address, config)
         return cls(principal, address, genkey, key.is_admin, key.digest.hex(), record_of(request))
 
+    @property
+    def owner(self) -> str:
+        """To whom words of the request may be shown: the key itself, or without keys the address."""
+        return self.key_digest or self.address
+
     def check_priority(self, priority: int) -> None:
         """Raises InvalidRequest for a priority above what the key may ask for. A lower number is more urgent."""
         granted = self.principal.limits.max_priority

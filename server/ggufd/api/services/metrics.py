@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from ggufd import __version__
 from ggufd.api.http.record import DISCONNECTED, RequestRecord
 from ggufd.api.services.rates import RatesCollector
+from ggufd.chat.advice.advisor import LostPrefix
 from ggufd.engine.messages.events import FinishReason
 from ggufd.engine.messages.reports import Ready, SlotState, Spread, Stats
 
@@ -68,6 +69,10 @@ class Metrics:
         self._key_tokens = self._counter("key_tokens", "Tokens by key: cached, computed, generated.", "key", "kind")
         self._aborts = self._counter("aborts", "Requests that ended early, by a disconnect or an abort.", "reason")
         self._errors = self._counter("errors", "Answers that were errors, by their code.", "code")
+        self._lost_prefixes = self._counter(
+            "lost_prefixes", "Turns that could not reuse what was computed of their chat.", "cause", "place"
+        )
+        self._lost_tokens = self._counter("lost_prefix_tokens", "Tokens computed again in such turns.", "cause")
         self._llama = {name: self._like_llama_server(name, text) for name, text in _LLAMA_COUNTERS.items()}
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
@@ -118,6 +123,11 @@ class Metrics:
         self._llama["prompt_seconds"].inc(record.prefill_s or 0.0)
         self._llama["tokens_predicted"].inc(record.completion_tokens)
         self._llama["tokens_predicted_seconds"].inc(record.decode_s)
+
+    def observe_lost_prefix(self, lost: LostPrefix) -> None:
+        """Count a turn whose prompt differed from the last one's early."""
+        self._lost_prefixes.labels(lost.cause.value, lost.cost.place).inc()
+        self._lost_tokens.labels(lost.cause.value).inc(lost.cost.tokens)
 
     def exposition(self, snapshot: Snapshot) -> bytes:
         """The text, of the type `MEDIA_TYPE`."""

@@ -83,6 +83,7 @@ class ApiConfig:
     trusts_proxies   whether the word of proxies for an address is taken
     streams          bounds of resumable streams
     is_verbose       whether a chat's answer has the prompt that its messages became
+    cache_advice     whether the last prompts are remembered to see why their prefixes get lost
     ui               whether browsers get the web page
     slots            whether GET /slots is answered
     created          Unix time of the start
@@ -95,6 +96,7 @@ class ApiConfig:
     adapters: tuple[LoraAdapter, ...] = ()
     keys: KeyRing | None = None
     cache_sharing: CacheSharing = "auto"
+    cache_advice: bool = True
     cache_repairs: tuple[str, ...] = tuple(CACHE_REPAIRS)
     metrics_for: MetricsFor = "admin"
     ready_when_full: bool = False

@@ -1,0 +1,90 @@
+"""Prompts that are remembered, one for each chat, and the search for the chat that a prompt belongs to."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ggufd.chat.advice.comparison import common_beginning, n_characters, split_segments
+from ggufd.chat.advice.evidence import Evidence
+from ggufd.chat.prompt import Message
+
+_SEGMENT_BYTES = 64
+_MIN_SHARE = 0.5
+_N_TAIL = 200
+_MIN_ANSWER = 4
+_N_ANSWER = 40
+_MAX_ANSWERS = 4
+_END_OF_THOUGHT = "</think>"
+
+
+class PromptTurn(NamedTuple):
+    """One prompt that was computed: its text and tokens, what it was made of, what was answered, and its cost.
+
+    `computed_tokens` of the prompt were not reused; computing them took `prefill_s`.
+    """
+
+    text: str
+    tokens: Sequence[int]
+    answer: str
+    computed_tokens: int
+    prefill_s: float
+    messages: Sequence[Message] = ()
+    tools: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class SeenChat:
+    """The last prompt of a chat, its place among the turns, and what was seen in them.
+
+    `answers` are words of what was answered to it; `size` is in bytes.
+    """
+
+    segments: list[str]
+    tokens: array[int]
+    size: int
+    used_s: float
+    tools: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    turn: int = 1
+    evidence: dict[tuple[object, ...], Evidence] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, turn: PromptTurn, now_s: float) -> SeenChat:
+        """A chat that begins with this prompt."""
+        segments = split_segments(turn.text)
+        tokens = array("i", turn.tokens)
+        size = sys.getsizeof(turn.text) + _SEGMENT_BYTES * len(segments) + tokens.itemsize * len(tokens)
+        return cls(segments, tokens, size, now_s, turn.tools, _words_of(turn.answer))
+
+    def n_common_tokens(self, earlier: SeenChat) -> int:
+        """Tokens that both prompts begin with: their bytes are compared, at the speed of C."""
+        return common_beginning(self.tokens.tobytes(), earlier.tokens.tobytes()) // self.tokens.itemsize
+
+    def share_answers(self, earlier: SeenChat) -> None:
+        """The same prompt was answered before: any of the answers may be the one that is gone on from."""
+        self.answers = tuple(dict.fromkeys((*self.answers, *earlier.answers)))[:_MAX_ANSWERS]
+
+
+def _words_of(answer: str) -> tuple[str, ...]:
+    """The beginning of an answer's longest segment: frontends cut the ends of answers, and drop their reasoning."""
+    said = answer[answer.rfind(_END_OF_THOUGHT) + len(_END_OF_THOUGHT) :] if _END_OF_THOUGHT in answer else answer
+    longest = max(split_segments(said), key=len, default="").strip()[:_N_ANSWER].rstrip()
+    return (longest,) if len(longest) >= _MIN_ANSWER else ()
+
+
+def best_match(chats: Iterable[SeenChat], later: SeenChat) -> SeenChat | None:
+    """The chat that a prompt belongs to: the one most of which it has. None where most of none is there."""
+    segments = set(later.segments)
+    found, most = None, 0
+    for chat in chats:
+        n_common = common_beginning(chat.segments, later.segments)
+        behind = chat.segments[n_common:]
+        n_kept, n_behind = n_characters(one for one in behind if one in segments), n_characters(behind)
+        total = n_characters(chat.segments[:n_common]) + n_kept
+        if total >= max(most, 1) and (n_behind <= _N_TAIL or n_kept >= _MIN_SHARE * n_behind):
+            found, most = chat, total
+    return found
