@@ -82,6 +82,11 @@ def test_a_value_near_the_top_that_changes_each_turn(template: Template, cause: 
     assert values[-1][-3:] in finding.now
 
 
+def test_a_clock_beside_another_branch_of_the_chat() -> None:
+    plain = [sent(chatml, RULES, talk(turn), turn) for turn in turns(1, 8)]
+    assert only([*plain, *systems(chatml, [f"It is 12:3{minute}. {RULES}" for minute in range(5)])]).turns == 4
+
+
 def test_a_billing_header_that_is_not_repaired() -> None:
     header = "x-anthropic-billing-header: cc_version=2.1.1.{0}; cc_entrypoint=cli; cch={0};You are Claude Code. "
     finding = only(systems(chatml, [header.format(value) + RULES for value in ("fa690", "36ee5", "0aaa9")]))
@@ -204,6 +209,12 @@ class TestNothingToSay:
             for name in ("Anne", "Mary"):
                 every = [("system", f"You are {name}. {RULES}"), *talk(turn)]
                 prompts.append(Sent(template(every), answer(turn - 1), every))
+        assert send(prompts) == ([], [])
+
+    def test_of_branches_of_one_chat(self, template: Template) -> None:
+        prompts = [sent(template, RULES, talk(turn), turn) for turn in turns(1, 8)]
+        prompts += [sent(template, f"Ahoy. {RULES}", talk(turn), turn) for turn in turns(1, 8)]
+        prompts += [sent(template, RULES, talk(turn), turn) for turn in turns(1, 8)]
         assert send(prompts) == ([], [])
 
     def test_of_a_chat_that_is_left_and_begun_again(self, template: Template) -> None:

@@ -14,6 +14,9 @@ from ggufd.chat.prompt import Message
 
 _SEGMENT_BYTES = 64
 _MIN_SHARE = 0.5
+_COST_OF_LOSS = 2
+"""A character that is lacking counts more than one that is there: a template's tags are in every chat."""
+
 _N_TAIL = 200
 _MIN_ANSWER = 4
 _N_ANSWER = 40
@@ -77,14 +80,17 @@ def _words_of(answer: str) -> tuple[str, ...]:
 
 
 def best_match(chats: Iterable[SeenChat], later: SeenChat) -> SeenChat | None:
-    """The chat that a prompt belongs to: the one most of which it has. None where most of none is there."""
+    """The chat that a prompt belongs to: it has much of that and lacks little. None where most of none is there.
+
+    Of branches of a chat that is the one which was gone on from.
+    """
     segments = set(later.segments)
-    found, most = None, 0
+    found, best = None, 0
     for chat in chats:
         n_common = common_beginning(chat.segments, later.segments)
         behind = chat.segments[n_common:]
         n_kept, n_behind = n_characters(one for one in behind if one in segments), n_characters(behind)
-        total = n_characters(chat.segments[:n_common]) + n_kept
-        if total >= max(most, 1) and (n_behind <= _N_TAIL or n_kept >= _MIN_SHARE * n_behind):
-            found, most = chat, total
+        score = n_characters(chat.segments[:n_common]) + n_kept - _COST_OF_LOSS * (n_behind - n_kept)
+        if score >= max(best, 1) and (n_behind <= _N_TAIL or n_kept >= _MIN_SHARE * n_behind):
+            found, best = chat, score
     return found
