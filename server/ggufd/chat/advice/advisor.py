@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ggufd.chat.advice.causes import Cause, Diagnosis, find_cause, is_next_turn
-from ggufd.chat.advice.chats import PromptTurn, SeenChat, best_match
+from ggufd.chat.advice.chats import PromptTurn, SeenChat, best_matches
 from ggufd.chat.advice.comparison import PromptComparison, compare, n_characters
 from ggufd.chat.advice.evidence import CacheFinding, Cost, OwnerFindings, note_evidence
 from ggufd.chat.prompt import Message
@@ -29,6 +29,9 @@ FINDING_S = 86400.0
 
 _MIN_TOKENS = 64
 """What costs fewer tokens a turn is not worth a word."""
+
+_MAX_COMPARED = 3
+"""Of the chats that a prompt may belong to, so many are compared."""
 
 _SYSTEM_ROLES = ("system", "developer")
 
@@ -124,24 +127,32 @@ def _compared(known: _Owner, chat: SeenChat, turn: PromptTurn) -> LostPrefix | N
 
     Another prompt of that chat stands beside it: the next turn may go on from either.
     """
-    earlier = best_match(known.chats, chat)
-    if earlier is None:
-        return None
-    comparison = compare(earlier.segments, chat.segments)
-    chat.turn, chat.evidence = earlier.turn, {place: replace(one) for place, one in earlier.evidence.items()}
-    if not comparison.differences:
-        chat.share_answers(earlier)
-        known.chats.remove(earlier)
-        return None
-    if not is_next_turn(comparison, earlier.answers):
-        return None
-    known.chats.remove(earlier)
-    chat.turn += 1
+    matches = best_matches(known.chats, chat)[:_MAX_COMPARED]
+    for earlier in matches:
+        comparison = compare(earlier.segments, chat.segments)
+        if not comparison.differences:
+            chat.take_place_of(earlier)
+            known.chats.remove(earlier)
+            return None
+        if is_next_turn(comparison, earlier.answers):
+            chat.go_on_from(earlier)
+            known.chats.remove(earlier)
+            return _lost(known.findings, comparison, (earlier, chat), turn)
+    if matches:
+        chat.inherit(matches[0])
+    return None
+
+
+def _lost(
+    findings: OwnerFindings, comparison: PromptComparison, chats: tuple[SeenChat, SeenChat], turn: PromptTurn
+) -> LostPrefix | None:
+    """What a next turn lost, if that is worth a word."""
+    earlier, chat = chats
     found = _found(comparison, earlier, chat, turn)
     if found is None:
-        known.findings.count_turn(None)
+        findings.count_turn(None)
         return None
-    return _told(known.findings, chat, *found)
+    return _told(findings, chat, *found)
 
 
 class _Place(NamedTuple):

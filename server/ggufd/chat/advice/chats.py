@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ggufd.chat.advice.comparison import common_beginning, n_characters, split_segments
@@ -39,7 +39,7 @@ class PromptTurn(NamedTuple):
     tools: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SeenChat:
     """The last prompt of a chat, its place among the turns, and what was seen in them.
 
@@ -67,8 +67,19 @@ class SeenChat:
         """Tokens that both prompts begin with: their bytes are compared, at the speed of C."""
         return common_beginning(self.tokens.tobytes(), earlier.tokens.tobytes()) // self.tokens.itemsize
 
-    def share_answers(self, earlier: SeenChat) -> None:
-        """The same prompt was answered before: any of the answers may be the one that is gone on from."""
+    def inherit(self, earlier: SeenChat) -> None:
+        """Stand beside an earlier prompt of the same chat, with a copy of what was seen in it."""
+        self.turn = earlier.turn
+        self.evidence = {place: replace(one) for place, one in earlier.evidence.items()}
+
+    def go_on_from(self, earlier: SeenChat) -> None:
+        """Be the next turn."""
+        self.inherit(earlier)
+        self.turn += 1
+
+    def take_place_of(self, earlier: SeenChat) -> None:
+        """Be the same prompt, answered once more: any of the answers may be the one that is gone on from."""
+        self.inherit(earlier)
         self.answers = tuple(dict.fromkeys((*self.answers, *earlier.answers)))[:_MAX_ANSWERS]
 
 
@@ -79,18 +90,18 @@ def _words_of(answer: str) -> tuple[str, ...]:
     return (longest,) if len(longest) >= _MIN_ANSWER else ()
 
 
-def best_match(chats: Iterable[SeenChat], later: SeenChat) -> SeenChat | None:
-    """The chat that a prompt belongs to: it has much of that and lacks little. None where most of none is there.
+def best_matches(chats: Iterable[SeenChat], later: SeenChat) -> list[SeenChat]:
+    """The chats that a prompt may belong to, the most likely first: it has most of them, and of that one most.
 
-    Of branches of a chat that is the one which was gone on from.
+    Of branches of a chat the most likely is the one that was gone on from.
     """
     segments = set(later.segments)
-    found, best = None, 0
-    for chat in chats:
+    found: list[tuple[int, int, SeenChat]] = []
+    for place, chat in enumerate(chats):
         n_common = common_beginning(chat.segments, later.segments)
         behind = chat.segments[n_common:]
         n_kept, n_behind = n_characters(one for one in behind if one in segments), n_characters(behind)
         score = n_characters(chat.segments[:n_common]) + n_kept - _COST_OF_LOSS * (n_behind - n_kept)
-        if score >= max(best, 1) and (n_behind <= _N_TAIL or n_kept >= _MIN_SHARE * n_behind):
-            found, best = chat, score
-    return found
+        if score > 0 and (n_behind <= _N_TAIL or n_kept >= _MIN_SHARE * n_behind):
+            found.append((score, place, chat))
+    return [chat for _, _, chat in sorted(found, key=lambda one: one[:2], reverse=True)]
