@@ -8,7 +8,7 @@ from ggufd.api.http.record import RequestRecord
 from ggufd.api.live.history import LiveHistory, percentile
 from ggufd.api.live.recent import Recent
 from ggufd.api.live.shares import ServedLately, shares_of
-from ggufd.engine.messages.reports import Spread
+from ggufd.engine.messages.reports import LiveState, Spread, Stats
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,20 @@ def test_ten_minutes_of_rows_are_kept_and_numbered() -> None:
     assert not list(history.since(700, 1699.0))
     # After a pause what is older is not shown, though it is there.
     assert len(list(history.since(0, 1699.0 + 300))) == 301
+
+
+def test_a_step_longer_than_a_second_counts_in_the_row_after_it() -> None:
+    history = LiveHistory()
+    first, second = state_of(0), state_of(60)
+    history.add(1.0, 1.0, first, first, (0, 1, 0))
+    history.add(2.0, 3.0, first, second, (0, 1, 0))
+    history.add(3.0, 1.0, second, state_of(5), (0, 1, 0))
+    assert [row.written for row in history.since(0, 3.0)] == [None, 20.0, 0.0]
+
+
+def state_of(generated: int) -> LiveState:
+    stats = Stats(0, 0, generated, generated, 0, generated, 0.0, 0.0, ())
+    return LiveState(stats, (), ())
 
 
 def test_first_tokens_count_for_half_a_minute() -> None:

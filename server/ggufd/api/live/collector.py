@@ -120,25 +120,26 @@ class Collector:
         return self._n_viewers > 0 or engine.n_running + engine.n_waiting > 0
 
     async def _run(self) -> None:
-        before_s = time.monotonic() - self._interval_s
         is_last = False
         while not is_last:
             # One look more after the last request: what it had is told then.
             is_last = not self._is_wanted
             now_s = time.monotonic()
-            await self._look(now_s - before_s)
-            before_s = now_s
+            await self._look()
             await asyncio.sleep(max(0.05, now_s + self._interval_s - time.monotonic()))
 
-    async def _look(self, seconds: float) -> None:
-        before, self.state = self.state, await self._ask(self.state)
+    async def _look(self) -> None:
+        before, before_s = self.state, self.state_s
+        self.state = await self._ask(before)
         now_s = time.monotonic()
         self._note_firsts()
         if self.state is not None and self.state is not before:
             self.served.add(now_s, self.state.served)
         engine = self._services().engine
         refused, self._n_refused = self.recent.n_refused - self._n_refused, self.recent.n_refused
-        self.history.add(now_s, seconds, before, self.state, (engine.n_waiting, engine.n_running, refused))
+        self.history.add(
+            now_s, self.state_s - before_s, before, self.state, (engine.n_waiting, engine.n_running, refused)
+        )
         self.tick += 1
         if self._ticked is not None and not self._ticked.done():
             self._ticked.set_result(None)

@@ -21,13 +21,14 @@ _FIRSTS_S = 30.0
 class HistoryRow(NamedTuple):
     """One second. `time` is of `time.monotonic`; `read` and `written` tokens a second, `batch` mean rows of a step.
 
-    Percentiles are seconds, None where nothing was measured: of the first tokens of the last half minute, and of the
-    gaps between tokens, the latter as exact as the histogram's buckets.
+    None is what is not known: the engine was busy with one long step, whose tokens count in a later row. Percentiles
+    are seconds, None where nothing was measured: of the first tokens of the last half minute, and of the gaps between
+    tokens, the latter as exact as the histogram's buckets.
     """
 
     time: float
-    read: float
-    written: float
+    read: float | None
+    written: float | None
     waiting: int
     running: int
     batch: float | None
@@ -53,15 +54,17 @@ class LiveHistory:
     def add(
         self, now_s: float, seconds: float, before: LiveState | None, after: LiveState | None, counts: Sequence[int]
     ) -> None:
-        """Add the row of the `seconds` before `now_s`, from the engine's states at its ends.
+        """Add the row of a second that ends at `now_s`, from the engine's last two states, which are `seconds` apart.
 
-        `counts` are the requests that wait, run and were refused. Without two states of one engine nothing was computed
-        as far as is known.
+        `counts` are the requests that wait, run and were refused. Where both are one state, the engine told none;
+        without two states of one engine nothing was computed as far as is known.
         """
         waiting, running, refused = counts
         first = self._percentiles(now_s)
         row = HistoryRow(round(now_s, 1), 0.0, 0.0, waiting, running, None, *first, None, None, refused)
-        if before is not None and after is not None and after.stats.steps >= before.stats.steps:
+        if before is not None and before is after:
+            row = row._replace(read=None, written=None)
+        elif before is not None and after is not None and after.stats.steps >= before.stats.steps:
             row = _with_engine(row, seconds, before, after)
         self._rows.append(row)
         self.n_rows += 1

@@ -7,15 +7,16 @@ import { HISTORY_S, columnsOf, latest } from "./state.js";
 import { Section } from "./table.js";
 
 /** @typedef {{name: string, label: string, colour: string, fill?: boolean}} Line */
-/** @typedef {{title: string, lines: Line[], say: (value: number | null) => string}} PlotKind */
+/** @typedef {{title: string, lines: Line[], say: (value: number | null) => string, spans?: boolean}} PlotKind */
 
-const plain = (/** @type {number | null} */ value) => (value === null ? "–" : rate(value));
+const several = (/** @type {number | null} */ value) => (Number.isInteger(value) ? String(value) : rate(value));
 
 /** @type {PlotKind[]} */
 const PLOTS = [
   {
     title: "Tokens a second",
-    say: plain,
+    say: rate,
+    spans: true,
     lines: [
       { name: "written", label: "written", colour: "--series-1", fill: true },
       { name: "read", label: "read", colour: "--series-2" },
@@ -39,7 +40,7 @@ const PLOTS = [
   },
   {
     title: "Requests and batch",
-    say: plain,
+    say: several,
     lines: [
       { name: "waiting", label: "waiting", colour: "--series-2", fill: true },
       { name: "running", label: "running", colour: "--series-1" },
@@ -140,7 +141,7 @@ function options(plot, width, marks) {
         fill: fill ? () => `color-mix(in srgb, ${colourOf(colour)} 14%, transparent)` : undefined,
         width: 1.5,
         points: { show: false },
-        spanGaps: false,
+        spanGaps: plot.spans,
       })),
     ],
     hooks: { draw: [(/** @type {any} */ chart) => drawMarks(chart, marks.current)] },

@@ -133,6 +133,7 @@ export function merge(before, message) {
 /** Columns that stand at nothing while nobody asks; of the others nothing is known then. */
 const AT_REST = new Set(["read", "written", "waiting", "running", "refused"]);
 const GAP_S = 2.5;
+const RECENT_S = 6;
 
 /**
  * Columns of the history by name, for a plot. Where there were no rows nothing ran: the line goes down to 0 between.
@@ -160,14 +161,15 @@ function rest(columns, time) {
 }
 
 /**
- * The latest value of a column, as long as it is of now.
+ * The latest value of a column that is known, as long as it is of now. A busy engine may take seconds to tell.
  * @param {LiveState} state @param {string} name
  * @returns {number | null}
  */
 export function latest(state, name) {
-  const row = state.history.rows.at(-1);
-  if (!row || state.time - Number(row[0]) > GAP_S) return AT_REST.has(name) ? 0 : null;
-  return row[state.history.columns.indexOf(name)];
+  const at = state.history.columns.indexOf(name);
+  const recent = state.history.rows.filter((row) => state.time - Number(row[0]) <= RECENT_S);
+  if (!recent.length || state.time - Number(recent.at(-1)?.[0]) > GAP_S) return AT_REST.has(name) ? 0 : null;
+  return recent.findLast((row) => row[at] !== null)?.[at] ?? null;
 }
 
 /**

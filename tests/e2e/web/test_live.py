@@ -1,0 +1,246 @@
+"""A person in front of the live view, with the real server behind it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, expect
+
+from ggufd.keys import file
+from tests.support.programs.live_page import long_requests, looking, running_browser
+from tests.support.programs.live_server import LiveServer, live_server
+from tests.support.programs.sillytavern_app import or_skip
+
+pytestmark = pytest.mark.timeout(300)
+
+PHONE = {"width": 390, "height": 844}
+LONG_NAME = "a-service.with-a-very-long-name@research-department.example"
+SECRET = "Xylophonists"
+
+
+class Keys(NamedTuple):
+    alice: str
+    bob: str
+    long: str
+    root: str
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with or_skip(), running_browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("live")
+
+
+@pytest.fixture(scope="module")
+def keys(folder: Path) -> Keys:
+    path = folder / "keys.toml"
+    return Keys(
+        file.add(path, "alice", {"weight": 2.0}),
+        file.add(path, "bob", {"max_waiting": 2}),
+        file.add(path, LONG_NAME, {}),
+        file.add(path, "root", {"role": "admin"}),
+    )
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, keys: Keys) -> Iterator[LiveServer]:
+    """One slot, so that the second request waits."""
+    flags = ("--api-key-file", str(folder / "keys.toml"), "--slot-save-path", str(folder / "slots"))
+    with live_server(*flags, "--ctx-size", "2048", "--parallel", "1") as started:
+        yield started
+
+
+def test_an_idle_server_says_so(browser: Browser, server: LiveServer, keys: Keys) -> None:
+    with looking(browser, server.url, keys.root) as live:
+        expect(live.tile("Server")).to_have_text("Idle")
+        expect(live.part("Queue")).to_contain_text("Nobody is waiting.")
+        expect(live.rows("Slots")).to_have_count(1)
+        expect(live.page.locator("canvas")).to_have_count(4)
+        live.part("The last ten minutes").get_by_text("As a table").first.click()
+        expect(live.page.get_by_role("columnheader", name="written")).to_be_visible()
+
+
+def test_a_key_is_asked_for_once_and_a_wrong_one_is_said(browser: Browser, server: LiveServer, keys: Keys) -> None:
+    with looking(browser, server.url) as live:
+        field = live.page.get_by_label("API key")
+        field.fill("sk-wrong")
+        live.press("Use this key")
+        expect(live.dialog).to_contain_text("does not know that key")
+        field.fill(keys.alice)
+        live.press("Use this key")
+        expect(live.tile("Server")).to_be_visible()
+        expect(live.dialog).to_have_count(0)
+        assert keys.alice not in live.page.url
+        live.page.reload()
+        expect(live.tile("Server")).to_be_visible()
+
+
+def test_who_gives_no_key_is_told_and_may_try_again(browser: Browser, server: LiveServer) -> None:
+    with looking(browser, server.url) as live:
+        live.press("Close")
+        expect(live.page.get_by_text("No API key was sent.")).to_be_visible()
+        live.press("Try again")
+        expect(live.page.get_by_label("API key")).to_be_visible()
+
+
+def test_two_users_do_not_see_each_other(browser: Browser, server: LiveServer, keys: Keys) -> None:
+    with (
+        long_requests(server.url, keys.alice, keys.bob, prompt=SECRET),
+        looking(browser, server.url, keys.alice) as alice,
+        looking(browser, server.url, keys.bob) as bob,
+        looking(browser, server.url, keys.root) as root,
+    ):
+        expect(alice.rows("Slots")).to_contain_text("writing")
+        expect(bob.rows("Queue")).to_contain_text("bob")
+        expect(root.rows("Slots")).to_contain_text("alice")
+        expect(root.rows("Queue")).to_contain_text("bob")
+        expect(alice.part("Queue")).to_contain_text("None of your requests is waiting.")
+        expect(bob.part("Slots")).to_contain_text("Others: 1 slot busy")
+        for page in (alice, bob, root):
+            expect(page.tile("Waiting")).to_have_text("1")
+        assert not re.search("bob|root", alice.text)
+        assert not re.search("alice|root", bob.text)
+        assert not any(SECRET in page.text for page in (alice, bob, root))
+        expect(alice.part("Server")).to_have_count(0)
+        expect(root.part("Server")).to_be_visible()
+
+
+def test_a_waiting_request_is_seen_and_ended(browser: Browser, server: LiveServer, keys: Keys) -> None:
+    with (
+        long_requests(server.url, keys.alice, keys.bob) as (running, waiting),
+        looking(browser, server.url, keys.bob) as bob,
+        looking(browser, server.url, keys.root) as root,
+    ):
+        expect(bob.rows("Queue")).to_have_count(1)
+        bob.rows("Queue").get_by_role("button").click()
+        expect(bob.dialog).to_contain_text("End your request?")
+        bob.dialog.get_by_role("button", name="Cancel").click()
+        expect(bob.rows("Queue")).to_have_count(1)
+        bob.rows("Queue").get_by_role("button").click()
+        bob.press("End it")
+        assert "ended with the key that sent it" in waiting.wait_ended()
+        expect(bob.part("Queue")).to_contain_text("Nobody is waiting.")
+
+        root.press("End the request in slot 0")
+        expect(root.dialog).to_contain_text("End alice's request?")
+        root.press("End it")
+        assert "by who runs the server" in running.wait_ended()
+        expect(root.rows("Last requests").first).to_contain_text("ended by hand")
+
+
+def test_what_is_gone_already_is_said_where_it_was_asked(browser: Browser, server: LiveServer, keys: Keys) -> None:
+    with looking(browser, server.url, keys.alice) as live:
+        with long_requests(server.url, keys.alice):
+            live.press("End the request in slot 0")
+        expect(live.rows("Slots")).to_contain_text("keeps")
+        live.press("End it")
+        expect(live.part("Slots").get_by_role("alert")).to_contain_text("waits or runs")
+
+
+def test_an_engine_that_is_lost_is_said_and_goes_by_itself(browser: Browser, server: LiveServer, keys: Keys) -> None:
+    with looking(browser, server.url, keys.root) as live:
+        expect(live.tile("Server")).to_have_text("Idle")
+        server.engine.kill()
+        expect(live.tile("Server")).to_have_text("Restarting")
+        expect(live.page.get_by_text("The engine has stopped and is starting again.")).to_be_visible()
+        expect(live.tile("Server")).to_have_text("Idle")
+        expect(live.page.get_by_text("The engine has stopped and is starting again.")).to_have_count(0)
+        happened = live.page.get_by_role("list", name="What happened")
+        expect(happened).to_contain_text("the engine ended unexpectedly and is started again")
+        expect(happened).to_contain_text("the model is loaded")
+
+
+def test_an_idle_slot_is_saved_and_erased(browser: Browser, server: LiveServer, keys: Keys, folder: Path) -> None:
+    body = {"prompt": "A chat that is kept for later, and then forgotten.", "max_tokens": 8}
+    httpx.post(f"{server.url}/v1/completions", json=body, headers={"x-api-key": keys.alice}, trust_env=False)
+    with looking(browser, server.url, keys.root) as live:
+        live.press("Actions on slot 0")
+        live.page.get_by_role("menuitem", name="Save to a file…").click()
+        live.dialog.get_by_label("Name of the file").fill("../elsewhere")
+        live.press("Save")
+        expect(live.dialog.get_by_role("alert")).to_contain_text("plain name")
+        live.dialog.get_by_label("Name of the file").fill("kept.bin")
+        live.press("Save")
+        expect(live.dialog).to_contain_text("saved as kept.bin")
+        assert (folder / "slots" / "kept.bin").stat().st_size > 0
+        live.press("Close")
+
+        live.press("Actions on slot 0")
+        live.page.get_by_role("menuitem", name="Erase…").click()
+        live.press("Erase")
+        expect(live.rows("Slots")).to_contain_text("empty")
+
+
+def test_drain_and_sleep_and_back(browser: Browser, server: LiveServer, keys: Keys) -> None:
+    with looking(browser, server.url, keys.root) as live:
+        live.press("Drain…")
+        live.press("Drain")
+        expect(live.tile("Server")).to_have_text("Draining")
+        assert httpx.get(f"{server.url}/health", trust_env=False).json()["status"] == "draining"
+        live.press("Take requests again")
+        expect(live.tile("Server")).to_have_text("Idle")
+        live.press("Sleep…")
+        live.press("Sleep")
+        expect(live.tile("Server")).to_have_text("Asleep")
+        expect(live.part("Slots")).to_contain_text("The next request loads it again.")
+        with long_requests(server.url, keys.alice):
+            expect(live.tile("Server")).to_have_text("Serving")
+
+
+def test_another_model_is_loaded_after_its_plan(browser: Browser, server: LiveServer, keys: Keys) -> None:
+    with looking(browser, server.url, keys.root) as live:
+        live.press("Load another model…")
+        field = live.dialog.get_by_label("Model", exact=True)
+        field.fill("nowhere.gguf")
+        live.press("What does it need?")
+        expect(live.dialog.get_by_role("alert")).to_contain_text("no such file")
+        path = httpx.get(f"{server.url}/props", headers={"x-api-key": keys.root}, trust_env=False).json()["model_path"]
+        field.fill(path)
+        live.press("What does it need?")
+        expect(live.dialog.locator(".plan")).to_contain_text("Fits")
+        expect(live.dialog.locator(".plan")).to_contain_text("135M")
+        live.press("Load it")
+        expect(live.dialog).to_contain_text("It is loaded and served.", timeout=60_000)
+        live.dialog.get_by_role("button", name="Close").last.click()
+        expect(live.page.get_by_role("list", name="What happened")).to_contain_text("the model is changed")
+        expect(live.tile("Server")).to_have_text("Idle")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [PHONE, {"width": 1280, "height": 800}], ids=["phone", "desk"])
+def test_nothing_is_wider_than_the_page(
+    browser: Browser, server: LiveServer, keys: Keys, scheme: str, viewport: dict[str, int]
+) -> None:
+    with (
+        long_requests(server.url, keys.long, keys.long, keys.bob),
+        looking(browser, server.url, keys.root, viewport=viewport, color_scheme=scheme) as live,
+    ):
+        expect(live.rows("Queue")).to_have_count(2)
+        expect(live.rows("Slots")).to_contain_text(LONG_NAME)
+        wide = live.page.evaluate(
+            "() => Array.from(document.querySelectorAll('.live, .card, .tile'))"
+            ".filter((one) => one.scrollWidth > one.clientWidth + 1).map((one) => one.className)"
+        )
+        assert wide == []
+
+
+def test_it_is_used_by_keyboard_alone(browser: Browser, server: LiveServer, keys: Keys) -> None:
+    with looking(browser, server.url, keys.root) as live:
+        drain = live.page.get_by_role("button", name="Drain…")
+        drain.focus()
+        live.page.keyboard.press("Enter")
+        expect(live.dialog).to_be_visible()
+        live.page.keyboard.press("Escape")
+        expect(live.dialog).to_have_count(0)
+        expect(drain).to_be_focused()
+        expect(live.tile("Server")).to_have_text("Idle")
