@@ -120,13 +120,13 @@ class Collector:
         return self._n_viewers > 0 or engine.n_running + engine.n_waiting > 0
 
     async def _run(self) -> None:
-        is_last = False
-        while not is_last:
+        while True:
             # One look more after the last request: what it had is told then.
-            is_last = not self._is_wanted
-            now_s = time.monotonic()
+            was_wanted, now_s = self._is_wanted, time.monotonic()
             await self._look()
             await asyncio.sleep(max(0.05, now_s + self._interval_s - time.monotonic()))
+            if not was_wanted and not self._is_wanted:
+                return
 
     async def _look(self) -> None:
         before, before_s = self.state, self.state_s

@@ -72,6 +72,8 @@ async function read(signal) {
 function take(message) {
   const error = errorFrom(message, 401);
   if (error) throw error;
+  // The banner over both pages asks seldom; this page knows at once.
+  if (live.value && live.value.server.state !== message.server.state) checkServer();
   live.value = merge(live.value, message);
   isConnected.value = true;
 }
