@@ -2,8 +2,24 @@
 
 /** @typedef {import("../shared/types.js").Message} Message */
 
+const FACTS = /** @type {const} */ (["responseId", "model", "usage", "timings", "cache", "finishReason"]);
+
 /** Reader of the chunks of one answer; `begun` is the message that it continues, or an empty one. */
 export class AnswerReader {
+  /**
+   * The reader that goes on where another one was whose values are in this message.
+   * @param {Message} message
+   */
+  static resumed(message) {
+    const reader = new AnswerReader(message);
+    const { toolCalls = [], logprobs = [] } = message;
+    reader.toolCalls = toolCalls.map((call) => ({ ...call }));
+    reader.logprobs = [...logprobs];
+    reader.facts = Object.fromEntries(FACTS.filter((name) => name in message).map((name) => [name, message[name]]));
+    reader.hasBegun = message.text !== (message.begun ?? "") || Boolean(message.reasoning) || toolCalls.length > 0;
+    return reader;
+  }
+
   /** @param {Pick<Message, "text" | "reasoning" | "toolCalls" | "logprobs">} begun */
   constructor(begun) {
     this.text = begun.text;

@@ -3,6 +3,7 @@ import { IconButton } from "../shared/components.js";
 import { KeyDialog, ServerBanner } from "../shared/frame.js";
 import { Header } from "../shared/header.js";
 import { effect, html, useSignal } from "../shared/view.js";
+import { takeUpAll } from "./conversation.js";
 import { ConversationView } from "./conversation_view.js";
 import { openChatId, readLibrary } from "./library.js";
 import { SettingsPanel } from "./settings_panel.js";
@@ -33,6 +34,7 @@ export function App() {
 export async function openFromAddress() {
   await readLibrary();
   if (openChatId.value) await openChat(openChatId.value);
+  takeUpAll();
   addEventListener("hashchange", () => openChat(location.hash.slice(1)));
   effect(() => {
     const wanted = openChatId.value ? `#${openChatId.value}` : location.pathname + location.search;

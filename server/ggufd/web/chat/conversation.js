@@ -1,12 +1,12 @@
 // The open chat and its answers under way: what a person does, done.
 import { ApiError, call, errorFrom } from "../shared/api.js";
 import { checkServer } from "../shared/server.js";
-import { eventsOf } from "../shared/sse.js";
 import { signal } from "../shared/view.js";
 import { AnswerReader, queuePlace } from "./answer.js";
-import { keepChat, openChatId } from "./library.js";
+import { keepChat, openChatId, readChat, unfinishedIds } from "./library.js";
 import { messagesTo } from "./openai.js";
 import { requestFields } from "./settings.js";
+import { AnswerStream, StreamLost } from "./stream.js";
 import * as tree from "./tree.js";
 
 /** @typedef {import("../shared/types.js").Chat} Chat */
@@ -29,7 +29,17 @@ const behind = new Map();
 /** Answers under way by the ids of their messages. @type {import("../vendor/preact.js").Signal<Map<string, Run>>} */
 export const runs = signal(new Map());
 
-/** One answer under way. */
+/** A call at whose failure the server is looked at. @type {typeof call} */
+async function watchedCall(path, options) {
+  try {
+    return await call(path, options);
+  } catch (error) {
+    if (!options?.signal?.aborted) checkServer();
+    throw error;
+  }
+}
+
+/** One answer under way: of a message that has nothing of it yet, or with its `stream` of one that began before. */
 export class Run {
   controller = new AbortController();
   /** @type {import("../vendor/preact.js").Signal<Progress>} */
@@ -42,10 +52,12 @@ export class Run {
   constructor(chatId, message) {
     this.chatId = chatId;
     this.messageId = message.id;
-    this.reader = new AnswerReader(message);
-    this.beganAt = performance.now();
-    this.firstTokenMs = 0;
-    this.keptAt = this.beganAt;
+    const { stream, requested = 0 } = message;
+    this.reader = stream ? AnswerReader.resumed(message) : new AnswerReader(message);
+    this.stream = new AnswerStream(watchedCall, this.controller.signal, stream);
+    this.beganAt = performance.now() - (stream ? Date.now() - requested : 0);
+    this.firstTokenMs = stream ? (message.firstTokenMs ?? 0) : 0;
+    this.keptAt = performance.now();
   }
 
   /** There is more. */
@@ -76,15 +88,31 @@ export function update(id, change) {
 /** Show another chat; an answer that is under way in this one goes on. @param {Chat} next */
 export function show(next) {
   if (isRunning(chat.value.id)) behind.set(chat.value.id, chat.value);
-  chat.value = behind.get(next.id) ?? withoutLostAnswers(next);
+  chat.value = behind.get(next.id) ?? next;
   behind.delete(next.id);
+  takeUp(next.id);
   openChatId.value = Object.keys(chat.value.messages).length ? next.id : "";
 }
 
-/** Answers that were being written when the page was closed end with what there is. @param {Chat} loaded */
-function withoutLostAnswers(loaded) {
-  const lost = Object.values(loaded.messages).filter((one) => one.state === "writing" && !runs.value.has(one.id));
-  return lost.reduce((/** @type {Chat} */ all, one) => tree.change(all, one.id, { state: "stopped" }), loaded);
+/** Go on with the answers of all chats that were being written when the page was closed. */
+export async function takeUpAll() {
+  for (const id of unfinishedIds()) {
+    if (chatOf(id)) continue;
+    const found = await readChat(id);
+    if (!found || chatOf(id)) continue;
+    behind.set(id, found);
+    takeUp(id);
+    if (!isRunning(id)) behind.delete(id);
+  }
+}
+
+/** Go on with those of one chat; what never reached the server ends with what there is. @param {string} chatId */
+function takeUp(chatId) {
+  for (const message of Object.values(chatOf(chatId)?.messages ?? {})) {
+    if (message.state !== "writing" || runs.value.has(message.id)) continue;
+    if (message.stream) follow(new Run(chatId, message));
+    else update(chatId, (one) => tree.change(one, message.id, { state: "stopped" }));
+  }
 }
 
 /** End what is under way in a chat that is deleted, and leave it. @param {string} id */
@@ -189,17 +217,20 @@ export function stop() {
 async function start(/** @type {string} */ chatId, /** @type {string} */ id) {
   const now = /** @type {Chat} */ (chatOf(chatId));
   const message = now.messages[id];
-  const run = new Run(chatId, message);
   const fields = { ...requestFields(), ...REPORTS };
   const request = { ...fields, ...(now.system ? { system: now.system } : {}) };
   update(chatId, (one) =>
     tree.change(one, id, { state: "writing", error: undefined, request, requested: Date.now(), begun: message.text }),
   );
-  runs.value = new Map(runs.value).set(id, run);
   const begun = message.text ? [begunMessage(message)] : [];
   const messages = [...messagesTo(now, message.parent, now.system), ...begun];
-  const end = await receive(run, { messages, ...fields });
-  finish(run, end);
+  await follow(new Run(chatId, message), { messages, ...fields });
+}
+
+/** Have an answer written, or go on with one that was begun. @param {Run} run @param {Record<string, unknown>} [body] */
+async function follow(run, body) {
+  runs.value = new Map(runs.value).set(run.messageId, run);
+  finish(run, await receive(run, body));
 }
 
 /** What every request of the page asks for besides its answer. */
@@ -219,22 +250,29 @@ function begunMessage({ text, reasoning }) {
 /**
  * Read an answer to its end, and say how it ended.
  * @param {Run} run
- * @param {unknown} body
+ * @param {Record<string, unknown>} [body]
  * @returns {Promise<Partial<Message>>}
  */
 async function receive(run, body) {
   try {
-    const response = await call("v1/chat/completions", { body, signal: run.controller.signal });
-    for await (const events of eventsOf(response)) {
+    for await (const events of run.stream.events(() => keep(run), body)) {
       for (const event of events) if (take(run, event)) return { state: "done" };
     }
-    throw new ApiError("The connection broke off before the answer's end.");
+    throw new StreamLost();
   } catch (error) {
-    if (run.controller.signal.aborted) return { state: "stopped" };
-    const known = error instanceof ApiError ? error : new ApiError("The connection broke off before the answer's end.");
-    checkServer();
-    return { state: "failed", error: known.failure };
+    if (run.controller.signal.aborted) {
+      run.stream.end();
+      return { state: "stopped" };
+    }
+    return { state: "failed", error: failureOf(error) };
   }
+}
+
+/** @param {unknown} error @returns {import("../shared/types.js").Failure} */
+function failureOf(error) {
+  if (error instanceof ApiError) return error.failure;
+  const isKnown = error instanceof StreamLost && error.message;
+  return new ApiError(isKnown || "The connection broke off before the answer's end.").failure;
 }
 
 /** Take one event of the stream. Whether it was the last. Throws ApiError where it tells an error. */
@@ -244,6 +282,7 @@ function take(/** @type {Run} */ run, /** @type {import("../shared/sse.js").Serv
     if (place) run.progress.value = { phase: "waiting", ...place };
     return false;
   }
+  run.stream.took(event);
   if (event.data === "[DONE]") return true;
   const chunk = JSON.parse(event.data);
   const error = errorFrom(chunk, 200);
@@ -268,7 +307,13 @@ function keepNow(run) {
   const now = performance.now();
   if (now - run.keptAt < KEEP_MS) return;
   run.keptAt = now;
-  update(run.chatId, (one) => tree.change(one, run.messageId, run.reader.values));
+  keep(run);
+}
+
+/** Keep what there is, and what is needed to go on from there after a reload. @param {Run} run */
+function keep(run) {
+  const values = { ...run.reader.values, stream: run.stream.place ?? undefined, firstTokenMs: run.firstTokenMs || undefined };
+  update(run.chatId, (one) => tree.change(one, run.messageId, values));
 }
 
 /** @param {Run} run @param {Partial<Message>} end */
@@ -276,7 +321,7 @@ function finish(run, end) {
   const left = new Map(runs.value);
   left.delete(run.messageId);
   const times = { totalMs: performance.now() - run.beganAt, ...(run.firstTokenMs ? { firstTokenMs: run.firstTokenMs } : {}) };
-  update(run.chatId, (one) => tree.change(one, run.messageId, { ...run.reader.values, ...times, ...end }));
+  update(run.chatId, (one) => tree.change(one, run.messageId, { ...run.reader.values, ...times, ...end, stream: undefined }));
   runs.value = left;
   if (!isRunning(run.chatId)) behind.delete(run.chatId);
 }

@@ -9,6 +9,9 @@ import { matches, titleOf } from "./tree.js";
 /** @type {import("../vendor/preact.js").Signal<ChatHead[]>} */
 export const heads = signal([]);
 
+/** Chats in which answers were being written when they were kept last. @type {string[]} */
+let unfinished = [];
+
 /** Why chats cannot be kept; "" is that they can. */
 export const keepTrouble = signal("");
 
@@ -23,7 +26,16 @@ let isWriting = false;
 
 /** Read the list. */
 export async function readLibrary() {
-  await tryTo(async () => (heads.value = await listChats()));
+  await tryTo(async () => {
+    const { all, unfinished: found } = await listChats();
+    heads.value = all;
+    unfinished = found;
+  });
+}
+
+/** The ids of the chats in which answers were being written when the page was closed. */
+export function unfinishedIds() {
+  return unfinished;
 }
 
 /** @param {string} id @returns {Promise<Chat | null>} */

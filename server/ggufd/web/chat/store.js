@@ -38,11 +38,18 @@ function keysOf(id) {
   return IDBKeyRange.bound([id], [id, []]);
 }
 
-/** All chats, the latest first. @returns {Promise<ChatHead[]>} */
+/**
+ * All chats, the latest first, and the ids of those in which an answer has not ended.
+ * @returns {Promise<{all: ChatHead[], unfinished: string[]}>}
+ */
 export async function listChats() {
   const store = (await database()).transaction(CHATS).objectStore(CHATS);
-  const all = await result(store.getAll());
-  return all.map(({ id, heading, changed }) => ({ id, title: heading, changed })).sort((a, b) => b.changed - a.changed);
+  const found = await result(store.getAll());
+  const all = found.map(({ id, heading, changed }) => ({ id, title: heading, changed }));
+  return {
+    all: all.sort((a, b) => b.changed - a.changed),
+    unfinished: found.filter((one) => one.isUnfinished).map((one) => one.id),
+  };
 }
 
 /** @param {string} id @returns {Promise<Chat | null>} */
@@ -53,7 +60,7 @@ export async function loadChat(id) {
     result(transaction.objectStore(MESSAGES).getAll(keysOf(id))),
   ]);
   if (!chat) return null;
-  const { heading, ...kept } = chat;
+  const { heading, isUnfinished, ...kept } = chat;
   return { ...kept, messages: Object.fromEntries(messages.map((message) => [message.id, message])) };
 }
 
@@ -66,7 +73,8 @@ export async function loadChat(id) {
 export async function saveChat(chat, before, heading) {
   const transaction = (await database()).transaction([CHATS, MESSAGES], "readwrite");
   const { messages, ...kept } = chat;
-  transaction.objectStore(CHATS).put({ ...kept, heading });
+  const isUnfinished = Object.values(messages).some((message) => message.state === "writing");
+  transaction.objectStore(CHATS).put({ ...kept, heading, isUnfinished });
   const store = transaction.objectStore(MESSAGES);
   for (const [id, message] of Object.entries(messages)) {
     if (before?.messages[id] !== message) store.put(message, [chat.id, id]);

@@ -40,6 +40,7 @@
  * @property {number} [requested] - when `request` was sent, Unix time in milliseconds
  * @property {string} [begun] - the text that the answer was given to go on from
  * @property {Array<{text: string, until: number}>} [edits] - what it said before, and until when
+ * @property {{id: string, last: string}} [stream] - of one that is being written: what to go on with after a reload
  * @property {string} [responseId]
  * @property {string} [model]
  * @property {string} [finishReason]
