@@ -138,6 +138,6 @@ test("more is told where there is something to tell", () => {
     ["Ended", "at the limit: the longest answer, or the context"],
     ["Prompt", "12 tokens at 57.8 tokens/s"],
   ]);
-  const more = Object.fromEntries(moreFigures({ timings: { ...TIMINGS, queue_ms: 1500, banned_rewinds: 2 }, ignored: "top_a" }));
+  const more = Object.fromEntries(moreFigures({ timings: { ...TIMINGS, queue_ms: 1500, banned_rewinds: 2 }, notes: { ignored: "top_a" } }));
   assert.deepEqual([more.Waited, more["Taken back"], more["Not done here"]], ["1.5 s", "2 times, for banned strings", "top_a"]);
 });

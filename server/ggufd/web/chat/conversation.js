@@ -255,7 +255,7 @@ function begunMessage({ text, reasoning }) {
  */
 async function receive(run, body) {
   try {
-    for await (const events of run.stream.events(() => keep(run), body)) {
+    for await (const events of run.stream.events((response) => noteBegun(run, response), body)) {
       for (const event of events) if (take(run, event)) return { state: "done" };
     }
     throw new StreamLost();
@@ -273,6 +273,18 @@ function failureOf(error) {
   if (error instanceof ApiError) return error.failure;
   const isKnown = error instanceof StreamLost && error.message;
   return new ApiError(isKnown || "The connection broke off before the answer's end.").failure;
+}
+
+/** The server took the request: its notes are shown, and the answer can be found again. */
+function noteBegun(/** @type {Run} */ run, /** @type {Response} */ response) {
+  run.reader.facts.notes = notesOf(response);
+  if (run.stream.id) keep(run);
+}
+
+/** What the server says of a request it took: fields that do nothing, and what the chat template needed. */
+function notesOf(/** @type {Response} */ response) {
+  const [ignored, repairs] = ["x-ggufd-ignored", "x-ggufd-repairs"].map((name) => response.headers.get(name) ?? undefined);
+  return ignored || repairs ? { ignored, repairs } : undefined;
 }
 
 /** Take one event of the stream. Whether it was the last. Throws ApiError where it tells an error. */

@@ -42,7 +42,7 @@ export class AnswerStream {
   /**
    * The events after `last`, to the end of the answer; `body` is the request of one that has not begun. Whoever takes
    * an event in notes it by `took`. Throws StreamLost, or what a call throws.
-   * @param {() => void} onBegun called when `id` is known
+   * @param {(response: Response) => void} onBegun called with the first response, when `id` is known if it ever is
    * @param {Record<string, unknown>} [body]
    * @returns {AsyncGenerator<ServerEvent[]>}
    */
@@ -82,12 +82,12 @@ export class AnswerStream {
     }
   }
 
-  /** @param {Record<string, unknown>} body @param {() => void} onBegun */
+  /** @param {Record<string, unknown>} body @param {(response: Response) => void} onBegun */
   async #begin(body, onBegun) {
     const connection = new AbortController();
     const response = await this.#unlessStopped(this.#ask(body, connection.signal), connection);
     this.id = response.headers.get(HEADER) ?? "";
-    if (this.id) onBegun();
+    onBegun(response);
     this.#signal.addEventListener("abort", () => connection.abort());
     return response;
   }

@@ -8,8 +8,8 @@
  * @property {Record<string, any>} [timings]
  * @property {number} [firstTokenMs]
  * @property {string} [finishReason]
- * @property {string} [ignored] Fields of the request that did nothing.
- * @property {string} [repairs] What the chat template needed.
+ * @property {{ignored?: string, repairs?: string}} [notes] Fields of the request that did nothing, and what the chat
+ *   template needed.
  */
 
 /**
@@ -35,7 +35,7 @@ export function shortFigures({ usage, timings, firstTokenMs }) {
  * @param {AnswerReport} report
  * @returns {[string, string][]}
  */
-export function moreFigures({ usage, timings, finishReason, ignored, repairs }) {
+export function moreFigures({ usage, timings, finishReason, notes }) {
   const thought = usage?.completion_tokens_details?.reasoning_tokens;
   /** @type {[string, string | false | undefined][]} */
   const figures = [
@@ -46,8 +46,8 @@ export function moreFigures({ usage, timings, finishReason, ignored, repairs }) 
     ["Drafted", timings?.draft_n > 0 && `${count(timings?.draft_n)} tokens, ${count(timings?.draft_n_accepted ?? 0)} of them accepted`],
     ["Taken back", timings?.banned_rewinds > 0 && `${count(timings?.banned_rewinds)} times, for banned strings`],
     ["Left behind", timings?.dropped_tokens > 0 && `${count(timings?.dropped_tokens)} tokens, since the context was full`],
-    ["Not done here", ignored],
-    ["Conversation changed for the template", repairs],
+    ["Not done here", notes?.ignored],
+    ["Conversation changed for the template", notes?.repairs],
   ];
   return /** @type {[string, string][]} */ (figures.filter(([, text]) => text));
 }

@@ -47,6 +47,7 @@
  * @property {Record<string, any>} [usage]
  * @property {Record<string, any>} [timings]
  * @property {Record<string, any>} [cache]
+ * @property {{ignored?: string, repairs?: string}} [notes] - fields that did nothing, and what the template needed
  * @property {TokenLogprob[]} [logprobs]
  * @property {number} [firstTokenMs]
  * @property {number} [totalMs]
