@@ -225,6 +225,22 @@ def test_a_call_of_a_tool_is_shown(panels: Panels) -> None:
     assert json.loads(call.locator("code").inner_text())["city"] in ("Paris", "Oslo")
 
 
+def test_what_came_of_a_call_is_said_and_answered(panels: Panels) -> None:
+    panels.open_group("Tools")
+    panels.fill("Tools, as JSON", json.dumps([TOOL]))
+    panels.choose("Which is called", "name:get_weather")
+    panels.fill("Longest answer", "80")
+    panels.ask("Is it warm in Paris?")
+    panels.choose("Which is called", "none")
+    panels.fill("Result of get_weather", '{"degrees": 31}')
+    panels.page.get_by_role("button", name="Send the result").click()
+    assert panels.answer() != ""
+    asked, called, result = panels.bodies[-1]["messages"]
+    assert asked["role"] == "user"
+    assert called["tool_calls"][0]["id"] == result["tool_call_id"]
+    assert (result["role"], result["content"]) == ("tool", '{"degrees": 31}')
+
+
 def test_banned_strings_and_other_fields_are_sent(panels: Panels) -> None:
     panels.fill("Temperature", "0")
     said = panels.ask("Tell me about the moon.")
@@ -236,6 +252,8 @@ def test_banned_strings_and_other_fields_are_sent(panels: Panels) -> None:
     assert word.lower() not in panels.again().lower()
     assert panels.bodies[-1]["banned_strings"] == [word]
     assert panels.bodies[-1]["priority"] == 1
+    panels.page.locator("article.assistant .facts-line").last.click()
+    expect(panels.page.locator("article.assistant .facts").last).to_contain_text("Not done heretop_a")
 
 
 def test_a_preset_survives_a_reload(panels: Panels) -> None:
@@ -316,11 +334,13 @@ def test_an_answer_goes_on_from_an_alternative(panels: Panels) -> None:
     panels.page.keyboard.press("ArrowDown")
     panels.page.keyboard.press("Enter")
     expect(panels.page.get_by_label("Version 2 of 2")).to_be_visible()
-    panels.answer()
+    expect(panels.page.locator("article.assistant[aria-busy=true]")).to_have_count(0, timeout=WAIT_MS)
     kept, last = panels.bodies[-1]["messages"], panels.bodies[-2]["messages"]
     assert kept[:-1] == last
     assert kept[-1]["role"] == "assistant"
     assert kept[-1]["content"].endswith(chosen.replace("␣", " "))
+    expect(panels.page.locator(".token-before")).to_have_text(kept[-1]["content"])
+    panels.page.get_by_role("button", name="Tokens", exact=True).click()
     said = panels.page.locator("article.assistant .markdown").last.inner_text()
     assert _plain(said).startswith(_plain(kept[-1]["content"]))
     assert len(said) > len(kept[-1]["content"])

@@ -165,6 +165,20 @@ export function goOnFrom(id, text) {
   answer(chat.value.id, parent, { text, ...(reasoning ? { reasoning } : {}) });
 }
 
+/** Say what came of the calls of an answer, in their order, and have that answered. @param {string} id @param {string[]} texts */
+export function giveResults(id, texts) {
+  const chatId = chat.value.id;
+  const { toolCalls = [] } = chat.value.messages[id];
+  let parent = id;
+  for (const [at, call] of toolCalls.entries()) {
+    const message = tree.newMessage("tool", texts[at] ?? "", { toolCallId: call.id });
+    const above = parent;
+    update(chatId, (now) => tree.add(now, above, message));
+    parent = message.id;
+  }
+  answer(chatId, parent);
+}
+
 /** A version of an own message, and its answer. @param {string} id @param {string} text */
 export function sendInstead(id, text) {
   const message = tree.newMessage("user", text);

@@ -1,7 +1,8 @@
 // One message of a conversation, its versions, and what can be done with it.
 import { Confirm, IconButton, Menu, Spinner } from "../shared/components.js";
 import { copy } from "../shared/copy.js";
-import { html, useEffect, useLayoutEffect, useRef, useSignal } from "../shared/view.js";
+import { lazy } from "../shared/lazy.js";
+import { html, signal, useEffect, useLayoutEffect, useRef, useSignal } from "../shared/view.js";
 import * as conversation from "./conversation.js";
 import { AnswerFacts } from "./facts.js";
 import { GrowingText } from "./growing_text.js";
@@ -12,6 +13,19 @@ import { versions } from "./tree.js";
 /** @typedef {import("../shared/types.js").Message} Message */
 
 const PIECE = 6000;
+
+/** Fields for what came of an answer's calls. */
+const ToolResults = lazy(async () => (await import("./tool_results.js")).ToolResults);
+
+/** Messages whose answers are shown as tokens, all versions of them. */
+const tokensBelow = signal(/** @type {ReadonlySet<string | null>} */ (new Set()));
+
+/** @param {string | null} parent */
+function turnTokens(parent) {
+  const shown = new Set(tokensBelow.value);
+  if (!shown.delete(parent)) shown.add(parent);
+  tokensBelow.value = shown;
+}
 
 /**
  * `isEditing` shows the message's text in a field; `edit` begins or ends that.
@@ -28,7 +42,7 @@ export function MessageView({ message, isLast, isEditing, edit, onGrow }) {
       ? html`<${Editor} message=${message} onClose=${() => edit(false)} />`
       : isOwn
         ? html`<${PlainText} text=${message.text} />`
-        : html`<${Answer} message=${message} run=${run} onGrow=${onGrow} />`}
+        : html`<${Answer} message=${message} run=${run} isLast=${isLast} onGrow=${onGrow} />`}
     ${!isEditing && html`<${Actions} message=${message} isLast=${isLast} isRunning=${Boolean(run)} edit=${edit} />`}
   </article>`;
 }
@@ -40,19 +54,20 @@ function PlainText({ text }) {
   return html`<div class="bubble">${pieces.map((piece, at) => html`<div class="plain" key=${at}>${piece}</div>`)}</div>`;
 }
 
-/** @param {{message: Message, run: conversation.Run | undefined, onGrow: () => void}} props */
-function Answer({ message, run, onGrow }) {
+/** @param {{message: Message, run: conversation.Run | undefined, isLast: boolean, onGrow: () => void}} props */
+function Answer({ message, run, isLast, onGrow }) {
   run?.revision.value;
   const { text, reasoning = "", toolCalls = [] } = run ? { ...message, ...run.reader.values } : message;
-  const showsTokens = useSignal(false);
+  const showsTokens = tokensBelow.value.has(message.parent);
   const hasTokens = !run && Boolean(message.logprobs?.length);
   return html`
     ${reasoning && html`<${Reasoning} text=${reasoning} isRunning=${Boolean(run) && !text} />`}
-    ${showsTokens.value && hasTokens
+    ${showsTokens && hasTokens
       ? html`<${TokenView} message=${message}
           goOnFrom=${(/** @type {string} */ begun) => conversation.goOnFrom(message.id, begun)} />`
       : html`<${MarkdownText} text=${text} onGrow=${onGrow} />`}
     ${toolCalls.map((call) => html`<${Call} call=${call} key=${call.id} />`)}
+    ${isLast && !run && toolCalls.length > 0 && html`<${ToolResults} message=${message} key=${message.id} />`}
     ${run && html`<${Waiting} run=${run} />`}
     ${message.state === "stopped" && !run && html`<p class="note">Stopped.</p>`}
     ${message.state === "done" && message.finishReason === "length" &&
@@ -60,8 +75,8 @@ function Answer({ message, run, onGrow }) {
     ${message.error && !run && html`<${Failed} message=${message} />`}
     ${!run && html`<${AnswerFacts} message=${whole(message)} />`}
     ${hasTokens &&
-    html`<button type="button" class="small-button" aria-pressed=${showsTokens.value}
-      onClick=${() => (showsTokens.value = !showsTokens.value)}>Tokens</button>`}
+    html`<button type="button" class="small-button" aria-pressed=${showsTokens}
+      onClick=${() => turnTokens(message.parent)}>Tokens</button>`}
   `;
 }
 
