@@ -210,6 +210,8 @@ def test_refused_grammars_and_schemas_are_told_in_the_servers_words(panels: Pane
 
 def test_a_value_out_of_range_is_told_in_the_servers_words(panels: Panels) -> None:
     panels.fill("Temperature", "-1")
+    panels.fill("Top-p", "2")
+    expect(panels.page.locator(SHOWN.format("top_p"))).to_have_text("'top_p': expected at most 1, got 2.")
     expect(panels.page.locator(SHOWN.format("temperature"))).to_have_text("'temperature': expected at least 0, got -1.")
     expect(panels.page.get_by_label("Temperature", exact=True)).to_have_attribute("aria-invalid", "true")
 
@@ -267,6 +269,10 @@ def test_a_preset_survives_a_reload(panels: Panels) -> None:
     expect(chosen).to_have_value("=calm")
     panels.choose("Preset", "default")
     expect(panels.page.get_by_label("Temperature", exact=True)).to_have_value("")
+    panels.fill("Top-k", "7")
+    panels.choose("Preset", "=calm")
+    panels.choose("Preset", "own")
+    expect(panels.page.get_by_label("Top-k", exact=True)).to_have_value("7")
     panels.choose("Preset", "=calm")
     expect(panels.page.get_by_label("Temperature", exact=True)).to_have_value("0.3")
     panels.ask("Hello.")

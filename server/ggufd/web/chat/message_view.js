@@ -67,7 +67,7 @@ function Answer({ message, run, isLast, onGrow }) {
           goOnFrom=${(/** @type {string} */ begun) => conversation.goOnFrom(message.id, begun)} />`
       : html`<${MarkdownText} text=${text} onGrow=${onGrow} />`}
     ${toolCalls.map((call) => html`<${Call} call=${call} key=${call.id} />`)}
-    ${isLast && !run && toolCalls.length > 0 && html`<${ToolResults} message=${message} key=${message.id} />`}
+    ${isLast && !run && toolCalls.length > 0 && html`<${ToolResults} message=${message} key=${message.id} onShow=${onGrow} />`}
     ${run && html`<${Waiting} run=${run} />`}
     ${message.state === "stopped" && !run && html`<p class="note">Stopped.</p>`}
     ${message.state === "done" && message.finishReason === "length" &&

@@ -1,9 +1,10 @@
 // What came of the calls of an answer: a person says it, since this page runs no tools.
-import { html, useSignal } from "../shared/view.js";
+import { html, useLayoutEffect, useSignal } from "../shared/view.js";
 import * as conversation from "./conversation.js";
 
-/** @param {{message: import("../shared/types.js").Message}} props */
-export function ToolResults({ message }) {
+/** @param {{message: import("../shared/types.js").Message, onShow: () => void}} props */
+export function ToolResults({ message, onShow }) {
+  useLayoutEffect(onShow, []);
   const calls = message.toolCalls ?? [];
   const texts = useSignal(calls.map(() => ""));
   /** @param {Event} event */

@@ -32,7 +32,7 @@ export function Setting({ field }) {
   const isLong = ["lines", "json", "order"].includes(kind);
   const isSet = Boolean(settings.value[id]);
   const Name = kind === "order" ? "span" : "label";
-  return html`<div class="setting ${isLong ? "long" : ""} ${isSet ? "set" : ""}">
+  return html`<div class="setting ${isLong ? "long" : kind === "choice" ? "wide" : ""} ${isSet ? "set" : ""}">
     <${Name} for=${kind === "order" ? undefined : `setting-${id}`} class="setting-name" id=${`name-${id}`}>${label}<//>
     <${Input} field=${field} />
     <p class="hint" id=${`hint-${id}`}>${hint}</p>

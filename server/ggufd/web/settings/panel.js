@@ -1,7 +1,7 @@
 // The panel of the settings: presets, samplers, format, tools, and any other field of a request.
 import { IconButton } from "../shared/components.js";
 import { server } from "../shared/server.js";
-import { html, useEffect, useSignal } from "../shared/view.js";
+import { html, signal, useEffect, useSignal } from "../shared/view.js";
 import { CONSTRAINTS, GROUPS } from "./fields.js";
 import { Fault, Setting, Text } from "./inputs.js";
 import { requestFields as requestOf, toolNames } from "./request.js";
@@ -36,22 +36,31 @@ answer ::= "yes" | "no" | "perhaps"`,
 }]`,
 };
 
+/** Groups behind format and tools. */
+const OTHERS = ["reasoning", "queue"];
+
+/** Settings that were left without being saved, and the preset that they were made from. */
+const left = signal(/** @type {{settings: import("./request.js").Settings, preset: string}} */ ({ settings: {}, preset: "" }));
+
 /** Everything that a request can say besides its messages, with the server's defaults. */
 export function SettingsPanel() {
   const { state } = server.value;
   useEffect(() => {
     if (["", "ok"].includes(state)) readDefaults().catch(() => {});
   }, [state]);
-  const [sampling, ...others] = GROUPS;
+  const [sampling, ...more] = GROUPS;
+  const ofText = more.filter(({ id }) => !OTHERS.includes(id));
+  const others = more.filter(({ id }) => OTHERS.includes(id));
   return html`<div class="settings-panel">
     <${Presets} />
     <section class="settings-group" aria-label=${sampling.title}>
       ${sampling.fields.map((field) => html`<${Setting} field=${field} key=${field.id} />`)}
     </section>
+    ${ofText.map((group) => html`<${Fields} group=${group} key=${group.id} />`)}
     <${Format} />
     <${Tools} />
-    <${Tokens} />
     ${others.map((group) => html`<${Fields} group=${group} key=${group.id} />`)}
+    <${Tokens} />
     <${Adapters} />
     <${Extra} />
   </div>`;
@@ -82,8 +91,15 @@ function Presets() {
   const isNaming = useSignal(false);
   const chosen = preset.value;
   const isDefault = !Object.keys(settings.value).length;
+  const value = isDefault ? "default" : chosen ? `=${chosen}` : "own";
   /** @param {any} event */
-  const choose = (event) => use(presets.value[event.target.value.slice(1)] ?? {});
+  const choose = ({ target }) => {
+    const wanted = target.value;
+    if (value === "own") left.value = { ...left.value, settings: settings.value };
+    left.value = { ...left.value, preset: wanted.slice(1) in presets.value ? wanted.slice(1) : "" };
+    use(wanted === "own" ? left.value.settings : (presets.value[wanted.slice(1)] ?? {}));
+  };
+  const hasOwn = value === "own" || Object.keys(left.value.settings).length > 0;
   /** @param {Event} event */
   const save = (event) => {
     event.preventDefault();
@@ -91,17 +107,16 @@ function Presets() {
     savePreset(name.value);
     isNaming.value = false;
   };
-  const value = isDefault ? "default" : chosen ? `=${chosen}` : "own";
   return html`<div class="presets">
     <label for="preset">Preset</label>
     <select id="preset" class="field" value=${value} onChange=${choose}>
       <option value="default">Server's defaults</option>
-      ${value === "own" && html`<option value="own">Your settings, not saved</option>`}
+      ${hasOwn && html`<option value="own">Your settings, not saved</option>`}
       ${Object.keys(presets.value).map((one) => html`<option value=${`=${one}`} key=${one}>${one}</option>`)}
     </select>
     ${value === "own" &&
     !isNaming.value &&
-    html`<button type="button" class="button" onClick=${() => ((isNaming.value = true), (name.value = ""))}>Save</button>`}
+    html`<button type="button" class="button" onClick=${() => ((isNaming.value = true), (name.value = left.value.preset))}>Save</button>`}
     ${chosen && !isDefault &&
     html`<${IconButton} icon="trash" name=${`Delete the preset ${chosen}`} onClick=${() => deletePreset(chosen)} />`}
     ${isNaming.value &&

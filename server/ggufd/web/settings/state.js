@@ -7,6 +7,8 @@ import { NO_DEFAULTS, requestFields as prepared, settingOf } from "./request.js"
 /** @typedef {import("./request.js").Settings} Settings */
 
 const CHECK_AFTER_MS = 400;
+const MAX_FAULTS = 5;
+const MORE_FAULTS = / \(\d+ more such errors\)$/;
 const ANY_CHAT = [{ role: "user", content: "Hello" }];
 
 /** Settings and presets as they lie in the browser. */
@@ -85,23 +87,30 @@ function checkLater() {
   timer = setTimeout(check, CHECK_AFTER_MS);
 }
 
-/** Have the server look at the fields, without writing anything. */
+/** Have the server look at the fields, without writing anything. It names one fault at a time. */
 async function check() {
   const asked = request.value;
-  if (!Object.keys(asked.fields).length) return;
-  const found = await refusalOf(asked.fields);
+  const fields = { ...asked.fields };
+  /** @type {Record<string, string>} */
+  const found = {};
+  for (let left = MAX_FAULTS; left && Object.keys(fields).length; left -= 1) {
+    const error = await refusalOf(fields);
+    const id = settingOf(error?.param, settings.value);
+    if (!error || !id) break;
+    found[id] ??= error.message.replace(MORE_FAULTS, "");
+    delete fields[String(error.param).split(/[.[]/)[0]];
+  }
   if (asked === request.value) refusals.value = found;
 }
 
-/** @param {Record<string, unknown>} fields @returns {Promise<Record<string, string>>} */
+/** @param {Record<string, unknown>} fields @returns {Promise<ApiError | null>} */
 async function refusalOf(fields) {
   try {
     await getJson("apply-template", { body: { messages: ANY_CHAT, ...fields } });
   } catch (error) {
-    const id = error instanceof ApiError && error.status === 400 && settingOf(error.param, settings.value);
-    if (id) return { [id]: /** @type {ApiError} */ (error).message };
+    if (error instanceof ApiError && error.status === 400) return error;
   }
-  return {};
+  return null;
 }
 
 /** @param {string} name @returns {unknown} */

@@ -222,6 +222,8 @@ function placeBelow(popup, target, root) {
   if (!popup || !target || !root) return;
   const [box, line] = [root.getBoundingClientRect(), /** @type {DOMRect} */ ([...target.getClientRects()].at(-1))];
   const left = Math.max(0, Math.min(line.left - box.left, box.width - popup.offsetWidth));
+  const end = root.closest(".scroll")?.getBoundingClientRect().bottom ?? innerHeight;
+  const isBelow = line.bottom + popup.offsetHeight < end || line.top < popup.offsetHeight;
   popup.style.left = `${left}px`;
-  popup.style.top = `${line.bottom - box.top + 2}px`;
+  popup.style.top = `${isBelow ? line.bottom - box.top + 2 : line.top - box.top - popup.offsetHeight - 2}px`;
 }
