@@ -93,6 +93,12 @@ test("a difference is pointed at", () => {
   );
 });
 
+test("what the template writes before a message is told from the message", () => {
+  const first_difference = { token: 39, character: 0, message: 0, role: "user", prompt: "Tools: }} To call", cached: "Tools: x" };
+  const sentence = cacheSentence(report({ reused: 39, of: 121, first_difference }), [{ role: "user", content: "Weather?" }]);
+  assert.match(sentence, /because what the template writes before your message has “}} To call” where the cache had “x”\.$/);
+});
+
 test("what others had in the cache is not shown", () => {
   const first_difference = { token: 3, character: 0, message: 0, role: "system", prompt: "You are", cached: null };
   assert.match(

@@ -20,6 +20,11 @@ import { duration } from "./figures.js";
  * @property {Difference | null} first_difference
  */
 
+/** A message of the request. @typedef {{role: string, content?: unknown}} Sent */
+
+/** Characters by which a message is found again. */
+const BEGINNING = 12;
+
 /** @type {Record<string, string>} */
 const SOURCES = {
   same_slot: "still in their slot",
@@ -33,7 +38,7 @@ const MAX_QUOTED = 60;
 /**
  * What came from the cache, and why the rest was computed.
  * @param {CacheReport} report
- * @param {readonly {role: string}[]} messages Those that were sent.
+ * @param {readonly Sent[]} messages Those that were sent.
  * @returns {string}
  */
 export function cacheSentence(report, messages) {
@@ -55,15 +60,25 @@ function foundSentence({ reused, of, from }) {
 
 /**
  * @param {Difference} difference
- * @param {readonly {role: string}[]} messages
+ * @param {readonly Sent[]} messages
  */
-function reason({ message, role, prompt, cached }, messages) {
-  const where = placeOf(message, role, messages);
+function reason({ message, role, prompt, cached, character }, messages) {
+  const isBefore = message !== null && character === 0 && !begins(messages[message], prompt);
+  const where = `${isBefore ? "what the template writes before " : ""}${placeOf(message, role, messages)}`;
   if (cached === null) return `${where} differs from what the cache had, which is somebody else’s and not shown`;
   const [now, before] = differing(prompt, cached);
   if (!before) return `${where} goes on where the cache ended, with ${now}`;
   if (!now) return `${where} ends where the cache went on, with ${before}`;
   return `${where} has ${now} where the cache had ${before}`;
+}
+
+/**
+ * Whether the beginning of a message is in this text; what the template writes before it, as tools, counts as its own.
+ * @param {Sent | undefined} message
+ * @param {string} prompt
+ */
+function begins(message, prompt) {
+  return typeof message?.content !== "string" || prompt.includes(message.content.trim().slice(0, BEGINNING));
 }
 
 /**

@@ -18,7 +18,7 @@ export function Details({ message }) {
   const shown = useSignal(/** @type {"curl" | "Python" | ""} */ (""));
   const request = message.request ?? {};
   const report = /** @type {import("./cache.js").CacheReport | undefined} */ (message.cache);
-  const sent = /** @type {{role: string}[]} */ (request.messages ?? []);
+  const sent = /** @type {import("./cache.js").Sent[]} */ (request.messages ?? []);
   return html`${report && html`<p>${cacheSentence(report, sent)}</p>`}
     <dl>
       ${moreFigures(message).map(([name, text]) => html`<div><dt>${name}</dt><dd>${text}</dd></div>`)}

@@ -139,13 +139,13 @@ export const GROUPS = [
     id: "reasoning",
     title: "Reasoning",
     fields: [
-      onOff("enable_thinking", "Thinking", "asks the chat template for it", { unset: "model's own" }),
+      onOff("enable_thinking", "Thinking", "asks the chat template for it", { unset: "model's" }),
       integer("reasoning_budget", "Budget", "tokens to think; 0 none, -1 no limit", { unset: "server's" }),
       {
         id: "reasoning_effort",
         label: "Effort",
         kind: "choice",
-        unset: "model's own",
+        unset: "model's",
         options: ["none", "minimal", "low", "medium", "high", "xhigh", "max"].map((name) => [name, name]),
       },
       {

@@ -216,7 +216,7 @@ function Tools() {
       id: "parallel_tool_calls",
       label: "Several at once",
       kind: "choice",
-      unset: "model's own",
+      unset: "model's",
       hint: "more than one call in an answer",
       options: [
         ["true", "on"],
