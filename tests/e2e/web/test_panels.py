@@ -392,6 +392,12 @@ def test_the_adapters_of_the_server_have_scales(browser: Browser, tiny_model: Pa
         fields.nth(1).fill("0")
         panels.ask("Hello.")
         assert panels.bodies[-1]["lora"] == [{"id": 0, "scale": 1}, {"id": 1, "scale": 0}]
+        with panels.page.expect_response("**/lora-adapters"):
+            panels.page.reload()
+        panels.again()
+        assert panels.bodies[-1]["lora"] == [{"id": 0, "scale": 1}, {"id": 1, "scale": 0}]
+        panels.open_settings()
+        panels.open_group("Adapters")
         fields.nth(1).fill("1000")
         expect(panels.page.locator(SHOWN.format("lora"))).to_contain_text("expected at most")
 

@@ -130,3 +130,6 @@ function store(name, value) {
     // As above.
   }
 }
+
+// Scales are sent for all adapters together, so those of the server must be known before the panel is opened.
+if (Object.keys(settings.value).some((id) => id.startsWith("lora:"))) readDefaults().catch(() => {});

@@ -8,7 +8,7 @@ import { align, isMark, isPart, label, percent, prefixWith, probability, sameTok
 /** @typedef {import("./entries.js").Alternative} Alternative */
 
 const BLOCK = 200;
-const MORE = 2000;
+const MORE = 1000;
 const LEAVE_MS = 250;
 const HELD_TO_A_FORMAT = ["response_format", "grammar", "guided_regex", "guided_choice", "json_schema"];
 
