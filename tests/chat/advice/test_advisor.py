@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggufd.chat.advice.advisor import FINDING_S, MAX_CHARACTERS, MAX_CHATS, MAX_OWNERS, PROMPT_S, CacheAdvisor
+from ggufd.chat.advice.advisor import (
+    FINDING_S,
+    MAX_CHARACTERS,
+    MAX_CHATS,
+    MAX_OWNERS,
+    MAX_SEGMENTS,
+    PROMPT_S,
+    CacheAdvisor,
+)
 from ggufd.chat.advice.causes import Cause
 from ggufd.chat.advice.chats import PromptTurn
 from ggufd.chat.advice.sentences import SENTENCES
@@ -345,7 +353,8 @@ def test_the_memory_is_bounded() -> None:
 
 def test_a_prompt_that_is_too_long_is_not_looked_at() -> None:
     advisor = CacheAdvisor(Clock())
-    advisor.observe(OWNER, PromptTurn("x" * (MAX_CHARACTERS + 1), [1], "", 1, 1.0))
+    for text in ("x" * (MAX_CHARACTERS + 1), "x\n" * (MAX_SEGMENTS + 1)):
+        advisor.observe(OWNER, PromptTurn(text, [1], "", 1, 1.0))
     assert advisor.owners == []
 
 

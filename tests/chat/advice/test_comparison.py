@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufd.chat.advice.causes import common_ends, find_cause, is_next_turn
-from ggufd.chat.advice.comparison import PromptComparison, common_beginning, compare, split_segments
+from ggufd.chat.advice.comparison import PromptComparison, common_beginning, compare, count_segments, split_segments
 
 SEGMENTS = st.lists(
     st.sampled_from([f"Segment number {number}.\n" for number in range(9)] + ["a\n", "\n"]), max_size=40
@@ -36,6 +36,7 @@ def test_segments_are_the_text(text: str) -> None:
     segments = split_segments(text)
     assert "".join(segments) == text.replace("\x1f", "")
     assert all(segments)
+    assert len(segments) <= count_segments(text) + text.count("\x1f")
 
 
 @given(SEGMENTS, SEGMENTS)

@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 from ggufd.chat.advice.causes import Cause, Diagnosis, find_cause, is_next_turn
 from ggufd.chat.advice.chats import PromptTurn, SeenChat, best_matches
-from ggufd.chat.advice.comparison import PromptComparison, compare, n_characters
+from ggufd.chat.advice.comparison import PromptComparison, compare, count_segments, n_characters
 from ggufd.chat.advice.evidence import CacheFinding, Cost, OwnerFindings, note_evidence
 from ggufd.chat.prompt import Message
 from ggufd.chat.rendering.places import MessagePlace, find_messages
 
 MAX_CHARACTERS = 600_000
-"""Longer prompts are not compared: that would keep others waiting."""
+MAX_SEGMENTS = 12_000
+"""Longer prompts are not compared: that would keep others waiting. A segment is half a line of prose or more."""
 
 MAX_OWNERS = 64
 MAX_CHATS = 8
@@ -30,7 +31,7 @@ FINDING_S = 86400.0
 _MIN_TOKENS = 64
 """What costs fewer tokens a turn is not worth a word."""
 
-_MAX_COMPARED = 3
+_MAX_COMPARED = 2
 """Of the chats that a prompt may belong to, so many are compared."""
 
 _SYSTEM_ROLES = ("system", "developer")
@@ -61,7 +62,7 @@ class CacheAdvisor:
 
     def observe(self, owner: str, turn: PromptTurn) -> LostPrefix | None:
         """Remember a prompt; what its chat had to compute again although it had been computed, if anything."""
-        if not turn.text or len(turn.text) > MAX_CHARACTERS:
+        if not turn.text or len(turn.text) > MAX_CHARACTERS or count_segments(turn.text) > MAX_SEGMENTS:
             return None
         now_s = self._clock()
         known = self._owners.setdefault(owner, _Owner())

@@ -36,6 +36,11 @@ def split_segments(text: str) -> list[str]:
     return [segment for segment in text.split(_BREAK) if segment]
 
 
+def count_segments(text: str) -> int:
+    """The number of segments that a text has at most, without splitting it."""
+    return 1 + sum(text.count(end) for end, _ in _BREAKS)
+
+
 class Difference(NamedTuple):
     """Segments `[start_a, end_a)` of the earlier prompt that became `[start_b, end_b)` of the later one."""
 

@@ -9,7 +9,8 @@ from ggufd.chat.advice.causes import Cause
 SENTENCES: Mapping[Cause, str] = {
     Cause.BILLING_HEADER: (
         "Claude Code writes a billing header with new values at the top of each system prompt. Switch the repair "
-        "'billing_header' on again (cache_repairs), or set CLAUDE_CODE_ATTRIBUTION_HEADER=0 where Claude Code runs."
+        "'billing_header' on again (cache_repairs), or set CLAUDE_CODE_ATTRIBUTION_HEADER to 0 in the 'env' of Claude "
+        "Code's settings.json."
     ),
     Cause.DATE_OR_TIME: (
         "A date or a time is in the prompt and changes from turn to turn. Write it behind the chat, or only as a date: "
@@ -19,8 +20,9 @@ SENTENCES: Mapping[Cause, str] = {
     ),
     Cause.RANDOM_TEXT: (
         "A number, an id or a line in the prompt is another one each turn. Take it out, or move it behind the chat: in "
-        "SillyTavern {{random}}, {{roll}} and {{pick}} near the top, a summary or memory that is written anew for each "
-        "turn, or lines with changing values; elsewhere a request's or session's id in the system prompt."
+        "SillyTavern {{random}} and {{roll}} near the top, a summary that is written anew for each turn, a line of "
+        "changing values, or the swapped cards of a group chat (join them); elsewhere a request's id in the system "
+        "prompt."
     ),
     Cause.TOOLS_ORDER: (
         "The same tools come in another order each turn. Send them in one order: sort them by name, or keep them in a "
