@@ -54,7 +54,7 @@ class Statistics:
         """All counters and the state of every slot."""
         lifecycle, counters, cache = self._lifecycle, self._lifecycle.counters, self._lifecycle.cache
         return Stats(
-            waiting=len(lifecycle.queue) + self._embedder.n_waiting,
+            waiting=len(lifecycle.queue) - lifecycle.queue.n_background + self._embedder.n_waiting,
             running=len(lifecycle.running),
             steps=counters.steps,
             computed_tokens=counters.computed_tokens,

@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 
 from ggufd.keys.ring import Limits
 
+BACKGROUND = "\0background"
+"""Account of what nobody waits for: computed when there is nothing else to do, and charged to no key.
+
+No key has this name: names hold no control characters.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:
@@ -21,6 +27,11 @@ class Principal:
     account: str = ""
     cache_namespace: str = ""
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def is_background(self) -> bool:
+        """Whether its requests are background work, which gives way to all others."""
+        return self.account == BACKGROUND
 
 
 NOBODY = Principal()

@@ -77,7 +77,7 @@ class SubmissionLimits:
                 f"try again in {math.ceil(wait_s)} s",
                 retry_after_s=wait_s,
             )
-        if self.is_full(n_slots):
+        if self.is_full(n_slots) and not request.principal.is_background:
             n_waiting = self._requests.n_waiting
             retry_after_s = self._requests.wait_s(n_waiting + 1, n_slots)
             raise QueueFull(

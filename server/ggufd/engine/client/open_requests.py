@@ -39,15 +39,15 @@ class OpenRequests:
 
     @property
     def n_waiting(self) -> int:
-        """Number of requests without a slot yet."""
+        """Number of requests without a slot yet, background work apart."""
         return n_waiting(self._streams.values())
 
     @property
     def n_running(self) -> int:
-        return len(self._streams) - self.n_waiting
+        return sum(not _is_background(stream) for stream in self._streams.values()) - self.n_waiting
 
     def n_free(self, n_slots: int) -> int:
-        """Number of slots that no request holds, of `n_slots`."""
+        """Number of slots that no request holds, of `n_slots`; background work gives up its own."""
         return max(0, n_slots - n_held(self._streams.values()))
 
     def wait_s(self, n_ahead: int, n_slots: int) -> float:
@@ -66,7 +66,7 @@ class OpenRequests:
         stream.put(event)
         if stream.is_done and stream in self:
             self.remove(stream)
-            if stream.is_admitted:
+            if stream.is_admitted and not _is_background(stream):
                 took_s = time.monotonic() - stream.admitted_s
                 self._service_s += _SMOOTHING * (took_s - self._service_s)
 
@@ -88,9 +88,14 @@ class OpenRequests:
 
 def n_waiting(streams: Iterable[RequestStream]) -> int:
     """Number of them without a slot yet."""
-    return sum(not stream.is_admitted for stream in streams)
+    return sum(not stream.is_admitted and not _is_background(stream) for stream in streams)
+
+
+def _is_background(stream: RequestStream) -> bool:
+    return stream.request.principal.is_background
 
 
 def n_held(streams: Iterable[RequestStream]) -> int:
     """Number of slots that they hold, or are about to: an admitted request gets one for each sequence."""
-    return sum(s.request.n for s in streams if s.is_admitted and isinstance(s.request, EngineRequest))
+    holders = (s for s in streams if s.is_admitted and not _is_background(s))
+    return sum(stream.request.n for stream in holders if isinstance(stream.request, EngineRequest))

@@ -2,7 +2,8 @@
 
 Few requests are open at once and take turns, so that a list of a thousand inputs does not hold up a single one: the
 next input is of the account that was served least, in the same book that decoding sequences are charged in. Every
-account may have one request open. Batches are made by `batcher`, the order of waiting requests by `waiting_list`.
+account may have one request open. Background work begins where no other request is open. Batches are made by
+`batcher`, the order of waiting requests by `waiting_list`.
 """
 
 from __future__ import annotations
@@ -83,15 +84,21 @@ class Embedder:
         return bool(self._queue or self._open or self._events)
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for vectors that are being computed."""
+        return any(not owner.request.principal.is_background for owner in self._open)
+
+    @property
     def n_tokens(self) -> int:
         """Tokens that were computed."""
         return 0 if self._batcher is None else self._batcher.n_tokens
 
     @property
     def n_waiting(self) -> int:
-        """Requests that the next step does not open."""
+        """Requests that the next step does not open, background work apart."""
         places = _Places(self._open, self.accounts)
-        return len(self._queue) - sum(places.take(one.request) for one in self._queue)
+        in_order = [one.request for one in self._queue if not one.request.principal.is_background]
+        return len(self._queue) - self._queue.n_background - sum(map(places.take, in_order))
 
     @property
     def running(self) -> Iterator[EmbedRequest]:
@@ -113,8 +120,9 @@ class Embedder:
     @property
     def standing(self) -> Standing:
         """Accounts of the requests with inputs that have not begun, and of the open ones."""
-        waiting = Counter(owner.account for owner in self._open if owner.has_more)
-        return Standing(self._queue.count() + waiting, Counter(owner.account for owner in self._open))
+        counted = [owner for owner in self._open if not owner.request.principal.is_background]
+        waiting = Counter(owner.account for owner in counted if owner.has_more)
+        return Standing(self._queue.count() + waiting, Counter(owner.account for owner in counted))
 
     # --- the step ---------------------------------------------------------------------------------------------------
 
@@ -166,9 +174,16 @@ class Embedder:
     def next_owner(self, adapters: Scales | None) -> InputList | None:
         """The open request whose next input comes next: of the account that was served least, in turns among its own.
 
-        Only of those under `adapters`, if it is given.
+        Only of those under `adapters`, if it is given, and of background work only where nobody waits.
         """
-        able = [owner for owner in self._open if owner.has_more and adapters in (None, owner.adapters)]
+        is_awaited = self.is_awaited
+        able = [
+            owner
+            for owner in self._open
+            if owner.has_more
+            and adapters in (None, owner.adapters)
+            and not (is_awaited and owner.request.principal.is_background)
+        ]
         return min(able, key=lambda owner: self.accounts.counters[owner.account], default=None)
 
     def begin(self, owner: InputList) -> int:
@@ -236,15 +251,24 @@ class Embedder:
 
 
 class _Places:
-    """Places for open requests: `MAX_OPEN`, and the first of every account, within the account's limits."""
+    """Places for open requests: `MAX_OPEN`, and the first of every account, within the account's limits.
+
+    Background work has as many while no other request is open, and takes none away.
+    """
 
     def __init__(self, opened: list[InputList], accounts: Accounts) -> None:
-        self._opened = Counter(owner.account for owner in opened)
+        self._opened = Counter(owner.account for owner in opened if not owner.request.principal.is_background)
+        self._n_background = len(opened) - self._opened.total()
         self._running = accounts.running.copy()
 
     def take(self, request: EmbedRequest) -> bool:
         """Take a place for a request, if there is one."""
         account, limit = request.principal.account, request.principal.limits.max_running
+        if request.principal.is_background:
+            if self._opened.total() or self._n_background >= MAX_OPEN:
+                return False
+            self._n_background += 1
+            return True
         has_place = self._opened.total() < MAX_OPEN or not self._opened[account]
         if not has_place or (limit is not None and self._running[account] >= limit):
             return False

@@ -7,6 +7,8 @@ spares a waiting sequence the end of a long answer:
     by fair share    an account takes a slot of another that holds more than its share, by weight, unless it was served
                      much more than that one
 
+    of background   a sequence that nobody waits for gives up its slot to any other, whatever the settings
+
 Preemption cannot ping-pong: after the exchange the victim has no claim on the slot. At most as many sequences as there
 are slots are preempted at a time.
 """
@@ -49,23 +51,42 @@ class Admission:
         """Sequences that get a free slot, in order; each is to be placed before the next is asked for.
 
         A sequence whose prefix another one is computing right now waits for that, and lets others pass: copying is
-        cheaper. So does one whose grammar is being compiled.
+        cheaper. So does one whose grammar is being compiled. Background work starts where nobody waits for a slot.
         """
         if not self._queue or not self._table.idle:
             return
+        is_wanted = False
         for sequence in self._queue:
-            n_free = len(self._table.idle)
-            if n_free == 0:
+            if not self._table.idle or (sequence.is_background and is_wanted):
                 return
-            if self._can_start(sequence) and (n_free > self._n_reserved or self.is_short(sequence)):
+            if self._can_start(sequence) and self._may_take_slot(sequence):
                 yield sequence
+            else:
+                is_wanted = is_wanted or not sequence.is_preparing
+
+    def yields(self, running: list[SequenceState]) -> Iterator[Preemption]:
+        """Exchanges of background work for what waits; each is to be carried out before the next is asked for."""
+        if not self._queue or not any(sequence.is_background for sequence in running):
+            return
+        for newcomer in self._queue:
+            if newcomer.is_background or self._table.idle:
+                return
+            if self._can_start(newcomer) and self._may_take_slot(newcomer):
+                victims = [one for one in running if one.is_background and not self._table.slot_of(one).is_shifted]
+                if not victims:
+                    return
+                yield Preemption(newcomer, max(victims, key=self._queue.rank))
+
+    def _may_take_slot(self, sequence: SequenceState) -> bool:
+        """Whether the reserved slots are left free, or are for it too: background work gives them up again."""
+        return sequence.is_background or self._table.n_free > self._n_reserved or self.is_short(sequence)
 
     def exchanges(self, running: list[SequenceState]) -> Iterator[Preemption]:
         """Preemptions, at most one an account; each is to be carried out before the next is asked for."""
         if not self._preempts or not self._queue:
             return
         for newcomer in self._queue.heads():
-            n_preempted = sum(sequence.is_preempted for sequence in self._queue.waiting())
+            n_preempted = sum(one.is_preempted and not one.is_background for one in self._queue.waiting())
             if n_preempted >= len(self._table.slots):
                 return
             if self._can_start(newcomer) and (victim := self._victim(newcomer, running)) is not None:
@@ -95,6 +116,8 @@ class Admission:
         return max(able, key=self._queue.rank, default=None)
 
     def _gives_way(self, victim: SequenceState, newcomer: SequenceState) -> bool:
+        if victim.is_background:
+            return False
         if victim.request.priority > newcomer.request.priority:
             return self._queue.rank(victim) > self._queue.rank(newcomer) or self._holds_more(victim, newcomer)
         return victim.request.priority == newcomer.request.priority and self._holds_more(victim, newcomer)

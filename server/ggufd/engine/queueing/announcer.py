@@ -64,7 +64,8 @@ class Announcer:
 
     def _turns(self, running: list[SequenceState]) -> dict[int, Turn]:
         order = self._queue.foreseen(self._forecast.expected_tokens)
-        return self._forecast.turns(order, running, len(self._table.idle))
+        lasting = [sequence for sequence in running if not sequence.is_background]
+        return self._forecast.turns(order, lasting, self._table.n_free)
 
     def _listeners(self, now_s: float) -> list[SequenceState]:
         """Requests for which a notice may be due; forgets those that wait no more."""

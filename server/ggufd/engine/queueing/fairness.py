@@ -4,17 +4,19 @@ This is the Virtual Token Counter (VTC) of "Fairness in Serving Large Language M
 charged when they are admitted, generated tokens as they come, each divided by the account's weight. An account that
 begins to wait is lifted to the least counter of those that wait already, so nobody saves up by being idle. While two
 accounts both have work waiting, their counters differ by at most one prompt and what the slots can generate meanwhile;
-so what they get in any such time differs by at most twice that. Knows no requests and no slots.
+so what they get in any such time differs by at most twice that. The account of background work comes after all others:
+its counter is infinite, and nothing of it is counted. Knows no requests and no slots.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from ggufd.errors import EngineFailure
-from ggufd.keys.principal import Principal
+from ggufd.keys.principal import BACKGROUND, Principal
 
 _FORGET_EVERY = 64
 """So many new counters are kept before those that make no difference are dropped."""
@@ -31,7 +33,7 @@ class TokenCounters:
         self._floor = 0.0
 
     def __getitem__(self, account: str) -> float:
-        return self._counters.get(account, self._floor)
+        return math.inf if account == BACKGROUND else self._counters.get(account, self._floor)
 
     def __len__(self) -> int:
         return len(self._counters)
@@ -91,7 +93,8 @@ class Accounts:
 
     def charge(self, principal: Principal, cost: float) -> None:
         """Add a cost to what an account was served."""
-        self.counters.charge(principal.account, cost, principal.limits.weight)
+        if not principal.is_background:
+            self.counters.charge(principal.account, cost, principal.limits.weight)
         self._note(principal.account, cost)
 
     def _note(self, account: str, cost: float) -> None:
@@ -105,6 +108,8 @@ class Accounts:
 
     def wait(self, account: str) -> None:
         """Count one waiting entry more."""
+        if account == BACKGROUND:
+            return
         if account not in self.waiting:
             self.counters.lift(account, self.waiting)
             if len(self.counters) % _FORGET_EVERY == 0:
@@ -113,17 +118,21 @@ class Accounts:
 
     def settle(self, account: str) -> None:
         """Count one waiting entry less."""
+        if account == BACKGROUND:
+            return
         _count_down(self.waiting, account)
         if account not in self.waiting:
             self.counters.settle(account)
 
     def run(self, account: str) -> None:
         """Count one running entry more."""
-        self.running[account] += 1
+        if account != BACKGROUND:
+            self.running[account] += 1
 
     def rest(self, account: str) -> None:
         """Count one running entry less."""
-        _count_down(self.running, account)
+        if account != BACKGROUND:
+            _count_down(self.running, account)
 
     def check_integrity(self, *standings: Standing) -> None:
         """Raise `EngineFailure` unless these together are what was counted."""

@@ -69,7 +69,7 @@ class RequestQueue(WaitingList[SequenceState]):
 
     def check_integrity(self, running: list[SequenceState], beside: Standing | None = None) -> None:
         """Raise `EngineFailure` unless all counts agree with each other and with who runs; `beside` is no sequence."""
-        n_running = Counter(sequence.request.principal.account for sequence in running)
+        n_running = Counter(one.request.principal.account for one in running if not one.is_background)
         self.accounts.check_integrity(Standing(self.count(), n_running), beside or Standing())
         if any(sequence.status is not Status.WAITING for sequence in self.waiting()):
             raise EngineFailure("a sequence waits without being in the waiting state")

@@ -4,7 +4,8 @@
     within an account  by priority, then first come, first served; `aging_s` seconds of waiting make up for one
                        step of priority, so nothing starves
 
-With one account and one priority that is first come, first served. Knows no slots and no charges.
+With one account and one priority that is first come, first served. Background work comes last; it is never refused for
+the number of those that wait, nor for how long it waits. Knows no slots and no charges.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Generic, Protocol, TypeVar
 from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
 from ggufd.engine.queueing.fairness import Accounts, TokenCounters
 from ggufd.errors import EngineFailure, QueueTimeout
+from ggufd.keys.principal import BACKGROUND
 
 
 class Waits(Protocol):
@@ -69,6 +71,16 @@ class WaitingList(Generic[Entry]):
     def counters(self) -> TokenCounters:
         return self.accounts.counters
 
+    @property
+    def n_background(self) -> int:
+        """Waiting entries of background work."""
+        return len(self._waiting.get(BACKGROUND, ()))
+
+    def _foreground(self) -> Iterator[Entry]:
+        for account, entries in self._waiting.items():
+            if account != BACKGROUND:
+                yield from entries
+
     def waiting(self) -> Iterator[Entry]:
         """All waiting entries, in no order that means anything."""
         for entries in self._waiting.values():
@@ -78,16 +90,23 @@ class WaitingList(Generic[Entry]):
         return [entry for entry in self.waiting() if entry.request.request_id == request_id]
 
     def heads(self) -> Iterator[Entry]:
-        """The first entry of every account that may run more, the account that was served least first."""
-        for account in sorted(self._waiting, key=self.counters.__getitem__):
+        """The first entry of every account that may run more, the account that was served least first.
+
+        None of background work.
+        """
+        accounts = [account for account in self._waiting if account != BACKGROUND]
+        for account in sorted(accounts, key=self.counters.__getitem__):
             entries = self._waiting.get(account)
             if entries and self._may_run(entries[0]):
                 yield entries[0]
 
     def foreseen_order(self, cost: Callable[[Entry], float]) -> Iterator[Entry]:
-        """The order of service if nothing else comes, and every entry is charged what `cost` says."""
-        counters = {account: self.counters[account] for account in self._waiting}
-        rest = {account: deque(entries) for account, entries in self._waiting.items()}
+        """The order of service if nothing else comes, and every entry is charged what `cost` says.
+
+        Without background work, whose turn nobody asks for.
+        """
+        rest = {account: deque(entries) for account, entries in self._waiting.items() if account != BACKGROUND}
+        counters = {account: self.counters[account] for account in rest}
         while rest:
             account = min(rest, key=counters.__getitem__)
             entry = rest[account].popleft()
@@ -104,7 +123,7 @@ class WaitingList(Generic[Entry]):
 
     def expired(self, now_s: float) -> list[Entry]:
         """First entries that have waited as long as they may; later ones of a request wait for their siblings."""
-        return [one for one in self.waiting() if one.is_first and now_s - one.arrival_s > self.max_wait_s]
+        return [one for one in self._foreground() if one.is_first and now_s - one.arrival_s > self.max_wait_s]
 
     def _may_run(self, entry: Entry) -> bool:
         return self.accounts.may_run(entry.request.principal)
@@ -142,7 +161,8 @@ class WaitingList(Generic[Entry]):
         for account, entries in self._waiting.items():
             if not entries or entries != sorted(entries, key=self.rank):
                 raise EngineFailure(f"the queue of {account!r} is empty or out of order")
-        return Counter({account: len(entries) for account, entries in self._waiting.items()})
+        lengths = {account: len(entries) for account, entries in self._waiting.items() if account != BACKGROUND}
+        return Counter(lengths)
 
 
 def waited_too_long(entry: Waits, now_s: float, retry_after_s: float = 1.0) -> QueueTimeout:

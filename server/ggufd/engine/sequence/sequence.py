@@ -123,6 +123,11 @@ class SequenceState:
         )
 
     @property
+    def is_background(self) -> bool:
+        """Whether it is background work, which gives way to all others."""
+        return self.request.principal.is_background
+
+    @property
     def priority(self) -> int:
         return self.request.priority
 

@@ -80,7 +80,10 @@ class PrefixMatcher:
         return [PrefixMatch(slot, common_prefix(slot.computed, tokens)) for slot in slots]
 
     def should_wait(self, sequence: SequenceState) -> bool:
-        """Whether a running sequence is computing a longer prefix of this prompt right now than any slot holds."""
+        """Whether a running sequence is computing a longer prefix of this prompt right now than any slot holds.
+
+        Nobody waits for background work, which pauses meanwhile.
+        """
         if sequence.request.prompt_logprobs or not self._decoder.copies_all:
             return False
         n_least = self.longest(sequence) + MIN_SHARED_TOKENS
@@ -88,6 +91,8 @@ class PrefixMatcher:
         for slot in self._table.running:
             leader = slot.sequence
             assert leader is not None
+            if leader.is_background and not sequence.is_background:
+                continue
             if slot.cache_scope == sequence.request.cache_scope and _is_reading(leader):
                 promised = min(limit, common_prefix(leader.tokens, sequence.tokens))
                 if promised >= n_least and promised > leader.n_past:

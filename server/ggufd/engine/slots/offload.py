@@ -59,8 +59,12 @@ class Offload:
     # --- save ---------------------------------------------------------------------------------------------------------
 
     def save(self, slot: Slot) -> None:
-        """Save an idle slot that is about to be overwritten, unless host RAM has its content or it cannot be read."""
-        if self._host.max_bytes == 0 or slot.n_computed < _MIN_SAVED_TOKENS or not slot.is_readable:
+        """Save an idle slot that is about to be overwritten, unless host RAM has its content or it cannot be read.
+
+        What background work left would push out what people come back to.
+        """
+        is_worth_it = slot.n_computed >= _MIN_SAVED_TOKENS and not slot.is_background
+        if self._host.max_bytes == 0 or not is_worth_it or not slot.is_readable:
             return
         if not self._host.holds(slot.tokens, slot.cache_scope):
             start_s = self._clock()
@@ -80,7 +84,8 @@ class Offload:
     def is_saved(self, slot: Slot) -> bool:
         """Whether an idle slot may be overwritten without a loss, after saving it if need be."""
         self.save(slot)
-        return slot.n_computed < _MIN_SAVED_TOKENS or self._host.holds(slot.tokens, slot.cache_scope)
+        is_worthless = slot.n_computed < _MIN_SAVED_TOKENS or slot.is_background
+        return is_worthless or self._host.holds(slot.tokens, slot.cache_scope)
 
     def save_next(self) -> None:
         """Save the next victim while the engine is idle, so that the request that evicts it need not wait for that."""
@@ -96,7 +101,7 @@ class Offload:
 
     def keep_suspended(self, sequence: SequenceState, slot: Slot) -> None:
         """Let the state that a suspended sequence took along serve other prompts that begin alike."""
-        if sequence.state is not None and slot.n_computed >= _MIN_SAVED_TOKENS:
+        if sequence.state is not None and slot.n_computed >= _MIN_SAVED_TOKENS and not sequence.is_background:
             self._host.insert(KeptState(slot.tokens[:], sequence.state, slot.cache_scope, slot.person))
 
     def close(self, timeout_s: float) -> None:
@@ -187,7 +192,7 @@ class Offload:
     def keep_checkpoint(self, sequence: SequenceState) -> None:
         """Save the state of a sequence that has come to a checkpoint in its prompt."""
         tokens, cache_scope = sequence.tokens[: sequence.n_past], sequence.request.cache_scope
-        if not self._host.holds(tokens, cache_scope):
+        if not sequence.is_background and not self._host.holds(tokens, cache_scope):
             slot = self._table.slot_of(sequence)
             # Without it something is computed again some day; nobody has to fail for that.
             with contextlib.suppress(EngineFailure):

@@ -228,7 +228,7 @@ class SlotPlacement:
             if best is not own and known[best.index] >= MIN_SHARED_TOKENS:
                 self._copy_if_possible(best, own)
         own.tokens = tokens[: self._keep(own, common_prefix(own.tokens, tokens))]
-        own.cache_scope, own.person = cache_scope, person
+        own.cache_scope, own.person, own.is_background = cache_scope, person, False
         self._table.touch(own)
         try:
             self._cells.check(own)

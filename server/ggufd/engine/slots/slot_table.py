@@ -27,7 +27,8 @@ class Slot:
     """One slot. `tokens` is its cached prefix while idle; a running slot has none of its own.
 
     `last_used` is a logical time, 0 for a slot that was evicted; `used_s` is the table's clock then. `is_shifted` until
-    the decode that rotates moved keys.
+    the decode that rotates moved keys. `is_background` where background work left its content, which is not worth a
+    place beyond the slot.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Slot:
     person: str = ""
     n_fixed: int = 0
     is_shifted: bool = False
+    is_background: bool = False
 
     @property
     def is_idle(self) -> bool:
@@ -75,6 +77,11 @@ class SlotTable:
     def idle(self) -> list[Slot]:
         return [slot for slot in self.slots if slot.is_idle]
 
+    @property
+    def n_free(self) -> int:
+        """Slots that a request may have at once: idle ones, and those that background work gives up for it."""
+        return sum(slot.sequence is None or slot.sequence.is_background for slot in self.slots)
+
     def slot_of(self, sequence: SequenceState) -> Slot:
         """The slot that a sequence runs in. Raises `EngineFailure` for one without."""
         if sequence.slot is None:
@@ -82,10 +89,17 @@ class SlotTable:
         return self.slots[sequence.slot]
 
     def victim(self) -> Slot:
-        """The idle slot to evict next: an empty one, as near to the running ones as can be, else the LRU one."""
+        """The idle slot to evict next: an empty one, as near to the running ones as can be, else the LRU one.
+
+        What background work left comes before what others may come back to.
+        """
         running = [slot.index for slot in self.running]
         middle = sum(running) / len(running) if running else 0.0
-        return min(self.idle, key=lambda slot: (slot.n_computed > 0, slot.last_used, abs(slot.index - middle)))
+
+        def worth(slot: Slot) -> tuple[float, ...]:
+            return (slot.n_computed > 0, not slot.is_background, slot.last_used, abs(slot.index - middle))
+
+        return min(self.idle, key=worth)
 
     def touch(self, slot: Slot) -> None:
         """Make a slot the most recently used. Its content has changed: no two contents have the same `last_used`."""
@@ -96,6 +110,7 @@ class SlotTable:
         """Let a sequence run in an idle slot, whose content is its first `n_past` tokens."""
         slot.tokens, slot.sequence = array("i"), sequence
         slot.cache_scope, slot.person = sequence.request.cache_scope, sequence.request.principal.person
+        slot.is_background = sequence.is_background
         sequence.slot = slot.index
         self.touch(slot)
 
@@ -116,6 +131,7 @@ class SlotTable:
         running.used_s, idle.used_s = idle.used_s, running.used_s
         running.cache_scope, idle.cache_scope = idle.cache_scope, running.cache_scope
         running.person, idle.person = idle.person, running.person
+        running.is_background, idle.is_background = idle.is_background, running.is_background
         sequence.slot = idle.index
 
     def violations(self) -> Iterator[str]:

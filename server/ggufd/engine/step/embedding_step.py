@@ -25,6 +25,7 @@ class EmbeddingStep:
         if not self.embedder.has_work:
             return
         counters, start_s = self._lifecycle.counters, self._clock()
-        pause_s = self._scheduler.pause_left_s(counters.step_s, bool(self._lifecycle.running))
+        pause_s = self._scheduler.pause_left_s(counters.step_s, bool(self._lifecycle.awake))
         self._lifecycle.events.put(*self.embedder.step(pause_s))
+        self._lifecycle.is_embedding = self.embedder.is_awaited
         counters.leave_out(self._clock() - start_s)

@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 class Lifecycle:
     """State machine of all sequences of one engine. `running` are those in the slots, `events` what happened to them.
 
-    `pre_roll` None computes no prompts ahead. Times come from `clock`, in seconds.
+    `pre_roll` None computes no prompts ahead. `is_embedding` while somebody waits for vectors. Times come from `clock`,
+    in seconds.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Lifecycle:
         self.counters = counters
         self.pre_roll = pre_roll
         self.running: list[SequenceState] = []
+        self.is_embedding = False
         self.events = EventBuffer()
         self._token_step = token_step
         self._drafting = drafting
@@ -62,6 +64,14 @@ class Lifecycle:
     def of_request(self, request_id: int) -> list[SequenceState]:
         """Unfinished sequences of a request."""
         return [sequence for sequence in self.all() if sequence.request.request_id == request_id]
+
+    @property
+    def awake(self) -> list[SequenceState]:
+        """Running sequences that take part in a step: background work pauses while another waits for a first token."""
+        foreground = [sequence for sequence in self.running if not sequence.is_background]
+        if self.is_embedding or any(sequence.n_generated == 0 for sequence in foreground):
+            return foreground
+        return self.running
 
     # --- starts -----------------------------------------------------------------------------------------------------
 
@@ -90,7 +100,7 @@ class Lifecycle:
         now_s = self._clock()
         self.cache.placement.lock(sequence)
         self.cache.offload.save_ahead(sequence)
-        if self.pre_roll is not None and sequence.index == 0:
+        if self.pre_roll is not None and sequence.index == 0 and not sequence.is_background:
             sequence.chat = self.pre_roll.begin(sequence.request, sequence.tokens)
         sequence.admit_s = now_s
         self.queue.charge_prompt(sequence)
@@ -115,6 +125,18 @@ class Lifecycle:
         self.counters.preemptions += 1
         return True
 
+    def give_way(self, sequence: SequenceState) -> bool:
+        """Preempt background work; what has computed nothing yet goes back as it came."""
+        if self.cache.table.slot_of(sequence).n_computed or sequence.n_generated:
+            return self.preempt(sequence)
+        self.cache.placement.insert(sequence)
+        self.running.remove(sequence)
+        self._end(sequence)
+        sequence.constraint = None
+        sequence.status = Status.WAITING
+        self.queue.put_back(sequence)
+        return True
+
     # --- ends -------------------------------------------------------------------------------------------------------
 
     def finish(self, sequence: SequenceState, output: StepOutput, reason: FinishReason) -> None:
@@ -123,7 +145,8 @@ class Lifecycle:
         usage = sequence.usage(self._clock())
         finish = Finish(reason, usage, sequence.detokenizer.stop, output.end)
         self.leave(sequence)
-        self._forecast.note_answer(sequence, usage.tokens_per_s)
+        if not sequence.is_background:
+            self._forecast.note_answer(sequence, usage.tokens_per_s)
         output.add(rest)
         self.events.put_text(sequence, output, finish)
 

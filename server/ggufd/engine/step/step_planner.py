@@ -55,9 +55,10 @@ class StepPlanner:
         self._admit()
         self._shift_contexts()
         self._deadlines.announce()
-        turn = self._adapter_turns.next(lifecycle.running)
-        self._drafting.draft(lifecycle.running)
-        is_watched = any(sequence.is_decoding for sequence in lifecycle.running)
+        awake = lifecycle.awake
+        turn = self._adapter_turns.next(awake)
+        self._drafting.draft(awake)
+        is_watched = any(sequence.is_decoding for sequence in awake)
         spent_s = self._clock() - start_s
         plan = self._scheduler.schedule(turn, is_watched=is_watched, spent_s=spent_s, served=lifecycle.queue.served)
         if plan:
@@ -84,6 +85,10 @@ class StepPlanner:
             lifecycle.start(sequence)
             if self._clock() > end_s:
                 break
+        for newcomer, victim in self._admission.yields(lifecycle.running):
+            if not lifecycle.give_way(victim):
+                break
+            lifecycle.start(newcomer)
         for newcomer, victim in self._admission.exchanges(lifecycle.running):
             if lifecycle.preempt(victim):
                 lifecycle.start(newcomer)
@@ -98,7 +103,7 @@ class StepPlanner:
 
     def _shift_contexts(self) -> None:
         """Shift the context of sequences whose slot is full: see `engine.slots.context_shift`."""
-        for sequence in [one for one in self._lifecycle.running if self._context_shift.is_full(one)]:
+        for sequence in [one for one in self._lifecycle.awake if self._context_shift.is_full(one)]:
             # A sibling may have failed a moment ago.
             if not sequence.is_finished:
                 self._drop_older_half(sequence)

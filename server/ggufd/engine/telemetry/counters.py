@@ -82,10 +82,13 @@ class Counters:
         self._has_rested = True
 
     def note_token(self, sequence: SequenceState) -> None:
-        """Count a sampled token and its inter-token latency (ITL); tokens of one step come at one time."""
+        """Count a sampled token and its inter-token latency (ITL); tokens of one step come at one time.
+
+        The pauses of background work are felt by nobody.
+        """
         self.generated_tokens += 1
         now_s = self._ended_s or 0.0
-        if sequence.last_token_s:
+        if sequence.last_token_s and not sequence.is_background:
             self.token_gaps.observe(now_s - sequence.last_token_s)
         sequence.last_token_s = now_s
 
