@@ -136,6 +136,7 @@ class TestCommands:
             "Server:",
             "Stored responses:",
             "Resumable streams:",
+            "Batches:",
             "Queue:",
             "Reasoning:",
             "Output defaults:",

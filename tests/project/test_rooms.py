@@ -136,6 +136,7 @@ def test_no_duration_is_taken_from_a_clock_that_can_be_set() -> None:
         "api.services.metrics",
         "api.services.settings",
         "api.streams.conversations",
+        "batches.records",
         "bench.measure.report",
         "chat.rendering.renderer",
         "chat.rendering.template",

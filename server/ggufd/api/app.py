@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -22,6 +23,9 @@ from ggufd.api import unprefixed
 from ggufd.api.answer.sse import let_streams_finish
 from ggufd.api.anthropic import errors as anthropic
 from ggufd.api.anthropic import messages
+from ggufd.api.batches import batches
+from ggufd.api.batches import files as batch_files
+from ggufd.api.batches.worker import BatchWorker
 from ggufd.api.compat import kobold, ollama, ooba, tabby, vllm
 from ggufd.api.embeddings import embeddings, rerank
 from ggufd.api.http.auth import DOCS_FILES, KeyMiddleware
@@ -53,6 +57,7 @@ from ggufd.api.services.settings import ApiConfig
 from ggufd.api.streams import conversations, routes
 from ggufd.api.streams.store import StreamStore
 from ggufd.api.web import front
+from ggufd.batches.store import BatchStore
 from ggufd.chat.advice.advisor import CacheAdvisor
 from ggufd.errors import GgufdError, NotFound
 from ggufd.keys.ring import KeyRing
@@ -72,7 +77,7 @@ def create_app(
     """The application over one engine and one text process; both are started and stopped by the caller.
 
     `models` may give it others later; `sinks` are told of every request that ended. Raises ConfigError when the file of
-    stored responses cannot be used.
+    stored responses or the folder of batches cannot be used.
     """
     let_streams_finish()
     # /docs with its scripts from here: a machine that serves a model often has no internet.
@@ -84,13 +89,22 @@ def create_app(
     )
     revocations = Revocations(config.keys)
     services = Services(
-        engine, text, config, AdapterScales(config), revocations=revocations, models=models, responses=responses
+        engine,
+        text,
+        config,
+        AdapterScales(config),
+        revocations=revocations,
+        models=models,
+        responses=responses,
+        batches=None if config.batch_dir is None else _batch_store(config.batch_dir, config),
     )
     app.state.services = services
     app.state.streams = StreamStore(config.streams, config.keys)
     app.state.streams.export(services.metrics)
     if config.keys is not None:
         config.keys.watch(functools.partial(_forget_revoked, services.advisor, config.keys))
+    if services.batches is not None:
+        app.state.batch_worker = BatchWorker(app, services.batches, lambda: app.state.services)
     app.state.large_bodies = asyncio.Lock()
     collector = _collector(app)
     if models is not None:
@@ -129,6 +143,10 @@ def _forget_revoked(advisor: CacheAdvisor, keys: KeyRing) -> None:
     advisor.forget([owner for owner in advisor.owners if not keys.holds(bytes.fromhex(owner))])
 
 
+def _batch_store(folder: Path, config: ApiConfig) -> BatchStore:
+    return BatchStore(folder, config.batch_limits, keep_s=config.batch_keep_s)
+
+
 def _serve(app: FastAPI, engine: EngineService, text: TextService, config: ApiConfig) -> None:
     """From the next request on; those under way keep the services that they began with."""
     app.state.services.advisor.forget_prompts()
@@ -161,6 +179,8 @@ def _add_routes(app: FastAPI, *, has_pages: bool) -> None:
         conversations.router,
         routes.router,
         advice.router,
+        batch_files.router,
+        batches.router,
     ):
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)

@@ -2,7 +2,8 @@
 
 The order matters. Sockets are bound first; the engine's process starts before FastAPI is imported, so that both
 load in parallel; the app answers 503 until the model is loaded. The first signal drains: new requests are refused,
-running ones may finish until a deadline. The second one ends everything at once.
+running ones may finish until a deadline, and lines of batches end at once, to be computed at the next start. The second
+one ends everything at once.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ggufd.settings.model_files import chat_template, find_model
 if TYPE_CHECKING:
     import uvicorn
 
+    from ggufd.api.batches.worker import BatchWorker
     from ggufd.api.ops.traces import Traces
     from ggufd.daemon.prestart import PrestartedProcesses
     from ggufd.engine.client.client import EngineClient
@@ -102,6 +104,7 @@ class Daemon:
         self._keys = keys
         self._traces = traces
         self._prestarted = prestarted
+        self._batches: BatchWorker | None = None
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
@@ -124,7 +127,11 @@ class Daemon:
                         gc.freeze()
                         gc.enable()
                         self._announce(served)
+                        if self._batches is not None:
+                            self._batches.start()
                         await self._until_stopped(models)
+                    if self._batches is not None:
+                        await self._batches.stop()
                     await self._drain(models.served.engine)
                 finally:
                     server.should_exit = True
@@ -181,9 +188,11 @@ class Daemon:
         sinks = [] if self._traces is None else [self._traces.observe]
         settings = self._config.server
         limits = ConnectionLimits(settings.read_timeout_s, settings.write_timeout_s, listen.connections_limit())
+        app = create_app(served.engine, served.text, served.api, models, sinks)
+        self._batches = getattr(app.state, "batch_worker", None)
         return Server(
             uvicorn.Config(
-                create_app(served.engine, served.text, served.api, models, sinks),
+                app,
                 log_config=None,
                 access_log=False,
                 root_path=settings.root_path,

@@ -35,6 +35,7 @@ def _aliases(config: Config) -> list[str]:
 def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None) -> ApiConfig:
     """API configuration for one model."""
     from ggufd.api.services.settings import ApiConfig, OutputDefaults
+    from ggufd.batches.files import StorageLimits
 
     given = {key: value for key, value in config.sampling.model_dump().items() if value is not None}
     max_tokens = given.pop("max_tokens", None)
@@ -82,6 +83,13 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         max_responses=config.responses.max_responses,
         max_responses_bytes=config.responses.max_responses_mib << 20,
         streams=_stream_limits(config),
+        batch_dir=Path(config.batches.batch_dir).absolute() if config.batches.batch_dir else None,
+        batch_limits=StorageLimits(
+            max_bytes=config.batches.batch_max_mib << 20,
+            max_file_bytes=config.batches.batch_max_file_mib << 20,
+            max_files=config.batches.batch_max_files_per_key,
+        ),
+        batch_keep_s=config.batches.batch_keep_days * 24 * 3600,
         logs_cache=logging.getLevelNamesMapping()[config.server.log_level.upper()] <= logging.DEBUG,
         is_verbose=config.server.log_level == "debug",
         build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",

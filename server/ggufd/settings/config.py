@@ -422,6 +422,16 @@ class StreamsSection(Section):
     stream_kept_s: float = setting(300.0, "Seconds that a resumable stream is kept after its end.", ge=0)
 
 
+class BatchesSection(Section):
+    """Batches of /v1/batches: requests that may wait until there is nothing else to do."""
+
+    batch_dir: str = setting("", "Folder that keeps files and batches over restarts; empty turns batches off.")
+    batch_max_mib: int = setting(1024, "Most MiB of files and results of batches.", ge=1)
+    batch_max_file_mib: int = setting(64, "Most MiB of one uploaded file.", ge=1)
+    batch_max_files_per_key: int = setting(100, "Files that one key may have, those with results included.", ge=1)
+    batch_keep_days: int = setting(30, "Days after which files and batches are deleted.", ge=1, le=3650)
+
+
 class QueueSection(Section):
     """Queue: admission, priorities, fair sharing, limits per key."""
 
@@ -557,6 +567,7 @@ class Config(BaseModel):
     server: ServerSection = ServerSection()
     responses: ResponsesSection = ResponsesSection()
     streams: StreamsSection = StreamsSection()
+    batches: BatchesSection = BatchesSection()
     queue: QueueSection = QueueSection()
     reasoning: ReasoningSection = ReasoningSection()
     output: OutputSection = OutputSection()

@@ -21,6 +21,7 @@ _PANELS = {
     "server": "Server",
     "responses": "Stored responses",
     "streams": "Resumable streams",
+    "batches": "Batches",
     "queue": "Queue",
     "reasoning": "Reasoning",
     "output": "Output defaults",

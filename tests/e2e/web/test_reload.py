@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 from playwright.sync_api import Browser, expect
+from tests.support.programs.web_page import WebPage
 
 from tests.support.programs import web_page
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_app import or_skip
-from tests.support.programs.web_page import WebPage
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ggufd.api.http.json_response import error_response
-from ggufd.api.http.record import note_error, note_key
+from ggufd.api.http.record import in_background, note_error, note_key
 from ggufd.errors import Forbidden, Unauthorized
 from ggufd.keys.ring import ANYBODY, Key, KeyRing
 
@@ -28,6 +28,11 @@ def key_of(request: Request) -> Key:
     """The key of this request; `ANYBODY` where none is asked for."""
     key: Key = request.scope.get(_SCOPE_KEY, ANYBODY)
     return key
+
+
+def as_background(scope: Scope, key: Key) -> Scope:
+    """The scope of background work for the owner of a key, who need not send it again."""
+    return {**in_background(scope), _SCOPE_KEY: key}
 
 
 async def admin_only(request: Request) -> None:
@@ -65,6 +70,11 @@ class KeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._needs_no_key(scope):
+            await self._app(scope, receive, send)
+            return
+        # Only the server itself can put one there: what comes over a socket is bytes.
+        if (own := scope.get(_SCOPE_KEY)) is not None:
+            note_key(scope, own.name)
             await self._app(scope, receive, send)
             return
         sent = _sent_keys(Headers(scope=scope))

@@ -23,14 +23,15 @@ DISCONNECTED = "disconnect"
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCOPE_RECORD = "ggufd.record"
+_SCOPE_BACKGROUND = "ggufd.background"
 
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
     """Record of one request. Seconds: `started_s` of `time.monotonic`, the others durations; None where unknown.
 
-    `is_work` says that the model had something to compute. `reason` is why it ended: a finish reason, an error's code,
-    `DISCONNECTED`, or "" of what was no work.
+    `is_background` says that nobody waits for the answer, `is_work` that the model had something to compute; `reason`
+    is why it ended: a finish reason, an error's code, `DISCONNECTED`, or "" of what was no work.
     `first_s` is the TTFT, from arrival to the first token; `decode_s` is the time of the tokens after it, of the
     slowest choice, and `decoded_tokens` are those of all. `cache_class` is what the cache had for the first prompt.
     `ignored` names fields that were asked for in vain, which the answer tells.
@@ -47,6 +48,7 @@ class RequestRecord:
     key: str = ""
     model: str = ""
     reason: str = ""
+    is_background: bool = False
     is_work: bool = False
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -95,6 +97,11 @@ class RequestRecord:
 
 Sink = Callable[[RequestRecord], None]
 """Takes what has ended. Must be quick and raise nothing."""
+
+
+def in_background(scope: Scope) -> Scope:
+    """The scope of a request that the server sends to itself, and for whose answer nobody waits."""
+    return {**scope, _SCOPE_BACKGROUND: True}
 
 
 def record_of(request: Request) -> RequestRecord:
@@ -172,4 +179,5 @@ def _begin(scope: Scope) -> RequestRecord:
         path=scope["path"],
         address=client[0] if client else "",
         traceparent=headers.get("traceparent", ""),
+        is_background=_SCOPE_BACKGROUND in scope,
     )

@@ -11,7 +11,7 @@ from ggufd.api.http.auth import key_of
 from ggufd.api.http.record import RequestRecord, record_of
 from ggufd.api.services.settings import ApiConfig
 from ggufd.errors import InvalidRequest
-from ggufd.keys.principal import Principal
+from ggufd.keys.principal import BACKGROUND, Principal
 from ggufd.keys.ring import Key, Limits
 
 _USERS_PRIORITY = 0
@@ -39,8 +39,10 @@ class Caller:
         """The caller of a request, under these settings."""
         key = key_of(request)
         address = request.client.host if request.client else ""
-        principal = principal_of(key, address, config)
-        return cls(principal, address, genkey, key.is_admin, key.digest.hex(), record_of(request))
+        principal, record = principal_of(key, address, config), record_of(request)
+        if record.is_background:
+            principal = _in_background(principal)
+        return cls(principal, address, genkey, key.is_admin, key.digest.hex(), record)
 
     @property
     def owner(self) -> str:
@@ -73,6 +75,14 @@ def principal_of(key: Key, address: str, config: ApiConfig) -> Principal:
         cache_namespace="" if config.shares_cache else own_cache,
         limits=_limits(key.limits, config.limits),
     )
+
+
+def _in_background(principal: Principal) -> Principal:
+    """The same principal for work that nobody waits for: it takes only what is left, so it is neither charged for it
+    nor limited.
+    """
+    unlimited = Limits(weight=principal.limits.weight, max_priority=principal.limits.max_priority)
+    return dataclasses.replace(principal, account=BACKGROUND, limits=unlimited)
 
 
 def _limits(own: Limits, default: Limits) -> Limits:

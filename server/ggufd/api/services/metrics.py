@@ -102,14 +102,20 @@ class Metrics:
         elif record.status == 200 and record.reason not in _WELL:
             # The error came when the headers were out.
             self._errors.labels(record.reason).inc()
+        if not record.is_background:
+            self._observe_waits(record)
+        if record.first_s is not None:
+            self._generated.observe(record.completion_tokens)
+        if record.first_s is not None or record.reason in _WELL:
+            self._observe_tokens(record)
+
+    def _observe_waits(self, record: RequestRecord) -> None:
+        """Times that somebody waited: lines of batches wait for hours, and nobody with them."""
         self._took.observe(record.took_s)
         if record.queue_s is not None:
             self._queue.observe(record.queue_s)
         if record.first_s is not None:
             self._first.observe(record.first_s)
-            self._generated.observe(record.completion_tokens)
-        if record.first_s is not None or record.reason in _WELL:
-            self._observe_tokens(record)
 
     def _observe_tokens(self, record: RequestRecord) -> None:
         n_computed = record.prompt_tokens - record.cached_tokens

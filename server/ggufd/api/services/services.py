@@ -16,6 +16,7 @@ from ggufd.api.services.metrics import Metrics
 from ggufd.api.services.response_store import ResponseStore
 from ggufd.api.services.revocation import Revocations
 from ggufd.api.services.settings import ApiConfig
+from ggufd.batches.store import BatchStore
 from ggufd.chat.advice.advisor import CacheAdvisor
 from ggufd.chat.prompt import ChatPrompt, RenderedChat, TextInfo
 from ggufd.engine.messages.events import RequestEvent
@@ -155,6 +156,7 @@ class Services:
     revocations: Revocations = field(default_factory=Revocations)
     models: ModelSwitcher | None = None
     responses: ResponseStore = field(default_factory=ResponseStore)
+    batches: BatchStore | None = None
     metrics: Metrics = field(default_factory=Metrics)
     advisor: CacheAdvisor = field(default_factory=CacheAdvisor)
 

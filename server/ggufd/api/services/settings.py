@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ggufd.batches.files import StorageLimits
 from ggufd.chat.advice.repairs import CACHE_REPAIRS
 from ggufd.keys.ring import KeyRing, Limits
 
@@ -84,6 +85,9 @@ class ApiConfig:
     streams          bounds of resumable streams
     is_verbose       whether a chat's answer has the prompt that its messages became
     cache_advice     whether the last prompts are remembered to see why their prefixes get lost
+    batch_dir        folder of batches; None is no batches
+    batch_limits     bounds of the files of batches
+    batch_keep_s     how long files and batches are kept
     ui               whether browsers get the web page
     slots            whether GET /slots is answered
     created          Unix time of the start
@@ -122,6 +126,9 @@ class ApiConfig:
     max_responses: int = 1000
     max_responses_bytes: int = 64 << 20
     streams: StreamLimits = field(default_factory=StreamLimits)
+    batch_dir: Path | None = None
+    batch_limits: StorageLimits = field(default_factory=StorageLimits)
+    batch_keep_s: int = 30 * 24 * 3600
     logs_cache: bool = False
     ui: bool = True
     slots: bool = True
