@@ -66,19 +66,14 @@ async def read_form(stream: AsyncIterator[bytes], boundary: bytes, write: Write)
 def _names(head: bytes) -> tuple[str, str]:
     """Names of a part and of its file, which may be empty. Raises InvalidRequest for a head without a name."""
     try:
-        message = email.parser.BytesHeaderParser().parsebytes(head + b"\r\n\r\n")
+        message = email.parser.HeaderParser().parsestr(head.decode("utf-8", "replace"))
         name = message.get_param("name", header="content-disposition")
         filename = message.get_filename() or ""
-    except (email.errors.MessageError, ValueError, LookupError, TypeError, IndexError):
+    except (email.errors.MessageError, ValueError, LookupError, TypeError):
         name, filename = None, ""
     if not isinstance(name, str) or not name:
         raise InvalidRequest("The form is broken: a part has no name (content-disposition: form-data; name=...).")
-    return _repaired(name), "".join(char for char in _repaired(filename) if char.isprintable())[:_MAX_NAME]
-
-
-def _repaired(text: str) -> str:
-    """A header's text, of whose bytes the parser makes surrogates where they are not ASCII."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return name, "".join(char for char in filename if char.isprintable())[:_MAX_NAME]
 
 
 def _text(value: bytes, name: str) -> str:
