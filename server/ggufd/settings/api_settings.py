@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def model_id(config: Config, model: hub.ModelFile) -> str:
-    """Model name in the API: the alias, else the file's stem, or its name in ollama."""
+    """Model name in the API: the first alias, else the file's stem, or its name in ollama."""
     own = model.source.removeprefix("ollama:") if model.source.startswith("ollama:") else model.path.stem
     return next(iter(_aliases(config)), own)
 

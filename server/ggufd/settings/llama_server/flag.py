@@ -113,9 +113,9 @@ class Flag:
         return self.outcome
 
 
-def valued(names: str, outcome: Outcome, env: str = "", *, repeats: bool = False) -> Flag:
+def valued(names: str, outcome: Outcome, env: str = "", *, repeats: bool = False, is_former: bool = False) -> Flag:
     """Flag with one value; names are separated by blanks."""
-    return Flag(tuple(names.split()), outcome, 1, env, repeats=repeats)
+    return Flag(tuple(names.split()), outcome, 1, env, repeats=repeats, is_former=is_former)
 
 
 def plain(names: str, outcome: Outcome, env: str = "") -> Flag:
@@ -123,9 +123,11 @@ def plain(names: str, outcome: Outcome, env: str = "") -> Flag:
     return Flag(tuple(names.split()), outcome, 0, env)
 
 
-def switch(names: str, off_names: str, outcome: Outcome, off_outcome: Outcome, env: str = "") -> Flag:
+def switch(
+    names: str, off_names: str, outcome: Outcome, off_outcome: Outcome, env: str = "", *, is_former: bool = False
+) -> Flag:
     """Flag with an off form."""
-    return Flag(tuple(names.split()), outcome, 0, env, tuple(off_names.split()), off_outcome)
+    return Flag(tuple(names.split()), outcome, 0, env, tuple(off_names.split()), off_outcome, is_former=is_former)
 
 
 def sets(*keys: str, read: Callable[[str], Any] = str) -> Sets:

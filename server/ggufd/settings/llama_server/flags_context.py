@@ -161,6 +161,7 @@ SPECULATION: tuple[Flag, ...] = (
         "LLAMA_ARG_N_GPU_LAYERS_DRAFT",
     ),
     valued("--spec-draft-device -devd --device-draft", Taken("the draft model goes to the devices of --device")),
+    valued("-cd --ctx-size-draft", Taken(_DRAFT), "LLAMA_ARG_CTX_SIZE_DRAFT", is_former=True),
     valued("--spec-draft-threads -td --threads-draft", Taken(_DRAFT)),
     valued("--spec-draft-threads-batch -tbd --threads-batch-draft", Taken(_DRAFT)),
     valued("--spec-draft-cpu-mask -Cd --cpu-mask-draft", Taken(_DRAFT)),

@@ -20,6 +20,7 @@ from ggufd.settings.llama_server.readings import names, one_of
 
 _NO_IMAGES = "images and audio are not read here; serve this model with llama-server"
 _ROUTER = "this server serves one model; start one for each, or change it while it runs with POST /v1/models/load"
+_READ = "a file is mapped, or read through the system's cache"
 _PLACED = "what fits into a GPU is measured at the start; set --n-gpu-layers to place it yourself"
 
 
@@ -159,12 +160,13 @@ LOADING: tuple[Flag, ...] = (
         "LLAMA_ARG_LOAD_MODE",
     ),
     Flag(("--mlock",), fixed(mlock=True), env="LLAMA_ARG_MLOCK", is_former=True),
-    Flag(
-        ("--mmap",),
-        fixed(mmap=True),
-        env="LLAMA_ARG_MMAP",
-        off_names=("--no-mmap",),
-        off_outcome=fixed(mmap=False),
+    switch("--mmap", "--no-mmap", fixed(mmap=True), fixed(mmap=False), "LLAMA_ARG_MMAP", is_former=True),
+    switch(
+        "-dio --direct-io",
+        "-ndio --no-direct-io",
+        Taken(_READ),
+        Taken(_READ),
+        "LLAMA_ARG_DIO",
         is_former=True,
     ),
     valued(
