@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ggufd.api.services.settings import OutputDefaults
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.messages.sampling import GrammarKind
 from ggufd.errors import EngineFailure
@@ -408,6 +409,12 @@ async def test_props_tell_the_template_byte_for_byte_and_a_slots_context() -> No
     assert props["default_generation_settings"]["n_ctx"] == 512
     assert props["default_generation_settings"]["params"]["min_p"] == 0.05
     assert (props["total_slots"], props["model_path"], props["bos_token"]) == (4, "fake.gguf", "<s>")
+
+
+async def test_props_tell_what_holds_for_a_request_that_does_not_say() -> None:
+    async with running(output=OutputDefaults(stop=("END",), n_keep=7)) as api:
+        params = (await api.http.get("/props")).json()["default_generation_settings"]["params"]
+    assert (params["stop"], params["n_keep"]) == (["END"], 7)
 
 
 async def test_props_cannot_be_changed() -> None:

@@ -246,6 +246,13 @@ class TestVariables:
             "LLAMA_ARG_CTX_SIZ changes nothing: llama-server has no such variable; did you mean LLAMA_ARG_CTX_SIZE?",
         ]
 
+    def test_a_config_file_of_llama_cpps_is_not_passed_over_without_a_word(self, tmp_path: Path) -> None:
+        assert line_of(environ={"XDG_CONFIG_HOME": str(tmp_path), "HOME": "/"}).notes == []
+        (tmp_path / "llama.cpp").mkdir()
+        (tmp_path / "llama.cpp" / "config.ini").write_text("[*]\ntemp = 0\n")
+        (note,) = line_of(environ={"XDG_CONFIG_HOME": str(tmp_path)}).notes
+        assert note == f"{tmp_path}/llama.cpp/config.ini is not read: put its lines into config.toml"
+
     def test_what_the_downloads_obey(self) -> None:
         assert line_of("--hf-token", "t", "--offline").exports == {"HF_TOKEN": "t", "HF_HUB_OFFLINE": "1"}
         assert line_of(environ={"LLAMA_ARG_OFFLINE": "1"}).exports == {"HF_HUB_OFFLINE": "1"}

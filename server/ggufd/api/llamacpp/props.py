@@ -61,7 +61,14 @@ async def props(request: Request) -> Response:
 def _default_settings(services: Services) -> dict[str, Any]:
     limit = services.config.max_tokens
     params = SamplingFields().to_params(services.config.sampling)
-    return {**settings_json(params), "n_predict": -1 if limit is None else limit, "stop": [], "n_probs": 0}
+    output = services.config.output
+    return {
+        **settings_json(params),
+        "n_predict": -1 if limit is None else limit,
+        "stop": list(output.stop),
+        "n_keep": output.n_keep,
+        "n_probs": 0,
+    }
 
 
 @router.post("/props", include_in_schema=False, dependencies=[Depends(admin_only)])

@@ -10,6 +10,7 @@ import difflib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ggufd.errors import ConfigError
@@ -18,6 +19,8 @@ from ggufd.settings.llama_server.flag import Exports, Fixed, Flag, Outcome, Part
 from ggufd.settings.llama_server.table import BY_NAME, BY_VARIABLE
 
 PREFIX = "LLAMA_ARG_"
+
+_SYSTEM_CONFIG = "/etc"
 
 
 @dataclass(slots=True)
@@ -43,6 +46,7 @@ def variables(environ: Mapping[str, str]) -> Variables:
             _read_variable(found, flag, name, value)
         elif flag is None and name.startswith(PREFIX):
             found.notes.append(f"{name} changes nothing: llama-server has no such variable{_near(name, BY_VARIABLE)}")
+    found.notes += [f"{path} is not read: put its lines into config.toml" for path in _config_files(environ)]
     for group, parts in found.parts.items():
         where = parts[-1][2]
         try:
@@ -52,6 +56,14 @@ def variables(environ: Mapping[str, str]) -> Variables:
             continue
         found.values |= {key: (value, where) for key, value in made.items()}
     return found
+
+
+def _config_files(environ: Mapping[str, str]) -> Iterator[Path]:
+    """llama-server's own configuration files, where there are any."""
+    home = environ.get("XDG_CONFIG_HOME") or (f"{environ['HOME']}/.config" if environ.get("HOME") else None)
+    for folder in (_SYSTEM_CONFIG, home):
+        if folder is not None and (path := Path(folder) / "llama.cpp" / "config.ini").is_file():
+            yield path
 
 
 def _read_variable(found: Variables, flag: Flag, name: str, value: str) -> None:
