@@ -1,6 +1,7 @@
-"""Plugin of pytest for a run of llama.cpp's own server tests: one model for all, no network, outcomes into a file.
+"""Plugin of pytest for a run of llama.cpp's own server tests: models of ours, no network, outcomes into a file.
 
-The tests' files stay as they are. What is replaced is the model that a test would download, the start of every model
+The tests' files stay as they are. What is replaced is the model that a test would download (one for text, one for
+vectors, one for scores), the start of every model
 before the first test, and the module `wget`. Several runs may share the tests; each needs a port of its own.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-MODEL = "STAND_IN_MODEL"
+MODELS = "STAND_IN_MODELS"
 OUTCOMES = "STAND_IN_OUTCOMES"
 NOT_RUN = "STAND_IN_NOT_RUN"
 SHARE = "STAND_IN_SHARE"
@@ -43,7 +44,8 @@ def _start_with_stand_in(start: Any) -> Any:
     def run(server: Any, timeout_seconds: int = START_S) -> None:
         if server.model_hf_repo is not None and server.model_file is None:
             server.model_hf_repo = server.model_hf_file = None
-            server.model_file = os.environ[MODEL]
+            kind = "scores" if server.server_reranking else "vectors" if server.server_embeddings else "text"
+            server.model_file = json.loads(os.environ[MODELS])[kind]
         start(server, min(timeout_seconds, START_S))
 
     return run

@@ -1,6 +1,7 @@
 """llama.cpp's own tests of its server, unchanged, against this one: what passes, and that the rest fails for a reason.
 
-They lie in the binding's source and are run from a copy, with the demo model for every one that they would download.
+They lie in the binding's source and are run from a copy, with the demo model and two tiny ones for those that they
+would download.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.llama_server import stand_in
 from tests.e2e.llama_server.expected import FAILS, NOT_RUN
+from tests.support.models.tiny_bert import Size, write_tiny_bert
 from tests.support.models.vocabularies import SOURCE_VARIABLE, demo_model, source_file
 from tests.support.programs.live_server import ROOT, free_port
 
@@ -45,8 +47,14 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     shutil.copytree(source, tests)
     # Their paths of templates begin there.
     (root / "models").symlink_to(source_file("models"))
+    size = Size(n_ctx=512)
+    models = {
+        "text": demo_model(),
+        "vectors": str(write_tiny_bert(root / "vectors.gguf", size=size)),
+        "scores": str(write_tiny_bert(root / "scores.gguf", "rank", size=size)),
+    }
     n_shares = min(2, os.cpu_count() or 1)
-    runs = [_start(tests, root / f"outcomes-{place}", place, n_shares) for place in range(n_shares)]
+    runs = [_start(tests, root / f"outcomes-{place}", models, place, n_shares) for place in range(n_shares)]
     logs = [run.communicate()[0] for run in runs]
     found = {
         line["test"]: (line["outcome"], line["text"])
@@ -57,7 +65,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     return found
 
 
-def _start(tests: Path, outcomes: Path, place: int, n_shares: int) -> subprocess.Popen[str]:
+def _start(tests: Path, outcomes: Path, models: Mapping[str, str], place: int, n_shares: int) -> subprocess.Popen[str]:
     """One process of pytest over its share of the tests."""
     launcher = outcomes.with_name(f"launcher-{place}")
     launcher.write_text(_LAUNCHER.format(python=sys.executable))
@@ -70,7 +78,7 @@ def _start(tests: Path, outcomes: Path, place: int, n_shares: int) -> subprocess
         # What is measured at the start elsewhere, and threads that would wait for those of the other share.
         "GGUFD_FLASH_ATTN": "on",
         "GGUFD_THREADS": "1",
-        stand_in.MODEL: demo_model(),
+        stand_in.MODELS: json.dumps(models),
         stand_in.OUTCOMES: str(outcomes),
         stand_in.NOT_RUN: json.dumps([prefix for prefixes in NOT_RUN.values() for prefix in prefixes]),
         stand_in.SHARE: json.dumps([place, n_shares]),
