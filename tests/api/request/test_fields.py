@@ -79,7 +79,7 @@ def test_the_first_name_that_is_set_wins(field: str, values: list[Any]) -> None:
     names = [name for name in OPENAI_COMPLETION[field] if name not in fields.READERS]
     body = dict(zip(names, values, strict=False))
     resolved = resolve(body, OPENAI_COMPLETION)
-    winner = next((name for name in names if body.get(name) not in (None, "")), None)
+    winner = next((name for name in names if not fields.is_unset(name, body.get(name))), None)
     if winner is None:
         assert field not in resolved.values
     else:
