@@ -66,7 +66,8 @@ class Chunks(ChunkFormat):
         if envelope is None:
             envelope = self._envelopes[index] = self._envelope(index)
             opening = self._opening(index)
-        self._n_tokens[index] = self._n_tokens.get(index, 0) + len(event.tokens)
+        if self._times_tokens:
+            self._n_tokens[index] = self._n_tokens.get(index, 0) + len(event.tokens)
         data = opening + self._body(index, envelope, event)
         return data if event.finish is None else data + self._end(index, self._told(index, event.finish))
 

@@ -157,6 +157,8 @@ _CONVERTED = {
     "stream",
     "stream_options",
     "return_progress",
+    "timings_per_token",
+    "verbose",
     "max_tokens",
     "logprobs",
     "top_logprobs",
