@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from ggufd.api.services.settings import ApiConfig
 from ggufd.keys.ring import Key, KeyRing, Role, digest_of
 from tests.chat.advice.chats import RULES, answer, chatml, talk
-from tests.support.fakes.api_client import Api, running
-from tests.support.fakes.fake_engine import FakeEngine
+from tests.support.fakes.api_client import Api, FakeModels, running
+from tests.support.fakes.fake_engine import FakeEngine, FakeText
 
 PATH = "/v1/cache/advice"
 ADA, BOB, EVE = ({"authorization": f"Bearer {name}"} for name in ("ada", "bob", "eve"))
@@ -151,6 +152,16 @@ async def test_what_was_kept_of_a_key_goes_with_it() -> None:
         keys.replace(renewed)
         assert await advice(api, headers={"authorization": "Bearer new"}) == []
         assert [found["key"] for found in await advice(api, headers=EVE)] == ["bob"]
+
+
+async def test_prompts_go_with_their_model_and_findings_stay() -> None:
+    models = FakeModels()
+    async with running(engine(), models=models) as api:
+        await chat(api)
+        models.show(engine(), FakeText(), ApiConfig(model_id="another"))
+        services = api.http._transport.app.state.services  # type: ignore[attr-defined]
+        assert not list(services.advisor.chats())
+        assert [found["class"] for found in await advice(api)] == ["date_or_time"]
 
 
 async def test_where_it_is_switched_off_nothing_is_kept() -> None:

@@ -236,6 +236,27 @@ class TestNothingToSay:
         assert findings == []
 
 
+def test_a_history_with_reasoning_that_is_trimmed() -> None:
+    def thoughtful(messages: Messages) -> Messages:
+        thought = "<think>\nWhat do they want to know, and why now?\n</think>\n\n"
+        return [(role, thought + text if role == "assistant" else text) for role, text in messages]
+
+    prompts = [sent(chatml, RULES, thoughtful(talk(turn))[2 * (turn - 6) :], turn) for turn in turns(6, 9)]
+    assert only(prompts).cause is Cause.HISTORY_TRIMMED
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_no_cause_of_a_chat_whose_tags_are_of_harmony(template: Template) -> None:
+    prompts = []
+    for turn in turns(3, 8):
+        final = "<|channel|>final<|message|>"
+        messages = [(role, final + text if role == "assistant" else text) for role, text in talk(turn)]
+        thought = f"<|channel|>analysis<|message|>The user asks again. {RULES}<|end|><|start|>assistant"
+        messages[-2] = ("assistant", thought + messages[-2][1])
+        prompts.append(sent(template, RULES, messages, turn))
+    assert send(prompts)[1] == []
+
+
 def test_reasoning_that_a_template_drops_is_no_fault_of_the_client() -> None:
     prompts = []
     for turn in turns(3, 8):
@@ -306,7 +327,7 @@ def test_prompts_are_forgotten_after_an_hour_and_findings_after_a_day() -> None:
     assert (finding.since, finding.last) == (clock.now_s, clock.now_s)
     clock.now_s += PROMPT_S + 1
     assert advisor.findings(OWNER) == [finding]
-    assert not list(advisor._chats())
+    assert not list(advisor.chats())
     clock.now_s += FINDING_S
     assert advisor.findings(OWNER) == []
 
@@ -348,7 +369,7 @@ def test_the_memory_is_bounded() -> None:
         turn = PromptTurn(f"\U0001f600{number}\n{text}", [number] * 1000, "", 1000, 1.0)
         advisor.observe(str(number % 5), turn)
         advisor.check_integrity()
-    assert list(advisor._chats())
+    assert list(advisor.chats())
 
 
 def test_a_prompt_that_is_too_long_is_not_looked_at() -> None:

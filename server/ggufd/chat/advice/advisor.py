@@ -100,9 +100,10 @@ class CacheAdvisor:
         """Raises AssertionError when a bound does not hold."""
         assert len(self._owners) <= MAX_OWNERS
         assert all(len(known.chats) <= MAX_CHATS for known in self._owners.values())
-        assert sum(chat.size for chat in self._chats()) <= MAX_BYTES
+        assert sum(chat.size for chat in self.chats()) <= MAX_BYTES
 
-    def _chats(self) -> Iterator[SeenChat]:
+    def chats(self) -> Iterator[SeenChat]:
+        """The chats of everybody."""
         for known in self._owners.values():
             yield from known.chats
 
@@ -117,7 +118,7 @@ class CacheAdvisor:
             self._owners.popitem(last=False)
         for known in self._owners.values():
             del known.chats[:-MAX_CHATS]
-        size = sum(chat.size for chat in self._chats())
+        size = sum(chat.size for chat in self.chats())
         for known in self._owners.values():
             while known.chats and size > MAX_BYTES:
                 size -= known.chats.pop(0).size

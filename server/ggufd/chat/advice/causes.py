@@ -48,8 +48,8 @@ _MAX_NARROWED = 4000
 _MIN_BLOCK = 12
 
 _BILLING = "x-anthropic-billing-header"
-_REASONING = ("<think>", "</think>", "<|channel|>", "[THINK]", "[/THINK]")
-"""What templates write around the reasoning of earlier turns, which they drop themselves later on."""
+_REASONING = ("<think>", "<|channel|>analysis", "<|channel>thought", "[THINK]")
+"""What reasoning begins with. Templates write that of the last turn, and drop it in the next one."""
 
 _TIME = re.compile(
     r"""\b\d{1,2}[:.]\d{2}(?:[:.]\d{2})?(?:\s?[ap]\.?m\b)?          # 12:31:05 PM
@@ -78,11 +78,12 @@ def find_cause(comparison: PromptComparison, tools: tuple[Sequence[str], Sequenc
         return _pushed_block(comparison, first)
     if tools[0] != tools[1] and sorted(tools[0]) == sorted(tools[1]):
         return _diagnosis(Cause.TOOLS_ORDER, comparison, first, ("tools",))
-    removed, inserted = comparison.removed(first), comparison.inserted(first)
-    if any(tag in segment for segment in (*removed, *inserted) for tag in _REASONING):
+    there = *comparison.earlier[first.start_a : first.start_a + 1], *comparison.later[first.start_b : first.start_b + 1]
+    if any(segment.lstrip().startswith(_REASONING) for segment in there):
         return None
     if _is_moved(comparison, first):
         return _diagnosis(Cause.INJECTED_BLOCK, comparison, first, ("moved",))
+    removed, inserted = comparison.removed(first), comparison.inserted(first)
     if removed and inserted:
         return _changed(comparison, first)
     cause = Cause.INJECTED_BLOCK if inserted else Cause.HISTORY_TRIMMED
