@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ggufd.chat.advice.advisor import (
     FINDING_S,
+    MAX_BYTES,
     MAX_CHARACTERS,
     MAX_CHATS,
     MAX_OWNERS,
@@ -38,6 +39,7 @@ from tests.chat.advice.chats import (
     talk,
     turns,
 )
+from tests.support.pages import DOCS
 
 Template = Callable[[Messages], str]
 
@@ -171,8 +173,10 @@ def test_messages_that_are_edited_again_and_again() -> None:
     assert only(prompts).cause is Cause.EDITED_MESSAGE
 
 
-def test_every_cause_has_a_sentence() -> None:
+def test_every_cause_has_a_sentence_and_a_row_of_its_page() -> None:
     assert set(SENTENCES) == set(Cause)
+    page = (DOCS / "using/cache.md").read_text("utf-8")
+    assert all(f"| `{cause.value}` |" in page for cause in Cause)
 
 
 # --- false alarms -----------------------------------------------------------------------------------------------------
@@ -330,6 +334,14 @@ def test_prompts_are_forgotten_after_an_hour_and_findings_after_a_day() -> None:
     assert not list(advisor.chats())
     clock.now_s += FINDING_S
     assert advisor.findings(OWNER) == []
+
+
+def test_the_bounds_are_those_of_the_security_page() -> None:
+    page = " ".join((DOCS / "development/security.md").read_text("utf-8").split())
+    assert "the last eight of a key" in page
+    assert "for an hour, 32 MiB of all keys together" in page
+    assert "80 characters of a prompt, for a day" in page
+    assert (MAX_CHATS, PROMPT_S, MAX_BYTES, FINDING_S) == (8, 3600, 32 << 20, 86400)
 
 
 def test_each_owner_has_findings_of_its_own() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ggufd.chat.advice.repairs import CACHE_REPAIRS, repair_messages, without_billing_header
 from ggufd.settings.config import Config
+from tests.support.pages import DOCS
 
 HEADER = "x-anthropic-billing-header: cc_version=2.1.101.e51; cc_entrypoint=cli; cch=a5145;"
 ALL = tuple(CACHE_REPAIRS)
@@ -55,6 +56,11 @@ def test_a_part_without_text_goes() -> None:
 
 def test_every_rule_can_be_named_in_the_settings_and_is_on_by_default() -> None:
     assert Config().context.cache_repairs == ALL
+
+
+def test_every_rule_is_a_row_of_the_page() -> None:
+    page = (DOCS / "using/cache.md").read_text("utf-8")
+    assert all(f"| `{name}` |" in page for name in ALL)
 
 
 def test_a_rule_that_is_switched_off_changes_nothing() -> None:
