@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -97,6 +97,7 @@ def create_app(
         models=models,
         responses=responses,
         batches=None if config.batch_dir is None else _batch_store(config.batch_dir, config),
+        advisor=CacheAdvisor(schedule=_call_later),
     )
     app.state.services = services
     app.state.streams = StreamStore(config.streams, config.keys)
@@ -136,6 +137,10 @@ def _collector(app: FastAPI) -> Collector:
     services.activity.watch(collector.wake)
     app.state.live = live_stream.Live(collector, LiveMessages(collector))
     return collector
+
+
+def _call_later(seconds: float, call: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, call)
 
 
 def _forget_revoked(advisor: CacheAdvisor, keys: KeyRing) -> None:

@@ -336,6 +336,24 @@ def test_prompts_are_forgotten_after_an_hour_and_findings_after_a_day() -> None:
     assert advisor.findings(OWNER) == []
 
 
+def test_they_are_forgotten_in_time_when_nobody_sends_anything_more() -> None:
+    clock = Clock()
+    calls: list[tuple[float, Callable[[], None]]] = []
+    advisor = CacheAdvisor(clock, lambda seconds, call: calls.append((clock.now_s + seconds, call)))
+    spoiled(advisor, OWNER)
+    clock.now_s += 60
+    advisor.observe(OWNER, Slot().compute(Sent("Another chat.", "")))
+    kept = []
+    while calls:
+        assert len(calls) == 1
+        clock.now_s, call = calls.pop()
+        call()
+        kept.append((len(list(advisor.chats())), len(advisor.owners)))
+    assert kept[0][0] == 1
+    assert kept[-1] == (0, 0)
+    assert clock.now_s <= Clock().now_s + FINDING_S + 60
+
+
 def test_the_bounds_are_those_of_the_security_page() -> None:
     page = " ".join((DOCS / "development/security.md").read_text("utf-8").split())
     assert "the last eight of a key" in page
@@ -353,6 +371,7 @@ def test_each_owner_has_findings_of_its_own() -> None:
     assert advisor.findings("eve") == []
     assert advisor.owners == ["ada", "bob"]
     advisor.forget(["ada"])
+    assert advisor.owners == ["bob"]
     assert advisor.findings("ada") == []
     assert advisor.findings("bob")
 

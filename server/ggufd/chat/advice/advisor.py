@@ -53,11 +53,20 @@ class _Owner:
     findings: OwnerFindings = field(default_factory=OwnerFindings)
 
 
-class CacheAdvisor:
-    """Prompts and findings by owner, who alone may be shown their words. `clock` is the wall's, in seconds."""
+Schedule = Callable[[float, Callable[[], None]], object]
+"""Has something called in so many seconds."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+
+class CacheAdvisor:
+    """Prompts and findings by owner, who alone may be shown their words. `clock` is the wall's, in seconds.
+
+    By `schedule` they are forgotten when their time is over, also when nobody sends anything more.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time, schedule: Schedule | None = None) -> None:
         self._clock = clock
+        self._schedule = schedule
+        self._is_scheduled = False
         self._owners: OrderedDict[str, _Owner] = OrderedDict()
 
     def observe(self, owner: str, turn: PromptTurn) -> LostPrefix | None:
@@ -65,13 +74,14 @@ class CacheAdvisor:
         if not turn.text or len(turn.text) > MAX_CHARACTERS or count_segments(turn.text) > MAX_SEGMENTS:
             return None
         now_s = self._clock()
+        self._forget_old(now_s)
         known = self._owners.setdefault(owner, _Owner())
         self._owners.move_to_end(owner)
-        self._forget_old(now_s)
         chat = SeenChat.of(turn, now_s)
         lost = _compared(known, chat, turn)
         known.chats.append(chat)
         self._bound()
+        self._schedule_next()
         return lost
 
     def findings(self, owner: str) -> list[CacheFinding]:
@@ -107,10 +117,25 @@ class CacheAdvisor:
         for known in self._owners.values():
             yield from known.chats
 
+    def _schedule_next(self) -> None:
+        """Have the next of what is kept forgotten in time."""
+        times = [chat.used_s + PROMPT_S for chat in self.chats()]
+        times += [one.last + FINDING_S for known in self._owners.values() for one in known.findings.by_cause.values()]
+        if self._schedule is not None and not self._is_scheduled and times:
+            self._is_scheduled = True
+            self._schedule(max(1.0, min(times) - self._clock()), self._on_time)
+
+    def _on_time(self) -> None:
+        self._is_scheduled = False
+        self._forget_old(self._clock())
+        self._schedule_next()
+
     def _forget_old(self, now_s: float) -> None:
         for known in self._owners.values():
-            known.chats = [chat for chat in known.chats if chat.used_s > now_s - PROMPT_S]
+            known.chats = [chat for chat in known.chats if chat.used_s + PROMPT_S > now_s]
             known.findings.forget_before(now_s - FINDING_S)
+        gone = [owner for owner, known in self._owners.items() if not known.chats and not known.findings.by_cause]
+        self.forget(gone)
 
     def _bound(self) -> None:
         """Forget what was used least recently until the rest may stay."""

@@ -133,4 +133,4 @@ class OwnerFindings:
 
     def forget_before(self, time_s: float) -> None:
         """Forget what was not seen since then."""
-        self.by_cause = {cause: one for cause, one in self.by_cause.items() if one.last >= time_s}
+        self.by_cause = {cause: one for cause, one in self.by_cause.items() if one.last > time_s}
