@@ -202,7 +202,7 @@ function CopyText({ text }) {
 function Editor(/** @type {{message: Message, onClose: () => void}} */ { message, onClose }) {
   const ref = useRef(/** @type {HTMLTextAreaElement | null} */ (null));
   const isOwn = message.role === "user";
-  useEffect(() => {
+  useLayoutEffect(() => {
     const field = /** @type {HTMLTextAreaElement} */ (ref.current);
     field.focus();
     field.setSelectionRange(field.value.length, field.value.length);

@@ -52,6 +52,20 @@ export class EventParser {
   }
 }
 
+const BUSY_MS = 10;
+
+/** Let the browser do what else waits; a timer would be slow in a tab that is not seen. @returns {Promise<void>} */
+function breathe() {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve();
+    };
+    port2.postMessage(null);
+  });
+}
+
 /**
  * The events of a response as they come. Leaving the loop early closes the connection.
  * @param {Response} response
@@ -61,8 +75,13 @@ export async function* eventsOf(response) {
   const parser = new EventParser();
   const decoder = new TextDecoder();
   const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
+  let begin = performance.now();
   try {
     for (;;) {
+      if (performance.now() - begin > BUSY_MS) {
+        await breathe();
+        begin = performance.now();
+      }
       const { done, value } = await reader.read();
       if (done) return;
       const found = parser.feed(decoder.decode(value, { stream: true }));
