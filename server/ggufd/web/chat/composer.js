@@ -15,6 +15,11 @@ function sendsByEnter() {
   return !matchMedia("(pointer: coarse)").matches;
 }
 
+/** Back to the field, where that opens no keyboard over the page. */
+export function focusComposer() {
+  if (sendsByEnter()) /** @type {HTMLElement | null} */ (document.querySelector(".composer-field"))?.focus();
+}
+
 /** @param {{editLast: () => boolean}} props */
 export function Composer({ editLast }) {
   const ref = useRef(/** @type {HTMLTextAreaElement | null} */ (null));

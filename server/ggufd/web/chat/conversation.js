@@ -234,7 +234,7 @@ async function start(/** @type {string} */ chatId, /** @type {string} */ id) {
   const fields = { ...requestFields(), ...REPORTS };
   const request = { ...fields, ...(now.system ? { system: now.system } : {}) };
   update(chatId, (one) =>
-    tree.change(one, id, { state: "writing", error: undefined, request, requested: Date.now(), begun: message.text }),
+    tree.change(one, id, { ...NOTHING_YET, request, requested: Date.now(), begun: message.text }),
   );
   const begun = message.text ? [begunMessage(message)] : [];
   const messages = [...messagesTo(now, message.parent, now.system), ...begun];
@@ -246,6 +246,20 @@ async function follow(run, body) {
   runs.value = new Map(runs.value).set(run.messageId, run);
   finish(run, await receive(run, body));
 }
+
+/** What is known of an answer before it comes. @type {Partial<Message>} */
+const NOTHING_YET = {
+  state: "writing",
+  error: undefined,
+  responseId: undefined,
+  finishReason: undefined,
+  usage: undefined,
+  timings: undefined,
+  cache: undefined,
+  logprobs: undefined,
+  firstTokenMs: undefined,
+  totalMs: undefined,
+};
 
 /** What every request of the page asks for besides its answer. */
 const REPORTS = {

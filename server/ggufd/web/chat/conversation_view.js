@@ -2,11 +2,11 @@
 import { facts } from "../shared/server.js";
 import { html, useEffect, useLayoutEffect, useRef, useSignal } from "../shared/view.js";
 import { IconButton } from "../shared/components.js";
-import { Composer } from "./composer.js";
+import { Composer, focusComposer } from "./composer.js";
 import * as conversation from "./conversation.js";
 import { MessageView } from "./message_view.js";
 import { SystemPrompt } from "./system_prompt.js";
-import { path } from "./tree.js";
+import { path, titleOf } from "./tree.js";
 
 const NEAR = 48;
 const ANNOUNCED = 300;
@@ -21,11 +21,19 @@ export function ConversationView() {
   const messages = path(chat);
   const editing = useSignal("");
   const scroller = useScroller(chat.id, messages.length);
+  const edit = (/** @type {string} */ id) => {
+    editing.value = id;
+    if (!id) focusComposer();
+  };
   const editLast = () => {
     const own = messages.findLast((message) => message.role === "user");
-    editing.value = own?.id ?? "";
+    edit(own?.id ?? "");
     return Boolean(own);
   };
+  const title = messages.length ? `${titleOf(chat)} - ggufd` : "ggufd";
+  useEffect(() => {
+    document.title = title;
+  }, [title]);
   useKeys(messages, editing.value !== "");
   return html`<main class="conversation">
     <div class="scroll" ref=${scroller.ref} onScroll=${scroller.onScroll} tabindex="-1">
@@ -35,7 +43,7 @@ export function ConversationView() {
         ${messages.map(
           (message, at) => html`<${MessageView} key=${message.id} message=${message}
             isLast=${at === messages.length - 1} isEditing=${editing.value === message.id} onGrow=${scroller.follow}
-            edit=${(/** @type {boolean} */ is) => (editing.value = is ? message.id : "")} />`,
+            edit=${(/** @type {boolean} */ is) => edit(is ? message.id : "")} />`,
         )}
       </div>
       <div class="bottom"><div class="column">

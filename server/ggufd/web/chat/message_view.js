@@ -70,7 +70,8 @@ function Answer({ message, run, isLast, onGrow }) {
     ${isLast && !run && toolCalls.length > 0 && html`<${ToolResults} message=${message} key=${message.id} onShow=${onGrow} />`}
     ${run && html`<${Waiting} run=${run} />`}
     ${message.state === "stopped" && !run && html`<p class="note">Stopped.</p>`}
-    ${message.state === "done" && message.finishReason === "length" &&
+    ${!run && message.state === "done" && !text && !toolCalls.length && html`<p class="note">The answer is empty.</p>`}
+    ${!run && message.state === "done" && message.finishReason === "length" &&
     html`<p class="note">Cut off at the limit of its length.</p>`}
     ${message.error && !run && html`<${Failed} message=${message} />`}
     ${!run && html`<${AnswerFacts} message=${whole(message)} />`}
@@ -174,7 +175,7 @@ function Actions({ message, isLast, isRunning, edit }) {
         : html`<${IconButton} kind="small" icon="forward" name="Another version"
             onClick=${() => conversation.regenerate(message.id)} />`}
     </span>`}
-    <${CopyText} text=${message.text} />
+    ${(message.text || !isRunning) && html`<${CopyText} text=${message.text} />`}
     ${!isRunning && html`<${IconButton} kind="small" icon="edit" name="Edit" onClick=${() => edit(true)} />`}
     ${isAnswer && !isRunning &&
     html`<${IconButton} kind="small" icon="redo" name="Regenerate" onClick=${() => conversation.regenerate(message.id)} />`}

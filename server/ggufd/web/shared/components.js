@@ -62,6 +62,9 @@ export function Confirm({ title, text, action, onYes, onNo }) {
   <//>`;
 }
 
+/** Below a menu's button, in pixels: with less its list opens upwards. */
+const LEAST_ROOM = 200;
+
 /**
  * A button that opens a list of actions.
  * @param {{name: string, icon?: string, items: Array<{name: string, icon?: string, kind?: string,
@@ -70,6 +73,7 @@ export function Confirm({ title, text, action, onYes, onNo }) {
 export function Menu({ name, icon = "more", items }) {
   const [isOpen, setOpen] = useState(false);
   const ref = useRef(/** @type {HTMLDivElement | null} */ (null));
+  const below = innerHeight - (ref.current?.getBoundingClientRect().bottom ?? 0);
   useEffect(() => {
     if (!isOpen) return undefined;
     buttons(ref.current)[0]?.focus();
@@ -103,7 +107,7 @@ export function Menu({ name, icon = "more", items }) {
   return html`<div class="menu" ref=${ref} onKeyDown=${press}>
     <${IconButton} icon=${icon} name=${name} expanded=${isOpen} haspopup="menu" onClick=${() => setOpen(!isOpen)} />
     ${isOpen &&
-    html`<div class="menu-list" role="menu" aria-label=${name}>
+    html`<div class="menu-list ${below < LEAST_ROOM ? "up" : ""}" role="menu" aria-label=${name}>
       ${items.map(
         (item) => html`<button type="button" role="menuitem" class="menu-item ${item.kind ?? ""}"
           disabled=${item.disabled} onClick=${() => (setOpen(false), item.onClick())}>
