@@ -75,6 +75,7 @@ def show_summary(
     url: str,
     *,
     has_keys: bool = False,
+    has_page: bool = True,
     console: Console | None = None,
 ) -> None:
     """Print the start summary: model, context, devices, memory, addresses, and a first request to try."""
@@ -89,6 +90,7 @@ def show_summary(
         ("Runs on", _devices(ready)),
         ("Memory", f"{_bytes(ready.memory_bytes)}; flash attention {_flash_attention(ready)}"),
         *_host_cache(ready),
+        *([("Chat", f"{url} in a browser")] if has_page and ready.writes else []),
         ("API", f"{url}/v1"),
         ("Docs", f"{url}/docs"),
     ]

@@ -77,6 +77,7 @@ class TestSummary:
             "CPU, 8 threads",
             "3.0 GiB; flash attention off (slower on this CPU)",
             "up to 300 MiB, for chats evicted from their slot",
+            "http://127.0.0.1:8080 in a browser",
             "http://127.0.0.1:8080/v1",
             "http://127.0.0.1:8080/docs",
         ):
@@ -99,6 +100,7 @@ class TestSummary:
         assert "384 dimensions, cls pooling, inputs of up to 512 tokens" in said
         assert "/v1/embeddings" in said
         assert "slot" not in said
+        assert "browser" not in said
         assert "/v1/chat" not in said
         said = summary(replace(READY, embedding=replace(info, pooling="rank"), writes=False))
         assert "query and document of up to 512 tokens together" in said

@@ -224,7 +224,12 @@ class Daemon:
         url = listen.url_of(settings.host, self._sockets, is_tls=bool(settings.ssl_cert_file))
         try:
             console.show_summary(
-                served.engine.ready, self._model, served.api.model_id, url, has_keys=self._keys is not None
+                served.engine.ready,
+                self._model,
+                served.api.model_id,
+                url,
+                has_keys=self._keys is not None,
+                has_page=settings.ui,
             )
         except OSError as error:
             # A full disk, or a pipe without a reader: no reason not to serve.

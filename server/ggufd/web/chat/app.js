@@ -21,8 +21,8 @@ export function App() {
       <${ConversationView} />
       ${showsSettings.value &&
       html`<aside class="settings" aria-label="Settings">
-        <header class="settings-head"><h2>Settings</h2><${IconButton} icon="close" name="Close settings"
-          onClick=${close} /></header>
+        <div class="settings-head"><h2>Settings</h2><${IconButton} icon="close" name="Close settings"
+          onClick=${close} /></div>
         <${SettingsPanel} />
       </aside>`}
     </div>

@@ -39,7 +39,7 @@ export function ConversationView() {
     <div class="scroll" ref=${scroller.ref} onScroll=${scroller.onScroll} tabindex="-1">
       <div class="column">
         <${SystemPrompt} key=${chat.id} />
-        ${messages.length === 0 && html`<${Welcome} />`}
+        ${messages.length === 0 ? html`<${Welcome} />` : html`<h1 class="unseen">${titleOf(chat)}</h1>`}
         ${messages.map(
           (message, at) => html`<${MessageView} key=${message.id} message=${message}
             isLast=${at === messages.length - 1} isEditing=${editing.value === message.id} onGrow=${scroller.follow}

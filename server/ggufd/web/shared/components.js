@@ -39,10 +39,10 @@ export function Dialog({ title, onClose, children, kind = "" }) {
   };
   return html`<dialog ref=${ref} class="dialog ${kind}" aria-label=${title} onCancel=${cancel} onMouseDown=${click}>
     <div class="dialog-body">
-      <header class="dialog-head">
+      <div class="dialog-head">
         <h2>${title}</h2>
         ${onClose && html`<${IconButton} icon="close" name="Close" onClick=${onClose} />`}
-      </header>
+      </div>
       ${children}
     </div>
   </dialog>`;
