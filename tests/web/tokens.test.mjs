@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { align, isMark, isPart, label, percent, prefixWith, sameToken, shade, shownText, textOf } from "../../server/ggufd/web/tokens/entries.js";
+import { align, isMark, isPart, label, percent, prefixWith, sameToken, shade, shownText, textOf, tokensWith } from "../../server/ggufd/web/tokens/entries.js";
 
 const bytes = (text) => [...new TextEncoder().encode(text)];
 const entry = (text, share = 0.5) => ({ token: text, logprob: Math.log(share), bytes: bytes(text) });
@@ -37,15 +37,26 @@ test("texts are those of the bytes, characters in parts too", () => {
 
 test("tokens lie at the end of what was continued", () => {
   const entries = [entry(" two"), entry(" three")];
-  assert.deepEqual(align("one two three", entries), { before: "one", first: 0, end: 2 });
-  assert.deepEqual(align(" two three", entries), { before: "", first: 0, end: 2 });
+  assert.deepEqual(align("one two three", entries), { before: "one", first: 0, end: 2, after: "" });
+  assert.deepEqual(align(" two three", entries), { before: "", first: 0, end: 2, after: "" });
 });
 
 test("reasoning before, and a call behind, are not the content", () => {
   const entries = ["<think>", "hm", "</think>", "\n\n", "Yes", ".", "<tool_call>", "{}"].map((text) => entry(text));
-  assert.deepEqual(align("Yes.", entries), { before: "", first: 4, end: 6 });
+  assert.deepEqual(align("Yes.", entries), { before: "", first: 4, end: 6, after: "" });
   assert.equal(align("", entries), null);
   assert.equal(align("edited by hand", entries), null);
+});
+
+test("an answer may have been gone on with without probabilities", () => {
+  assert.deepEqual(align("one two", [entry("one")]), { before: "", first: 0, end: 1, after: " two" });
+});
+
+test("the tokens before an alternative stay known, and it has those beside it", () => {
+  const entries = [entry("<think>"), { ...entry("Hello"), top_logprobs: [entry("Hi", 0.2)] }, entry("!")];
+  const found = tokensWith(align("Hello!", entries), entries, 1, entry("Hi", 0.2));
+  assert.deepEqual(found, [{ ...entry("Hi", 0.2), top_logprobs: [entry("Hi", 0.2)] }]);
+  assert.deepEqual(tokensWith(align("<think>Hello!", entries), entries, 1, entry("Hi")).map((one) => one.token), ["<think>", "Hi"]);
 });
 
 test("an answer goes on from an alternative", () => {

@@ -345,7 +345,8 @@ def test_an_answer_goes_on_from_an_alternative(panels: Panels) -> None:
     assert kept[:-1] == last
     assert kept[-1]["role"] == "assistant"
     assert kept[-1]["content"].endswith(chosen.replace("␣", " "))
-    expect(panels.page.locator(".token-before")).to_have_text(kept[-1]["content"])
+    expect(tokens.nth(2)).to_have_text(chosen.replace("␣", " "))
+    assert 24 < tokens.count() <= 27
     panels.page.get_by_role("button", name="Tokens", exact=True).click()
     said = panels.page.locator("article.assistant .markdown").last.inner_text()
     assert _plain(said).startswith(_plain(kept[-1]["content"]))

@@ -27,7 +27,7 @@ export class AnswerReader {
     /** @type {import("../shared/types.js").ToolCall[]} */
     this.toolCalls = [];
     /** @type {import("../shared/types.js").TokenLogprob[]} */
-    this.logprobs = [];
+    this.logprobs = [...(begun.logprobs ?? [])];
     /** @type {Partial<Message>} */
     this.facts = {};
     /** @type {{total: number, cache: number, processed: number} | null} */

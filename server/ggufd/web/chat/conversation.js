@@ -159,10 +159,15 @@ export function goOn(id) {
   start(chat.value.id, id);
 }
 
-/** A version of an answer that begins with this text and goes on from there. @param {string} id @param {string} text */
-export function goOnFrom(id, text) {
+/**
+ * A version of an answer that begins with this text and goes on from there.
+ * @param {string} id
+ * @param {string} text
+ * @param {Message["logprobs"]} [logprobs] - of its tokens, where they are known
+ */
+export function goOnFrom(id, text, logprobs) {
   const { parent, reasoning } = chat.value.messages[id];
-  answer(chat.value.id, parent, { text, ...(reasoning ? { reasoning } : {}) });
+  answer(chat.value.id, parent, { text, ...(reasoning ? { reasoning } : {}), ...(logprobs ? { logprobs } : {}) });
 }
 
 /** Say what came of the calls of an answer, in their order, and have that answered. @param {string} id @param {string[]} texts */

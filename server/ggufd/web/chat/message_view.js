@@ -64,7 +64,8 @@ function Answer({ message, run, isLast, onGrow }) {
     ${reasoning && html`<${Reasoning} text=${reasoning} isRunning=${Boolean(run) && !text} />`}
     ${showsTokens && hasTokens
       ? html`<${TokenView} message=${message}
-          goOnFrom=${(/** @type {string} */ begun) => conversation.goOnFrom(message.id, begun)} />`
+          goOnFrom=${(/** @type {string} */ begun, /** @type {any[]} */ tokens) =>
+            conversation.goOnFrom(message.id, begun, tokens)} />`
       : html`<${MarkdownText} text=${text} onGrow=${onGrow} />`}
     ${toolCalls.map((call) => html`<${Call} call=${call} key=${call.id} />`)}
     ${isLast && !run && toolCalls.length > 0 && html`<${ToolResults} message=${message} key=${message.id} onShow=${onGrow} />`}

@@ -89,11 +89,13 @@ export const textOf = (entries) => new TextDecoder("utf-8", { ignoreBOM: true })
 
 /**
  * Where the tokens lie in the content of an answer: those from `first` up to `end` make it, behind `before`, which was
- * there already (an answer that was continued). Others are reasoning, calls or what ended the answer.
+ * there already (an answer that was continued), and before `after`, whose tokens are not known. Others are reasoning,
+ * calls or what ended the answer.
  * @typedef {object} Alignment
  * @property {string} before
  * @property {number} first
  * @property {number} end
+ * @property {string} after
  */
 
 /**
@@ -103,13 +105,15 @@ export const textOf = (entries) => new TextDecoder("utf-8", { ignoreBOM: true })
  */
 export function align(content, entries) {
   const text = textOf(entries);
-  if (content.endsWith(text)) return { before: content.slice(0, content.length - text.length), first: 0, end: entries.length };
+  const all = { before: "", first: 0, end: entries.length, after: "" };
+  if (content.endsWith(text)) return { ...all, before: content.slice(0, content.length - text.length) };
+  if (content.startsWith(text)) return { ...all, after: content.slice(text.length) };
   const start = content === "" ? -1 : text.lastIndexOf(content);
   if (start < 0) return null;
   const offsets = offsetsOf(entries);
   const first = offsets.indexOf(start);
   const last = offsets.findIndex((offset) => offset >= start + content.length);
-  return first < 0 ? null : { before: "", first, end: last < 0 ? entries.length : last };
+  return first < 0 ? null : { ...all, first, end: last < 0 ? entries.length : last };
 }
 
 /**
@@ -138,6 +142,19 @@ export function prefixWith({ before, first, end }, entries, place, alternative) 
   if (place < first || place > end || isMark(alternative)) return null;
   const text = strict(joined([...entries.slice(first, place), alternative]));
   return text === null ? null : before + text;
+}
+
+/**
+ * The tokens of that text, so that their probabilities stay known.
+ * @param {Alignment} alignment
+ * @param {readonly TokenEntry[]} entries
+ * @param {number} place
+ * @param {Alternative} alternative
+ * @returns {TokenEntry[]}
+ */
+export function tokensWith({ first }, entries, place, alternative) {
+  const { token, logprob, bytes } = alternative;
+  return [...entries.slice(first, place), { token, logprob, bytes, top_logprobs: entries[place].top_logprobs }];
 }
 
 /** @param {readonly Alternative[]} entries */

@@ -1,11 +1,13 @@
 // An answer as its tokens: shaded by probability, with the alternatives of each to go on from.
 import { set, wantsTokens } from "../settings/state.js";
 import { Component, html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../shared/view.js";
-import { align, isMark, isPart, label, percent, prefixWith, probability, sameToken, shade, shownText } from "./entries.js";
+import { align, isMark, isPart, label, percent, prefixWith, probability, sameToken, shade, shownText, tokensWith } from "./entries.js";
 
 /** @typedef {import("../shared/types.js").Message} Message */
 /** @typedef {import("./entries.js").TokenEntry} TokenEntry */
 /** @typedef {import("./entries.js").Alternative} Alternative */
+
+/** @typedef {(text: string, tokens: TokenEntry[]) => void} GoOn */
 
 const BLOCK = 200;
 const MORE = 1000;
@@ -14,8 +16,8 @@ const HELD_TO_A_FORMAT = ["response_format", "grammar", "guided_regex", "guided_
 
 /**
  * Shown instead of the answer's text while a person looks at its tokens. `goOnFrom` starts a version of the message
- * that begins with this text.
- * @param {{message: Message, goOnFrom: (text: string) => void}} props
+ * that begins with this text, which these tokens end.
+ * @param {{message: Message, goOnFrom: GoOn}} props
  */
 export function TokenView({ message, goOnFrom }) {
   if (!message.logprobs?.length) return html`<${Missing} isWriting=${message.state === "writing"} />`;
@@ -34,7 +36,7 @@ function Missing({ isWriting }) {
   </div>`;
 }
 
-/** @param {{message: Message, entries: TokenEntry[], goOnFrom: (text: string) => void}} props */
+/** @param {{message: Message, entries: TokenEntry[], goOnFrom: GoOn}} props */
 function Tokens({ message, entries, goOnFrom }) {
   const [at, setAt] = useState(-1);
   const [limit, setLimit] = useState(MORE);
@@ -100,13 +102,15 @@ function Tokens({ message, entries, goOnFrom }) {
         (start) => html`<${Block} key=${start} entries=${entries} start=${start} end=${Math.min(shown, start + BLOCK)}
           at=${inside(at, start)} tab=${Math.max(0, at)} />`,
       )}
+      ${alignment?.after && shown === entries.length && html`<span class="token-before">${alignment.after}</span>`}
     </div>
     ${shown < entries.length &&
     html`<button type="button" class="button small" onClick=${() => setLimit(limit + MORE)}>
       Show ${Math.min(MORE, entries.length - shown)} more tokens of ${entries.length}</button>`}
     ${at >= 0 && at < shown &&
     html`<${Alternatives} key=${at} entry=${entries[at]} root=${ref} place=${at}
-      blocked=${blockedBy(message, alignment)} onChoose=${goOnFrom}
+      blocked=${blockedBy(message, alignment)} onChoose=${(/** @type {Alternative} */ one, /** @type {string} */ text) =>
+        alignment && goOnFrom(text, tokensWith(alignment, entries, at, one))}
       prefixOf=${(/** @type {Alternative} */ one) => alignment && prefixWith(alignment, entries, at, one)} />`}
   </div>`;
 }
@@ -180,7 +184,7 @@ const spoken = (text) => text.replaceAll("⏎\n", " line end ").replaceAll("⇥"
 /**
  * What could have stood there. `prefixOf` is the text that goes on from one of them, null where none can.
  * @param {{entry: TokenEntry, place: number, root: {current: HTMLElement | null}, blocked: string,
- *   prefixOf: (one: Alternative) => string | null | undefined, onChoose: (text: string) => void}} props
+ *   prefixOf: (one: Alternative) => string | null | undefined, onChoose: (one: Alternative, text: string) => void}} props
  */
 function Alternatives({ entry, place, root, blocked, prefixOf, onChoose }) {
   const ref = useRef(/** @type {HTMLDivElement | null} */ (null));
@@ -195,7 +199,7 @@ function Alternatives({ entry, place, root, blocked, prefixOf, onChoose }) {
       const why = blocked ? "" : reason(one, prefix);
       return html`<button type="button" aria-disabled=${prefix === null ? "true" : undefined} title=${why || undefined}
         class=${sameToken(one, entry) ? "chosen" : ""}
-        onClick=${() => typeof prefix === "string" && onChoose(prefix)}>
+        onClick=${() => typeof prefix === "string" && onChoose(one, prefix)}>
         <span class="alternative">${isPart(one) && prefix ? Array.from(prefix).at(-1) : blankSeen(label(one))}</span>
         <span class="share" aria-hidden="true"><span style=${{ width: `${probability(one) * 100}%` }}></span></span>
         <span class="percent">${percent(one)}</span>
