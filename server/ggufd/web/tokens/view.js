@@ -1,4 +1,5 @@
 // An answer as its tokens: shaded by probability, with the alternatives of each to go on from.
+import { IconButton } from "../shared/components.js";
 import { set, wantsTokens } from "../settings/state.js";
 import { Component, html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../shared/view.js";
 import { align, isMark, isPart, label, percent, prefixWith, probability, sameToken, shade, shownText, tokensWith } from "./entries.js";
@@ -10,7 +11,7 @@ import { align, isMark, isPart, label, percent, prefixWith, probability, sameTok
 /** @typedef {(text: string, tokens: TokenEntry[]) => void} GoOn */
 
 const BLOCK = 200;
-const MORE = 1000;
+const PAGE = 1000;
 const LEAVE_MS = 250;
 const HELD_TO_A_FORMAT = ["response_format", "grammar", "guided_regex", "guided_choice", "json_schema"];
 
@@ -39,11 +40,11 @@ function Missing({ isWriting }) {
 /** @param {{message: Message, entries: TokenEntry[], goOnFrom: GoOn}} props */
 function Tokens({ message, entries, goOnFrom }) {
   const [at, setAt] = useState(-1);
-  const [limit, setLimit] = useState(MORE);
+  const [begin, setBegin] = useState(0);
   const ref = useRef(/** @type {HTMLElement | null} */ (null));
   const timer = useRef(0);
   const alignment = useMemo(() => align(message.text, entries), [message.text, entries.length]);
-  const shown = Math.min(entries.length, limit);
+  const end = Math.min(entries.length, begin + PAGE);
 
   /** @param {number} place */
   const open = (place) => {
@@ -56,7 +57,12 @@ function Tokens({ message, entries, goOnFrom }) {
   };
   useEffect(() => () => clearTimeout(timer.current), []);
   /** @param {number} place */
-  const focus = (place) => tokenAt(ref.current, Math.max(0, Math.min(shown - 1, place)))?.focus();
+  const turn = (place) => {
+    setAt(-1);
+    setBegin(place);
+  };
+  /** @param {number} place */
+  const focus = (place) => tokenAt(ref.current, Math.max(begin, Math.min(end - 1, place)))?.focus();
 
   /** @param {KeyboardEvent} event */
   const press = (event) => {
@@ -70,8 +76,8 @@ function Tokens({ message, entries, goOnFrom }) {
   const pressToken = ({ key }, place) => {
     if (key === "ArrowRight") focus(place + 1);
     else if (key === "ArrowLeft") focus(place - 1);
-    else if (key === "Home") focus(0);
-    else if (key === "End") focus(shown - 1);
+    else if (key === "Home") focus(begin);
+    else if (key === "End") focus(end - 1);
     else if (["ArrowDown", "Enter", " "].includes(key)) focusAlternative(ref.current, 0);
     else if (key === "Escape" && at >= 0) setAt(-1);
     else return false;
@@ -86,7 +92,7 @@ function Tokens({ message, entries, goOnFrom }) {
     return true;
   };
 
-  const blocks = Array.from({ length: Math.ceil(shown / BLOCK) }, (_, index) => index * BLOCK);
+  const blocks = Array.from({ length: Math.ceil((end - begin) / BLOCK) }, (_, index) => begin + index * BLOCK);
   return html`<div class="tokens" ref=${ref} onKeyDown=${press} onMouseLeave=${leave}
     onMouseOver=${(/** @type {Event} */ event) => over(event, open)}
     onFocusIn=${(/** @type {Event} */ event) => over(event, open)}
@@ -97,22 +103,29 @@ function Tokens({ message, entries, goOnFrom }) {
     <p class="hint">Darker is less likely. Point at a token, or go with the arrow keys, to see what else could have
       stood there.</p>
     <div class="tokens-text" role="group" aria-label="Tokens of the answer">
-      ${alignment?.before && html`<span class="token-before">${alignment.before}</span>`}
+      ${begin === 0 && alignment?.before && html`<span class="token-before">${alignment.before}</span>`}
       ${blocks.map(
-        (start) => html`<${Block} key=${start} entries=${entries} start=${start} end=${Math.min(shown, start + BLOCK)}
-          at=${inside(at, start)} tab=${Math.max(0, at)} />`,
+        (start) => html`<${Block} key=${start} entries=${entries} start=${start} end=${Math.min(end, start + BLOCK)}
+          at=${inside(at, start)} tab=${Math.max(begin, at)} />`,
       )}
-      ${alignment?.after && shown === entries.length && html`<span class="token-before">${alignment.after}</span>`}
+      ${alignment?.after && end === entries.length && html`<span class="token-before">${alignment.after}</span>`}
     </div>
-    ${shown < entries.length &&
-    html`<button type="button" class="button small" onClick=${() => setLimit(limit + MORE)}>
-      Show ${Math.min(MORE, entries.length - shown)} more tokens of ${entries.length}</button>`}
-    ${at >= 0 && at < shown &&
+    ${entries.length > PAGE && html`<${Pages} begin=${begin} end=${end} count=${entries.length} onTurn=${turn} />`}
+    ${at >= begin && at < end &&
     html`<${Alternatives} key=${at} entry=${entries[at]} root=${ref} place=${at}
       blocked=${blockedBy(message, alignment)} onChoose=${(/** @type {Alternative} */ one, /** @type {string} */ text) =>
         alignment && goOnFrom(text, tokensWith(alignment, entries, at, one))}
       prefixOf=${(/** @type {Alternative} */ one) => alignment && prefixWith(alignment, entries, at, one)} />`}
   </div>`;
+}
+
+/** Steps through tokens that are too many to be shown at once. @param {{begin: number, end: number, count: number, onTurn: (begin: number) => void}} props */
+function Pages({ begin, end, count, onTurn }) {
+  return html`<p class="token-pages" role="group" aria-label="Tokens shown">
+    <${IconButton} kind="small" icon="back" name="Tokens before" disabled=${begin === 0} onClick=${() => onTurn(begin - PAGE)} />
+    <span>Tokens ${begin + 1} to ${end} of ${count}</span>
+    <${IconButton} kind="small" icon="forward" name="Tokens after" disabled=${end === count} onClick=${() => onTurn(begin + PAGE)} />
+  </p>`;
 }
 
 /** Why nothing can go on from these tokens; "" where it can. @param {Message} message @param {unknown} alignment */
