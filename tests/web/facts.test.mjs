@@ -21,7 +21,14 @@ const BODY = {
 };
 
 test("what only delivers the answer is left out", () => {
-  assert.deepEqual(Object.keys(essential(BODY)), ["model", "messages", "temperature", "top_k", "ignore_eos", "grammar"]);
+  assert.deepEqual(Object.keys(essential(BODY)), [
+    "model",
+    "messages",
+    "temperature",
+    "top_k",
+    "ignore_eos",
+    "grammar",
+  ]);
 });
 
 test("a shell hands curl exactly the body", () => {
@@ -94,9 +101,21 @@ test("a difference is pointed at", () => {
 });
 
 test("what the template writes before a message is told from the message", () => {
-  const first_difference = { token: 39, character: 0, message: 0, role: "user", prompt: "Tools: }} To call", cached: "Tools: x" };
-  const sentence = cacheSentence(report({ reused: 39, of: 121, first_difference }), [{ role: "user", content: "Weather?" }]);
-  assert.match(sentence, /because what the template writes before your message has “}} To call” where the cache had “x”\.$/);
+  const first_difference = {
+    token: 39,
+    character: 0,
+    message: 0,
+    role: "user",
+    prompt: "Tools: }} To call",
+    cached: "Tools: x",
+  };
+  const sentence = cacheSentence(report({ reused: 39, of: 121, first_difference }), [
+    { role: "user", content: "Weather?" },
+  ]);
+  assert.match(
+    sentence,
+    /because what the template writes before your message has “}} To call” where the cache had “x”\.$/,
+  );
 });
 
 test("what others had in the cache is not shown", () => {
@@ -127,7 +146,16 @@ test("durations are read at a glance", () => {
   assert.deepEqual([0.0042, 0.25, 3.21, 75].map(duration), ["4.2 ms", "250 ms", "3.2 s", "1 min 15 s"]);
 });
 
-const TIMINGS = { cache_n: 26, prompt_n: 12, prompt_ms: 207, prompt_per_second: 57.8, predicted_n: 8, predicted_ms: 224, predicted_per_second: 31.2, queue_ms: 0.27 };
+const TIMINGS = {
+  cache_n: 26,
+  prompt_n: 12,
+  prompt_ms: 207,
+  prompt_per_second: 57.8,
+  predicted_n: 8,
+  predicted_ms: 224,
+  predicted_per_second: 31.2,
+  queue_ms: 0.27,
+};
 
 test("the short line has what was asked for, from timings alone too", () => {
   assert.deepEqual(shortFigures({ timings: TIMINGS, firstTokenMs: 251 }), [
@@ -144,6 +172,11 @@ test("more is told where there is something to tell", () => {
     ["Ended", "at the limit: the longest answer, or the context"],
     ["Prompt", "12 tokens at 57.8 tokens/s"],
   ]);
-  const more = Object.fromEntries(moreFigures({ timings: { ...TIMINGS, queue_ms: 1500, banned_rewinds: 2 }, notes: { ignored: "top_a" } }));
-  assert.deepEqual([more.Waited, more["Taken back"], more["Not done here"]], ["1.5 s", "2 times, for banned strings", "top_a"]);
+  const more = Object.fromEntries(
+    moreFigures({ timings: { ...TIMINGS, queue_ms: 1500, banned_rewinds: 2 }, notes: { ignored: "top_a" } }),
+  );
+  assert.deepEqual(
+    [more.Waited, more["Taken back"], more["Not done here"]],
+    ["1.5 s", "2 times, for banned strings", "top_a"],
+  );
 });

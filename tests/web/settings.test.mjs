@@ -114,14 +114,22 @@ test("thinking is a variable of the template, beside others", () => {
 
 test("adapters are sent all together, and only where one has another scale", () => {
   assert.deepEqual(fields({ "lora:0": "1", "lora:1": "0.5" }), {});
-  assert.deepEqual(fields({ "lora:1": "0" }), { lora: [{ id: 0, scale: 1 }, { id: 1, scale: 0 }] });
+  assert.deepEqual(fields({ "lora:1": "0" }), {
+    lora: [
+      { id: 0, scale: 1 },
+      { id: 1, scale: 0 },
+    ],
+  });
   assert.match(errors({ "lora:0": "much" })["lora:0"], /Expected a number/);
   assert.deepEqual(requestFields({ "lora:5": "1" }, defaults).fields, {});
 });
 
 test("extra fields come last, but not those of the page", () => {
   assert.deepEqual(fields({ top_k: "3", extra: '{"top_k": 4, "mine": [1]}' }), { top_k: 4, mine: [1] });
-  assert.equal(errors({ extra: '{"stream": false}' }).extra, "'stream' is what the page itself sends. Leave it out here.");
+  assert.equal(
+    errors({ extra: '{"stream": false}' }).extra,
+    "'stream' is what the page itself sends. Leave it out here.",
+  );
 });
 
 test("an error of the server finds its setting", () => {

@@ -1,20 +1,38 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { align, isMark, isPart, label, percent, prefixWith, sameToken, shade, shownText, textOf, tokensWith } from "../../server/ggufd/web/tokens/entries.js";
+import {
+  align,
+  isMark,
+  isPart,
+  label,
+  percent,
+  prefixWith,
+  sameToken,
+  shade,
+  shownText,
+  textOf,
+  tokensWith,
+} from "../../server/ggufd/web/tokens/entries.js";
 
 const bytes = (text) => [...new TextEncoder().encode(text)];
 const entry = (text, share = 0.5) => ({ token: text, logprob: Math.log(share), bytes: bytes(text) });
 const part = (...numbers) => ({ token: "", logprob: -1, bytes: numbers });
 
 test("likely tokens are light, unlikely ones dark", () => {
-  assert.deepEqual([1, 0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.001].map((share) => shade(entry("a", share))), [0, 0, 1, 2, 3, 4, 5, 6]);
+  assert.deepEqual(
+    [1, 0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.001].map((share) => shade(entry("a", share))),
+    [0, 0, 1, 2, 3, 4, 5, 6],
+  );
   assert.equal(shade({ token: "a", logprob: -9999 }), 6);
   assert.equal(shade({ token: "a", logprob: 1e-9 }), 0);
 });
 
 test("shares are written short", () => {
-  assert.deepEqual([1, 0.423, 0.042, 0.0001].map((share) => percent(entry("a", share))), ["100 %", "42 %", "4.2 %", "< 0.1 %"]);
+  assert.deepEqual(
+    [1, 0.423, 0.042, 0.0001].map((share) => percent(entry("a", share))),
+    ["100 %", "42 %", "4.2 %", "< 0.1 %"],
+  );
 });
 
 test("line ends are seen, and bytes of no character are numbers", () => {
@@ -56,7 +74,10 @@ test("the tokens before an alternative stay known, and it has those beside it", 
   const entries = [entry("<think>"), { ...entry("Hello"), top_logprobs: [entry("Hi", 0.2)] }, entry("!")];
   const found = tokensWith(align("Hello!", entries), entries, 1, entry("Hi", 0.2));
   assert.deepEqual(found, [{ ...entry("Hi", 0.2), top_logprobs: [entry("Hi", 0.2)] }]);
-  assert.deepEqual(tokensWith(align("<think>Hello!", entries), entries, 1, entry("Hi")).map((one) => one.token), ["<think>", "Hi"]);
+  assert.deepEqual(
+    tokensWith(align("<think>Hello!", entries), entries, 1, entry("Hi")).map((one) => one.token),
+    ["<think>", "Hi"],
+  );
 });
 
 test("an answer goes on from an alternative", () => {
@@ -86,7 +107,12 @@ test("nothing goes on from within the reasoning", () => {
 });
 
 test("marks of the template are told from text", () => {
-  assert.deepEqual(["<|im_end|>", "</s>", "<｜end▁of▁sentence｜>", "<b>", "|>", "<end_of_turn>"].map((token) => isMark({ token, logprob: 0 })), [true, true, true, false, false, true]);
+  assert.deepEqual(
+    ["<|im_end|>", "</s>", "<｜end▁of▁sentence｜>", "<b>", "|>", "<end_of_turn>"].map((token) =>
+      isMark({ token, logprob: 0 }),
+    ),
+    [true, true, true, false, false, true],
+  );
   assert.equal(sameToken(entry("a"), entry("a", 0.1)), true);
   assert.equal(sameToken(part(240), part(240, 159)), false);
 });

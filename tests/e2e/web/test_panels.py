@@ -408,6 +408,7 @@ def test_the_panels_fit_a_phone(browser: Browser, server: LiveServer) -> None:
         panels.give_key(KEY)
         panels.open_settings()
         panels.fill("Longest answer", "24")
+        panels.fill("Temperature", "0")
         panels.open_group("Token probabilities")
         panels.choose("With every answer", "true")
         for group in panels.page.locator(".settings-panel details").all():
@@ -416,7 +417,7 @@ def test_the_panels_fit_a_phone(browser: Browser, server: LiveServer) -> None:
         wide = "() => [...document.querySelectorAll('.settings-panel *')].filter((one) => one.scrollWidth > 390).length"
         assert panels.page.evaluate(wide) == 0
         panels.page.get_by_role("button", name="Close settings").click()
-        panels.ask("Hello.")
+        panels.ask("Tell me about the moon.")
         panels.page.get_by_role("button", name="Tokens", exact=True).tap()
         panels.page.locator(".token").nth(3).tap()
         box = panels.page.locator(".alternatives").bounding_box()

@@ -44,10 +44,12 @@ const MAX_QUOTED = 60;
 export function cacheSentence(report, messages) {
   const { reused, of, first_difference: difference } = report;
   const rest = of - reused;
-  if (reused === 0 && !difference) return `Nothing of this prompt was in the cache: all ${tokens(of)} were computed${took(report)}.`;
+  if (reused === 0 && !difference)
+    return `Nothing of this prompt was in the cache: all ${tokens(of)} were computed${took(report)}.`;
   const found = reused === 0 ? `None of the prompt’s ${tokens(of)} came from the cache` : foundSentence(report);
   if (!difference && rest === 0) return `${found}.`;
-  if (!difference && rest === 1) return `${found}; the last one is always computed, which took ${duration(report.computed_s)}.`;
+  if (!difference && rest === 1)
+    return `${found}; the last one is always computed, which took ${duration(report.computed_s)}.`;
   if (!difference) return `${found}; the other ${rest} were new and computed${took(report)}.`;
   return `${found}; ${reused === 0 ? "all" : `the other ${rest}`} were computed${took(report)}, because ${reason(difference, messages)}.`;
 }

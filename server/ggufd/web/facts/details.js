@@ -28,8 +28,9 @@ export function Details({ message }) {
       <button type="button" class="button small" onClick=${() => (shown.value = "curl")}>as curl</button>
       <button type="button" class="button small" onClick=${() => (shown.value = "Python")}>as Python</button>
     </p>
-    ${shown.value &&
-    html`<${Program} language=${shown.value} request=${request} onClose=${() => (shown.value = "")} />`}`;
+    ${
+      shown.value && html`<${Program} language=${shown.value} request=${request} onClose=${() => (shown.value = "")} />`
+    }`;
 }
 
 /** @param {{language: "curl" | "Python", request: Record<string, unknown>, onClose: () => void}} props */

@@ -41,11 +41,23 @@ export function moreFigures({ usage, timings, finishReason, notes }) {
   const figures = [
     ["Ended", ENDS[finishReason ?? ""]],
     ["Waited", timings && timings.queue_ms >= 1 && duration(timings.queue_ms / 1000)],
-    ["Prompt", timings && timings.prompt_n > 1 && `${count(timings.prompt_n)} tokens at ${rate(timings.prompt_per_second)} tokens/s`],
+    [
+      "Prompt",
+      timings &&
+        timings.prompt_n > 1 &&
+        `${count(timings.prompt_n)} tokens at ${rate(timings.prompt_per_second)} tokens/s`,
+    ],
     ["Reasoning", thought > 0 && `${count(thought)} tokens`],
-    ["Drafted", timings?.draft_n > 0 && `${count(timings?.draft_n)} tokens, ${count(timings?.draft_n_accepted ?? 0)} of them accepted`],
+    [
+      "Drafted",
+      timings?.draft_n > 0 &&
+        `${count(timings?.draft_n)} tokens, ${count(timings?.draft_n_accepted ?? 0)} of them accepted`,
+    ],
     ["Taken back", timings?.banned_rewinds > 0 && `${count(timings?.banned_rewinds)} times, for banned strings`],
-    ["Left behind", timings?.dropped_tokens > 0 && `${count(timings?.dropped_tokens)} tokens, since the context was full`],
+    [
+      "Left behind",
+      timings?.dropped_tokens > 0 && `${count(timings?.dropped_tokens)} tokens, since the context was full`,
+    ],
     ["Not done here", notes?.ignored],
     ["Conversation changed for the template", notes?.repairs],
   ];

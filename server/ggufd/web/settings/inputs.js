@@ -66,7 +66,14 @@ function Choice({ field: { id, options = [] }, known }) {
  * @param {{id: string, placeholder?: string, lines?: number, name?: string, text?: string,
  *   onText?: (text: string) => void}} props
  */
-export function Text({ id, placeholder, lines = 6, name, text = settings.value[id] ?? "", onText = (now) => set(id, now) }) {
+export function Text({
+  id,
+  placeholder,
+  lines = 6,
+  name,
+  text = settings.value[id] ?? "",
+  onText = (now) => set(id, now),
+}) {
   const rows = Math.min(MAX_LINES, Math.max(lines, text.split("\n").length, (placeholder ?? "").split("\n").length));
   return html`<textarea class="field coded" id=${`setting-${id}`} rows=${rows} value=${text} placeholder=${placeholder}
     aria-label=${name} spellcheck=${false} autocapitalize="off" ...${about(id)}

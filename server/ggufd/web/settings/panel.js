@@ -5,7 +5,18 @@ import { html, signal, useEffect, useSignal } from "../shared/view.js";
 import { CONSTRAINTS, GROUPS } from "./fields.js";
 import { Fault, Setting, Text } from "./inputs.js";
 import { requestFields as requestOf, toolNames } from "./request.js";
-import { defaults, deletePreset, faults, preset, presets, readDefaults, savePreset, set, settings, use } from "./state.js";
+import {
+  defaults,
+  deletePreset,
+  faults,
+  preset,
+  presets,
+  readDefaults,
+  savePreset,
+  set,
+  settings,
+  use,
+} from "./state.js";
 
 /** @type {Record<string, string>} */
 const EXAMPLES = {
@@ -40,7 +51,9 @@ answer ::= "yes" | "no" | "perhaps"`,
 const OTHERS = ["reasoning", "queue"];
 
 /** Settings that were left without being saved, and the preset that they were made from. */
-const left = signal(/** @type {{settings: import("./request.js").Settings, preset: string}} */ ({ settings: {}, preset: "" }));
+const left = signal(
+  /** @type {{settings: import("./request.js").Settings, preset: string}} */ ({ settings: {}, preset: "" }),
+);
 
 /** Everything that a request can say besides its messages, with the server's defaults. */
 export function SettingsPanel() {
@@ -114,13 +127,19 @@ function Presets() {
       ${hasOwn && html`<option value="own">Your settings, not saved</option>`}
       ${Object.keys(presets.value).map((one) => html`<option value=${`=${one}`} key=${one}>${one}</option>`)}
     </select>
-    ${value === "own" &&
-    !isNaming.value &&
-    html`<button type="button" class="button" onClick=${() => ((isNaming.value = true), (name.value = left.value.preset))}>Save</button>`}
-    ${chosen && !isDefault &&
-    html`<${IconButton} icon="trash" name=${`Delete the preset ${chosen}`} onClick=${() => deletePreset(chosen)} />`}
-    ${isNaming.value &&
-    html`<form class="preset-name" onSubmit=${save}>
+    ${
+      value === "own" &&
+      !isNaming.value &&
+      html`<button type="button" class="button" onClick=${() => ((isNaming.value = true), (name.value = left.value.preset))}>Save</button>`
+    }
+    ${
+      chosen &&
+      !isDefault &&
+      html`<${IconButton} icon="trash" name=${`Delete the preset ${chosen}`} onClick=${() => deletePreset(chosen)} />`
+    }
+    ${
+      isNaming.value &&
+      html`<form class="preset-name" onSubmit=${save}>
       <input class="field" aria-label="Name of the preset" placeholder="Name of the preset" maxlength="60"
         value=${name.value} ref=${focusOnce} onInput=${(/** @type {any} */ event) => (name.value = event.target.value)}
         onKeyDown=${(/** @type {KeyboardEvent} */ event) => {
@@ -129,7 +148,8 @@ function Presets() {
           isNaming.value = false;
         }} />
       <button class="button primary" disabled=${!name.value.trim()}>Save</button>
-    </form>`}
+    </form>`
+    }
   </div>`;
 }
 
@@ -190,8 +210,10 @@ function Editor({ id, name, hint }) {
   return html`<div class="setting-editor">
     <div class="setting-head">
       <label for=${`setting-${id}`}>${name}</label>
-      ${!settings.value[id] &&
-      html`<button type="button" class="button small" onClick=${() => set(id, EXAMPLES[id])}>Insert an example</button>`}
+      ${
+        !settings.value[id] &&
+        html`<button type="button" class="button small" onClick=${() => set(id, EXAMPLES[id])}>Insert an example</button>`
+      }
     </div>
     <${Text} id=${id} />
     <p class="hint" id=${`hint-${id}`}>${hint ?? (id === "options" ? "one a line" : "")}</p>
@@ -252,13 +274,14 @@ function Adapters() {
   const adapters = defaults.value?.adapters ?? [];
   return html`<${Group} id="lora" title="Adapters" ids=${["lora", ...adapters.map(({ id }) => `lora:${id}`)]}>
     ${adapters.map(
-      ({ id, name, scale }) => html`<${Setting} key=${id} field=${{
-        id: `lora:${id}`,
-        label: name,
-        kind: "number",
-        unset: String(scale),
-        hint: "0 is none of it, 1 all",
-      }} />`,
+      ({ id, name, scale }) =>
+        html`<${Setting} key=${id} field=${{
+          id: `lora:${id}`,
+          label: name,
+          kind: "number",
+          unset: String(scale),
+          hint: "0 is none of it, 1 all",
+        }} />`,
     )}
     ${!adapters.length && html`<p class="hint">No LoRA adapter is loaded. The server loads them with <code>--lora</code>.</p>`}
     <${Fault} id="lora" />

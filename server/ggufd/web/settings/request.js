@@ -48,7 +48,10 @@ export function requestFields(settings, defaults = NO_DEFAULTS) {
   addTools(made, settings);
   addAdapters(made, settings, defaults);
   addProbabilities(made, settings);
-  Object.assign(made.fields, read(made, "extra", () => extraOf(settings.extra ?? ""), {}));
+  Object.assign(
+    made.fields,
+    read(made, "extra", () => extraOf(settings.extra ?? ""), {}),
+  );
   return made;
 }
 
@@ -121,9 +124,17 @@ export function toolNames(text) {
  */
 export function settingOf(param, settings) {
   const name = (param ?? "").split(/[.[]/)[0];
-  const constraint = { response_format: "schema", json_schema: "schema", guided_regex: "regex", guided_choice: "options" };
-  const found = Object.entries({ ...constraint, tool_choice: "tool_choice", parallel_tool_calls: "parallel_tool_calls" })
-    .find(([wire]) => wire === name)?.[1];
+  const constraint = {
+    response_format: "schema",
+    json_schema: "schema",
+    guided_regex: "regex",
+    guided_choice: "options",
+  };
+  const found = Object.entries({
+    ...constraint,
+    tool_choice: "tool_choice",
+    parallel_tool_calls: "parallel_tool_calls",
+  }).find(([wire]) => wire === name)?.[1];
   if (found !== undefined) return found;
   if (["grammar", "tools", "lora", "top_logprobs"].includes(name) || FIELDS.has(name)) return name;
   return name && extraNames(settings).includes(name) ? "extra" : "";
@@ -159,7 +170,8 @@ function addField(made, field, text, defaults) {
   const value = read(made, field.id, () => valueOf(field, text), text);
   if (same(value, defaults.samplers[field.id])) return;
   if (field.id === "enable_thinking") fields.chat_template_kwargs = { enable_thinking: value };
-  else if (field.id in fields && typeof value === "object") Object.assign(/** @type {object} */ (fields[field.id]), value);
+  else if (field.id in fields && typeof value === "object")
+    Object.assign(/** @type {object} */ (fields[field.id]), value);
   else fields[field.id] = value;
 }
 

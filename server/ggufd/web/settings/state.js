@@ -26,7 +26,10 @@ export const presets = signal(readPresets(stored(STORE.presets)));
  */
 export const defaults = signal(null);
 
-/** Errors that the server found in the settings, by setting. @type {import("../vendor/preact.js").Signal<Record<string, string>>} */
+/**
+ * Errors that the server found in the settings, by setting.
+ * @type {import("../vendor/preact.js").Signal<Record<string, string>>}
+ */
 const refusals = signal({});
 
 const request = computed(() => prepared(settings.value, defaults.value ?? NO_DEFAULTS));

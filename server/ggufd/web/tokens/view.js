@@ -2,7 +2,19 @@
 import { IconButton } from "../shared/components.js";
 import { set, wantsTokens } from "../settings/state.js";
 import { Component, html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../shared/view.js";
-import { align, isMark, isPart, label, percent, prefixWith, probability, sameToken, shade, shownText, tokensWith } from "./entries.js";
+import {
+  align,
+  isMark,
+  isPart,
+  label,
+  percent,
+  prefixWith,
+  probability,
+  sameToken,
+  shade,
+  shownText,
+  tokensWith,
+} from "./entries.js";
 
 /** @typedef {import("../shared/types.js").Message} Message */
 /** @typedef {import("./entries.js").TokenEntry} TokenEntry */
@@ -29,11 +41,15 @@ export function TokenView({ message, goOnFrom }) {
 function Missing({ isWriting }) {
   if (isWriting) return html`<p class="quiet">Waiting for the first token.</p>`;
   return html`<div class="tokens-missing">
-    <p class="quiet">This answer came without the probabilities of its tokens${wantsTokens.value
-      ? ". The next ones come with them: regenerate it to see its tokens."
-      : ", since they were not asked for."}</p>
-    ${!wantsTokens.value &&
-    html`<button type="button" class="button small" onClick=${() => set("logprobs", "true")}>Ask for them from now on</button>`}
+    <p class="quiet">This answer came without the probabilities of its tokens${
+      wantsTokens.value
+        ? ". The next ones come with them: regenerate it to see its tokens."
+        : ", since they were not asked for."
+    }</p>
+    ${
+      !wantsTokens.value &&
+      html`<button type="button" class="button small" onClick=${() => set("logprobs", "true")}>Ask for them from now on</button>`
+    }
   </div>`;
 }
 
@@ -111,15 +127,23 @@ function Tokens({ message, entries, goOnFrom }) {
       ${alignment?.after && end === entries.length && html`<span class="token-before">${alignment.after}</span>`}
     </div>
     ${entries.length > PAGE && html`<${Pages} begin=${begin} end=${end} count=${entries.length} onTurn=${turn} />`}
-    ${at >= begin && at < end &&
-    html`<${Alternatives} key=${at} entry=${entries[at]} root=${ref} place=${at}
-      blocked=${blockedBy(message, alignment)} onChoose=${(/** @type {Alternative} */ one, /** @type {string} */ text) =>
-        alignment && goOnFrom(text, tokensWith(alignment, entries, at, one))}
-      prefixOf=${(/** @type {Alternative} */ one) => alignment && prefixWith(alignment, entries, at, one)} />`}
+    ${
+      at >= begin &&
+      at < end &&
+      html`<${Alternatives} key=${at} entry=${entries[at]} root=${ref} place=${at}
+      blocked=${blockedBy(message, alignment)} onChoose=${(
+        /** @type {Alternative} */ one,
+        /** @type {string} */ text,
+      ) => alignment && goOnFrom(text, tokensWith(alignment, entries, at, one))}
+      prefixOf=${(/** @type {Alternative} */ one) => alignment && prefixWith(alignment, entries, at, one)} />`
+    }
   </div>`;
 }
 
-/** Steps through tokens that are too many to be shown at once. @param {{begin: number, end: number, count: number, onTurn: (begin: number) => void}} props */
+/**
+ * Steps through tokens that are too many to be shown at once.
+ * @param {{begin: number, end: number, count: number, onTurn: (begin: number) => void}} props
+ */
 function Pages({ begin, end, count, onTurn }) {
   return html`<p class="token-pages" role="group" aria-label="Tokens shown">
     <${IconButton} kind="small" icon="back" name="Tokens before" disabled=${begin === 0} onClick=${() => onTurn(begin - PAGE)} />
@@ -156,7 +180,11 @@ function over(event, open) {
 /** @param {HTMLElement | null} root @param {number} place @returns {HTMLElement | null | undefined} */
 const tokenAt = (root, place) => root?.querySelector(`[data-at="${place}"]`);
 
-/** Focus the first alternative, or one that lies so many from the focused one. @param {HTMLElement | null} root @param {number} step */
+/**
+ * Focus the first alternative, or one that lies so many from the focused one.
+ * @param {HTMLElement | null} root
+ * @param {number} step
+ */
 function focusAlternative(root, step) {
   const all = /** @type {HTMLElement[]} */ ([...(root?.querySelectorAll(".alternatives button") ?? [])]);
   const place = all.indexOf(/** @type {HTMLElement} */ (document.activeElement));
@@ -173,7 +201,12 @@ class Block extends Component {
   /** @param {BlockProps} next */
   shouldComponentUpdate(next) {
     const { entries, end, at, start, tab } = /** @type {BlockProps} */ (this.props);
-    return next.end !== end || next.at !== at || next.entries[start] !== entries[start] || inside(next.tab, start) !== inside(tab, start);
+    return (
+      next.end !== end ||
+      next.at !== at ||
+      next.entries[start] !== entries[start] ||
+      inside(next.tab, start) !== inside(tab, start)
+    );
   }
 
   render() {
@@ -182,7 +215,13 @@ class Block extends Component {
   }
 }
 
-/** A span, since buttons break lines within words. @param {TokenEntry} entry @param {number} place @param {number} at @param {number} tab */
+/**
+ * A span, since buttons break lines within words.
+ * @param {TokenEntry} entry
+ * @param {number} place
+ * @param {number} at
+ * @param {number} tab
+ */
 function token(entry, place, at, tab) {
   const shown = shownText(entry);
   const name = shown === "·" ? "part of a character" : spoken(shown);
