@@ -316,6 +316,26 @@ def _plain(text: str) -> str:
     return re.sub(r"\W+", " ", text).strip()
 
 
+def test_the_tokens_of_an_answer_without_probabilities_are_asked_for_from_then_on(panels: Panels) -> None:
+    panels.ask("Tell me about the moon.")
+    assert "logprobs" not in panels.bodies[-1]
+    panels.page.get_by_role("button", name="Tokens", exact=True).click()
+    panels.page.get_by_role("button", name="Ask for them from now on").click()
+    panels.page.get_by_role("button", name="Regenerate").click()
+    expect(panels.page.locator(".token").first).to_be_visible()
+    assert panels.bodies[-1]["top_logprobs"] == 5
+
+
+def test_a_part_of_the_page_that_cannot_be_loaded_says_so(browser: Browser, server: LiveServer) -> None:
+    with opened(browser, server.url) as panels:
+        panels.give_key(KEY)
+        panels.page.route("**/settings/panel.js", lambda route: route.abort())
+        panels.page.get_by_role("button", name="Settings", exact=True).click()
+        expect(panels.page.get_by_role("alert")).to_have_text(
+            "This part of the page could not be loaded. Reload the page."
+        )
+
+
 def test_an_answer_goes_on_from_an_alternative(panels: Panels) -> None:
     panels.fill("Temperature", "0")
     panels.open_group("Token probabilities")

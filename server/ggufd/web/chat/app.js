@@ -6,6 +6,7 @@ import { effect, html, useSignal } from "../shared/view.js";
 import { takeUpAll } from "./conversation.js";
 import { ConversationView } from "./conversation_view.js";
 import { openChatId, readLibrary } from "./library.js";
+import { isChanged } from "./settings.js";
 import { SettingsPanel } from "./settings_panel.js";
 import { openChat, Sidebar, SidebarButton } from "./sidebar.js";
 
@@ -14,7 +15,8 @@ export function App() {
   const close = () => (showsSettings.value = false);
   return html`<div class="chat-page">
     <${Header} page="chat" before=${html`<${SidebarButton} />`} after=${html`<${IconButton} icon="sliders"
-      name="Settings" expanded=${showsSettings.value} onClick=${() => (showsSettings.value = !showsSettings.value)} />`} />
+      name="Settings" kind=${isChanged.value ? "marked" : ""} expanded=${showsSettings.value}
+      onClick=${() => (showsSettings.value = !showsSettings.value)} />`} />
     <${ServerBanner} />
     <div class="chat-body">
       <${Sidebar} />

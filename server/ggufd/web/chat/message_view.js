@@ -59,10 +59,10 @@ function Answer({ message, run, isLast, onGrow }) {
   run?.revision.value;
   const { text, reasoning = "", toolCalls = [] } = run ? { ...message, ...run.reader.values } : message;
   const showsTokens = tokensBelow.value.has(message.parent);
-  const hasTokens = !run && Boolean(message.logprobs?.length);
+  const canShowTokens = !run && Boolean(text);
   return html`
     ${reasoning && html`<${Reasoning} text=${reasoning} isRunning=${Boolean(run) && !text} />`}
-    ${showsTokens && hasTokens
+    ${showsTokens && canShowTokens
       ? html`<${TokenView} message=${message}
           goOnFrom=${(/** @type {string} */ begun, /** @type {any[]} */ tokens) =>
             conversation.goOnFrom(message.id, begun, tokens)} />`
@@ -76,7 +76,7 @@ function Answer({ message, run, isLast, onGrow }) {
     html`<p class="note">Cut off at the limit of its length.</p>`}
     ${message.error && !run && html`<${Failed} message=${message} />`}
     ${!run && html`<${AnswerFacts} message=${whole(message)} />`}
-    ${hasTokens &&
+    ${canShowTokens &&
     html`<button type="button" class="small-button" aria-pressed=${showsTokens}
       onClick=${() => turnTokens(message.parent)}>Tokens</button>`}
   `;

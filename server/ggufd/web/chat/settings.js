@@ -1,2 +1,2 @@
 // What a person has set for their requests, as fields of a request.
-export { faults, preset, requestFields, settings, wantsTokens } from "../settings/state.js";
+export { isChanged, requestFields, settings } from "../settings/state.js";

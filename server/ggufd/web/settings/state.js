@@ -40,6 +40,9 @@ export const faults = computed(() => ({ ...refusals.value, ...request.value.erro
 /** The preset that the settings are; "" where they are none. */
 export const preset = computed(() => presetOf(presets.value, settings.value));
 
+/** Whether anything is set, so that not all is as the server has it. */
+export const isChanged = computed(() => Object.keys(settings.value).length > 0);
+
 /** Whether answers come with the probabilities of their tokens. */
 export const wantsTokens = computed(() => settings.value.logprobs === "true");
 

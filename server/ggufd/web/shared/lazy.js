@@ -10,8 +10,17 @@ export function lazy(load) {
   /** @param {any} props */
   return function Lazy(props) {
     useEffect(() => {
-      if (!loaded.value) load().then((component) => (loaded.value = { component }));
+      if (loaded.value) return;
+      load().then(
+        (component) => (loaded.value = { component }),
+        () => (loaded.value = { component: Unloadable }),
+      );
     }, []);
     return loaded.value && html`<${loaded.value.component} ...${props} />`;
   };
+}
+
+/** Said where the server is gone, or another version of it has come. A browser does not ask for a module twice. */
+function Unloadable() {
+  return html`<p class="quiet" role="alert">This part of the page could not be loaded. Reload the page.</p>`;
 }
