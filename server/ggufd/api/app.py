@@ -133,7 +133,8 @@ def create_app(
 def _collector(app: FastAPI) -> Collector:
     services: Services = app.state.services
     collector = Collector(lambda: app.state.services)
-    collector.serve(services.engine)
+    if services.engine is not None:  # The documentation is made from an application without one.
+        collector.serve(services.engine)
     services.activity.watch(collector.wake)
     app.state.live = live_stream.Live(collector, LiveMessages(collector))
     return collector
