@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -246,3 +247,22 @@ def test_it_is_used_by_keyboard_alone(browser: Browser, server: LiveServer, keys
         expect(live.dialog).to_have_count(0)
         expect(drain).to_be_focused()
         expect(live.tile("Server")).to_have_text("Idle")
+
+
+def test_a_picture_for_the_documentation(browser: Browser, folder: Path, keys: Keys, tmp_path: Path) -> None:
+    """Into docs/images where TESTS_PICTURES is set."""
+    target = Path(os.environ.get("TESTS_PICTURES") or tmp_path) / "live-view.png"
+    flags = ("--api-key-file", str(folder / "keys.toml"), "--ctx-size", "8192", "--parallel", "4")
+    with live_server(*flags) as server:
+        for key in (keys.alice, keys.bob, keys.alice):
+            body = {"prompt": "Tell me about the sea, and about the ships on it.", "max_tokens": 24}
+            httpx.post(f"{server.url}/v1/completions", json=body, headers={"x-api-key": key}, trust_env=False)
+        story = "It was a dark and stormy night, and the rain fell in torrents. " * 6
+        with (
+            long_requests(server.url, *[keys.alice, keys.bob] * 3, prompt=story),
+            looking(browser, server.url, keys.root, color_scheme="light") as live,
+        ):
+            expect(live.rows("Queue")).to_have_count(2)
+            live.page.wait_for_timeout(4000)
+            live.page.screenshot(path=target)
+    assert target.read_bytes().startswith(b"\x89PNG")

@@ -13,7 +13,13 @@ export function CacheTiers({ state }) {
   const { cache } = state;
   const columns = [
     { name: "Where", kind: "key", cell: (/** @type {Tier} */ tier) => tier.name },
-    { name: "Holds", kind: "wide", cell: (/** @type {Tier} */ tier) => html`<span>${holds(tier)}</span>${tier.limit > 0 && html`<${Bar} of=${tier.limit} parts=${[["kept", tier.used]]} />`}` },
+    {
+      name: "Holds",
+      kind: "wide",
+      cell: (/** @type {Tier} */ tier) =>
+        html`<span>${holds(tier)}</span>${tier.limit > 0 && html`<${Bar} of=${tier.limit}
+          parts=${[["kept", tier.used]]} />`}`,
+    },
     { name: "Helped", kind: "number", cell: (/** @type {Tier} */ tier) => tier.hits },
     { name: "Evicted", kind: "number", cell: (/** @type {Tier} */ tier) => tier.evictions },
   ];
@@ -37,9 +43,30 @@ function holds(tier) {
 /** @param {import("./state.js").Cache} cache @returns {Tier[]} */
 function tiersOf({ cached_tokens: cached, slots, ram, disk }) {
   return [
-    { name: "Slots", note: `${count(slots.tokens)} tokens`, used: slots.bytes, limit: slots.limit_bytes, hits: `${count(cached)} tokens`, evictions: count(slots.evictions) },
-    { name: "RAM", note: ram.limit_bytes ? "" : "off (--cache-ram)", used: ram.bytes, limit: ram.limit_bytes, hits: times(ram.hits), evictions: count(ram.evictions) },
-    { name: "Disk", note: disk.limit_bytes ? "" : "off (--cache-disk)", used: disk.bytes, limit: disk.limit_bytes, hits: times(disk.hits), evictions: "–" },
+    {
+      name: "Slots",
+      note: `${count(slots.tokens)} tokens`,
+      used: slots.bytes,
+      limit: slots.limit_bytes,
+      hits: `${count(cached)} tokens`,
+      evictions: count(slots.evictions),
+    },
+    {
+      name: "RAM",
+      note: ram.limit_bytes ? "" : "off (--cache-ram)",
+      used: ram.bytes,
+      limit: ram.limit_bytes,
+      hits: times(ram.hits),
+      evictions: count(ram.evictions),
+    },
+    {
+      name: "Disk",
+      note: disk.limit_bytes ? "" : "off (--cache-disk)",
+      used: disk.bytes,
+      limit: disk.limit_bytes,
+      hits: times(disk.hits),
+      evictions: "–",
+    },
   ];
 }
 

@@ -2,6 +2,7 @@
 import { html, useSignal } from "../shared/view.js";
 import { drain, resume, sleep, useQuestions } from "./act.js";
 import { AdapterDialog } from "./adapters.js";
+import { count } from "./format.js";
 import { LoadDialog } from "./load.js";
 import { Section } from "./table.js";
 
@@ -14,14 +15,21 @@ export function Control({ state }) {
   const isDraining = server.state === "draining";
   return html`<${Section} title="Server" note=${`ggufd ${server.version}`} failure=${questions.failure}>
     <p class="model"><strong class="wrap">${server.model}</strong>${" "}
-      <span class="quiet">${server.n_ctx && `${server.slots} at once, ${server.n_ctx.toLocaleString("en")} tokens each`}</span></p>
+      <span class="quiet">${server.n_ctx && `${server.slots} at once, ${count(server.n_ctx)} tokens each`}</span></p>
     <div class="buttons">
-      ${server.can_load && html`<button type="button" class="button" onClick=${() => (open.value = "load")}>Load another model…</button>`}
-      ${server.adapters.length > 0 && html`<button type="button" class="button" onClick=${() => (open.value = "adapters")}>Adapter scales…</button>`}
-      ${isDraining
-        ? html`<button type="button" class="button primary" onClick=${() => questions.perform(resume)}>Take requests again</button>`
-        : html`<button type="button" class="button" onClick=${() => questions.ask(drainQuestion(totals.running + totals.waiting))}>Drain…</button>`}
-      ${server.state !== "sleeping" && html`<button type="button" class="button" onClick=${() => questions.ask(sleepQuestion())}>Sleep…</button>`}
+      ${server.can_load && html`<button type="button" class="button"
+        onClick=${() => (open.value = "load")}>Load another model…</button>`}
+      ${server.adapters.length > 0 && html`<button type="button" class="button"
+        onClick=${() => (open.value = "adapters")}>Adapter scales…</button>`}
+      ${
+        isDraining
+          ? html`<button type="button" class="button primary"
+            onClick=${() => questions.perform(resume)}>Take requests again</button>`
+          : html`<button type="button" class="button"
+            onClick=${() => questions.ask(drainQuestion(totals.running + totals.waiting))}>Drain…</button>`
+      }
+      ${server.state !== "sleeping" && html`<button type="button" class="button"
+        onClick=${() => questions.ask(sleepQuestion())}>Sleep…</button>`}
     </div>
     ${questions.dialog}
     ${open.value === "load" && html`<${LoadDialog} server=${server} running=${totals.running} onClose=${close} />`}
@@ -43,7 +51,9 @@ function drainQuestion(open) {
 function sleepQuestion() {
   return {
     title: "Unload the model?",
-    text: "Its memory is free until the next request, which waits until the model is loaded again. What the slots keep is lost.",
+    text:
+      "Its memory is free until the next request, which waits until the model is loaded again. " +
+      "What the slots keep is lost.",
     action: "Sleep",
     run: sleep,
   };

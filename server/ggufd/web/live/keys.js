@@ -9,12 +9,30 @@ import { Owner, Section, Table } from "./table.js";
 export function Keys({ state }) {
   const { server } = state;
   const columns = [
-    { name: server.has_keys ? "Key" : "Address", kind: "key", cell: (/** @type {Account} */ one) => html`<${Owner} name=${one.name} you=${server.you} />` },
-    { name: "Served in ten minutes", kind: "wide", cell: (/** @type {Account} */ one) => html`<${Served} account=${one} />` },
+    {
+      name: server.has_keys ? "Key" : "Address",
+      kind: "key",
+      cell: (/** @type {Account} */ one) => html`<${Owner} name=${one.name} you=${server.you} />`,
+    },
+    {
+      name: "Served in ten minutes",
+      kind: "wide",
+      cell: (/** @type {Account} */ one) => html`<${Served} account=${one} />`,
+    },
     { name: "Runs", kind: "number", cell: (/** @type {Account} */ one) => ofLimit(one.running, one.max_running) },
     { name: "Waits", kind: "number", cell: (/** @type {Account} */ one) => ofLimit(one.waiting, one.max_waiting) },
-    { name: "Tokens/min", kind: "number", cell: (/** @type {Account} */ one) => (one.tokens_per_minute === null ? "no limit" : count(one.tokens_per_minute)) },
-    { name: "Refused", kind: "number", cell: (/** @type {Account} */ one) => (one.refusals ? html`<strong class="warn">${count(one.refusals)}</strong>` : "0") },
+    {
+      name: "Tokens/min",
+      kind: "number",
+      cell: (/** @type {Account} */ one) =>
+        one.tokens_per_minute === null ? "no limit" : count(one.tokens_per_minute),
+    },
+    {
+      name: "Refused",
+      kind: "number",
+      cell: (/** @type {Account} */ one) =>
+        one.refusals ? html`<strong class="warn">${count(one.refusals)}</strong>` : "0",
+    },
   ];
   return html`<${Section} title=${server.has_keys ? "Keys" : "Addresses"} note=${server.sees === "own" ? "yours" : ""}>
     <${Table} caption="What each was served" columns=${columns} rows=${state.keys}

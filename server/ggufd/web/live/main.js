@@ -31,14 +31,20 @@ function Live() {
   </div>`;
 }
 
-/** What is wrong with what is shown: it is old, or the engine takes long. @param {{state: import("./state.js").LiveState | null}} props */
+/**
+ * What is wrong with what is shown: it is old, or the engine takes long.
+ * @param {{state: import("./state.js").LiveState | null}} props
+ */
 function StreamBanner({ state }) {
   if (refusal.value)
-    return html`<${Banner} kind="bad">${refusal.value} <button type="button" class="button small" onClick=${start}>Try again</button><//>`;
+    return html`<${Banner} kind="bad">${refusal.value} <button type="button" class="button small"
+      onClick=${start}>Try again</button><//>`;
   if (!state || server.value.state === "gone") return null;
-  if (!isConnected.value) return html`<${Banner} kind="busy">This is not up to date: the stream has ended and is begun again.<//>`;
+  if (!isConnected.value)
+    return html`<${Banner} kind="busy">This is not up to date: the stream has ended and is begun again.<//>`;
   if (state.age_s !== null && state.age_s > OLD_S)
-    return html`<${Banner} kind="note">The engine is busy with one long step, and was last heard of ${Math.round(state.age_s)} s ago.<//>`;
+    return html`<${Banner} kind="note">The engine is busy with one long step, and was last heard of${" "}
+      ${Math.round(state.age_s)} s ago.<//>`;
   return null;
 }
 

@@ -6,6 +6,8 @@ import { clock, duration, rate } from "./format.js";
 import { HISTORY_S, columnsOf, latest } from "./state.js";
 import { Section } from "./table.js";
 
+/** @typedef {Record<string, Array<number | null>>} Columns */
+/** @typedef {{time: number, colour: string}} Mark */
 /** @typedef {{name: string, label: string, colour: string, fill?: boolean}} Line */
 /** @typedef {{title: string, lines: Line[], say: (value: number | null) => string, spans?: boolean}} PlotKind */
 
@@ -62,7 +64,7 @@ export function Plots({ state }) {
   <//>`;
 }
 
-/** @param {{plot: PlotKind, columns: Record<string, Array<number | null>>, state: import("./state.js").LiveState}} props */
+/** @param {{plot: PlotKind, columns: Columns, state: import("./state.js").LiveState}} props */
 function Figure({ plot, columns, state }) {
   return html`<figure class="plot">
     <figcaption><strong>${plot.title}</strong>
@@ -80,7 +82,7 @@ function Figure({ plot, columns, state }) {
 function Canvas({ plot, columns, state }) {
   const place = useRef(/** @type {HTMLDivElement | null} */ (null));
   const chart = useRef(/** @type {any} */ (null));
-  const marks = useRef(/** @type {Array<{time: number, colour: string}>} */ ([]));
+  const marks = useRef(/** @type {Mark[]} */ ([]));
   marks.current = marksOf(state);
   const colours = theme.value;
   useEffect(() => {
@@ -109,13 +111,13 @@ function Canvas({ plot, columns, state }) {
 
 const HEIGHT = 150;
 
-/** @param {Line[]} lines @param {Record<string, Array<number | null>>} columns */
+/** @param {Line[]} lines @param {Columns} columns */
 function top(lines, columns) {
   const most = Math.max(0, ...lines.flatMap(({ name }) => columns[name].map((value) => value ?? 0)));
   return most > 0 ? most * 1.1 : 1;
 }
 
-/** @param {PlotKind} plot @param {number} width @param {{current: Array<{time: number, colour: string}>}} marks @returns {any} */
+/** @param {PlotKind} plot @param {number} width @param {{current: Mark[]}} marks @returns {any} */
 function options(plot, width, marks) {
   const axis = {
     stroke: () => colourOf("--text-2"),
@@ -131,8 +133,18 @@ function options(plot, width, marks) {
     padding: [8, 8, 0, 0],
     scales: { x: { time: true, auto: false }, y: { auto: false } },
     axes: [
-      { ...axis, size: 24, space: 70, values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((time) => clock(time).slice(0, 5)) },
-      { ...axis, size: 52, space: 30, values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((value) => plot.say(value)) },
+      {
+        ...axis,
+        size: 24,
+        space: 70,
+        values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((time) => clock(time).slice(0, 5)),
+      },
+      {
+        ...axis,
+        size: 52,
+        space: 30,
+        values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((value) => plot.say(value)),
+      },
     ],
     series: [
       {},
@@ -162,7 +174,7 @@ function marksOf({ events, history }) {
   ];
 }
 
-/** @param {any} chart @param {Array<{time: number, colour: string}>} marks */
+/** @param {any} chart @param {Mark[]} marks */
 function drawMarks({ ctx, bbox, valToPos, scales }, marks) {
   ctx.save();
   ctx.setLineDash([4, 4]);
@@ -178,28 +190,37 @@ function drawMarks({ ctx, bbox, valToPos, scales }, marks) {
   ctx.restore();
 }
 
-/** Means of each minute. @param {{plot: PlotKind, columns: Record<string, Array<number | null>>, now: number}} props */
+/** Means of each minute. @param {{plot: PlotKind, columns: Columns, now: number}} props */
 function Minutes({ plot, columns, now }) {
   const minutes = Array.from({ length: HISTORY_S / 60 }, (_, at) => now - 60 * at);
   return html`<table class="minutes"><thead><tr><th scope="col">Minute to</th>
       ${plot.lines.map(({ label }) => html`<th scope="col">${label}</th>`)}</tr></thead>
-    <tbody>${minutes.map((end) => html`<tr><th scope="row">${clock(end)}</th>
-      ${plot.lines.map(({ name }) => html`<td>${plot.say(mean(columns, name, end))}</td>`)}</tr>`)}</tbody></table>`;
+    <tbody>${minutes.map(
+      (end) => html`<tr><th scope="row">${clock(end)}</th>
+      ${plot.lines.map(({ name }) => html`<td>${plot.say(mean(columns, name, end))}</td>`)}</tr>`,
+    )}</tbody></table>`;
 }
 
-/** @param {Record<string, Array<number | null>>} columns @param {string} name @param {number} end */
+/** @param {Columns} columns @param {string} name @param {number} end */
 function mean(columns, name, end) {
-  const values = columns[name].filter((value, at) => value !== null && Number(columns.time[at]) > end - 60 && Number(columns.time[at]) <= end);
-  return values.length ? values.reduce((/** @type {number} */ sum, value) => sum + Number(value), 0) / values.length : null;
+  const values = columns[name].filter(
+    (value, at) => value !== null && Number(columns.time[at]) > end - 60 && Number(columns.time[at]) <= end,
+  );
+  return values.length
+    ? values.reduce((/** @type {number} */ sum, value) => sum + Number(value), 0) / values.length
+    : null;
 }
 
 /** What happened, newest first. @param {{events: import("./state.js").ServerEvent[]}} props */
 function Events({ events }) {
   if (!events.length) return html`<p class="nothing">Nothing happened to the server in the last ten minutes.</p>`;
   return html`<ul class="events" aria-label="What happened">
-    ${events.toReversed().slice(0, 8).map(
-      ({ time, kind, text, number }) => html`<li key=${number} class=${BAD.has(kind) ? "bad" : ""}><time>${clock(time)}</time>
+    ${events
+      .toReversed()
+      .slice(0, 8)
+      .map(
+        ({ time, kind, text, number }) => html`<li key=${number} class=${BAD.has(kind) ? "bad" : ""}><time>${clock(time)}</time>
         ${text}</li>`,
-    )}
+      )}
   </ul>`;
 }

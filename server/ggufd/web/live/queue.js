@@ -19,8 +19,12 @@ export function Queue({ state }) {
     { name: "Waits for", kind: "number", cell: (/** @type {Waiting} */ one) => duration(one.age_s) },
     { name: "Tokens", kind: "number", cell: (/** @type {Waiting} */ one) => count(one.prompt_tokens) },
     { name: "Priority", kind: "number", cell: (/** @type {Waiting} */ one) => one.priority },
-    { name: "Actions", kind: "act", cell: (/** @type {Waiting} */ one) => html`<button type="button" class="button small" onClick=${() => end(one)}
-        aria-label=${`End request ${one.request}`}>End</button>` },
+    {
+      name: "Actions",
+      kind: "act",
+      cell: (/** @type {Waiting} */ one) => html`<button type="button" class="button small" onClick=${() => end(one)}
+        aria-label=${`End request ${one.request}`}>End</button>`,
+    },
   ];
   return html`<${Section} title="Queue" note=${note(state)} failure=${questions.failure}>
     <${Table} caption="Requests that wait" columns=${columns} rows=${state.queue}

@@ -35,13 +35,19 @@ export function LastRequests({ state }) {
     { name: "Waited", kind: "number", cell: (/** @type {Ended} */ one) => duration(one.queue_s) },
     { name: "First token", kind: "number", cell: (/** @type {Ended} */ one) => duration(one.first_s) },
     { name: "Tokens/s", kind: "number", cell: (/** @type {Ended} */ one) => rate(one.tokens_per_s) },
-    { name: "End", cell: (/** @type {Ended} */ one) => html`<span class=${isWell(one) ? "" : "warn"}>${REASONS[one.reason] ?? one.reason.replaceAll("_", " ")}</span>` },
+    {
+      name: "End",
+      cell: (/** @type {Ended} */ one) =>
+        html`<span class=${isWell(one) ? "" : "warn"}>${REASONS[one.reason] ?? one.reason.replaceAll("_", " ")}</span>`,
+    },
   ];
   const rows = state.requests.toReversed();
-  return html`<${Section} title="Last requests" kind="whole" note=${rows.length ? `${rows.length}, the newest first` : ""}>
+  return html`<${Section} title="Last requests" kind="whole"
+    note=${rows.length ? `${rows.length}, the newest first` : ""}>
     <div class="scrolled" tabindex=${rows.length ? 0 : undefined} role="group" aria-label="Last requests">
-      <${Table} caption="Requests that ended" columns=${columns} rows=${rows} keyOf=${(/** @type {Ended} */ one) => one.number}
-        empty=${state.server.sees === "own" ? "None of your requests has ended since the server started." : "No request has ended since the server started."} />
+      <${Table} caption="Requests that ended" columns=${columns} rows=${rows} keyOf=${(/** @type {Ended} */ one) =>
+        one.number}
+        empty=${`${state.server.sees === "own" ? "None of your requests" : "No request"} has ended since the server started.`} />
     </div>
   <//>`;
 }

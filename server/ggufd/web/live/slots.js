@@ -15,12 +15,36 @@ export function Slots({ state }) {
   const saving = useSignal(/** @type {number | null} */ (null));
   const columns = [
     { name: "Slot", kind: "number key", cell: (/** @type {Slot} */ slot) => slot.id },
-    { name: "Whose", cell: (/** @type {Slot} */ slot) => slot.state === "empty" ? html`<span class="quiet">nobody's</span>` : html`<${Owner} name=${slot.owner} you=${server.you} />` },
-    { name: "Doing", kind: "wide", cell: (/** @type {Slot} */ slot) => html`<${Doing} slot=${slot} nCtx=${server.n_ctx} />` },
-    { name: "Tokens", kind: "number", cell: (/** @type {Slot} */ slot) => (slot.state === "empty" ? "–" : count(slot.tokens)) },
-    { name: "Tokens/s", kind: "number", cell: (/** @type {Slot} */ slot) => (slot.request === undefined ? "–" : rate(slot.tokens_per_s)) },
+    {
+      name: "Whose",
+      cell: (/** @type {Slot} */ slot) =>
+        slot.state === "empty"
+          ? html`<span class="quiet">nobody's</span>`
+          : html`<${Owner} name=${slot.owner} you=${server.you} />`,
+    },
+    {
+      name: "Doing",
+      kind: "wide",
+      cell: (/** @type {Slot} */ slot) => html`<${Doing} slot=${slot} nCtx=${server.n_ctx} />`,
+    },
+    {
+      name: "Tokens",
+      kind: "number",
+      cell: (/** @type {Slot} */ slot) => (slot.state === "empty" ? "–" : count(slot.tokens)),
+    },
+    {
+      name: "Tokens/s",
+      kind: "number",
+      cell: (/** @type {Slot} */ slot) => (slot.request === undefined ? "–" : rate(slot.tokens_per_s)),
+    },
     { name: "From cache", kind: "number", cell: cachedShare },
-    { name: "Actions", kind: "act", cell: (/** @type {Slot} */ slot) => html`<${SlotActions} slot=${slot} server=${server} ask=${questions.ask} onSave=${() => (saving.value = slot.id)} />` },
+    {
+      name: "Actions",
+      kind: "act",
+      cell: (/** @type {Slot} */ slot) =>
+        html`<${SlotActions} slot=${slot} server=${server} ask=${questions.ask}
+          onSave=${() => (saving.value = slot.id)} />`,
+    },
   ];
   return html`<${Section} title="Slots" note=${note(state)} failure=${questions.failure} kind="slots">
     <${Table} caption="Slots" columns=${columns} rows=${state.slots} keyOf=${(/** @type {Slot} */ slot) => slot.id}
@@ -34,9 +58,12 @@ export function Slots({ state }) {
 
 /** What the colours of the bars are. */
 function Legend() {
-  return html`<p class="legend small" aria-hidden="true">${[["cached", "from the cache"], ["computed", "read"], ["written", "written"], ["kept", "kept"]].map(
-    ([kind, text]) => html`<span><span class="swatch ${kind}"></span>${text}</span>`,
-  )}</p>`;
+  return html`<p class="legend small" aria-hidden="true">${[
+    ["cached", "from the cache"],
+    ["computed", "read"],
+    ["written", "written"],
+    ["kept", "kept"],
+  ].map(([kind, text]) => html`<span><span class="swatch ${kind}"></span>${text}</span>`)}</p>`;
 }
 
 /** @param {import("./state.js").LiveState} state */
@@ -48,7 +75,8 @@ function note({ totals }) {
 
 /** @param {import("./state.js").LiveState} state */
 function emptyText({ server, totals }) {
-  if (server.state === "sleeping") return "The model is unloaded while nobody uses it. The next request loads it again.";
+  if (server.state === "sleeping")
+    return "The model is unloaded while nobody uses it. The next request loads it again.";
   if (!totals.slots) return "Nothing is known of the slots while the model is not there.";
   return "None of your requests is running, and no slot keeps a chat of yours.";
 }
@@ -57,7 +85,8 @@ function emptyText({ server, totals }) {
 function othersText(state) {
   const { busy, keeping } = others(state);
   if (!busy && !keeping) return "Nobody else is being served.";
-  return `Others: ${counted(busy, "slot")} busy, ${keeping} that ${keeping === 1 ? "keeps" : "keep"} what was computed.`;
+  return `Others: ${counted(busy, "slot")} busy, ${keeping} that ${keeping === 1 ? "keeps" : "keep"} what was
+    computed.`;
 }
 
 /** @param {Slot} slot */
@@ -78,10 +107,18 @@ function Doing({ slot, nCtx }) {
   if (slot.state === "reading")
     return html`<span><span class="phase reading">reading</span> ${percent(computed / Math.max(1, prompt))} of
       ${" "}${count(prompt)}, ${duration(slot.seconds)}</span>
-      <${Bar} of=${prompt} parts=${[["cached", cached], ["computed", computed - cached]]} />`;
+      <${Bar} of=${prompt} parts=${[
+        ["cached", cached],
+        ["computed", computed - cached],
+      ]} />`;
   const written = slot.completion_tokens ?? 0;
-  return html`<span><span class="phase writing">writing</span> ${counted(written, "token")}, ${duration(slot.seconds)}</span>
-    <${Bar} of=${nCtx ?? slot.tokens} parts=${[["cached", cached], ["computed", prompt - cached], ["written", written]]} />`;
+  return html`<span><span class="phase writing">writing</span> ${counted(written, "token")},
+    ${duration(slot.seconds)}</span>
+    <${Bar} of=${nCtx ?? slot.tokens} parts=${[
+      ["cached", cached],
+      ["computed", prompt - cached],
+      ["written", written],
+    ]} />`;
 }
 
 /** @param {number} seconds */
@@ -95,11 +132,15 @@ function ago(seconds) {
  */
 export function Bar({ of, parts }) {
   return html`<span class="bar" aria-hidden="true">
-    ${parts.map(([kind, value]) => html`<span class=${kind} style=${{ width: `${Math.min(100, (100 * value) / Math.max(1, of))}%` }}></span>`)}
+    ${parts.map(([kind, value]) => html`<span class=${kind} style=${{ width: `${Math.min(100, (100 * value) /
+      Math.max(1, of))}%` }}></span>`)}
   </span>`;
 }
 
-/** @param {{slot: Slot, server: import("./state.js").Server, ask: (question: import("./act.js").Question) => void, onSave: () => void}} props */
+/**
+ * @param {{slot: Slot, server: import("./state.js").Server, ask: (question: import("./act.js").Question) => void,
+ *   onSave: () => void}} props
+ */
 function SlotActions({ slot, server, ask, onSave }) {
   const { request } = slot;
   if (request !== undefined) {

@@ -80,7 +80,8 @@
  * @property {boolean} can_save
  */
 
-/** @typedef {{running: number, waiting: number, slots: number, reading: number, writing: number, keeping: number}} Totals */
+/** @typedef {{running: number, waiting: number, slots: number, reading: number, writing: number, keeping: number}}
+  Totals */
 
 /**
  * @typedef {object} Cache

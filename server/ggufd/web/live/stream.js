@@ -9,7 +9,10 @@ import { merge } from "./state.js";
 const AGAIN_MS = 1000;
 const REFUSED = new Set([401, 403, 404]);
 
-/** What is known now; null before the first message. @type {import("../vendor/preact.js").Signal<import("./state.js").LiveState | null>} */
+/**
+ * What is known now; null before the first message.
+ * @type {import("../vendor/preact.js").Signal<import("./state.js").LiveState | null>}
+ */
 export const live = signal(null);
 
 /** Whether the stream is there: what is shown may be old where it is not. */

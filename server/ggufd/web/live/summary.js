@@ -22,13 +22,17 @@ export function Summary({ state }) {
   const prompt = cache ? cache.cached_tokens + cache.computed_tokens : 0;
   const isIdle = server.state === "ready" && !totals.running && !totals.waiting;
   return html`<dl class="tiles">
-    <${Tile} name="Server" value=${html`<span class="state ${kind}">${isIdle ? "Idle" : word}</span>`} note=${server.trouble || server.model} />
-    <${Tile} name="Being served" value=${totals.running} note=${totals.slots ? `${totals.reading} reading, ${totals.writing} writing` : ""} />
-    <${Tile} name="Waiting" value=${totals.waiting} note=${totals.waiting ? "for a slot" : "nobody"} kind=${totals.waiting ? "warn" : ""} />
+    <${Tile} name="Server" value=${html`<span class="state ${kind}">${isIdle ? "Idle" : word}</span>`}
+      note=${server.trouble || server.model} />
+    <${Tile} name="Being served" value=${totals.running}
+      note=${totals.slots ? `${totals.reading} reading, ${totals.writing} writing` : ""} />
+    <${Tile} name="Waiting" value=${totals.waiting} note=${totals.waiting ? "for a slot" : "nobody"}
+      kind=${totals.waiting ? "warn" : ""} />
     <${Tile} name="Written" value=${rate(latest(state, "written"))} note="tokens a second" />
     <${Tile} name="Read" value=${rate(latest(state, "read"))} note="tokens a second" />
     <${Tile} name="First token" value=${duration(latest(state, "first_p50"))} note="half of them within" />
-    <${Tile} name="From the cache" value=${prompt ? percent((cache?.cached_tokens ?? 0) / prompt) : "–"} note=${prompt ? `of ${counted(prompt, "prompt token")}` : "no prompt yet"} />
+    <${Tile} name="From the cache" value=${prompt ? percent((cache?.cached_tokens ?? 0) / prompt) : "–"}
+      note=${prompt ? `of ${counted(prompt, "prompt token")}` : "no prompt yet"} />
   </dl>`;
 }
 

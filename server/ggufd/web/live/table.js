@@ -1,4 +1,4 @@
-// A table with named columns; on a narrow page each row becomes a card. Its roles are said, since styles would take them.
+// A table with named columns; on a narrow page each row becomes a card. Roles are said, since styles would take them.
 import { html } from "../shared/view.js";
 
 /**
@@ -14,8 +14,10 @@ export function Table({ caption, columns, rows, keyOf, empty }) {
   if (!rows.length) return html`<p class="nothing">${empty}</p>`;
   return html`<table class="table" role="table" aria-label=${caption}>
     <thead role="rowgroup"><tr role="row">
-      ${columns.map(({ name, kind = "" }) => html`<th scope="col" role="columnheader" class=${kind}>
-        <span class=${kind === "act" ? "unseen" : ""}>${name}</span></th>`)}
+      ${columns.map(
+        ({ name, kind = "" }) => html`<th scope="col" role="columnheader" class=${kind}>
+        <span class=${kind === "act" ? "unseen" : ""}>${name}</span></th>`,
+      )}
     </tr></thead>
     <tbody role="rowgroup">
       ${rows.map(
@@ -46,6 +48,7 @@ export function Section({ title, note, failure, kind = "", children }) {
 /** Whose something is. @param {{name: string | null, you: string | null}} props */
 export function Owner({ name, you }) {
   if (name === null) return html`<span class="quiet">everybody</span>`;
-  return html`<span class="owner" title=${name}><span class="cut">${name}</span>${name === you &&
-  html`<span class="tag">you</span>`}</span>`;
+  return html`<span class="owner" title=${name}><span class="cut">${name}</span>${
+    name === you && html`<span class="tag">you</span>`
+  }</span>`;
 }

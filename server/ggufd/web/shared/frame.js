@@ -10,7 +10,7 @@ const STATES = {
   loading: "The model is loading.",
   waking: "The model was asleep and is loading again.",
   restarting: "The engine has stopped and is starting again.",
-  draining: "The server is stopping: it finishes what runs and takes nothing new.",
+  draining: "The server takes no new requests now; it finishes what runs.",
   stopped: "The server is stopping.",
 };
 
