@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sqlite3
 import threading
 import uuid
 import weakref
@@ -33,7 +34,7 @@ from ggufd.batches.records import (
     StoredFile,
     unix_now,
 )
-from ggufd.errors import InvalidRequest, NotFound
+from ggufd.errors import InvalidRequest, NotFound, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ _COLUMNS = (
 _OPEN = tuple(status.value for status in BatchStatus if status.is_open)
 _PAGE = 500
 """Results that are read at a time when a file is made of them."""
+
+_BROKEN_S = 30
+"""Retry-After of a database that failed; an assumption, for only a person can know."""
 
 TellLost = Callable[[BatchLine], str]
 """Makes the line of the error file for a line that will not be computed."""
@@ -74,11 +78,17 @@ class BatchStore:
             self._finalizer()
 
     async def run(self, work: Callable[Concatenate[BatchStore, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """The result of one of the methods below, called on a thread with the database to itself."""
+        """The result of one of the methods below, called on a thread with the database to itself.
+
+        Raises Unavailable when the database cannot do it.
+        """
 
         def locked() -> R:
             with self._lock:
-                return work(self, *args, **kwargs)
+                try:
+                    return work(self, *args, **kwargs)
+                except sqlite3.Error as error:
+                    raise _broken(error) from None
 
         return await asyncio.to_thread(locked)
 
@@ -368,6 +378,14 @@ class BatchStore:
         for file_id, size in self._database.execute("SELECT id, size FROM files"):
             assert self._files.path(file_id).stat().st_size == size
         assert self._database.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def _broken(error: sqlite3.Error) -> Unavailable:
+    logger.debug("the database of batches failed: %s", error)
+    return Unavailable(
+        f"The batches cannot be used now: {error}. Try again when whoever runs the server has looked at its disk.",
+        retry_after_s=_BROKEN_S,
+    )
 
 
 def _key_of(record: BatchRecord) -> tuple[str, str, str, int, int]:

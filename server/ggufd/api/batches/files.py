@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,7 +66,7 @@ async def create_file(request: Request) -> Response:
     try:
         upload = _Upload(store, await store.run(BatchStore.new_upload, owner))
         return json_response(file_json(await upload.read(request, boundary, owner)))
-    except (OSError, sqlite3.Error) as error:
+    except OSError as error:
         logger.error("a file could not be stored: %s", error)
         raise Unavailable(
             f"The file could not be stored: {error}. Try again when whoever runs the server has looked at its disk.",

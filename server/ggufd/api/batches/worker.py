@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
@@ -32,7 +31,7 @@ from ggufd.api.http.requestlog import log_crash
 from ggufd.api.services.services import Services
 from ggufd.batches.records import BatchLine, BatchRecord, BatchStatus, LineFault, LineResult, StorageFull
 from ggufd.batches.store import BatchStore
-from ggufd.errors import GgufdError
+from ggufd.errors import GgufdError, Unavailable
 from ggufd.keys.ring import ANYBODY, Key
 
 logger = logging.getLogger("ggufd")
@@ -51,7 +50,7 @@ _LEAST_AT_ONCE = 8
 _LINES_A_TURN = 200
 """So few lines are checked at a time that streams get their turn."""
 
-_DISK_ERRORS = (sqlite3.Error, OSError, StorageFull)
+_DISK_ERRORS = (OSError, StorageFull, Unavailable)
 
 
 class _Running(NamedTuple):
@@ -106,8 +105,10 @@ class BatchWorker:
                 self._note_stuck(error)
             except Exception as error:
                 log_crash(logger, "a turn of the batch worker failed", error)
+            # Not `wait_for`: before Python 3.12 it may take a cancellation for its timeout, and then this never ends.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _RETRY_S if self._is_stuck else _POLL_S)
+                async with asyncio.timeout(_RETRY_S if self._is_stuck else _POLL_S):
+                    await self._wake.wait()
 
     def _note_stuck(self, error: Exception | None) -> None:
         """Say once that batches stand still, and once that they go on."""

@@ -12,6 +12,7 @@ from ggufd.api.http.error_shape import openai_body
 from ggufd.api.http.json_response import json_response
 from ggufd.api.services.metrics import MEDIA_TYPE, Snapshot
 from ggufd.api.services.services import Services, services_of
+from ggufd.batches.store import BatchStore
 from ggufd.errors import GgufdError, NotFound
 
 router = APIRouter(tags=["operations"])
@@ -93,6 +94,7 @@ async def _snapshot(services: Services) -> Snapshot:
         stats = await asyncio.wait_for(engine.stats(), _STATS_TIMEOUT_S)
     except (GgufdError, TimeoutError):
         stats = None
+    lines = None if services.batches is None else await services.batches.run(BatchStore.counts)
     return Snapshot(
-        engine.state.name.lower(), services.config.model_id, engine.ready, stats, engine.n_waiting, engine.n_running
+        engine.state.name.lower(), services.config.model_id, engine.ready, stats, engine.n_waiting, engine.n_running, lines
     )

@@ -1,4 +1,4 @@
-"""`GET /v1/queue`: running and waiting requests, their order, and when each is due."""
+"""`GET /v1/queue`: running and waiting requests, their order, when each is due, and what is left of batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from ggufd.api.http.json_response import json_response
 from ggufd.api.services.caller import Caller
-from ggufd.api.services.services import caller_of, services_of
+from ggufd.api.services.services import Services, caller_of, services_of
+from ggufd.batches.store import BatchStore
 from ggufd.engine.messages.reports import QueueEntry
 
 router = APIRouter(tags=["operations"])
@@ -17,11 +18,14 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/queue")
 async def get_queue(request: Request) -> Response:
-    """The caller's own requests; with an admin's key everybody's. The counts are of all requests."""
+    """The caller's own requests and batches; with an admin's key everybody's. The counts are of all requests.
+
+    Lines of batches are none of them: they give way to every request.
+    """
     services = services_of(request)
     ready = services.require_ready()
     caller = caller_of(request)
-    entries = (await services.engine.queue_state()).entries
+    entries = [one for one in (await services.engine.queue_state()).entries if not one.principal.is_background]
     n_waiting = sum(entry.turn is not None for entry in entries)
     return json_response(
         {
@@ -30,8 +34,30 @@ async def get_queue(request: Request) -> Response:
             "running": len(entries) - n_waiting,
             "waiting": n_waiting,
             "data": [_json(entry) for entry in entries if _may_see(caller, entry)],
+            "batches": await _batches(services, caller),
         }
     )
+
+
+async def _batches(services: Services, caller: Caller) -> list[dict[str, Any]]:
+    """Batches that have not ended, and how many of their lines are left."""
+    if services.batches is None:
+        return []
+    names = {key.digest.hex(): key.name for key in services.config.keys or ()}
+    return [
+        {
+            "id": record.batch_id,
+            "object": "queue.batch",
+            "status": record.status.value,
+            "key": names.get(record.owner),
+            "endpoint": record.order.endpoint,
+            "lines": record.total,
+            "lines_left": record.n_left,
+            "expires_at": record.expires,
+        }
+        for record in await services.batches.run(BatchStore.open_batches)
+        if caller.is_admin or record.owner == caller.key_digest
+    ]
 
 
 def _may_see(caller: Caller, entry: QueueEntry) -> bool:

@@ -7,7 +7,7 @@ its `Stats` when somebody scrapes. Nothing is done a token here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -35,7 +35,8 @@ _ABORTS = (DISCONNECTED, FinishReason.ABORT.value)
 class Snapshot:
     """Current state for the gauges. Without an engine that answers, `stats` or `ready` are None.
 
-    `n_waiting` and `n_running` requests are open.
+    `n_waiting` and `n_running` requests are open. `batch_lines` are those of batches that have not ended, by what became
+    of them; None without batches.
     """
 
     state: str
@@ -44,6 +45,7 @@ class Snapshot:
     stats: Stats | None
     n_waiting: int
     n_running: int
+    batch_lines: Mapping[str, int] | None = None
 
 
 class Metrics:
@@ -175,6 +177,9 @@ class _EngineCollector(Collector):
         info.add_metric([snapshot.model_id, __version__], 1)
         yield info
         yield from _like_vllm(snapshot)
+        if snapshot.batch_lines is not None:
+            text = "Lines of batches that have not ended, by what became of them."
+            yield _gauge("ggufd_batch_lines", text, "state", snapshot.batch_lines)
         if snapshot.stats is not None and snapshot.ready is not None:
             yield from _sums(snapshot.stats)
             yield from _spreads(snapshot.stats)
@@ -289,7 +294,7 @@ def _n_tokens(slots: Iterable[SlotState]) -> int:
     return sum(slot.n_past for slot in slots)
 
 
-def _gauge(name: str, text: str, label: str, values: dict[str, int]) -> GaugeMetricFamily:
+def _gauge(name: str, text: str, label: str, values: Mapping[str, int]) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, text, labels=[label])
     for value, number in values.items():
         family.add_metric([value], number)
