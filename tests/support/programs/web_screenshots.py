@@ -25,7 +25,12 @@ def main() -> None:
             page.wait_ended()
             page.page.mouse.move(1, 1)
             page.page.screenshot(path=FOLDER / "chat-page.png")
-        phone = {"viewport": {"width": 390, "height": 720}, "color_scheme": "dark", "is_mobile": True, "has_touch": True}
+        phone = {
+            "viewport": {"width": 390, "height": 720},
+            "color_scheme": "dark",
+            "is_mobile": True,
+            "has_touch": True,
+        }
         with web_page.opened(browser, server.url, **phone) as page:
             page.page.get_by_role("heading", name="Chat with SmolLM2").wait_for()
             page.page.screenshot(path=FOLDER / "chat-page-phone.png")

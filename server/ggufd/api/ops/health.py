@@ -96,5 +96,11 @@ async def _snapshot(services: Services) -> Snapshot:
         stats = None
     lines = None if services.batches is None else await services.batches.run(BatchStore.counts)
     return Snapshot(
-        engine.state.name.lower(), services.config.model_id, engine.ready, stats, engine.n_waiting, engine.n_running, lines
+        engine.state.name.lower(),
+        services.config.model_id,
+        engine.ready,
+        stats,
+        engine.n_waiting,
+        engine.n_running,
+        lines,
     )
