@@ -35,8 +35,8 @@ _ABORTS = (DISCONNECTED, FinishReason.ABORT.value)
 class Snapshot:
     """Current state for the gauges. Without an engine that answers, `stats` or `ready` are None.
 
-    `n_waiting` and `n_running` requests are open. `batch_lines` are those of batches that have not ended, by what became
-    of them; None without batches.
+    `n_waiting` and `n_running` requests are open. `batch_lines` are those of batches that have not ended, by what
+    became of them; None without batches.
     """
 
     state: str
