@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ggufd.api.services.settings import OutputDefaults
 from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.errors import InvalidRequest
 from tests.support.fakes.api_client import running
@@ -42,6 +43,17 @@ def named(name: str) -> dict[str, Any]:
 def with_schema(**keywords: Any) -> dict[str, Any]:
     """A request with one tool of this schema."""
     return {"tools": [{"function": {"name": "f", "parameters": {"type": "object", **keywords}}}]}
+
+
+async def test_without_parsing_an_answer_stays_as_it_was_written() -> None:
+    output = OutputDefaults(chat_parsing=False)
+    async with running(says(f"<think>a</think>I look.\n{PARIS}"), output=output) as api:
+        answer = await api.ok(PATH, messages=HELLO, tools=[WEATHER])
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["content"] == f"<think>a</think>I look.\n{PARIS}"
+    assert not choice["message"].get("tool_calls")
+    assert not choice["message"].get("reasoning_content")
 
 
 async def test_calls_are_told_apart_from_content() -> None:

@@ -102,7 +102,8 @@ class TextParams:
     """Parameters of the text process.
 
     `chat_template` replaces the file's template, `tool_format` overrides the detected format of tool calls.
-    `budget_message` is written at the end of reasoning that reached its budget.
+    `budget_message` is written at the end of reasoning that reached its budget. With `spm_infill` the suffix of an
+    infill prompt comes first.
     `header_digest` is the `TextInfo.header_digest` of the first load; None accepts any file.
     """
 
@@ -111,6 +112,7 @@ class TextParams:
     tool_format: str | None = None
     header_digest: str | None = None
     budget_message: str = ""
+    spm_infill: bool = False
 
 
 @dataclass(frozen=True, slots=True)

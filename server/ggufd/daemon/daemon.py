@@ -155,7 +155,11 @@ class Daemon:
         settings = engine_config(config, model)
         tool_format = None if config.model.tool_format == "auto" else config.model.tool_format
         params = TextParams(
-            settings.model, template, tool_format, budget_message=config.reasoning.reasoning_budget_message
+            settings.model,
+            template,
+            tool_format,
+            budget_message=config.reasoning.reasoning_budget_message,
+            spm_infill=config.output.spm_infill,
         )
         api = api_config(config, model, self._keys)
         prestarted, self._prestarted = self._prestarted, None

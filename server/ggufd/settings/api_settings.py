@@ -59,6 +59,7 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
             n_keep=config.output.n_keep,
             special=config.output.special,
             prefill_assistant=config.output.prefill_assistant,
+            chat_parsing=config.output.chat_parsing,
             embd_normalize=config.output.embd_normalize,
         ),
         max_tokens=max_tokens,

@@ -492,6 +492,12 @@ class OutputSection(Section):
     prefill_assistant: bool = setting(
         True, "Continue the last message of a chat where it is the assistant's, for requests that do not say."
     )
+    chat_parsing: bool = setting(
+        True, "Take reasoning and tool calls out of a chat's answers; without it all of it stays in content."
+    )
+    spm_infill: bool = setting(
+        False, "Write the suffix before the prefix in an infill prompt, as some models were trained (SPM)."
+    )
     embd_normalize: int = setting(
         2,
         "Norm of vectors of POST /embedding: 2 is Euclidean, -1 none, 0 the greatest at 32,760, 1 the sum, else p.",

@@ -207,6 +207,9 @@ def test_infill_of_models_that_have_it(name: str) -> None:
         assert tokens[-1] == middle
         assert prefix in tokens[:2]
         assert tokens.index(suffix) > 1
+        other = TextModel(model, spm_infill=True).encode_infill("def f():", "return")
+        assert other.index(suffix) < other.index(prefix)
+        assert (sorted(other), other[-1]) == (sorted(tokens), middle)
     model.close()
 
 

@@ -178,6 +178,7 @@ DEFAULTS = frozenset(
         "--webui",
         "--slots",
         "--no-log-jsonl",
+        "--no-skip-chat-parsing",
         "--prefill-assistant",
     )
 )

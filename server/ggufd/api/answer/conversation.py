@@ -87,7 +87,8 @@ class Conversation:
         services = self._services
         ready = services.require_ready()
         rendered = await self.render()
-        self._form, self.parallel_tool_calls = rendered.form, rendered.parallel_tool_calls
+        self._form = rendered.form if services.config.output.chat_parsing else AnswerFormat()
+        self.parallel_tool_calls = rendered.parallel_tool_calls
         may_call = self._fields.choice.mode is not ToolMode.NONE
         self._parameters = _enforced(self._fields.tools, rendered.repairs) if may_call else {}
         self._report(rendered.repairs)

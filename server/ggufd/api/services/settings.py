@@ -50,13 +50,14 @@ class StreamLimits:
 @dataclass(frozen=True, slots=True)
 class OutputDefaults:
     """What holds for requests that do not say: stop strings, tokens that a context shift keeps, special tokens shown,
-    an assistant's last message continued, the norm of llama-server's vectors.
+    an assistant's last message continued, chats' answers parsed, the norm of llama-server's vectors.
     """
 
     stop: tuple[str, ...] = ()
     n_keep: int = 0
     special: bool = False
     prefill_assistant: bool = True
+    chat_parsing: bool = True
     embd_normalize: int = 2
 
 

@@ -49,8 +49,11 @@ class TextModel:
         chat_template: str | None = None,
         tool_format: str | None = None,
         budget_message: str = "",
+        *,
+        spm_infill: bool = False,
     ) -> None:
         self._budget_message = budget_message
+        self._spm_infill = spm_infill
         vocabulary = file.vocabulary
         if not vocabulary.has_tokenizer:
             raise ModelError(f"{file.path} carries no tokenizer; a model with one is needed.")
@@ -139,7 +142,10 @@ class TextModel:
             n_tail = min(len(tail), max(room // 4, room - len(head)))
             head, tail = _last(head, room - n_tail), tail[:n_tail]
             others = _last(others, room - len(head) - len(tail))
-        return self._with_bos([*others, before, *head, after, *tail, middle])
+        first, second = (before, *head), (after, *tail)
+        if self._spm_infill:
+            first, second = second, first
+        return self._with_bos([*others, *first, *second, middle])
 
     def _encode_files(self, files: Sequence[tuple[str, str]]) -> list[int]:
         """Token ids of other files: as models trained on repositories expect them, else behind plain lines."""
@@ -330,7 +336,13 @@ def _header_digest(path: str) -> str:
 
 def load(params: TextParams) -> TextModel:
     """Text model of a file, without its weights. Raises ModelError, also for another file than was loaded first."""
-    model = TextModel(GgufModel(params.model.path), params.chat_template, params.tool_format, params.budget_message)
+    model = TextModel(
+        GgufModel(params.model.path),
+        params.chat_template,
+        params.tool_format,
+        params.budget_message,
+        spm_infill=params.spm_infill,
+    )
     if params.header_digest is not None and params.header_digest != model.info.header_digest:
         # The engine computes with the vocabulary that was loaded first.
         path = params.model.path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ggufd.settings.llama_server import readings
-from ggufd.settings.llama_server.flag import Flag, Part, Refused, Taken, fixed, plain, sets, switch, valued
+from ggufd.settings.llama_server.flag import Flag, Part, Taken, fixed, plain, sets, switch, valued
 from ggufd.settings.llama_server.readings import on_off_auto, unless
 
 _KWARGS = ("chat_template_kwargs",)
@@ -93,10 +93,7 @@ OUTPUT: tuple[Flag, ...] = (
         Part("strings", "escape", (*_BREAKERS, "stop"), False),
     ),
     plain("-sp --special", fixed(special=True)),
-    plain(
-        "--spm-infill",
-        Refused("the order of an infill prompt is taken from the model's tokens, prefix first; leave it out"),
-    ),
+    plain("--spm-infill", fixed(spm_infill=True)),
 )
 
 CHAT: tuple[Flag, ...] = (
@@ -138,10 +135,8 @@ CHAT: tuple[Flag, ...] = (
     switch(
         "--skip-chat-parsing",
         "--no-skip-chat-parsing",
-        Refused(
-            "tool calls are always parsed where tools are sent; --reasoning-format none leaves reasoning in content"
-        ),
-        Taken("answers are always parsed"),
+        fixed(chat_parsing=False),
+        fixed(chat_parsing=True),
         "LLAMA_ARG_SKIP_CHAT_PARSING",
     ),
     switch(
