@@ -95,7 +95,8 @@ def build_app(command: str, prestarted: PrestartedProcesses | None = None, notes
 
     app = typer.Typer(
         help="Serve one GGUF model to many clients at once, over an OpenAI-compatible API.",
-        epilog="`ggufd --model FILE` is short for `ggufd serve --model FILE`.\n\nAll settings: `ggufd serve -h`.",
+        epilog="`ggufd --model FILE` is short for `ggufd serve --model FILE`.\n\nAll settings: `ggufd serve -h`.\n\n"
+        "llama-server's flags and LLAMA_ARG_* variables are understood too.",
         context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
