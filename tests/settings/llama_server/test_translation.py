@@ -218,6 +218,23 @@ class TestVariables:
         assert not settings_of([], {"LLAMA_ARG_ENDPOINT_SLOTS": value}).server.slots
         assert not settings_of([], {"LLAMA_ARG_NO_ENDPOINT_SLOTS": value}).server.slots
 
+    def test_a_flag_without_an_off_form_is_on_or_not(self) -> None:
+        assert settings_of([], {"LLAMA_ARG_RERANKING": "true"}).context.reranking
+        assert not settings_of([], {"LLAMA_ARG_RERANKING": "0"}).context.reranking
+        assert not settings_of([], {"LLAMA_ARG_RERANKING": "yes"}).context.reranking
+        assert line_of(environ={"LLAMA_ARG_RERANKING": "yes"}).notes == [
+            "LLAMA_ARG_RERANKING changes nothing: it is read as on where it is on, enabled, true, 1"
+        ]
+
+    def test_of_two_that_set_the_same_the_later_one_in_llama_servers_order_counts(self) -> None:
+        both = {"LLAMA_ARG_CHAT_TEMPLATE_FILE": "t.jinja", "LLAMA_ARG_CHAT_TEMPLATE": "chatml"}
+        model = settings_of([], both).model
+        assert (model.chat_template, model.chat_template_file) == ("", "t.jinja")
+
+    def test_half_of_what_belongs_together_is_noted(self) -> None:
+        (note,) = line_of(environ={"LLAMA_ARG_HF_FILE": "m.gguf"}).notes
+        assert "--hf-repo OWNER/REPO is missing" in note
+
     def test_a_fault_names_the_variable(self) -> None:
         environ = {"LLAMA_ARG_PORT": "http", "LLAMA_ARG_FLASH_ATTN": "maybe", "LLAMA_ARG_UI": "maybe"}
         with pytest.raises(ConfigError) as caught:

@@ -32,13 +32,17 @@ class Fixed:
 class Part:
     """Honoured together with other flags: `combined.GROUPS[group]` makes settings of all the parts of a group.
 
-    `keys` are the settings that it can change.
+    `keys` are the settings that it can change. Its value is `value` of what was given, or of a switch `value` itself.
     """
 
     group: str
     name: str
     keys: tuple[str, ...]
-    value: Any = None
+    value: Any = str
+
+    def read(self, *given: str) -> Any:
+        """The part's value. Raises ValueError in words that follow "expected"."""
+        return self.value(*given) if callable(self.value) else self.value
 
 
 @dataclass(frozen=True, slots=True)

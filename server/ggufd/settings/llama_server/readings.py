@@ -10,23 +10,23 @@ from typing import Any
 
 from ggufd import text_files
 
-_TRUE = ("on", "enabled", "true", "1")
-_FALSE = ("off", "disabled", "false", "0")
+TRUE = ("on", "enabled", "true", "1")
+FALSE = ("off", "disabled", "false", "0")
 _AUTO = ("auto", "-1")
 
 
 def is_on(value: str) -> bool:
     """A truth value as llama-server reads one."""
-    if value in _TRUE:
+    if value in TRUE:
         return True
-    if value in _FALSE:
+    if value in FALSE:
         return False
-    raise ValueError(f"one of {', '.join((*_TRUE, *_FALSE))}")
+    raise ValueError(f"one of {', '.join((*TRUE, *FALSE))}")
 
 
 def on_off_auto(value: str) -> str:
     """`on`, `off` or `auto` under any of their names."""
-    for word, names in (("on", _TRUE), ("off", _FALSE), ("auto", _AUTO)):
+    for word, names in (("on", TRUE), ("off", FALSE), ("auto", _AUTO)):
         if value in names:
             return word
     raise ValueError("on, off or auto")

@@ -6,6 +6,7 @@ through to our own command line.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -38,23 +39,21 @@ class Variables:
 
 
 def variables(environ: Mapping[str, str]) -> Variables:
-    """Read llama-server's variables. An empty one is unset; one that is not known is named in the notes."""
+    """Read llama-server's variables, in its order. An empty one is unset; one that is not known is in the notes."""
     found = Variables()
-    for name, value in environ.items():
-        flag = BY_VARIABLE.get(name)
-        if flag is not None and value:
+    for name, flag in BY_VARIABLE.items():
+        if value := environ.get(name):
             _read_variable(found, flag, name, value)
-        elif flag is None and name.startswith(PREFIX):
+    for name in sorted(environ.keys() - BY_VARIABLE.keys()):
+        if name.startswith(PREFIX):
             found.notes.append(f"{name} changes nothing: llama-server has no such variable{_near(name, BY_VARIABLE)}")
     found.notes += [f"{path} is not read: put its lines into config.toml" for path in _config_files(environ)]
     for group, parts in found.parts.items():
         where = parts[-1][2]
-        try:
+        # Where a part alone makes nothing, its other half may stand on the command line.
+        with contextlib.suppress(ValueError):
             made = combined.GROUPS[group]([(name, value) for name, value, _ in parts])
-        except ValueError:
-            # Its other half may stand on the command line.
-            continue
-        found.values |= {key: (value, where) for key, value in made.items()}
+            found.values |= {key: (value, where) for key, value in made.items()}
     return found
 
 
@@ -67,27 +66,34 @@ def _config_files(environ: Mapping[str, str]) -> Iterator[Path]:
 
 
 def _read_variable(found: Variables, flag: Flag, name: str, value: str) -> None:
-    outcome = flag.outcome
     try:
-        if flag.n_values == 0:
-            is_on = name != flag.off_env and readings.is_on(value)
-            if not is_on and flag.off_outcome is None:
-                return
-            outcome = flag.outcome if is_on or flag.off_outcome is None else flag.off_outcome
-        match outcome:
+        match _outcome_of_variable(flag, name, value):
             case Refused(instead):
                 found.faults.append(f"{name}: {instead}")
             case Taken(why):
                 found.notes.append(f"{name} changes nothing: {why}")
             case Exports(variable, fixed):
                 found.exports[variable] = fixed or value
-            case Part(group, part, _, fixed):
-                read = value if fixed is None else fixed(value) if callable(fixed) else fixed
-                found.parts.setdefault(group, []).append((part, read, name))
-            case Sets() | Fixed():
+            case Part() as part:
+                found.parts.setdefault(part.group, []).append((part.name, part.read(value), name))
+            case Sets() | Fixed() as outcome:
                 found.values |= {key: (one, name) for key, one in _settings(outcome, [value]).items()}
     except ValueError as error:
         found.faults.append(f"{name} = {json.dumps(value)}: expected {error}")
+
+
+def _outcome_of_variable(flag: Flag, name: str, value: str) -> Outcome | None:
+    """What becomes of a variable; None for one that turns on what it names, and says something else.
+
+    Of a switch any other word is a ValueError, as in llama-server.
+    """
+    if flag.n_values:
+        return flag.outcome
+    if flag.off_outcome is not None:
+        return flag.off_outcome if name == flag.off_env or not readings.is_on(value) else flag.outcome
+    if value in readings.TRUE:
+        return flag.outcome
+    return None if value in readings.FALSE else Taken(f"it is read as on where it is {', '.join(readings.TRUE)}")
 
 
 @dataclass(slots=True)
@@ -138,6 +144,8 @@ class _Reader:
         for group in self._parts:
             if group in self._touched:
                 self._given += self._combine(group).items()
+            else:
+                self._note_halves(group)
         self._line.arguments = [text for one in self._given for text in _rendered(one)]
         return self._line
 
@@ -168,15 +176,21 @@ class _Reader:
                 self._line.shows = self._line.shows or command
             case Exports(variable, fixed):
                 self._line.exports[variable] = fixed or values[0]
-            case Part(group, part, _, fixed):
-                read = values[0] if fixed is None else fixed(values[0]) if callable(fixed) else fixed
-                self._parts.setdefault(group, []).append((part, read))
-                self._touched.add(group)
+            case Part() as part:
+                self._parts.setdefault(part.group, []).append((part.name, part.read(*values)))
+                self._touched.add(part.group)
             case Sets() | Fixed():
                 for key, value in _settings(outcome, values).items():
                     if not flag.repeats:
                         self._given = [one for one in self._given if isinstance(one, str) or one[0] != key]
                     self._given.append((key, value))
+
+    def _note_halves(self, group: str) -> None:
+        """Note on variables that make nothing without another."""
+        try:
+            combined.GROUPS[group](self._parts[group])
+        except ValueError as error:
+            self._line.notes.append(f"of llama-server's variables one changes nothing: {error}")
 
     def _combine(self, group: str) -> dict[str, Any]:
         try:
