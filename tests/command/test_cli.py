@@ -22,7 +22,7 @@ from ggufd.llama.model.system import DeviceMemory
 from ggufd.llama.params import ContextParams
 from ggufd.models import hub
 from ggufd.processes.prestarted import PrestartedProcess
-from ggufd.settings import api_settings, engine_settings, listen, sources
+from ggufd.settings import api_settings, engine_settings, flags, listen, sources
 from ggufd.settings.config import settings
 from ggufd.settings.flags import with_settings
 from tests.support.models import gguf_files
@@ -142,6 +142,12 @@ class TestCommands:
             "Output defaults:",
             "Sampling defaults:",
         ]
+
+    @pytest.mark.parametrize("command", ["serve", "check"])
+    def test_the_options_that_are_known_are_those_that_there_are(self, command: str) -> None:
+        """Those of llama-server's are translated before; what is neither is refused with a near name."""
+        params = typer.main.get_command(cli.build_app(command)).commands[command].params  # type: ignore[attr-defined]
+        assert flags.names() - {"--help", "-h"} == {name for one in params for name in (*one.opts, *one.secondary_opts)}
 
     def test_devices_are_listed_under_the_names_that_device_takes(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
