@@ -67,7 +67,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
     """Append the outcome of every phase that says something: an error of a fixture is a failure too."""
     report: pytest.TestReport = yield
     if report.when == "call" or report.outcome != "passed":
-        line = {"test": item.nodeid, "outcome": report.outcome, "text": report.longreprtext[-2000:]}
+        line = {
+            "test": item.nodeid,
+            "outcome": report.outcome,
+            "text": report.longreprtext[-2000:] + report.capstdout[-2000:],
+        }
         with Path(os.environ[OUTCOMES]).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     return report

@@ -6,9 +6,11 @@ would download.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,7 +22,7 @@ from tests.e2e.llama_server import stand_in
 from tests.e2e.llama_server.expected import FAILS, NOT_RUN
 from tests.support.models.tiny_bert import Size, write_tiny_bert
 from tests.support.models.vocabularies import SOURCE_VARIABLE, demo_model, source_file
-from tests.support.programs.live_server import ROOT, free_port
+from tests.support.programs.live_server import ROOT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -74,7 +76,7 @@ def _start(tests: Path, outcomes: Path, models: Mapping[str, str], place: int, n
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(ROOT / "server"), str(ROOT))),
         "LLAMA_SERVER_BIN_PATH": str(launcher),
-        "PORT": str(free_port()),
+        "PORT": str(_port(place, n_shares)),
         # What is measured at the start elsewhere, and threads that would wait for those of the other share.
         "GGUFD_FLASH_ATTN": "on",
         "GGUFD_THREADS": "1",
@@ -89,6 +91,14 @@ def _start(tests: Path, outcomes: Path, models: Mapping[str, str], place: int, n
     return subprocess.Popen(
         command, cwd=tests, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def _port(place: int, n_shares: int) -> int:
+    """A port for all servers of a share, one after the other: below those that the system gives to anybody."""
+    for port in range(20_000 + place, 32_000, n_shares):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 def _lines(path: Path) -> Iterator[dict[str, str]]:
