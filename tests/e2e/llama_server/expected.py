@@ -13,6 +13,7 @@ _COMPLETION = "unit/test_completion.py::test_"
 _EMBEDDING = "unit/test_embedding.py::test_"
 _SECURITY = "unit/test_security.py::test_"
 _SLEEP = "unit/test_sleep.py::test_"
+_TEMPLATE = "unit/test_template.py::test_"
 
 NOT_RUN: Mapping[str, tuple[str, ...]] = {
     "several models behind a router, where one process serves one model": (
