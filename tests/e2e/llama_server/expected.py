@@ -114,12 +114,6 @@ FAILS: Mapping[str, tuple[str, ...]] = {
     "looks for words that llama-server logs for its tests": (
         "unit/test_kv_keep_only_active.py::test_clear_and_restore",
     ),
-    "each slot has cells of its own, the context divided by the slots, so that none can take another's": (
-        f"{_COMPLETION}completion_unified[256-4-n_predict_vals0-expected_success0]",
-        f"{_COMPLETION}completion_unified[256-4-n_predict_vals1-expected_success1]",
-        f"{_COMPLETION}completion_unified[256-4-n_predict_vals2-expected_success2]",
-        f"{_COMPLETION}completion_unified[256-4-n_predict_vals3-expected_success3]",
-    ),
     "a chat template has a text or a file; of names only chatml is known": (
         f"{_CHAT}chat_template_continue_final_message_mutual_exclusion",
         f"{_CHAT}apply_chat_template",
