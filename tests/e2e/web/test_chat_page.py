@@ -187,6 +187,21 @@ def test_a_chat_is_exported_deleted_and_imported(page: WebPage) -> None:
     expect(page.answer.get_by_label("Version 2 of 2")).to_be_visible()
 
 
+def test_another_tab_shows_what_this_one_keeps(page: WebPage) -> None:
+    page.answered("Name an animal.")
+    page.wait_kept()
+    other = WebPage(page.page.context.new_page(), page.url)
+    other.page.goto(page.page.url)
+    expect(other.messages).to_have_count(2)
+    page.answered("And another.")
+    expect(other.messages).to_have_count(4)
+    other.page.get_by_role("button", name="New chat").click()
+    other.answered("Say hello.")
+    expect(page.page.locator(".chat-name")).to_have_count(2)
+    expect(page.messages).to_have_count(4)
+    other.check()
+
+
 def test_the_system_prompt_is_sent(page: WebPage) -> None:
     page.page.get_by_text("System prompt").click()
     page.page.get_by_role("textbox", name="System prompt").fill("You are a pirate.")

@@ -115,11 +115,12 @@ def test_what_runs_in_no_answer_runs_in_no_name_and_no_import(page: WebPage) -> 
 
 
 def test_links_open_elsewhere_and_tell_nothing(page: WebPage) -> None:
-    answer_with(page, ["[docs](https://example.org/a?b) and **bold**"])
+    answer_with(page, ["[docs](https://example.org/a?b) and **bold**\n\n3. three\n4. four\n"])
     link = page.answer.get_by_role("link", name="docs")
     assert link.get_attribute("href") == "https://example.org/a?b"
     assert (link.get_attribute("target"), link.get_attribute("rel")) == ("_blank", "noopener noreferrer nofollow")
     expect(page.answer.locator("strong")).to_have_text("bold")
+    expect(page.answer.locator("ol")).to_have_attribute("start", "3")
 
 
 WORDS = "The ship **sails** on, `while` the wind is strong. "

@@ -3,9 +3,9 @@ import { IconButton } from "../shared/components.js";
 import { KeyDialog, ServerBanner } from "../shared/frame.js";
 import { Header } from "../shared/header.js";
 import { effect, html, useSignal } from "../shared/view.js";
-import { takeUpAll } from "./conversation.js";
+import { readAgain, takeUpAll } from "./conversation.js";
 import { ConversationView } from "./conversation_view.js";
-import { openChatId, readLibrary } from "./library.js";
+import { onChangeElsewhere, openChatId, readLibrary } from "./library.js";
 import { isChanged } from "./settings.js";
 import { SettingsPanel } from "./settings_panel.js";
 import { openChat, Sidebar, SidebarButton } from "./sidebar.js";
@@ -37,6 +37,7 @@ export async function openFromAddress() {
   await readLibrary();
   if (openChatId.value) await openChat(openChatId.value);
   takeUpAll();
+  onChangeElsewhere(readAgain);
   addEventListener("hashchange", () => openChat(location.hash.slice(1)));
   effect(() => {
     const wanted = openChatId.value ? `#${openChatId.value}` : location.pathname + location.search;

@@ -115,6 +115,13 @@ function takeUp(chatId) {
   }
 }
 
+/** Show what another tab has made of a chat, if it is the open one and nothing is being written here. */
+export async function readAgain(/** @type {string} */ id) {
+  if (chat.value.id !== id || isRunning(id)) return;
+  const found = await readChat(id);
+  if (chat.value.id === id && !isRunning(id)) chat.value = found ?? tree.newChat();
+}
+
 /** End what is under way in a chat that is deleted, and leave it. @param {string} id */
 export function forget(id) {
   for (const run of runs.value.values()) if (run.chatId === id) run.controller.abort();

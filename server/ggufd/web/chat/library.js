@@ -24,6 +24,9 @@ const kept = new Map();
 const unkept = new Map();
 let isWriting = false;
 
+/** Tells other tabs which chat was written; a tab hears all but itself. */
+const otherTabs = new BroadcastChannel("ggufd chats");
+
 /** Read the list. */
 export async function readLibrary() {
   await tryTo(async () => {
@@ -36,6 +39,15 @@ export async function readLibrary() {
 /** The ids of the chats in which answers were being written when the page was closed. */
 export function unfinishedIds() {
   return unfinished;
+}
+
+/** Call `act` with the id of each chat that another tab has changed, once the list is up to date. */
+export function onChangeElsewhere(/** @type {(id: string) => void} */ act) {
+  otherTabs.onmessage = async ({ data: id }) => {
+    kept.delete(id);
+    await readLibrary();
+    act(id);
+  };
 }
 
 /** @param {string} id @returns {Promise<Chat | null>} */
@@ -65,6 +77,7 @@ async function write() {
     const before = kept.get(id) ?? null;
     kept.set(id, chat);
     await tryTo(() => saveChat(chat, before, titleOf(chat)));
+    otherTabs.postMessage(id);
   }
   isWriting = false;
 }
@@ -75,6 +88,7 @@ export async function forgetChat(id) {
   unkept.delete(id);
   kept.delete(id);
   await tryTo(() => deleteChat(id));
+  otherTabs.postMessage(id);
 }
 
 /**

@@ -34,6 +34,9 @@ const marked = new Marked({
 
 const TAGS = "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre strong table tbody td th thead tr ul".split(" ");
 
+/** Attributes that hold no address. */
+const HARMLESS = ["target", "rel", "start", "align"];
+
 /**
  * One block of Markdown as elements; as plain text where it is none that a person would write.
  * @param {string} text
@@ -44,7 +47,8 @@ export function rendered(text) {
   try {
     return DOMPurify.sanitize(/** @type {string} */ (marked.parse(text)), {
       ALLOWED_TAGS: TAGS,
-      ALLOWED_ATTR: ["href", "target", "rel", "start", "align"],
+      ALLOWED_ATTR: ["href", ...HARMLESS],
+      ADD_URI_SAFE_ATTR: HARMLESS,
       ALLOWED_URI_REGEXP: SAFE_LINK,
       RETURN_DOM_FRAGMENT: true,
     });
