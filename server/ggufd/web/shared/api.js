@@ -21,8 +21,9 @@ export class ApiError extends Error {
 }
 
 /**
- * What a call may say besides its address.
- * @typedef {{method?: string, body?: unknown, signal?: AbortSignal, headers?: Record<string, string>}} CallOptions
+ * What a call may say besides its address. `isBackground`: no person made it, so that none is asked for a key twice.
+ * @typedef {{method?: string, body?: unknown, signal?: AbortSignal, headers?: Record<string, string>,
+ *   isBackground?: boolean}} CallOptions
  */
 
 /**
@@ -37,7 +38,7 @@ export async function call(path, options = {}) {
     const sent = key.value;
     const response = await send(path, options, sent);
     if (response.ok) return response;
-    if (response.status !== 401 || !(await askKey(sent))) throw await errorOf(response);
+    if (response.status !== 401 || !(await askKey(sent, options.isBackground))) throw await errorOf(response);
   }
 }
 

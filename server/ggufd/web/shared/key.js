@@ -17,13 +17,19 @@ let asked = null;
 /** @type {(isGiven: boolean) => void} */
 let answer = () => {};
 
+/** Whether the person would give none when they were asked last. */
+let isRefused = false;
+
 /**
- * Ask the person for a key, unless another call has changed it since `sent` was refused. False where they gave none.
+ * Ask the person for a key, unless another call has changed it since `sent` was refused. False where they gave none;
+ * a call that they did not make themselves (`isBackground`) does not ask again then.
  * @param {string} sent
+ * @param {boolean} isBackground
  * @returns {Promise<boolean>}
  */
-export function askKey(sent) {
+export function askKey(sent, isBackground = false) {
   if (key.value !== sent) return Promise.resolve(true);
+  if (isRefused && isBackground) return Promise.resolve(false);
   keyWanted.value = sent ? "wrong" : "missing";
   asked ??= new Promise((resolve) => (answer = resolve));
   return asked;
@@ -35,6 +41,7 @@ export function giveKey(given) {
     key.value = given;
     sessionStorage.setItem(NAME, given);
   }
+  isRefused = !given;
   keyWanted.value = "";
   asked = null;
   answer(Boolean(given));

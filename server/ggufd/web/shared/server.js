@@ -57,7 +57,7 @@ async function health() {
 /** Read what `GET /` says, again where another model may have come. */
 export async function readFacts() {
   try {
-    facts.value = await getJson("");
+    facts.value = await getJson("", { isBackground: true });
   } catch {
     // Said where it matters: the banner, or the dialog that asks for a key.
   }
