@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.models.lora_files import write_loras
+from tests.support.programs.axe import violations
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_app import or_skip
 from tests.support.programs.sillytavern_page import chromium
@@ -445,3 +446,31 @@ def test_the_panels_fit_a_phone(browser: Browser, server: LiveServer) -> None:
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
         assert panels.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_panels(browser: Browser, server: LiveServer, scheme: str) -> None:
+    with opened(browser, server.url, viewport={"width": 1280, "height": 900}, color_scheme=scheme) as panels:
+        panels.give_key(KEY)
+        panels.open_settings()
+        for group in panels.page.locator(".settings-panel details").all():
+            group.locator("summary").click()
+        panels.fill("Temperature", "-1")
+        panels.choose("The answer is", "grammar")
+        panels.fill("Grammar (GBNF)", "root ::= foo")
+        expect(panels.page.locator(SHOWN.format("grammar"))).to_contain_text("not defined")
+        with or_skip():
+            assert violations(panels.page) == {}
+        panels.choose("The answer is", "")
+        panels.fill("Temperature", "0")
+        panels.fill("Longest answer", "24")
+        panels.choose("With every answer", "true")
+        panels.ask("Tell me about the moon.")
+        panels.page.locator(".facts-line").click()
+        panels.page.get_by_role("button", name="Tokens", exact=True).click()
+        panels.page.locator(".token").nth(2).hover()
+        panels.page.locator(".alternatives").wait_for()
+        assert violations(panels.page) == {}
+        panels.page.get_by_role("button", name="as curl").click()
+        panels.page.locator(".program").wait_for()
+        assert violations(panels.page) == {}
