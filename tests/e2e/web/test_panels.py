@@ -471,6 +471,8 @@ def test_axe_finds_nothing_in_the_panels(browser: Browser, server: LiveServer, s
         panels.page.locator(".token").nth(2).hover()
         panels.page.locator(".alternatives").wait_for()
         assert violations(panels.page) == {}
+        panels.page.keyboard.press("Escape")
+        expect(panels.page.locator(".alternatives")).to_have_count(0)
         panels.page.get_by_role("button", name="as curl").click()
         panels.page.locator(".program").wait_for()
         assert violations(panels.page) == {}

@@ -72,6 +72,7 @@ function Tokens({ message, entries, goOnFrom }) {
     timer.current = setTimeout(() => setAt(-1), LEAVE_MS);
   };
   useEffect(() => () => clearTimeout(timer.current), []);
+  useEscape(at >= 0, ref, () => setAt(-1));
   /** @param {number} place */
   const turn = (place) => {
     setAt(-1);
@@ -150,6 +151,27 @@ function Pages({ begin, end, count, onTurn }) {
     <span>Tokens ${begin + 1} to ${end} of ${count}</span>
     <${IconButton} kind="small" icon="forward" name="Tokens after" disabled=${end === count} onClick=${() => onTurn(begin + PAGE)} />
   </p>`;
+}
+
+/**
+ * Esc closes what the pointer has opened, wherever the focus is.
+ * @param {boolean} isOpen
+ * @param {{current: HTMLElement | null}} root What sees to its own keys.
+ * @param {() => void} close
+ */
+function useEscape(isOpen, root, close) {
+  useEffect(() => {
+    /** @param {KeyboardEvent} event */
+    const press = (event) => {
+      if (event.key !== "Escape" || root.current?.contains(/** @type {Node} */ (event.target))) return;
+      event.stopPropagation();
+      event.preventDefault();
+      close();
+    };
+    if (!isOpen) return undefined;
+    document.addEventListener("keydown", press, true);
+    return () => document.removeEventListener("keydown", press, true);
+  }, [isOpen]);
 }
 
 /** Why nothing can go on from these tokens; "" where it can. @param {Message} message @param {unknown} alignment */
