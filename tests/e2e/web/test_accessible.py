@@ -23,10 +23,10 @@ DESKTOP = {"width": 1280, "height": 800}
 SCHEMES: tuple[Literal["dark", "light"], ...] = ("dark", "light")
 
 _RUN = """
-async () => {
+async (isCovered) => {
   await new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
   await Promise.all(document.getAnimations().map((one) => one.finished.catch(() => {})));
-  const found = await axe.run(document, { preload: false });
+  const found = await axe.run(document, { preload: false, rules: { "target-size": { enabled: !isCovered } } });
   return { violations: found.violations, passes: found.passes.length };
 }
 """
@@ -79,12 +79,12 @@ class Finder:
         self._axe = axe
         self.faults: list[str] = []
 
-    def look(self, where: str) -> None:
-        """Look at the page as it is now."""
+    def look(self, where: str, *, is_covered: bool = False) -> None:
+        """Look at the page as it is now. What a menu covers in part is no target while that is open."""
         self._page.evaluate(self._axe)
         for scheme in SCHEMES:
             self._page.emulate_media(color_scheme=scheme)
-            found: dict[str, Any] = self._page.evaluate(_RUN)
+            found: dict[str, Any] = self._page.evaluate(_RUN, is_covered)
             assert found["passes"] > 15, "hardly anything was looked at"
             self.faults += [
                 f"{where}, {scheme}: {rule['id']}: {node['target']} {node['html'][:200]} {node['failureSummary']}"
@@ -119,8 +119,9 @@ def test_the_chat_page(browser: Browser, server: LiveServer, axe: str, size: dic
         import_chat(page)
         finder.look("with an answer")
         page.answer.get_by_text("Thoughts").click()
+        finder.look("unfolded")
         page.press("More")
-        finder.look("unfolded, with a menu")
+        finder.look("with a menu", is_covered=True)
         page.page.get_by_role("menuitem", name="Delete").click()
         finder.look("asked")
         page.page.keyboard.press("Escape")
