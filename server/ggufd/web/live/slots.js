@@ -17,25 +17,18 @@ export function Slots({ state }) {
     { name: "Slot", kind: "number key", cell: (/** @type {Slot} */ slot) => slot.id },
     {
       name: "Whose",
-      cell: (/** @type {Slot} */ slot) =>
-        slot.state === "empty"
-          ? html`<span class="quiet">nobody's</span>`
-          : html`<${Owner} name=${slot.owner} you=${server.you} />`,
+      cell: (/** @type {Slot} */ slot) => html`<${Owner} name=${slot.owner} you=${server.you} />`,
     },
     {
       name: "Doing",
       kind: "wide",
       cell: (/** @type {Slot} */ slot) => html`<${Doing} slot=${slot} nCtx=${server.n_ctx} />`,
     },
-    {
-      name: "Tokens",
-      kind: "number",
-      cell: (/** @type {Slot} */ slot) => (slot.state === "empty" ? "–" : count(slot.tokens)),
-    },
+    { name: "Tokens", kind: "number", cell: (/** @type {Slot} */ slot) => count(slot.tokens) },
     {
       name: "Tokens/s",
       kind: "number",
-      cell: (/** @type {Slot} */ slot) => (slot.request === undefined ? "–" : rate(slot.tokens_per_s)),
+      cell: (/** @type {Slot} */ slot) => (slot.request === undefined ? null : rate(slot.tokens_per_s)),
     },
     { name: "From cache", kind: "number", cell: cachedShare },
     {
@@ -46,10 +39,12 @@ export function Slots({ state }) {
           onSave=${() => (saving.value = slot.id)} />`,
     },
   ];
+  const filled = state.slots.filter((slot) => slot.state !== "empty");
   return html`<${Section} title="Slots" note=${note(state)} failure=${questions.failure} kind="slots">
-    <${Table} caption="Slots" columns=${columns} rows=${state.slots} keyOf=${(/** @type {Slot} */ slot) => slot.id}
+    <${Table} caption="Slots" columns=${columns} rows=${filled} keyOf=${(/** @type {Slot} */ slot) => slot.id}
       empty=${emptyText(state)} />
-    ${state.slots.some((slot) => slot.state !== "empty") && html`<${Legend} />`}
+    ${filled.length > 0 && html`<${Legend} />`}
+    ${filled.length > 0 && html`<p class="quiet small">${emptyNote(state.slots.length - filled.length)}</p>`}
     ${server.sees === "own" && html`<p class="quiet small">${othersText(state)}</p>`}
     ${questions.dialog}
     ${saving.value !== null && html`<${SaveDialog} slot=${saving.value} onClose=${() => (saving.value = null)} />`}
@@ -78,26 +73,32 @@ function emptyText({ server, totals }) {
   if (server.state === "sleeping")
     return "The model is unloaded while nobody uses it. The next request loads it again.";
   if (!totals.slots) return "Nothing is known of the slots while the model is not there.";
+  if (server.sees === "all") return totals.slots === 1 ? "The slot is empty." : `All ${totals.slots} slots are empty.`;
   return "None of your requests is running, and no slot keeps a chat of yours.";
+}
+
+/** @param {number} empty */
+function emptyNote(empty) {
+  if (!empty) return "";
+  return empty === 1 ? "One slot is empty." : `${empty} slots are empty.`;
 }
 
 /** @param {import("./state.js").LiveState} state */
 function othersText(state) {
   const { busy, keeping } = others(state);
   if (!busy && !keeping) return "Nobody else is being served.";
-  return `Others: ${counted(busy, "slot")} busy, ${keeping} that ${keeping === 1 ? "keeps" : "keep"} what was
-    computed.`;
+  const kept = keeping ? `, ${keeping} ${keeping === 1 ? "keeps" : "keep"} what was computed` : "";
+  return `Others: ${counted(busy, "slot")} busy${kept}.`;
 }
 
 /** @param {Slot} slot */
 function cachedShare(slot) {
-  if (slot.request === undefined || !slot.prompt_tokens) return "–";
+  if (slot.request === undefined || !slot.prompt_tokens) return null;
   return percent((slot.cached_tokens ?? 0) / slot.prompt_tokens);
 }
 
 /** What a slot does, in words and as a bar. @param {{slot: Slot, nCtx: number | null}} props */
 function Doing({ slot, nCtx }) {
-  if (slot.state === "empty") return html`<span class="quiet">empty</span>`;
   if (slot.state === "idle")
     return html`<span class="quiet">keeps ${counted(slot.tokens, "token")}, ${ago(slot.seconds)}</span>
       <${Bar} of=${nCtx ?? slot.tokens} parts=${[["kept", slot.tokens]]} />`;
@@ -112,7 +113,7 @@ function Doing({ slot, nCtx }) {
         ["computed", computed - cached],
       ]} />`;
   const written = slot.completion_tokens ?? 0;
-  return html`<span><span class="phase writing">writing</span> ${counted(written, "token")},
+  return html`<span><span class="phase writing">writing</span> ${counted(written, "token")},${" "}
     ${duration(slot.seconds)}</span>
     <${Bar} of=${nCtx ?? slot.tokens} parts=${[
       ["cached", cached],
@@ -148,7 +149,7 @@ function SlotActions({ slot, server, ask, onSave }) {
     return html`<button type="button" class="button small" aria-label=${`End the request in slot ${slot.id}`}
       onClick=${() => ask(endQuestion(request, whose, true))}>End</button>`;
   }
-  if (slot.state === "empty" || !server.is_admin) return null;
+  if (!server.is_admin) return null;
   const erase = {
     title: `Erase slot ${slot.id}?`,
     text: `The ${counted(slot.tokens, "token")} that it keeps are computed again when that chat goes on.`,
