@@ -245,3 +245,13 @@ def test_three_who_may_see_alike_cost_one_message(served: Served) -> None:
         next(two)
         a, b = next(one), next(two)
     assert a.keys() == b.keys()
+
+
+def test_a_server_that_ends_keeps_no_viewer(served: Served) -> None:
+    """Another engine may take the place of one that stopped; where none does, the stream ends by itself."""
+    with looking(served) as messages:
+        next(messages)
+        started_s = time.monotonic()
+        served.in_loop(lambda: served.engine.enter(FakeState.STOPPED))
+        assert all("error" not in one for one in messages)
+    assert time.monotonic() - started_s < 5

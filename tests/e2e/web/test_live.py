@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -198,6 +199,28 @@ def test_drain_and_sleep_and_back(browser: Browser, server: LiveServer, keys: Ke
         expect(live.part("Slots")).to_contain_text("The next request loads it again.")
         with long_requests(server.url, keys.alice):
             expect(live.tile("Server")).to_have_text("Serving")
+
+
+def test_advice_on_ones_own_chats_is_shown(browser: Browser, server: LiveServer, keys: Keys) -> None:
+    finding = {
+        "class": "date",
+        "position": 12,
+        "turns": 3,
+        "tokens_per_turn": 800,
+        "seconds_per_turn": 2.5,
+        "advice": "Put the date at the end of the system prompt.",
+        "key": "alice",
+        "own": True,
+        "quote": {"before": "Monday", "now": "Tuesday<img src=x>"},
+    }
+    others = finding | {"own": False, "advice": "Not for alice.", "quote": None}
+    with looking(browser, server.url, keys.alice, at=f"{server.url}/health") as live:
+        said = json.dumps({"object": "list", "data": [finding, others]})
+        live.page.route("**/v1/cache/advice", lambda route: route.fulfill(body=said, content_type="application/json"))
+        live.page.goto(f"{server.url}/live")
+        expect(live.part("Advice")).to_contain_text("Put the date at the end of the system prompt.")
+        expect(live.part("Advice")).to_contain_text("Was Monday, became Tuesday<img src=x>.")
+        expect(live.part("Advice")).not_to_contain_text("Not for alice")
 
 
 def test_another_model_is_loaded_after_its_plan(browser: Browser, server: LiveServer, keys: Keys) -> None:

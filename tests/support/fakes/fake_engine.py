@@ -63,6 +63,7 @@ class FakeState(enum.Enum):
     SLEEPING = "sleeping"
     WAKING = "waking"
     DRAINING = "draining"
+    STOPPED = "stopped"
 
 
 def make_ready(n_ctx: int = 512, *, pooling: Pooling = "mean", writes: bool = True) -> Ready:

@@ -34,8 +34,8 @@ def running_browser() -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def looking(browser: Browser, url: str, key: str = "", **options: Any) -> Iterator[LivePage]:
-    """The page with this key, in a fresh profile; at the end it must have broken no rule."""
+def looking(browser: Browser, url: str, key: str = "", at: str = "", **options: Any) -> Iterator[LivePage]:
+    """The page with this key, in a fresh profile, or `at` another one first; at the end it must have broken no rule."""
     context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
     context.set_default_timeout(PAGE_MS)
     context.add_init_script(_WATCH)
@@ -43,7 +43,7 @@ def looking(browser: Browser, url: str, key: str = "", **options: Any) -> Iterat
         context.add_init_script(f"sessionStorage.setItem('ggufd.key /', {json.dumps(key)})")
     try:
         live = LivePage(context.new_page(), url)
-        live.page.goto(f"{url}/live")
+        live.page.goto(at or f"{url}/live")
         yield live
         live.check()
     finally:

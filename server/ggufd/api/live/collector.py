@@ -56,6 +56,8 @@ class Collector:
         self._n_refused = 0
         self._watched: EngineService | None = None
         self._was_paused = False
+        self._is_stopped = False
+        self._n_stopped = 0
 
     # --- what happens -----------------------------------------------------------------------------------------------
 
@@ -72,10 +74,12 @@ class Collector:
         if self._watched is not None:
             self.recent.note_event("load", f"the model is changed to {self._services().config.model_id}")
         self._watched, self.state = engine, None
+        self._is_stopped, self._n_stopped = False, 0
         self.served.restart()
         engine.watch(lambda state: self._note_state(engine, state.name))
 
     def _note_state(self, engine: EngineService, name: str) -> None:
+        self._is_stopped = engine is self._watched and name == "STOPPED"
         if engine is self._watched and name in _EVENTS:
             is_resumed = name == "READY" and self._was_paused
             self._was_paused = name == "DRAINING"
@@ -115,6 +119,11 @@ class Collector:
                 await asyncio.gather(task, return_exceptions=True)
 
     @property
+    def is_over(self) -> bool:
+        """Whether the engine has stopped and no other took its place: the server ends."""
+        return self._n_stopped > 1
+
+    @property
     def _is_wanted(self) -> bool:
         engine = self._services().engine
         return self._n_viewers > 0 or engine.n_running + engine.n_waiting > 0
@@ -133,6 +142,7 @@ class Collector:
         self.state = await self._ask(before)
         now_s = time.monotonic()
         self._note_firsts()
+        self._n_stopped += self._is_stopped
         if self.state is not None and self.state is not before:
             self.served.add(now_s, self.state.served)
         engine = self._services().engine

@@ -80,7 +80,7 @@ async def _messages(request: Request, ended: asyncio.Future[GgufdError]) -> Asyn
     live, is_admin, seen = live_of(request), key_of(request).is_admin, Seen()
     if live.collector.tick == 0 or live.collector.state is None:
         await _tick(live.collector, ended)
-    while not ended.done():
+    while not (ended.done() or live.collector.is_over):
         # The rights are those of the settings now: another model may be served by then.
         now = live.messages.position()
         yield live.messages.update(services_of(request), Sight.of(request), is_admin=is_admin, seen=seen)
