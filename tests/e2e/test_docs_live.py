@@ -28,8 +28,10 @@ CALLS = [(page, command) for page in PAGES for command in commands(page) if comm
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[LiveServer]:
-    with live_server("--ctx-size", "4096", "--parallel", "2", "--temp", "0", "--predict", "64") as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    batches = str(tmp_path_factory.mktemp("batches"))
+    flags = ("--ctx-size", "4096", "--parallel", "2", "--temp", "0", "--predict", "64", "--batch-dir", batches)
+    with live_server(*flags) as running:
         yield running
 
 
