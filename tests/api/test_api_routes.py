@@ -285,7 +285,12 @@ async def test_without_configured_keys_any_header_is_fine(value: str) -> None:
 async def test_every_route_with_a_body_is_documented_with_examples_that_work() -> None:
     async with running(models=FakeModels(), text=FakeText(has_infill=True)) as api:
         document = (await api.http.get("/openapi.json")).json()
-        posts = {path: item["post"] for path, item in document["paths"].items() if "post" in item}
+        # Files come as forms, and a batch needs one of them: tests/api/batches has those.
+        posts = {
+            path: item["post"]
+            for path, item in document["paths"].items()
+            if "post" in item and path != "/v1/files" and not path.startswith("/v1/batches")
+        }
         assert {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"} <= set(posts)
         for path, operation in posts.items():
             body = operation["requestBody"]["content"]["application/json"]

@@ -96,7 +96,8 @@ def _body_schemas(model: type[Body]) -> dict[str, Any]:
 
 
 def _body_schema(model: type[Body]) -> dict[str, Any]:
-    schema = model.model_json_schema()
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
     properties = schema.get("properties", {})
     return schema | {"properties": {documented_name(field): value for field, value in properties.items()}}
 
