@@ -1,181 +1,48 @@
 /**
- * Fields of the settings panel as data: what a request may say besides its messages, by its name on the wire.
+ * Fields of the settings as data: what a request may say besides its messages, by its name on the wire, and how it is
+ * written by hand.
  *
- * Knows no page. `tests/web/test_settings_fields.py` compares the names with those that the server takes.
+ * Knows no page, and no words for people: those are in groups.js. `tests/web/test_settings_fields.py` compares the names
+ * with those that the server takes.
  */
 
 /**
  * How a field is written by hand.
  * - `number`, `integer`: a number
- * - `choice`: one of `options`
+ * - `switch`: "true" or "false"
+ * - `choice`: one of some texts
  * - `lines`: texts, one a line, with `\n`, `\t` and `\\` inside
- * - `json`: a JSON value of the type that `json` says
+ * - `json`: a JSON object
  * - `text`: as it stands
  * - `order`: names set between commas
- * @typedef {"number" | "integer" | "choice" | "lines" | "json" | "text" | "order"} Kind
+ * @typedef {"number" | "integer" | "switch" | "choice" | "lines" | "json" | "text" | "order"} Kind
  */
 
-/**
- * @typedef {object} Field
- * @property {string} id Its name in the settings and, if `wire` is not set, in the request.
- * @property {string} label
- * @property {Kind} kind
- * @property {string} [hint] What it does, in a few words.
- * @property {string} [wire] Its name in the request.
- * @property {string} [unset] What holds without it, where the server does not tell.
- * @property {[string, string][]} [options] Values of a `choice`, with their labels.
- * @property {"boolean" | "integer"} [as] What the value of a `choice` becomes; a string otherwise.
- * @property {"array" | "object"} [json]
- */
+/** @typedef {{id: string, kind: Kind}} Field */
 
-/**
- * @typedef {object} Group
- * @property {string} id
- * @property {string} title
- * @property {Field[]} fields
- */
-
-/** @type {(id: string, label: string, hint: string, more?: Partial<Field>) => Field} */
-const number = (id, label, hint, more) => ({ id, label, hint, kind: "number", ...more });
-
-/** @type {(id: string, label: string, hint: string, more?: Partial<Field>) => Field} */
-const integer = (id, label, hint, more) => ({ id, label, hint, kind: "integer", ...more });
-
-/** @type {(id: string, label: string, hint: string, more?: Partial<Field>) => Field} */
-const onOff = (id, label, hint, more) => ({
-  id,
-  label,
-  hint,
-  kind: "choice",
-  as: "boolean",
-  options: [
-    ["true", "on"],
-    ["false", "off"],
+/** @type {[Kind, string][]} */
+const NAMES = [
+  [
+    "number",
+    "temperature top_p min_p typical_p top_n_sigma xtc_probability xtc_threshold dynatemp_range " +
+      "dynatemp_exponent mirostat_tau mirostat_eta adaptive_target adaptive_decay repeat_penalty " +
+      "frequency_penalty presence_penalty dry_multiplier dry_base timeout",
   ],
-  ...more,
-});
-
-/** @type {(id: string, label: string, hint: string, more?: Partial<Field>) => Field} */
-const lines = (id, label, hint, more) => ({ id, label, hint, kind: "lines", ...more });
-
-/** @type {Group[]} */
-export const GROUPS = [
-  {
-    id: "sampling",
-    title: "Sampling",
-    fields: [
-      number("temperature", "Temperature", "0 always takes the likeliest token; higher is more varied"),
-      number("top_p", "Top-p", "keep the likeliest tokens that together have this share; 1 is off"),
-      integer("top_k", "Top-k", "keep this many of the likeliest tokens; 0 is off"),
-      number("min_p", "Min-p", "drop tokens below this share of the likeliest one; 0 is off"),
-      integer("max_tokens", "Longest answer", "tokens", { unset: "no limit" }),
-      integer("seed", "Seed", "the same seed draws the same tokens again", { unset: "random" }),
-    ],
-  },
-  {
-    id: "truncation",
-    title: "More samplers",
-    fields: [
-      number("typical_p", "Typical", "keep tokens of typical information; 1 is off"),
-      number("top_n_sigma", "Top-n-sigma", "keep tokens within n standard deviations of the best; below 0 is off"),
-      number("xtc_probability", "XTC probability", "how often the likeliest tokens are left out; 0 is off"),
-      number("xtc_threshold", "XTC threshold", "tokens above this share may be left out"),
-      number("dynatemp_range", "Dynamic temperature, range", "temperature varies by so much; 0 is off"),
-      number("dynatemp_exponent", "Dynamic temperature, exponent", "how it follows the uncertainty"),
-      integer("mirostat", "Mirostat", "0 is off; 1 and 2 replace the other truncation"),
-      number("mirostat_tau", "Mirostat tau", "the surprise aimed at"),
-      number("mirostat_eta", "Mirostat eta", "how fast it learns"),
-      number("adaptive_target", "Adaptive-p target", "the share aimed at; below 0 is off"),
-      number("adaptive_decay", "Adaptive-p decay", "how long it remembers"),
-      integer("min_keep", "Keep at least", "tokens that every sampler leaves"),
-      { id: "samplers", label: "Order of the samplers", kind: "order", hint: "the first runs first" },
-    ],
-  },
-  {
-    id: "repetition",
-    title: "Repetition",
-    fields: [
-      number("repeat_penalty", "Repeat penalty", "divides what was said before; 1 is off"),
-      integer("repeat_last_n", "Repeat range", "tokens looked back; 0 is off, -1 the whole context"),
-      number("frequency_penalty", "Frequency penalty", "for each time that a token was said; 0 is off"),
-      number("presence_penalty", "Presence penalty", "for any token that was said; 0 is off"),
-      number("dry_multiplier", "DRY multiplier", "against repeated sequences; 0 is off"),
-      number("dry_base", "DRY base", "how fast it grows with their length"),
-      integer("dry_allowed_length", "DRY allowed length", "repeated tokens that cost nothing"),
-      integer("dry_penalty_last_n", "DRY range", "tokens looked back; -1 is the whole context"),
-      lines("dry_sequence_breakers", "DRY breakers", "one a line; they end a sequence"),
-    ],
-  },
-  {
-    id: "limits",
-    title: "Stops and tokens",
-    fields: [
-      lines("stop", "Stop strings", "one a line; the answer ends before them"),
-      integer("min_tokens", "Shortest answer", "tokens before the answer may end", { unset: "0" }),
-      onOff("ignore_eos", "Ignore the end token", "go on until the limit"),
-      onOff("skip_special_tokens", "Hide special tokens", "off shows them as text", { unset: "on" }),
-      onOff("include_stop_str_in_output", "Keep the stop string", "in the text", { unset: "off" }),
-      {
-        id: "logit_bias",
-        label: "Token biases",
-        kind: "json",
-        json: "object",
-        hint: 'by token id, as in {"198": -2}; false bans',
-      },
-      { id: "custom_token_bans", label: "Banned tokens", kind: "text", hint: "token ids set between commas" },
-      integer("n_keep", "Keep of the prompt", "tokens that stay when a full context is shifted", { unset: "0" }),
-    ],
-  },
-  {
-    id: "bans",
-    title: "Banned strings",
-    fields: [
-      lines("banned_strings", "Banned strings", "one a line; taken back before you see any of it"),
-      lines("banned_regex", "Banned patterns", "regular expressions, one a line"),
-      onOff("bans_case_sensitive", "Upper and lower case differ", "in what is banned", { unset: "off" }),
-    ],
-  },
-  {
-    id: "reasoning",
-    title: "Reasoning",
-    fields: [
-      onOff("enable_thinking", "Thinking", "asks the chat template for it", { unset: "model's" }),
-      integer("reasoning_budget", "Budget", "tokens to think; 0 none, -1 no limit", { unset: "server's" }),
-      {
-        id: "reasoning_effort",
-        label: "Effort",
-        kind: "choice",
-        unset: "model's",
-        options: ["none", "minimal", "low", "medium", "high", "xhigh", "max"].map((name) => [name, name]),
-      },
-      {
-        id: "reasoning_format",
-        label: "Where it is shown",
-        kind: "choice",
-        unset: "server's",
-        options: [
-          ["auto", "folded, above the answer"],
-          ["none", "inside the answer, with its tags"],
-        ],
-      },
-      {
-        id: "chat_template_kwargs",
-        label: "Variables of the chat template",
-        kind: "json",
-        json: "object",
-        hint: 'as in {"date": "today"}',
-      },
-    ],
-  },
-  {
-    id: "queue",
-    title: "Queue",
-    fields: [
-      integer("priority", "Priority", "a lower number goes first", { unset: "0" }),
-      number("timeout", "Time limit", "seconds, waiting included", { unset: "server's" }),
-    ],
-  },
+  [
+    "integer",
+    "top_k max_tokens seed mirostat min_keep repeat_last_n dry_allowed_length dry_penalty_last_n " +
+      "min_tokens n_keep reasoning_budget priority",
+  ],
+  ["switch", "ignore_eos skip_special_tokens include_stop_str_in_output bans_case_sensitive enable_thinking"],
+  ["choice", "reasoning_effort reasoning_format"],
+  ["lines", "dry_sequence_breakers stop banned_strings banned_regex"],
+  ["json", "logit_bias chat_template_kwargs"],
+  ["text", "custom_token_bans"],
+  ["order", "samplers"],
 ];
+
+/** Every field, by its id. @type {Map<string, Field>} */
+export const FIELDS = new Map(NAMES.flatMap(([kind, names]) => names.split(" ").map((id) => [id, { id, kind }])));
 
 /** The constraints, of which one can hold, and the settings that have their texts. @type {[string, string][]} */
 export const CONSTRAINTS = [
@@ -184,9 +51,6 @@ export const CONSTRAINTS = [
   ["regex", "Regular expression"],
   ["options", "One of these texts"],
 ];
-
-/** Every field of the groups, by its id. @type {Map<string, Field>} */
-export const FIELDS = new Map(GROUPS.flatMap((group) => group.fields).map((field) => [field.id, field]));
 
 /** Names that the page sends itself. */
 export const OWN = ["messages", "stream", "stream_options", "n"];

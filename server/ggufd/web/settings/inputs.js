@@ -2,9 +2,9 @@
 import { IconButton } from "../shared/components.js";
 import { html } from "../shared/view.js";
 import { defaults, faults, set, settings } from "./state.js";
-import { defaultText } from "./request.js";
+import { defaultText } from "./groups.js";
 
-/** @typedef {import("./fields.js").Field} Field */
+/** @typedef {import("./groups.js").Labelled} Field */
 
 const MIN_LINES = 2;
 const MAX_LINES = 16;
@@ -32,7 +32,7 @@ export function Setting({ field }) {
   const isLong = ["lines", "json", "order"].includes(kind);
   const isSet = Boolean(settings.value[id]);
   const Name = kind === "order" ? "span" : "label";
-  return html`<div class="setting ${isLong ? "long" : kind === "choice" ? "wide" : ""} ${isSet ? "set" : ""}">
+  return html`<div class="setting ${isLong ? "long" : ["choice", "switch"].includes(kind) ? "wide" : ""} ${isSet ? "set" : ""}">
     <${Name} for=${kind === "order" ? undefined : `setting-${id}`} class="setting-name" id=${`name-${id}`}>${label}<//>
     <${Input} field=${field} />
     <p class="hint" id=${`hint-${id}`}>${hint}</p>
@@ -45,7 +45,7 @@ function Input({ field }) {
   const { id, kind } = field;
   const known = defaultText(field, defaults.value?.samplers ?? {});
   if (kind === "order") return html`<${Order} id=${id} known=${known} />`;
-  if (kind === "choice") return html`<${Choice} field=${field} known=${known} />`;
+  if (kind === "choice" || kind === "switch") return html`<${Choice} field=${field} known=${known} />`;
   if (kind === "lines" || kind === "json") return html`<${Text} id=${id} placeholder=${known} lines=${MIN_LINES} />`;
   return html`<input class="field" id=${`setting-${id}`} value=${settings.value[id] ?? ""} placeholder=${known}
     inputmode=${kind === "text" ? undefined : "decimal"} autocomplete="off" spellcheck=${false} ...${about(id)}

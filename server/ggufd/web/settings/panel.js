@@ -2,7 +2,8 @@
 import { IconButton } from "../shared/components.js";
 import { server } from "../shared/server.js";
 import { html, signal, useEffect, useSignal } from "../shared/view.js";
-import { CONSTRAINTS, GROUPS } from "./fields.js";
+import { CONSTRAINTS } from "./fields.js";
+import { GROUPS } from "./groups.js";
 import { Fault, Setting, Text } from "./inputs.js";
 import { requestFields as requestOf, toolNames } from "./request.js";
 import {
@@ -177,7 +178,7 @@ function Group({ id, title, ids, others = [], children }) {
   </details>`;
 }
 
-/** @param {{group: import("./fields.js").Group}} props */
+/** @param {{group: import("./groups.js").Group}} props */
 function Fields({ group: { id, title, fields } }) {
   return html`<${Group} id=${id} title=${title} ids=${fields.map((field) => field.id)}>
     ${fields.map((field) => html`<${Setting} field=${field} key=${field.id} />`)}

@@ -66,31 +66,17 @@ export function valueOf(field, text) {
     case "number":
     case "integer":
       return numberOf(text, field.kind === "integer");
-    case "choice":
-      return field.as === "boolean" ? text === "true" : text;
+    case "switch":
+      return text === "true";
     case "lines":
       return linesOf(text);
     case "json":
-      return jsonOf(text, field.json);
+      return jsonOf(text, "object");
     case "order":
       return text.split(",");
     default:
       return text;
   }
-}
-
-/**
- * The server's default of a field, as one would type it; "" where it does not tell.
- * @param {Field} field
- * @param {Record<string, unknown>} samplers
- */
-export function defaultText(field, samplers) {
-  const value = samplers[field.id];
-  if (field.id === "seed" || value === undefined || value === null) return field.unset ?? "";
-  if (typeof value === "number") return String(Number(value.toPrecision(6)));
-  if (typeof value === "boolean") return value ? "on" : "off";
-  if (!Array.isArray(value)) return String(value);
-  return field.kind === "lines" ? value.map(escaped).join("\n") : value.join(",");
 }
 
 /**
@@ -310,11 +296,7 @@ function jsonOf(text, type) {
 const same = (one, other) => other !== undefined && JSON.stringify(one) === JSON.stringify(other);
 
 /** @type {Record<string, string>} */
-const ESCAPES = { n: "\n", t: "\t", r: "\r", "\\": "\\" };
+export const ESCAPES = { n: "\n", t: "\t", r: "\r", "\\": "\\" };
 
 /** @param {string} line */
 const unescaped = (line) => line.replace(/\\([ntr\\])/g, (_, letter) => ESCAPES[letter]);
-
-/** @param {string} text */
-const escaped = (text) =>
-  text.replace(/[\\\n\t\r]/g, (found) => `\\${Object.keys(ESCAPES).find((letter) => ESCAPES[letter] === found)}`);
