@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import AfterValidator, Field, Strict
+from pydantic import AfterValidator, Field, Strict, WithJsonSchema
 from starlette.responses import Response
 
 from ggufd.api.batches.files import LEAST_KEPT_S, MOST_KEPT_S, store_of
@@ -15,7 +15,7 @@ from ggufd.api.batches.objects import batch_json, page
 from ggufd.api.batches.worker import BatchWorker
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response
-from ggufd.api.request.docs import documented
+from ggufd.api.request.docs import documented, error_responses
 from ggufd.api.request.sampling import Int
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.services import caller_of, services_of
@@ -54,6 +54,16 @@ Text = Annotated[str, Strict(), Field(max_length=512)]
 Name = Annotated[str, Strict(), Field(max_length=64)]
 
 
+_EXPIRY = {
+    "type": "object",
+    "properties": {
+        "anchor": {"type": "string", "enum": ["created_at"]},
+        "seconds": {"type": "integer", "minimum": LEAST_KEPT_S, "maximum": MOST_KEPT_S},
+    },
+    "required": ["seconds"],
+}
+
+
 class BatchRequest(Body):
     """The lines of `input_file_id` are sent to `endpoint`, each once, within `completion_window`."""
 
@@ -61,7 +71,7 @@ class BatchRequest(Body):
     endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
     completion_window: Annotated[str, Strict(), AfterValidator(_window)] = "24h"
     metadata: Annotated[dict[Name, Text], Field(max_length=_MAX_METADATA)] | None = None
-    output_expires_after: OutputExpiry | None = None
+    output_expires_after: Annotated[OutputExpiry, WithJsonSchema(_EXPIRY)] | None = None
 
 
 _EXAMPLE = {"input_file_id": "file-0", "endpoint": ENDPOINTS[0], "completion_window": "24h"}
@@ -104,7 +114,7 @@ async def get_batch(request: Request, batch_id: str) -> Response:
     return _told(request, await store_of(request).run(BatchStore.get, caller_of(request).key_digest, batch_id))
 
 
-@router.post("/batches/{batch_id}/cancel")
+@router.post("/batches/{batch_id}/cancel", responses=error_responses())
 async def cancel_batch(request: Request, batch_id: str) -> Response:
     """End a batch; what is computed already is kept."""
     return _told(request, await store_of(request).run(BatchStore.cancel, caller_of(request).key_digest, batch_id))

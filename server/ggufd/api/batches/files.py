@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from ggufd.api.batches.multipart import FILE_FIELD, Form, boundary_of, read_form
 from ggufd.api.batches.objects import file_json, page
 from ggufd.api.http.json_response import json_response
+from ggufd.api.request.docs import error_responses
 from ggufd.api.services.services import caller_of, services_of
 from ggufd.batches.files import FileWriter
 from ggufd.batches.records import StoredFile
@@ -43,7 +44,8 @@ _FORM = {
     "required": ["file", "purpose"],
 }
 _UPLOAD: dict[str, Any] = {
-    "openapi_extra": {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
+    "openapi_extra": {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
+    "responses": error_responses(),
 }
 
 

@@ -53,11 +53,12 @@ def documented(model: type[Body], examples: Mapping[str, Any], *, streams: bool 
         content["text/event-stream"] = {}
     return {
         "openapi_extra": extra,
-        "responses": {200: {"description": "The answer.", "content": content}, **_error_responses()},
+        "responses": {200: {"description": "The answer.", "content": content}, **error_responses()},
     }
 
 
-def _error_responses() -> dict[int | str, dict[str, Any]]:
+def error_responses() -> dict[int | str, dict[str, Any]]:
+    """Error responses that every route may give, for FastAPI's decorators."""
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {status: {"description": what, "content": content} for status, what in _ERRORS.items()}
 
