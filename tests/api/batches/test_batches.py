@@ -20,7 +20,7 @@ from ggufd.batches.store import BatchStore
 from ggufd.errors import EngineDown, Unavailable
 from ggufd.keys.ring import Key, KeyRing, Role, digest_of
 from tests.support.fakes.api_client import Api, error_of, running
-from tests.support.fakes.fake_engine import FakeEngine
+from tests.support.fakes.fake_engine import FakeEngine, FakeState
 
 CHAT = "/v1/chat/completions"
 ALICE, BOB, ROOT = ({"x-api-key": key} for key in "abr")
@@ -92,10 +92,10 @@ class Batches:
         return found
 
 
-async def open_requests(engine: FakeEngine) -> None:
-    """Wait until lines are being computed."""
+async def open_requests(engine: FakeEngine, n: int = 1) -> None:
+    """Wait until so many lines are being computed."""
     for _ in range(500):
-        if engine.open:
+        if len(engine.open) >= n:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("no line began")
@@ -207,7 +207,7 @@ async def test_a_key_that_is_removed_stops_its_batches(tmp_path: Path) -> None:
     engine.gate.clear()
     async with batching(tmp_path, engine, keys=ring) as batches:
         batch_id = await batches.create(*(line(str(n)) for n in range(20)), headers=ALICE)
-        await open_requests(engine)
+        await open_requests(engine, 8)
         ring.replace([key for key in keys() if key.name != "alice"])
         n_requests = len(engine.requests)
         engine.gate.set()
@@ -292,6 +292,29 @@ async def test_without_an_engine_no_line_begins(tmp_path: Path) -> None:
         assert not engine.requests
         engine.trouble = ""
         await batches.done(batch_id)
+
+
+async def test_an_engine_that_leaves_costs_a_line_no_attempt(tmp_path: Path) -> None:
+    """Another model is loaded, for example."""
+    engine = FakeEngine()
+    engine.error = EngineDown("another model is being loaded")
+    async with batching(tmp_path, engine) as batches:
+        for n_requests in range(5):
+            engine.gate.clear()
+            if not n_requests:
+                batch_id = await batches.create(line("a"))
+            await open_requests(engine)
+            engine.state = FakeState.DRAINING
+            engine.gate.set()
+            await asyncio.sleep(0.1)
+            assert not engine.open
+            engine.gate.clear()
+            engine.state = FakeState.READY
+        await open_requests(engine)
+        engine.error = None
+        engine.gate.set()
+        done = await batches.done(batch_id)
+        assert done["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
 
 
 async def test_a_fault_of_the_server_is_told_with_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

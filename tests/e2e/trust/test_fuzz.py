@@ -56,19 +56,21 @@ FUZZ_REAL = settings(FUZZ, phases=tuple(Phase) if N_EXAMPLES >= 100 else (Phase.
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[str]:
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server over a fake engine."""
-    with serving(FakeEngine(["ab"]), limits=ConnectionLimits(read_timeout_s=0.3)) as served:
+    folder = tmp_path_factory.mktemp("batches")
+    with serving(FakeEngine(["ab"]), limits=ConnectionLimits(read_timeout_s=0.3), batch_dir=folder) as served:
         yield served.url
         assert served.engine.open == set()
         print(f"fake engine: {TRIED[served.url]} inputs")
 
 
 @pytest.fixture(scope="module")
-def real() -> Iterator[str]:
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server over the demo model, whose engine must live to the end."""
     small = ("--ctx-size", "256", "--threads", "1", "--max-tokens", "4", "--flash-attn", "off")
-    with live_server(*small, "--read-timeout-s", "0.3") as running:
+    folder = str(tmp_path_factory.mktemp("batches"))
+    with live_server(*small, "--read-timeout-s", "0.3", "--batch-dir", folder) as running:
         yield running.url
         assert running.wait_running(0, timeout_s=5)
         assert not [line for line in running.log if "starting the engine again" in line or "Traceback" in line]

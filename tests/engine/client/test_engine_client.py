@@ -34,6 +34,7 @@ from ggufd.errors import (
     QueueTimeout,
     TooManyRequests,
 )
+from ggufd.keys.principal import BACKGROUND, Principal
 from ggufd.keys.ring import Limits
 from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.processes.child import Child
@@ -322,6 +323,20 @@ async def test_a_draining_client_takes_nothing_new_and_lets_the_rest_end(make: M
     with pytest.raises(Draining):
         client.submit(request_of(client))
     assert (await read(stream))[0]
+    async with asyncio.timeout(WAIT_S):
+        await client.wait_idle()
+
+
+async def test_a_draining_client_does_not_wait_for_background_work(make: Make) -> None:
+    client = await make(InprocSpawn(n_ctx=4096, step_s=0.002))
+    line = client.submit(
+        request_of(client, max_tokens=None, ignore_eos=True, principal=Principal("alice", account=BACKGROUND))
+    )
+    await until(lambda: line.is_admitted)
+    assert (client.n_running, client.n_waiting) == (0, 0)
+    client.drain()
+    with pytest.raises(Draining):
+        await read(line)
     async with asyncio.timeout(WAIT_S):
         await client.wait_idle()
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from ggufd.api.batches.lines import LineReader, body_of
 from ggufd.api.batches.objects import given_up, lost, result_of
 from ggufd.api.http.json_response import dumps
 from ggufd.api.http.requestlog import log_crash
-from ggufd.api.services.services import Services
+from ggufd.api.services.services import EngineService, Services
 from ggufd.batches.records import BatchLine, BatchRecord, BatchStatus, LineFault, LineResult, StorageFull
 from ggufd.batches.store import BatchStore
 from ggufd.errors import GgufdError, Unavailable
@@ -49,6 +48,9 @@ _MAX_ATTEMPTS = 3
 _LEAST_AT_ONCE = 8
 _LINES_A_TURN = 200
 """So few lines are checked at a time that streams get their turn."""
+
+_TAKES_REQUESTS = ("ready", "sleeping", "waking")
+_DRAINING = "draining"
 
 _DISK_ERRORS = (OSError, StorageFull, Unavailable)
 
@@ -173,7 +175,7 @@ class BatchWorker:
     def _n_at_once(self) -> int:
         """Lines that run together: twice the slots, so that one that is free has its next line already."""
         services = self._services()
-        if services.engine.ready is None or not services.is_ready or services.engine.trouble:
+        if services.engine.ready is None or not services.is_ready or not _takes_requests(services.engine):
             return 0
         return max(_LEAST_AT_ONCE, 2 * services.engine.ready.n_slots)
 
@@ -239,20 +241,22 @@ class BatchWorker:
         except (OSError, GgufdError) as error:
             await self._tell(one, given_up(one.line, f"The line could not be read again: {error}."))
             return
-        order = one.record.order
+        order, engine = one.record.order, self._services().engine
         response = await dispatch(self._app, order.endpoint, body, key, order.address)
-        result = await self._result(one, response)
+        result = await self._result(one, response, engine)
         if result is not None:
             await self._tell(one, result)
 
-    async def _result(self, one: _Running, response: LineResponse) -> LineResult | None:
-        """What is told of a response; None where the line is to be computed again."""
+    async def _result(self, one: _Running, response: LineResponse, engine: EngineService) -> LineResult | None:
+        """What is told of a response from `engine`; None where the line is to be computed again."""
         if self._key_of(one.record) is None or response.status in (401, 499):
             return None
         if response.status not in (429, 500, 503):
             return result_of(one.line, response)
+        is_leaving = _state(engine) == _DRAINING
         await asyncio.sleep(_POLL_S)
-        if _code_of(response) == "shutting_down":
+        if is_leaving:
+            # The server stops, or another model comes: no fault of the line.
             return None
         n_attempts = await self._store.run(BatchStore.note_attempt, one.record, one.line)
         return result_of(one.line, response) if n_attempts >= _MAX_ATTEMPTS else None
@@ -277,8 +281,9 @@ class BatchWorker:
         return True
 
 
-def _code_of(response: LineResponse) -> str:
-    """The code of an error response; empty where it has none."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(response.body)["error"]["code"])
-    return ""
+def _state(engine: EngineService) -> str:
+    return engine.state.name.lower()
+
+
+def _takes_requests(engine: EngineService) -> bool:
+    return _state(engine) in _TAKES_REQUESTS and not engine.trouble

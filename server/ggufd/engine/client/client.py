@@ -98,9 +98,12 @@ class EngineClient:
         return await self._supervisor.wait_ready()
 
     def drain(self, refusal: GgufdError | None = None) -> None:
-        """Refuse new requests from now on, with `refusal`; those that run go on."""
+        """Refuse new requests from now on, with `refusal`; those that run go on, but for background work."""
         self._is_ending = True
         self._drain_refusal = refusal or Draining("the server is shutting down and takes no new requests")
+        for stream in self._requests:
+            if stream.request.principal.is_background:
+                stream.refuse(self._drain_refusal)
 
     def pause(self) -> None:
         """Refuse new requests until `resume`; those that run or wait go on. Nothing of an engine that is to end."""
