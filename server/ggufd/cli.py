@@ -56,7 +56,7 @@ def _translated(arguments: list[str]) -> CommandLine:
     from ggufd.settings import flags
 
     try:
-        line = translation.command_line(given, flags.names(), os.environ)
+        line = translation.command_line(given, flags.options(), os.environ)
     except translation.UnknownOption as error:
         _fail(error, _UNKNOWN_OPTION)
     except GgufdError as error:

@@ -147,7 +147,9 @@ class TestCommands:
     def test_the_options_that_are_known_are_those_that_there_are(self, command: str) -> None:
         """Those of llama-server's are translated before; what is neither is refused with a near name."""
         params = typer.main.get_command(cli.build_app(command)).commands[command].params  # type: ignore[attr-defined]
-        assert flags.names() - {"--help", "-h"} == {name for one in params for name in (*one.opts, *one.secondary_opts)}
+        assert flags.options().keys() - {"--help", "-h"} == {
+            name for one in params for name in (*one.opts, *one.secondary_opts)
+        }
 
     def test_devices_are_listed_under_the_names_that_device_takes(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -142,7 +142,7 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
         arguments = ["serve", *arguments]
     name, *rest = arguments
     if name in ("serve", "check"):
-        rest = translation.command_line(rest, flags.names(), {}).arguments
+        rest = translation.command_line(rest, flags.options(), {}).arguments
     if name in NESTED:
         names = typer.main.get_command(build_app(name)).commands[name].commands  # type: ignore[attr-defined]
         inner = rest.pop(0) if rest and rest[0] in names else NESTED[name]

@@ -47,7 +47,7 @@ def declared(source: str) -> Iterator[Declared]:
 
 def settings_of(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> Config:
     """The settings that a command line and an environment make, as `ggufd` reads them."""
-    line = translation.command_line(arguments, flags.names(), environ or {})
+    line = translation.command_line(arguments, flags.options(), environ or {})
     taken: list[dict[str, Any]] = []
     app = typer.Typer(add_completion=False)
     app.command()(with_settings(lambda config, given: taken.append(given)))

@@ -77,10 +77,10 @@ def with_settings(
     return run
 
 
-def names() -> frozenset[str]:
-    """All options of a command that takes every setting."""
-    switches = (spelling.split("/") for one in settings() for spelling in one.spellings)
-    return frozenset(("--config", "--help", "-h", *(name for spelling in switches for name in spelling)))
+def options() -> dict[str, bool]:
+    """All options of a command that takes every setting, and whether a value follows."""
+    spelled = ((name, not one.is_switch) for one in settings() for text in one.spellings for name in text.split("/"))
+    return {"--config": True, "--help": False, "-h": False, **dict(spelled)}
 
 
 def _value_of(value: Any) -> Any:

@@ -205,7 +205,7 @@ def changed(config: Config) -> set[str]:
 @pytest.mark.parametrize(("flag", "name", "outcome"), HONOURED, ids=[name for _, name, _ in HONOURED])
 def test_an_honoured_flag_changes_its_setting(flag: Flag, name: str, outcome: Honoured) -> None:
     arguments = arguments_of(flag, name)
-    line = translation.command_line(arguments, flags.names(), {})
+    line = translation.command_line(arguments, flags.options(), {})
     match outcome:
         case Exports(variable, value):
             assert line.exports == {variable: value or arguments[-1]}

@@ -22,7 +22,7 @@ def _no_settings_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def line_of(*arguments: str, environ: dict[str, str] | None = None) -> CommandLine:
-    return translation.command_line(arguments, flags.names(), environ or {})
+    return translation.command_line(arguments, flags.options(), environ or {})
 
 
 def refusal(*arguments: str) -> str:
@@ -44,6 +44,7 @@ class TestSpelling:
         """As in llama-server, the word behind a flag is its value, whatever it looks like."""
         assert line_of("--alias", "--jinja").arguments == ["--alias=--jinja"]
         assert line_of("--seed", "-1").arguments == ["--seed=-1"]
+        assert settings_of(["--stop", "-END", "--jinja"]).output.stop == ("-END",)
 
     def test_a_missing_value(self) -> None:
         assert refusal("--port") == "--port: a value is missing"
@@ -123,6 +124,11 @@ class TestOutcomes:
         ("arguments", "message"),
         [
             (("-fa", "maybe"), "-fa maybe: expected on, off or auto"),
+            (
+                ("--host", "127.0.0.1,::1"),
+                "--host 127.0.0.1,::1: expected one address of this machine; lists of them and UNIX sockets are "
+                "llama-server's alone",
+            ),
             (("--rope-scale", "0"), "--rope-scale 0: expected a number above 0"),
             (("--load-mode", "fast"), "--load-mode fast: expected one of auto, none, mmap, mlock, mmap+mlock, dio"),
             (("--tensor-split", "a,b"), "--tensor-split a,b: expected a number"),
@@ -134,11 +140,15 @@ class TestOutcomes:
         assert refusal(*arguments) == message
 
     @pytest.mark.parametrize(
-        ("name", "near"), [("--prot", "--port"), ("--metrcs", "--metrics"), ("--tool-formt", "--tool-format")]
+        ("name", "near"),
+        [("--prot", "--port"), ("--metrcs", "--metrics"), ("--tool-formt", "--tool-format"), ("-ngk", "-ngl")],
     )
     def test_what_nobody_knows_is_an_error_with_a_near_name(self, name: str, near: str) -> None:
         with pytest.raises(UnknownOption, match=f"^{name}: there is no such option; did you mean {near}[?]$"):
             line_of(name)
+
+    def test_a_value_at_a_short_option_is_no_name(self) -> None:
+        assert line_of("-c4096", "-t8").arguments == ["-c4096", "-t8"]
 
     def test_what_is_like_nothing(self) -> None:
         assert refusal("--quux-zzz") == "--quux-zzz: there is no such option; -h lists them all"

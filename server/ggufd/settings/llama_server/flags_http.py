@@ -40,6 +40,12 @@ def _level(value: str) -> str:
     return ("error", "error", "warning", "info")[max(0, verbosity)] if verbosity < 4 else "debug"
 
 
+def _host(value: str) -> str:
+    if "," in value or value.endswith(".sock"):
+        raise ValueError("one address of this machine; lists of them and UNIX sockets are llama-server's alone")
+    return value
+
+
 def _origins(value: str) -> list[str]:
     if value == "localhost":
         raise ValueError("origins such as http://localhost:3000, separated by commas, or *")
@@ -47,7 +53,7 @@ def _origins(value: str) -> list[str]:
 
 
 ADDRESS: tuple[Flag, ...] = (
-    valued("--host", sets("host"), "LLAMA_ARG_HOST"),
+    valued("--host", sets("host", read=_host), "LLAMA_ARG_HOST"),
     valued("--port", sets("port"), "LLAMA_ARG_PORT"),
     plain("--reuse-port", Taken("a port belongs to one server"), "LLAMA_ARG_REUSE_PORT"),
     valued("--api-prefix", sets("root_path", read=lambda value: value.rstrip("/")), "LLAMA_ARG_API_PREFIX"),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from ggufd.settings.llama_server.table import BY_NAME, BY_VARIABLE
 PREFIX = "LLAMA_ARG_"
 
 _SYSTEM_CONFIG = "/etc"
+_OPTION = re.compile(r"--[^-].*|-[A-Za-z][A-Za-z-]*")
 
 
 @dataclass(slots=True)
@@ -112,8 +115,8 @@ class UnknownOption(ConfigError):
     code = "unknown_option"
 
 
-def command_line(arguments: Sequence[str], known: Collection[str], environ: Mapping[str, str]) -> CommandLine:
-    """Translate `arguments`. `known` are the options of our own.
+def command_line(arguments: Sequence[str], known: Mapping[str, bool], environ: Mapping[str, str]) -> CommandLine:
+    """Translate `arguments`. `known` are the options of our own, and whether a value follows.
 
     Raises ConfigError for what is refused, for a value that is missing or wrong, and for an option nobody has.
     """
@@ -123,7 +126,7 @@ def command_line(arguments: Sequence[str], known: Collection[str], environ: Mapp
 class _Reader:
     """State of one translation: settings in the order given, and the parts of groups."""
 
-    def __init__(self, known: Collection[str], from_environment: Variables) -> None:
+    def __init__(self, known: Mapping[str, bool], from_environment: Variables) -> None:
         self._known = known
         self._line = CommandLine(notes=list(from_environment.notes), exports=dict(from_environment.exports))
         self._given: list[tuple[str, Any] | str] = []
@@ -141,6 +144,9 @@ class _Reader:
             else:
                 self._check_known(name)
                 self._given.append(f"{name}{equals}{value}")
+                if self._known.get(name) and not equals:
+                    # Whatever it looks like.
+                    self._given += itertools.islice(rest, 1)
         for group in self._parts:
             if group in self._touched:
                 self._given += self._combine(group).items()
@@ -199,8 +205,8 @@ class _Reader:
             raise ConfigError(str(error)) from None
 
     def _check_known(self, name: str) -> None:
-        """Long options only: of a short one the letters may be several, or its value."""
-        if name.startswith("--") and len(name) > 2 and name not in self._known:
+        """Letters behind one dash are a name too; a value written at a short option has digits, dots or slashes."""
+        if _OPTION.fullmatch(name) and name not in self._known:
             near = _near(name, self._known, BY_NAME)
             raise UnknownOption(f"{name}: there is no such option{near or '; -h lists them all'}")
 
