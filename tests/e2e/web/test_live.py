@@ -272,8 +272,10 @@ def test_it_is_used_by_keyboard_alone(browser: Browser, server: LiveServer, keys
         expect(live.tile("Server")).to_have_text("Idle")
 
 
-def test_a_picture_for_the_documentation(browser: Browser, folder: Path, keys: Keys, tmp_path: Path) -> None:
-    """Into docs/images where TESTS_PICTURES is set."""
+def test_a_server_that_goes_is_missed_and_a_picture_for_the_documentation(
+    browser: Browser, folder: Path, keys: Keys, tmp_path: Path
+) -> None:
+    """The picture goes into docs/images where TESTS_PICTURES is set."""
     target = Path(os.environ.get("TESTS_PICTURES") or tmp_path) / "live-view.png"
     flags = ("--api-key-file", str(folder / "keys.toml"), "--ctx-size", "8192", "--parallel", "4")
     with live_server(*flags) as server:
@@ -288,4 +290,7 @@ def test_a_picture_for_the_documentation(browser: Browser, folder: Path, keys: K
             expect(live.rows("Queue")).to_have_count(2)
             live.page.wait_for_timeout(4000)
             live.page.screenshot(path=target)
+            server.stop()
+            expect(live.page.get_by_text("The server does not answer.")).to_be_visible()
+            expect(live.tile("Server")).to_have_text("No answer")
     assert target.read_bytes().startswith(b"\x89PNG")

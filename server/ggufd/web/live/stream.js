@@ -1,7 +1,7 @@
 // The live stream: read as long as somebody looks, begun again where it ends.
 import { call, errorFrom } from "../shared/api.js";
 import { key } from "../shared/key.js";
-import { checkServer } from "../shared/server.js";
+import { checkServer, server } from "../shared/server.js";
 import { eventsOf } from "../shared/sse.js";
 import { signal } from "../shared/view.js";
 import { merge } from "./state.js";
@@ -71,12 +71,17 @@ async function read(signal) {
   }
 }
 
+/** The banner over both pages asks seldom; this page knows at once. @param {import("./state.js").Server} said */
+function tellBanner({ state, trouble }) {
+  const name = state === "ready" ? "ok" : state;
+  if (server.value.state !== name) server.value = { state: name, why: trouble };
+}
+
 /** @param {any} message */
 function take(message) {
   const error = errorFrom(message, 401);
   if (error) throw error;
-  // The banner over both pages asks seldom; this page knows at once.
-  if (live.value && live.value.server.state !== message.server.state) checkServer();
   live.value = merge(live.value, message);
+  tellBanner(message.server);
   isConnected.value = true;
 }

@@ -1,4 +1,5 @@
 // At a glance: the engine's state, how much is going on, and how quick it is.
+import { server as reached } from "../shared/server.js";
 import { html } from "../shared/view.js";
 import { counted, duration, percent, rate } from "./format.js";
 import { latest } from "./state.js";
@@ -18,9 +19,10 @@ const STATES = {
 /** @param {{state: import("./state.js").LiveState}} props */
 export function Summary({ state }) {
   const { server, totals, cache } = state;
-  const [word, kind] = STATES[server.state] ?? [server.state, "busy"];
+  const isGone = reached.value.state === "gone";
+  const [word, kind] = isGone ? ["No answer", "bad"] : (STATES[server.state] ?? [server.state, "busy"]);
   const prompt = cache ? cache.cached_tokens + cache.computed_tokens : 0;
-  const isIdle = server.state === "ready" && !totals.running && !totals.waiting;
+  const isIdle = !isGone && server.state === "ready" && !totals.running && !totals.waiting;
   return html`<dl class="tiles">
     <${Tile} name="Server" value=${html`<span class="state ${kind}">${isIdle ? "Idle" : word}</span>`}
       note=${server.trouble || server.model} />
