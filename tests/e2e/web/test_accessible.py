@@ -16,7 +16,7 @@ from tests.support.programs.sillytavern_app import or_skip
 from tests.support.programs.web_page import WebPage
 from tests.support.programs.web_tools import modules
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 PHONE = {"width": 360, "height": 740}
 DESKTOP = {"width": 1280, "height": 800}

@@ -18,7 +18,7 @@ from tests.support.programs.live_page import long_requests, looking, running_bro
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_app import or_skip
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 expect.set_options(timeout=30_000)
 

@@ -21,7 +21,7 @@ from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_app import or_skip
 from tests.support.programs.sillytavern_page import chromium
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 KEY = "sk-of-the-test"
 WAIT_MS = 60_000

@@ -17,7 +17,7 @@ from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_app import or_skip
 from tests.support.programs.web_page import WebPage
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 LEAST_BYTES = 15_000
 """An empty page is smaller."""

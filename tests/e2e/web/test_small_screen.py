@@ -12,7 +12,7 @@ from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_app import or_skip
 from tests.support.programs.web_page import WebPage
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 PHONES = {"a small one": {"width": 320, "height": 568}, "a usual one": {"width": 390, "height": 844}}
 FINGER_PX = 24

@@ -11,7 +11,7 @@ from tests.support.programs import web_page
 from tests.support.programs.live_server import LiveServer, free_port, live_server
 from tests.support.programs.sillytavern_app import or_skip
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 STORY = "Tell me everything that you know about ships, one by one."
 BACK_MS = 90_000

@@ -12,7 +12,7 @@ from tests.support.programs import web_page
 from tests.support.programs.live_server import live_server
 from tests.support.programs.sillytavern_app import or_skip
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
