@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ggufd.settings.config import Config
 
 if TYPE_CHECKING:
     from ggufd.api.services.settings import ApiConfig, StreamLimits
+    from ggufd.batches.files import StorageLimits
     from ggufd.settings.access import Access
 
 
@@ -35,7 +37,6 @@ def _aliases(config: Config) -> list[str]:
 def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None) -> ApiConfig:
     """API configuration for one model."""
     from ggufd.api.services.settings import ApiConfig, OutputDefaults
-    from ggufd.batches.files import StorageLimits
 
     given = {key: value for key, value in config.sampling.model_dump().items() if value is not None}
     max_tokens = given.pop("max_tokens", None)
@@ -54,14 +55,7 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         max_body_bytes=config.server.max_body_bytes,
         ping_s=config.server.ping_s,
         sampling=given | _constraint(config),
-        output=OutputDefaults(
-            stop=config.output.stop,
-            n_keep=config.output.n_keep,
-            special=config.output.special,
-            prefill_assistant=config.output.prefill_assistant,
-            chat_parsing=config.output.chat_parsing,
-            embd_normalize=config.output.embd_normalize,
-        ),
+        output=OutputDefaults(**config.output.model_dump(include={field.name for field in fields(OutputDefaults)})),
         max_tokens=max_tokens,
         template_kwargs=json.loads(config.model.chat_template_kwargs or "{}"),
         ui=config.server.ui,
@@ -69,11 +63,7 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         reasoning_format=config.reasoning.reasoning_format,
         reasoning_budget=config.reasoning.reasoning_budget,
         share_by_address=config.queue.share_by_address,
-        limits=Limits(
-            max_running=config.queue.max_running_per_key,
-            max_waiting=config.queue.max_waiting_per_key,
-            tokens_per_minute=config.queue.tokens_per_minute_per_key,
-        ),
+        limits=_key_limits(config),
         root_path=config.server.root_path,
         cors_origins=config.server.cors_origins,
         allowed_hosts=_allowed_hosts(config, keys),
@@ -85,15 +75,31 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         max_responses_bytes=config.responses.max_responses_mib << 20,
         streams=_stream_limits(config),
         batch_dir=Path(config.batches.batch_dir).absolute() if config.batches.batch_dir else None,
-        batch_limits=StorageLimits(
-            max_bytes=config.batches.batch_max_mib << 20,
-            max_file_bytes=config.batches.batch_max_file_mib << 20,
-            max_files=config.batches.batch_max_files_per_key,
-        ),
+        batch_limits=_storage_limits(config),
         batch_keep_s=config.batches.batch_keep_days * 24 * 3600,
         logs_cache=logging.getLevelNamesMapping()[config.server.log_level.upper()] <= logging.DEBUG,
         is_verbose=config.server.log_level == "debug",
         build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
+    )
+
+
+def _key_limits(config: Config) -> Limits:
+    """Limits of keys that were granted no other."""
+    return Limits(
+        max_running=config.queue.max_running_per_key,
+        max_waiting=config.queue.max_waiting_per_key,
+        tokens_per_minute=config.queue.tokens_per_minute_per_key,
+    )
+
+
+def _storage_limits(config: Config) -> StorageLimits:
+    """Limits of the files of batches."""
+    from ggufd.batches.files import StorageLimits
+
+    return StorageLimits(
+        max_bytes=config.batches.batch_max_mib << 20,
+        max_file_bytes=config.batches.batch_max_file_mib << 20,
+        max_files=config.batches.batch_max_files_per_key,
     )
 
 

@@ -1,0 +1,63 @@
+"""Table of routes: which router answers under which prefixes."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from ggufd.api import unprefixed
+from ggufd.api.anthropic import messages
+from ggufd.api.batches import batches
+from ggufd.api.batches import files as batch_files
+from ggufd.api.compat import kobold, ollama, ooba, tabby, vllm
+from ggufd.api.embeddings import embeddings, rerank
+from ggufd.api.live import operations
+from ggufd.api.live import requests as live_requests
+from ggufd.api.live import stream as live_stream
+from ggufd.api.llamacpp import adapters as lora_adapters
+from ggufd.api.llamacpp import completion, infill, props, slots, tokens
+from ggufd.api.openai import chat, completions
+from ggufd.api.openai import models as model_list
+from ggufd.api.openai.responses import create, kept
+from ggufd.api.ops import advice, debug, health, loading, queue
+from ggufd.api.streams import conversations, routes
+from ggufd.api.web import front
+
+
+def add_routes(app: FastAPI, *, has_pages: bool) -> None:
+    """Every route of the OpenAI family answers with and without its prefix: users forget it.
+
+    `unprefixed` comes before them: it has the path that another family claims.
+    """
+    app.include_router(front.router)
+    if has_pages:
+        app.include_router(front.pages)
+    app.include_router(unprefixed.router)
+    app.include_router(health.router)
+    app.include_router(debug.router)
+    for router in (
+        completions.router,
+        chat.router,
+        create.router,
+        kept.router,
+        messages.router,
+        model_list.router,
+        loading.router,
+        queue.router,
+        conversations.router,
+        routes.router,
+        advice.router,
+        batch_files.router,
+        batches.router,
+    ):
+        app.include_router(router, prefix="/v1")
+        app.include_router(router, include_in_schema=False)
+    for router in (live_stream.router, live_requests.router, operations.router):
+        app.include_router(router, prefix="/v1")
+    app.include_router(tokens.router)
+    app.include_router(tokens.router, prefix="/v1", include_in_schema=False)
+    families = (completion, infill, props, slots, lora_adapters, ooba, tabby, vllm, ollama, embeddings, rerank)
+    for family in families:
+        app.include_router(family.router)
+    app.include_router(kobold.classic, prefix="/api/v1")
+    app.include_router(kobold.classic, prefix="/api/latest", include_in_schema=False)
+    app.include_router(kobold.extra, prefix="/api/extra")
