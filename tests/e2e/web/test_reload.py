@@ -13,9 +13,12 @@ import pytest
 from playwright.sync_api import Browser, expect
 from tests.support.programs.web_page import WebPage
 
+from tests.support.fakes.api_server import wait_until
 from tests.support.programs import web_page
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_app import or_skip
+from tests.support.programs.web_page import WebPage
+from tests.support.programs.wire import wired
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
@@ -58,6 +61,11 @@ def kept(page: WebPage) -> list[dict[str, Any]]:
     return found
 
 
+def has_kept_some(page: WebPage) -> bool:
+    """Whether the browser keeps a part of an answer, and where that ends."""
+    return any(one["text"] and one["stream"]["last"] for one in kept(page))
+
+
 def streams_of(server: LiveServer) -> list[dict[str, Any]]:
     data: list[dict[str, Any]] = httpx.get(f"{server.url}/v1/streams", trust_env=False).json()["data"]
     return data
@@ -70,26 +78,28 @@ def whole_text(server: LiveServer, stream_id: str) -> str:
     return "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
 
 
-def check_whole(page: WebPage, server: LiveServer) -> None:
+def check_whole(page: WebPage, server: LiveServer, n_tokens: int = LONG["max_tokens"]) -> None:
     """What is shown and kept is the answer that the server made, all of it and no part of it twice."""
     answer = kept(page)[-1]
     text = whole_text(server, answer["responseId"])
     assert (answer["state"], answer.get("stream")) == ("done", None)
     assert answer["text"] == text
-    assert (answer["finishReason"], answer["usage"]["completion_tokens"]) == ("length", LONG["max_tokens"])
+    assert (answer["finishReason"], answer["usage"]["completion_tokens"]) == ("length", n_tokens)
     assert "".join(page.texts()[-1].split())[:20] == "".join(text.split())[:20]
 
 
 def test_a_reload_in_the_middle_of_an_answer_shows_all_of_it(page: WebPage, server: LiveServer) -> None:
+    """Once before anything of it is kept in the browser, and once when some of it is."""
+    page.ask_for(**LONG | {"max_tokens": 500})
     page.send(STORY)
-    for n in (10, 150):
-        page.wait_begun(n)
+    page.wait_begun(10)
+    for _ in range(2):
         page.page.reload()
         expect(page.answer).to_have_attribute("aria-busy", "true")
         assert server.n_running() == 1
-    page.wait_begun(200)
-    page.wait_ended()
-    check_whole(page, server)
+        wait_until(lambda: has_kept_some(page), timeout_s=60)
+    expect(page.answer).to_have_attribute("aria-busy", "false", timeout=120_000)
+    check_whole(page, server, 500)
     assert len(page.messages.all()) == 2
 
 
@@ -136,15 +146,19 @@ def test_stop_ends_it_at_the_server_before_and_after_a_reload(page: WebPage, ser
         page.page.get_by_role("button", name="New chat").click()
 
 
-def test_without_a_network_it_waits_and_goes_on(page: WebPage, server: LiveServer) -> None:
-    page.send(STORY)
-    page.wait_begun(10)
-    page.page.context.set_offline(True)
-    expect(page.page.get_by_text("The server does not answer.")).to_be_visible()
-    page.page.context.set_offline(False)
-    expect(page.page.get_by_text("The server does not answer.")).to_have_count(0)
-    page.wait_ended()
-    check_whole(page, server)
+def test_without_a_network_it_waits_and_goes_on(browser: Browser, server: LiveServer) -> None:
+    with wired(server.url) as wire, web_page.opened(browser, wire.url) as page:
+        page.ask_for(**LONG | {"max_tokens": 300})
+        page.send(STORY)
+        for _ in range(2):
+            page.wait_begun(len(page.texts()[-1]) + 10)
+            wire.cut()
+            expect(page.page.get_by_text("The server does not answer.")).to_be_visible()
+            expect(page.answer).to_have_attribute("aria-busy", "true")
+            wire.mend()
+            expect(page.page.get_by_text("The server does not answer.")).to_have_count(0)
+        expect(page.answer).to_have_attribute("aria-busy", "false", timeout=120_000)
+        check_whole(page, server, 300)
 
 
 def test_what_the_server_has_no_more_is_said_and_can_be_asked_for_again(page: WebPage, server: LiveServer) -> None:
