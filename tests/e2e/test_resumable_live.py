@@ -66,8 +66,8 @@ def killed(server: LiveServer, path: str, body: dict[str, Any], n_events: int, *
 
 
 def events_of(data: bytes) -> list[bytes]:
-    blocks = data.split(b"\n\n")[:-1]
-    return [block for block in blocks if not block.startswith(b":") and b'"ping"' not in block]
+    blocks = re.sub(rb"(?m)^:.*\n", b"", data).split(b"\n\n")[:-1]
+    return [block.lstrip(b"\n") for block in blocks if block.strip() and b'"ping"' not in block]
 
 
 def go_on(server: LiveServer, stream_id: str, last: int | None, **headers: str) -> list[bytes]:

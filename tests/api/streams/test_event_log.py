@@ -81,7 +81,7 @@ class TestComments:
         log.add(b": queue position=2 eta_s=9.0\n\n")
         log.add(b": queue position=1 eta_s=2.0\n\n")
         reader = log.read(0)
-        assert await anext(reader) == b": queue position=1 eta_s=2.0\n\n"
+        assert await anext(reader) == b": queue position=1 eta_s=2.0\n"
         waiting = asyncio.ensure_future(anext(reader))
         await asyncio.sleep(0)
         assert not waiting.done()

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from ggufd.api.services.settings import StreamLimits
@@ -105,8 +106,8 @@ def taken(response: httpx.Response, n_bytes: int | None) -> bytes:
 
 def whole_events(data: bytes) -> list[bytes]:
     """The events that arrived whole, without comments and Anthropic's pings, which are no part of the answer."""
-    blocks = data.split(b"\n\n")[:-1]
-    return [block for block in blocks if not block.startswith(b":") and b'"ping"' not in block]
+    blocks = re.sub(rb"(?m)^:.*\n", b"", data).split(b"\n\n")[:-1]
+    return [block.lstrip(b"\n") for block in blocks if block.strip() and b'"ping"' not in block]
 
 
 def last_of(events: list[bytes]) -> int | None:
@@ -344,7 +345,7 @@ class TestEnds:
 class TestWhatIsAsked:
     @pytest.fixture
     def ended(self, server: Served) -> tuple[Client, str]:
-        """A stream that has ended, of 56 events."""
+        """A stream that has ended."""
         server.engine.step_s = 0.0
         client = Client(server)
         headers, _ = client.start("/v1/completions", {"prompt": "a"}, 10**9)
@@ -369,7 +370,8 @@ class TestWhatIsAsked:
         client, stream_id = ended
         response = client.ask("GET", f"/v1/streams/{stream_id}", params={"last_event_id": last})
         error = error_of(response, 400)
-        assert "'Last-Event-ID'" in error["message"] or "'last_event_id'" in error["message"]
+        assert error["param"] in ("last_event_id", "Last-Event-ID")
+        assert "expected the id of an event" in error["message"] or "events so far" in error["message"]
 
     def test_head_is_answered_at_once(self, server: Served) -> None:
         client = Client(server)
@@ -442,9 +444,9 @@ class TestWhatElseIsTold:
         close_gate(server)
         client = Client(server)
         headers, data = client.start("/v1/completions", {"prompt": "a", "report_queue": True}, 60)
-        assert b": queue position=1 eta_s=2.0\n\n" in data
+        assert b": queue position=1 eta_s=2.0\n" in data
         told = client.go_on(headers["x-ggufd-stream"], None, 30)
-        assert told.startswith(b": queue position=1 eta_s=2.0\n\n")
+        assert told.startswith(b": queue position=1 eta_s=2.0\n")
         server.in_loop(server.engine.gate.set)
         whole = client.go_on(headers["x-ggufd-stream"], None)
         assert b"data: [DONE]" in whole
@@ -483,3 +485,40 @@ def test_a_stored_response_is_there_when_its_client_was_not(server: Served) -> N
     client.wait_ended()
     stored = client.ask("GET", f"/v1/responses/{headers['x-ggufd-stream']}").json()
     assert stored["output"][0]["content"][0]["text"] == TEXT
+
+
+@pytest.mark.parametrize("step_s", [0.0, 0.12])
+def test_openais_client_reads_one_with_pings_between_its_events(server: Served, step_s: float) -> None:
+    """Its decoder takes a blank line after an id for an event without data."""
+    server.engine.answers, server.engine.step_s = [b"Hello"], step_s
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=10) as client:
+        chunks = list(
+            client.chat.completions.create(
+                model="m", messages=HELLO, stream=True, extra_body={"resumable": True, "report_queue": True}
+            )
+        )
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hello"
+        whole = Client(server).go_on(chunks[0].id, None)
+        assert len(whole_events(whole)) == len(chunks) + 1
+
+
+def test_openais_client_goes_on_with_a_response(server: Served) -> None:
+    """By sequence numbers, which are the events' ids."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=10) as client:
+        stream = client.responses.create(model="m", input="hi", stream=True, extra_body={"resumable": True})
+        begun = [next(stream) for _ in range(8)]
+        stream.close()
+        response_id = begun[0].response.id  # type: ignore[union-attr]
+        rest = list(client.responses.retrieve(response_id, stream=True, starting_after=begun[-1].sequence_number))
+        assert [event.sequence_number for event in (*begun, *rest)] == list(range(len(begun) + len(rest)))
+        assert rest[-1].type == "response.completed"
+        assert rest[-1].response.output_text == TEXT
+        for event in whole_events(Client(server).go_on(response_id, None)):
+            assert json.loads(event.split(b"data: ")[1])["sequence_number"] == last_of([event])
+
+
+async def test_a_response_that_was_not_resumable_is_not_streamed_again() -> None:
+    async with running() as api:
+        stored = await api.ok("/v1/responses", input="hi")
+        response = await api.http.get(f"/v1/responses/{stored['id']}?stream=true")
+        assert "only a response that was streamed with 'resumable'" in error_of(response, 400)["message"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -91,12 +91,14 @@ class SseResponse(EventSourceResponse):
     def __init__(
         self,
         events: AsyncIterator[bytes],
-        ping: ServerSentEvent,
+        ping: ServerSentEvent | bytes,
         *,
         ping_s: float,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(events, ping=ping_s, sep="\n", headers=headers, ping_message_factory=lambda: ping)
+        # sse-starlette sends bytes as they are, though it asks for an event.
+        make: Callable[[], Any] = lambda: ping  # noqa: E731
+        super().__init__(events, ping=ping_s, sep="\n", headers=headers, ping_message_factory=make)
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
         """Sends without the cancel scope that a send timeout needs: none is set, and it is a fifth of a chunk's cost.

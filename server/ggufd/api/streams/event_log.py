@@ -2,6 +2,7 @@
 
 The first event has the number 0; it is sent with its number as its SSE id. Bytes count from the first one that was
 sent, ids included. Comments are neither numbered nor kept: who waits for the first event is told the latest one.
+No blank line follows them: OpenAI's clients take one for an event without data as soon as they have seen an id.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class EventLog:
         """Take in whole events, and comments between them."""
         for block in data.split(b"\n\n")[:-1]:
             if block.startswith(b":"):
-                self._comment, self._n_comments = block + b"\n\n", self._n_comments + 1
+                self._comment, self._n_comments = block + b"\n", self._n_comments + 1
             else:
                 event = b"id: %d\n%s\n\n" % (self.next, block)
                 self._events.append(event)

@@ -37,7 +37,7 @@ class StreamHead:
     stream_id: str
     owner: str
     path: str
-    ping: ServerSentEvent
+    ping: ServerSentEvent | bytes
     refusal: Callable[[GgufdError], bytes]
     conversation_id: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -27,6 +27,9 @@ STREAM_HEADER = "x-ggufd-stream"
 CONVERSATION_HEADER = "x-conversation-id"
 """llama-server's request header: the client's own name for a stream that is to outlive it."""
 
+_PING = b": ping\n"
+"""A comment without a blank line behind it, as those of `EventLog`."""
+
 _CONVERSATION = re.compile(r"[\x21-\x7e]{1,256}")
 
 
@@ -88,7 +91,7 @@ def _resumable(
         stream_id=chunks.response_id or f"cmpl-{uuid.uuid4().hex}",
         owner=owner_of(caller),
         path=request.url.path,
-        ping=chunks.ping,
+        ping=chunks.ping if chunks.ping.event else _PING,
         refusal=chunks.refusal,
         conversation_id=conversation_id,
         headers=headers,

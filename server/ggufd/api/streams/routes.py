@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -40,7 +41,8 @@ async def resume_stream(request: Request, stream_id: str) -> Response:
     204 when the stream has ended and nothing is left to send, 410 when what is asked for is not kept any more.
     """
     stream = store_of(request).get(owner_of(caller_of(request)), stream_id)
-    return resumed(request, stream, _next_after(stream, _last_id(request)))
+    last = read_id(request.headers, _HEADER)
+    return resumed(request, stream, next_after(stream, read_id(request.query_params, _QUERY) if last is None else last))
 
 
 @router.delete("/streams/{stream_id}")
@@ -62,10 +64,9 @@ def resumed(request: Request, stream: KeptStream, number: int, skip: int = 0) ->
     return ReaderResponse(stream, number, skip, ping_s=services_of(request).config.ping_s)
 
 
-def _last_id(request: Request) -> int | None:
-    """The number of the last event that the client has. Raises InvalidRequest."""
-    header, parameter = request.headers.get(_HEADER, ""), request.query_params.get(_QUERY, "")
-    name, text = (_HEADER, header) if header else (_QUERY, parameter)
+def read_id(sent: Mapping[str, str], name: str) -> int | None:
+    """The number of the last event that the client has, if it says one. Raises InvalidRequest."""
+    text = sent.get(name, "")
     if not text:
         return None
     if not text.isascii() or not text.isdecimal() or len(text) > _MAX_DIGITS:
@@ -73,12 +74,12 @@ def _last_id(request: Request) -> int | None:
     return int(text)
 
 
-def _next_after(stream: KeptStream, last: int | None) -> int:
+def next_after(stream: KeptStream, last: int | None) -> int:
     """The number of the first event to be sent. Raises InvalidRequest or StreamGone."""
     log, number = stream.log, 0 if last is None else last + 1
     if number > log.next:
         raise InvalidRequest(
-            f"'{_HEADER}': this stream has sent {log.next} events so far, the first with the id 0; got {last}.",
+            f"This stream has sent {log.next} events so far, the first with the id 0; asked for those after {last}.",
             param=_HEADER,
         )
     if number < log.first:

@@ -10,6 +10,8 @@ from starlette.responses import Response
 from ggufd.api.http.json_response import json_response
 from ggufd.api.openai.responses.items import Item
 from ggufd.api.services.services import caller_of, services_of
+from ggufd.api.streams.response import owner_of, store_of
+from ggufd.api.streams.routes import next_after, read_id, resumed
 from ggufd.errors import InvalidRequest, NotFound, Unsupported
 
 router = APIRouter(tags=["OpenAI"])
@@ -19,9 +21,9 @@ _MAX_ITEMS = 100
 
 @router.get("/responses/{response_id}")
 async def get_response(request: Request, response_id: str) -> Response:
-    """A stored response."""
+    """A stored response; with `stream` the events after number `starting_after` of a resumable one, as they come."""
     if request.query_params.get("stream") == "true":
-        raise Unsupported("'stream': a finished response is not streamed again. Read it whole.", param="stream")
+        return _streamed_again(request, response_id)
     kept = await services_of(request).responses.get(caller_of(request).key_digest, response_id)
     return json_response(kept.response)
 
@@ -42,6 +44,19 @@ async def list_input_items(request: Request, response_id: str) -> Response:
     if _one_of(query.get("order", "desc"), "order", "asc", "desc") == "desc":
         items.reverse()
     return json_response(_page(_after(items, query.get("after")), _limit(query.get("limit", "20"))))
+
+
+def _streamed_again(request: Request, response_id: str) -> Response:
+    """The rest of a resumable stream: the ids of a response's events are its sequence numbers."""
+    try:
+        stream = store_of(request).get(owner_of(caller_of(request)), response_id)
+    except NotFound:
+        raise Unsupported(
+            "'stream': only a response that was streamed with 'resumable' set to true, lately, is streamed again. "
+            "Read it whole.",
+            param="stream",
+        ) from None
+    return resumed(request, stream, next_after(stream, read_id(request.query_params, "starting_after")))
 
 
 def _page(items: list[Item], limit: int) -> dict[str, Any]:
