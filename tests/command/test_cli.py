@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives import serialization
 
 from ggufd import __version__, cli
 from ggufd.api.services.settings import StreamLimits
+
+from ggufd.batches.files import StorageLimits
 from ggufd.errors import StartupError
 from ggufd.llama.model.system import DeviceMemory
 from ggufd.llama.params import ContextParams
@@ -372,6 +374,16 @@ class TestApiConfig:
         }
         made = api_settings.api_config(sources.load(None, set_to, {}), model)
         assert made.streams == StreamLimits(True, 1, 2, 3 << 20, 4 << 20, 5 << 20, 6.5, 7.0)
+
+    def test_where_batches_are_kept_and_how_much_of_them(self) -> None:
+        model = hub.ModelFile(Path("m.gguf"), 0)
+        made = api_settings.api_config(sources.load(None, {}, {}), model)
+        assert (made.batch_dir, made.batch_keep_s) == (None, 30 * 24 * 3600)
+        assert made.batch_limits == StorageLimits(1 << 30, 64 << 20, 100)
+        set_to = {"batch_dir": "b", "batch_max_mib": "5", "batch_max_file_mib": "2", "batch_max_files_per_key": "7"}
+        made = api_settings.api_config(sources.load(None, set_to | {"batch_keep_days": "1"}, {}), model)
+        assert (made.batch_dir, made.batch_keep_s) == (Path("b").absolute(), 24 * 3600)
+        assert made.batch_limits == StorageLimits(5 << 20, 2 << 20, 7)
 
 
 class TestListen:

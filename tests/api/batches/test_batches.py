@@ -165,6 +165,32 @@ async def test_every_endpoint_is_served(tmp_path: Path, endpoint: str, body: dic
         assert all(one.principal.is_background for one in asked)
 
 
+async def test_responses_of_lines_are_stored_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = "/v1/responses"
+    async with batching(tmp_path) as batches:
+        asked = [line("a", path, input="x"), line("b", path, input="x", store=True)]
+        done = await batches.done(await batches.create(*asked, endpoint=path))
+        output = await batches.lines_of(done["output_file_id"])
+        ids = {name: one["response"]["body"]["id"] for name, one in output.items()}
+        error_of(await batches.http.get(f"{path}/{ids['a']}"), 404)
+        assert (await batches.http.get(f"{path}/{ids['b']}")).status_code == 200
+
+
+async def test_what_aborts_a_keys_requests_aborts_no_lines(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    engine.gate.clear()
+    async with batching(tmp_path, engine) as batches:
+        batch_id = await batches.create(line("a"))
+        await open_requests(engine)
+        response = await batches.http.post("/api/extra/abort", json={})
+        assert response.json()["success"] is False
+        assert engine.open
+        engine.gate.set()
+        done = await batches.done(batch_id)
+        answer = (await batches.lines_of(done["output_file_id"]))["a"]["response"]["body"]
+        assert answer["choices"][0]["finish_reason"] == "stop"
+
+
 async def test_a_file_with_wrong_lines_is_refused_whole_and_says_which(tmp_path: Path) -> None:
     async with batching(tmp_path) as batches:
         content = jsonl(line("a"), line("a")) + b"{\n" + jsonl(line("d", "/v1/embeddings"))

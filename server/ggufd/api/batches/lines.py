@@ -13,7 +13,8 @@ from ggufd.api.http.body import parse_json
 from ggufd.batches.records import BatchLine, LineFault
 from ggufd.errors import InvalidRequest
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+RESPONSES = "/v1/responses"
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", RESPONSES, "/v1/embeddings")
 MAX_LINES = 50_000
 """As many as OpenAI takes."""
 
@@ -109,5 +110,9 @@ class LineReader:
 
 def body_of(raw: bytes) -> dict[str, Any]:
     """The request in a line that was found valid."""
-    body: dict[str, Any] = parse_json(raw)["body"]
+    line = parse_json(raw)
+    body: dict[str, Any] = line["body"]
+    if line["url"] == RESPONSES and body.get("store") is None:
+        # Fifty thousand of them would push out what people go on from.
+        body["store"] = False
     return body

@@ -38,7 +38,9 @@ class Activity:
         self.last: Finish | None = None
 
     def enter(self, work: RunningGeneration) -> None:
-        """RunningGeneration begins."""
+        """RunningGeneration begins. Lines of batches are not for their owner's other programs to abort."""
+        if work.caller.principal.is_background:
+            return
         self._open[id(work)] = work
         for tell in self._watchers:
             tell()
@@ -53,6 +55,8 @@ class Activity:
 
     def leave(self, work: RunningGeneration) -> None:
         """RunningGeneration has ended, in whatever way."""
+        if work.caller.principal.is_background:
+            return
         self._open.pop(id(work), None)
         self._idle_since_s = self._clock()
         if work.finishes:
