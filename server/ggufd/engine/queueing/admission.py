@@ -55,14 +55,16 @@ class Admission:
         """
         if not self._queue or not self._table.idle:
             return
-        is_wanted = False
+        passed_over: list[SequenceState] = []
         for sequence in self._queue:
-            if not self._table.idle or (sequence.is_background and is_wanted):
+            if not self._table.idle:
+                return
+            if sequence.is_background and any(not one.is_preparing for one in passed_over):
                 return
             if self._can_start(sequence) and self._may_take_slot(sequence):
                 yield sequence
-            else:
-                is_wanted = is_wanted or not sequence.is_preparing
+            elif not sequence.is_background:
+                passed_over.append(sequence)
 
     def yields(self, running: list[SequenceState]) -> Iterator[Preemption]:
         """Exchanges of background work for what waits; each is to be carried out before the next is asked for."""
