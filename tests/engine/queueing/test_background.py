@@ -191,6 +191,19 @@ def test_a_vector_is_not_kept_waiting_by_lines() -> None:
     assert len(rig.collected[50].vectors) == 200
 
 
+def test_lines_go_on_when_who_waits_for_a_vector_leaves() -> None:
+    rig = make_engine(n_slots=2)
+    rig.add(line(0))
+    rig.step()
+    rig.add(EmbedRequest(50, tuple((1, 2, 3) for _ in range(500)), principal=Principal(account="chat")))
+    rig.step()
+    assert not rig.collected[50].is_done
+    rig.abort(50)
+    for _ in range(200):
+        rig.step()
+    assert rig.collected[0].is_done
+
+
 def test_vectors_of_lines_come_after_those_that_somebody_waits_for() -> None:
     rig = make_engine(n_slots=2)
     rig.add(*(EmbedRequest(i, tuple((7,) * 60 for _ in range(8)), principal=BEHIND) for i in range(8)))

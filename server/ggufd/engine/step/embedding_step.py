@@ -23,6 +23,7 @@ class EmbeddingStep:
     def run(self) -> None:
         """Compute one batch of inputs, if there are any; its time is no part of the step gap."""
         if not self.embedder.has_work:
+            self._lifecycle.is_embedding = False
             return
         counters, start_s = self._lifecycle.counters, self._clock()
         pause_s = self._scheduler.pause_left_s(counters.step_s, bool(self._lifecycle.awake))
