@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives import serialization
 
 from ggufd import __version__, cli
 from ggufd.api.services.settings import StreamLimits
-
 from ggufd.batches.files import StorageLimits
 from ggufd.errors import StartupError
 from ggufd.llama.model.system import DeviceMemory

@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 from playwright.sync_api import Browser, expect
-from tests.support.programs.web_page import WebPage
 
 from tests.support.fakes.api_server import wait_until
 from tests.support.programs import web_page
