@@ -14,7 +14,7 @@ from ggufd.api.request.fields import OPENAI_CHAT
 
 FIELDS = Path(__file__).parents[2] / "server" / "ggufd" / "web" / "settings" / "fields.js"
 
-SENT_BY_THE_PAGE = {
+NO_SETTINGS = {
     "messages",
     "model",
     "stream",
@@ -26,9 +26,13 @@ SENT_BY_THE_PAGE = {
     "explain_cache",
     "report_queue",
     "return_progress",
+    "timings_per_token",
+    "verbose",
     "continue_final_message",
     "add_generation_prompt",
 }
+"""Fields that the page sets itself, and reports that it has no place for."""
+
 OTHERWISE = {
     "json_schema": "response_format",
     "structured_outputs": "response_format",
@@ -50,7 +54,7 @@ def wire_names() -> set[str]:
 
 
 def test_every_field_of_a_chat_request_is_reachable(wire_names: set[str]) -> None:
-    fields = set(ChatRequest.model_fields) - SENT_BY_THE_PAGE
+    fields = set(ChatRequest.model_fields) - NO_SETTINGS
     missing = {
         field for field in fields if not wire_names & {field, *OPENAI_CHAT.get(field, ()), OTHERWISE.get(field, field)}
     }
