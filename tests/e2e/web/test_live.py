@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from ggufd.keys import file
+from tests.support.models.lora_files import write_loras
 from tests.support.programs.live_page import long_requests, looking, running_browser
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_app import or_skip
@@ -221,6 +222,45 @@ def test_advice_on_ones_own_chats_is_shown(browser: Browser, server: LiveServer,
         expect(live.part("Advice")).to_contain_text("Put the date at the end of the system prompt.")
         expect(live.part("Advice")).to_contain_text("Was Monday, became Tuesday<img src=x>.")
         expect(live.part("Advice")).not_to_contain_text("Not for alice")
+
+
+def test_the_server_says_itself_what_spoils_a_cache(browser: Browser, server: LiveServer, keys: Keys) -> None:
+    """The route's real answer is what the page reads."""
+    rules = "Answer in one short sentence, and stay polite whatever is said. " * 12
+    headers = {"authorization": f"Bearer {keys.alice}"}
+    with httpx.Client(base_url=server.url, headers=headers, trust_env=False, timeout=60) as client:
+        history: list[dict[str, str]] = []
+        for minute in range(4):
+            history.append({"role": "user", "content": f"Question {minute}?"})
+            system = {"role": "system", "content": f"It is 2026-11-29 10:0{minute}:00. {rules}"}
+            body = {"messages": [system, *history], "max_tokens": 4}
+            answer = client.post("/v1/chat/completions", json=body).raise_for_status().json()
+            history.append({"role": "assistant", "content": answer["choices"][0]["message"]["content"] or "."})
+        (finding,) = client.get("/v1/cache/advice").raise_for_status().json()["data"]
+    with looking(browser, server.url, keys.alice) as live:
+        expect(live.part("Advice")).to_contain_text(finding["advice"])
+        expect(live.part("Advice")).to_contain_text("10:03")
+    with looking(browser, server.url, keys.root) as live:
+        expect(live.part("Slots")).to_be_visible()
+        expect(live.page.locator("body")).not_to_contain_text("10:03")
+
+
+def test_the_scales_of_adapters_are_set(browser: Browser, tiny_model: Path) -> None:
+    style, topic = write_loras(tiny_model)
+    flags = ("-m", str(tiny_model), "-c", "512", "-t", "1", "-fa", "off", "--lora", style, "--lora", topic)
+    with live_server(*flags) as started, looking(browser, started.url) as live:
+        live.press("Adapter scales…")
+        dialog = live.page.get_by_role("dialog", name="Adapter scales")
+        fields = dialog.locator("input")
+        expect(fields).to_have_count(2)
+        fields.nth(1).fill("1000000")
+        dialog.get_by_role("button", name="Set").click()
+        expect(dialog.get_by_role("alert")).to_contain_text("expected")
+        fields.nth(1).fill("0.25")
+        dialog.get_by_role("button", name="Set").click()
+        expect(dialog).to_have_count(0)
+        scales = httpx.get(f"{started.url}/lora-adapters", trust_env=False).json()
+        assert [one["scale"] for one in scales] == [1.0, 0.25]
 
 
 def test_another_model_is_loaded_after_its_plan(browser: Browser, server: LiveServer, keys: Keys) -> None:

@@ -187,6 +187,8 @@ def test_an_answer_under_a_schema_is_valid(panels: Panels) -> None:
     found = json.loads(panels.ask("Describe a cat called Tom."))
     assert found.keys() == {"name", "age"}
     assert isinstance(found["age"], int)
+    expect(panels.page.get_by_role("button", name="Regenerate")).to_be_visible()
+    expect(panels.page.get_by_role("button", name="Continue")).to_have_count(0)
 
 
 def test_refused_grammars_and_schemas_are_told_in_the_servers_words(panels: Panels) -> None:

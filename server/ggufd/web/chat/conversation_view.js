@@ -73,9 +73,10 @@ function useKeys(/** @type {import("../shared/types.js").Message[]} */ messages,
   });
 }
 
-/** @param {EventTarget | null} target */
+/** Whether a key is for what has the focus: a field, or a panel beside the chat. @param {EventTarget | null} target */
 function isInText(target) {
   if (target instanceof HTMLTextAreaElement) return !target.classList.contains("composer-field") || target.value !== "";
+  if (target instanceof Element && target.closest("aside")) return true;
   return target instanceof HTMLInputElement || target instanceof HTMLSelectElement || target instanceof HTMLPreElement;
 }
 

@@ -1,5 +1,6 @@
 // One message of a conversation, its versions, and what can be done with it.
 import { Confirm, IconButton, Menu, Spinner } from "../shared/components.js";
+import { isHeldToFormat } from "../shared/formats.js";
 import { copy } from "../shared/copy.js";
 import { lazy } from "../shared/lazy.js";
 import { html, signal, useEffect, useLayoutEffect, useRef, useSignal } from "../shared/view.js";
@@ -180,7 +181,7 @@ function Actions({ message, isLast, isRunning, edit }) {
     ${!isRunning && html`<${IconButton} kind="small" icon="edit" name="Edit" onClick=${() => edit(true)} />`}
     ${isAnswer && !isRunning &&
     html`<${IconButton} kind="small" icon="redo" name="Regenerate" onClick=${() => conversation.regenerate(message.id)} />`}
-    ${canMake && message.text &&
+    ${canMake && message.text && !isHeldToFormat(message) &&
     html`<${IconButton} kind="small" icon="play" name="Continue" onClick=${() => conversation.goOn(message.id)} />`}
     ${!isRunning && html`<${Menu} name="More" items=${more} />`}
     ${isAsking.value && html`<${Confirm} title="Delete this message?" action="Delete" onNo=${close}

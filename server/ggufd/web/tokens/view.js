@@ -1,5 +1,6 @@
 // An answer as its tokens: shaded by probability, with the alternatives of each to go on from.
 import { IconButton } from "../shared/components.js";
+import { isHeldToFormat } from "../shared/formats.js";
 import { set, wantsTokens } from "../settings/state.js";
 import { Component, html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../shared/view.js";
 import {
@@ -25,7 +26,6 @@ import {
 const BLOCK = 200;
 const PAGE = 1000;
 const LEAVE_MS = 250;
-const HELD_TO_A_FORMAT = ["response_format", "grammar", "guided_regex", "guided_choice", "json_schema"];
 
 /**
  * Shown instead of the answer's text while a person looks at its tokens. `goOnFrom` starts a version of the message
@@ -177,8 +177,7 @@ function useEscape(isOpen, root, close) {
 /** Why nothing can go on from these tokens; "" where it can. @param {Message} message @param {unknown} alignment */
 function blockedBy(message, alignment) {
   if (message.state === "writing") return "The answer is still being written.";
-  if (HELD_TO_A_FORMAT.some((name) => message.request?.[name]))
-    return "An answer that is held to a format cannot go on from its middle.";
+  if (isHeldToFormat(message)) return "An answer that is held to a format cannot go on from its middle.";
   return alignment ? "" : "These are not the tokens of the text as it is now.";
 }
 
