@@ -125,8 +125,8 @@ class TestOutcomes:
         [
             (("-fa", "maybe"), "-fa maybe: expected on, off or auto"),
             (
-                ("--host", "127.0.0.1,::1"),
-                "--host 127.0.0.1,::1: expected one address of this machine; lists of them and UNIX sockets are "
+                ("--host", "/run/llama.sock"),
+                "--host /run/llama.sock: expected addresses of this machine, separated by commas; UNIX sockets are "
                 "llama-server's alone",
             ),
             (("--rope-scale", "0"), "--rope-scale 0: expected a number above 0"),

@@ -41,15 +41,9 @@ def _level(value: str) -> str:
 
 
 def _host(value: str) -> str:
-    if "," in value or value.endswith(".sock"):
-        raise ValueError("one address of this machine; lists of them and UNIX sockets are llama-server's alone")
+    if ".sock" in value:
+        raise ValueError("addresses of this machine, separated by commas; UNIX sockets are llama-server's alone")
     return value
-
-
-def _origins(value: str) -> list[str]:
-    if value == "localhost":
-        raise ValueError("origins such as http://localhost:3000, separated by commas, or *")
-    return names(value)
 
 
 ADDRESS: tuple[Flag, ...] = (
@@ -63,7 +57,7 @@ ADDRESS: tuple[Flag, ...] = (
     valued("--ssl-cert-file", sets("ssl_cert_file"), "LLAMA_ARG_SSL_CERT_FILE"),
     valued("-to --timeout", sets("read_timeout_s", "write_timeout_s", read=_timeout), "LLAMA_ARG_TIMEOUT"),
     valued("--sse-ping-interval", sets("ping_s", read=_ping), "LLAMA_ARG_SSE_PING_INTERVAL"),
-    valued("--cors-origins", sets("cors_origins", read=_origins), "LLAMA_ARG_CORS_ORIGINS"),
+    valued("--cors-origins", sets("cors_origins", read=names), "LLAMA_ARG_CORS_ORIGINS"),
     valued("--cors-methods", Taken(_CORS), "LLAMA_ARG_CORS_METHODS"),
     valued("--cors-headers", Taken(_CORS), "LLAMA_ARG_CORS_HEADERS"),
     switch(
