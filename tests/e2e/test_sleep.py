@@ -75,8 +75,8 @@ async def test_an_idle_engine_ends_and_says_that_it_sleeps(client: EngineClient)
     assert await asyncio.to_thread(link.join, WAIT_S)
     assert client.ready is not None
     with pytest.raises(EngineDown, match="a request loads it"):
-        await client.stats()
-    assert (await client.act_on_slot(ActOnSlot(0, SlotAction.ERASE))).n_tokens == 0
+        await client.reports.stats()
+    assert (await client.reports.act_on_slot(ActOnSlot(0, SlotAction.ERASE))).n_tokens == 0
 
 
 async def test_requests_wake_it_and_wait_for_the_model_in_order(client: EngineClient) -> None:
@@ -111,7 +111,7 @@ async def test_who_leaves_while_it_wakes_is_not_served_and_it_sleeps_again(clien
     client.submit(request_of(client)).abort()
     assert client.n_waiting == 0
     await until(client, EngineState.READY)
-    assert (await client.stats()).computed_tokens == 0
+    assert (await client.reports.stats()).computed_tokens == 0
     await until(client, EngineState.SLEEPING)
 
 
@@ -204,13 +204,13 @@ async def test_to_restore_a_slot_wakes_it_and_to_save_or_erase_one_has_nothing_t
 ) -> None:
     stream = client.submit(request_of(client, b"A chat that is worth to be kept", max_tokens=4))
     await text_of(stream)
-    saved = await client.act_on_slot(at_slot(SlotAction.SAVE, tmp_path / "chat"))
+    saved = await client.reports.act_on_slot(at_slot(SlotAction.SAVE, tmp_path / "chat"))
     await until(client, EngineState.SLEEPING)
     with pytest.raises(InvalidRequest, match="slot 0 keeps nothing that could be saved: the model is unloaded"):
-        await client.act_on_slot(at_slot(SlotAction.SAVE, tmp_path / "other"))
-    assert (await client.act_on_slot(at_slot(SlotAction.ERASE, tmp_path / "x"))).n_tokens == 0
+        await client.reports.act_on_slot(at_slot(SlotAction.SAVE, tmp_path / "other"))
+    assert (await client.reports.act_on_slot(at_slot(SlotAction.ERASE, tmp_path / "x"))).n_tokens == 0
     assert client.state is EngineState.SLEEPING
-    done = await client.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat"))
+    done = await client.reports.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat"))
     assert (done.n_tokens, done.failure) == (saved.n_tokens, "")
     assert client.state is EngineState.READY
     stream = client.submit(request_of(client, b"A chat that is worth to be kept", max_tokens=4))
@@ -220,10 +220,10 @@ async def test_to_restore_a_slot_wakes_it_and_to_save_or_erase_one_has_nothing_t
 
 async def test_several_slots_are_restored_after_one_load(client: EngineClient, tmp_path: Path) -> None:
     await text_of(client.submit(request_of(client, b"A chat that is worth to be kept", max_tokens=4)))
-    await client.act_on_slot(at_slot(SlotAction.SAVE, tmp_path / "chat"))
+    await client.reports.act_on_slot(at_slot(SlotAction.SAVE, tmp_path / "chat"))
     await until(client, EngineState.SLEEPING)
     stream = client.submit(request_of(client, b"A chat that is worth to be kept", max_tokens=4))
-    restoring = [client.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat", slot)) for slot in (0, 1, 0)]
+    restoring = [client.reports.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat", slot)) for slot in (0, 1, 0)]
     assert len({done.n_tokens for done in await asyncio.gather(*restoring)}) == 1
     # They come first: the request that was sent beside them profits.
     assert await cached_tokens(stream) == 30
@@ -233,7 +233,7 @@ async def test_several_slots_are_restored_after_one_load(client: EngineClient, t
 async def test_a_restore_that_cannot_wake_it_or_finds_no_file_is_told(client: EngineClient, tmp_path: Path) -> None:
     await until(client, EngineState.SLEEPING)
     with pytest.raises(InvalidRequest, match="no saved slot chat"):
-        await client.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat"))
+        await client.reports.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat"))
     await until(client, EngineState.SLEEPING)
 
     def missing(on_message: Any, on_exit: Any) -> Any:
@@ -243,13 +243,13 @@ async def test_a_restore_that_cannot_wake_it_or_finds_no_file_is_told(client: En
 
     spawn_with(client, missing)
     with pytest.raises(EngineDown, match="loaded again: no such file"):
-        await client.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat"))
+        await client.reports.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat"))
     assert client.state is EngineState.SLEEPING
 
 
 async def test_a_restore_is_told_when_everything_ends_meanwhile(client: EngineClient, tmp_path: Path) -> None:
     await until(client, EngineState.SLEEPING)
-    restoring = asyncio.create_task(client.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat")))
+    restoring = asyncio.create_task(client.reports.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat")))
     await asyncio.sleep(0)
     await client.stop()
     with pytest.raises((Draining, EngineDown)):
@@ -258,7 +258,7 @@ async def test_a_restore_is_told_when_everything_ends_meanwhile(client: EngineCl
 
 async def test_it_does_not_sleep_while_a_slot_is_restored(client: EngineClient, tmp_path: Path) -> None:
     await text_of(client.submit(request_of(client, b"A chat that is worth to be kept", max_tokens=4)))
-    await client.act_on_slot(at_slot(SlotAction.SAVE, tmp_path / "chat"))
+    await client.reports.act_on_slot(at_slot(SlotAction.SAVE, tmp_path / "chat"))
     is_decoding, may_go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -269,7 +269,7 @@ async def test_it_does_not_sleep_while_a_slot_is_restored(client: EngineClient, 
     engines_of(client).decoders[-1].before_decode = wait
     try:
         assert await asyncio.to_thread(is_decoding.wait, WAIT_S)
-        restoring = asyncio.create_task(client.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat")))
+        restoring = asyncio.create_task(client.reports.act_on_slot(at_slot(SlotAction.RESTORE, tmp_path / "chat")))
         await asyncio.sleep(0)
         stream.abort()
         await asyncio.sleep(4 * IDLE_S)

@@ -180,7 +180,7 @@ async def test_a_request_that_has_no_time_to_wait_is_refused_before_anything_is_
             await stream.placed()
             (queued,) = await stream.take()
             assert isinstance(queued, Queued)
-            entries = (await client.queue_state()).entries
+            entries = (await client.reports.queue_state()).entries
             assert [entry.turn and entry.turn.position for entry in entries] == [None, 1]
 
 
@@ -192,7 +192,7 @@ async def test_leaving_early_aborts_in_the_engine(make: Make) -> None:
             if isinstance(event, Output):
                 break
     assert (client.n_running, client.n_waiting) == (0, 0)
-    stats = await client.stats()
+    stats = await client.reports.stats()
     assert stats.running == 0
     assert stats.generated_tokens < 1000
 
@@ -213,7 +213,7 @@ async def test_a_sequence_ends_on_request_and_its_siblings_go_on(make: Make) -> 
     assert (ended.reason, ended.stop) == (FinishReason.STOP, None)
     assert 3 <= ended.usage.completion_tokens == sum(len(output.tokens) for output in outputs[1]) < 60
     stream.finish(1)
-    assert (client.n_running, (await client.stats()).running) == (0, 0)
+    assert (client.n_running, (await client.reports.stats()).running) == (0, 0)
 
 
 async def test_a_cancelled_caller_aborts_too(make: Make) -> None:
@@ -228,7 +228,7 @@ async def test_a_cancelled_caller_aborts_too(make: Make) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert (await client.stats()).running == 0
+    assert (await client.reports.stats()).running == 0
 
 
 async def test_an_abort_wakes_who_reads(make: Make) -> None:
@@ -358,7 +358,7 @@ async def test_stats_are_of_the_engine(make: Make) -> None:
     client = await make(n_slots=3)
     async with client.submit(request_of(client, max_tokens=7, ignore_eos=True)) as stream:
         await read(stream)
-    stats = await client.stats()
+    stats = await client.reports.stats()
     assert isinstance(stats, Stats)
     assert (stats.running, stats.waiting, stats.generated_tokens, len(stats.slots)) == (0, 0, 7, 3)
 
@@ -372,7 +372,7 @@ async def test_nobody_waits_for_stats_of_an_engine_that_is_stopped(make: Make) -
     stopping = asyncio.create_task(client.stop())
     await asyncio.sleep(0)
     # The engine reads no further than the Shutdown before this.
-    asking = asyncio.create_task(client.stats())
+    asking = asyncio.create_task(client.reports.stats())
     await asyncio.sleep(0)
     spawn.resume()
     await stopping
@@ -385,7 +385,7 @@ async def test_who_asks_a_stopped_engine_is_told(make: Make) -> None:
     client = await make()
     await client.stop()
     async with asyncio.timeout(WAIT_S):
-        for ask in (client.stats, client.steps, client.queue_state):
+        for ask in (client.reports.stats, client.reports.steps, client.reports.queue_state):
             with pytest.raises(EngineDown, match="has stopped"):
                 await ask()
 
@@ -414,7 +414,7 @@ async def test_a_death_fails_what_is_open_and_the_engine_comes_back(make: Make) 
         client.submit(request_of(client))
     assert down.value.retry_after_s == client._supervisor.load_s
     with pytest.raises(EngineDown):
-        await client.stats()
+        await client.reports.stats()
     await until(lambda: client.state is EngineState.READY)
     assert len(spawn.links) == 2
     async with client.submit(request_of(client)) as stream:
@@ -474,7 +474,7 @@ async def test_one_who_does_not_read_is_dropped_and_the_engine_waits_for_nobody(
     async with client.submit(request_of(client, max_tokens=200, ignore_eos=True)) as stream:
         assert (await read(stream))[1][-1].finish.usage.completion_tokens == 200
     await until(lambda: unread.is_done)
-    assert (await client.stats()).running == 0
+    assert (await client.reports.stats()).running == 0
     assert len(await unread.take()) == 50
     with pytest.raises(EngineFailure, match="read too slowly"):
         await unread.take()
@@ -493,7 +493,7 @@ async def test_an_engine_that_hangs_is_ended_and_everybody_told(make: Make) -> N
     started_s = time.monotonic()
     # The step that runs ends, what came meanwhile is answered, and the next step hangs.
     await asyncio.sleep(0.05)
-    asking = asyncio.create_task(client.stats())
+    asking = asyncio.create_task(client.reports.stats())
     for stream in (running, waiting):
         with pytest.raises(EngineDown, match="no sign of life"):
             await read(stream)
@@ -611,7 +611,7 @@ async def test_a_real_engine_serves_dies_comes_back_and_leaves_nothing(tiny_mode
 
     async with client.submit(request_of(client, max_tokens=None, ignore_eos=True)) as stream:
         await anext(stream)
-    assert (await client.stats()).running == 0
+    assert (await client.reports.stats()).running == 0
 
     first_pid = pid_of(client)
     running = client.submit(request_of(client, n=2, max_tokens=None, ignore_eos=True))

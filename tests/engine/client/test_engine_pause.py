@@ -32,26 +32,26 @@ async def answer(client: EngineClient) -> int:
 async def test_a_paused_engine_refuses_until_it_is_resumed(client: EngineClient) -> None:
     seen: list[EngineState] = []
     client.watch(seen.append)
-    client.pause()
+    client.intake.pause()
     assert client.state is EngineState.DRAINING
     with pytest.raises(Unavailable, match="told to drain"):
         client.submit(make_request(1, b"Hello"))
-    client.resume()
+    client.intake.resume()
     assert await answer(client)
     assert seen == [EngineState.DRAINING, EngineState.READY]
 
 
 async def test_what_runs_goes_on_while_it_is_paused(client: EngineClient) -> None:
     stream = client.submit(make_request(client.new_request_id(), b"Hello", max_tokens=20, ignore_eos=True))
-    client.pause()
+    client.intake.pause()
     assert [event async for event in stream]
 
 
 async def test_a_server_that_ends_is_not_resumed(client: EngineClient) -> None:
     client.drain()
-    client.pause()
+    client.intake.pause()
     with pytest.raises(Draining):
-        client.resume()
+        client.intake.resume()
     with pytest.raises(Draining, match="shutting down"):
         client.submit(make_request(1, b"Hello"))
 
@@ -63,7 +63,7 @@ async def test_it_sleeps_when_told_and_wakes_for_a_request(client: EngineClient)
     client.sleep()
     assert client.state is EngineState.SLEEPING
     with pytest.raises(EngineDown):
-        await client.live_state()
+        await client.reports.live_state()
     assert await answer(client)
     assert seen == [EngineState.SLEEPING, EngineState.WAKING, EngineState.READY]
 
@@ -82,7 +82,7 @@ async def test_an_open_request_is_found_and_its_live_state_told(client: EngineCl
     found = client.find(request.request_id)
     assert found is stream
     await anext(stream)
-    live = await client.live_state()
+    live = await client.reports.live_state()
     assert [slot.owner for slot in live.slots if slot.request_id is not None] == ["alice"]
     stream.abort()
     assert client.find(request.request_id) is None

@@ -156,6 +156,14 @@ class FakeEngine:
     def n_running(self) -> int:
         return len(self.open) - self.n_waiting
 
+    @property
+    def reports(self) -> FakeEngine:
+        return self
+
+    @property
+    def intake(self) -> FakeEngine:
+        return self
+
     def new_request_id(self) -> int:
         return len(self.requests) + len(self.embeds) + 1000
 

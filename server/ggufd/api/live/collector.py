@@ -160,7 +160,7 @@ class Collector:
         if engine.state.name not in ("READY", "DRAINING"):
             return None
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.ensure_future(engine.live_state())
+            self._asking = asyncio.ensure_future(engine.reports.live_state())
         done, _ = await asyncio.wait((self._asking,), timeout=_ANSWER_S)
         if not done:
             return last

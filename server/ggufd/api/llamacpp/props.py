@@ -94,7 +94,7 @@ async def _slot_states(services: Services, ready: Ready) -> Sequence[SlotState]:
     """Those of a sleeper are idle and keep nothing: that is no reason to wake it, nor to ask again later."""
     if services.engine.state.name in ("SLEEPING", "WAKING"):
         return [SlotState(slot, None, 0, 0) for slot in range(ready.n_slots)]
-    return (await services.engine.stats()).slots
+    return (await services.engine.reports.stats()).slots
 
 
 def _slot_json(state: SlotState, ready: Ready) -> dict[str, Any]:

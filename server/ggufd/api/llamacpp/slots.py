@@ -37,11 +37,11 @@ async def act_on_slot(request: Request, slot: str) -> Response:
         raise NotFound(f"There is no slot {slot[:20]!a}. This server has 0 to {ready.n_slots - 1}.")
     action = _ACTIONS[name]
     if action is SlotAction.ERASE:
-        done = await services.engine.act_on_slot(ActOnSlot(int(slot), action))
+        done = await services.engine.reports.act_on_slot(ActOnSlot(int(slot), action))
         return json_response({"id_slot": int(slot), "n_erased": done.n_tokens})
     path = await _path(services, request)
     start_s = time.perf_counter()
-    done = await services.engine.act_on_slot(ActOnSlot(int(slot), action, str(path), ready.fingerprint))
+    done = await services.engine.reports.act_on_slot(ActOnSlot(int(slot), action, str(path), ready.fingerprint))
     took_ms = round((time.perf_counter() - start_s) * 1000, 3)
     verb, moved = ("saved", "written") if action is SlotAction.SAVE else ("restored", "read")
     return json_response(

@@ -23,7 +23,7 @@ async def steps(request: Request) -> Response:
     One bar a step, with the rows of its batch, over its phases: drafting, planning, llama.cpp's decode, sampling, text,
     and sending what it said. Needs an admin's key.
     """
-    records = (await services_of(request).engine.steps()).records
+    records = (await services_of(request).engine.reports.steps()).records
     events = [event for record in records for event in _events(record)]
     return json_response({"traceEvents": events, "displayTimeUnit": "ms"})
 

@@ -91,7 +91,7 @@ async def _snapshot(services: Services) -> Snapshot:
     """The engine's own figures are missing while there is none, or while it is too busy to tell them."""
     engine = services.engine
     try:
-        stats = await asyncio.wait_for(engine.stats(), _STATS_TIMEOUT_S)
+        stats = await asyncio.wait_for(engine.reports.stats(), _STATS_TIMEOUT_S)
     except (GgufdError, TimeoutError):
         stats = None
     lines = None if services.batches is None else await services.batches.run(BatchStore.counts)

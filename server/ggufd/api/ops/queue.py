@@ -25,7 +25,7 @@ async def get_queue(request: Request) -> Response:
     services = services_of(request)
     ready = services.require_ready()
     caller = caller_of(request)
-    entries = [one for one in (await services.engine.queue_state()).entries if not one.principal.is_background]
+    entries = [one for one in (await services.engine.reports.queue_state()).entries if not one.principal.is_background]
     n_waiting = sum(entry.turn is not None for entry in entries)
     return json_response(
         {

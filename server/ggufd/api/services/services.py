@@ -53,6 +53,27 @@ class RequestEvents(Protocol):
         """Who it is computed for."""
 
 
+class ReportService(Protocol):
+    """Interface of what the engine tells of itself, and of actions on its slots."""
+
+    async def stats(self) -> Stats: ...
+    async def steps(self) -> Steps: ...
+    async def queue_state(self) -> QueueState: ...
+    async def live_state(self) -> LiveState: ...
+    async def act_on_slot(self, command: ActOnSlot) -> SlotDone:
+        """Erase, save or restore what an idle slot keeps. Raises Unavailable while it is in use, or InvalidRequest."""
+
+
+class IntakeService(Protocol):
+    """Interface of what takes new requests, or refuses them for a while."""
+
+    def pause(self) -> None:
+        """Refuse new requests until `resume`; those that run or wait go on."""
+
+    def resume(self) -> None:
+        """Take requests again. Raises Draining where the engine is to end."""
+
+
 class EngineService(Protocol):
     """Interface of the engine. `submit` raises QueueFull, EngineDown or Draining at once."""
 
@@ -72,29 +93,20 @@ class EngineService(Protocol):
     def n_waiting(self) -> int: ...
     @property
     def n_running(self) -> int: ...
+    @property
+    def reports(self) -> ReportService: ...
+    @property
+    def intake(self) -> IntakeService: ...
     def new_request_id(self) -> int: ...
     def submit(self, request: EngineRequest | EmbedRequest) -> RequestEvents: ...
-    async def stats(self) -> Stats: ...
-    async def steps(self) -> Steps: ...
-    async def queue_state(self) -> QueueState: ...
-    async def live_state(self) -> LiveState: ...
     def find(self, request_id: int) -> RequestEvents | None:
         """The open request with this id."""
 
     def watch(self, tell: Callable[[enum.Enum], None]) -> None:
         """Call `tell` with every state that the engine enters from now on."""
 
-    def pause(self) -> None:
-        """Refuse new requests until `resume`; those that run or wait go on."""
-
-    def resume(self) -> None:
-        """Take requests again. Raises Draining where the engine is to end."""
-
     def sleep(self) -> None:
         """Unload the model until the next request. Raises Unavailable while requests are under way."""
-
-    async def act_on_slot(self, command: ActOnSlot) -> SlotDone:
-        """Erase, save or restore what an idle slot keeps. Raises Unavailable while it is in use, or InvalidRequest."""
 
 
 class TextService(Protocol):

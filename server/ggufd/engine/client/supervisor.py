@@ -174,6 +174,11 @@ class EngineSupervisor:
         """Call `tell` with every state that the engine enters from now on."""
         self._watchers.append(tell)
 
+    def tell(self, state: EngineState) -> None:
+        """Tell those who watch of a state."""
+        for tell in self._watchers:
+            tell(state)
+
     async def stop(self) -> None:
         """End the process, and wait until its memory is given back."""
         self._enter(EngineState.STOPPED)
@@ -317,8 +322,7 @@ class EngineSupervisor:
         assert may_follow(self.state, state), f"the engine cannot become {state.name} from {self.state.name}"
         self._idle_timer.stop()
         self.state = state
-        for tell in self._watchers:
-            tell(state)
+        self.tell(state)
 
     # --- sleep --------------------------------------------------------------------------------------------------
 
