@@ -332,9 +332,6 @@ class TestModelParams:
         model = hub.ModelFile(Path("a/m.Q4_0.gguf"), 0)
         assert api_settings.model_id(sources.load(None, {}, {}), model) == "m.Q4_0"
         assert api_settings.model_id(sources.load(None, {"alias": "x"}, {}), model) == "x"
-        several = sources.load(None, {"alias": "x, y,z"}, {})
-        assert api_settings.model_id(several, model) == "x"
-        assert api_settings.api_config(several, model).model_aliases == ("m.Q4_0.gguf", "y", "z")
 
     def test_of_several_aliases_the_first_of_the_alphabet_is_the_models_name(self) -> None:
         config = sources.load(None, {"alias": "m, fim,code", "tags": "chat,small"}, {})

@@ -67,7 +67,8 @@ class Exchange:
         """The same with nothing but the prompt, limits, stop strings and penalties."""
         body = self.greedy(n_tokens)
         body |= {"options": bared(body["options"])} if "options" in body else {}
-        return bared(body)
+        # A model that is named tells OpenAI's /completions from llama-server's.
+        return bared(body) | ({"model": body["model"]} if "model" in body else {})
 
     @property
     def content(self) -> bytes:

@@ -14,7 +14,7 @@ from ggufd.engine.client.stream import RequestStream
 from ggufd.engine.messages.events import Admitted, Output, Progress
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.errors import QueueFull, TooManyRequests
-from ggufd.keys.principal import Principal
+from ggufd.keys.principal import BACKGROUND, Principal
 from ggufd.keys.ring import Limits
 
 SIXTY = Limits(tokens_per_minute=60)
@@ -84,10 +84,18 @@ def test_over_any_time_no_more_is_taken_than_two_limits_and_one_request_allow(st
 
 
 def submission(
-    *, n_waiting: int = 0, n_running: int = 0, max_queue: int = 8, buckets: TokenBuckets | None = None
+    *,
+    n_waiting: int = 0,
+    n_running: int = 0,
+    n_background: int = 0,
+    max_queue: int = 8,
+    buckets: TokenBuckets | None = None,
 ) -> SubmissionLimits:
-    """Limits over requests of account "a"; of those that run each holds a slot."""
+    """Limits over requests of account "a", and of background work; of those that run each holds a slot."""
     requests = OpenRequests()
+    for i in range(n_background):
+        background = EngineRequest(100 + i, (1, 2, 3), principal=Principal(account=BACKGROUND))
+        requests.add(RequestStream(background, lambda stream: None, lambda stream, index: None))
     for i in range(n_waiting + n_running):
         stream = RequestStream(request_of(i), lambda stream: None, lambda stream, index: None)
         requests.add(stream)
@@ -123,6 +131,14 @@ def test_the_queue_is_full_whoever_asks() -> None:
     with pytest.raises(QueueFull, match=r"3 requests are waiting\. Try again in 2 s, or .* larger --max-queue") as full:
         limits.check(request_of(), n_slots=2)
     assert full.value.retry_after_s == 2.0
+
+
+def test_background_work_leaves_the_queue_to_others() -> None:
+    limits = submission(n_waiting=1, n_running=1, n_background=50, max_queue=1)
+    limits.check(request_of(), n_slots=2)
+    with pytest.raises(QueueFull, match="1 requests are waiting"):
+        limits.check(request_of(), n_slots=1)
+    limits.check(EngineRequest(1, (1, 2, 3), principal=Principal(account=BACKGROUND)), n_slots=1)
 
 
 def test_events_are_charged_by_the_tokens_they_stand_for() -> None:
