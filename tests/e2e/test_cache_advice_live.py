@@ -55,6 +55,7 @@ def findings(server: LiveServer) -> list[dict[str, Any]]:
     return data
 
 
+@pytest.mark.long
 def test_a_clock_in_the_system_prompt_is_found_and_its_cost_is_what_was_computed(server: LiveServer) -> None:
     chat(server, [RULES] * 5)
     assert findings(server) == [], "a chat that grows"

@@ -59,6 +59,7 @@ def test_five_turns_compute_their_new_message_only() -> None:
     assert all(repairs for _, repairs in turns)
 
 
+@pytest.mark.long
 def test_without_the_repair_each_turn_computes_everything() -> None:
     with live_server("--ctx-size", "4096", "--temp", "0", "--cache-repairs", "") as server:
         turns = list(talk(server.url))
