@@ -63,7 +63,7 @@ def begun(store: BatchStore, owner: str = "k") -> BatchRecord:
     record = store.create(owner, order(upload(store, owner=owner)))
     store.begin(record, LINES)
     store.check_integrity()
-    return store.get(owner, record.batch_id)
+    return store.batches.get(owner, record.batch_id)
 
 
 def tell_lost(line: BatchLine) -> str:
@@ -79,10 +79,10 @@ def content_of(store: BatchStore, file_id: str | None, owner: str = "k") -> list
 
 
 def finished(store: BatchStore, record: BatchRecord, ends_as: BatchStatus = BatchStatus.COMPLETED) -> BatchRecord:
-    moved = store.move(store.get(record.owner, record.batch_id), BatchStatus.FINALIZING, ends_as=ends_as)
+    moved = store.move(store.batches.get(record.owner, record.batch_id), BatchStatus.FINALIZING, ends_as=ends_as)
     store.finalize(moved, tell_lost)
     store.check_integrity()
-    return store.get(record.owner, record.batch_id)
+    return store.batches.get(record.owner, record.batch_id)
 
 
 def test_lines_are_told_once_and_become_two_files_in_the_order_of_the_input(store: BatchStore) -> None:
@@ -144,10 +144,10 @@ def test_uploads_that_were_cut_off_are_gone_after_a_restart(tmp_path: Path, cloc
 def test_another_key_finds_nothing(store: BatchStore) -> None:
     record = begun(store)
     asks: list[Callable[[], Any]] = [
-        lambda: store.get("other", record.batch_id),
+        lambda: store.batches.get("other", record.batch_id),
         lambda: store.cancel("other", record.batch_id),
         lambda: store.delete("other", record.batch_id),
-        lambda: store.file("other", record.order.input_file),
+        lambda: store.files.get("other", record.order.input_file),
         lambda: store.content("other", record.order.input_file),
         lambda: store.delete_file("other", record.order.input_file),
         lambda: store.create("other", order(record.order.input_file)),
@@ -155,7 +155,7 @@ def test_another_key_finds_nothing(store: BatchStore) -> None:
     for ask in asks:
         with pytest.raises(NotFound):
             ask()
-    assert store.files("other") == store.batches("other") == []
+    assert store.files.all_of("other") == store.batches.all_of("other") == []
 
 
 def test_only_the_servers_user_may_read_what_lies_there(tmp_path: Path, store: BatchStore) -> None:
@@ -213,7 +213,7 @@ def test_results_count_as_files_do(tmp_path: Path, clock: Clock) -> None:
     store.tell(record, LINES[0], LineResult(True, "x" * 80))
     with pytest.raises(StorageFull):
         store.tell(record, LINES[1], LineResult(True, "x" * 80))
-    assert store.get("k", record.batch_id).n_left == 2
+    assert store.batches.get("k", record.batch_id).n_left == 2
     store.tell(record, LINES[1], LineResult(True, ""))
     assert store.used_bytes == 14 + 81 + 1
 
@@ -223,7 +223,7 @@ def test_a_disk_that_takes_no_more_leaves_the_line_waiting(store: BatchStore) ->
     store._database.execute("PRAGMA max_page_count = 1")
     with pytest.raises(sqlite3.Error, match="full"):
         store.tell(record, LINES[0], LineResult(True, "x" * 100_000))
-    assert [line.number for line in store.waiting(record, 0, 9)] == [1, 2, 3]
+    assert [line.number for line in store.lines.waiting(record.batch_id, 0, 9)] == [1, 2, 3]
     store._database.execute("PRAGMA max_page_count = 1000000")
     store.tell(record, LINES[0], LineResult(True, "x" * 100_000))
     store.check_integrity()
@@ -242,9 +242,9 @@ def test_results_that_cannot_become_files_stay_results(store: BatchStore, monkey
         with pytest.raises(OSError, match="No space"):
             store.finalize(moved, tell_lost)
     store.check_integrity()
-    assert [file.purpose for file in store.files("k")] == ["batch"]
+    assert [file.purpose for file in store.files.all_of("k")] == ["batch"]
     store.finalize(moved, tell_lost)
-    assert content_of(store, store.get("k", record.batch_id).output_file) == ["a"]
+    assert content_of(store, store.batches.get("k", record.batch_id).output_file) == ["a"]
 
 
 def test_a_file_is_not_deleted_while_it_is_computed(store: BatchStore) -> None:
@@ -259,9 +259,9 @@ def test_a_file_is_not_deleted_while_it_is_computed(store: BatchStore) -> None:
     store.finalize(cancelled, tell_lost)
     store.delete_file("k", record.order.input_file)
     store.delete("k", record.batch_id)
-    assert store.batches("k") == []
+    assert store.batches.all_of("k") == []
     with pytest.raises(NotFound):
-        store.get("k", record.batch_id)
+        store.batches.get("k", record.batch_id)
 
 
 def test_what_has_ended_is_not_cancelled(store: BatchStore) -> None:
@@ -275,16 +275,16 @@ def test_a_batch_that_was_cancelled_meanwhile_stays_so(store: BatchStore) -> Non
     record = store.create("k", order(upload(store)))
     store.cancel("k", record.batch_id)
     store.begin(record, LINES)
-    assert store.get("k", record.batch_id).status is BatchStatus.CANCELLING
+    assert store.batches.get("k", record.batch_id).status is BatchStatus.CANCELLING
     store.refuse(record, [LineFault("x", "y", 1)])
-    assert store.get("k", record.batch_id).status is BatchStatus.CANCELLING
-    assert store.waiting(record, 0, 9) == []
+    assert store.batches.get("k", record.batch_id).status is BatchStatus.CANCELLING
+    assert store.lines.waiting(record.batch_id, 0, 9) == []
 
 
 def test_faults_are_told(store: BatchStore) -> None:
     record = store.create("k", order(upload(store)))
     store.refuse(record, [LineFault("x", "y", 1), LineFault("z", "w")])
-    found = store.get("k", record.batch_id)
+    found = store.batches.get("k", record.batch_id)
     assert (found.status, found.faults) == (BatchStatus.FAILED, (LineFault("x", "y", 1), LineFault("z", "w")))
 
 
@@ -295,9 +295,9 @@ def test_what_has_expired_is_deleted_but_for_what_is_being_computed(
     done = finished(store, done)
     clock.now += 31 * DAY_S
     store.clean()
-    assert [file.file_id for file in store.files("k")] == [record.order.input_file]
+    assert [file.file_id for file in store.files.all_of("k")] == [record.order.input_file]
     assert [path.name for path in (tmp_path / "kept" / "files").iterdir()] == [record.order.input_file]
     clock.now += DAY_S
     store.clean()
-    assert [one.batch_id for one in store.batches("k")] == [record.batch_id]
+    assert [one.batch_id for one in store.batches.all_of("k")] == [record.batch_id]
     store.check_integrity()

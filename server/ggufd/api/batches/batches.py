@@ -99,7 +99,7 @@ async def create_batch(request: Request) -> Response:
 @router.get("/batches")
 async def list_batches(request: Request) -> Response:
     """Batches of the caller's key, the newest first."""
-    records = await store_of(request).run(BatchStore.batches, caller_of(request).key_digest)
+    records = await store_of(request).run(lambda store: store.batches.all_of(caller_of(request).key_digest))
     model = services_of(request).config.model_id
 
     def shown(record: BatchRecord) -> dict[str, Any]:
@@ -111,7 +111,9 @@ async def list_batches(request: Request) -> Response:
 @router.get("/batches/{batch_id}")
 async def get_batch(request: Request, batch_id: str) -> Response:
     """Status, counts and files of a batch."""
-    return _told(request, await store_of(request).run(BatchStore.get, caller_of(request).key_digest, batch_id))
+    return _told(
+        request, await store_of(request).run(lambda store: store.batches.get(caller_of(request).key_digest, batch_id))
+    )
 
 
 @router.post("/batches/{batch_id}/cancel", responses=error_responses())

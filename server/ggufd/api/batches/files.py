@@ -130,7 +130,7 @@ def _checked(form: Form, keep_s: int) -> int:
 async def list_files(request: Request) -> Response:
     """Files of the caller's key, the newest first unless `order` is `asc`; `purpose` chooses among them."""
     store, query = store_of(request), request.query_params
-    files = await store.run(BatchStore.files, caller_of(request).key_digest)
+    files = await store.run(lambda store: store.files.all_of(caller_of(request).key_digest))
     order, purpose = query.get("order", "desc"), query.get("purpose")
     if order not in ("asc", "desc"):
         raise InvalidRequest("'order': expected one of asc, desc.", param="order")
@@ -144,7 +144,7 @@ async def list_files(request: Request) -> Response:
 async def get_file(request: Request, file_id: str) -> Response:
     """What is known of a file."""
     return json_response(
-        file_json(await store_of(request).run(BatchStore.file, caller_of(request).key_digest, file_id))
+        file_json(await store_of(request).run(lambda store: store.files.get(caller_of(request).key_digest, file_id)))
     )
 
 

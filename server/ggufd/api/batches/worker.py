@@ -127,7 +127,7 @@ class BatchWorker:
         if loop.time() - self._cleaned_s >= _CLEAN_S:
             await self._store.run(BatchStore.clean)
             self._cleaned_s = loop.time()
-        for record in await self._store.run(BatchStore.open_batches):
+        for record in await self._store.run(lambda store: store.batches.all_open()):
             await self._advance(record)
         await self._start_lines()
 
@@ -185,7 +185,7 @@ class BatchWorker:
         if n_free <= 0 or self._n_held:
             return
         waiting: dict[str, list[_Running]] = {}
-        for record in await self._store.run(BatchStore.open_batches):
+        for record in await self._store.run(lambda store: store.batches.all_open()):
             if record.status is BatchStatus.IN_PROGRESS and self._key_of(record) is not None:
                 waiting.setdefault(record.owner, []).extend(await self._next_lines(record, n_free))
         self._lift(waiting)
@@ -201,7 +201,7 @@ class BatchWorker:
     async def _next_lines(self, record: BatchRecord, limit: int) -> list[_Running]:
         """The first lines of a batch that wait and do not run."""
         running = {one.line.number for one in self._running.values() if one.record.batch_id == record.batch_id}
-        found = await self._store.run(BatchStore.waiting, record, 0, limit + len(running))
+        found = await self._store.run(lambda store: store.lines.waiting(record.batch_id, 0, limit + len(running)))
         return [_Running(record, line) for line in found if line.number not in running][:limit]
 
     def _lift(self, waiting: dict[str, list[_Running]]) -> None:

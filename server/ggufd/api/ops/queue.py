@@ -10,7 +10,6 @@ from starlette.responses import Response
 from ggufd.api.http.json_response import json_response
 from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import Services, caller_of, services_of
-from ggufd.batches.store import BatchStore
 from ggufd.engine.messages.reports import QueueEntry
 
 router = APIRouter(tags=["operations"])
@@ -55,7 +54,7 @@ async def _batches(services: Services, caller: Caller) -> list[dict[str, Any]]:
             "lines_left": record.n_left,
             "expires_at": record.expires,
         }
-        for record in await services.batches.run(BatchStore.open_batches)
+        for record in await services.batches.run(lambda store: store.batches.all_open())
         if caller.is_admin or record.owner == caller.key_digest
     ]
 
