@@ -121,10 +121,10 @@ def test_what_was_told_is_there_after_a_restart_and_the_rest_waits(tmp_path: Pat
     assert first.note_attempt(record, LINES[1]) == 1
     first.close()
     again = open_store(tmp_path, clock)
-    (found,) = again.open_batches()
-    assert found == again.get("k", record.batch_id)
+    (found,) = again.batches.all_open()
+    assert found == again.batches.get("k", record.batch_id)
     assert (found.completed, found.n_left) == (1, 2)
-    assert again.waiting(found, 0, 9) == [BatchLine(2, 4, 4, "b", 1), LINES[2]]
+    assert again.lines.waiting(found.batch_id, 0, 9) == [BatchLine(2, 4, 4, "b", 1), LINES[2]]
     assert again.read_line(found, LINES[2]) == b"three\n"
     again.check_integrity()
 
