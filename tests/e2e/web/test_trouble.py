@@ -14,6 +14,9 @@ from tests.support.programs.sillytavern_app import or_skip
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 STORY = "Tell me everything that you know about ships, one by one."
+LOOKS_MS = 15_000
+"""A page looks every five seconds whether its server answers."""
+
 BACK_MS = 90_000
 """An engine starts in seconds; on a busy machine in many."""
 
@@ -60,7 +63,7 @@ def test_a_server_that_stops_is_said_and_the_page_goes_on_with_the_next_one(brow
         page.answered("Say hello.")
         first.stop()
         banner = page.page.get_by_text("The server does not answer. This page goes on as soon as it does.")
-        expect(banner).to_be_visible()
+        expect(banner).to_be_visible(timeout=LOOKS_MS)
         page.send("Are you there?")
         expect(page.answer.get_by_role("alert")).to_contain_text("The server does not answer.")
         with live_server("--port", port, "--ctx-size", "2048"):

@@ -304,6 +304,7 @@ async function receive(run, body) {
       run.stream.end();
       return { state: "stopped" };
     }
+    checkServer();
     return { state: "failed", error: failureOf(error) };
   }
 }
