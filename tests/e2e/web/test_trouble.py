@@ -60,6 +60,7 @@ def test_an_engine_that_is_killed_is_a_banner_that_goes_by_itself(browser: Brows
 def test_a_server_that_stops_is_said_and_the_page_goes_on_with_the_next_one(browser: Browser) -> None:
     port = str(free_port())
     with live_server("--port", port, "--ctx-size", "2048") as first, web_page.opened(browser, first.url) as page:
+        page.ask_for(max_tokens=20)
         page.answered("Say hello.")
         first.stop()
         banner = page.page.get_by_text("The server does not answer. This page goes on as soon as it does.")

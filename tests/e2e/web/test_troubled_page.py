@@ -31,6 +31,7 @@ def test_a_person_is_told_what_they_wait_for(browser: Browser) -> None:
         first.ask_for(max_tokens=3000, ignore_eos=True)
         first.send("Tell me a long story.")
         first.wait_begun(5)
+        second.ask_for(max_tokens=20)
         second.send("Hello.")
         expect(second.page.locator(".waiting")).to_have_text(re.compile("Next in the queue"))
 
