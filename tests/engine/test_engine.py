@@ -1182,13 +1182,13 @@ async def test_the_client_erases_a_slot_and_says_when_it_is_in_use() -> None:
     client.start()
     await client.wait_ready()
     try:
-        assert (await client.act_on_slot(ActOnSlot(0, SlotAction.ERASE))).n_tokens == 0
+        assert (await client.reports.act_on_slot(ActOnSlot(0, SlotAction.ERASE))).n_tokens == 0
         request = make_request(client.new_request_id(), b"once upon a time", max_tokens=200, ignore_eos=True)
         async with client.submit(request) as stream:
             await anext(stream)
-            busy = next(slot.slot for slot in (await client.stats()).slots if slot.request_id is not None)
+            busy = next(slot.slot for slot in (await client.reports.stats()).slots if slot.request_id is not None)
             with pytest.raises(Unavailable):
-                await client.act_on_slot(ActOnSlot(busy, SlotAction.ERASE))
+                await client.reports.act_on_slot(ActOnSlot(busy, SlotAction.ERASE))
     finally:
         await client.stop()
 
