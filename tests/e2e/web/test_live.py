@@ -155,14 +155,13 @@ def test_what_is_gone_already_is_said_where_it_was_asked(browser: Browser, serve
 def test_an_engine_that_is_lost_is_said_and_goes_by_itself(browser: Browser, server: LiveServer, keys: Keys) -> None:
     with looking(browser, server.url, keys.root) as live:
         expect(live.tile("Server")).to_have_text("Idle")
+        # It may be back within the second that lies between two messages: then only the list has it.
         server.engine.kill()
-        expect(live.tile("Server")).to_have_text("Restarting")
-        expect(live.page.get_by_text("The engine has stopped and is starting again.")).to_be_visible()
-        expect(live.tile("Server")).to_have_text("Idle")
-        expect(live.page.get_by_text("The engine has stopped and is starting again.")).to_have_count(0)
         happened = live.page.get_by_role("list", name="What happened")
         expect(happened).to_contain_text("the engine ended unexpectedly and is started again")
         expect(happened).to_contain_text("the model is loaded")
+        expect(live.tile("Server")).to_have_text("Idle")
+        expect(live.page.get_by_text("The engine has stopped and is starting again.")).to_have_count(0)
 
 
 def test_an_idle_slot_is_saved_and_erased(browser: Browser, server: LiveServer, keys: Keys, folder: Path) -> None:
@@ -236,7 +235,8 @@ def test_the_server_says_itself_what_spoils_a_cache(browser: Browser, server: Li
             body = {"messages": [system, *history], "max_tokens": 4}
             answer = client.post("/v1/chat/completions", json=body).raise_for_status().json()
             history.append({"role": "assistant", "content": answer["choices"][0]["message"]["content"] or "."})
-        (finding,) = client.get("/v1/cache/advice").raise_for_status().json()["data"]
+        found = client.get("/v1/cache/advice").raise_for_status().json()["data"]
+        finding = next(one for one in found if one["class"] == "date_or_time" and one["own"])
     with looking(browser, server.url, keys.alice) as live:
         expect(live.part("Advice")).to_contain_text(finding["advice"])
         expect(live.part("Advice")).to_contain_text("10:03")
