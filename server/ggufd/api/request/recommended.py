@@ -6,15 +6,18 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ggufd.api.request.samplers import LETTERS
-from ggufd.engine.messages.sampling import SAMPLER_NAMES
+from ggufd.engine.messages.sampling import SAMPLER_LETTERS, SAMPLER_NAMES
 
 _PREFIX = "general.sampling."
 
 
 def _samplers(text: str) -> tuple[str, ...]:
     """An order in llama.cpp's letters, or in names with semicolons between."""
-    names = text.split(";") if ";" in text or text in SAMPLER_NAMES else [LETTERS.get(letter, "") for letter in text]
+    names = (
+        text.split(";")
+        if ";" in text or text in SAMPLER_NAMES
+        else [SAMPLER_LETTERS.get(letter, "") for letter in text]
+    )
     return tuple(name for name in names if name in SAMPLER_NAMES)
 
 

@@ -9,23 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ggufd.engine.messages.sampling import SAMPLER_NAMES
+from ggufd.engine.messages.sampling import SAMPLER_LETTERS, SAMPLER_NAMES
 from ggufd.llama.params import DEFAULT_SAMPLERS
-
-LETTERS: Mapping[str, str] = {
-    "e": "penalties",
-    "d": "dry",
-    "s": "top_n_sigma",
-    "k": "top_k",
-    "y": "typ_p",
-    "p": "top_p",
-    "m": "min_p",
-    "x": "xtc",
-    "t": "temperature",
-    "a": "adaptive_p",
-    "i": "infill",
-}
-"""llama.cpp's one-letter names."""
 
 _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "typical_p": ("typ_p",),
@@ -76,8 +61,13 @@ def read_samplers(value: Any) -> Any:
 
 def _split(text: str) -> list[str]:
     names = [_plain(part) for part in re.split("[,;\n]", text) if part.strip()]
-    if len(names) == 1 and not _meant(names[0]) and names[0] not in _FOREIGN and set(names[0]) <= LETTERS.keys():
-        return [LETTERS[letter] for letter in names[0]]
+    if (
+        len(names) == 1
+        and not _meant(names[0])
+        and names[0] not in _FOREIGN
+        and set(names[0]) <= SAMPLER_LETTERS.keys()
+    ):
+        return [SAMPLER_LETTERS[letter] for letter in names[0]]
     return names
 
 

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ggufd.llama.params import DEFAULT_SAMPLERS, ChainParams
 
 SAMPLER_NAMES: frozenset[str] = frozenset((*DEFAULT_SAMPLERS, "adaptive_p"))
+
+SAMPLER_LETTERS: Mapping[str, str] = {
+    "e": "penalties",
+    "d": "dry",
+    "s": "top_n_sigma",
+    "k": "top_k",
+    "y": "typ_p",
+    "p": "top_p",
+    "m": "min_p",
+    "x": "xtc",
+    "t": "temperature",
+    "a": "adaptive_p",
+    "i": "infill",
+}
+"""llama.cpp's one-letter names; infill is a sampler of its own that is not built here."""
 
 
 class GrammarKind(enum.Enum):

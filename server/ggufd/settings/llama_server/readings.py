@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufd import text_files
+from ggufd.engine.messages.sampling import SAMPLER_LETTERS
 
 TRUE = ("on", "enabled", "true", "1")
 FALSE = ("off", "disabled", "false", "0")
@@ -106,20 +107,9 @@ def file_text(value: str) -> str:
         raise ValueError(f"a readable file ({getattr(error, 'strerror', None) or error})") from None
 
 
-_LETTERS = {
-    "e": "penalties",
-    "d": "dry",
-    "s": "top_n_sigma",
-    "k": "top_k",
-    "y": "typ_p",
-    "p": "top_p",
-    "m": "min_p",
-    "x": "xtc",
-    "t": "temperature",
-    "a": "adaptive_p",
-}
-_OTHER_NAMES = {"temp": "temperature", "nucleus": "top_p", "typ": "typ_p"}
 _INFILL = ("infill", "i")
+_LETTERS = {letter: name for letter, name in SAMPLER_LETTERS.items() if letter not in _INFILL}
+_OTHER_NAMES = {"temp": "temperature", "nucleus": "top_p", "typ": "typ_p"}
 
 
 def sampler_names(value: str) -> list[str]:
