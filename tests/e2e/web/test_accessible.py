@@ -53,12 +53,6 @@ def sail(ship: str, n: int = 3) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with or_skip(), web_page.browser() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def server() -> Iterator[LiveServer]:
     with live_server("--ctx-size", "4096", "--parallel", "2") as started:
         yield started

@@ -10,18 +10,11 @@ from playwright.sync_api import Browser, expect
 
 from tests.support.programs import web_page
 from tests.support.programs.live_server import LiveServer, live_server
-from tests.support.programs.sillytavern_app import or_skip
 from tests.support.programs.web_page import WebPage
 
 pytestmark = pytest.mark.timeout(300)
 
 STORY = "Tell me everything that you know about ships, one by one."
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with or_skip(), web_page.browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from playwright.sync_api import Browser, expect
 
 from tests.support.programs import web_page
 from tests.support.programs.live_server import LiveServer, live_server
-from tests.support.programs.sillytavern_app import or_skip
 from tests.support.programs.web_page import WebPage
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
@@ -41,12 +40,6 @@ _FAKE_STREAM = """
 }
 """
 """Instead of the server's answer: these pieces, one event each, with pauses of so many milliseconds."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with or_skip(), web_page.browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,8 @@ from playwright.sync_api import Browser, expect
 
 from ggufd.keys import file
 from tests.support.models.lora_files import write_loras
-from tests.support.programs.live_page import long_requests, looking, running_browser
+from tests.support.programs.live_page import long_requests, looking
 from tests.support.programs.live_server import LiveServer, live_server
-from tests.support.programs.sillytavern_app import or_skip
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
@@ -33,12 +32,6 @@ class Keys(NamedTuple):
     bob: str
     long: str
     root: str
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with or_skip(), running_browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.support.models.lora_files import write_loras
 from tests.support.programs.axe import violations
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_app import or_skip
-from tests.support.programs.sillytavern_page import chromium
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
@@ -111,17 +110,6 @@ def server() -> Iterator[LiveServer]:
     # A prompt that another slot has already computed rounds otherwise, and a text may fork.
     with live_server("--api-key", KEY, "--parallel", "1", "--ctx-size", "2048") as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with or_skip():
-        path = chromium()
-    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=[*flags, "--disable-gpu"])
-        yield started
-        started.close()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from playwright.sync_api import Browser, expect
 
 from tests.support.programs import web_page
 from tests.support.programs.live_server import LiveServer, live_server
-from tests.support.programs.sillytavern_app import or_skip
 from tests.support.programs.web_page import WebPage
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
@@ -24,12 +23,6 @@ LEAST_BYTES = 15_000
 
 QUESTIONS = ("Write a Python function that counts the words of a text.", "Explain it in two sentences.")
 FIELDS = {"temperature": 0.2, "seed": 7, "max_tokens": 160}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with or_skip(), web_page.browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from playwright.sync_api import Browser, expect
 from tests.support.fakes.api_server import wait_until
 from tests.support.programs import web_page
 from tests.support.programs.live_server import LiveServer, live_server
-from tests.support.programs.sillytavern_app import or_skip
 from tests.support.programs.web_page import WebPage
 from tests.support.programs.wire import wired
 
@@ -32,12 +31,6 @@ _KEPT = """
   };
 })
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with or_skip(), web_page.browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from playwright.sync_api import Browser, Locator, expect
 
 from tests.support.programs import web_page
 from tests.support.programs.live_server import LiveServer, live_server
-from tests.support.programs.sillytavern_app import or_skip
 from tests.support.programs.web_page import WebPage
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
@@ -26,12 +25,6 @@ _WIDER = """
   .map((one) => one.outerHTML.slice(0, 120))
 """
 """What reaches beyond the right edge, but for code and tables, which are scrolled."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with or_skip(), web_page.browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from playwright.sync_api import Browser, expect
 
 from tests.support.programs import web_page
 from tests.support.programs.live_server import LiveServer, free_port, live_server
-from tests.support.programs.sillytavern_app import or_skip
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
@@ -19,12 +18,6 @@ LOOKS_MS = 15_000
 
 BACK_MS = 90_000
 """An engine starts in seconds; on a busy machine in many."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with or_skip(), web_page.browser() as started:
-        yield started
 
 
 @pytest.fixture

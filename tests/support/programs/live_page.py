@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
-
-from tests.support.programs.sillytavern_page import chromium
+from playwright.sync_api import Browser, Locator, Page
 
 PAGE_MS = 30_000
 _WATCH = """
@@ -19,18 +17,6 @@ window.violations = [];
 document.addEventListener("securitypolicyviolation", (event) =>
   window.violations.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`));
 """
-
-
-@contextlib.contextmanager
-def running_browser() -> Iterator[Browser]:
-    """A running browser. Raises Unavailable."""
-    path = chromium()
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        try:
-            yield started
-        finally:
-            started.close()
 
 
 @contextlib.contextmanager
