@@ -102,6 +102,7 @@ class Panels:
         last.get_by_role("button", name=f"as {language}").click()
         text = self.page.locator(".program code").inner_text()
         self.page.keyboard.press("Escape")
+        expect(self.page.locator(".program")).to_have_count(0)
         return text
 
 

@@ -1,6 +1,6 @@
 // Parts that both pages are made of: buttons, dialogs, menus, banners.
 import { Icon } from "./icons.js";
-import { html, useEffect, useRef, useState } from "./view.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./view.js";
 
 /**
  * A button that shows an icon; its name is read aloud and shown as a tip.
@@ -19,7 +19,8 @@ export function IconButton({ icon, name, onClick, disabled, kind = "", pressed, 
  */
 export function Dialog({ title, onClose, children, kind = "" }) {
   const ref = useRef(/** @type {HTMLDialogElement | null} */ (null));
-  useEffect(() => {
+  // Before anything else happens: a key that came between its drawing and its opening would be lost.
+  useLayoutEffect(() => {
     const dialog = /** @type {HTMLDialogElement} */ (ref.current);
     const before = /** @type {HTMLElement | null} */ (document.activeElement);
     dialog.showModal();
