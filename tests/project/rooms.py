@@ -51,6 +51,7 @@ ROOMS: tuple[str, ...] = (
     "chat.rendering",
     "chat.advice",
     "chat.process",
+    "images",
     "batches",
     "api.http",
     "api.services",
