@@ -180,7 +180,7 @@ def read_file(path: Path, flag: str = "--model") -> Header:
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
             raise ModelError(f"{path}: is {kind}; {flag} wants the path of a GGUF file")
         with path.open("rb", buffering=0) as file:
-            return read_header(_reading(file), status.st_size, str(path))
+            return read_header(_reading(file), status.st_size, str(path), flag)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; {flag} wants the path of a GGUF file") from None
     except OSError as error:
@@ -236,10 +236,10 @@ def _ordinal(number: Value | None) -> str:
 # --- from bytes -----------------------------------------------------------------------------------------------------
 
 
-def read_header(read_at: ReadAt, n_bytes: int, name: str) -> Header:
-    """Read the header of a stream of `n_bytes` bytes; `name` is shown in errors. Raises ModelError."""
+def read_header(read_at: ReadAt, n_bytes: int, name: str, flag: str = "--model") -> Header:
+    """Read the header of a stream of `n_bytes` bytes; `name` and `flag` are shown in errors. Raises ModelError."""
     reader = ByteReader(read_at, n_bytes, name)
-    version = _version(reader)
+    version = _version(reader, flag)
     n_tensors = reader.count("tensors", _MAX_TENSORS)
     n_pairs = reader.count("metadata pairs", _MAX_PAIRS)
     reader.check_room(n_tensors, _TENSOR_BYTES, "tensors")
@@ -253,13 +253,13 @@ def read_header(read_at: ReadAt, n_bytes: int, name: str) -> Header:
     return header
 
 
-def _version(reader: ByteReader) -> int:
+def _version(reader: ByteReader, flag: str = "--model") -> int:
     head = reader.peek(64)
     if head and b"version https://git-lfs".startswith(head[:23]):
         raise ModelError(f"{reader.name}: only a Git LFS pointer, not the model; fetch it with: git lfs pull")
     if head[:4] != b"GGUF":
         found = "is empty" if not head else "not a GGUF file"
-        raise ModelError(f"{reader.name}: {found}; --model wants a model in llama.cpp's GGUF format")
+        raise ModelError(f"{reader.name}: {found}; {flag} wants a file in llama.cpp's GGUF format")
     reader.where = "the first bytes"
     reader.take(4)
     version = reader.number("I")
@@ -281,8 +281,8 @@ def _metadata(reader: ByteReader, n_pairs: int) -> dict[str, Value]:
         if not key:
             reader.fail("its key is empty")
         if key in metadata:
-            reader.fail(f"the key {_shown(key)} stands there twice")
-        reader.where += f", {_shown(key)}"
+            reader.fail(f"the key {shown(key)} stands there twice")
+        reader.where += f", {shown(key)}"
         metadata[key] = _value(reader, reader.number("I"), is_vocabulary=key == _TOKENS and not _may_repeat(metadata))
     return metadata
 
@@ -337,7 +337,7 @@ def _check_distinct(reader: ByteReader, count: int) -> None:
     texts = [text for text in reader.texts(count) if text]
     if len(set(texts)) != len(texts):
         twice = Counter(texts).most_common(1)[0][0]
-        reader.fail(f"the token {_shown(twice.decode('utf-8', 'replace'))} stands there twice")
+        reader.fail(f"the token {shown(twice.decode('utf-8', 'replace'))} stands there twice")
 
 
 def _alignment(reader: ByteReader, metadata: Mapping[str, Value]) -> int:
@@ -355,8 +355,8 @@ def _tensors(reader: ByteReader, n_tensors: int, alignment: int) -> tuple[Tensor
         reader.where = f"tensor {i + 1} of {n_tensors}"
         name = reader.text(_MAX_NAME)
         if name in tensors:
-            reader.fail(f"the name {_shown(name)} stands there twice")
-        reader.where += f", {_shown(name)}"
+            reader.fail(f"the name {shown(name)} stands there twice")
+        reader.where += f", {shown(name)}"
         tensor = tensors[name] = _tensor(reader, name)
         if tensor.offset != end:
             reader.fail(f"its data begins at {tensor.offset}, {end} was expected")
@@ -396,7 +396,7 @@ def _padded(n: int, alignment: int) -> int:
     return (n + alignment - 1) // alignment * alignment
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """Name from an untrusted file, escaped for a terminal."""
     text = re.sub(r"[^\x20-\x7e]", "?", name)
     return f"'{text[:64]}…'" if len(text) > 64 else f"'{text}'"

@@ -1,0 +1,161 @@
+"""Headers of image projectors: what would crash libmtmd, or is not served, is refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ggufd.errors import ModelError
+from ggufd.llama.gguf import projector_file
+from ggufd.llama.gguf.projector_file import ProjectorFile
+from tests.support.models import gguf_files
+from tests.support.models.projector_file import FAST, metadata_of
+
+N_EMBD = 32
+
+VISION = [
+    ("v.patch_embd.weight", (16, 16, 3, 32), "f32"),
+    ("v.position_embd.weight", (32, 17), "f32"),
+    ("v.class_embd", (32,), "f32"),
+    *((f"v.blk.0.{name}.weight", (32, 32), "f32") for name in ("attn_q", "attn_k", "attn_v", "attn_out")),
+    ("v.blk.0.ffn_up.weight", (32, 64), "f32"),
+    ("v.blk.0.ffn_down.weight", (64, 32), "f32"),
+]
+
+
+def linear(name: str, n_in: int, n_out: int) -> list[tuple[str, tuple[int, ...], str]]:
+    return [(f"{name}.weight", (n_in, n_out), "f32"), (f"{name}.bias", (n_out,), "f32")]
+
+
+PROJECTIONS = {
+    "mlp": [*linear("mm.0", 32, 8), *linear("mm.2", 8, N_EMBD)],
+    "idefics3": [("mm.model.fc.weight", (32, N_EMBD), "f32")],
+    "pixtral": [
+        ("v.token_embd.img_break", (N_EMBD,), "f32"),
+        ("mm.1.weight", (32, 8), "f32"),
+        ("mm.2.weight", (8, N_EMBD), "f32"),
+    ],
+    "internvl": [
+        *linear("mm.model.mlp.0", 32, 32),
+        *linear("mm.model.mlp.1", 32, 8),
+        *linear("mm.model.mlp.3", 8, N_EMBD),
+    ],
+    "lfm2": [*linear("mm.1", 32, 8), *linear("mm.2", 8, N_EMBD)],
+}
+
+
+def write(path: Path, kind: str = "mlp", without: str = "", **changes: Any) -> Path:
+    """A projector of a kind without one of its tensors; `changes` replace metadata of the vision encoder."""
+    metadata = {**metadata_of(FAST, N_EMBD), "clip.projector_type": kind}
+    metadata |= {f"clip.vision.{key}": value for key, value in changes.items()}
+    tensors = [one for one in (*VISION, *PROJECTIONS.get(kind, PROJECTIONS["mlp"])) if one[0] != without]
+    return gguf_files.write(path, metadata, tensors)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "mmproj.gguf"
+
+
+def refusal(path: Path) -> str:
+    """What is said of a file that is refused: one line that names it."""
+    with pytest.raises(ModelError) as caught:
+        projector_file.read(path)
+    message = caught.value.message
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("kind", PROJECTIONS)
+def test_types_with_plain_positions_are_read_with_the_width_of_their_rows(path: Path, kind: str) -> None:
+    assert projector_file.read(write(path, kind)) == ProjectorFile(path, kind, N_EMBD, path.stat().st_size)
+
+
+def test_the_variant_of_mlp_with_norms_is_read(path: Path) -> None:
+    tensors = [*VISION, *linear("mm.0", 32, 8), *linear("mm.1", 8, 8), *linear("mm.3", 8, 48), *linear("mm.4", 48, 48)]
+    gguf_files.write(path, metadata_of(FAST, 48), tensors)
+    assert projector_file.read(path).n_embd == 48
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2.5vl_merger", "resampler", "llama4", "no\x1bsuch"])
+def test_other_types_are_refused_by_name(path: Path, kind: str) -> None:
+    said = refusal(write(path, kind))
+    assert said == (
+        f"is a projector of the type '{kind.replace(chr(27), '?')}', which is not served; "
+        "served are mlp, idefics3, pixtral, internvl, lfm2: leave --mmproj out"
+    )
+
+
+CRASHES = [
+    *(("mlp", name) for name in ("v.patch_embd.weight", "v.position_embd.weight")),
+    *(("mlp", f"mm.{number}.{part}") for number in (0, 2) for part in ("weight", "bias")),
+    *(("lfm2", name) for name in ("v.position_embd.weight", "mm.1.bias")),
+    *(("internvl", name) for name in ("v.class_embd", "v.position_embd.weight")),
+    ("mlp", "v.blk.0.attn_q.weight"),
+    ("idefics3", "v.blk.0.attn_v.weight"),
+]
+"""Types, and tensors without which libmtmd ends the process."""
+
+
+@pytest.mark.parametrize(("kind", "name"), CRASHES)
+def test_a_tensor_whose_lack_would_crash_is_named(path: Path, kind: str, name: str) -> None:
+    assert refusal(write(path, kind, without=name)) == f"damaged: the tensor '{name}' is missing; fetch it again"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"image_size": 0}, "'clip.vision.image_size' is 0; expected 1 to 8192"),
+        ({"image_size": 9000}, "'clip.vision.image_size' is 9000; expected 1 to 8192"),
+        ({"patch_size": 0}, "'clip.vision.patch_size' is 0; expected 1 to 64"),
+        ({"patch_size": 8}, "'v.patch_embd.weight' has the shape 16 x 16 x 3 x 32, expected 8 x 8 x 3 x 32"),
+        ({"image_size": 128}, "'v.position_embd.weight' has the shape 32 x 17, expected 32 x 65"),
+        ({"attention.head_count": 0}, "'clip.vision.attention.head_count' is 0; expected 1 to 32"),
+        ({"attention.head_count": 5}, "5 heads cannot share a width of 32"),
+        ({"attention.head_count": True}, "'clip.vision.attention.head_count' is missing from its metadata"),
+        ({"block_count": 100_000}, "'clip.vision.block_count' is 100000; expected 1 to 512"),
+        ({"block_count": 2}, "the tensor 'v.blk.1.attn_q.weight' and 5 more is missing; fetch it again"),
+        ({"image_mean": [0.0]}, "'clip.vision.image_mean' is no list of three numbers"),
+        ({"image_std": [1.0, 0.0, 1.0]}, "'clip.vision.image_std' has a zero, by which colours would be divided"),
+        ({"attention.layer_norm_epsilon": -1.0}, "is no small number such as 1e-05"),
+        ({"projector.scale_factor": 0}, "'clip.vision.projector.scale_factor' is 0; expected 1 to 64"),
+    ],
+    ids=str,
+)
+def test_impossible_numbers_are_named(path: Path, changes: dict[str, Any], expected: str) -> None:
+    said = refusal(write(path, **changes))
+    assert said.startswith("damaged: ")
+    assert said.endswith(expected)
+
+
+def test_a_file_cut_anywhere_or_of_something_else_is_refused(path: Path) -> None:
+    whole = write(path).read_bytes()
+    for end in (0, 3, 4, 20, 200, 1000, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        refusal(path)
+    path.write_bytes(b"\x89PNG" * 100)
+    assert refusal(path) == "not a GGUF file; --mmproj wants a file in llama.cpp's GGUF format"
+
+
+def test_a_language_model_is_no_projector(path: Path) -> None:
+    gguf_files.write(path, *gguf_files.llama())
+    assert refusal(path) == "is no image projector; --mmproj wants a file of the architecture 'clip'"
+
+
+def test_a_projector_of_sounds_alone_reads_no_images(path: Path) -> None:
+    gguf_files.write(path, {"general.architecture": "clip", "clip.has_audio_encoder": True}, [])
+    assert refusal(path) == "reads no images: it has no vision encoder"
+
+
+def test_rows_of_another_width_than_the_model_s_are_refused(path: Path) -> None:
+    projector = projector_file.read(write(path))
+    projector_file.check_width(projector, N_EMBD, "model.gguf")
+    with pytest.raises(ModelError) as caught:
+        projector_file.check_width(projector, 576, "model.gguf")
+    assert caught.value.message == (
+        f"{path}: makes rows of 32 numbers, but model.gguf has embeddings of 576; --mmproj needs the projector that "
+        "was published with this model"
+    )
