@@ -25,6 +25,7 @@ ROOMS: tuple[str, ...] = (
     "llama.model",
     "llama.grammar",
     "llama.context",
+    "llama.projector",
     "llama.calibration",
     "placement",
     "engine.messages",

@@ -17,8 +17,6 @@ N_EMBD = 32
 
 VISION = [
     ("v.patch_embd.weight", (16, 16, 3, 32), "f32"),
-    ("v.position_embd.weight", (32, 17), "f32"),
-    ("v.class_embd", (32,), "f32"),
     *((f"v.blk.0.{name}.weight", (32, 32), "f32") for name in ("attn_q", "attn_k", "attn_v", "attn_out")),
     ("v.blk.0.ffn_up.weight", (32, 64), "f32"),
     ("v.blk.0.ffn_down.weight", (64, 32), "f32"),
@@ -29,26 +27,38 @@ def linear(name: str, n_in: int, n_out: int) -> list[tuple[str, tuple[int, ...],
     return [(f"{name}.weight", (n_in, n_out), "f32"), (f"{name}.bias", (n_out,), "f32")]
 
 
+def positions(n_positions: int) -> tuple[str, tuple[int, ...], str]:
+    return ("v.position_embd.weight", (32, n_positions), "f32")
+
+
 PROJECTIONS = {
-    "mlp": [*linear("mm.0", 32, 8), *linear("mm.2", 8, N_EMBD)],
-    "idefics3": [("mm.model.fc.weight", (32, N_EMBD), "f32")],
+    "mlp": [positions(17), ("v.class_embd", (32,), "f32"), *linear("mm.0", 32, 8), *linear("mm.2", 8, N_EMBD)],
+    "idefics3": [positions(16), ("mm.model.fc.weight", (128, N_EMBD), "f32")],
     "pixtral": [
         ("v.token_embd.img_break", (N_EMBD,), "f32"),
         ("mm.1.weight", (32, 8), "f32"),
         ("mm.2.weight", (8, N_EMBD), "f32"),
     ],
     "internvl": [
-        *linear("mm.model.mlp.0", 32, 32),
-        *linear("mm.model.mlp.1", 32, 8),
+        positions(17),
+        ("v.class_embd", (32,), "f32"),
+        *linear("mm.model.mlp.0", 128, 128)[1:],
+        ("mm.model.mlp.0.weight", (128,), "f32"),
+        *linear("mm.model.mlp.1", 128, 8),
         *linear("mm.model.mlp.3", 8, N_EMBD),
     ],
-    "lfm2": [*linear("mm.1", 32, 8), *linear("mm.2", 8, N_EMBD)],
+    "lfm2": [positions(16), *linear("mm.1", 128, 8), *linear("mm.2", 8, N_EMBD)],
 }
+
+
+def metadata_of_kind(kind: str) -> dict[str, Any]:
+    scale = {} if kind == "mlp" else {"clip.vision.projector.scale_factor": 2}
+    return {**metadata_of(FAST, N_EMBD), "clip.projector_type": kind, **scale}
 
 
 def write(path: Path, kind: str = "mlp", without: str = "", **changes: Any) -> Path:
     """A projector of a kind without one of its tensors; `changes` replace metadata of the vision encoder."""
-    metadata = {**metadata_of(FAST, N_EMBD), "clip.projector_type": kind}
+    metadata = metadata_of_kind(kind)
     metadata |= {f"clip.vision.{key}": value for key, value in changes.items()}
     tensors = [one for one in (*VISION, *PROJECTIONS.get(kind, PROJECTIONS["mlp"])) if one[0] != without]
     return gguf_files.write(path, metadata, tensors)
@@ -75,7 +85,8 @@ def test_types_with_plain_positions_are_read_with_the_width_of_their_rows(path: 
 
 
 def test_the_variant_of_mlp_with_norms_is_read(path: Path) -> None:
-    tensors = [*VISION, *linear("mm.0", 32, 8), *linear("mm.1", 8, 8), *linear("mm.3", 8, 48), *linear("mm.4", 48, 48)]
+    projection = [*linear("mm.0", 32, 8), *linear("mm.1", 8, 8), *linear("mm.3", 8, 48), *linear("mm.4", 48, 48)]
+    tensors = [positions(16), *VISION, *projection]
     gguf_files.write(path, metadata_of(FAST, 48), tensors)
     assert projector_file.read(path).n_embd == 48
 
@@ -121,7 +132,6 @@ def test_a_tensor_whose_lack_would_crash_is_named(path: Path, kind: str, name: s
         ({"image_mean": [0.0]}, "'clip.vision.image_mean' is no list of three numbers"),
         ({"image_std": [1.0, 0.0, 1.0]}, "'clip.vision.image_std' has a zero, by which colours would be divided"),
         ({"attention.layer_norm_epsilon": -1.0}, "is no small number such as 1e-05"),
-        ({"projector.scale_factor": 0}, "'clip.vision.projector.scale_factor' is 0; expected 1 to 64"),
     ],
     ids=str,
 )
@@ -129,6 +139,39 @@ def test_impossible_numbers_are_named(path: Path, changes: dict[str, Any], expec
     said = refusal(write(path, **changes))
     assert said.startswith("damaged: ")
     assert said.endswith(expected)
+
+
+@pytest.mark.parametrize("kind", ["idefics3", "internvl", "lfm2"])
+@pytest.mark.parametrize(
+    ("scale", "expected"), [(0, "expected 1 to 4"), (1, "a divisor of 4 above 1"), (3, "a divisor of 4 above 1")]
+)
+def test_a_scale_at_which_patches_cannot_be_merged_is_refused(path: Path, kind: str, scale: int, expected: str) -> None:
+    said = refusal(write(path, kind, **{"projector.scale_factor": scale}))
+    assert said.startswith(f"damaged: 'clip.vision.projector.scale_factor' is {scale}; ")
+    assert said.endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [("mm.0.weight", (48, 8), "32 x 8"), ("mm.2.weight", (9, 32), "8 x 32"), ("mm.2.weight", (8,), "8 x 1")],
+)
+def test_matrices_that_do_not_follow_each_other_are_refused(
+    path: Path, name: str, shape: tuple[int, ...], expected: str
+) -> None:
+    tensors = [(one, shape if one == name else own, kind) for one, own, kind in (*VISION, *PROJECTIONS["mlp"])]
+    gguf_files.write(path, metadata_of_kind("mlp"), tensors)
+    found = " x ".join(map(str, shape))
+    assert refusal(path) == f"damaged: the tensor '{name}' has the shape {found}, expected {expected}"
+
+
+@pytest.mark.parametrize("kind", ["mlp", "idefics3", "internvl", "lfm2"])
+@pytest.mark.parametrize("n_positions", [0, 15])
+def test_positions_that_are_not_those_of_the_patches_are_refused(path: Path, kind: str, n_positions: int) -> None:
+    others = [one for one in (*VISION, *PROJECTIONS[kind]) if one[0] != "v.position_embd.weight"]
+    metadata = metadata_of_kind(kind)
+    gguf_files.write(path, metadata, [positions(n_positions), *others])
+    said = refusal(path)
+    assert said.startswith(f"damaged: the tensor 'v.position_embd.weight' has the shape 32 x {n_positions}, expected ")
 
 
 def test_a_file_cut_anywhere_or_of_something_else_is_refused(path: Path) -> None:

@@ -162,3 +162,10 @@ def _fill(path: Path, head: bytes, tensors: gguf_files.Tensors, filled: Mapping[
             _, _, block, block_bytes = BY_NAME[kind]
             n_bytes = int(np.prod(dims)) // block * block_bytes
             offset += -(-n_bytes // 32) * 32
+
+
+def picture(words: Sequence[Sequence[str]], patch_size: int = FAST.patch_size) -> tuple[int, int, bytes]:
+    """Width, height and RGB bytes of an image whose patches have these colours, by row."""
+    colours = np.array([[COLOURS[name] for name in row] for row in words], np.uint8)
+    pixels = colours.repeat(patch_size, axis=0).repeat(patch_size, axis=1)
+    return pixels.shape[1], pixels.shape[0], pixels.tobytes()

@@ -7,6 +7,7 @@ each sees only what is before it. Knows no llama_cpp and no numpy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,14 @@ _CHANNELS = 3
 
 
 class _Family(NamedTuple):
-    """Tensors that a projector type cannot do without, and where its width stands: tensor, index of its shape."""
+    """What a projector type cannot do without: tensors, and the matrices from the encoder's width to the rows' width.
+
+    `merges` says that a square of neighbouring patches becomes one row, as many a side as the scale factor.
+    """
 
     needs: tuple[str, ...]
-    width: tuple[str, int]
+    matrices: tuple[str, ...]
+    merges: bool = False
 
 
 def _linear(*names: str) -> tuple[str, ...]:
@@ -36,18 +41,21 @@ def _linear(*names: str) -> tuple[str, ...]:
     return tuple(f"{name}.{part}" for name in names for part in ("weight", "bias"))
 
 
+_POSITIONS = "v.position_embd.weight"
+
 _FAMILIES: Mapping[str, _Family] = {
-    "mlp": _Family(("v.position_embd.weight", *_linear("mm.0", "mm.2")), ("mm.2.weight", 1)),
-    "idefics3": _Family(("v.position_embd.weight", "mm.model.fc.weight"), ("mm.model.fc.weight", 1)),
-    "pixtral": _Family(("v.token_embd.img_break", "mm.1.weight", "mm.2.weight"), ("mm.2.weight", 1)),
+    "mlp": _Family((_POSITIONS, *_linear("mm.0", "mm.2")), ("mm.0.weight", "mm.2.weight")),
+    "idefics3": _Family((_POSITIONS, "mm.model.fc.weight"), ("mm.model.fc.weight",), merges=True),
+    "pixtral": _Family(("v.token_embd.img_break", "mm.1.weight", "mm.2.weight"), ("mm.1.weight", "mm.2.weight")),
     "internvl": _Family(
-        ("v.class_embd", "v.position_embd.weight", *_linear("mm.model.mlp.0", "mm.model.mlp.1", "mm.model.mlp.3")),
-        ("mm.model.mlp.3.weight", 1),
+        ("v.class_embd", _POSITIONS, *_linear("mm.model.mlp.0", "mm.model.mlp.1", "mm.model.mlp.3")),
+        ("mm.model.mlp.1.weight", "mm.model.mlp.3.weight"),
+        merges=True,
     ),
-    "lfm2": _Family(("v.position_embd.weight", *_linear("mm.1", "mm.2")), ("mm.2.weight", 1)),
+    "lfm2": _Family((_POSITIONS, *_linear("mm.1", "mm.2")), ("mm.1.weight", "mm.2.weight"), merges=True),
 }
 
-_YI = _Family(("v.position_embd.weight", *_linear("mm.0", "mm.1", "mm.3", "mm.4")), ("mm.3.weight", 1))
+_YI = _Family((_POSITIONS, *_linear("mm.0", "mm.1", "mm.3", "mm.4")), ("mm.0.weight", "mm.3.weight"))
 """A variant of `mlp` with norms between its matrices, which has `mm.3.weight`."""
 
 SERVED = tuple(_FAMILIES)
@@ -104,7 +112,7 @@ class _Checks:
             self._require(("mm.input_norm.weight",))
         self._require_blocks(n_blocks)
         self._check_patches(kind)
-        return ProjectorFile(path, kind, self._side(*family.width), self._header.n_bytes)
+        return ProjectorFile(path, kind, self._check_matrices(family), self._header.n_bytes)
 
     def _kind(self) -> str:
         if not is_projector(self._header):
@@ -129,8 +137,6 @@ class _Checks:
         n_heads = self._number("attention.head_count", width)
         if width % n_heads:
             raise self._error(f"damaged: {n_heads} heads cannot share a width of {width}")
-        if self._value("clip.vision.projector.scale_factor") is not None:
-            self._number("projector.scale_factor", image_size)
         if self._value("clip.vision.spatial_merge_size") is not None:
             self._number("spatial_merge_size", image_size)
         epsilon = self._value("clip.vision.attention.layer_norm_epsilon")
@@ -168,17 +174,46 @@ class _Checks:
         expected = (patch_size, patch_size, _CHANNELS, width)
         if self._tensors["v.patch_embd.weight"].shape != expected:
             raise self._wrong_shape("v.patch_embd.weight", expected)
-        if kind in ("mlp", "internvl"):
-            n_positions = (image_size // patch_size) ** 2 + ("v.class_embd" in self._tensors)
-            positions = self._tensors["v.position_embd.weight"].shape
-            if len(positions) < 2 or positions[0] != width or positions[1] < n_positions:
-                raise self._wrong_shape("v.position_embd.weight", (width, n_positions))
+        if kind != "pixtral":
+            self._check_positions(kind, width, image_size // patch_size)
 
-    def _side(self, name: str, index: int) -> int:
-        shape = self._tensors[name].shape
-        if len(shape) <= index or not 0 < shape[index] <= _MAX_WIDTH:
-            raise self._error(f"damaged: the tensor '{name}' is no matrix")
-        return shape[index]
+    def _check_positions(self, kind: str, width: int, side: int) -> None:
+        """Check that there is a position for each patch, as each type of encoder counts them."""
+        found = self._tensors[_POSITIONS].shape
+        n_found = found[1] if len(found) == 2 and found[0] == width else 0
+        n_expected = side * side + ("v.class_embd" in self._tensors and kind != "idefics3")
+        if kind == "lfm2":
+            # They are resized to the image; only a square can be.
+            is_well = n_found > 0 and math.isqrt(n_found) ** 2 == n_found
+        else:
+            is_well = n_found == n_expected or (kind == "mlp" and n_found > n_expected)
+        if not is_well:
+            raise self._wrong_shape(_POSITIONS, (width, n_expected))
+
+    def _check_matrices(self, family: _Family) -> int:
+        """Check that each matrix takes what the one before it makes; the width of the rows, which the last one makes.
+
+        Some encoders give several of their layers to the first one, side by side.
+        """
+        scale = self._scale() if family.merges else 1
+        width = self._number("embedding_length", _MAX_WIDTH) * scale * scale
+        for number, name in enumerate(family.matrices):
+            shape = self._tensors[name].shape
+            is_matrix = len(shape) == 2 and 0 < shape[1] <= _MAX_WIDTH
+            if not is_matrix or (shape[0] % width if number == 0 else shape[0] != width):
+                raise self._wrong_shape(name, (width, shape[-1] if is_matrix else 1))
+            width = shape[1]
+        return width
+
+    def _scale(self) -> int:
+        """How many patches a side become one row."""
+        side = self._number("image_size", _MAX_IMAGE_SIZE) // self._number("patch_size", _MAX_IMAGE_SIZE)
+        scale = self._number("projector.scale_factor", side)
+        if scale == 1 or side % scale:
+            raise self._error(
+                f"damaged: 'clip.vision.projector.scale_factor' is {scale}; expected a divisor of {side} above 1"
+            )
+        return scale
 
     def _number(self, name: str, most: int) -> int:
         key = f"clip.vision.{name}"

@@ -1,0 +1,1 @@
+"""Image projectors: libmtmd over the vocabulary of a text model, from pixels to embedding rows."""
