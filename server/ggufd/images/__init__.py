@@ -1,1 +1,1 @@
-"""Images of requests: read, decoded, and encoded into rows that the engine computes in place of tokens."""
+"""Images of a request: fetched, decoded, and encoded into the rows that the engine reads."""
