@@ -53,6 +53,7 @@ ROOMS: tuple[str, ...] = (
     "chat.advice",
     "chat.process",
     "images",
+    "images.encoder",
     "batches",
     "api.http",
     "api.services",

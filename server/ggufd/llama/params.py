@@ -121,6 +121,22 @@ class EmbeddingParams:
         return max(_MIN_BATCH, min(_MAX_BATCH, fitting))
 
 
+@dataclass(frozen=True, slots=True)
+class ProjectorParams:
+    """Parameters of a projector. `n_embd` is the width of its rows, from its header; limits of tokens are of one image.
+
+    `devices` are those of the model, by name; the first is used. Without `uses_gpu` none is.
+    """
+
+    path: str
+    n_embd: int
+    n_threads: int = 1
+    uses_gpu: bool = False
+    devices: tuple[str, ...] = ()
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+
+
 DEFAULT_SAMPLERS: tuple[str, ...] = (
     "penalties",
     "dry",

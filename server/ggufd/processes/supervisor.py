@@ -11,6 +11,7 @@ import enum
 import functools
 import logging
 import math
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -95,6 +96,15 @@ class ProcessExit:
     is_expected: bool = False
     is_killed: bool = False
     never_started: bool = False
+
+    @property
+    def summary(self) -> str:
+        """Why it ended, in a few words: the reason that was known, or the signal or code and its last line."""
+        if self.reason:
+            return self.reason
+        last_line = self.stderr.splitlines()[-1] if self.stderr else ""
+        ended = f"signal {signal.Signals(-self.code).name}" if self.code < 0 else f"exit code {self.code}"
+        return f"{ended}: {last_line}" if last_line else ended
 
 
 class ChildSupervisor(Generic[LinkT]):

@@ -12,8 +12,9 @@ import pytest
 from ggufd.errors import EngineFailure, ModelError
 from ggufd.llama.gguf import projector_file
 from ggufd.llama.model.model import GgufModel
+from ggufd.llama.params import ProjectorParams
 from ggufd.llama.projector.binding import ProjectorLog
-from ggufd.llama.projector.projector import EncodingStopped, Part, Projector, ProjectorParams
+from ggufd.llama.projector.projector import EncodingStopped, Part, Projector
 from tests.llama.gguf import test_projector_file
 from tests.support.models.projector_file import COLOURS, embeddings_of, picture, write_projector
 from tests.support.models.tiny_model import N_EMBD

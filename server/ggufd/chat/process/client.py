@@ -168,7 +168,7 @@ class TextClient(TextCalls):
 
     def _exited(self, how: ProcessExit) -> None:
         self._deadline.stop()
-        reason = _reason(how)
+        reason = how.summary
         self._fail_start(self._start_failure(how, reason))
         if self._is_closed:
             return
@@ -245,11 +245,3 @@ def pickled(message: object) -> bytes:
         return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     except RecursionError:
         raise InvalidRequest("The request is nested too deeply.") from None
-
-
-def _reason(how: ProcessExit) -> str:
-    if how.reason:
-        return how.reason
-    last_line = how.stderr.splitlines()[-1] if how.stderr else ""
-    ended = f"signal {signal.Signals(-how.code).name}" if how.code < 0 else f"exit code {how.code}"
-    return f"{ended}: {last_line}" if last_line else ended

@@ -10,7 +10,6 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from ggufd.errors import EngineFailure, ModelError
 from ggufd.llama.model import system
 from ggufd.llama.model.model import GgufModel
+from ggufd.llama.params import ProjectorParams
 from ggufd.llama.projector import binding
 
 Rows = NDArray[np.float32]
@@ -30,22 +30,6 @@ Part = tuple[int, ...] | Rows
 _CHANNELS = 3
 _NODES_A_PIECE = 32
 """So many operations are computed between two looks at whether to go on: tens of milliseconds on a CPU."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProjectorParams:
-    """Parameters of a projector. `n_embd` is the width of its rows, from its header; limits of tokens are of one image.
-
-    `devices` are those of the model, by name; the first is used. Without `uses_gpu` none is.
-    """
-
-    path: str
-    n_embd: int
-    n_threads: int = 1
-    uses_gpu: bool = False
-    devices: tuple[str, ...] = ()
-    min_tokens: int | None = None
-    max_tokens: int | None = None
 
 
 _PROBES = ((64, 64), (2048, 1536))
