@@ -53,6 +53,7 @@ ROOMS: tuple[str, ...] = (
     "chat.advice",
     "chat.process",
     "images",
+    "images.decoding",
     "images.encoder",
     "batches",
     "api.http",
