@@ -54,6 +54,7 @@ ROOMS: tuple[str, ...] = (
     "chat.process",
     "images",
     "images.decoding",
+    "images.fetching",
     "images.encoder",
     "batches",
     "api.http",

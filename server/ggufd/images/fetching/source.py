@@ -1,0 +1,72 @@
+"""Source of images: the bytes behind what a request says, by its kind."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from ggufd.errors import InvalidRequest
+from ggufd.images.fetching.download import Downloader
+from ggufd.images.fetching.inline import base64_bytes, data_uri
+from ggufd.images.fetching.limits import ImageLimits
+from ggufd.images.fetching.media_folder import read_media_file
+from ggufd.images.fetching.network import Network
+
+_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):", re.IGNORECASE)
+
+_MOST_FETCHES = 4
+"""Downloads and files that are read at once; who sends an image along waits for none of them."""
+
+
+class ImageSource:
+    """Source of images within the operator's limits."""
+
+    def __init__(self, limits: ImageLimits, network: Network | None = None) -> None:
+        self._limits = limits
+        self._download = Downloader(limits, network or Network())
+        self._fetches = asyncio.Semaphore(_MOST_FETCHES)
+
+    async def read(self, reference: str, place: str) -> bytes:
+        """Bytes of an image. Raises InvalidRequest for `place` where they are not allowed or cannot be had."""
+        try:
+            return await self._read(reference)
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, param=place) from None
+
+    async def _read(self, reference: str) -> bytes:
+        found = _SCHEME.match(reference)
+        match found[1].lower() if found else None:
+            case None:
+                return await base64_bytes(reference, self._limits.max_bytes)
+            case "data":
+                return await data_uri(reference, self._limits.max_bytes)
+            case "http" | "https":
+                return await self._fetch(reference.strip())
+            case "file":
+                return await self._file(reference.strip())
+            case _:
+                raise InvalidRequest(
+                    "The image's URL is of a kind that is not read here: a data URI (data:image/png;base64,...) was "
+                    "expected."
+                )
+
+    async def _fetch(self, url: str) -> bytes:
+        if not self._limits.hosts:
+            raise InvalidRequest(
+                "Images are not fetched from the network here: send the image as a data URI "
+                "(data:image/png;base64,...), or allow hosts by --image-hosts."
+            )
+        async with self._fetches:
+            return await self._download.get(url)
+
+    async def _file(self, url: str) -> bytes:
+        folder = self._limits.media_path
+        if folder is None:
+            raise InvalidRequest(
+                "Files of the server's machine are not read here: send the image as a data URI "
+                "(data:image/png;base64,...), or allow a folder by --media-path."
+            )
+        if not url.lower().startswith("file://"):
+            raise InvalidRequest("The image's URL is malformed: file://NAME was expected.")
+        async with self._fetches:
+            return await asyncio.to_thread(read_media_file, folder, url, self._limits.max_bytes)
