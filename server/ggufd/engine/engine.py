@@ -59,8 +59,9 @@ class Engine:
     #             cached prefix; preempt where the policy says so. Shift the context of full slots, report places in
     #             the queue. Draft tokens for a lone sequence. Then fill the batch: one row of every decoding sequence,
     #             its draft, and chunks of prompts (chunked prefill) up to a token budget that keeps the step short.
-    #   decode    One llama_decode. What fails is tried again without drafts, then in halves: a plan may become several
-    #             batches, whose logits are each valid until the next.
+    #   decode    One llama_decode, and one more for embedding rows of images, which cannot share a batch with tokens.
+    #             What fails is tried again without drafts, then in halves. So a plan may become several batches, whose
+    #             logits are each valid until the next.
     #   sample    From every row with logits a token: masked by grammar and bans, drawn by the sampler chain, turned
     #             into text. A draft is accepted up to the first token that differs from what was sampled.
     #   finish    Sequences that have ended leave their slot, and what they computed stays there as cache.

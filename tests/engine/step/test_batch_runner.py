@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from ggufd.engine.messages.events import Failed
+from ggufd.engine.messages.images import row_tokens
 from ggufd.engine.scheduling.scheduler import Chunk
 from ggufd.engine.sequence.sequence import Status
 from ggufd.engine.step.batch_runner import BatchRunner
@@ -34,6 +37,13 @@ class FailingBatcher:
         if self._fails(shape):
             raise EngineFailure("no luck")
         return self._batcher.compute(plan, depth=depth)
+
+
+class PretendingBatcher:
+    """Computes nothing, and says that it did."""
+
+    def compute(self, plan: list[Chunk], *, depth: int) -> list[Computed]:
+        return [Computed(chunk, np.empty((0, 0), np.float32), 0) for chunk in plan]
 
 
 def started(rig: Rig, request_id: int) -> Chunk:
@@ -64,6 +74,27 @@ def test_a_plan_that_does_not_fail_is_one_batch() -> None:
     rig = make_engine(n_slots=3)
     runner, _ = runner_over(rig, lambda shape: False)
     assert advance(runner, [started(rig, request_id) for request_id in (1, 2, 3)]) == [[(1, 8), (2, 8), (3, 8)]]
+
+
+def test_chunks_that_cannot_share_a_batch_are_decodes_one_after_the_other() -> None:
+    rig = make_engine(n_slots=3)
+    plan = [started(rig, request_id) for request_id in (1, 2, 3)]
+    plan[0].sequence.tokens[:8] = array("i", row_tokens("ab" * 32, 8))
+    batcher = PretendingBatcher()
+    runner = BatchRunner(cast(Any, batcher), rig.engine._lifecycle, StepTrace(rig.decoder.clock))
+    assert advance(runner, plan) == [[(2, 8), (3, 8)], [(1, 8)]]
+
+
+def test_what_ended_in_the_first_decode_of_a_step_is_not_computed_by_the_second() -> None:
+    rig = make_engine(n_slots=2)
+    plan = [started(rig, 1), started(rig, 2)]
+    plan[0].sequence.tokens[:8] = array("i", row_tokens("ab" * 32, 8))
+    runner = BatchRunner(cast(Any, PretendingBatcher()), rig.engine._lifecycle, StepTrace(rig.decoder.clock))
+    batches = []
+    for computed in runner.run(plan):
+        batches.append([one.chunk.sequence.request.request_id for one in computed])
+        rig.engine._lifecycle.abort(1)
+    assert batches == [[2]]
 
 
 def test_a_plan_that_fails_is_computed_in_halves() -> None:

@@ -56,6 +56,11 @@ class Chunk(NamedTuple):
         """Whether it only decodes: the last sampled token and its draft, no prefill."""
         return self.sequence.n_generated > 0 and self.n_tokens == 1 + len(self.sequence.draft)
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it is embedding rows of images, and no tokens."""
+        return self.sequence.tokens[self.sequence.n_past] < 0
+
     def without_draft(self) -> Chunk:
         """The chunk without the draft, which its sequence gives up."""
         n_draft, self.sequence.draft = len(self.sequence.draft), ()

@@ -1,12 +1,14 @@
 """Decoding of a plan, with retries: what fails is computed again without drafts, then in halves, down to one row.
 
-The request of a row that cannot be computed by itself fails, and no other. Samples nothing.
+A plan is one batch, or several where its chunks cannot share one (`engine.scheduling.decodes`). The request of a row
+that cannot be computed by itself fails, and no other. Samples nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ggufd.engine.scheduling.decodes import decodes
 from ggufd.engine.scheduling.scheduler import Chunk, halves, n_rows
 from ggufd.engine.step.batcher import Batcher, Computed
 from ggufd.engine.step.lifecycle import Lifecycle
@@ -27,14 +29,18 @@ class BatchRunner:
         self._n_lost_steps = 0
 
     def run(self, plan: list[Chunk]) -> Iterator[list[Computed]]:
-        """Compute a plan, in one batch where nothing fails; yields each batch, whose logits are valid until the next.
+        """Compute a plan, in one batch for each of its `decodes` where nothing fails.
 
+        Yields each batch, whose logits are valid until the next: they are sampled before the generator goes on.
         Raises `EngineFailure` where a device has failed for good: it stays so until its process is started again.
         """
         n_batches = 0
-        for computed in self._compute(plan):
-            n_batches += 1
-            yield computed
+        if plan:
+            self._lifecycle.counters.begin_step()
+        for part in decodes(plan):
+            for computed in self._compute(part):
+                n_batches += 1
+                yield computed
         if plan:
             self._note_health(is_any_computed=n_batches > 0)
             self._lifecycle.cache.compaction.close_holes(self._lifecycle.counters.step_s)

@@ -114,10 +114,10 @@ class Batcher:
             self._grammars.begin_masks(constraints)
 
     def _set_threads(self, n_decode: int, n_prefill: int, depth: int) -> None:
-        """Record the last step, unless the engine was idle in between, and choose the threads of this one."""
+        """Record the last batch, unless the engine was idle in between, and choose the threads of this one."""
         self._counters.begin(self._clock())
-        if self._counters.step_gap_s < self._counters.step_s:
-            self._costs.threads.record(self._counters.step_s + self._counters.step_gap_s)
+        if self._counters.step_gap_s < self._counters.decode_s:
+            self._costs.threads.record(self._counters.decode_s + self._counters.step_gap_s)
         self._decoder.set_threads(self._costs.threads.choose(n_decode, depth=depth, is_prefill=n_prefill > 0))
 
     def _note_time(self, seconds: float, n_decode: int, n_prefill: int, *, n_sequences: int) -> None:
@@ -128,7 +128,7 @@ class Batcher:
             self._costs.step_time.record(seconds, n_decode, n_prefill)
 
     def _note_batch(self, plan: list[Chunk], seconds: float, n_decode: int, n_prefill: int) -> None:
-        """Add a batch to the trace of the step, which has several where one was retried."""
+        """Add a batch to the trace of the step, which may have several."""
         self._trace.decode_s += seconds
         self._trace.n_sequences += len(plan)
         self._trace.n_decode += n_decode

@@ -29,7 +29,10 @@ class Histogram:
 
 
 class Counters:
-    """Totals since the start; `step_s` and `step_gap_s` are of the last step, in seconds."""
+    """Totals since the start; `step_s` is of the last step, `decode_s` and `step_gap_s` of its last batch, in seconds.
+
+    `steps` counts batches: a step has several where one failed, or where its chunks cannot share one.
+    """
 
     def __init__(self) -> None:
         self.steps = 0
@@ -45,6 +48,7 @@ class Counters:
         self.model_drafted_tokens = 0
         self.model_accepted_tokens = 0
         self.step_s = 0.0
+        self.decode_s = 0.0
         self.step_gap_s = 0.0
         self.steps_spread = Histogram(_SECONDS)
         self.step_gaps = Histogram(_SECONDS)
@@ -52,6 +56,10 @@ class Counters:
         self.batches = Histogram(_ROWS)
         self._ended_s: float | None = None
         self._has_rested = True
+
+    def begin_step(self) -> None:
+        """Begin a step, whose batches are counted together in `step_s`."""
+        self.step_s = 0.0
 
     def begin(self, now_s: float) -> None:
         """Count the gap before a batch that is computed now."""
@@ -69,7 +77,8 @@ class Counters:
     def end(self, now_s: float, seconds: float, *, n_rows: int, n_sequences: int, n_prefill: int = 0) -> None:
         """Count a batch of `n_rows`, `n_prefill` of them of prompts."""
         self._ended_s = now_s
-        self.step_s = seconds
+        self.step_s += seconds
+        self.decode_s = seconds
         self.steps += 1
         self.computed_tokens += n_rows
         self.prefill_tokens += n_prefill
