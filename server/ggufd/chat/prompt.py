@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ggufd.engine.messages.sampling import ReasoningBudget
 from ggufd.llama.params import ModelParams
@@ -41,6 +41,7 @@ class ChatPrompt:
     `add_generation_prompt` None means: open an assistant turn, unless the last message is continued.
     `parallel_tool_calls` None means: several where the template tells the model of tools itself, else one.
     `template_kwargs` become variables of the template, as in `chat_template_kwargs` of other servers.
+    `markers` are those of the images in the messages, which are parts such as `{"type": "image", "marker": "..."}`.
     """
 
     messages: tuple[Message, ...]
@@ -51,6 +52,14 @@ class ChatPrompt:
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    markers: tuple[str, ...] = ()
+
+
+class ImagePlace(NamedTuple):
+    """Place of an image in a prompt: image number `image` stands before token `position`."""
+
+    position: int
+    image: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,8 @@ class RenderedChat:
     `is_fallback` says that the model has no template and ChatML was used. `form` is the format of the answer, in
     which the special tokens `shown` must be written out. `grammar` is Lark of the whole answer, None when it is free;
     `frame` is the same around content with a grammar of its own, `@body`. `reasoning` holds its tags and how to end
-    it, without a limit yet. `parallel_tool_calls` says whether the answer may have several calls.
+    it, without a limit yet. `parallel_tool_calls` says whether the answer may have several calls. `images` are the
+    places of images among the tokens, in order; in the text their markers stand there.
     """
 
     text: str
@@ -90,6 +100,7 @@ class RenderedChat:
     frame: str | None = None
     reasoning: ReasoningBudget | None = None
     parallel_tool_calls: bool = True
+    images: tuple[ImagePlace, ...] = ()
 
 
 def any_arguments(tool: str) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 from ggufd.chat.answers.answer_planner import AnswerPlanner
 from ggufd.chat.deltas.thinking import Thinking
-from ggufd.chat.prompt import ChatPrompt, RenderedChat, TextInfo, TextParams
+from ggufd.chat.images import ImageMarkers
+from ggufd.chat.prompt import ChatPrompt, ImagePlace, RenderedChat, TextInfo, TextParams
 from ggufd.chat.rendering.renderer import ChatRenderer, begun_answer, needed
 from ggufd.chat.rendering.template import CHATML, Template, TemplateError
 from ggufd.chat.rendering.validity import check_json, validator_of
@@ -185,7 +186,11 @@ class TextModel:
                 param="messages",
             )
         text, repairs = self._renderer.render(self._planner.prepare(chat))
-        tokens = self._with_bos(self._tokenize(text, False, True))
+        tokens, images = self._tokenize_around(text, ImageMarkers(chat.markers))
+        if {place.image for place in images} != set(range(len(chat.markers))):
+            raise InvalidRequest(
+                "The model's chat template leaves out an image of this conversation.", param="messages"
+            )
         plan = self._planner.plan(chat, text, begun_answer(chat))
         return RenderedChat(
             text,
@@ -198,7 +203,18 @@ class TextModel:
             frame=plan.frame,
             reasoning=self._reasoning_limit(plan.reasoning),
             parallel_tool_calls=self._planner.may_repeat(chat),
+            images=images,
         )
+
+    def _tokenize_around(self, text: str, markers: ImageMarkers) -> tuple[list[int], tuple[ImagePlace, ...]]:
+        """Tokens of a rendered text with BOS, each text between two images by itself, and the images' places."""
+        first, *others = markers.texts(text)
+        tokens = self._with_bos(self._tokenize(first, False, True))
+        places = []
+        for image, piece in zip(markers.indexes(text), others, strict=True):
+            places.append(ImagePlace(len(tokens), image))
+            tokens += self._tokenize(piece, False, True)
+        return tokens, tuple(places)
 
     @lru_cache(maxsize=64)  # noqa: B019 - one text model lives as long as its process
     def check_grammar(self, kind: str, text: str, frame: str = "") -> bool:

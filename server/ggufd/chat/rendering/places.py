@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ggufd.chat.content import text_of
 from ggufd.chat.prompt import Message
 
 _END_OF_THOUGHT = "</think>"
@@ -44,9 +45,7 @@ def find_messages(prompt: str, messages: Sequence[Message]) -> list[MessagePlace
 def content_text(message: Message) -> str:
     """A message's content as text; parts are joined by line ends, as when it is rendered."""
     content = message.get("content")
-    if isinstance(content, list):
-        return "\n".join(str(part.get("text", "")) for part in content)
-    return content if isinstance(content, str) else ""
+    return text_of(content) if isinstance(content, (str, list)) else ""
 
 
 def _find(prompt: str, text: str, behind: int) -> int:

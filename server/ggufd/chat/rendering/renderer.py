@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ggufd.chat.content import text_of
+from ggufd.chat.images import IMAGE, NO_IMAGES, ImageMarkers
 from ggufd.chat.prompt import ChatPrompt, Message
 from ggufd.chat.rendering.repair import LADDER, PLACEHOLDER, Messages, apply, attempts
 from ggufd.chat.rendering.template import Template, TemplateError, TemplateOverflowError
@@ -99,7 +100,8 @@ class ChatRenderer:
     """Renderer with one template. `variables` are the template's own, as `bos_token`.
 
     `needs` names the repairs that the probes found; `takes_parts` says that contents must be lists of parts;
-    `knows_tools` that tools are written into the prompt, `carries_calls` that earlier calls are.
+    `knows_tools` that tools are written into the prompt, `carries_calls` that earlier calls are. `image_placeholder` is
+    what the template writes for an image, "" where it knows none.
     """
 
     def __init__(self, template: Template, variables: Mapping[str, str]) -> None:
@@ -111,6 +113,7 @@ class ChatRenderer:
         self._leaves_content_out = False
         self.needs: frozenset[str] = frozenset()
         self._probe(_PROBES)
+        self.image_placeholder = self._find_image_placeholder()
         self.knows_tools = self._writes_tools()
         self.carries_calls = self._writes_calls()
         if self.carries_calls:
@@ -135,57 +138,73 @@ class ChatRenderer:
         messages = [_plain(message) for message in chat.messages]
         if not messages:
             raise InvalidRequest("There are no messages; at least one is needed.", param="messages")
-        variables = self._request_variables(chat)
+        variables, images = self._request_variables(chat), ImageMarkers(chat.markers)
         if _continues(chat, messages[-1]):
-            return self._render_continued(messages, variables)
+            return self._render_continued(messages, variables, images)
         opens = True if chat.add_generation_prompt is None else chat.add_generation_prompt
-        return self._render_repaired(messages, variables | {"add_generation_prompt": opens})
+        return self._render_repaired(messages, variables | {"add_generation_prompt": opens}, images)
 
-    def _render_continued(self, messages: Messages, variables: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    def _render_continued(
+        self, messages: Messages, variables: dict[str, Any], images: ImageMarkers
+    ) -> tuple[str, tuple[str, ...]]:
         """Prompt up to a placeholder for the last message, then that message's text unchanged."""
         *earlier, last = messages
         marked = [*earlier, {**last, "content": _MARK}]
         with contextlib.suppress(InvalidRequest):
-            text, repairs = self._render_repaired(marked, variables | {"add_generation_prompt": False})
+            text, repairs = self._render_repaired(marked, variables | {"add_generation_prompt": False}, images)
             if _MARK in text:
                 return _joined(text[: text.rindex(_MARK)], last["content"]), repairs
         # A template that does not write a last answer still opens one.
         earlier = earlier or [{"role": "user", "content": PLACEHOLDER}]
-        text, repairs = self._render_repaired(earlier, variables | {"add_generation_prompt": True})
+        text, repairs = self._render_repaired(earlier, variables | {"add_generation_prompt": True}, images)
         return _joined(text, last["content"]), (*repairs, CONTINUE_AFTER_PROMPT)
 
-    def _render_repaired(self, messages: Messages, variables: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    def _render_repaired(
+        self, messages: Messages, variables: dict[str, Any], images: ImageMarkers
+    ) -> tuple[str, tuple[str, ...]]:
         """Text and repairs of the first attempt that keeps every message's text, else of the first that succeeds."""
         refusal: TemplateError | None = None
         lossy: tuple[str, tuple[str, ...]] | None = None
         for repaired, repairs in attempts(messages, self.needs):
             try:
-                text = self._render(repaired, variables)
+                text = self._render(repaired, variables, images)
             except TemplateOverflowError as failure:
                 raise InvalidRequest(str(failure), param="messages") from None
             except TemplateError as failure:
                 refusal = refusal or failure
                 continue
-            if _has_all(text, repaired):
+            if _has_all(text, repaired, images):
                 return text, repairs
             lossy = lossy or (text, repairs)
         if lossy is not None:
             return lossy
         plain = _with_plain_tools(variables)
         if plain != variables:
-            text, repairs = self._render_repaired(messages, plain)
+            text, repairs = self._render_repaired(messages, plain, images)
             return text, (*repairs, PLAIN_TOOLS)
         raise InvalidRequest(
             f"The model's chat template refuses this conversation: {refusal}", param="messages"
         ) from None
 
-    def _render(self, messages: Messages, variables: Mapping[str, Any]) -> str:
-        shaped = [self._shaped(message) for message in messages]
+    def _render(self, messages: Messages, variables: Mapping[str, Any], images: ImageMarkers = NO_IMAGES) -> str:
+        """Rendered text with the marker of each image, which is a text to templates that know no images."""
+        if images and self.image_placeholder:
+            with contextlib.suppress(TemplateError):
+                written = self._write(messages, variables, images)
+                text = images.without_placeholders(written, self.image_placeholder)
+                if _has_all(text, messages, images):
+                    return text
+        return self._write(messages, variables, NO_IMAGES)
+
+    def _write(self, messages: Messages, variables: Mapping[str, Any], images: ImageMarkers) -> str:
+        shaped = [self._shaped(message, images) for message in messages]
         return self._template.render({**variables, "messages": shaped})
 
-    def _shaped(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _shaped(self, message: dict[str, Any], images: ImageMarkers) -> dict[str, Any]:
         """Message with content and arguments in the form that this template reads."""
-        if self.takes_parts:
+        if images.indexes(message["content"]):
+            message = {**message, "content": images.as_parts(message["content"])}
+        elif self.takes_parts:
             message = {**message, "content": [{"type": "text", "text": message["content"]}]}
         if self._leaves_content_out and message.get("tool_calls") and not message["content"]:
             message = {**message, "content": None}
@@ -221,6 +240,24 @@ class ChatRenderer:
                 return True
         self._without_tools, self.takes_parts = {"tools": None}, False
         return False
+
+    def _find_image_placeholder(self) -> str:
+        """What the template writes between two texts for an image, and does not write without one; "" is nothing."""
+        between = [self._written_between(parts) for parts in ([], [{"type": IMAGE}])]
+        return "" if between[0] is None or between[0].strip() else (between[1] or "").strip()
+
+    def _written_between(self, parts: Sequence[Mapping[str, str]]) -> str | None:
+        """What stands in the prompt between two texts with these parts between them; None where it takes none."""
+        before, behind = ({"type": "text", "text": f"probe{i}text"} for i in range(2))
+        variables = {**self._variables, "documents": None, **self._without_tools, "add_generation_prompt": True}
+        try:
+            text = self._template.render(
+                {**variables, "messages": [{"role": "user", "content": [before, *parts, behind]}]}
+            )
+        except TemplateError:
+            return None
+        start, end = text.find(before["text"]), text.find(behind["text"])
+        return text[start + len(before["text"]) : end] if 0 <= start < end else None
 
     def _writes_tools(self) -> bool:
         """Whether the template writes tools into the prompt."""
@@ -344,9 +381,10 @@ def _plain_schema(schema: Any) -> dict[str, Any]:
     return plain
 
 
-def _has_all(text: str, messages: Messages) -> bool:
-    """Whether each message's text is in the prompt, raw or as JSON; reasoning may be left out."""
-    return all(_has(text, m["content"].rpartition("</think>")[2].strip()) for m in messages)
+def _has_all(text: str, messages: Messages, images: ImageMarkers = NO_IMAGES) -> bool:
+    """Whether each message's text is in the prompt, raw or as JSON, and each image; reasoning may be left out."""
+    contents = [m["content"].rpartition("</think>")[2] for m in messages]
+    return all(_has(text, piece.strip()) for content in contents for piece in images.split(content))
 
 
 def _has(text: str, content: str) -> bool:
