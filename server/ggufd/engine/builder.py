@@ -64,6 +64,7 @@ def build_engine(
         cache_ram_bytes=rules.cache_ram_bytes,
         message_ends=vocabulary.eog_tokens,
         disk=rules.disk,
+        chunks=scheduler.fixed_chunks,
     )
     counters, trace = Counters(), StepTrace(clock)
     forecast = Forecast(scheduler.step_time)

@@ -26,6 +26,7 @@ from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.queueing.waiting_list import WaitingList
 from ggufd.engine.sampling.constraint import GrammarCompiler
 from ggufd.engine.scheduling.scheduler import Scheduler
+from ggufd.engine.sequence.fixed_chunks import CPU_CHUNK
 from ggufd.engine.speculation.draft_model import DraftModel
 from ggufd.errors import ModelError, ModelTooLarge
 from ggufd.llama.context.context import Context
@@ -37,6 +38,9 @@ from ggufd.llama.model.model import Model
 from ggufd.llama.model.placing import chosen_devices, refuse_cpu
 from ggufd.llama.params import VECTOR_N_CTX, ContextParams, EmbeddingParams, ModelParams
 from ggufd.placement import draft_plan, host
+
+_GPU_CHUNK = 512
+"""Tokens of a fixed chunk where layers run on a GPU, which computes so many in little more time than a few."""
 
 
 class Loaded(NamedTuple):
@@ -119,7 +123,8 @@ def _generating_engine(config: EngineConfig, model: Model, log: LoadLog, offload
         host_cache_bytes=config.rules.cache_ram_bytes,
         fingerprint=made_with,
     )
-    return Loaded(_build(config, backend, context, embedder), ready, log.capture)
+    n_fixed = _GPU_CHUNK if n_gpu_layers else CPU_CHUNK
+    return Loaded(_build(config, backend, context, embedder, n_fixed), ready, log.capture)
 
 
 def _context(config: EngineConfig, model: Model, params: ContextParams) -> tuple[Context, str]:
@@ -131,7 +136,7 @@ def _context(config: EngineConfig, model: Model, params: ContextParams) -> tuple
     return context, reading.result()
 
 
-def _build(config: EngineConfig, backend: Backend, context: Context, embedder: Embedder) -> Engine:
+def _build(config: EngineConfig, backend: Backend, context: Context, embedder: Embedder, n_fixed: int) -> Engine:
     """Engine with the queue and the scheduler that the settings describe."""
     scheduler = Scheduler(
         n_batch=context.n_batch,
@@ -139,6 +144,7 @@ def _build(config: EngineConfig, backend: Backend, context: Context, embedder: E
         n_outputs_max=context.n_outputs_max,
         max_gap_ms=config.max_gap_ms,
         max_gap_steps=config.max_gap_steps,
+        n_fixed=n_fixed,
     )
     queue = RequestQueue(config.max_queue_wait_s, accounts=embedder.accounts, aging_s=config.priority_aging_s)
     max_draft = min(config.rules.max_draft, context.n_outputs_max - 1, context.n_batch - 1)

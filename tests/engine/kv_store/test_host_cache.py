@@ -24,7 +24,7 @@ def state(n: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     return np.zeros(n, np.uint8)
 
 
-NOBODY: CacheScope = ("", ())
+NOBODY: CacheScope = CacheScope()
 
 
 def test_the_longest_beginning_is_found() -> None:
@@ -39,11 +39,11 @@ def test_the_longest_beginning_is_found() -> None:
 
 def test_another_namespaces_entries_are_not_found() -> None:
     cache = HostCache(1000)
-    cache.insert(KeptState(tokens("abc"), state(10), ("them", ())))
-    assert cache.match(tokens("abcd"), ("me", ())) is None
-    assert not cache.holds(tokens("abc"), ("me", ()))
-    cache.insert(KeptState(tokens("abcd"), state(10), ("me", ())))
-    assert cache.holds(tokens("abc"), ("them", ()))
+    cache.insert(KeptState(tokens("abc"), state(10), CacheScope("them")))
+    assert cache.match(tokens("abcd"), CacheScope("me")) is None
+    assert not cache.holds(tokens("abc"), CacheScope("me"))
+    cache.insert(KeptState(tokens("abcd"), state(10), CacheScope("me")))
+    assert cache.holds(tokens("abc"), CacheScope("them"))
     assert len(cache) == 2
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ggufd.engine.kv_store import slot_file
 from ggufd.engine.kv_store.state_file import KeptState
-from ggufd.engine.messages.requests import ActOnSlot, SlotAction
+from ggufd.engine.messages.requests import ActOnSlot, CacheScope, SlotAction
 from ggufd.errors import InvalidRequest
 from ggufd.keys.ring import Role
 from tests.support.fakes.api_client import error_of, ring_of, running
@@ -89,13 +89,17 @@ class TestEngine:
 
 class TestFile:
     def kept(self) -> KeptState:
-        return KeptState(array("i", [1, 2, 3]), np.arange(50, dtype=np.uint8), ("alice", (0.5,)), "alice")
+        return KeptState(array("i", [1, 2, 3]), np.arange(50, dtype=np.uint8), CacheScope("alice", (0.5,)), "alice")
 
     def test_it_comes_back_as_it_was(self, tmp_path: Path) -> None:
         n_bytes = slot_file.write(tmp_path / "x", self.kept(), MARK)
         assert n_bytes == (tmp_path / "x").stat().st_size
         again = slot_file.read(tmp_path / "x", MARK)
-        assert (again.tokens, again.cache_scope, again.person) == (array("i", [1, 2, 3]), ("alice", (0.5,)), "alice")
+        assert (again.tokens, again.cache_scope, again.person) == (
+            array("i", [1, 2, 3]),
+            CacheScope("alice", (0.5,)),
+            "alice",
+        )
         assert again.state.tobytes() == bytes(range(50))
         assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o600
         assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -13,10 +13,10 @@ from ggufd.engine.backend.tokens import common_prefix
 from ggufd.engine.kv_store.host_cache import HostCache
 from ggufd.engine.kv_store.state_file import KeptState
 from ggufd.engine.messages.events import CacheDifference
-from ggufd.engine.messages.requests import CacheScope
+from ggufd.engine.messages.requests import EVERYBODYS, CacheScope
 from ggufd.engine.slots.chunk_reuse import Move
 from ggufd.engine.slots.matching import PrefixMatcher
-from tests.support.fakes.slot_rig import SlotRig, ids
+from tests.support.fakes.slot_rig import CHUNKS, SlotRig, ids
 
 LONG = bytes(range(1, 101))
 
@@ -27,9 +27,9 @@ class Rig(SlotRig):
     def __init__(self, n_slots: int = 4, *, n_cache_reuse: int = 0, **decoder: object) -> None:
         super().__init__(n_slots, **decoder)
         self.host = HostCache(10_000)
-        self.matcher = PrefixMatcher(self.decoder, self.table, self.host, n_cache_reuse=n_cache_reuse)
+        self.matcher = PrefixMatcher(self.decoder, self.table, self.host, CHUNKS, n_cache_reuse=n_cache_reuse)
 
-    def save(self, tokens: bytes, cache_scope: CacheScope = ("", ())) -> None:
+    def save(self, tokens: bytes, cache_scope: CacheScope = EVERYBODYS) -> None:
         """Host RAM has these tokens."""
         self.host.insert(KeptState(ids(tokens), np.zeros(len(tokens), np.uint8), cache_scope))
 
@@ -110,13 +110,13 @@ def test_a_scope_reuses_its_own_only() -> None:
     rig.keep(0, LONG, cache_namespace="them")
     assert rig.matcher.longest(rig.make(LONG, cache_namespace="me")) == 0
     assert rig.matcher.longest(rig.make(LONG, cache_namespace="them")) == len(LONG) - 1
-    assert [match.slot.index for match in rig.matcher.in_scope(ids(LONG), ("them", ()))] == [0]
+    assert [match.slot.index for match in rig.matcher.in_scope(ids(LONG), CacheScope("them"))] == [0]
 
 
 def test_a_scope_lists_what_cannot_be_reused_too() -> None:
     rig = Rig(can_trim=False)
     rig.keep(0, LONG)
-    found = {match.slot.index: match.n_common for match in rig.matcher.in_scope(ids(LONG[:50]), ("", ()))}
+    found = {match.slot.index: match.n_common for match in rig.matcher.in_scope(ids(LONG[:50]), CacheScope())}
     assert found == {0: 50, 1: 0, 2: 0, 3: 0}
 
 
@@ -197,7 +197,7 @@ def test_the_longest_kept_state_of_the_scope_is_found() -> None:
     rig = Rig()
     rig.save(LONG[:50] + b"x")
     rig.save(LONG[:70] + b"x")
-    rig.save(LONG, ("them", ()))
+    rig.save(LONG, CacheScope("them"))
     best = rig.matcher.best_kept(rig.make(LONG))
     assert best is not None
     assert bytes(best.tokens.tolist()) == LONG[:70] + b"x"

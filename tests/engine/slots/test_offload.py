@@ -8,10 +8,11 @@ import pytest
 
 from ggufd.engine.kv_store.host_cache import HostCache
 from ggufd.engine.kv_store.state_file import KeptState
+from ggufd.engine.messages.requests import CacheScope
 from ggufd.engine.slots.matching import PrefixMatcher
 from ggufd.engine.slots.offload import Offload
 from ggufd.errors import InvalidRequest
-from tests.support.fakes.slot_rig import SlotRig, ids
+from tests.support.fakes.slot_rig import CHUNKS, SlotRig, ids
 
 LONG = bytes(range(1, 101))
 OTHER = LONG[::-1]
@@ -23,11 +24,11 @@ class Rig(SlotRig):
     def __init__(self, n_slots: int = 2, *, ram: int = 1 << 20, **decoder: object) -> None:
         super().__init__(n_slots, **decoder)
         self.host = HostCache(ram, only_whole=not self.decoder.copies_all)
-        parts = self.table, self.cells, PrefixMatcher(self.decoder, self.table, self.host), self.host
+        parts = self.table, self.cells, PrefixMatcher(self.decoder, self.table, self.host, CHUNKS), self.host
         self.offload = Offload(self.decoder, *parts, self.costs, self.decoder.clock, message_ends={9})
 
     def is_kept(self, tokens: bytes) -> bool:
-        return self.host.holds(ids(tokens), ("", ()))
+        return self.host.holds(ids(tokens), CacheScope())
 
 
 # --- save -------------------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def test_a_content_is_a_copy_with_its_owner() -> None:
     rig = Rig()
     slot = rig.keep(0, LONG, cache_namespace="mine", person="me")
     kept = rig.offload.content(slot)
-    assert (bytes(kept.tokens.tolist()), kept.cache_scope, kept.person) == (LONG, ("mine", ()), "me")
+    assert (bytes(kept.tokens.tolist()), kept.cache_scope, kept.person) == (LONG, CacheScope("mine"), "me")
     assert kept.tokens is not slot.tokens
 
 
@@ -199,7 +200,7 @@ def test_a_suspended_state_serves_others_without_being_read_again() -> None:
     rig.offload.keep_suspended(sequence, slot)
     rig.offload.save(slot)
     assert (rig.is_kept(LONG), rig.decoder.n_reads) == (True, 1)
-    found = rig.host.match(ids(LONG + b"x"), ("", ()))
+    found = rig.host.match(ids(LONG + b"x"), CacheScope())
     assert found is not None
     assert found[0].state is sequence.state
 
@@ -241,5 +242,5 @@ def test_what_begins_alike_is_dropped_together() -> None:
     for kept in states.values():
         rig.host.insert(kept)
     rig.offload.drop(states[OTHER])
-    rig.offload.drop_like(ids(LONG), ("", ()), 41)
+    rig.offload.drop_like(ids(LONG), CacheScope(), 41)
     assert [rig.is_kept(name) for name in states] == [False, True, False]

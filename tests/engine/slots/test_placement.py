@@ -6,13 +6,14 @@ import pytest
 
 from ggufd.engine.kv_store.host_cache import HostCache
 from ggufd.engine.messages.events import CacheDifference, CacheReport, CacheSource
+from ggufd.engine.messages.requests import CacheScope
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.matching import PrefixMatcher
 from ggufd.engine.slots.offload import Offload
 from ggufd.engine.slots.placement import SlotPlacement
 from ggufd.engine.slots.slot_table import Slot
 from ggufd.errors import EngineFailure
-from tests.support.fakes.slot_rig import SlotRig, ids
+from tests.support.fakes.slot_rig import CHUNKS, SlotRig, ids
 
 LONG = bytes(range(1, 101))
 
@@ -23,10 +24,10 @@ class Rig(SlotRig):
     def __init__(self, n_slots: int = 4, *, ram: int = 0, **decoder: object) -> None:
         super().__init__(n_slots, **decoder)
         self.host = HostCache(ram, only_whole=not self.decoder.copies_all)
-        matcher = PrefixMatcher(self.decoder, self.table, self.host)
+        matcher = PrefixMatcher(self.decoder, self.table, self.host, CHUNKS)
         parts = self.decoder, self.table, self.cells, matcher
         self.offload = Offload(*parts, self.host, self.costs, self.decoder.clock)
-        self.placement = SlotPlacement(*parts, self.offload, self.costs)
+        self.placement = SlotPlacement(*parts, self.offload, self.costs, CHUNKS)
 
     def lock(self, prompt: bytes, **changes: object) -> SequenceState:
         sequence = self.make(prompt, **changes)
@@ -45,7 +46,7 @@ class Rig(SlotRig):
         return slot
 
     def claim(self, prompt: bytes, *keep: Slot) -> Slot | None:
-        slot = self.placement.claim_idle(ids(prompt), ("", ()), "me", keep=list(keep))
+        slot = self.placement.claim_idle(ids(prompt), CacheScope(), "me", keep=list(keep))
         self.check()
         return slot
 
@@ -342,8 +343,8 @@ def test_what_may_have_gone_wrong_is_discarded_with_all_that_begins_alike() -> N
     rig.placement.discard(sequence)
     rig.check()
     assert [slot.index for slot in rig.table.slots if slot.n_computed] == [other]
-    assert rig.host.match(ids(LONG), ("", ())) is not None
-    assert rig.host.longest_common(ids(LONG), ("", ())) == 30
+    assert rig.host.match(ids(LONG), CacheScope()) is not None
+    assert rig.host.longest_common(ids(LONG), CacheScope()) == 30
     assert rig.cells.n_lost == 1
 
 

@@ -50,7 +50,7 @@ def test_a_running_slot_has_the_tokens_that_its_sequence_computed() -> None:
     sequence = run(table, 0, n_past=2, cache_namespace="mine", person="me")
     (slot,) = table.running
     assert (table.idle, sequence.slot, slot.computed) == ([], 0, ids(b"ab"))
-    assert (slot.n_computed, len(slot.tokens), slot.cache_scope, slot.person) == (2, 0, ("mine", ()), "me")
+    assert (slot.n_computed, len(slot.tokens), slot.cache_scope, slot.person) == (2, 0, CacheScope("mine"), "me")
 
 
 def test_a_vacated_slot_is_idle_with_what_it_is_left_with() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from array import array
 
+from ggufd.engine.sequence.fixed_chunks import FixedChunks
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.cells import KVCells
 from ggufd.engine.slots.copy_costs import CopyCosts
 from ggufd.engine.slots.slot_table import Slot, SlotTable
 from tests.support.fakes.fake_llama import FakeDecoder, make_request
+
+CHUNKS = FixedChunks(16, 64)
+"""Of deterministic requests: short ones, as the prompts of tests are."""
 
 
 def ids(text: bytes) -> array[int]:

@@ -150,6 +150,9 @@ class DiskCache:
     def store(self, kept: KeptState) -> bool:
         """Begin to write a state, unless a file has it or too many wait to be written; whether it will be there."""
         self._collect()
+        if kept.cache_scope.is_deterministic:
+            # A file names neither the threads nor the chunks that it was computed in.
+            return False
         if len(kept.tokens) < MIN_TOKENS or len(kept.state) > self.max_bytes:
             return False
         if any(self._holds(entry, kept) for entry in self._entries):
@@ -221,7 +224,7 @@ class DiskCache:
     def _name(self, kept: KeptState) -> str:
         """File name: a digest, which tells nothing of the content and is the same for the same one."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(repr((self._fingerprint, tuple(kept.cache_scope))).encode())
+        digest.update(repr((self._fingerprint, (kept.cache_scope.namespace, kept.cache_scope.adapters))).encode())
         digest.update(kept.tokens.tobytes())
         return digest.hexdigest()
 

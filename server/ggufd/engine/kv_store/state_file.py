@@ -42,13 +42,12 @@ def write(path: Path, kept: KeptState, fingerprint: str) -> int:
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            namespace, adapters = kept.cache_scope
             np.savez(
                 file,
                 format=_FORMAT,
                 mark=fingerprint,
-                namespace=namespace,
-                adapters=np.array(adapters, np.float64),
+                namespace=kept.cache_scope.namespace,
+                adapters=np.array(kept.cache_scope.adapters, np.float64),
                 asker=kept.person,
                 tokens=np.array(kept.tokens, np.int32),
                 state=kept.state,

@@ -14,10 +14,15 @@ Scales = tuple[float, ...]
 
 
 class CacheScope(NamedTuple):
-    """Scope of prefix reuse: computed tokens are worth the same within one namespace and under one mix of adapters."""
+    """Scope of prefix reuse: computed tokens are worth the same within one namespace and under one mix of adapters.
+
+    What `is_deterministic` was computed in fixed chunks (`engine.sequence.fixed_chunks`), and nothing else is reused
+    beside it.
+    """
 
     namespace: str = ""
     adapters: Scales = ()
+    is_deterministic: bool = False
 
 
 EVERYBODYS = CacheScope()
@@ -42,6 +47,8 @@ class EngineRequest:
     `n_keep` tokens behind the first one stay when the context is shifted.
     `timeout_s` after its arrival what there is of the answer is all of it; a request that could not even begin by then
     is refused. `report_queue` asks for `Queued` while it waits.
+    `is_deterministic` asks for a text that depends on request, model, settings and build alone: each of its decodes is
+    its own, in chunks whose boundaries are fixed, and what cannot be computed so fails.
     """
 
     request_id: int
@@ -68,11 +75,12 @@ class EngineRequest:
     timeout_s: float | None = None
     report_queue: bool = False
     are_logprobs_final: bool = False
+    is_deterministic: bool = False
 
     @property
     def cache_scope(self) -> CacheScope:
         """Where what this request computes may be reused."""
-        return CacheScope(self.principal.cache_namespace, self.adapters)
+        return CacheScope(self.principal.cache_namespace, self.adapters, self.is_deterministic)
 
 
 @dataclass(frozen=True, slots=True)

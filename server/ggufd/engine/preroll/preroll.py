@@ -134,8 +134,7 @@ class PreRoll:
         self._decoder.batch.clear()
         self._decoder.batch.add(slot.index, part, n_past, 0)
         self._decoder.set_threads(None)
-        _, adapters = task.chat.cache_scope
-        self._decoder.set_adapters(adapters)
+        self._decoder.set_adapters(task.chat.cache_scope.adapters)
         self._scheduler.step_time.record(self._decoder.decode(), 0, len(part))
         self._cells.note_decode()
         self._cells.extend(slot, part)

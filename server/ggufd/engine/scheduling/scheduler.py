@@ -10,9 +10,10 @@ Prefill with no sequence decoding has larger chunks, bounded in time too: aborts
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from ggufd.engine.sequence.fixed_chunks import CPU_CHUNK, FixedChunks
 from ggufd.engine.sequence.sequence import SequenceState
 
 _MIN_CHUNK = 16
@@ -90,10 +91,14 @@ def halves(plan: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
 
 
 class StepTime:
-    """Measured cost of steps: seconds of a step that only decodes, and seconds a token of prefill."""
+    """Measured cost of steps: seconds of a step that only decodes, and seconds a token of prefill.
+
+    `alone_s` are those of the decode of one deterministic sequence, which has a batch of its own.
+    """
 
     def __init__(self) -> None:
         self.decode_s = 0.0
+        self.alone_s = 0.0
         self.prefill_s_per_token = 0.0
         self._decodes_s: deque[float] = deque(maxlen=_RECENT)
 
@@ -106,6 +111,10 @@ class StepTime:
             per_token = max(seconds - decode_s, 0.1 * seconds) / n_prefill
             self.prefill_s_per_token = _smooth(self.prefill_s_per_token, per_token)
 
+    def record_alone(self, seconds: float) -> None:
+        """Record one token of a deterministic sequence."""
+        self.alone_s = _smooth(self.alone_s, seconds)
+
     @property
     def pace_s(self) -> float:
         """Seconds of an undisturbed step that only decodes: the quickest of the last ones."""
@@ -116,16 +125,25 @@ class Scheduler:
     """Scheduler of batches of `n_batch` rows at most, `n_ubatch` computed at once, `n_outputs_max` with logits.
 
     Beside decoding sequences a step takes at most `max_gap_ms` milliseconds, or `max_gap_steps` of their own steps.
+    Deterministic requests are computed in chunks of `n_fixed` tokens, as far as a batch holds so many.
     """
 
     def __init__(
-        self, *, n_batch: int, n_ubatch: int, n_outputs_max: int, max_gap_ms: float, max_gap_steps: int = 0
+        self,
+        *,
+        n_batch: int,
+        n_ubatch: int,
+        n_outputs_max: int,
+        max_gap_ms: float,
+        max_gap_steps: int = 0,
+        n_fixed: int = CPU_CHUNK,
     ) -> None:
         self._n_batch = n_batch
         self._n_ubatch = min(n_ubatch, n_batch)
         self._n_outputs_max = n_outputs_max
         self._max_gap_s = max_gap_ms / 1000
         self._max_gap_steps = max_gap_steps
+        self.fixed_chunks = FixedChunks(min(n_fixed, self._n_ubatch), n_outputs_max)
         self.step_time = StepTime()
 
     def schedule(
@@ -142,14 +160,19 @@ class Scheduler:
         on other things. Prefill is first for the account that was `served` least: a short prompt need not wait for all
         of a long one of another account.
         """
-        plan, rest = [], []
+        plan: list[Chunk] = []
+        rest, alone = [], []
         for sequence in running:
-            if sequence.is_decoding:
+            if sequence.is_deterministic and not sequence.is_reading:
+                alone.append(self._fixed_chunk(sequence))
+            elif sequence.is_decoding:
                 plan.append(_decode_chunk(sequence))
             else:
                 rest.append(sequence)
         if rest:
+            spent_s += len(alone) * self.step_time.alone_s
             self._prefill(rest, plan, is_watched=is_watched, spent_s=spent_s, served=served)
+        plan += alone
         plan.sort(key=_slot_of)
         return plan
 
@@ -162,23 +185,44 @@ class Scheduler:
         spent_s: float,
         served: Callable[[SequenceState], float],
     ) -> None:
-        """Add chunks of the sequences with more than one uncomputed token to the `plan` of those that decode."""
+        """Add chunks of the sequences with more than one uncomputed token to the `plan` of those that decode.
+
+        A fixed chunk takes a pass of its own, so it is all that a step reads, once it has its turn.
+        """
+
+        def turn(one: SequenceState) -> tuple[float, ...]:
+            # Tokens that a grammar forced are no prompt: the sequence is decoding, and goes first.
+            return (one.n_generated == 0, served(one), one.request.priority, one.admit_s, one.index)
+
+        first = min(rest, key=turn)
+        if first.is_deterministic:
+            plan.append(self._fixed_chunk(first))
+            return
+        rest = [sequence for sequence in rest if not sequence.is_deterministic]
         n_decoding = len(plan)
         single = [sequence for sequence in rest if _goes_singly(sequence, n_decoding)]
         plan += [Chunk(sequence, 1, 0) for sequence in single]
         n_decode = n_rows(plan)
         budget = self.token_budget(n_decode=n_decode, is_watched=is_watched, spent_s=spent_s)
         n_outputs_left = self._n_outputs_max - n_decode
-
-        def turn(one: SequenceState) -> tuple[float, ...]:
-            # Tokens that a grammar forced are no prompt: the sequence is decoding, and goes first.
-            return (one.n_generated == 0, served(one), one.request.priority, one.admit_s, one.index)
-
         readers = sorted((one for one in rest if one not in single), key=turn)
         if readers and readers[0].n_uncomputed < 2 * _MIN_CHUNK:
             # What would be left of it would take another pass over the weights.
             budget = max(budget, min(readers[0].n_uncomputed, self._n_ubatch, self._n_batch - n_decode))
         plan += _shared_out(budget, n_outputs_left, readers)
+
+    def _fixed_chunk(self, sequence: SequenceState) -> Chunk:
+        """The next chunk of a deterministic sequence."""
+        n_tokens = self.fixed_chunks.next_chunk(sequence)
+        if sequence.request.prompt_logprobs and sequence.is_reading:
+            return Chunk(sequence, n_tokens, n_tokens)
+        return Chunk(sequence, n_tokens, int(n_tokens == sequence.n_uncomputed))
+
+    def decode_s(self, decoding: Sequence[SequenceState]) -> float:
+        """Expected seconds of a step in which these sequences decode, and nothing else is computed."""
+        n_alone = sum(sequence.is_deterministic for sequence in decoding)
+        shared_s = self.step_time.decode_s if n_alone < len(decoding) else 0.0
+        return shared_s + n_alone * self.step_time.alone_s
 
     @property
     def max_gap_s(self) -> float:

@@ -128,6 +128,11 @@ class SequenceState:
         return self.request.principal.is_background
 
     @property
+    def is_deterministic(self) -> bool:
+        """Whether nothing may change what is computed: not what runs beside it, nor what the cache holds."""
+        return self.request.is_deterministic
+
+    @property
     def priority(self) -> int:
         return self.request.priority
 

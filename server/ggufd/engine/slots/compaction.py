@@ -3,6 +3,7 @@
 llama.cpp computes the rows of consecutive slots together; a hole between running slots costs a pass over all weights
 (measured: 4 rows of neighbours 9.9 ms, of slots 0, 4, 8, 12 17.8 ms). Moving a sequence costs a copy of its state.
 Holes are paid for as long as their cost so far is below that of a move: never more than twice the best in hindsight.
+Deterministic sequences share no batch, so they stay where they are and count for nothing.
 """
 
 from __future__ import annotations
@@ -28,22 +29,32 @@ class Compaction:
 
     def close_holes(self, last_step_s: float) -> None:
         """Move one running sequence next to the others once their holes have cost as much as that move."""
-        running = self._table.running
+        running = [slot for slot in self._table.running if not slot.is_alone]
         if not running or running[-1].index - running[0].index < len(running):
             self._debt_s = 0.0
             return
         n_segments = sum(1 for i, slot in enumerate(running) if i == 0 or running[i - 1].index + 1 < slot.index)
         self._debt_s += last_step_s * (n_segments - 1) / n_segments
-        stray, target = self._best_move(running)
+        move = self._best_move(running)
+        if move is None:
+            self._debt_s = 0.0
+            return
+        stray, target = move
         if self._debt_s >= self._costs.measured_copy_s(stray.n_computed + target.n_computed):
             self._debt_s = 0.0
             self._move(stray, target)
 
-    def _best_move(self, running: list[Slot]) -> tuple[Slot, Slot]:
-        """The running slot outside the fullest window of neighbours, and the idle one inside, with least to copy."""
+    def _best_move(self, running: list[Slot]) -> tuple[Slot, Slot] | None:
+        """The running slot outside the fullest window of neighbours, and the idle one inside, with least to copy.
+
+        None where every window has a slot that stays.
+        """
         slots, width = self._table.slots, len(running)
         inside = {slot.index for slot in running}
-        starts = range(len(slots) - width + 1)
+        staying = {slot.index for slot in self._table.running} - inside
+        starts = [first for first in range(len(slots) - width + 1) if staying.isdisjoint(range(first, first + width))]
+        if not starts:
+            return None
         start = max(starts, key=lambda first: len(inside.intersection(range(first, first + width))))
         window = range(start, start + width)
         strays = [slot for slot in running if slot.index not in window]

@@ -44,9 +44,9 @@ class ContextShift:
     def gap(self, sequence: SequenceState) -> Gap | None:
         """The tokens that a full sequence drops; None where its answer ends here.
 
-        The first token stays always, and what may yet be taken back is needed.
+        The first token stays always, and what may yet be taken back is needed. A deterministic text ends with its slot.
         """
-        if not self._is_on:
+        if not self._is_on or sequence.is_deterministic:
             return None
         n_tokens = len(sequence.tokens)
         start = min(1 + sequence.request.n_keep, self._n_ctx - _MIN_ROOM)

@@ -15,6 +15,7 @@ from ggufd.engine.kv_store.host_cache import HostCache
 from ggufd.engine.kv_store.state_file import KeptState
 from ggufd.engine.messages.events import CacheDifference
 from ggufd.engine.messages.requests import CacheScope
+from ggufd.engine.sequence.fixed_chunks import FixedChunks
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.chunk_reuse import Move, plan_moves
 from ggufd.engine.slots.slot_table import Slot, SlotTable
@@ -41,13 +42,17 @@ def _is_reading(leader: SequenceState) -> bool:
 class PrefixMatcher:
     """Compares prompts with the slots of `table` and the states in `host`.
 
-    `n_cache_reuse` > 0 lets runs of at least so many tokens be moved to where a trimmed history has them now.
+    `n_cache_reuse` > 0 lets runs of at least so many tokens be moved to where a trimmed history has them now. Of what
+    deterministic requests computed, others of them reuse whole `chunks`.
     """
 
-    def __init__(self, decoder: Decoder, table: SlotTable, host: HostCache, *, n_cache_reuse: int = 0) -> None:
+    def __init__(
+        self, decoder: Decoder, table: SlotTable, host: HostCache, chunks: FixedChunks, *, n_cache_reuse: int = 0
+    ) -> None:
         self._decoder = decoder
         self._table = table
         self._host = host
+        self._chunks = chunks
         self._n_cache_reuse = n_cache_reuse if decoder.can_shift else 0
 
     # --- slots --------------------------------------------------------------------------------------------------------
@@ -69,10 +74,23 @@ class PrefixMatcher:
         if request.prompt_logprobs or not slot.is_readable or slot.cache_scope != request.cache_scope:
             return 0
         n_common = min(len(sequence.tokens) - 1, common_prefix(slot.computed, sequence.tokens))
+        if sequence.is_deterministic:
+            return self._usable_chunks(slot, n_common)
         # A content that cannot be cut, here or in its copy, serves only a prompt that continues all of it.
         can_cut = self._decoder.can_trim if slot.is_idle else self._decoder.copies_all
         n_least = slot.n_fixed if can_cut else slot.n_computed
         return n_common if n_common >= n_least else 0
+
+    def _usable_chunks(self, slot: Slot, n_common: int) -> int:
+        """How much a deterministic sequence reuses of another one's prompt, whose answer was computed token by token.
+
+        Nothing where a copy or a cut might lay the cells otherwise.
+        """
+        if not self._decoder.copies_all:
+            return 0
+        leader = slot.sequence
+        n_least = n_common if leader is None else min(n_common, self._chunks.reusable(leader))
+        return self._chunks.whole(n_least)
 
     def in_scope(self, tokens: array[int], cache_scope: CacheScope) -> list[PrefixMatch]:
         """Every slot of a cache scope with its common prefix, whether that can be reused or not."""
@@ -95,13 +113,16 @@ class PrefixMatcher:
                 continue
             if slot.cache_scope == sequence.request.cache_scope and _is_reading(leader):
                 promised = min(limit, common_prefix(leader.tokens, sequence.tokens))
+                if sequence.is_deterministic:
+                    promised = self._chunks.whole(min(promised, leader.n_prompt - 1))
                 if promised >= n_least and promised > leader.n_past:
                     return True
         return False
 
     def moves(self, slot: Slot, sequence: SequenceState, n_prefix: int) -> list[Move]:
         """Chunk reuse: what an idle slot holds behind the common prefix, and where this prompt has it."""
-        if self._n_cache_reuse == 0 or n_prefix == 0 or sequence.request.prompt_logprobs:
+        is_unchanged = sequence.request.prompt_logprobs or sequence.is_deterministic
+        if self._n_cache_reuse == 0 or n_prefix == 0 or is_unchanged:
             return []
         limit = len(sequence.tokens) - 1
         return plan_moves(slot.tokens, sequence.tokens, n_prefix, self._n_cache_reuse, limit)

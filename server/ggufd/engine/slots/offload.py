@@ -101,6 +101,9 @@ class Offload:
 
     def keep_suspended(self, sequence: SequenceState, slot: Slot) -> None:
         """Let the state that a suspended sequence took along serve other prompts that begin alike."""
+        if sequence.is_deterministic:
+            # The state has its answer too, of which nothing is reused.
+            return
         if sequence.state is not None and slot.n_computed >= _MIN_SAVED_TOKENS and not sequence.is_background:
             self._host.insert(KeptState(slot.tokens[:], sequence.state, slot.cache_scope, slot.person))
 
@@ -185,7 +188,7 @@ class Offload:
 
     def plan_checkpoints(self, sequence: SequenceState, n_parted: int) -> None:
         """Decide where in the prompt of a sequence that was just placed its state will be saved."""
-        if self._makes_checkpoints and not sequence.request.prompt_logprobs:
+        if self._makes_checkpoints and not (sequence.request.prompt_logprobs or sequence.is_deterministic):
             prompt = sequence.request.prompt
             sequence.checkpoints = checkpoints_of(prompt, self._message_ends, sequence.n_past, n_parted)
 

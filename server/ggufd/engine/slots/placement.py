@@ -15,6 +15,7 @@ from ggufd.engine.backend.tokens import common_prefix
 from ggufd.engine.kv_store.state_file import KeptState
 from ggufd.engine.messages.events import CacheClass, CacheDifference, CacheReport, CacheSource
 from ggufd.engine.messages.requests import CacheScope
+from ggufd.engine.sequence.fixed_chunks import FixedChunks
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.cells import KVCells
 from ggufd.engine.slots.copy_costs import CopyCosts
@@ -49,7 +50,10 @@ def _cache_class(sequence: SequenceState, difference: CacheDifference | None) ->
 
 
 class SlotPlacement:
-    """Places sequences into the slots of `table`, and takes them out again."""
+    """Places sequences into the slots of `table`, and takes them out again.
+
+    Of a deterministic one only whole `chunks` of its prompt stay as cache.
+    """
 
     def __init__(
         self,
@@ -59,7 +63,9 @@ class SlotPlacement:
         matcher: PrefixMatcher,
         offload: Offload,
         costs: CopyCosts,
+        chunks: FixedChunks,
     ) -> None:
+        self._chunks = chunks
         self._decoder = decoder
         self._table = table
         self._cells = cells
@@ -164,6 +170,8 @@ class SlotPlacement:
         """
         slot = self._table.slot_of(sequence)
         n_past = min(sequence.n_past, len(sequence.tokens))
+        if sequence.is_deterministic:
+            n_past = self._chunks.reusable(sequence) if self._decoder.copies_all else 0
         if self._decoder.n_past(slot.index) > n_past:
             n_past = self._cells.trim(slot, n_past)
         self._table.vacate(sequence, sequence.tokens[:n_past])
@@ -193,7 +201,11 @@ class SlotPlacement:
         self._offload.keep_suspended(sequence, slot)
 
     def resume(self, sequence: SequenceState) -> None:
-        """Give a preempted sequence the victim slot, with the state that it had or else to be computed anew."""
+        """Give a preempted sequence the victim slot, with the state that it had or else to be computed anew.
+
+        Raises `EngineFailure` for a deterministic one that lost its state: what was taken back of its answer is not
+        known any more.
+        """
         assert sequence.state is not None
         had = KeptState(sequence.tokens[: sequence.n_past], sequence.state, sequence.request.cache_scope)
         slot = self._table.victim()
@@ -203,6 +215,8 @@ class SlotPlacement:
         except EngineFailure as error:
             self._offload.drop(had)
             self._cells.lose(slot, error)
+            if sequence.is_deterministic:
+                raise
             sequence.n_past = 0
             sequence.prompt_logprobs.clear()
         self._table.assign(slot, sequence)

@@ -19,6 +19,7 @@ from ggufd.engine.backend.interfaces import Decoder
 from ggufd.engine.kv_store.disk_cache import open_disk_cache
 from ggufd.engine.kv_store.host_cache import HostCache
 from ggufd.engine.messages.config import DiskPlace
+from ggufd.engine.sequence.fixed_chunks import CPU_CHUNK, FixedChunks
 from ggufd.engine.slots.cells import KVCells
 from ggufd.engine.slots.compaction import Compaction
 from ggufd.engine.slots.copy_costs import CopyCosts
@@ -32,7 +33,8 @@ from ggufd.errors import EngineFailure
 class PrefixCache:
     """The parts over the slots of `decoder`, put together. Times come from `clock`, in seconds.
 
-    `cache_ram_bytes` of host RAM keep what is evicted from slots; what is evicted from there goes to `disk`.
+    `cache_ram_bytes` of host RAM keep what is evicted from slots; what is evicted from there goes to `disk`. `chunks`
+    are what deterministic requests are computed in.
     """
 
     def __init__(
@@ -44,16 +46,18 @@ class PrefixCache:
         cache_ram_bytes: int = 0,
         message_ends: Collection[int] = (),
         disk: DiskPlace | None = None,
+        chunks: FixedChunks | None = None,
     ) -> None:
+        chunks = chunks or FixedChunks(CPU_CHUNK, decoder.n_outputs_max)
         only_whole = not decoder.copies_all
         disk_cache = open_disk_cache(disk, only_whole=only_whole)
         self.host = HostCache(cache_ram_bytes, disk_cache, only_whole=only_whole)
         self.costs = CopyCosts()
         self.table = table = SlotTable(decoder.n_slots, clock)
         self.cells = cells = KVCells(decoder, table, self.costs, clock)
-        self.matcher = matcher = PrefixMatcher(decoder, table, self.host, n_cache_reuse=n_cache_reuse)
+        self.matcher = matcher = PrefixMatcher(decoder, table, self.host, chunks, n_cache_reuse=n_cache_reuse)
         self.offload = Offload(decoder, table, cells, matcher, self.host, self.costs, clock, message_ends)
-        self.placement = SlotPlacement(decoder, table, cells, matcher, self.offload, self.costs)
+        self.placement = SlotPlacement(decoder, table, cells, matcher, self.offload, self.costs, chunks)
         self.compaction = Compaction(table, cells, self.costs)
 
     @property

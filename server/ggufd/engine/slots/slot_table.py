@@ -47,6 +47,11 @@ class Slot:
         return self.sequence is None
 
     @property
+    def is_alone(self) -> bool:
+        """Whether what runs here shares no batch with others."""
+        return self.sequence is not None and self.sequence.is_deterministic
+
+    @property
     def computed(self) -> array[int]:
         """The tokens whose KV state is in the slot."""
         return self.tokens if self.sequence is None else self.sequence.tokens[: self.sequence.n_past]

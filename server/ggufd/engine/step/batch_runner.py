@@ -54,6 +54,10 @@ class BatchRunner:
         try:
             computed = self._batcher.compute(plan, depth=depth)
         except (NoRoomError, EngineFailure) as error:
+            if plan[0].sequence.is_deterministic:
+                # In other pieces it would be another text, which nobody asked for.
+                self._lifecycle.lose(plan[0].sequence, error)
+                return
             rest = self._rewound(plan)
             # Without drafts there are fewer rows: once more in one piece.
             yield from self._compute(rest) if n_rows(rest) < n_rows(plan) else self._compute_halves(rest, error)

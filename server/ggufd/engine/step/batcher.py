@@ -68,7 +68,8 @@ class Batcher:
         self._begin_masks(plan)
         n_decode = sum(chunk.n_tokens for chunk in plan if chunk.is_decode)
         n_prefill = self._decoder.batch.n_rows - n_decode
-        self._set_threads(n_decode, n_prefill, depth)
+        is_alone = plan[0].sequence.is_deterministic
+        self._set_threads(n_decode, n_prefill, depth, is_fixed=is_alone)
         self._decoder.set_adapters(plan[0].sequence.request.adapters)
         seconds = self._decoder.decode()
         self._note(plan, seconds, n_decode, n_prefill)
@@ -83,7 +84,10 @@ class Batcher:
         n_rows = n_decode + n_prefill
         self._counters.end(self._clock(), seconds, n_rows=n_rows, n_sequences=len(plan), n_prefill=n_prefill)
         self._cells.note_decode()
-        self._note_time(seconds, n_decode, n_prefill, n_sequences=len(plan))
+        if plan[0].sequence.is_deterministic and n_prefill == 0:
+            self._costs.step_time.record_alone(seconds)
+        else:
+            self._note_time(seconds, n_decode, n_prefill, n_sequences=len(plan))
         self._note_batch(plan, seconds, n_decode, n_prefill)
         per_token = self._costs.step_time.prefill_s_per_token
         self._costs.copies.prefill_s_per_token = per_token or self._costs.copies.prefill_s_per_token
@@ -113,12 +117,17 @@ class Batcher:
         if constraints:
             self._grammars.begin_masks(constraints)
 
-    def _set_threads(self, n_decode: int, n_prefill: int, depth: int) -> None:
-        """Record the last batch, unless the engine was idle in between, and choose the threads of this one."""
+    def _set_threads(self, n_decode: int, n_prefill: int, depth: int, *, is_fixed: bool) -> None:
+        """Record the last batch, unless the engine was idle in between, and choose the threads of this one.
+
+        Where they are fixed they are as configured.
+        """
         self._counters.begin(self._clock())
         if self._counters.step_gap_s < self._counters.decode_s:
             self._costs.threads.record(self._counters.decode_s + self._counters.step_gap_s)
-        self._decoder.set_threads(self._costs.threads.choose(n_decode, depth=depth, is_prefill=n_prefill > 0))
+        self._decoder.set_threads(
+            self._costs.threads.choose(n_decode, depth=depth, is_prefill=n_prefill > 0 or is_fixed)
+        )
 
     def _note_time(self, seconds: float, n_decode: int, n_prefill: int, *, n_sequences: int) -> None:
         """Record a step of one sequence as the cost of its draft, and one without drafts as the pace of decoding."""

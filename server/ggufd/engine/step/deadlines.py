@@ -30,11 +30,21 @@ class Deadlines:
             self._time_out(request_id)
 
     def _time_out(self, request_id: int) -> None:
-        """End a request at its own timeout: with what was generated, or failed where nothing was."""
+        """End a request at its own timeout: with what was generated, or failed where nothing was.
+
+        A deterministic one fails: how far it came by then depends on who else was served.
+        """
         sequences = self._lifecycle.of_request(request_id)
         request = sequences[0].request
         if len(sequences) == request.n and not any(sequence.n_generated for sequence in sequences):
             message = f"the timeout of {request.timeout_s:g} s that the request asks for passed before its first token"
+            self._lifecycle.fail_request(request_id, QueueTimeout(message, param="timeout"))
+            return
+        if request.is_deterministic:
+            message = (
+                f"the timeout of {request.timeout_s:g} s passed before the end of the answer, and a deterministic "
+                "one is whole or none; give it more time, or fewer tokens"
+            )
             self._lifecycle.fail_request(request_id, QueueTimeout(message, param="timeout"))
             return
         for sequence in sequences:

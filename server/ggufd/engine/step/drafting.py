@@ -34,8 +34,8 @@ class Drafting:
         self._clock = clock
 
     def begin(self, sequence: SequenceState) -> None:
-        """Follow the text of a sequence that was admitted."""
-        if self._speculator.is_on:
+        """Follow the text of a sequence that was admitted. A deterministic one is computed token by token."""
+        if self._speculator.is_on and not sequence.is_deterministic:
             sequence.lookup = PromptLookup(sequence.n_prompt)
 
     def draft(self, running: list[SequenceState]) -> None:

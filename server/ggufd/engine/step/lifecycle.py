@@ -100,7 +100,8 @@ class Lifecycle:
         now_s = self._clock()
         self.cache.placement.lock(sequence)
         self.cache.offload.save_ahead(sequence)
-        if self.pre_roll is not None and sequence.index == 0 and not sequence.is_background:
+        is_predictable = not (sequence.is_background or sequence.is_deterministic)
+        if self.pre_roll is not None and sequence.index == 0 and is_predictable:
             sequence.chat = self.pre_roll.begin(sequence.request, sequence.tokens)
         sequence.admit_s = now_s
         self.queue.charge_prompt(sequence)

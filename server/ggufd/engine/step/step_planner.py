@@ -70,7 +70,7 @@ class StepPlanner:
         """Seconds of the next step if it only decodes; None where it may prefill, or nothing is being decoded."""
         running = self._lifecycle.running
         is_decoding = bool(running) and all(sequence.is_decoding for sequence in running)
-        return self._scheduler.step_time.decode_s if is_decoding and not self._lifecycle.queue else None
+        return self._scheduler.decode_s(running) if is_decoding and not self._lifecycle.queue else None
 
     def _admit(self) -> None:
         """Move waiting sequences into slots, in the order of the admission policy.
