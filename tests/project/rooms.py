@@ -57,6 +57,7 @@ ROOMS: tuple[str, ...] = (
     "images.fetching",
     "images.encoder",
     "batches",
+    "model_pool",
     "api.http",
     "api.services",
     "api.request",
