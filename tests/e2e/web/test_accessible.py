@@ -114,21 +114,29 @@ def test_the_chat_page(browser: Browser, server: LiveServer, axe: str, size: dic
         import_chat(page)
         finder.look("with an answer")
         page.answer.get_by_text("Thoughts").click()
+        expect(page.answer.get_by_text("They want to see it all.")).to_be_visible()
         finder.look("unfolded")
         page.press("More")
+        expect(page.page.get_by_role("menuitem", name="Delete")).to_be_visible()
         finder.look("with a menu", is_covered=True)
         page.page.get_by_role("menuitem", name="Delete").click()
+        expect(page.page.get_by_role("dialog")).to_be_visible()
         finder.look("asked")
         page.page.keyboard.press("Escape")
+        expect(page.page.get_by_role("dialog")).to_have_count(0)
         page.press("Edit")
+        field = page.page.get_by_label("Text of the message")
+        expect(field).to_be_focused()
         finder.look("edited")
         page.page.keyboard.press("Escape")
+        expect(field).to_have_count(0)
         page.page.get_by_role("button", name="Settings", exact=True).click()
-        page.page.wait_for_timeout(300)
+        expect(page.page.locator(".settings-panel")).to_be_visible()
         finder.look("with its settings")
         page.page.get_by_role("button", name="Close settings").click()
         if size == PHONE:
             page.page.get_by_role("button", name="Chats").click()
+            expect(page.page.get_by_role("button", name="New chat")).to_be_visible()
             finder.look("with its chats")
         assert not finder.faults, "\n".join(finder.faults)
 
@@ -176,7 +184,9 @@ def test_the_live_page(browser: Browser, server: LiveServer, axe: str, size: dic
     """While somebody is answered, who is ended in the end."""
     with web_page.opened(browser, server.url, "live", viewport=size, reduced_motion="reduce") as page:
         finder = Finder(page, axe)
-        page.page.wait_for_timeout(2500)
+        tile = page.page.locator(".tile .value").first
+        expect(tile).to_have_text("Idle")
+        expect(page.page.locator("canvas")).to_have_count(4)
         finder.look("idle")
         body = {"prompt": "Ships", "max_tokens": 2000, "ignore_eos": True, "stream": True}
         with (
@@ -184,6 +194,6 @@ def test_the_live_page(browser: Browser, server: LiveServer, axe: str, size: dic
             client.stream("POST", f"{server.url}/v1/completions", json=body) as response,
         ):
             next(response.iter_raw())
-            page.page.wait_for_timeout(2500)
+            expect(tile).to_have_text("Serving")
             finder.look("busy")
         assert not finder.faults, "\n".join(finder.faults)

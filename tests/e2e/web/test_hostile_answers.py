@@ -58,7 +58,8 @@ def answer_with(page: WebPage, pieces: list[str], pause_ms: int = 0) -> None:
     """An answer of these pieces, shown to its end."""
     page.page.evaluate(_FAKE_STREAM, [pieces, pause_ms])
     page.send("Go.")
-    page.page.locator("article.assistant[aria-busy=false]").wait_for()
+    expect(page.answer).to_be_visible()
+    page.wait_ended()
 
 
 HOSTILE = [
@@ -88,7 +89,7 @@ def test_nothing_in_an_answer_runs_or_loads(page: WebPage, text: str) -> None:
     for link in page.answer.get_by_text("click").all():
         link.click()
     inside = "img, script, iframe, svg:not(.icon), style, form, button:not(.code-copy), [style], [id], [onerror], math"
-    assert page.answer.locator(".markdown").locator(inside).count() == 0
+    expect(page.answer.locator(".markdown").locator(inside)).to_have_count(0)
     assert page.page.evaluate("window.owned") is None
     shown = page.answer.locator(".markdown").inner_text()
     assert "window.owned" in shown or "elsewhere" in shown or "<" in shown
@@ -103,17 +104,44 @@ def test_what_runs_in_no_answer_runs_in_no_name_and_no_import(page: WebPage) -> 
     file = {"title": text, "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text}]}
     chooser.value.set_files({"name": "x.json", "mimeType": "application/json", "buffer": json.dumps(file).encode()})
     expect(page.page.locator(".chat-name").first).to_have_text(text)
-    assert page.texts() == [text, text]
+    page.wait_texts([text, text])
     assert page.page.evaluate("window.owned") is None
 
 
 def test_links_open_elsewhere_and_tell_nothing(page: WebPage) -> None:
     answer_with(page, ["[docs](https://example.org/a?b) and **bold**\n\n3. three\n4. four\n"])
     link = page.answer.get_by_role("link", name="docs")
-    assert link.get_attribute("href") == "https://example.org/a?b"
-    assert (link.get_attribute("target"), link.get_attribute("rel")) == ("_blank", "noopener noreferrer nofollow")
+    for name, value in {
+        "href": "https://example.org/a?b",
+        "target": "_blank",
+        "rel": "noopener noreferrer nofollow",
+    }.items():
+        expect(link).to_have_attribute(name, value)
     expect(page.answer.locator("strong")).to_have_text("bold")
     expect(page.answer.locator("ol")).to_have_attribute("start", "3")
+
+
+_NOTE_SHOWN = """
+() => {
+  window.shown = [];
+  new MutationObserver(() => {
+    const text = document.querySelector("article.assistant .markdown");
+    const isBusy = document.querySelector("article[aria-busy=true], article [aria-busy=true]");
+    if (text && !isBusy) window.shown.push(text.textContent.length);
+  }).observe(document, { subtree: true, attributes: true, childList: true });
+}
+"""
+"""Notes how long the answer is whenever the page says that it is not busy with it."""
+
+
+def test_an_answer_that_is_not_busy_is_shown_whole(page: WebPage) -> None:
+    paragraphs = 3000
+    page.page.evaluate(_NOTE_SHOWN)
+    answer_with(page, ["word\n\n"] * paragraphs)
+    assert page.answer.locator("p", has_text="word").count() == paragraphs
+    lengths = set(page.page.evaluate("window.shown"))
+    assert len(lengths) == 1
+    assert lengths.pop() >= paragraphs * len("word")
 
 
 WORDS = "The ship **sails** on, `while` the wind is strong. "
@@ -141,9 +169,8 @@ def test_no_answer_freezes_the_page(page: WebPage, browser: Browser, name: str) 
     page.page.evaluate(_FAKE_STREAM, [pieces, pause_ms])
     with web_page.longest_task(browser, page) as longest_ms:
         page.send("Go.")
-        page.page.locator("article.assistant[aria-busy=false]").wait_for(timeout=120_000)
-        page.page.wait_for_function(
-            "n => document.querySelector('article.assistant .markdown').textContent.length >= n", arg=int(least)
-        )
+        expect(page.answer).to_be_visible()
+        page.wait_ended(120_000)
+        page.wait_begun(int(least))
         page.page.wait_for_timeout(300)
     assert longest_ms[0] <= LONGEST_TASK_MS

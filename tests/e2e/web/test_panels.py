@@ -19,11 +19,11 @@ from tests.support.models.lora_files import write_loras
 from tests.support.programs.axe import violations
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_app import or_skip
+from tests.support.programs.web_page import WebPage, watched
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 KEY = "sk-of-the-test"
-WAIT_MS = 60_000
 SHOWN = "#fault-{}"
 TOOL = {
     "type": "function",
@@ -34,22 +34,13 @@ TOOL = {
 }
 
 
-class Panels:
-    """The chat page as a person uses it. `complaints` is what the browser's console said that it should not have."""
+class Panels(WebPage):
+    """The chat page with its panels as a person uses them. `bodies` are the requests that it sent."""
 
     def __init__(self, page: Page, url: str) -> None:
-        self.page = page
+        super().__init__(page, url)
         self.bodies: list[dict[str, Any]] = []
-        self.complaints: list[str] = []
-        page.set_default_timeout(WAIT_MS)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", lambda message: self._heard(message.text))
         page.on("request", lambda request: self._sent(request.url, request.post_data))
-        page.goto(url)
-
-    def _heard(self, text: str) -> None:
-        if "Security Policy" in text:
-            self.complaints.append(text)
 
     def _sent(self, url: str, body: str | None) -> None:
         if url.endswith("/v1/chat/completions") and body:
@@ -76,30 +67,28 @@ class Panels:
     def ask(self, text: str) -> str:
         """Say something, and wait for the answer's end."""
         self.say(text)
-        return self.answer()
+        return self.whole_answer()
 
     def say(self, text: str) -> None:
         self.page.locator(".composer-field").fill(text)
         self.page.get_by_role("button", name="Send", exact=True).click()
 
-    def answer(self) -> str:
-        """The last answer as the page keeps it, once it has ended."""
-        last = self.page.locator("article.assistant").last
-        expect(last).to_have_attribute("aria-busy", "false", timeout=WAIT_MS)
-        return last.locator(".markdown").inner_text()
+    def whole_answer(self) -> str:
+        """The last answer, once it has ended and is shown."""
+        expect(self.answer).to_be_visible()
+        self.wait_ended()
+        return self.answer.locator(".markdown").inner_text()
 
     def again(self) -> str:
         self.page.get_by_role("button", name="Regenerate").last.click()
-        expect(self.page.locator("article.assistant[aria-busy=true]")).to_have_count(0, timeout=WAIT_MS)
-        return self.answer()
+        return self.whole_answer()
 
     def program(self, language: str) -> str:
         """The last request as a program."""
-        last = self.page.locator("article.assistant").last
-        more = last.locator(".facts-line")
+        more = self.answer.locator(".facts-line")
         if more.get_attribute("aria-expanded") == "false":
             more.click()
-        last.get_by_role("button", name=f"as {language}").click()
+        self.answer.get_by_role("button", name=f"as {language}").click()
         text = self.page.locator(".program code").inner_text()
         self.page.keyboard.press("Escape")
         expect(self.page.locator(".program")).to_have_count(0)
@@ -115,13 +104,8 @@ def server() -> Iterator[LiveServer]:
 
 @contextlib.contextmanager
 def opened(browser: Browser, url: str, **options: Any) -> Iterator[Panels]:
-    context = browser.new_context(**options)
-    try:
-        panels = Panels(context.new_page(), url)
+    with watched(Panels, browser, url, url, **options) as panels:
         yield panels
-        assert panels.complaints == []
-    finally:
-        context.close()
 
 
 @pytest.fixture
@@ -228,7 +212,8 @@ def test_what_came_of_a_call_is_said_and_answered(panels: Panels) -> None:
     panels.choose("Which is called", "none")
     panels.fill("Result of get_weather", '{"degrees": 31}')
     panels.page.get_by_role("button", name="Send the result").click()
-    assert panels.answer() != ""
+    panels.wait_begun()
+    assert panels.whole_answer() != ""
     asked, called, result = panels.bodies[-1]["messages"]
     assert asked["role"] == "user"
     assert called["tool_calls"][0]["id"] == result["tool_call_id"]
@@ -345,6 +330,7 @@ def test_an_answer_goes_on_from_an_alternative(panels: Panels) -> None:
     expect(panels.page.locator(".alternatives button")).to_have_count(3)
     panels.page.keyboard.press("ArrowDown")
     panels.page.keyboard.press("ArrowDown")
+    expect(panels.page.locator(".alternatives button").nth(1)).to_be_focused()
     chosen = panels.page.locator(".alternatives button:focus .alternative").inner_text()
     panels.page.keyboard.press("Escape")
     expect(tokens.nth(2)).to_be_focused()
@@ -352,7 +338,7 @@ def test_an_answer_goes_on_from_an_alternative(panels: Panels) -> None:
     panels.page.keyboard.press("ArrowDown")
     panels.page.keyboard.press("Enter")
     expect(panels.page.get_by_label("Version 2 of 2")).to_be_visible()
-    expect(panels.page.locator("article.assistant[aria-busy=true]")).to_have_count(0, timeout=WAIT_MS)
+    panels.wait_ended()
     kept, last = panels.bodies[-1]["messages"], panels.bodies[-2]["messages"]
     assert kept[:-1] == last
     assert kept[-1]["role"] == "assistant"
@@ -360,7 +346,7 @@ def test_an_answer_goes_on_from_an_alternative(panels: Panels) -> None:
     expect(tokens.nth(2)).to_have_text(chosen.replace("␣", " "))
     assert 24 < tokens.count() <= 27
     panels.page.get_by_role("button", name="Tokens", exact=True).click()
-    said = panels.page.locator("article.assistant .markdown").last.inner_text()
+    said = panels.answer.locator(".markdown").inner_text()
     assert _plain(said).startswith(_plain(kept[-1]["content"]))
     assert len(said) > len(kept[-1]["content"])
 
@@ -373,8 +359,7 @@ def test_a_character_of_several_tokens_is_shown_whole(panels: Panels) -> None:
     panels.fill("One of these texts", "🌊🌪")
     assert panels.ask("A wave, and a storm.") == "🌊🌪"
     panels.page.get_by_role("button", name="Tokens", exact=True).click()
-    text = panels.page.locator(".tokens-text").inner_text()
-    assert text.replace("·", "") == "🌊🌪"
+    expect(panels.page.locator(".tokens-text")).to_have_text(re.compile("^·*🌊·*🌪$"))
     panels.page.locator(".token").nth(1).hover()
     expect(panels.page.locator(".alternatives")).to_contain_text("held to a format")
 
@@ -401,7 +386,8 @@ def test_the_adapters_of_the_server_have_scales(browser: Browser, tiny_model: Pa
         panels.open_group("Adapters")
         fields = panels.page.locator("details", has_text="Adapters").locator("input")
         expect(fields).to_have_count(2)
-        assert [fields.nth(place).get_attribute("placeholder") for place in range(2)] == ["1", "0.5"]
+        for place, scale in enumerate(["1", "0.5"]):
+            expect(fields.nth(place)).to_have_attribute("placeholder", scale)
         fields.nth(1).fill("0")
         panels.ask("Hello.")
         assert panels.bodies[-1]["lora"] == [{"id": 0, "scale": 1}, {"id": 1, "scale": 0}]
@@ -427,11 +413,14 @@ def test_the_panels_fit_a_phone(browser: Browser, server: LiveServer) -> None:
             if group.get_attribute("open") is None:
                 group.locator("summary").click()
         wide = "() => [...document.querySelectorAll('.settings-panel *')].filter((one) => one.scrollWidth > 390).length"
+        panels.wait_still()
         assert panels.page.evaluate(wide) == 0
         panels.page.get_by_role("button", name="Close settings").click()
         panels.ask("Tell me about the moon.")
         panels.page.get_by_role("button", name="Tokens", exact=True).tap()
         panels.page.locator(".token").nth(3).tap()
+        panels.page.locator(".alternatives").wait_for()
+        panels.wait_still()
         box = panels.page.locator(".alternatives").bounding_box()
         assert box is not None
         assert box["x"] >= 0

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 def shoot(page: WebPage, path: Path) -> None:
     """A picture, once nothing moves any more."""
     page.page.mouse.move(1, 1)
-    page.page.wait_for_timeout(500)
+    page.wait_still()
     page.page.screenshot(path=path)
     assert path.stat().st_size > LEAST_BYTES
 

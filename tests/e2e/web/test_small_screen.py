@@ -41,12 +41,14 @@ def page(request: pytest.FixtureRequest, browser: Browser, server: LiveServer) -
 
 
 def check_fits(page: WebPage) -> None:
+    page.wait_still()
     assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
     assert page.page.evaluate(_WIDER) == []
 
 
 def check_in_reach(page: WebPage, wanted: Locator) -> None:
     """It is on the screen, and large enough for a finger."""
+    page.wait_still()
     box = wanted.bounding_box()
     size = page.page.viewport_size
     assert box is not None
@@ -89,7 +91,6 @@ def test_chats_and_settings_lie_over_the_conversation(page: WebPage) -> None:
     page.page.get_by_role("button", name="Settings", exact=True).tap()
     close = page.page.get_by_role("button", name="Close settings")
     expect(close).to_be_visible()
-    page.page.wait_for_timeout(500)
     check_fits(page)
     check_in_reach(page, close)
     close.tap()

@@ -1,5 +1,5 @@
 // A text that grows, shown as Markdown: what is finished is rendered once, a little in each frame, so that the page
-// never freezes, whatever its length.
+// never freezes, whatever its length. Its element is `aria-busy` as long as some of it is still to be shown.
 import { copy } from "../shared/copy.js";
 import { BlockSplitter } from "./blocks.js";
 import { code, element, plain, rendered } from "./markdown.js";
@@ -66,6 +66,7 @@ export class GrowingText {
     this.#waiting.splice(0, n);
     const isDone = !this.#waiting.length && this.#renderTail();
     this.#frame = isDone ? 0 : requestAnimationFrame(() => this.#render());
+    this.#root.ariaBusy = String(!isDone);
     this.#onGrow();
   }
 
