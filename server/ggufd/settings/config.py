@@ -432,6 +432,21 @@ class BatchesSection(Section):
     batch_keep_days: int = setting(30, "Days after which files and batches are deleted.", ge=1, le=3650)
 
 
+class ImagesSection(Section):
+    """Images of requests, read where the model has a projector: where they may come from, how large they may be."""
+
+    image_hosts: Strings = setting(
+        (),
+        "Hosts that images may be fetched from: example.com, *.example.com, example.com:8443; * is any public one.",
+    )
+    media_path: str = setting("", "Folder whose files requests may name as file://NAME; empty is none.")
+    max_image_pixels: int = setting(
+        18_000_000, "Most pixels of an image; of WebP, which takes more memory, half as many.", ge=1024
+    )
+    max_image_bytes: int = setting(20_000_000, "Largest file of an image in bytes.", ge=1024)
+    image_timeout_s: float = setting(5.0, "Seconds that fetching an image may take, and decoding it.", gt=0, le=600)
+
+
 class QueueSection(Section):
     """Queue: admission, priorities, fair sharing, limits per key."""
 
@@ -574,6 +589,7 @@ class Config(BaseModel):
     responses: ResponsesSection = ResponsesSection()
     streams: StreamsSection = StreamsSection()
     batches: BatchesSection = BatchesSection()
+    images: ImagesSection = ImagesSection()
     queue: QueueSection = QueueSection()
     reasoning: ReasoningSection = ReasoningSection()
     output: OutputSection = OutputSection()

@@ -22,6 +22,7 @@ _PANELS = {
     "responses": "Stored responses",
     "streams": "Resumable streams",
     "batches": "Batches",
+    "images": "Images",
     "queue": "Queue",
     "reasoning": "Reasoning",
     "output": "Output defaults",

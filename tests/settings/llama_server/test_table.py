@@ -116,6 +116,7 @@ VALUES: dict[str, Any] = {
     "--rope-scale": "2",
     "--pooling": "cls",
     "--slot-save-path": "slots",
+    "--media-path": "media",
     "--cpu-mask": "0xF",
     "--cpu-range": "2-3",
     "--spec-draft-model": "d.gguf",

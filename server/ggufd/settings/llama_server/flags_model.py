@@ -137,7 +137,7 @@ IMAGES: tuple[Flag, ...] = (
     valued("--video-fps", Taken("videos are not read here"), "LLAMA_ARG_VIDEO_FPS"),
     valued("--video-timestamp-interval", Taken("videos are not read here"), "LLAMA_ARG_VIDEO_TIMESTAMP_INTERVAL"),
     valued("--video-ffmpeg-dir", Taken("videos are not read here"), "LLAMA_ARG_VIDEO_FFMPEG_DIR"),
-    valued("--media-path", Refused(_NO_IMAGES)),
+    valued("--media-path", sets("media_path")),
 )
 
 LOADING: tuple[Flag, ...] = (
