@@ -35,6 +35,7 @@ logger = logging.getLogger("ggufd")
 
 NOT_INHERITED = (
     "model_draft",
+    "mmproj",
     "alias",
     "chat_template",
     "chat_template_file",

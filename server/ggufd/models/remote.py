@@ -49,6 +49,23 @@ class RemoteFile:
 
 def find_ollama(model: str) -> Path:
     """Path of `ollama:NAME[:TAG]` in ollama's store on this machine."""
+    digests, blobs = _ollama_layers(model)
+    if "adapter" in digests:
+        adapter = blobs / digests["adapter"]
+        logger.warning(
+            "%s: ollama applies an adapter to this model, and ggufd does so only with --lora %s", model, adapter
+        )
+    return blobs / digests["model"]
+
+
+def find_ollama_projector(model: str) -> Path | None:
+    """Path of the image projector of `ollama:NAME[:TAG]`; None where it has none, or lies in the model's own file."""
+    digests, blobs = _ollama_layers(model)
+    return blobs / digests["projector"] if "projector" in digests else None
+
+
+def _ollama_layers(model: str) -> tuple[dict[str, str], Path]:
+    """File names of a model's layers by their kind, and their folder."""
     match = _OLLAMA.fullmatch(model)
     if match is None:
         raise ModelError(f"{model}: expected ollama:NAME or ollama:NAME:TAG")
@@ -60,41 +77,65 @@ def find_ollama(model: str) -> Path:
     try:
         layers = json.loads(manifest.read_text("utf-8"))["layers"]
         digests = {
-            one["mediaType"].removeprefix("application/vnd.ollama.image."): str(one["digest"])
+            one["mediaType"].removeprefix("application/vnd.ollama.image."): str(one["digest"]).replace(":", "-")
             for one in reversed(layers)
         }
-        model_blob = root / "blobs" / digests["model"].replace(":", "-")
+        if "model" not in digests:
+            raise KeyError("model")
     except FileNotFoundError:
         raise ModelError(f"{model}: ollama has no such model on this machine (looked for {manifest})") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise ModelError(f"{model}: {manifest} is not the manifest of a model") from None
-    if "adapter" in digests:
-        adapter = model_blob.with_name(digests["adapter"].replace(":", "-"))
-        logger.warning(
-            "%s: ollama applies an adapter to this model, and ggufd does so only with --lora %s", model, adapter
-        )
-    return model_blob
+    return digests, root / "blobs"
 
 
 def find(model: str) -> list[RemoteFile]:
     """File, or all parts, of `hf:...`, from the hub's list of the repository's files. Raises ModelError."""
-    match = _HF.fullmatch(model)
-    if match is None:
-        raise ModelError(f"{model}: expected hf:OWNER/REPO, hf:OWNER/REPO:QUANTISATION or hf:OWNER/REPO/FILE.gguf")
-    hub = hub_library(model)
-    with as_model_error(model):
-        session = hub.utils.get_session()
-        # The library's own timeouts: none for a response, half a minute to connect.
-        session.timeout = _TIMEOUT_S
-        session.head(hub.constants.ENDPOINT, timeout=_CONNECT_S, follow_redirects=False)
-        tree = list(hub.HfApi().list_repo_tree(match["repo"], recursive=True))
-    files = {one.path: _remote(match["repo"], one) for one in tree if str(one.path).lower().endswith(".gguf")}
+    match = _match(model)
+    files = _files(model, match["repo"])
     first = match["file"] or _choose(model, sorted(files), match["quant"])
     names = [str(part).replace(os.sep, "/") for part in gguf_header.parts_of(Path(first))]
     missing = [name for name in names if name not in files]
     if missing:
         raise ModelError(f"{model}: there is no {missing[0]} in this repository{_suggestions(files)}")
     return [files[name] for name in names]
+
+
+def find_projectors(model: str) -> list[RemoteFile]:
+    """Image projectors in the repository of `hf:...`, the one to be preferred first. Raises ModelError."""
+    files = _files(model, _match(model)["repo"])
+    return [files[name] for name in sorted(files, key=_projector_rank) if is_projector_name(name)]
+
+
+def is_projector_name(name: str) -> bool:
+    """Whether a file is called as image projectors are."""
+    return Path(name).name.lower().startswith("mmproj")
+
+
+def _projector_rank(name: str) -> tuple[int, str]:
+    """Place of a projector among those of one model: half precision first, which is as good as full."""
+    types = ("f16", "bf16", "q8_0")
+    found = (i for i, kind in enumerate(types) if re.search(rf"(?<![a-z0-9]){kind}(?![a-z0-9])", name.lower()))
+    return next(found, len(types)), name
+
+
+def _match(model: str) -> re.Match[str]:
+    match = _HF.fullmatch(model)
+    if match is None:
+        raise ModelError(f"{model}: expected hf:OWNER/REPO, hf:OWNER/REPO:QUANTISATION or hf:OWNER/REPO/FILE.gguf")
+    return match
+
+
+def _files(model: str, repo: str) -> dict[str, RemoteFile]:
+    """GGUF files of a repository by name."""
+    hub = hub_library(model)
+    with as_model_error(model):
+        session = hub.utils.get_session()
+        # The library's own timeouts: none for a response, half a minute to connect.
+        session.timeout = _TIMEOUT_S
+        session.head(hub.constants.ENDPOINT, timeout=_CONNECT_S, follow_redirects=False)
+        tree = list(hub.HfApi().list_repo_tree(repo, recursive=True))
+    return {one.path: _remote(repo, one) for one in tree if str(one.path).lower().endswith(".gguf")}
 
 
 def find_cached(model: str) -> Path | None:
@@ -125,7 +166,7 @@ def _remote(repo: str, one: Any) -> RemoteFile:
 def _choose(model: str, names: Sequence[str], quant: str | None) -> str:
     """File name of a quantisation: the one asked for, else the only one, else Q4_K_M."""
     first_parts = [name for name in names if gguf_header.parts_of(Path(name))[0] == Path(name)]
-    models = [name for name in first_parts if not Path(name).name.startswith("mmproj")]
+    models = [name for name in first_parts if not is_projector_name(name)]
     if not models:
         raise ModelError(f"{model}: there is no .gguf file in this repository")
     if quant is None and len(models) == 1:

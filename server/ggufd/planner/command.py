@@ -19,7 +19,7 @@ def run(target: str, config: Config, *, as_json: bool) -> None:
     """Plan the model that `target` or the settings name, or every model of a folder. Raises ModelError."""
     target = target or config.model.model
     models = [hub.with_metadata(model, engine_settings.metadata_of(config)) for model in hub.find_all(target, _warn)]
-    models = [model_files.with_draft(config, model, may_fetch=False) for model in models]
+    models = [_completed(config, model) for model in models]
     for model in models:
         adapters.check(config, model)
     machine = this_machine(engine_settings.engine_config(config, models[0]))
@@ -38,12 +38,15 @@ def run(target: str, config: Config, *, as_json: bool) -> None:
 def plan_of(config: Config) -> dict[str, Any]:
     """The plan of the one model that `config` names, as JSON. Raises ModelError."""
     (model, *_) = hub.find_all(config.model.model, _warn)
-    model = model_files.with_draft(
-        config, hub.with_metadata(model, engine_settings.metadata_of(config)), may_fetch=False
-    )
+    model = _completed(config, hub.with_metadata(model, engine_settings.metadata_of(config)))
     adapters.check(config, model)
     machine = this_machine(engine_settings.engine_config(config, model))
     return report.as_json(report.make(model, config, engine_settings.context_params(config), machine))
+
+
+def _completed(config: Config, model: hub.ModelFile) -> hub.ModelFile:
+    """The model with its projector and its draft model."""
+    return model_files.with_draft(config, model_files.with_projector(config, model, may_fetch=False), may_fetch=False)
 
 
 def _warn(error: ModelError) -> None:

@@ -141,7 +141,7 @@ SamplerNames = Annotated[tuple[SamplerName, ...], BeforeValidator(split)]
 def setting(default: Any, description: str, *flags: str, **limits: Any) -> Any:
     """Pydantic field of a setting, with the flag --its-name; `flags` are further spellings, such as llama-server's.
 
-    Those of a switch are `on/off`.
+    Those of a switch are `on/off`, or ` /off`.
     """
     return Field(default, description=description, json_schema_extra={"flags": list(flags)}, **limits)
 
@@ -173,6 +173,21 @@ class ModelSection(Section):
         "Draft model for speculative decoding: smaller, of the same vocabulary; named as model is.",
         "-md",
         "--spec-draft-model",
+    )
+    mmproj: str = setting(
+        "", "Image projector (mmproj) of the model: a GGUF file, or hf:OWNER/REPO/FILE.gguf; see mmproj_auto.", "-mm"
+    )
+    mmproj_auto: bool = setting(
+        True,
+        "Use an image projector that was published with the model: beside it, in its repository, in ollama's store.",
+        " /--no-mmproj",
+    )
+    mmproj_offload: bool = setting(True, "Run the image projector on the GPU where the model is.")
+    image_min_tokens: Limit = setting(
+        None, "Fewest tokens of an image, of a projector that takes any size; unset is the projector's own."
+    )
+    image_max_tokens: Limit = setting(
+        None, "Most tokens of an image, of a projector that takes any size; unset is the projector's own."
     )
     alias: str = setting("", "Model name in the API, or several, separated by commas; empty is the file's name.", "-a")
     tags: Strings = setting((), "Tags of the model in the list of models; they change nothing else.")
@@ -606,7 +621,7 @@ class Setting(NamedTuple):
     @property
     def flags(self) -> tuple[str, ...]:
         """Flags, `--its-name` last."""
-        return tuple(spelling.partition("/")[0] for spelling in self.spellings)
+        return tuple(on for spelling in self.spellings if (on := spelling.partition("/")[0].strip()))
 
     @property
     def spellings(self) -> tuple[str, ...]:

@@ -80,7 +80,13 @@ def with_settings(
 
 def options() -> dict[str, bool]:
     """All options of a command that takes every setting, and whether a value follows."""
-    spelled = ((name, not one.is_switch) for one in settings() for text in one.spellings for name in text.split("/"))
+    spelled = (
+        (name, not one.is_switch)
+        for one in settings()
+        for text in one.spellings
+        for name in text.split("/")
+        if name.strip()
+    )
     return {"--config": True, "--help": False, "-h": False, **dict(spelled)}
 
 

@@ -6,7 +6,8 @@ import dataclasses
 
 from ggufd.errors import ConfigError, ModelError
 from ggufd.llama.gguf.draft_file import check_draft
-from ggufd.models import hub
+from ggufd.llama.gguf.projector_file import ProjectorFile
+from ggufd.models import hub, projectors
 from ggufd.models.remote import OnProgress
 from ggufd.settings import adapters
 from ggufd.settings.config import Config
@@ -23,7 +24,26 @@ def find_model(config: Config, *, may_fetch: bool = True, on_fetch: OnProgress |
     model = hub.with_metadata(found, metadata_of(config))
     if may_fetch or model.path.exists():
         adapters.check(config, model)
+    model = with_projector(config, model, may_fetch=may_fetch, on_fetch=on_fetch)
     return with_draft(config, model, may_fetch=may_fetch, on_fetch=on_fetch)
+
+
+def with_projector(
+    config: Config, model: hub.ModelFile, *, may_fetch: bool, on_fetch: OnProgress | None = None
+) -> hub.ModelFile:
+    """`model` with its image projector, the one of the settings or one that was published with it.
+
+    Raises ModelError where that of the settings cannot be used, or does not fit.
+    """
+    if config.model.mmproj:
+        found: ProjectorFile | None = projectors.named(
+            config.model.mmproj, model, may_fetch=may_fetch, on_fetch=on_fetch
+        )
+    elif config.model.mmproj_auto:
+        found = projectors.published(model, may_fetch=may_fetch, on_fetch=on_fetch)
+    else:
+        found = None
+    return dataclasses.replace(model, projector=found)
 
 
 def with_draft(

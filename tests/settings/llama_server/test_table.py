@@ -173,6 +173,8 @@ BESIDE: dict[str, list[str]] = {
 DEFAULTS = frozenset(
     (
         "--mmap",
+        "--mmproj-auto",
+        "--mmproj-offload",
         "--swa-full",
         "--kv-offload",
         "--no-context-shift",

@@ -106,7 +106,7 @@ class TestOutcomes:
             (("--agent",), "this server runs no tools"),
             (("--webui-mcp-proxy",), "this server runs no tools"),
             (("--models-dir", "m"), "POST /v1/models/load"),
-            (("--mmproj", "m.gguf"), "images and audio are not read here"),
+            (("--mmproj-url", "http://a/m.gguf"), "download the file and name it with --mmproj"),
             (("--draft-max", "8"), "use --spec-draft-n-max"),
             (("--spec-synth-len", "2"), "ggufd bench"),
         ],
@@ -117,8 +117,8 @@ class TestOutcomes:
         assert words in message
 
     def test_the_off_form_of_what_is_refused_is_taken(self) -> None:
-        line = line_of("--no-agent", "--no-mmproj", "--no-models-autoload")
-        assert (line.arguments, len(line.notes)) == ([], 3)
+        line = line_of("--no-agent", "--no-models-autoload")
+        assert (line.arguments, len(line.notes)) == ([], 2)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -75,7 +75,7 @@ def write_shaped(path: Path, rows: Floats, shape: Shape, changes: Mapping[str, A
     metadata = {**metadata_of(shape, rows.shape[1]), **(changes or {})}
     filled = weights_of(shape, rows)
     tensors = [(name, tuple(reversed(values.shape)), "f32") for name, values in filled.items()]
-    tensors += [(name, dims, shape.kind) for name, dims in _blocks(shape)]
+    tensors += [(name, dims, shape.kind) for name, dims in block_tensors(shape)]
     gguf_files.write(path, metadata, tensors)
     _fill(path, gguf_files.header(metadata, tensors)[0], tensors, filled)
     return path
@@ -136,7 +136,7 @@ def embeddings_of(model: Path, words: tuple[str, ...] = WORDS) -> Floats:
     return gguf.quants.dequantize(raw, table.tensor_type).astype(np.float32)
 
 
-def _blocks(shape: Shape) -> list[tuple[str, tuple[int, ...]]]:
+def block_tensors(shape: Shape) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes, the row's length first, of the tensors of all blocks."""
     width, n_ff = shape.width, shape.n_ff
     square = ("attn_q", "attn_k", "attn_v", "attn_out")

@@ -22,7 +22,7 @@ _IN_EVERY_LAYER = (
     ("ffn_down.weight", "ffn_down_exps.weight"),
 )
 
-_PROJECTOR = "is a projector of images or sounds, which is not served, and no language model"
+_PROJECTOR = "is a projector of images or sounds, which --mmproj takes, and no language model"
 _BESIDE_A_MODEL = {
     "adapter": "is an adapter, which --lora takes, and no whole model",
     "controlvector": "is a control vector, which --control-vector takes, and no model",

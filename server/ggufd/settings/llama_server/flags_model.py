@@ -18,7 +18,7 @@ from ggufd.settings.llama_server.flag import (
 )
 from ggufd.settings.llama_server.readings import names, one_of
 
-_NO_IMAGES = "images and audio are not read here; serve this model with llama-server"
+_NOT_SERVED = "this model's projector is not served here; serve it with llama-server"
 _ROUTER = "this server serves one model; start one for each, or change it while it runs with POST /v1/models/load"
 _READ = "a file is mapped, or read through the system's cache"
 _PLACED = "what fits into a GPU is measured at the start; set --n-gpu-layers to place it yourself"
@@ -99,8 +99,8 @@ SOURCES: tuple[Flag, ...] = (
         "--gpt-oss-20b-default", fixed(model=_hub("ggml-org/gpt-oss-20b-GGUF", "gpt-oss-20b-mxfp4.gguf"), **_GPT_OSS)
     ),
     plain("--gpt-oss-120b-default", fixed(model="hf:ggml-org/gpt-oss-120b-GGUF", **_GPT_OSS)),
-    plain("--vision-gemma-4b-default", Refused(_NO_IMAGES)),
-    plain("--vision-gemma-12b-default", Refused(_NO_IMAGES)),
+    plain("--vision-gemma-4b-default", Refused(_NOT_SERVED)),
+    plain("--vision-gemma-12b-default", Refused(_NOT_SERVED)),
     valued("--models-dir", Refused(_ROUTER), "LLAMA_ARG_MODELS_DIR"),
     valued("--models-preset", Refused(_ROUTER), "LLAMA_ARG_MODELS_PRESET"),
     valued("--models-max", Refused(_ROUTER), "LLAMA_ARG_MODELS_MAX"),
@@ -114,26 +114,36 @@ SOURCES: tuple[Flag, ...] = (
 )
 
 IMAGES: tuple[Flag, ...] = (
-    valued("-mm --mmproj", Refused(_NO_IMAGES), "LLAMA_ARG_MMPROJ"),
-    valued("-mmu --mmproj-url", Refused(_NO_IMAGES), "LLAMA_ARG_MMPROJ_URL"),
+    valued("-mm --mmproj", sets("mmproj"), "LLAMA_ARG_MMPROJ"),
+    valued(
+        "-mmu --mmproj-url",
+        Refused(
+            "URLs are not downloaded; download the file and name it with --mmproj, or give hf:OWNER/REPO/FILE.gguf"
+        ),
+        "LLAMA_ARG_MMPROJ_URL",
+    ),
     switch(
         "--mmproj-auto",
         "--no-mmproj --no-mmproj-auto",
-        Taken("images are not read here, so no projector is looked for"),
-        Taken("no projector is looked for"),
+        fixed(mmproj_auto=True),
+        fixed(mmproj_auto=False),
         "LLAMA_ARG_MMPROJ_AUTO",
     ),
     switch(
         "--mmproj-offload",
         "--no-mmproj-offload",
-        Taken("there is no projector"),
-        Taken("there is no projector"),
+        fixed(mmproj_offload=True),
+        fixed(mmproj_offload=False),
         "LLAMA_ARG_MMPROJ_OFFLOAD",
     ),
-    valued("-mmdev --mmproj-device", Taken("there is no projector"), "MTMD_BACKEND_DEVICE"),
-    valued("--image-min-tokens", Taken("images are not read here"), "LLAMA_ARG_IMAGE_MIN_TOKENS"),
-    valued("--image-max-tokens", Taken("images are not read here"), "LLAMA_ARG_IMAGE_MAX_TOKENS"),
-    valued("--mtmd-batch-max-tokens", Taken("images are not read here"), "LLAMA_ARG_MTMD_BATCH_MAX_TOKENS"),
+    valued(
+        "-mmdev --mmproj-device",
+        Taken("the projector runs on the first device of the model; --no-mmproj-offload keeps it on the CPU"),
+        "MTMD_BACKEND_DEVICE",
+    ),
+    valued("--image-min-tokens", sets("image_min_tokens"), "LLAMA_ARG_IMAGE_MIN_TOKENS"),
+    valued("--image-max-tokens", sets("image_max_tokens"), "LLAMA_ARG_IMAGE_MAX_TOKENS"),
+    valued("--mtmd-batch-max-tokens", Taken("images are encoded one after another"), "LLAMA_ARG_MTMD_BATCH_MAX_TOKENS"),
     valued("--video-fps", Taken("videos are not read here"), "LLAMA_ARG_VIDEO_FPS"),
     valued("--video-timestamp-interval", Taken("videos are not read here"), "LLAMA_ARG_VIDEO_TIMESTAMP_INTERVAL"),
     valued("--video-ffmpeg-dir", Taken("videos are not read here"), "LLAMA_ARG_VIDEO_FFMPEG_DIR"),
