@@ -99,3 +99,41 @@ test("names in a file reach no further than the chat", () => {
   assert.deepEqual(shown(chat), ["Ships?"]);
   assert.equal({}.text, undefined);
 });
+
+const RED = "data:image/png;base64,iVBORw0KGgo=";
+const BLUE = "data:image/jpeg;base64,/9j/4AAQ";
+
+test("images stand before the text of their message, and alone where there is none", () => {
+  const message = tree.newMessage("user", "What is it?", { images: [RED, BLUE] });
+  let chat = tree.add(tree.newChat(), null, message);
+  const [sent] = messagesTo(chat, message.id, "");
+  assert.deepEqual(sent.content, [
+    { type: "image_url", image_url: { url: RED } },
+    { type: "image_url", image_url: { url: BLUE } },
+    { type: "text", text: "What is it?" },
+  ]);
+  chat = tree.change(chat, message.id, { text: "" });
+  assert.equal(messagesTo(chat, message.id, "")[0].content.length, 2);
+  assert.equal(tree.titleOf(chat), "Image");
+});
+
+test("images are exported in OpenAI's form and come back, from branches and from plain messages", () => {
+  const chat = tree.add(tree.newChat(), null, tree.newMessage("user", "What is it?", { images: [RED] }));
+  const file = JSON.parse(JSON.stringify(exported(chat)));
+  assert.equal(file.messages[0].content[0].image_url.url, RED);
+  for (const data of [file, { messages: file.messages }]) {
+    const [message] = tree.path(imported(data)[0]);
+    assert.deepEqual([message.text, message.images], ["What is it?", [RED]]);
+  }
+});
+
+test("an image that lies elsewhere stays an address, and what is no image is left out", () => {
+  const others = ["https://example.com/a.png", "data:text/html;base64,AAAA", "data:image/svg+xml;base64,AAAA", 5, null];
+  const content = others.map((url) => ({ type: "image_url", image_url: { url } }));
+  const [chat] = imported([{ role: "user", content: [...content, { type: "image_url", image_url: RED }] }]);
+  const [message] = tree.path(chat);
+  assert.deepEqual([message.text, message.images], ["[image: https://example.com/a.png]", [RED]]);
+  const file = exported(chat);
+  file.ggufd.messages[0].images = [...file.ggufd.messages[0].images, "https://example.com/a.png"];
+  assert.equal(tree.path(imported(file)[0])[0].images, undefined);
+});

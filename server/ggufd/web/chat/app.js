@@ -3,6 +3,7 @@ import { IconButton } from "../shared/components.js";
 import { KeyDialog, ServerBanner } from "../shared/frame.js";
 import { Header } from "../shared/header.js";
 import { effect, html, useSignal } from "../shared/view.js";
+import { watchSight } from "./attachments.js";
 import { readAgain, takeUpAll } from "./conversation.js";
 import { ConversationView } from "./conversation_view.js";
 import { onChangeElsewhere, openChatId, readLibrary } from "./library.js";
@@ -34,6 +35,7 @@ export function App() {
 
 /** Open the chat that the address names, and keep the address up to date. */
 export async function openFromAddress() {
+  watchSight();
   await readLibrary();
   if (openChatId.value) await openChat(openChatId.value);
   takeUpAll();

@@ -2,7 +2,9 @@
 import { IconButton } from "../shared/components.js";
 import { facts } from "../shared/server.js";
 import { html, signal, useEffect, useRef } from "../shared/view.js";
+import { attach, attached, pastedFiles, takeAttached } from "./attachments.js";
 import * as conversation from "./conversation.js";
+import { AttachButton, AttachedImages } from "./images.js";
 
 /** What is written and not sent; it outlives a change of the chat. */
 export const draft = signal("");
@@ -33,12 +35,21 @@ export function Composer({ editLast }) {
   useEffect(() => {
     if (sendsByEnter()) ref.current?.focus();
   }, [conversation.chat.value.id]);
+  const canSend = () =>
+    attached.value.every((one) => one.uri) && (draft.value.trim() !== "" || attached.value.length > 0);
   const send = () => {
-    if (isBusy || !draft.value.trim()) return;
+    if (isBusy || !canSend()) return;
     const said = draft.value;
     draft.value = "";
-    conversation.send(said);
+    conversation.send(said, takeAttached());
     ref.current?.focus();
+  };
+  /** @param {ClipboardEvent} event */
+  const paste = (event) => {
+    const files = pastedFiles(event.clipboardData);
+    if (!files.length) return;
+    event.preventDefault();
+    attach(files);
   };
   /** @param {KeyboardEvent} event */
   const press = (event) => {
@@ -49,11 +60,15 @@ export function Composer({ editLast }) {
   };
   const model = facts.value?.model;
   return html`<form class="composer" onSubmit=${(/** @type {Event} */ event) => (event.preventDefault(), send())}>
-    <textarea ref=${ref} rows="1" class="composer-field" aria-label="Message" enterkeyhint="enter"
-      placeholder=${model ? `Message ${model}` : "Message"} value=${text} onKeyDown=${press}
-      onInput=${(/** @type {any} */ event) => (draft.value = event.target.value)}></textarea>
-    ${isBusy
-      ? html`<${IconButton} kind="send" icon="stop" name="Stop (Esc)" onClick=${conversation.stop} />`
-      : html`<${IconButton} kind="send" icon="send" name="Send" disabled=${!text.trim()} onClick=${send} />`}
+    <${AttachedImages} />
+    <div class="composer-row">
+      <${AttachButton} />
+      <textarea ref=${ref} rows="1" class="composer-field" aria-label="Message" enterkeyhint="enter"
+        placeholder=${model ? `Message ${model}` : "Message"} value=${text} onKeyDown=${press} onPaste=${paste}
+        onInput=${(/** @type {any} */ event) => (draft.value = event.target.value)}></textarea>
+      ${isBusy
+        ? html`<${IconButton} kind="send" icon="stop" name="Stop (Esc)" onClick=${conversation.stop} />`
+        : html`<${IconButton} kind="send" icon="send" name="Send" disabled=${!canSend()} onClick=${send} />`}
+    </div>
   </form>`;
 }

@@ -134,10 +134,10 @@ export function isRunning(chatId) {
   return [...runs.value.values()].some((run) => run.chatId === chatId);
 }
 
-/** Say something, and have it answered. @param {string} text */
-export function send(text) {
+/** Say something, and have it answered. @param {string} text @param {string[]} images data URIs */
+export function send(text, images = []) {
   const id = chat.value.id;
-  const message = tree.newMessage("user", text);
+  const message = tree.newMessage("user", text, images.length ? { images } : {});
   update(id, (now) => tree.add(now, tree.last(now)?.id ?? null, message));
   openChatId.value = id;
   answer(id, message.id);
@@ -191,9 +191,10 @@ export function giveResults(id, texts) {
   answer(chatId, parent);
 }
 
-/** A version of an own message, and its answer. @param {string} id @param {string} text */
+/** A version of an own message with its images, and its answer. @param {string} id @param {string} text */
 export function sendInstead(id, text) {
-  const message = tree.newMessage("user", text);
+  const { images } = chat.value.messages[id];
+  const message = tree.newMessage("user", text, images ? { images } : {});
   update(chat.value.id, (now) => tree.add(now, now.messages[id].parent, message));
   answer(chat.value.id, message.id);
 }

@@ -4,6 +4,7 @@ import { html, useEffect, useLayoutEffect, useRef, useSignal } from "../shared/v
 import { IconButton } from "../shared/components.js";
 import { Composer, focusComposer } from "./composer.js";
 import * as conversation from "./conversation.js";
+import { DropZone } from "./images.js";
 import { MessageView } from "./message_view.js";
 import { SystemPrompt } from "./system_prompt.js";
 import { path, titleOf } from "./tree.js";
@@ -53,6 +54,7 @@ export function ConversationView() {
       </div></div>
     </div>
     <${Announcer} />
+    <${DropZone} />
   </main>`;
 }
 

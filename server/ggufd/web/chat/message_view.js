@@ -7,6 +7,7 @@ import { html, signal, useEffect, useLayoutEffect, useRef, useSignal } from "../
 import * as conversation from "./conversation.js";
 import { AnswerFacts } from "./facts.js";
 import { GrowingText } from "./growing_text.js";
+import { MessageImages } from "./images.js";
 import { requestOf } from "./openai.js";
 import { TokenView } from "./tokens.js";
 import { versions } from "./tree.js";
@@ -39,10 +40,11 @@ export function MessageView({ message, isLast, isEditing, edit, onGrow }) {
   const who = isOwn ? "You" : message.role === "tool" ? "Tool" : "Answer";
   return html`<article class="message ${message.role}" aria-label=${who} aria-busy=${Boolean(run)}
     data-message=${message.id}>
+    ${isOwn && message.images && html`<${MessageImages} images=${message.images} />`}
     ${isEditing
       ? html`<${Editor} message=${message} onClose=${() => edit(false)} />`
       : isOwn
-        ? html`<${PlainText} text=${message.text} />`
+        ? (message.text || !message.images) && html`<${PlainText} text=${message.text} />`
         : html`<${Answer} message=${message} run=${run} isLast=${isLast} onGrow=${onGrow} />`}
     ${!isEditing && html`<${Actions} message=${message} isLast=${isLast} isRunning=${Boolean(run)} edit=${edit} />`}
   </article>`;
@@ -214,7 +216,7 @@ function Editor(/** @type {{message: Message, onClose: () => void}} */ { message
   const close = (act) => () => {
     const text = ref.current?.value ?? "";
     onClose();
-    if (text.trim()) act(message.id, text);
+    if (text.trim() || message.images) act(message.id, text);
   };
   const goOn = close(isOwn ? conversation.sendInstead : conversation.goOnFrom);
   const isBusy = conversation.isRunning(conversation.chat.value.id);

@@ -1,4 +1,5 @@
 // Chats in OpenAI's form: what is sent, and what is exported and imported. Pure functions.
+import { isImage } from "./image_files.js";
 import { add, newChat, newMessage, path, pathTo, titleOf } from "./tree.js";
 
 /** @typedef {import("../shared/types.js").Chat} Chat */
@@ -18,7 +19,7 @@ export class NotAChat extends Error {}
  */
 export function toOpenAi(message, text = message.text) {
   /** @type {Record<string, unknown>} */
-  const made = { role: message.role, content: text };
+  const made = { role: message.role, content: message.images?.length ? partsOf(message.images, text) : text };
   if (message.role === "tool") made.tool_call_id = message.toolCallId ?? "";
   if (message.reasoning) made.reasoning_content = message.reasoning;
   if (message.toolCalls?.length) {
@@ -29,6 +30,12 @@ export function toOpenAi(message, text = message.text) {
     }));
   }
   return made;
+}
+
+/** @param {string[]} images @param {string} text */
+function partsOf(images, text) {
+  const parts = images.map((url) => ({ type: "image_url", image_url: { url } }));
+  return text ? [...parts, { type: "text", text }] : parts;
 }
 
 /**
@@ -143,6 +150,8 @@ function fromMessages(data) {
 function more(one) {
   /** @type {Partial<Message>} */
   const found = {};
+  const images = imagesOf(one.content);
+  if (images.length) found.images = images;
   if (one.role === "tool") found.toolCallId = textOf(one.tool_call_id);
   if (typeof one.reasoning_content === "string") found.reasoning = one.reasoning_content;
   if (Array.isArray(one.tool_calls)) {
@@ -158,7 +167,23 @@ function more(one) {
 /** The text of a message, also where it is in parts. @param {any} one @returns {string} */
 function contentOf(one) {
   if (!Array.isArray(one.content)) return textOf(one.content);
-  return one.content.map((/** @type {any} */ part) => textOf(part?.text)).join("");
+  return one.content.map((/** @type {any} */ part) => textOf(part?.text) || elsewhere(part)).join("");
+}
+
+/** The address of an image that is in a part. @param {any} part @returns {unknown} */
+function addressIn(part) {
+  return part?.type === "image_url" ? (part.image_url?.url ?? part.image_url) : undefined;
+}
+
+/** The images that a content holds itself. @param {unknown} content @returns {string[]} */
+function imagesOf(content) {
+  return Array.isArray(content) ? content.map(addressIn).filter(isImage) : [];
+}
+
+/** An image that lies elsewhere is no more than its address: the page fetches nothing. @param {any} part @returns {string} */
+function elsewhere(part) {
+  const address = addressIn(part);
+  return typeof address === "string" && !address.startsWith("data:") ? `[image: ${address}]` : "";
 }
 
 /** @param {unknown} value @returns {string} */
@@ -191,6 +216,7 @@ function fromBranches(own) {
 const FIELDS = {
   reasoning: isText,
   toolCallId: isText,
+  images: (value) => isListOf(value, isImage) && value.length > 0,
   begun: isText,
   responseId: isText,
   model: isText,

@@ -154,7 +154,7 @@ export function last(chat) {
 export function titleOf(chat) {
   if (chat.title) return chat.title;
   const first = path(chat).find((message) => message.role === "user");
-  const text = (first?.text ?? "").trim().replace(/\s+/g, " ");
+  const text = (first?.text ?? "").trim().replace(/\s+/g, " ") || (first?.images ? "Image" : "");
   return text.length > TITLE_LENGTH ? `${text.slice(0, TITLE_LENGTH).trimEnd()}…` : text || "New chat";
 }
 

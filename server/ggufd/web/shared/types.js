@@ -32,6 +32,7 @@
  * @property {string} text
  * @property {number} created - Unix time in milliseconds
  * @property {"done" | "writing" | "stopped" | "failed"} state
+ * @property {string[]} [images] - data URIs, of a person's message
  * @property {string} [reasoning]
  * @property {ToolCall[]} [toolCalls]
  * @property {string} [toolCallId] - of a tool's message: the call that it answers
