@@ -60,6 +60,7 @@ ROOMS: tuple[str, ...] = (
     "model_pool",
     "api.http",
     "api.services",
+    "api.images",
     "api.request",
     "api.request.chat",
     "api.answer",

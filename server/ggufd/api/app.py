@@ -33,6 +33,7 @@ from ggufd.api.ops import health
 from ggufd.api.request.docs import Documentation
 from ggufd.api.routing import add_routes
 from ggufd.api.services.adapters import AdapterScales
+from ggufd.api.services.images import ImageService
 from ggufd.api.services.response_store import ResponseStore
 from ggufd.api.services.revocation import Revocations
 from ggufd.api.services.services import EngineService, ModelSwitcher, Services, TextService
@@ -50,18 +51,19 @@ def create_app(
     config: ApiConfig,
     models: ModelSwitcher | None = None,
     sinks: Sequence[Sink] = (),
+    images: ImageService | None = None,
 ) -> FastAPI:
     """The application over one engine and one text process; both are started and stopped by the caller.
 
-    `models` may give it others later; `sinks` are told of every request that ended. Raises ConfigError when the file of
-    stored responses or the folder of batches cannot be used.
+    `models` may give it others later; `sinks` are told of every request that ended; `images` reads images, where the
+    model has a projector. Raises ConfigError when the file of stored responses or the folder of batches cannot be used.
     """
     let_streams_finish()
     # /docs with its scripts from here: a machine that serves a model often has no internet.
     app = FastAPIOffline(
         title="ggufd", version=__version__, redoc_url=None, redirect_slashes=False, static_url=DOCS_FILES
     )
-    services = app.state.services = _services(engine, text, config, models)
+    services = app.state.services = _services(engine, text, config, models, images)
     app.state.streams = StreamStore(config.streams, config.keys)
     app.state.streams.export(services.metrics)
     if config.keys is not None:
@@ -79,7 +81,13 @@ def create_app(
     return app
 
 
-def _services(engine: EngineService, text: TextService, config: ApiConfig, models: ModelSwitcher | None) -> Services:
+def _services(
+    engine: EngineService,
+    text: TextService,
+    config: ApiConfig,
+    models: ModelSwitcher | None,
+    images: ImageService | None,
+) -> Services:
     return Services(
         engine,
         text,
@@ -92,6 +100,7 @@ def _services(engine: EngineService, text: TextService, config: ApiConfig, model
         ),
         batches=None if config.batch_dir is None else _batch_store(config.batch_dir, config),
         advisor=CacheAdvisor(schedule=_call_later),
+        images=images,
     )
 
 
@@ -131,10 +140,12 @@ def _batch_store(folder: Path, config: ApiConfig) -> BatchStore:
     return BatchStore(folder, config.batch_limits, keep_s=config.batch_keep_s)
 
 
-def _serve(app: FastAPI, engine: EngineService, text: TextService, config: ApiConfig) -> None:
+def _serve(
+    app: FastAPI, engine: EngineService, text: TextService, config: ApiConfig, images: ImageService | None = None
+) -> None:
     """From the next request on; those under way keep the services that they began with."""
     app.state.services.advisor.forget_prompts()
     app.state.services = dataclasses.replace(
-        app.state.services, engine=engine, text=text, config=config, adapters=AdapterScales(config)
+        app.state.services, engine=engine, text=text, config=config, adapters=AdapterScales(config), images=images
     )
     app.state.live.collector.serve(engine)

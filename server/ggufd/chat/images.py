@@ -102,6 +102,10 @@ class ImageMarkers:
         """Numbers of the images whose markers stand in a text, in order."""
         return [self._index[marker] for marker in self.split(text)[1::2]]
 
+    def replaced(self, text: str, by: Sequence[str]) -> str:
+        """A text in which another text stands for each image, by its number."""
+        return text if self._any is None else self._any.sub(lambda match: by[self._index[match[0]]], text)
+
     def as_parts(self, text: str) -> list[dict[str, str]]:
         """Content for a template that knows images: each image, and its marker right behind it as a text."""
         parts: list[dict[str, str]] = []

@@ -192,7 +192,7 @@ class Daemon:
         sinks = [] if self._traces is None else [self._traces.observe]
         settings = self._config.server
         limits = ConnectionLimits(settings.read_timeout_s, settings.write_timeout_s, listen.connections_limit())
-        app = create_app(served.engine, served.text, served.api, models, sinks)
+        app = create_app(served.engine, served.text, served.api, models, sinks, served.images)
         self._batches = getattr(app.state, "batch_worker", None)
         return Server(
             uvicorn.Config(

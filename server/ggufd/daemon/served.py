@@ -24,6 +24,7 @@ from ggufd.settings.config import settings as all_settings
 
 if TYPE_CHECKING:
     # None of it is needed, nor starlette imported, before the engine's process has been started.
+    from ggufd.api.services.images import ImageService
     from ggufd.api.services.services import Report, Show
     from ggufd.api.services.settings import ApiConfig
     from ggufd.chat.process.calls import TextCalls
@@ -62,6 +63,7 @@ class Served:
     engine: EngineClient
     text: TextCalls
     api: ApiConfig
+    images: ImageService | None = None
 
     async def wait_ready(self) -> Ready:
         """Wait for the engine's report of the loaded model. Raises ModelError when it cannot serve."""
@@ -203,7 +205,7 @@ class ServedModels:
     def _serve(self, one: Served) -> None:
         one.engine.start()
         self.served = one
-        self._show(one.engine, one.text, one.api)
+        self._show(one.engine, one.text, one.api, one.images)
 
 
 async def _drain(old: Served) -> None:

@@ -218,7 +218,7 @@ async def test_other_routes_refuse_foreign_biases() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]", "invalid_value"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
-            "messages[0].content[0]",
+            "messages[0].content[0].image_url",
             "unsupported",
         ),
         (

@@ -33,7 +33,9 @@ async def test_what_is_not_done_is_named(path: str, body: dict[str, Any], ignore
 async def test_images_of_ollamas_clients_are_refused() -> None:
     body = {"messages": [{"role": "user", "content": "a", "images": ["aGk="]}], "stream": False}
     async with running() as api:
-        assert (await api.refused("/api/chat", body))["param"] == "images"
+        error = await api.refused("/api/chat", body)
+    assert (error["param"], error["code"]) == ("messages[0].images[0]", "unsupported")
+    assert "--mmproj" in error["message"]
 
 
 @pytest.mark.parametrize("path", ["/api/tags", "/api/ps", "/api/version", "/api/extra/perf", "/v1/internal/model/info"])

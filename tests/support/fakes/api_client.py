@@ -17,6 +17,7 @@ from ggufd.api.services.settings import ApiConfig
 from ggufd.errors import GgufdError
 from ggufd.keys.ring import Key, KeyRing, Role, digest_of
 from tests.support.fakes.fake_engine import FakeEngine, FakeText
+from tests.support.fakes.fake_images import FakeImages
 
 
 class Api:
@@ -99,12 +100,13 @@ async def running(
     text: FakeText | None = None,
     models: ModelSwitcher | None = None,
     sinks: Sequence[Sink] = (),
+    images: FakeImages | None = None,
     **settings: Any,
 ) -> AsyncIterator[Api]:
     """The application over fakes."""
     engine, text = engine or FakeEngine(), text or FakeText()
     config = ApiConfig(**({"model_id": "fake-model", "build": "test"} | settings))
-    app = create_app(engine, text, config, models, sinks)
+    app = create_app(engine, text, config, models, sinks, images)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield Api(engine, text, http)

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggufd.chat.answers.answer_planner import AnswerPlanner
+from ggufd.chat.content import text_of
 from ggufd.chat.deltas.thinking import Thinking
-from ggufd.chat.prompt import ChatPrompt, RenderedChat, TextInfo
+from ggufd.chat.images import ImageMarkers, marker_of
+from ggufd.chat.prompt import ChatPrompt, ImagePlace, RenderedChat, TextInfo
 from ggufd.engine.messages.events import (
     Admitted,
     CacheReport,
@@ -35,6 +37,7 @@ from ggufd.engine.messages.events import (
     Turn,
     Usage,
 )
+from ggufd.engine.messages.images import row_tokens
 from ggufd.engine.messages.reports import (
     EmbeddingInfo,
     LiveState,
@@ -238,7 +241,11 @@ class FakeEngine:
 def _check(request: EngineRequest, ready: Ready | None) -> None:
     assert request.prompt, "an empty prompt"
     assert isinstance(request.prompt, tuple)
-    assert all(type(token) is int and 0 <= token < N_VOCAB for token in request.prompt), "a token out of the vocabulary"
+    rows = [token for span in request.images for token in row_tokens(span.rows.digest, span.rows.n_rows)]
+    assert [token for token in request.prompt if token < 0] == rows, "rows that are of no image"
+    assert all(request.prompt[span.start] == row_tokens(span.rows.digest, 1)[0] for span in request.images)
+    assert all(span.rows.path for span in request.images), "an image that was not encoded"
+    assert all(type(token) is int and token < N_VOCAB for token in request.prompt), "a token out of the vocabulary"
     assert ready is None or len(request.prompt) < ready.n_ctx, "a prompt that does not fit"
     assert request.n >= 1
     assert request.max_tokens is None or request.max_tokens >= 1
@@ -496,6 +503,12 @@ def _logprob(token: int, logprob: float, n: int) -> TokenLogprob:
     return TokenLogprob(token, piece(token), logprob, top)
 
 
+def _written(content: object) -> str:
+    """Content as the fake's template writes it: parts other than those with images as they are."""
+    has_images = isinstance(content, list) and any(marker_of(part) for part in content)
+    return text_of(content) if has_images else str(content)
+
+
 class FakeText:
     """The text process over bytes. Its template writes `role: content` lines, then `opened`.
 
@@ -545,15 +558,17 @@ class FakeText:
     async def render(self, chat: ChatPrompt) -> RenderedChat:
         self.chats.append(chat)
         asked, chat = chat, self.planner.prepare(chat)
-        lines = [f"{message['role']}: {message['content']}" for message in chat.messages]
+        lines = [f"{message['role']}: {_written(message['content'])}" for message in chat.messages]
         is_continued = chat.messages[-1]["role"] == "assistant" and chat.continue_final_message is not False
         text = "\n".join(lines) + ("" if is_continued else f"\nassistant: {self.opened}")
         roles = [message["role"] for message in chat.messages]
         repairs = ("merge_same_role",) if any(a == b for a, b in itertools.pairwise(roles)) else ()
         plan = self.planner.plan(asked, text, str(chat.messages[-1]["content"]) if is_continued else "")
+        markers = ImageMarkers(asked.markers)
+        ends = itertools.accumulate(len(piece.encode()) for piece in markers.texts(text))
         return RenderedChat(
             text,
-            tuple(text.encode()),
+            tuple("".join(markers.texts(text)).encode()),
             (*repairs, *plan.loosened),
             form=plan.form,
             shown=plan.shown,
@@ -561,6 +576,7 @@ class FakeText:
             frame=plan.frame,
             reasoning=_reasoning_limit(plan.reasoning),
             parallel_tool_calls=self.planner.may_repeat(asked),
+            images=tuple(ImagePlace(end, image) for end, image in zip(ends, markers.indexes(text), strict=False)),
         )
 
     async def check_json(self, schema: str, text: str) -> None:

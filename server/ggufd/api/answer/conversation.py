@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.answer.generation import Generation, collect, submit
 from ggufd.api.answer.reader import AnswerReader
+from ggufd.api.images.prompts import ImagePrompt, RequestImages
 from ggufd.api.request.chat.schemas import ChatRequest
 from ggufd.api.request.chat.tools import check_choice
 from ggufd.api.request.requests import check_n, engine_request
@@ -21,7 +22,8 @@ from ggufd.api.services.services import Services
 from ggufd.chat.advice.repairs import repair_messages
 from ggufd.chat.answers.parser import AnswerParser
 from ggufd.chat.deltas.answer import Answer, Delta
-from ggufd.chat.prompt import AnswerFormat, ChatPrompt, RenderedChat, ToolMode, any_arguments
+from ggufd.chat.images import ImageMarkers, images_of, with_markers, with_texts
+from ggufd.chat.prompt import AnswerFormat, ChatPrompt, Message, RenderedChat, ToolMode, any_arguments
 from ggufd.engine.messages.events import Finish, Output
 from ggufd.engine.messages.sampling import ReasoningBudget
 from ggufd.errors import InvalidRequest
@@ -36,6 +38,14 @@ class Answered(NamedTuple):
     finish: Finish
     logprobs: Sequence[Mapping[str, object]]
     reasoning_tokens: int
+
+
+class _Prompt(NamedTuple):
+    """Rendered prompt with the rows of its images, and the messages as they are shown: names stand for images."""
+
+    chat: RenderedChat
+    images: ImagePrompt | None
+    shown: tuple[Message, ...]
 
 
 class _Reading:
@@ -61,15 +71,23 @@ class Conversation:
     """One chat request. `param` is what the client calls the messages.
 
     After `start`, `headers` are for the response, `prompt` is the rendered text, and `parallel_tool_calls` says whether
-    an answer may call several.
+    an answer may call several. `images` has what is known of the images of the same HTTP request.
     """
 
-    def __init__(self, services: Services, fields: ChatRequest, caller: Caller, param: str = "messages") -> None:
+    def __init__(
+        self,
+        services: Services,
+        fields: ChatRequest,
+        caller: Caller,
+        param: str = "messages",
+        images: RequestImages | None = None,
+    ) -> None:
         self._services = services
         self._fields = fields
         self._caller = caller
         self._param = param
         self._messages, self._cache_repairs = repair_messages(fields.messages, services.config.cache_repairs)
+        self._images = images or RequestImages(services.images, services.text)
         self.explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         self.n_logprobs = _n_logprobs(fields)
         self.headers: dict[str, str] = {}
@@ -86,7 +104,7 @@ class Conversation:
         """Render and submit. Raises what refuses it. Where no tokens are wanted the prompt is read, and that is all."""
         services = self._services
         ready = services.require_ready()
-        rendered = await self.render()
+        rendered, images, shown = await self._assemble()
         self._form = rendered.form if services.config.output.chat_parsing else AnswerFormat()
         self.parallel_tool_calls = rendered.parallel_tool_calls
         may_call = self._fields.choice.mode is not ToolMode.NONE
@@ -94,7 +112,7 @@ class Conversation:
         self._report(rendered.repairs)
         self.prompt = rendered.text
         tools = tuple(tool["function"]["name"] for tool in self._fields.tools)
-        self.explainer.add_prompt(rendered.text, self._messages, tools)
+        self.explainer.add_prompt(rendered.text, shown, tools)
         request = await engine_request(
             services,
             self._without_foreign_biases(ready.model.n_vocab),
@@ -104,6 +122,7 @@ class Conversation:
             n_logprobs=self.n_logprobs,
             rendered=rendered,
             reasoning_budget=self._limited(rendered.reasoning),
+            images=images,
         )
         self._generation = await submit(
             services,
@@ -122,6 +141,11 @@ class Conversation:
         parser = AnswerParser(self._form, keeps_thinking=self._keeps_thinking)
         return AnswerReader(parser, functools.partial(self._generation.finish, index))
 
+    @property
+    def image_tokens(self) -> int:
+        """Rows of images in the prompt, once the request was started."""
+        return 0 if self._generation is None else self._generation.image_tokens
+
     async def answers(self) -> list[Answered]:
         """Start, and wait for every choice."""
         generation = await self.start()
@@ -138,16 +162,32 @@ class Conversation:
         return [*held, (schema, answer.content)] if schema and (answer.content or not answer.calls) else held
 
     async def render(self) -> RenderedChat:
-        """The rendered prompt, without generating: to count its tokens."""
+        """The rendered prompt, without generating: to count its tokens, those of its images too."""
+        return (await self._assemble()).chat
+
+    async def _assemble(self) -> _Prompt:
+        """The rendered prompt with the rows of its images, which are measured and not encoded yet."""
+        parts = tuple(images_of(self._messages))
+        if not parts:
+            return _Prompt(await self._render(self._messages, ()), None, self._messages)
+        messages, markers = with_markers(self._messages, self._services.image_key)
+        rendered = await self._render(messages, markers)
+        images = await self._images.place(rendered.tokens, rendered.images, parts)
+        text = ImageMarkers(markers).replaced(rendered.text, images.texts)
+        chat = dataclasses.replace(rendered, text=text, tokens=images.tokens)
+        return _Prompt(chat, images, with_texts(self._messages, images.texts))
+
+    async def _render(self, messages: tuple[Message, ...], markers: tuple[str, ...]) -> RenderedChat:
         fields = self._fields
         chat = ChatPrompt(
-            self._messages,
+            messages,
             add_generation_prompt=fields.add_generation_prompt,
             continue_final_message=self._continues,
             template_kwargs=self._template_kwargs(),
             tools=fields.tools,
             tool_choice=fields.choice,
             parallel_tool_calls=fields.parallel_tool_calls,
+            markers=markers,
         )
         try:
             rendered = await self._services.text.render(chat)

@@ -5,11 +5,13 @@ Made for who sends `explain_cache`, and for the log when its level is debug. Kno
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ggufd.api.images.prompts import shown_row, shown_rows
 from ggufd.api.services.services import TextService
 from ggufd.chat.prompt import Message
 from ggufd.chat.rendering.places import find_messages
@@ -65,7 +67,7 @@ class CacheExplainer:
         prompt = self.prompt(index // request.n)
         difference = usage.cache.difference
         try:
-            first = None if difference is None else await self._difference(request.prompt, prompt, difference)
+            first = None if difference is None else await self._difference(request, prompt, difference)
         except GgufdError as error:
             logger.warning("the cache could not be explained: %s", error.message)
             return
@@ -80,30 +82,64 @@ class CacheExplainer:
         _log(request.request_id, self._made[index])
 
     async def _difference(
-        self, tokens: Sequence[int], prompt: SentPrompt, difference: CacheDifference
+        self, request: EngineRequest, prompt: SentPrompt, difference: CacheDifference
     ) -> dict[str, Any]:
         first, held = difference.token, difference.held
-        before = tokens[max(0, first - _N_BEFORE) : first]
+        since = max(0, first - _N_BEFORE)
         return {
             "token": first,
-            **await self._place(tokens, prompt, first),
-            "prompt": await self._text.decode([*before, *tokens[first : first + _N_AFTER]]),
-            "cached": None if held is None else await self._text.decode([*before, *held]),
+            **await self._place(request, prompt, first),
+            **_image_at(request, first),
+            "prompt": await self._decoded(request, since, first + _N_AFTER),
+            "cached": None if held is None else await self._held(request, since, first, held),
         }
 
-    async def _place(self, tokens: Sequence[int], prompt: SentPrompt, first: int) -> dict[str, Any]:
+    async def _decoded(self, request: EngineRequest, start: int, end: int | None = None) -> str:
+        """Text of a part of a prompt, with a name for each image."""
+        tokens, texts = request.prompt, []
+        end = len(tokens) if end is None else min(end, len(tokens))
+        for span in request.images:
+            if start < span.end and span.start < end:
+                texts += [await self._text.decode(tokens[start : max(start, span.start)]), shown_rows(span.rows)]
+                start = span.end
+        return "".join([*texts, await self._text.decode(tokens[start:end])])
+
+    async def _held(self, request: EngineRequest, start: int, end: int, held: Sequence[int]) -> str:
+        """Text of what the cache held behind a part that it shares with the prompt.
+
+        Of images side by side in the cache only the first is named.
+        """
+        before = request.prompt[start:end]
+        if all(token >= 0 for token in (*before, *held)):
+            # At once: a character may begin before the difference and end behind it.
+            return await self._text.decode([*before, *held])
+        texts = [await self._decoded(request, start, end)]
+        for is_image, run in itertools.groupby(held, key=lambda token: token < 0):
+            numbers = list(run)
+            texts.append(shown_row(numbers[0]) if is_image else await self._text.decode(numbers))
+        return "".join(texts)
+
+    async def _place(self, request: EngineRequest, prompt: SentPrompt, first: int) -> dict[str, Any]:
         """In which message token `first` is and at which character of it; outside of all, the prompt's character.
 
         Counted from the end: a tokenizer may add to the beginning of a text, never to its end. What the template writes
         before a message belongs to it.
         """
-        text = await self._text.decode(tokens) if prompt.text is None else prompt.text
-        character = _beginning(text, await self._text.decode(tokens[first:]))
+        text = await self._decoded(request, 0) if prompt.text is None else prompt.text
+        character = _beginning(text, await self._decoded(request, first))
         for place in find_messages(text, prompt.messages):
             if character < place.end:
                 inside = max(0, character - place.start) + place.first
                 return {"character": inside, "message": place.message, "role": place.role}
         return {"character": character, "message": None, "role": None}
+
+
+def _image_at(request: EngineRequest, token: int) -> dict[str, Any]:
+    """`{"image": name}` of a prompt with images where it differs in one of them; null where it does not."""
+    if not request.images:
+        return {}
+    names = (shown_rows(span.rows) for span in request.images if span.start <= token < span.end)
+    return {"image": next(names, None)}
 
 
 def _beginning(text: str, rest: str) -> int:

@@ -104,6 +104,11 @@ class Generation:
         self._streams[index // self.n].finish(index % self.n)
 
     @property
+    def image_tokens(self) -> int:
+        """Rows of images in all prompts."""
+        return sum(span.rows.n_rows for request in self.requests for span in request.images)
+
+    @property
     def text(self) -> str:
         """The first choice's text so far."""
         return "".join(self._choices[0].texts)

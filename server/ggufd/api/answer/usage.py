@@ -21,12 +21,17 @@ def finish_reason(finish: Finish, *, has_calls: bool = False) -> str:
 
 
 def usage_json(
-    usages: Sequence[Usage], n: int, *, reasoning_tokens: int | None = None, has_bans: bool = False
+    usages: Sequence[Usage],
+    n: int,
+    *,
+    reasoning_tokens: int | None = None,
+    has_bans: bool = False,
+    image_tokens: int = 0,
 ) -> dict[str, Any]:
     """OpenAI's `usage` over all sequences, `n` for each prompt: a prompt counts once, whatever `n` is.
 
     `reasoning_tokens` of the completion were reasoning; None where it is not parsed. With `has_bans` it tells how
-    often a banned phrase was taken back.
+    often a banned phrase was taken back. `image_tokens` of the prompts are rows of images, told where there are any.
     """
     firsts = usages[::n]
     prompt = sum(usage.prompt_tokens for usage in firsts)
@@ -35,11 +40,20 @@ def usage_json(
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts), **_moved(firsts)},
+        "prompt_tokens_details": {
+            "cached_tokens": sum(usage.cached_tokens for usage in firsts),
+            **images_json(image_tokens),
+            **_moved(firsts),
+        },
         **({} if reasoning_tokens is None else {"completion_tokens_details": {"reasoning_tokens": reasoning_tokens}}),
         **_dropped(usages),
         **({"banned_rewinds": sum(usage.rewinds for usage in usages)} if has_bans else {}),
     }
+
+
+def images_json(image_tokens: int) -> dict[str, int]:
+    """How many of a prompt's tokens are rows of images, where any are."""
+    return {"image_tokens": image_tokens} if image_tokens else {}
 
 
 def _moved(usages: Sequence[Usage]) -> dict[str, int]:

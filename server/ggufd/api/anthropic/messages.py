@@ -43,7 +43,7 @@ async def create_message(request: Request) -> Response:
         refuse_resumable(chat.resumable)
     with origins.in_errors():
         conversation = Conversation(services, chat, caller_of(request))
-        generation = await conversation.start()
+        generation = await until_disconnect(request, conversation.start())
     writer = MessageWriter(
         services.config.model_id,
         conversation.reader(),

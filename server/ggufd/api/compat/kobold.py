@@ -10,19 +10,21 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import Strict
+from pydantic import Strict, WithJsonSchema
 from starlette.responses import Response
 
 from ggufd import __version__
+from ggufd.api.answer.counting import chat_tokens, shown_tokens
 from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.answer.generation import FinishedChoice, Generation, collect, submit, until_disconnect
 from ggufd.api.answer.sse import ChunkFormat
 from ggufd.api.answer.usage import finish_reason
 from ggufd.api.http.body import JsonObject, read_json, read_optional_json
 from ggufd.api.http.json_response import dumps, json_response, list_response
+from ggufd.api.images.references import ImageList
 from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import KOBOLD
-from ggufd.api.request.prompts import encode_text
+from ggufd.api.request.prompts import encode_mixed
 from ggufd.api.request.requests import GenerationFields, check_n, engine_request, refuse_unavailable
 from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import Body, validate
@@ -49,11 +51,15 @@ _NEVER_STOPPED = -1
 
 
 class KoboldRequest(GenerationFields):
-    """`memory` goes before the prompt; `genkey` is a name of the client's choice for `check` and `abort`."""
+    """`memory` goes before the prompt, and `images` between the two.
+
+    `genkey` is a name of the client's choice for `check` and `abort`.
+    """
 
     prompt: Annotated[str, Strict()]
     memory: Annotated[str, Strict()] = ""
     genkey: Annotated[str, Strict()] = ""
+    images: ImageList = ()
 
 
 _EXAMPLES: Mapping[str, Any] = {
@@ -91,23 +97,23 @@ async def generate_stream(request: Request) -> Response:
     services, fields, caller = await _read(request)
     check_n("n", fields.n, 1)
     explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
-    generation = await _start(services, fields, caller, explainer)
+    generation = await until_disconnect(request, _start(services, fields, caller, explainer))
     return await streamed(request, generation, _Tokens(explainer), fields.resumable)
 
 
 async def _read(request: Request) -> tuple[Services, KoboldRequest, Caller]:
     services = services_of(request)
     body = await read_json(request, services.config.max_body_bytes)
-    refuse_unavailable(body)
+    refuse_unavailable(body, takes_images=True)
     fields = validate(KoboldRequest, body, KOBOLD)
     return services, fields, caller_of(request, fields.genkey)
 
 
 async def _start(services: Services, fields: KoboldRequest, caller: Caller, explainer: CacheExplainer) -> Generation:
-    text = fields.memory + fields.prompt
-    explainer.add_prompt(text)
-    tokens = await encode_text(services, text, add_bos=True)
-    request = await engine_request(services, fields, tokens, caller=caller, param="prompt")
+    texts = (fields.memory, *fields.images, fields.prompt) if fields.images else (fields.memory + fields.prompt,)
+    prompt = await encode_mixed(services, texts, add_bos=True)
+    explainer.add_prompt(prompt.text)
+    request = await engine_request(services, fields, prompt.tokens, caller=caller, param="prompt", images=prompt.images)
     return await submit(
         services,
         [request],
@@ -179,18 +185,24 @@ async def abort(request: Request) -> Response:
 
 
 class CountRequest(Body):
-    """A text to be counted; `special` counts a BOS too."""
+    """A text to be counted, or messages; `special` counts a text's BOS too."""
 
-    prompt: Annotated[str, Strict()]
+    prompt: Annotated[str, Strict()] | None = None
+    messages: Annotated[list[Any], WithJsonSchema({"type": "array", "items": {"type": "object"}})] | None = None
     special: Bool = True
 
 
 @extra.post("/tokencount", **documented(CountRequest, {"text": {"prompt": "Hello world", "special": False}}))
 async def token_count(request: Request) -> Response:
-    """Tokens of a text, and their number."""
+    """Tokens of a text, or of a conversation in the model's template, and their number; of each row of an image -1."""
     services = services_of(request)
     fields = validate(CountRequest, await read_json(request, services.config.max_body_bytes), {})
     services.require_ready()
+    if fields.messages is not None:
+        ids = shown_tokens(await chat_tokens(services, fields.messages))
+        return await list_response("ids", ids, {"value": len(ids)})
+    if fields.prompt is None:
+        raise InvalidRequest("'prompt': is required but missing.", param="prompt")
     tokens = await services.text.encode(fields.prompt, add_special=fields.special)
     return await list_response("ids", tokens, {"value": len(tokens)})
 

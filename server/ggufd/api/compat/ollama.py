@@ -21,11 +21,12 @@ from ggufd.api.answer.reader import AnswerReader
 from ggufd.api.answer.usage import finish_reason
 from ggufd.api.http.body import JsonObject, read_json, read_optional_json
 from ggufd.api.http.json_response import json_response
+from ggufd.api.images.references import ImageList, read_image_list
 from ggufd.api.request.chat.messages import read_messages
 from ggufd.api.request.chat.schemas import ChatRequest
 from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import OLLAMA, OLLAMA_CHAT
-from ggufd.api.request.prompts import encode_text
+from ggufd.api.request.prompts import EncodedPrompt, encode_mixed
 from ggufd.api.request.requests import GenerationFields, check_n, engine_request, refuse_unavailable
 from ggufd.api.request.sampling import Bool
 from ggufd.api.request.validation import validate
@@ -43,7 +44,7 @@ from ggufd.chat.deltas.answer import (
 )
 from ggufd.engine.messages.events import Finish, Output, RequestEvent
 from ggufd.engine.messages.reports import Ready
-from ggufd.errors import InvalidRequest
+from ggufd.errors import InvalidRequest, Unsupported
 
 router = APIRouter(prefix="/api", tags=["Ollama"])
 
@@ -64,21 +65,27 @@ class GenerateRequest(GenerationFields):
     system: Annotated[str, Strict()] = ""
     suffix: Annotated[str, Strict()] = ""
     raw: Bool = False
+    images: ImageList = ()
 
 
 def _read_chat(value: Any) -> tuple[dict[str, Any], ...]:
     """OpenAI's messages, or none. Ollama's calls have no ids: results are known by their tool and their order."""
     if value == []:
         return ()
-    messages = [_as_openais(message) for message in value] if isinstance(value, list) else value
+    messages = [_as_openais(*one) for one in enumerate(value)] if isinstance(value, list) else value
     return read_messages(messages, results_in_order=True)
 
 
-def _as_openais(message: Any) -> Any:
+def _as_openais(index: int, message: Any) -> Any:
+    """OpenAI's message: images stand before the text, as in Ollama's prompts."""
     if not isinstance(message, Mapping):
         return message
-    refuse_unavailable({"images": message.get("images")})
-    return {"name": message.get("tool_name"), **message}
+    # Those of /api/generate were read already, under the names that its client knows.
+    listed = message.get("images")
+    images = listed if isinstance(listed, tuple) else read_image_list(listed, f"messages[{index}].images")
+    content = message.get("content")
+    whole = {**message, "content": [*images, *([content] if content else [])]} if images else message
+    return {"name": message.get("tool_name"), **whole}
 
 
 class OllamaChatRequest(ChatRequest):
@@ -110,7 +117,7 @@ class OllamaWork(ABC):
             self._services.require_ready()
             return json_response(self.line(Answer(), done=True, done_reason="load"))
         if self._fields.stream:
-            return LineStream(await self.start(), _Lines(self))
+            return LineStream(await until_disconnect(self._request, self.start()), _Lines(self))
         return json_response(await until_disconnect(self._request, self._whole()))
 
     async def _whole(self) -> dict[str, Any]:
@@ -169,11 +176,13 @@ class _Continue(OllamaWork):
 
     @property
     def is_empty(self) -> bool:
-        return not self._body.prompt
+        return not self._body.prompt and not self._body.images
 
     async def start(self) -> Generation:
-        tokens = await self._tokens()
-        request = await engine_request(self._services, self._fields, tokens, caller=self._caller, param="prompt")
+        prompt = await self._prompt()
+        request = await engine_request(
+            self._services, self._fields, prompt.tokens, caller=self._caller, param="prompt", images=prompt.images
+        )
         return await submit(
             self._services,
             [request],
@@ -183,12 +192,16 @@ class _Continue(OllamaWork):
             keeps_stop=self._fields.include_stop_str_in_output,
         )
 
-    async def _tokens(self) -> Sequence[int]:
-        self.explainer.add_prompt(self._body.prompt)
-        if self._body.suffix:
+    async def _prompt(self) -> EncodedPrompt:
+        """The prompt behind its images; an infill has none."""
+        body = self._body
+        if body.suffix:
+            self.explainer.add_prompt(body.prompt)
             self._services.require_ready()
-            return await self._services.text.encode_infill(self._body.prompt, self._body.suffix)
-        return await encode_text(self._services, self._body.prompt, add_bos=True)
+            return EncodedPrompt(body.prompt, await self._services.text.encode_infill(body.prompt, body.suffix))
+        prompt = await encode_mixed(self._services, (*body.images, body.prompt), add_bos=True)
+        self.explainer.add_prompt(prompt.text)
+        return prompt
 
     def reader(self) -> AnswerReader:
         return AnswerReader(AnswerParser())
@@ -278,6 +291,8 @@ async def generate(request: Request) -> Response:
     """Continue a text, or answer it."""
     services, body = services_of(request), await _flat(request)
     fields = validate(GenerateRequest, body, OLLAMA)
+    if fields.images and fields.suffix:
+        raise Unsupported("'images': what stands before a suffix is written from text alone.", param="images")
     if fields.raw or fields.suffix:
         return await _Continue(services, fields, request).respond()
     chat = validate(OllamaChatRequest, _as_chat(body, fields), OLLAMA_CHAT)
@@ -294,8 +309,9 @@ async def chat(request: Request) -> Response:
 def _as_chat(body: JsonObject, fields: GenerateRequest) -> JsonObject:
     """The body of the chat that a prompt is; none without one."""
     system = [{"role": "system", "content": fields.system}] if fields.system else []
-    messages = [*system, {"role": "user", "content": fields.prompt}] if fields.prompt else []
-    foreign = ("prompt", "system", "suffix", "raw", "tools", "tool_choice")
+    user = {"role": "user", "content": fields.prompt, "images": fields.images}
+    messages = [*system, user] if fields.prompt or fields.images else []
+    foreign = ("prompt", "system", "suffix", "raw", "images", "tools", "tool_choice")
     return {name: value for name, value in body.items() if name not in foreign} | {"messages": messages}
 
 
@@ -306,7 +322,7 @@ async def _flat(request: Request) -> JsonObject:
     if not isinstance(options, Mapping):
         raise InvalidRequest("'options': expected an object.", param="options")
     flat = {**options, **body}
-    refuse_unavailable(flat)
+    refuse_unavailable(flat, takes_images=True)
     return flat
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import Strict
+from pydantic import Strict, WithJsonSchema
 from starlette.responses import Response
 
+from ggufd.api.answer.counting import chat_tokens, shown_tokens
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response, list_response
 from ggufd.api.request.docs import documented
@@ -15,6 +16,7 @@ from ggufd.api.request.sampling import Int
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.services import caller_of, services_of
 from ggufd.engine.queueing.validation import check_tokens
+from ggufd.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/internal", tags=["text-generation-webui"])
 
@@ -22,9 +24,10 @@ _TEXT = {"text": {"text": "Hello world"}}
 
 
 class TextRequest(Body):
-    """A text to be counted."""
+    """A text to be counted, or messages."""
 
-    text: Annotated[str, Strict()]
+    text: Annotated[str, Strict()] | None = None
+    messages: Annotated[list[Any], WithJsonSchema({"type": "array", "items": {"type": "object"}})] | None = None
 
 
 class TokensRequest(Body):
@@ -51,19 +54,23 @@ async def _encoded(request: Request) -> list[int]:
     services = services_of(request)
     fields = validate(TextRequest, await read_json(request, services.config.max_body_bytes), {})
     services.require_ready()
+    if fields.messages is not None:
+        return shown_tokens(await chat_tokens(services, fields.messages))
+    if fields.text is None:
+        raise InvalidRequest("'text': is required but missing.", param="text")
     return await services.text.encode(fields.text, add_special=False)
 
 
 @router.post("/encode", **documented(TextRequest, _TEXT))
 async def encode(request: Request) -> Response:
-    """A text's tokens, without BOS."""
+    """A text's tokens, without BOS, or those of a conversation in the model's template."""
     tokens = await _encoded(request)
     return await list_response("tokens", tokens, {"length": len(tokens)})
 
 
 @router.post("/token-count", **documented(TextRequest, _TEXT))
 async def token_count(request: Request) -> Response:
-    """Number of tokens of a text."""
+    """Number of tokens of a text, or of a conversation in the model's template."""
     return json_response({"length": len(await _encoded(request))})
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import Strict
+from pydantic import WithJsonSchema
 from starlette.responses import Response
 
+from ggufd.api.answer.counting import chat_tokens, shown_tokens
 from ggufd.api.answer.model_card import model_json
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response, list_response
@@ -16,14 +17,15 @@ from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.services import services_of
 from ggufd.engine.queueing.validation import check_tokens
+from ggufd.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1", tags=["tabbyAPI"])
 
 
 class EncodeRequest(Body):
-    """A text. With `encode_special_tokens` the texts of control tokens become these tokens."""
+    """A text, or messages. With `encode_special_tokens` the texts of control tokens in a text become these tokens."""
 
-    text: Annotated[str, Strict()]
+    text: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
     add_bos_token: Bool = True
     encode_special_tokens: Bool = True
 
@@ -58,10 +60,15 @@ async def model_list(request: Request) -> Response:
     **documented(EncodeRequest, {"without BOS": {"text": "Hello world", "add_bos_token": False}}),
 )
 async def encode(request: Request) -> Response:
-    """A text's tokens."""
+    """Tokens of a text, or of a conversation in the model's template; of each row of an image -1."""
     services = services_of(request)
     fields = validate(EncodeRequest, await read_json(request, services.config.max_body_bytes), {})
     services.require_ready()
+    if isinstance(fields.text, list):
+        tokens = shown_tokens(await chat_tokens(services, fields.text))
+        return await list_response("tokens", tokens, {"length": len(tokens)})
+    if not isinstance(fields.text, str):
+        raise InvalidRequest("'text': expected a string or an array of messages.", param="text")
     tokens = await services.text.encode(
         fields.text, add_special=fields.add_bos_token, parse_special=fields.encode_special_tokens
     )

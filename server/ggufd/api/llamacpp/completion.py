@@ -73,7 +73,7 @@ async def answer_native(request: Request, fields: NativeRequest) -> Response:
     if not fields.stream:
         refuse_resumable(fields.resumable)
         return json_response(await until_disconnect(request, work.answer()))
-    generation = await work.start()
+    generation = await until_disconnect(request, work.start())
     return await streamed(request, generation, work.chunks(), fields.resumable)
 
 
@@ -94,20 +94,21 @@ class _LlamacppCompletion:
         """Submit every prompt. Raises what refuses one of them."""
         fields, services = self._fields, self._services
         prompts = [await encode_mixed(services, prompt, add_bos=fields.add_bos_token) for prompt in fields.prompt]
-        self._texts = [await self._text(*pair) for pair in zip(fields.prompt, prompts, strict=True)]
+        self._texts = [prompt.text for prompt in prompts]
         for text in self._texts:
             self._explainer.add_prompt(text)
         self._requests = [
             await engine_request(
                 services,
                 fields,
-                tokens,
+                prompt.tokens,
                 caller=self._caller,
                 param="prompt",
                 n_logprobs=fields.n_logprobs,
                 are_logprobs_final=fields.post_sampling_probs,
+                images=prompt.images,
             )
-            for tokens in prompts
+            for prompt in prompts
         ]
         return await submit(
             services,
@@ -117,11 +118,6 @@ class _LlamacppCompletion:
             is_scoring=fields.max_tokens == 0,
             keeps_stop=fields.include_stop_str_in_output,
         )
-
-    async def _text(self, prompt: Sequence[str | int], tokens: Sequence[int]) -> str:
-        if len(prompt) == 1 and isinstance(prompt[0], str):
-            return prompt[0]
-        return await self._services.text.decode(tokens)
 
     def _answer(self) -> NativeAnswer:
         return NativeAnswer(self._services, self._fields, self._requests, self._texts, self._explainer)

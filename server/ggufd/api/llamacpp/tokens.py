@@ -10,16 +10,17 @@ from fastapi import APIRouter, Request
 from pydantic import Strict
 from starlette.responses import Response
 
+from ggufd.api.answer.counting import chat_tokens, shown_tokens
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response, list_response
-from ggufd.api.request.chat.messages import read_messages
 from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import Aliases
+from ggufd.api.request.prompts import encode_mixed, read_media_prompt
 from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.services import Services, services_of
-from ggufd.chat.prompt import ChatPrompt
 from ggufd.engine.queueing.validation import check_tokens
+from ggufd.errors import InvalidRequest
 
 router = APIRouter(tags=["tokens"])
 
@@ -48,8 +49,11 @@ async def tokenize(request: Request) -> Response:
     body = await read_json(request, services.config.max_body_bytes)
     if _is_chat(body):
         return await _count_chat(services, body)
-    fields = validate(TokenizeRequest, _with_content(body), _TOKENIZE)
+    media = next((body[name] for name in ("content", "prompt") if isinstance(body.get(name), Mapping)), None)
+    fields = validate(TokenizeRequest, _with_content(body) if media is None else {**body, "content": ""}, _TOKENIZE)
     services.require_ready()
+    if media is not None:
+        return await _tokenize_media(services, media, fields)
     tokens = await services.text.encode(
         fields.content, add_special=fields.add_special, parse_special=fields.parse_special
     )
@@ -67,10 +71,18 @@ def _is_chat(body: Mapping[str, Any]) -> bool:
 
 async def _count_chat(services: Services, body: Mapping[str, Any]) -> Response:
     """vLLM's other form: the tokens of a conversation in the model's template."""
-    messages = read_messages(body["messages"])
-    services.require_ready()
-    rendered = await services.text.render(ChatPrompt(messages))
-    return await list_response("tokens", rendered.tokens, _counts(services, rendered.tokens))
+    tokens = shown_tokens(await chat_tokens(services, body["messages"]))
+    return await list_response("tokens", tokens, _counts(services, tokens))
+
+
+async def _tokenize_media(services: Services, media: Mapping[str, Any], fields: TokenizeRequest) -> Response:
+    """llama-server's prompt with images: -1 stands for each of their rows, as there."""
+    if not isinstance(media.get("prompt_string"), str):
+        raise InvalidRequest("'content': expected a string, or an object with 'prompt_string'.", param="content")
+    prompt = await encode_mixed(services, read_media_prompt(media, "content"), add_bos=fields.add_special)
+    tokens = shown_tokens(prompt.tokens)
+    read = functools.partial(_with_pieces, services) if fields.with_pieces else None
+    return await list_response("tokens", tokens, _counts(services, tokens), read)
 
 
 def _with_content(body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -80,8 +92,8 @@ def _with_content(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 async def _with_pieces(services: Services, tokens: Sequence[int]) -> list[dict[str, Any]]:
-    pieces = await services.text.pieces(tokens)
-    return [{"id": token, "piece": _piece(piece)} for token, piece in zip(tokens, pieces, strict=True)]
+    pieces = iter(await services.text.pieces([token for token in tokens if token >= 0]))
+    return [{"id": token, "piece": _piece(next(pieces)) if token >= 0 else ""} for token in tokens]
 
 
 def _piece(piece: bytes) -> str | list[int]:

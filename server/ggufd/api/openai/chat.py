@@ -52,7 +52,7 @@ async def create_chat_completion(request: Request) -> Response:
         refuse_resumable(fields.resumable)
         answer = await until_disconnect(request, _answer(services, fields, work))
         return json_response(answer, headers=work.headers)
-    generation = await work.start()
+    generation = await until_disconnect(request, work.start())
     chunks = _chunks(services, fields, work, generation)
     return await streamed(request, generation, chunks, fields.resumable, work.headers)
 
@@ -82,6 +82,7 @@ def _chunks(services: Services, fields: ChatRequest, work: Conversation, generat
         has_logprobs=work.n_logprobs is not None,
         tells_progress=fields.return_progress,
         times_tokens=fields.timings_per_token,
+        image_tokens=generation.image_tokens,
     )
 
 
@@ -93,7 +94,13 @@ async def _answer(services: Services, fields: ChatRequest, work: Conversation) -
     return {
         **head(services, "chatcmpl", "chat.completion"),
         "choices": [_choice(index, one, has_logprobs=work.n_logprobs is not None) for index, one in enumerate(answers)],
-        "usage": usage_json(usages, len(answers), reasoning_tokens=reasoning_tokens, has_bans=fields.has_bans),
+        "usage": usage_json(
+            usages,
+            len(answers),
+            reasoning_tokens=reasoning_tokens,
+            has_bans=fields.has_bans,
+            image_tokens=work.image_tokens,
+        ),
         "timings": timings_json(usages[0]),
         **work.explainer.of(0),
         **({"__verbose": _verbose(work, answers[0])} if fields.verbose or services.config.is_verbose else {}),

@@ -35,6 +35,7 @@ class Chunks(ChunkFormat):
         has_bans: bool = False,
         tells_progress: bool = True,
         times_tokens: bool = False,
+        image_tokens: int = 0,
     ) -> None:
         self.response_id = head["id"]
         self._head = head
@@ -46,6 +47,7 @@ class Chunks(ChunkFormat):
         self._has_bans = has_bans
         self._tells_progress = tells_progress
         self._times_tokens = times_tokens
+        self._image_tokens = image_tokens
         self._timings: dict[int, RunningTimings] = {}
         self._n_tokens: dict[int, int] = {}
         self._envelopes: dict[int, Envelope] = {}
@@ -212,7 +214,13 @@ class ChatChunks(Chunks):
 
     def _usage(self, usages: Sequence[Usage]) -> dict[str, Any]:
         reasoning_tokens = sum(reader.reasoning_tokens for reader in self._readers.values())
-        return usage_json(usages, self._n, reasoning_tokens=reasoning_tokens, has_bans=self._has_bans)
+        return usage_json(
+            usages,
+            self._n,
+            reasoning_tokens=reasoning_tokens,
+            has_bans=self._has_bans,
+            image_tokens=self._image_tokens,
+        )
 
     def _choice(self, index: int, text: str, logprobs: Any = None) -> dict[str, Any]:
         return _delta(index, {"content": text}, logprobs)

@@ -1,18 +1,35 @@
-"""Prompts of text completions: texts, token ids, or both in a row, and the BOS that each gets once at most."""
+"""Prompts of text completions: texts, token ids, images, or all in a row, and the BOS that each gets once at most."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
+from ggufd.api.images.prompts import ImagePrompt, RequestImages
+from ggufd.api.images.references import read_image_list
 from ggufd.api.services.services import Services
+from ggufd.chat.images import ImagePart
+from ggufd.chat.prompt import ImagePlace
 from ggufd.engine.queueing.validation import check_tokens
-from ggufd.errors import Unsupported
+from ggufd.errors import InvalidRequest
 
-MixedPrompt = tuple[str | int, ...]
-"""One prompt of texts and token ids."""
+MixedPrompt = tuple[str | int | ImagePart, ...]
+"""One prompt of texts, token ids and images."""
+
+MEDIA_MARKER = "<__media__>"
+"""What stands in llama-server's `prompt_string` for each image of `multimodal_data`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt as it is shown, its tokens, and its images, if it has any."""
+
+    text: str
+    tokens: Sequence[int]
+    images: ImagePrompt | None = None
 
 
 async def encode_text(services: Services, prompt: str, *, add_bos: bool) -> list[int]:
@@ -23,40 +40,73 @@ async def encode_text(services: Services, prompt: str, *, add_bos: bool) -> list
     return await text.encode(prompt, add_special=add_bos and not has_bos)
 
 
-async def encode_mixed(services: Services, prompt: MixedPrompt, *, add_bos: bool) -> list[int]:
-    """A mixed prompt's tokens; only a text at its head gets a BOS, as in llama-server."""
+async def encode_mixed(services: Services, prompt: MixedPrompt, *, add_bos: bool) -> EncodedPrompt:
+    """A mixed prompt with its tokens; a text or an image at its head gets a BOS, as in llama-server."""
     n_vocab = services.require_ready().model.n_vocab
     check_tokens([part for part in prompt if isinstance(part, int)], n_vocab, "prompt")
+    if prompt and isinstance(prompt[0], ImagePart):
+        prompt = ("", *prompt)
     tokens: list[int] = []
+    images: list[ImagePart] = []
+    places: list[ImagePlace] = []
     for position, part in enumerate(prompt):
-        if isinstance(part, int):
+        if isinstance(part, ImagePart):
+            places.append(ImagePlace(len(tokens), len(images)))
+            images.append(part)
+        elif isinstance(part, int):
             tokens.append(part)
         else:
             tokens += await encode_text(services, part, add_bos=add_bos and position == 0)
-    return tokens
+    if not images:
+        return EncodedPrompt(await _text_of(services, prompt, tokens, ()), tokens)
+    placed = await RequestImages(services.images, services.text).place(tokens, places, images)
+    return EncodedPrompt(await _text_of(services, prompt, tokens, placed.texts), placed.tokens, placed)
 
 
-def read_mixed_prompts(value: Any) -> tuple[MixedPrompt, ...]:
+async def _text_of(services: Services, prompt: MixedPrompt, tokens: Sequence[int], images: Sequence[str]) -> str:
+    """A prompt as it is shown: as it was sent, with names for its images."""
+    if not any(isinstance(part, int) for part in prompt):
+        names = iter(images)
+        return "".join(next(names) if isinstance(part, ImagePart) else str(part) for part in prompt)
+    return await services.text.decode(tokens)
+
+
+def read_mixed_prompts(value: Any, name: str = "prompt") -> tuple[MixedPrompt, ...]:
     """llama-server's prompts: one, or an array of several as soon as it holds only texts, or an array or object."""
     if isinstance(value, list) and value and _is_several(value):
-        return tuple(_read_one(item) for item in value)
-    return (_read_one(value),)
+        return tuple(_read_one(item, f"{name}[{index}]") for index, item in enumerate(value))
+    return (_read_one(value, name),)
 
 
 def _is_several(items: Sequence[Any]) -> bool:
     return any(isinstance(item, (list, Mapping)) for item in items) or all(isinstance(item, str) for item in items)
 
 
-def _read_one(value: Any) -> MixedPrompt:
+def _read_one(value: Any, path: str) -> MixedPrompt:
     if isinstance(value, str):
         return (value,)
     if isinstance(value, Mapping) and isinstance(value.get("prompt_string"), str):
-        if value.get("multimodal_data"):
-            raise Unsupported("'prompt': this server takes no images or audio. Send text only.", param="prompt")
-        return (value["prompt_string"],)
+        return read_media_prompt(value, path)
     if isinstance(value, list) and all(_is_part(item) for item in value):
         return tuple(value)
     raise ValueError("expected a string, an array of strings and token ids, or an array of such prompts")
+
+
+def read_media_prompt(value: Mapping[str, Any], path: str) -> MixedPrompt:
+    """The text of `prompt_string` with the images of `multimodal_data` at its markers. Raises InvalidRequest."""
+    place = f"{path}.multimodal_data"
+    images = read_image_list(value.get("multimodal_data"), place)
+    text: str = value["prompt_string"]
+    if not images:
+        return (text,)
+    first, *others = text.split(MEDIA_MARKER)
+    if len(others) != len(images):
+        raise InvalidRequest(
+            f"'{place}': expected as many images as there are {MEDIA_MARKER} in 'prompt_string', which is "
+            f"{len(others)}, got {len(images)}.",
+            param=place,
+        )
+    return (first, *(part for pair in zip(images, others, strict=True) for part in pair))
 
 
 def _is_part(value: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
+from ggufd.api.images.prompts import ImagePrompt
 from ggufd.api.request.constraints import ConstraintFields
 from ggufd.api.request.lora import AdapterScale
 from ggufd.api.request.recommended import recommended
@@ -173,8 +174,11 @@ async def engine_request(
     prompt_logprobs: bool = False,
     rendered: RenderedChat | None = None,
     reasoning_budget: ReasoningBudget | None = None,
+    images: ImagePrompt | None = None,
 ) -> EngineRequest:
     """The engine request for one prompt of tokens; `param` is what the client calls the prompt.
+
+    `images` are those of the prompt, which are encoded last of all: what is refused costs nothing.
 
     Raises InvalidRequest for all that is wrong with it: an empty prompt, foreign token ids, a prompt that does not
     fit, a grammar that cannot be used, a phrase that cannot be banned, a priority that its caller may not ask for.
@@ -211,6 +215,7 @@ async def engine_request(
         timeout_s=fields.timeout_s,
         report_queue=fields.report_queue,
         adapters=services.adapters.of_request(fields.lora, fields.model),
+        images=() if images is None else images.spans,
     )
     check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
     check_request(request, services.bounds(ready.n_ctx), param)
@@ -218,7 +223,9 @@ async def engine_request(
     caller.record.ignored += fields.ignored
     if sampling.grammar is not None:
         await _check_grammar(services, sampling.grammar, constraint_param)
-    return request
+    if images is None:
+        return request
+    return dataclasses.replace(request, images=await images.encoded(caller.principal))
 
 
 async def check_fields(services: Services, fields: GenerationFields, rendered: RenderedChat) -> None:
@@ -263,25 +270,29 @@ async def _check_grammar(services: Services, grammar: Grammar, param: str) -> No
         raise
 
 
-_LATER: Mapping[str, str] = {
-    "image_data": "Images are",
-    "images": "Images are",
-    "structural_tag": "Structural tags are",
+_ELSEWHERE = "Images are not taken here. Send them in messages to /v1/chat/completions"
+_NEVER: Mapping[str, str] = {
+    "image_data": "This is the older form of 'multimodal_data'. Send 'prompt' as {'prompt_string', 'multimodal_data'}",
+    "images": _ELSEWHERE,
+    "structural_tag": "Structural tags are not available in this version of the server yet",
 }
 
 
 _OLDER: Mapping[str, str] = {"functions": "tools", "function_call": "tool_choice"}
 
 
-def refuse_unavailable(body: Mapping[str, Any]) -> None:
-    """Raises Unsupported for fields that are known and asked for, and that this server cannot honour yet."""
+def refuse_unavailable(body: Mapping[str, Any], *, takes_images: bool = False) -> None:
+    """Raises Unsupported for fields that are known and asked for, and that this server, or this route, cannot honour.
+
+    `takes_images` says that the route reads `images`.
+    """
     if body.get("modalities") not in (None, [], ["text"]):
         raise Unsupported(
             "'modalities': answers are text only here. Leave it out, or send ['text'].", param="modalities"
         )
-    for name, what in _LATER.items():
-        if body.get(name):
-            raise Unsupported(f"'{name}': {what} not available in this version of the server yet.", param=name)
+    for name, why in _NEVER.items():
+        if body.get(name) and not (takes_images and name == "images"):
+            raise Unsupported(f"'{name}': {why}.", param=name)
     for name, newer in _OLDER.items():
         if body.get(name) is not None:
             raise Unsupported(f"'{name}': this is the older form of '{newer}'. Send that instead.", param=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from ggufd.api.services.activity import Activity
 from ggufd.api.services.adapters import AdapterScales
 from ggufd.api.services.caller import Caller
+from ggufd.api.services.images import ImageService
 from ggufd.api.services.metrics import Metrics
 from ggufd.api.services.response_store import ResponseStore
 from ggufd.api.services.revocation import Revocations
@@ -26,6 +28,8 @@ from ggufd.engine.messages.sampling import Grammar
 from ggufd.engine.queueing.validation import RequestBounds
 from ggufd.errors import EngineDown, GgufdError
 from ggufd.keys.principal import Principal
+
+_KEY_BYTES = 32
 
 
 class RequestEvents(Protocol):
@@ -135,7 +139,7 @@ class TextService(Protocol):
 Report = Callable[[str, float | None], None]
 """Callback for progress: the stage, and its share done, 0 to 1, where that is known."""
 
-Show = Callable[[EngineService, TextService, ApiConfig], None]
+Show = Callable[[EngineService, TextService, ApiConfig, ImageService | None], None]
 """Makes the application serve these from now on."""
 
 
@@ -158,7 +162,10 @@ class ModelSwitcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Services of a handler; `app.state.services`."""
+    """Services of a handler; `app.state.services`.
+
+    `images` is None where the model has no image projector. `image_key` is the secret that images' markers are made of.
+    """
 
     engine: EngineService
     text: TextService
@@ -171,6 +178,8 @@ class Services:
     batches: BatchStore | None = None
     metrics: Metrics = field(default_factory=Metrics)
     advisor: CacheAdvisor = field(default_factory=CacheAdvisor)
+    images: ImageService | None = None
+    image_key: bytes = field(default_factory=lambda: os.urandom(_KEY_BYTES), repr=False)
 
     @property
     def is_ready(self) -> bool:

@@ -51,7 +51,7 @@ def _repair(message: Message, repair: Callable[[str], str]) -> Message:
 
 
 def _repair_parts(parts: Sequence[Mapping[str, Any]], repair: Callable[[str], str]) -> list[dict[str, Any]]:
-    """Parts, each repaired by itself; one that has no text any more goes, unless it is the only one."""
-    pairs = [(part, {**part, "text": repair(str(part.get("text", "")))}) for part in parts]
-    kept = [new for old, new in pairs if new["text"] or not old.get("text")]
+    """Parts, each text repaired by itself; one that has no text any more goes, unless it is the only one."""
+    pairs = [(part, {**part, "text": repair(part["text"])} if "text" in part else {**part}) for part in parts]
+    kept = [new for old, new in pairs if new.get("text") or not old.get("text")]
     return kept or [new for _, new in pairs[:1]]

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ggufd.engine.messages.images import ImageSpan
 from ggufd.engine.messages.sampling import ReasoningBudget, SamplingParams
 from ggufd.keys.principal import NOBODY, Principal
 
@@ -49,6 +50,7 @@ class EngineRequest:
     is refused. `report_queue` asks for `Queued` while it waits.
     `is_deterministic` asks for a text that depends on request, model, settings and build alone: each of its decodes is
     its own, in chunks whose boundaries are fixed, and what cannot be computed so fails.
+    `images` are the images of the prompt, in order; their rows stand in it as numbers below zero.
     """
 
     request_id: int
@@ -76,6 +78,7 @@ class EngineRequest:
     report_queue: bool = False
     are_logprobs_final: bool = False
     is_deterministic: bool = False
+    images: tuple[ImageSpan, ...] = ()
 
     @property
     def cache_scope(self) -> CacheScope:

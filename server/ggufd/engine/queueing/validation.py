@@ -30,10 +30,19 @@ def check_request(request: EngineRequest, bounds: RequestBounds, param: str = "p
         raise InvalidRequest(f"'{param}': the prompt is empty. Expected at least one token.", param=param)
     if len(request.prompt) >= bounds.n_ctx:
         raise ContextLengthExceeded.of_prompt(len(request.prompt), bounds.n_ctx, param=param)
-    check_tokens(request.prompt, bounds.n_vocab, param)
+    check_tokens(_without_images(request), bounds.n_vocab, param)
     check_tokens([token for token, _ in request.sampling.logit_bias], bounds.n_vocab, "logit_bias")
     check_bans(request.banned_strings, request.banned_regexes)
     _check_adapters(request.adapters, bounds)
+
+
+def _without_images(request: EngineRequest) -> Sequence[int]:
+    """The tokens of a prompt outside of its images' rows."""
+    if not request.images:
+        return request.prompt
+    starts = (0, *(span.end for span in request.images))
+    ends = (*(span.start for span in request.images), len(request.prompt))
+    return [token for start, end in zip(starts, ends, strict=True) for token in request.prompt[start:end]]
 
 
 def check_embed_request(request: EmbedRequest, bounds: RequestBounds, param: str = "input") -> None:

@@ -14,6 +14,7 @@ from ggufd.api.answer.conversation import Conversation
 from ggufd.api.answer.generation import Generation, until_disconnect
 from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import json_response
+from ggufd.api.images.prompts import RequestImages
 from ggufd.api.openai.responses.conversion import to_chat
 from ggufd.api.openai.responses.items import Item, all_listed
 from ggufd.api.openai.responses.response import ResponseObject, ResponseWriter, new_response_id, settings_json
@@ -50,7 +51,7 @@ async def create_response(request: Request) -> Response:
     if not prepared.fields.stream:
         answer, headers = await until_disconnect(request, prepared.answer())
         return json_response(answer, headers=headers)
-    running = await prepared.start()
+    running = await until_disconnect(request, prepared.start())
     return await streamed(request, running.generation, running.events(), running.resumable, running.headers)
 
 
@@ -65,7 +66,8 @@ async def _prepared(request: Request) -> _PreparedResponse:
     services = services_of(request)
     body = await read_json(request, services.config.max_body_bytes)
     refuse_others(body)
-    return _PreparedResponse(services, validate(ResponseRequest, body, RESPONSES), body, caller_of(request))
+    images = RequestImages(services.images, services.text)
+    return _PreparedResponse(services, validate(ResponseRequest, body, RESPONSES), body, caller_of(request), images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class _PreparedResponse:
     fields: ResponseRequest
     body: JsonObject
     caller: Caller
+    images: RequestImages
 
     async def count(self) -> int:
         """Tokens of the prompt."""
@@ -105,7 +108,7 @@ class _PreparedResponse:
             "background": False,
             **settings_json(self.fields, generation.requests[0].sampling, conversation.parallel_tool_calls),
         }
-        writer = ResponseWriter(head, conversation.reader())
+        writer = ResponseWriter(head, conversation.reader(), image_tokens=generation.image_tokens)
         return _RunningResponse(self, items, conversation, generation, writer, chat.resumable)
 
     async def _past(self) -> list[Item]:
@@ -145,7 +148,7 @@ class _PreparedResponse:
         return conversation, await conversation.start()
 
     def _conversation(self, chat: ChatRequest) -> Conversation:
-        return Conversation(self.services, chat, self.caller, "input")
+        return Conversation(self.services, chat, self.caller, "input", self.images)
 
 
 @dataclass(frozen=True, slots=True)

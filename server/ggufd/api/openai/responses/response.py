@@ -12,6 +12,7 @@ from typing import Any
 
 from ggufd.api.answer.blocks import Event
 from ggufd.api.answer.reader import AnswerReader
+from ggufd.api.answer.usage import images_json
 from ggufd.api.openai.responses.output import ResponseItems
 from ggufd.api.openai.responses.schemas import ResponseRequest
 from ggufd.engine.messages import events
@@ -54,11 +55,15 @@ def settings_json(fields: ResponseRequest, sampling: SamplingParams, parallel_to
     }
 
 
-def usage_json(usage: Usage, reasoning_tokens: int) -> dict[str, Any]:
+def usage_json(usage: Usage, reasoning_tokens: int, image_tokens: int) -> dict[str, Any]:
     """Usage in this API's words. Writing to the cache costs nothing."""
     return {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "input_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": 0,
+            **images_json(image_tokens),
+        },
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
@@ -66,9 +71,10 @@ def usage_json(usage: Usage, reasoning_tokens: int) -> dict[str, Any]:
 
 
 class ResponseWriter:
-    """Writer of one response. `head` is what every state of the object has."""
+    """Writer of one response. `head` is what every state of the object has; `image_tokens` of the prompt are images."""
 
-    def __init__(self, head: Mapping[str, Any], reader: AnswerReader) -> None:
+    def __init__(self, head: Mapping[str, Any], reader: AnswerReader, *, image_tokens: int = 0) -> None:
+        self._image_tokens = image_tokens
         self._head = head
         self._reader = reader
         self._output = ResponseItems()
@@ -99,7 +105,7 @@ class ResponseWriter:
 
     def finished(self) -> ResponseObject:
         """The object at the end. Raises EngineFailure when there was none."""
-        usage = usage_json(self._reader.finish.usage, self._reader.reasoning_tokens)
+        usage = usage_json(self._reader.finish.usage, self._reader.reasoning_tokens, self._image_tokens)
         if self._is_cut:
             details = {"reason": "max_output_tokens"}
             return self._object("incomplete", output=self._output.blocks, usage=usage, incomplete_details=details)

@@ -1,0 +1,27 @@
+"""Interface of what reads images: loads, measures and encodes them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ggufd.images.encoded import EncodedImage
+from ggufd.keys.principal import Principal
+
+
+class LoadedImage(Protocol):
+    """Decoded image of `n_bytes`. What it is measured as and what it is encoded to differ in nothing but the files."""
+
+    @property
+    def n_bytes(self) -> int: ...
+    async def measure(self) -> EncodedImage:
+        """What stands in a prompt in its place, without the files of its rows."""
+
+    async def encode(self, principal: Principal) -> EncodedImage:
+        """The same with its rows. Raises EngineFailure, or QueueFull where too many wait. Cancelled, it is given up."""
+
+
+class ImageService(Protocol):
+    """Interface of the loader and the encoder of images."""
+
+    async def load(self, reference: str, place: str) -> LoadedImage:
+        """The image that a client sent or named. Raises InvalidRequest about `place`."""
