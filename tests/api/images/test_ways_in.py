@@ -107,7 +107,7 @@ async def test_an_image_that_comes_twice_is_read_once() -> None:
 
 async def test_an_image_too_large_to_be_kept_is_loaded_again() -> None:
     images = FakeImages()
-    images.n_bytes = 40 << 20
+    images.n_bytes = 12 << 20
     async with running(images=images) as api:
         await api.ok(CHAT, messages=[user(image("red"), image("blue"))])
     assert images.loaded == ["red", "blue", "blue"]

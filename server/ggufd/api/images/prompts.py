@@ -21,7 +21,7 @@ from ggufd.keys.principal import Principal
 MAX_IMAGES = 500
 """Of one request: each costs a decoding, whatever its size."""
 
-_MAX_KEPT_BYTES = 64 << 20
+_MAX_KEPT_BYTES = 16 << 20
 """Of pixels that a request keeps until they are encoded; what is more is loaded again."""
 
 
