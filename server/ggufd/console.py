@@ -87,6 +87,7 @@ def show_summary(
         ),
         *_embedding(ready),
         *_draft(ready),
+        *_images(model),
         ("Runs on", _devices(ready)),
         ("Memory", f"{_bytes(ready.memory_bytes)}; flash attention {_flash_attention(ready)}"),
         *_host_cache(ready),
@@ -172,6 +173,11 @@ def _draft(ready: Ready) -> list[tuple[str, str]]:
     where = f", {draft.n_gpu_layers} layers on the GPU" if draft.n_gpu_layers else ""
     what = f"{draft.name}, {draft.ftype}, {_parameters(draft.n_params)} parameters, {_bytes(draft.size_bytes)}{where}"
     return [("Draft model", f"{what}; for requests that run alone")]
+
+
+def _images(model: ModelFile) -> list[tuple[str, str]]:
+    one = model.projector
+    return [] if one is None else [("Images", f"read by {one.path.name}, {one.kind}, {_bytes(one.n_bytes)}")]
 
 
 def _devices(ready: Ready) -> str:

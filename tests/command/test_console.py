@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from ggufd import console
 from ggufd.engine.messages.reports import EmbeddingInfo, ModelInfo, Ready
+from ggufd.llama.gguf.projector_file import ProjectorFile
 from ggufd.models.hub import ModelFile
 
 MODEL = ModelInfo(
@@ -147,3 +149,13 @@ class TestLoadingBar:
             bar.update(0.5)
         assert "m.gguf" in text(shown)
         assert not caplog.messages
+
+
+def test_the_projector_that_reads_images_is_named() -> None:
+    shown = screen()
+    projector = ProjectorFile(Path("/m/mmproj-F16.gguf"), "idefics3", 64, 190 << 20)
+    console.show_summary(READY, replace(FILE, projector=projector), "tiny", "http://x", console=shown)
+    assert re.search(r"Images +read by mmproj-F16\.gguf, idefics3, 190 MiB", text(shown))
+    without = screen()
+    console.show_summary(READY, FILE, "tiny", "http://x", console=without)
+    assert "Images" not in text(without)

@@ -46,6 +46,22 @@ class Text:
         self.n_stops += 1
 
 
+class Images:
+    """The processes of images, of which only their life matters."""
+
+    def __init__(self, *, is_bad: bool = False) -> None:
+        self.is_bad = is_bad
+        self.n_starts = self.n_stops = 0
+
+    async def start(self) -> None:
+        self.n_starts += 1
+        if self.is_bad:
+            raise ModelError("this projector is of no use")
+
+    async def stop(self) -> None:
+        self.n_stops += 1
+
+
 class Refusing(DeadLink):
     """An engine that cannot load its model."""
 
@@ -55,8 +71,8 @@ class Refusing(DeadLink):
 
 
 class House:
-    """Everything that was made and shown. Models named "lost" are not found, "mute" have no vocabulary, "broken" none
-    of their tensors; what is set for "nobody" cannot be.
+    """Everything that was made and shown. Models named "lost" are not found, "mute" have no vocabulary, "blind" a bad
+    projector, "broken" none of their tensors; what is set for "nobody" cannot be.
     """
 
     def __init__(self) -> None:
@@ -78,7 +94,8 @@ class House:
         settings = dataclasses.replace(inproc_client().config, **self.engine_settings.get(name, {}))
         engine = EngineClient(settings, on_progress, spawn)
         text = cast(Any, Text(is_bad=name == "mute"))
-        self.made.append(Served(config, ModelFile(Path(name), 0), engine, text, ApiConfig(model_id=name)))
+        images = cast(Any, Images(is_bad=name == "blind"))
+        self.made.append(Served(config, ModelFile(Path(name), 0), engine, text, ApiConfig(model_id=name), images))
         return self.made[-1]
 
     async def change(self, name: str) -> list[tuple[str, float | None]]:
@@ -93,6 +110,10 @@ class House:
         return "".join([event.text async for event in stream if isinstance(event, Output)])
 
     @property
+    def images(self) -> list[Images]:
+        return [cast(Images, one.images) for one in self.made]
+
+    @property
     def texts(self) -> list[Text]:
         return [cast(Text, one.text) for one in self.made]
 
@@ -105,6 +126,7 @@ async def house() -> AsyncIterator[House]:
     yield house
     await house.models.stop()
     assert all(text.n_stops for text in house.texts), "a text process was left behind"
+    assert all(images.n_stops for images in house.images), "an encoder was left behind"
 
 
 async def test_another_model_is_served_and_nothing_of_the_old_one_is_left(house: House) -> None:
@@ -115,6 +137,7 @@ async def test_another_model_is_served_and_nothing_of_the_old_one_is_left(house:
     assert await house.answer() == before
     old = house.made[0]
     assert [text.n_stops for text in house.texts] == [1, 0]
+    assert [(images.n_starts, images.n_stops) for images in house.images] == [(0, 1), (1, 0)]
     with pytest.raises(EngineDown, match="another model"):
         old.engine.submit(make_request(1, b"Hello"))
     assert await asyncio.to_thread(engines_of(old.engine).links[0].join, WAIT_S)
@@ -140,7 +163,15 @@ async def test_what_does_not_end_by_the_deadline_is_cut_and_told_so(house: House
         [event async for event in stream]
 
 
-@pytest.mark.parametrize(("name", "why"), [("lost", "no such file"), ("mute", "of no use"), ("nobody", "be made")])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("lost", "no such file"),
+        ("mute", "of no use"),
+        ("blind", "projector is of no use; start with --no-mmproj to serve the model without images"),
+        ("nobody", "be made"),
+    ],
+)
 async def test_a_model_that_is_seen_to_be_bad_disturbs_nobody(house: House, name: str, why: str) -> None:
     with pytest.raises(InvalidRequest, match=f"{why}.*'first' is served as before") as caught:
         await house.change(name)

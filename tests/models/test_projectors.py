@@ -17,7 +17,7 @@ from ggufd.settings import model_files, sources
 from tests.support.fakes.hub_server import Hub, HubServer
 from tests.support.models import gguf_files
 from tests.support.models.gguf_files import llama
-from tests.support.models.projector_file import FAST, block_tensors, metadata_of, weights_of
+from tests.support.models.projector_file import write_sparse
 
 WIDTH = 64
 REPO = "someone/model-GGUF"
@@ -25,12 +25,7 @@ REPO = "someone/model-GGUF"
 
 def projector(path: Path, kind: str = "mlp", width: int = WIDTH, **metadata: Any) -> Path:
     """A projector of zeros for a model of this width."""
-    import numpy as np
-
-    filled = weights_of(FAST, np.zeros((8, width), np.float32))
-    tensors = [(name, tuple(reversed(values.shape)), "f32") for name, values in filled.items()]
-    tensors += [(name, dims, "f32") for name, dims in block_tensors(FAST)]
-    return gguf_files.write(path, {**metadata_of(FAST, width), "clip.projector_type": kind, **metadata}, tensors)
+    return write_sparse(path, width, changes={"clip.projector_type": kind, **metadata})
 
 
 def model(path: Path, **metadata: Any) -> Path:

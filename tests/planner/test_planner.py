@@ -19,9 +19,10 @@ from ggufd.models import hub
 from ggufd.placement.offload import Device, Machine
 from ggufd.planner import report, table
 from ggufd.planner.report import ModelPlan
-from ggufd.settings import engine_settings, sources
+from ggufd.settings import engine_settings, model_files, sources
 from tests.support.models.gguf_files import llama, write
 from tests.support.models.lora_files import write_lora
+from tests.support.models.projector_file import write_sparse
 from tests.support.models.tiny_bert import write_tiny_bert
 
 GIB = 1 << 30
@@ -277,3 +278,47 @@ class TestCommand:
             run("m.gguf")
         assert caught.value.code == 1
         assert capsys.readouterr().err.startswith("ggufd: m.gguf: ends within its header")
+
+
+class TestProjector:
+    @pytest.fixture
+    def eyed(self, tmp_path: Path) -> Path:
+        """A small model with its projector of 900 MiB beside it."""
+        path = write(tmp_path / "eyed" / "m.gguf", *llama())
+        write_sparse(tmp_path / "eyed" / "mmproj.gguf", 64, n_bytes=900 << 20)
+        return path
+
+    def plan_of(self, path: Path, machine: Machine, **flags: Any) -> ModelPlan:
+        config = sources.load(None, {key: str(value) for key, value in flags.items()}, {})
+        model = model_files.with_projector(config, hub.find(str(path)), may_fetch=False)
+        return report.make(model, config, engine_settings.context_params(config), machine)
+
+    def test_it_counts_among_the_ram(self, eyed: Path) -> None:
+        machine = Machine(32 * GIB, 32 * GIB)
+        seeing, blind = self.plan_of(eyed, machine), self.plan_of(eyed, machine, mmproj_auto=False)
+        assert seeing.images is not None
+        assert 900 << 20 < seeing.images.ram < 1150 << 20
+        assert (seeing.own - blind.own, seeing.needed - blind.needed) == (seeing.images.ram,) * 2
+        assert re.search(r"Image projector, with its process +1.04 GiB +its rows up to 512 MiB of disk", shown(seeing))
+        assert "Image projector" not in shown(blind)
+
+    def test_it_takes_its_part_of_the_gpu_unless_told_not_to(self, eyed: Path) -> None:
+        on_gpu, on_cpu = self.plan_of(eyed, GPU), self.plan_of(eyed, GPU, mmproj_offload=False)
+        assert on_gpu.images is not None
+        assert on_cpu.images is not None
+        assert on_gpu.images.vram > 900 << 20
+        assert on_cpu.images.vram == 0
+        left = replace(GPU, devices=(Device("A small GPU", 1 << 30, 1 << 30),))
+        assert not self.plan_of(eyed, left).choice.placement.n_gpu_layers
+        assert self.plan_of(eyed, left, mmproj_auto=False).choice.placement.n_gpu_layers
+
+    def test_programs_are_told(self, eyed: Path) -> None:
+        told = report.as_json(self.plan_of(eyed, GPU))["projector"]
+        assert told["file"] == str(eyed.with_name("mmproj.gguf"))
+        assert (told["type"], told["size"]) == ("mlp", eyed.with_name("mmproj.gguf").stat().st_size)
+        assert report.as_json(self.plan_of(eyed, GPU, mmproj_auto=False))["projector"] is None
+
+    def test_the_command_names_it_where_the_settings_did(self, eyed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = eyed.with_name("mmproj.gguf")
+        assert f"--mmproj {path}" in printed(capsys, str(eyed), "--mmproj", str(path))
+        assert "--mmproj" not in printed(capsys, str(eyed))

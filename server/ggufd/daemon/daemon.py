@@ -25,10 +25,11 @@ from ggufd.daemon.served import Served, ServedModels
 from ggufd.errors import StartupError
 from ggufd.models import hub
 from ggufd.models.remote import OnProgress
-from ggufd.settings import listen
+from ggufd.settings import encoder_settings, listen
 from ggufd.settings.api_settings import api_config
 from ggufd.settings.config import Config
 from ggufd.settings.engine_settings import engine_config
+from ggufd.settings.image_settings import image_limits
 from ggufd.settings.model_files import chat_template, find_model
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ggufd.api.ops.traces import Traces
     from ggufd.daemon.prestart import PrestartedProcesses
     from ggufd.engine.client.client import EngineClient
+    from ggufd.images.encoder.reader import ImageReader
     from ggufd.settings.access import Access
 
 logger = logging.getLogger("ggufd")
@@ -116,7 +118,7 @@ class Daemon:
             served = self._make_served(self._config, self._model, self._template, bar.update)
             models = ServedModels(served, self._find_served)
             served.engine.start()
-            loading = asyncio.gather(served.wait_ready(), served.start_text())
+            loading = asyncio.gather(served.wait_ready(), served.start_text(), served.start_images())
             try:
                 server = await asyncio.to_thread(self._make_server, models)
                 serving = asyncio.create_task(server.serve(self._sockets))
@@ -166,7 +168,7 @@ class Daemon:
         first = None if prestarted is None else TextClient(params, prestarted=prestarted.text)
         text = TextPool(lambda: TextClient(params), first=first, is_shared=lambda: api.shares_cache)
         engine = EngineClient(settings, on_progress, prestarted=None if prestarted is None else prestarted.engine)
-        return Served(config, model, engine, text, api)
+        return Served(config, model, engine, text, api, _make_images(config, model))
 
     def _find_served(self, config: Config, on_progress: OnProgress, on_fetch: OnProgress) -> Served:
         """Find the model of `config`, then as `_make_served`. Raises ModelError."""
@@ -275,6 +277,19 @@ class Daemon:
         """SIGHUP: reload what may have changed, which is the key file."""
         if self._keys is not None:
             self._keys.file.reload()
+
+
+def _make_images(config: Config, model: hub.ModelFile) -> ImageReader | None:
+    """Reader of images, not started; None where the model has no projector."""
+    if model.projector is None:
+        return None
+    from ggufd.images.encoder.encoder import ImageEncoder
+    from ggufd.images.encoder.reader import ImageReader
+    from ggufd.images.fetching.loader import ImageLoader
+
+    params = encoder_settings.encoder_params(config, model, model.projector)
+    encoder = ImageEncoder(params, encoder_settings.row_folder(config))
+    return ImageReader(ImageLoader(image_limits(config)), encoder)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

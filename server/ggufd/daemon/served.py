@@ -1,4 +1,4 @@
-"""Served model with its two processes, and the switch to another model while the server runs.
+"""Served model with its processes, and the switch to another model while the server runs.
 
 The new file is found, and its vocabulary and template are loaded, while the old model still serves. Then the old one
 drains and ends, because two would seldom fit into memory, and the new one loads. If that fails, the old one is loaded
@@ -24,13 +24,13 @@ from ggufd.settings.config import settings as all_settings
 
 if TYPE_CHECKING:
     # None of it is needed, nor starlette imported, before the engine's process has been started.
-    from ggufd.api.services.images import ImageService
     from ggufd.api.services.services import Report, Show
     from ggufd.api.services.settings import ApiConfig
     from ggufd.chat.process.calls import TextCalls
     from ggufd.engine.client.client import EngineClient
     from ggufd.engine.messages.config import EngineConfig
     from ggufd.engine.messages.reports import Ready
+    from ggufd.images.encoder.reader import ImageReader
 
 logger = logging.getLogger("ggufd")
 
@@ -63,7 +63,7 @@ class Served:
     engine: EngineClient
     text: TextCalls
     api: ApiConfig
-    images: ImageService | None = None
+    images: ImageReader | None = None
 
     async def wait_ready(self) -> Ready:
         """Wait for the engine's report of the loaded model. Raises ModelError when it cannot serve."""
@@ -86,9 +86,26 @@ class Served:
                 f"logit_bias {foreign[0]}: this model has no such token; expected 0 to {self.text.info.n_vocab - 1}"
             )
 
+    async def start_images(self) -> None:
+        """Start the processes that decode and encode images, if the model has a projector.
+
+        Raises ModelError where it cannot be used.
+        """
+        if self.images is None:
+            return
+        try:
+            await self.images.start()
+        except ModelError as error:
+            leave = "leave --mmproj out" if self.config.model.mmproj else "start with --no-mmproj"
+            raise ModelError(f"{error.message}; {leave} to serve the model without images") from None
+
+    async def stop_images(self) -> None:
+        if self.images is not None:
+            await self.images.stop()
+
     async def stop(self) -> None:
-        """End both processes."""
-        await asyncio.gather(self.engine.stop(), self.text.stop())
+        """End all processes."""
+        await asyncio.gather(self.engine.stop(), self.text.stop(), self.stop_images())
 
 
 Make = Callable[[Config, OnProgress, OnProgress], Served]
@@ -157,7 +174,7 @@ class ServedModels:
         try:
             _check_placing(new, old)
             report("reading the vocabulary", None)
-            await self._read_vocabulary(new, old)
+            await self._start_beside(new, old)
             report("draining", None)
             await _drain(old)
             report("loading", 0.0)
@@ -166,6 +183,7 @@ class ServedModels:
             for one in (old, new):
                 if one.text is not self.served.text:
                     await one.text.stop()
+                    await one.stop_images()
 
     async def _find(self, config: Config, report: Report) -> Served:
         loop = asyncio.get_running_loop()
@@ -175,9 +193,11 @@ class ServedModels:
 
         return await asyncio.to_thread(self._make, config, lambda share: report("loading", share), on_fetch)
 
-    async def _read_vocabulary(self, new: Served, old: Served) -> None:
+    async def _start_beside(self, new: Served, old: Served) -> None:
+        """Start what needs no weights of the model: text and images."""
         try:
             await new.start_text()
+            await new.start_images()
         except StartupError as error:
             raise _refusal(error, old) from None
 

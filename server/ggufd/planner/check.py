@@ -11,6 +11,7 @@ from ggufd import console
 from ggufd.llama.gguf.header_checks import refuse_half_biases
 from ggufd.llama.model.placing import refuse_cpu
 from ggufd.models.hub import ModelFile
+from ggufd.placement.projector_plan import ProjectorUse
 from ggufd.planner import report, table
 from ggufd.planner.machine import this_machine
 from ggufd.planner.report import ModelPlan
@@ -38,6 +39,7 @@ def rows(config: Config, plan: ModelPlan, file: Path | None, n_keys: int) -> lis
         ("Settings", str(file or "no config.toml, only defaults")),
         ("Model", f"{model.source or model.path} ({size})"),
         *_draft(model.draft),
+        *_projector(model),
         ("Context", console.slots_text(context.n_slots, context.n_ctx)),
         ("Runs on", f"{table.placement_text(plan)} ({plan.choice.why})"),
         ("Memory", _memory(plan)),
@@ -57,9 +59,16 @@ def _draft(draft: ModelFile | None) -> list[tuple[str, str]]:
     )
 
 
+def _projector(model: ModelFile) -> list[tuple[str, str]]:
+    one = model.projector
+    return [] if one is None else [("Images", f"{one.path} ({table.bytes_text(one.n_bytes)}, {one.kind})")]
+
+
 def _memory(plan: ModelPlan) -> str:
     parts = [plan.choice.estimate, *([] if plan.draft is None else [plan.draft])]
-    needed, vram = sum(one.needed for one in parts), sum(one.vram.total for one in parts)
+    images = plan.images or ProjectorUse()
+    needed = images.ram + sum(one.needed for one in parts)
+    vram = images.vram + sum(one.vram.total for one in parts)
     text = f"{table.bytes_text(needed)} of {table.bytes_text(plan.machine.ram_free)} free RAM"
     return f"{text}, {table.bytes_text(vram)} VRAM" if vram else text
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ggufd.images.encoder import row_store
 from ggufd.llama.gguf.shape import Shape
 from ggufd.llama.gguf.tensor_types import FILE_TYPES
 from ggufd.llama.params import ContextParams
 from ggufd.models.hub import ModelFile
-from ggufd.placement import draft_plan
+from ggufd.placement import draft_plan, projector_plan
 from ggufd.placement.memory import Estimate, Extras, estimate, types_by_size
 from ggufd.placement.offload import (
     Machine,
@@ -22,7 +23,8 @@ from ggufd.placement.offload import (
     largest_contexts,
     offload_steps,
 )
-from ggufd.settings import engine_settings
+from ggufd.placement.projector_plan import ProjectorUse
+from ggufd.settings import encoder_settings, engine_settings
 from ggufd.settings.config import Config, settings
 
 
@@ -39,6 +41,8 @@ class ModelPlan:
     choice: PlacementChoice
     contexts: list[tuple[int, int]]
     draft: Estimate | None = None
+    images: ProjectorUse | None = None
+    """Memory of the image projector and its process; None without one."""
     cache_ram: int | None = None
     """Configured bytes for chats evicted from their slot; None is automatic."""
     other_flags: tuple[str, ...] = ()
@@ -47,12 +51,12 @@ class ModelPlan:
     @property
     def own(self) -> int:
         """Private RAM, with the draft model's."""
-        return self.in_ram.own + (self.draft.own if self.draft else 0)
+        return self.in_ram.own + (self.draft.own if self.draft else 0) + (self.images.ram if self.images else 0)
 
     @property
     def needed(self) -> int:
         """RAM with the memory-mapped weights."""
-        return self.in_ram.needed + (self.draft.needed if self.draft else 0)
+        return self.in_ram.needed + (self.draft.needed if self.draft else 0) + (self.images.ram if self.images else 0)
 
     @property
     def host_cache(self) -> int:
@@ -61,7 +65,8 @@ class ModelPlan:
             return 0
         if self.cache_ram is not None:
             return self.cache_ram
-        left = self.machine if self.draft is None else draft_plan.remaining(self.machine, self.draft)
+        left = self.machine if self.images is None else projector_plan.remaining(self.machine, self.images)
+        left = left if self.draft is None else draft_plan.remaining(left, self.draft)
         return host_cache_bytes(self.choice.estimate, left)
 
     @property
@@ -81,8 +86,10 @@ def make(model: ModelFile, config: Config, context: ContextParams, machine: Mach
     shape = model.shape
     assert shape is not None
     request = placement_request(config, context, model)
+    whole, images = machine, _images(model, config, machine)
+    machine = machine if images is None else projector_plan.remaining(machine, images)
     draft = _draft(model, config, context, machine)
-    whole, machine = machine, machine if draft is None else draft_plan.remaining(machine, draft)
+    machine = machine if draft is None else draft_plan.remaining(machine, draft)
     choice = choose(shape, request, machine)
     shown = context if context.n_ctx else replace(context, n_ctx=default_n_ctx(shape))
     in_ram = cpu_placement(request, machine)
@@ -96,12 +103,22 @@ def make(model: ModelFile, config: Config, context: ContextParams, machine: Mach
         choice=choice,
         contexts=largest_contexts(shape, choice.context, choice.placement, machine, request.tensor_split),
         draft=draft,
+        images=images,
         cache_ram=engine_settings.engine_config(config, model).cache_ram_bytes,
         other_flags=other_flags(config),
     )
 
 
-_CHOSEN = {"model", "model_draft", "n_gpu_layers", "n_cpu_moe", "ctx_size", "parallel", "cache_type_k", "cache_type_v"}
+_CHOSEN = {
+    "model",
+    "model_draft",
+    "n_gpu_layers",
+    "n_cpu_moe",
+    "ctx_size",
+    "parallel",
+    "cache_type_k",
+    "cache_type_v",
+}
 
 
 def other_flags(config: Config) -> tuple[str, ...]:
@@ -127,6 +144,13 @@ def _draft(model: ModelFile, config: Config, context: ContextParams, machine: Ma
     return draft_plan.plan(
         model.draft.shape, engine_settings.draft_params(config, model.draft), model.shape, context, machine
     )
+
+
+def _images(model: ModelFile, config: Config, machine: Machine) -> ProjectorUse | None:
+    if model.projector is None:
+        return None
+    uses_gpu = bool(machine.devices) and encoder_settings.may_use_gpu(config)
+    return projector_plan.use_of(model.projector, uses_gpu=uses_gpu)
 
 
 def placement_request(config: Config, context: ContextParams, model: ModelFile) -> PlacementRequest:
@@ -164,6 +188,7 @@ def as_json(report: ModelPlan) -> dict[str, Any]:
         "context": {"slots": report.context.n_slots, "tokens_each": report.context.n_ctx},
         "without_offload": _estimate(report.in_ram),
         "draft": None if report.draft is None else _estimate(report.draft),
+        "projector": _projector_json(report),
         "offload": [_estimate(step) for step in report.steps],
         "best": {
             "n_gpu_layers": report.choice.placement.n_gpu_layers,
@@ -181,6 +206,20 @@ def as_json(report: ModelPlan) -> dict[str, Any]:
             "ram_total": report.machine.ram_total,
             "devices": [device._asdict() for device in report.machine.devices],
         },
+    }
+
+
+def _projector_json(report: ModelPlan) -> dict[str, Any] | None:
+    projector, use = report.model.projector, report.images
+    if projector is None or use is None:
+        return None
+    return {
+        "file": str(projector.path),
+        "type": projector.kind,
+        "size": projector.n_bytes,
+        "ram": use.ram,
+        "vram": use.vram,
+        "rows_on_disk": row_store.MAX_BYTES,
     }
 
 

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ggufd.images.encoder import row_store
 from ggufd.placement.memory import Estimate
+from ggufd.placement.projector_plan import ProjectorUse
 from ggufd.planner.report import ModelPlan
 
 _MOST_STEPS = 12
@@ -95,6 +97,8 @@ def _in_ram(report: ModelPlan) -> Table:
         table.add_row(name, bytes_text(size), note)
     if report.draft is not None:
         table.add_row("Draft model, with its cache", bytes_text(report.draft.needed), _draft(report.draft))
+    if report.images is not None:
+        table.add_row("Image projector, with its process", bytes_text(report.images.ram), _images(report.images))
     table.add_section()
     table.add_row("Own memory", bytes_text(report.own), "", style="bold")
     table.add_row("With the memory-mapped weights", bytes_text(report.needed - one.host_cache), "", style="bold")
@@ -122,6 +126,11 @@ def _memory_rows(report: ModelPlan) -> Iterator[tuple[str, int, str]]:
 def _draft(draft: Estimate) -> str:
     vram = draft.vram.total
     return f"and {bytes_text(vram)} VRAM" if vram else f"{bytes_text(draft.ram.cache)} of it for one chat"
+
+
+def _images(use: ProjectorUse) -> str:
+    rows = f"its rows up to {bytes_text(row_store.MAX_BYTES)} of disk"
+    return f"and {bytes_text(use.vram)} VRAM; {rows}" if use.vram else rows
 
 
 def _slots(report: ModelPlan) -> str:

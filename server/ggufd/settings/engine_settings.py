@@ -12,7 +12,9 @@ from ggufd.llama.gguf.gguf_header import Scalar
 from ggufd.llama.gguf.shape import MAX_LAYERS
 from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.models import hub
-from ggufd.settings import adapters
+from ggufd.placement import projector_plan
+from ggufd.placement.projector_plan import ProjectorUse
+from ggufd.settings import adapters, encoder_settings
 from ggufd.settings.config import Config
 
 DEFAULT_SLOTS = 4
@@ -91,6 +93,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
             preempts=config.queue.preempt,
         ),
         draft=_draft(config, model),
+        beside=projector_use(config, model),
         require_gpu=config.model.require_gpu,
         numa=config.model.numa,
         cpus=_cpus(config.context.cpus),
@@ -101,6 +104,11 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         sleep_idle_s=config.model.sleep_idle_seconds,
         log_level=logging.getLevelNamesMapping()[config.server.log_level.upper()],
     )
+
+
+def projector_use(config: Config, model: hub.ModelFile) -> ProjectorUse:
+    """Memory of the model's image projector, on a GPU where the model's layers may be there."""
+    return projector_plan.use_of(model.projector, uses_gpu=encoder_settings.may_use_gpu(config))
 
 
 def _cpus(text: str) -> frozenset[int]:

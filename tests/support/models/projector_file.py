@@ -81,6 +81,16 @@ def write_shaped(path: Path, rows: Floats, shape: Shape, changes: Mapping[str, A
     return path
 
 
+def write_sparse(path: Path, n_embd: int, *, n_bytes: int = 0, changes: Mapping[str, Any] | None = None) -> Path:
+    """Write a projector of zeros that passes the checks of its header, in a file of at least `n_bytes`."""
+    metadata = {**metadata_of(FAST, n_embd), **(changes or {})}
+    filled = weights_of(FAST, np.zeros((8, n_embd), np.float32))
+    tensors = [(name, tuple(reversed(values.shape)), "f32") for name, values in filled.items()]
+    tensors += [(name, dims, "f32") for name, dims in block_tensors(FAST)]
+    tensors.append(("v.padding", (max(1, n_bytes // 4),), "f32"))
+    return gguf_files.write(path, metadata, tensors)
+
+
 def metadata_of(shape: Shape, n_embd: int) -> dict[str, Any]:
     """Key-value pairs of a projector's file."""
     vision = {

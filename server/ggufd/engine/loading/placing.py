@@ -14,7 +14,7 @@ from ggufd.llama.gguf.shape import Shape
 from ggufd.llama.model import system
 from ggufd.llama.model.placing import check_gpus, check_overrides, chosen_devices
 from ggufd.llama.params import ContextParams, ModelParams
-from ggufd.placement import draft_plan, host
+from ggufd.placement import draft_plan, host, projector_plan
 from ggufd.placement.memory import Extras, estimate
 from ggufd.placement.offload import Device, Machine, PlacementRequest, choose, cpu_placement, host_cache_bytes
 
@@ -37,6 +37,7 @@ def place(config: EngineConfig, devices: Sequence[system.DeviceMemory]) -> Place
     made = shape_of(config)
     ram = host.ram()
     machine = Machine(ram.free, ram.total, gpus, system.cpu_features(), config.vram_limit)
+    machine = projector_plan.remaining(machine, config.beside)
     config, machine, draft_bytes = _place_draft(config, made, machine)
     if config.model.n_gpu_layers is not None:
         return Placed(config, "as configured")
@@ -96,6 +97,7 @@ def with_host_cache(config: EngineConfig, params: ContextParams, ram: host.Ram) 
         placement = dataclasses.replace(
             cpu_placement(_wish(config), machine), n_gpu_layers=config.model.n_gpu_layers or 0
         )
+        machine = projector_plan.remaining(machine, config.beside)
         _, machine, _ = _place_draft(config, made, machine)
         n_bytes = host_cache_bytes(estimate(made, params, placement), machine)
     return dataclasses.replace(

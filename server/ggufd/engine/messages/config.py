@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ggufd.llama.params import ContextParams, ModelParams, Pooling
+from ggufd.placement.projector_plan import ProjectorUse
 
 if TYPE_CHECKING:
     from ggufd.llama.gguf.shape import Shape
@@ -70,6 +71,7 @@ class EngineConfig:
     With `require_gpu` no load ends on the CPU alone: neither the first, nor one after a sleep or a crash.
     `numa` is llama.cpp's strategy for several nodes, "" is none. `cpus` are those to compute on; empty is all.
     `cache_ram_bytes` of host RAM keep chats that lost their slot; None leaves it to what is left beside the model.
+    `beside` is what the encoder of images takes of the machine.
     `cache_dir` keeps calibration results; None keeps none. `pooling` None leaves it to the model; the context for
     `embeddings` of a model that writes is made at start when that is set, else when they are first asked for.
     After `sleep_idle_s` without a request the client ends the process until the next one; None never does.
@@ -90,6 +92,7 @@ class EngineConfig:
     rules: EngineRules = field(default_factory=EngineRules)
     draft: DraftConfig | None = None
     vram_limit: int | None = None
+    beside: ProjectorUse = field(default_factory=ProjectorUse)
     require_gpu: bool = False
     numa: str = ""
     cpus: frozenset[int] = frozenset()

@@ -18,7 +18,7 @@ MAX_WAITING = 64
 
 
 @dataclass(slots=True, eq=False)
-class _Place:
+class _Turn:
     """Place in the queue: `may_begin` is set when it is its turn."""
 
     principal: Principal
@@ -31,7 +31,7 @@ class EncodingTurns:
 
     def __init__(self, most: int = MAX_WAITING) -> None:
         self._most = most
-        self._waiting: list[_Place] = []
+        self._waiting: list[_Turn] = []
         self._accounts = Accounts()
         self._is_taken = False
         self.seconds_each = 0.0
@@ -58,7 +58,7 @@ class EncodingTurns:
                 f"{len(self._waiting)} images wait to be encoded, as many as may. Try again later.",
                 retry_after_s=max(1.0, self.seconds_each),
             )
-        place = _Place(principal, n_rows)
+        place = _Turn(principal, n_rows)
         self._waiting.append(place)
         self._accounts.wait(principal.account)
         try:
@@ -80,6 +80,6 @@ class EncodingTurns:
             self._leave(place)
             place.may_begin.set_result(None)
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, place: _Turn) -> None:
         self._waiting.remove(place)
         self._accounts.settle(place.principal.account)

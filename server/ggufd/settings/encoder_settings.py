@@ -1,0 +1,42 @@
+"""Parameters of the encoder process from the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import platformdirs
+
+from ggufd.images.encoder.messages import EncoderParams
+from ggufd.llama.gguf.projector_file import ProjectorFile
+from ggufd.llama.params import ProjectorParams
+from ggufd.models import hub
+from ggufd.placement import host
+from ggufd.settings.config import Config
+
+_NICENESS = 10
+"""A stream that runs comes first, and an image still gets a share of a busy processor."""
+
+
+def encoder_params(config: Config, model: hub.ModelFile, projector: ProjectorFile) -> EncoderParams:
+    """Parameters of the encoder for a model and its projector."""
+    threads = config.context.threads_batch or config.context.threads or host.compute_threads()
+    params = ProjectorParams(
+        str(projector.path),
+        projector.n_embd,
+        n_threads=threads,
+        uses_gpu=may_use_gpu(config),
+        devices=config.model.device,
+        min_tokens=config.model.image_min_tokens,
+        max_tokens=config.model.image_max_tokens,
+    )
+    return EncoderParams(str(model.path), params, niceness=_NICENESS)
+
+
+def may_use_gpu(config: Config) -> bool:
+    """Whether the projector goes to a GPU, if there is one: where the model's layers may."""
+    return config.model.mmproj_offload and config.model.n_gpu_layers != 0 and config.model.device != ("none",)
+
+
+def row_folder(config: Config) -> Path | None:
+    """Folder of rows that outlive the server; None for a temporary one."""
+    return platformdirs.user_cache_path("ggufd") / "images" if config.context.cache_disk else None

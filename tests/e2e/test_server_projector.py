@@ -1,0 +1,85 @@
+"""A server with a projector: how it starts, what it says, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ggufd.models import hub
+from tests.support.models.projector_file import FAST, embeddings_of, write_projector, write_shaped, write_sparse
+from tests.support.programs.live_server import LiveServer
+
+ROOT = Path(__file__).parents[2]
+PREFIX = "ggufd-images-"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the demo model and a projector beside it, as published models lie."""
+    folder = tmp_path_factory.mktemp("model")
+    write_projector(folder / "mmproj-eyes.gguf", hub.find("").path)
+    (folder / "demo.gguf").symlink_to(hub.find("").path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder for temporary files of the programs that are started."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", None)
+        yield folder
+    tempfile.tempdir = None
+
+
+def row_folders(temporary: Path) -> list[Path]:
+    return [path for path in temporary.iterdir() if path.name.startswith(PREFIX)]
+
+
+def test_a_projector_beside_the_model_is_loaded_and_told(folder: Path, temporary: Path) -> None:
+    server = LiveServer("--model", str(folder), "--flash-attn", "on", "--ctx-size", "1024")
+    try:
+        server.wait_ready()
+        assert re.search(r"Images +read by mmproj-eyes\.gguf, mlp, 153 KiB", "".join(server.log))
+        assert len(row_folders(temporary)) == 1
+        assert 10 in [child.nice() for child in server.children()]
+    finally:
+        children = server.children()
+        server.stop()
+    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    assert row_folders(temporary) == []
+
+
+def ended(*arguments: str) -> str:
+    """The last line of a server that does not start."""
+    command = [sys.executable, "-m", "ggufd", "--port", "0", "--flash-attn", "on", "--ctx-size", "1024", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_one_of_another_width_ends_the_start_with_one_line(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path / "narrow.gguf", 64)
+    assert ended("--mmproj", str(path)) == (
+        f"ggufd: {path}: makes rows of 64 numbers, but {hub.find('').path.name} has embeddings of 576; --mmproj needs "
+        "the projector that was published with this model"
+    )
+
+
+def test_one_over_which_libmtmd_aborts_ends_the_start_with_one_line(tmp_path: Path, temporary: Path) -> None:
+    rows = embeddings_of(hub.find("").path)
+    path = write_shaped(tmp_path / "hostile.gguf", rows, FAST, {"clip.use_gelu": 1})
+    said = ended("--mmproj", str(path))
+    assert said.startswith(f"ggufd: {path}: llama.cpp cannot use this projector: signal SIGABRT")
+    assert said.endswith("; leave --mmproj out to serve the model without images")
+    assert row_folders(temporary) == []
