@@ -50,6 +50,7 @@ class Context(NativeContext):
         super().__init__(model, _native_params(params, self.n_outputs_max), name)
         self.n_ctx = int(llama_cpp.llama_n_ctx_seq(self.handle))
         self.n_vocab = model.vocabulary.n_vocab
+        self.n_embd = model.n_embd_inp
         self.n_threads = int(llama_cpp.llama_n_threads(self.handle))
         self._n_threads_now: int | None = None
         self._logits: tuple[int, int, Logits] | None = None

@@ -30,7 +30,7 @@ class NativeContext:
             raise ModelError(f"llama.cpp could not make {name}")
         self.n_batch = int(llama_cpp.llama_n_batch(self.handle))
         self._memory = llama_cpp.llama_get_memory(self.handle)
-        self._batch = _NativeBatch(self.n_batch)
+        self._batch = _NativeBatch(self.n_batch, model.n_embd_inp)
         self._scales: tuple[float, ...] = ()
         vectors = model.params.control_vectors
         if vectors:
@@ -57,6 +57,8 @@ class NativeContext:
 
         Raises `NoRoomError` when the cache is full, `EngineFailure` when llama.cpp failed otherwise.
         """
+        if self.batch.is_mixed:
+            raise EngineFailure("tokens and embedding rows cannot share a batch")
         start = time.perf_counter()
         status = llama_cpp.llama_decode(self.handle, self._batch.native())
         llama_cpp.llama_synchronize(self.handle)
@@ -68,25 +70,34 @@ class NativeContext:
 
 
 class _NativeBatch:
-    """A `Batch` that lives in the memory of a `llama_batch`."""
+    """A `Batch` that lives in the memory of a `llama_batch`, which has either tokens or embedding rows."""
 
-    def __init__(self, n_batch: int) -> None:
-        self.rows = Batch.with_capacity(n_batch)
+    def __init__(self, n_batch: int, n_embd: int) -> None:
+        self.rows = Batch.with_capacity(n_batch, n_embd)
         self._n_seq_id = np.ones(n_batch, np.int32)
         first = self.rows.seq_id.ctypes.data
         # One pointer a row, each to that row's single sequence id.
         self._seq_pointers = np.arange(n_batch, dtype=np.uintp) * 4 + first
         self._native = llama_cpp.llama_batch()
         for name, array in (
-            ("token", self.rows.token),
             ("pos", self.rows.pos),
             ("n_seq_id", self._n_seq_id),
             ("seq_id", self._seq_pointers),
             ("logits", self.rows.output),
         ):
-            field_type = dict(llama_cpp.llama_batch._fields_)[name]
-            setattr(self._native, name, ctypes.cast(array.ctypes.data, field_type))
+            setattr(self._native, name, _pointer(name, array.ctypes.data))
+        self._is_embedded: bool | None = None
 
     def native(self) -> Any:
         self._native.n_tokens = self.rows.n_rows
+        is_embedded = self.rows.n_embedded > 0
+        if is_embedded != self._is_embedded:
+            self._is_embedded = is_embedded
+            self._native.token = None if is_embedded else _pointer("token", self.rows.token.ctypes.data)
+            self._native.embd = _pointer("embd", self.rows.embd.ctypes.data) if is_embedded else None
         return self._native
+
+
+def _pointer(name: str, address: int) -> Any:
+    """The address as a field of `llama_batch` takes it."""
+    return ctypes.cast(address, dict(llama_cpp.llama_batch._fields_)[name])

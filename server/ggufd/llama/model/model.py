@@ -107,6 +107,8 @@ class Model(GgufModel):
     """Bytes of all tensors."""
     n_ctx_train = facts.number(llama_cpp.llama_model_n_ctx_train)
     n_embd = facts.number(llama_cpp.llama_model_n_embd)
+    n_embd_inp = facts.number(llama_cpp.llama_model_n_embd_inp)
+    """Width of the embedding rows that it takes in place of tokens."""
     n_embd_out = facts.number(llama_cpp.llama_model_n_embd_out)
     """Width of its embeddings."""
     n_layer = facts.number(llama_cpp.llama_model_n_layer)
