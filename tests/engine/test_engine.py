@@ -1146,7 +1146,8 @@ def test_whatever_callers_do_every_text_is_the_one_it_has_alone(
             continue
         for index in range(request.n):
             if (request.request_id, index) in rig.finished:
-                assert alone.texts[index].startswith(collected.texts[index])
+                # Finished while it waited, its grammar may never have been looked at.
+                assert (alone.texts[index] if alone.failure is None else "").startswith(collected.texts[index])
             else:
                 assert collected.texts[index] == alone.texts[index]
                 assert collected.finishes[index].reason == alone.finishes[index].reason
