@@ -17,6 +17,7 @@ class Maintenance:
         self._lifecycle = lifecycle
         self._embedder = embedder
         self._grammars = grammars
+        self._n_steps = 0
 
     def run_idle(self) -> bool:
         """A short piece of work that is best done while there are no requests; returns whether there is more.
@@ -34,7 +35,8 @@ class Maintenance:
 
     def note_step(self) -> None:
         """Check the consistency after every 256th step. Raises `EngineFailure`."""
-        if self._lifecycle.counters.steps % _CHECK_EVERY == 0:
+        self._n_steps += 1
+        if self._n_steps % _CHECK_EVERY == 0:
             self.check_integrity()
 
     def check_integrity(self) -> None:
