@@ -63,6 +63,7 @@ ROOMS: tuple[str, ...] = (
     "api.images",
     "api.request",
     "api.request.chat",
+    "api.receipts",
     "api.answer",
     "api.streams",
     "api.openai",

@@ -22,6 +22,7 @@ NO_SETTINGS = {
     "n",
     "logprobs",
     "resumable",
+    "deterministic",
     "top_logprobs",
     "explain_cache",
     "report_queue",

@@ -8,18 +8,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ggufd.engine.builder import Backend, build_engine
 from ggufd.engine.embeddings.embedding import MAX_OPEN, Embedder, EmbedderParams
 from ggufd.engine.embeddings.vector_engine import VectorEngine
 from ggufd.engine.engine import Engine
 from ggufd.engine.kv_store.fingerprint import fingerprint
+from ggufd.engine.loading import provenance
 from ggufd.engine.loading.context_params import embedding_params, resolve, vector_flash_attention
 from ggufd.engine.loading.load_log import LoadLog, Report
 from ggufd.engine.loading.placing import place, with_host_cache
 from ggufd.engine.loading.readiness import draft_info, embedding_info, ready_of
 from ggufd.engine.messages.config import DraftConfig, EngineConfig, EngineRules
+from ggufd.engine.messages.provenance import Provenance
 from ggufd.engine.messages.reports import DraftInfo, LoadProgress, Placing, Ready
 from ggufd.engine.queueing.fairness import Accounts
 from ggufd.engine.queueing.queue import RequestQueue
@@ -38,6 +40,8 @@ from ggufd.llama.model.model import Model
 from ggufd.llama.model.placing import chosen_devices, refuse_cpu
 from ggufd.llama.params import VECTOR_N_CTX, ContextParams, EmbeddingParams, ModelParams
 from ggufd.placement import draft_plan, host
+
+T = TypeVar("T")
 
 _GPU_CHUNK = 512
 """Tokens of a fixed chunk where layers run on a GPU, which computes so many in little more time than a few."""
@@ -102,7 +106,7 @@ def _generating_engine(config: EngineConfig, model: Model, log: LoadLog, offload
     params, flash_why = resolve(config, model)
     config = with_host_cache(config, params, ram)
     log.start_counting()
-    context, made_with = _context(config, model, params)
+    context, made_with, files = _context(config, model, params)
     config = _with_disk(config, made_with)
     vectors = embedding_params(config, model, min(context.n_ctx, VECTOR_N_CTX), params.flash_attn)
     embedder = _embedder(config, model, vectors, log)
@@ -122,18 +126,35 @@ def _generating_engine(config: EngineConfig, model: Model, log: LoadLog, offload
         draft=draft,
         host_cache_bytes=config.rules.cache_ram_bytes,
         fingerprint=made_with,
+        provenance=_provenance(files, config, params, context, n_gpu_layers),
     )
-    n_fixed = _GPU_CHUNK if n_gpu_layers else CPU_CHUNK
-    return Loaded(_build(config, backend, context, embedder, n_fixed), ready, log.capture)
+    return Loaded(_build(config, backend, context, embedder, _n_fixed(n_gpu_layers)), ready, log.capture)
 
 
-def _context(config: EngineConfig, model: Model, params: ContextParams) -> tuple[Context, str]:
-    """The context of all slots, and the fingerprint of what it computes with."""
+def _context(config: EngineConfig, model: Model, params: ContextParams) -> tuple[Context, str, Provenance]:
+    """The context of all slots, the fingerprint of what it computes with, and the digests of all files."""
     with ThreadPoolExecutor(max_workers=1) as reader:
         # Files are read meanwhile: that takes a fortieth of a second, all of which a start would notice.
-        reading = reader.submit(_fingerprint, config, params)
+        reading = reader.submit(_read_again, lambda: fingerprint(config.model, params))
+        digests = reader.submit(_read_again, lambda: provenance.files_of(config.model))
         context = Context(model, params)
-    return context, reading.result()
+    return context, reading.result(), digests.result()
+
+
+def _n_fixed(n_gpu_layers: int) -> int:
+    """Tokens of a chunk of deterministic requests."""
+    return _GPU_CHUNK if n_gpu_layers else CPU_CHUNK
+
+
+def _provenance(
+    files: Provenance, config: EngineConfig, params: ContextParams, context: Context, n_gpu_layers: int
+) -> Provenance | None:
+    """What deterministic texts come of; None where cells are put wherever a window has left some."""
+    if context.model.n_swa and not params.swa_full:
+        return None
+    made = provenance.completed(files, config.model, params, n_gpu_layers=n_gpu_layers)
+    n_fixed = min(_n_fixed(n_gpu_layers), params.n_ubatch, context.n_batch)
+    return dataclasses.replace(made, settings=(*made.settings, ("n_fixed", n_fixed)))
 
 
 def _build(config: EngineConfig, backend: Backend, context: Context, embedder: Embedder, n_fixed: int) -> Engine:
@@ -180,10 +201,10 @@ def _warn_about_shifts(rules: EngineRules, log: LoadLog) -> None:
             log.tell(f"{name} does nothing here: the cache of this model cannot move tokens")
 
 
-def _fingerprint(config: EngineConfig, params: ContextParams) -> str:
-    """Name of what slots are computed with. Raises ModelError where a file has gone since it was loaded."""
+def _read_again(read: Callable[[], T]) -> T:
+    """What is read of the files of the model. Raises ModelError where one has gone since it was loaded."""
     try:
-        return fingerprint(config.model, params)
+        return read()
     except OSError as error:
         raise ModelError(f"{error.filename}: cannot be read again: {error.strerror or error}") from None
 

@@ -38,6 +38,7 @@ from ggufd.engine.messages.events import (
     Usage,
 )
 from ggufd.engine.messages.images import row_tokens
+from ggufd.engine.messages.provenance import FileDigest, Provenance
 from ggufd.engine.messages.reports import (
     EmbeddingInfo,
     LiveState,
@@ -69,6 +70,18 @@ class FakeState(enum.Enum):
     STOPPED = "stopped"
 
 
+PROVENANCE = Provenance(
+    model=(FileDigest("fake.gguf", 4000, "d1"),),
+    adapters=(),
+    control_vectors=(),
+    build="b1",
+    libraries="d2",
+    cpu="CPU : FAKE = 1",
+    devices=(),
+    settings=(("n_ctx", 512), ("n_threads", 1)),
+)
+
+
 def make_ready(n_ctx: int = 512, *, pooling: Pooling = "mean", writes: bool = True) -> Ready:
     """What an engine of four slots says of itself. It makes vectors of up to 16 tokens."""
     model = ModelInfo(
@@ -90,6 +103,7 @@ def make_ready(n_ctx: int = 512, *, pooling: Pooling = "mean", writes: bool = Tr
         build="b1",
         embedding=EmbeddingInfo(pooling, 4, 16, is_asked_for=pooling == "rank"),
         fingerprint="of the fake",
+        provenance=PROVENANCE,
         writes=writes,
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ggufd.api.images.prompts import shown_row, shown_rows
+from ggufd.api.receipts.receipt import Receipt
 from ggufd.api.services.services import TextService
 from ggufd.chat.prompt import Message
 from ggufd.chat.rendering.places import find_messages
@@ -40,9 +41,13 @@ class SentPrompt:
 
 
 class CacheExplainer:
-    """Cache explanations of one HTTP request; `is_shown` says that its client asked for them."""
+    """Cache explanations of one HTTP request; `is_shown` says that its client asked for them.
+
+    `receipt` is told beside them, where the request is deterministic.
+    """
 
     def __init__(self, text: TextService, *, is_shown: bool) -> None:
+        self.receipt: Receipt | None = None
         self._text = text
         self._is_shown = is_shown
         self._prompts: list[SentPrompt] = []
@@ -57,8 +62,9 @@ class CacheExplainer:
         return self._prompts[position] if position < len(self._prompts) else SentPrompt()
 
     def of(self, index: int) -> dict[str, Any]:
-        """`{"cache": ...}` of a choice that has ended; empty when it was not asked for."""
-        return {"cache": self._made[index]} if self._is_shown and index in self._made else {}
+        """`cache` of a choice that has ended, and `receipt` once all have; without what was not asked for."""
+        made = {"cache": self._made[index]} if self._is_shown and index in self._made else {}
+        return made if self.receipt is None else {**made, **self.receipt.take()}
 
     async def note(self, index: int, request: EngineRequest, usage: Usage) -> None:
         """Explain a choice that has ended, if the engine was asked to report. Never raises for a failure to explain."""

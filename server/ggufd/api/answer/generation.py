@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from ggufd.api.answer.advice import note_prompt
 from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.http.record import DISCONNECTED
+from ggufd.api.receipts.receipt import Receipt
 from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import RequestEvents, Services
 from ggufd.engine.messages.events import Finish, FinishReason, Output, PromptLogprobs, RequestEvent, TokenLogprob, Usage
@@ -100,7 +101,12 @@ class Generation:
             stream.refuse(error)
 
     def finish(self, index: int) -> None:
-        """End one choice, whose answer is over before the engine knows. Its last event still comes."""
+        """End one choice, whose answer is over before the engine knows. Its last event still comes.
+
+        A deterministic one goes on to its own end: when it would be ended depends on who else is served.
+        """
+        if self._explainer.receipt is not None:
+            return
         self._streams[index // self.n].finish(index % self.n)
 
     @property
@@ -140,6 +146,8 @@ class Generation:
             if isinstance(event, Output):
                 progress = self._choices[first + event.index]
                 progress.n_tokens += len(event.tokens)
+                if self._explainer.receipt is not None:
+                    self._explainer.receipt.add(first + event.index, event)
                 if first + event.index == 0 or self._held_of or self._schema_of(first + event.index):
                     progress.texts.append(event.text)
                 if event.finish is not None:
@@ -286,6 +294,8 @@ async def submit(
     Those with a timeout may be refused by the engine, which knows the queue: that is waited for.
     """
     caller.record.model = services.config.model_id
+    if requests and requests[0].is_deterministic:
+        explainer.receipt = Receipt(services, requests, caller.record)
     streams: list[RequestEvents] = []
     try:
         for request in requests:

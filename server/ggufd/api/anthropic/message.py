@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ggufd.api.answer.blocks import Event
+from ggufd.api.answer.explain import CacheExplainer
 from ggufd.api.answer.reader import AnswerReader
 from ggufd.api.anthropic.output import ContentBlocks
 from ggufd.engine.messages.events import FinishReason, Output
@@ -15,11 +16,19 @@ Message = dict[str, Any]
 
 
 class MessageWriter:
-    """Writer of one message. `max_tokens` and `stop` are what the client set."""
+    """Writer of one message. `max_tokens` and `stop` are what the client set; `explainer` tells what else it wants."""
 
     def __init__(
-        self, model: str, reader: AnswerReader, *, prompt_tokens: int, max_tokens: int, stop: Collection[str]
+        self,
+        model: str,
+        reader: AnswerReader,
+        explainer: CacheExplainer,
+        *,
+        prompt_tokens: int,
+        max_tokens: int,
+        stop: Collection[str],
     ) -> None:
+        self._explainer = explainer
         self._reader = reader
         self._content = ContentBlocks()
         self._prompt_tokens = prompt_tokens
@@ -44,12 +53,12 @@ class MessageWriter:
 
     def end(self) -> list[Event]:
         """The last two events. Raises EngineFailure when there was no end."""
-        delta = {"type": "message_delta", "delta": self._stopped(), "usage": self._used()}
+        delta = {"type": "message_delta", "delta": self._stopped(), "usage": self._used(), **self._explainer.of(0)}
         return [delta, {"type": "message_stop"}]
 
     def finished(self) -> Message:
         """The whole message. Raises EngineFailure when there was no end."""
-        return self._object(self._content.blocks, {**self._stopped(), "usage": self._used()})
+        return self._object(self._content.blocks, {**self._stopped(), "usage": self._used(), **self._explainer.of(0)})
 
     def _object(self, content: list[Any], more: dict[str, Any]) -> Message:
         return {**self._head, "content": content, **more}

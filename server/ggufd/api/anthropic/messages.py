@@ -47,6 +47,7 @@ async def create_message(request: Request) -> Response:
     writer = MessageWriter(
         services.config.model_id,
         conversation.reader(),
+        conversation.explainer,
         prompt_tokens=len(generation.requests[0].prompt),
         max_tokens=fields.max_tokens,
         stop=chat.stop,

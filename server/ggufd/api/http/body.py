@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
+from ggufd.api.http.record import record_of
 from ggufd.errors import InvalidRequest, PayloadTooLarge
 
 JsonObject = dict[str, Any]
@@ -34,7 +35,11 @@ _CONTAINERS = frozenset((dict, list))
 
 async def read_json(request: Request, max_bytes: int) -> JsonObject:
     """The body as a JSON object. Raises `PayloadTooLarge` or `InvalidRequest`."""
-    return parse_json(await _read_in_turn(request, max_bytes))
+    raw = await _read_in_turn(request, max_bytes)
+    if b'"deterministic"' in raw:
+        # A receipt has the request as it was sent, before any field is renamed.
+        record_of(request).body = raw
+    return parse_json(raw)
 
 
 async def read_optional_json(request: Request, max_bytes: int) -> JsonObject:

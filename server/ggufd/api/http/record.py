@@ -34,7 +34,8 @@ class RequestRecord:
     is why it ended: a finish reason, an error's code, `DISCONNECTED`, or "" of what was no work.
     `first_s` is the TTFT, from arrival to the first token; `decode_s` is the time of the tokens after it, of the
     slowest choice, and `decoded_tokens` are those of all. `cache_class` is what the cache had for the first prompt.
-    `ignored` names fields that were asked for in vain, which the answer tells.
+    `ignored` names fields that were asked for in vain, which the answer tells. `body` is what was sent and `seed` what
+    was drawn for it, where the answer has to tell.
     """
 
     request_id: str = ""
@@ -60,6 +61,8 @@ class RequestRecord:
     decoded_tokens: int = 0
     cache_class: str = ""
     ignored: list[str] = field(default_factory=list)
+    body: bytes = field(default=b"", repr=False)
+    seed: int | None = None
     _is_held: bool = field(default=False, init=False, repr=False)
     _on_end: Sink | None = field(default=None, init=False, repr=False)
 

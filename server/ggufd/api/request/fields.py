@@ -105,6 +105,7 @@ _GENERATION: Aliases = {
     "timeout_s": ("timeout",),
     "report_queue": ("report_queue",),
     "resumable": ("resumable",),
+    "deterministic": ("deterministic",),
 }
 
 _LIMIT = ("n_predict", "max_new_tokens", "num_predict", "max_length")

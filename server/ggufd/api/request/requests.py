@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
 from ggufd.api.images.prompts import ImagePrompt
 from ggufd.api.request.constraints import ConstraintFields
+from ggufd.api.request.deterministic import check_deterministic, with_seed
 from ggufd.api.request.lora import AdapterScale
 from ggufd.api.request.recommended import recommended
 from ggufd.api.request.sampling import Bool, Count, Float, Int
@@ -138,6 +139,7 @@ class GenerationFields(ConstraintFields):
     timeout_s: Annotated[Float, Field(gt=0, le=_MAX_TIMEOUT_S)] | None = None
     report_queue: Bool = False
     resumable: Bool | None = None
+    deterministic: Bool = False
 
     @property
     def includes_usage(self) -> bool:
@@ -187,6 +189,9 @@ async def engine_request(
     if not ready.writes:
         raise Unsupported("This is an embedding model: it generates no text. Use /v1/embeddings or /v1/rerank.")
     sampling, constraint_param = _sampling(services, fields, rendered)
+    if fields.deterministic:
+        check_deterministic(services, prompt)
+        sampling = with_seed(sampling, caller.record)
     limit = services.config.max_tokens if fields.max_tokens is None else fields.max_tokens
     defaults = services.config.output
     n_keep = defaults.n_keep if fields.n_keep is None else fields.n_keep
@@ -214,6 +219,7 @@ async def engine_request(
         priority=fields.priority,
         timeout_s=fields.timeout_s,
         report_queue=fields.report_queue,
+        is_deterministic=fields.deterministic,
         adapters=services.adapters.of_request(fields.lora, fields.model),
         images=() if images is None else images.spans,
     )

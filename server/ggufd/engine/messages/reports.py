@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ggufd.engine.messages.events import RequestEvent, Turn
+from ggufd.engine.messages.provenance import Provenance
 from ggufd.keys.principal import Principal
 from ggufd.llama.params import Pooling
 
@@ -98,6 +99,7 @@ class Ready:
     `memory_bytes` is the sum of llama.cpp's own `buffers`, a line each; `host_cache_bytes` of RAM more may be taken by
     chats that lost their slot. `buffer_types` and `has_rpc` say what this build and machine have for other models.
     `fingerprint` names what slots are computed with (`engine.kv_store.fingerprint`); empty where they keep nothing.
+    `provenance` is what a deterministic text comes of; None where the cache is such that there are none.
     """
 
     model: ModelInfo
@@ -121,6 +123,7 @@ class Ready:
     buffer_types: tuple[str, ...] = ("CPU",)
     has_rpc: bool = False
     fingerprint: str = ""
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Receipts of deterministic requests: what a text came of, so that it can be computed again."""
