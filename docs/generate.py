@@ -42,7 +42,8 @@ def settings_page() -> str:
         "too. A switch is turned off by `--no-` and its name.",
     ]
     for section, field in Config.model_fields.items():
-        own = [one for one in settings() if one.section == section]
+        if not (own := [one for one in settings() if one.section == section]):
+            continue
         about = _first_paragraph(getattr(field.annotation, "__doc__", ""))
         parts += [f"## {section}", about, _table(("setting", "meaning", "default", "flags"), map(_setting_row, own))]
     return _page(parts)

@@ -134,6 +134,7 @@ class TestCommands:
             "Options:",
             "Model:",
             "Context:",
+            "Several models:",
             "Server:",
             "Stored responses:",
             "Resumable streams:",

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 def model_id(config: Config, model: hub.ModelFile) -> str:
-    """Model name in the API: the first alias, else the file's stem, or its name in ollama."""
+    """Model name in the API: its name among several, else the first alias, the file's stem, or its name in ollama."""
+    if config.name:
+        return config.name
     own = model.source.removeprefix("ollama:") if model.source.startswith("ollama:") else model.path.stem
     return next(iter(_aliases(config)), own)
 
@@ -42,7 +44,7 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
     max_tokens = given.pop("max_tokens", None)
     return ApiConfig(
         model_id=model_id(config, model),
-        model_aliases=tuple(_aliases(config)) or (model.path.name,),
+        model_aliases=tuple(one for one in _aliases(config) if one != config.name) or (model.path.name,),
         model_file=model.path.name,
         model_tags=config.model.tags,
         adapters=adapters.loras_of(config),
@@ -60,6 +62,8 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         template_kwargs=json.loads(config.model.chat_template_kwargs or "{}"),
         ui=config.server.ui,
         slots=config.server.slots,
+        swap_for=config.pool.swap_for,
+        swap_models=config.pool.swap_models,
         reasoning_format=config.reasoning.reasoning_format,
         reasoning_budget=config.reasoning.reasoning_budget,
         share_by_address=config.queue.share_by_address,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -345,6 +346,26 @@ class ContextSection(Section):
     yarn_beta_fast: float = setting(-1.0, "YaRN: low correction dimension (beta); -1 is the model's own.", ge=-1)
 
 
+class PoolSection(Section):
+    """Several models, of which one is loaded; [models.NAME] holds the settings of one of them."""
+
+    models_dir: str = setting(
+        "", "Folder of models that are known besides model, and loaded when a request names one; empty is none."
+    )
+    more_models: Strings = setting((), "Further models that are known, each named as model is.")
+    swap_after_s: float = setting(
+        30.0, "Least seconds that a model stays loaded while requests of others wait for another one.", ge=0
+    )
+    swap_for: Literal["admin", "everybody", "nobody"] = setting(
+        "admin",
+        "Whose requests may have another model loaded: admin keys (without keys this machine), everybody, or nobody.",
+    )
+    swap_models: Strings = setting((), "Models that requests of all keys may have loaded, by name; * is all.")
+    swap_retry_s: float = setting(
+        60.0, "Seconds after which a model that could not be loaded is tried again for a request.", ge=0
+    )
+
+
 class ServerSection(Section):
     """HTTP server: address, keys, TLS, limits, log."""
 
@@ -600,6 +621,7 @@ class Config(BaseModel):
 
     model: ModelSection = ModelSection()
     context: ContextSection = ContextSection()
+    pool: PoolSection = PoolSection()
     server: ServerSection = ServerSection()
     responses: ResponsesSection = ResponsesSection()
     streams: StreamsSection = StreamsSection()
@@ -609,6 +631,10 @@ class Config(BaseModel):
     reasoning: ReasoningSection = ReasoningSection()
     output: OutputSection = OutputSection()
     sampling: SamplingSection = SamplingSection()
+    models: Mapping[str, Mapping[str, Any]] = {}
+    """Tables [models.NAME]: settings of single models by key, see `model_tables`."""
+    name: str = ""
+    """Name in the API of the model that these settings are of, where there are several; else it is the file's."""
 
 
 class Setting(NamedTuple):

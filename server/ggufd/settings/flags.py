@@ -18,6 +18,7 @@ from ggufd.settings.config import Setting, settings, split
 _PANELS = {
     "model": "Model",
     "context": "Context",
+    "pool": "Several models",
     "server": "Server",
     "responses": "Stored responses",
     "streams": "Resumable streams",

@@ -19,11 +19,13 @@ from pydantic import ValidationError
 
 from ggufd import text_files
 from ggufd.errors import ConfigError
+from ggufd.settings import model_tables
 from ggufd.settings.config import ENV_PREFIX, Config, settings
 from ggufd.settings.llama_server import translation
 from ggufd.wording import plain
 
 CONFIG_NAME = "config.toml"
+_MODELS = "models"
 
 _NOT_SETTINGS = frozenset({"CONFIG", "LLAMA_CPP_SRC"})
 """GGUFD_ variables that are not settings: the config file, and the tests' path to llama.cpp's sources."""
@@ -55,20 +57,32 @@ def load(
     environ = os.environ if environ is None else environ
     faults: list[str] = []
     merged: Layer = {}
-    merged.update(_from_file(find_file(config_file, environ), faults))
+    layer, models = _from_file(find_file(config_file, environ), faults)
+    merged.update(layer)
     merged.update(_from_llama_server(environ, faults))
     merged.update(_from_environment(environ, faults))
     merged.update(_from_flags(flags or {}))
     config = _validate(merged, faults)
     if config is not None and not faults:
         faults.extend(_contradictions(config))
+        faults.extend(_faults_of_models(config, models))
     if config is None or faults:
         raise ConfigError("\n".join(faults))
-    return config
+    return config.model_copy(update={"models": models})
+
+
+def _faults_of_models(config: Config, models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What is wrong with the values of [models.NAME]."""
+    for name, table in models.items():
+        try:
+            revise(config, table)
+        except ConfigError as error:
+            for line in error.message.splitlines():
+                yield f"[models.{name}] {line}"
 
 
 def revise(config: Config, changes: Mapping[str, Any]) -> Config:
-    """`config` with `changes` by key; None is the default. Raises ConfigError, one line per fault."""
+    """`config` with `changes` by key; None is the default. It has no name. Raises ConfigError, one line per fault."""
     merged: Layer = {
         (one.section, one.key): Given(getattr(getattr(config, one.section), one.key), one.key) for one in settings()
     }
@@ -82,7 +96,7 @@ def revise(config: Config, changes: Mapping[str, Any]) -> Config:
         faults.extend(_contradictions(revised))
     if revised is None or faults:
         raise ConfigError("\n".join(faults))
-    return revised
+    return revised.model_copy(update={"models": config.models})
 
 
 def find_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:
@@ -98,9 +112,10 @@ def find_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | No
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _from_file(path: Path | None, faults: list[str]) -> Layer:
+def _from_file(path: Path | None, faults: list[str]) -> tuple[Layer, dict[str, dict[str, Any]]]:
+    """Settings of the sections, and the tables of single models."""
     if path is None:
-        return {}
+        return {}, {}
     try:
         text = text_files.read(path)
         tables = tomllib.loads(text)
@@ -108,6 +123,8 @@ def _from_file(path: Path | None, faults: list[str]) -> Layer:
         raise ConfigError(f"{path}: not readable as TOML: {error}") from None
     layer: Layer = {}
     sections = {one.section for one in settings()}
+    own = tables.pop(_MODELS, {})
+    models = model_tables.read(own, lambda name, key: _place(path, text, _table_of(name), key), faults)
     for section, table in tables.items():
         if section not in sections or not isinstance(table, dict):
             faults.append(f"{_place(path, text, section, None)}: {_no_section(section, table)}")
@@ -118,7 +135,11 @@ def _from_file(path: Path | None, faults: list[str]) -> Layer:
                 layer[section, key] = Given(value, where)
             else:
                 faults.append(f"{where} is not a setting{_nearest(key, section)}")
-    return layer
+    return layer, models
+
+
+def _table_of(name: str) -> str:
+    return f"{_MODELS}.{name}" if name else _MODELS
 
 
 def _from_environment(environ: Mapping[str, str], faults: list[str]) -> Layer:
@@ -200,7 +221,7 @@ def _contradictions(config: Config) -> Iterator[str]:
 def _no_section(name: str, value: Any) -> str:
     """What is wrong with a name at the top of the file that is no section, or holds what is none."""
     homes = {one.key: one.section for one in settings()}
-    names = list(Config.model_fields)
+    names = [*dict.fromkeys(one.section for one in settings()), _MODELS]
     is_table = isinstance(value, dict)
     if name in names and (name not in homes or isinstance(value, list)):
         return (
@@ -244,12 +265,12 @@ def _nearest(key: str, section: str) -> str:
 
 def _place(path: Path, text: str, section: str, key: str | None) -> str:
     """`file, line N`: tomllib keeps no positions, so the lines are searched for the header and the key."""
-    header = re.compile(r"\s*\[{1,2}\s*[\"']?([\w-]+)[\"']?\s*\]")
+    header = re.compile(r"\s*\[{1,2}\s*([^\]]+?)\s*\]")
     wanted = re.compile(rf"\s*[\"']?{re.escape(key or section)}[\"']?\s*=")
     current = ""
     for number, line in enumerate(text.splitlines(), 1):
         if found := header.match(line):
-            current = found[1]
+            current = re.sub("[\"']", "", found[1])
             if key is None and current == section:
                 return f"{path}, line {number}"
         elif wanted.match(line) and current == ("" if key is None else section):

@@ -89,6 +89,20 @@ class TestRepeated:
         assert json.loads(made) == {"a": 1, "enable_thinking": False, "reasoning_effort": "high"}
 
 
+class TestSeveralModels:
+    def test_several_paths_are_several_models(self) -> None:
+        config = settings_of(["-m", "a.gguf", "--model", "hf:owner/b", "-m", "ollama:c", "-m", "ollama:c"])
+        assert config.model.model == "a.gguf"
+        assert config.pool.more_models == ("hf:owner/b", "ollama:c")
+        assert line_of("-m", "a.gguf", "-m", "b.gguf").notes == []
+
+    def test_a_routers_flags(self) -> None:
+        config = settings_of(["--models-dir", "models", "--no-models-autoload"])
+        assert (config.pool.models_dir, config.pool.swap_for) == ("models", "nobody")
+        assert settings_of(["--models-dir", "models", "--models-autoload"]).pool.swap_for == "admin"
+        assert "one model is in memory at a time" in line_of("--models-max", "2").notes[0]
+
+
 class TestOutcomes:
     def test_what_changes_nothing_is_said_with_its_reason(self) -> None:
         line = line_of("--cont-batching", "--no-warmup", "--threads-http", "4", "--port", "1")
@@ -105,7 +119,7 @@ class TestOutcomes:
             (("--tools", "all"), "this server runs no tools"),
             (("--agent",), "this server runs no tools"),
             (("--webui-mcp-proxy",), "this server runs no tools"),
-            (("--models-dir", "m"), "POST /v1/models/load"),
+            (("--models-preset", "m.ini"), "[models.NAME]"),
             (("--mmproj-url", "http://a/m.gguf"), "download the file and name it with --mmproj"),
             (("--draft-max", "8"), "use --spec-draft-n-max"),
             (("--spec-synth-len", "2"), "ggufd bench"),
@@ -117,7 +131,7 @@ class TestOutcomes:
         assert words in message
 
     def test_the_off_form_of_what_is_refused_is_taken(self) -> None:
-        line = line_of("--no-agent", "--no-models-autoload")
+        line = line_of("--no-agent", "--no-webui-mcp-proxy")
         assert (line.arguments, len(line.notes)) == ([], 2)
 
     @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ _HUB_FILE = re.compile(r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/re
 
 
 def _model(parts: Parts) -> dict[str, Any]:
-    """As in llama-server a repository goes before a URL, and that before a path."""
+    """As in llama-server a repository goes before a URL, and that before a path. Several paths are several models."""
     given = dict(parts)
     if repo := given.get("repo"):
         return {"model": _of_hub(repo, given.get("file"))}
@@ -24,7 +24,8 @@ def _model(parts: Parts) -> dict[str, Any]:
         raise ValueError("--hf-file names a file of a repository: --hf-repo OWNER/REPO is missing")
     if url := given.get("url"):
         return {"model": _of_url(url)}
-    return {"model": given["path"]}
+    first, *more = (value for name, value in parts if name == "path")
+    return {"model": first, "more_models": list(dict.fromkeys(more))} if more else {"model": first}
 
 
 def _draft(parts: Parts) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from ggufd.settings.llama_server.flag import (
 from ggufd.settings.llama_server.readings import names, one_of
 
 _NOT_SERVED = "this model's projector is not served here; serve it with llama-server"
-_ROUTER = "this server serves one model; start one for each, or change it while it runs with POST /v1/models/load"
+_PRESET = "write a table [models.NAME] for each model into config.toml, with its settings by our names"
+_ONE = "one model is in memory at a time; another takes its place when a request names it"
 _READ = "a file is mapped, or read through the system's cache"
 _PLACED = "what fits into a GPU is measured at the start; set --n-gpu-layers to place it yourself"
 
@@ -44,7 +45,7 @@ _GPT_OSS = {
 }
 
 SOURCES: tuple[Flag, ...] = (
-    valued("-m --model", Part("model", "path", ("model",)), "LLAMA_ARG_MODEL"),
+    valued("-m --model", Part("model", "path", ("model", "more_models")), "LLAMA_ARG_MODEL", repeats=True),
     valued("-mu --model-url", Part("model", "url", ("model",)), "LLAMA_ARG_MODEL_URL"),
     valued(
         "-dr --docker-repo",
@@ -101,14 +102,14 @@ SOURCES: tuple[Flag, ...] = (
     plain("--gpt-oss-120b-default", fixed(model="hf:ggml-org/gpt-oss-120b-GGUF", **_GPT_OSS)),
     plain("--vision-gemma-4b-default", Refused(_NOT_SERVED)),
     plain("--vision-gemma-12b-default", Refused(_NOT_SERVED)),
-    valued("--models-dir", Refused(_ROUTER), "LLAMA_ARG_MODELS_DIR"),
-    valued("--models-preset", Refused(_ROUTER), "LLAMA_ARG_MODELS_PRESET"),
-    valued("--models-max", Refused(_ROUTER), "LLAMA_ARG_MODELS_MAX"),
+    valued("--models-dir", sets("models_dir"), "LLAMA_ARG_MODELS_DIR"),
+    valued("--models-preset", Refused(_PRESET), "LLAMA_ARG_MODELS_PRESET"),
+    valued("--models-max", Taken(_ONE), "LLAMA_ARG_MODELS_MAX"),
     switch(
         "--models-autoload",
         "--no-models-autoload",
-        Refused(_ROUTER),
-        Taken("there is one model, and it is loaded at the start"),
+        Taken("a request that names a known model has it loaded, as far as --swap-for allows"),
+        fixed(swap_for="nobody"),
         "LLAMA_ARG_MODELS_AUTOLOAD",
     ),
 )
