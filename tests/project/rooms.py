@@ -65,6 +65,7 @@ ROOMS: tuple[str, ...] = (
     "api.request.chat",
     "api.receipts",
     "api.answer",
+    "api.pool",
     "api.streams",
     "api.openai",
     "api.openai.responses",

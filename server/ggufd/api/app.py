@@ -30,6 +30,7 @@ from ggufd.api.live.collector import Collector
 from ggufd.api.live.view import LiveMessages
 from ggufd.api.llamacpp import errors as llamacpp
 from ggufd.api.ops import health
+from ggufd.api.pool.gate import ModelGate
 from ggufd.api.request.docs import Documentation
 from ggufd.api.routing import add_routes
 from ggufd.api.services.adapters import AdapterScales
@@ -43,6 +44,7 @@ from ggufd.api.web import front
 from ggufd.batches.store import BatchStore
 from ggufd.chat.advice.advisor import CacheAdvisor
 from ggufd.keys.ring import KeyRing
+from ggufd.model_pool.pool import ModelPool
 
 
 def create_app(
@@ -52,18 +54,20 @@ def create_app(
     models: ModelSwitcher | None = None,
     sinks: Sequence[Sink] = (),
     images: ImageService | None = None,
+    pool: ModelPool | None = None,
 ) -> FastAPI:
     """The application over one engine and one text process; both are started and stopped by the caller.
 
-    `models` may give it others later; `sinks` are told of every request that ended; `images` reads images, where the
-    model has a projector. Raises ConfigError when the file of stored responses or the folder of batches cannot be used.
+    `models` may give it others later, `pool` has those that requests may name; `sinks` are told of every request that
+    ended; `images` reads images, where the model has a projector. Raises ConfigError when the file of stored responses
+    or the folder of batches cannot be used.
     """
     let_streams_finish()
     # /docs with its scripts from here: a machine that serves a model often has no internet.
     app = FastAPIOffline(
         title="ggufd", version=__version__, redoc_url=None, redirect_slashes=False, static_url=DOCS_FILES
     )
-    services = app.state.services = _services(engine, text, config, models, images)
+    services = app.state.services = _services(engine, text, config, models, images, pool)
     app.state.streams = StreamStore(config.streams, config.keys)
     app.state.streams.export(services.metrics)
     if config.keys is not None:
@@ -77,6 +81,8 @@ def create_app(
     app.openapi = Documentation(app, has_keys=config.keys is not None)  # type: ignore[method-assign]
     add_routes(app, has_pages=config.ui)
     add_error_handlers(app)
+    if pool is not None:
+        app.add_middleware(ModelGate, pool=pool)
     _add_middleware(app, config, [log_request, services.metrics.observe, collector.observe, *sinks])
     return app
 
@@ -87,6 +93,7 @@ def _services(
     config: ApiConfig,
     models: ModelSwitcher | None,
     images: ImageService | None,
+    pool: ModelPool | None,
 ) -> Services:
     return Services(
         engine,
@@ -95,6 +102,7 @@ def _services(
         AdapterScales(config),
         revocations=Revocations(config.keys),
         models=models,
+        pool=pool,
         responses=ResponseStore(
             config.responses_path, max_count=config.max_responses, max_bytes=config.max_responses_bytes
         ),

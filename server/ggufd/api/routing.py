@@ -19,6 +19,7 @@ from ggufd.api.openai import chat, completions
 from ggufd.api.openai import models as model_list
 from ggufd.api.openai.responses import create, kept
 from ggufd.api.ops import advice, debug, health, loading, queue
+from ggufd.api.pool import router as llama_router
 from ggufd.api.streams import conversations, routes
 from ggufd.api.web import front
 
@@ -42,6 +43,7 @@ def add_routes(app: FastAPI, *, has_pages: bool) -> None:
         messages.router,
         model_list.router,
         loading.router,
+        llama_router.router,
         queue.router,
         conversations.router,
         routes.router,

@@ -21,8 +21,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ggufd import console
+from ggufd.daemon.known_models import KnownModels, find_known
+from ggufd.daemon.pooled import PooledModels
 from ggufd.daemon.served import Served, ServedModels
-from ggufd.errors import StartupError
+from ggufd.errors import Draining, StartupError
 from ggufd.models import hub
 from ggufd.models.remote import OnProgress
 from ggufd.settings import encoder_settings, listen
@@ -59,6 +61,8 @@ def run(config: Config, keys: Access | None, prestarted: PrestartedProcesses | N
 
     Raises StartupError.
     """
+    known = find_known(config)
+    config = config if known is None else known.configs[known.first]
     model = find_model(config)
     template = chat_template(config)
     listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
@@ -66,7 +70,7 @@ def run(config: Config, keys: Access | None, prestarted: PrestartedProcesses | N
     sockets = listen.bind(config.server.host, config.server.port)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Daemon(config, model, template, sockets, keys, traces, prestarted).run())
+            return runner.run(Daemon(config, model, template, sockets, keys, traces, prestarted, known).run())
     finally:
         if traces is not None:
             traces.close()
@@ -98,7 +102,9 @@ class Daemon:
         keys: Access | None = None,
         traces: Traces | None = None,
         prestarted: PrestartedProcesses | None = None,
+        known: KnownModels | None = None,
     ) -> None:
+        self._known = known
         self._config = config
         self._model = model
         self._template = template
@@ -117,10 +123,13 @@ class Daemon:
         with _signals(self._on_signal, self._on_hangup), console.LoadingBar(self._model.path.name) as bar:
             served = self._make_served(self._config, self._model, self._template, bar.update)
             models = ServedModels(served, self._find_served)
+            pooled = (
+                PooledModels(models, self._known, self._config) if self._known and self._known.are_several else None
+            )
             served.engine.start()
             loading = asyncio.gather(served.wait_ready(), served.start_text(), served.start_images())
             try:
-                server = await asyncio.to_thread(self._make_server, models)
+                server = await asyncio.to_thread(self._make_server, models, pooled)
                 serving = asyncio.create_task(server.serve(self._sockets))
                 watching = asyncio.create_task(self._watch_keys())
                 try:
@@ -129,11 +138,15 @@ class Daemon:
                         gc.freeze()
                         gc.enable()
                         self._announce(served)
+                        if pooled is not None:
+                            pooled.note_served()
                         if self._batches is not None:
                             self._batches.start()
                         await self._until_stopped(models)
                     if self._batches is not None:
                         await self._batches.stop()
+                    if pooled is not None:
+                        pooled.pool.close(Draining("the server is shutting down and takes no new requests"))
                     await self._drain(models.served.engine)
                 finally:
                     server.should_exit = True
@@ -142,6 +155,8 @@ class Daemon:
             finally:
                 loading.cancel()
                 await asyncio.gather(loading, return_exceptions=True)
+                if pooled is not None:
+                    await pooled.pool.stop()
                 await models.stop()
         return 0 if self._stop.is_set() else 1
 
@@ -176,7 +191,7 @@ class Daemon:
         template = chat_template(config)
         return self._make_served(config, model, template, on_progress)
 
-    def _make_server(self, models: ServedModels) -> uvicorn.Server:
+    def _make_server(self, models: ServedModels, pooled: PooledModels | None) -> uvicorn.Server:
         """HTTP server, imported and built on a thread while the children load."""
         import uvicorn
 
@@ -194,7 +209,8 @@ class Daemon:
         sinks = [] if self._traces is None else [self._traces.observe]
         settings = self._config.server
         limits = ConnectionLimits(settings.read_timeout_s, settings.write_timeout_s, listen.connections_limit())
-        app = create_app(served.engine, served.text, served.api, models, sinks, served.images)
+        pool = None if pooled is None else pooled.pool
+        app = create_app(served.engine, served.text, served.api, pooled or models, sinks, served.images, pool)
         self._batches = getattr(app.state, "batch_worker", None)
         return Server(
             uvicorn.Config(

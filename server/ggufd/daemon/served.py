@@ -131,16 +131,27 @@ class ServedModels:
 
     async def change(self, settings: Mapping[str, Any], report: Report) -> None:
         """Switch to another model, even if the caller disconnects. See `api.services.services.ModelSwitcher`."""
+        self.check_idle()
+        await self.change_to(changed(self.served.config, settings), report)
+
+    def check_idle(self) -> None:
+        """Raises Unavailable while a switch is under way."""
         if self._change is not None and not self._change.done():
             raise Unavailable("Another model is being loaded. Try again when it is ready.", retry_after_s=10)
-        config = changed(self.served.config, settings)
+
+    async def change_to(self, config: Config, report: Report) -> None:
+        """Switch to the model of these settings, even if the caller disconnects. As `change` otherwise."""
+        self.check_idle()
         self._change = asyncio.create_task(self._replace(config, report))
         self._change.add_done_callback(_note_outcome)
         await asyncio.shield(self._change)
 
     async def plan(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What the planner says of another model, one at a time. See `api.services.services.ModelSwitcher`."""
-        config = changed(self.served.config, settings)
+        return await self.plan_of(changed(self.served.config, settings))
+
+    async def plan_of(self, config: Config) -> dict[str, Any]:
+        """What the planner says of the model of these settings, one at a time. Raises InvalidRequest."""
         async with self._planning:
             try:
                 return await plan_apart(config)

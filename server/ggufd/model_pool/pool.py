@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from ggufd.errors import GgufdError, QueueFull, QueueTimeout, TooManyRequests, Unavailable
 from ggufd.keys.principal import NOBODY, Principal
@@ -79,6 +79,11 @@ class Turn:
         return self._ready.done()
 
     @property
+    def future(self) -> asyncio.Future[None]:
+        """Done as soon as the waiting has ended."""
+        return self._ready
+
+    @property
     def waited_s(self) -> float:
         """Seconds that it waited, up to now where it still does."""
         return (self.ready_s or self._pool.now_s) - self.began_s
@@ -132,6 +137,8 @@ class ModelPool:
         self.times = LoadTimes()
         self.failures: dict[str, str] = {}
         """Why models could not be loaded when that was tried last."""
+        self.plans: dict[str, dict[str, Any]] = {}
+        """What `ggufd plan` says of the models, as far as it was made."""
         self._load = load
         self._clock = clock
         self._scheduler = SwapScheduler(loaded, self.rules.swap_after_s, clock)
@@ -356,8 +363,10 @@ class ModelPool:
         self._scheduler.begin_swap(name)
         try:
             known = await load()
-        except BaseException:
+        except BaseException as error:
             self._scheduler.kept()
+            if isinstance(error, GgufdError):
+                self.failures[name] = error.message
             raise
         else:
             self.catalogue.add(known)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 
 from ggufd.api.app import create_app
 from ggufd.api.http.record import Sink
@@ -16,6 +17,7 @@ from ggufd.api.services.services import ModelSwitcher, Report
 from ggufd.api.services.settings import ApiConfig
 from ggufd.errors import GgufdError
 from ggufd.keys.ring import Key, KeyRing, Role, digest_of
+from ggufd.model_pool.pool import ModelPool
 from tests.support.fakes.fake_engine import FakeEngine, FakeText
 from tests.support.fakes.fake_images import FakeImages
 
@@ -23,8 +25,8 @@ from tests.support.fakes.fake_images import FakeImages
 class Api:
     """The application with its fakes, and an HTTP client that talks to it."""
 
-    def __init__(self, engine: FakeEngine, text: FakeText, http: httpx.AsyncClient) -> None:
-        self.engine, self.text, self.http = engine, text, http
+    def __init__(self, engine: FakeEngine, text: FakeText, http: httpx.AsyncClient, app: FastAPI) -> None:
+        self.engine, self.text, self.http, self.app = engine, text, http, app
 
     async def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return await self.http.post(path, json=body, **options)
@@ -101,12 +103,14 @@ async def running(
     models: ModelSwitcher | None = None,
     sinks: Sequence[Sink] = (),
     images: FakeImages | None = None,
+    pool: ModelPool | None = None,
+    client: tuple[str, int] = ("127.0.0.1", 123),
     **settings: Any,
 ) -> AsyncIterator[Api]:
     """The application over fakes."""
     engine, text = engine or FakeEngine(), text or FakeText()
     config = ApiConfig(**({"model_id": "fake-model", "build": "test"} | settings))
-    app = create_app(engine, text, config, models, sinks, images)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    app = create_app(engine, text, config, models, sinks, images, pool)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=client)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-        yield Api(engine, text, http)
+        yield Api(engine, text, http, app)

@@ -182,7 +182,7 @@ class Generation:
         if firsts and firsts[0].cache_class is not None:
             record.cache_class = firsts[0].cache_class.value
         if usages:
-            record.queue_s = max(usage.queue_s for usage in usages)
+            record.queue_s = record.waited_s + max(usage.queue_s for usage in usages)
             record.prefill_s = max(usage.prefill_s for usage in usages)
             record.decode_s = max(usage.decode_s for usage in usages)
             record.decoded_tokens = sum(usage.decoded_tokens for usage in usages)

@@ -22,6 +22,7 @@ from ggufd.api.answer.usage import finish_reason
 from ggufd.api.http.body import JsonObject, read_json, read_optional_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.images.references import ImageList, read_image_list
+from ggufd.api.pool.listing import find_other, others
 from ggufd.api.request.chat.messages import read_messages
 from ggufd.api.request.chat.schemas import ChatRequest
 from ggufd.api.request.docs import documented
@@ -45,6 +46,7 @@ from ggufd.chat.deltas.answer import (
 from ggufd.engine.messages.events import Finish, Output, RequestEvent
 from ggufd.engine.messages.reports import Ready
 from ggufd.errors import InvalidRequest, Unsupported
+from ggufd.model_pool.catalogue import KnownModel
 
 router = APIRouter(prefix="/api", tags=["Ollama"])
 
@@ -139,8 +141,10 @@ class OllamaWork(ABC):
             answer,
             done=True,
             done_reason=finish_reason(finish),
-            total_duration=round((usage.queue_s + usage.prefill_s + usage.decode_s) * _NS),
-            load_duration=0,
+            total_duration=round(
+                (self._caller.record.waited_s + usage.queue_s + usage.prefill_s + usage.decode_s) * _NS
+            ),
+            load_duration=round(self._caller.record.waited_s * _NS),
             prompt_eval_count=usage.prompt_tokens,
             prompt_eval_duration=round(usage.prefill_s * _NS),
             eval_count=usage.completion_tokens,
@@ -333,19 +337,30 @@ async def version(request: Request) -> Response:
 
 
 @router.get("/tags")
-@router.get("/ps")
 async def tags(request: Request) -> Response:
-    """The models that there are: one, as soon as it is loaded."""
+    """The models that there are; that which is served as soon as it is loaded."""
     services = services_of(request)
+    return json_response({"models": [*_loaded(services), *(_other_json(known) for known in others(services))]})
+
+
+@router.get("/ps")
+async def loaded(request: Request) -> Response:
+    """The model that is loaded."""
+    return json_response({"models": _loaded(services_of(request))})
+
+
+def _loaded(services: Services) -> list[dict[str, Any]]:
     ready = services.engine.ready
-    return json_response({"models": [_model_json(services, ready)] if ready is not None else []})
+    return [] if ready is None else [_model_json(services, ready)]
 
 
 @router.post("/show", include_in_schema=False)
 async def show(request: Request) -> Response:
-    """The model's template and figures."""
+    """The model's template and figures; of one that is not loaded what its header says."""
     services = services_of(request)
-    await read_optional_json(request, services.config.max_body_bytes)
+    body = await read_optional_json(request, services.config.max_body_bytes)
+    if (other := find_other(services, body.get("model", body.get("name")))) is not None:
+        return json_response(_shown(other))
     ready = services.require_ready()
     model, architecture = ready.model, ready.model.architecture
     return json_response(
@@ -382,6 +397,55 @@ def _model_json(services: Services, ready: Ready) -> dict[str, Any]:
         "digest": hashlib.sha256(f"{config.model_id} {ready.model.size_bytes}".encode()).hexdigest(),
         "details": _details(ready),
         "context_length": ready.n_ctx,
+    }
+
+
+def _other_json(known: KnownModel) -> dict[str, Any]:
+    """A model that is not loaded."""
+    return {
+        "name": known.name,
+        "model": known.name,
+        "modified_at": _iso(datetime.fromtimestamp(known.created, UTC)),
+        "size": known.size_bytes or 0,
+        "digest": hashlib.sha256(f"{known.name} {known.size_bytes}".encode()).hexdigest(),
+        "details": _other_details(known),
+        "context_length": None if known.facts is None else known.facts.n_ctx_train,
+    }
+
+
+def _shown(known: KnownModel) -> dict[str, Any]:
+    facts = known.facts
+    model_info = (
+        {}
+        if facts is None
+        else {
+            "general.architecture": facts.architecture,
+            "general.parameter_count": facts.n_params,
+            f"{facts.architecture}.context_length": facts.n_ctx_train,
+            f"{facts.architecture}.embedding_length": facts.width,
+            f"{facts.architecture}.block_count": facts.n_layers,
+        }
+    )
+    return {
+        "modelfile": "",
+        "parameters": "",
+        "template": "",
+        "details": _other_details(known),
+        "model_info": model_info,
+        "capabilities": ["embedding"] if facts is not None and facts.only_embeds else ["completion", "tools"],
+    }
+
+
+def _other_details(known: KnownModel) -> dict[str, Any]:
+    facts = known.facts
+    architecture = "" if facts is None else facts.architecture
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": architecture,
+        "families": [architecture] if architecture else [],
+        "parameter_size": "" if facts is None else _size(facts.n_params),
+        "quantization_level": "" if facts is None else facts.quantisation,
     }
 
 

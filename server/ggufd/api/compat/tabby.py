@@ -12,6 +12,7 @@ from ggufd.api.answer.counting import chat_tokens, shown_tokens
 from ggufd.api.answer.model_card import model_json
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response, list_response
+from ggufd.api.pool.listing import model_cards
 from ggufd.api.request.docs import documented
 from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import Body, validate
@@ -51,8 +52,8 @@ async def model(request: Request) -> Response:
 
 @router.get("/model/list")
 async def model_list(request: Request) -> Response:
-    """The models that there are: one."""
-    return json_response({"object": "list", "data": [model_json(services_of(request))]})
+    """The models that there are."""
+    return json_response({"object": "list", "data": model_cards(services_of(request))})
 
 
 @router.post(

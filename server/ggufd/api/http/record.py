@@ -34,6 +34,7 @@ class RequestRecord:
     is why it ended: a finish reason, an error's code, `DISCONNECTED`, or "" of what was no work.
     `first_s` is the TTFT, from arrival to the first token; `decode_s` is the time of the tokens after it, of the
     slowest choice, and `decoded_tokens` are those of all. `cache_class` is what the cache had for the first prompt.
+    `waited_s` is how long it waited until its model was loaded.
     `ignored` names fields that were asked for in vain, which the answer tells. `body` is what was sent and `seed` what
     was drawn for it, where the answer has to tell.
     """
@@ -54,6 +55,7 @@ class RequestRecord:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    waited_s: float = 0.0
     queue_s: float | None = None
     prefill_s: float | None = None
     first_s: float | None = None

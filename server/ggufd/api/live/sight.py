@@ -6,14 +6,12 @@ else: an address is a person then, and one that a proxy sent on is nobody in par
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from ggufd.api.services.locality import is_forwarded, is_of_this_machine
 from ggufd.api.services.services import caller_of, services_of
-
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +27,10 @@ class Sight:
         caller, config = caller_of(request), services_of(request).config
         if config.keys is not None:
             return cls(caller.is_admin, caller.principal.person)
-        is_forwarded = any(name in request.headers for name in _FORWARDED)
-        if is_forwarded and not config.trusts_proxies:
+        if is_forwarded(request) and not config.trusts_proxies:
             return cls(sees_all=False)
-        is_here = _is_loopback(caller.address) and not (is_forwarded or config.listens_beyond)
-        return cls(is_here, caller.principal.person)
+        return cls(is_of_this_machine(request, config), caller.principal.person)
 
     def shows(self, person: str) -> bool:
         """Whether rows of a person are shown, and may be acted on."""
         return self.sees_all or (person != "" and person == self.person)
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    except ValueError:
-        return False

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the model, alone and with each LoRA adapter."""
+"""`GET /v1/models`: the known models, and the loaded one with each LoRA adapter."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from ggufd.api.answer.model_card import model_json
 from ggufd.api.http.json_response import json_response
+from ggufd.api.pool.listing import model_card, model_cards
 from ggufd.api.services.services import Services, services_of
 from ggufd.errors import NotFound
 
@@ -17,10 +18,10 @@ router = APIRouter(tags=["OpenAI"])
 
 @router.get("/models")
 async def list_models(request: Request) -> Response:
-    """The model that is served, and the same with each LoRA adapter."""
+    """The known models, and the loaded one with each LoRA adapter. `status` and `plan` are told of several models."""
     services = services_of(request)
     adapted = [_adapted_json(services, name) for name in services.adapters.model_names]
-    return json_response({"object": "list", "data": [model_json(services), *adapted]})
+    return json_response({"object": "list", "data": [*model_cards(services), *adapted]})
 
 
 @router.get("/models/{model_id:path}")
@@ -29,11 +30,11 @@ async def get_model(request: Request, model_id: str) -> Response:
     services = services_of(request)
     if model_id in services.adapters.model_names:
         return json_response(_adapted_json(services, model_id))
-    if model_id not in services.config.model_names:
+    if (card := model_card(services, model_id)) is None:
         raise NotFound(
             f"There is no model {model_id[:100]!r} here. This server has '{services.config.model_id}'.", param="model"
         )
-    return json_response(model_json(services))
+    return json_response(card)
 
 
 def _adapted_json(services: Services, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ggufd.api.answer.sse import event_bytes
 from ggufd.api.http.auth import admin_only
 from ggufd.api.http.body import JsonObject, read_json
 from ggufd.api.http.json_response import body_of, json_response
+from ggufd.api.pool.router import begin_load, refuse_forms
 from ggufd.api.request.docs import documented
 from ggufd.api.request.validation import Body
 from ggufd.api.services.caller import Caller
@@ -46,12 +47,14 @@ async def load(request: Request) -> Response:
 
     What runs may end first. A stream of events tells how far it is, unless `stream` is false. A model that cannot be
     served changes nothing: the old one goes on, or is loaded again. As JSON only (`Content-Type: application/json`),
-    so that no page in somebody's browser can send it unasked.
+    so that no page in somebody's browser can send it unasked. Where several models are known, `model` may be the name
+    of one, and `POST /models/load` without `stream` is llama-server's: it answers at once.
     """
     services = services_of(request)
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise InvalidRequest("Send this request with the header 'Content-Type: application/json'.")
+    refuse_forms(request)
     settings = await read_json(request, services.config.max_body_bytes)
+    if services.models is not None and services.pool is not None and _is_routers(request, settings):
+        return await begin_load(services.models, settings)
     is_streamed = settings.pop("stream", True)
     if not isinstance(is_streamed, bool):
         raise InvalidRequest("'stream': expected true or false.", param="stream")
@@ -66,6 +69,11 @@ async def load(request: Request) -> Response:
     async for _ in steps:
         pass
     return json_response(model_json(services_of(request)))
+
+
+def _is_routers(request: Request, settings: JsonObject) -> bool:
+    """Whether a client of llama-server's router asks, and waits for nothing: it knows no `stream`, and no /v1."""
+    return "stream" not in settings and not request.url.path.endswith("/v1/models/load")
 
 
 Step = dict[str, Any]

@@ -217,7 +217,7 @@ async def engine_request(
         explain_cache=fields.explain_cache or services.config.logs_cache,
         principal=caller.principal,
         priority=fields.priority,
-        timeout_s=fields.timeout_s,
+        timeout_s=caller.left_of(fields.timeout_s),
         report_queue=fields.report_queue,
         is_deterministic=fields.deterministic,
         adapters=services.adapters.of_request(fields.lora, fields.model),

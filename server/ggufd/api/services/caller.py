@@ -49,6 +49,10 @@ class Caller:
         """To whom words of the request may be shown: the key itself, or without keys the address."""
         return self.key_digest or self.address
 
+    def left_of(self, timeout_s: float | None) -> float | None:
+        """What is left of a request's timeout: the wait for its model is part of it."""
+        return None if timeout_s is None else max(0.001, timeout_s - self.record.waited_s)
+
     def check_priority(self, priority: int) -> None:
         """Raises InvalidRequest for a priority above what the key may ask for. A lower number is more urgent."""
         granted = self.principal.limits.max_priority

@@ -28,6 +28,7 @@ from ggufd.engine.messages.sampling import Grammar
 from ggufd.engine.queueing.validation import RequestBounds
 from ggufd.errors import EngineDown, GgufdError
 from ggufd.keys.principal import Principal
+from ggufd.model_pool.pool import ModelPool
 
 _KEY_BYTES = 32
 
@@ -174,6 +175,7 @@ class Services:
     activity: Activity = field(default_factory=Activity)
     revocations: Revocations = field(default_factory=Revocations)
     models: ModelSwitcher | None = None
+    pool: ModelPool | None = None
     responses: ResponseStore = field(default_factory=ResponseStore)
     batches: BatchStore | None = None
     metrics: Metrics = field(default_factory=Metrics)

@@ -15,6 +15,7 @@ from ggufd.keys.ring import KeyRing, Limits
 ReasoningFormat = Literal["auto", "deepseek", "none"]
 CacheSharing = Literal["auto", "shared", "per-key"]
 MetricsFor = Literal["admin", "user", "everybody", "nobody"]
+SwapFor = Literal["admin", "everybody", "nobody"]
 
 
 MAX_SCALE = 100.0
@@ -91,6 +92,8 @@ class ApiConfig:
     batch_keep_s     how long files and batches are kept
     ui               whether browsers get the web page
     slots            whether GET /slots is answered
+    swap_for         whose requests have another model loaded
+    swap_models      models that requests of all keys may have loaded, by name; "*" is all
     created          Unix time of the start
     """
 
@@ -134,6 +137,8 @@ class ApiConfig:
     ui: bool = True
     slots: bool = True
     is_verbose: bool = False
+    swap_for: SwapFor = "admin"
+    swap_models: tuple[str, ...] = ()
     build: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 

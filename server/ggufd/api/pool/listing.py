@@ -1,0 +1,110 @@
+"""List of the known models, each with its state and its plan, as the model lists of the APIs show it.
+
+Without several models it is the one that is served.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ggufd.api.answer.model_card import model_json
+from ggufd.api.services.services import Services
+from ggufd.model_pool.catalogue import KnownModel
+from ggufd.model_pool.pool import ModelPool
+
+
+def model_cards(services: Services) -> list[dict[str, Any]]:
+    """All models as OpenAI lists them; which is loaded, as llama-server's router tells it."""
+    if services.pool is None:
+        return [model_json(services)]
+    return [_card(services, services.pool, known) for known in services.pool.catalogue]
+
+
+def model_card(services: Services, asked: str) -> dict[str, Any] | None:
+    """The entry of one model, by any of its names; None where there is none."""
+    if services.pool is None or (known := services.pool.catalogue.find(asked)) is None:
+        return model_json(services) if asked in services.config.model_names else None
+    return _card(services, services.pool, known)
+
+
+def others(services: Services) -> list[KnownModel]:
+    """Known models that are not the one that is served."""
+    return (
+        [known for known in services.pool.catalogue if known.name != services.config.model_id] if services.pool else []
+    )
+
+
+def find_other(services: Services, asked: object) -> KnownModel | None:
+    """The known model of this name, where it is not the one that is served."""
+    return next((known for known in others(services) if isinstance(asked, str) and asked in _spellings(known)), None)
+
+
+def _spellings(known: KnownModel) -> list[str]:
+    return [spelling for name in known.names for spelling in (name, f"{name}:latest")]
+
+
+def _card(services: Services, pool: ModelPool, known: KnownModel) -> dict[str, Any]:
+    is_served = known.name == services.config.model_id
+    card = model_json(services) if is_served else _other_json(known)
+    return {**card, "status": status_json(services, pool, known), "plan": _plan_json(pool, known)}
+
+
+def status_json(services: Services, pool: ModelPool, known: KnownModel) -> dict[str, Any]:
+    """State of a model in llama-server's words: loaded, loading or unloaded, and whether its last load failed."""
+    value = _status(services, pool, known)
+    why = pool.failures.get(known.name) if value == "unloaded" else None
+    return {"value": value} if why is None else {"value": value, "failed": True, "exit_code": 1, "reason": why}
+
+
+def _status(services: Services, pool: ModelPool, known: KnownModel) -> str:
+    if pool.is_swapping:
+        return "loading" if known.name == pool.target else "unloaded"
+    if known.name != pool.loaded:
+        return "unloaded"
+    return {"sleeping": "unloaded", "waking": "loading"}.get(services.engine.state.name.lower(), "loaded")
+
+
+def _other_json(known: KnownModel) -> dict[str, Any]:
+    """A model that is not loaded, as far as its header says."""
+    return {
+        "id": known.name,
+        "object": "model",
+        "created": known.created,
+        "owned_by": "ggufd",
+        "aliases": [name for name in known.names if name != known.name],
+        "tags": [],
+        "meta": _meta(known),
+    }
+
+
+def _meta(known: KnownModel) -> dict[str, Any] | None:
+    facts = known.facts
+    if facts is None:
+        return None
+    return {
+        "architecture": facts.architecture,
+        "ftype": facts.quantisation,
+        "size": known.size_bytes,
+        "n_params": facts.n_params,
+        "n_embd": facts.width,
+        "n_layer": facts.n_layers,
+        "n_ctx_train": facts.n_ctx_train,
+    }
+
+
+def _plan_json(pool: ModelPool, known: KnownModel) -> dict[str, Any] | None:
+    """The most important numbers of the plan, in bytes, tokens and layers; None before it was made."""
+    plan = pool.plans.get(known.name)
+    if plan is None or "best" not in plan:
+        return plan
+    best = plan["best"]
+    return {
+        "fits": best["fits"],
+        "why": best["why"],
+        "ram_needed": best["ram"]["needed"],
+        "vram": best["vram"]["total"],
+        "n_gpu_layers": best["n_gpu_layers"],
+        "slots": best["slots"],
+        "tokens_each": best["tokens_each"],
+        "load_s": round(pool.times.forecast_s(known), 1),
+    }
