@@ -24,6 +24,9 @@ from ggufd.model_pool.swap_scheduler import Phase, SwapScheduler, Ticket, WaitFo
 
 logger = logging.getLogger("ggufd")
 
+_FIRST_NUMBER = 1_000_000_001
+"""Beyond the numbers that engines give to requests, beside which these are shown."""
+
 LoadModel = Callable[[str], Awaitable[None]]
 """Loads a known model by its name in place of the loaded one. Raises GgufdError, and the old one is loaded then."""
 
@@ -67,6 +70,11 @@ class Turn:
     _ready: asyncio.Future[None] = field(repr=False)
     began_s: float = 0.0
     ready_s: float | None = None
+
+    @property
+    def principal(self) -> Principal:
+        """Who it is for."""
+        return self.claim.principal
 
     @property
     def is_ready(self) -> bool:
@@ -143,7 +151,7 @@ class ModelPool:
         self._clock = clock
         self._scheduler = SwapScheduler(loaded, self.rules.swap_after_s, clock)
         self._turns: dict[Ticket, Turn] = {}
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(_FIRST_NUMBER)
         self._try_again_s: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._swapping: asyncio.Task[None] | None = None

@@ -7,8 +7,9 @@ from starlette.responses import Response
 
 from ggufd.api.http.json_response import json_response
 from ggufd.api.live.sight import Sight
-from ggufd.api.services.services import caller_of, services_of
+from ggufd.api.services.services import RequestEvents, caller_of, services_of
 from ggufd.errors import NotFound, RequestEnded
+from ggufd.model_pool.pool import Turn
 
 router = APIRouter(tags=["operations"])
 
@@ -22,7 +23,10 @@ async def end_request(request: Request, request_id: str) -> Response:
     """
     is_number = request_id.isascii() and request_id.isdecimal() and len(request_id) < 16
     number = int(request_id) if is_number else -1
-    stream = services_of(request).engine.find(number)
+    services = services_of(request)
+    stream: RequestEvents | Turn | None = services.engine.find(number)
+    if stream is None and services.pool is not None:
+        stream = services.pool.find(number)
     sight = Sight.of(request)
     if stream is None or not sight.shows(stream.principal.person):
         raise NotFound(f"No request {request_id[:20]!a} waits or runs. /v1/queue lists those that do.")

@@ -13,6 +13,7 @@ from ggufd.api.live.collector import Collector
 from ggufd.api.live.history import HistoryRow
 from ggufd.api.live.shares import Share, limits_json, shares_of, weights_of
 from ggufd.api.live.sight import Sight
+from ggufd.api.pool.waiting import live_json, n_waiting
 from ggufd.api.services.services import Services
 from ggufd.engine.messages.reports import LiveSlot, LiveState, QueueEntry
 from ggufd.keys.ring import Limits
@@ -63,7 +64,7 @@ class LiveMessages:
             "totals": _totals(services, state),
             "age_s": round(now_s - collector.state_s, 1) if state is not None else None,
             "slots": [] if state is None else [_slot(one) for one in state.slots if _is_shown(one, sight)],
-            "queue": [] if state is None else list(_queue(state, sight)),
+            "queue": [*(() if state is None else _queue(state, sight)), *live_json(services, sight.shows)],
             "keys": _keys(services, collector, sight, now_s),
             "cache": cache_json(state, services.engine.ready),
             "history": {
@@ -103,7 +104,7 @@ def _totals(services: Services, state: LiveState | None) -> dict[str, Any]:
     reading = sum(one.n_past < one.n_prompt for one in running)
     return {
         "running": services.engine.n_running,
-        "waiting": services.engine.n_waiting,
+        "waiting": services.engine.n_waiting + n_waiting(services),
         "slots": 0 if state is None else len(state.slots),
         "reading": reading,
         "writing": len(running) - reading,

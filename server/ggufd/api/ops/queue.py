@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ggufd.api.http.json_response import json_response
+from ggufd.api.pool.waiting import n_waiting, queue_json
 from ggufd.api.services.caller import Caller
 from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.engine.messages.reports import QueueEntry
@@ -19,23 +22,34 @@ router = APIRouter(tags=["operations"])
 async def get_queue(request: Request) -> Response:
     """The caller's own requests and batches; with an admin's key everybody's. The counts are of all requests.
 
-    Lines of batches are none of them: they give way to every request.
+    Lines of batches are none of them: they give way to every request. Requests that wait for another model than is
+    loaded say which.
     """
     services = services_of(request)
-    ready = services.require_ready()
     caller = caller_of(request)
-    entries = [one for one in (await services.engine.reports.queue_state()).entries if not one.principal.is_background]
-    n_waiting = sum(entry.turn is not None for entry in entries)
+    entries = [one for one in await _entries(services) if not one.principal.is_background]
+    n_queued = sum(entry.turn is not None for entry in entries)
     return json_response(
         {
             "object": "list",
-            "slots": ready.n_slots,
-            "running": len(entries) - n_waiting,
-            "waiting": n_waiting,
-            "data": [_json(entry) for entry in entries if _may_see(caller, entry)],
+            "slots": 0 if services.engine.ready is None else services.engine.ready.n_slots,
+            "running": len(entries) - n_queued,
+            "waiting": n_queued + n_waiting(services),
+            "data": [
+                *(_json(entry) for entry in entries if _may_see(caller, entry.principal.person)),
+                *queue_json(services, functools.partial(_may_see, caller)),
+            ],
             "batches": await _batches(services, caller),
         }
     )
+
+
+async def _entries(services: Services) -> Sequence[QueueEntry]:
+    """What the engine has; nothing while another model is loaded for requests that wait."""
+    if services.pool is not None and services.pool.is_swapping:
+        return ()
+    services.require_ready()
+    return (await services.engine.reports.queue_state()).entries
 
 
 async def _batches(services: Services, caller: Caller) -> list[dict[str, Any]]:
@@ -59,8 +73,8 @@ async def _batches(services: Services, caller: Caller) -> list[dict[str, Any]]:
     ]
 
 
-def _may_see(caller: Caller, entry: QueueEntry) -> bool:
-    return caller.is_admin or entry.principal.person == caller.principal.person
+def _may_see(caller: Caller, person: str) -> bool:
+    return caller.is_admin or person == caller.principal.person
 
 
 def _json(entry: QueueEntry) -> dict[str, Any]:

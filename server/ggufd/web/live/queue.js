@@ -36,7 +36,8 @@ export function Queue({ state }) {
 /** @param {Waiting} one */
 function turn(one) {
   if (one.state === "running") return "being computed";
-  return one.eta_s === null || one.eta_s < 0.5 ? "now" : `in ${duration(one.eta_s)}`;
+  const when = one.eta_s === null || one.eta_s < 0.5 ? "now" : `in ${duration(one.eta_s)}`;
+  return one.model ? `${when}, waits for ${one.model}` : when;
 }
 
 /** @param {import("./state.js").LiveState} state */

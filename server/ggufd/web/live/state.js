@@ -25,6 +25,7 @@
  * @property {number} age_s
  * @property {number} prompt_tokens
  * @property {number} priority
+ * @property {string} [model] another model that it waits for
  */
 
 /**
