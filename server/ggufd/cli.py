@@ -1,4 +1,4 @@
-"""Command line: `serve`, `check`, `plan`, `keys` and `bench`. Errors are one line, the exit code is 0 or 1.
+"""Command line: `serve`, `check`, `plan`, `fetch`, `keys` and `bench`. Errors are one line, the exit code is 0 or 1.
 
 Every child process imports it again, so nothing heavy is imported before a command runs.
 """
@@ -108,6 +108,7 @@ def build_app(command: str, prestarted: PrestartedProcesses | None = None, notes
     )
     app.command("check", cls=CommandWithSections)(with_settings(update_wrapper(partial(check, notes), check)))
     app.command("plan", cls=CommandWithSections)(with_settings(plan, ("model", "context"), _plan_options()))
+    app.command("fetch", cls=CommandWithSections)(with_settings(fetch, ("model",)))
     app.add_typer(_bench(command), name="bench")
     app.add_typer(_keys(command), name="keys")
     return app
@@ -183,6 +184,26 @@ def plan(config_file: Path | None, flags: dict[str, Any], *, target: str, as_jso
         command.run(target, config, as_json=as_json)
     except GgufdError as error:
         _fail(error)
+
+
+def fetch(config_file: Path | None, flags: dict[str, Any]) -> None:
+    """Download the model, and the draft model, and print their paths.
+
+    What is on this machine already is not downloaded again. Nothing is loaded.
+    """
+    try:
+        config = _load(config_file, flags)
+        from ggufd import logs
+        from ggufd.settings import model_files
+
+        logs.set_up(config.server.log_level, config.server.log_format, config.server.log_file)
+        model = model_files.find_model(config)
+        for one in (model, *([] if model.draft is None else [model.draft])):
+            print(one.path)
+    except GgufdError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
 
 
 def _plan_options() -> dict[str, tuple[Any, Any]]:
