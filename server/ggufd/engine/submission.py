@@ -9,6 +9,7 @@ from ggufd.engine.embeddings.embedding import Embedder
 from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.queueing.validation import RequestBounds, check_request
+from ggufd.engine.sequence.prompt_images import PromptImages, open_images
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.prefix_cache import PrefixCache
 
@@ -26,6 +27,7 @@ class Submission:
         clock: Callable[[], float],
     ) -> None:
         self._bounds = RequestBounds(decoder.n_ctx, decoder.n_vocab, decoder.n_adapters)
+        self._n_embd = decoder.n_embd
         self._grammars = grammars
         self._queue = queue
         self._cache = cache
@@ -38,12 +40,12 @@ class Submission:
             self._embedder.add(request)
             return
         check_request(request, self._bounds)
-        self._queue.push(self._sequences_of(request))
+        self._queue.push(self._sequences_of(request, open_images(request.images, self._n_embd)))
 
-    def _sequences_of(self, request: EngineRequest) -> list[SequenceState]:
-        """Sequences of a request; they share the grammar that is being compiled, and the state read from disk."""
+    def _sequences_of(self, request: EngineRequest, images: PromptImages) -> list[SequenceState]:
+        """Sequences of a request; they share its images, the grammar that is compiled, and the state read from disk."""
         now_s = self._clock()
-        sequences = [SequenceState.of(request, index, now_s) for index in range(request.n)]
+        sequences = [SequenceState.of(request, index, now_s, images) for index in range(request.n)]
         grammar = request.sampling.grammar
         compiled = None if grammar is None else self._grammars.compile(grammar)
         fetch = self._cache.offload.fetch(sequences[0])

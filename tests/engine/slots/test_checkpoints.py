@@ -51,6 +51,11 @@ class TestCheckpoints:
         assert checkpoints_of(prompt, {self.END}, 250, 0) == [300, 404]
         assert checkpoints_of([1] * 20, (), 0, 0) == []
 
+    def test_none_is_within_an_image(self) -> None:
+        prompt = [*[1] * 200, *[-3] * 100]
+        found = checkpoints_of(prompt, {self.END}, 0, 0, lambda n: 200 if 200 < n < 300 else n)
+        assert found == [200]
+
     @given(st.lists(st.sampled_from([1, 9]), min_size=1, max_size=400), st.integers(0, 400), st.integers(0, 400))
     def test_they_lie_ahead_apart_and_before_the_last_token(self, prompt: list[int], n_past: int, at: int) -> None:
         found = checkpoints_of(prompt, {9}, n_past, min(at, len(prompt)))

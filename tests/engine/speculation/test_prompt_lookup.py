@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufd.engine.messages.config import EngineRules
+from ggufd.engine.messages.images import row_tokens
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.engine.speculation.draft_model import AcceptanceEstimator
@@ -55,6 +56,34 @@ def lookup_over(tokens: bytes, n_prompt: int) -> PromptLookup:
 def test_the_text_goes_on_as_it_did_before() -> None:
     tokens = b"one two three. one tw"
     assert bytes(lookup_over(tokens, 16).draft(array("i", list(tokens)), 6)) == b"o thre"
+
+
+def test_a_draft_ends_before_an_image_and_none_begins_there() -> None:
+    rows = row_tokens("ab" * 32, 4)
+    for repeated, following in ((b"abcd", (ord("d"),)), (b"abc", ())):
+        prompt = [*repeated, *rows, *b"xyz"]
+        lookup = PromptLookup(len(prompt))
+        text = array("i", prompt)
+        for token in b"abc":
+            lookup.follow(text)
+            text.append(token)
+        lookup.follow(text)
+        assert lookup.is_running
+        assert lookup.draft(text, 8) == following
+        if following:
+            text.append(following[0])
+            lookup.follow(text)
+            assert lookup.draft(text, 8) == ()
+        text.append(ord("q"))
+        lookup.follow(text)
+        assert not lookup.is_running
+
+
+def test_an_end_that_is_an_image_is_not_looked_up() -> None:
+    prompt = array("i", [*row_tokens("ab" * 32, 8), *b"text", *row_tokens("ab" * 32, 8)])
+    lookup = PromptLookup(len(prompt))
+    lookup.follow(prompt)
+    assert not lookup.is_running
 
 
 def test_of_two_earlier_places_the_later_one_is_followed() -> None:

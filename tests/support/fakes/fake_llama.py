@@ -28,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import multiprocessing
 import random
@@ -37,7 +38,8 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +52,7 @@ from ggufd.engine.embeddings.embedding import Embedder, EmbedderParams
 from ggufd.engine.embeddings.inputs import InputList
 from ggufd.engine.messages.config import EngineConfig, EngineRules
 from ggufd.engine.messages.events import Admitted, Embedding, Failed, Finish, Output, Queued
+from ggufd.engine.messages.images import ImageRows, ImageSpan, row_tokens
 from ggufd.engine.messages.reports import EmbeddingInfo, Event, ModelInfo, Ready
 from ggufd.engine.messages.requests import EmbedRequest, EngineRequest, Shutdown
 from ggufd.engine.messages.sampling import Grammar, SamplingParams
@@ -71,6 +74,10 @@ N_VOCAB = 264
 
 _SPECIALS = {BOS: b"<s>", EOS: b"</s>", EOT: b"<eot>", SUPPRESSED: b"<never>", N_VOCAB - 1: b"<pad>"}
 _OTHERS = {THE: b" the", EMOJI_HEAD: b"\xf0\x9f", EMOJI_TAIL: b"\x98\x80"}
+N_EMBD = 4
+"""Width of the fake model's embedding rows: see `make_image`."""
+
+_ROW_MARK = 7.0
 _ADAPTED = 1000
 _PRIME = (1 << 61) - 1
 
@@ -218,6 +225,7 @@ class FakeChain:
         self._decoder = decoder
         self._temperature = params.temperature
         self._random = random.Random(f"{seed} {list(said)}")
+        self.history = list(said)
         self._n_kept = 0
         self._can_rewind = can_rewind
         self.is_closed = False
@@ -251,6 +259,38 @@ class FakeChain:
         self.is_closed = True
 
 
+class EmbeddedRow(NamedTuple):
+    """An embedding row that was computed: where, the number that stands for it, and its place in its image."""
+
+    slot: int
+    position: int
+    number: int
+    index: int
+
+
+def make_image(folder: Path, name: str, n_rows: int = 12) -> ImageRows:
+    """An image for the fake model: each row says which one of which image it is."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    numbers = [-1 - number for number in row_tokens(digest, n_rows)]
+    rows = [(number >> 16, number & 0xFFFF, index, _ROW_MARK) for index, number in enumerate(numbers)]
+    path = folder / f"{digest[:16]}-{n_rows}.rows"
+    path.write_bytes(np.array(rows, np.float32).tobytes())
+    return ImageRows(digest, n_rows, str(path))
+
+
+def make_image_request(request_id: int, parts: Iterable[bytes | ImageRows], **changes: Any) -> EngineRequest:
+    """A request whose prompt is texts and images, as `make_request` makes one of text."""
+    prompt: list[int] = []
+    spans = []
+    for part in parts:
+        if isinstance(part, ImageRows):
+            spans.append(ImageSpan(len(prompt), part))
+            prompt += row_tokens(part.digest, part.n_rows)
+        else:
+            prompt += part
+    return make_request(request_id, prompt, images=tuple(spans), **changes)
+
+
 class FakeDecoder:
     """See `ggufd.engine.backend.interfaces.Decoder`. Seconds pass on `clock` alone: `base_s` a ubatch, `row_s` a row.
 
@@ -279,6 +319,7 @@ class FakeDecoder:
         self.n_slots, self.n_ctx, self.n_batch = n_slots, n_ctx, n_batch
         self.n_outputs_max = n_outputs_max
         self.n_vocab = N_VOCAB
+        self.n_embd = N_EMBD
         self.n_threads = n_threads
         self.n_adapters = n_adapters
         self.adapters: tuple[float, ...] = ()
@@ -286,13 +327,14 @@ class FakeDecoder:
         self.can_trim = can_trim
         self.copies_all = can_trim and copies_all
         self._n_fixed = [0] * n_slots
-        self.batch = Batch.with_capacity(n_batch)
+        self.batch = Batch.with_capacity(n_batch, N_EMBD)
         self.failures: list[Exception] = []
         self.max_rows = n_batch
         self.full_slots: set[int] = set()
         self.bad_slots: set[int] = set()
         self.chains: list[FakeChain] = []
         self.computed: list[tuple[int, int]] = []
+        self.embedded: list[EmbeddedRow] = []
         self.n_ubatches = 0
         self.n_copies = 0
         self.n_reads = 0
@@ -314,7 +356,7 @@ class FakeDecoder:
         self._now_s += seconds
 
     def tokens(self, slot: int) -> list[int]:
-        return [value % _ADAPTED for value in self._slots[slot]]
+        return [value % _ADAPTED if value >= 0 else value for value in self._slots[slot]]
 
     # --- decode -----------------------------------------------------------------------------------------------------
 
@@ -346,6 +388,7 @@ class FakeDecoder:
         assert 0 < batch.n_rows <= self.n_batch, f"{batch.n_rows} rows"
         assert batch.n_outputs <= self.n_outputs_max, f"{batch.n_outputs} outputs"
         assert batch.n_outputs == int(batch.output[: batch.n_rows].sum())
+        assert batch.n_embedded in (0, batch.n_rows), "tokens and embedding rows in one batch"
         runs: list[tuple[int, list[int]]] = []
         for row in range(batch.n_rows):
             slot = int(batch.seq_id[row])
@@ -374,12 +417,28 @@ class FakeDecoder:
     def _compute(self, row: int) -> None:
         batch = self.batch
         slot = int(batch.seq_id[row])
+        if batch.n_embedded:
+            self._read_row(slot, batch.embd[row])
+            self._note_output(slot, row)
+            return
         token = int(batch.token[row])
-        assert 0 <= token < self.n_vocab
+        assert 0 <= token < self.n_vocab, f"{token} is no token"
         self._slots[slot].append(
             token + _ADAPTED * (zlib.crc32(repr(self.adapters).encode()) % 1000 if any(self.adapters) else 0)
         )
-        if batch.output[row]:
+        self._note_output(slot, row)
+
+    def _read_row(self, slot: int, row: Vectors) -> None:
+        """An embedding row of `make_image`: the fake takes the number that stands for it as the token."""
+        assert row.shape == (N_EMBD,)
+        high, low, index, rest = row.tolist()
+        assert rest == _ROW_MARK, "no row of an image"
+        number = -1 - (int(high) << 16 | int(low))
+        self.embedded.append(EmbeddedRow(slot, len(self._slots[slot]), number, int(index)))
+        self._slots[slot].append(number)
+
+    def _note_output(self, slot: int, row: int) -> None:
+        if self.batch.output[row]:
             output = len(self._output_of_row)
             self._logits[output] = self.logits_after(self._slots[slot])
             self._output_of_row[row] = output

@@ -27,8 +27,8 @@ Distribution = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 class Decoder(Protocol):
     """Context of `n_slots` independent streams of `n_ctx` tokens each. See `llama.context.context.Context`.
 
-    Rules: positions of a slot have no gap; the rows of a batch stand by ascending slot; logits exist only for rows
-    that asked; at most `n_outputs_max` rows ask.
+    Rules: positions of a slot have no gap; the rows of a batch stand by ascending slot; a batch is tokens, or embedding
+    rows of `n_embd` numbers, never both; logits exist only for rows that asked; at most `n_outputs_max` rows ask.
     """
 
     @property
@@ -41,6 +41,8 @@ class Decoder(Protocol):
     def n_threads(self) -> int: ...
     @property
     def n_vocab(self) -> int: ...
+    @property
+    def n_embd(self) -> int: ...
     @property
     def n_outputs_max(self) -> int: ...
     @property

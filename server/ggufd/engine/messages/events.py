@@ -49,7 +49,8 @@ class CacheSource(enum.Enum):
 class CacheDifference:
     """Token `token` of a prompt is the first that the best matching slot held otherwise.
 
-    `held` are the tokens that it held from there on, the first few; None when they were another person's.
+    `held` are the tokens that it held from there on, the first few; None when they were another person's. Of an image
+    they are the numbers of its rows, below zero.
     """
 
     token: int

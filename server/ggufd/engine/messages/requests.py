@@ -34,10 +34,10 @@ EVERYBODYS = CacheScope()
 class EngineRequest:
     """One prompt, `n` sequences that continue it.
 
-    `prompt` is token ids, at least one. `max_tokens` None means up to the context limit. `stop` are strings that
-    end the text and are cut from it. `n_logprobs` None means none are wanted, else how many of the best besides
-    the chosen one (0 is fine), `are_logprobs_final` that they are of what the samplers left to draw from.
-    `prompt_logprobs` asks for those of the prompt too (no prefix reuse then).
+    `prompt` is token ids, at least one, and numbers of rows where `images` stand, which ascend. `max_tokens` None means
+    up to the context limit. `stop` are strings that end the text and are cut from it. `n_logprobs` None means none are
+    wanted, else how many of the best besides the chosen one (0 is fine), `are_logprobs_final` that they are of what the
+    samplers left to draw from. `prompt_logprobs` asks for those of the prompt too: no prefix reuse then, and no images.
     `banned_strings` and `banned_regexes` are taken back before they are sent (`engine.sampling.banned`).
     `skip_special_tokens` leaves control tokens out of the text, but not `shown_tokens`. `min_tokens` keeps end tokens
     away until then.

@@ -3,7 +3,7 @@
 Behind a cut all positions have changed, so all of it has to be computed again, every turn. But a cut tells how the
 client makes them (`trim`), and all but the new message is known while the person reads. `PreRoll` computes that in an
 idle slot, a small batch at a time, while no request waits. The result is an ordinary cached prefix: a prompt that
-comes otherwise matches less of it, and no text changes.
+comes otherwise matches less of it, and no text changes. Chats with images are left alone.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ggufd.engine.messages.images import ImageSpan, row_tokens
 from ggufd.engine.messages.requests import EmbedRequest, EngineRequest, Scales
 from ggufd.engine.sampling.banned import check_bans
 from ggufd.errors import ContextLengthExceeded, InvalidRequest
@@ -30,19 +31,10 @@ def check_request(request: EngineRequest, bounds: RequestBounds, param: str = "p
         raise InvalidRequest(f"'{param}': the prompt is empty. Expected at least one token.", param=param)
     if len(request.prompt) >= bounds.n_ctx:
         raise ContextLengthExceeded.of_prompt(len(request.prompt), bounds.n_ctx, param=param)
-    check_tokens(_without_images(request), bounds.n_vocab, param)
+    check_tokens(_check_images(request, param), bounds.n_vocab, param)
     check_tokens([token for token, _ in request.sampling.logit_bias], bounds.n_vocab, "logit_bias")
     check_bans(request.banned_strings, request.banned_regexes)
     _check_adapters(request.adapters, bounds)
-
-
-def _without_images(request: EngineRequest) -> Sequence[int]:
-    """The tokens of a prompt outside of its images' rows."""
-    if not request.images:
-        return request.prompt
-    starts = (0, *(span.end for span in request.images))
-    ends = (*(span.start for span in request.images), len(request.prompt))
-    return [token for start, end in zip(starts, ends, strict=True) for token in request.prompt[start:end]]
 
 
 def check_embed_request(request: EmbedRequest, bounds: RequestBounds, param: str = "input") -> None:
@@ -66,6 +58,33 @@ def check_tokens(tokens: Sequence[int], n_vocab: int, param: str) -> None:
         raise InvalidRequest(
             f"'{param}': token id {wrong} is not in this model's vocabulary (0 to {n_vocab - 1}).", param=param
         )
+
+
+def _check_images(request: EngineRequest, param: str) -> Sequence[int]:
+    """Raises InvalidRequest unless the images stand where their numbers are; returns the rest of the prompt."""
+    if not request.images:
+        return request.prompt
+    if request.prompt_logprobs:
+        raise InvalidRequest(
+            "'prompt_logprobs': a prompt with images has no log-probabilities. Leave it out.", param="prompt_logprobs"
+        )
+    tokens: list[int] = []
+    end = 0
+    for span in request.images:
+        if span.start < end or not _is_in(span, request.prompt):
+            raise InvalidRequest(f"'{param}': the image at token {span.start} is not in the prompt there.", param=param)
+        tokens += request.prompt[end : span.start]
+        end = span.end
+    return [*tokens, *request.prompt[end:]]
+
+
+def _is_in(span: ImageSpan, prompt: tuple[int, ...]) -> bool:
+    """Whether a prompt has the numbers of an image's rows where it should stand."""
+    try:
+        numbers = row_tokens(span.rows.digest, span.rows.n_rows)
+    except (ValueError, AssertionError):
+        return False
+    return len(numbers) > 0 and prompt[span.start : span.end] == numbers
 
 
 def _check_adapters(scales: Scales, bounds: RequestBounds) -> None:

@@ -285,8 +285,12 @@ def _decode_chunk(sequence: SequenceState) -> Chunk:
 
 
 def _prefill_chunk(sequence: SequenceState, budget: int, n_outputs_left: int) -> Chunk:
-    """Chunk of prefill: logits of the last token only, or of all where the prompt's log-probabilities are wanted."""
+    """Chunk of prefill: logits of the last token only, or of all where the prompt's log-probabilities are wanted.
+
+    It is tokens only, or rows of images only.
+    """
     n_tokens = min(sequence.n_uncomputed, budget)
+    n_tokens = sequence.images.border(sequence.n_past, sequence.n_past + n_tokens) - sequence.n_past
     if sequence.checkpoints:
         n_tokens = min(n_tokens, sequence.checkpoints[0] - sequence.n_past)
     if sequence.request.prompt_logprobs and sequence.is_reading:

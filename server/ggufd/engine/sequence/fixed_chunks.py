@@ -1,7 +1,7 @@
 """Fixed chunks of prefill, in which the prompts of deterministic requests are computed.
 
 llama.cpp's kernels differ by the number of rows, so the same prompt in other chunks gives other last bits, and sooner
-or later another token. Chunks of a deterministic request end at fixed positions, whatever else runs and whatever the
+or later another token. Chunks of a deterministic request end at fixed positions, and where an image begins or ends, whatever else runs and whatever the
 cache holds; behind its prompt each token is computed by itself. So reusable are whole chunks from position 0 on, and of
 no other requests.
 """
@@ -29,11 +29,18 @@ class FixedChunks:
         length = self.n_tokens
         if sequence.request.prompt_logprobs:
             length = min(length, self._n_outputs)
-        return min(length - n_past % length, sequence.n_prompt - n_past)
+        end = min(n_past + length - n_past % length, sequence.n_prompt)
+        return sequence.images.border(n_past, end) - n_past
 
     def whole(self, n_tokens: int) -> int:
         """Tokens of the whole chunks among the first `n_tokens`."""
         return n_tokens // self.n_tokens * self.n_tokens
+
+    def boundary(self, sequence: SequenceState, n_tokens: int) -> int:
+        """The last end of whole chunks among the first `n_tokens` of a prompt that lies within no image."""
+        while (before := sequence.images.whole(self.whole(n_tokens))) != n_tokens:
+            n_tokens = before
+        return n_tokens
 
     def reusable(self, sequence: SequenceState) -> int:
         """Tokens of a deterministic sequence that others may reuse.

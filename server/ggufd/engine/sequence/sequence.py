@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from ggufd.engine.backend.interfaces import CompiledGrammar, Constraint, Sampler
 from ggufd.engine.kv_store.disk_cache import Fetch
 from ggufd.engine.messages.events import CacheClass, CacheReport, TokenLogprob, Usage
+from ggufd.engine.messages.images import tokens_only
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.sampling.banned import BanGuard, Bans, bans_of
 from ggufd.engine.sampling.detokenizer import Detokenizer
 from ggufd.engine.sampling.reasoning_budget import ReasoningGuard
 from ggufd.engine.sampling.sampling import Bias, FinalLogprobs, Logprobs, logprobs_of
+from ggufd.engine.sequence.prompt_images import PromptImages
 from ggufd.engine.sequence.trim import Chat
 from ggufd.engine.speculation.draft_model import AcceptanceEstimator
 from ggufd.engine.speculation.prompt_lookup import PromptLookup
@@ -49,6 +51,7 @@ class SequenceState:
     Times are seconds of `time.perf_counter`. `slot` is set exactly while running; `serial` is the order of arrival.
     While it waits preempted, `state` is the KV state of its slot.
     `draft` are draft tokens: computed with the next step, and no part of the text until they are accepted.
+    Numbers below zero among its tokens are rows of its `images`, which are mapped for as long as it lives.
     `dropped` stood at `n_kept` before a context shift; from then on the prompt may end anywhere.
     """
 
@@ -58,6 +61,7 @@ class SequenceState:
     tokens: array[int]
     n_prompt: int
     detokenizer: Detokenizer[OutputToken]
+    images: PromptImages = field(default_factory=PromptImages)
     status: Status = Status.WAITING
     serial: int = 0
 
@@ -106,7 +110,7 @@ class SequenceState:
     dropped: array[int] = field(default_factory=lambda: array("i"))
 
     @classmethod
-    def of(cls, request: EngineRequest, index: int, now_s: float) -> SequenceState:
+    def of(cls, request: EngineRequest, index: int, now_s: float, images: PromptImages | None = None) -> SequenceState:
         banned = request.banned_strings, request.banned_regexes
         bans = bans_of(*banned, request.bans_case_sensitive) if any(banned) else None
         return cls(
@@ -116,6 +120,7 @@ class SequenceState:
             tokens=array("i", request.prompt),
             n_prompt=len(request.prompt),
             detokenizer=Detokenizer(request.stop, bans),
+            images=images or PromptImages(),
             bans=bans,
             guard=None if bans is None else BanGuard(),
             reasoning=None if request.reasoning_budget is None else ReasoningGuard(request.reasoning_budget),
@@ -142,7 +147,9 @@ class SequenceState:
 
     @property
     def history(self) -> array[int]:
-        """The prompt and all generated tokens, those that a context shift dropped included."""
+        """The tokens of the prompt and all generated ones, those that a context shift dropped included."""
+        if self.images:
+            return array("i", tokens_only(self.tokens))
         return self.tokens[: self.n_kept] + self.dropped + self.tokens[self.n_kept :]
 
     @property

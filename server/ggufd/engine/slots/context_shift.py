@@ -2,7 +2,8 @@
 
 llama-server's `--context-shift`: what follows the gap moves up, its keys are rotated to their new positions, and
 nothing is computed. The moved tokens were computed with the dropped ones before them, so the text differs from that of
-a fresh prefill: opt-in. A prompt that does not fit is refused all the same.
+a fresh prefill: opt-in. A prompt that does not fit is refused all the same. A chat with images is not shifted: its
+answer ends where the slot is full.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class ContextShift:
 
         One without a limit of its own gets as many tokens as a slot holds: nobody waits for a text without an end.
         """
-        return self._n_ctx if self._is_on and request.max_tokens is None else request.max_tokens
+        return self._n_ctx if self._can_shift(request) and request.max_tokens is None else request.max_tokens
+
+    def _can_shift(self, request: EngineRequest) -> bool:
+        return self._is_on and not request.images
 
     def is_full(self, sequence: SequenceState) -> bool:
         """Whether the slot holds no token more."""
@@ -46,7 +50,7 @@ class ContextShift:
 
         The first token stays always, and what may yet be taken back is needed. A deterministic text ends with its slot.
         """
-        if not self._is_on or sequence.is_deterministic:
+        if not self._can_shift(sequence.request) or sequence.is_deterministic:
             return None
         n_tokens = len(sequence.tokens)
         start = min(1 + sequence.request.n_keep, self._n_ctx - _MIN_ROOM)

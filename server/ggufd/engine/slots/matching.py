@@ -1,7 +1,8 @@
 """Prefix matching: which slot or kept state holds the longest common prefix of a prompt.
 
 Tokens are compared, never hashes, and only within one cache scope: other adapters compute other states, and the time
-of a first token would tell whether somebody else has sent the same prompt. Nothing is changed here.
+of a first token would tell whether somebody else has sent the same prompt. Rows of images are compared by numbers, and
+an image that does not match whole is not reused at all. Nothing is changed here.
 """
 
 from __future__ import annotations
@@ -73,15 +74,15 @@ class PrefixMatcher:
         request = sequence.request
         if request.prompt_logprobs or not slot.is_readable or slot.cache_scope != request.cache_scope:
             return 0
-        n_common = min(len(sequence.tokens) - 1, common_prefix(slot.computed, sequence.tokens))
+        n_common = sequence.images.whole(min(len(sequence.tokens) - 1, common_prefix(slot.computed, sequence.tokens)))
         if sequence.is_deterministic:
-            return self._usable_chunks(slot, n_common)
+            return self._usable_chunks(slot, sequence, n_common)
         # A content that cannot be cut, here or in its copy, serves only a prompt that continues all of it.
         can_cut = self._decoder.can_trim if slot.is_idle else self._decoder.copies_all
         n_least = slot.n_fixed if can_cut else slot.n_computed
         return n_common if n_common >= n_least else 0
 
-    def _usable_chunks(self, slot: Slot, n_common: int) -> int:
+    def _usable_chunks(self, slot: Slot, sequence: SequenceState, n_common: int) -> int:
         """How much a deterministic sequence reuses of another one's prompt, whose answer was computed token by token.
 
         Nothing where a copy or a cut might lay the cells otherwise.
@@ -90,7 +91,7 @@ class PrefixMatcher:
             return 0
         leader = slot.sequence
         n_least = n_common if leader is None else min(n_common, self._chunks.reusable(leader))
-        return self._chunks.whole(n_least)
+        return self._chunks.boundary(sequence, n_least)
 
     def in_scope(self, tokens: array[int], cache_scope: CacheScope) -> list[PrefixMatch]:
         """Every slot of a cache scope with its common prefix, whether that can be reused or not."""
@@ -112,16 +113,19 @@ class PrefixMatcher:
             if leader.is_background and not sequence.is_background:
                 continue
             if slot.cache_scope == sequence.request.cache_scope and _is_reading(leader):
-                promised = min(limit, common_prefix(leader.tokens, sequence.tokens))
+                promised = sequence.images.whole(min(limit, common_prefix(leader.tokens, sequence.tokens)))
                 if sequence.is_deterministic:
-                    promised = self._chunks.whole(min(promised, leader.n_prompt - 1))
+                    promised = self._chunks.boundary(sequence, min(promised, leader.n_prompt - 1))
                 if promised >= n_least and promised > leader.n_past:
                     return True
         return False
 
     def moves(self, slot: Slot, sequence: SequenceState, n_prefix: int) -> list[Move]:
-        """Chunk reuse: what an idle slot holds behind the common prefix, and where this prompt has it."""
-        is_unchanged = sequence.request.prompt_logprobs or sequence.is_deterministic
+        """Chunk reuse: what an idle slot holds behind the common prefix, and where this prompt has it.
+
+        Not for a prompt with images, which are never moved.
+        """
+        is_unchanged = sequence.request.prompt_logprobs or sequence.is_deterministic or sequence.images
         if self._n_cache_reuse == 0 or n_prefix == 0 or is_unchanged:
             return []
         limit = len(sequence.tokens) - 1
@@ -132,7 +136,7 @@ class PrefixMatcher:
     def best_kept(self, sequence: SequenceState) -> KeptState | None:
         """The state in host RAM with the longest common prefix; None where a slot is about as good."""
         found = self._host.match(sequence.tokens, sequence.request.cache_scope)
-        if found is None or found[1] < self.longest(sequence) + MIN_SHARED_TOKENS:
+        if found is None or sequence.images.whole(found[1]) < self.longest(sequence) + MIN_SHARED_TOKENS:
             return None
         return found[0]
 
@@ -140,7 +144,7 @@ class PrefixMatcher:
         """Where this prompt leaves the longest prefix of it that was ever kept, whether that can be reused or not."""
         tokens, cache_scope = sequence.tokens, sequence.request.cache_scope
         in_slots = [match.n_common for match in self.in_scope(tokens, cache_scope)]
-        return max([self._host.longest_common(tokens, cache_scope), *in_slots])
+        return sequence.images.whole(max([self._host.longest_common(tokens, cache_scope), *in_slots]))
 
     # --- explanation --------------------------------------------------------------------------------------------------
 
@@ -157,5 +161,6 @@ class PrefixMatcher:
         slot, n_common = max(kept, key=lambda one: (one.n_common, one.slot.person == person, one.slot.last_used))
         if n_common in (slot.n_computed, len(sequence.tokens)):
             return None
-        held = tuple(slot.computed[n_common : n_common + _N_EXPLAINED])
-        return CacheDifference(n_common, held if slot.person == person else None)
+        first = sequence.images.whole(n_common)
+        held = tuple(slot.computed[first : first + _N_EXPLAINED])
+        return CacheDifference(first, held if slot.person == person else None)

@@ -190,7 +190,9 @@ class Offload:
         """Decide where in the prompt of a sequence that was just placed its state will be saved."""
         if self._makes_checkpoints and not (sequence.request.prompt_logprobs or sequence.is_deterministic):
             prompt = sequence.request.prompt
-            sequence.checkpoints = checkpoints_of(prompt, self._message_ends, sequence.n_past, n_parted)
+            sequence.checkpoints = checkpoints_of(
+                prompt, self._message_ends, sequence.n_past, n_parted, sequence.images.whole
+            )
 
     def keep_checkpoint(self, sequence: SequenceState) -> None:
         """Save the state of a sequence that has come to a checkpoint in its prompt."""

@@ -3,7 +3,8 @@
 `PromptLookup` follows the tokens of one sequence: where its last n-gram stood before, what followed it is the draft.
 `Speculator` decides how many of those tokens are worth a row each, by their acceptance rate and by what a step with
 more rows was measured to cost; where none are, it asks the draft model, if there is one. A draft changes no output:
-every token is sampled from its own row, and the first one that differs from the draft ends it. Knows no samplers.
+every token is sampled from its own row, and the first one that differs from the draft ends it. Rows of images, which
+are numbers below zero, are never drafted and end a run. Knows no samplers.
 """
 
 from __future__ import annotations
@@ -111,6 +112,8 @@ class PromptLookup:
 
     def _note(self, tokens: array[int], position: int) -> None:
         """Index the token at `position`: the run goes on with it, or another one is looked up."""
+        if self._source is not None and tokens[self._source] < 0:
+            self._source = None
         if self._source is not None:
             is_accepted = tokens[self._source] == tokens[position]
             kind = run_class(self._run)
@@ -128,8 +131,10 @@ class PromptLookup:
         # After a rewind the index may name tokens that are gone.
         if source is None or source >= end or tokens[source - _N_GRAM : source] != tokens[end - _N_GRAM : end]:
             return
+        if min(tokens[end - _N_GRAM : end]) < 0:
+            return
         self._source, self._run = source, _N_GRAM
-        while self._run < min(source, _RUNS[-1]) and tokens[source - self._run - 1] == tokens[end - self._run - 1]:
+        while self._run < min(source, _RUNS[-1]) and 0 <= tokens[source - self._run - 1] == tokens[end - self._run - 1]:
             self._run += 1
 
     @property
@@ -146,12 +151,17 @@ class PromptLookup:
         return total
 
     def draft(self, tokens: array[int], n: int) -> tuple[int, ...]:
-        """The `n` tokens that followed the earlier place, to be verified now. A period repeats."""
+        """The `n` tokens that followed the earlier place, to be verified now. A period repeats.
+
+        An image ends it.
+        """
         assert self._source is not None
         drafted = list(tokens[self._source : self._source + n])
         period = len(tokens) - self._source
         while len(drafted) < n:
             drafted.append(drafted[len(drafted) - period])
+        rows = [place for place, token in enumerate(drafted) if token < 0]
+        del drafted[rows[0] if rows else n :]
         self._draft = _LookupDraft(len(tokens), tuple(drafted))
         return self._draft.tokens
 
@@ -224,11 +234,20 @@ class Speculator:
         return bool(self._sizes)
 
     def draft(
-        self, lookup: PromptLookup, acceptance: AcceptanceEstimator, tokens: array[int], limit: int
+        self,
+        lookup: PromptLookup,
+        acceptance: AcceptanceEstimator,
+        tokens: array[int],
+        limit: int,
+        *,
+        has_model: bool = True,
     ) -> tuple[int, ...]:
-        """Draft tokens worth verifying in the next step, at most `limit`; often none."""
+        """Draft tokens worth verifying in the next step, at most `limit`; often none.
+
+        The draft model is asked only where `has_model` says that it can read all of the tokens.
+        """
         draft = self._look_up(lookup, tokens, limit)
-        if draft or self._draft_model is None:
+        if draft or self._draft_model is None or not has_model:
             return draft
         return self._draft_model.draft(acceptance, tokens, min(limit, self._max_draft), limit, self.costs.seconds)
 

@@ -19,6 +19,7 @@ from ggufd.engine.slots.copy_costs import CopyCosts
 from ggufd.engine.speculation.prompt_lookup import StepCosts
 from ggufd.engine.telemetry.counters import Counters
 from ggufd.engine.telemetry.trace import StepTrace
+from ggufd.llama.context.batch import Batch
 
 
 class Computed(NamedTuple):
@@ -96,15 +97,7 @@ class Batcher:
         """Write the plan into the batch; returns the first output and the last row of each chunk."""
         batch = self._decoder.batch
         batch.clear()
-        places = []
-        for chunk in plan:
-            sequence = chunk.sequence
-            assert sequence.slot is not None
-            tokens = sequence.tokens[sequence.n_past : sequence.n_past + chunk.n_tokens]
-            tokens.extend(sequence.draft)
-            first_output = batch.add(sequence.slot, tokens, sequence.n_past, chunk.n_outputs)
-            places.append((first_output, batch.n_rows - 1))
-        return places
+        return [(_add(batch, chunk), batch.n_rows - 1) for chunk in plan]
 
     def _begin_masks(self, plan: list[Chunk]) -> None:
         """Start computing the grammar masks that are needed after this decode."""
@@ -144,6 +137,18 @@ class Batcher:
         self._trace.n_prefill += n_prefill
         if n_decode > len(plan):
             self._trace.n_draft += sum(len(chunk.sequence.draft) for chunk in plan)
+
+
+def _add(batch: Batch, chunk: Chunk) -> int:
+    """Write a chunk into the batch; returns its first output."""
+    sequence = chunk.sequence
+    assert sequence.slot is not None
+    start, end = sequence.n_past, sequence.n_past + chunk.n_tokens
+    if chunk.is_image:
+        return batch.add_rows(sequence.slot, sequence.images.rows(start, end), start, chunk.n_outputs)
+    tokens = sequence.tokens[start:end]
+    tokens.extend(sequence.draft)
+    return batch.add(sequence.slot, tokens, start, chunk.n_outputs)
 
 
 def _is_last(chunk: Chunk) -> bool:

@@ -42,7 +42,7 @@ class Drafting:
         """Set the draft of a lone decoding sequence, often to none.
 
         Under a grammar most tokens are forced or masked, and each row would wait for a mask: no draft there, but where
-        the grammar is free.
+        the grammar is free. A draft model sees no images, so it drafts nothing behind one.
         """
         if len(running) != 1 or not self._speculator.is_on:
             return
@@ -51,7 +51,10 @@ class Drafting:
         if sequence.lookup is not None and sequence.is_decoding and not is_constrained:
             start_s = self._clock()
             limit = self._n_left(sequence) - 1
-            sequence.draft = self._speculator.draft(sequence.lookup, sequence.acceptance, sequence.tokens, limit)
+            has_model = not sequence.images
+            sequence.draft = self._speculator.draft(
+                sequence.lookup, sequence.acceptance, sequence.tokens, limit, has_model=has_model
+            )
             self._trace.draft_s = self._clock() - start_s
             # A draft model's time is no gap that a thread too many would explain.
             self._counters.leave_out(self._trace.draft_s)

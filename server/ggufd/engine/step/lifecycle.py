@@ -100,7 +100,7 @@ class Lifecycle:
         now_s = self._clock()
         self.cache.placement.lock(sequence)
         self.cache.offload.save_ahead(sequence)
-        is_predictable = not (sequence.is_background or sequence.is_deterministic)
+        is_predictable = not (sequence.is_background or sequence.is_deterministic or sequence.images)
         if self.pre_roll is not None and sequence.index == 0 and is_predictable:
             sequence.chat = self.pre_roll.begin(sequence.request, sequence.tokens)
         sequence.admit_s = now_s
@@ -220,6 +220,9 @@ class Lifecycle:
             raise EngineFailure("the running sequences are not those in the slots")
         if any(sequence.status is not Status.RUNNING for sequence in self.running):
             raise EngineFailure("a sequence runs without being in the running state")
+        for sequence in self.all():
+            for violation in sequence.images.violations(sequence.tokens):
+                raise EngineFailure(violation)
 
 
 def failure_of(error: Exception) -> GgufdError:

@@ -99,7 +99,7 @@ class TokenStep:
             eog=self._vocabulary.eog_tokens,
             min_tokens=request.min_tokens,
         )
-        history = request.prompt
+        history = sequence.history
         if not is_vectorisable(params):
             can_rewind = sequence.guard is not None or sequence.constraint is not None
             return self._decoder.new_chain(params, seed, history, can_rewind=can_rewind)
