@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { exported, imported, messagesTo, NotAChat, requestOf } from "../../server/ggufd/web/chat/openai.js";
+import { exported, imported, NotAChat } from "../../server/ggufd/web/chat/chat_files.js";
+import { messagesTo, requestOf } from "../../server/ggufd/web/chat/openai.js";
 import * as tree from "../../server/ggufd/web/chat/tree.js";
 
 function branched() {

@@ -9,7 +9,7 @@ import { ConversationView } from "./conversation_view.js";
 import { onChangeElsewhere, openChatId, readLibrary } from "./library.js";
 import { isChanged } from "./settings.js";
 import { SettingsPanel } from "./settings_panel.js";
-import { openChat, Sidebar, SidebarButton } from "./sidebar.js";
+import { openChat, prepareFiles, Sidebar, SidebarButton } from "./sidebar.js";
 
 export function App() {
   const showsSettings = useSignal(false);
@@ -39,6 +39,7 @@ export async function openFromAddress() {
   await readLibrary();
   if (openChatId.value) await openChat(openChatId.value);
   takeUpAll();
+  prepareFiles();
   onChangeElsewhere(readAgain);
   addEventListener("hashchange", () => openChat(location.hash.slice(1)));
   effect(() => {

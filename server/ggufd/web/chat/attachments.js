@@ -2,7 +2,6 @@
 import { getJson } from "../shared/api.js";
 import { facts } from "../shared/server.js";
 import { effect, signal } from "../shared/view.js";
-import { imageOf } from "./image_files.js";
 import { newId } from "./tree.js";
 
 /**
@@ -51,6 +50,7 @@ async function attachOne(file) {
   const one = { id: newId(), name: file.name, uri: "" };
   attached.value = [...attached.value, one];
   try {
+    const { imageOf } = await import("./image_files.js");
     const uri = await imageOf(file);
     attached.value = attached.value.map((other) => (other.id === one.id ? { ...one, uri } : other));
   } catch (error) {

@@ -4,15 +4,25 @@ import { Icon } from "../shared/icons.js";
 import { html, signal, useEffect, useSignal } from "../shared/view.js";
 import * as conversation from "./conversation.js";
 import { forgetChat, heads, keepChat, keepTrouble, readChat, search } from "./library.js";
-import { exported, imported, NotAChat } from "./openai.js";
 import { newChat } from "./tree.js";
 
 /** @typedef {import("../shared/types.js").ChatHead} ChatHead */
 
 const SEARCH_MS = 200;
+const SOON_MS = 1000;
 
 /** Whether the list lies over the page, on a screen that is too narrow for both. */
 export const isOpen = signal(false);
+
+/** How chats become files and come from them: not among what the first page waits for. */
+function chatFiles() {
+  return import("./chat_files.js");
+}
+
+/** Load what exporting needs while the server is there: chats are wanted most when it is gone. */
+export function prepareFiles() {
+  setTimeout(() => chatFiles().catch(() => {}), SOON_MS);
+}
 
 /** Open a chat by its id. @param {string} id */
 export async function openChat(id) {
@@ -134,10 +144,11 @@ async function deleteOne(id) {
 /** @param {string} id */
 async function exportOne(id) {
   const chat = id === conversation.chat.value.id ? conversation.chat.value : await readChat(id);
-  if (chat) download(exported(chat), "chat");
+  if (chat) download((await chatFiles()).exported(chat), "chat");
 }
 
 async function exportAll() {
+  const { exported } = await chatFiles();
   const all = [];
   for (const { id } of heads.value) {
     const chat = await readChat(id);
@@ -177,6 +188,7 @@ function importFile() {
 
 /** @param {string} name @param {string} text */
 async function importText(name, text) {
+  const { imported, NotAChat } = await chatFiles();
   try {
     const chats = imported(JSON.parse(text));
     for (const chat of chats) keepChat(chat);
