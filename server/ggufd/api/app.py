@@ -20,6 +20,7 @@ from ggufd.api.anthropic import errors as anthropic
 from ggufd.api.batches.worker import BatchWorker
 from ggufd.api.error_handlers import add_error_handlers
 from ggufd.api.http.auth import DOCS_FILES, KeyMiddleware
+from ggufd.api.http.body_budget import MAX_BYTES, BodyBudget, BodyBudgetMiddleware
 from ggufd.api.http.cors import CrossOriginMiddleware
 from ggufd.api.http.pages import OriginMiddleware
 from ggufd.api.http.paths import PathMiddleware
@@ -75,6 +76,7 @@ def create_app(
     if services.batches is not None:
         app.state.batch_worker = BatchWorker(app, services.batches, lambda: app.state.services)
     app.state.large_bodies = asyncio.Lock()
+    app.state.body_budget = BodyBudget(max(MAX_BYTES, 2 * config.max_body_bytes))
     collector = _collector(app)
     if models is not None:
         models.bind(functools.partial(_serve, app))
@@ -122,6 +124,7 @@ def _add_middleware(app: FastAPI, config: ApiConfig, sinks: Sequence[Sink]) -> N
         app.add_middleware(OriginMiddleware, hosts=config.allowed_hosts, origins=config.cors_origins)
     if config.cors_origins:
         app.add_middleware(CrossOriginMiddleware, origins=config.cors_origins)
+    app.add_middleware(BodyBudgetMiddleware, budget=app.state.body_budget)
     app.add_middleware(PathMiddleware, root_path=config.root_path)
     app.add_middleware(RecordMiddleware, sinks=sinks, shapes=[anthropic.SHAPE, llamacpp.SHAPE])
 

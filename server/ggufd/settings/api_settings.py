@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ggufd.batches.files import StorageLimits
     from ggufd.settings.access import Access
 
+_MAX_BYTES = 2_000_000
+_MAX_BYTES_WITH_IMAGES = 32_000_000
+"""Bytes of a request body, where no setting says."""
+
 
 def model_id(config: Config, model: hub.ModelFile) -> str:
     """Model name in the API: its name among several, else the first alias, the file's stem, or its name in ollama."""
@@ -54,7 +58,7 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         cache_repairs=config.context.cache_repairs,
         metrics_for=config.server.metrics_for,
         ready_when_full=config.server.ready_when_full,
-        max_body_bytes=config.server.max_body_bytes,
+        max_body_bytes=_max_body_bytes(config, model),
         ping_s=config.server.ping_s,
         sampling=given | _constraint(config),
         output=OutputDefaults(**config.output.model_dump(include={field.name for field in fields(OutputDefaults)})),
@@ -85,6 +89,13 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         is_verbose=config.server.log_level == "debug",
         build=f"ggufd {__version__}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
     )
+
+
+def _max_body_bytes(config: Config, model: hub.ModelFile) -> int:
+    """Largest body of a request: with a projector, the largest image that is decoded fits into it as base64."""
+    if config.server.max_body_bytes is not None:
+        return config.server.max_body_bytes
+    return _MAX_BYTES_WITH_IMAGES if model.projector is not None else _MAX_BYTES
 
 
 def _key_limits(config: Config) -> Limits:

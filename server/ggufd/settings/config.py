@@ -100,6 +100,7 @@ Layers = Annotated[Literal["auto"] | Annotated[int, Field(ge=0, le=2**31 - 1)], 
 Threads = Annotated[int, _minus_one_is(0)]
 Seed = Annotated[Annotated[int, Field(ge=0, le=2**32 - 1)] | None, _minus_one_is(None)]
 Limit = Annotated[Annotated[int, Field(ge=1)] | None, _minus_one_is(None)]
+BodyLimit = Annotated[int, Field(ge=1024)] | None
 Seconds = Annotated[Annotated[float, Field(gt=0)] | None, _minus_one_is(None)]
 Waiting = Annotated[Annotated[int, Field(ge=0)] | None, _minus_one_is(None)]
 Overrides = Annotated[tuple[Annotated[str, Field(pattern="^[^=]+=[^=]+$")], ...], BeforeValidator(split_patterns)]
@@ -404,8 +405,10 @@ class ServerSection(Section):
         "this machine.",
     )
     slots: bool = setting(True, "Answer GET /slots, for admin keys; without it the route is refused with 501.")
-    max_body_bytes: int = setting(
-        2_000_000, "Largest request body in bytes; a larger one is refused with 413.", ge=1024
+    max_body_bytes: BodyLimit = setting(
+        None,
+        "Largest request body in bytes; a larger one is refused with 413. Unset is 2000000, and 32000000 where the "
+        "model has an image projector.",
     )
     ping_s: float = setting(1.0, "Seconds of silence after which a stream sends a keep-alive comment.", gt=0)
     text_interval_ms: float = setting(

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
+from ggufd.api.http.body_budget import share_of
 from ggufd.api.http.record import record_of
 from ggufd.errors import InvalidRequest, PayloadTooLarge
 
@@ -34,7 +35,7 @@ _CONTAINERS = frozenset((dict, list))
 
 
 async def read_json(request: Request, max_bytes: int) -> JsonObject:
-    """The body as a JSON object. Raises `PayloadTooLarge` or `InvalidRequest`."""
+    """The body as a JSON object. Raises `PayloadTooLarge`, `InvalidRequest`, or, beside many, `Unavailable`."""
     raw = await _read_in_turn(request, max_bytes)
     if b'"deterministic"' in raw:
         # A receipt has the request as it was sent, before any field is renamed.
@@ -70,14 +71,17 @@ async def _read_in_turn(request: Request, max_bytes: int) -> bytes:
 
 
 async def _read_bytes(request: Request, max_bytes: int) -> bytes:
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > max_bytes:
-        raise _too_large(max_bytes)
+    declared, share = request.headers.get("content-length", ""), share_of(request)
+    if declared.isdecimal():
+        if int(declared[:20]) > max_bytes:
+            raise _too_large(max_bytes)
+        share.cover(int(declared[:20]))
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
+        share.cover(len(body))
     return bytes(body)
 
 

@@ -1,9 +1,9 @@
 """Fixed chunks of prefill, in which the prompts of deterministic requests are computed.
 
 llama.cpp's kernels differ by the number of rows, so the same prompt in other chunks gives other last bits, and sooner
-or later another token. Chunks of a deterministic request end at fixed positions, and where an image begins or ends, whatever else runs and whatever the
-cache holds; behind its prompt each token is computed by itself. So reusable are whole chunks from position 0 on, and of
-no other requests.
+or later another token. Chunks of a deterministic request end at fixed positions, and where an image begins or ends,
+whatever else runs and whatever the cache holds; behind its prompt each token is computed by itself. So reusable are
+whole chunks from position 0 on, and of no other requests.
 """
 
 from __future__ import annotations
