@@ -80,7 +80,7 @@ class House:
         self.shown: list[str] = []
         self.engine_settings: dict[str, dict[str, Any]] = {}
         self.models = ServedModels(self.make(CONFIG, lambda share: None, lambda share: None), self.make)
-        self.models.bind(lambda engine, text, config: self.shown.append(config.model_id))
+        self.models.bind(lambda engine, text, config, images: self.shown.append(config.model_id))
 
     def make(self, config: Config, on_progress: OnProgress, on_fetch: OnProgress) -> Served:
         name = config.model.model or "first"

@@ -17,6 +17,7 @@ from ggufd.errors import EngineFailure, InvalidRequest, ModelError
 from ggufd.images.encoded import EncodedImage
 from ggufd.images.encoder.encoder import ImageEncoder
 from ggufd.images.encoder.messages import EncoderParams
+from ggufd.images.encoder.row_store import RowStore
 from ggufd.images.pixels import Pixels
 from ggufd.keys.principal import NOBODY
 from ggufd.llama.gguf import projector_file
@@ -80,6 +81,11 @@ def rows_of(image: EncodedImage) -> np.ndarray:
 
 def word(tiny_model: Path, name: str) -> np.ndarray:
     return embeddings_of(tiny_model, WORDS)[NAMES.index(name)]
+
+
+def store_of(encoder: ImageEncoder) -> RowStore:
+    assert encoder.store is not None
+    return encoder.store
 
 
 async def at_work(encoder: ImageEncoder, pid: int) -> None:
@@ -148,7 +154,7 @@ async def test_an_image_that_nobody_waits_for_is_stopped_and_the_next_one_begins
     # The next one is whole: nothing of the stopped one is left in it.
     assert np.ptp(rows_of(await encoder.encode(slow_image("green"), NOBODY)), axis=0).max() == 0
     assert (encoder.process.pid, encoder.figures.encoded) == (pid, 1)
-    assert len(encoder.store) == 1
+    assert len(store_of(encoder)) == 1
 
 
 async def test_sizes_are_answered_while_an_image_is_encoded(make: Make, slow: Path) -> None:
@@ -202,7 +208,7 @@ async def test_nothing_is_left_when_it_is_stopped(make: Make, slow: Path) -> Non
     await encoder.start()
     pid = encoder.process.pid
     assert pid is not None
-    folder = encoder.store.path("", "").parent
+    folder = store_of(encoder).path("", "").parent
     task = asyncio.create_task(encoder.encode(slow_image("red"), NOBODY))
     await at_work(encoder, pid)
     await encoder.stop()

@@ -41,7 +41,7 @@ class FakeProcess:
         self.encoded: list[Pixels] = []
         self.begun: asyncio.Queue[Pixels] = asyncio.Queue()
         self.measured: list[tuple[int, int]] = []
-        self.cancelled = 0
+        self.cancelled = self.n_exits = 0
         self.layout: Layout = (2, (7,), 3)
         self.may_end = asyncio.Event()
         self.may_end.set()

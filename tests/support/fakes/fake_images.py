@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ggufd.engine.messages.images import ImageRows, row_tokens
 from ggufd.errors import GgufdError, InvalidRequest
 from ggufd.images.encoded import EncodedImage
+from ggufd.images.figures import ImageFigures
 from ggufd.keys.principal import Principal
 
 N_ROWS = 3
@@ -79,6 +80,7 @@ class FakeImages:
         self.encoded: list[str] = []
         self.cancelled: list[str] = []
         self.principals: list[Principal] = []
+        self.figures = ImageFigures()
 
     async def load(self, reference: str, place: str) -> FakeImage:
         name = reference.removeprefix("data:image/png;base64,")

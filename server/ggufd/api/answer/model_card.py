@@ -18,6 +18,10 @@ def model_json(services: Services) -> dict[str, Any]:
         "owned_by": "ggufd",
         "aliases": list(config.model_aliases),
         "tags": list(config.model_tags),
+        "architecture": {
+            "input_modalities": ["text"] if services.images is None else ["text", "image"],
+            "output_modalities": ["text"],
+        },
         "meta": _meta(services),
     }
 

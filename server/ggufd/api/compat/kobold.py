@@ -253,7 +253,7 @@ async def koboldcpp_version(request: Request) -> Response:
     """The version of KoboldCpp's API, and what of it there is."""
     services = services_of(request)
     ready = services.engine.ready
-    absent = ("txt2img", "vision", "audio", "transcribe", "multiplayer", "websearch", "tts", "admin")
+    absent = ("txt2img", "audio", "transcribe", "multiplayer", "websearch", "tts", "admin")
     return json_response(
         {
             "result": "KoboldCpp",
@@ -262,6 +262,7 @@ async def koboldcpp_version(request: Request) -> Response:
             "server": "ggufd",
             "server_version": __version__,
             **dict.fromkeys(absent, False),
+            "vision": services.images is not None,
             "embeddings": ready is not None and ready.embedding.pooling not in ("none", "rank"),
         }
     )

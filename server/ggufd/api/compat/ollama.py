@@ -384,7 +384,12 @@ async def show(request: Request) -> Response:
 def _capabilities(services: Services, ready: Ready) -> list[str]:
     if not ready.writes:
         return ["embedding"]
-    return ["completion", "tools", *(["thinking"] if services.text.info.has_thinking else [])]
+    return [
+        "completion",
+        "tools",
+        *(["thinking"] if services.text.info.has_thinking else []),
+        *(["vision"] if services.images is not None else []),
+    ]
 
 
 def _model_json(services: Services, ready: Ready) -> dict[str, Any]:

@@ -47,7 +47,7 @@ async def props(request: Request) -> Response:
             "model_path": ready.model.path,
             "model_ftype": ready.model.ftype,
             "draft_model_path": None if ready.draft is None else ready.draft.path,
-            "modalities": {"vision": False, "audio": False},
+            "modalities": {"vision": services.images is not None, "audio": False},
             "chat_template": info.chat_template,
             "chat_template_needs": list(info.template_needs),
             "bos_token": info.bos_piece,

@@ -103,4 +103,5 @@ async def _snapshot(services: Services) -> Snapshot:
         engine.n_waiting,
         engine.n_running,
         lines,
+        None if services.images is None else services.images.figures,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ggufd.images.encoded import EncodedImage
+from ggufd.images.figures import ImageFigures
 from ggufd.keys.principal import Principal
 
 
@@ -22,6 +23,9 @@ class LoadedImage(Protocol):
 
 class ImageService(Protocol):
     """Interface of the loader and the encoder of images."""
+
+    @property
+    def figures(self) -> ImageFigures: ...
 
     async def load(self, reference: str, place: str) -> LoadedImage:
         """The image that a client sent or named. Raises InvalidRequest about `place`."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ggufd import __version__
@@ -21,6 +22,7 @@ from ggufd.api.services.rates import RatesCollector
 from ggufd.chat.advice.advisor import LostPrefix
 from ggufd.engine.messages.events import FinishReason
 from ggufd.engine.messages.reports import Ready, SlotState, Spread, Stats
+from ggufd.images.figures import ImageFigures
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The plain format, whatever is asked for: every Prometheus reads it, and in OpenMetrics the client library writes
@@ -36,7 +38,7 @@ class Snapshot:
     """Current state for the gauges. Without an engine that answers, `stats` or `ready` are None.
 
     `n_waiting` and `n_running` requests are open. `batch_lines` are those of batches that have not ended, by what
-    became of them; None without batches.
+    became of them; None without batches. `images` is None where the model reads none.
     """
 
     state: str
@@ -46,6 +48,7 @@ class Snapshot:
     n_waiting: int
     n_running: int
     batch_lines: Mapping[str, int] | None = None
+    images: ImageFigures | None = None
 
 
 class Metrics:
@@ -164,7 +167,7 @@ class _EngineCollector(Collector):
         """Nothing before the first scrape."""
         return ()
 
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         snapshot = self.snapshot
         if snapshot is None:
             return
@@ -180,10 +183,28 @@ class _EngineCollector(Collector):
         if snapshot.batch_lines is not None:
             text = "Lines of batches that have not ended, by what became of them."
             yield _gauge("ggufd_batch_lines", text, "state", snapshot.batch_lines)
+        if snapshot.images is not None:
+            yield from _images(snapshot.images)
         if snapshot.stats is not None and snapshot.ready is not None:
             yield from _sums(snapshot.stats)
             yield from _spreads(snapshot.stats)
             yield from _levels(snapshot.stats, snapshot.ready)
+
+
+def _images(figures: ImageFigures) -> Iterator[Metric]:
+    became = CounterMetricFamily("ggufd_images", "Images of requests, by what became of them.", labels=["outcome"])
+    for outcome in ("encoded", "hits", "failed"):
+        became.add_metric([outcome.removesuffix("s")], getattr(figures, outcome))
+    yield became
+    yield HistogramMetricFamily(
+        "ggufd_image_encode_seconds",
+        "Time of encoding one image.",
+        buckets=_cumulated(figures.seconds),
+        sum_value=figures.seconds.total,
+    )
+    yield CounterMetricFamily("ggufd_image_encoder_exits", "Unexpected ends of the encoder.", value=figures.exits)
+    yield GaugeMetricFamily("ggufd_image_queue", "Images that wait to be encoded.", value=figures.waiting)
+    yield GaugeMetricFamily("ggufd_image_rows_bytes", "Encoded images kept on disk.", value=figures.row_bytes)
 
 
 def _like_vllm(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:

@@ -15,26 +15,20 @@ from typing import NamedTuple
 
 from ggufd.engine.kv_store.model_file import contents
 from ggufd.engine.messages.images import ImageRows
-from ggufd.errors import EngineFailure
+from ggufd.engine.telemetry.counters import Histogram
+from ggufd.errors import EngineDown, EngineFailure
 from ggufd.images.encoded import EncodedImage
 from ggufd.images.encoder.messages import EncoderParams, Layout
 from ggufd.images.encoder.process import EncoderProcess
 from ggufd.images.encoder.row_store import MAX_BYTES, RowStore
 from ggufd.images.encoder.turns import EncodingTurns
+from ggufd.images.figures import ImageFigures
 from ggufd.images.pixels import Pixels
 from ggufd.keys.principal import Principal
 
 _MAX_LAYOUTS = 4096
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 600.0)
 _FLOAT_BYTES = 4
-
-
-@dataclass(slots=True)
-class EncoderFigures:
-    """What an encoder has done since it was made. `hits` are images whose rows were there."""
-
-    encoded: int = 0
-    hits: int = 0
-    failed: int = 0
 
 
 class _Key(NamedTuple):
@@ -53,27 +47,19 @@ class _SharedEncoding:
 
 
 class ImageEncoder:
-    """Encoder with a process of its own and a store of rows in `folder`; without one they are lost at the end.
+    """Encoder with a process of its own and a store of rows in `folder`; without one they are lost at the end."""
 
-    `on_encoded` gets the seconds of each encoding.
-    """
-
-    def __init__(
-        self,
-        params: EncoderParams,
-        folder: Path | None = None,
-        max_bytes: int = MAX_BYTES,
-        on_encoded: Callable[[float], None] = lambda seconds: None,
-    ) -> None:
+    def __init__(self, params: EncoderParams, folder: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
         self.process = EncoderProcess(params)
-        self.figures = EncoderFigures()
         self.turns = EncodingTurns()
-        self.on_encoded = on_encoded
+        self.store: RowStore | None = None
         self._params = params
         self._folder = folder
         self._max_bytes = max_bytes
         self._layouts: dict[tuple[int, int], Layout] = {}
         self._shared: dict[_Key, _SharedEncoding] = {}
+        self._seconds = Histogram(_SECONDS)
+        self._n_encoded = self._n_hits = self._n_failed = 0
 
     async def start(self) -> None:
         """Load the projector. Raises ModelError where it cannot be used."""
@@ -86,8 +72,20 @@ class ImageEncoder:
         await self.process.stop()
         tasks = [one.task for one in self._shared.values()]
         await asyncio.gather(*tasks, return_exceptions=True)
-        if hasattr(self, "store"):
+        if self.store is not None:
             self.store.close()
+
+    @property
+    def figures(self) -> ImageFigures:
+        return ImageFigures(
+            self._n_encoded,
+            self._n_hits,
+            self._n_failed,
+            self.turns.n_waiting,
+            0 if self.store is None else self.store.n_bytes,
+            self.process.n_exits,
+            self._seconds.spread,
+        )
 
     async def measure(self, pixels: Pixels) -> EncodedImage:
         """Parts of an image whose rows have no files: nothing is encoded. Raises InvalidRequest or EngineDown."""
@@ -106,10 +104,16 @@ class ImageEncoder:
             await self._wait_encoded(key, pixels, layout, principal)
             found = self._find(key, layout)
         else:
-            self.figures.hits += 1
+            self._n_hits += 1
         if found is None:
             raise EngineFailure("The image's rows are gone, though they were encoded just now. Send it again.")
         return found
+
+    @property
+    def _open_store(self) -> RowStore:
+        if self.store is None:
+            raise EngineDown("The encoder of images has not been started yet.")
+        return self.store
 
     # --- what is known ------------------------------------------------------------------------------------------------
 
@@ -128,10 +132,9 @@ class ImageEncoder:
 
     def _find(self, key: _Key, layout: Layout) -> EncodedImage | None:
         """The image with files of its rows, where all of them are there."""
+        store = self._open_store
         row_bytes = self._params.projector.n_embd * _FLOAT_BYTES
-        paths = {
-            digest: self.store.find(key.scope, digest, n_rows * row_bytes) for digest, n_rows in _tiles(key, layout)
-        }
+        paths = {digest: store.find(key.scope, digest, n_rows * row_bytes) for digest, n_rows in _tiles(key, layout)}
         if None in paths.values():
             return None
         return _image(layout, key.digest, lambda digest: str(paths[digest]))
@@ -156,7 +159,7 @@ class ImageEncoder:
     def _end(self, key: _Key, task: asyncio.Task[None]) -> None:
         self._forget(key, task)
         if not task.cancelled() and task.exception() is not None:
-            self.figures.failed += 1
+            self._n_failed += 1
 
     def _forget(self, key: _Key, task: asyncio.Task[None]) -> None:
         """Nobody may wait for this encoding any more."""
@@ -164,20 +167,20 @@ class ImageEncoder:
             del self._shared[key]
 
     async def _encode(self, key: _Key, pixels: Pixels, layout: Layout, principal: Principal) -> None:
-        tiles = _tiles(key, layout)
+        tiles, store = _tiles(key, layout), self._open_store
         async with self.turns.turn(principal, sum(n_rows for _, n_rows in tiles)):
-            paths = tuple(str(self.store.path(key.scope, digest)) for digest, _ in tiles)
+            paths = tuple(str(store.path(key.scope, digest)) for digest, _ in tiles)
             done = await self.process.encode(pixels, paths)
             if done.layout != layout:
                 raise EngineFailure("The image was encoded into other parts than its size promised.")
             for digest, _ in tiles:
-                self.store.add(key.scope, digest)
+                store.add(key.scope, digest)
         self._note(done.seconds)
 
     def _note(self, seconds: float) -> None:
-        self.figures.encoded += 1
+        self._n_encoded += 1
+        self._seconds.observe(seconds)
         self.turns.seconds_each = seconds
-        self.on_encoded(seconds)
 
 
 def _fingerprint(params: EncoderParams) -> str:

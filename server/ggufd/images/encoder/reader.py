@@ -5,6 +5,7 @@ from __future__ import annotations
 from ggufd.images.encoded import EncodedImage
 from ggufd.images.encoder.encoder import ImageEncoder
 from ggufd.images.fetching.loader import ImageLoader
+from ggufd.images.figures import ImageFigures
 from ggufd.images.pixels import Pixels
 from ggufd.keys.principal import Principal
 
@@ -46,6 +47,10 @@ class ImageReader:
         """End both."""
         await self._loader.stop()
         await self.encoder.stop()
+
+    @property
+    def figures(self) -> ImageFigures:
+        return self.encoder.figures
 
     async def load(self, reference: str, place: str) -> DecodedImage:
         """The image that a client sent or named. Raises InvalidRequest about `place`."""
