@@ -63,7 +63,7 @@ async def refusal(decoder: ImageDecoder, data: bytes) -> str:
     with pytest.raises(InvalidRequest) as caught:
         await decoder.decode(data, "messages.0.content.1")
     assert caught.value.param == "messages.0.content.1"
-    return caught.value.message
+    return caught.value.message.removeprefix("'messages.0.content.1': ")
 
 
 async def wait_until(holds: Callable[[], object]) -> None:
@@ -87,9 +87,9 @@ async def test_a_refusal_names_the_place_and_the_next_file_is_read() -> None:
             *(refusal(decoder, data) for data in (b"", b"%PDF", png_of_zeros(1, 1, (9999, 9999))))
         )
         assert [one.split(".")[0] for one in said] == [
-            "The image is empty",
-            "The file is PDF, which is not read here",
-            "The image has 9999 x 9999 pixels; of a PNG file at most 18,000,000 are taken",
+            "the image is empty",
+            "the file is PDF, which is not read here",
+            "the image has 9999 x 9999 pixels; of a PNG file at most 18,000,000 are taken",
         ]
         assert (await decoder.decode(patch_file(PATCHES), "x")).width == 64
 

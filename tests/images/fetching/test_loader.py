@@ -23,9 +23,11 @@ async def test_a_reference_becomes_pixels_or_a_refusal_that_names_its_place() ->
         # Bytes are believed, the media type is not.
         png = image_bytes(patches([RED], columns=1, patch=1))
         assert await loader.load(data_uri(png, "JPEG"), "x") == Pixels(1, 1, bytes(RED))
-        for reference in (data_uri(SVG), "https://example.com/", patch_uri([RED], patch=101), ""):
+        for reference in (data_uri(SVG), patch_uri([RED], patch=101), ""):
             with pytest.raises(InvalidRequest) as caught:
-                await loader.load(reference, "messages.1")
-            assert caught.value.param == "messages.1"
+                await loader.load(reference, "messages[1]")
+            assert caught.value.param == "messages[1]"
+            # Not every API tells the field beside the message.
+            assert caught.value.message.startswith("'messages[1]': the ")
     finally:
         await loader.stop()

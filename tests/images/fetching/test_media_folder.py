@@ -63,7 +63,7 @@ OUTSIDE = (
 
 @pytest.mark.parametrize("url", OUTSIDE)
 async def test_nothing_else_is(folder: Path, url: str) -> None:
-    with pytest.raises(InvalidRequest, match="There is no such file in the folder"):
+    with pytest.raises(InvalidRequest, match="there is no such file in the folder"):
         await source(folder).read(url, "x")
 
 

@@ -16,6 +16,7 @@ from ggufd.errors import EngineDown, GgufdError, InvalidRequest
 from ggufd.images.decoding.limits import DecodeLimits
 from ggufd.images.decoding.worker import NAME, DecoderReady, FileRefused, Outcome, main
 from ggufd.images.pixels import Pixels
+from ggufd.images.refusals import at_place
 from ggufd.processes.child import Child, ChildSpawner
 from ggufd.processes.supervisor import TOO_SLOW, ChildSupervisor, ProcessExit, RestartPolicy
 
@@ -85,8 +86,7 @@ class ImageDecoder:
         try:
             return await decoding.pixels
         except InvalidRequest as error:
-            # Made anew: the one that was set knows no place.
-            raise InvalidRequest(error.message, param=place) from None
+            raise at_place(error, place) from None
 
     # --- one file after another ----------------------------------------------------------------------------------
 

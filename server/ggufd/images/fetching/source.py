@@ -11,6 +11,7 @@ from ggufd.images.fetching.inline import base64_bytes, data_uri
 from ggufd.images.fetching.limits import ImageLimits
 from ggufd.images.fetching.media_folder import read_media_file
 from ggufd.images.fetching.network import Network
+from ggufd.images.refusals import at_place
 
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 
@@ -31,7 +32,7 @@ class ImageSource:
         try:
             return await self._read(reference)
         except InvalidRequest as error:
-            raise InvalidRequest(error.message, param=place) from None
+            raise at_place(error, place) from None
 
     async def _read(self, reference: str) -> bytes:
         found = _SCHEME.match(reference)
