@@ -278,8 +278,8 @@ def make_image(folder: Path, name: str, n_rows: int = 12) -> ImageRows:
     return ImageRows(digest, n_rows, str(path))
 
 
-def make_image_request(request_id: int, parts: Iterable[bytes | ImageRows], **changes: Any) -> EngineRequest:
-    """A request whose prompt is texts and images, as `make_request` makes one of text."""
+def make_image_request(request_id: int, parts: Iterable[Iterable[int] | ImageRows], **changes: Any) -> EngineRequest:
+    """A request whose prompt is tokens and images, as `make_request` makes one of tokens."""
     prompt: list[int] = []
     spans = []
     for part in parts:
