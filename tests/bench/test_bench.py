@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
+import io
 import itertools
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -19,6 +22,7 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from typer.testing import CliRunner
 
 from ggufd.api.request.chat.tools import read_tools
@@ -46,6 +50,7 @@ from ggufd.bench.run import Options, choose, run
 from ggufd.bench.scenarios import SCENARIOS
 from ggufd.bench.scenarios.chat import ChatLine, History
 from ggufd.bench.scenarios.compiling import N_NEW, PARTS
+from ggufd.bench.scenarios.images import drawn_image
 from ggufd.llama.grammar.grammar import check_grammar
 from tests.support.fakes.bench_server import FakeServer, serving
 
@@ -432,6 +437,39 @@ async def test_interference_sees_the_others_stand_still(fake: FakeServer) -> Non
     assert 0.39 <= found[case, "longest ITL of running streams"] < 1.0
     assert 0.4 <= found[case, "TTFT of the new request"] < 1.0
     assert 0.4 < found[case, "TTFT over that alone"] < 2.5
+
+
+async def test_images_are_new_seen_before_or_of_the_turn_before(fake: FakeServer) -> None:
+    fake.image_s, fake.token_s, fake.step_s = 0.3, 0.001, 0.01
+    found = await measure(fake, "images")
+    assert 0.3 <= found["one at a time", "TTFT of a new image"] < 0.6
+    assert 0.01 <= found["one at a time", "TTFT of an image seen in another chat"] < 0.25
+    assert 0.01 <= found["one at a time", "TTFT of the next turn"] < 0.25
+    assert found["one at a time", "TTFT of the next turn over that of a text"] < 10
+    assert 0.29 <= found["3 images arrive", "longest ITL of running streams"] < 0.7
+    assert 0.3 <= found["3 images arrive", "longest TTFT"] < 0.7
+    images = [
+        part["image_url"]["url"]
+        for body in fake.bodies
+        for message in body.get("messages", ())
+        for part in message["content"]
+        if isinstance(part, dict) and part["type"] == "image_url"
+    ]
+    # One is asked about three times, the first turn being part of the second; three arrive.
+    assert [images.count(image) for image in dict.fromkeys(images)] == [3, 1, 1, 1]
+
+
+def test_a_drawn_image_is_a_png_of_plain_squares() -> None:
+    source = random.Random(1)
+    first, second = drawn_image(source), drawn_image(source)
+    assert first != second
+    head, _, data = first.partition(",")
+    assert head == "data:image/png;base64"
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert (image.size, image.mode) == ((256, 256), "RGB")
+    colors = {image.getpixel((x, y)) for x in range(32, 256, 64) for y in range(32, 256, 64)}
+    assert len(colors) > 3
+    assert {color for _, color in image.getcolors()} == colors
 
 
 async def test_compile_sees_the_others_stand_still_for_new_schemas(fake: FakeServer) -> None:

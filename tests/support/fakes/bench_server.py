@@ -18,14 +18,15 @@ from ggufd.bench.measure.figures import common_prefix
 class FakeServer:
     """An OpenAI-compatible server whose tokens are words and whose times are settings.
 
-    A prompt costs `token_s` for each word it has not seen, a schema `schema_s`, and meanwhile every running stream
-    stands still; then each stream gets a word every `step_s`. It remembers every prompt with its answer, like a server
-    with as many slots as one likes.
+    A prompt costs `token_s` for each word it has not seen, a schema `schema_s`, an image that it has not seen `image_s`
+    (it is a word of the prompt, too), and meanwhile every running stream stands still; then each stream gets a word
+    every `step_s`. It remembers every prompt with its answer, like a server with as many slots as one likes.
     """
 
     token_s: float = 0.0
     step_s: float = 0.0
     schema_s: float = 0.0
+    image_s: float = 0.0
     key: str | None = None
     has_tokenize: bool = True
     has_usage: bool = True
@@ -44,6 +45,7 @@ class FakeServer:
     def __post_init__(self) -> None:
         self.transports: list[asyncio.WriteTransport] = []
         self._seen: list[list[str]] = []
+        self._images: set[str] = set()
         self._reading = asyncio.Lock()
         self._ids: dict[str, int] = {}
 
@@ -94,13 +96,16 @@ class FakeServer:
         self.log.append(self.name)
         self.bodies.append(body)
         is_chat = "messages" in body
-        prompt = (body["messages"][-1]["content"] if is_chat else body["prompt"]).split()
+        prompt = _words_of(body["messages"][-1]["content"] if is_chat else body["prompt"])
+        images = {word for word in prompt if word.startswith("data:image/png")} - self._images
+        self._images |= images
         if "tools" in body:
             prompt += json.dumps(body["tools"]).split()
         async with self._reading:
             cached = min(max((common_prefix(prompt, old) for old in self._seen), default=0), len(prompt) - 1)
             self._seen.append(prompt)
-            await asyncio.sleep(self.token_s * (len(prompt) - cached) + self.schema_s * ("json_schema" in body))
+            schema_s = self.schema_s * ("json_schema" in body)
+            await asyncio.sleep(self.token_s * (len(prompt) - cached) + schema_s + self.image_s * len(images))
         if not body.get("stream"):
             usage = {"usage": _usage(len(prompt), 1, cached)} if self.has_usage else {}
             _send(writer, 200, {"choices": [{"text": " w"}]} | usage)
@@ -125,6 +130,15 @@ class FakeServer:
             _event(writer, json.dumps({"choices": [], "usage": _usage(len(prompt), len(words), cached)}))
         _event(writer, "[DONE]")
         writer.write(b"0\r\n\r\n")
+
+
+def _words_of(content: Any) -> list[str]:
+    """Words of a prompt or of a message; an image is one, its data URI."""
+    if isinstance(content, str):
+        return content.split()
+    return [
+        word for part in content for word in (part["text"].split() if "text" in part else [part["image_url"]["url"]])
+    ]
 
 
 def _usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
