@@ -9,11 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Route, expect
 
-from tests.support.models.image_files import BLUE, PATCHES, RED, image_bytes, patch_file, patches
+from ggufd.models import hub
+from tests.support.models.image_files import (
+    BLUE,
+    GREEN,
+    PATCHES,
+    RED,
+    Colour,
+    image_bytes,
+    patch_file,
+    patch_uri,
+    patches,
+)
+from tests.support.models.projector_file import write_projector
 from tests.support.programs import web_page
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.web_page import WebPage
@@ -226,3 +239,46 @@ def test_where_the_model_reads_none_the_page_says_so(browser: Browser, server: L
         page.give("main", "drop", RED_PNG)
         expect(opened.page.get_by_text("This model reads no images: the server has no projector")).to_be_visible()
         expect(page.attached).to_have_count(0)
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server whose model reads images, of which each patch says a word."""
+    projector = write_projector(tmp_path_factory.mktemp("eyes") / "mmproj.gguf", hub.find("").path)
+    flags = ("--mmproj", str(projector), "--temp", "0", "--predict", "12")
+    with live_server("--ctx-size", "4096", *flags) as started:
+        yield started
+
+
+def said_by_api(server: LiveServer, colour: Colour, text: str) -> str:
+    """What the server says of a plain image to a program."""
+    image = {"type": "image_url", "image_url": {"url": patch_uri([colour] * 16)}}
+    body = {"messages": [{"role": "user", "content": [image, {"type": "text", "text": text}]}]}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, trust_env=False, timeout=120)
+    assert answer.status_code == 200, answer.text
+    said: str = answer.json()["choices"][0]["message"]["content"]
+    return said.strip()
+
+
+def test_a_person_drops_an_image_and_is_answered(browser: Browser, seeing: LiveServer) -> None:
+    expected = {colour: said_by_api(seeing, colour, "What is it?") for colour in (GREEN, BLUE)}
+    assert expected[GREEN] != expected[BLUE]
+    with web_page.opened(browser, seeing.url) as page:
+        for colour in (GREEN, BLUE):
+            page.page.get_by_role("button", name="New chat").click()
+            expect(page.page.get_by_role("button", name="Attach images")).to_be_enabled()
+            data = base64.b64encode(patch_file([colour] * 16)).decode("ascii")
+            page.page.evaluate(GIVE, ["main", "drop", [["patch.png", "image/png", data]], []])
+            expect(page.page.get_by_role("list", name="Attached images").get_by_role("img")).to_have_count(1)
+            page.send("What is it?")
+            expect(page.answer.locator(".markdown")).to_have_text(expected[colour])
+            page.wait_ended()
+
+
+def test_a_refused_image_is_said_in_the_servers_words(browser: Browser, seeing: LiveServer) -> None:
+    with web_page.opened(browser, seeing.url) as page:
+        page.ask_for(
+            messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]
+        )
+        page.send("What is it?")
+        expect(page.answer.get_by_role("alert")).to_contain_text("files of the server's machine are not read here")
