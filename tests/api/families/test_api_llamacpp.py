@@ -391,7 +391,7 @@ async def test_grammar_and_schema(body: Any, kind: GrammarKind | None) -> None:
         ({"prompt": [999]}, "prompt"),
         ({"prompt": {"prompt_string": "a", "multimodal_data": ["x"]}}, "prompt.multimodal_data"),
         ({"prompt": {"prompt_string": "<__media__>", "multimodal_data": ["x"]}}, "prompt.multimodal_data[0]"),
-        ({"prompt": "a", "image_data": [{"id": 1}]}, "image_data"),
+        ({"prompt": "[img-1]", "image_data": [{"id": 1}]}, "image_data[0].data"),
         ({"prompt": "a", "n": 65}, "n"),
         ({"prompt": ["a"] * 65}, "prompt"),
         ({"prompt": "a" * 600}, "prompt"),

@@ -234,6 +234,15 @@ async def test_llama_servers_media_markers_are_images() -> None:
         ]
 
 
+async def test_llama_servers_older_form_marks_images_by_number() -> None:
+    data = [{"id": 7, "data": "blue"}, {"id": 1, "data": "red"}]
+    async with running(images=FakeImages()) as api:
+        await api.ok("/completion", prompt="USER:[img-1] a[img-7][img-2] b[img-1]", image_data=data)
+        assert last_prompt(api) == prompt("USER:", RED, " a", BLUE, "[img-2] b", RED)
+        await api.ok("/completion", prompt="[img-1]", image_data=[])
+        assert last_prompt(api) == prompt("[img-1]")
+
+
 # --- counting -------------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +316,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"prompt": ["a", {"prompt_string": "<__media__>", "multimodal_data": [""]}]},
         "prompt[1].multimodal_data[0]",
     ),
+    ("/completion", {"prompt": "[img-1]", "image_data": [{"id": 1, "data": "!"}]}, "image_data[0].data"),
+    ("/completion", {"prompt": "[img-1]", "image_data": [{"id": "1", "data": "red"}]}, "image_data[0]"),
+    ("/completion", {"prompt": "a", "image_data": [{"id": 1, "data": "red"}]}, "image_data[0].data"),
+    ("/v1/completions", {"prompt": "a", "image_data": [{"id": 1, "data": "red"}]}, "image_data"),
     ("/v1/completions", {"prompt": "a", "images": ["red"]}, "images"),
     ("/completion", {"prompt": "a", "images": ["red"]}, "images"),
 ]

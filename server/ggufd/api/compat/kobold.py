@@ -104,7 +104,7 @@ async def generate_stream(request: Request) -> Response:
 async def _read(request: Request) -> tuple[Services, KoboldRequest, Caller]:
     services = services_of(request)
     body = await read_json(request, services.config.max_body_bytes)
-    refuse_unavailable(body, takes_images=True)
+    refuse_unavailable(body, takes="images")
     fields = validate(KoboldRequest, body, KOBOLD)
     return services, fields, caller_of(request, fields.genkey)
 

@@ -326,7 +326,7 @@ async def _flat(request: Request) -> JsonObject:
     if not isinstance(options, Mapping):
         raise InvalidRequest("'options': expected an object.", param="options")
     flat = {**options, **body}
-    refuse_unavailable(flat, takes_images=True)
+    refuse_unavailable(flat, takes="images")
     return flat
 
 

@@ -18,7 +18,7 @@ from ggufd.api.llamacpp.biases import with_token_biases
 from ggufd.api.request.chat.schemas import TopCount, read_logprobs
 from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import LLAMACPP, LLAMACPP_UNSET
-from ggufd.api.request.prompts import MixedPrompts, encode_mixed
+from ggufd.api.request.prompts import MixedPrompts, encode_mixed, with_image_data
 from ggufd.api.request.requests import GenerationFields, check_n, check_prompts, engine_request, refuse_unavailable
 from ggufd.api.request.sampling import Bool
 from ggufd.api.request.validation import validate
@@ -61,9 +61,12 @@ async def create_native_completion(request: Request) -> Response:
 
 async def answer_body(request: Request, body: JsonObject) -> Response:
     """The answer to a request whose body was read, whole or as a stream."""
-    refuse_unavailable(body)
+    refuse_unavailable(body, takes="image_data")
     body = await with_token_biases(services_of(request), body)
-    return await answer_native(request, validate(NativeRequest, body, LLAMACPP, unset=LLAMACPP_UNSET))
+    fields = validate(NativeRequest, body, LLAMACPP, unset=LLAMACPP_UNSET)
+    if body.get("image_data"):
+        fields = fields.model_copy(update={"prompt": with_image_data(fields.prompt, body["image_data"])})
+    return await answer_native(request, fields)
 
 
 async def answer_native(request: Request, fields: NativeRequest) -> Response:

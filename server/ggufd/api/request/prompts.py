@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
 from ggufd.api.images.prompts import ImagePrompt, RequestImages
-from ggufd.api.images.references import read_image_list
+from ggufd.api.images.references import read_image_list, read_image_url
+from ggufd.api.request.validation import invalid_field
 from ggufd.api.services.services import Services
 from ggufd.chat.images import ImagePart
 from ggufd.chat.prompt import ImagePlace
 from ggufd.engine.queueing.validation import check_tokens
-from ggufd.errors import InvalidRequest
 
 MixedPrompt = tuple[str | int | ImagePart, ...]
 """One prompt of texts, token ids and images."""
 
 MEDIA_MARKER = "<__media__>"
 """What stands in llama-server's `prompt_string` for each image of `multimodal_data`."""
+
+
+_MARK = re.compile(r"\[img-(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +105,49 @@ def read_media_prompt(value: Mapping[str, Any], path: str) -> MixedPrompt:
         return (text,)
     first, *others = text.split(MEDIA_MARKER)
     if len(others) != len(images):
-        raise InvalidRequest(
-            f"'{place}': expected as many images as there are {MEDIA_MARKER} in 'prompt_string', which is "
-            f"{len(others)}, got {len(images)}.",
-            param=place,
+        raise invalid_field(
+            place,
+            f"expected as many images as there are {MEDIA_MARKER} in 'prompt_string', which is {len(others)}, got "
+            f"{len(images)}",
         )
     return (first, *(part for pair in zip(images, others, strict=True) for part in pair))
+
+
+def with_image_data(prompts: tuple[MixedPrompt, ...], value: Any) -> tuple[MixedPrompt, ...]:
+    """Prompts with the images of `image_data` at their marks, such as `[img-1]`. Raises InvalidRequest.
+
+    That is llama-server's older form, which SillyTavern 1.12 sends.
+    """
+    if not isinstance(value, list):
+        raise invalid_field("image_data", "expected an array of objects with 'id' and 'data'")
+    images = dict(_read_image_data(one, f"image_data[{index}]") for index, one in enumerate(value))
+    wanted = {mark for prompt in prompts for part in prompt if isinstance(part, str) for mark in _MARK.findall(part)}
+    for mark, image in images.items():
+        if mark not in wanted:
+            raise invalid_field(image.place, f"expected [img-{mark}] in 'prompt', where the image belongs")
+    return tuple(tuple(piece for part in prompt for piece in _split(part, images)) for prompt in prompts)
+
+
+def _read_image_data(entry: Any, path: str) -> tuple[str, ImagePart]:
+    mark = entry.get("id") if isinstance(entry, Mapping) else None
+    if not isinstance(mark, int) or isinstance(mark, bool):
+        raise invalid_field(path, "expected an object with 'id', a number, and 'data'")
+    return str(mark), read_image_url(entry.get("data"), f"{path}.data")
+
+
+def _split(part: str | int | ImagePart, images: Mapping[str, ImagePart]) -> Iterator[str | int | ImagePart]:
+    """A text with its images; a mark of none stays text."""
+    if not isinstance(part, str):
+        yield part
+        return
+    text = ""
+    for position, piece in enumerate(_MARK.split(part)):
+        if position % 2 and piece in images:
+            yield from (text, images[piece])
+            text = ""
+        else:
+            text += f"[img-{piece}]" if position % 2 else piece
+    yield text
 
 
 def _is_part(value: Any) -> bool:

@@ -278,7 +278,7 @@ async def _check_grammar(services: Services, grammar: Grammar, param: str) -> No
 
 _ELSEWHERE = "Images are not taken here. Send them in messages to /v1/chat/completions"
 _NEVER: Mapping[str, str] = {
-    "image_data": "This is the older form of 'multimodal_data'. Send 'prompt' as {'prompt_string', 'multimodal_data'}",
+    "image_data": _ELSEWHERE,
     "images": _ELSEWHERE,
     "structural_tag": "Structural tags are not available in this version of the server yet",
 }
@@ -287,17 +287,17 @@ _NEVER: Mapping[str, str] = {
 _OLDER: Mapping[str, str] = {"functions": "tools", "function_call": "tool_choice"}
 
 
-def refuse_unavailable(body: Mapping[str, Any], *, takes_images: bool = False) -> None:
+def refuse_unavailable(body: Mapping[str, Any], *, takes: str = "") -> None:
     """Raises Unsupported for fields that are known and asked for, and that this server, or this route, cannot honour.
 
-    `takes_images` says that the route reads `images`.
+    `takes` is the one of them that the route reads after all.
     """
     if body.get("modalities") not in (None, [], ["text"]):
         raise Unsupported(
             "'modalities': answers are text only here. Leave it out, or send ['text'].", param="modalities"
         )
     for name, why in _NEVER.items():
-        if body.get(name) and not (takes_images and name == "images"):
+        if body.get(name) and name != takes:
             raise Unsupported(f"'{name}': {why}.", param=name)
     for name, newer in _OLDER.items():
         if body.get(name) is not None:
