@@ -1,4 +1,4 @@
-"""Command line: `serve`, `check`, `plan`, `fetch`, `keys` and `bench`. Errors are one line, the exit code is 0 or 1.
+"""Command line: `serve`, `check`, `plan`, `fetch`, `keys`, `replay` and `bench`. Errors are one line, with exit code 1.
 
 Every child process imports it again, so nothing heavy is imported before a command runs.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -109,6 +109,8 @@ def build_app(command: str, prestarted: PrestartedProcesses | None = None, notes
     app.command("check", cls=CommandWithSections)(with_settings(update_wrapper(partial(check, notes), check)))
     app.command("plan", cls=CommandWithSections)(with_settings(plan, ("model", "context"), _plan_options()))
     app.command("fetch", cls=CommandWithSections)(with_settings(fetch, ("model",)))
+    further = {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command("replay", context_settings=further)(_replay(command))
     app.add_typer(_bench(command), name="bench")
     app.add_typer(_keys(command), name="keys")
     return app
@@ -246,6 +248,19 @@ def _keys(command: str) -> typer.Typer:
     import typer
 
     return typer.Typer(help="Create, list and revoke API keys.")
+
+
+def _replay(command: str) -> Callable[..., None]:
+    """The command `ggufd replay`; a placeholder with the same help when another command runs."""
+    if command == "replay":
+        from ggufd.replay.command import replay
+
+        return replay
+
+    def placeholder() -> None:
+        """Compute a deterministic answer again, and compare the texts."""
+
+    return placeholder
 
 
 def _bench(command: str) -> typer.Typer:

@@ -89,6 +89,7 @@ ROOMS: tuple[str, ...] = (
     "bench.curves",
     "bench.engine",
     "bench",
+    "replay",
     "cli_keys",
     "cli",
     "__main__",

@@ -1,0 +1,1 @@
+"""`ggufd replay`: computes a deterministic answer again, and says whether it is the same."""
