@@ -1,4 +1,4 @@
-"""Deterministic requests to a real model: the same text beside any load, from any cache, by another engine, replayed."""
+"""Deterministic requests to a real model: the same text beside any load, from any cache, by another engine; replay."""
 
 from __future__ import annotations
 

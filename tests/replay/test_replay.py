@@ -196,7 +196,7 @@ class TestServer:
             Server(url, None, 5)
 
     def test_nobody_there_is_told_in_a_line(self) -> None:
-        with pytest.raises(ReplayError, match="127.0.0.1:9 gives no answer"):
+        with pytest.raises(ReplayError, match=r"127\.0\.0\.1:9 gives no answer"):
             Server("127.0.0.1:9/v1", None, 5).post("/v1/completions", {})
 
 

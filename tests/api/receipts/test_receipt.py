@@ -117,6 +117,14 @@ async def test_a_seed_is_drawn_and_told_where_none_is_sent(sent: dict[str, int])
     assert again["request"]["body"]["seed"] != seed
 
 
+async def test_a_name_that_is_spelled_with_escapes_has_a_receipt_too() -> None:
+    raw = b'{"prompt": "a", "d\\u0065terministic": true, "seed": 3}'
+    async with running() as api:
+        response = await api.http.post("/v1/completions", content=raw)
+    (receipt,) = find(response.json())
+    assert receipt["request"]["body"] == {"prompt": "a", "deterministic": True, "seed": 3}
+
+
 async def test_ollamas_options_may_hold_it() -> None:
     async with running() as api:
         options = {"deterministic": True, "seed": 9, "temperature": 0.5}

@@ -37,8 +37,8 @@ _CONTAINERS = frozenset((dict, list))
 async def read_json(request: Request, max_bytes: int) -> JsonObject:
     """The body as a JSON object. Raises `PayloadTooLarge`, `InvalidRequest`, or, beside many, `Unavailable`."""
     raw = await _read_in_turn(request, max_bytes)
-    if b'"deterministic"' in raw:
-        # A receipt has the request as it was sent, before any field is renamed.
+    if b'"deterministic"' in raw or b"\\u" in raw:
+        # A receipt has the request as it was sent, before any field is renamed. An escape may spell the name.
         record_of(request).body = raw
     return parse_json(raw)
 

@@ -27,7 +27,9 @@ class Receipt:
     """Receipt of `requests`, of which `record` has the body; choice `i * n + j` is sequence `j` of request `i`."""
 
     def __init__(self, services: Services, requests: Sequence[EngineRequest], record: RequestRecord) -> None:
-        self._services = services
+        # What it is now: by the end of the answer another engine may be loading.
+        self._provenance = services.require_ready().provenance
+        self._template = services.text.info.chat_template or ""
         self._requests = requests
         self._record = record
         self._n = requests[0].n
@@ -43,15 +45,14 @@ class Receipt:
 
     def take(self) -> dict[str, Any]:
         """`{"receipt": ...}` as soon as every choice has ended, and once; empty before that and after it."""
-        provenance = self._services.require_ready().provenance
-        if self._is_told or len(self._finishes) < len(self._tokens) or provenance is None:
+        if self._is_told or len(self._finishes) < len(self._tokens) or self._provenance is None:
             return {}
         self._is_told = True
         return {
             "receipt": {
                 "version": VERSION,
                 "request": {"path": self._record.path, "body": body_with_seed(self._record.body, self._seed)},
-                "computed_by": self._computed_by(provenance),
+                "computed_by": self._computed_by(self._provenance),
                 "parameters": parameters_json(self._requests[0]),
                 "prompts": [_counted(request.prompt) for request in self._requests],
                 "choices": [self._choice(index, tokens) for index, tokens in enumerate(self._tokens)],
@@ -75,11 +76,10 @@ class Receipt:
         }
 
     def _computed_by(self, made: Provenance) -> dict[str, Any]:
-        template = self._services.text.info.chat_template or ""
         scales = self._requests[0].adapters or (0.0,) * len(made.adapters)
         return {
             "model": [_file_json(file) for file in made.model],
-            "template": hashlib.sha256(template.encode()).hexdigest(),
+            "template": hashlib.sha256(self._template.encode()).hexdigest(),
             "adapters": [
                 _file_json(file) | {"scale": scale} for file, scale in zip(made.adapters, scales, strict=True)
             ],
