@@ -400,6 +400,15 @@ def test_a_claimed_slot_is_trimmed_to_the_prefix_that_it_has() -> None:
     assert (rig.holds(slot.index), slot.person) == (LONG[:80], "me")
 
 
+@pytest.mark.parametrize("other", [{"cache_namespace": "them"}, {"is_deterministic": True}])
+def test_a_claim_reuses_nothing_of_another_scope(other: dict[str, object]) -> None:
+    rig = Rig(n_slots=1, ram=1 << 20)
+    rig.leave(LONG, **other)
+    slot = rig.claim(LONG[:80] + b"new")
+    assert slot is not None
+    assert (rig.holds(slot.index), slot.cache_scope) == (b"", CacheScope())
+
+
 def test_a_claimed_slot_gets_a_copy_of_the_longest_prefix() -> None:
     rig = Rig(n_slots=2)
     rig.leave(LONG + b"a" * 100)

@@ -241,7 +241,10 @@ class SlotPlacement:
             best = self._table.slots[max(known, key=lambda index: known[index])] if known else own
             if best is not own and known[best.index] >= MIN_SHARED_TOKENS:
                 self._copy_if_possible(best, own)
-        own.tokens = tokens[: self._keep(own, common_prefix(own.tokens, tokens))]
+                own.cache_scope = cache_scope
+        # What another scope left was computed with other adapters, or read in other pieces.
+        n_known = common_prefix(own.tokens, tokens) if own.cache_scope == cache_scope else 0
+        own.tokens = tokens[: self._keep(own, n_known)]
         own.cache_scope, own.person, own.is_background = cache_scope, person, False
         self._table.touch(own)
         try:
