@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import psutil
 import pytest
 
-from tests.support.fakes.api_client import error_of
+from tests.support.fakes.api_client import error_of, parse_events
+from tests.support.models.tiny_bert import write_tiny_bert
 from tests.support.models.tiny_model import write_tiny_model
 from tests.support.programs.live_server import LiveServer, live_server
 
@@ -145,6 +149,125 @@ class TestSwaps:
                 until(lambda: http.get("/v1/queue").json()["waiting"] == 0, "who has left still waits")
             assert says(http, "any")[0] == "tiny-a"
             assert not [line for line in server.log if "swapping to" in line]
+
+
+def long_chat(http: httpx.Client, model: str) -> tuple[str, int]:
+    """What is said to a long prompt, and how many of its tokens were at hand."""
+    prompt = "It begins so, and it goes on and on for ever. " * 9
+    body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    answer = http.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    usage = answer.json()["usage"]
+    return answer.json()["choices"][0]["text"], usage["prompt_tokens_details"]["cached_tokens"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="moves the cache folder by XDG's variable")
+class TestChats:
+    def test_those_of_a_model_that_left_are_there_when_it_returns(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        with served(folder, "--swap-after-s", "0", "--cache-disk", "64") as (_, http):
+            first = {name: long_chat(http, name) for name in ("tiny-a", "tiny-b")}
+            assert [cached for _, cached in first.values()] == [0, 0], "a chat of another model was taken"
+            for name, (text, _) in first.items():
+                again, cached = long_chat(http, name)
+                assert cached > 256
+                assert again == text
+
+    def test_a_disk_that_is_full_costs_the_chat_and_nothing_else(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        with contextlib.ExitStack() as stack:
+            with small_files():
+                _, http = stack.enter_context(
+                    served(folder, "--swap-after-s", "0", "--cache-disk", "64", "--cache-ram", "0")
+                )
+            first = {name: long_chat(http, name) for name in ("tiny-a", "tiny-b")}
+            assert {name: long_chat(http, name) for name in first} == first
+            assert [cached for _, cached in first.values()] == [0, 0]
+            assert states(http)["tiny-b"] == "loaded"
+        assert list(tmp_path.rglob("*.npz")) == []
+
+
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    """Processes that are started meanwhile cannot write a file beyond some kilobytes, as where a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class TestKinds:
+    def test_models_for_vectors_and_scores_are_models_like_others(self, folder: Path, tmp_path: Path) -> None:
+        models = tmp_path / "models"
+        models.mkdir()
+        shutil.copy(folder / "tiny-a.gguf", models)
+        write_tiny_bert(models / "vectors.gguf")
+        write_tiny_bert(models / "scores.gguf", "rank")
+        # Their context is smaller than that of the others.
+        arguments = ("--models-dir", str(models), "-m", str(models / "tiny-a.gguf"), "--swap-after-s", "0")
+        with live_server(*arguments, "--flash-attn", "off") as server, client(server) as http:
+            text = says(http, "tiny-a")
+            answer = http.post("/v1/embeddings", json={"model": "vectors", "input": "one two"})
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["model"] == "vectors"
+            assert len(answer.json()["data"][0]["embedding"]) > 1
+            ranked = http.post("/v1/rerank", json={"model": "scores", "query": "one", "documents": ["one", "two"]})
+            assert ranked.status_code == 200, ranked.text
+            assert len(ranked.json()["results"]) == 2
+            refused = http.post("/v1/completions", json={"model": "any", "prompt": "x"})
+            assert "embedding model" in error_of(refused, 400)["message"]
+            assert says(http, "tiny-a") == text
+
+
+class TestClients:
+    def test_openais_lists_them_and_chooses_one(self, folder: Path) -> None:
+        with served(folder, "--swap-after-s", "0") as (server, _), httpx.Client(trust_env=False) as own:
+            api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=own, timeout=WAIT_S)
+            assert [one.id for one in api.models.list()] == list(NAMES)
+            answer = api.completions.create(model="tiny-b", prompt="Once", max_tokens=4, temperature=0)
+            assert answer.model == "tiny-b"
+
+    def test_ollamas_lists_them_and_chooses_one(self, folder: Path) -> None:
+        ollama = pytest.importorskip("ollama")
+        with served(folder, "--swap-after-s", "0") as (server, _):
+            api = ollama.Client(host=server.url, trust_env=False, timeout=WAIT_S)
+            assert [one.model for one in api.list().models] == list(NAMES)
+            assert [one.model for one in api.ps().models] == ["tiny-a"]
+            assert api.show("tiny-c").details.family == "llama"
+            options = {"num_predict": 4, "temperature": 0}
+            chat = api.chat("tiny-b", [{"role": "user", "content": "Hi"}], options=options)
+            assert chat.model == "tiny-b"
+            assert chat.load_duration > 0
+            parts = list(api.generate("tiny-c", "Once", options=options, stream=True, raw=True))
+            assert {part.model for part in parts} == {"tiny-c"}
+            assert parts[-1].done
+            assert [one.model for one in api.ps().models] == ["tiny-c"]
+            api._client.close()
+
+    def test_llama_servers_router_loads_and_unloads(self, folder: Path) -> None:
+        with served(folder, "--no-models-autoload") as (_, http):
+            refused = http.post("/v1/completions", json={"model": "tiny-b", "prompt": "x"})
+            assert error_of(refused, 403)["code"] == "model_not_loaded"
+            assert http.post("/models/load", json={"model": "tiny-b"}).json() == {"success": True}
+            until(lambda: states(http)["tiny-b"] == "loaded", "it is not loaded")
+            assert says(http, "tiny-b")[0] == "tiny-b"
+            assert http.post("/models/unload", json={"model": "tiny-b"}).json() == {"success": True}
+            until(lambda: set(states(http).values()) == {"unloaded"}, "it is not unloaded")
+            assert says(http, "any")[0] == "tiny-b"
+            assert error_of(http.post("/models/load", json={"model": "nothing.gguf"}), 400)["param"] == "model"
+
+    def test_our_own_route_tells_the_steps_and_takes_settings(self, folder: Path) -> None:
+        with served(folder) as (_, http):
+            events = parse_events(http.post("/v1/models/load", json={"model": "tiny-c", "ctx_size": 256}).text)
+            assert events[-1]["status"] == "ready"
+            assert (events[-1]["model"]["id"], events[-1]["model"]["meta"]["n_ctx"]) == ("tiny-c", 256)
+            assert states(http)["tiny-c"] == "loaded"
 
 
 class TestFailures:
