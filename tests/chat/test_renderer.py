@@ -166,7 +166,7 @@ def test_template_variables() -> None:
     tool = {"type": "function", "function": {"name": "f"}}
     text, _ = render(source, user("U"), tools=(tool,), template_kwargs={"enable_thinking": False, "messages": []})
     assert text == '<s>[{"type": "function", "function": {"name": "f"}}]FalseU'
-    assert render(source, user("U"))[0] == "<s>nullU"
+    assert render(source, user("U"))[0] == "<s>nullTrueU"
 
 
 def test_a_template_that_walks_its_tools_gets_an_empty_list() -> None:

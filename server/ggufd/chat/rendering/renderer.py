@@ -326,10 +326,14 @@ def needed(renderer: ChatRenderer) -> tuple[str, ...]:
 
 
 def _switches(template_kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Template variables; `enable_thinking` is `thinking` in DeepSeek's and other templates."""
-    if "enable_thinking" not in template_kwargs:
-        return template_kwargs
-    return {"thinking": template_kwargs["enable_thinking"], **template_kwargs}
+    """Template variables; `enable_thinking` is `thinking` in DeepSeek's and other templates.
+
+    It is true where nobody says otherwise, as llama-server has it: there are templates that take an undefined one for
+    false, and then a model that was trained to think is given empty thoughts.
+    """
+    if "enable_thinking" in template_kwargs:
+        return {"thinking": template_kwargs["enable_thinking"], **template_kwargs}
+    return template_kwargs if "thinking" in template_kwargs else {"enable_thinking": True, **template_kwargs}
 
 
 def begun_answer(chat: ChatPrompt) -> str:
