@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ggufd.api.app import create_app
+from ggufd.api.http.record import RequestRecord
 from ggufd.api.request.validation import Body
 from ggufd.api.services.settings import ApiConfig
 from ggufd.errors import QueueFull
@@ -156,6 +157,20 @@ async def test_behind_a_proxys_prefix_everything_is_found() -> None:
         for path in ("/llm/", "/llm//", "/llm/v1/models/", "/llm/models", "/llm/llm/models", "/models"):
             assert (await api.http.get(path, headers={"x-api-key": "k"})).status_code == 200
             assert (await api.http.get(path)).status_code == 401
+
+
+@pytest.mark.parametrize("sent", ["/llm", "/llm/llm"], ids=["the proxy took it off", "the proxy left it on"])
+async def test_behind_a_proxys_prefix_records_and_errors_are_those_of_the_route(sent: str) -> None:
+    """A server that is told the prefix puts it before every path."""
+    records: list[RequestRecord] = []
+    async with running(root_path="/llm", sinks=[records.append]) as api:
+        assert (await api.http.get(f"{sent}/health")).status_code == 200
+        assert (await api.http.head(f"{sent}/v1//models/")).status_code == 200
+        refused = await api.post(f"{sent}/v1/messages", {})
+        assert refused.json()["type"] == "error"
+        assert refused.headers["request-id"]
+    paths = [(record.method, record.path) for record in records]
+    assert paths == [("GET", "/health"), ("HEAD", "/v1/models"), ("POST", "/v1/messages")]
 
 
 async def test_options_tells_the_methods() -> None:

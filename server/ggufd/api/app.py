@@ -23,7 +23,7 @@ from ggufd.api.http.auth import DOCS_FILES, KeyMiddleware
 from ggufd.api.http.body_budget import MAX_BYTES, BodyBudget, BodyBudgetMiddleware
 from ggufd.api.http.cors import CrossOriginMiddleware
 from ggufd.api.http.pages import OriginMiddleware
-from ggufd.api.http.paths import PathMiddleware
+from ggufd.api.http.paths import HeadMiddleware, PathMiddleware
 from ggufd.api.http.record import RecordMiddleware, Sink
 from ggufd.api.http.requestlog import log_request
 from ggufd.api.live import stream as live_stream
@@ -125,8 +125,9 @@ def _add_middleware(app: FastAPI, config: ApiConfig, sinks: Sequence[Sink]) -> N
     if config.cors_origins:
         app.add_middleware(CrossOriginMiddleware, origins=config.cors_origins)
     app.add_middleware(BodyBudgetMiddleware, budget=app.state.body_budget)
-    app.add_middleware(PathMiddleware, root_path=config.root_path)
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(RecordMiddleware, sinks=sinks, shapes=[anthropic.SHAPE, llamacpp.SHAPE])
+    app.add_middleware(PathMiddleware, root_path=config.root_path)
 
 
 def _collector(app: FastAPI) -> Collector:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ggufd.api.http.json_response import error_response
+from ggufd.api.http.paths import own_path
 from ggufd.api.http.record import in_background, note_error, note_key
 from ggufd.errors import Forbidden, Unauthorized
 from ggufd.keys.ring import ANYBODY, Key, KeyRing
@@ -88,7 +89,7 @@ class KeyMiddleware:
         await self._app(scope, receive, send)
 
     def _needs_no_key(self, scope: Scope) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = own_path(scope)
         if is_public(path) or path in self._public or scope["method"] == "OPTIONS":
             return True
         return self._is_page is not None and self._is_page(scope)

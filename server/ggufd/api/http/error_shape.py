@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ggufd.api.http.paths import own_path
+
 _SCOPE_SHAPE = "ggufd.error_shape"
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -60,7 +62,8 @@ OPENAI = ErrorShape(lambda path: True, openai_body)
 
 def note_shape(scope: MutableMapping[str, Any], shapes: Sequence[ErrorShape]) -> ErrorShape:
     """Choose the shape of a request, the first of `shapes` that matches its path, and note it in its scope."""
-    shape = next((one for one in shapes if one.matches(scope["path"])), OPENAI)
+    path = own_path(scope)
+    shape = next((one for one in shapes if one.matches(path)), OPENAI)
     scope[_SCOPE_SHAPE] = shape
     return shape
 

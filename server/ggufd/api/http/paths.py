@@ -1,19 +1,27 @@
-"""Path normalization: doubled and trailing slashes, and HEAD for GET routes."""
+"""Path normalization: doubled and trailing slashes, the prefix of a proxy, and HEAD for GET routes."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 _SLASHES = re.compile(r"/{2,}")
 
 
-class PathMiddleware:
-    """Middleware that reads `/v1//chat/completions/` as `/v1/chat/completions`, and lets GET routes answer HEAD.
+def own_path(scope: Mapping[str, Any]) -> str:
+    """The path of a request as the routes know it, without the prefix of a proxy."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
 
-    The body that a GET route writes then is dropped by the HTTP server, which knows the true method. `root_path` is the
-    prefix that a proxy shows us under; it may take the prefix off or leave it on.
+
+class PathMiddleware:
+    """Middleware that reads `/v1//chat/completions/` as `/v1/chat/completions`.
+
+    `root_path` is the prefix that a proxy shows us under; it may take the prefix off or leave it on.
     """
 
     def __init__(self, app: ASGIApp, root_path: str = "") -> None:
@@ -22,13 +30,8 @@ class PathMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            method = scope["method"]
-            scope = {
-                **scope,
-                "path": self._path(scope["path"]),
-                "root_path": self._root or scope.get("root_path", ""),
-                "method": "GET" if method == "HEAD" else method,
-            }
+            root = self._root or scope.get("root_path", "")
+            scope = {**scope, "path": self._path(scope["path"]), "root_path": root}
         await self._app(scope, receive, send)
 
     def _path(self, path: str) -> str:
@@ -39,3 +42,18 @@ class PathMiddleware:
             path = path.removeprefix(self._root)
         is_front = path in ("/", f"{self._root}/")
         return path if is_front else path.removesuffix("/")
+
+
+class HeadMiddleware:
+    """Middleware that lets GET routes answer HEAD.
+
+    The body that a route writes then is dropped by the HTTP server, which knows the true method.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)

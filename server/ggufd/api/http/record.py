@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ggufd.api.http import ignored
 from ggufd.api.http.error_shape import REQUEST_ID_HEADER, ErrorShape, note_shape
+from ggufd.api.http.paths import own_path
 
 DISCONNECTED = "disconnect"
 """The reason of a request whose client left before its end."""
@@ -181,7 +182,7 @@ def _begin(scope: Scope) -> RequestRecord:
     return RequestRecord(
         request_id=sent if _ID.fullmatch(sent) else uuid.uuid4().hex[:16],
         method=scope["method"],
-        path=scope["path"],
+        path=own_path(scope),
         address=client[0] if client else "",
         traceparent=headers.get("traceparent", ""),
         is_background=_SCOPE_BACKGROUND in scope,

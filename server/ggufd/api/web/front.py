@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from ggufd import __version__
 from ggufd.api.http.json_response import json_response
+from ggufd.api.http.paths import own_path
 from ggufd.api.services.services import Services, services_of
 from ggufd.api.web.assets import Asset, web_assets
 from ggufd.errors import NotFound
@@ -40,7 +41,7 @@ _LINKS = {
 
 def is_page(scope: Scope) -> bool:
     """Whether a browser asks for a page or a file of one: these hold no data, and need no key."""
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    path = own_path(scope)
     if scope["method"] != "GET":
         return False
     return (path == "/" and _wants_page(Headers(scope=scope))) or path == LIVE or path.startswith(f"{FILES}/")
