@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+import functools
+from collections.abc import Sequence
+
+from fastapi import APIRouter, FastAPI
+from starlette.routing import BaseRoute
 
 from ggufd.api import unprefixed
 from ggufd.api.anthropic import messages
@@ -25,16 +29,24 @@ from ggufd.api.web import front
 
 
 def add_routes(app: FastAPI, *, has_pages: bool) -> None:
-    """Every route of the OpenAI family answers with and without its prefix: users forget it.
+    """Every route of the server."""
+    app.router.routes.extend(_table(has_pages=has_pages))
 
-    `unprefixed` comes before them: it has the path that another family claims.
+
+@functools.cache
+def _table(*, has_pages: bool) -> Sequence[BaseRoute]:
+    """Table of all routes. It depends on nothing else, and FastAPI takes longer to work it out than to answer.
+
+    Every route of the OpenAI family answers with and without its prefix: users forget it. `unprefixed` comes before
+    them: it has the path that another family claims.
     """
-    app.include_router(front.router)
+    table = APIRouter()
+    table.include_router(front.router)
     if has_pages:
-        app.include_router(front.pages)
-    app.include_router(unprefixed.router)
-    app.include_router(health.router)
-    app.include_router(debug.router)
+        table.include_router(front.pages)
+    table.include_router(unprefixed.router)
+    table.include_router(health.router)
+    table.include_router(debug.router)
     for router in (
         completions.router,
         chat.router,
@@ -51,15 +63,16 @@ def add_routes(app: FastAPI, *, has_pages: bool) -> None:
         batch_files.router,
         batches.router,
     ):
-        app.include_router(router, prefix="/v1")
-        app.include_router(router, include_in_schema=False)
+        table.include_router(router, prefix="/v1")
+        table.include_router(router, include_in_schema=False)
     for router in (live_stream.router, live_requests.router, operations.router):
-        app.include_router(router, prefix="/v1")
-    app.include_router(tokens.router)
-    app.include_router(tokens.router, prefix="/v1", include_in_schema=False)
+        table.include_router(router, prefix="/v1")
+    table.include_router(tokens.router)
+    table.include_router(tokens.router, prefix="/v1", include_in_schema=False)
     families = (completion, infill, props, slots, lora_adapters, ooba, tabby, vllm, ollama, embeddings, rerank)
     for family in families:
-        app.include_router(family.router)
-    app.include_router(kobold.classic, prefix="/api/v1")
-    app.include_router(kobold.classic, prefix="/api/latest", include_in_schema=False)
-    app.include_router(kobold.extra, prefix="/api/extra")
+        table.include_router(family.router)
+    table.include_router(kobold.classic, prefix="/api/v1")
+    table.include_router(kobold.classic, prefix="/api/latest", include_in_schema=False)
+    table.include_router(kobold.extra, prefix="/api/extra")
+    return table.routes
