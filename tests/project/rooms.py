@@ -123,8 +123,13 @@ def modules_cached() -> dict[str, Path]:
     return modules()
 
 
-def imports(path: Path) -> Iterator[str]:
+@functools.cache
+def imports(path: Path) -> tuple[str, ...]:
     """Full names of everything that a file imports, anywhere in it. Raises AssertionError for a relative import."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -134,7 +139,8 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def own_imports(path: Path) -> set[str]:
+@functools.cache
+def own_imports(path: Path) -> frozenset[str]:
     """Modules of the package that a file imports, named as in `modules`; "" is the package itself."""
     known = modules_cached()
     found = set()
@@ -148,7 +154,7 @@ def own_imports(path: Path) -> set[str]:
                     if (candidate := ".".join(parts[1:end])) in known or end == 1
                 )
             )
-    return found
+    return frozenset(found)
 
 
 def purpose(room: str) -> str:
