@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.support.programs import web_page
 from tests.support.programs.live_server import LiveServer, live_server
+from tests.support.programs.long_requests import long_requests
 from tests.support.programs.sillytavern_app import or_skip
 from tests.support.programs.web_page import WebPage
 from tests.support.programs.web_tools import modules
@@ -188,12 +188,7 @@ def test_the_live_page(browser: Browser, server: LiveServer, axe: str, size: dic
         expect(tile).to_have_text("Idle")
         expect(page.page.locator("canvas")).to_have_count(4)
         finder.look("idle")
-        body = {"prompt": "Ships", "max_tokens": 2000, "ignore_eos": True, "stream": True}
-        with (
-            httpx.Client(trust_env=False, timeout=60) as client,
-            client.stream("POST", f"{server.url}/v1/completions", json=body) as response,
-        ):
-            next(response.iter_raw())
+        with long_requests(server.url, ""):
             expect(tile).to_have_text("Serving")
             finder.look("busy")
         assert not finder.faults, "\n".join(finder.faults)

@@ -159,7 +159,9 @@ def test_an_engine_that_is_lost_is_said_and_goes_by_itself(browser: Browser, ser
 
 def test_an_idle_slot_is_saved_and_erased(browser: Browser, server: LiveServer, keys: Keys, folder: Path) -> None:
     body = {"prompt": "A chat that is kept for later, and then forgotten.", "max_tokens": 8}
-    httpx.post(f"{server.url}/v1/completions", json=body, headers={"x-api-key": keys.alice}, trust_env=False)
+    httpx.post(
+        f"{server.url}/v1/completions", json=body, headers={"x-api-key": keys.alice}, trust_env=False, timeout=60
+    )
     with looking(browser, server.url, keys.root) as live:
         live.press("Actions on slot 0")
         live.page.get_by_role("menuitem", name="Save to a file…").click()
@@ -183,7 +185,7 @@ def test_drain_and_sleep_and_back(browser: Browser, server: LiveServer, keys: Ke
         live.press("Drain…")
         live.press("Drain")
         expect(live.tile("Server")).to_have_text("Draining")
-        assert httpx.get(f"{server.url}/health", trust_env=False).json()["status"] == "draining"
+        assert httpx.get(f"{server.url}/health", trust_env=False, timeout=60).json()["status"] == "draining"
         live.press("Take requests again")
         expect(live.tile("Server")).to_have_text("Idle")
         live.press("Sleep…")
@@ -261,7 +263,7 @@ def test_the_scales_of_adapters_are_set(browser: Browser, tiny_model: Path) -> N
         fields.nth(1).fill("0.25")
         dialog.get_by_role("button", name="Set").click()
         expect(dialog).to_have_count(0)
-        scales = httpx.get(f"{started.url}/lora-adapters", trust_env=False).json()
+        scales = httpx.get(f"{started.url}/lora-adapters", trust_env=False, timeout=60).json()
         assert [one["scale"] for one in scales] == [1.0, 0.25]
 
 
@@ -272,7 +274,9 @@ def test_another_model_is_loaded_after_its_plan(browser: Browser, server: LiveSe
         field.fill("nowhere.gguf")
         live.press("What does it need?")
         expect(live.dialog.get_by_role("alert")).to_contain_text("no such file")
-        path = httpx.get(f"{server.url}/props", headers={"x-api-key": keys.root}, trust_env=False).json()["model_path"]
+        path = httpx.get(f"{server.url}/props", headers={"x-api-key": keys.root}, trust_env=False, timeout=60).json()[
+            "model_path"
+        ]
         field.fill(path)
         live.press("What does it need?")
         expect(live.dialog.locator(".plan")).to_contain_text("Fits")
@@ -323,7 +327,9 @@ def test_a_server_that_goes_is_missed_and_a_picture_for_the_documentation(
     with live_server(*flags) as server:
         for key in (keys.alice, keys.bob, keys.alice):
             body = {"prompt": "Tell me about the sea, and about the ships on it.", "max_tokens": 24}
-            httpx.post(f"{server.url}/v1/completions", json=body, headers={"x-api-key": key}, trust_env=False)
+            httpx.post(
+                f"{server.url}/v1/completions", json=body, headers={"x-api-key": key}, trust_env=False, timeout=60
+            )
         story = "It was a dark and stormy night, and the rain fell in torrents. " * 6
         with (
             long_requests(server.url, *[keys.alice, keys.bob] * 3, prompt=story),

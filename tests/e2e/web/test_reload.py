@@ -52,13 +52,13 @@ def wait_kept_stream(page: WebPage) -> None:
 
 
 def streams_of(server: LiveServer) -> list[dict[str, Any]]:
-    data: list[dict[str, Any]] = httpx.get(f"{server.url}/v1/streams", trust_env=False).json()["data"]
+    data: list[dict[str, Any]] = httpx.get(f"{server.url}/v1/streams", trust_env=False, timeout=60).json()["data"]
     return data
 
 
 def whole_text(server: LiveServer, stream_id: str) -> str:
     """What the server kept of an answer, from its beginning."""
-    events = httpx.get(f"{server.url}/v1/streams/{stream_id}", trust_env=False).text
+    events = httpx.get(f"{server.url}/v1/streams/{stream_id}", trust_env=False, timeout=60).text
     chunks = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: {")]
     return "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
 
@@ -153,7 +153,7 @@ def test_what_the_server_has_no_more_is_said_and_can_be_asked_for_again(page: We
     wait_kept_stream(page)
     page.page.goto("about:blank")
     for stream in streams_of(server):
-        httpx.delete(f"{server.url}/v1/streams/{stream['id']}", trust_env=False)
+        httpx.delete(f"{server.url}/v1/streams/{stream['id']}", trust_env=False, timeout=60)
     page.page.go_back()
     failed = page.answer.get_by_role("alert")
     expect(failed).to_contain_text("The rest of this answer is lost: the server has it no more.")
@@ -194,7 +194,7 @@ def test_a_reload_while_it_waits_for_its_turn_keeps_the_place(page: WebPage, ser
         wait_kept_stream(page)
         page.page.reload()
         expect(page.answer.get_by_text("Next in the queue")).to_be_visible()
-        queue = httpx.get(f"{server.url}/v1/queue", trust_env=False).json()
+        queue = httpx.get(f"{server.url}/v1/queue", trust_env=False, timeout=60).json()
         assert (queue["running"], queue["waiting"]) == (2, 1)
     page.wait_begun(200)
     page.wait_ended()

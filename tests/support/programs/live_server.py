@@ -102,7 +102,7 @@ class LiveServer:
 
     def n_running(self) -> int:
         """How many slots compute right now, as `GET /slots` says."""
-        slots = httpx.get(f"{self.url}/slots", trust_env=False).json()
+        slots = httpx.get(f"{self.url}/slots", trust_env=False, timeout=30).json()
         return sum(bool(slot["is_processing"]) for slot in slots)
 
     def wait_running(self, wanted: int, timeout_s: float) -> bool:
