@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,6 +57,20 @@ def test_a_projector_beside_the_model_is_loaded_and_told(folder: Path, temporary
         children = server.children()
         server.stop()
     assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    assert row_folders(temporary) == []
+
+
+def test_nothing_is_left_of_a_server_that_was_killed(folder: Path, temporary: Path) -> None:
+    server = LiveServer("--model", str(folder), "--flash-attn", "on", "--ctx-size", "1024")
+    try:
+        server.wait_ready()
+        assert len(row_folders(temporary)) == 1
+        children = server.children()
+        os.kill(server.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(children, timeout=30)
+    finally:
+        server.stop()
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
     assert row_folders(temporary) == []
 
 

@@ -142,7 +142,7 @@ def _bootstrap(main: Main, prepare: Callable[[], None], conn: Connection, stderr
         signal.signal(number, signal.SIG_IGN)
     # First, so that the file is unlinked even if the parent is gone already.
     _redirect_stderr(stderr_path)
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    ParentWatch().start()
     _disable_core_dumps()
     _prefer_for_oom_kill()
     # Without this an abort in ggml starts a debugger and writes its backtrace to the terminal.
@@ -152,12 +152,30 @@ def _bootstrap(main: Main, prepare: Callable[[], None], conn: Connection, stderr
         main(conn, *conn.recv())
 
 
-def _end_with_parent() -> None:
-    """Exit when the parent has ended, even in the middle of a computation."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+class ParentWatch(threading.Thread):
+    """Thread that ends this process when its parent has ended, even in the middle of a computation.
+
+    Calls `before_exit` first: what only the parent would have cleaned up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="parent", daemon=True)
+        self.before_exit: Callable[[], None] = _nothing
+
+    def run(self) -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        wait([parent.sentinel])
+        with contextlib.suppress(Exception):
+            self.before_exit()
+        os._exit(1)
+
+
+def before_exit_with_parent(clean: Callable[[], None]) -> None:
+    """Have `clean` called when the parent of this child process has ended, and this one ends with it."""
+    for thread in threading.enumerate():
+        if isinstance(thread, ParentWatch):
+            thread.before_exit = clean
 
 
 def _disable_core_dumps() -> None:

@@ -65,7 +65,7 @@ class ImageEncoder:
         """Load the projector. Raises ModelError where it cannot be used."""
         self._made_with = await asyncio.to_thread(_fingerprint, self._params)
         self.store = RowStore(self._folder, self._max_bytes)
-        await self.process.start()
+        await self.process.start(self.store.temporary)
 
     async def stop(self) -> None:
         """End the process; encodings that are under way fail."""

@@ -7,6 +7,7 @@ once more, then refused alone; all others are sent again to the next process. Li
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ class EncoderProcess:
     def __init__(self, params: EncoderParams, *, encode_timeout_s: float = ENCODE_TIMEOUT_S) -> None:
         self._params = params
         self._encode_timeout_s = encode_timeout_s
-        spawn = ChildSpawner(NAME, main, lambda: (params,))
+        spawn = ChildSpawner(NAME, main, lambda: (self._params,))
         policy = RestartPolicy(0.1, longest_s=_MAX_BACKOFF_S, start_s=START_TIMEOUT_S)
         self._process: ChildSupervisor[Child] = ChildSupervisor(spawn, policy, self._receive, self._exited)
         self._deadline = CallDeadline(self._overrun, self._cpu_s)
@@ -75,8 +76,12 @@ class EncoderProcess:
         self.n_exits = 0
         """Times that it ended without having been told to."""
 
-    async def start(self) -> None:
-        """Start it. Raises ModelError where the projector cannot be used."""
+    async def start(self, temporary: str = "") -> None:
+        """Start it. Raises ModelError where the projector cannot be used.
+
+        Where this process is killed it deletes the folder `temporary`.
+        """
+        self._params = dataclasses.replace(self._params, temporary=temporary)
         self._started = asyncio.get_running_loop().create_future()
         self._process.launch()
         await self._started

@@ -54,6 +54,11 @@ class RowStore:
         return len(self._entries)
 
     @property
+    def temporary(self) -> str:
+        """Folder that must not outlive the server; "" where it may."""
+        return str(self._folder) if self._is_temporary else ""
+
+    @property
     def n_bytes(self) -> int:
         return sum(entry.n_bytes for entry in self._entries.values())
 

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import queue
+import shutil
 import threading
 import time
 from collections import deque
@@ -32,6 +33,7 @@ from ggufd.images.encoder.messages import (
     Measure,
     Measured,
 )
+from ggufd.processes.prestarted import before_exit_with_parent
 
 if TYPE_CHECKING:
     from ggufd.llama.projector.projector import Part, Projector
@@ -45,6 +47,8 @@ _KEPT_LOG_LINES = 3
 def main(conn: Connection, params: EncoderParams) -> None:
     """Main of the child."""
     gc.disable()
+    if params.temporary:
+        before_exit_with_parent(lambda: shutil.rmtree(params.temporary, ignore_errors=True))
     if params.niceness and hasattr(os, "nice"):
         os.nice(params.niceness)
     if not params.projector.uses_gpu:
