@@ -29,7 +29,13 @@ def encoder_params(config: Config, model: hub.ModelFile, projector: ProjectorFil
         min_tokens=config.model.image_min_tokens,
         max_tokens=config.model.image_max_tokens,
     )
-    return EncoderParams(str(model.path), params, niceness=_NICENESS)
+    return EncoderParams(str(model.path), params, niceness=_NICENESS, cpus=cpus_of(config.context.cpus))
+
+
+def cpus_of(text: str) -> frozenset[int]:
+    """CPUs of a list of numbers and ranges, whose form the config has checked."""
+    ranges = [part.split("-") for part in text.split(",") if part]
+    return frozenset(cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1))
 
 
 def may_use_gpu(config: Config) -> bool:

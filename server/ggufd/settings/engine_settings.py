@@ -96,7 +96,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         beside=projector_use(config, model),
         require_gpu=config.model.require_gpu,
         numa=config.model.numa,
-        cpus=_cpus(config.context.cpus),
+        cpus=encoder_settings.cpus_of(config.context.cpus),
         pooling="rank" if config.context.reranking else config.context.pooling or None,
         embeddings=config.context.embeddings,
         cache_ram_bytes=None if config.context.cache_ram == "auto" else config.context.cache_ram << 20,
@@ -109,12 +109,6 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
 def projector_use(config: Config, model: hub.ModelFile) -> ProjectorUse:
     """Memory of the model's image projector, on a GPU where the model's layers may be there."""
     return projector_plan.use_of(model.projector, uses_gpu=encoder_settings.may_use_gpu(config))
-
-
-def _cpus(text: str) -> frozenset[int]:
-    """CPUs of a list of numbers and ranges, whose form the config has checked."""
-    ranges = [part.split("-") for part in text.split(",") if part]
-    return frozenset(cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1))
 
 
 def _draft(config: Config, model: hub.ModelFile) -> DraftConfig | None:

@@ -14,13 +14,15 @@ Layout = tuple[tuple[int, ...] | int, ...]
 class EncoderParams:
     """Parameters of the encoder process: the file whose vocabulary it reads, and the projector.
 
-    `niceness` is how far it gives way to other processes on the CPU, 0 to 19. `temporary` is a folder that it deletes
+    `niceness` is how far it gives way to other processes on the CPU, 0 to 19. `cpus` are those to compute on; empty is
+    all. `temporary` is a folder that it deletes
     when the server has been killed; "" is none.
     """
 
     model_path: str
     projector: ProjectorParams
     niceness: int = 0
+    cpus: frozenset[int] = frozenset()
     temporary: str = ""
 
 

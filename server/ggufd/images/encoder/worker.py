@@ -33,6 +33,7 @@ from ggufd.images.encoder.messages import (
     Measure,
     Measured,
 )
+from ggufd.placement import host
 from ggufd.processes.prestarted import before_exit_with_parent
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def main(conn: Connection, params: EncoderParams) -> None:
     errors: deque[str] = deque(maxlen=_KEPT_LOG_LINES)
     jobs = Jobs()
     try:
+        host.bind_to(params.cpus)
         library.load()
         capture = _capture_log(errors)  # referenced until the end: C calls it
         projector = _load(params, jobs)
