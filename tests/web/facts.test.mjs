@@ -4,7 +4,7 @@ import { test } from "node:test";
 
 import { cacheSentence, differing, placeOf } from "../../server/ggufd/web/facts/cache.js";
 import { duration, moreFigures, shortFigures } from "../../server/ggufd/web/facts/figures.js";
-import { asCurl, asPython, essential, literal } from "../../server/ggufd/web/facts/snippets.js";
+import { asCurl, asPython, essential, literal, shortened } from "../../server/ggufd/web/facts/snippets.js";
 
 const BASE = "http://127.0.0.1:8080";
 const NASTY = `it's "quoted" $HOME \`id\` \\n \\ \u0000\u001b\u2028 'END'\nEND\n{x} %s 你好 😀`;
@@ -179,4 +179,18 @@ test("more is told where there is something to tell", () => {
     [more.Waited, more["Taken back"], more["Not done here"]],
     ["1.5 s", "2 times, for banned strings", "top_a"],
   );
+});
+
+test("images of a request are cut short where it is shown, and nothing else", () => {
+  const url = `data:image/png;base64,${"A".repeat(5000)}`;
+  const content = [{ type: "image_url", image_url: { url } }, { type: "text", text: "x".repeat(500) }];
+  for (const write of [asCurl, asPython]) {
+    const text = write(BASE, { messages: [{ role: "user", content }] }, false);
+    const shown = shortened(text);
+    assert.ok(text.includes(url));
+    assert.ok(shown.length < 1500);
+    assert.ok(shown.includes(`data:image/png;base64,${"A".repeat(60)}…"`));
+    assert.ok(shown.includes("x".repeat(500)));
+    assert.equal(shortened(shown.replaceAll("…", "")), shown.replaceAll("…", ""));
+  }
 });

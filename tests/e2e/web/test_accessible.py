@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 from playwright.sync_api import Browser, expect
 
+from tests.support.models.image_files import BLUE, RED, patch_uri
 from tests.support.programs import web_page
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.long_requests import long_requests
@@ -94,8 +95,9 @@ def import_chat(page: WebPage) -> None:
     with page.page.expect_file_chooser() as chooser:
         page.page.get_by_role("menuitem", name="Import").click()
     call = {"id": "c", "type": "function", "function": {"name": "clock", "arguments": '{"city": "Oslo"}'}}
+    image = {"type": "image_url", "image_url": {"url": patch_uri([RED, BLUE])}}
     messages = [
-        {"role": "user", "content": "Show me what you can write."},
+        {"role": "user", "content": [{"type": "text", "text": "Show me what you can write."}, image]},
         {"role": "assistant", "content": ANSWER, "reasoning_content": "They want to see it all.", "tool_calls": [call]},
     ]
     file = {"title": "A chat with a rather long name, longer than the list of chats is wide", "messages": messages}

@@ -6,7 +6,7 @@ import { key } from "../shared/key.js";
 import { html, useSignal } from "../shared/view.js";
 import { cacheSentence } from "./cache.js";
 import { moreFigures } from "./figures.js";
-import { KEY_VARIABLE, asCurl, asPython } from "./snippets.js";
+import { KEY_VARIABLE, asCurl, asPython, shortened } from "./snippets.js";
 
 /** @typedef {import("../shared/types.js").Message} Message */
 
@@ -41,11 +41,12 @@ function Program({ language, request, onClose }) {
     <p class="quiet">
       ${language === "Python" && html`Needs the package <code>openai</code>. `}The answer comes in one piece instead of a
       stream; all else is as it was sent.${" "}
+      ${shortened(text) !== text && html`Images are cut short here, not in what is copied.${" "}`}
       ${hasKey && html`It takes the key from the variable <code>${KEY_VARIABLE}</code> of the environment.`}
     </p>
     <div class="program">
       <${CopyButton} text=${text} name=${`Copy as ${language}`} />
-      <pre tabindex="0" role="region" aria-label=${language}><code>${text}</code></pre>
+      <pre tabindex="0" role="region" aria-label=${language}><code>${shortened(text)}</code></pre>
     </div>
   <//>`;
 }

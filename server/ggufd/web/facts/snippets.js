@@ -87,6 +87,15 @@ export function asPython(base, body, hasKey) {
   ].join("\n");
 }
 
+const SHOWN_OF_IMAGE = 60;
+
+/** A program as it is shown: of images their beginning, since there may be megabytes. @param {string} text */
+export function shortened(text) {
+  return text.replace(/(data:image\/[^"]*?,)([^"]*)/g, (whole, beginning, rest) =>
+    rest.length > SHOWN_OF_IMAGE ? `${beginning}${rest.slice(0, SHOWN_OF_IMAGE)}…` : whole,
+  );
+}
+
 /** @param {string} text */
 const shellQuoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
