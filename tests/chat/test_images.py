@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -13,7 +16,7 @@ from ggufd.chat.rendering.renderer import ChatRenderer
 from ggufd.chat.rendering.template import CHATML, Template
 from ggufd.errors import InvalidRequest
 from ggufd.llama.model.model import GgufModel
-from tests.support.models.vocabularies import demo_model
+from tests.support.models.vocabularies import demo_model, real_templates
 
 KEY = b"secret"
 
@@ -123,7 +126,7 @@ def test_what_somebody_types_stays_text(source: str) -> None:
     [
         (LIKE_SMOLVLM, "User:<0> what<end>User: and<1><end>Assistant:"),
         (LIKE_QWEN, "<user><0> what<end><user>and<1><end>"),
-        (LIKE_GEMMA, "<user><0>what<end><user>and<1><end>"),
+        (LIKE_GEMMA, "<user><0> what<end><user>and<1><end>"),
         (IMAGE_LINES, "[user]<0>\n what[user]and<1>\n[assistant]"),
     ],
 )
@@ -145,6 +148,31 @@ def test_a_placeholder_that_somebody_types_stays_text(source: str) -> None:
 def test_a_template_that_refuses_an_image_gets_it_within_the_text() -> None:
     text, repairs = rendered(NO_IMAGES_FOR_SYSTEM, {"role": "system", "content": ["Be", image()]}, user("b", image()))
     assert (text, repairs) == ("<system>Be<0><end><user>b<1><end>", ())
+
+
+def test_a_template_whose_placeholders_differ_gets_images_within_the_text() -> None:
+    wraps = (
+        "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{% if p.type == 'image' %}"
+        "{% if not loop.first %}</t>{% endif %}<img>{% if not loop.last %}<t>{% endif %}"
+        "{% else %}{% if loop.first %}<t>{% endif %}{{ p.text }}{% if loop.last %}</t>{% endif %}{% endif %}"
+        "{% endfor %}{% endfor %}"
+    )
+    assert ChatRenderer(Template(wraps), {}).image_placeholder == "</t><img><t>"
+    text, _ = rendered(wraps, user("a", image(), "b"), user(image(), "c"))
+    assert text == "[user]<t>a<0>b</t>[user]<t><1>c</t>"
+
+
+@pytest.mark.parametrize("path", real_templates())
+def test_real_templates_take_images_and_leave_no_placeholder(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    placeholder = ChatRenderer(Template(source), {}).image_placeholder
+    begun = {"role": "assistant", "content": "te2xt."}
+    text, repairs = rendered(source, user("te0xt.", image(), " te1xt."), begun, user(image(), image(), "te3xt."))
+    plain, plain_repairs = rendered(source, user("te0xt."), begun, user("te3xt."))
+    assert repairs == plain_repairs
+    assert re.findall(r"te0xt\.\s*<0>\s*te1xt\.|<1>\s*<2>\s*te3xt\.", text) == [ANY, ANY]
+    assert all(f"te{number}xt." in text for number in range(4))
+    assert not placeholder or text.count(placeholder) == plain.count(placeholder)
 
 
 def test_templates_without_images_have_no_placeholder() -> None:

@@ -11,7 +11,7 @@ from ggufd.chat.prompt import ChatPrompt
 from ggufd.chat.rendering.renderer import CONTINUE_AFTER_PROMPT, PLAIN_TOOLS, ChatRenderer, needed
 from ggufd.chat.rendering.template import CHATML, Template
 from ggufd.errors import InvalidRequest, Unsupported
-from tests.support.models.vocabularies import SOURCE_VARIABLE, templates
+from tests.support.models.vocabularies import real_templates
 
 _LETTERS = {"S": "system", "D": "developer", "U": "user", "A": "assistant", "X": "narrator"}
 _SHAPES = ("U", "SU", "SSU", "SSUASU", "S", "UU", "SUAAU", "AU", "SAU", "SUAS", "XU", "DU", "UASSAU", "SS", "UAUAU")
@@ -324,15 +324,7 @@ def test_an_answer_that_calls_a_tool_is_not_continued() -> None:
 # --- real templates -------------------------------------------------------------------------------------------
 
 
-def _real_templates() -> list[Any]:
-    found = templates()
-    if not found:
-        reason = f"{SOURCE_VARIABLE} does not name a folder with llama.cpp's sources"
-        return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="absent")]
-    return [pytest.param(path, id=path.stem) for path in found]
-
-
-@pytest.mark.parametrize("path", _real_templates())
+@pytest.mark.parametrize("path", real_templates())
 def test_real_templates_take_every_shape_and_lose_nothing(path: Path) -> None:
     renderer = ChatRenderer(Template(path.read_text(encoding="utf-8")), {"bos_token": "<s>", "eos_token": "</s>"})
     for shape in _SHAPES + _BEGUN:

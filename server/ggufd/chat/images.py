@@ -107,21 +107,20 @@ class ImageMarkers:
         return text if self._any is None else self._any.sub(lambda match: by[self._index[match[0]]], text)
 
     def as_parts(self, text: str) -> list[dict[str, str]]:
-        """Content for a template that knows images: each image, and its marker right behind it as a text."""
-        parts: list[dict[str, str]] = []
-        for position, piece in enumerate(self.split(text)):
-            if position % 2:
-                parts += [{"type": IMAGE}, {"type": "text", "text": piece}]
-            elif piece:
-                parts.append({"type": "text", "text": piece})
+        """Content for a template that knows images: each image, and its marker before the text behind it."""
+        first, *others = self.split(text)
+        parts = [{"type": "text", "text": first}] if first else []
+        for marker, behind in zip(others[::2], others[1::2], strict=True):
+            parts += [{"type": IMAGE}, {"type": "text", "text": marker + behind}]
         return parts
 
-    def without_placeholders(self, text: str, placeholder: str) -> str:
-        """A rendered text in which the template's placeholder before each marker is gone."""
+    def without_placeholders(self, text: str, placeholder: str) -> str | None:
+        """A rendered text without the template's placeholder before each marker; None where it is not before all."""
         if self._any is None:
             return text
         pattern = re.compile(rf"{re.escape(placeholder)}(\s*){self._any.pattern}")
-        return pattern.sub(r"\2\1", text)
+        bare, n_gone = pattern.subn(r"\2\1", text)
+        return bare if n_gone == len(self.indexes(text)) else None
 
 
 NO_IMAGES = ImageMarkers()

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,15 @@ def templates() -> list[Path]:
     """llama.cpp's collection of real chat templates; empty when its sources are not there."""
     source = _source()
     return sorted(source.glob("models/templates/*.jinja")) if source else []
+
+
+def real_templates() -> list[Any]:
+    """Parameters of a test: those templates, or one that is skipped."""
+    found = templates()
+    if not found:
+        reason = f"{SOURCE_VARIABLE} does not name a folder with llama.cpp's sources"
+        return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="absent")]
+    return [pytest.param(path, id=path.stem) for path in found]
 
 
 def source_file(path: str) -> Path:

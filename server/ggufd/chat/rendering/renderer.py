@@ -192,7 +192,7 @@ class ChatRenderer:
             with contextlib.suppress(TemplateError):
                 written = self._write(messages, variables, images)
                 text = images.without_placeholders(written, self.image_placeholder)
-                if _has_all(text, messages, images):
+                if text is not None and _has_all(text, messages, images):
                     return text
         return self._write(messages, variables, NO_IMAGES)
 
