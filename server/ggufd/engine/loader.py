@@ -152,6 +152,8 @@ def _provenance(
     """What deterministic texts come of; None where cells are put wherever a window has left some."""
     if context.model.n_swa and not params.swa_full:
         return None
+    # llama.cpp rounds the context up.
+    params = dataclasses.replace(params, n_ctx=context.n_ctx)
     made = provenance.completed(files, config.model, params, n_gpu_layers=n_gpu_layers)
     n_fixed = min(_n_fixed(n_gpu_layers), params.n_ubatch, context.n_batch)
     return dataclasses.replace(made, settings=(*made.settings, ("n_fixed", n_fixed)))
