@@ -98,7 +98,7 @@ def test_the_text_is_the_same_beside_random_streams(server: LiveServer, quiet: l
     assert all(answer["usage"]["prompt_tokens_details"]["cached_tokens"] % 64 == 0 for answer in answers)
 
 
-def test_a_warm_cache_says_the_same_as_a_cold_one_from_slots_and_from_ram(server: LiveServer, quiet: list[list[int]]) -> None:
+def test_a_warm_cache_says_the_same_from_slots_and_from_ram(server: LiveServer, quiet: list[list[int]]) -> None:
     assert [tokens(ask(server, body)) for body in (GREEDY, DRAWN)] == quiet
     warm = ask(server, GREEDY)
     assert tokens(warm) == quiet[0]

@@ -18,10 +18,12 @@ from ggufd.engine.loading.context_params import fitting_n_ctx
 from ggufd.engine.loading.load_log import LoadLog
 from ggufd.engine.messages.config import EngineConfig, EngineRules
 from ggufd.engine.messages.events import Finish, Output
+from ggufd.engine.messages.provenance import FileDigest, Provenance
 from ggufd.engine.messages.reports import LoadProgress, LogLine, Notice
 from ggufd.errors import ModelError
 from ggufd.llama.calibration.attention_model import AttentionShape, write_attention_model
 from ggufd.llama.gguf import gguf_header, shape
+from ggufd.llama.model import system
 from ggufd.llama.model.model import Model
 from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.placement import host
@@ -63,6 +65,35 @@ def test_of_a_model_with_a_sliding_window_only_whole_copies_are_reused(
 ) -> None:
     config = dataclasses.replace(config_of(write_windowed(tmp_path / "w.gguf")), cache_ram_bytes=cache_ram_bytes)
     assert load(config, lambda event: None).ready.reuse == reuse
+
+
+def test_a_loaded_engine_says_what_its_texts_come_of(tiny_model: Path, tmp_path: Path) -> None:
+    def made(path: Path, **changes: Any) -> Provenance:
+        found = load(config_of(path, **changes), lambda event: None).ready.provenance
+        assert found is not None
+        return found
+
+    first, copy = made(tiny_model), tmp_path / "copy.gguf"
+    copy.write_bytes(tiny_model.read_bytes())
+    assert first.model[0] == FileDigest(tiny_model.name, tiny_model.stat().st_size, first.model[0].digest)
+    assert made(copy).model[0].digest == first.model[0].digest
+    assert (first.adapters, first.devices, first.build) == ((), (), system.build())
+    assert len(first.libraries) == len(first.model[0].digest) == 32
+    settings = dict(first.settings)
+    assert (settings["n_ctx"], settings["n_threads"], settings["n_threads_batch"]) == (256, 1, 1)
+    assert (settings["flash_attn"], settings["n_gpu_layers"], settings["n_fixed"]) == ("off", 0, 32)
+    assert made(tiny_model, n_slots=2) == first
+    assert dict(made(tiny_model, n_threads=2).settings)["n_threads"] == 2
+    data = bytearray(tiny_model.read_bytes())
+    data[-1] ^= 1
+    copy.write_bytes(data)
+    assert made(copy).model[0].digest != first.model[0].digest
+
+
+def test_a_cache_that_is_a_window_makes_no_deterministic_text(tmp_path: Path) -> None:
+    path = write_windowed(tmp_path / "w.gguf")
+    assert load(config_of(path, swa_full=False), lambda event: None).ready.provenance is None
+    assert load(config_of(path), lambda event: None).ready.provenance is not None
 
 
 def test_a_loaded_engine_says_what_it_is_and_serves(tiny_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from ggufd.engine.messages.images import row_tokens
@@ -38,3 +39,10 @@ def test_what_a_chunk_is_depends_on_where_its_sequence_stands() -> None:
     prompt = [*b"ab", *ROWS, *b"c"]
     plan = [chunk(0, prompt, 2), chunk(1, prompt, 5), chunk(2, prompt, 1), chunk(3, prompt, 6)]
     assert slots(plan) == [[2, 3], [0, 1]]
+
+
+def test_a_deterministic_chunk_shares_its_batch_with_nobody_and_comes_last() -> None:
+    plan = [chunk(slot, b"ab") for slot in range(4)]
+    for one in plan[1:3]:
+        one.sequence.request = dataclasses.replace(one.sequence.request, is_deterministic=True)
+    assert slots(plan) == [[0, 3], [1], [2]]

@@ -272,3 +272,50 @@ def test_the_first_prompt_of_all_begins_with_little() -> None:
     planner = scheduler(n_batch=2048, n_ubatch=512)
     assert planner.token_budget(n_decode=0) == 64
     assert planner.token_budget(n_decode=1) == 32
+
+
+# --- deterministic requests -------------------------------------------------------------------------------------------
+
+
+def deterministic(made: SequenceState) -> SequenceState:
+    made.request = dataclasses.replace(made.request, is_deterministic=True)
+    return made
+
+
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 64), (64, 64), (10, 54), (128, 22)])
+def test_a_fixed_chunk_ends_at_a_multiple_of_its_length_whatever_the_budget(n_past: int, n_tokens: int) -> None:
+    plan = scheduler(max_gap_ms=1.0).schedule([decoding(1), deterministic(sequence(0, 150, n_past=n_past))])
+    assert shape(plan) == [(0, n_tokens, int(n_past == 128)), (1, 1, 1)]
+
+
+def test_a_step_reads_one_fixed_chunk_and_nothing_beside_it() -> None:
+    first, second = deterministic(sequence(0, 150, admit_s=1.0)), deterministic(sequence(1, 150, admit_s=2.0))
+    other = sequence(2, 150, admit_s=3.0)
+    assert shape(scheduler().schedule([other, second, first])) == [(0, 64, 0)]
+    first.admit_s = 4.0
+    assert shape(scheduler().schedule([other, second, first])) == [(1, 64, 0)]
+    second.admit_s = 5.0
+    assert [slot for slot, _, _ in shape(scheduler().schedule([other, second, first]))] == [2]
+
+
+def test_behind_a_deterministic_prompt_every_token_is_a_chunk() -> None:
+    forced = deterministic(sequence(0, 10, n_past=10, n_generated=3))
+    assert shape(scheduler().schedule([forced])) == [(0, 1, 0)]
+    forced.n_past = 12
+    assert shape(scheduler().schedule([forced])) == [(0, 1, 1)]
+
+
+def test_fixed_chunks_have_logits_for_all_of_a_prompt_that_wants_them() -> None:
+    asked = deterministic(sequence(0, 100, prompt_logprobs=True))
+    assert shape(scheduler(n_outputs_max=16).schedule([asked])) == [(0, 16, 16)]
+
+
+def test_tokens_that_are_computed_alone_take_of_the_time_for_prompts() -> None:
+    one = scheduler()
+    one.step_time.record(0.1, 0, 64)
+    one.step_time.record_alone(0.02)
+    alone = [deterministic(decoding(slot)) for slot in (1, 2)]
+    n_without = one.schedule([decoding(3), sequence(0, 150)])[0].n_tokens
+    n_beside = one.schedule([decoding(3), *alone, sequence(0, 150)])[0].n_tokens
+    assert n_beside < n_without
+    assert one.decode_s(alone) == pytest.approx(0.04)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +54,21 @@ def test_what_is_swapped_takes_its_owner_along() -> None:
     rig.compaction.close_holes(1.0)
     moved = [(slot.person, slot.cache_scope[0]) for slot in (rig.table.slots[2], rig.table.slots[5])]
     assert moved == [("a5", "n5"), ("a2", "n2")]
+
+
+def test_what_is_computed_alone_stays_and_makes_no_hole() -> None:
+    rig = Rig(6, [0, 3, 5])
+    for index in (3, 5):
+        sequence = rig.sequences[index]
+        sequence.request = dataclasses.replace(sequence.request, is_deterministic=True)
+    for _ in range(100):
+        rig.compaction.close_holes(1.0)
+    assert rig.places == [0, 3, 5]
+    rig = Rig(6, [0, 2, 3])
+    rig.sequences[3].request = dataclasses.replace(rig.sequences[3].request, is_deterministic=True)
+    rig.compaction.close_holes(1.0)
+    rig.check()
+    assert (rig.sequences[3].slot, sorted(rig.places)) in [(3, [0, 1, 3]), (3, [1, 2, 3])]
 
 
 def test_a_move_waits_until_the_holes_have_cost_as_much() -> None:
