@@ -160,14 +160,19 @@ def check(notes: Sequence[str], config_file: Path | None, flags: dict[str, Any])
     """Check the settings and the model file, and show what would be run."""
     try:
         config = _load(config_file, flags)
+        from ggufd.daemon.known_models import find_known
         from ggufd.planner import check as planned
         from ggufd.settings import access, listen, model_files
 
+        known = find_known(config)
+        config = config if known is None else known.configs[known.first]
         keys = access.of(config.server)
         listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
         model = model_files.find_model(config, may_fetch=False)
         model_files.chat_template(config)
         planned.run(config, model, _file(config_file), 0 if keys is None else len(keys.ring))
+        if known is not None and known.are_several:
+            print(f"  Known models: {', '.join(one.name for one in known.catalogue)}")
         for note in notes:
             print(f"  {note}")
     except GgufdError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -98,6 +99,18 @@ class TestErrors:
 
     def test_a_chat_template_that_is_missing(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "t.jinja: cannot be read" in Run(["check", "--chat-template-file", "t.jinja"], capsys).err
+
+
+class TestSeveralModels:
+    def test_check_names_them_and_plans_the_first(
+        self, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name in ("a", "b"):
+            shutil.copy(tiny_model, tmp_path / f"{name}.gguf")
+        run = Run(["check", "--models-dir", str(tmp_path)], capsys)
+        assert run.code == 0, run.err
+        assert "a.gguf" in run.out
+        assert "Known models: a, b" in run.out
 
 
 class TestCommands:

@@ -13,7 +13,7 @@ from ggufd.keys.principal import Principal
 from ggufd.keys.ring import Limits
 from ggufd.model_pool.catalogue import KnownModel, ModelCatalogue
 from ggufd.model_pool.errors import ModelLoadFailed, ModelNotLoaded
-from ggufd.model_pool.pool import Claim, ModelPool, PoolRules, Turn
+from ggufd.model_pool.pool import Claim, ModelPool, ModelTurn, PoolRules
 
 WAIT_S = 20.0
 ADMIN = Claim(Principal(name="ann", account="ann"))
@@ -56,7 +56,7 @@ class Rig:
                 self.running -= 1
                 return self.pool.loaded
 
-    def waiting(self, name: str, claim: Claim = ADMIN) -> Turn:
+    def waiting(self, name: str, claim: Claim = ADMIN) -> ModelTurn:
         turn = self.pool.enter(name, claim)
         assert not turn.is_ready
         return turn

@@ -131,7 +131,7 @@ class Daemon:
             try:
                 server = await asyncio.to_thread(self._make_server, models, pooled)
                 serving = asyncio.create_task(server.serve(self._sockets))
-                watching = asyncio.create_task(self._watch_keys())
+                beside = [asyncio.create_task(self._watch_keys())]
                 try:
                     if await self._has_loaded(loading):
                         bar.close()
@@ -140,6 +140,7 @@ class Daemon:
                         self._announce(served)
                         if pooled is not None:
                             pooled.note_served()
+                            beside.append(asyncio.create_task(pooled.make_plans()))
                         if self._batches is not None:
                             self._batches.start()
                         await self._until_stopped(models)
@@ -151,7 +152,8 @@ class Daemon:
                 finally:
                     server.should_exit = True
                     await serving
-                    watching.cancel()
+                    for task in beside:
+                        task.cancel()
             finally:
                 loading.cancel()
                 await asyncio.gather(loading, return_exceptions=True)

@@ -6,6 +6,7 @@ An admin names a known model, or any other as `-m` takes it, which is known from
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,14 @@ from ggufd.daemon.known_models import KnownModels, known_model
 from ggufd.daemon.served import ServedModels, changed
 from ggufd.model_pool.catalogue import KnownModel
 from ggufd.model_pool.pool import ModelPool, PoolRules
+from ggufd.planner.known_plans import plan_known
 from ggufd.settings import sources
 from ggufd.settings.config import Config
 
 if TYPE_CHECKING:
     from ggufd.api.services.services import Report, Show
+
+logger = logging.getLogger("ggufd")
 
 ADMIN = "\0admin"
 """Account of a model that an admin had loaded: no key has this name."""
@@ -83,6 +87,14 @@ class PooledModels:
         await self._until_streams_end()
         await self._served.change_to(self._configs[name], lambda stage, share: None)
         self.note_served()
+
+    async def make_plans(self) -> None:
+        """Have the planner say of each model whether it fits. Models that were not downloaded yet have none."""
+        here = {model.name: self._configs[model.name] for model in self.pool.catalogue if model.facts is not None}
+        try:
+            self.pool.plans.update(await plan_known(here, self.pool.loaded))
+        except OSError as error:
+            logger.warning("the plans of the known models could not be made: %s", error)
 
     async def _until_streams_end(self) -> None:
         """Wait for resumable streams: they go on without their client, and so without a turn."""

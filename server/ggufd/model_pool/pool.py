@@ -1,6 +1,6 @@
 """Model pool on the event loop: requests take turns, and models are swapped as the scheduler decides.
 
-Whoever asks gets a `Turn`: it is ready when the model is loaded, and while it is held the model stays. How a model is
+Whoever asks gets a `ModelTurn`: it is ready when the model is loaded, and while it is held the model stays. How a model is
 loaded is handed in. Knows no HTTP, and no engine.
 """
 
@@ -56,7 +56,7 @@ class Claim:
 
 
 @dataclass(eq=False)
-class Turn:
+class ModelTurn:
     """Turn of one request, a context: what it asked for stays loaded until it is left.
 
     `number` identifies it while it waits. `model` is None where the request means whichever model is loaded.
@@ -150,7 +150,7 @@ class ModelPool:
         self._load = load
         self._clock = clock
         self._scheduler = SwapScheduler(loaded, self.rules.swap_after_s, clock)
-        self._turns: dict[Ticket, Turn] = {}
+        self._turns: dict[Ticket, ModelTurn] = {}
         self._numbers = itertools.count(_FIRST_NUMBER)
         self._try_again_s: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -179,15 +179,15 @@ class ModelPool:
         return self._scheduler.target
 
     @property
-    def waiting(self) -> list[Turn]:
+    def waiting(self) -> list[ModelTurn]:
         """Turns that wait, in the order of their arrival."""
         return [self._turns[ticket] for ticket in self._scheduler.waiting]
 
-    def find(self, number: int) -> Turn | None:
+    def find(self, number: int) -> ModelTurn | None:
         """The waiting turn with this number."""
         return next((turn for turn in self.waiting if turn.number == number), None)
 
-    def forecast(self, turn: Turn) -> WaitForecast:
+    def forecast(self, turn: ModelTurn) -> WaitForecast:
         """Expected wait of a turn."""
         return self._scheduler.forecast(turn.ticket, self._load_s)
 
@@ -197,7 +197,7 @@ class ModelPool:
 
     # --- turns --------------------------------------------------------------------------------------------------------
 
-    def enter(self, asked: str | None, claim: Claim) -> Turn:
+    def enter(self, asked: str | None, claim: Claim) -> ModelTurn:
         """The turn of a request that asks for a model by this name.
 
         Raises what refuses it at once: ModelNotLoaded, ModelLoadFailed, QueueFull, QueueTimeout, TooManyRequests.
@@ -217,7 +217,7 @@ class ModelPool:
             is_background=principal.is_background,
         )
         ready = asyncio.get_running_loop().create_future()
-        turn = Turn(next(self._numbers), ticket.model, claim, ticket, self, ready, self.now_s)
+        turn = ModelTurn(next(self._numbers), ticket.model, claim, ticket, self, ready, self.now_s)
         self._turns[ticket] = turn
         self._scheduler.enter(ticket)
         self._look()
@@ -228,13 +228,13 @@ class ModelPool:
             raise
         return turn
 
-    def leave(self, turn: Turn) -> None:
+    def leave(self, turn: ModelTurn) -> None:
         """The request has ended, or does not wait any more."""
         if self._turns.pop(turn.ticket, None) is not None:
             self._scheduler.leave(turn.ticket)
             self._look()
 
-    def drop(self, turn: Turn) -> None:
+    def drop(self, turn: ModelTurn) -> None:
         """Forget a turn that was refused; what follows from that is seen to soon."""
         if self._turns.pop(turn.ticket, None) is not None:
             self._scheduler.leave(turn.ticket)
@@ -263,7 +263,7 @@ class ModelPool:
             param="model",
         )
 
-    def _check_waiting(self, turn: Turn) -> None:
+    def _check_waiting(self, turn: ModelTurn) -> None:
         """Raises what refuses a turn that has to wait."""
         if turn.is_ready or turn.ticket.is_background:
             return
@@ -292,7 +292,7 @@ class ModelPool:
                 retry_after_s=wait_s - timeout_s,
             )
 
-    def expire(self, turn: Turn) -> None:
+    def expire(self, turn: ModelTurn) -> None:
         """Refuse a turn that has waited as long as it may."""
         turn.refuse(
             QueueTimeout(

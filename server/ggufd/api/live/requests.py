@@ -9,7 +9,7 @@ from ggufd.api.http.json_response import json_response
 from ggufd.api.live.sight import Sight
 from ggufd.api.services.services import RequestEvents, caller_of, services_of
 from ggufd.errors import NotFound, RequestEnded
-from ggufd.model_pool.pool import Turn
+from ggufd.model_pool.pool import ModelTurn
 
 router = APIRouter(tags=["operations"])
 
@@ -24,7 +24,7 @@ async def end_request(request: Request, request_id: str) -> Response:
     is_number = request_id.isascii() and request_id.isdecimal() and len(request_id) < 16
     number = int(request_id) if is_number else -1
     services = services_of(request)
-    stream: RequestEvents | Turn | None = services.engine.find(number)
+    stream: RequestEvents | ModelTurn | None = services.engine.find(number)
     if stream is None and services.pool is not None:
         stream = services.pool.find(number)
     sight = Sight.of(request)

@@ -24,7 +24,7 @@ from ggufd.api.pool.relay import WaitRelay
 from ggufd.api.pool.rights import may_swap
 from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.errors import Draining, GgufdError, InvalidRequest
-from ggufd.model_pool.pool import Claim, ModelPool, Turn
+from ggufd.model_pool.pool import Claim, ModelPool, ModelTurn
 
 _TELL_S = 1.0
 _CLIENT_CLOSED = 499
@@ -125,7 +125,7 @@ class ModelGate:
             note_error(request.scope, refused.error.code)
             await error_response(refused.error, request.scope)(request.scope, body.replay, relay.send)
 
-    def _enter(self, request: Request, use: ModelUse, wish: ModelWish) -> Turn:
+    def _enter(self, request: Request, use: ModelUse, wish: ModelWish) -> ModelTurn:
         """The turn of a request. Raises _Refused."""
         services = services_of(request)
         known = self._pool.catalogue.find(wish.model)
@@ -145,7 +145,7 @@ class ModelGate:
         if services.engine.state.name == "DRAINING" and not self._pool.is_swapping:
             raise Draining("the server was told to drain and takes no new requests for now; try again later")
 
-    async def _is_ready(self, request: Request, turn: Turn, body: _Body, relay: WaitRelay) -> bool:
+    async def _is_ready(self, request: Request, turn: ModelTurn, body: _Body, relay: WaitRelay) -> bool:
         """Wait for the model; False when the client left. Raises _Refused."""
         if turn.is_ready:
             return True
@@ -163,7 +163,7 @@ class ModelGate:
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
 
-    async def _is_over(self, turn: Turn) -> bool:
+    async def _is_over(self, turn: ModelTurn) -> bool:
         """Whether the waiting has ended. Raises what refused it, also that it took too long."""
         most_s = turn.claim.timeout_s
         bound_s = self._pool.rules.max_wait_s if most_s is None else min(most_s, self._pool.rules.max_wait_s)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from starlette.types import Message, Scope, Send
 
 from ggufd.api.http.json_response import dumps
-from ggufd.model_pool.pool import Turn
+from ggufd.model_pool.pool import ModelTurn
 
 _BEGIN_AFTER_S = 15.0
 _PING = b": ping\n\n"
@@ -41,7 +41,7 @@ class WaitRelay:
         self._is_begun = False
         self._error: bytearray | None = None
 
-    async def tell(self, turn: Turn) -> None:
+    async def tell(self, turn: ModelTurn) -> None:
         """Tell of the wait, where that is wanted or has become long."""
         if not self._can_begin or not (self._tells or turn.waited_s >= _BEGIN_AFTER_S):
             return
@@ -50,7 +50,7 @@ class WaitRelay:
             await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         await self._send({"type": "http.response.body", "body": self._comment(turn), "more_body": True})
 
-    def _comment(self, turn: Turn) -> bytes:
+    def _comment(self, turn: ModelTurn) -> bytes:
         """The comment of a request that waits in the queue, with the model that it waits for."""
         if not self._tells:
             return _PING

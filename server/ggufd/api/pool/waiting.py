@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ggufd.api.services.services import Services
-from ggufd.model_pool.pool import Turn
+from ggufd.model_pool.pool import ModelTurn
 
 Shows = Callable[[str], bool]
 """Whether the requests of a person are shown."""
 
 
-def waiting_turns(services: Services, shows: Shows) -> list[Turn]:
+def waiting_turns(services: Services, shows: Shows) -> list[ModelTurn]:
     """Requests that wait for a model, background work apart, of those who are shown."""
     turns = [] if services.pool is None else services.pool.waiting
     return [turn for turn in turns if not turn.ticket.is_background and shows(turn.claim.principal.person)]
