@@ -1,7 +1,7 @@
 """Model pool on the event loop: requests take turns, and models are swapped as the scheduler decides.
 
-Whoever asks gets a `ModelTurn`: it is ready when the model is loaded, and while it is held the model stays. How a model is
-loaded is handed in. Knows no HTTP, and no engine.
+Whoever asks gets a `ModelTurn`: it is ready when the model is loaded, and while it is held the model stays. How a model
+is loaded is handed in. Knows no HTTP, and no engine.
 """
 
 from __future__ import annotations
