@@ -179,6 +179,7 @@ def known_model(name: str, source: str, aliases: tuple[str, ...], file: hub.Mode
         width=shape.width,
         quantisation=FILE_TYPES.get(shape.gguf.integer("general.file_type", -1), ""),
         only_embeds=shape.only_embeds,
+        chat_template=str(shape.gguf.metadata.get("tokenizer.chat_template", "")),
     )
     try:
         created = int(file.path.stat().st_mtime)

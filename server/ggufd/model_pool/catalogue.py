@@ -20,6 +20,7 @@ class ModelFacts:
     width: int
     quantisation: str = ""
     only_embeds: bool = False
+    chat_template: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,17 @@ class TestOllama:
         assert pooled.loads == ["large"]
 
 
+async def test_props_of_one_that_is_not_loaded_come_from_its_header_and_swap_nothing() -> None:
+    pooled = PooledApi()
+    async with pooled.running() as api:
+        other = (await api.http.get("/props", params={"model": "large"})).json()
+        assert (other["model_alias"], other["chat_template"]) == ("large", "the large one's")
+        assert other["default_generation_settings"]["n_ctx"] == 4096
+        own = [(await api.http.get("/props", params={"model": name})).json() for name in ("small", "gpt-4")]
+        assert {one["chat_template"] for one in own} == {"fake"}
+    assert pooled.loads == []
+
+
 class TestUnload:
     async def test_the_loaded_model_goes_to_sleep(self) -> None:
         async with PooledApi().running() as api:

@@ -14,7 +14,7 @@ from ggufd.model_pool.catalogue import KnownModel, ModelCatalogue, ModelFacts
 from ggufd.model_pool.pool import ModelPool, PoolRules
 from tests.support.fakes.api_client import Api, running
 
-FACTS = ModelFacts("llama", 7_000_000_000, 32, 4096, 4096, "Q4_K")
+FACTS = ModelFacts("llama", 7_000_000_000, 32, 4096, 4096, "Q4_K", chat_template="the large one's")
 MODELS = (
     KnownModel("small", "small.gguf", ("fast",), "small.gguf", 1 << 20, FACTS, 5),
     KnownModel("large", "large.gguf", (), "large.gguf", 1 << 30, FACTS, 6),

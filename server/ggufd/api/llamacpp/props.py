@@ -13,6 +13,7 @@ from ggufd.api.http.auth import admin_only
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.llamacpp.answer import settings_json
+from ggufd.api.pool.listing import find_other
 from ggufd.api.request.chat.schemas import ChatRequest
 from ggufd.api.request.docs import documented
 from ggufd.api.request.fields import OPENAI_CHAT
@@ -22,14 +23,20 @@ from ggufd.api.request.validation import validate
 from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.engine.messages.reports import Ready, SlotState
 from ggufd.errors import SwitchedOff, Unavailable, Unsupported
+from ggufd.model_pool.catalogue import KnownModel
 
 router = APIRouter(tags=["llama.cpp"])
 
 
 @router.get("/props")
 async def props(request: Request) -> Response:
-    """The model, its chat template byte for byte, and a slot's context and default samplers."""
+    """The model, its chat template byte for byte, and a slot's context and default samplers.
+
+    With `?model=` of a known model that is not loaded, what its header says: a question swaps nothing.
+    """
     services = services_of(request)
+    if (other := find_other(services, request.query_params.get("model"))) is not None:
+        return json_response(_props_of_other(services, other))
     ready = services.require_ready()
     info = services.text.info
     return json_response(
@@ -56,6 +63,26 @@ async def props(request: Request) -> Response:
             "is_sleeping": services.engine.state.name == "SLEEPING",
         }
     )
+
+
+def _props_of_other(services: Services, known: KnownModel) -> dict[str, Any]:
+    """A model that is not loaded; its context is that of its plan."""
+    facts, plan = (
+        known.facts,
+        ({} if services.pool is None else services.pool.plans.get(known.name, {})).get("best", {}),
+    )
+    n_ctx = plan.get("tokens_each", 0 if facts is None else facts.n_ctx_train)
+    return {
+        "default_generation_settings": {"id": 0, "id_task": -1, "n_ctx": n_ctx, "params": _default_settings(services)},
+        "total_slots": plan.get("slots", 0),
+        "model_alias": known.name,
+        "model_path": known.file,
+        "model_ftype": "" if facts is None else facts.quantisation,
+        "modalities": {"vision": False, "audio": False},
+        "chat_template": "" if facts is None else facts.chat_template,
+        "build_info": services.config.build,
+        "is_sleeping": True,
+    }
 
 
 def _default_settings(services: Services) -> dict[str, Any]:
