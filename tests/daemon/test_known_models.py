@@ -128,6 +128,12 @@ def test_what_is_wrong_is_said(folder: Path, toml: str, words: str) -> None:
     assert words in caught.value.message
 
 
+def test_a_folder_without_any_model_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="no model in this folder can be used"):
+        known(models_dir=str(tmp_path / "empty"))
+
+
 def test_a_model_that_is_named_and_missing_is_an_error(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"nothing\.gguf"):
         known(model=str(folder / "a.gguf"), more_models="nothing.gguf")

@@ -53,6 +53,11 @@ def find_known(config: Config) -> KnownModels | None:
     if not (config.pool.models_dir or config.pool.more_models or config.models):
         return None
     found = _unique([*_named(config), *_of_tables(config), *_in_folder(config)])
+    if not found:
+        raise ModelError(
+            f"--models-dir {config.pool.models_dir}: no model in this folder can be used; put a .gguf file there, or name "
+            f"one with --model FILE"
+        )
     _check_tables(config, found)
     known = [_known(one, config) for one in found]
     configs = {model.name: _config_of(one, model.name, config) for one, model in zip(found, known, strict=True)}

@@ -72,3 +72,10 @@ async def test_its_own_key_and_an_admin_may_end_it() -> None:
         assert (await api.http.delete(path, headers={"x-api-key": "r"})).json()["ended"]
         error = error_of(await asked, 410)
         assert "ended by who runs the server" in error["message"]
+
+
+async def test_probes_send_nobody_elsewhere_while_models_are_swapped() -> None:
+    async with waiting() as (api, _):
+        for path in ("/health", "/ready"):
+            response = await api.http.get(path)
+            assert (response.status_code, response.json()) == (200, {"status": "swapping"})

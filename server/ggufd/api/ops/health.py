@@ -35,9 +35,9 @@ async def live() -> Response:
 @router.get("/v1/health", include_in_schema=False)
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """200 when the model is served, also one that has to wake for a request; 503 with the engine's state while it
-    loads, restarts, drains or has failed, while the text process restarts, and after a request that could not wake it,
-    until one can.
+    """200 when the model is served, also one that has to wake for a request, and while models are swapped, for which
+    requests wait; 503 with the engine's state while it loads, restarts, drains or has failed, while the text process
+    restarts, and after a request that could not wake it, until one can.
     """
     return _state(services_of(request))
 
@@ -55,6 +55,9 @@ async def ready(request: Request) -> Response:
 
 
 def _state(services: Services) -> Response:
+    if services.pool is not None and services.pool.is_swapping:
+        # Requests wait for it: a proxy has no reason to send them elsewhere.
+        return json_response({"status": "swapping"})
     state = services.engine.state.name.lower()
     trouble = services.engine.trouble
     if services.is_ready and not services.text.is_running:
