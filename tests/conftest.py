@@ -20,9 +20,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(Path(__file__).parents[1] / "server"), os.environ.get("PYTHONPATH")])
 )
 
-# A busy machine makes an example slow, not wrong.
-settings.register_profile("ggufd", deadline=None)
-settings.load_profile("ggufd")
+# A busy machine makes an example slow, not wrong. The step of CI for what takes long has `--hypothesis-profile full`.
+settings.register_profile("full", deadline=None)
+settings.register_profile("quick", deadline=None, max_examples=30)
+settings.load_profile("quick")
 
 
 E2E = Path(__file__).parent / "e2e"

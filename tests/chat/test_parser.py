@@ -29,6 +29,7 @@ from ggufd.chat.tools.formats.families import BY_NAME
 from ggufd.chat.tools.formats.tagged import TaggedCalls
 from ggufd.chat.tools.grammar import Calling, answer_grammar
 from ggufd.chat.tools.rules import GrammarRules, Tool, literal, text_arguments
+from tests.support.examples import examples
 
 WEATHER = Tool(
     "get_weather",
@@ -555,7 +556,7 @@ class _Walk:
 
 
 @pytest.mark.parametrize("family", sorted(BY_NAME))
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(st.randoms(use_true_random=False))
 def test_whatever_the_grammar_lets_through_is_read_as_calls_that_fit(family: str, random: Any) -> None:
     walk = _Walk(matcher(family, ToolMode.REQUIRED, may_repeat=False))

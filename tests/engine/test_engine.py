@@ -27,6 +27,7 @@ from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget
 from ggufd.engine.sampling.sampling import NO_NUMBERS, VectorSampler
 from ggufd.errors import EngineFailure, Unavailable
 from ggufd.llama.context.batch import NoRoomError
+from tests.support.examples import examples
 from tests.support.fakes.fake_llama import (
     BOS,
     EMOJI_HEAD,
@@ -1119,7 +1120,7 @@ def play(rig: Rig, script: list[tuple[str, Any]]) -> Iterator[EngineRequest]:
     rig.run()
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(120), suppress_health_check=[HealthCheck.too_slow])
 @given(scripts(), st.booleans(), st.integers(1, 4))
 def test_whatever_callers_do_every_text_is_the_one_it_has_alone(
     script: list[tuple[str, Any]], can_trim: bool, n_slots: int

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggufd.processes.sender import Sender
+from tests.support.examples import examples
 
 LONG = b"x" * 3_000_000
 """Longer than what a pipe holds."""
@@ -48,7 +49,7 @@ def test_what_there_is_room_for_is_there_at_once(line: Line) -> None:
         assert line.theirs.recv() == number
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.lists(st.tuples(st.sampled_from([0, 100, 50_000, 300_000]), st.booleans()), max_size=12))
 def test_whatever_is_read_when_all_arrives_in_order(sent: list[tuple[int, bool]]) -> None:
     line = Line()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ggufd.api.services.response_store import ResponseStore, StoredResponse
 from ggufd.errors import ConfigError, NotFound, Unavailable
+from tests.support.examples import examples
 
 
 def kept(name: str, previous: str | None = None, text: str = "") -> StoredResponse:
@@ -190,7 +191,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(STEPS)
 def test_no_answer_goes_before_one_that_goes_on_from_it(steps: list[tuple[str, int, int | None]]) -> None:
     """A reference that only knows the rule: after every step the bounds hold, and chains break by deletion alone."""

@@ -22,6 +22,7 @@ from ggufd.api.streams.store import StreamStore
 from ggufd.errors import GgufdError, NotFound, TooManyRequests, Unauthorized, Unavailable, Unsupported
 from ggufd.keys.ring import Key, KeyRing, digest_of
 from tests.api.streams.test_event_log import event, read, sent
+from tests.support.examples import examples
 
 ALICE, BOB = digest_of("a").hex(), digest_of("b").hex()
 
@@ -316,4 +317,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestStoreMachine.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)

@@ -17,6 +17,7 @@ from ggufd.errors import EngineFailure
 from ggufd.keys.ring import Limits
 from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.models import hub
+from tests.support.examples import examples
 from tests.support.fakes.fake_llama import Rig, make_engine, make_request, run_alone
 
 
@@ -402,7 +403,7 @@ actions = st.one_of(
 )
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(120), suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(actions, min_size=3, max_size=24), st.integers(1, 4), st.integers(0, 1), st.booleans())
 def test_whoever_is_preempted_whenever_every_text_is_the_one_it_has_alone(
     script: list[tuple[str, Any]], n_slots: int, n_reserved: int, can_trim: bool

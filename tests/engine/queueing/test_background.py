@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ggufd.engine.messages.events import Admitted
 from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
 from ggufd.keys.principal import BACKGROUND, Principal
+from tests.support.examples import examples
 from tests.support.fakes.fake_llama import Rig, make_engine, make_request, run_alone
 
 BEHIND = Principal("alice", account=BACKGROUND)
@@ -217,7 +218,7 @@ def test_vectors_of_lines_come_after_those_that_somebody_waits_for() -> None:
     assert rig.engine.stats().waiting == 0
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_whatever_comes_and_goes_everybody_says_the_same(data: st.DataObject) -> None:
     """Text is that of a request alone, slots and accounts agree after every step (`Rig.step`), and all end."""

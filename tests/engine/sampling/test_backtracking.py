@@ -16,6 +16,7 @@ from ggufd.engine.messages.events import FinishReason, Output
 from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget
 from ggufd.engine.sampling.banned import fold
 from ggufd.llama.context.batch import Logits
+from tests.support.examples import examples
 from tests.support.fakes.fake_llama import Collected, FakeDecoder, FakeDraft, FakeVocabulary, Rig, make_request
 
 PROMPT = b"Once upon a time"
@@ -183,7 +184,7 @@ def grown_bans(said_with: Any, where: Sequence[tuple[int, int]]) -> Iterator[tup
             yield bans
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.lists(cuts, min_size=1, max_size=4), ways, rigs, st.integers(0, 1000))
 def test_no_phrase_appears_and_the_text_is_the_tokens_at_every_moment(
     where: list[tuple[int, int]], changes: dict[str, Any], options: dict[str, Any], seed: int
@@ -242,7 +243,7 @@ choices = st.lists(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(choices, st.lists(st.tuples(st.integers(0, 5), cuts), min_size=1, max_size=4), st.sampled_from([0.0, 1.5]))
 def test_a_choice_that_fits_is_found_wherever_the_others_part_from_it(
     texts: list[str], where: list[tuple[int, tuple[int, int]]], temperature: float

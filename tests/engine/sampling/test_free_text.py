@@ -24,6 +24,7 @@ from ggufd.llama.grammar.grammar import MaskFiller
 from ggufd.llama.model.model import Model
 from ggufd.llama.params import ContextParams, ModelParams
 from tests.engine.sampling.test_constraint import engine_over
+from tests.support.examples import examples
 from tests.support.fakes.fake_llama import Collected, make_request
 from tests.support.models.tiny_model import quiet_llama
 from tests.support.models.vocabularies import demo_model
@@ -88,7 +89,7 @@ WRITTEN = sorted(name for name in BY_NAME if called(name))
 ODD_PARTS = ["<", "</tool_call", "[TOOL", "{", '"', " Action", "\n", "é", "ab", " the", "<|im_end|>", "<tool_call>x"]
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.data())
 def test_a_token_is_taken_exactly_where_the_mask_allows_it(
     context: Context, grammars: GrammarCompiler, token_of: dict[bytes, int], data: st.DataObject

@@ -33,6 +33,7 @@ from ggufd.llama.context.context import Context
 from ggufd.llama.context.sampler import SamplerChain, window
 from ggufd.llama.model.model import Model
 from ggufd.llama.params import DEFAULT_SAMPLERS, ContextParams, ModelParams
+from tests.support.examples import examples
 from tests.support.fakes.fake_llama import FakeVocabulary
 from tests.support.models.tiny_model import N_VOCAB
 
@@ -683,7 +684,7 @@ ANYTHING = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ANYTHING, st.integers(0, 2**32 - 2))
 def test_whatever_the_numbers_a_token_comes_of_them(context: Context, changes: dict[str, Any], seed: int) -> None:
     """In numpy, where a warning is an error, and in C, where an assertion would end this process."""

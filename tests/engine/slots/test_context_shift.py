@@ -22,6 +22,7 @@ from ggufd.llama.calibration.attention_model import AttentionShape, write_attent
 from ggufd.llama.context.context import Context
 from ggufd.llama.model.model import Model
 from ggufd.llama.params import ContextParams, ModelParams
+from tests.support.examples import examples
 from tests.support.fakes.fake_llama import EOS, EOT, SUPPRESSED, Rig, logits_after, make_engine, make_request
 
 N_CTX = 64
@@ -53,7 +54,7 @@ class Expected:
             self.said.append(self.tokens[-1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     prompts=st.lists(st.binary(min_size=1, max_size=N_CTX - 1), min_size=1, max_size=4),
     n_keep=st.integers(0, 2 * N_CTX),

@@ -18,6 +18,7 @@ from ggufd.engine.speculation.draft_model import AcceptanceEstimator, DraftModel
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import Logits, NoRoomError
 from tests.engine.speculation.test_prompt_lookup import REQUESTS
+from tests.support.examples import examples
 from tests.support.fakes.fake_llama import EOT, N_VOCAB, Collected, FakeDecoder, FakeDraft, Rig, make_request
 
 ENDLESS = ((EOT, -50.0), (257, -50.0))
@@ -65,7 +66,7 @@ def test_the_text_is_the_same_with_and_without(changes: dict[str, Any], error: f
     assert rig.run()[2].finishes[0].usage.cached_tokens >= len(again.prompt) - 2
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     prompt=st.binary(min_size=1, max_size=150),
     error=st.floats(0, 1),

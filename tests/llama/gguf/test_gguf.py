@@ -23,6 +23,7 @@ from ggufd.llama.gguf import gguf_header, shape
 from ggufd.llama.gguf.gguf_header import Skipped
 from ggufd.llama.gguf.tensor_types import FILE_TYPES, TENSOR_TYPES
 from ggufd.models import hub
+from tests.support.examples import examples
 from tests.support.models import gguf_files
 from tests.support.models.gguf_files import llama, text, write
 
@@ -429,7 +430,7 @@ class TestFuzz:
     """Nothing but ModelError comes out, whatever goes in."""
 
     @given(st.binary(max_size=4000))
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=examples(300), deadline=None)
     def test_random_bytes(self, data: bytes) -> None:
         bounded(data, len(data))
         bounded(b"GGUF" + struct.pack("<I", 3) + data, 8 + len(data))
@@ -439,7 +440,7 @@ class TestFuzz:
         st.sampled_from(["<Q", "<I", "B"]),
         st.integers(0, 10**13),
     )
-    @settings(max_examples=600, deadline=None)
+    @settings(max_examples=examples(600), deadline=None)
     def test_a_real_header_with_vicious_numbers(self, changes: list[tuple[int, int]], size: str, n_bytes: int) -> None:
         data = bytearray(REAL[0])
         for at, number in changes:
@@ -447,7 +448,7 @@ class TestFuzz:
         bounded(bytes(data), max(len(data), n_bytes))
 
     @given(st.integers(0, len(REAL[0])), st.binary(max_size=40))
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=examples(200), deadline=None)
     def test_a_real_header_cut_and_with_something_in_it(self, at: int, data: bytes) -> None:
         head = REAL[0]
         bounded(head[:at], at)
