@@ -325,6 +325,15 @@ def test_every_value_is_documented() -> None:
     assert all(text.endswith(".") for text, _ in found.values())
 
 
+def test_values_of_the_page_are_taken() -> None:
+    page = (ROOT / "docs/using/containers.md").read_text("utf-8")
+    first, *more = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    assert more
+    for one in more:
+        assert server({**first, **one, "image": {**first["image"], **one.get("image", {})}})
+    assert config_of(server(first)).context.cache_disk == first["settings"]["cache_disk"]
+
+
 def test_its_version_is_the_servers() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text("utf-8"))
     assert (chart["version"], chart["appVersion"]) == (__version__, __version__)

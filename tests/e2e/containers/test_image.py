@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from ggufd import __version__
+from tests.support.fakes.hub_server import HubServer
 from tests.support.models.vocabularies import demo_model
 from tests.support.programs.container import ROOT, ImageStore, refuse_elsewhere
 from tests.support.programs.live_server import free_port
@@ -33,6 +34,8 @@ START_S = 120
 STOP_S = 60
 GREEDY = {"temperature": 0, "seed": 1}
 SETTINGS = {"GGUFD_API_KEY": KEY, "GGUFD_HOST": "127.0.0.1", "GGUFD_THREADS": "1", "GGUFD_FLASH_ATTN": "on"}
+MODEL = (f"--volume={Path(demo_model()).parent}:/models:ro", "--tmpfs=/cache:mode=1777")
+REPO = "someone/model-GGUF"
 LABEL = "org.opencontainers.image"
 
 
@@ -50,14 +53,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
 class Container:
     """A running container of the image, which serves the demo model to the loopback. `log` is whole at the end."""
 
-    def __init__(self, store: ImageStore, name: str) -> None:
+    def __init__(self, store: ImageStore, name: str, *options: str) -> None:
         self.log = ""
         self._store = store
         self._name = name
         port = free_port()
         variables = [f"--env={key}={value}" for key, value in {**SETTINGS, "GGUFD_PORT": port}.items()]
-        mounts = [f"--volume={Path(demo_model()).parent}:/models:ro", "--tmpfs=/tmp", "--tmpfs=/cache:mode=1777"]
-        self.process = store.start("ggufd", name, [*variables, *mounts])
+        self.process = store.start("ggufd", name, [*variables, "--tmpfs=/tmp", *(options or MODEL)])
         self.http = httpx.Client(
             base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": KEY}, timeout=START_S, trust_env=False
         )
@@ -94,8 +96,8 @@ class Container:
 
 
 @contextlib.contextmanager
-def running(store: ImageStore, name: str) -> Iterator[Container]:
-    container = Container(store, name)
+def running(store: ImageStore, name: str, *options: str) -> Iterator[Container]:
+    container = Container(store, name, *options)
     try:
         container.wait_healthy()
         yield container
@@ -164,6 +166,21 @@ def test_a_stop_lets_an_answer_end(store: ImageStore) -> None:
     assert len("".join(chunk["text"] for chunk in chunks).split()) > 100
     assert "Traceback" not in container.log
     assert KEY not in container.log
+
+
+def test_a_model_is_fetched_first_and_served_without_the_hub(store: ImageStore, tmp_path: Path) -> None:
+    """As the chart does it: an init container fetches into the volume of the cache, the server is offline."""
+    os.chown(tmp_path, 10001, 10001)
+    options = [f"--volume={tmp_path}:/cache", f"--env=GGUFD_MODEL=hf:{REPO}"]
+    with HubServer() as far:
+        far.repos[REPO] = {"model.Q4_K_M.gguf": Path(demo_model()).read_bytes()}
+        here = [f"--env=HF_ENDPOINT={far.url}", "--tmpfs=/tmp"]
+        fetching = store.start("ggufd", "fetching", [*options, *here], "fetch")
+        said = fetching.communicate(timeout=START_S)[0]
+        assert fetching.returncode == 0, said
+    with running(store, "offline", *options, "--env=HF_HUB_OFFLINE=1") as container:
+        answer = container.http.post("/v1/completions", json={"prompt": FRANCE, "max_tokens": 1, **GREEDY}).json()
+        assert answer["choices"][0]["text"] == " Paris"
 
 
 def test_its_labels_say_what_it_is(store: ImageStore) -> None:

@@ -90,13 +90,13 @@ class ImageStore:
         file.write_text("\n".join(["[global]", *(f"{key} = {value}" for key, value in kept.items()), ""]))
         return file
 
-    def start(self, tag: str, name: str, options: Sequence[str]) -> subprocess.Popen[str]:
+    def start(self, tag: str, name: str, options: Sequence[str], *arguments: str) -> subprocess.Popen[str]:
         """The container in the foreground, as confined as compose.yaml has it; a signal to it is one to the server."""
         confined = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges")
         here = ("--rm", "--cgroups=disabled", "--network=host", *_limits())
         command = ["podman", *self._where, "--runtime=crun", "run", f"--name={name}", *here, *confined, *options]
         return subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", _RUN, "sh", *command, f"localhost/{tag}"],
+            ["unshare", "--mount", "sh", "-c", _RUN, "sh", *command, f"localhost/{tag}", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
