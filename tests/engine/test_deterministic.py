@@ -42,6 +42,9 @@ class ShapedDecoder(FakeDecoder):
         return super().decode()
 
     def _compute(self, row: int) -> None:
+        if self.batch.n_embedded:
+            super()._compute(row)
+            return
         slot = int(self.batch.seq_id[row])
         first_row = int((self.batch.seq_id[: self.batch.n_rows] < slot).sum())
         shape = zlib.crc32(repr((self.batch.n_rows, row - first_row, self.threads)).encode()) % 1000
