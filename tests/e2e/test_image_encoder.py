@@ -92,7 +92,7 @@ async def at_work(encoder: ImageEncoder, pid: int) -> None:
     """The process with this id has begun to compute: it has used the processor since it was asked."""
     process = psutil.Process(pid)
     before = process.cpu_times().user
-    while encoder.process.pid == pid and process.cpu_times().user < before + 0.2:  # noqa: ASYNC110
+    while encoder.process.pid == pid and process.cpu_times().user < before + 0.1:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 

@@ -61,8 +61,11 @@ class Shape(NamedTuple):
 FAST = Shape(image_size=64, patch_size=16)
 """Sixteen rows of 4 x 4 patches of 16 x 16 pixels, in milliseconds."""
 
-SLOW = Shape(image_size=128, patch_size=16, width=2048, n_ff=8192, n_blocks=8, kind="iq1_m")
-"""64 rows of 8 x 8 patches of 16 x 16 pixels, in seconds: weights of a bit and a half are slow, and take 90 MB."""
+SLOW = Shape(image_size=128, patch_size=16, width=2048, n_ff=8192, n_blocks=24, kind="iq1_m")
+"""64 rows of 8 x 8 patches of 16 x 16 pixels, in about a second of one core; 280 MB.
+
+Slow for their size are weights of a bit and a half.
+"""
 
 
 def write_projector(path: Path, model: Path, words: Sequence[str] = WORDS, *, slow: bool = False) -> Path:
