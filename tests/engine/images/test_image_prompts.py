@@ -16,7 +16,9 @@ from ggufd.engine.messages.events import CacheReport, CacheSource, FinishReason
 from ggufd.engine.messages.images import ImageRows, ImageSpan, row_tokens
 from ggufd.engine.messages.requests import ActOnSlot, EngineRequest, SlotAction
 from ggufd.keys.principal import BACKGROUND
+from ggufd.llama.context.batch import Logits
 from tests.support.fakes.fake_llama import (
+    FakeDecoder,
     FakeDraft,
     Rig,
     make_engine,
@@ -28,6 +30,9 @@ from tests.support.fakes.fake_llama import (
 
 TEXT = bytes(range(97, 123)) * 2
 """A text long enough to be worth sharing: 52 tokens."""
+
+PERIOD = 64
+"""Tokens of that text and an image of 12 rows."""
 
 
 @pytest.fixture
@@ -365,15 +370,38 @@ def test_the_next_prompt_of_a_chat_with_images_is_not_predicted(red: ImageRows) 
     assert rig.engine._lifecycle.pre_roll.n_computed == 0
 
 
-@pytest.mark.parametrize("has_model", [False, True], ids=["lookup", "model"])
-def test_drafts_hold_no_rows_of_images(red: ImageRows, has_model: bool) -> None:
-    base = make_engine(n_slots=1)
-    draft = FakeDraft(base.decoder) if has_model else None
-    rig = Rig(base.decoder, rules=EngineRules(max_draft=16), draft=draft)
-    repeated = b"abcabcabc"
-    request = make_image_request(1, [repeated, red, repeated, red, repeated], max_tokens=60, ignore_eos=True)
-    ask(rig, request)
-    assert draft is None or not draft.computed
+class EchoDecoder(FakeDecoder):
+    """Says again what stood `PERIOD` tokens before, but for rows of images."""
+
+    def logits_after(self, tokens: list[int]) -> Logits:
+        row = super().logits_after(tokens)
+        if len(tokens) >= PERIOD and tokens[-PERIOD] >= 0:
+            row[tokens[-PERIOD]] += 50
+        return row
+
+
+def test_drafts_hold_no_rows_of_images(red: ImageRows) -> None:
+    """The text repeats what stands before an image, up to it, and then what stands behind it."""
+    request = make_image_request(1, [TEXT, red, TEXT[:20]], max_tokens=120, ignore_eos=True)
+    texts = []
+    for max_draft in (0, 16):
+        rig = Rig(EchoDecoder(n_slots=1), rules=EngineRules(max_draft=max_draft))
+        rig.add(request)
+        collected = rig.run()[1]
+        texts.append(collected.texts[0])
+        assert (collected.finishes[0].usage.drafted_tokens > 0) == (max_draft > 0)
+        assert collected.finishes[0].usage.accepted_tokens >= max_draft
+    assert texts[0] == texts[1]
+    assert TEXT[20:].decode() == texts[0][:32]
+
+
+def test_a_draft_model_drafts_nothing_behind_an_image(red: ImageRows) -> None:
+    for parts, is_drafting in (([TEXT, red, TEXT], False), ([TEXT], True)):
+        decoder = FakeDecoder(n_slots=1)
+        draft = FakeDraft(decoder)
+        rig = Rig(decoder, rules=EngineRules(max_draft=16), draft=draft)
+        ask(rig, make_image_request(1, parts, max_tokens=60, ignore_eos=True))
+        assert bool(draft.computed) == is_drafting
 
 
 def test_penalties_and_chains_see_tokens_only(red: ImageRows) -> None:

@@ -270,7 +270,6 @@ def test_prompt_lookup_drafts_change_nothing_beside_images(model: Model, images:
     red = images.of(RED)
     rig.run(asked(1, [TEXT, red, TEXT, red, b" what?"], max_tokens=60))
     context.close()
-    assert rig.finishes[1].usage.drafted_tokens > 0
     assert rig.tokens[1, 0] == typed(model, TEXT, RED, TEXT, RED, b" what?", n=60)
 
 
