@@ -61,20 +61,20 @@ def check_rows(rig: Rig, *requests: EngineRequest, since: int = 0) -> None:
     assert {(row.position, row.number, row.index) for row in rig.decoder.embedded[since:]} <= places
 
 
-def said(rig: Rig, request: EngineRequest) -> str:
+def said(rig: Rig, request: EngineRequest, **decoder: Any) -> str:
     """What a request said, after a check that it says the same alone."""
     collected = rig.collected[request.request_id]
     assert collected.failure is None, collected.failure
-    assert collected.texts == run_alone(request).texts
+    assert collected.texts == run_alone(request, **decoder).texts
     return collected.texts[0]
 
 
-def ask(rig: Rig, request: EngineRequest) -> int:
+def ask(rig: Rig, request: EngineRequest, **decoder: Any) -> int:
     """Run a request; how many tokens of its prompt were reused."""
     n_read = len(rig.decoder.embedded)
     rig.add(request)
     rig.run()
-    said(rig, request)
+    said(rig, request, **decoder)
     check_rows(rig, request, since=n_read)
     return rig.collected[request.request_id].finishes[0].usage.cached_tokens
 
@@ -288,10 +288,19 @@ def test_two_that_share_an_image_at_once_read_it_once(red: ImageRows) -> None:
         said(rig, request)
 
 
-def test_the_cache_tells_at_which_image_a_prompt_parts(red: ImageRows, green: ImageRows) -> None:
+def test_an_image_that_begins_like_the_cached_one_is_another(tmp_path: Path, red: ImageRows) -> None:
+    rig = make_engine(n_slots=1)
+    alike = make_image(tmp_path, "twin", alike="red")
+    assert row_tokens(alike.digest, 7) == row_tokens(red.digest, 7)
+    ask(rig, make_image_request(1, [TEXT, red, TEXT]))
+    assert ask(rig, make_image_request(2, [TEXT, alike, TEXT])) == len(TEXT)
+
+
+def test_the_cache_tells_at_which_image_a_prompt_parts(tmp_path: Path, red: ImageRows) -> None:
     rig = make_engine(n_slots=1)
     ask(rig, make_image_request(1, [TEXT, red, TEXT]))
-    rig.add(make_image_request(2, [TEXT, green, TEXT], explain_cache=True))
+    alike = make_image(tmp_path, "twin", alike="red")
+    rig.add(make_image_request(2, [TEXT, alike, TEXT], explain_cache=True))
     rig.run()
     report = rig.collected[2].finishes[0].usage.cache
     assert isinstance(report, CacheReport)
@@ -328,13 +337,17 @@ def test_chats_with_images_come_back_from_host_ram(red: ImageRows, green: ImageR
 
 def test_a_half_read_image_in_host_ram_is_worth_what_stands_before_it(tmp_path: Path, green: ImageRows) -> None:
     large = make_image(tmp_path, "large", 90)
-    rig = make_engine(n_slots=1, n_batch=64, cache_ram_bytes=1 << 20)
-    rig.add(make_image_request(1, [TEXT, large, TEXT]))
-    while not rig.decoder.embedded:
-        rig.step()
-    rig.abort(1)
-    ask(rig, make_image_request(2, [green, TEXT]))
-    assert ask(rig, make_image_request(3, [TEXT, large, TEXT])) == len(TEXT)
+    for before, n_restored in ((TEXT, 1), (b"short", 0)):
+        rig = make_engine(n_slots=1, n_batch=64, cache_ram_bytes=1 << 20)
+        rig.scheduler.step_time.record(0.001, 0, 64)
+        rig.add(make_image_request(1, [before, large, TEXT]))
+        while not rig.decoder.embedded:
+            rig.step()
+        assert len(rig.decoder.embedded) == 64
+        rig.abort(1)
+        ask(rig, make_image_request(2, [green, TEXT]))
+        assert ask(rig, make_image_request(3, [before, large, TEXT])) == (len(TEXT) if n_restored else 0)
+        assert rig.engine.stats().restores == n_restored
 
 
 # --- what is left out -------------------------------------------------------------------------------------------------
@@ -359,15 +372,19 @@ def test_chunks_of_a_chat_with_images_are_not_moved(red: ImageRows) -> None:
     assert ask(rig, make_image_request(2, [b"system", red, TEXT])) == len("system")
 
 
-def test_the_next_prompt_of_a_chat_with_images_is_not_predicted(red: ImageRows) -> None:
-    rig = make_engine(n_slots=3, pre_rolls=True)
-    system, old = b"The system prompt of this chat. " * 2, [bytes([97 + i]) * 20 + b"\n" for i in range(6)]
-    ask(rig, make_image_request(1, [system, *old, red, b"a?"], max_tokens=2))
-    ask(rig, make_image_request(2, [system, *old[1:], red, b"a?"], max_tokens=2))
-    for _ in range(20):
-        rig.engine.run_idle_maintenance()
+@pytest.mark.parametrize("has_image", [False, True], ids=["text", "image"])
+def test_the_next_prompt_of_a_chat_with_images_is_not_predicted(red: ImageRows, has_image: bool) -> None:
+    rig = Rig(FakeDecoder(n_slots=3, n_ctx=1024), rules=EngineRules(pre_rolls=True, cache_ram_bytes=1 << 20))
+    messages: list[bytes | ImageRows] = [b"Bob: " + bytes([97 + number]) * 40 + b"\n" for number in range(12)]
+    shown: bytes | ImageRows = red if has_image else b"no image at all"
+    for first in (0, 2, 4):
+        ask(
+            rig, make_image_request(first, [TEXT, *messages[first : first + 8], shown, b"a?"], max_tokens=2), n_ctx=1024
+        )
+        for _ in range(50):
+            rig.engine.run_idle_maintenance()
     assert rig.engine._lifecycle.pre_roll is not None
-    assert rig.engine._lifecycle.pre_roll.n_computed == 0
+    assert (rig.engine._lifecycle.pre_roll.n_computed == 0) == has_image
 
 
 class EchoDecoder(FakeDecoder):

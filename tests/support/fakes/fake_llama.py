@@ -268,12 +268,17 @@ class EmbeddedRow(NamedTuple):
     index: int
 
 
-def make_image(folder: Path, name: str, n_rows: int = 12) -> ImageRows:
-    """An image for the fake model: each row says which one of which image it is."""
+def make_image(folder: Path, name: str, n_rows: int = 12, *, alike: str = "") -> ImageRows:
+    """An image for the fake model: each row says which one of which image it is.
+
+    Its digest begins like that of the image named `alike`: so do the numbers of its rows, but for the last of eight.
+    """
     digest = hashlib.sha256(name.encode()).hexdigest()
+    if alike:
+        digest = hashlib.sha256(alike.encode()).hexdigest()[:56] + digest[56:]
     numbers = [-1 - number for number in row_tokens(digest, n_rows)]
     rows = [(number >> 16, number & 0xFFFF, index, _ROW_MARK) for index, number in enumerate(numbers)]
-    path = folder / f"{digest[:16]}-{n_rows}.rows"
+    path = folder / f"{name}-{n_rows}.rows"
     path.write_bytes(np.array(rows, np.float32).tobytes())
     return ImageRows(digest, n_rows, str(path))
 
