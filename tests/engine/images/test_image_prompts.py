@@ -143,6 +143,25 @@ def test_a_long_image_is_read_in_pieces_beside_a_stream(tmp_path: Path) -> None:
     said(rig, looking)
 
 
+def test_rows_and_tokens_of_one_step_take_no_longer_than_the_gap(tmp_path: Path) -> None:
+    rig = make_engine(n_slots=5, n_ctx=1024, n_batch=512, max_gap_ms=100.0)
+    streams = [make_request(i, bytes([65 + i]) * 200, max_tokens=150, ignore_eos=True) for i in range(4)]
+    rig.add(*streams)
+    while not all(rig.collected[i].tokens.get(0) for i in range(4)):
+        rig.step()
+    rig.add(make_image_request(9, [TEXT * 3, make_image(tmp_path, "large", 700), b" what?"]))
+    steps: list[tuple[float, int]] = []
+    while not rig.collected[9].is_done:
+        n_read = len(rig.decoder.embedded)
+        rig.step()
+        steps.append((rig.engine.stats().step_s, len(rig.decoder.embedded) - n_read))
+    assert max(seconds for seconds, _ in steps) <= 0.1
+    # And no shorter than need be: each but the last takes most of it.
+    reading = [seconds for seconds, n in steps if n]
+    assert min(reading[:-1]) > 0.06
+    rig.run()
+
+
 def test_rows_are_unmapped_when_their_request_is_over_and_their_file_may_be_gone_before(red: ImageRows) -> None:
     rig = make_engine(n_slots=1, n_batch=8)
     rig.add(make_image_request(1, [red, b"what?"], n=2, max_tokens=3))
