@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 
@@ -35,6 +38,7 @@ from tests.support.models.image_files import (
     png_of_zeros,
     webp_canvas,
 )
+from tests.support.pages import ROOT
 
 LIMITS = DecodeLimits()
 
@@ -129,6 +133,31 @@ def test_of_an_animation_the_first_frame_counts() -> None:
     for name in ("GIF", "WEBP", "PNG"):
         data = image_bytes(frames[0], name, save_all=True, append_images=frames[1:])
         assert colours(decode(data, LIMITS)) == [RED], name
+
+
+def test_of_a_photo_with_a_second_one_behind_it_the_first_counts() -> None:
+    """Telephones write such files (MPO), which begin as a JPEG."""
+    photos = [patches([colour] * 4, columns=2) for colour in (RED, GREEN)]
+    data = image_bytes(photos[0], "MPO", save_all=True, append_images=photos[1:])
+    assert colours(decode(data, LIMITS)) == [RED] * 4
+
+
+def test_a_fresh_process_knows_every_format() -> None:
+    """And hardly any beside them."""
+    files = {name: patch_file([RED], name) for name in FORMATS}
+    program = (
+        "import pickle, sys\n"
+        "from ggufd.images.decoding.pillow import Image, decode\n"
+        "from ggufd.images.decoding.limits import DecodeLimits\n"
+        "files = pickle.load(sys.stdin.buffer)\n"
+        "print(*(decode(data, DecodeLimits()).width for data in files.values()), len(Image.OPEN))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(files), capture_output=True, check=True, cwd=ROOT / "server"
+    )
+    *widths, n_formats = map(int, done.stdout.split())
+    assert widths == [64] * len(FORMATS)
+    assert n_formats < 2 * len(FORMATS)
 
 
 def test_a_large_image_leaves_the_decoder_smaller_and_in_its_shape() -> None:

@@ -10,6 +10,7 @@ import io
 import math
 import warnings
 
+import PIL.WebPImagePlugin  # noqa: F401 - Pillow looks for this one only where it may guess the format
 from PIL import Image
 
 from ggufd.errors import InvalidRequest

@@ -52,7 +52,8 @@ def main(conn: Connection, limits: DecodeLimits) -> None:
 
     from ggufd.images.decoding import pillow  # noqa: F401
 
-    Image.init()
+    # The formats that are taken, and none of the forty others.
+    Image.preinit()
     _limit_memory(limits)
     conn.send(DecoderReady())
     with contextlib.suppress(EOFError, OSError):
