@@ -15,6 +15,7 @@ from ggufd.api.openai.responses.schemas import RESPONSES
 from ggufd.api.request.fields import KOBOLD, LLAMACPP, OLLAMA, OPENAI_CHAT, OPENAI_COMPLETION, SHARED, Aliases
 from tests.support.fakes.api_client import Api, error_of, running
 from tests.support.fakes.fake_engine import FakeEngine, FakeText
+from tests.support.fakes.fake_images import FakeImages, url_of
 
 VALUES = st.recursive(
     st.none()
@@ -28,10 +29,40 @@ VALUES = st.recursive(
 )
 
 ROLES = st.sampled_from(["user", "assistant", "system", "tool", "nobody"])
-CONTENT = st.text("ab <|>\n", max_size=10) | st.lists(
-    st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "x"])}, optional={"text": VALUES}), max_size=2
+URL = VALUES | st.sampled_from([url_of("red"), url_of("!"), "red"])
+IMAGE_TYPES = st.sampled_from(["image_url", "input_image", "image"])
+SOURCE = st.fixed_dictionaries(
+    {"type": st.sampled_from(["base64", "url", "file", "text", "content"])},
+    optional={"data": URL, "url": URL, "media_type": VALUES | st.just("image/png")},
 )
-MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES, "content": CONTENT | VALUES}), max_size=3)
+IMAGE = st.fixed_dictionaries(
+    {"type": IMAGE_TYPES},
+    optional={
+        "image_url": URL | st.fixed_dictionaries({"url": URL}, optional={"detail": VALUES}),
+        "source": VALUES | SOURCE,
+        "file_id": VALUES,
+    },
+)
+CONTENT = st.text("ab <|>\n", max_size=10) | st.lists(
+    st.fixed_dictionaries({"type": st.sampled_from(["text", "x"])}, optional={"text": VALUES}) | IMAGE, max_size=2
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": ROLES, "content": CONTENT | VALUES},
+        optional={"image_url": URL, "images": st.lists(URL, max_size=2) | VALUES},
+    ),
+    max_size=3,
+)
+PROMPT = (
+    st.text("ab", max_size=5)
+    | VALUES
+    | st.fixed_dictionaries(
+        {"prompt_string": st.sampled_from(["<__media__>", "a<__media__>b<__media__>", "a"]) | VALUES},
+        optional={"multimodal_data": st.lists(URL, max_size=2) | VALUES},
+    )
+)
+IMAGES = st.lists(URL, max_size=2) | VALUES
+IMAGE_DATA = st.lists(st.fixed_dictionaries({"id": VALUES}, optional={"data": URL}), max_size=2) | VALUES
 
 
 ITEMS = st.lists(
@@ -63,7 +94,7 @@ BLOCKS = st.lists(
             "tool_use_id": st.sampled_from(["a", "b"]),
             "content": CONTENT | VALUES,
             "thinking": VALUES,
-            "source": VALUES | st.fixed_dictionaries({"type": st.sampled_from(["text", "content"]), "data": VALUES}),
+            "source": VALUES | SOURCE,
         },
     ),
     max_size=3,
@@ -110,9 +141,9 @@ CASES = {
         messages=ANTHROPIC_MESSAGES | VALUES,
         max_tokens=st.integers(1, 5) | VALUES,
     ),
-    "/completion": bodies(LLAMACPP, prompt=st.text("ab", max_size=5) | VALUES),
-    "/api/v1/generate": bodies(KOBOLD, prompt=st.text("ab", max_size=5) | VALUES),
-    "/api/generate": bodies(OLLAMA, prompt=st.text("ab", max_size=5) | VALUES, options=VALUES),
+    "/completion": bodies(LLAMACPP, prompt=PROMPT | st.just("[img-1]"), image_data=IMAGE_DATA),
+    "/api/v1/generate": bodies(KOBOLD, prompt=st.text("ab", max_size=5) | VALUES, images=IMAGES),
+    "/api/generate": bodies(OLLAMA, prompt=st.text("ab", max_size=5) | VALUES, options=VALUES, images=IMAGES),
     "/api/chat": bodies(OLLAMA, messages=MESSAGES | VALUES),
     "/infill": bodies(LLAMACPP, input_prefix=st.text("ab", max_size=5) | VALUES, input_suffix=st.just("") | VALUES),
     "/v1/chat/completions/input_tokens": bodies(OPENAI_CHAT, messages=MESSAGES | VALUES),
@@ -135,7 +166,7 @@ CASES = {
         {"query": st.just("a") | VALUES, "documents": st.lists(VALUES | st.just("a"), max_size=3) | VALUES},
         optional={"top_n": VALUES, "texts": VALUES, "return_documents": VALUES},
     ),
-    "/tokenize": st.fixed_dictionaries({"content": VALUES}, optional={"add_special": VALUES, "with_pieces": VALUES}),
+    "/tokenize": st.fixed_dictionaries({"content": PROMPT}, optional={"add_special": VALUES, "with_pieces": VALUES}),
     "/detokenize": st.fixed_dictionaries({"tokens": VALUES | st.lists(st.integers(-1, 300), max_size=4)}),
 }
 
@@ -163,7 +194,7 @@ def test_no_json_object_makes_a_500(path: str, n_examples: int) -> None:
     """One application for all of them: to build it takes longer than to answer."""
     engine = FakeEngine(["ab"], pooling="rank" if path == "/v1/rerank" else "mean")
     with asyncio.Runner() as runner:
-        app = running(engine, FakeText(has_infill=True))
+        app = running(engine, FakeText(has_infill=True), images=FakeImages())
         api = runner.run(app.__aenter__())
 
         @settings(max_examples=n_examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])

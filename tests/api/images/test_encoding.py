@@ -81,6 +81,32 @@ async def test_a_client_that_leaves_ends_the_encoding_of_its_image(path: str, st
         assert api.engine.requests == []
 
 
+@pytest.mark.parametrize("stop", ["/api/extra/abort", "/v1/internal/stop-generation"])
+async def test_an_abort_that_names_no_request_ends_an_encoding_too(stop: str) -> None:
+    images = FakeImages()
+    images.gate.clear()
+    async with running(images=images) as api:
+        asking = asyncio.create_task(api.post(CHAT, {"messages": [ASK], "stream": True}))
+        await images.begun.wait()
+        assert (await api.http.post(stop)).status_code == 200
+        response = await asking
+        assert (response.status_code, response.json()["error"]["code"]) == (410, "request_ended")
+        assert images.cancelled == ["red"]
+        assert (await api.http.post("/api/extra/abort")).json()["n_aborted"] == 0
+
+
+async def test_a_key_that_is_removed_ends_its_encodings() -> None:
+    images, ring = FakeImages(), ring_of("k" * 20, "o" * 20)
+    images.gate.clear()
+    async with running(images=images, keys=ring) as api:
+        headers = {"authorization": f"Bearer {'k' * 20}"}
+        asking = asyncio.create_task(api.post(CHAT, {"messages": [ASK]}, headers=headers))
+        await images.begun.wait()
+        ring.replace([key for key in ring if key.name != "key-1"])
+        response = await asking
+    assert (response.status_code, images.cancelled) == (401, ["red"])
+
+
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize(
     ("failure", "status"),

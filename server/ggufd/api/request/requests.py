@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
+from ggufd.api.images.encoding import encode_images
 from ggufd.api.images.prompts import ImagePrompt
 from ggufd.api.request.constraints import ConstraintFields
 from ggufd.api.request.deterministic import check_deterministic, with_seed
@@ -231,7 +232,7 @@ async def engine_request(
         await _check_grammar(services, sampling.grammar, constraint_param)
     if images is None:
         return request
-    return dataclasses.replace(request, images=await images.encoded(caller.principal))
+    return dataclasses.replace(request, images=await encode_images(services, caller, images))
 
 
 async def check_fields(services: Services, fields: GenerationFields, rendered: RenderedChat) -> None:
