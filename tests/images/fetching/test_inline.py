@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -15,6 +16,8 @@ from ggufd.images.fetching.limits import ImageLimits
 from ggufd.images.fetching.source import ImageSource
 
 MAX_BYTES = 3_000_000
+ANY = st.characters(exclude_categories=())
+"""Halves of surrogate pairs as well, which JSON can hold."""
 DATA = bytes(range(256)) * 3 + b"\xfb\xff"
 
 Read = Callable[[str], Awaitable[bytes]]
@@ -100,7 +103,7 @@ async def test_white_space_anywhere_changes_nothing(data: bytes, gap: int, white
 
 
 @settings(deadline=None)
-@given(st.text(max_size=100))
+@given(st.text(ANY, max_size=100))
 async def test_any_text_is_read_or_refused(text: str) -> None:
     source = ImageSource(ImageLimits())
     for reference in (text, "data:" + text, "data:;base64," + text, "http://" + text, "file://" + text):
@@ -108,3 +111,9 @@ async def test_any_text_is_read_or_refused(text: str) -> None:
             assert isinstance(await source.read(reference, "x"), bytes)
         except InvalidRequest:
             continue
+
+
+@pytest.mark.parametrize("half", ["data:,\ud800", "data:;base64,%41\ud800", "\ud800", "file://\ud800"])
+async def test_half_a_character_is_refused(half: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest):
+        await ImageSource(ImageLimits(media_path=tmp_path)).read(half, "x")

@@ -31,13 +31,13 @@ class ImageUrl(NamedTuple):
             parts = urlsplit(url)
             port = parts.port
             host = (parts.hostname or "").encode("idna").decode("ascii").lower()
+            target = quote((parts.path or "/") + ("?" + parts.query if parts.query else ""), safe=_SAFE)
         except ValueError:  # UnicodeError is one
             raise _malformed() from None
         if parts.scheme not in _PORTS or not _HOST.fullmatch(host) or "\\" in url:
             raise _malformed()
         if "@" in parts.netloc:
             raise InvalidRequest("The image's URL holds a user name, which is not sent anywhere. Leave it out.")
-        target = quote((parts.path or "/") + ("?" + parts.query if parts.query else ""), safe=_SAFE)
         return cls(parts.scheme, host.rstrip("."), port or _PORTS[parts.scheme], target)
 
     @property

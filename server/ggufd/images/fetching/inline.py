@@ -31,11 +31,18 @@ async def data_uri(uri: str, max_bytes: int) -> bytes:
         return await base64_bytes(uri, max_bytes, start=comma + 1)
     if len(uri) - comma > 4 * max_bytes:
         raise InvalidRequest(too_large(max_bytes))
-    data = await asyncio.to_thread(unquote_to_bytes, uri[comma + 1 :])
+    data = await asyncio.to_thread(_unquoted, uri[comma + 1 :])
     if is_base64:
         return await base64_bytes(data.decode("latin-1"), max_bytes)
     _check_size(len(data), max_bytes)
     return data
+
+
+def _unquoted(text: str) -> bytes:
+    try:
+        return unquote_to_bytes(text)
+    except UnicodeEncodeError:
+        raise InvalidRequest("The data URI holds half a character: percent-encoded bytes were expected.") from None
 
 
 async def base64_bytes(text: str, max_bytes: int, start: int = 0) -> bytes:
