@@ -89,6 +89,19 @@ async def test_nothing_is_an_empty_file(read: Read) -> None:
     assert await read("") == await read("data:image/png;base64,") == b""
 
 
+@pytest.mark.parametrize("before", ["", "A", "AA"])
+async def test_no_piece_ends_within_an_escape(read: Read, before: str) -> None:
+    """Three megabytes of escapes, read in pieces of one."""
+    text = before + "%2B%2f" * 500_000 + "A" * (-len(before) % 4)
+    plain = text.replace("%2B", "+").replace("%2f", "/")
+    assert await read(f"data:;base64,{text}") == await read(plain)
+
+
+async def test_few_bytes_may_be_percent_encoded(read: Read) -> None:
+    assert await read("data:,50%") == b"50%"
+    assert "too many percent-encoded bytes" in await refusal(read, "data:," + "%41" * 30_000)
+
+
 async def test_the_largest_file_is_read_in_pieces(read: Read) -> None:
     data = DATA * (MAX_BYTES // len(DATA))
     assert await read(encoded(data)) == data

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MOST_KEPT_PIXELS = 4 << 20
-"""Pixels that leave the decoder: larger images are scaled down to these. The projectors that are served take no more."""
+"""Pixels that leave the decoder: larger images are scaled down to them. The projectors that are served take no more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,12 @@ from ggufd.images.fetching.limits import too_large
 _PIECE_CHARS = 1 << 20
 """Characters that are decoded at once, in about 3 ms; in between the event loop has its turn."""
 
+_MOST_ESCAPES = 20_000
+"""Percent-encoded bytes of an image that is no base64: each becomes an object on the way."""
+
+_ESCAPES = {"%2b": "+", "%2f": "/", "%3d": "=", "%0a": "", "%0d": "", "%20": ""}
+"""What base64 may be escaped for."""
+
 _WHITE = b" \t\r\n\v\f"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
@@ -26,14 +32,11 @@ async def data_uri(uri: str, max_bytes: int) -> bytes:
     if comma < 0:
         raise InvalidRequest("The data URI has no comma: data:image/png;base64,... was expected.")
     is_base64 = uri[:comma].rstrip().lower().endswith(";base64")
-    # The rest is not copied: it may be megabytes.
-    if is_base64 and "%" not in uri:
-        return await base64_bytes(uri, max_bytes, start=comma + 1)
-    if len(uri) - comma > 4 * max_bytes:
-        raise InvalidRequest(too_large(max_bytes))
-    data = await asyncio.to_thread(_unquoted, uri[comma + 1 :])
     if is_base64:
-        return await base64_bytes(data.decode("latin-1"), max_bytes)
+        return await base64_bytes(uri, max_bytes, start=comma + 1)
+    if uri.count("%") > _MOST_ESCAPES:
+        raise InvalidRequest("The data URI has too many percent-encoded bytes. Send the image as base64.")
+    data = _unquoted(uri[comma + 1 :])
     _check_size(len(data), max_bytes)
     return data
 
@@ -46,13 +49,15 @@ def _unquoted(text: str) -> bytes:
 
 
 async def base64_bytes(text: str, max_bytes: int, start: int = 0) -> bytes:
-    """Bytes of base64 of either alphabet, from `start` on; white space and missing padding are allowed.
+    """Bytes of base64 of either alphabet, from `start` on; white space, escapes and missing padding are allowed.
 
     Raises InvalidRequest.
     """
-    decoded, rest = bytearray(), b""
-    for at in range(start, len(text), _PIECE_CHARS):
-        rest += _clean(text[at : at + _PIECE_CHARS])
+    decoded, rest, at = bytearray(), b"", start
+    while at < len(text):
+        end = _end_of_piece(text, at)
+        rest += _clean(text[at:end])
+        at = end
         # Padding is for the end only.
         whole = len(rest.rstrip(b"=")) // 4 * 4
         decoded += _decoded(rest[:whole])
@@ -65,7 +70,17 @@ async def base64_bytes(text: str, max_bytes: int, start: int = 0) -> bytes:
     return bytes(decoded)
 
 
+def _end_of_piece(text: str, start: int) -> int:
+    """End of the piece that begins at `start`: no escape is cut."""
+    end = start + _PIECE_CHARS
+    cut = text.rfind("%", end - 2, end)
+    return end if cut < 0 else cut
+
+
 def _clean(text: str) -> bytes:
+    if "%" in text:
+        for escape, char in _ESCAPES.items():
+            text = text.replace(escape.upper(), char).replace(escape, char)
     try:
         return text.encode("ascii").translate(_URL_SAFE, _WHITE)
     except UnicodeEncodeError:
