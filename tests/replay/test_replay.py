@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ggufd.replay import command
-from ggufd.replay.comparison import Verdict, compare
+from ggufd.replay.comparison import ReplayOutcome, compare
 from ggufd.replay.receipt_file import ReceiptFile, ReplayError
-from ggufd.replay.server import Server, flags_of
+from ggufd.replay.server import ReplayServer, flags_of
 
 SETTINGS = {"n_ctx": 512, "n_threads": 1, "flash_attn": "on", "rope_scaling": "", "yarn_ext_factor": -1.0}
 
@@ -114,12 +114,12 @@ class TestFile:
 
 class TestComparison:
     def test_the_same_tokens_are_the_same(self) -> None:
-        assert compare(of(receipt()), of(receipt())).verdict is Verdict.SAME
+        assert compare(of(receipt()), of(receipt())).outcome is ReplayOutcome.SAME
         assert said(receipt(), receipt()) == ["same: 3 tokens"]
 
     def test_the_same_by_another_build_says_so(self) -> None:
         now = receipt(computed_by__build={"ggufd": "1", "binding": "b2", "libraries": "l1"})
-        assert compare(of(receipt()), of(now)).verdict is Verdict.SAME
+        assert compare(of(receipt()), of(now)).outcome is ReplayOutcome.SAME
         assert said(receipt(), now) == [
             "same: 3 tokens",
             "though by other means:",
@@ -128,7 +128,7 @@ class TestComparison:
 
     def test_the_place_where_the_texts_part_is_told_with_both(self) -> None:
         now = receipt(choices=[choice(104, 101, 121)])
-        assert compare(of(receipt()), of(now)).verdict is Verdict.PARTED
+        assert compare(of(receipt()), of(now)).outcome is ReplayOutcome.PARTED
         assert said(receipt(), now) == [
             "another text, by the same model, settings, hardware and build",
             "choice 0 parts at token 2",
@@ -157,7 +157,7 @@ class TestComparison:
     )
     def test_what_is_other_promises_nothing_and_is_named(self, changes: dict[str, Any], what: str) -> None:
         now = receipt(**changes, choices=[choice(104, 101)])
-        assert compare(of(receipt()), of(now)).verdict is Verdict.OTHER
+        assert compare(of(receipt()), of(now)).outcome is ReplayOutcome.OTHER
         lines = said(receipt(), now)
         assert lines[0] == f"{what} which promises nothing"
         assert " then, " in lines[1]
@@ -174,7 +174,7 @@ class TestComparison:
 
     def test_another_prompt_is_told_before_the_text(self) -> None:
         now = receipt(prompts=[{"n_tokens": 5, "digest": "p2"}], choices=[choice(1)])
-        assert compare(of(receipt()), of(now)).verdict is Verdict.PARTED
+        assert compare(of(receipt()), of(now)).outcome is ReplayOutcome.PARTED
         assert "prompt 0 parts already: it had 4 tokens" in said(receipt(), now)[1]
 
 
@@ -193,11 +193,11 @@ class TestServer:
     @pytest.mark.parametrize("url", ["", "ftp://x", "http://"])
     def test_a_url_that_is_none_is_refused(self, url: str) -> None:
         with pytest.raises(ReplayError, match="expected a server's address"):
-            Server(url, None, 5)
+            ReplayServer(url, None, 5)
 
     def test_nobody_there_is_told_in_a_line(self) -> None:
         with pytest.raises(ReplayError, match=r"127\.0\.0\.1:9 gives no answer"):
-            Server("127.0.0.1:9/v1", None, 5).post("/v1/completions", {})
+            ReplayServer("127.0.0.1:9/v1", None, 5).post("/v1/completions", {})
 
 
 class TestCommand:

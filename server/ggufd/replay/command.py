@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from ggufd.replay.comparison import Comparison, Parting, Verdict, compare
+from ggufd.replay.comparison import Parting, ReceiptComparison, ReplayOutcome, compare
 from ggufd.replay.receipt_file import ReceiptFile, ReplayError
-from ggufd.replay.server import Server, started
+from ggufd.replay.server import ReplayServer, started
 
-EXIT_CODES = {Verdict.SAME: 0, Verdict.PARTED: 3, Verdict.OTHER: 4}
+EXIT_CODES = {ReplayOutcome.SAME: 0, ReplayOutcome.PARTED: 3, ReplayOutcome.OTHER: 4}
 """1 is a replay that cannot be done, 2 a command line that is none."""
 
 _FAILED = 1
@@ -59,21 +59,21 @@ def run(path: Path, url: str | None, api_key: str | None, timeout_s: float, argu
     with contextlib.ExitStack() as stack:
         if url is None:
             url = stack.enter_context(started(then.computed_by.get("settings", {}), arguments))
-        server = Server(url, api_key, timeout_s)
+        server = ReplayServer(url, api_key, timeout_s)
         answer_path, body = then.request
         comparison = compare(then, ReceiptFile.of(server.post(answer_path, body), "the answer of the server"))
         for line in report(then, comparison, server.text):
             print(line)
-    return EXIT_CODES[comparison.verdict]
+    return EXIT_CODES[comparison.outcome]
 
 
-def report(then: ReceiptFile, comparison: Comparison, text_of: Callable[[Sequence[int]], str]) -> list[str]:
+def report(then: ReceiptFile, comparison: ReceiptComparison, text_of: Callable[[Sequence[int]], str]) -> list[str]:
     """Lines that say the outcome; `text_of` gives the text of tokens."""
     n_tokens = sum(len(choice["tokens"]) for choice in then.choices)
     others = [f"  {one}" for one in comparison.differences]
-    if comparison.verdict is Verdict.SAME:
+    if comparison.outcome is ReplayOutcome.SAME:
         return [f"same: {n_tokens} tokens", *(["though by other means:", *others] if others else [])]
-    if comparison.verdict is Verdict.OTHER:
+    if comparison.outcome is ReplayOutcome.OTHER:
         head = [f"other {_listed(comparison.groups)}, which promises nothing", *others]
     else:
         head = ["another text, by the same model, settings, hardware and build"]
@@ -84,7 +84,7 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _place(then: ReceiptFile, comparison: Comparison, text_of: Callable[[Sequence[int]], str]) -> list[str]:
+def _place(then: ReceiptFile, comparison: ReceiptComparison, text_of: Callable[[Sequence[int]], str]) -> list[str]:
     if comparison.prompt is not None:
         n_tokens = then.prompts[comparison.prompt]["n_tokens"] if comparison.prompt < len(then.prompts) else 0
         return [

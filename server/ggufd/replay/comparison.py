@@ -18,7 +18,7 @@ _GROUPS: Mapping[str, str] = {
 """Parts of a receipt, and what they are called together; others by their own names."""
 
 
-class Verdict(enum.Enum):
+class ReplayOutcome(enum.Enum):
     """Outcome of a replay."""
 
     SAME = "same"
@@ -26,7 +26,7 @@ class Verdict(enum.Enum):
     PARTED = "parted"
 
 
-class Difference(NamedTuple):
+class ReceiptDifference(NamedTuple):
     """A part of the receipts by its dotted name, and its values then and now."""
 
     name: str
@@ -53,18 +53,18 @@ class Parting(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ReceiptComparison:
     """`differences` of what computed the texts; the first `prompt` that differs, and the `parting` of a choice."""
 
-    differences: tuple[Difference, ...]
+    differences: tuple[ReceiptDifference, ...]
     prompt: int | None
     parting: Parting | None
 
     @property
-    def verdict(self) -> Verdict:
+    def outcome(self) -> ReplayOutcome:
         if self.prompt is None and self.parting is None:
-            return Verdict.SAME
-        return Verdict.OTHER if self.differences else Verdict.PARTED
+            return ReplayOutcome.SAME
+        return ReplayOutcome.OTHER if self.differences else ReplayOutcome.PARTED
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class Comparison:
         return tuple(dict.fromkeys(one.group for one in self.differences))
 
 
-def compare(then: ReceiptFile, now: ReceiptFile) -> Comparison:
+def compare(then: ReceiptFile, now: ReceiptFile) -> ReceiptComparison:
     """Compare a receipt with that of the same request, computed again."""
     differences = [
         *_differences("", then.computed_by, now.computed_by),
@@ -80,15 +80,15 @@ def compare(then: ReceiptFile, now: ReceiptFile) -> Comparison:
     ]
     prompts = [(one.get("digest"), other.get("digest")) for one, other in _pairs(then.prompts, now.prompts)]
     prompt = next((index for index, (before, after) in enumerate(prompts) if before != after), None)
-    return Comparison(tuple(differences), prompt, _parting(then.choices, now.choices))
+    return ReceiptComparison(tuple(differences), prompt, _parting(then.choices, now.choices))
 
 
-def _differences(name: str, then: Any, now: Any) -> Iterator[Difference]:
+def _differences(name: str, then: Any, now: Any) -> Iterator[ReceiptDifference]:
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys((*then, *now)):
             yield from _differences(f"{name}.{key}".lstrip("."), then.get(key), now.get(key))
     elif then != now:
-        yield Difference(name, then, now)
+        yield ReceiptDifference(name, then, now)
 
 
 def _pairs(then: Sequence[Any], now: Sequence[Any]) -> Iterator[tuple[Any, Any]]:

@@ -41,7 +41,7 @@ _FLAGS: Mapping[str, tuple[str, Any]] = {
 """Settings of a receipt: their flags, and the values that need none."""
 
 
-class Server:
+class ReplayServer:
     """Server at `url`; `api_key` is sent where there is one, and an answer may take `timeout_s`."""
 
     def __init__(self, url: str, api_key: str | None, timeout_s: float) -> None:
