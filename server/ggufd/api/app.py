@@ -32,6 +32,7 @@ from ggufd.api.live.view import LiveMessages
 from ggufd.api.llamacpp import errors as llamacpp
 from ggufd.api.ops import health
 from ggufd.api.pool.gate import ModelGate
+from ggufd.api.pool.waiting import export_metrics
 from ggufd.api.request.docs import Documentation
 from ggufd.api.routing import add_routes
 from ggufd.api.services.adapters import AdapterScales
@@ -84,6 +85,7 @@ def create_app(
     add_routes(app, has_pages=config.ui)
     add_error_handlers(app)
     if pool is not None:
+        export_metrics(pool, services.metrics)
         app.add_middleware(ModelGate, pool=pool)
     _add_middleware(app, config, [log_request, services.metrics.observe, collector.observe, *sinks])
     return app

@@ -55,8 +55,8 @@ def find_known(config: Config) -> KnownModels | None:
     found = _unique([*_named(config), *_of_tables(config), *_in_folder(config)])
     if not found:
         raise ModelError(
-            f"--models-dir {config.pool.models_dir}: no model in this folder can be used; put a .gguf file there, or name "
-            f"one with --model FILE"
+            f"--models-dir {config.pool.models_dir}: no model in this folder can be used; put a .gguf file there, or "
+            f"name one with --model FILE"
         )
     _check_tables(config, found)
     known = [_known(one, config) for one in found]

@@ -79,3 +79,17 @@ async def test_probes_send_nobody_elsewhere_while_models_are_swapped() -> None:
         for path in ("/health", "/ready"):
             response = await api.http.get(path)
             assert (response.status_code, response.json()) == (200, {"status": "swapping"})
+
+
+async def test_metrics_count_swaps_and_who_waits() -> None:
+    async with waiting() as (api, asked):
+        headers = {"x-api-key": "r"}
+        text = (await api.http.get("/metrics", headers=headers)).text
+        assert "\nggufd_model_waiting 1.0\n" in text
+    assert asked.done()
+
+
+async def test_metrics_count_what_was_swapped() -> None:
+    async with PooledApi().running() as api:
+        await api.ok("/v1/completions", prompt="x", model="large")
+        assert "\nggufd_model_swaps 1.0\n" in (await api.http.get("/metrics")).text

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ggufd.api.services.metrics import Metrics
 from ggufd.api.services.services import Services
-from ggufd.model_pool.pool import ModelTurn
+from ggufd.model_pool.pool import ModelPool, ModelTurn
 
 Shows = Callable[[str], bool]
 """Whether the requests of a person are shown."""
@@ -58,3 +59,9 @@ def live_json(services: Services, shows: Shows) -> Iterator[dict[str, Any]]:
 def n_waiting(services: Services) -> int:
     """Number of requests that wait for a model, of everybody."""
     return len(waiting_turns(services, lambda person: True))
+
+
+def export_metrics(pool: ModelPool, metrics: Metrics) -> None:
+    """Show among the metrics how often models are swapped, and how many requests wait for one."""
+    metrics.watch("model_swaps", "Times that another model was loaded.", lambda: pool.n_swaps)
+    metrics.watch("model_waiting", "Requests that wait for a model to be loaded.", lambda: len(pool.waiting))
