@@ -140,6 +140,46 @@ class TestSwaps:
             assert "waiting for model tiny-b, " in told[0]
             assert json.loads(told[-2].removeprefix("data: "))["model"] == "tiny-b"
 
+    def test_a_stream_that_outlives_its_client_is_not_cut_for_a_swap(self, folder: Path) -> None:
+        with served(folder, "--swap-after-s", "0") as (_, http):
+            body = {"model": "tiny-a", "prompt": "Once", "max_tokens": 600, "stream": True, "ignore_eos": True}
+            with http.stream("POST", "/v1/completions", json={**body, "resumable": True}) as reply:
+                next(reply.iter_lines())
+            assert says(http, "tiny-b")[0] == "tiny-b"
+            (stream,) = http.get("/v1/streams").json()["data"]
+            text = http.get(f"/v1/streams/{stream['id']}").text
+            events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+            assert events[-1]["choices"][0]["finish_reason"] == "length"
+            assert {event["model"] for event in events} == {"tiny-a"}
+
+    def test_lines_of_a_batch_are_computed_by_their_models(self, folder: Path, tmp_path: Path) -> None:
+        flags = ("--swap-after-s", "1", "--batch-dir", str(tmp_path / "batches"))
+        with served(folder, *flags) as (server, http), httpx.Client(trust_env=False) as own:
+            expected = {name: says(http, name) for name in NAMES}
+            api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=own, timeout=WAIT_S)
+            body = {"prompt": "Once", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+            lines = [
+                {
+                    "custom_id": f"{name}-{i}",
+                    "method": "POST",
+                    "url": "/v1/completions",
+                    "body": {"model": name, **body},
+                }
+                for i in range(2)
+                for name in NAMES[:2]
+            ]
+            data = "\n".join(json.dumps(line) for line in lines).encode()
+            file = api.files.create(file=("lines.jsonl", data), purpose="batch")
+            batch = api.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+            until(lambda: api.batches.retrieve(batch.id).status == "completed", "the batch does not end")
+            output = api.batches.retrieve(batch.id).output_file_id
+            assert output is not None
+            for line in api.files.content(output).text.splitlines():
+                told = json.loads(line)
+                answer = told["response"]["body"]
+                name = told["custom_id"].rpartition("-")[0]
+                assert (answer["model"], answer["choices"][0]["text"]) == expected[name]
+
     def test_who_leaves_while_waiting_causes_no_swap(self, folder: Path) -> None:
         with served(folder, "--swap-after-s", "3") as (server, http):
             body = {"model": "tiny-a", "prompt": "Once", "max_tokens": 900, "ignore_eos": True, "stream": True}
