@@ -310,6 +310,21 @@ class TestClients:
             assert states(http)["tiny-c"] == "loaded"
 
 
+class TestLimits:
+    def test_another_model_gives_a_key_no_new_tokens(self, folder: Path) -> None:
+        with served(folder, "--swap-after-s", "0", "--tokens-per-minute-per-key", "10", "--api-key", "secret") as (
+            _,
+            http,
+        ):
+            http.headers["Authorization"] = "Bearer secret"
+            body = {"prompt": "Once", "max_tokens": 30, "ignore_eos": True}
+            assert http.post("/v1/completions", json={**body, "model": "tiny-a"}).status_code == 200
+            for name in ("tiny-a", "tiny-b"):
+                error = error_of(http.post("/v1/completions", json={**body, "model": name}), 429)
+                assert "tokens per minute" in error["message"]
+            assert states(http)["tiny-b"] == "loaded"
+
+
 class TestFailures:
     def test_a_model_that_does_not_load_leaves_the_old_one(self, folder: Path, tmp_path: Path) -> None:
         models = tmp_path / "models"

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ggufd.api.ops.traces import Traces
     from ggufd.daemon.prestart import PrestartedProcesses
     from ggufd.engine.client.client import EngineClient
+    from ggufd.engine.client.limits import TokenBuckets
     from ggufd.images.encoder.reader import ImageReader
     from ggufd.settings.access import Access
 
@@ -113,6 +114,7 @@ class Daemon:
         self._traces = traces
         self._prestarted = prestarted
         self._batches: BatchWorker | None = None
+        self._buckets: TokenBuckets | None = None
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
@@ -170,6 +172,7 @@ class Daemon:
         from ggufd.chat.process.pool import TextPool
         from ggufd.chat.prompt import TextParams
         from ggufd.engine.client.client import EngineClient
+        from ggufd.engine.client.limits import TokenBuckets
 
         settings = engine_config(config, model)
         tool_format = None if config.model.tool_format == "auto" else config.model.tool_format
@@ -184,7 +187,15 @@ class Daemon:
         prestarted, self._prestarted = self._prestarted, None
         first = None if prestarted is None else TextClient(params, prestarted=prestarted.text)
         text = TextPool(lambda: TextClient(params), first=first, is_shared=lambda: api.shares_cache)
-        engine = EngineClient(settings, on_progress, prestarted=None if prestarted is None else prestarted.engine)
+        # A key that has used its tokens has used them, whatever model is loaded then.
+        if self._buckets is None:
+            self._buckets = TokenBuckets()
+        engine = EngineClient(
+            settings,
+            on_progress,
+            prestarted=None if prestarted is None else prestarted.engine,
+            buckets=self._buckets,
+        )
         return Served(config, model, engine, text, api, _make_images(config, model))
 
     def _find_served(self, config: Config, on_progress: OnProgress, on_fetch: OnProgress) -> Served:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ggufd.engine.client.callers import EngineCallers
 from ggufd.engine.client.intake import Intake
-from ggufd.engine.client.limits import SubmissionLimits
+from ggufd.engine.client.limits import SubmissionLimits, TokenBuckets
 from ggufd.engine.client.open_requests import OpenRequests
 from ggufd.engine.client.questions import Questions
 from ggufd.engine.client.reports import EngineReports
@@ -38,7 +38,7 @@ class EngineClient:
 
     `intake` opens and closes it for new requests; `reports` answers questions about the engine, and acts on its slots.
     `on_progress` gets the share of the model that is loaded, 0 to 1. `prestarted` is a process to begin with; `spawn`
-    replaces how processes are started.
+    replaces how processes are started. `buckets` are the rate limits' where they outlast the engine.
     """
 
     def __init__(
@@ -47,12 +47,14 @@ class EngineClient:
         on_progress: Callable[[float], None] | None = None,
         spawn: Spawn[Link] | None = None,
         prestarted: PrestartedProcess | None = None,
+        buckets: TokenBuckets | None = None,
     ) -> None:
+        self._buckets = TokenBuckets() if buckets is None else buckets
         self._on_progress = on_progress
         self._spawn = spawn
         self._requests = OpenRequests()
         self._questions = Questions(self._send)
-        self._limits = SubmissionLimits(self._requests, config.max_queue)
+        self._limits = SubmissionLimits(self._requests, config.max_queue, self._buckets)
         self._callers = EngineCallers(self._requests, self._questions, self._limits.charge)
         self._supervisor = EngineSupervisor(config, self._callers, on_progress, spawn, prestarted)
         self.intake = Intake(self._supervisor)
@@ -81,7 +83,9 @@ class EngineClient:
 
     def renewed(self) -> EngineClient:
         """Another client for the very model that this one loaded, not started: the text process has its vocabulary."""
-        again = EngineClient(replace(self.config, vram_limit=None), self._on_progress, self._spawn)
+        again = EngineClient(
+            replace(self.config, vram_limit=None), self._on_progress, self._spawn, buckets=self._buckets
+        )
         again._supervisor.expect_model_of(self._supervisor)
         return again
 

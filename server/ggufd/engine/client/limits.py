@@ -62,7 +62,8 @@ class SubmissionLimits:
     def __init__(self, requests: OpenRequests, max_queue: int, buckets: TokenBuckets | None = None) -> None:
         self._requests = requests
         self._max_queue = max_queue
-        self._buckets = buckets or TokenBuckets()
+        # Empty ones are false.
+        self._buckets = TokenBuckets() if buckets is None else buckets
 
     def is_full(self, n_slots: int) -> bool:
         """Whether as many requests wait as may: one more would be refused."""
