@@ -65,6 +65,18 @@ def test_an_answer_streams_and_stops(page: WebPage, server: LiveServer) -> None:
     assert len(said) == 2
 
 
+def test_what_stands_under_a_stopped_answer_is_scrolled_to(browser: Browser, server: LiveServer) -> None:
+    with web_page.opened(browser, server.url, viewport={"width": 1280, "height": 360}) as page:
+        page.ask_for(max_tokens=1500, ignore_eos=True)
+        page.send(STORY)
+        page.wait_begun(900)
+        page.page.keyboard.press("Escape")
+        page.wait_ended()
+        expect(page.answer.get_by_role("button", name="Tokens")).to_be_visible()
+        below = "one => one.scrollHeight - one.scrollTop - one.clientHeight"
+        assert page.page.locator(".scroll").evaluate(below) < 2
+
+
 def test_versions_of_an_answer_are_kept_and_turned_with_arrows(page: WebPage) -> None:
     first = page.answered("Name an animal and what it eats.")
     page.press("Regenerate")

@@ -38,6 +38,8 @@ export function MessageView({ message, isLast, isEditing, edit, onGrow }) {
   const run = conversation.runs.value.get(message.id);
   const isOwn = message.role === "user";
   const who = isOwn ? "You" : message.role === "tool" ? "Tool" : "Answer";
+  // What stands under an answer comes with its end.
+  useLayoutEffect(onGrow, [Boolean(run)]);
   return html`<article class="message ${message.role}" aria-label=${who} aria-busy=${Boolean(run)}
     data-message=${message.id}>
     ${isOwn && message.images && html`<${MessageImages} images=${message.images} />`}
