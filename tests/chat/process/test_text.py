@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -89,19 +90,9 @@ _IN_VOCABULARY = st.characters(exclude_categories=("Cs", "Cc"), max_codepoint=0x
 
 
 @given(st.text(_IN_VOCABULARY, max_size=200))
-def test_detokenizing_gives_the_text_back(text: str) -> None:
-    model = _cached_demo()
-    assert model.decode(model.encode(text, parse_special=False)) == text
-    assert b"".join(model.pieces(model.encode(text, parse_special=False))) == text.encode()
-
-
-_DEMO: list[TextModel] = []
-
-
-def _cached_demo() -> TextModel:
-    if not _DEMO:
-        _DEMO.append(TextModel(GgufModel(demo_model())))
-    return _DEMO[0]
+def test_detokenizing_gives_the_text_back(text_model: TextModel, text: str) -> None:
+    assert text_model.decode(text_model.encode(text, parse_special=False)) == text
+    assert b"".join(text_model.pieces(text_model.encode(text, parse_special=False))) == text.encode()
 
 
 @pytest.mark.parametrize("token", [-1, 49152, 2**31 - 1, -(2**63)])
@@ -167,9 +158,23 @@ def test_a_file_with_a_broken_template_still_tokenizes(demo: GgufModel) -> None:
 # --- other vocabularies ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def model_of() -> Iterator[Callable[[str], GgufModel]]:
+    """The model with that vocabulary, loaded once: some take a second."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def load(name: str) -> GgufModel:
+            model = GgufModel(vocabulary(name))
+            stack.callback(model.close)
+            return model
+
+        yield load
+
+
 @pytest.mark.parametrize("name", ["llama-spm", "llama-bpe", "phi-3", "gemma-4", "command-r"])
-def test_bos_is_never_doubled(name: str) -> None:
-    model = GgufModel(vocabulary(name))
+def test_bos_is_never_doubled(model_of: Callable[[str], GgufModel], name: str) -> None:
+    model = model_of(name)
     text_model = TextModel(model, "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}")
     without = TextModel(model, "{% for m in messages %}{{ m.content }}{% endfor %}")
     prompt = chat(("user", "Hello"))
@@ -181,22 +186,20 @@ def test_bos_is_never_doubled(name: str) -> None:
     assert text_model.encode("Hello") == tokens
     assert text_model.encode(text_model.info.bos_piece + "Hello") == tokens
     assert text_model.encode("Hello", add_special=False) == tokens[1:]
-    model.close()
 
 
 @pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "deepseek-llm", "falcon", "gpt-2", "starcoder", "command-r"])
-def test_real_vocabularies_give_text_back(name: str) -> None:
-    model = GgufModel(vocabulary(name))
+def test_real_vocabularies_give_text_back(model_of: Callable[[str], GgufModel], name: str) -> None:
+    model = model_of(name)
     text_model = TextModel(model)
     tokens = text_model.encode(_TEXT, add_special=False)
     assert text_model.decode(tokens) == _TEXT
     assert text_model.info.n_vocab == model.vocabulary.n_vocab
-    model.close()
 
 
 @pytest.mark.parametrize("name", ["starcoder", "refact", "qwen2", "deepseek-coder"])
-def test_infill_of_models_that_have_it(name: str) -> None:
-    model = GgufModel(vocabulary(name))
+def test_infill_of_models_that_have_it(model_of: Callable[[str], GgufModel], name: str) -> None:
+    model = model_of(name)
     text_model = TextModel(model)
     if model.vocabulary.infill_tokens is None:
         with pytest.raises(Unsupported):
@@ -210,7 +213,6 @@ def test_infill_of_models_that_have_it(name: str) -> None:
         other = TextModel(model, spm_infill=True).encode_infill("def f():", "return")
         assert other.index(suffix) < other.index(prefix)
         assert (sorted(other), other[-1]) == (sorted(tokens), middle)
-    model.close()
 
 
 # --- grammars over a real vocabulary ------------------------------------------------------------------------------
