@@ -34,20 +34,25 @@ START_S = 120
 STOP_S = 60
 GREEDY = {"temperature": 0, "seed": 1}
 SETTINGS = {"GGUFD_API_KEY": KEY, "GGUFD_HOST": "127.0.0.1", "GGUFD_THREADS": "1", "GGUFD_FLASH_ATTN": "on"}
-MODEL = (f"--volume={Path(demo_model()).parent}:/models:ro", "--tmpfs=/cache:mode=1777")
 REPO = "someone/model-GGUF"
 LABEL = "org.opencontainers.image"
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageStore]:
     """A store that holds the image `ggufd`."""
     refuse_elsewhere()
     store = ImageStore(tmp_path_factory.mktemp("containers"))
     wheels = os.environ.get("TESTS_WHEELS")
     arguments = {"BASE": store.make_debian(), "REVISION": REVISION, "CMAKE_ARGS": "-DGGML_NATIVE=ON"}
     store.build("docker/Dockerfile", "ggufd", arguments, Path(wheels) if wheels else None)
-    return store
+    yield store
+    store.remove()
+
+
+def demo() -> list[str]:
+    """Options of a container that finds the demo model, and caches nothing for the next."""
+    return [f"--volume={Path(demo_model()).parent}:/models:ro", "--tmpfs=/cache:mode=1777"]
 
 
 class Container:
@@ -59,7 +64,7 @@ class Container:
         self._name = name
         port = free_port()
         variables = [f"--env={key}={value}" for key, value in {**SETTINGS, "GGUFD_PORT": port}.items()]
-        self.process = store.start("ggufd", name, [*variables, "--tmpfs=/tmp", *(options or MODEL)])
+        self.process = store.start("ggufd", name, [*variables, "--tmpfs=/tmp", *(options or demo())])
         self.http = httpx.Client(
             base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": KEY}, timeout=START_S, trust_env=False
         )

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -107,6 +108,11 @@ class ImageStore:
         return _run(
             ["unshare", "--mount", "sh", "-c", _RUN, "sh", "podman", *self._where, "--runtime=crun", *arguments]
         )
+
+    def remove(self) -> None:
+        """Everything: it is some gigabytes."""
+        self.podman("rmi", "--all", "--force")
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def inspect(self, tag: str) -> dict[str, Any]:
         """What an image says of itself."""
