@@ -152,6 +152,7 @@ class TestCommands:
             "Stored responses:",
             "Resumable streams:",
             "Batches:",
+            "Images:",
             "Queue:",
             "Reasoning:",
             "Output defaults:",

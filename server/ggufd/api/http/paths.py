@@ -30,8 +30,9 @@ class PathMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            root = self._root or scope.get("root_path", "")
-            scope = {**scope, "path": self._path(scope["path"]), "root_path": root}
+            # In place: what answers for a crash has this scope, and looks into it for the record of the request.
+            scope["path"] = self._path(scope["path"])
+            scope["root_path"] = self._root or scope.get("root_path", "")
         await self._app(scope, receive, send)
 
     def _path(self, path: str) -> str:

@@ -34,10 +34,11 @@ EVERYBODYS = CacheScope()
 class EngineRequest:
     """One prompt, `n` sequences that continue it.
 
-    `prompt` is token ids, at least one, and numbers of rows where `images` stand, which ascend. `max_tokens` None means
-    up to the context limit. `stop` are strings that end the text and are cut from it. `n_logprobs` None means none are
-    wanted, else how many of the best besides the chosen one (0 is fine), `are_logprobs_final` that they are of what the
-    samplers left to draw from. `prompt_logprobs` asks for those of the prompt too: no prefix reuse then, and no images.
+    `prompt` is token ids, at least one, and numbers below zero for the rows of its `images`, which ascend.
+    `max_tokens` None means up to the context limit. `stop` are strings that end the text and are cut from it.
+    `n_logprobs` None means none are wanted, else how many of the best besides the chosen one (0 is fine),
+    `are_logprobs_final` that they are of what the samplers left to draw from. `prompt_logprobs` asks for those of the
+    prompt too: no prefix reuse then, and no images.
     `banned_strings` and `banned_regexes` are taken back before they are sent (`engine.sampling.banned`).
     `skip_special_tokens` leaves control tokens out of the text, but not `shown_tokens`. `min_tokens` keeps end tokens
     away until then.
@@ -50,7 +51,6 @@ class EngineRequest:
     is refused. `report_queue` asks for `Queued` while it waits.
     `is_deterministic` asks for a text that depends on request, model, settings and build alone: each of its decodes is
     its own, in chunks whose boundaries are fixed, and what cannot be computed so fails.
-    `images` are the images of the prompt, in order; their rows stand in it as numbers below zero.
     """
 
     request_id: int
