@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ggufd.errors import ModelError
 from ggufd.llama.gguf import projector_file
@@ -202,3 +204,43 @@ def test_rows_of_another_width_than_the_model_s_are_refused(path: Path) -> None:
         f"{path}: makes rows of 32 numbers, but model.gguf has embeddings of 576; --mmproj needs the projector that "
         "was published with this model"
     )
+
+
+def said_of(path: Path) -> str:
+    """The kind and width of a projector that was read, or why it was not."""
+    try:
+        found = projector_file.read(path)
+    except ModelError as error:
+        return error.message
+    assert found.n_embd > 0
+    return found.kind
+
+
+@pytest.mark.parametrize("kind", PROJECTIONS)
+@given(changes=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=8))
+def test_a_header_with_any_bytes_changed_is_read_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, changes: list[tuple[int, int]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"changed-{kind}.gguf"
+    data = bytearray(write(path, kind).read_bytes())
+    for place, value in changes:
+        data[place] = value
+    path.write_bytes(data)
+    assert "\n" not in said_of(path)
+
+
+NAMES = [name for name, _, _ in VISION] + [name for tensors in PROJECTIONS.values() for name, _, _ in tensors]
+
+
+@given(
+    name=st.sampled_from(sorted(set(NAMES))),
+    shape=st.lists(st.integers(0, 64), max_size=4).map(tuple),
+    kind=st.sampled_from(list(PROJECTIONS)),
+)
+def test_a_tensor_of_any_shape_is_read_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, name: str, shape: tuple[int, ...], kind: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "shaped.gguf"
+    tensors = [(one, shape if one == name else own, of) for one, own, of in (*VISION, *PROJECTIONS[kind])]
+    gguf_files.write(path, metadata_of_kind(kind), tensors)
+    assert "\n" not in said_of(path)
