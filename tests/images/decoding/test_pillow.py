@@ -169,9 +169,15 @@ def test_a_large_image_leaves_the_decoder_smaller_and_in_its_shape() -> None:
         assert colours(Pixels(pixels.width, 1, pixels.data[: 3 * pixels.width]), 1)[0] == RED
 
 
-def test_a_line_is_not_scaled_to_nothing() -> None:
-    pixels = decode(png_of_zeros(17_000_000, 1), LIMITS)
-    assert (pixels.width > 1_000_000, pixels.height) == (True, 1)
+@pytest.mark.parametrize(("width", "height"), [(17_000_000, 1), (1, 201), (201 * 64, 64)])
+def test_a_line_is_no_image(width: int, height: int) -> None:
+    assert "at most 200 times as many one way as the other" in refusal(png_of_zeros(width, height))
+
+
+def test_a_long_page_is_one() -> None:
+    pixels = decode(png_of_zeros(400, 40_000), LIMITS)
+    assert (pixels.width, pixels.height) == (204, 20_480)
+    assert decode(png_of_zeros(200, 1), LIMITS).width == 200
 
 
 OTHERS = {

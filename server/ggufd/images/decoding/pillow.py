@@ -38,6 +38,10 @@ _WEIGHTS = {"WEBP": 2}
 """Pixels of the formats that take several times the memory of others: two canvases, the frame and Pillow's copy."""
 
 
+_MOST_STRETCHED = 200
+"""How much longer one side may be. Projectors cut, pad and scale by the shape, and nobody sees anything on a line."""
+
+
 def decode(data: bytes, limits: DecodeLimits) -> Pixels:
     """Pixels of a file. Raises InvalidRequest where it cannot be decoded or goes past a limit."""
     name = image_format(data)
@@ -85,6 +89,11 @@ def _check_size(width: int, height: int, name: str, limits: DecodeLimits) -> Non
     if width * height > most:
         raise InvalidRequest(
             f"The image has {width} x {height} pixels; of a {name} file at most {most:,} are taken. Send it smaller."
+        )
+    if max(width, height) > _MOST_STRETCHED * min(width, height):
+        raise InvalidRequest(
+            f"The image has {width} x {height} pixels; at most {_MOST_STRETCHED} times as many one way as the other "
+            f"are taken. Send a part of it."
         )
 
 
