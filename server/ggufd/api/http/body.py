@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from starlette.requests import Request
 
 from ggufd.api.http.body_budget import share_of
+from ggufd.api.http.long_strings import take_out
 from ggufd.api.http.record import record_of
 from ggufd.errors import InvalidRequest, PayloadTooLarge
 
@@ -101,6 +102,11 @@ def _parse(raw: bytes, expected: str) -> Any:
     """The JSON that `raw` holds, safe to walk through. Raises `InvalidRequest` for what is none."""
     if not raw.strip():
         raise InvalidRequest(f"The request body is empty. Expected a JSON {expected}.")
+    body = take_out(raw)
+    return body.whole(_parse_short(body.raw))
+
+
+def _parse_short(raw: bytes) -> Any:
     _check_size(raw)
     try:
         # Strict: UTF-16 would deceive whoever counts bytes, and so might surrogates whoever looks for their escapes.
