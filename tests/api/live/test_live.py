@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -115,6 +116,30 @@ def test_a_key_sees_its_own_rows_and_an_admin_all(
     # The totals are of all.
     assert found["totals"] == {"running": 0, "waiting": 0, "slots": 4, "reading": 1, "writing": 1, "keeping": 1}
     assert (found["server"]["sees"], found["server"]["is_admin"]) == (("all", True) if key == "r" else ("own", False))
+
+
+def test_a_batch_that_has_not_ended_is_shown_to_its_key_and_to_admins(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    engine.live = state()
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"prompt": SECRET}}
+    with serving(engine, keys=keys(), batch_dir=tmp_path / "batches") as served:
+        with httpx.Client(base_url=served.url, headers={"x-api-key": "a"}, trust_env=False) as client:
+            lines = "\n".join(json.dumps({**line, "custom_id": str(number)}) for number in range(3))
+            sent = client.post("/v1/files", files={"file": ("x.jsonl", lines)}, data={"purpose": "batch"}).json()
+            order = {"input_file_id": sent["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+            batch = client.post("/v1/batches", json=order).json()
+        shown = {key: first(served, key)["batches"] for key in "abr"}
+        told = json.dumps(first(served, "b"))
+    (one,) = shown["a"]
+    assert (one["id"], one["owner"], one["endpoint"]) == (batch["id"], "alice", "/v1/completions")
+    assert one["state"] in ("validating", "in_progress")
+    assert (shown["r"], shown["b"]) == (shown["a"], [])
+    assert "alice" not in told
+    assert batch["id"] not in told
+
+
+def test_without_batches_there_are_none(served: Served) -> None:
+    assert first(served)["batches"] == []
 
 
 def test_nobody_is_named_to_somebody_else(served: Served) -> None:

@@ -249,6 +249,22 @@ def _advice_on(client: httpx.Client, now: str) -> list[str]:
     ]
 
 
+def test_a_batch_is_shown_until_it_has_ended(browser: Browser, tiny_model: Path, tmp_path: Path) -> None:
+    with live_server("--model", str(tiny_model), "--batch-dir", str(tmp_path)) as started:
+        body = {"prompt": "Once", "max_tokens": 200_000, "ignore_eos": True}
+        line = {"method": "POST", "url": "/v1/completions", "body": body}
+        lines = "\n".join(json.dumps({**line, "custom_id": str(number)}) for number in range(400))
+        with httpx.Client(base_url=started.url, timeout=60, trust_env=False) as client:
+            sent = client.post("/v1/files", files={"file": ("x.jsonl", lines)}, data={"purpose": "batch"}).json()
+            order = {"input_file_id": sent["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+            batch_id = client.post("/v1/batches", json=order).json()["id"]
+            with looking(browser, started.url) as live:
+                expect(live.part("Batches")).to_contain_text(batch_id)
+                expect(live.part("Batches")).to_contain_text("of 400")
+                client.post(f"/v1/batches/{batch_id}/cancel")
+                expect(live.part("Batches")).to_have_count(0)
+
+
 def test_the_scales_of_adapters_are_set(browser: Browser, tiny_model: Path) -> None:
     style, topic = write_loras(tiny_model)
     flags = ("-m", str(tiny_model), "-c", "512", "-t", "1", "-fa", "off", "--lora", style, "--lora", topic)

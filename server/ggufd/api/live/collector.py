@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from ggufd.api.http.record import RequestRecord
+from ggufd.api.live.batches import OpenBatch, open_batches
 from ggufd.api.live.history import LiveHistory
 from ggufd.api.live.recent import Recent
 from ggufd.api.live.shares import ServedLately
@@ -46,6 +47,7 @@ class Collector:
         self.state: LiveState | None = None
         self.state_s = 0.0
         """When `state` was told, in seconds of `time.monotonic`."""
+        self.batches: tuple[OpenBatch, ...] = ()
         self.tick = 0
         """Number of the latest look."""
         self._n_viewers = 0
@@ -140,6 +142,7 @@ class Collector:
     async def _look(self) -> None:
         before, before_s = self.state, self.state_s
         self.state = await self._ask(before)
+        self.batches = await open_batches(self._services())
         now_s = time.monotonic()
         self._note_firsts()
         self._n_stopped += self._is_stopped

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ggufd import __version__
 from ggufd.api.http.json_response import dumps
+from ggufd.api.live.batches import batches_json
 from ggufd.api.live.cache import cache_json
 from ggufd.api.live.collector import Collector
 from ggufd.api.live.history import HistoryRow
@@ -65,6 +66,7 @@ class LiveMessages:
             "age_s": round(now_s - collector.state_s, 1) if state is not None else None,
             "slots": [] if state is None else [_slot(one) for one in state.slots if _is_shown(one, sight)],
             "queue": [*(() if state is None else _queue(state, sight)), *live_json(services, sight.shows)],
+            "batches": batches_json(collector.batches, sight),
             "keys": _keys(services, collector, sight, now_s),
             "cache": cache_json(state, services.engine.ready),
             "history": {

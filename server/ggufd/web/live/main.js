@@ -5,6 +5,7 @@ import { Header } from "../shared/header.js";
 import { server, watchServer } from "../shared/server.js";
 import { html, render } from "../shared/view.js";
 import { Advice } from "./advice.js";
+import { Batches } from "./batches.js";
 import { CacheTiers } from "./cache.js";
 import { Control } from "./control.js";
 import { Keys } from "./keys.js";
@@ -61,6 +62,7 @@ function Everything({ state }) {
     <div class="column">
       <${Slots} state=${state} />
       <${Queue} state=${state} />
+      <${Batches} state=${state} />
       <${Keys} state=${state} />
     </div>
     <div class="column side">

@@ -96,6 +96,19 @@
 /** @typedef {Array<number | null>} Row */
 
 /**
+ * A batch that has not ended; times are Unix seconds.
+ * @typedef {object} Batch
+ * @property {string} id
+ * @property {string | null} owner
+ * @property {string} state
+ * @property {string} endpoint
+ * @property {number} lines
+ * @property {number} lines_left
+ * @property {number} lines_failed
+ * @property {number} expires_at
+ */
+
+/**
  * @typedef {object} LiveState
  * @property {string} object
  * @property {number} time
@@ -104,6 +117,7 @@
  * @property {Totals} totals
  * @property {Slot[]} slots
  * @property {Waiting[]} queue
+ * @property {Batch[]} batches
  * @property {Account[]} keys
  * @property {Cache | null} cache
  * @property {{columns: string[], rows: Row[]}} history
