@@ -86,8 +86,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
 
 
+def pytest_collection() -> None:
+    """Thousands of tests stay to the end: looking through them for garbage again and again takes seconds."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Thousands of tests stay to the end: looking through them for garbage again and again would take seconds."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
