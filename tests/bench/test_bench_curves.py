@@ -19,7 +19,6 @@ from ggufd.bench.curves import chats, context, gaps, streams
 from ggufd.bench.curves.command import CURVES
 from ggufd.bench.curves.curve import Curve
 from ggufd.bench.curves.ground import QUICK, Extent, Ground
-from ggufd.bench.curves.plots import draw
 from ggufd.bench.measure.client import BenchError
 from ggufd.bench.measure.local import Local
 from ggufd.llama.gguf import gguf_header
@@ -162,6 +161,9 @@ def made_curve() -> Curve:
 
 
 def test_a_picture_names_quantities_and_units_and_is_the_same_each_time(tmp_path: Path) -> None:
+    # Matplotlib takes a second, in every process that collects this file.
+    from ggufd.bench.curves.plots import draw
+
     (path,) = draw([made_curve(), Curve("empty", "nothing")], tmp_path / "new")
     assert path.name == "curve-context.svg"
     texts = {element.text for element in ET.parse(path).iter() if element.tag.endswith("}text")}

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from ggufd.api.services.settings import StreamLimits
@@ -490,6 +489,9 @@ def test_a_stored_response_is_there_when_its_client_was_not(server: Served) -> N
 @pytest.mark.parametrize("step_s", [0.0, 0.12])
 def test_openais_client_reads_one_with_pings_between_its_events(server: Served, step_s: float) -> None:
     """Its decoder takes a blank line after an id for an event without data."""
+    # Takes two seconds, in every process that collects this file.
+    import openai
+
     server.engine.answers, server.engine.step_s = [b"Hello"], step_s
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=10) as client:
         chunks = list(
@@ -504,6 +506,8 @@ def test_openais_client_reads_one_with_pings_between_its_events(server: Served, 
 
 def test_openais_client_goes_on_with_a_response(server: Served) -> None:
     """By sequence numbers, which are the events' ids."""
+    import openai
+
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=10) as client:
         stream = client.responses.create(model="m", input="hi", stream=True, extra_body={"resumable": True})
         begun = [next(stream) for _ in range(8)]
