@@ -51,7 +51,7 @@ class Images:
 
     def __init__(self, *, is_bad: bool = False) -> None:
         self.is_bad = is_bad
-        self.n_starts = self.n_stops = 0
+        self.n_starts = self.n_stops = self.n_rests = 0
 
     async def start(self) -> None:
         self.n_starts += 1
@@ -60,6 +60,9 @@ class Images:
 
     async def stop(self) -> None:
         self.n_stops += 1
+
+    def rest(self) -> None:
+        self.n_rests += 1
 
 
 class Refusing(DeadLink):
@@ -141,6 +144,14 @@ async def test_another_model_is_served_and_nothing_of_the_old_one_is_left(house:
     with pytest.raises(EngineDown, match="another model"):
         old.engine.submit(make_request(1, b"Hello"))
     assert await asyncio.to_thread(engines_of(old.engine).links[0].join, WAIT_S)
+
+
+async def test_the_projector_sleeps_with_the_model(house: House) -> None:
+    await house.models.served.start_images()
+    house.models.served.engine.sleep()
+    assert house.images[0].n_rests == 1
+    assert await house.answer()
+    assert house.images[0].n_rests == 1
 
 
 async def test_what_runs_may_end_first_and_the_new_is_refused_meanwhile(house: House) -> None:

@@ -203,6 +203,38 @@ async def test_a_projector_that_cannot_be_loaded_says_what_llama_cpp_says(
     assert "\n" not in said
 
 
+async def test_a_resting_encoder_has_no_process_and_is_back_for_the_next_image(
+    make: Make, fast: Path, tiny_model: Path
+) -> None:
+    encoder = make(fast)
+    await encoder.start()
+    first = encoder.process.pid
+    assert first is not None
+    encoder.rest()
+    # At once, while the old one may still be ending.
+    assert np.array_equal(rows_of(await encoder.encode(plain("red"), NOBODY))[0], word(tiny_model, "red"))
+    second = encoder.process.pid
+    encoder.rest()
+    while second is not None and psutil.pid_exists(second):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert encoder.process.pid is None
+    assert np.array_equal(rows_of(await encoder.encode(plain("blue"), NOBODY))[0], word(tiny_model, "blue"))
+    assert encoder.process.n_exits == 0
+    assert encoder.process.pid not in (first, second)
+
+
+async def test_an_encoder_at_work_does_not_rest(make: Make, slow: Path) -> None:
+    encoder = make(slow)
+    await encoder.start()
+    pid = encoder.process.pid
+    assert pid is not None
+    red = asyncio.create_task(encoder.encode(slow_image("red"), NOBODY))
+    await at_work(encoder, pid)
+    encoder.rest()
+    assert (await red).n_rows == SLOW.n_rows
+    assert encoder.process.pid == pid
+
+
 async def test_nothing_is_left_when_it_is_stopped(make: Make, slow: Path) -> None:
     encoder = make(slow)
     await encoder.start()

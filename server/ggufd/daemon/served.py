@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ggufd.api.services.settings import ApiConfig
     from ggufd.chat.process.calls import TextCalls
     from ggufd.engine.client.client import EngineClient
+    from ggufd.engine.client.state import EngineState
     from ggufd.engine.messages.config import EngineConfig
     from ggufd.engine.messages.reports import Ready
     from ggufd.images.encoder.reader import ImageReader
@@ -98,6 +99,12 @@ class Served:
         except ModelError as error:
             leave = "leave --mmproj out" if self.config.model.mmproj else "start with --no-mmproj"
             raise ModelError(f"{error.message}; {leave} to serve the model without images") from None
+        self.engine.watch(self._follow)
+
+    def _follow(self, state: EngineState) -> None:
+        """The projector sleeps with the model."""
+        if self.images is not None and state.name == "SLEEPING":
+            self.images.rest()
 
     async def stop_images(self) -> None:
         if self.images is not None:

@@ -87,6 +87,10 @@ class ImageEncoder:
             self._seconds.spread,
         )
 
+    def rest(self) -> None:
+        """Unload the projector until the next image. Does nothing while one is encoded."""
+        self.process.rest()
+
     async def measure(self, pixels: Pixels) -> EncodedImage:
         """Parts of an image whose rows have no files: nothing is encoded. Raises InvalidRequest or EngineDown."""
         digest = await self._digest(pixels)

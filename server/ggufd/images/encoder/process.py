@@ -72,6 +72,7 @@ class EncoderProcess:
         self._next_id = 0
         self._started: asyncio.Future[None] | None = None
         self._is_closed = False
+        self._is_resting = False
         self._last_failure = ""
         self.n_exits = 0
         """Times that it ended without having been told to."""
@@ -94,6 +95,12 @@ class EncoderProcess:
         self._fail_all(EngineDown("The server is shutting down."))
         self._process.end()
         await self._process.wait_gone()
+
+    def rest(self) -> None:
+        """End the process until the next job. Does nothing while it has one, or is not ready."""
+        if self._process.is_ready and not self._pending:
+            self._is_resting = True
+            self._process.end()
 
     @property
     def pid(self) -> int | None:
@@ -121,6 +128,9 @@ class EncoderProcess:
         self._pending[order.job_id] = job
         if self._process.is_ready:
             self._send(order)
+        elif self._is_resting:
+            self._is_resting = False
+            self._process.relaunch()
         try:
             return await job.future
         except asyncio.CancelledError:
@@ -176,7 +186,7 @@ class EncoderProcess:
         self._deadline.stop()
         reason = how.summary
         self._fail_start(f"{self._params.projector.path}: llama.cpp cannot use this projector: {reason}")
-        if self._is_closed:
+        if self._is_closed or how.is_expected:
             return
         self.n_exits += 1
         logger.warning("The encoder of images ended (%s) and is started again.", reason)

@@ -48,6 +48,10 @@ class ImageReader:
         await self._loader.stop()
         await self.encoder.stop()
 
+    def rest(self) -> None:
+        """Unload the projector until the next image."""
+        self.encoder.rest()
+
     @property
     def figures(self) -> ImageFigures:
         return self.encoder.figures
