@@ -26,6 +26,7 @@ RUNNING = 4
 RUNNING_TOKENS = 768
 ARRIVING = 3
 SETTLE_S = 0.5
+LOOK_S, LOOKS = 0.02, 250
 
 _ROOM = 1400
 """Tokens that an image may take in a prompt."""
@@ -119,7 +120,7 @@ async def _beside(site: Site) -> list[Figure]:
             answer, _ = await _turn(site, [_question(site, drawn_image(site.words.random))])
             waits.append(answer.wait)
         ended_s = time.perf_counter()
-        await asyncio.sleep(0.1)  # the gap that the last answer closes needs its other end
+        await _all_past(streams, ended_s)
         arrivals = [list(stream.times) for stream in streams]
     # A stream that was over before has no ITL to show.
     gaps = tuple(longest_gap(times, begun_s, ended_s) for times in arrivals if times and times[-1] >= ended_s)
@@ -128,3 +129,11 @@ async def _beside(site: Site) -> list[Figure]:
         metric = Metric(NAME, _label(), "longest ITL of running streams", "s", Better.LOWER)
         figures.insert(0, Figure(metric, max(gaps), gaps))
     return figures
+
+
+async def _all_past(streams: list[Stream], moment_s: float) -> None:
+    """Wait until every stream has a text later than that, so that its last gap has an end; some seconds at most."""
+    for _ in range(LOOKS):
+        if all(stream.times[-1] > moment_s for stream in streams):
+            return
+        await asyncio.sleep(LOOK_S)
