@@ -442,12 +442,13 @@ async def test_interference_sees_the_others_stand_still(fake: FakeServer) -> Non
 async def test_images_are_new_seen_before_or_of_the_turn_before(fake: FakeServer) -> None:
     fake.image_s, fake.token_s, fake.step_s = 0.3, 0.001, 0.01
     found = await measure(fake, "images")
-    assert 0.3 <= found["one at a time", "TTFT of a new image"] < 0.6
-    assert 0.01 <= found["one at a time", "TTFT of an image seen in another chat"] < 0.25
-    assert 0.01 <= found["one at a time", "TTFT of the next turn"] < 0.25
-    assert found["one at a time", "TTFT of the next turn over that of a text"] < 10
-    assert 0.29 <= found["3 images arrive", "longest ITL of running streams"] < 0.7
-    assert 0.3 <= found["3 images arrive", "longest TTFT"] < 0.7
+    new = found["one at a time", "TTFT of a new image"]
+    assert new >= 0.3
+    assert 0.01 <= found["one at a time", "TTFT of an image seen in another chat"] < new
+    assert 0.01 <= found["one at a time", "TTFT of the next turn"] < new
+    assert 0 < found["one at a time", "TTFT of the next turn over that of a text"] < 10
+    assert 0.29 <= found["3 images arrive", "longest ITL of running streams"] < 3
+    assert 0.3 <= found["3 images arrive", "longest TTFT"] < 3
     images = [
         part["image_url"]["url"]
         for body in fake.bodies
