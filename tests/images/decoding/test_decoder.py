@@ -54,6 +54,11 @@ def _acted(data: bytes, limits: DecodeLimits) -> Outcome:
     return outcome(data, limits)
 
 
+def stillborn(conn: Connection, limits: DecodeLimits) -> None:
+    """Main of a child that never gets ready."""
+    raise SystemExit("no such library")
+
+
 @pytest.fixture
 def strange_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "main", strange)
@@ -138,6 +143,14 @@ async def test_a_caller_that_goes_leaves_the_process_to_the_next() -> None:
         for task in gone:
             task.cancel()
         assert (await decoder.decode(patch_file([RED]), "x")).width == 64
+
+
+async def test_a_process_that_never_starts_is_given_up_until_the_next_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "main", stillborn)
+    async with running() as decoder:
+        for _ in range(2):
+            with pytest.raises(EngineDown, match="does not start: no such library"):
+                await decoder.decode(patch_file(PATCHES), "x")
 
 
 async def test_stopping_fails_what_waits_and_leaves_no_process() -> None:

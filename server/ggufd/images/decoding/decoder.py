@@ -138,12 +138,19 @@ class ImageDecoder:
         if self._is_closed:
             return
         reason = how.reason or f"exit code {how.code}"
-        logger.warning("The image decoder ended (%s) and is started again.", reason)
         if how.was_ready:
             self._refuse_current(how)
+        elif self._process.n_restarts >= _GIVE_UP_AFTER:
+            self._give_up(how.stderr or reason)
+            return
+        logger.warning("The image decoder ended (%s) and is started again.", reason)
         self._process.restart()
-        if self._process.n_restarts >= _GIVE_UP_AFTER and not how.was_ready:
-            self._fail_all(EngineDown(f"The image decoder does not start: {how.stderr or reason}"))
+
+    def _give_up(self, reason: str) -> None:
+        """Start no other process before the next file comes, which is the next try."""
+        self._is_launched = False
+        logger.error("The image decoder does not start: %s", reason)
+        self._fail_all(EngineDown(f"The image decoder does not start: {reason.splitlines()[-1]}"))
 
     def _refuse_current(self, how: ProcessExit) -> None:
         """Refuse the file that the process worked on; one killed from outside is no fault of the file, once."""
