@@ -22,6 +22,9 @@ from ggufd.engine.messages.requests import EngineRequest
 
 VERSION = 1
 
+_SEEDS = 2**32 - 1
+"""Seeds wrap around here: llama.cpp takes this one for "draw a seed"."""
+
 
 class Receipt:
     """Receipt of `requests`, of which `record` has the body; choice `i * n + j` is sequence `j` of request `i`."""
@@ -69,7 +72,7 @@ class Receipt:
         finish = self._finishes[index]
         return {
             "index": index,
-            "seed": self._seed + index % self._n,
+            "seed": (self._seed + index % self._n) % _SEEDS,
             "finish_reason": finish.reason.value,
             **_counted(tokens),
             "tokens": list(tokens),
