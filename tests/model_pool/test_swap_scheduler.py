@@ -151,6 +151,16 @@ class TestOneUser:
         assert [model for _, _, model in simulation.answered] == ["a", "b"] * 5
         assert len(simulation.swaps) == 9
 
+    def test_who_wants_two_at_a_time_is_two_people(self) -> None:
+        """Without keys all programs of a machine are one account."""
+        simulation = Simulation()
+        simulation.keeps_asking("here", "a")
+        simulation.keeps_asking("here", "b")
+        simulation.run(600)
+        assert min(gaps(simulation.swaps)) >= SWAP_AFTER_S
+        counts = Counter(model for _, _, model in simulation.answered)
+        assert abs(counts["a"] - counts["b"]) <= 0.2 * sum(counts.values())
+
     def test_does_not_cut_their_own_running_answer(self) -> None:
         simulation = Simulation()
         simulation.ask("a", "ann", 100.0)

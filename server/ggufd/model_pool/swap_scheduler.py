@@ -9,8 +9,8 @@ happens and how long anybody waits for it:
 
 A swap to a model is due as soon as the loaded one has stayed for `swap_after_s`, and either nobody uses it, or a
 request for the other has waited for `swap_after_s`. So there is at most one swap in that time, however many want
-different models. Whoever alone has used the loaded model since it came may have it taken away earlier, once it is
-idle: that disturbs nobody.
+different models. Whoever alone has used the loaded model since it came, and asks for another while nothing runs or
+waits, has that one at once: it disturbs nobody.
 
 Of several models that are due, the one goes first for which the least served account waits (`TokenCounters`, here in
 seconds). An account is served while its requests run, in equal parts with the others that run, and it is charged for
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,7 +37,8 @@ class Ticket:
     """Request that wants the loaded model (`model` is None), or a model by its name.
 
     Without `may_swap` it runs when its model is loaded, and causes nothing. `is_light` is for what needs the model's
-    vocabulary only: it is not held back while the model drains.
+    vocabulary only: it is not held back while the model drains. `came_at_rest` says that nothing ran or waited when it
+    came.
     """
 
     model: str | None
@@ -47,6 +48,7 @@ class Ticket:
     is_light: bool = False
     is_background: bool = False
     arrived_s: float = 0.0
+    came_at_rest: bool = False
 
 
 class Phase(enum.Enum):
@@ -124,8 +126,10 @@ class SwapScheduler:
     def enter(self, ticket: Ticket) -> None:
         """Let a ticket wait from now on; the next `step` may release it."""
         ticket.arrived_s = self._clock()
+        everybody = (*self._waiting, *self._running)
+        ticket.came_at_rest = self.phase is Phase.SERVING and all(one.is_background for one in everybody)
         if not ticket.is_background:
-            others = {one.account for one in (*self._waiting, *self._running) if not one.is_background}
+            others = {one.account for one in everybody if not one.is_background}
             if ticket.account not in others:
                 self.counters.lift(ticket.account, others)
         self._waiting.append(ticket)
@@ -230,8 +234,12 @@ class SwapScheduler:
         """Whether these, which wait for one model, may have it loaded."""
         has_stayed = self._left_s(self._stay.since_s) <= 0
         if self._is_idle:
-            return has_stayed or self._stay.users <= {one.account for one in tickets}
+            return has_stayed or self._disturbs_nobody(tickets)
         return has_stayed and self._left_s(tickets[0].arrived_s) <= 0
+
+    def _disturbs_nobody(self, tickets: Sequence[Ticket]) -> bool:
+        """Whether those who wait are alone with the loaded model, and do not want both at a time."""
+        return any(one.came_at_rest for one in tickets) and self._stay.users <= {one.account for one in tickets}
 
     def _left_s(self, moment_s: float) -> float:
         """Seconds until `swap_after_s` has passed since that moment."""
@@ -269,8 +277,8 @@ class SwapScheduler:
         """Whether `loaded` stays for its time before `other` comes."""
         if self.phase is Phase.DRAINING and other == self.target:
             return False
-        asking = {one.account for one in self._waiting if one.model == other}
-        return loaded != self.loaded or not self._is_idle or not self._stay.users <= asking
+        asking = [one for one in self._waiting if one.model == other]
+        return loaded != self.loaded or not self._is_idle or not self._disturbs_nobody(asking)
 
     # --- what it costs ------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ _SLEEP = "unit/test_sleep.py::test_"
 _TEMPLATE = "unit/test_template.py::test_"
 
 NOT_RUN: Mapping[str, tuple[str, ...]] = {
-    "several models behind a router, where one process serves one model": (
+    "a router with several models in memory, all of them downloaded": (
         "unit/test_router.py",
         "unit/test_stream.py",
     ),
