@@ -222,6 +222,17 @@ class TestWaiting:
         assert "drain" in error["message"]
         assert pooled.loads == []
 
+    async def test_while_the_first_model_is_loaded_no_other_is(self) -> None:
+        pooled = PooledApi()
+        async with pooled.running() as api:
+            ready, api.engine.ready = api.engine.ready, None
+            for name in ("large", "small"):
+                error = await api.refused("/v1/completions", {"prompt": "x", "model": name}, 503)
+                assert error["code"] == "engine_down"
+            assert pooled.loads == []
+            api.engine.ready = ready
+            await api.ok("/v1/completions", prompt="x", model="large")
+
     async def test_a_key_that_is_revoked_ends_the_waiting(self) -> None:
         pooled = PooledApi()
         pooled.gate.clear()

@@ -136,14 +136,9 @@ class ModelGate:
             timeout_s=wish.timeout_s,
         )
         with _refusing():
-            if known is not None and known.name != self._pool.loaded:
-                self._check_drained(services)
+            if known is not None and known.name != self._pool.loaded and not self._pool.is_swapping:
+                _check_open(services)
             return self._pool.enter(wish.model, claim)
-
-    def _check_drained(self, services: Services) -> None:
-        """Raises Draining where an admin told the server to take no requests: none has another model loaded then."""
-        if services.engine.state.name == "DRAINING" and not self._pool.is_swapping:
-            raise Draining("the server was told to drain and takes no new requests for now; try again later")
 
     async def _is_ready(self, request: Request, turn: ModelTurn, body: _Body, relay: WaitRelay) -> bool:
         """Wait for the model; False when the client left. Raises _Refused."""
@@ -175,6 +170,15 @@ class ModelGate:
     async def _leave(request: Request, body: _Body, send: Send) -> None:
         record_of(request).reason = DISCONNECTED
         await Response(status_code=_CLIENT_CLOSED)(request.scope, body.replay, send)
+
+
+def _check_open(services: Services) -> None:
+    """Raises Draining where an admin told the server to take no requests, EngineDown before the first model is loaded:
+    no request has another one loaded then.
+    """
+    if services.engine.state.name == "DRAINING":
+        raise Draining("the server was told to drain and takes no new requests for now; try again later")
+    services.require_ready()
 
 
 class _Refused(Exception):
