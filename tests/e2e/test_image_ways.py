@@ -112,7 +112,7 @@ class Client:
     """A client of every API family, which wants whole answers, or the texts of streams put together."""
 
     def __init__(self, server: LiveServer) -> None:
-        self.http = httpx.Client(base_url=server.url, timeout=120, trust_env=False)
+        self.http = httpx.Client(base_url=server.url, timeout=400, trust_env=False)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         response = self.http.post(path, json=body)
@@ -360,7 +360,8 @@ def test_others_are_answered_while_an_image_is_encoded(slow_client: Client) -> N
     asking = threading.Thread(target=lambda: told.append(slow_client.chat(content)))
     asking.start()
     n_answered = 0
-    while asking.is_alive():
+    # No more than a few: on a busy machine they would take the encoder its time, which has the lower priority.
+    while asking.is_alive() and n_answered < 3:
         slow_client.chat("hello", n=1)
         n_answered += asking.is_alive()
     asking.join()

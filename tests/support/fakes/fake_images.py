@@ -39,6 +39,7 @@ class FakeImage:
 
     images: FakeImages
     name: str
+    principal: Principal
     n_bytes: int = 12
 
     def _encoded(self, path: str) -> EncodedImage:
@@ -49,8 +50,8 @@ class FakeImage:
         self.images.measured.append(self.name)
         return self._encoded("")
 
-    async def encode(self, principal: Principal) -> EncodedImage:
-        self.images.principals.append(principal)
+    async def encode(self) -> EncodedImage:
+        self.images.principals.append(self.principal)
         self.images.begun.set()
         try:
             await self.images.gate.wait()
@@ -82,9 +83,9 @@ class FakeImages:
         self.principals: list[Principal] = []
         self.figures = ImageFigures()
 
-    async def load(self, reference: str, place: str) -> FakeImage:
+    async def load(self, reference: str, place: str, principal: Principal) -> FakeImage:
         name = reference.removeprefix("data:image/png;base64,")
         if not name.isalnum():
             raise InvalidRequest(f"'{place}': this is no image.", param=place)
         self.loaded.append(name)
-        return FakeImage(self, name, self.n_bytes)
+        return FakeImage(self, name, principal, self.n_bytes)

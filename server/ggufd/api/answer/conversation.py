@@ -87,7 +87,7 @@ class Conversation:
         self._caller = caller
         self._param = param
         self._messages, self._cache_repairs = repair_messages(fields.messages, services.config.cache_repairs)
-        self._images = images or RequestImages(services.images, services.text)
+        self._images = images or RequestImages(services.images, services.text, caller.principal)
         self.explainer = CacheExplainer(services.text, is_shown=fields.explain_cache)
         self.n_logprobs = _n_logprobs(fields)
         self.headers: dict[str, str] = {}

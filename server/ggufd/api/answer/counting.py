@@ -10,12 +10,13 @@ from ggufd.api.request.chat.messages import read_messages
 from ggufd.api.services.services import Services
 from ggufd.chat.images import images_of, with_markers
 from ggufd.chat.prompt import ChatPrompt
+from ggufd.keys.principal import Principal
 
 ROW = -1
 """What stands for a row of an image in a list of tokens, as in llama-server's."""
 
 
-async def chat_tokens(services: Services, value: Any) -> tuple[int, ...]:
+async def chat_tokens(services: Services, value: Any, principal: Principal) -> tuple[int, ...]:
     """The tokens of OpenAI's messages in the model's template, those of images too. Raises InvalidRequest."""
     messages = read_messages(value)
     services.require_ready()
@@ -24,7 +25,7 @@ async def chat_tokens(services: Services, value: Any) -> tuple[int, ...]:
     rendered = await services.text.render(ChatPrompt(marked, markers=markers))
     if not parts:
         return rendered.tokens
-    images = RequestImages(services.images, services.text)
+    images = RequestImages(services.images, services.text, principal)
     return (await images.place(rendered.tokens, rendered.images, parts)).tokens
 
 

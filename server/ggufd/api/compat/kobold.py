@@ -111,7 +111,7 @@ async def _read(request: Request) -> tuple[Services, KoboldRequest, Caller]:
 
 async def _start(services: Services, fields: KoboldRequest, caller: Caller, explainer: CacheExplainer) -> Generation:
     texts = (fields.memory, *fields.images, fields.prompt) if fields.images else (fields.memory + fields.prompt,)
-    prompt = await encode_mixed(services, texts, add_bos=True)
+    prompt = await encode_mixed(services, texts, caller.principal, add_bos=True)
     explainer.add_prompt(prompt.text)
     request = await engine_request(services, fields, prompt.tokens, caller=caller, param="prompt", images=prompt.images)
     return await submit(
@@ -199,7 +199,7 @@ async def token_count(request: Request) -> Response:
     fields = validate(CountRequest, await read_json(request, services.config.max_body_bytes), {})
     services.require_ready()
     if fields.messages is not None:
-        ids = shown_tokens(await chat_tokens(services, fields.messages))
+        ids = shown_tokens(await chat_tokens(services, fields.messages, caller_of(request).principal))
         return await list_response("ids", ids, {"value": len(ids)})
     if fields.prompt is None:
         raise InvalidRequest("'prompt': is required but missing.", param="prompt")

@@ -203,7 +203,7 @@ class _Continue(OllamaWork):
             self.explainer.add_prompt(body.prompt)
             self._services.require_ready()
             return EncodedPrompt(body.prompt, await self._services.text.encode_infill(body.prompt, body.suffix))
-        prompt = await encode_mixed(self._services, (*body.images, body.prompt), add_bos=True)
+        prompt = await encode_mixed(self._services, (*body.images, body.prompt), self._caller.principal, add_bos=True)
         self.explainer.add_prompt(prompt.text)
         return prompt
 

@@ -55,7 +55,7 @@ async def _encoded(request: Request) -> list[int]:
     fields = validate(TextRequest, await read_json(request, services.config.max_body_bytes), {})
     services.require_ready()
     if fields.messages is not None:
-        return shown_tokens(await chat_tokens(services, fields.messages))
+        return shown_tokens(await chat_tokens(services, fields.messages, caller_of(request).principal))
     if fields.text is None:
         raise InvalidRequest("'text': is required but missing.", param="text")
     return await services.text.encode(fields.text, add_special=False)

@@ -16,7 +16,7 @@ from ggufd.api.pool.listing import model_cards
 from ggufd.api.request.docs import documented
 from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import Body, validate
-from ggufd.api.services.services import services_of
+from ggufd.api.services.services import caller_of, services_of
 from ggufd.engine.queueing.validation import check_tokens
 from ggufd.errors import InvalidRequest
 
@@ -66,7 +66,7 @@ async def encode(request: Request) -> Response:
     fields = validate(EncodeRequest, await read_json(request, services.config.max_body_bytes), {})
     services.require_ready()
     if isinstance(fields.text, list):
-        tokens = shown_tokens(await chat_tokens(services, fields.text))
+        tokens = shown_tokens(await chat_tokens(services, fields.text, caller_of(request).principal))
         return await list_response("tokens", tokens, {"length": len(tokens)})
     if not isinstance(fields.text, str):
         raise InvalidRequest("'text': expected a string or an array of messages.", param="text")

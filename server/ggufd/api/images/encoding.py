@@ -37,7 +37,7 @@ class RunningEncoding:
 
 async def encode_images(services: Services, caller: Caller, images: ImagePrompt) -> tuple[ImageSpan, ...]:
     """The images of a prompt with the files of their rows. Raises what refuses one, or ends the request."""
-    task = asyncio.create_task(images.encoded(caller.principal))
+    task = asyncio.create_task(images.encoded())
     running = RunningEncoding(caller, task)
     services.activity.enter(running)
     try:

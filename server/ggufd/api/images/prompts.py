@@ -38,11 +38,11 @@ class ImagePrompt:
     texts: tuple[str, ...]
     images: RequestImages
 
-    async def encoded(self, principal: Principal) -> tuple[ImageSpan, ...]:
+    async def encoded(self) -> tuple[ImageSpan, ...]:
         """The spans with the files of their rows. Raises what refuses an image, and EngineFailure."""
         files: dict[str, ImageRows] = {}
         for part in {part.reference: part for part in self.parts}.values():
-            encoded = await self.images.encode(part, principal)
+            encoded = await self.images.encode(part)
             files |= {rows.digest: rows for rows in encoded.rows}
             self._check(part, files)
         self.images.forget()
@@ -57,11 +57,15 @@ class ImagePrompt:
 
 
 class RequestImages:
-    """Images of one HTTP request: each is loaded and measured once, however often its prompt is put together."""
+    """Images of one HTTP request: each is loaded and measured once, however often its prompt is put together.
 
-    def __init__(self, service: ImageService | None, text: TextService) -> None:
+    They are read for `principal`.
+    """
+
+    def __init__(self, service: ImageService | None, text: TextService, principal: Principal) -> None:
         self._service = service
         self._text = text
+        self._principal = principal
         self._measured: dict[str, EncodedImage] = {}
         self._kept: dict[str, LoadedImage] = {}
 
@@ -86,10 +90,10 @@ class RequestImages:
         """What stands in a prompt in an image's place."""
         return self._measured[part.reference]
 
-    async def encode(self, part: ImagePart, principal: Principal) -> EncodedImage:
+    async def encode(self, part: ImagePart) -> EncodedImage:
         """One image with the files of its rows."""
         image = self._kept.pop(part.reference, None) or await self._load(part)
-        return await image.encode(principal)
+        return await image.encode()
 
     def forget(self) -> None:
         """Drop the pixels that are kept: nothing more is encoded."""
@@ -114,7 +118,7 @@ class RequestImages:
                 "or send text only.",
                 param=part.place,
             )
-        return await self._service.load(part.reference, part.place)
+        return await self._service.load(part.reference, part.place, self._principal)
 
     async def _shown(self, image: EncodedImage) -> str:
         pieces = [

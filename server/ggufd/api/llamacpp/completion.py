@@ -96,7 +96,10 @@ class _LlamacppCompletion:
     async def start(self) -> Generation:
         """Submit every prompt. Raises what refuses one of them."""
         fields, services = self._fields, self._services
-        prompts = [await encode_mixed(services, prompt, add_bos=fields.add_bos_token) for prompt in fields.prompt]
+        principal = self._caller.principal
+        prompts = [
+            await encode_mixed(services, prompt, principal, add_bos=fields.add_bos_token) for prompt in fields.prompt
+        ]
         self._texts = [prompt.text for prompt in prompts]
         for text in self._texts:
             self._explainer.add_prompt(text)

@@ -18,9 +18,10 @@ from ggufd.api.request.fields import Aliases
 from ggufd.api.request.prompts import encode_mixed, read_media_prompt
 from ggufd.api.request.sampling import Bool, Int
 from ggufd.api.request.validation import Body, validate
-from ggufd.api.services.services import Services, services_of
+from ggufd.api.services.services import Services, caller_of, services_of
 from ggufd.engine.queueing.validation import check_tokens
 from ggufd.errors import InvalidRequest
+from ggufd.keys.principal import Principal
 
 router = APIRouter(tags=["tokens"])
 
@@ -48,12 +49,12 @@ async def tokenize(request: Request) -> Response:
     services = services_of(request)
     body = await read_json(request, services.config.max_body_bytes)
     if _is_chat(body):
-        return await _count_chat(services, body)
+        return await _count_chat(services, body, caller_of(request).principal)
     media = next((body[name] for name in ("content", "prompt") if isinstance(body.get(name), Mapping)), None)
     fields = validate(TokenizeRequest, _with_content(body) if media is None else {**body, "content": ""}, _TOKENIZE)
     services.require_ready()
     if media is not None:
-        return await _tokenize_media(services, media, fields)
+        return await _tokenize_media(services, media, fields, caller_of(request).principal)
     tokens = await services.text.encode(
         fields.content, add_special=fields.add_special, parse_special=fields.parse_special
     )
@@ -69,17 +70,19 @@ def _is_chat(body: Mapping[str, Any]) -> bool:
     return body.get("messages") is not None and body.get("content") is None and body.get("prompt") is None
 
 
-async def _count_chat(services: Services, body: Mapping[str, Any]) -> Response:
+async def _count_chat(services: Services, body: Mapping[str, Any], principal: Principal) -> Response:
     """vLLM's other form: the tokens of a conversation in the model's template."""
-    tokens = shown_tokens(await chat_tokens(services, body["messages"]))
+    tokens = shown_tokens(await chat_tokens(services, body["messages"], principal))
     return await list_response("tokens", tokens, _counts(services, tokens))
 
 
-async def _tokenize_media(services: Services, media: Mapping[str, Any], fields: TokenizeRequest) -> Response:
+async def _tokenize_media(
+    services: Services, media: Mapping[str, Any], fields: TokenizeRequest, principal: Principal
+) -> Response:
     """llama-server's prompt with images: -1 stands for each of their rows, as there."""
     if not isinstance(media.get("prompt_string"), str):
         raise InvalidRequest("'content': expected a string, or an object with 'prompt_string'.", param="content")
-    prompt = await encode_mixed(services, read_media_prompt(media, "content"), add_bos=fields.add_special)
+    prompt = await encode_mixed(services, read_media_prompt(media, "content"), principal, add_bos=fields.add_special)
     tokens = shown_tokens(prompt.tokens)
     read = functools.partial(_with_pieces, services) if fields.with_pieces else None
     return await list_response("tokens", tokens, _counts(services, tokens), read)

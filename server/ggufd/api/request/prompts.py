@@ -16,6 +16,7 @@ from ggufd.api.services.services import Services
 from ggufd.chat.images import ImagePart
 from ggufd.chat.prompt import ImagePlace
 from ggufd.engine.queueing.validation import check_tokens
+from ggufd.keys.principal import Principal
 
 MixedPrompt = tuple[str | int | ImagePart, ...]
 """One prompt of texts, token ids and images."""
@@ -44,7 +45,9 @@ async def encode_text(services: Services, prompt: str, *, add_bos: bool) -> list
     return await text.encode(prompt, add_special=add_bos and not has_bos)
 
 
-async def encode_mixed(services: Services, prompt: MixedPrompt, *, add_bos: bool) -> EncodedPrompt:
+async def encode_mixed(
+    services: Services, prompt: MixedPrompt, principal: Principal, *, add_bos: bool
+) -> EncodedPrompt:
     """A mixed prompt with its tokens; a text or an image at its head gets a BOS, as in llama-server."""
     n_vocab = services.require_ready().model.n_vocab
     check_tokens([part for part in prompt if isinstance(part, int)], n_vocab, "prompt")
@@ -63,7 +66,7 @@ async def encode_mixed(services: Services, prompt: MixedPrompt, *, add_bos: bool
             tokens += await encode_text(services, part, add_bos=add_bos and position == 0)
     if not images:
         return EncodedPrompt(await _text_of(services, prompt, tokens, ()), tokens)
-    placed = await RequestImages(services.images, services.text).place(tokens, places, images)
+    placed = await RequestImages(services.images, services.text, principal).place(tokens, places, images)
     return EncodedPrompt(await _text_of(services, prompt, tokens, placed.texts), placed.tokens, placed)
 
 

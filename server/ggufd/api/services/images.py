@@ -10,14 +10,14 @@ from ggufd.keys.principal import Principal
 
 
 class LoadedImage(Protocol):
-    """Decoded image of `n_bytes`. What it is measured as and what it is encoded to differ in nothing but the files."""
+    """Image that was read, and holds `n_bytes`. It is measured as what it is encoded to, but for the files."""
 
     @property
     def n_bytes(self) -> int: ...
     async def measure(self) -> EncodedImage:
         """What stands in a prompt in its place, without the files of its rows."""
 
-    async def encode(self, principal: Principal) -> EncodedImage:
+    async def encode(self) -> EncodedImage:
         """The same with its rows. Raises EngineFailure, or QueueFull where too many wait. Cancelled, it is given up."""
 
 
@@ -27,5 +27,5 @@ class ImageService(Protocol):
     @property
     def figures(self) -> ImageFigures: ...
 
-    async def load(self, reference: str, place: str) -> LoadedImage:
-        """The image that a client sent or named. Raises InvalidRequest about `place`."""
+    async def load(self, reference: str, place: str, principal: Principal) -> LoadedImage:
+        """The image that a client sent or named. Raises InvalidRequest about `place`, and so does measuring it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,6 +118,19 @@ class ImageEncoder:
         if self.store is None:
             raise EngineDown("The encoder of images has not been started yet.")
         return self.store
+
+    def kept(self, image: EncodedImage, principal: Principal) -> EncodedImage | None:
+        """A measured image with files of its rows, where all of them are there; that counts as a hit."""
+        scope, row_bytes = principal.cache_namespace, self._params.projector.n_embd * _FLOAT_BYTES
+        store = self._open_store
+        paths = {rows.digest: store.find(scope, rows.digest, rows.n_rows * row_bytes) for rows in image.rows}
+        if None in paths.values():
+            return None
+        self._n_hits += 1
+        parts = [
+            replace(part, path=str(paths[part.digest])) if isinstance(part, ImageRows) else part for part in image.parts
+        ]
+        return EncodedImage(tuple(parts))
 
     # --- what is known ------------------------------------------------------------------------------------------------
 

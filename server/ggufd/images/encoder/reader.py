@@ -1,6 +1,15 @@
-"""Reader of images: from what a request says to what stands in a prompt in its place."""
+"""Reader of images: from what a request says to what stands in a prompt in its place.
+
+Every turn of a chat sends its images again. What a file was measured as is remembered by its bytes, apart for each
+cache scope, so that it is only decoded where its rows are not there any more.
+"""
 
 from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from typing import NamedTuple
 
 from ggufd.images.encoded import EncodedImage
 from ggufd.images.encoder.encoder import ImageEncoder
@@ -9,43 +18,76 @@ from ggufd.images.figures import ImageFigures
 from ggufd.images.pixels import Pixels
 from ggufd.keys.principal import Principal
 
+_MAX_MEASURED = 4096
 
-class DecodedImage:
-    """Pixels of one image, and the encoder that takes them."""
 
-    def __init__(self, pixels: Pixels, encoder: ImageEncoder) -> None:
-        self._pixels = pixels
-        self._encoder = encoder
+class _FileKey(NamedTuple):
+    """A file in a cache scope."""
+
+    scope: str
+    digest: bytes
+
+
+class _SentFile(NamedTuple):
+    """A file as it was sent."""
+
+    data: bytes
+    place: str
+    principal: Principal
+
+
+class SentImage:
+    """File of one image, which is decoded where it must be."""
+
+    def __init__(self, reader: ImageReader, file: _SentFile, key: _FileKey) -> None:
+        self._reader = reader
+        self._file = file
+        self._key = key
+        self._pixels: Pixels | None = None
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of its pixels."""
-        return len(self._pixels.data)
+        """Bytes of the file and of its pixels, if it was decoded."""
+        return len(self._file.data) + (0 if self._pixels is None else len(self._pixels.data))
 
     async def measure(self) -> EncodedImage:
         """What stands in a prompt in its place, without the files of its rows."""
-        return await self._encoder.measure(self._pixels)
+        measured = self._reader.measured(self._key)
+        if measured is None:
+            measured = await self._reader.encoder.measure(await self._decoded())
+            self._reader.remember(self._key, measured)
+        return measured
 
-    async def encode(self, principal: Principal) -> EncodedImage:
+    async def encode(self) -> EncodedImage:
         """The same with its rows. See `ImageEncoder.encode`."""
-        return await self._encoder.encode(self._pixels, principal)
+        measured = self._reader.measured(self._key)
+        kept = None if measured is None else self._reader.encoder.kept(measured, self._file.principal)
+        if kept is not None:
+            return kept
+        return await self._reader.encoder.encode(await self._decoded(), self._file.principal)
+
+    async def _decoded(self) -> Pixels:
+        if self._pixels is None:
+            self._pixels = await self._reader.loader.decoder.decode(self._file.data, self._file.place)
+        return self._pixels
 
 
 class ImageReader:
     """Loader and encoder of one model's images, with a process each."""
 
     def __init__(self, loader: ImageLoader, encoder: ImageEncoder) -> None:
-        self._loader = loader
+        self.loader = loader
         self.encoder = encoder
+        self._measured: OrderedDict[_FileKey, EncodedImage] = OrderedDict()
 
     async def start(self) -> None:
         """Start both processes. Raises ModelError where the projector cannot be used."""
-        self._loader.start()
+        self.loader.start()
         await self.encoder.start()
 
     async def stop(self) -> None:
         """End both."""
-        await self._loader.stop()
+        await self.loader.stop()
         await self.encoder.stop()
 
     def rest(self) -> None:
@@ -56,6 +98,25 @@ class ImageReader:
     def figures(self) -> ImageFigures:
         return self.encoder.figures
 
-    async def load(self, reference: str, place: str) -> DecodedImage:
-        """The image that a client sent or named. Raises InvalidRequest about `place`."""
-        return DecodedImage(await self._loader.load(reference, place), self.encoder)
+    async def load(self, reference: str, place: str, principal: Principal) -> SentImage:
+        """The image that a client sent or named. Raises InvalidRequest about `place`, and so does measuring it."""
+        data = await self.loader.source.read(reference, place)
+        digest = await asyncio.to_thread(_digest_of, data)
+        return SentImage(self, _SentFile(data, place, principal), _FileKey(principal.cache_namespace, digest))
+
+    def measured(self, key: _FileKey) -> EncodedImage | None:
+        """What a file was measured as before."""
+        if key not in self._measured:
+            return None
+        self._measured.move_to_end(key)
+        return self._measured[key]
+
+    def remember(self, key: _FileKey, image: EncodedImage) -> None:
+        """Remember what a file was measured as; the least recently used make room."""
+        self._measured[key] = image
+        while len(self._measured) > _MAX_MEASURED:
+            self._measured.popitem(last=False)
+
+
+def _digest_of(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()

@@ -66,8 +66,9 @@ async def _prepared(request: Request) -> _PreparedResponse:
     services = services_of(request)
     body = await read_json(request, services.config.max_body_bytes)
     refuse_others(body)
-    images = RequestImages(services.images, services.text)
-    return _PreparedResponse(services, validate(ResponseRequest, body, RESPONSES), body, caller_of(request), images)
+    caller = caller_of(request)
+    images = RequestImages(services.images, services.text, caller.principal)
+    return _PreparedResponse(services, validate(ResponseRequest, body, RESPONSES), body, caller, images)
 
 
 @dataclass(frozen=True, slots=True)
