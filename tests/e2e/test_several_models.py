@@ -336,6 +336,7 @@ class TestFailures:
             error = error_of(http.post("/v1/completions", json={"model": "tiny-b", "prompt": "x"}), 503)
             assert error["code"] == "model_load_failed"
             assert "tiny-b.gguf" in error["message"]
+            assert str(tmp_path) not in error["message"]
             assert says(http, "tiny-a") == says(http, "any") == first
             status = http.get("/v1/models/tiny-b").json()["status"]
             assert status["failed"]

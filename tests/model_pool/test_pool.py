@@ -12,7 +12,7 @@ from ggufd.errors import Draining, GgufdError, InvalidRequest, QueueFull, QueueT
 from ggufd.keys.principal import Principal
 from ggufd.keys.ring import Limits
 from ggufd.model_pool.catalogue import KnownModel, ModelCatalogue
-from ggufd.model_pool.errors import ModelLoadFailed, ModelNotLoaded
+from ggufd.model_pool.errors import ModelLoadFailed, ModelNotLoaded, without_folders
 from ggufd.model_pool.pool import Claim, ModelPool, ModelTurn, PoolRules
 
 WAIT_S = 20.0
@@ -116,6 +116,20 @@ class TestFailure:
         assert await rig.ask("b") == "b"
         assert rig.loads == ["b", "b"]
         assert rig.pool.failures == {}
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("/srv/my models/b.gguf: its tensors are missing.", "b.gguf: its tensors are missing."),
+        ("'/srv/b.gguf' is no model; '/srv/a.gguf' is served", "'b.gguf' is no model; 'a.gguf' is served"),
+        ("C:\\models\\b.gguf: is no model", "b.gguf: is no model"),
+        ("hf:owner/repo: https://host/a/b is not there", "hf:owner/repo: https://host/a/b is not there"),
+        ("models/b.gguf: 1/2 of it is missing", "models/b.gguf: 1/2 of it is missing"),
+    ],
+)
+def test_a_reason_names_no_folder_of_the_server(message: str, told: str) -> None:
+    assert without_folders(message) == told
 
 
 class TestRights:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from ggufd.errors import Forbidden, Unavailable
+
+_FOLDERS = re.compile(r"""(?<![\w:/.~-])(?:/|[A-Za-z]:\\)[^:;,'"\n]*[/\\]""")
+"""Folders of an absolute path, up to the file's name."""
+
+
+def without_folders(message: str) -> str:
+    """A reason without the folders of the files in it: it is told to whoever asked for the model."""
+    return _FOLDERS.sub("", message)
 
 
 class ModelNotLoaded(Forbidden):

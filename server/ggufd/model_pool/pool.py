@@ -18,7 +18,7 @@ from typing import Any, Self
 from ggufd.errors import GgufdError, QueueFull, QueueTimeout, TooManyRequests, Unavailable
 from ggufd.keys.principal import NOBODY, Principal
 from ggufd.model_pool.catalogue import KnownModel, ModelCatalogue
-from ggufd.model_pool.errors import ModelLoadFailed, ModelNotLoaded
+from ggufd.model_pool.errors import ModelLoadFailed, ModelNotLoaded, without_folders
 from ggufd.model_pool.load_times import LoadTimes
 from ggufd.model_pool.swap_scheduler import Phase, SwapScheduler, Ticket, WaitForecast
 
@@ -344,12 +344,12 @@ class ModelPool:
     def _failed(self, name: str, error: GgufdError) -> None:
         """The old model is loaded again; whoever waited for the other is told why."""
         logger.error("%s could not be loaded for the requests that wait for it: %s", name, error.message)
-        self.failures[name] = error.message
+        why = self.failures[name] = without_folders(error.message)
         self._try_again_s[name] = self.now_s + self.rules.retry_after_s
         for ticket in self._scheduler.kept():
             self._turns[ticket].refuse(
                 ModelLoadFailed(
-                    f"'{name}' could not be loaded: {error.message}",
+                    f"'{name}' could not be loaded: {why}",
                     param="model",
                     retry_after_s=self.rules.retry_after_s,
                 )
@@ -374,7 +374,7 @@ class ModelPool:
         except BaseException as error:
             self._scheduler.kept()
             if isinstance(error, GgufdError):
-                self.failures[name] = error.message
+                self.failures[name] = without_folders(error.message)
             raise
         else:
             self.catalogue.add(known)
