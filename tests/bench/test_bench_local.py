@@ -100,6 +100,7 @@ def test_a_process_that_is_gone_is_said() -> None:
         server.cpu_s()
 
 
+@pytest.mark.e2e
 def test_starts_are_measured_in_turns_and_memory_before_and_after_a_load(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     flags = ["--rounds", "2", "--requests", "2", "--json", str(out)]
@@ -118,6 +119,7 @@ def test_starts_are_measured_in_turns_and_memory_before_and_after_a_load(tmp_pat
     assert memory[0] == pytest.approx(memory[1], rel=0.2)
 
 
+@pytest.mark.e2e
 def test_an_empty_app_costs_what_an_empty_app_costs(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     with started(EMPTY_APP) as server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,14 @@ OPENS = {
 """How the prompt ends where the model is to think first. It opens its thoughts itself where there is no tag."""
 
 
+@functools.cache
+def renderer_of(source: str) -> ChatRenderer:
+    return ChatRenderer(Template(source), {"bos_token": "<s>", "eos_token": "</s>"})
+
+
 def rendered(source: str, **template_kwargs: Any) -> str:
-    renderer = ChatRenderer(Template(source), {"bos_token": "<s>", "eos_token": "</s>"})
-    return renderer.render(ChatPrompt(({"role": "user", "content": "Hi"},), template_kwargs=template_kwargs))[0]
+    chat = ChatPrompt(({"role": "user", "content": "Hi"},), template_kwargs=template_kwargs)
+    return renderer_of(source).render(chat)[0]
 
 
 def real_templates() -> list[Any]:

@@ -14,6 +14,8 @@ from tests.support.fakes.hub_server import Hub, HubServer
 from tests.support.models import gguf_files
 from tests.support.models.gguf_files import llama
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[2]
 HEAD, SIZE = gguf_files.header(*llama(n_vocab=2000))
 MODEL = HEAD + bytes(SIZE)

@@ -596,6 +596,7 @@ def pid_of(client: EngineClient) -> int:
     return link.pid
 
 
+@pytest.mark.e2e
 async def test_a_real_engine_serves_dies_comes_back_and_leaves_nothing(tiny_model: Path) -> None:
     client = real_client(tiny_model)
     client.start()
@@ -632,6 +633,7 @@ async def test_a_real_engine_serves_dies_comes_back_and_leaves_nothing(tiny_mode
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", ["SIGSTOP", "SIGSEGV", "SIGABRT"])
 @pytest.mark.timed
 async def test_however_a_real_engine_ends_everybody_is_told_within_a_second(tiny_model: Path, name: str) -> None:
@@ -656,6 +658,7 @@ async def test_however_a_real_engine_ends_everybody_is_told_within_a_second(tiny
     await client.stop()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["missing", "text"])
 async def test_a_real_engine_says_in_one_line_why_it_cannot_load(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "model.gguf"
@@ -672,6 +675,7 @@ async def test_a_real_engine_says_in_one_line_why_it_cannot_load(tmp_path: Path,
     await client.stop()
 
 
+@pytest.mark.e2e
 async def test_a_real_engine_can_be_stopped_while_it_loads(tiny_model: Path) -> None:
     client = real_client(tiny_model)
     client.start()
