@@ -343,6 +343,7 @@ def test_a_short_prompt_does_not_wait_until_anothers_long_one_is_read() -> None:
     rig.run()
 
 
+@pytest.mark.e2e
 @pytest.mark.usefixtures("quiet_log_afterwards")
 def test_a_real_model_goes_on_with_exactly_the_text_it_was_in() -> None:
     """The demo model, quantised: any other state, or any other batch, would round otherwise sooner or later."""

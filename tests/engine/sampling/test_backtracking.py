@@ -209,7 +209,7 @@ def test_no_phrase_appears_and_the_text_is_the_tokens_at_every_moment(
         run(bans)
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(st.lists(cuts, min_size=1, max_size=3), ways, st.integers(0, 1000))
 def test_choices_and_preempted_sequences_say_what_they_say_alone(
     where: list[tuple[int, int]], changes: dict[str, Any], seed: int

@@ -1,4 +1,7 @@
-"""Free text under a grammar: no mask is computed for it, and what may be said is what the masks would have allowed."""
+"""Free text under a grammar: no mask is computed for it, and what may be said is what the masks would have allowed.
+
+Where the demo model writes itself it takes a second or two, so these are a part of the end-to-end tests.
+"""
 
 from __future__ import annotations
 
@@ -165,6 +168,7 @@ def tokens_of(context: Context, text: str) -> list[int]:
 ASKED = "<|im_start|>user\nTell me a story.<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", ["hermes", "mistral", "llama-3", "pythonic"])
 def test_free_text_asks_for_no_mask_and_is_what_it_is_without_tools(
     context: Context, grammars: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, name: str
@@ -177,6 +181,7 @@ def test_free_text_asks_for_no_mask_and_is_what_it_is_without_tools(
     assert said.finishes[0].reason is FinishReason.LENGTH
 
 
+@pytest.mark.e2e
 def test_what_is_said_in_a_channel_is_free_and_its_header_is_not(
     context: Context, grammars: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +195,7 @@ def test_what_is_said_in_a_channel_is_free_and_its_header_is_not(
 JUMPED = 'OK.\n<tool_call>\n{"name": "jump", "arguments": {"height": 3}}\n</tool_call>\n'
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "changes",
     [
