@@ -30,7 +30,7 @@ class PathMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            # In place: what answers for a crash has this scope, and looks into it for the record of the request.
+            # The same scope goes on: who answers for a crash, outside of all middleware, reads what is noted in it.
             scope["path"] = self._path(scope["path"])
             scope["root_path"] = self._root or scope.get("root_path", "")
         await self._app(scope, receive, send)
