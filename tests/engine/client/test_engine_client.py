@@ -412,7 +412,7 @@ async def test_a_death_fails_what_is_open_and_the_engine_comes_back(make: Make) 
     assert client.state is EngineState.RESTARTING
     with pytest.raises(EngineDown, match="started again") as down:
         client.submit(request_of(client))
-    assert down.value.retry_after_s == client._supervisor.load_s
+    assert down.value.retry_after_s == client._supervisor.condition.load_s
     with pytest.raises(EngineDown):
         await client.reports.stats()
     await until(lambda: client.state is EngineState.READY)

@@ -61,12 +61,12 @@ class Supervised:
 
     async def until(self, state: EngineState, n_links: int | None = None) -> None:
         async with asyncio.timeout(WAIT_S):
-            while self.engine.state is not state or (n_links or len(self.links)) != len(self.links):  # noqa: ASYNC110
+            while self.engine.condition.state is not state or (n_links or len(self.links)) != len(self.links):  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
     def refusal(self) -> str:
         with pytest.raises(EngineDown) as down:
-            self.engine.require(set())
+            self.engine.condition.require(set())
         return down.value.message
 
 
@@ -79,7 +79,7 @@ async def test_what_is_refused_follows_the_state() -> None:
     one = Supervised(sleep_idle_s=0.001)
     assert "still being loaded" in one.refusal()
     one.links[0].say([READY])
-    one.engine.require({EngineState.READY})
+    one.engine.condition.require({EngineState.READY})
     assert (await one.engine.wait_ready()) is READY
     await one.until(EngineState.SLEEPING)
     assert "a request loads it" in one.refusal()
@@ -94,12 +94,12 @@ async def test_an_exit_is_told_and_the_next_process_serves() -> None:
     one = Supervised()
     one.links[0].say([READY])
     one.links[0].exit(-11, "GGML_ASSERT(ok) failed")
-    assert one.engine.state is EngineState.RESTARTING
+    assert one.engine.condition.state is EngineState.RESTARTING
     assert "is being started again" in one.refusal()
-    assert one.engine.trouble == "the engine process ended unexpectedly (signal 11)"
+    assert one.engine.condition.trouble == "the engine process ended unexpectedly (signal 11)"
     await one.until(EngineState.RESTARTING, 2)
     one.links[1].say([READY])
-    assert (one.engine.state, one.engine.trouble) == (EngineState.READY, "")
+    assert (one.engine.condition.state, one.engine.condition.trouble) == (EngineState.READY, "")
     lost = "lost: the engine process ended unexpectedly (signal 11); the request is lost. It is being started again"
     assert one.user.told == ["ready", lost, "ready"]
 
@@ -112,7 +112,7 @@ async def test_too_many_exits_in_a_row_are_the_end_and_name_the_last_reason() ->
         one.links[-1].exit(0 if n > 1 else -9, "")
         if n < 6:
             await one.until(EngineState.RESTARTING, n + 1)
-    assert one.engine.state is EngineState.FAILED
+    assert one.engine.condition.state is EngineState.FAILED
     assert one.refusal() == "the engine was given up: no memory 6 times in a row"
 
 
@@ -122,7 +122,7 @@ async def test_a_model_that_does_not_load_at_the_start_is_a_model_error_and_its_
     with pytest.raises(ModelError, match="no such file"):
         await one.engine.wait_ready()
     one.links[0].exit(0, "")
-    assert one.engine.state is EngineState.FAILED
+    assert one.engine.condition.state is EngineState.FAILED
     await asyncio.sleep(0.01)
     assert len(one.links) == 1
 
@@ -138,7 +138,7 @@ async def test_a_process_that_cannot_be_started_is_a_model_error_at_the_start(ca
         ModelError, match=r"^the engine process could not be started \(.*Too many open files\) while loading"
     ):
         await engine.wait_ready()
-    assert engine.state is EngineState.FAILED
+    assert engine.condition.state is EngineState.FAILED
     await engine.stop()
     assert "Traceback" not in caplog.text
 
@@ -150,18 +150,18 @@ async def test_it_wakes_when_the_process_before_is_gone_and_sleeps_on_where_it_c
     assert one.links[0].sent == [Shutdown()]
     one.engine.use()
     await asyncio.sleep(0.01)
-    assert (one.engine.state, len(one.links)) == (EngineState.WAKING, 1)
+    assert (one.engine.condition.state, len(one.links)) == (EngineState.WAKING, 1)
     one.links[0].exit(0, "")
     await one.until(EngineState.WAKING, 2)
     one.links[1].say([LoadFailed("no memory")])
-    assert one.engine.state is EngineState.SLEEPING
-    assert one.engine.trouble == "the model could not be loaded again: no memory"
+    assert one.engine.condition.state is EngineState.SLEEPING
+    assert one.engine.condition.trouble == "the model could not be loaded again: no memory"
     # The next request comes before that process is gone: its exit is no failure of the next one.
     one.engine.use()
     one.links[1].exit(0, "")
     await one.until(EngineState.WAKING, 3)
     one.links[2].say([READY])
-    assert one.engine.state is EngineState.READY
+    assert one.engine.condition.state is EngineState.READY
     assert [told for told in one.user.told if told.startswith("lost")] == [
         "lost: the model could not be loaded again: no memory"
     ]
@@ -172,9 +172,9 @@ async def test_one_that_dies_while_idle_is_not_put_to_sleep_while_it_restarts() 
     one.links[0].say([READY])
     one.links[0].exit(-9, "")
     await asyncio.sleep(0.06)
-    assert one.engine.state is EngineState.RESTARTING
+    assert one.engine.condition.state is EngineState.RESTARTING
     one.links[1].say([READY])
-    assert one.engine.state is EngineState.READY
+    assert one.engine.condition.state is EngineState.READY
     await one.until(EngineState.SLEEPING)
 
 
@@ -183,15 +183,15 @@ async def test_answers_to_questions_do_not_keep_it_awake_and_users_do() -> None:
     one.user.keeps_awake = True
     one.links[0].say([READY])
     await asyncio.sleep(0.1)
-    assert one.engine.state is EngineState.READY
+    assert one.engine.condition.state is EngineState.READY
     one.user.keeps_awake = False
     for _ in range(1000):
         # As when its metrics are read all the time.
         one.links[0].say([SlotDone(0, 0)])
         await asyncio.sleep(0.005)
-        if one.engine.state is EngineState.SLEEPING:
+        if one.engine.condition.state is EngineState.SLEEPING:
             break
-    assert one.engine.state is EngineState.SLEEPING
+    assert one.engine.condition.state is EngineState.SLEEPING
 
 
 async def test_after_the_stop_nothing_is_loaded_whatever_was_on_its_way() -> None:
@@ -202,7 +202,7 @@ async def test_after_the_stop_nothing_is_loaded_whatever_was_on_its_way() -> Non
     one.links[0].say([LoadFailed("no such file")])
     await stopping
     assert one.links[0].sent == ["kill"]
-    assert one.engine.state is EngineState.STOPPED
+    assert one.engine.condition.state is EngineState.STOPPED
     assert one.engine.ready is None
     assert one.user.told == ["ended: the engine has stopped; try again soon"]
 

@@ -57,7 +57,7 @@ class EngineClient:
         self._limits = SubmissionLimits(self._requests, config.max_queue, self._buckets)
         self._callers = EngineCallers(self._requests, self._questions, self._limits.charge)
         self._supervisor = EngineSupervisor(config, self._callers, on_progress, spawn, prestarted)
-        self.intake = Intake(self._supervisor)
+        self.intake = Intake(self._supervisor.condition)
         self.reports = EngineReports(self._supervisor, self._questions, self.intake)
         self._ids = itertools.count(1)
 
@@ -69,7 +69,7 @@ class EngineClient:
 
     @property
     def state(self) -> EngineState:
-        return EngineState.DRAINING if self.intake.refusal is not None else self._supervisor.state
+        return EngineState.DRAINING if self.intake.refusal is not None else self._supervisor.condition.state
 
     @property
     def ready(self) -> Ready | None:
@@ -79,7 +79,7 @@ class EngineClient:
     @property
     def trouble(self) -> str:
         """Why there is no engine now that there was one, in words for the user; empty where there is, or it sleeps."""
-        return self._supervisor.trouble
+        return self._supervisor.condition.trouble
 
     def renewed(self) -> EngineClient:
         """Another client for the very model that this one loaded, not started: the text process has its vocabulary."""
@@ -110,7 +110,7 @@ class EngineClient:
 
     def watch(self, tell: Callable[[EngineState], None]) -> None:
         """Call `tell` with every state that the engine enters from now on. Must be quick and raise nothing."""
-        self._supervisor.watch(tell)
+        self._supervisor.condition.watch(tell)
 
     async def wait_idle(self) -> None:
         """Return when no request is open."""
@@ -159,11 +159,11 @@ class EngineClient:
         Raises Draining, EngineDown, QueueFull or TooManyRequests at once when it cannot be taken.
         """
         self.intake.check()
-        self._supervisor.require(TAKES_REQUESTS)
+        self._supervisor.condition.require(TAKES_REQUESTS)
         self._limits.check(request, self._n_slots)
         stream = RequestStream(request, self._abort, self._finish)
         self._requests.add(stream)
-        if self._supervisor.state is EngineState.READY:
+        if self._supervisor.condition.state is EngineState.READY:
             self._send(request)
         self._supervisor.use()
         return stream

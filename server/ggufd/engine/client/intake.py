@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from ggufd.engine.client.condition import Condition
 from ggufd.engine.client.state import EngineState
-from ggufd.engine.client.supervisor import EngineSupervisor
 from ggufd.errors import Draining, GgufdError, Unavailable
 
 
 class Intake:
     """Whether new requests are taken. Those that wait or run are no concern of it."""
 
-    def __init__(self, supervisor: EngineSupervisor) -> None:
+    def __init__(self, condition: Condition) -> None:
         self.refusal: GgufdError | None = None
         """What new requests are refused with; None where they are taken."""
         self._is_closed = False
-        self._supervisor = supervisor
+        self._condition = condition
 
     def check(self) -> None:
         """Raises the refusal, where there is one."""
@@ -33,7 +33,7 @@ class Intake:
             self.refusal = Unavailable(
                 "the server was told to drain and takes no new requests for now; try again later", retry_after_s=10
             )
-            self._supervisor.tell(EngineState.DRAINING)
+            self._condition.tell(EngineState.DRAINING)
 
     def resume(self) -> None:
         """Take requests again after `pause`. Raises Draining where it is closed."""
@@ -41,4 +41,4 @@ class Intake:
             raise Draining("the server is shutting down, or another model is being loaded: that cannot be taken back")
         if self.refusal is not None:
             self.refusal = None
-            self._supervisor.tell(self._supervisor.state)
+            self._condition.tell(self._condition.state)

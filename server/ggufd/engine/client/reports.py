@@ -23,22 +23,26 @@ class EngineReports:
 
     async def stats(self) -> Stats:
         """A snapshot of the engine. Raises EngineDown when there is none to ask."""
-        self._supervisor.require({EngineState.READY})
+        self._supervisor.condition.require({EngineState.READY})
         return await self._questions.ask(GetStats(), Stats)
 
     async def steps(self) -> Steps:
         """The last steps of the engine; none of one that sleeps. Raises EngineDown when there is none to ask."""
-        self._supervisor.require(TAKES_REQUESTS)
-        return Steps(()) if self._supervisor.state in ASLEEP else await self._questions.ask(GetSteps(), Steps)
+        self._supervisor.condition.require(TAKES_REQUESTS)
+        return Steps(()) if self._supervisor.condition.state in ASLEEP else await self._questions.ask(GetSteps(), Steps)
 
     async def queue_state(self) -> QueueState:
         """Every request under way; none of one that sleeps. Raises EngineDown when there is none to ask."""
-        self._supervisor.require(TAKES_REQUESTS)
-        return QueueState(()) if self._supervisor.state in ASLEEP else await self._questions.ask(GetQueue(), QueueState)
+        self._supervisor.condition.require(TAKES_REQUESTS)
+        return (
+            QueueState(())
+            if self._supervisor.condition.state in ASLEEP
+            else await self._questions.ask(GetQueue(), QueueState)
+        )
 
     async def live_state(self) -> LiveState:
         """State for the live view. Raises EngineDown when there is no engine to ask."""
-        self._supervisor.require({EngineState.READY})
+        self._supervisor.condition.require({EngineState.READY})
         return await self._questions.ask(GetLive(), LiveState)
 
     async def act_on_slot(self, command: ActOnSlot) -> SlotDone:
@@ -46,8 +50,8 @@ class EngineReports:
 
         Raises Unavailable while the slot is running, InvalidRequest when that cannot be done.
         """
-        self._supervisor.require(TAKES_REQUESTS)
-        is_asleep = self._supervisor.state in ASLEEP
+        self._supervisor.condition.require(TAKES_REQUESTS)
+        is_asleep = self._supervisor.condition.state in ASLEEP
         if is_asleep and command.action is not SlotAction.RESTORE:
             return act_on_nothing(command)
         if is_asleep:

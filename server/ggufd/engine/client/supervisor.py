@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
 from ggufd.engine import process
+from ggufd.engine.client.condition import Condition
 from ggufd.engine.client.idle_timer import IdleTimer
 from ggufd.engine.client.retreat import Retreat
-from ggufd.engine.client.state import ASLEEP, IS_LOADING, EngineState, may_follow
+from ggufd.engine.client.state import ASLEEP, IS_LOADING, EngineState
 from ggufd.engine.client.watchdog import Verdict, Watchdog
 from ggufd.engine.kv_store.model_file import FirstLoaded
 from ggufd.engine.messages.config import EngineConfig
@@ -40,7 +39,6 @@ from ggufd.engine.messages.reports import (
 )
 from ggufd.engine.messages.requests import Command, Ping, Shutdown
 from ggufd.errors import EngineDown, ModelError, Unavailable
-from ggufd.llama.gguf.gguf_header import parts_of
 from ggufd.processes.child import ChildSpawner
 from ggufd.processes.prestarted import PrestartedProcess
 from ggufd.processes.supervisor import ChildSupervisor, Link, ProcessExit, RestartPolicy, Spawn
@@ -50,8 +48,6 @@ logger = logging.getLogger(__name__)
 RESTARTS = RestartPolicy(first_s=0.5, most=5, healthy_s=60.0)
 
 _WAKE_AGAIN_S = 30.0
-_FIRST_LOAD_S = 5.0
-_STOPPED = "the engine has stopped; try again soon"
 _KILLED = -9
 
 
@@ -98,12 +94,8 @@ class EngineSupervisor:
         prestarted: PrestartedProcess | None = None,
     ) -> None:
         self.config = config
-        self.state = EngineState.LOADING
+        self.condition = Condition(config)
         self.ready: Ready | None = None
-        self.trouble = ""
-        """Why there is no engine now that there was one, in words for the user; empty where there is, or it sleeps."""
-        self.load_s = _FIRST_LOAD_S
-        """How long the model took to load."""
         self._user = user
         self._on_progress = on_progress or (lambda share: None)
         spawn = spawn or ChildSpawner(process.NAME, process.main, lambda: (self.config,), prestarted)
@@ -115,7 +107,6 @@ class EngineSupervisor:
         self._idle_timer = IdleTimer(self._fall_asleep)
         self._file: FirstLoaded | None = None
         self._noting: asyncio.Task[None] | None = None
-        self._watchers: list[Callable[[EngineState], None]] = []
 
     # --- used by who talks to the engine ------------------------------------------------------------------------
 
@@ -137,11 +128,6 @@ class EngineSupervisor:
         assert self._loaded is not None, "start() comes first"
         return await asyncio.shield(self._loaded)
 
-    def require(self, states: Set[EngineState]) -> None:
-        """Raises EngineDown unless the engine is in one of these states."""
-        if self.state not in states:
-            raise self._down()
-
     def send(self, command: Command) -> None:
         """Send a command to the process; nothing where there is none."""
         self._process.send(command)
@@ -149,7 +135,7 @@ class EngineSupervisor:
     def use(self) -> None:
         """Keep the engine awake, and wake one that sleeps."""
         self._idle_timer.stop()
-        if self.state is EngineState.SLEEPING:
+        if self.condition.state is EngineState.SLEEPING:
             logger.info("loading the model again for a request")
             self._enter(EngineState.WAKING)
             self._choose_anew()
@@ -158,26 +144,17 @@ class EngineSupervisor:
     def rest(self) -> None:
         """Start the idle timer, unless it runs, where nobody keeps the engine awake."""
         idle_s = self.config.sleep_idle_s
-        if idle_s is not None and self.state is EngineState.READY and not self._user.keeps_awake:
+        if idle_s is not None and self.condition.state is EngineState.READY and not self._user.keeps_awake:
             self._idle_timer.start(idle_s)
 
     def sleep(self) -> None:
         """Unload the model now, until the next request. Raises Unavailable while somebody uses the engine."""
-        if self.state in ASLEEP:
+        if self.condition.state in ASLEEP:
             return
-        self.require({EngineState.READY})
+        self.condition.require({EngineState.READY})
         if self._user.keeps_awake:
             raise Unavailable("requests are under way; the model can be unloaded when they have ended")
         self._unload("as an admin asked for")
-
-    def watch(self, tell: Callable[[EngineState], None]) -> None:
-        """Call `tell` with every state that the engine enters from now on."""
-        self._watchers.append(tell)
-
-    def tell(self, state: EngineState) -> None:
-        """Tell those who watch of a state."""
-        for tell in self._watchers:
-            tell(state)
 
     async def stop(self) -> None:
         """End the process, and wait until its memory is given back."""
@@ -214,13 +191,12 @@ class EngineSupervisor:
         self.rest()
 
     def _became_ready(self, ready: Ready) -> None:
-        if self.state not in IS_LOADING:
+        if self.condition.state not in IS_LOADING:
             return
-        self.load_s = max(1.0, self._process.mark_ready())
+        self.condition.load_s = max(1.0, self._process.mark_ready())
         self.ready = ready
-        self.trouble = ""
         self._retreat.end()
-        self._enter(EngineState.READY)
+        self._enter(EngineState.READY, trouble="")
         loop = asyncio.get_running_loop()
         self._watchdog = Watchdog(self.config.step_timeout_s, ready.model.size_bytes)
         self._watching = loop.create_task(self._watch(self._watchdog))
@@ -234,9 +210,9 @@ class EngineSupervisor:
         """Retry with less of the GPU, or give up; one that was loaded before is tried again after its exit."""
         if is_too_large and self._retry_with_less(message):
             self._process.expect_exit()
-        elif self.state is EngineState.RESTARTING:
+        elif self.condition.state is EngineState.RESTARTING:
             self._process.set_reason(message)
-        elif self.state in IS_LOADING:
+        elif self.condition.state in IS_LOADING:
             self._process.expect_exit()
             self._give_up(message)
 
@@ -244,7 +220,7 @@ class EngineSupervisor:
 
     def _exited(self, how: ProcessExit) -> None:
         if how.is_expected:
-            self._user.engine_ended(EngineDown(_STOPPED, retry_after_s=self.load_s))
+            self._user.engine_ended(self.condition.stopped())
             return
         # Some backends end the process where they get no memory.
         if how.code and not how.never_started and self._retry_with_less(_exit_text(how.code)):
@@ -254,10 +230,10 @@ class EngineSupervisor:
             reason = f"the engine process {how.reason}"
         logger.error("%s%s", reason, f": {how.stderr}" if how.stderr else "")
         hint = "; is there enough memory?" if how.code == _KILLED and not how.reason else ""
-        if self.state is EngineState.WAKING:
+        if self.condition.state is EngineState.WAKING:
             self._sleep_again(f"{reason}{hint}")
             return
-        self._user.engine_lost(self._lost(reason))
+        self._user.engine_lost(self.condition.lost(reason))
         self._restart(reason, hint)
 
     def _restart(self, reason: str, hint: str) -> None:
@@ -270,17 +246,16 @@ class EngineSupervisor:
         if not self._process.restart(self._is_same_model):
             self._give_up(f"{reason} {self._process.n_restarts + 1} times in a row")
             return
-        self.trouble = _public(reason, self.config)
+        self.condition.note_trouble(reason)
         logger.warning("starting the engine again (try %d of %s)", self._process.n_restarts, RESTARTS.most)
 
     def _give_up(self, message: str) -> None:
         """Go back to sleep where a request was to wake it; otherwise fail for good, and whoever runs this ends."""
-        if self.state is EngineState.WAKING:
+        if self.condition.state is EngineState.WAKING:
             logger.error("the model could not be loaded again: %s", message)
             self._sleep_again(message)
             return
-        self._enter(EngineState.FAILED)
-        self.trouble = _public(message, self.config)
+        self._enter(EngineState.FAILED, message)
         if self._loaded is not None and not self._loaded.done():
             # Whoever waits for it says it to the user.
             self._loaded.set_exception(ModelError(message))
@@ -289,9 +264,8 @@ class EngineSupervisor:
 
     def _sleep_again(self, why: str) -> None:
         """Go back to sleep: what the model needs may be free later, so the next request tries again."""
-        self._enter(EngineState.SLEEPING)
-        self.trouble = _public(f"the model could not be loaded again: {why}", self.config)
-        self._user.engine_lost(EngineDown(self.trouble, retry_after_s=_WAKE_AGAIN_S))
+        self._enter(EngineState.SLEEPING, f"the model could not be loaded again: {why}")
+        self._user.engine_lost(EngineDown(self.condition.trouble, retry_after_s=_WAKE_AGAIN_S))
 
     async def _is_same_model(self) -> bool:
         """Check before every load but the first that the file is the same: the text process has its vocabulary."""
@@ -305,7 +279,7 @@ class EngineSupervisor:
 
     def _retry_with_less(self, why: str) -> bool:
         """Let the next process take less of the GPU, where the loader chose itself; False where that is no way out."""
-        limit = self._retreat.next_limit() if self.state in IS_LOADING else None
+        limit = self._retreat.next_limit() if self.condition.state in IS_LOADING else None
         if limit is None:
             return False
         self.config = replace(self.config, vram_limit=limit)
@@ -318,11 +292,9 @@ class EngineSupervisor:
         self.config = replace(self.config, vram_limit=None)
         self._retreat.end()
 
-    def _enter(self, state: EngineState) -> None:
-        assert may_follow(self.state, state), f"the engine cannot become {state.name} from {self.state.name}"
+    def _enter(self, state: EngineState, trouble: str | None = None) -> None:
         self._idle_timer.stop()
-        self.state = state
-        self.tell(state)
+        self.condition.enter(state, trouble)
 
     # --- sleep --------------------------------------------------------------------------------------------------
 
@@ -341,7 +313,7 @@ class EngineSupervisor:
         before_s = time.monotonic()
         while True:
             await asyncio.sleep(watchdog.beat_s)
-            if watchdog is not self._watchdog or self.state is not EngineState.READY:
+            if watchdog is not self._watchdog or self.condition.state is not EngineState.READY:
                 return
             now_s = time.monotonic()
             match watchdog.look(now_s - before_s, has_work=self._user.is_answer_due):
@@ -354,47 +326,9 @@ class EngineSupervisor:
     def _end_hanging(self, limit_s: float) -> None:
         """Tell its requests at once; the next process starts when this one is gone and its memory is free."""
         why = f"the engine gave no sign of life for {limit_s:.3g} s and was ended"
-        self._enter(EngineState.RESTARTING)
-        self.trouble = why
-        self._user.engine_lost(self._lost(why))
+        self._enter(EngineState.RESTARTING, why)
+        self._user.engine_lost(self.condition.lost(why))
         self._process.kill(why)
-
-    # --- what users are told ------------------------------------------------------------------------------------
-
-    def _down(self) -> EngineDown:
-        """Refusal of what needs the engine, by its state."""
-        match self.state:
-            case EngineState.LOADING:
-                return EngineDown("the model is still being loaded; try again in a few seconds", retry_after_s=2)
-            case EngineState.FAILED:
-                return EngineDown(f"the engine was given up: {self.trouble}", retry_after_s=60)
-            case EngineState.STOPPED:
-                return EngineDown(_STOPPED, retry_after_s=self.load_s)
-            case state if state in ASLEEP:
-                why = "the model is unloaded while nobody uses it; a request loads it"
-                return EngineDown(why, retry_after_s=self.load_s)
-        return EngineDown(
-            f"the engine is being started again; try again in {math.ceil(self.load_s)} s: {self.trouble}",
-            retry_after_s=self.load_s,
-        )
-
-    def _lost(self, reason: str) -> EngineDown:
-        told = f"{_public(reason, self.config)}; the request is lost. It is being started again"
-        return EngineDown(told, retry_after_s=self.load_s)
-
-
-def _public(message: str, config: EngineConfig) -> str:
-    """Message without the folders of the files that are loaded: requests may come from anybody."""
-    for path in _files_of(config):
-        message = message.replace(path, Path(path).name)
-    return message
-
-
-def _files_of(config: EngineConfig) -> list[str]:
-    model = config.model
-    draft = [] if config.draft is None else [config.draft.model.path]
-    parts = map(str, parts_of(Path(model.path)))
-    return [*parts, *model.loras, *(vector.path for vector in model.control_vectors), *draft]
 
 
 def _exit_text(code: int) -> str:
