@@ -140,17 +140,6 @@ FAILS: Mapping[str, tuple[str, ...]] = {
     "items as a list is of JSON Schema's older drafts, which a schema has to name": (
         f"{_CHAT}completion_with_response_format[response_format1-10-[ -3000 ]]",
     ),
-    "a template decides what it means that nobody said whether to think, as in transformers": (
-        "unit/test_template.py::test_reasoning[deepseek-ai-DeepSeek-R1-Distill-Qwen-32B-auto-<think>\\n-None]",
-        "unit/test_template.py::test_reasoning[deepseek-ai-DeepSeek-R1-Distill-Qwen-32B-auto-<think>\\n-tools1]",
-        "unit/test_template.py::test_reasoning[deepseek-ai-DeepSeek-R1-Distill-Qwen-32B-auto-<think>\\n-tools2]",
-        "unit/test_template.py::test_reasoning[Qwen-QwQ-32B-auto-<|im_start|>assistant\\n<think>\\n-None]",
-        "unit/test_template.py::test_reasoning[Qwen-QwQ-32B-auto-<|im_start|>assistant\\n<think>\\n-tools1]",
-        "unit/test_template.py::test_reasoning[Qwen-QwQ-32B-auto-<|im_start|>assistant\\n<think>\\n-tools2]",
-        f"{_TEMPLATE}reasoning[CohereForAI-c4ai-command-r7b-12-2024-tool_use-auto-<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>-None]",
-        f"{_TEMPLATE}reasoning[CohereForAI-c4ai-command-r7b-12-2024-tool_use-auto-<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>-tools1]",
-        f"{_TEMPLATE}reasoning[CohereForAI-c4ai-command-r7b-12-2024-tool_use-auto-<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>-tools2]",
-    ),
     "a date that a template has itself is not replaced by today's, as in transformers": (
         f"{_TEMPLATE}date_inside_prompt[meta-llama-Llama-3.3-70B-Instruct-%d %b %Y-None]",
         f"{_TEMPLATE}date_inside_prompt[meta-llama-Llama-3.3-70B-Instruct-%d %b %Y-tools1]",
