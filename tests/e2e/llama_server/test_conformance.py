@@ -26,7 +26,7 @@ from tests.support.programs.live_server import ROOT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
-AT_LEAST = 150
+AT_LEAST = 175
 TEST_TIMEOUT_S = 120
 
 _LAUNCHER = """#!/bin/sh
