@@ -8,19 +8,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from ggufd.models import hub
 from tests.support.models.image_files import PATCHES, patch_uri
-from tests.support.models.projector_file import SLOW, WORDS, write_projector
+from tests.support.models.projector_file import SLOW, write_projector
 from tests.support.programs.live_server import LiveServer
 
 pytestmark = pytest.mark.long
 
+WORDS = tuple("abcdefgh")
 SIDE = SLOW.image_size // SLOW.patch_size
 QUESTION = " What did I say?"
 DEADLINE_S = 180
@@ -30,9 +31,11 @@ AT_WORK_S = 0.2
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    path = write_projector(tmp_path_factory.mktemp("eyes") / "mmproj.gguf", hub.find("").path, slow=True)
-    server = LiveServer("--mmproj", str(path), "--ctx-size", "8192", "--parallel", "4")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    # A model in F32: of a quantised one the rows of an image and the words typed differ in their last bits.
+    path = write_projector(tmp_path_factory.mktemp("eyes") / "mmproj.gguf", tiny_model, WORDS, slow=True)
+    arguments = ("--model", str(tiny_model), "--mmproj", str(path), "--ctx-size", "8192", "--parallel", "4")
+    server = LiveServer(*arguments, "--flash-attn", "on")
     try:
         server.wait_ready()
         yield server
