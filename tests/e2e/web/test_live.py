@@ -54,7 +54,7 @@ def keys(folder: Path) -> Keys:
 def server(folder: Path, keys: Keys) -> Iterator[LiveServer]:
     """One slot, so that the second request waits."""
     flags = ("--api-key-file", str(folder / "keys.toml"), "--slot-save-path", str(folder / "slots"))
-    with live_server(*flags, "--ctx-size", "2048", "--parallel", "1") as started:
+    with live_server(*flags, "--ctx-size", "8192", "--parallel", "1") as started:
         yield started
 
 

@@ -15,7 +15,7 @@ PLACED_S = 30
 class LongRequest:
     """A streamed completion on a thread, until it ends or is left."""
 
-    def __init__(self, url: str, key: str, prompt: str, n_tokens: int = 1900) -> None:
+    def __init__(self, url: str, key: str, prompt: str, n_tokens: int = 7900) -> None:
         self.lines: list[str] = []
         self.status = 0
         self.key = key
