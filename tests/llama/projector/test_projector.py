@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +24,15 @@ WORDS = tuple("abcdefgh")
 NAMES = list(COLOURS)
 
 
+@functools.cache
+def quiet_log() -> ProjectorLog:
+    """A log that stays for good: C must not call a function that is gone."""
+    return ProjectorLog(lambda level, line: None)
+
+
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Iterator[GgufModel]:
-    log = ProjectorLog(lambda level, line: None)
-    log.install()
+    quiet_log().install()
     model = GgufModel(str(tiny_model))
     yield model
     model.close()
