@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ggufd.engine.client.condition import Condition
-from ggufd.engine.client.state import EngineState
+from ggufd.engine.client.state import Condition, EngineState
 from ggufd.errors import Draining, GgufdError, Unavailable
 
 

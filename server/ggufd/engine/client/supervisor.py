@@ -14,10 +14,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from ggufd.engine import process
-from ggufd.engine.client.condition import Condition
 from ggufd.engine.client.idle_timer import IdleTimer
 from ggufd.engine.client.retreat import Retreat
-from ggufd.engine.client.state import ASLEEP, IS_LOADING, EngineState
+from ggufd.engine.client.state import ASLEEP, IS_LOADING, Condition, EngineState
 from ggufd.engine.client.watchdog import Verdict, Watchdog
 from ggufd.engine.kv_store.model_file import FirstLoaded
 from ggufd.engine.messages.config import EngineConfig

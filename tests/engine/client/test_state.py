@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ggufd.engine.client.condition import Condition
-from ggufd.engine.client.state import TAKES_REQUESTS, EngineState
+from ggufd.engine.client.state import TAKES_REQUESTS, Condition, EngineState
 from ggufd.engine.messages.config import EngineConfig
 from ggufd.errors import EngineDown
 from ggufd.llama.params import ContextParams, ModelParams
