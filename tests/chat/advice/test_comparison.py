@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ggufd.chat.advice.causes import common_ends, find_cause, is_next_turn
@@ -49,6 +49,7 @@ def test_both_prompts_can_be_put_together_from_the_differences(earlier: list[str
 
 
 @given(SEGMENTS, SEGMENTS, st.lists(st.sampled_from(("Segment number 1.", "An answer"))))
+@example(["Segment number 0.\n"], ["Segment number 1.\n", "Segment number 0.\n"], ["Segment number 1."])
 def test_a_diagnosis_points_at_the_first_character_that_differs(
     earlier: list[str], later: list[str], answers: list[str]
 ) -> None:

@@ -108,9 +108,9 @@ def _pushed_block(comparison: PromptComparison, only: Difference) -> Diagnosis |
     behind = comparison.earlier[only.end_a :]
     if comparison.removed(only) or n_characters(behind) < _MIN_BLOCK:
         return None
-    was, now = "".join(behind)[:_N_QUOTED], "".join(comparison.inserted(only))[:_N_QUOTED]
-    character = n_characters(comparison.later[: only.start_b])
-    return Diagnosis(Cause.INJECTED_BLOCK, ("moved",), character, was, now)
+    was, now = "".join(behind), "".join(comparison.later[only.start_b :])
+    character = n_characters(comparison.later[: only.start_b]) + common_beginning(was, now)
+    return Diagnosis(Cause.INJECTED_BLOCK, ("moved",), character, was[:_N_QUOTED], now[:_N_QUOTED])
 
 
 def _is_moved(comparison: PromptComparison, difference: Difference) -> bool:
