@@ -984,7 +984,8 @@ def spawn_with(client: EngineClient, spawn: Any) -> None:
 
 def configure(client: EngineClient, **changes: Any) -> None:
     """Change the settings that its next engine gets."""
-    client._supervisor.config = dataclasses.replace(client.config, **changes)
+    supervisor = client._supervisor
+    supervisor.config = supervisor.condition._config = dataclasses.replace(client.config, **changes)
 
 
 def link_of(client: EngineClient) -> Any:
