@@ -1,0 +1,1 @@
+"""Routes for the cluster that a server belongs to: load, served tokens, kept chats."""

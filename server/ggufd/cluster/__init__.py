@@ -1,0 +1,1 @@
+"""Several servers behind one address: routing by conversation, fair shares, chats that move, on Ray Serve."""

@@ -1,0 +1,1 @@
+"""Directory of the replicas: who is there, how loaded, and what each account was served."""

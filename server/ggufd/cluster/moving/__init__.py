@@ -1,0 +1,1 @@
+"""KV states of kept chats on their way between replicas."""

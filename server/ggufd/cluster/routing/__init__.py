@@ -1,0 +1,1 @@
+"""Choice of a replica: digest of the conversation, rendezvous hashing, load guard."""

@@ -1,0 +1,1 @@
+"""Deployment on Ray Serve: the only room that imports Ray."""

@@ -1,0 +1,1 @@
+"""Simulation of a large cluster: cached share, load and fairness, beside other routing policies."""
