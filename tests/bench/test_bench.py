@@ -536,6 +536,16 @@ async def test_a_chat_beside_jobs_is_measured_and_the_jobs_are_hung_up(fake: Fak
     assert len([body for body in fake.bodies if body["max_tokens"] == 24]) >= 4
 
 
+async def test_a_full_server_has_a_client_for_each_slot(fake: FakeServer) -> None:
+    fake.token_s, fake.step_s = 0.0001, 0.002
+    found = await measure(fake, "full")
+    case = "a chat beside 4 clients on 4 slots"
+    assert {quantity for _, quantity in found} == {"median TTFT", "longest ITL", "jobs", "longest ITL of the jobs"}
+    assert 0.002 <= found[case, "longest ITL of the jobs"] < 0.3
+    prompts = {body["prompt"] for body in fake.bodies if body["max_tokens"] == 96}
+    assert len(prompts) >= 2 * 4
+
+
 async def test_jobs_have_the_other_key_where_there_is_one_and_the_row_says_so(fake: FakeServer) -> None:
     fake.step_s = 0.002
     report = empty_report()

@@ -18,6 +18,7 @@ from ggufd.bench.scenarios import (
     earlier,
     fairness,
     fresh,
+    full,
     images,
     interference,
     prefill,
@@ -44,5 +45,6 @@ SCENARIOS: dict[str, Callable[[Sizes], list[Case]]] = {
     "background": background.cases,
     "fairness": fairness.cases,
     "crowd": crowd.cases,
+    "full": full.cases,
     "old-chats": earlier.cases,
 }
