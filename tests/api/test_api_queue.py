@@ -18,7 +18,7 @@ KEYS = KeyRing([Key("alice", digest_of("a")), Key("bob", digest_of("b")), Key("r
 
 
 def entry(request_id: int, key: str, turn: Turn | None = None) -> QueueEntry:
-    return QueueEntry(request_id, Principal(key, key), -1, 12.34, 100, 7, turn)
+    return QueueEntry(request_id, Principal(key, key), -1, 12.34, 100, 7, turn, 1.61)
 
 
 def with_queue() -> FakeEngine:
@@ -51,6 +51,7 @@ async def test_an_entry_says_where_it_stands() -> None:
                 "completion_tokens": 7,
             }
             assert (second["status"], second["position"], second["eta_s"]) == ("waiting", 1, 3.2)
+            assert second["may_be_passed_s"] == 1.6
 
 
 async def test_without_a_key_nobody_is_shown_anything() -> None:

@@ -17,6 +17,7 @@ from ggufd.engine.queueing.announcer import Announcer
 from ggufd.engine.queueing.forecast import Forecast
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.engine.scheduling.scheduler import Scheduler
+from ggufd.engine.scheduling.shortest_first import ShortestFirst
 from ggufd.engine.scheduling.threads import ThreadTuner
 from ggufd.engine.slots.context_shift import ContextShift
 from ggufd.engine.slots.prefix_cache import PrefixCache
@@ -68,6 +69,8 @@ def build_engine(
     )
     counters, trace = Counters(), StepTrace(clock)
     forecast = Forecast(scheduler.step_time)
+    shortest_first = ShortestFirst(scheduler.step_time, forecast.expected_tokens, len(cache.table.slots))
+    queue.shortest_first = scheduler.shortest_first = shortest_first
     announcer = Announcer(queue, cache.table, cache.matcher, forecast)
     pre_roll = (
         PreRoll(decoder, cache.table, cache.cells, cache.placement, scheduler)

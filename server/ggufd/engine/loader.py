@@ -167,6 +167,7 @@ def _build(config: EngineConfig, backend: Backend, context: Context, embedder: E
         n_outputs_max=context.n_outputs_max,
         max_gap_ms=config.max_gap_ms,
         max_gap_steps=config.max_gap_steps,
+        max_gap_full_ms=config.max_gap_full_ms,
         n_fixed=n_fixed,
     )
     queue = RequestQueue(config.max_queue_wait_s, accounts=embedder.accounts, aging_s=config.priority_aging_s)

@@ -497,6 +497,11 @@ class QueueSection(Section):
     max_gap_steps: int = setting(
         8, "The same limit in decode steps of those streams; the longer of both applies.", ge=0
     )
+    max_gap_full_ms: float = setting(
+        500.0,
+        "What that pause grows to while requests wait to be read, by one such pause for each; 0 lets it grow never.",
+        ge=0,
+    )
     prompt_cost: float = setting(
         0.25, "Cost of a computed prompt token against a generated one, for the fair sharing between keys.", ge=0
     )

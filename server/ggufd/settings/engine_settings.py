@@ -78,6 +78,7 @@ def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:
         max_queue_wait_s=config.queue.max_queue_wait_s,
         max_gap_ms=config.queue.max_gap_ms,
         max_gap_steps=config.queue.max_gap_steps,
+        max_gap_full_ms=config.queue.max_gap_full_ms,
         text_interval_ms=config.server.text_interval_ms,
         prompt_cost=config.queue.prompt_cost,
         priority_aging_s=config.queue.priority_aging_s,

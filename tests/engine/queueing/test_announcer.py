@@ -9,7 +9,7 @@ import pytest
 from ggufd.engine.messages.events import Admitted, Finish, FinishReason, Queued, Turn
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.queueing.forecast import Forecast
-from ggufd.engine.scheduling.scheduler import StepTime
+from ggufd.engine.scheduling.step_time import StepTime
 from ggufd.engine.sequence.sequence import SequenceState
 from tests.support.fakes.fake_llama import Rig, make_engine, make_request, run_alone
 

@@ -39,6 +39,7 @@ def scheduler(
     n_outputs_max: int = 64,
     max_gap_ms: float = 100.0,
     max_gap_steps: int = 0,
+    max_gap_full_ms: float = 0.0,
 ) -> Scheduler:
     return Scheduler(
         n_batch=n_batch,
@@ -46,6 +47,7 @@ def scheduler(
         n_outputs_max=n_outputs_max,
         max_gap_ms=max_gap_ms,
         max_gap_steps=max_gap_steps,
+        max_gap_full_ms=max_gap_full_ms,
     )
 
 
@@ -120,6 +122,32 @@ def test_beside_slow_steps_the_gap_is_counted_in_them(decode_s: float, budget: i
     planner.step_time.record(decode_s, 4, 0)
     planner.step_time.prefill_s_per_token = 0.001
     assert planner.token_budget(n_decode=4) == pytest.approx(budget, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("n_behind", "max_gap_full_ms", "budget"),
+    [(0, 500.0, 90), (1, 500.0, 190), (3, 500.0, 390), (9, 500.0, 490), (9, 0.0, 90), (9, 50.0, 90)],
+)
+def test_the_gap_grows_by_as_much_for_each_request_that_waits_to_be_read(
+    n_behind: int, max_gap_full_ms: float, budget: int
+) -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, max_gap_full_ms=max_gap_full_ms)
+    planner.step_time.record(0.01, 4, 0)
+    planner.step_time.prefill_s_per_token = 0.001
+    assert planner.token_budget(n_decode=4, n_behind=n_behind) == pytest.approx(budget, abs=1)
+
+
+def test_who_waits_without_a_slot_or_behind_another_prompt_makes_the_gap_grow() -> None:
+    def n_read(*prompts: int, n_waiting: int) -> int:
+        planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, max_gap_full_ms=1000.0)
+        planner.step_time.record(0.01, 4, 0)
+        planner.step_time.prefill_s_per_token = 0.001
+        readers = [sequence(slot, n, admit_s=slot) for slot, n in enumerate(prompts, 1)]
+        return sum(chunk.n_tokens for chunk in planner.schedule([decoding(0), *readers], n_waiting=n_waiting)[1:])
+
+    assert n_read(2000, n_waiting=0) == pytest.approx(90, abs=1)
+    assert n_read(2000, n_waiting=2) == pytest.approx(290, abs=1)
+    assert n_read(2000, 2000, n_waiting=2) == pytest.approx(390, abs=1)
 
 
 def test_a_disturbed_step_makes_no_gap_longer() -> None:

@@ -728,6 +728,7 @@ class Rig:
         decoder: FakeDecoder,
         *,
         max_gap_ms: float = 100.0,
+        max_gap_full_ms: float = 0.0,
         max_queue_wait_s: float = 600.0,
         rules: EngineRules | None = None,
         pooling: Pooling = "mean",
@@ -750,6 +751,7 @@ class Rig:
             n_ubatch=decoder.n_batch,
             n_outputs_max=decoder.n_outputs_max,
             max_gap_ms=max_gap_ms,
+            max_gap_full_ms=max_gap_full_ms,
         )
         vocabulary = vocabulary or FakeVocabulary()
         draft_model = None
@@ -820,7 +822,7 @@ class Rig:
         return sum(n for _, n in self.decoder.computed)
 
 
-RIG_OPTIONS = frozenset(("max_gap_ms", "max_queue_wait_s", "pooling"))
+RIG_OPTIONS = frozenset(("max_gap_ms", "max_gap_full_ms", "max_queue_wait_s", "pooling"))
 RULES = frozenset(field.name for field in dataclasses.fields(EngineRules))
 
 

@@ -78,7 +78,10 @@ def _may_see(caller: Caller, person: str) -> bool:
 
 
 def _json(entry: QueueEntry) -> dict[str, Any]:
-    turn = {} if entry.turn is None else {"position": entry.turn.position, "eta_s": round(entry.turn.wait_s, 1)}
+    turn: dict[str, Any] = {}
+    if entry.turn is not None:
+        turn = {"position": entry.turn.position, "eta_s": round(entry.turn.wait_s, 1)}
+        turn["may_be_passed_s"] = round(entry.patience_s, 1)
     return {
         "id": entry.request_id,
         "object": "queue.request",

@@ -85,6 +85,7 @@ class EngineConfig:
     max_queue_wait_s: float = 600.0
     max_gap_ms: float = 100.0
     max_gap_steps: int = 8
+    max_gap_full_ms: float = 500.0
     text_interval_ms: float = 0.0
     prompt_cost: float = 0.25
     priority_aging_s: float = 30.0

@@ -204,7 +204,8 @@ class Stats:
 class QueueEntry:
     """Request under way; `turn` None means that it runs. `age_s` is seconds since it arrived.
 
-    Generated tokens are counted over all its choices.
+    Generated tokens are counted over all its choices. Shorter requests that came later may still take `patience_s`
+    seconds of work before a waiting one.
     """
 
     request_id: int
@@ -214,6 +215,7 @@ class QueueEntry:
     prompt_tokens: int
     generated_tokens: int
     turn: Turn | None
+    patience_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,4 +116,5 @@ def _entry(sequences: list[SequenceState], turns: dict[int, Turn], now_s: float)
         prompt_tokens=first.n_prompt,
         generated_tokens=sum(sequence.n_generated for sequence in sequences),
         turn=turns.get(request.request_id),
+        patience_s=first.patience_s or 0.0,
     )

@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Iterable
 
 from ggufd.engine.messages.events import Turn
-from ggufd.engine.scheduling.scheduler import StepTime
+from ggufd.engine.scheduling.step_time import StepTime
 from ggufd.engine.sequence.sequence import SequenceState
 
 _MEMORY = 10

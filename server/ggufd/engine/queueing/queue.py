@@ -6,17 +6,23 @@ computed.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 
 from ggufd.engine.queueing.fairness import Standing
 from ggufd.engine.queueing.waiting_list import WaitingList
+from ggufd.engine.scheduling.shortest_first import ShortestFirst
 from ggufd.engine.sequence.sequence import SequenceState, Status
 from ggufd.errors import EngineFailure
 
 
 class RequestQueue(WaitingList[SequenceState]):
-    """Waiting sequences, charged when they are admitted and for every token that they generate."""
+    """Waiting sequences, charged when they are admitted and for every token that they generate.
+
+    Within an account they are served by arrival, or as `shortest_first` says, where that is set.
+    """
+
+    shortest_first: ShortestFirst | None = None
 
     def served(self, sequence: SequenceState) -> float:
         """Counter of a sequence's account: what it was served so far."""
@@ -31,7 +37,20 @@ class RequestQueue(WaitingList[SequenceState]):
         prompt_cost = self.accounts.prompt_cost
         return self.foreseen_order(lambda one: prompt_cost * one.n_prompt_uncomputed + expected_tokens(one))
 
+    def _pop(self, entries: deque[SequenceState]) -> SequenceState:
+        if self.shortest_first is None:
+            return entries.popleft()
+        entry = self.shortest_first.pick(entries)
+        entries.remove(entry)
+        return entry
+
     # --- transitions ------------------------------------------------------------------------------------------------
+
+    def take(self, entry: SequenceState) -> None:
+        if self.shortest_first is not None:
+            line = self._waiting[entry.request.principal.account]
+            self.shortest_first.charge(line, entry, self.shortest_first.work_s(entry))
+        super().take(entry)
 
     def put_back(self, sequence: SequenceState) -> None:
         """Move a preempted sequence from running to waiting, at its place in the order of its account."""

@@ -65,7 +65,7 @@ class WaitingList(Generic[Entry]):
         """
         rest = {account: deque(entries) for account, entries in self._waiting.items()}
         while able := [account for account, entries in rest.items() if entries and self._may_run(entries[0])]:
-            yield rest[self.counters.least(able)].popleft()
+            yield self._pop(rest[self.counters.least(able)])
 
     @property
     def counters(self) -> TokenCounters:
@@ -109,11 +109,15 @@ class WaitingList(Generic[Entry]):
         counters = {account: self.counters[account] for account in rest}
         while rest:
             account = min(rest, key=counters.__getitem__)
-            entry = rest[account].popleft()
+            entry = self._pop(rest[account])
             yield entry
             counters[account] += cost(entry) / entry.request.principal.limits.weight
             if not rest[account]:
                 del rest[account]
+
+    def _pop(self, entries: deque[Entry]) -> Entry:
+        """Take the next of an account's entries out of them."""
+        return entries.popleft()
 
     def rank(self, entry: Entry) -> tuple[float, int]:
         """Sort key of an account's entries, lowest first: seconds, and the order of arrival among equals."""

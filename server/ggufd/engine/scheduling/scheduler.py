@@ -4,20 +4,20 @@ There is no prefill phase and no decode phase: each sequence's computed tokens c
 sequence gets its one row; then prefill fills a token budget, the least served account first and oldest first within it.
 The budget keeps the step under `max_gap_ms` while a sequence decodes, or under `max_gap_steps` of its own steps where
 those are slow: inter-token latency (ITL) is felt beside the usual pace, and a new request waits for many such steps.
+It grows by as much again for each request that nobody has begun, up to `max_gap_full_ms`: small chunks are a pass over
+the weights each, and leave slots waiting that could decode in one batch, so a full server would write less.
 Prefill with no sequence decoding has larger chunks, bounded in time too: aborts and new requests wait for a chunk.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from ggufd.engine.scheduling.shortest_first import ShortestFirst
+from ggufd.engine.scheduling.step_time import MIN_CHUNK, StepTime
 from ggufd.engine.sequence.fixed_chunks import CPU_CHUNK, FixedChunks
 from ggufd.engine.sequence.sequence import SequenceState
-
-_MIN_CHUNK = 16
-"""Least tokens of a prefill chunk: with fewer a prompt would starve behind decoding sequences on a slow machine."""
 
 _TILE = 64
 """Rows that the matrix and attention kernels compute at once."""
@@ -38,11 +38,6 @@ _MANY_STREAMS = 4
 """From so many decoding sequences on, a few forced tokens take longer in a pass of their own than one a step."""
 
 _MAX_SINGLY = 16
-
-_SMOOTHING = 0.3
-
-_RECENT = 16
-"""Steps among which the quickest is the pace of decoding: those that try fewer threads are slow."""
 
 
 class Chunk(NamedTuple):
@@ -90,41 +85,11 @@ def halves(plan: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
     return first, second
 
 
-class StepTime:
-    """Measured cost of steps: seconds of a step that only decodes, and seconds a token of prefill.
-
-    `alone_s` are those of the decode of one deterministic sequence, which has a batch of its own.
-    """
-
-    def __init__(self) -> None:
-        self.decode_s = 0.0
-        self.alone_s = 0.0
-        self.prefill_s_per_token = 0.0
-        self._decodes_s: deque[float] = deque(maxlen=_RECENT)
-
-    def record(self, seconds: float, n_decode: int, n_prefill: int) -> None:
-        if n_prefill == 0:
-            self.decode_s = _smooth(self.decode_s, seconds)
-            self._decodes_s.append(seconds)
-        elif n_prefill >= _MIN_CHUNK:
-            decode_s = self.decode_s if n_decode else 0.0
-            per_token = max(seconds - decode_s, 0.1 * seconds) / n_prefill
-            self.prefill_s_per_token = _smooth(self.prefill_s_per_token, per_token)
-
-    def record_alone(self, seconds: float) -> None:
-        """Record one token of a deterministic sequence."""
-        self.alone_s = _smooth(self.alone_s, seconds)
-
-    @property
-    def pace_s(self) -> float:
-        """Seconds of an undisturbed step that only decodes: the quickest of the last ones."""
-        return min(self._decodes_s, default=0.0)
-
-
 class Scheduler:
     """Scheduler of batches of `n_batch` rows at most, `n_ubatch` computed at once, `n_outputs_max` with logits.
 
-    Beside decoding sequences a step takes at most `max_gap_ms` milliseconds, or `max_gap_steps` of their own steps.
+    Beside decoding sequences a step takes at most `max_gap_ms` milliseconds, or `max_gap_steps` of their own steps; up
+    to `max_gap_full_ms` while others wait.
     Deterministic requests are computed in chunks of `n_fixed` tokens, as far as a batch holds so many.
     """
 
@@ -136,6 +101,7 @@ class Scheduler:
         n_outputs_max: int,
         max_gap_ms: float,
         max_gap_steps: int = 0,
+        max_gap_full_ms: float = 0.0,
         n_fixed: int = CPU_CHUNK,
     ) -> None:
         self._n_batch = n_batch
@@ -143,22 +109,25 @@ class Scheduler:
         self._n_outputs_max = n_outputs_max
         self._max_gap_s = max_gap_ms / 1000
         self._max_gap_steps = max_gap_steps
+        self._max_gap_full_s = max_gap_full_ms / 1000
         self.fixed_chunks = FixedChunks(min(n_fixed, self._n_ubatch), n_outputs_max)
         self.step_time = StepTime()
+        self.shortest_first: ShortestFirst | None = None
 
     def schedule(
         self,
         running: Iterable[SequenceState],
         *,
         is_watched: bool = False,
+        n_waiting: int = 0,
         spent_s: float = 0.0,
         served: Callable[[SequenceState], float] = lambda _: 0.0,
     ) -> list[Chunk]:
         """Chunks of the next batch, by ascending slot.
 
-        `is_watched` says that a sequence decodes, if not in this batch; `spent_s` seconds of the step have been spent
-        on other things. Prefill is first for the account that was `served` least: a short prompt need not wait for all
-        of a long one of another account.
+        `n_waiting` requests have no slot. `is_watched` says that a sequence decodes, if not in this batch; `spent_s`
+        seconds of the step have been spent on other things. Prefill is first for the account that was `served` least: a
+        short prompt need not wait for all of a long one of another account.
         """
         plan: list[Chunk] = []
         rest, alone = [], []
@@ -171,7 +140,7 @@ class Scheduler:
                 rest.append(sequence)
         if rest:
             spent_s += len(alone) * self.step_time.alone_s
-            self._prefill(rest, plan, is_watched=is_watched, spent_s=spent_s, served=served)
+            self._prefill(rest, plan, is_watched=is_watched, n_waiting=n_waiting, spent_s=spent_s, served=served)
         plan += alone
         plan.sort(key=_slot_of)
         return plan
@@ -182,6 +151,7 @@ class Scheduler:
         plan: list[Chunk],
         *,
         is_watched: bool,
+        n_waiting: int,
         spent_s: float,
         served: Callable[[SequenceState], float],
     ) -> None:
@@ -203,13 +173,27 @@ class Scheduler:
         single = [sequence for sequence in rest if _goes_singly(sequence, n_decoding)]
         plan += [Chunk(sequence, 1, 0) for sequence in single]
         n_decode = n_rows(plan)
-        budget = self.token_budget(n_decode=n_decode, is_watched=is_watched, spent_s=spent_s)
-        n_outputs_left = self._n_outputs_max - n_decode
         readers = sorted((one for one in rest if one not in single), key=turn)
-        if readers and readers[0].n_uncomputed < 2 * _MIN_CHUNK:
+        line = [one for one in readers if turn(one)[:3] == turn(readers[0])[:3]]
+        readers = self._shortest_first(line) + readers[len(line) :]
+        n_behind = n_waiting + max(0, len(readers) - 1)
+        budget = self.token_budget(n_decode=n_decode, is_watched=is_watched, n_behind=n_behind, spent_s=spent_s)
+        n_outputs_left = self._n_outputs_max - n_decode
+        if readers and readers[0].n_uncomputed < 2 * MIN_CHUNK:
             # What would be left of it would take another pass over the weights.
             budget = max(budget, min(readers[0].n_uncomputed, self._n_ubatch, self._n_batch - n_decode))
-        plan += _shared_out(budget, n_outputs_left, readers)
+        chunks = list(_shared_out(budget, n_outputs_left, readers))
+        if chunks and self.shortest_first is not None:
+            read_s = self.shortest_first.read_s(chunks[0].n_tokens)
+            self.shortest_first.charge(line, chunks[0].sequence, read_s)
+        plan += chunks
+
+    def _shortest_first(self, line: list[SequenceState]) -> list[SequenceState]:
+        """Sequences of one account and priority in the order of their prefill; `line` is by their admission."""
+        if self.shortest_first is None or len(line) < 2:
+            return line
+        first = self.shortest_first.pick(line)
+        return [first, *(one for one in line if one is not first)]
 
     def _fixed_chunk(self, sequence: SequenceState) -> Chunk:
         """The next chunk of a deterministic sequence."""
@@ -233,23 +217,30 @@ class Scheduler:
         """Seconds that other work may take after a step of `step_s`; None when no sequence waits for the next one."""
         return max(0.0, self._max_gap_s - step_s) if is_decoding else None
 
-    def token_budget(self, *, n_decode: int, is_watched: bool = False, spent_s: float = 0.0) -> int:
-        """Token budget of prefill beside `n_decode` rows, in a step of which `spent_s` is over."""
+    def token_budget(self, *, n_decode: int, is_watched: bool = False, n_behind: int = 0, spent_s: float = 0.0) -> int:
+        """Token budget of prefill beside `n_decode` rows, in a step of which `spent_s` is over.
+
+        `n_behind` requests wait for whoever is read now.
+        """
         is_alone = n_decode == 0 and not is_watched
         room = self._n_batch - n_decode
         per_token = self.step_time.prefill_s_per_token
         if per_token == 0:
             # Little, until it is known what a token costs: a slow machine would seem to hang.
-            return min(room, self._n_ubatch, _TILE if is_alone else 2 * _MIN_CHUNK)
+            return min(room, self._n_ubatch, _TILE if is_alone else 2 * MIN_CHUNK)
         if is_alone:
             affordable = int(_ALONE_GAPS * self._max_gap_s / per_token)
             # Whole tiles of the matrix kernels: 64 rows and their multiples are computed best.
             return min(room, max(_TILE, min(self._n_ubatch, affordable // _TILE * _TILE)))
-        gap_s = max(self._max_gap_s, self._max_gap_steps * self.step_time.pace_s)
-        affordable = int((gap_s - spent_s - self.step_time.decode_s) / per_token)
+        affordable = int((self._gap_s(n_behind) - spent_s - self.step_time.decode_s) / per_token)
         if _NEAR_TILE <= affordable < _TILE:
             affordable = _TILE
-        return min(room, self._n_ubatch, max(_MIN_CHUNK, affordable))
+        return min(room, self._n_ubatch, max(MIN_CHUNK, affordable))
+
+    def _gap_s(self, n_behind: int) -> float:
+        """Longest gap allowed between tokens of decoding sequences, while so many requests wait for their prefill."""
+        gap_s = max(self._max_gap_s, self._max_gap_steps * self.step_time.pace_s)
+        return max(gap_s, min((1 + n_behind) * gap_s, self._max_gap_full_s))
 
     def background_budget(self) -> int:
         """Token budget of prefill in idle time, for which a new request might have to wait.
@@ -259,8 +250,8 @@ class Scheduler:
         """
         per_token = self.step_time.prefill_s_per_token
         if per_token == 0:
-            return min(self._n_ubatch, 2 * _MIN_CHUNK)
-        least = _TILE if _TILE * per_token <= _BACKGROUND_GAPS * self._max_gap_s else _MIN_CHUNK
+            return min(self._n_ubatch, 2 * MIN_CHUNK)
+        least = _TILE if _TILE * per_token <= _BACKGROUND_GAPS * self._max_gap_s else MIN_CHUNK
         return min(self._n_ubatch, max(least, int(self._max_gap_s / per_token)))
 
 
@@ -306,7 +297,7 @@ def _shared_out(budget: int, n_outputs_left: int, readers: Iterable[SequenceStat
     """Prefill chunks, each as long as the budget allows; only the first may be shorter than the least chunk."""
     has_begun = False
     for sequence in readers:
-        if budget <= 0 or (has_begun and budget < min(sequence.n_uncomputed, _MIN_CHUNK)):
+        if budget <= 0 or (has_begun and budget < min(sequence.n_uncomputed, MIN_CHUNK)):
             continue
         chunk = _prefill_chunk(sequence, budget, n_outputs_left)
         if chunk.n_tokens:
@@ -314,7 +305,3 @@ def _shared_out(budget: int, n_outputs_left: int, readers: Iterable[SequenceStat
             has_begun = True
             budget -= chunk.n_tokens
             n_outputs_left -= chunk.n_outputs
-
-
-def _smooth(old: float, new: float) -> float:
-    return new if old == 0 else old + _SMOOTHING * (new - old)

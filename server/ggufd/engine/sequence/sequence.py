@@ -64,6 +64,10 @@ class SequenceState:
     images: PromptImages = field(default_factory=PromptImages)
     status: Status = Status.WAITING
     serial: int = 0
+    patience_s: float | None = None
+    """Seconds of work that may still go before it though it came later; None until the first plan after it came."""
+    n_matched: int = 0
+    """Tokens of its prompt that the cache had when it came."""
 
     # Slot and prefix cache.
     slot: int | None = None

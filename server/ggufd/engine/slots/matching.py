@@ -133,6 +133,11 @@ class PrefixMatcher:
 
     # --- kept states --------------------------------------------------------------------------------------------------
 
+    def n_reusable(self, sequence: SequenceState) -> int:
+        """Length of the longest prefix that this sequence can reuse of any slot or of host RAM."""
+        found = self._host.match(sequence.tokens, sequence.request.cache_scope)
+        return max(self.longest(sequence), sequence.images.whole(found[1]) if found else 0)
+
     def best_kept(self, sequence: SequenceState) -> KeptState | None:
         """The state in host RAM with the longest common prefix; None where a slot is about as good."""
         found = self._host.match(sequence.tokens, sequence.request.cache_scope)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ggufd.engine.backend.interfaces import Decoder, Grammars, Rows
-from ggufd.engine.scheduling.scheduler import Chunk, StepTime
+from ggufd.engine.scheduling.scheduler import Chunk
+from ggufd.engine.scheduling.step_time import StepTime
 from ggufd.engine.scheduling.threads import ThreadTuner
 from ggufd.engine.slots.cells import KVCells
 from ggufd.engine.slots.copy_costs import CopyCosts

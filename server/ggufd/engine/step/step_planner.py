@@ -52,6 +52,7 @@ class StepPlanner:
         self._trace.begin()
         start_s = self._clock()
         self._deadlines.expire()
+        self._meet()
         self._admit()
         self._shift_contexts()
         self._deadlines.announce()
@@ -60,7 +61,13 @@ class StepPlanner:
         self._drafting.draft(awake)
         is_watched = any(sequence.is_decoding for sequence in awake)
         spent_s = self._clock() - start_s
-        plan = self._scheduler.schedule(turn, is_watched=is_watched, spent_s=spent_s, served=lifecycle.queue.served)
+        plan = self._scheduler.schedule(
+            turn,
+            is_watched=is_watched,
+            n_waiting=len(lifecycle.queue) - lifecycle.queue.n_background,
+            spent_s=spent_s,
+            served=lifecycle.queue.served,
+        )
         if plan:
             self._trace.planned()
         return plan
@@ -71,6 +78,19 @@ class StepPlanner:
         running = self._lifecycle.running
         is_decoding = bool(running) and all(sequence.is_decoding for sequence in running)
         return self._scheduler.decode_s(running) if is_decoding and not self._lifecycle.queue else None
+
+    def _meet(self) -> None:
+        """Give each sequence that has come since the last step its patience: see `engine.scheduling.shortest_first`."""
+        queue, shortest_first = self._lifecycle.queue, self._scheduler.shortest_first
+        if shortest_first is None:
+            return
+        for one in [one for one in queue.waiting() if one.patience_s is None and not one.is_background]:
+            account = one.request.principal.account
+            waiting = (other for other in queue.waiting() if other.serial < one.serial)
+            ahead = (
+                other for other in (*self._lifecycle.running, *waiting) if other.request.principal.account == account
+            )
+            shortest_first.meet(one, ahead, self._lifecycle.cache.matcher.n_reusable(one))
 
     def _admit(self) -> None:
         """Move waiting sequences into slots, in the order of the admission policy.
