@@ -21,6 +21,7 @@ from ggufd.keys.ring import Role
 from tests.support.fakes.api_client import Api, parse_events, ring_of, running
 from tests.support.fakes.api_server import serving, wait_until
 from tests.support.fakes.fake_engine import FakeEngine, FakeText
+from tests.support.limits import ANSWER_S
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +229,9 @@ class TestRequestLine:
         engine.step_s = 0.01
         with serving(engine) as server:
             body = {"prompt": "abc", "stream": True}
-            with httpx.stream("POST", f"{server.url}/v1/completions", json=body, trust_env=False) as response:
+            with httpx.stream(
+                "POST", f"{server.url}/v1/completions", json=body, trust_env=False, timeout=ANSWER_S
+            ) as response:
                 next(response.iter_lines())
             wait_until(lambda: any("disconnect" in line for line in caplog.messages))
         line = next(line for line in caplog.messages if "disconnect" in line)

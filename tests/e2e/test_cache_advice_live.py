@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from tests.chat.advice.chats import RULES
+from tests.support.limits import ANSWER_S
 from tests.support.programs.live_server import LiveServer, live_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -51,7 +52,7 @@ def story(server: LiveServer, *, n_kept: int, n_turns: int = 9) -> None:
 
 
 def findings(server: LiveServer) -> list[dict[str, Any]]:
-    data: list[dict[str, Any]] = httpx.get(f"{server.url}/v1/cache/advice").json()["data"]
+    data: list[dict[str, Any]] = httpx.get(f"{server.url}/v1/cache/advice", timeout=ANSWER_S).json()["data"]
     return data
 
 

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from ggufd.models import hub
+from tests.support.limits import ANSWER_S
 
 pytestmark = pytest.mark.e2e
 
@@ -123,7 +124,7 @@ class Stream:
 def test_the_curl_line_works_when_pasted_and_ctrl_c_ends_it(start: type[Program]) -> None:
     program = start("--port", "0", *SMALL)
     url = program.url
-    assert httpx.get(f"{url}/health").status_code == 200
+    assert httpx.get(f"{url}/health", timeout=ANSWER_S).status_code == 200
     line = program.until("curl ").strip()
     done = subprocess.run(["sh", "-c", f"{line} --silent"], capture_output=True, text=True, timeout=START_S, check=True)
     assert '"role":"assistant"' in done.stdout
@@ -142,11 +143,11 @@ def test_sigterm_refuses_the_new_and_cuts_the_old_at_the_deadline(start: type[Pr
     stream = Stream(url)
     program.process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
-    refused = httpx.post(f"{url}/v1/completions", json={"prompt": "x"})
+    refused = httpx.post(f"{url}/v1/completions", json={"prompt": "x"}, timeout=ANSWER_S)
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "shutting_down"
     assert refused.headers["retry-after"]
-    assert httpx.get(f"{url}/health").status_code == 503
+    assert httpx.get(f"{url}/health", timeout=ANSWER_S).status_code == 503
     assert program.wait(30) == 0
     stream.join()
     assert "shutting_down" in stream.lines[-1]

@@ -18,6 +18,7 @@ import httpx
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from tests.support.limits import ANSWER_S
 from tests.support.models.vocabularies import demo_model
 from tests.support.programs.live_server import free_port
 
@@ -48,7 +49,7 @@ def started(command: list[str], environment: dict[str, str], folder: Path, url: 
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and process.poll() is None:
             try:
-                if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
+                if httpx.get(f"{url}/health", trust_env=False, timeout=ANSWER_S).status_code == 200:
                     break
             except httpx.HTTPError:
                 pass

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.api.ops.test_metrics import DOCKER, expressions
+from tests.support.limits import ANSWER_S
 from tests.support.programs.live_server import LiveServer, free_port, live_server
 from tests.support.programs.programs import needed_program
 
@@ -39,7 +40,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
         )
         stack.callback(process.wait, WAIT_S)
         stack.callback(process.terminate)
-        http = stack.enter_context(httpx.Client(base_url=f"http://{listen}", trust_env=False))
+        http = stack.enter_context(httpx.Client(base_url=f"http://{listen}", trust_env=False, timeout=ANSWER_S))
         wait_for(lambda: math.isfinite(value(http, "ggufd_steps_total")))
         n_steps = value(http, "ggufd_steps_total")
         work(server)

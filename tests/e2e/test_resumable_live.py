@@ -20,6 +20,7 @@ import openai
 import pytest
 
 from ggufd.keys.ring import digest_of
+from tests.support.limits import ANSWER_S
 from tests.support.programs.live_server import LiveServer, live_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -94,7 +95,9 @@ def text_of(events: list[bytes]) -> str:
 
 
 def streams_of(server: LiveServer, **headers: str) -> list[dict[str, Any]]:
-    data: list[dict[str, Any]] = httpx.get(f"{server.url}/v1/streams", headers=headers, trust_env=False).json()["data"]
+    data: list[dict[str, Any]] = httpx.get(
+        f"{server.url}/v1/streams", headers=headers, trust_env=False, timeout=ANSWER_S
+    ).json()["data"]
     return data
 
 
@@ -159,11 +162,12 @@ def _some(server: LiveServer, stream_id: str, last: int, n_bytes: int) -> list[b
 
 def test_it_is_a_running_request_of_the_queue(server: LiveServer) -> None:
     stream_id, _ = killed(server, CHAT, {**BODIES[CHAT], "max_tokens": 500}, 2)
-    queue = httpx.get(f"{server.url}/v1/queue", trust_env=False).json()
+    queue = httpx.get(f"{server.url}/v1/queue", trust_env=False, timeout=ANSWER_S).json()
     assert (queue["running"], queue["data"][0]["status"]) == (1, "running")
-    assert httpx.delete(f"{server.url}/v1/streams/{stream_id}", trust_env=False).json()["deleted"] is True
+    ended = httpx.delete(f"{server.url}/v1/streams/{stream_id}", trust_env=False, timeout=ANSWER_S).json()
+    assert ended["deleted"] is True
     assert server.wait_running(0, 10)
-    assert httpx.get(f"{server.url}/v1/streams/{stream_id}", trust_env=False).status_code == 404
+    assert httpx.get(f"{server.url}/v1/streams/{stream_id}", trust_env=False, timeout=ANSWER_S).status_code == 404
     assert any("abort" in line and CHAT in line for line in server.log), "the log tells of it when it has ended"
 
 
@@ -176,7 +180,7 @@ def test_an_engine_that_dies_ends_it_with_an_error_that_is_kept(server: LiveServ
     assert error["code"] == "engine_down"
     assert error["message"]
     deadline = time.monotonic() + 60
-    while httpx.get(f"{server.url}/health", trust_env=False).status_code != 200:
+    while httpx.get(f"{server.url}/health", trust_env=False, timeout=ANSWER_S).status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert go_on(server, stream_id, 1) == events, "the engine's restart takes nothing away"
@@ -195,7 +199,7 @@ def test_a_revoked_key_loses_what_runs_and_what_is_kept(tmp_path: Path) -> None:
         alice = {"x-api-key": "alice"}
         stream_id, _ = killed(guarded, CHAT, {**BODIES[CHAT], "max_tokens": 900}, 3, "x-api-key: alice")
         url = f"{guarded.url}/v1/streams/{stream_id}"
-        assert httpx.get(url, headers={"x-api-key": "bob"}, trust_env=False).status_code == 404
+        assert httpx.get(url, headers={"x-api-key": "bob"}, trust_env=False, timeout=ANSWER_S).status_code == 404
         assert len(streams_of(guarded, **alice)) == 1
         keys("bob")
         deadline = time.monotonic() + 10
@@ -203,7 +207,7 @@ def test_a_revoked_key_loses_what_runs_and_what_is_kept(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         keys("alice", "bob")
-        while (response := httpx.get(url, headers=alice, trust_env=False)).status_code == 401:
+        while (response := httpx.get(url, headers=alice, trust_env=False, timeout=ANSWER_S)).status_code == 401:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert response.status_code == 404

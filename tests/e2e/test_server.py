@@ -16,6 +16,7 @@ import openai
 import psutil
 import pytest
 
+from tests.support.limits import ANSWER_S
 from tests.support.programs.live_server import LiveServer, live_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -132,8 +133,9 @@ def test_a_seed_reproduces_a_text(client: openai.OpenAI) -> None:
 
 
 def test_tokens_are_a_prompt_as_good_as_text(server: LiveServer, client: openai.OpenAI) -> None:
-    tokens = httpx.post(f"{server.url}/tokenize", json={"content": FRANCE}, trust_env=False).json()["tokens"]
-    assert httpx.post(f"{server.url}/detokenize", json={"tokens": tokens}, trust_env=False).json()["content"] == FRANCE
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=ANSWER_S) as http:
+        tokens = http.post("/tokenize", json={"content": FRANCE}).json()["tokens"]
+        assert http.post("/detokenize", json={"tokens": tokens}).json()["content"] == FRANCE
     assert client.completions.create(prompt=tokens, max_tokens=2, **GREEDY).choices[0].text.startswith(" Paris")
     batch = client.completions.create(prompt=[tokens, tokens], max_tokens=1, **GREEDY)
     assert [choice.text for choice in batch.choices] == [" Paris", " Paris"]
@@ -307,6 +309,6 @@ def test_an_engine_that_dies_is_started_again_and_its_requests_are_told() -> Non
         with pytest.raises(openai.APIError) as lost:
             list(stream)
         assert lost.value.code == "engine_down"
-        assert httpx.get(f"{server.url}/health/live", trust_env=False).status_code == 200
+        assert httpx.get(f"{server.url}/health/live", trust_env=False, timeout=ANSWER_S).status_code == 200
         server.wait_ready()
         assert client.completions.create(prompt=FRANCE, max_tokens=1, **GREEDY).choices[0].text == " Paris"

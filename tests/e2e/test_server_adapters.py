@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.support.limits import ANSWER_S
 from tests.support.models.lora_files import write_loras
 from tests.support.models.quantised import FTYPES, quantise
 from tests.support.models.tiny_model import EXPERTS, write_tiny_model
@@ -33,7 +34,7 @@ class TestMixtures:
     def test_a_mixture_is_served_and_described(self, mixtures: dict[str, Path]) -> None:
         flags = ("-c", "256", "-t", "1", "-fa", "off", "--override-kv", "llama.expert_used_count=int:3")
         with live_server("-m", str(mixtures["Q4_K_M"]), *flags) as server:
-            meta = httpx.get(f"{server.url}/v1/models", trust_env=False).json()["data"][0]["meta"]
+            meta = httpx.get(f"{server.url}/v1/models", trust_env=False, timeout=ANSWER_S).json()["data"][0]["meta"]
             body = {"prompt": "Hello", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
             answer = httpx.post(f"{server.url}/v1/completions", json=body, trust_env=False, timeout=60).json()
         assert (meta["architecture"], meta["n_expert"], meta["n_expert_used"]) == ("llama", 4, 3)

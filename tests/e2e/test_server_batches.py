@@ -16,6 +16,7 @@ import psutil
 import pytest
 from openai.types import Batch
 
+from tests.support.limits import ANSWER_S
 from tests.support.programs.live_server import LiveServer, live_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -148,7 +149,7 @@ def test_a_disk_that_takes_no_more_pauses_a_batch_and_loses_nothing(tmp_path: Pa
         assert "batches pause" in "".join(server.log)
         with pytest.raises(openai.APIStatusError, match="could not be stored"):
             api.files.create(file=("in.jsonl", b"x" * 100_000), purpose="batch")
-        assert httpx.get(f"{server.url}/health", trust_env=False).status_code == 200
+        assert httpx.get(f"{server.url}/health", trust_env=False, timeout=ANSWER_S).status_code == 200
         process.rlimit(psutil.RLIMIT_FSIZE, (-1, -1))
         batch = done(api, batch_id)
         assert list(results(api, batch.output_file_id)) == [f"line-{number}" for number in range(24)]
@@ -172,7 +173,7 @@ def test_two_keys_a_cancel_and_a_live_answer_meanwhile(tmp_path: Path) -> None:
         said = bob.chat.completions.create(model="any", messages=[{"role": "user", "content": "Hello"}], max_tokens=4)
         assert said.choices[0].message.content
         headers = {"x-api-key": "sk-alice"}
-        queue = httpx.get(f"{server.url}/v1/queue", headers=headers, trust_env=False).json()
+        queue = httpx.get(f"{server.url}/v1/queue", headers=headers, trust_env=False, timeout=ANSWER_S).json()
         assert (queue["data"], [one["id"] for one in queue["batches"]]) == ([], [batch_id])
         alice.batches.cancel(batch_id)
         batch = done(alice, batch_id, "cancelled")

@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from ggufd.models import hub
+from tests.support.limits import ANSWER_S
 from tests.support.models.tiny_bert import N_CTX_TRAIN, N_EMBD, write_tiny_bert
 from tests.support.programs.live_server import LiveServer, live_server
 
@@ -111,8 +112,8 @@ def test_an_embedding_model_serves_vectors_only(tmp_path: Path) -> None:
         error = ask(server, "/v1/embeddings", 400, input="a " * 200)["error"]
         assert f"at most {N_CTX_TRAIN}" in error["message"]
         assert len(ask(server, "/api/embed", input="a " * 200)["embeddings"][0]) == N_EMBD
-        assert httpx.get(f"{server.url}/props", trust_env=False).json()["total_slots"] == 4
-        assert len(httpx.get(f"{server.url}/slots", trust_env=False).json()) == 4
+        assert httpx.get(f"{server.url}/props", trust_env=False, timeout=ANSWER_S).json()["total_slots"] == 4
+        assert len(httpx.get(f"{server.url}/slots", trust_env=False, timeout=ANSWER_S).json()) == 4
 
 
 def test_a_reranker_ranks(tmp_path: Path) -> None:

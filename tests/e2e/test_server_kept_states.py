@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.limits import ANSWER_S
 from tests.support.models.tiny_model import write_tiny_model
 from tests.support.programs.live_server import LiveServer, live_server
 
@@ -31,7 +32,7 @@ def answered(server: LiveServer) -> tuple[str, int]:
 
 
 def metric(server: LiveServer, name: str) -> float:
-    lines = httpx.get(server.url + "/metrics", trust_env=False).text.splitlines()
+    lines = httpx.get(server.url + "/metrics", trust_env=False, timeout=ANSWER_S).text.splitlines()
     return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ggufd.models import hub
+from tests.support.limits import ANSWER_S
 from tests.support.programs.live_server import LiveServer, live_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -36,7 +37,7 @@ def peer() -> Iterator[llama_cpp.Llama]:
 
 
 def get(server: LiveServer, path: str) -> Any:
-    return httpx.get(server.url + path, trust_env=False).raise_for_status().json()
+    return httpx.get(server.url + path, trust_env=False, timeout=ANSWER_S).raise_for_status().json()
 
 
 def post(server: LiveServer, path: str, body: Any) -> Any:

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from tests.support.fakes.api_client import error_of, parse_events
+from tests.support.limits import ANSWER_S
 from tests.support.models.tiny_bert import write_tiny_bert
 from tests.support.models.tiny_model import write_tiny_model
 from tests.support.programs.live_server import LiveServer, live_server
@@ -154,7 +155,7 @@ class TestSwaps:
 
     def test_lines_of_a_batch_are_computed_by_their_models(self, folder: Path, tmp_path: Path) -> None:
         flags = ("--swap-after-s", "1", "--batch-dir", str(tmp_path / "batches"))
-        with served(folder, *flags) as (server, http), httpx.Client(trust_env=False) as own:
+        with served(folder, *flags) as (server, http), httpx.Client(trust_env=False, timeout=ANSWER_S) as own:
             expected = {name: says(http, name) for name in NAMES}
             api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=own, timeout=WAIT_S)
             body = {"prompt": "Once", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
@@ -267,7 +268,10 @@ class TestKinds:
 
 class TestClients:
     def test_openais_lists_them_and_chooses_one(self, folder: Path) -> None:
-        with served(folder, "--swap-after-s", "0") as (server, _), httpx.Client(trust_env=False) as own:
+        with (
+            served(folder, "--swap-after-s", "0") as (server, _),
+            httpx.Client(trust_env=False, timeout=ANSWER_S) as own,
+        ):
             api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=own, timeout=WAIT_S)
             assert [one.id for one in api.models.list()] == list(NAMES)
             answer = api.completions.create(model="tiny-b", prompt="Once", max_tokens=4, temperature=0)

@@ -12,6 +12,7 @@ import pytest
 from openai import BadRequestError, OpenAI
 
 from ggufd.chat.rendering.template import CHATML
+from tests.support.limits import ANSWER_S
 from tests.support.programs.live_server import live_server
 
 WEATHER = {
@@ -133,7 +134,7 @@ def test_a_call_that_was_made_already_ends_the_answer_and_frees_the_slot(client:
     # Twice the call, of about 30 tokens.
     assert 40 < answer.usage.completion_tokens < 80
     assert asked.create(model="any", **body).usage.completion_tokens == answer.usage.completion_tokens
-    slots = httpx.get(str(client.base_url.join("/slots")), trust_env=False).json()
+    slots = httpx.get(str(client.base_url.join("/slots")), trust_env=False, timeout=ANSWER_S).json()
     assert not any(slot["is_processing"] for slot in slots)
 
 

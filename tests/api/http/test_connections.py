@@ -15,6 +15,7 @@ import pytest
 from ggufd.api.http.connections import MAX_HEAD_BYTES, Connection, ConnectionLimits
 from tests.support.fakes.api_server import Served, serving, wait_until
 from tests.support.fakes.fake_engine import FakeEngine
+from tests.support.limits import ANSWER_S
 
 LIMITS = ConnectionLimits(read_timeout_s=0.4, write_timeout_s=0.5, n_connections=40)
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: test\r\n"
@@ -59,7 +60,9 @@ def refusal(data: bytes) -> tuple[int, str]:
 
 
 def is_served(server: Served) -> bool:
-    response = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 3}, trust_env=False)
+    response = httpx.post(
+        f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 3}, trust_env=False, timeout=ANSWER_S
+    )
     return response.status_code == 200
 
 
@@ -111,7 +114,7 @@ def test_a_slow_answer_is_not_a_slow_request(server: Served) -> None:
 
 
 def test_a_connection_that_is_kept_serves_many_requests(server: Served) -> None:
-    with httpx.Client(base_url=server.url, trust_env=False) as http:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=ANSWER_S) as http:
         for _ in range(6):
             assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
             time.sleep(0.1)
@@ -129,7 +132,8 @@ def test_a_head_without_an_end_is_refused(server: Served) -> None:
 
 def test_a_head_of_a_normal_size_is_not(server: Served) -> None:
     cookie = "x" * (MAX_HEAD_BYTES // 2)
-    assert httpx.get(f"{server.url}/health/live", headers={"Cookie": cookie}, trust_env=False).status_code == 200
+    with httpx.Client(base_url=server.url, headers={"Cookie": cookie}, trust_env=False, timeout=ANSWER_S) as http:
+        assert http.get("/health/live").status_code == 200
 
 
 def test_a_large_body_is_no_large_head(server: Served) -> None:

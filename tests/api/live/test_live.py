@@ -20,6 +20,7 @@ from ggufd.keys.principal import Principal
 from ggufd.keys.ring import Key, KeyRing, Limits, Role, digest_of
 from tests.support.fakes.api_server import Served, serving
 from tests.support.fakes.fake_engine import FakeEngine, FakeState
+from tests.support.limits import ANSWER_S
 
 SECRET = "the prompt that nobody else may read"
 
@@ -74,7 +75,9 @@ def served() -> Iterator[Served]:
 @contextmanager
 def looking(served: Served, key: str = "r") -> Iterator[Iterator[dict[str, Any]]]:
     """The messages that a key is sent."""
-    with httpx.stream("GET", f"{served.url}/v1/live", headers={"x-api-key": key}, trust_env=False) as answer:
+    with httpx.stream(
+        "GET", f"{served.url}/v1/live", headers={"x-api-key": key}, trust_env=False, timeout=ANSWER_S
+    ) as answer:
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"].startswith("text/event-stream")
         yield (json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: "))
@@ -123,7 +126,7 @@ def test_a_batch_that_has_not_ended_is_shown_to_its_key_and_to_admins(tmp_path: 
     engine.live = state()
     line = {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"prompt": SECRET}}
     with serving(engine, keys=keys(), batch_dir=tmp_path / "batches") as served:
-        with httpx.Client(base_url=served.url, headers={"x-api-key": "a"}, trust_env=False) as client:
+        with httpx.Client(base_url=served.url, headers={"x-api-key": "a"}, trust_env=False, timeout=ANSWER_S) as client:
             lines = "\n".join(json.dumps({**line, "custom_id": str(number)}) for number in range(3))
             sent = client.post("/v1/files", files={"file": ("x.jsonl", lines)}, data={"purpose": "batch"}).json()
             order = {"input_file_id": sent["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
@@ -162,7 +165,7 @@ def test_keys_have_their_shares_and_limits(served: Served) -> None:
 def _ask(served: Served, key: str, model: str = "fake-model") -> None:
     body = {"prompt": SECRET, "model": model, "user": SECRET}
     headers = {"x-api-key": key, "x-request-id": "the-prompt-that-nobody"}
-    httpx.post(f"{served.url}/v1/completions", json=body, headers=headers, trust_env=False)
+    httpx.post(f"{served.url}/v1/completions", json=body, headers=headers, trust_env=False, timeout=ANSWER_S)
 
 
 def test_requests_that_ended_are_shown_without_a_word_of_them(served: Served) -> None:
@@ -239,7 +242,7 @@ def test_a_key_that_is_revoked_sees_no_more() -> None:
 
 
 def test_nobody_looks_without_a_key(served: Served) -> None:
-    assert httpx.get(f"{served.url}/v1/live", trust_env=False).status_code == 401
+    assert httpx.get(f"{served.url}/v1/live", trust_env=False, timeout=ANSWER_S).status_code == 401
 
 
 def test_nothing_is_asked_of_the_engine_while_nobody_looks_and_nothing_runs() -> None:

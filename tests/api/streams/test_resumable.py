@@ -21,6 +21,7 @@ from tests.api.ops.test_metrics import of, parsed
 from tests.support.fakes.api_client import error_of, running
 from tests.support.fakes.api_server import Served, serving, wait_until
 from tests.support.fakes.fake_engine import FakeEngine, FakeText
+from tests.support.limits import ANSWER_S
 
 HELLO = [{"role": "user", "content": "hi"}]
 TEXT = "Hello wörld, this is an answer that takes some time 🙂"
@@ -84,7 +85,9 @@ class Client:
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         headers = {**self._headers, **options.pop("headers", {})}
-        return httpx.request(method, f"{self._server.url}{path}", trust_env=False, headers=headers, **options)
+        return httpx.request(
+            method, f"{self._server.url}{path}", trust_env=False, headers=headers, **options, timeout=ANSWER_S
+        )
 
     def streams(self) -> list[dict[str, Any]]:
         data: list[dict[str, Any]] = self.ask("GET", "/v1/streams").json()["data"]
@@ -255,7 +258,7 @@ class TestWho:
             assert bob.streams() == []
             assert server.engine.aborted == []
             assert alice.streams()[0]["status"] == "running"
-            assert httpx.get(f"{server.url}/v1/streams", trust_env=False).status_code == 401
+            assert httpx.get(f"{server.url}/v1/streams", trust_env=False, timeout=ANSWER_S).status_code == 401
 
     @pytest.mark.parametrize("is_read", [False, True])
     def test_a_revoked_keys_stream_ends_and_is_gone(self, *, is_read: bool) -> None:

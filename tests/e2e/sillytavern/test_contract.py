@@ -15,6 +15,7 @@ from ggufd.engine.messages.sampling import SamplingParams
 from ggufd.engine.sampling.sampling import active_samplers
 from tests.support.contract import Exchange, check, exchanges, found, read
 from tests.support.fakes.api_client import running
+from tests.support.limits import ANSWER_S
 from tests.support.programs.live_server import LiveServer, live_server
 
 ALL = exchanges()
@@ -204,7 +205,9 @@ def test_letters_are_samplers_and_nonsense_is_refused(server: LiveServer) -> Non
     body = {"prompt": "Once upon a time", "n_predict": 2, "samplers": "kmt"}
     answer = ask(server, "/completion", **body)
     assert answer["generation_settings"]["samplers"] == ["top_k", "min_p", "temperature"]
-    refused = httpx.post(f"{server.url}/completion", json=body | {"samplers": ["nonsense"]}, trust_env=False)
+    refused = httpx.post(
+        f"{server.url}/completion", json=body | {"samplers": ["nonsense"]}, trust_env=False, timeout=ANSWER_S
+    )
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "samplers"
 
@@ -248,10 +251,10 @@ def test_a_banned_phrase_is_taken_back_and_counted(server: LiveServer) -> None:
 @pytest.mark.e2e
 def test_slots_keep_what_was_computed_until_they_are_erased(server: LiveServer) -> None:
     def kept() -> list[int]:
-        return [slot["n_past"] for slot in httpx.get(f"{server.url}/slots", trust_env=False).json()]
+        return [slot["n_past"] for slot in httpx.get(f"{server.url}/slots", trust_env=False, timeout=ANSWER_S).json()]
 
     ask(server, "/completion", prompt="Once upon a time", n_predict=2)
     assert any(kept())
     for slot in range(len(kept())):
-        httpx.post(f"{server.url}/slots/{slot}?action=erase", trust_env=False).raise_for_status()
+        httpx.post(f"{server.url}/slots/{slot}?action=erase", trust_env=False, timeout=ANSWER_S).raise_for_status()
     assert not any(kept())

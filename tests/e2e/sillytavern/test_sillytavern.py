@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.support.contract import bared
+from tests.support.limits import ANSWER_S
 from tests.support.programs import sillytavern_app
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_app import SillyTavern
@@ -130,7 +131,7 @@ def body_of(kind: Kind, server: LiveServer, **changes: Any) -> dict[str, Any]:
 
 
 def model_of(server: LiveServer) -> str:
-    model: str = httpx.get(f"{server.url}/v1/models", trust_env=False).json()["data"][0]["id"]
+    model: str = httpx.get(f"{server.url}/v1/models", trust_env=False, timeout=ANSWER_S).json()["data"][0]["id"]
     return model
 
 

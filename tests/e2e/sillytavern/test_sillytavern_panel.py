@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from tests.support.contract import bared
+from tests.support.limits import ANSWER_S
 from tests.support.programs import sillytavern_app, sillytavern_page
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_page import TavernPage
@@ -156,7 +157,7 @@ def test_a_user_who_has_set_nothing_gets_free_text(page: TavernPage, kind: str, 
 
 def erase(server: LiveServer) -> None:
     """Have the next prompt read as a whole: in other pieces its logits would differ in their last digits."""
-    httpx.post(f"{server.url}/slots/0?action=erase", trust_env=False).raise_for_status()
+    httpx.post(f"{server.url}/slots/0?action=erase", trust_env=False, timeout=ANSWER_S).raise_for_status()
 
 
 def _text_of(event: dict[str, Any]) -> str:

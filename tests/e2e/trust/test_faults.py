@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from ggufd.settings import listen
+from tests.support.limits import ANSWER_S
 from tests.support.programs.live_server import ROOT, LiveServer, free_port, live_server
 
 pytestmark = [
@@ -102,10 +103,10 @@ def test_a_dead_text_process_is_started_again(server: LiveServer) -> None:
     for child in server.children():
         if child.pid != engine and "spawn_main" in " ".join(child.cmdline()):
             child.kill()
-    while (ready := httpx.get(f"{server.url}/ready", trust_env=False)).status_code == 200:
+    while (ready := httpx.get(f"{server.url}/ready", trust_env=False, timeout=ANSWER_S)).status_code == 200:
         time.sleep(0.005)
     assert ready.json()["status"] == "text_restarting"
-    while httpx.get(f"{server.url}/ready", trust_env=False).status_code != 200:
+    while httpx.get(f"{server.url}/ready", trust_env=False, timeout=ANSWER_S).status_code != 200:
         time.sleep(0.05)
     assert ask(server.url).json()["choices"][0]["text"] == " Paris"
 
@@ -136,7 +137,7 @@ def test_a_server_killed_under_load_leaves_nothing_and_starts_again_at_its_port(
 def test_two_thousand_idle_connections_and_others_are_served(server: LiveServer) -> None:
     with crowd(server, min(2000, listen.connections_limit() - 100)):
         started_s = time.monotonic()
-        assert httpx.get(f"{server.url}/health", timeout=5, trust_env=False).status_code == 200
+        assert httpx.get(f"{server.url}/health", timeout=ANSWER_S, trust_env=False).status_code == 200
         assert time.monotonic() - started_s < 1
         assert ask(server.url).status_code == 200
 

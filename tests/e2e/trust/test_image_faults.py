@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.limits import ANSWER_S
 from tests.support.models.image_files import PATCHES, patch_uri
 from tests.support.models.projector_file import SLOW, write_projector
 from tests.support.programs.live_server import LiveServer
@@ -68,7 +69,7 @@ def text_of(answer: httpx.Response) -> str:
 
 
 def metric(server: LiveServer, name: str) -> float:
-    lines = httpx.get(f"{server.url}/metrics", trust_env=False).text.splitlines()
+    lines = httpx.get(f"{server.url}/metrics", trust_env=False, timeout=ANSWER_S).text.splitlines()
     return float(next(line.split()[-1] for line in lines if line.startswith(f"{name} ")))
 
 
@@ -158,7 +159,7 @@ def test_an_image_over_which_the_encoder_ends_twice_fails_alone(server: LiveServ
     assert answer.json()["error"]["message"] == (
         "The encoder ended twice while it worked on this image: signal SIGKILL."
     )
-    assert httpx.get(f"{server.url}/health", trust_env=False).status_code == 200
+    assert httpx.get(f"{server.url}/health", trust_env=False, timeout=ANSWER_S).status_code == 200
     assert text_of(ask(server, image_of(3))) == text_of(ask(server, typed(3)))
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.support.limits import ANSWER_S
+
 ROOT = Path(__file__).parents[3]
 START_S = 90
 _MODEL = {"-m", "--model"}
@@ -63,11 +65,14 @@ class LiveServer:
             if not self.url and (found := re.search(r"https?://[\w.:\[\]]+(?=/v1)", "".join(self.log))):
                 self.url = found[0]
             with contextlib.suppress(httpx.HTTPError):
-                probe = httpx.get(f"{self.url}/health", trust_env=False, verify=self._verify) if self.url else None
-                if probe is not None and probe.status_code == 200:
+                if self.url and self._is_healthy():
                     return
             time.sleep(0.1)
         raise RuntimeError(f"the server is not ready: {''.join(self.log)[-2000:]}")
+
+    def _is_healthy(self) -> bool:
+        health = f"{self.url}/health"
+        return httpx.get(health, trust_env=False, verify=self._verify, timeout=ANSWER_S).status_code == 200
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
