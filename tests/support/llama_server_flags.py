@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -48,8 +49,15 @@ def declared(source: str) -> Iterator[Declared]:
 def settings_of(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> Config:
     """The settings that a command line and an environment make, as `ggufd` reads them."""
     line = translation.command_line(arguments, flags.options(), environ or {})
+    command, taken = _command()
+    command.main(line.arguments, standalone_mode=False)
+    return sources.load(None, taken.pop(), environ or {})
+
+
+@functools.cache
+def _command() -> tuple[Any, list[dict[str, Any]]]:
+    """A command with every setting, and the list that it adds what it was given to; typer takes long to make one."""
     taken: list[dict[str, Any]] = []
     app = typer.Typer(add_completion=False)
     app.command()(with_settings(lambda config, given: taken.append(given)))
-    app(line.arguments, standalone_mode=False)
-    return sources.load(None, taken[0], environ or {})
+    return typer.main.get_command(app), taken
