@@ -152,7 +152,7 @@ def test_what_is_no_http_is_told_so_in_the_error_shape(server: Served, sent: byt
 
 
 def test_a_client_that_reads_nothing_is_dropped_and_its_work_ends() -> None:
-    engine = FakeEngine(["word " * 200_000], n_ctx=2_000_000)
+    engine = FakeEngine(["word " * 2000], n_ctx=2_000_000)
     with serving(engine, limits=LIMITS) as server:
         body = json.dumps({"prompt": "a", "stream": True, "ignore_eos": True}).encode()
         request = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body

@@ -16,6 +16,9 @@ from ggufd.api.http.connections import ConnectionGuard, ConnectionLimits
 from ggufd.api.services.settings import ApiConfig
 from tests.support.fakes.fake_engine import FakeEngine, FakeText
 
+TICK_S = 0.002
+"""How often to look whether something has come true."""
+
 
 class Served:
     """Where it listens, and its engine, which the test may turn while the server runs."""
@@ -27,6 +30,32 @@ class Served:
     def in_loop(self, action: Callable[[], None]) -> None:
         """Do something on the server's event loop."""
         self._loop.call_soon_threadsafe(action)
+
+
+class QuickServer(uvicorn.Server):
+    """uvicorn that ends at once when `ended` is set: it looks for its own end, and its connections', at 0.1 s each."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ended = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.ended.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """The end of the connections, which have as long for it as uvicorn would give them, and tell nobody of it."""
+        for listener in (*self.servers, *(sockets or ())):
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110
+                    await asyncio.sleep(TICK_S)
+        except TimeoutError:
+            for task in self.server_state.tasks:
+                task.cancel()
 
 
 @contextmanager
@@ -49,7 +78,7 @@ def serving(
         options = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2, **guard.options()
         )
-        server = uvicorn.Server(options)
+        server = QuickServer(options)
         loops: list[asyncio.AbstractEventLoop] = []
 
         async def serve() -> None:
@@ -62,7 +91,7 @@ def serving(
         try:
             yield Served(engine, port, loops[0], guard)
         finally:
-            server.should_exit = True
+            loops[0].call_soon_threadsafe(server.ended.set)
             thread.join(10)
 
 
@@ -71,4 +100,4 @@ def wait_until(is_true: Callable[[], bool], timeout_s: float = 5.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_true():
         assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.005)
+        time.sleep(TICK_S)
