@@ -223,7 +223,7 @@ def test_pipelined_requests_are_answered_in_order(server: Served) -> None:
 
 
 def test_requests_that_come_faster_than_answers_do_not_pile_up(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    n = 8000
+    n = 3000
     queued = []
     go_on = Connection.on_response_complete
 

@@ -13,12 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
+from ggufd.api.live.collector import INTERVAL_S
 from ggufd.engine.messages.events import Turn
 from ggufd.engine.messages.reports import LiveSlot, LiveState, QueueEntry, SlotState, Spread, Stats
 from ggufd.errors import EngineDown
 from ggufd.keys.principal import Principal
 from ggufd.keys.ring import Key, KeyRing, Limits, Role, digest_of
-from tests.support.fakes.api_server import Served, serving
+from tests.support.fakes.api_server import Served, serving, wait_until
 from tests.support.fakes.fake_engine import FakeEngine, FakeState
 from tests.support.limits import ANSWER_S
 
@@ -64,8 +65,16 @@ def state(steps: int = 0, generated: int = 0) -> LiveState:
     return LiveState(stats, slots, queue, (("alice", 30.0), ("bob", 10.0)), 80)
 
 
+@pytest.fixture(autouse=True)
+def interval_s(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Seconds between two looks at the engine: fewer than in the product, unless a test asks for its own."""
+    seconds: float = getattr(request, "param", 0.1)
+    monkeypatch.setattr("ggufd.api.live.collector.INTERVAL_S", seconds)
+    return seconds
+
+
 @pytest.fixture
-def served() -> Iterator[Served]:
+def served(interval_s: float) -> Iterator[Served]:
     engine = FakeEngine()
     engine.live = state()
     with serving(engine, keys=keys()) as one:
@@ -88,6 +97,7 @@ def first(served: Served, key: str = "r") -> dict[str, Any]:
         return next(messages)
 
 
+@pytest.mark.parametrize("interval_s", [INTERVAL_S], indirect=True)
 def test_a_snapshot_comes_first_and_then_a_message_a_second(served: Served) -> None:
     with looking(served) as messages:
         found = [(one["object"], time.monotonic()) for one, _ in zip(messages, range(3), strict=False)]
@@ -194,7 +204,7 @@ def test_lists_that_grow_are_sent_once(served: Served) -> None:
     assert snapshot["history"]["columns"][:3] == ["time", "read", "written"]
 
 
-def test_the_history_has_rates_and_percentiles(served: Served) -> None:
+def test_the_history_has_rates_and_percentiles(served: Served, interval_s: float) -> None:
     with looking(served) as messages:
         next(messages)
         served.engine.live = state(steps=10, generated=50)
@@ -204,7 +214,8 @@ def test_the_history_has_rates_and_percentiles(served: Served) -> None:
             for row in one["history"]["rows"]
         ]
     (row,) = [row for row in rows if row["written"]]
-    assert 20 < row["written"] <= 60
+    # Of 50 tokens; a busy machine looks later.
+    assert 0 < row["written"] <= 1.2 * 50 / interval_s
     assert row["batch"] == 4.0
     assert row["gap_p50"] == pytest.approx(0.05)
     assert row["gap_p95"] == pytest.approx(0.095)
@@ -245,7 +256,7 @@ def test_nobody_looks_without_a_key(served: Served) -> None:
     assert httpx.get(f"{served.url}/v1/live", trust_env=False, timeout=ANSWER_S).status_code == 401
 
 
-def test_nothing_is_asked_of_the_engine_while_nobody_looks_and_nothing_runs() -> None:
+def test_nothing_is_asked_of_the_engine_while_nobody_looks_and_nothing_runs(interval_s: float) -> None:
     engine = FakeEngine()
     engine.live = state()
     asked: list[float] = []
@@ -257,14 +268,11 @@ def test_nothing_is_asked_of_the_engine_while_nobody_looks_and_nothing_runs() ->
 
     engine.live_state = counted  # type: ignore[method-assign]
     with serving(engine, keys=keys()) as served:
-        time.sleep(1.2)
+        time.sleep(3 * interval_s)
         assert not asked
         first(served)
-        time.sleep(2.2)
-        n_asked = len(asked)
-        assert 1 <= n_asked <= 4
-        time.sleep(2.2)
-        assert len(asked) == n_asked
+        assert asked
+        wait_until(lambda: time.monotonic() - asked[-1] > 5 * interval_s, timeout_s=ANSWER_S)
 
 
 def test_three_who_may_see_alike_cost_one_message(served: Served) -> None:

@@ -38,9 +38,9 @@ _EVENTS = {
 class Collector:
     """Latest state of the engine that `services` tells, with the history and what happened lately."""
 
-    def __init__(self, services: Callable[[], Services], interval_s: float = INTERVAL_S) -> None:
+    def __init__(self, services: Callable[[], Services], interval_s: float | None = None) -> None:
         self._services = services
-        self._interval_s = interval_s
+        self.interval_s = INTERVAL_S if interval_s is None else interval_s
         self.history = LiveHistory()
         self.recent = Recent()
         self.served = ServedLately()
@@ -135,7 +135,7 @@ class Collector:
             # One look more after the last request: what it had is told then.
             was_wanted, now_s = self._is_wanted, time.monotonic()
             await self._look()
-            await asyncio.sleep(max(0.05, now_s + self._interval_s - time.monotonic()))
+            await asyncio.sleep(max(0.05, now_s + self.interval_s - time.monotonic()))
             if not was_wanted and not self._is_wanted:
                 return
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from ggufd.api.http.auth import key_of
 from ggufd.api.http.json_response import body_of, dumps
-from ggufd.api.live.collector import INTERVAL_S, Collector
+from ggufd.api.live.collector import Collector
 from ggufd.api.live.sight import Sight
 from ggufd.api.live.view import LiveMessages, Seen
 from ggufd.api.services.caller import Caller
@@ -85,7 +85,7 @@ async def _messages(request: Request, ended: asyncio.Future[GgufdError]) -> Asyn
         now = live.messages.position()
         yield live.messages.update(services_of(request), Sight.of(request), is_admin=is_admin, seen=seen)
         seen, sent_s = now, time.monotonic()
-        while not ended.done() and time.monotonic() - sent_s < INTERVAL_S - _EARLY_S:
+        while not ended.done() and time.monotonic() - sent_s < live.collector.interval_s - _EARLY_S:
             await _tick(live.collector, ended)
 
 
