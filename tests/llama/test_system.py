@@ -6,6 +6,8 @@ import ctypes
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import llama_cpp
 import pytest
@@ -29,6 +31,15 @@ def test_devices_are_there_only_where_offload_is() -> None:
     devices = system.gpu_devices()
     assert all(isinstance(device, str) and device for device in devices)
     assert llama_cpp.llama_supports_gpu_offload() or not devices
+
+
+def test_the_registry_is_the_one_that_llama_cpp_uses() -> None:
+    """A wheel has copies of libggml, each with a registry of its own."""
+    given, linked = (
+        ctypes.cast(lib.ggml_backend_dev_count, ctypes.c_void_p).value
+        for lib in (system._registry(), llama_cpp.llama_cpp._lib)
+    )
+    assert given == linked
 
 
 class FakeRegistry:
@@ -86,6 +97,58 @@ class TestRpc:
         monkeypatch.setattr(system, "_registry", FakeRegistry)
         with pytest.raises(ModelError, match=f"--rpc 127.0.0.1:{port}: no connection"):
             system.add_rpc_servers((f"127.0.0.1:{port}",))
+
+
+class LateRegistry:
+    """ggml of a build whose backends are libraries of their own: there is a GPU, and the CPU, once they are loaded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        names: list[bytes] = []
+        self.ggml_backend_dev_count = lambda: len(names)
+        self.ggml_backend_dev_get = lambda i: i + 1
+        self.ggml_backend_dev_type = lambda device: int(names[device - 1] == b"Vulkan0")
+        self.ggml_backend_dev_name = lambda device: names[device - 1]
+        self.ggml_backend_dev_description = lambda device: b"device " + names[device - 1]
+        self.ggml_backend_dev_memory = lambda _device, _free, _total: None
+        self.ggml_backend_dev_buffer_type = lambda device: 100 + device
+        self.ggml_backend_buft_name = lambda handle: names[handle - 101]
+        monkeypatch.setattr(
+            llama_cpp, "llama_backend_init", lambda: names.extend(() if names else (b"Vulkan0", b"CPU"))
+        )
+        monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda: b"CPU : AVX2 = 1 | " if names else b"")
+        # Without the CPU's backend llama.cpp ends the process there.
+        monkeypatch.setattr(llama_cpp, "llama_numa_init", lambda strategy: {b"CPU": strategy}[names[1]])
+        monkeypatch.setattr(system, "_ggml", lambda: self)
+
+    def __getattr__(self, name: str) -> Any:
+        """A function that is declared, and not called."""
+        return SimpleNamespace()
+
+
+class TestBackendsOfTheirOwn:
+    """Before a model is loaded, whatever is asked first: placing is decided by what is found then."""
+
+    @pytest.fixture(autouse=True)
+    def registry(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        LateRegistry(monkeypatch)
+
+    def test_gpus_are_seen(self) -> None:
+        assert system.gpu_devices() == ("device Vulkan0",)
+
+    def test_memory_of_gpus_is_seen(self) -> None:
+        assert [one.name for one in system.device_memory()] == ["Vulkan0"]
+
+    def test_devices_can_be_chosen(self) -> None:
+        assert list(system.device_handles(("Vulkan0",))) == [1, None]
+
+    def test_buffers_are_seen(self) -> None:
+        assert system.buffer_types() == {"Vulkan0": 101, "CPU": 102}
+
+    def test_features_of_the_cpu_are_seen(self) -> None:
+        assert system.cpu_features() == {"avx2"}
+
+    def test_a_numa_strategy_can_be_set(self) -> None:
+        system.use_numa("distribute")
 
 
 class TestDevices:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ def library() -> Path:
 
 def info() -> str:
     """Features that llama.cpp was compiled for, on one line."""
+    _load_backends()
     return str(llama_cpp.llama_print_system_info().decode("utf-8", "replace")).strip()
 
 
@@ -95,6 +97,7 @@ _NUMA = {
 def use_numa(strategy: str) -> None:
     """Set llama.cpp's strategy for several NUMA nodes; "" leaves it to the system."""
     if strategy:
+        _load_backends()
         llama_cpp.llama_numa_init(_NUMA[strategy])
 
 
@@ -147,9 +150,18 @@ def cpu_features() -> frozenset[str]:
     return frozenset(name.lower() for name in re.findall(r"(\w+) = 1", info()))
 
 
-def _registry() -> ctypes.CDLL:
+def _load_backends() -> None:
+    """Registration of the backends of a build whose backends are libraries of their own (`GGML_BACKEND_DL`).
+
+    llama.cpp does it with the first model. Before that, such a build has no device, not even the CPU.
+    """
+    llama_cpp.llama_backend_init()
+
+
+def _registry() -> Any:
     """ggml's device registry, which the binding loads but does not declare."""
-    ggml = libggml
+    _load_backends()
+    ggml = _ggml()
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
     ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
@@ -170,4 +182,14 @@ def _registry() -> ctypes.CDLL:
     ggml.ggml_backend_register.restype = None
     ggml.ggml_backend_buft_name.argtypes = [ctypes.c_void_p]
     ggml.ggml_backend_buft_name.restype = ctypes.c_char_p
-    return ggml  # type: ignore[no-any-return]
+    return ggml
+
+
+def _ggml() -> Any:
+    """ggml with the registry that llama.cpp itself looks into.
+
+    A wheel has copies where a build has links, and the binding's `libggml` is another copy than llama.cpp's, with a
+    registry of its own: in that, backends that are loaded later are missing. A library's handle leads to what it is
+    linked with, except on Windows, which has no such copies.
+    """
+    return libggml if sys.platform == "win32" else llama_cpp.llama_cpp._lib
