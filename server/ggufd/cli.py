@@ -70,10 +70,13 @@ def _translated(arguments: list[str]) -> CommandLine:
 
 def _show_devices() -> NoReturn:
     """The devices that llama.cpp can offload to, under the names that --device takes."""
+    from ggufd.llama.log import problems_only
     from ggufd.llama.model import system
 
+    with problems_only():
+        devices = system.device_memory()
     print("Available devices:")
-    for one in system.device_memory():
+    for one in devices:
         print(f"  {one.name}: {one.description} ({one.total >> 20} MiB, {one.free >> 20} MiB free)")
     sys.exit(0)
 

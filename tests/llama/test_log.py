@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
-from ggufd.llama.log import LogCapture
+import pytest
+
+from ggufd.errors import ModelError
+from ggufd.llama.log import LogCapture, problems_only
+from ggufd.llama.model.model import GgufModel
 
 
 def captured(*pieces: tuple[int, bytes]) -> list[tuple[int, str]]:
@@ -34,3 +39,21 @@ def test_dots_of_progress_and_empty_lines_are_left_out() -> None:
 
 def test_bytes_that_are_no_text_do_not_stop_it() -> None:
     assert captured((2, b"a\xff\n")) == [(logging.INFO, "a�")]
+
+
+def test_problems_can_be_all_that_is_printed(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with problems_only():
+        GgufModel(str(tiny_model)).close()
+        assert "general.architecture" not in capfd.readouterr().err
+        with pytest.raises(ModelError):
+            GgufModel(str(tmp_path / "absent.gguf"))
+    assert "failed to open" in capfd.readouterr().err
+
+
+def test_what_follows_is_printed_as_before(tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with problems_only():
+        pass
+    GgufModel(str(tiny_model)).close()
+    assert "general.architecture" in capfd.readouterr().err

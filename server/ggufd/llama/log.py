@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import llama_cpp
+from llama_cpp._logger import llama_log_callback
 
 Sink = Callable[[int, str], None]
 """Gets `logging`'s level and one line without its end."""
@@ -39,3 +42,20 @@ class LogCapture:
         for line in complete:
             if line.strip(" ."):
                 self._sink(self._level, line)
+
+
+@contextmanager
+def problems_only() -> Iterator[None]:
+    """Warnings and errors on stderr and nothing else, where a command only asks what there is."""
+    capture = LogCapture(_print_problem)
+    capture.install()
+    try:
+        yield
+    finally:
+        # The binding's own, which stays for as long as the process does.
+        llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p(0))
+
+
+def _print_problem(level: int, line: str) -> None:
+    if level >= logging.WARNING:
+        print(line, file=sys.stderr)

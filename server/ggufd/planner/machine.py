@@ -17,7 +17,9 @@ def this_machine(config: EngineConfig) -> Machine:
     library.load()
     # Imported after the check, which reports a broken llama.cpp library.
     from ggufd.engine.loading.placing import usable_gpus
+    from ggufd.llama.log import problems_only
     from ggufd.llama.model import system
 
     ram = host.ram()
-    return Machine(ram.free, ram.total, usable_gpus(config, system.device_memory()), system.cpu_features())
+    with problems_only():
+        return Machine(ram.free, ram.total, usable_gpus(config, system.device_memory()), system.cpu_features())
