@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from ggufd.images.encoder.worker import NAME
 from tests.support.models.image_files import PATCHES, data_uri, patch_file
 from tests.support.models.projector_file import FAST, SLOW, write_projector
 from tests.support.programs.live_server import LiveServer, live_server
@@ -348,8 +349,8 @@ def slow_content(image: Image) -> list[dict[str, Any]]:
 
 
 def processor_s(server: LiveServer) -> float:
-    """Processor time of the encoder process, which is the one with the lowest priority."""
-    encoder = max(server.children(), key=lambda child: child.nice())
+    """Processor time of the encoder process."""
+    (encoder,) = [child for child in server.children() if child.name() == NAME]
     return encoder.cpu_times().user
 
 

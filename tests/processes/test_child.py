@@ -47,6 +47,10 @@ def tell_who_goes_first(conn: Connection) -> None:
     conn.send(int(Path("/proc/self/oom_score_adj").read_text()))
 
 
+def tell_name(conn: Connection) -> None:
+    conn.send(Path("/proc/self/comm").read_text())
+
+
 def never_read(conn: Connection) -> None:
     conn.send("started")
     time.sleep(WAIT_S)
@@ -226,6 +230,13 @@ def test_where_memory_ends_a_child_is_ended_and_not_its_parent() -> None:
     parent = Parent(tell_who_goes_first)
     parent.wait_for_exit()
     assert parent.messages[0] > int(Path("/proc/self/oom_score_adj").read_text())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_a_child_is_shown_with_its_name() -> None:
+    parent = Parent(tell_name)
+    parent.wait_for_exit()
+    assert parent.messages == ["test-child\n"]
 
 
 def test_a_prestarted_process_prepares_itself_and_becomes_a_child() -> None:

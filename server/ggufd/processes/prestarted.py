@@ -43,7 +43,7 @@ class PrestartedProcess:
         self.conn, child_conn = context.Pipe()
         self.stderr = _StderrFile(name)
         self.process = context.Process(
-            target=_bootstrap, args=(main, prepare, child_conn, self.stderr.path), name=name, daemon=True
+            target=_bootstrap, args=(name, main, prepare, child_conn, self.stderr.path), name=name, daemon=True
         )
         try:
             with _signals_blocked():
@@ -133,7 +133,7 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _bootstrap(main: Main, prepare: Callable[[], None], conn: Connection, stderr_path: str | None) -> None:
+def _bootstrap(name: str, main: Main, prepare: Callable[[], None], conn: Connection, stderr_path: str | None) -> None:
     """First code in the child: ignore signals, end with the parent, redirect C's stderr to a file.
 
     A terminal sends Ctrl-C to all processes, a service manager SIGTERM; a parent that drains needs its children.
@@ -142,6 +142,7 @@ def _bootstrap(main: Main, prepare: Callable[[], None], conn: Connection, stderr
         signal.signal(number, signal.SIG_IGN)
     # First, so that the file is unlinked even if the parent is gone already.
     _redirect_stderr(stderr_path)
+    _show_name(name)
     ParentWatch().start()
     _disable_core_dumps()
     _prefer_for_oom_kill()
@@ -176,6 +177,12 @@ def before_exit_with_parent(clean: Callable[[], None]) -> None:
     for thread in threading.enumerate():
         if isinstance(thread, ParentWatch):
             thread.before_exit = clean
+
+
+def _show_name(name: str) -> None:
+    """Have `ps` and `top` of Linux tell the processes apart; threads that are started later have the name too."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
 
 
 def _disable_core_dumps() -> None:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from ggufd.images.decoding.worker import NAME
 from ggufd.models import hub
 from tests.support.models.image_files import (
     BLUE,
@@ -34,7 +35,6 @@ from tests.support.programs.live_server import LiveServer, live_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-DECODER_NICE = 5
 GIF_BOMB = b"GIF89a\xff\xff\xff\xff" + patch_file([RED], "GIF")[10:]
 NOISE = bytes(range(256)) * 64
 
@@ -149,7 +149,7 @@ class Watched:
 
 
 def decoder(server: LiveServer) -> psutil.Process:
-    (found,) = [child for child in server.children() if child.nice() == DECODER_NICE]
+    (found,) = [child for child in server.children() if child.name() == NAME]
     return found
 
 

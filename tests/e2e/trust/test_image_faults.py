@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.support.limits import ANSWER_S
+from ggufd.images.encoder.worker import NAME
 from tests.support.models.image_files import PATCHES, patch_uri
 from tests.support.models.projector_file import SLOW, write_projector
 from tests.support.programs.live_server import LiveServer
@@ -26,7 +27,6 @@ WORDS = tuple("abcdefgh")
 SIDE = SLOW.image_size // SLOW.patch_size
 QUESTION = " What did I say?"
 DEADLINE_S = 180
-NICENESS = 10
 LOADED_BYTES = 250 << 20
 AT_WORK_S = 0.2
 
@@ -74,11 +74,11 @@ def metric(server: LiveServer, name: str) -> float:
 
 
 def encoder_of(server: LiveServer, other_than: int = 0) -> psutil.Process:
-    """The encoder, by its niceness; after a death the next one."""
+    """The encoder; after a death the next one."""
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
         for child in server.children():
-            if child.pid != other_than and child.status() != psutil.STATUS_ZOMBIE and child.nice() == NICENESS:
+            if child.pid != other_than and child.status() != psutil.STATUS_ZOMBIE and child.name() == NAME:
                 return child
         time.sleep(0.02)
     raise AssertionError("there is no encoder")

@@ -16,7 +16,7 @@ from ggufd.errors import InvalidRequest
 from ggufd.images.decoding.limits import DecodeLimits
 from ggufd.images.pixels import Pixels
 
-NAME = "ggufd-images"
+NAME = "ggufd-decoder"
 
 _NICE = 5
 """Decoding waits for nobody, and streams do: they have the processor first."""

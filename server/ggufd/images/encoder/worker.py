@@ -39,7 +39,7 @@ from ggufd.processes.prestarted import before_exit_with_parent
 if TYPE_CHECKING:
     from ggufd.llama.projector.projector import Part, Projector
 
-NAME = "ggufd-images"
+NAME = "ggufd-encoder"
 
 _NO_DEVICES = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1", "GGML_VK_VISIBLE_DEVICES": ""}
 _KEPT_LOG_LINES = 3
