@@ -24,7 +24,7 @@ def params(**settings: Any) -> EncoderParams:
 def test_the_files_and_the_width_are_those_that_were_found() -> None:
     made = params()
     assert (made.model_path, made.projector.path, made.projector.n_embd) == ("/m/model.gguf", "/m/mmproj.gguf", 576)
-    assert made.niceness == 10
+    assert made.niceness == 3
 
 
 def test_it_computes_where_and_with_as_many_threads_as_the_engine() -> None:
