@@ -460,6 +460,21 @@ async def test_images_are_new_seen_before_or_of_the_turn_before(fake: FakeServer
     assert [images.count(image) for image in dict.fromkeys(images)] == [3, 1, 1, 1]
 
 
+async def test_streams_that_end_before_the_images_are_followed_by_others(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ggufd.bench.scenarios.images.RUNNING_TOKENS", 16)
+    fake.image_s, fake.step_s = 0.3, 0.01
+    found = await measure(fake, "images")
+    assert 0.29 <= found["3 images arrive", "longest ITL of running streams"] < 3
+
+
+async def test_a_stream_that_fails_beside_images_is_an_error(fake: FakeServer) -> None:
+    fake.break_after = 6  # answers about images are shorter
+    with pytest.raises(BenchError, match="broke off"):
+        await measure(fake, "images")
+
+
 def test_a_drawn_image_is_a_png_of_plain_squares() -> None:
     source = random.Random(1)
     first, second = drawn_image(source), drawn_image(source)

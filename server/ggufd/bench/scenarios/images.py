@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import random
 import struct
 import time
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 from ggufd.bench.measure.client import Stream, TimedAnswer, closing_all
@@ -26,7 +28,7 @@ RUNNING = 4
 RUNNING_TOKENS = 768
 ARRIVING = 3
 SETTLE_S = 0.5
-LOOK_S, LOOKS = 0.02, 250
+LOOK_S = 0.02
 
 _ROOM = 1400
 """Tokens that an image may take in a prompt."""
@@ -106,13 +108,54 @@ def _question(site: Site, image: str | None = None) -> Message:
 # --- beside streams ---------------------------------------------------------------------------------------------------
 
 
+class _Lanes:
+    """Streams that run, each followed by another one when it is over: images take as long as the server makes them."""
+
+    def __init__(self, site: Site, n_lanes: int) -> None:
+        self._site = site
+        self._prompts = [site.words.text(24) for _ in range(n_lanes)]
+        self._lanes: list[list[Stream]] = [[] for _ in range(n_lanes)]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> _Lanes:
+        self._tasks = [asyncio.create_task(self._run(*one)) for one in zip(self._prompts, self._lanes, strict=True)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(self, prompt: str, lane: list[Stream]) -> None:
+        for number in itertools.count():
+            stream = await self._site.client.start(f"{number} {prompt}", RUNNING_TOKENS)
+            lane.append(stream)
+            with closing_all([stream]):
+                await stream.answer()
+
+    async def all_past(self, moment_s: float) -> None:
+        """Wait until every lane has a text later than that. Raises BenchError where a stream failed."""
+        while not all(lane and lane[-1].times and lane[-1].times[-1] > moment_s for lane in self._lanes):
+            ended = [task for task in self._tasks if task.done()]
+            if ended:
+                ended[0].result()
+            await asyncio.sleep(LOOK_S)
+
+    def gaps(self, begun_s: float, ended_s: float) -> tuple[float, ...]:
+        """The longest gap of each lane in that time; not that between a stream and the next one."""
+        return tuple(max(_gaps(lane, begun_s, ended_s)) for lane in self._lanes)
+
+
+def _gaps(lane: list[Stream], begun_s: float, ended_s: float) -> Iterator[float]:
+    for times in (stream.times for stream in lane):
+        if times and times[0] < ended_s and times[-1] > begun_s:
+            yield longest_gap(times, max(begun_s, times[0]), min(ended_s, times[-1]))
+
+
 async def _beside(site: Site) -> list[Figure]:
     """New images, one after the other, beside streams that run."""
-    streams: list[Stream] = []
-    with closing_all(streams):
-        prompts = [site.words.text(24) for _ in range(min(RUNNING, max(1, site.server.slots - 1)))]
-        streams.extend([await site.client.start(prompt, RUNNING_TOKENS) for prompt in prompts])
-        await asyncio.gather(*(stream.first() for stream in streams))
+    async with _Lanes(site, min(RUNNING, max(1, site.server.slots - 1))) as lanes:
+        await lanes.all_past(0.0)
         await asyncio.sleep(SETTLE_S)
         begun_s = time.perf_counter()
         waits = []
@@ -120,20 +163,10 @@ async def _beside(site: Site) -> list[Figure]:
             answer, _ = await _turn(site, [_question(site, drawn_image(site.words.random))])
             waits.append(answer.wait)
         ended_s = time.perf_counter()
-        await _all_past(streams, ended_s)
-        arrivals = [list(stream.times) for stream in streams]
-    # A stream that was over before has no ITL to show.
-    gaps = tuple(longest_gap(times, begun_s, ended_s) for times in arrivals if times and times[-1] >= ended_s)
-    figures = [Figure(Metric(NAME, _label(), "longest TTFT", "s", Better.LOWER), max(waits), tuple(waits))]
-    if gaps:
-        metric = Metric(NAME, _label(), "longest ITL of running streams", "s", Better.LOWER)
-        figures.insert(0, Figure(metric, max(gaps), gaps))
-    return figures
-
-
-async def _all_past(streams: list[Stream], moment_s: float) -> None:
-    """Wait until every stream has a text later than that, so that its last gap has an end; some seconds at most."""
-    for _ in range(LOOKS):
-        if all(stream.times[-1] > moment_s for stream in streams):
-            return
-        await asyncio.sleep(LOOK_S)
+        # The last gaps have an end too.
+        await lanes.all_past(ended_s)
+        gaps = lanes.gaps(begun_s, ended_s)
+    return [
+        Figure(Metric(NAME, _label(), "longest ITL of running streams", "s", Better.LOWER), max(gaps), gaps),
+        Figure(Metric(NAME, _label(), "longest TTFT", "s", Better.LOWER), max(waits), tuple(waits)),
+    ]
