@@ -15,6 +15,8 @@ from ggufd.settings import sources
 from ggufd.settings.api_settings import api_config
 from ggufd.settings.model_files import find_model
 
+NAMES = ("a", "b", "split")
+
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_model: Path) -> Path:
@@ -108,6 +110,29 @@ def test_shared_settings_hold_for_all_and_a_table_for_one(folder: Path) -> None:
     assert api_config(extra, find_model(extra)).model_id == "extra"
 
 
+def test_those_that_stay_are_not_the_one_to_begin_with(folder: Path) -> None:
+    found = known(
+        f"""
+        [model]
+        sleep_idle_seconds = 60
+        [context]
+        cache_disk = 100
+        [pool]
+        models_dir = "{folder}"
+        [models.a]
+        keep_loaded = true
+        [models.split]
+        keep_loaded = true
+        cache_ram = 50
+        """
+    )
+    assert (names(found), found.first, found.kept) == (["a", "b", "split"], "b", ("a", "split"))
+    a, split = found.kept_configs.values()
+    assert (a.model.sleep_idle_seconds, a.context.cache_disk, a.context.cache_ram) == (None, 0, 0)
+    assert split.context.cache_ram == 50
+    assert found.configs["b"].context.cache_disk == 100
+
+
 def test_a_table_may_be_of_the_only_model(folder: Path) -> None:
     found = known(f'[model]\nmodel = "{folder / "a.gguf"}"\n[models.a]\nctx_size = 64\n')
     assert not found.are_several
@@ -120,6 +145,15 @@ def test_a_table_may_be_of_the_only_model(folder: Path) -> None:
         ('[pool]\nmodels_dir = "nowhere"\n', "--models-dir nowhere: there is no such folder"),
         ('[pool]\nmodels_dir = "FOLDER"\n[models.aa]\nctx_size = 1\n', "did you mean [models.a]?"),
         ('[pool]\nmodels_dir = "FOLDER"\n[models.zzz]\nctx_size = 1\n', 'as in model = "FILE.gguf"'),
+        (
+            "".join(["[pool]\nmodels_dir = 'FOLDER'\n", *(f"[models.{one}]\nkeep_loaded = true\n" for one in NAMES)]),
+            "[models.a] keep_loaded: all known models are kept loaded; take keep_loaded from the one",
+        ),
+        (
+            '[pool]\nmodels_dir = "FOLDER"\n[models.a]\nkeep_loaded = true\ncache_disk = 9\n',
+            "[models.a] cache_disk: the folder of chats on disk belongs to the model that is swapped; remove it, or "
+            "keep_loaded",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(folder: Path, toml: str, words: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from ggufd.api.services.settings import ApiConfig
 from ggufd.daemon import daemon
-from ggufd.daemon.served import OnProgress, Served, ServedModels, changed
+from ggufd.daemon.served import FoundModel, OnProgress, Served, ServedModels, changed
 from ggufd.engine.client.client import EngineClient
 from ggufd.engine.client.state import EngineState
 from ggufd.engine.messages.events import Output
@@ -261,7 +261,7 @@ async def test_stopping_in_the_middle_ends_both(house: House) -> None:
 
 
 async def test_an_engine_that_was_given_up_ends_the_wait(house: House) -> None:
-    one = daemon.Daemon(CONFIG, ModelFile(Path("m.gguf"), 0), None, [])
+    one = daemon.Daemon(FoundModel(CONFIG, ModelFile(Path("m.gguf"), 0), None), [])
     house.models.served.engine._supervisor.condition.state = EngineState.FAILED
     await asyncio.wait_for(one._until_stopped(house.models), 5)
 

@@ -266,6 +266,89 @@ class TestKinds:
             assert says(http, "tiny-a") == text
 
 
+class TestKept:
+    """A model for vectors stays loaded beside two that are swapped."""
+
+    @pytest.fixture
+    def kept(self, folder: Path, tmp_path: Path) -> Iterator[tuple[LiveServer, httpx.Client]]:
+        write_tiny_bert(tmp_path / "vectors.gguf")
+        config = tmp_path / "kept.toml"
+        config.write_text(f"""
+            [context]
+            ctx_size = 1024
+            parallel = 1
+            flash_attn = "off"
+            [pool]
+            models_dir = "{folder}"
+            swap_after_s = 0
+            [models.vectors]
+            model = "{tmp_path / "vectors.gguf"}"
+            keep_loaded = true
+            ctx_size = 64
+            """)
+        with live_server("--config", str(config)) as server, client(server) as http:
+            yield server, http
+
+    def test_its_requests_wait_for_no_swap_and_cause_none(self, kept: tuple[LiveServer, httpx.Client]) -> None:
+        server, http = kept
+        assert states(http) == {"vectors": "loaded", "tiny-a": "loaded", "tiny-b": "unloaded", "tiny-c": "unloaded"}
+        first = vectors(http)
+        during: list[tuple[list[float], dict[str, str]]] = []
+        with ThreadPoolExecutor() as threads:
+            asked = threads.submit(says, http, "tiny-b")
+            while not asked.done():
+                during.append((vectors(http), states(http)))
+        assert asked.result()[0] == "tiny-b"
+        assert all(one == first for one, _ in during)
+        assert any(state["tiny-b"] == "loading" for _, state in during), "nothing was embedded during the swap"
+        assert {state["vectors"] for _, state in during} == {"loaded"}
+        assert says(http, "any")[0] == "tiny-b"
+        ps = [one["name"] for one in http.get("/api/ps").json()["models"]]
+        assert ps == ["tiny-b", "vectors"]
+        assert sum("swapping to" in line for line in server.log) == 1
+
+    def test_a_crash_of_it_ends_nothing_of_the_other(self, kept: tuple[LiveServer, httpx.Client]) -> None:
+        server, http = kept
+        first = vectors(http)
+        having = [one for one in server.children() if any("vectors.gguf" in part.path for part in one.memory_maps())]
+        # A text process has its file mapped too.
+        stays = max(having, key=lambda child: child.memory_info().rss)
+        body = {"model": "tiny-a", "prompt": "Once", "max_tokens": 600, "stream": True, "ignore_eos": True}
+        with http.stream("POST", "/v1/completions", json=body) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            stays.kill()
+            events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        assert events[-1]["choices"][0]["finish_reason"] == "length", "the stream was cut"
+        until(lambda: http.get("/health").json()["beside"] == {"ready": 1}, "it does not come back")
+        assert vectors(http) == first
+        assert [line for line in server.log if "engine" in line and "ended unexpectedly" in line]
+
+    def test_what_runs_on_either_ends_before_the_server_does(self, kept: tuple[LiveServer, httpx.Client]) -> None:
+        server, http = kept
+        answers: list[int] = []
+
+        def embed() -> None:
+            with client(server) as own:
+                inputs = ["one two three four five six seven eight " * 3] * 400
+                answers.append(own.post("/v1/embeddings", json={"model": "vectors", "input": inputs}).status_code)
+
+        thread = threading.Thread(target=embed)
+        thread.start()
+        until(lambda: http.get("/v1/queue").json()["running"] > 0 or not thread.is_alive(), "nothing runs")
+        server.stop()
+        thread.join(WAIT_S)
+        assert answers == [200]
+
+
+def vectors(http: httpx.Client) -> list[float]:
+    answer = http.post("/v1/embeddings", json={"model": "vectors", "input": "one two"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == "vectors"
+    vector: list[float] = answer.json()["data"][0]["embedding"]
+    return vector
+
+
 class TestClients:
     def test_openais_lists_them_and_chooses_one(self, folder: Path) -> None:
         with (

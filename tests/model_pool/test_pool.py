@@ -29,6 +29,7 @@ class Rig:
     loads: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     running: int = 0
+    kept: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.now_s = 1000.0
@@ -36,7 +37,7 @@ class Rig:
         self.gate.set()
         rules = PoolRules(self.swap_after_s, self.max_waiting, retry_after_s=60.0)
         models = [KnownModel(name, f"{name}.gguf", (f"{name}-alias",), size_bytes=1 << 20) for name in "abc"]
-        self.pool = ModelPool(ModelCatalogue(models), "a", self.load, rules, lambda: self.now_s)
+        self.pool = ModelPool(ModelCatalogue(models), "a", self.load, rules, lambda: self.now_s, self.kept)
 
     async def load(self, name: str) -> None:
         assert self.running == 0, "a swap under a running request"
@@ -238,3 +239,35 @@ async def test_at_the_end_whoever_waits_is_told(rig: Rig) -> None:
             await turn.wait()
         with pytest.raises(Draining):
             rig.pool.enter("a", ADMIN)
+
+
+class TestKept:
+    @pytest.fixture
+    async def rig(self) -> AsyncIterator[Rig]:
+        made = Rig(kept=("c",))
+        yield made
+        made.gate.set()
+        await made.pool.stop()
+
+    async def test_one_runs_at_once_for_everybody_also_during_a_swap(self, rig: Rig) -> None:
+        rig.gate.clear()
+        asked = asyncio.create_task(rig.ask("b"))
+        while not rig.loads:  # noqa: ASYNC110 - a load has no event
+            await asyncio.sleep(0)
+        for claim in (ADMIN, USER):
+            with rig.pool.enter("c-alias", claim) as turn:
+                assert turn.is_ready
+                assert (turn.model, turn.waited_s) == ("c", 0.0)
+        rig.gate.set()
+        assert await asked == "b"
+        assert rig.loads == ["b"]
+
+    async def test_one_that_runs_holds_no_swap_up(self, rig: Rig) -> None:
+        with rig.pool.enter("c", ADMIN):
+            assert await rig.ask("b") == "b"
+        assert not rig.pool.would_swap("c")
+
+    async def test_a_server_that_ends_refuses_it_too(self, rig: Rig) -> None:
+        rig.pool.close(Draining("the server ends"))
+        with pytest.raises(Draining):
+            rig.pool.enter("c", ADMIN)

@@ -32,7 +32,10 @@ def test_the_loaded_model_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return dataclasses.replace(real(config), ram_free=1 << 30, ram_total=2 << 30)  # type: ignore[arg-type]
 
     monkeypatch.setattr(machine, "this_machine", nearly_full)
-    plans = known_plans.plan_each(configs, "a")
-    own = plans["a"]["best"]["ram"]["own"]
-    assert own > 0
+    configs["stays"] = sources.load(None, {"model": path, "ctx_size": 64, "parallel": 1}, {})
+    plans = known_plans.plan_each(configs, "a", ["stays"])
+    own, kept = (plans[name]["best"]["ram"]["own"] for name in ("a", "stays"))
+    assert own > kept > 0
     assert plans["b"]["machine"]["ram_free"] == plans["a"]["machine"]["ram_free"] == (1 << 30) + own
+    # What stays gives nothing back to the others: for itself alone what it takes is free.
+    assert plans["stays"]["machine"]["ram_free"] == (1 << 30) + kept

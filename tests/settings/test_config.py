@@ -279,6 +279,14 @@ class TestTablesOfModels:
                 '[models."a.b"]\nctx_sze = 1\n',
                 "config.toml, line 2: [models.a.b] ctx_sze is no setting of a model; did you mean ctx_size?",
             ),
+            (
+                "[models.a]\nkeep_loaded = 'yes'\n",
+                "config.toml, line 2: [models.a] keep_loaded: expected true or false",
+            ),
+            (
+                "[models.a]\nkeep_loade = true\n",
+                "config.toml, line 2: [models.a] keep_loade is no setting of a model; did you mean keep_loaded?",
+            ),
             ("[models.a]\nctx_size = 'x'\n", '[models.a] ctx_size = "x": expected a whole number'),
             (
                 "[models]\na = 1\n",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -31,15 +31,15 @@ from ggufd.api.live.collector import Collector
 from ggufd.api.live.view import LiveMessages
 from ggufd.api.llamacpp import errors as llamacpp
 from ggufd.api.ops import health
+from ggufd.api.pool import beside, waiting
 from ggufd.api.pool.gate import ModelGate
-from ggufd.api.pool.waiting import export_metrics
 from ggufd.api.request.docs import Documentation
 from ggufd.api.routing import add_routes
 from ggufd.api.services.adapters import AdapterScales
 from ggufd.api.services.images import ImageService
 from ggufd.api.services.response_store import ResponseStore
 from ggufd.api.services.revocation import Revocations
-from ggufd.api.services.services import EngineService, ModelSwitcher, Services, TextService
+from ggufd.api.services.services import EngineService, ModelInstance, ModelSwitcher, Services, TextService
 from ggufd.api.services.settings import ApiConfig
 from ggufd.api.streams.store import StreamStore
 from ggufd.api.web import front
@@ -57,23 +57,27 @@ def create_app(
     sinks: Sequence[Sink] = (),
     images: ImageService | None = None,
     pool: ModelPool | None = None,
+    kept: Mapping[str, ModelInstance] | None = None,
 ) -> FastAPI:
     """The application over one engine and one text process; both are started and stopped by the caller.
 
     `models` may give it others later, `pool` has those that requests may name; `sinks` are told of every request that
-    ended; `images` reads images, where the model has a projector. Raises ConfigError when the file of stored responses
-    or the folder of batches cannot be used.
+    ended; `images` reads images, where the model has a projector; `kept` are the models that stay loaded beside, by
+    name. Raises ConfigError when the file of stored responses or the folder of batches cannot be used.
     """
     let_streams_finish()
     # /docs with its scripts from here: a machine that serves a model often has no internet.
     app = FastAPIOffline(
         title="ggufd", version=__version__, redoc_url=None, redirect_slashes=False, static_url=DOCS_FILES
     )
-    services = app.state.services = _services(engine, text, config, models, images, pool)
+    services = _services(engine, text, config, models, images, pool)
+    held = {name: _beside(services, one) for name, one in (kept or {}).items()}
+    services = app.state.services = dataclasses.replace(services, beside=held)
     app.state.streams = StreamStore(config.streams, config.keys)
     app.state.streams.export(services.metrics)
     if config.keys is not None:
-        config.keys.watch(functools.partial(_forget_revoked, services.advisor, config.keys))
+        for one in services.instances:
+            config.keys.watch(functools.partial(_forget_revoked, one.advisor, config.keys))
     if services.batches is not None:
         app.state.batch_worker = BatchWorker(app, services.batches, lambda: app.state.services)
     app.state.large_bodies = asyncio.Lock()
@@ -85,7 +89,8 @@ def create_app(
     add_routes(app, has_pages=config.ui)
     add_error_handlers(app)
     if pool is not None:
-        export_metrics(pool, services.metrics)
+        waiting.export_metrics(pool, services.metrics)
+        beside.export_metrics(services, services.metrics)
         app.add_middleware(ModelGate, pool=pool)
     _add_middleware(app, config, [log_request, services.metrics.observe, collector.observe, *sinks])
     return app
@@ -114,6 +119,11 @@ def _services(
         advisor=CacheAdvisor(schedule=_call_later),
         images=images,
     )
+
+
+def _beside(services: Services, one: ModelInstance) -> Services:
+    """Services of a model that is loaded beside: what it is told of prompts is not to be compared with the other's."""
+    return dataclasses.replace(services.of_model(one), advisor=CacheAdvisor(schedule=_call_later))
 
 
 def _add_middleware(app: FastAPI, config: ApiConfig, sinks: Sequence[Sink]) -> None:

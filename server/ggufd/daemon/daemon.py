@@ -11,19 +11,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import logging
 import multiprocessing
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ggufd import console
+from ggufd.daemon.kept import KeptModels
 from ggufd.daemon.known_models import KnownModels, find_known
 from ggufd.daemon.pooled import PooledModels
-from ggufd.daemon.served import Served, ServedModels
+from ggufd.daemon.served import FoundModel, Served, ServedModels
 from ggufd.errors import Draining, StartupError
 from ggufd.models import hub
 from ggufd.models.remote import OnProgress
@@ -64,19 +66,23 @@ def run(config: Config, keys: Access | None, prestarted: PrestartedProcesses | N
     """
     known = find_known(config)
     config = config if known is None else known.configs[known.first]
-    model = find_model(config)
-    template = chat_template(config)
+    found = _find(config)
+    kept = {} if known is None else {name: _find(one) for name, one in known.kept_configs.items()}
     listen.check_tls(config.server.ssl_key_file, config.server.ssl_cert_file)
     traces = open_traces(config)
     sockets = listen.bind(config.server.host, config.server.port)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Daemon(config, model, template, sockets, keys, traces, prestarted, known).run())
+            return runner.run(Daemon(found, sockets, keys, traces, prestarted, known, kept).run())
     finally:
         if traces is not None:
             traces.close()
         for one in sockets:
             one.close()
+
+
+def _find(config: Config) -> FoundModel:
+    return FoundModel(config, find_model(config), chat_template(config))
 
 
 def open_traces(config: Config) -> Traces | None:
@@ -96,25 +102,25 @@ class Daemon:
 
     def __init__(
         self,
-        config: Config,
-        model: hub.ModelFile,
-        template: str | None,
+        found: FoundModel,
         sockets: list[socket.socket],
         keys: Access | None = None,
         traces: Traces | None = None,
         prestarted: PrestartedProcesses | None = None,
         known: KnownModels | None = None,
+        kept: Mapping[str, FoundModel] | None = None,
     ) -> None:
         self._known = known
-        self._config = config
-        self._model = model
-        self._template = template
+        self._config = found.config
+        self._found = found
+        self._kept = kept or {}
         self._sockets = sockets
         self._keys = keys
         self._traces = traces
         self._prestarted = prestarted
         self._batches: BatchWorker | None = None
         self._buckets: TokenBuckets | None = None
+        self._ids = itertools.count(1)
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
@@ -122,16 +128,18 @@ class Daemon:
         # What is imported and loaded stays. Collecting garbage in it takes an eighth of the start, and later pauses
         # of a tenth of a second, in which no stream would get a token.
         gc.disable()
-        with _signals(self._on_signal, self._on_hangup), console.LoadingBar(self._model.path.name) as bar:
-            served = self._make_served(self._config, self._model, self._template, bar.update)
+        with _signals(self._on_signal, self._on_hangup), console.LoadingBar(self._found.file.path.name) as bar:
+            served = self._make_served(self._found, bar.update)
+            kept = KeptModels({name: self._make_served(one) for name, one in self._kept.items()})
             models = ServedModels(served, self._find_served)
             pooled = (
                 PooledModels(models, self._known, self._config) if self._known and self._known.are_several else None
             )
-            served.engine.start()
-            loading = asyncio.gather(served.wait_ready(), served.start_text(), served.start_images())
+            loading = asyncio.create_task(_load(served, kept))
+            # It starts its first process before FastAPI is imported.
+            await asyncio.sleep(0)
             try:
-                server = await asyncio.to_thread(self._make_server, models, pooled)
+                server = await asyncio.to_thread(self._make_server, models, pooled, kept)
                 serving = asyncio.create_task(server.serve(self._sockets))
                 beside = [asyncio.create_task(self._watch_keys())]
                 try:
@@ -150,7 +158,7 @@ class Daemon:
                         await self._batches.stop()
                     if pooled is not None:
                         pooled.pool.close(Draining("the server is shutting down and takes no new requests"))
-                    await self._drain(models.served.engine)
+                    await asyncio.gather(self._drain(models.served.engine), kept.drain(self._config.server.drain_s))
                 finally:
                     server.should_exit = True
                     await serving
@@ -162,11 +170,10 @@ class Daemon:
                 if pooled is not None:
                     await pooled.pool.stop()
                 await models.stop()
+                await kept.stop()
         return 0 if self._stop.is_set() else 1
 
-    def _make_served(
-        self, config: Config, model: hub.ModelFile, template: str | None, on_progress: OnProgress
-    ) -> Served:
+    def _make_served(self, found: FoundModel, on_progress: OnProgress | None = None) -> Served:
         """Clients of a model's engine and text process, not started, with their configuration."""
         from ggufd.chat.process.client import TextClient
         from ggufd.chat.process.pool import TextPool
@@ -174,6 +181,7 @@ class Daemon:
         from ggufd.engine.client.client import EngineClient
         from ggufd.engine.client.limits import TokenBuckets
 
+        config, model, template = found
         settings = engine_config(config, model)
         tool_format = None if config.model.tool_format == "auto" else config.model.tool_format
         params = TextParams(
@@ -195,16 +203,16 @@ class Daemon:
             on_progress,
             prestarted=None if prestarted is None else prestarted.engine,
             buckets=self._buckets,
+            ids=self._ids,
         )
         return Served(config, model, engine, text, api, _make_images(config, model))
 
     def _find_served(self, config: Config, on_progress: OnProgress, on_fetch: OnProgress) -> Served:
         """Find the model of `config`, then as `_make_served`. Raises ModelError."""
-        model = find_model(config, on_fetch=on_fetch)
-        template = chat_template(config)
-        return self._make_served(config, model, template, on_progress)
+        found = FoundModel(config, find_model(config, on_fetch=on_fetch), chat_template(config))
+        return self._make_served(found, on_progress)
 
-    def _make_server(self, models: ServedModels, pooled: PooledModels | None) -> uvicorn.Server:
+    def _make_server(self, models: ServedModels, pooled: PooledModels | None, kept: KeptModels) -> uvicorn.Server:
         """HTTP server, imported and built on a thread while the children load."""
         import uvicorn
 
@@ -223,7 +231,9 @@ class Daemon:
         settings = self._config.server
         limits = ConnectionLimits(settings.read_timeout_s, settings.write_timeout_s, listen.connections_limit())
         pool = None if pooled is None else pooled.pool
-        app = create_app(served.engine, served.text, served.api, pooled or models, sinks, served.images, pool)
+        app = create_app(
+            served.engine, served.text, served.api, pooled or models, sinks, served.images, pool, kept.instances
+        )
         self._batches = getattr(app.state, "batch_worker", None)
         return Server(
             uvicorn.Config(
@@ -260,7 +270,7 @@ class Daemon:
         try:
             console.show_summary(
                 served.engine.ready,
-                self._model,
+                self._found.file,
                 served.api.model_id,
                 url,
                 has_keys=self._keys is not None,
@@ -306,6 +316,13 @@ class Daemon:
         """SIGHUP: reload what may have changed, which is the key file."""
         if self._keys is not None:
             self._keys.file.reload()
+
+
+async def _load(served: Served, kept: KeptModels) -> None:
+    """Load all models that are to be there at the start. Raises ModelError."""
+    await kept.load()
+    served.engine.start()
+    await asyncio.gather(served.wait_ready(), served.start_text(), served.start_images())
 
 
 def _make_images(config: Config, model: hub.ModelFile) -> ImageReader | None:

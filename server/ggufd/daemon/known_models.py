@@ -17,7 +17,7 @@ from ggufd.errors import ConfigError, ModelError
 from ggufd.llama.gguf.tensor_types import FILE_TYPES
 from ggufd.model_pool.catalogue import KnownModel, ModelCatalogue, ModelFacts
 from ggufd.models import hub
-from ggufd.settings import api_settings, sources
+from ggufd.settings import api_settings, model_tables, sources
 from ggufd.settings.config import Config
 
 logger = logging.getLogger("ggufd")
@@ -25,15 +25,31 @@ logger = logging.getLogger("ggufd")
 
 @dataclass(frozen=True)
 class KnownModels:
-    """Catalogue of the known models, the settings of each by its name, and the name of the one to begin with."""
+    """Catalogue of the known models, the settings of each by its name, and the name of the one to begin with.
+
+    Those named `kept` stay loaded beside the one that is swapped.
+    """
 
     catalogue: ModelCatalogue
     configs: Mapping[str, Config]
     first: str
+    kept: tuple[str, ...] = ()
+
+    @property
+    def kept_configs(self) -> dict[str, Config]:
+        """Settings of the models that stay loaded, by name."""
+        return {name: self.configs[name] for name in self.kept}
 
     @property
     def are_several(self) -> bool:
         return len(self.catalogue) > 1
+
+
+_NOT_KEPT = {
+    "cache_disk": "the folder of chats on disk belongs to the model that is swapped",
+    "sleep_idle_seconds": "a model that is kept loaded does not sleep",
+}
+"""Settings that a model which is kept loaded does not have, neither of its own nor shared; and why."""
 
 
 class _Found(NamedTuple):
@@ -61,7 +77,14 @@ def find_known(config: Config) -> KnownModels | None:
     _check_tables(config, found)
     known = [_known(one, config) for one in found]
     configs = {model.name: _config_of(one, model.name, config) for one, model in zip(found, known, strict=True)}
-    return KnownModels(ModelCatalogue(known), configs, known[0].name)
+    kept = tuple(model_tables.kept(config.models))
+    first = next((model.name for model in known if model.name not in kept), None)
+    if first is None:
+        raise ConfigError(
+            f"[models.{kept[0]}] keep_loaded: all known models are kept loaded; take keep_loaded from the one that "
+            "is to answer requests without a known name, or name one more model with --model or --models-dir"
+        )
+    return KnownModels(ModelCatalogue(known), configs, first, kept)
 
 
 def _named(config: Config) -> Iterator[_Found]:
@@ -154,11 +177,17 @@ def _check_tables(config: Config, found: list[_Found]) -> None:
             close = difflib.get_close_matches(name, names, 1)
             hint = f"did you mean [models.{close[0]}]?" if close else 'give its file there, as in model = "FILE.gguf"'
             raise ConfigError(f"[models.{name}]: no known model is called so; {hint}")
+    for name in model_tables.kept(config.models):
+        if foreign := next((key for key in _NOT_KEPT if key in config.models[name]), None):
+            raise ConfigError(f"[models.{name}] {foreign}: {_NOT_KEPT[foreign]}; remove it, or keep_loaded")
 
 
 def _config_of(one: _Found, name: str, config: Config) -> Config:
     """The settings of one model: what is shared, and its own table."""
     table: dict[str, Any] = dict(config.models.get(name, {}))
+    if table.get(model_tables.KEEP_LOADED):
+        # What RAM is left is for the chats of the model that is swapped, unless the table says otherwise.
+        table = {"cache_ram": 0, **table, **dict.fromkeys(_NOT_KEPT)}
     if one.config is not None:
         return sources.revise(one.config, table).model_copy(update={"name": name})
     changes = {**dict.fromkeys(NOT_INHERITED), **table, "model": one.source}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggufd.daemon.known_models import KnownModels, known_model
 from ggufd.daemon.served import ServedModels, changed
+from ggufd.errors import InvalidRequest
 from ggufd.model_pool.catalogue import KnownModel
 from ggufd.model_pool.pool import ModelPool, PoolRules
 from ggufd.planner.known_plans import plan_known
@@ -39,7 +40,7 @@ class PooledModels:
         rules = PoolRules(
             config.pool.swap_after_s, config.queue.max_queue, config.queue.max_queue_wait_s, config.pool.swap_retry_s
         )
-        self.pool = ModelPool(known.catalogue, known.first, self._load, rules)
+        self.pool = ModelPool(known.catalogue, known.first, self._load, rules, kept=known.kept)
 
     def bind(self, show: Show) -> None:
         """As `ServedModels.bind`."""
@@ -52,6 +53,7 @@ class PooledModels:
     async def change(self, settings: Mapping[str, Any], report: Report) -> None:
         """Serve the model that `settings` name. See `api.services.services.ModelSwitcher`."""
         self._served.check_idle()
+        self._check_not_kept(settings.get("model"))
         config = self._config_of(settings)
 
         async def load() -> KnownModel:
@@ -59,6 +61,16 @@ class PooledModels:
             return self._learn(config)
 
         await self.pool.change(config.name or config.model.model, load, ADMIN)
+
+    def _check_not_kept(self, asked: object) -> None:
+        """Raises InvalidRequest for a model that is loaded beside."""
+        known = self.pool.catalogue.find(asked) if isinstance(asked, str) else None
+        if known is not None and known.name in self.pool.kept:
+            raise InvalidRequest(
+                f"'{known.name}' stays loaded beside the model that is swapped: [models.{known.name}] in the settings "
+                "says keep_loaded. Take that away and start the server again to have it loaded otherwise.",
+                param="model",
+            )
 
     def _config_of(self, settings: Mapping[str, Any]) -> Config:
         """Settings of a known model with what was said besides, or of any other model. Raises InvalidRequest."""
@@ -92,7 +104,7 @@ class PooledModels:
         """Have the planner say of each model whether it fits. Models that were not downloaded yet have none."""
         here = {model.name: self._configs[model.name] for model in self.pool.catalogue if model.facts is not None}
         try:
-            self.pool.plans.update(await plan_known(here, self.pool.loaded))
+            self.pool.plans.update(await plan_known(here, self.pool.loaded, sorted(self.pool.kept)))
         except OSError as error:
             logger.warning("the plans of the known models could not be made: %s", error)
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ggufd.errors import ConfigError, EngineDown, EngineFailure, InvalidRequest, ModelError, StartupError, Unavailable
 from ggufd.llama.model.placing import check_gpus, check_overrides, check_rpc, refuse_cpu
@@ -53,6 +53,14 @@ NOT_INHERITED = (
 """Settings that another model does not inherit."""
 
 _SECTIONS = ("model", "context")
+
+
+class FoundModel(NamedTuple):
+    """Model that may be loaded: its settings, its file, and a chat template in place of its own."""
+
+    config: Config
+    file: ModelFile
+    template: str | None
 
 
 @dataclass(frozen=True)

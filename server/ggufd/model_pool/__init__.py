@@ -1,1 +1,1 @@
-"""Model pool: the models that are known, one of which is loaded, and whose turn it is to have it swapped."""
+"""Model pool: the models that are known, which of them are loaded, and whose turn it is to have one swapped."""

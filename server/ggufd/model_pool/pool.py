@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -130,7 +130,10 @@ class ModelTurn:
 
 
 class ModelPool:
-    """Pool of the models in `catalogue`, of which the one named `loaded` is loaded. Lives on the event loop."""
+    """Pool of the models in `catalogue`, of which the one named `loaded` is loaded. Lives on the event loop.
+
+    Those named `kept` stay loaded beside it: who asks for one runs at once, and has no part in swaps.
+    """
 
     def __init__(
         self,
@@ -139,8 +142,10 @@ class ModelPool:
         load: LoadModel,
         rules: PoolRules | None = None,
         clock: Callable[[], float] = time.monotonic,
+        kept: Collection[str] = (),
     ) -> None:
         self.catalogue = catalogue
+        self.kept = frozenset(kept)
         self.rules = rules or PoolRules()
         self.times = LoadTimes()
         self.failures: dict[str, str] = {}
@@ -172,6 +177,10 @@ class ModelPool:
     @property
     def is_swapping(self) -> bool:
         return self._scheduler.phase is Phase.SWAPPING
+
+    def would_swap(self, name: str) -> bool:
+        """Whether a request for the model of this name may begin a swap."""
+        return name != self.loaded and name not in self.kept and not self.is_swapping
 
     @property
     def target(self) -> str | None:
@@ -205,7 +214,8 @@ class ModelPool:
         if self._refusal is not None:
             raise self._refusal
         known = self.catalogue.find(asked)
-        if known is not None:
+        is_kept = known is not None and known.name in self.kept
+        if known is not None and not is_kept:
             self._check_known(known, claim)
         principal = claim.principal
         ticket = Ticket(
@@ -218,6 +228,9 @@ class ModelPool:
         )
         ready = asyncio.get_running_loop().create_future()
         turn = ModelTurn(next(self._numbers), ticket.model, claim, ticket, self, ready, self.now_s)
+        if is_kept:
+            turn.run()
+            return turn
         self._turns[ticket] = turn
         self._scheduler.enter(ticket)
         self._look()

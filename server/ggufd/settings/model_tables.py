@@ -11,6 +11,9 @@ from ggufd.settings.config import Setting, settings
 SECTIONS = ("model", "context", "reasoning", "output", "sampling")
 """Sections whose settings may be those of one model; the others are the server's."""
 
+KEEP_LOADED = "keep_loaded"
+"""Key of a table that is no setting of [model]: the model stays loaded beside the one that is swapped."""
+
 Where = Callable[[str, str | None], str]
 """Place of a table, or of a key in it, for people."""
 
@@ -35,14 +38,21 @@ def read(tables: Any, where: Where, faults: list[str]) -> dict[str, dict[str, An
         faults += [
             f"{where(name, key)}: [models.{name}] {key} is no setting of a model{_hint(key, known)}"
             for key in table
-            if key not in known
+            if key not in (*known, KEEP_LOADED)
         ]
+        if not isinstance(table.get(KEEP_LOADED, False), bool):
+            faults.append(f"{where(name, KEEP_LOADED)}: [models.{name}] {KEEP_LOADED}: expected true or false")
     return {name: dict(table) for name, table in tables.items() if isinstance(table, Mapping)}
+
+
+def kept(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names of the models that stay loaded, in the order of their tables."""
+    return [name for name, table in tables.items() if table.get(KEEP_LOADED)]
 
 
 def _hint(key: str, known: Mapping[str, Setting]) -> str:
     homes = {one.key: one.section for one in settings()}
     if key in homes:
         return f"; it is the server's, and belongs under [{homes[key]}]"
-    close = difflib.get_close_matches(key, known, 1)
+    close = difflib.get_close_matches(key, (*known, KEEP_LOADED), 1)
     return f"; did you mean {close[0]}?" if close else ""

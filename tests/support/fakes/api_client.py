@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from ggufd.api.app import create_app
 from ggufd.api.http.record import Sink
-from ggufd.api.services.services import ModelSwitcher, Report
+from ggufd.api.services.services import ModelInstance, ModelSwitcher, Report
 from ggufd.api.services.settings import ApiConfig
 from ggufd.errors import GgufdError
 from ggufd.keys.ring import Key, KeyRing, Role, digest_of
@@ -104,13 +104,14 @@ async def running(
     sinks: Sequence[Sink] = (),
     images: FakeImages | None = None,
     pool: ModelPool | None = None,
+    kept: Mapping[str, ModelInstance] | None = None,
     client: tuple[str, int] = ("127.0.0.1", 123),
     **settings: Any,
 ) -> AsyncIterator[Api]:
     """The application over fakes."""
     engine, text = engine or FakeEngine(), text or FakeText()
     config = ApiConfig(**({"model_id": "fake-model", "build": "test"} | settings))
-    app = create_app(engine, text, config, models, sinks, images, pool)
+    app = create_app(engine, text, config, models, sinks, images, pool, kept)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=client)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield Api(engine, text, http, app)

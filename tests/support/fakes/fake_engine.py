@@ -68,6 +68,7 @@ class FakeState(enum.Enum):
     WAKING = "waking"
     DRAINING = "draining"
     STOPPED = "stopped"
+    FAILED = "failed"
 
 
 PROVENANCE = Provenance(
@@ -132,6 +133,7 @@ class FakeEngine:
         self.answers = [answer.encode() if isinstance(answer, str) else answer for answer in answers]
         self.state = FakeState.READY
         self.trouble = ""
+        self.first_id = 1000
         self.ready: Ready | None = make_ready(n_ctx, pooling=pooling, writes=writes)
         self.gate = asyncio.Event()
         self.gate.set()
@@ -182,7 +184,7 @@ class FakeEngine:
         return self
 
     def new_request_id(self) -> int:
-        return len(self.requests) + len(self.embeds) + 1000
+        return len(self.requests) + len(self.embeds) + self.first_id
 
     def submit(self, request: EngineRequest | EmbedRequest) -> FakeStream | FakeVectors:
         if self.ready is None:

@@ -22,6 +22,7 @@ from ggufd.api.answer.usage import finish_reason
 from ggufd.api.http.body import JsonObject, read_json, read_optional_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.images.references import ImageList, read_image_list
+from ggufd.api.pool.beside import services_for
 from ggufd.api.pool.listing import find_other, others
 from ggufd.api.request.chat.messages import read_messages
 from ggufd.api.request.chat.schemas import ChatRequest
@@ -345,21 +346,21 @@ async def tags(request: Request) -> Response:
 
 @router.get("/ps")
 async def loaded(request: Request) -> Response:
-    """The model that is loaded."""
+    """The models that are loaded."""
     return json_response({"models": _loaded(services_of(request))})
 
 
 def _loaded(services: Services) -> list[dict[str, Any]]:
-    ready = services.engine.ready
-    return [] if ready is None else [_model_json(services, ready)]
+    return [_model_json(one, one.engine.ready) for one in services.instances if one.engine.ready is not None]
 
 
 @router.post("/show", include_in_schema=False)
 async def show(request: Request) -> Response:
     """The model's template and figures; of one that is not loaded what its header says."""
-    services = services_of(request)
-    body = await read_optional_json(request, services.config.max_body_bytes)
-    if (other := find_other(services, body.get("model", body.get("name")))) is not None:
+    body = await read_optional_json(request, services_of(request).config.max_body_bytes)
+    asked = body.get("model", body.get("name"))
+    services = services_for(services_of(request), asked)
+    if (other := find_other(services, asked)) is not None:
         return json_response(_shown(other))
     ready = services.require_ready()
     model, architecture = ready.model, ready.model.architecture

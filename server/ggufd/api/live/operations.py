@@ -50,14 +50,16 @@ async def drain(request: Request) -> Response:
     Another model that is loaded takes requests again.
     """
     await _empty_body(request)
-    services_of(request).engine.intake.pause()
+    for one in services_of(request).instances:
+        one.engine.intake.pause()
     return json_response(_state(services_of(request)))
 
 
 @router.delete("/drain")
 async def end_drain(request: Request) -> Response:
     """Take requests again."""
-    services_of(request).engine.intake.resume()
+    for one in services_of(request).instances:
+        one.engine.intake.resume()
     return json_response(_state(services_of(request)))
 
 

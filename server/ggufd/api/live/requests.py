@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from ggufd.api.http.json_response import json_response
 from ggufd.api.live.sight import Sight
+from ggufd.api.pool.beside import find_stream
 from ggufd.api.services.services import RequestEvents, caller_of, services_of
 from ggufd.errors import NotFound, RequestEnded
 from ggufd.model_pool.pool import ModelTurn
@@ -24,7 +25,7 @@ async def end_request(request: Request, request_id: str) -> Response:
     is_number = request_id.isascii() and request_id.isdecimal() and len(request_id) < 16
     number = int(request_id) if is_number else -1
     services = services_of(request)
-    stream: RequestEvents | ModelTurn | None = services.engine.find(number)
+    stream: RequestEvents | ModelTurn | None = find_stream(services, number)
     if stream is None and services.pool is not None:
         stream = services.pool.find(number)
     sight = Sight.of(request)

@@ -14,6 +14,7 @@ from ggufd.api.live.collector import Collector
 from ggufd.api.live.history import HistoryRow
 from ggufd.api.live.shares import Share, limits_json, shares_of, weights_of
 from ggufd.api.live.sight import Sight
+from ggufd.api.pool.beside import beside_json
 from ggufd.api.pool.waiting import live_json, n_waiting
 from ggufd.api.services.services import Services
 from ggufd.engine.messages.reports import LiveSlot, LiveState, QueueEntry
@@ -84,6 +85,7 @@ def _server(services: Services, sight: Sight, *, is_admin: bool) -> dict[str, An
         "state": engine.state.name.lower(),
         "trouble": engine.trouble,
         "model": config.model_id,
+        "beside": beside_json(services),
         "version": __version__,
         "n_ctx": None if ready is None else ready.n_ctx,
         "slots": None if ready is None else ready.n_slots,

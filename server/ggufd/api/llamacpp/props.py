@@ -13,6 +13,7 @@ from ggufd.api.http.auth import admin_only
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.llamacpp.answer import settings_json
+from ggufd.api.pool.beside import services_for
 from ggufd.api.pool.listing import find_other
 from ggufd.api.request.chat.schemas import ChatRequest
 from ggufd.api.request.docs import documented
@@ -34,8 +35,9 @@ async def props(request: Request) -> Response:
 
     With `?model=` of a known model that is not loaded, what its header says: a question swaps nothing.
     """
-    services = services_of(request)
-    if (other := find_other(services, request.query_params.get("model"))) is not None:
+    asked = request.query_params.get("model")
+    services = services_for(services_of(request), asked)
+    if (other := find_other(services, asked)) is not None:
         return json_response(_props_of_other(services, other))
     ready = services.require_ready()
     info = services.text.info

@@ -18,9 +18,9 @@ router = APIRouter(tags=["OpenAI"])
 
 @router.get("/models")
 async def list_models(request: Request) -> Response:
-    """The known models, and the loaded one with each LoRA adapter. `status` and `plan` are told of several models."""
+    """The known models, and the loaded ones with each LoRA adapter. `status` and `plan` are told of several models."""
     services = services_of(request)
-    adapted = [_adapted_json(services, name) for name in services.adapters.model_names]
+    adapted = [_adapted_json(one, name) for one in services.instances for name in one.adapters.model_names]
     return json_response({"object": "list", "data": [*model_cards(services), *adapted]})
 
 
@@ -28,8 +28,9 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request, model_id: str) -> Response:
     """One model by its id."""
     services = services_of(request)
-    if model_id in services.adapters.model_names:
-        return json_response(_adapted_json(services, model_id))
+    for one in services.instances:
+        if model_id in one.adapters.model_names:
+            return json_response(_adapted_json(one, model_id))
     if (card := model_card(services, model_id)) is None:
         raise NotFound(
             f"There is no model {model_id[:100]!r} here. This server has '{services.config.model_id}'.", param="model"

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from ggufd.api.http.auth import require_admin
 from ggufd.api.http.error_shape import openai_body
 from ggufd.api.http.json_response import json_response
+from ggufd.api.pool.beside import health_json
 from ggufd.api.services.metrics import MEDIA_TYPE, Snapshot
 from ggufd.api.services.services import Services, services_of
 from ggufd.batches.store import BatchStore
@@ -37,7 +38,8 @@ async def live() -> Response:
 async def health(request: Request) -> Response:
     """200 when the model is served, also one that has to wake for a request, and while models are swapped, for which
     requests wait; 503 with the engine's state while it loads, restarts, drains or has failed, while the text process
-    restarts, and after a request that could not wake it, until one can.
+    restarts, and after a request that could not wake it, until one can. `beside` says how many of the models that
+    stay loaded are in which state.
     """
     return _state(services_of(request))
 
@@ -57,13 +59,15 @@ async def ready(request: Request) -> Response:
 def _state(services: Services) -> Response:
     if services.pool is not None and services.pool.is_swapping:
         # Requests wait for it: a proxy has no reason to send them elsewhere.
-        return json_response({"status": "swapping"})
+        return json_response({"status": "swapping", **health_json(services)})
     state = services.engine.state.name.lower()
     trouble = services.engine.trouble
     if services.is_ready and not services.text.is_running:
         return _not_now("text_restarting", "the text process is being started again")
     if state in _TAKES_REQUESTS and services.is_ready:
-        return _not_now("wake_failed", trouble) if trouble else json_response({"status": _TAKES_REQUESTS[state]})
+        if trouble:
+            return _not_now("wake_failed", trouble)
+        return json_response({"status": _TAKES_REQUESTS[state], **health_json(services)})
     # The engine may be ready a moment before the text process is.
     state = "loading" if state == "ready" else state
     return _not_now(state, f"{state} ({trouble})" if trouble else state)

@@ -27,8 +27,13 @@ async def get_queue(request: Request) -> Response:
     """
     services = services_of(request)
     caller = caller_of(request)
-    entries = [one for one in await _entries(services) if not one.principal.is_background]
-    n_queued = sum(entry.turn is not None for entry in entries)
+    entries = [
+        (one, entry)
+        for one in services.instances
+        for entry in await _entries(one, is_beside=one is not services)
+        if not entry.principal.is_background
+    ]
+    n_queued = sum(entry.turn is not None for _, entry in entries)
     return json_response(
         {
             "object": "list",
@@ -36,7 +41,7 @@ async def get_queue(request: Request) -> Response:
             "running": len(entries) - n_queued,
             "waiting": n_queued + n_waiting(services),
             "data": [
-                *(_json(entry) for entry in entries if _may_see(caller, entry.principal.person)),
+                *(_json(one, entry) for one, entry in entries if _may_see(caller, entry.principal.person)),
                 *queue_json(services, functools.partial(_may_see, caller)),
             ],
             "batches": await _batches(services, caller),
@@ -44,9 +49,13 @@ async def get_queue(request: Request) -> Response:
     )
 
 
-async def _entries(services: Services) -> Sequence[QueueEntry]:
-    """What the engine has; nothing while another model is loaded for requests that wait."""
-    if services.pool is not None and services.pool.is_swapping:
+async def _entries(services: Services, *, is_beside: bool) -> Sequence[QueueEntry]:
+    """What the engine has; nothing while another model is loaded for requests that wait, or of a model that stays
+    loaded while it is started again.
+    """
+    if is_beside and services.engine.state.name != "READY":
+        return ()
+    if not is_beside and services.pool is not None and services.pool.is_swapping:
         return ()
     services.require_ready()
     return (await services.engine.reports.queue_state()).entries
@@ -77,13 +86,14 @@ def _may_see(caller: Caller, person: str) -> bool:
     return caller.is_admin or person == caller.principal.person
 
 
-def _json(entry: QueueEntry) -> dict[str, Any]:
+def _json(services: Services, entry: QueueEntry) -> dict[str, Any]:
     turn: dict[str, Any] = {}
     if entry.turn is not None:
         turn = {"position": entry.turn.position, "eta_s": round(entry.turn.wait_s, 1)}
         turn["may_be_passed_s"] = round(entry.patience_s, 1)
     return {
         "id": entry.request_id,
+        "model": services.config.model_id,
         "object": "queue.request",
         "status": "running" if entry.turn is None else "waiting",
         **turn,

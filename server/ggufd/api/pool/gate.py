@@ -22,7 +22,7 @@ from ggufd.api.http.record import DISCONNECTED, note_error, record_of
 from ggufd.api.pool.paths import ModelUse, use_of
 from ggufd.api.pool.relay import WaitRelay
 from ggufd.api.pool.rights import may_swap
-from ggufd.api.services.services import Services, caller_of, services_of
+from ggufd.api.services.services import Services, caller_of, serve_by, services_of
 from ggufd.errors import Draining, GgufdError, InvalidRequest
 from ggufd.model_pool.pool import Claim, ModelPool, ModelTurn
 
@@ -120,6 +120,8 @@ class ModelGate:
                     await self._leave(request, body, send)
                     return
                 record_of(request).waited_s = turn.waited_s
+                if turn.model in self._pool.kept:
+                    serve_by(request.scope, services_of(request).beside[turn.model])
                 await self._app(request.scope, body.replay, relay.send)
         except _Refused as refused:
             note_error(request.scope, refused.error.code)
@@ -136,7 +138,7 @@ class ModelGate:
             timeout_s=wish.timeout_s,
         )
         with _refusing():
-            if known is not None and known.name != self._pool.loaded and not self._pool.is_swapping:
+            if known is not None and self._pool.would_swap(known.name):
                 _check_open(services)
             return self._pool.enter(wish.model, claim)
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from ggufd.api.answer.model_card import model_json
+from ggufd.api.pool.beside import state_of
 from ggufd.api.services.services import Services
 from ggufd.model_pool.catalogue import KnownModel
 from ggufd.model_pool.pool import ModelPool
+
+_BESIDE = {"ready": "loaded", "draining": "loaded", "failed": "unloaded"}
+"""What states of a model that stays loaded are called; the others pass."""
 
 
 def model_cards(services: Services) -> list[dict[str, Any]]:
@@ -28,14 +32,13 @@ def model_card(services: Services, asked: str) -> dict[str, Any] | None:
 
 
 def others(services: Services) -> list[KnownModel]:
-    """Known models that are not the one that is served."""
-    return (
-        [known for known in services.pool.catalogue if known.name != services.config.model_id] if services.pool else []
-    )
+    """Known models that are not loaded."""
+    loaded = [one.config.model_id for one in services.instances]
+    return [known for known in services.pool.catalogue if known.name not in loaded] if services.pool else []
 
 
 def find_other(services: Services, asked: object) -> KnownModel | None:
-    """The known model of this name, where it is not the one that is served."""
+    """The known model of this name, where it is not loaded."""
     return next((known for known in others(services) if isinstance(asked, str) and asked in _spellings(known)), None)
 
 
@@ -44,19 +47,26 @@ def _spellings(known: KnownModel) -> list[str]:
 
 
 def _card(services: Services, pool: ModelPool, known: KnownModel) -> dict[str, Any]:
-    is_served = known.name == services.config.model_id
-    card = model_json(services) if is_served else _other_json(known)
+    served = next((one for one in services.instances if one.config.model_id == known.name), None)
+    card = _other_json(known) if served is None else model_json(served)
     return {**card, "status": status_json(services, pool, known), "plan": _plan_json(pool, known)}
 
 
 def status_json(services: Services, pool: ModelPool, known: KnownModel) -> dict[str, Any]:
-    """State of a model in llama-server's words: loaded, loading or unloaded, and whether its last load failed."""
+    """State of a model in llama-server's words: loaded, loading or unloaded, and whether its last load failed.
+    `keep_loaded` stands at those that stay loaded.
+    """
     value = _status(services, pool, known)
+    if known.name in services.beside:
+        trouble = services.beside[known.name].engine.trouble
+        return {"value": value, "keep_loaded": True, **({"failed": True, "reason": trouble} if trouble else {})}
     why = pool.failures.get(known.name) if value == "unloaded" else None
     return {"value": value} if why is None else {"value": value, "failed": True, "exit_code": 1, "reason": why}
 
 
 def _status(services: Services, pool: ModelPool, known: KnownModel) -> str:
+    if known.name in services.beside:
+        return _BESIDE.get(state_of(services.beside[known.name]), "loading")
     if pool.is_swapping:
         return "loading" if known.name == pool.target else "unloaded"
     if known.name != pool.loaded:

@@ -28,6 +28,10 @@ async def unload(request: Request) -> Response:
     body = await read_json(request, services.config.max_body_bytes)
     asked = body.get("model")
     known = None if services.pool is None or not isinstance(asked, str) else services.pool.catalogue.find(asked)
+    if known is not None and known.name in services.beside:
+        raise InvalidRequest(
+            f"'{known.name}' stays loaded: [models.{known.name}] in the settings says keep_loaded.", param="model"
+        )
     is_served = asked in services.config.model_names or (known and known.name == services.config.model_id)
     if not is_served:
         if known is None:

@@ -93,6 +93,12 @@ class Metrics:
         """Add a gauge whose value is read when somebody scrapes."""
         Gauge(f"ggufd_{name}", text, registry=self._registry).set_function(read)
 
+    def watch_each(self, name: str, text: str, label: str, reads: Mapping[str, Callable[[], float]]) -> None:
+        """Add a gauge of several values, by a label, which are read when somebody scrapes."""
+        gauge = Gauge(f"ggufd_{name}", text, [label], registry=self._registry)
+        for value, read in reads.items():
+            gauge.labels(value).set_function(read)
+
     def observe(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
         if record.reason and record.status >= 400:

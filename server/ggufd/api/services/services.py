@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, Self
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from ggufd.api.services.activity import Activity
 from ggufd.api.services.adapters import AdapterScales
@@ -31,6 +32,7 @@ from ggufd.keys.principal import Principal
 from ggufd.model_pool.pool import ModelPool
 
 _KEY_BYTES = 32
+_BESIDE = "ggufd.services"
 
 
 class RequestEvents(Protocol):
@@ -161,11 +163,22 @@ class ModelSwitcher(Protocol):
         """
 
 
+class ModelInstance(NamedTuple):
+    """One loaded model: its engine, text process and settings, and what reads its images, if it has a projector."""
+
+    engine: EngineService
+    text: TextService
+    config: ApiConfig
+    images: ImageService | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Services of a handler; `app.state.services`.
 
     `images` is None where the model has no image projector. `image_key` is the secret that images' markers are made of.
+    `beside` has those of the models that stay loaded beside this one, by name: `services_of` gives them to requests
+    that name one.
     """
 
     engine: EngineService
@@ -182,6 +195,24 @@ class Services:
     advisor: CacheAdvisor = field(default_factory=CacheAdvisor)
     images: ImageService | None = None
     image_key: bytes = field(default_factory=lambda: os.urandom(_KEY_BYTES), repr=False)
+    beside: Mapping[str, Services] = field(default_factory=dict)
+
+    @property
+    def instances(self) -> list[Services]:
+        """These, and those of each model that is loaded beside."""
+        return [self, *self.beside.values()]
+
+    def of_model(self, one: ModelInstance) -> Services:
+        """The same for a request to another model that is loaded beside."""
+        return replace(
+            self,
+            engine=one.engine,
+            text=one.text,
+            config=one.config,
+            images=one.images,
+            adapters=AdapterScales(one.config),
+            beside={},
+        )
 
     @property
     def is_ready(self) -> bool:
@@ -199,9 +230,14 @@ class Services:
         return self.engine.ready
 
 
+def serve_by(scope: Scope, services: Services) -> None:
+    """Have the request of this scope served by a model that is loaded beside."""
+    scope[_BESIDE] = services
+
+
 def services_of(request: Request) -> Services:
-    """The services that this request's application was made with."""
-    services: Services = request.app.state.services
+    """The services of this request: those of its application, or of the model beside that it names."""
+    services: Services = request.scope.get(_BESIDE) or request.app.state.services
     return services
 
 

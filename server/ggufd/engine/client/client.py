@@ -7,7 +7,7 @@ of the engine), before anything is sent. The engine's process is the supervisor'
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ggufd.engine.client.callers import EngineCallers
@@ -38,7 +38,8 @@ class EngineClient:
 
     `intake` opens and closes it for new requests; `reports` answers questions about the engine, and acts on its slots.
     `on_progress` gets the share of the model that is loaded, 0 to 1. `prestarted` is a process to begin with; `spawn`
-    replaces how processes are started. `buckets` are the rate limits' where they outlast the engine.
+    replaces how processes are started. `buckets` are the rate limits' where they outlast the engine; `ids` gives the
+    numbers of requests where other engines have some too.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class EngineClient:
         spawn: Spawn[Link] | None = None,
         prestarted: PrestartedProcess | None = None,
         buckets: TokenBuckets | None = None,
+        ids: Iterator[int] | None = None,
     ) -> None:
         self._buckets = TokenBuckets() if buckets is None else buckets
         self._on_progress = on_progress
@@ -59,7 +61,7 @@ class EngineClient:
         self._supervisor = EngineSupervisor(config, self._callers, on_progress, spawn, prestarted)
         self.intake = Intake(self._supervisor.condition)
         self.reports = EngineReports(self._supervisor, self._questions, self.intake)
-        self._ids = itertools.count(1)
+        self._ids = itertools.count(1) if ids is None else ids
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -84,7 +86,11 @@ class EngineClient:
     def renewed(self) -> EngineClient:
         """Another client for the very model that this one loaded, not started: the text process has its vocabulary."""
         again = EngineClient(
-            replace(self.config, vram_limit=None), self._on_progress, self._spawn, buckets=self._buckets
+            replace(self.config, vram_limit=None),
+            self._on_progress,
+            self._spawn,
+            buckets=self._buckets,
+            ids=self._ids,
         )
         again._supervisor.expect_model_of(self._supervisor)
         return again
