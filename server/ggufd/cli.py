@@ -189,9 +189,10 @@ def plan(config_file: Path | None, flags: dict[str, Any], *, target: str, as_jso
     """
     try:
         config = _load(config_file, flags)
+        from ggufd.daemon.known_models import find_kept
         from ggufd.planner import command
 
-        command.run(target, config, as_json=as_json)
+        command.run(target, config, as_json=as_json, kept=find_kept(config))
     except GgufdError as error:
         _fail(error)
 

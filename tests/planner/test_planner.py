@@ -16,6 +16,7 @@ from ggufd import cli
 from ggufd.llama.model import system
 from ggufd.llama.model.system import DeviceMemory
 from ggufd.models import hub
+from ggufd.placement.kept_plan import KeptUse
 from ggufd.placement.offload import Device, Machine
 from ggufd.planner import report, table
 from ggufd.planner.report import ModelPlan
@@ -322,3 +323,38 @@ class TestProjector:
         path = eyed.with_name("mmproj.gguf")
         assert f"--mmproj {path}" in printed(capsys, str(eyed), "--mmproj", str(path))
         assert "--mmproj" not in printed(capsys, str(eyed))
+
+
+def test_what_stays_loaded_beside_counts_as_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "chat.gguf", *llama(n_layers=4, n_ctx=1 << 20))
+    vectors = write_tiny_bert(tmp_path / "vectors.gguf")
+    alone = json.loads(printed(capsys, str(path), "--json"))
+    assert alone["beside"] == []
+    Path("config.toml").write_text(
+        f"""
+        [model]
+        model = "{path}"
+        [models.vectors]
+        model = "{vectors}"
+        keep_loaded = true
+        """
+    )
+    (one,) = json.loads(printed(capsys, "--json"))["beside"]
+    assert (one["name"], one["vram"]) == ("vectors", 0)
+    assert one["ram"] > 1 << 20
+    assert re.search(r"Beside it: vectors +\d+ MiB +stays loaded", printed(capsys, str(path)))
+    # The model itself is not beside itself.
+    assert json.loads(printed(capsys, str(vectors), "--json"))["beside"] == []
+
+
+def test_less_is_left_beside_what_stays(tmp_path: Path) -> None:
+    path = write(tmp_path / "chat.gguf", *llama(n_layers=4, n_ctx=1 << 20))
+    machine = Machine(ram_total=8 * GIB, ram_free=8 * GIB)
+    config = sources.load(None, {}, {})
+    context = engine_settings.context_params(config)
+
+    def tokens(*kept: KeptUse) -> int:
+        one = report.make(hub.find(str(path)), config, context, machine, kept)
+        return max(slots * n_ctx for slots, n_ctx in one.contexts)
+
+    assert tokens(KeptUse("vectors", 7 * GIB, 0)) < tokens()

@@ -87,6 +87,12 @@ def find_known(config: Config) -> KnownModels | None:
     return KnownModels(ModelCatalogue(known), configs, first, kept)
 
 
+def find_kept(config: Config) -> dict[str, Config]:
+    """Settings of the models that stay loaded, by name. Raises as `find_known`."""
+    known = find_known(config) if model_tables.kept(config.models) else None
+    return {} if known is None else known.kept_configs
+
+
 def _named(config: Config) -> Iterator[_Found]:
     """The model of `-m`, whose settings are those of [model], and further ones."""
     if config.model.model or not config.pool.models_dir:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,8 @@ from ggufd.llama.gguf.shape import Shape
 from ggufd.llama.gguf.tensor_types import FILE_TYPES
 from ggufd.llama.params import ContextParams
 from ggufd.models.hub import ModelFile
-from ggufd.placement import draft_plan, projector_plan
+from ggufd.placement import draft_plan, kept_plan, projector_plan
+from ggufd.placement.kept_plan import KeptUse
 from ggufd.placement.memory import Estimate, Extras, estimate, types_by_size
 from ggufd.placement.offload import (
     Machine,
@@ -47,6 +49,8 @@ class ModelPlan:
     """Configured bytes for chats evicted from their slot; None is automatic."""
     other_flags: tuple[str, ...] = ()
     """Further flags that the plan depends on."""
+    kept: tuple[KeptUse, ...] = ()
+    """Models that stay loaded beside."""
 
     @property
     def own(self) -> int:
@@ -65,7 +69,8 @@ class ModelPlan:
             return 0
         if self.cache_ram is not None:
             return self.cache_ram
-        left = self.machine if self.images is None else projector_plan.remaining(self.machine, self.images)
+        left = kept_plan.remaining(self.machine, self.kept)
+        left = left if self.images is None else projector_plan.remaining(left, self.images)
         left = left if self.draft is None else draft_plan.remaining(left, self.draft)
         return host_cache_bytes(self.choice.estimate, left)
 
@@ -81,12 +86,17 @@ class ModelPlan:
         return [(name, size / total) for name, size in types_by_size(self.shape.tensors)]
 
 
-def make(model: ModelFile, config: Config, context: ContextParams, machine: Machine) -> ModelPlan:
-    """Plan one model. `context.n_ctx` 0 is automatic; the tables then show the default context."""
+def make(
+    model: ModelFile, config: Config, context: ContextParams, machine: Machine, kept: Sequence[KeptUse] = ()
+) -> ModelPlan:
+    """Plan one model, beside those that are `kept` loaded. `context.n_ctx` 0 is automatic; the tables then show the
+    default context.
+    """
     shape = model.shape
     assert shape is not None
     request = placement_request(config, context, model)
-    whole, images = machine, _images(model, config, machine)
+    whole, machine = machine, kept_plan.remaining(machine, kept)
+    images = _images(model, config, machine)
     machine = machine if images is None else projector_plan.remaining(machine, images)
     draft = _draft(model, config, context, machine)
     machine = machine if draft is None else draft_plan.remaining(machine, draft)
@@ -106,6 +116,7 @@ def make(model: ModelFile, config: Config, context: ContextParams, machine: Mach
         images=images,
         cache_ram=engine_settings.engine_config(config, model).cache_ram_bytes,
         other_flags=other_flags(config),
+        kept=tuple(kept),
     )
 
 
@@ -189,6 +200,7 @@ def as_json(report: ModelPlan) -> dict[str, Any]:
         "without_offload": _estimate(report.in_ram),
         "draft": None if report.draft is None else _estimate(report.draft),
         "projector": _projector_json(report),
+        "beside": [one._asdict() for one in report.kept],
         "offload": [_estimate(step) for step in report.steps],
         "best": {
             "n_gpu_layers": report.choice.placement.n_gpu_layers,

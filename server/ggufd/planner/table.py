@@ -105,6 +105,9 @@ def _in_ram(report: ModelPlan) -> Table:
     if not report.shape.only_embeds:
         note = "depends on free RAM" if report.cache_ram is None else "--cache-ram"
         table.add_row("Chats evicted from slots, up to", bytes_text(report.host_cache), note)
+    for kept in report.kept:
+        vram = f"and {bytes_text(kept.vram)} VRAM; " if kept.vram else ""
+        table.add_row(f"Beside it: {kept.name}", bytes_text(kept.ram), f"{vram}stays loaded (keep_loaded)")
     return table
 
 
