@@ -1,0 +1,179 @@
+"""Hints of requests: which conversation a request belongs to, and how long its prompt is, by the body of any API.
+
+The conversation is what tells one chat from another and stays the same in all its turns: who asks, and either a session
+that the client names or the head of the conversation. A hint never fails: a body that says nothing, or that no server
+would take, has none, and any replica may answer it. Knows no replicas.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ggufd.api.http.long_strings import take_out
+from ggufd.cluster.routing.leaves import digest, leaves, n_bytes
+
+HEAD_CHARACTERS = 2048
+"""So much of the beginning of a text completion's prompt tells its conversation.
+
+A prompt grows at its end, so its beginning is the same in every turn, but for prompts that are shorter than that: they
+belong to another conversation with each turn until they are as long, which costs little, since they are short. A larger
+number would cost more; a smaller one would take all chats of a caller with one character for the same.
+"""
+
+_SESSION_HEADERS = ("x-session-id", "x-conversation-id")
+
+_SESSION_FIELDS = ("session_id", "conv_id", "prompt_cache_key", "user")
+"""From what names one chat to what names a person."""
+
+_FIRST_MESSAGES = 2
+"""So many messages are the head of a conversation in which nobody has the user's role."""
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteHint:
+    """What is known of a request before a replica is chosen.
+
+    `chat` is the digest of its conversation, 16 bytes: its home. `head` is that of the conversation's head, which tells
+    chats apart that one session name covers; `n_prompt_bytes` the length of the prompt.
+    """
+
+    chat: bytes
+    n_prompt_bytes: int
+    head: bytes = b""
+
+
+def hint_of(method: str, path: str, headers: Mapping[str, str], body: bytes, address: str = "") -> RouteHint | None:
+    """Hint of a request; None where any replica may answer it. Never raises.
+
+    Names of `headers` are in lower case, or found in any. `address` is the client's: it stands for a caller without a
+    key.
+    """
+    family = _FAMILIES.get(_route(path)) if method == "POST" else None
+    parsed = None if family is None else _parsed(body)
+    if family is None or parsed is None:
+        return None
+    head = [*family.head(parsed)]
+    session = session_of(headers, parsed)
+    if not head and not session:
+        return None
+    caller = caller_of(headers, address)
+    of_head = digest(("head", caller, *head))
+    of_chat = digest(("session", caller, session)) if session else of_head
+    return RouteHint(of_chat, family.n_bytes(parsed), of_head)
+
+
+def caller_of(headers: Mapping[str, str], address: str = "") -> str:
+    """Who asks: the key, in whichever header it is sent, else the client's address."""
+    scheme, _, bearer = headers.get("authorization", "").strip().partition(" ")
+    key = headers.get("x-api-key", "").strip() or (bearer.strip() if scheme.lower() == "bearer" else "")
+    return f"key {key}" if key else f"address {address}"
+
+
+def session_of(headers: Mapping[str, str], body: Body) -> str:
+    """Name of the session by the client's word, "" without: a header first, then fields of the body."""
+    for name in _SESSION_HEADERS:
+        if sent := headers.get(name, "").strip():
+            return sent
+    metadata = body.get("metadata")
+    named = [body.get(name) for name in _SESSION_FIELDS]
+    named.append(metadata.get("user_id") if isinstance(metadata, dict) else None)
+    return next((one for one in named if isinstance(one, str) and one), "")
+
+
+def _route(path: str) -> str:
+    """Path without what may be left out of it: the prefix /v1, doubled slashes, a slash at the end."""
+    parts = [part for part in path.split("/") if part]
+    return "/".join(parts[1:] if parts[:1] == ["v1"] else parts)
+
+
+def _parsed(body: bytes) -> Body | None:
+    """The body as JSON; None where it is no object, or none that can be read."""
+    try:
+        short = take_out(body)
+        value = short.whole(json.loads(short.raw))
+    # Too deep, or a number of too many digits: a replica will say what is wrong.
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _ConversationFields:
+    """How an API family writes a conversation: the texts of its head, and the parts of a body that become prompt."""
+
+    head: Callable[[Body], Iterator[str]]
+    prompt: tuple[str, ...]
+
+    def n_bytes(self, body: Body) -> int:
+        """Bytes of the whole prompt."""
+        return sum(n_bytes(body.get(name)) for name in self.prompt)
+
+
+def _chat_head(messages: str, *before: str) -> Callable[[Body], Iterator[str]]:
+    """Head of a chat: the fields `before`, then the messages up to the first user's, which is part of it."""
+
+    def head(body: Body) -> Iterator[str]:
+        for part in (*(body.get(name) for name in before), *_first_messages(body.get(messages))):
+            yield from (leaf.text for leaf in leaves(part))
+
+    return head
+
+
+def _first_messages(messages: Any) -> list[Any]:
+    """Messages up to the first user's. A text in place of them is the user's."""
+    if not isinstance(messages, list):
+        return [messages]
+    for index, message in enumerate(messages):
+        if isinstance(message, dict) and message.get("role") == "user":
+            return messages[: index + 1]
+    return messages[:_FIRST_MESSAGES]
+
+
+def _text_head(*names: str) -> Callable[[Body], Iterator[str]]:
+    """Head of a text: the first characters of the fields one after the other, of the first where there are several."""
+
+    def head(body: Body) -> Iterator[str]:
+        left = HEAD_CHARACTERS
+        for text in (text for name in names for text in _first_text(body.get(name))):
+            yield text[:left]
+            left -= len(text)
+            if left <= 0:
+                return
+
+    return head
+
+
+def _first_text(prompt: Any) -> Iterator[str]:
+    """Texts and token ids of a prompt, of the first where there are several."""
+    if isinstance(prompt, list) and prompt and all(isinstance(one, (str, list, dict)) for one in prompt):
+        prompt = prompt[0]
+    yield from (leaf.text for leaf in leaves(prompt))
+
+
+_CHAT = _ConversationFields(_chat_head("messages", "system"), ("system", "messages", "tools"))
+_RESPONSES = _ConversationFields(_chat_head("input", "instructions"), ("instructions", "input", "tools"))
+_TEXT = _ConversationFields(_text_head("system", "prompt"), ("system", "prompt"))
+_KOBOLD = _ConversationFields(_text_head("memory", "prompt"), ("memory", "prompt"))
+_INFILL = _ConversationFields(
+    _text_head("input_extra", "input_prefix"), ("input_extra", "input_prefix", "input_suffix", "prompt")
+)
+
+_FAMILIES: dict[str, _ConversationFields] = {
+    "chat/completions": _CHAT,
+    "messages": _CHAT,
+    "api/chat": _CHAT,
+    "responses": _RESPONSES,
+    "completions": _TEXT,
+    "completion": _TEXT,
+    "api/generate": _TEXT,
+    "api/v1/generate": _KOBOLD,
+    "api/latest/generate": _KOBOLD,
+    "api/extra/generate/stream": _KOBOLD,
+    "infill": _INFILL,
+}
+"""API families by the paths that generate."""
