@@ -9,6 +9,7 @@
     │   ├── ContextLengthExceeded   400, code context_length_exceeded
     │   └── Unsupported             400, code unsupported
     ├── Unauthorized                401 authentication_error
+    │   └── NotAPeer                401, code invalid_peer_token: a server of a cluster answers its cluster only
     ├── Forbidden                   403 permission_error: needs an admin key
     ├── ForeignPage                 403 permission_error: cross-origin page or unknown Host
     ├── NotFound                    404 not_found_error
@@ -121,6 +122,12 @@ class Unauthorized(GgufdError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class NotAPeer(Unauthorized):
+    """Missing or wrong token of the cluster that the server belongs to."""
+
+    code = "invalid_peer_token"
 
 
 class Forbidden(GgufdError):

@@ -240,7 +240,7 @@ def routes_named() -> Iterator[tuple[str, str, str]]:
 
 def test_every_route_that_is_named_exists() -> None:
     nobody = Mock()
-    app = create_app(nobody, nobody, ApiConfig(model_id="any"))
+    app = create_app(nobody, nobody, ApiConfig(model_id="any", peer_token="of a cluster"))
 
     def exists(method: str, path: str) -> bool:
         scope = {"type": "http", "method": method, "path": path, "headers": [], "root_path": "", "app": app}

@@ -31,6 +31,7 @@ from ggufd.api.live.collector import Collector
 from ggufd.api.live.view import LiveMessages
 from ggufd.api.llamacpp import errors as llamacpp
 from ggufd.api.ops import health
+from ggufd.api.peers.gate import PeerMiddleware
 from ggufd.api.pool import beside, waiting
 from ggufd.api.pool.gate import ModelGate
 from ggufd.api.request.docs import Documentation
@@ -86,7 +87,7 @@ def create_app(
     if models is not None:
         models.bind(functools.partial(_serve, app))
     app.openapi = Documentation(app, has_keys=config.keys is not None)  # type: ignore[method-assign]
-    add_routes(app, has_pages=config.ui)
+    add_routes(app, has_pages=config.ui, has_peers=config.peer_token is not None)
     add_error_handlers(app)
     if pool is not None:
         waiting.export_metrics(pool, services.metrics)
@@ -138,6 +139,8 @@ def _add_middleware(app: FastAPI, config: ApiConfig, sinks: Sequence[Sink]) -> N
         app.add_middleware(CrossOriginMiddleware, origins=config.cors_origins)
     app.add_middleware(BodyBudgetMiddleware, budget=app.state.body_budget)
     app.add_middleware(HeadMiddleware)
+    if config.peer_token is not None:
+        app.add_middleware(PeerMiddleware, token=config.peer_token)
     app.add_middleware(RecordMiddleware, sinks=sinks, shapes=[anthropic.SHAPE, llamacpp.SHAPE])
     app.add_middleware(PathMiddleware, root_path=config.root_path)
 

@@ -23,14 +23,18 @@ from ggufd.api.openai import chat, completions
 from ggufd.api.openai import models as model_list
 from ggufd.api.openai.responses import create, kept
 from ggufd.api.ops import advice, debug, health, loading, queue
+from ggufd.api.peers import load
 from ggufd.api.pool import router as llama_router
 from ggufd.api.streams import conversations, routes
 from ggufd.api.web import front
 
 
-def add_routes(app: FastAPI, *, has_pages: bool) -> None:
-    """Every route of the server."""
+def add_routes(app: FastAPI, *, has_pages: bool, has_peers: bool = False) -> None:
+    """Every route of the server; those for a cluster where it belongs to one."""
     app.router.routes.extend(_table(has_pages=has_pages))
+    if has_peers:
+        for router in (load.router,):
+            app.include_router(router, prefix="/peers")
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from ggufd.engine.embeddings.embedding import Embedder
@@ -40,7 +41,9 @@ class Statistics:
 
     def live_state(self) -> LiveState:
         """State for the live view."""
-        return live_state(self._lifecycle, self.snapshot(), self.queue_state(), self._clock())
+        state = live_state(self._lifecycle, self.snapshot(), self.queue_state(), self._clock())
+        wait_s = self._announcer.next_wait_s(self._lifecycle.running)
+        return dataclasses.replace(state, wait_s=wait_s, prefill_tok_s=self._announcer.prefill_tok_s)
 
     def steps(self) -> Steps:
         """Timings of the last steps."""

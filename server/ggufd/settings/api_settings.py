@@ -14,7 +14,7 @@ from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.errors import ConfigError
 from ggufd.keys.ring import Limits
 from ggufd.models import hub
-from ggufd.settings import adapters, listen
+from ggufd.settings import access, adapters, listen
 from ggufd.settings.config import Config
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def api_config(config: Config, model: hub.ModelFile, keys: Access | None = None)
         cors_origins=config.server.cors_origins,
         allowed_hosts=_allowed_hosts(config, keys),
         listens_beyond=_listens_beyond(config),
-        trusts_proxies=bool(config.server.trusted_proxies),
+        trusts_proxies=bool(config.server.trusted_proxies or config.server.peer_token_file),
+        peer_token=access.peer_token(config.server),
         slot_save_path=_folder(config.context.slot_save_path),
         responses_path=Path(config.responses.responses_path) if config.responses.responses_path else None,
         max_responses=config.responses.max_responses,
@@ -160,7 +161,7 @@ def _allowed_hosts(config: Config, keys: Access | None) -> tuple[str, ...] | Non
 def _listens_beyond(config: Config) -> bool:
     """Whether requests may come from elsewhere, directly or through a proxy that some setting speaks of."""
     server = config.server
-    has_front = bool(server.trusted_proxies or server.root_path or server.allowed_hosts)
+    has_front = bool(server.trusted_proxies or server.root_path or server.allowed_hosts or server.peer_token_file)
     return has_front or not listen.is_loopback(server.host)
 
 

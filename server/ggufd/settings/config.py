@@ -394,6 +394,11 @@ class ServerSection(Section):
     trusted_proxies: Strings = setting(
         (), "Addresses or networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted."
     )
+    peer_token_file: str = setting(
+        "",
+        "File with the token of the cluster that this server belongs to, without which every request but health "
+        "probes is refused; empty is no cluster.",
+    )
     ssl_key_file: str = setting("", "TLS private key, PEM; with it and the certificate the server speaks HTTPS.")
     ssl_cert_file: str = setting("", "TLS certificate with its chain, PEM.")
     allowed_hosts: Strings = setting(

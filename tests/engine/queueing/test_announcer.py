@@ -51,6 +51,19 @@ def test_a_free_slot_is_no_wait() -> None:
     assert Forecast(measured()).turns([waiting(1)], [waiting(2)], n_free=1) == {1: (1, 0.0)}
 
 
+def test_one_more_request_waits_behind_all_that_wait() -> None:
+    forecast = Forecast(measured())
+    order, running = [waiting(1), waiting(2)], [waiting(3)]
+    turns = forecast.turns([*order, waiting(4)], running, n_free=1)
+    assert forecast.next_wait_s(order, running, n_free=1) == turns[4].wait_s > 0
+    assert forecast.next_wait_s([], running, n_free=1) == 0
+
+
+def test_the_pace_of_prompts_is_known_once_it_was_measured() -> None:
+    assert Forecast(StepTime()).prefill_tok_s == 0
+    assert Forecast(measured()).prefill_tok_s == pytest.approx(1 / measured().prefill_s_per_token)
+
+
 def test_an_answer_is_expected_to_be_as_long_as_the_latest_ones_beside_their_limits() -> None:
     forecast = Forecast(measured())
     assert forecast.expected_tokens(waiting(1, max_tokens=None)) == 0

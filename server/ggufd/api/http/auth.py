@@ -17,9 +17,10 @@ from ggufd.keys.ring import ANYBODY, Key, KeyRing
 DOCS_FILES = "/docs/files"
 """Where the scripts of /docs lie."""
 
-PUBLIC_PATHS = frozenset(
-    {"/health", "/health/live", "/health/ready", "/ready", "/v1/health", "/docs", "/openapi.json", "/favicon.ico"}
-)
+PROBE_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ready", "/v1/health"})
+"""Paths of probes, which tell whether requests are taken and nothing else."""
+
+PUBLIC_PATHS = PROBE_PATHS | {"/docs", "/openapi.json", "/favicon.ico"}
 """Paths that need no key: probes have none, and a browser cannot send one before the page is there."""
 
 _SCOPE_KEY = "ggufd.key"
@@ -29,6 +30,11 @@ def key_of(request: Request) -> Key:
     """The key of this request; `ANYBODY` where none is asked for."""
     key: Key = request.scope.get(_SCOPE_KEY, ANYBODY)
     return key
+
+
+def grant(scope: Scope, key: Key) -> None:
+    """Let a request count as one that came with `key`: another proof came with it, which was checked."""
+    scope[_SCOPE_KEY] = key
 
 
 def as_background(scope: Scope, key: Key) -> Scope:

@@ -130,6 +130,18 @@ def note_key(scope: Scope, name: str) -> None:
         record.key = name
 
 
+def note_address(scope: Scope, address: str) -> None:
+    """Note the address of who asked, where a proxy that is believed told it."""
+    record = scope.get(_SCOPE_RECORD)
+    if record is not None:
+        record.address = address
+
+
+def is_own(scope: Scope) -> bool:
+    """Whether the server itself sent this request, as it does for lines of batches."""
+    return _SCOPE_BACKGROUND in scope
+
+
 class RecordMiddleware:
     """Middleware that gives every request a record, an id and an error format; `sinks` get the record at its end."""
 
@@ -185,5 +197,5 @@ def _begin(scope: Scope) -> RequestRecord:
         path=own_path(scope),
         address=client[0] if client else "",
         traceparent=headers.get("traceparent", ""),
-        is_background=_SCOPE_BACKGROUND in scope,
+        is_background=is_own(scope),
     )

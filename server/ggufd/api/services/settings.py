@@ -84,6 +84,7 @@ class ApiConfig:
     logs_cache       whether the log says what the cache had of each prompt
     listens_beyond   whether it is reached from beyond this machine, also by a proxy or another name
     trusts_proxies   whether the word of proxies for an address is taken
+    peer_token       token of the cluster, without which nobody is answered; None is no cluster
     streams          bounds of resumable streams
     is_verbose       whether a chat's answer has the prompt that its messages became
     cache_advice     whether the last prompts are remembered to see why their prefixes get lost
@@ -125,6 +126,7 @@ class ApiConfig:
     allowed_hosts: tuple[str, ...] | None = None
     listens_beyond: bool = False
     trusts_proxies: bool = False
+    peer_token: str | None = field(default=None, repr=False)
     slot_save_path: Path | None = None
     responses_path: Path | None = None
     max_responses: int = 1000

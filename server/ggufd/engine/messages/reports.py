@@ -292,7 +292,8 @@ class LiveState:
     """State of an engine for the live view.
 
     `queue` has requests under way as `QueueState`; `served` is what each of the last accounts has cost, in generated
-    tokens, since the start. `disk_reads` are states that came back from disk.
+    tokens, since the start. `disk_reads` are states that came back from disk. `wait_s` is the expected wait of one more
+    request, `prefill_tok_s` the rate at which prompts are computed, 0 before that was measured.
     """
 
     stats: Stats
@@ -303,6 +304,8 @@ class LiveState:
     disk_bytes: int = 0
     disk_limit_bytes: int = 0
     disk_reads: int = 0
+    wait_s: float = 0.0
+    prefill_tok_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

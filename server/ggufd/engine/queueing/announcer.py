@@ -62,10 +62,19 @@ class Announcer:
         """Expected wait of the last request in the queue: a new one would wait at least as long."""
         return max((turn.wait_s for turn in self._turns(running).values()), default=0.0)
 
+    def next_wait_s(self, running: list[SequenceState]) -> float:
+        """Expected wait of one more request."""
+        order = self._queue.foreseen(self._forecast.expected_tokens)
+        return self._forecast.next_wait_s(order, _lasting(running), self._table.n_free)
+
+    @property
+    def prefill_tok_s(self) -> float:
+        """Tokens of prompts computed in a second; 0 before that was measured."""
+        return self._forecast.prefill_tok_s
+
     def _turns(self, running: list[SequenceState]) -> dict[int, Turn]:
         order = self._queue.foreseen(self._forecast.expected_tokens)
-        lasting = [sequence for sequence in running if not sequence.is_background]
-        return self._forecast.turns(order, lasting, self._table.n_free)
+        return self._forecast.turns(order, _lasting(running), self._table.n_free)
 
     def _listeners(self, now_s: float) -> list[SequenceState]:
         """Requests for which a notice may be due; forgets those that wait no more."""
@@ -100,6 +109,11 @@ class Announcer:
             param="timeout",
             retry_after_s=first_token_s - timeout_s,
         )
+
+
+def _lasting(running: list[SequenceState]) -> list[SequenceState]:
+    """Those that give up their slot to nobody."""
+    return [sequence for sequence in running if not sequence.is_background]
 
 
 def _listens(sequence: SequenceState) -> bool:

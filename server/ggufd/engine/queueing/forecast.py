@@ -80,12 +80,35 @@ class Forecast:
 
     def turns(self, order: Iterable[SequenceState], running: Iterable[SequenceState], n_free: int) -> dict[int, Turn]:
         """Turn of every request of which nothing runs yet, by its id; `order` is that of service."""
-        free_s = [0.0] * n_free + [self.left_s(sequence) for sequence in running]
-        heapq.heapify(free_s)
+        free_s = self._free_s(running, n_free)
         turns: dict[int, Turn] = {}
         for sequence in order:
-            wait_s = heapq.heappop(free_s)
-            heapq.heappush(free_s, wait_s + self.left_s(sequence))
+            wait_s = self._take(free_s, sequence)
             if sequence.is_first:
                 turns[sequence.request.request_id] = Turn(len(turns) + 1, wait_s)
         return turns
+
+    def next_wait_s(self, order: Iterable[SequenceState], running: Iterable[SequenceState], n_free: int) -> float:
+        """Expected wait of one more sequence behind all of `order`."""
+        free_s = self._free_s(running, n_free)
+        for sequence in order:
+            self._take(free_s, sequence)
+        return free_s[0]
+
+    @property
+    def prefill_tok_s(self) -> float:
+        """Tokens of prompts computed in a second; 0 before that was measured."""
+        per_token = self._step_time.prefill_s_per_token
+        return 1 / per_token if per_token > 0 else 0.0
+
+    def _free_s(self, running: Iterable[SequenceState], n_free: int) -> list[float]:
+        """Heap of the seconds after which each slot becomes free."""
+        free_s = [0.0] * n_free + [self.left_s(sequence) for sequence in running]
+        heapq.heapify(free_s)
+        return free_s
+
+    def _take(self, free_s: list[float], sequence: SequenceState) -> float:
+        """Give the slot that becomes free first to a sequence; its wait."""
+        wait_s = heapq.heappop(free_s)
+        heapq.heappush(free_s, wait_s + self.left_s(sequence))
+        return wait_s
