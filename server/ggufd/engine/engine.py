@@ -5,6 +5,8 @@ Start reading at `Engine.step`; `builder` shows how the parts belong together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ggufd.engine.maintenance import Maintenance
 from ggufd.engine.messages.events import FinishReason
 from ggufd.engine.messages.reports import Event, LiveState, QueueState, SlotDone, Stats, Steps
@@ -119,6 +121,10 @@ class Engine:
         for sequence in self._lifecycle.of_request(request_id):
             if sequence.index == index:
                 self._lifecycle.finish(sequence, StepOutput(), FinishReason.STOP)
+
+    def charge_elsewhere(self, costs: Sequence[tuple[str, float]]) -> None:
+        """Charge accounts what other servers of a cluster served them, by their weights."""
+        self._queue.accounts.charge_elsewhere(costs)
 
     def act_on_slot(self, command: ActOnSlot) -> SlotDone:
         """Erase, save or restore what an idle slot keeps."""

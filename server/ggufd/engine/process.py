@@ -12,6 +12,7 @@ import logging
 import logging.handlers
 import queue
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Protocol
 
@@ -32,6 +33,7 @@ from ggufd.engine.messages.reports import (
 from ggufd.engine.messages.requests import (
     Abort,
     ActOnSlot,
+    ChargeElsewhere,
     Command,
     EmbedRequest,
     EngineRequest,
@@ -58,6 +60,7 @@ class SteppedEngine(Protocol):
     def add(self, request: EngineRequest | EmbedRequest) -> None: ...
     def abort(self, request_id: int) -> None: ...
     def finish(self, request_id: int, index: int) -> None: ...
+    def charge_elsewhere(self, costs: Sequence[tuple[str, float]]) -> None: ...
     def step(self) -> list[Event]: ...
     def run_idle_maintenance(self) -> bool: ...
     def stats(self) -> Stats: ...
@@ -206,6 +209,8 @@ def _handle(engine: SteppedEngine, command: Command, events: list[Event]) -> Non
             engine.abort(request_id)
         case FinishSequence(request_id, index):
             engine.finish(request_id, index)
+        case ChargeElsewhere(costs):
+            engine.charge_elsewhere(costs)
         case GetStats():
             events.append(dataclasses.replace(engine.stats(), resident_bytes=_resident_bytes()))
         case GetQueue():

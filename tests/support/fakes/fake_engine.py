@@ -156,6 +156,7 @@ class FakeEngine:
         self.requests: list[EngineRequest] = []
         self.embeds: list[EmbedRequest] = []
         self.aborted: list[int] = []
+        self.charged: list[tuple[str, float]] = []
         self.finished: list[tuple[int, int]] = []
         self.open: set[int] = set()
         self.streams: dict[int, FakeStream | FakeVectors] = {}
@@ -209,6 +210,9 @@ class FakeEngine:
         if self.live_error is not None:
             raise self.live_error
         return self.live or LiveState(await self.stats(), (), self.queue)
+
+    def charge_elsewhere(self, costs: Sequence[tuple[str, float]]) -> None:
+        self.charged.extend(costs)
 
     def find(self, request_id: int) -> FakeStream | FakeVectors | None:
         return self.streams.get(request_id)

@@ -106,6 +106,9 @@ class EngineService(Protocol):
     def intake(self) -> IntakeService: ...
     def new_request_id(self) -> int: ...
     def submit(self, request: EngineRequest | EmbedRequest) -> RequestEvents: ...
+    def charge_elsewhere(self, costs: Sequence[tuple[str, float]]) -> None:
+        """Charge accounts what other servers of a cluster served them, divided by their weights."""
+
     def find(self, request_id: int) -> RequestEvents | None:
         """The open request with this id."""
 

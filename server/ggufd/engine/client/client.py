@@ -7,7 +7,7 @@ of the engine), before anything is sent. The engine's process is the supervisor'
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from ggufd.engine.client.callers import EngineCallers
@@ -23,6 +23,7 @@ from ggufd.engine.messages.config import EngineConfig
 from ggufd.engine.messages.reports import Ready
 from ggufd.engine.messages.requests import (
     Abort,
+    ChargeElsewhere,
     Command,
     EmbedRequest,
     EngineRequest,
@@ -173,6 +174,11 @@ class EngineClient:
             self._send(request)
         self._supervisor.use()
         return stream
+
+    def charge_elsewhere(self, costs: Sequence[tuple[str, float]]) -> None:
+        """Charge accounts what other servers served them, by their weights. Without an engine nobody waits for it."""
+        if self._supervisor.condition.state is EngineState.READY:
+            self._send(ChargeElsewhere(tuple(costs)))
 
     def find(self, request_id: int) -> RequestStream | None:
         """The open request with this id."""

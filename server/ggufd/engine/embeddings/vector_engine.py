@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ggufd.engine.embeddings.embedding import MAX_OPEN, Embedder
 from ggufd.engine.messages.events import Failed
 from ggufd.engine.messages.reports import Event, LiveSlot, LiveState, QueueState, SlotDone, SlotState, Stats, Steps
@@ -45,6 +47,10 @@ class VectorEngine:
 
     def finish(self, request_id: int, index: int) -> None:
         """There are no sequences."""
+
+    def charge_elsewhere(self, costs: Sequence[tuple[str, float]]) -> None:
+        """Charge accounts what other servers of a cluster served them, by their weights."""
+        self._embedder.accounts.charge_elsewhere(costs)
 
     def step(self) -> list[Event]:
         """Compute one batch of inputs; returns what happened."""

@@ -124,6 +124,13 @@ class FinishSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class ChargeElsewhere:
+    """Charge accounts what the other servers of a cluster served them lately: cost divided by the account's weight."""
+
+    costs: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GetStats:
     """Answer with `Stats`."""
 
@@ -179,6 +186,7 @@ Command = (
     | EmbedRequest
     | Abort
     | FinishSequence
+    | ChargeElsewhere
     | GetStats
     | GetQueue
     | GetSteps

@@ -6,6 +6,15 @@ begins to wait is lifted to the least counter of those that wait already, so nob
 accounts both have work waiting, their counters differ by at most one prompt and what the slots can generate meanwhile;
 so what they get in any such time differs by at most twice that. The account of background work comes after all others:
 its counter is infinite, and nothing of it is counted. Knows no requests and no slots.
+
+In a cluster each server has counters of its own, and is told every second what the others served. That is charged here
+while somebody else waits here. So no account is served here that had more of the whole cluster: since an account g
+began to wait here, what any other, f, was served by all servers until its last admission here exceeds what g was by at
+most 2 D, and until later by U more. D is what the other servers serve one account until that is charged here, about two
+seconds' worth; U what an account can be charged after it was chosen: one prompt, and what the slots can generate
+meanwhile. All of it divided by the weights. Where f has other servers to itself, it may get more from those: nothing
+stands idle for fairness. What is charged for others ends with the busy period, when nobody waits: until the next one
+begins, nobody was kept from anything.
 """
 
 from __future__ import annotations
@@ -24,12 +33,16 @@ _FORGET_EVERY = 64
 _MAX_SERVED = 256
 """So many accounts are reported; addresses can be many."""
 
+_MAX_COUNTERS = 4096
+"""So many accounts have a counter before those that are only served elsewhere get none."""
+
 
 class TokenCounters:
     """Weighted cost served to each account that is active, and to those that got more than their share lately."""
 
     def __init__(self) -> None:
         self._counters: dict[str, float] = {}
+        self._elsewhere: dict[str, float] = {}
         self._floor = 0.0
 
     def __getitem__(self, account: str) -> float:
@@ -51,6 +64,19 @@ class TokenCounters:
         """Add a cost to what the account was served; a negative one takes back what was charged too early."""
         self._counters[account] = self[account] + cost / weight
 
+    def charge_elsewhere(self, account: str, cost: float, waiting: Collection[str]) -> None:
+        """Add what other servers served an account. They keep it busy: it saves up no more than one that waits here."""
+        if account not in waiting:
+            self.lift(account, waiting)
+        self._counters[account] = self[account] + cost
+        self._elsewhere[account] = self._elsewhere.get(account, 0.0) + cost
+
+    def forgive_elsewhere(self) -> None:
+        """Take back what other servers served, as far as it is more than what who comes next starts at."""
+        for account, cost in self._elsewhere.items():
+            self._counters[account] = max(min(self[account], self._floor), self[account] - cost)
+        self._elsewhere.clear()
+
     def least(self, accounts: Iterable[str]) -> str:
         """Least served of some accounts; of equals the first."""
         return min(accounts, key=self.__getitem__)
@@ -62,6 +88,7 @@ class TokenCounters:
             for account, counter in self._counters.items()
             if account in active or counter > self._floor
         }
+        self._elsewhere = {account: cost for account, cost in self._elsewhere.items() if account in self._counters}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +133,19 @@ class Accounts:
         """Charge prompt tokens; a negative number is given back."""
         self.charge(principal, self.prompt_cost * n_tokens)
 
+    def charge_elsewhere(self, costs: Iterable[tuple[str, float]]) -> None:
+        """Charge accounts what the other servers of a cluster served them lately, divided by their weights.
+
+        Only for as long as another account waits here, which is who has less for it.
+        """
+        for account, cost in costs:
+            if account == BACKGROUND or not self.waiting.keys() - {account}:
+                continue
+            if len(self.counters) >= _MAX_COUNTERS:
+                self.counters.forget({*self.waiting, *self.running})
+            if account in self.waiting or len(self.counters) < _MAX_COUNTERS:
+                self.counters.charge_elsewhere(account, cost, self.waiting)
+
     def wait(self, account: str) -> None:
         """Count one waiting entry more."""
         if account == BACKGROUND:
@@ -123,6 +163,8 @@ class Accounts:
         _count_down(self.waiting, account)
         if account not in self.waiting:
             self.counters.settle(account)
+        if not self.waiting:
+            self.counters.forgive_elsewhere()
 
     def run(self, account: str) -> None:
         """Count one running entry more."""
