@@ -1,4 +1,4 @@
-"""Fair shares over the servers of a cluster, simulated: their real queues, the real ledger, and the bound that holds."""
+"""Fair shares over the servers of a cluster, simulated: real queues, the real ledger, and the bound that holds."""
 
 from __future__ import annotations
 
