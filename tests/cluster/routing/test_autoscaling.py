@@ -119,7 +119,7 @@ def test_a_load_that_grows_is_followed_and_one_that_ends_is_given_up() -> None:
     # 5 requests a second of 8 s are 40 slots, with room for a fifth more: 12 or 13 replicas.
     assert 11 <= max(wanted[100:1000]) <= 20
     assert max(waiting for _, waiting in seen[400:1000]) < 20, "served within the target once they are there"
-    assert wanted[-1] <= 4
+    assert wanted[-1] <= 6, "a fifth at a time, every 300 s"
     assert turns(wanted) <= 2
 
 

@@ -74,7 +74,7 @@ def test_counters_of_who_is_only_served_elsewhere_are_bounded() -> None:
 def test_the_engine_takes_the_charges_between_two_steps() -> None:
     rig = make_engine(n_slots=1)
     for request_id, account in ((1, "chat"), (2, "flood"), (3, "chat")):
-        rig.engine.add(make_request(request_id, account=account))
+        rig.engine.add(make_request(request_id, b"x", account=account))
     rig.engine.charge_elsewhere(ChargeElsewhere((("flood", 100.0), ("chat", 0.5))).costs)
     entries = {one.request_id: one.turn for one in rig.engine.queue_state().entries}
     turns = {request_id: turn.position for request_id, turn in entries.items() if turn is not None}
