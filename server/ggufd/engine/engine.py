@@ -130,6 +130,11 @@ class Engine:
         """Erase, save or restore what an idle slot keeps."""
         return act_on_slot(self._cache, command)
 
+    @property
+    def kept_folder(self) -> str:
+        """Folder of the chats on disk; "" where none are kept."""
+        return self._cache.host.disk_folder
+
     def close(self, timeout_s: float) -> None:
         """End of the engine: what can be kept for the next one is saved, within that time."""
         self._lifecycle.close(timeout_s)

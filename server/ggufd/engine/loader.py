@@ -119,6 +119,7 @@ def _generating_engine(config: EngineConfig, model: Model, log: LoadLog, offload
     backend = Backend(context, model.vocabulary, GrammarCompiler(model.vocabulary), draft_model)
     reuse = "any" if context.copies_all else "snapshots" if config.cache_ram_bytes else "whole"
     embedding = embedding_info(model, vectors, is_asked_for=config.embeddings or config.pooling is not None)
+    engine = _build(config, backend, context, embedder, _n_fixed(n_gpu_layers))
     ready = dataclasses.replace(
         ready_of(model, log, context, params, flash_why, embedding, n_slots=context.n_slots, reuse=reuse),
         n_gpu_layers=n_gpu_layers,
@@ -126,9 +127,10 @@ def _generating_engine(config: EngineConfig, model: Model, log: LoadLog, offload
         draft=draft,
         host_cache_bytes=config.rules.cache_ram_bytes,
         fingerprint=made_with,
+        kept_folder=engine.kept_folder,
         provenance=_provenance(files, config, params, context, n_gpu_layers),
     )
-    return Loaded(_build(config, backend, context, embedder, _n_fixed(n_gpu_layers)), ready, log.capture)
+    return Loaded(engine, ready, log.capture)
 
 
 def _context(config: EngineConfig, model: Model, params: ContextParams) -> tuple[Context, str, Provenance]:

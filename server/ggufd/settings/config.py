@@ -305,6 +305,10 @@ class ContextSection(Section):
     )
     slot_save_path: str = setting("", "Folder for the files of POST /slots/N?action=save; empty refuses to save.")
     cache_disk: int = setting(0, "MiB on disk for chats evicted from host RAM, kept over restarts; 0 is none.", ge=0)
+    cache_disk_path: str = setting(
+        "",
+        "Folder for the chats of cache_disk, of which each engine that shares it has a part; empty is the user's own.",
+    )
     cache_sharing: Literal["auto", "shared", "per-key"] = setting(
         "auto", "Prefix cache between keys: shared by all, per-key, or auto: per-key as soon as there are two keys."
     )

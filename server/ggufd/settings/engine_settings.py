@@ -35,6 +35,7 @@ _NOT_IN_PARAMS = {
     "context_shift",
     "cache_ram",
     "cache_disk",
+    "cache_disk_path",
     "cache_sharing",
     "cache_repairs",
     "cache_advice",
@@ -65,7 +66,8 @@ def metadata_of(config: Config) -> dict[str, Scalar]:
 def _disk_place(config: Config) -> DiskPlace | None:
     if not config.context.cache_disk:
         return None
-    return DiskPlace(str(platformdirs.user_cache_path("ggufd") / "prefixes"), config.context.cache_disk << 20)
+    folder = config.context.cache_disk_path or str(platformdirs.user_cache_path("ggufd") / "prefixes")
+    return DiskPlace(folder, config.context.cache_disk << 20)
 
 
 def engine_config(config: Config, model: hub.ModelFile) -> EngineConfig:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ggufd.engine.backend.tokens import common_prefix
 from ggufd.engine.kv_store import state_file
+from ggufd.engine.kv_store.disk_folder import DiskFolder
 from ggufd.engine.kv_store.state_file import BadStateFile, KeptState
 from ggufd.engine.messages.config import DiskPlace
 from ggufd.engine.messages.requests import CacheScope
@@ -66,22 +67,32 @@ def open_disk_cache(place: DiskPlace | None, *, only_whole: bool = False) -> Dis
     if place is None:
         return None
     try:
-        return DiskCache(Path(place.folder), place.max_bytes, place.fingerprint, only_whole=only_whole)
+        claim = DiskFolder(Path(place.folder))
+        return DiskCache(claim.path, place.max_bytes, place.fingerprint, only_whole=only_whole, claim=claim)
     except OSError as error:
         logger.warning("chats are not kept on disk: %s", error)
         return None
 
 
 class DiskCache:
-    """LRU cache of at most `max_bytes` of files in `folder`, for one engine at a time. Raises OSError.
+    """LRU cache of at most `max_bytes` of files in `folder`, for one engine at a time (`claim`). Raises OSError.
 
     With `only_whole` a state matches only a prompt that begins with all of its tokens, as in `HostCache`.
     `n_bad` counts files that were broken.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, fingerprint: str, *, only_whole: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int,
+        fingerprint: str,
+        *,
+        only_whole: bool = False,
+        claim: DiskFolder | None = None,
+    ) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder = folder
+        self.folder = folder
+        self._claim = claim
         self.max_bytes = max_bytes
         self._only_whole = only_whole
         self._fingerprint = fingerprint
@@ -131,7 +142,7 @@ class DiskCache:
     def _scan(self) -> list[DiskEntry]:
         """Files of earlier runs. Those of another model or other settings match nothing until they are evicted."""
         entries = []
-        for path in self._folder.glob(f"*{_SUFFIX}"):
+        for path in self.folder.glob(f"*{_SUFFIX}"):
             try:
                 stat, head = path.stat(), state_file.read_head(path)
             except (OSError, BadStateFile) as error:
@@ -141,7 +152,7 @@ class DiskCache:
                 continue
             tokens = head.tokens if head.fingerprint == self._fingerprint else array("i")
             entries.append(DiskEntry(path, stat.st_size, stat.st_mtime, tokens, head.cache_scope))
-        for leftover in self._folder.glob(f".*{_SUFFIX}.*"):
+        for leftover in self.folder.glob(f".*{_SUFFIX}.*"):
             _remove(leftover)
         return entries
 
@@ -179,6 +190,8 @@ class DiskCache:
     def close(self) -> None:
         """Stop the thread: no more is read or written."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._claim is not None:
+            self._claim.release()
 
     def _collect(self) -> None:
         """Add files that were written, in place of those that they continue; evict to stay in the budget."""
@@ -210,7 +223,7 @@ class DiskCache:
         _remove(entry.path)
 
     def _write(self, kept: KeptState) -> DiskEntry | None:
-        path = self._folder / f"{self._name(kept)}{_SUFFIX}"
+        path = self.folder / f"{self._name(kept)}{_SUFFIX}"
         try:
             n_bytes = state_file.write(path, kept, self._fingerprint)
             used_s = path.stat().st_mtime

@@ -87,6 +87,11 @@ class HostCache:
     def has_disk(self) -> bool:
         return self._disk is not None
 
+    @property
+    def disk_folder(self) -> str:
+        """Folder of the files on disk; "" where none are kept."""
+        return "" if self._disk is None else str(self._disk.folder)
+
     def insert(self, kept: KeptState) -> None:
         """Add a state, in place of its prefixes; evict the least recently used ones to stay in the budget."""
         if len(kept.state) > self.max_bytes:

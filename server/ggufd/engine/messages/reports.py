@@ -99,6 +99,7 @@ class Ready:
     `memory_bytes` is the sum of llama.cpp's own `buffers`, a line each; `host_cache_bytes` of RAM more may be taken by
     chats that lost their slot. `buffer_types` and `has_rpc` say what this build and machine have for other models.
     `fingerprint` names what slots are computed with (`engine.kv_store.fingerprint`); empty where they keep nothing.
+    `kept_folder` is where chats are on disk; empty where none are.
     `provenance` is what a deterministic text comes of; None where the cache is such that there are none.
     """
 
@@ -123,6 +124,7 @@ class Ready:
     buffer_types: tuple[str, ...] = ("CPU",)
     has_rpc: bool = False
     fingerprint: str = ""
+    kept_folder: str = ""
     provenance: Provenance | None = None
 
 
