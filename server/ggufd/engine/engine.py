@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ggufd.engine.maintenance import Maintenance
+from ggufd.engine.messages.config import DiskPlace
 from ggufd.engine.messages.events import FinishReason
-from ggufd.engine.messages.reports import Event, LiveState, QueueState, SlotDone, Stats, Steps
-from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest
+from ggufd.engine.messages.reports import ChatsSaved, Event, LiveState, QueueState, SlotDone, Stats, Steps
+from ggufd.engine.messages.requests import ActOnSlot, AdoptChat, EmbedRequest, EngineRequest
 from ggufd.engine.slot_actions import act_on_slot
 from ggufd.engine.statistics import Statistics
 from ggufd.engine.step.batch_runner import BatchRunner
@@ -131,9 +132,17 @@ class Engine:
         return act_on_slot(self._cache, command)
 
     @property
-    def kept_folder(self) -> str:
-        """Folder of the chats on disk; "" where none are kept."""
-        return self._cache.host.disk_folder
+    def disk(self) -> DiskPlace | None:
+        """Where chats are kept on disk; None where none are."""
+        return None if self._cache.host.disk is None else self._cache.host.disk.place
+
+    def save_chats(self) -> ChatsSaved:
+        """Begin to write kept states to disk, as many as it takes at once."""
+        return ChatsSaved(self._cache.disk_saves.begin())
+
+    def adopt_chat(self, chat: AdoptChat) -> None:
+        """Take up a file that was put into the folder of the disk cache."""
+        self._cache.disk_saves.adopt(chat)
 
     def close(self, timeout_s: float) -> None:
         """End of the engine: what can be kept for the next one is saved, within that time."""

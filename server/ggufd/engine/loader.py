@@ -127,7 +127,7 @@ def _generating_engine(config: EngineConfig, model: Model, log: LoadLog, offload
         draft=draft,
         host_cache_bytes=config.rules.cache_ram_bytes,
         fingerprint=made_with,
-        kept_folder=engine.kept_folder,
+        disk=engine.disk,
         provenance=_provenance(files, config, params, context, n_gpu_layers),
     )
     return Loaded(engine, ready, log.capture)

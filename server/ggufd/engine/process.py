@@ -19,6 +19,7 @@ from typing import Protocol
 from ggufd.engine.messages.config import EngineConfig
 from ggufd.engine.messages.events import Output
 from ggufd.engine.messages.reports import (
+    ChatsSaved,
     Event,
     LiveState,
     LoadFailed,
@@ -33,6 +34,7 @@ from ggufd.engine.messages.reports import (
 from ggufd.engine.messages.requests import (
     Abort,
     ActOnSlot,
+    AdoptChat,
     ChargeElsewhere,
     Command,
     EmbedRequest,
@@ -43,6 +45,7 @@ from ggufd.engine.messages.requests import (
     GetStats,
     GetSteps,
     Ping,
+    SaveChats,
     Shutdown,
 )
 from ggufd.errors import ModelError, ModelTooLarge
@@ -69,6 +72,8 @@ class SteppedEngine(Protocol):
     def live_state(self) -> LiveState: ...
     def note_sent(self, seconds: float) -> None: ...
     def act_on_slot(self, command: ActOnSlot) -> SlotDone: ...
+    def save_chats(self) -> ChatsSaved: ...
+    def adopt_chat(self, chat: AdoptChat) -> None: ...
     def close(self, timeout_s: float) -> None: ...
 
 
@@ -221,5 +226,9 @@ def _handle(engine: SteppedEngine, command: Command, events: list[Event]) -> Non
             events.append(engine.steps())
         case ActOnSlot():
             events.append(engine.act_on_slot(command))
+        case SaveChats():
+            events.append(engine.save_chats())
+        case AdoptChat():
+            engine.adopt_chat(command)
         case Ping():
             events.append(Pong())

@@ -127,6 +127,19 @@ async def test_a_peer_is_believed_whose_request_it_is(told: str, person: str) ->
         assert (principal.person, principal.account) == (person, person)
 
 
+@pytest.mark.parametrize(
+    ("sent", "chat"),
+    [("ab" * 16, "ab" * 16), ("", ""), ("AB" * 16, ""), ("ab" * 15, ""), ("ab" * 17, ""), ("zz" * 16, "")],
+)
+async def test_the_engine_is_told_the_conversation_that_the_cluster_names(sent: str, chat: str) -> None:
+    async with running(**IN_CLUSTER) as api:
+        assert (await asked(api, **PEER, **{"x-ggufd-chat": sent})).status_code == 200
+        assert [one.chat for one in api.engine.requests] == [chat]
+    async with running() as api:
+        assert (await asked(api, **{"x-ggufd-chat": sent})).status_code == 200
+        assert [one.chat for one in api.engine.requests] == [""]
+
+
 @pytest.mark.parametrize("told", ["127.0.0.1", "::1", "203.0.113.7", ""])
 async def test_nobody_is_on_this_machine_through_an_ingress_on_it(told: str) -> None:
     """Of somebody on the machine the live view tells everybody's rows."""

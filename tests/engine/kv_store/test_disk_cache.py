@@ -14,6 +14,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
+from ggufd.engine.kv_store import state_file
 from ggufd.engine.kv_store.disk_cache import MIN_TOKENS, DiskCache, Fetch, open_disk_cache
 from ggufd.engine.kv_store.state_file import KeptState
 from ggufd.engine.messages.config import DiskPlace, EngineRules
@@ -65,6 +66,16 @@ def test_a_chat_has_the_file_name_that_earlier_versions_gave_it(tmp_path: Path) 
     name = hashlib.blake2b(repr(("model", ("alice", (0.5,)))).encode(), digest_size=16)
     name.update(kept(5).tokens.tobytes())
     assert [path.name for path in tmp_path.iterdir()] == [f"{name.hexdigest()}.npz"]
+
+
+def test_a_file_of_an_earlier_version_names_no_chat(tmp_path: Path) -> None:
+    stored(tmp_path, kept(5))
+    (path,) = tmp_path.glob("*.npz")
+    with np.load(path) as data:
+        parts = {name: data[name] for name in data.files if name != "chat"}
+    np.savez(path, **parts)
+    assert state_file.read_head(path).chat == ""
+    assert read(fetched(cache(tmp_path), kept(5))) is not None
 
 
 def test_what_was_stored_comes_back_to_the_next_engine(tmp_path: Path) -> None:

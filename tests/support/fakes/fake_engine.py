@@ -40,6 +40,7 @@ from ggufd.engine.messages.events import (
 from ggufd.engine.messages.images import row_tokens
 from ggufd.engine.messages.provenance import FileDigest, Provenance
 from ggufd.engine.messages.reports import (
+    ChatsSaved,
     EmbeddingInfo,
     LiveState,
     ModelInfo,
@@ -52,7 +53,7 @@ from ggufd.engine.messages.reports import (
     StepRecord,
     Steps,
 )
-from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest, SlotAction
+from ggufd.engine.messages.requests import ActOnSlot, AdoptChat, EmbedRequest, EngineRequest, SlotAction
 from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget
 from ggufd.errors import EngineDown, EngineFailure, GgufdError, InvalidRequest, Unavailable, Unsupported
 from ggufd.keys.principal import Principal
@@ -152,6 +153,8 @@ class FakeEngine:
         self.records: tuple[StepRecord, ...] = ()
         self.cache = CacheReport()
         self.n_kept = 5
+        self.n_unsaved = 0
+        self.adopted: list[AdoptChat] = []
         self.slot_commands: list[ActOnSlot] = []
         self.requests: list[EngineRequest] = []
         self.embeds: list[EmbedRequest] = []
@@ -243,6 +246,13 @@ class FakeEngine:
 
     async def steps(self) -> Steps:
         return Steps(self.records)
+
+    async def save_chats(self) -> ChatsSaved:
+        self.n_unsaved = max(0, self.n_unsaved - 1)
+        return ChatsSaved(self.n_unsaved)
+
+    def adopt_chat(self, chat: AdoptChat) -> None:
+        self.adopted.append(chat)
 
     async def act_on_slot(self, command: ActOnSlot) -> SlotDone:
         assert self.ready is not None

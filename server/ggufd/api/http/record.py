@@ -35,7 +35,7 @@ class RequestRecord:
     is why it ended: a finish reason, an error's code, `DISCONNECTED`, or "" of what was no work.
     `first_s` is the TTFT, from arrival to the first token; `decode_s` is the time of the tokens after it, of the
     slowest choice, and `decoded_tokens` are those of all. `cache_class` is what the cache had for the first prompt.
-    `waited_s` is how long it waited until its model was loaded.
+    `waited_s` is how long it waited until its model was loaded. `chat` is the conversation by the word of the cluster.
     `ignored` names fields that were asked for in vain, which the answer tells. `body` is what was sent and `seed` what
     was drawn for it, where the answer has to tell.
     """
@@ -48,6 +48,7 @@ class RequestRecord:
     took_s: float = 0.0
     status: int = 0
     traceparent: str = ""
+    chat: str = ""
     key: str = ""
     model: str = ""
     reason: str = ""
@@ -135,6 +136,13 @@ def note_address(scope: Scope, address: str) -> None:
     record = scope.get(_SCOPE_RECORD)
     if record is not None:
         record.address = address
+
+
+def note_chat(scope: Scope, chat: str) -> None:
+    """Note the conversation that this request belongs to, by the word of the cluster."""
+    record = scope.get(_SCOPE_RECORD)
+    if record is not None:
+        record.chat = chat
 
 
 def is_own(scope: Scope) -> bool:

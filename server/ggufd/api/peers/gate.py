@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -12,15 +13,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ggufd.api.http.auth import PROBE_PATHS, grant
 from ggufd.api.http.json_response import error_response
 from ggufd.api.http.paths import own_path
-from ggufd.api.http.record import is_own, note_address, note_error
+from ggufd.api.http.record import is_own, note_address, note_chat, note_error
 from ggufd.errors import NotAPeer
 from ggufd.keys.ring import Key, Role
 
 TOKEN_HEADER = "x-ggufd-peer"
 
+CHAT_HEADER = "x-ggufd-chat"
+"""The conversation by which the cluster routed a request: 32 hex digits, kept with what is computed for it."""
+
 PREFIX = "/peers/"
 """Of the paths that are for the cluster itself: their only key is its token."""
 
+_CHAT = re.compile("[0-9a-f]{32}")
+_NOT_PASSED_ON = (TOKEN_HEADER.encode(), CHAT_HEADER.encode())
 _CLUSTER = Key("cluster", b"", Role.ADMIN)
 
 
@@ -66,9 +72,11 @@ def _as_told(scope: Scope) -> Scope:
         note_address(scope, address)
     if (scheme := headers.get("x-forwarded-proto", "").strip().lower()) in ("http", "https"):
         scope["scheme"] = scheme
+    if _CHAT.fullmatch(chat := headers.get(CHAT_HEADER, "")):
+        note_chat(scope, chat)
     if own_path(scope).startswith(PREFIX):
         grant(scope, _CLUSTER)
-    scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() != TOKEN_HEADER.encode()]
+    scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() not in _NOT_PASSED_ON]
     return scope
 
 

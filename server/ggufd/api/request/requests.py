@@ -223,6 +223,7 @@ async def engine_request(
         is_deterministic=fields.deterministic,
         adapters=services.adapters.of_request(fields.lora, fields.model),
         images=() if images is None else images.spans,
+        chat=caller.record.chat,
     )
     check_tokens(fields.token_bans or (), ready.model.n_vocab, "custom_token_bans")
     check_request(request, services.bounds(ready.n_ctx), param)

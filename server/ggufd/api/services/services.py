@@ -23,8 +23,8 @@ from ggufd.batches.store import BatchStore
 from ggufd.chat.advice.advisor import CacheAdvisor
 from ggufd.chat.prompt import ChatPrompt, RenderedChat, TextInfo
 from ggufd.engine.messages.events import RequestEvent
-from ggufd.engine.messages.reports import LiveState, QueueState, Ready, SlotDone, Stats, Steps
-from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest
+from ggufd.engine.messages.reports import ChatsSaved, LiveState, QueueState, Ready, SlotDone, Stats, Steps
+from ggufd.engine.messages.requests import ActOnSlot, AdoptChat, EmbedRequest, EngineRequest
 from ggufd.engine.messages.sampling import Grammar
 from ggufd.engine.queueing.validation import RequestBounds
 from ggufd.errors import EngineDown, GgufdError
@@ -67,6 +67,8 @@ class ReportService(Protocol):
     async def steps(self) -> Steps: ...
     async def queue_state(self) -> QueueState: ...
     async def live_state(self) -> LiveState: ...
+    async def save_chats(self) -> ChatsSaved: ...
+    def adopt_chat(self, chat: AdoptChat) -> None: ...
     async def act_on_slot(self, command: ActOnSlot) -> SlotDone:
         """Erase, save or restore what an idle slot keeps. Raises Unavailable while it is in use, or InvalidRequest."""
 

@@ -11,7 +11,7 @@ from ggufd.engine.client.open_requests import OpenRequests
 from ggufd.engine.client.questions import Questions
 from ggufd.engine.client.supervisor import CallerEvent, EngineUser
 from ggufd.engine.messages.events import RequestEvent
-from ggufd.engine.messages.reports import LiveState, QueueState, SlotDone, Stats, Steps
+from ggufd.engine.messages.reports import ChatsSaved, LiveState, QueueState, SlotDone, Stats, Steps
 from ggufd.engine.messages.requests import Command, EmbedRequest, EngineRequest
 from ggufd.errors import GgufdError
 
@@ -40,7 +40,7 @@ class EngineCallers(EngineUser):
 
     def receive(self, event: CallerEvent) -> None:
         match event:
-            case Stats() | QueueState() | Steps() | LiveState():
+            case Stats() | QueueState() | Steps() | LiveState() | ChatsSaved():
                 self._questions.answer(event)
             case SlotDone():
                 self._questions.answer_action(event)

@@ -9,12 +9,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ggufd.engine.messages.reports import LiveState, QueueState, SlotDone, Stats, Steps
+from ggufd.engine.messages.reports import ChatsSaved, LiveState, QueueState, SlotDone, Stats, Steps
 from ggufd.engine.messages.requests import ActOnSlot, Command, SlotAction
 from ggufd.errors import GgufdError, InvalidRequest, Unavailable
 
-_Answer = TypeVar("_Answer", Stats, QueueState, Steps, LiveState)
-Answer = Stats | QueueState | Steps | LiveState
+_Answer = TypeVar("_Answer", Stats, QueueState, Steps, LiveState, ChatsSaved)
+Answer = Stats | QueueState | Steps | LiveState | ChatsSaved
 """Answer to a question; one of a kind is for all who asked for it."""
 
 

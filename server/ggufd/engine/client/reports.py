@@ -9,8 +9,17 @@ from ggufd.engine.client.intake import Intake
 from ggufd.engine.client.questions import Questions, act_on_nothing
 from ggufd.engine.client.state import ASLEEP, TAKES_REQUESTS, EngineState
 from ggufd.engine.client.supervisor import EngineSupervisor
-from ggufd.engine.messages.reports import LiveState, QueueState, SlotDone, Stats, Steps
-from ggufd.engine.messages.requests import ActOnSlot, GetLive, GetQueue, GetStats, GetSteps, SlotAction
+from ggufd.engine.messages.reports import ChatsSaved, LiveState, QueueState, SlotDone, Stats, Steps
+from ggufd.engine.messages.requests import (
+    ActOnSlot,
+    AdoptChat,
+    GetLive,
+    GetQueue,
+    GetStats,
+    GetSteps,
+    SaveChats,
+    SlotAction,
+)
 
 
 class EngineReports:
@@ -44,6 +53,23 @@ class EngineReports:
         """State for the live view. Raises EngineDown when there is no engine to ask."""
         self._supervisor.condition.require({EngineState.READY})
         return await self._questions.ask(GetLive(), LiveState)
+
+    async def save_chats(self) -> ChatsSaved:
+        """Begin to write kept states to disk, as many as it takes at once; nothing is left of one that sleeps.
+
+        Raises EngineDown when there is none to ask.
+        """
+        self._supervisor.condition.require(TAKES_REQUESTS)
+        is_asleep = self._supervisor.condition.state in ASLEEP
+        return ChatsSaved(0) if is_asleep else await self._questions.ask(SaveChats(), ChatsSaved)
+
+    def adopt_chat(self, chat: AdoptChat) -> None:
+        """Take up a file that was put into the disk cache's folder; an engine that is not there finds it at its start.
+
+        A request that is submitted later finds the chat.
+        """
+        if self._supervisor.condition.state is EngineState.READY:
+            self._supervisor.send(chat)
 
     async def act_on_slot(self, command: ActOnSlot) -> SlotDone:
         """Erase, save or restore what an idle slot keeps; to restore wakes a sleeping engine, whose slots are empty.

@@ -22,6 +22,7 @@ from ggufd.engine.kv_store.model_file import FirstLoaded
 from ggufd.engine.messages.config import EngineConfig
 from ggufd.engine.messages.events import Admitted, Failed, Output, RequestEvent
 from ggufd.engine.messages.reports import (
+    ChatsSaved,
     Event,
     LiveState,
     LoadFailed,
@@ -50,7 +51,7 @@ _WAKE_AGAIN_S = 30.0
 _KILLED = -9
 
 
-CallerEvent = RequestEvent | Stats | Steps | QueueState | LiveState | SlotDone
+CallerEvent = RequestEvent | Stats | Steps | QueueState | LiveState | SlotDone | ChatsSaved
 """Events that somebody waits for; the others tell how the engine itself is."""
 
 

@@ -6,8 +6,18 @@ from collections.abc import Sequence
 
 from ggufd.engine.embeddings.embedding import MAX_OPEN, Embedder
 from ggufd.engine.messages.events import Failed
-from ggufd.engine.messages.reports import Event, LiveSlot, LiveState, QueueState, SlotDone, SlotState, Stats, Steps
-from ggufd.engine.messages.requests import ActOnSlot, EmbedRequest, EngineRequest, SlotAction
+from ggufd.engine.messages.reports import (
+    ChatsSaved,
+    Event,
+    LiveSlot,
+    LiveState,
+    QueueState,
+    SlotDone,
+    SlotState,
+    Stats,
+    Steps,
+)
+from ggufd.engine.messages.requests import ActOnSlot, AdoptChat, EmbedRequest, EngineRequest, SlotAction
 from ggufd.errors import GgufdError, Unsupported
 
 
@@ -70,6 +80,13 @@ class VectorEngine:
     def act_on_slot(self, command: ActOnSlot) -> SlotDone:
         failure = "" if command.action is SlotAction.ERASE else "a model of vectors keeps nothing in its slots"
         return SlotDone(command.slot, 0, failure=failure)
+
+    def save_chats(self) -> ChatsSaved:
+        """Nothing is kept."""
+        return ChatsSaved(0)
+
+    def adopt_chat(self, chat: AdoptChat) -> None:
+        """There is no cache for it."""
 
     def stats(self) -> Stats:
         running = [request.request_id for request in self._embedder.running]

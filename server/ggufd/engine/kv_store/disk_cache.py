@@ -7,7 +7,6 @@ costs no more than the file.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -32,7 +31,8 @@ MIN_TOKENS = 256
 _MAX_WRITING = 4
 """So many states may wait to be written: they hold RAM meanwhile."""
 
-_SUFFIX = ".npz"
+SUFFIX = ".npz"
+"""Of the files of the cache, whose name is the digest of what they are of."""
 
 
 @dataclass(slots=True, eq=False)
@@ -97,13 +97,18 @@ class DiskCache:
         self._only_whole = only_whole
         self._fingerprint = fingerprint
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk-cache")
-        self._writing: set[Future[DiskEntry | None]] = set()
+        self._writing: dict[Future[DiskEntry | None], KeptState] = {}
         self._has_failed = False
         self.n_bad = 0
         self._entries = self._scan()
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def place(self) -> DiskPlace:
+        """Where it is, and for what."""
+        return DiskPlace(str(self.folder), self.max_bytes, self._fingerprint)
 
     @property
     def n_bytes(self) -> int:
@@ -142,7 +147,7 @@ class DiskCache:
     def _scan(self) -> list[DiskEntry]:
         """Files of earlier runs. Those of another model or other settings match nothing until they are evicted."""
         entries = []
-        for path in self.folder.glob(f"*{_SUFFIX}"):
+        for path in self.folder.glob(f"*{SUFFIX}"):
             try:
                 stat, head = path.stat(), state_file.read_head(path)
             except (OSError, BadStateFile) as error:
@@ -152,7 +157,7 @@ class DiskCache:
                 continue
             tokens = head.tokens if head.fingerprint == self._fingerprint else array("i")
             entries.append(DiskEntry(path, stat.st_size, stat.st_mtime, tokens, head.cache_scope))
-        for leftover in self.folder.glob(f".*{_SUFFIX}.*"):
+        for leftover in self.folder.glob(f".*{SUFFIX}.*"):
             _remove(leftover)
         return entries
 
@@ -161,17 +166,41 @@ class DiskCache:
     def store(self, kept: KeptState) -> bool:
         """Begin to write a state, unless a file has it or too many wait to be written; whether it will be there."""
         self._collect()
-        if kept.cache_scope.is_deterministic:
-            # A file names neither the threads nor the chunks that it was computed in.
+        if not _is_worth_it(kept.tokens, kept.cache_scope) or len(kept.state) > self.max_bytes:
             return False
-        if len(kept.tokens) < MIN_TOKENS or len(kept.state) > self.max_bytes:
-            return False
-        if any(self._holds(entry, kept) for entry in self._entries):
+        if any(self._holds(entry, kept.tokens, kept.cache_scope) for entry in self._entries):
             return True
-        if len(self._writing) >= _MAX_WRITING:
+        if not self.has_room:
             return False
-        self._writing.add(self._thread.submit(self._write, kept))
+        self._writing[self._thread.submit(self._write, kept)] = kept
         return True
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more state may wait to be written."""
+        return len(self._writing) < _MAX_WRITING
+
+    @property
+    def n_writing(self) -> int:
+        """States that wait to be written, or are being written."""
+        self._collect()
+        return len(self._writing)
+
+    def lacks(self, tokens: array[int], cache_scope: CacheScope) -> bool:
+        """Whether the state of these tokens is worth a file, and none has it or is about to."""
+        self._collect()
+        if not _is_worth_it(tokens, cache_scope):
+            return False
+        written = (kept for kept in self._writing.values() if kept.cache_scope == cache_scope)
+        if any(kept.tokens == tokens for kept in written):
+            return False
+        return not any(self._holds(entry, tokens, cache_scope) for entry in self._entries)
+
+    def adopt(self, entry: DiskEntry) -> None:
+        """Take up a file that was put into the folder, as if it had been written here."""
+        self._collect()
+        self._add(entry)
+        self._evict()
 
     def flush(self, timeout_s: float, n_left: int = 0) -> None:
         """Wait until at most `n_left` states are still to be written, that long at most."""
@@ -196,21 +225,27 @@ class DiskCache:
     def _collect(self) -> None:
         """Add files that were written, in place of those that they continue; evict to stay in the budget."""
         for future in [future for future in self._writing if future.done()]:
-            self._writing.remove(future)
+            del self._writing[future]
             entry = future.result()
             if entry is not None:
-                self._entries = [old for old in self._entries if old.path != entry.path]
-                for old in [old for old in self._entries if self._is_continued(old, entry)]:
-                    self._delete(old)
-                self._entries.append(entry)
+                self._add(entry)
+        self._evict()
+
+    def _add(self, entry: DiskEntry) -> None:
+        self._entries = [old for old in self._entries if old.path != entry.path]
+        for old in [old for old in self._entries if self._is_continued(old, entry)]:
+            self._delete(old)
+        self._entries.append(entry)
+
+    def _evict(self) -> None:
         while self.n_bytes > self.max_bytes:
             self._delete(min(self._entries, key=lambda entry: entry.used_s))
 
-    def _holds(self, entry: DiskEntry, kept: KeptState) -> bool:
-        """Whether the file matches every prompt that the state would match."""
+    def _holds(self, entry: DiskEntry, tokens: array[int], cache_scope: CacheScope) -> bool:
+        """Whether the file matches every prompt that a state of `tokens` would match."""
         n_least = len(entry.tokens) if self._only_whole else 0
-        n_common = common_prefix(entry.tokens, kept.tokens) if entry.cache_scope == kept.cache_scope else 0
-        return n_common == len(kept.tokens) >= n_least
+        n_common = common_prefix(entry.tokens, tokens) if entry.cache_scope == cache_scope else 0
+        return n_common == len(tokens) >= n_least
 
     def _is_continued(self, old: DiskEntry, new: DiskEntry) -> bool:
         """Whether `old` is a prefix of `new`, which matches every prompt that `old` would match."""
@@ -223,7 +258,8 @@ class DiskCache:
         _remove(entry.path)
 
     def _write(self, kept: KeptState) -> DiskEntry | None:
-        path = self.folder / f"{self._name(kept)}{_SUFFIX}"
+        name = state_file.digest_of(self._fingerprint, kept.tokens, kept.cache_scope)
+        path = self.folder / f"{name}{SUFFIX}"
         try:
             n_bytes = state_file.write(path, kept, self._fingerprint)
             used_s = path.stat().st_mtime
@@ -234,12 +270,10 @@ class DiskCache:
             return None
         return DiskEntry(path, n_bytes, used_s, kept.tokens[:], kept.cache_scope)
 
-    def _name(self, kept: KeptState) -> str:
-        """File name: a digest, which tells nothing of the content and is the same for the same one."""
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(repr((self._fingerprint, (kept.cache_scope.namespace, kept.cache_scope.adapters))).encode())
-        digest.update(kept.tokens.tobytes())
-        return digest.hexdigest()
+
+def _is_worth_it(tokens: array[int], cache_scope: CacheScope) -> bool:
+    """Whether a state may have a file: of a deterministic one it names neither its threads nor its chunks."""
+    return len(tokens) >= MIN_TOKENS and not cache_scope.is_deterministic
 
 
 def _remove(path: Path) -> None:

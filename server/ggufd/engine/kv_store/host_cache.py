@@ -71,12 +71,21 @@ class HostCache:
         found = self.match(tokens, cache_scope)
         return self._disk.fetch(tokens, cache_scope, max(n_known, found[1] if found else 0))
 
+    @property
+    def disk(self) -> DiskCache | None:
+        """Where evicted states go."""
+        return self._disk
+
+    def by_use(self) -> list[KeptState]:
+        """All states, the most recently used first."""
+        return sorted(self._entries, key=lambda entry: -entry.last_used)
+
     def close(self, timeout_s: float) -> None:
         """Write all entries to disk, the most recently used first, as far as the time allows."""
         if self._disk is None:
             return
         deadline_s = time.monotonic() + timeout_s
-        for entry in sorted(self._entries, key=lambda entry: -entry.last_used):
+        for entry in self.by_use():
             self._disk.flush(max(0.0, deadline_s - time.monotonic()), n_left=1)
             if time.monotonic() < deadline_s:
                 self._disk.store(entry)
@@ -86,11 +95,6 @@ class HostCache:
     @property
     def has_disk(self) -> bool:
         return self._disk is not None
-
-    @property
-    def disk_folder(self) -> str:
-        """Folder of the files on disk; "" where none are kept."""
-        return "" if self._disk is None else str(self._disk.folder)
 
     def insert(self, kept: KeptState) -> None:
         """Add a state, in place of its prefixes; evict the least recently used ones to stay in the budget."""

@@ -6,6 +6,7 @@ only its owner may read it. The state goes back to llama.cpp, which checks its s
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from array import array
@@ -21,7 +22,7 @@ from ggufd.engine.messages.requests import EVERYBODYS, CacheScope
 from ggufd.llama.context.batch import State
 
 _FORMAT = 1
-"""Of this format the part that names the person is `asker`."""
+"""Of this format the part that names the person is `asker`; the earliest files have no `chat`."""
 
 
 class BadStateFile(Exception):
@@ -34,7 +35,21 @@ class Head(NamedTuple):
     tokens: array[int]
     cache_scope: CacheScope
     person: str
+    chat: str
     fingerprint: str
+
+    @property
+    def digest(self) -> str:
+        """Digest of what the state is of, 32 hex digits: the same for the same, and tells nothing of it."""
+        return digest_of(self.fingerprint, self.tokens, self.cache_scope)
+
+
+def digest_of(fingerprint: str, tokens: array[int], cache_scope: CacheScope) -> str:
+    """Digest of what a state is of: who computed it, in which scope, of which tokens."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((fingerprint, (cache_scope.namespace, cache_scope.adapters))).encode())
+    digest.update(tokens.tobytes())
+    return digest.hexdigest()
 
 
 def write(path: Path, kept: KeptState, fingerprint: str) -> int:
@@ -49,6 +64,7 @@ def write(path: Path, kept: KeptState, fingerprint: str) -> int:
                 namespace=kept.cache_scope.namespace,
                 adapters=np.array(kept.cache_scope.adapters, np.float64),
                 asker=kept.person,
+                chat=kept.chat,
                 tokens=np.array(kept.tokens, np.int32),
                 state=kept.state,
             )
@@ -67,7 +83,7 @@ def read(path: Path) -> tuple[KeptState, str]:
         state = _row(data, "state", np.uint8)
         if not len(state):
             raise BadStateFile("it has no state")
-    return KeptState(head.tokens, state, head.cache_scope, head.person), head.fingerprint
+    return KeptState(head.tokens, state, head.cache_scope, head.person, head.chat), head.fingerprint
 
 
 def read_head(path: Path) -> Head:
@@ -94,7 +110,8 @@ def _head(data: Any) -> Head:
     if not len(tokens):
         raise BadStateFile("it has no tokens")
     cache_scope = CacheScope(str(data["namespace"]), tuple(adapters.tolist()))
-    return Head(array("i", tokens.tobytes()), cache_scope, str(data["asker"]), str(data["mark"]))
+    chat = str(data["chat"]) if "chat" in data else ""
+    return Head(array("i", tokens.tobytes()), cache_scope, str(data["asker"]), chat, str(data["mark"]))
 
 
 def _row(data: Any, name: str, kind: type[np.generic]) -> Any:
@@ -107,10 +124,14 @@ def _row(data: Any, name: str, kind: type[np.generic]) -> Any:
 
 @dataclass(slots=True, eq=False)
 class KeptState:
-    """The state of a slot that held `tokens`, shape `[n_bytes]`; `person` had them computed, in one `cache_scope`."""
+    """The state of a slot that held `tokens`, shape `[n_bytes]`; `person` had them computed, in one `cache_scope`.
+
+    `chat` is what the last request called the conversation.
+    """
 
     tokens: array[int]
     state: State
     cache_scope: CacheScope = EVERYBODYS
     person: str = ""
+    chat: str = ""
     last_used: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ggufd.engine.messages.config import DiskPlace
 from ggufd.engine.messages.events import RequestEvent, Turn
 from ggufd.engine.messages.provenance import Provenance
 from ggufd.keys.principal import Principal
@@ -99,7 +100,7 @@ class Ready:
     `memory_bytes` is the sum of llama.cpp's own `buffers`, a line each; `host_cache_bytes` of RAM more may be taken by
     chats that lost their slot. `buffer_types` and `has_rpc` say what this build and machine have for other models.
     `fingerprint` names what slots are computed with (`engine.kv_store.fingerprint`); empty where they keep nothing.
-    `kept_folder` is where chats are on disk; empty where none are.
+    `disk` is where chats are kept on disk; None where none are.
     `provenance` is what a deterministic text comes of; None where the cache is such that there are none.
     """
 
@@ -124,7 +125,7 @@ class Ready:
     buffer_types: tuple[str, ...] = ("CPU",)
     has_rpc: bool = False
     fingerprint: str = ""
-    kept_folder: str = ""
+    disk: DiskPlace | None = None
     provenance: Provenance | None = None
 
 
@@ -272,6 +273,13 @@ class SlotDone:
     failure: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ChatsSaved:
+    """Kept states that have no file yet; those that are being written count."""
+
+    n_left: int
+
+
 class LiveSlot(NamedTuple):
     """Slot with its sequence, or with what it keeps. Numbers of tokens; no text.
 
@@ -319,4 +327,6 @@ Loading = LoadProgress | Placing | LogLine | Notice
 """Reports while a model loads."""
 
 
-Event = RequestEvent | Loading | Ready | LoadFailed | Stats | Steps | QueueState | LiveState | SlotDone | Pong
+Event = (
+    RequestEvent | Loading | Ready | LoadFailed | Stats | Steps | QueueState | LiveState | SlotDone | ChatsSaved | Pong
+)

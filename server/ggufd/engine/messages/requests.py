@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from array import array
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ class EngineRequest:
     is refused. `report_queue` asks for `Queued` while it waits.
     `is_deterministic` asks for a text that depends on request, model, settings and build alone: each of its decodes is
     its own, in chunks whose boundaries are fixed, and what cannot be computed so fails.
+    `chat` names the conversation to a cluster; it is kept with what is computed, and means nothing here.
     """
 
     request_id: int
@@ -79,6 +81,7 @@ class EngineRequest:
     are_logprobs_final: bool = False
     is_deterministic: bool = False
     images: tuple[ImageSpan, ...] = ()
+    chat: str = ""
 
     @property
     def cache_scope(self) -> CacheScope:
@@ -172,6 +175,22 @@ class ActOnSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveChats:
+    """Begin to write kept states to disk, as many as it takes at once; answer with `ChatsSaved`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptChat:
+    """Take up a file that was put into the folder of the disk cache. `used_s` is its last use, in Unix time."""
+
+    path: str
+    n_bytes: int
+    used_s: float
+    tokens: array[int]
+    cache_scope: CacheScope
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Answer with `Pong` between two steps."""
 
@@ -192,6 +211,8 @@ Command = (
     | GetSteps
     | GetLive
     | ActOnSlot
+    | SaveChats
+    | AdoptChat
     | Ping
     | Shutdown
 )

@@ -62,7 +62,7 @@ class KVCells:
         """Replace the content of an idle slot by a kept state, whose owner it has then. Raises `EngineFailure`."""
         start_s = self._clock()
         self.write(slot, kept.tokens[:], kept.state)
-        slot.cache_scope, slot.person = kept.cache_scope, kept.person
+        slot.cache_scope, slot.person, slot.chat = kept.cache_scope, kept.person, kept.chat
         self._costs.note_copy(len(kept.state), len(kept.tokens), self._clock() - start_s)
 
     def copy(self, source: Slot, target: Slot) -> None:

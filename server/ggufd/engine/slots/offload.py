@@ -74,7 +74,7 @@ class Offload:
                 self._cells.lose(slot, error)
                 return
             self._costs.note_save(slot.n_computed, self._clock() - start_s)
-            self._host.insert(KeptState(slot.tokens[:], state, slot.cache_scope, slot.person))
+            self._host.insert(KeptState(slot.tokens[:], state, slot.cache_scope, slot.person, slot.chat))
 
     def make_room(self, slot: Slot) -> None:
         """Save an idle slot, and count its content, if there is one, as evicted."""
@@ -105,7 +105,7 @@ class Offload:
             # The state has its answer too, of which nothing is reused.
             return
         if sequence.state is not None and slot.n_computed >= _MIN_SAVED_TOKENS and not sequence.is_background:
-            self._host.insert(KeptState(slot.tokens[:], sequence.state, slot.cache_scope, slot.person))
+            self._host.insert(KeptState(slot.tokens[:], sequence.state, slot.cache_scope, slot.person, slot.chat))
 
     def close(self, timeout_s: float) -> None:
         """Write what idle slots and host RAM hold to disk, as far as the time allows."""
@@ -166,7 +166,7 @@ class Offload:
         """A copy of an idle slot's content. Raises InvalidRequest for an empty slot and for one with moved keys."""
         if not slot.is_readable:
             raise InvalidRequest(f"slot {slot.index} keeps nothing that could be saved")
-        return KeptState(slot.tokens[:], self._cells.read(slot), slot.cache_scope, slot.person)
+        return KeptState(slot.tokens[:], self._cells.read(slot), slot.cache_scope, slot.person, slot.chat)
 
     def replace(self, slot: Slot, kept: KeptState) -> None:
         """Overwrite an idle slot with a saved one. Raises InvalidRequest where that fails; it may be empty then."""
@@ -201,4 +201,4 @@ class Offload:
             slot = self._table.slot_of(sequence)
             # Without it something is computed again some day; nobody has to fail for that.
             with contextlib.suppress(EngineFailure):
-                self._host.insert(KeptState(tokens, self._cells.read(slot), cache_scope, slot.person))
+                self._host.insert(KeptState(tokens, self._cells.read(slot), cache_scope, slot.person, slot.chat))

@@ -239,6 +239,7 @@ class SlotPlacement:
             if not self._offload.is_saved(own):
                 return None
             best = self._table.slots[max(known, key=lambda index: known[index])] if known else own
+            own.chat = best.chat if known else ""
             if best is not own and known[best.index] >= MIN_SHARED_TOKENS:
                 self._copy_if_possible(best, own)
                 own.cache_scope = cache_scope

@@ -6,6 +6,7 @@ Its parts, each over the same slots; callers get the ones that they need:
     cells        reads, writes, copies and trims llama.cpp's cells        `cells`
     matcher      which slot or kept state has the longest prefix          `matching`
     placement    which slot a sequence gets, and what it reuses           `placement`
+    disk_saves   writes what is kept to disk ahead of need                `disk_saves`
     offload      saves to and restores from host RAM and disk             `offload`
     compaction   keeps running sequences in one contiguous range          `compaction`
 """
@@ -23,6 +24,7 @@ from ggufd.engine.sequence.fixed_chunks import CPU_CHUNK, FixedChunks
 from ggufd.engine.slots.cells import KVCells
 from ggufd.engine.slots.compaction import Compaction
 from ggufd.engine.slots.copy_costs import CopyCosts
+from ggufd.engine.slots.disk_saves import DiskSaves
 from ggufd.engine.slots.matching import PrefixMatcher
 from ggufd.engine.slots.offload import Offload
 from ggufd.engine.slots.placement import SlotPlacement
@@ -57,6 +59,7 @@ class PrefixCache:
         self.cells = cells = KVCells(decoder, table, self.costs, clock)
         self.matcher = matcher = PrefixMatcher(decoder, table, self.host, chunks, n_cache_reuse=n_cache_reuse)
         self.offload = Offload(decoder, table, cells, matcher, self.host, self.costs, clock, message_ends)
+        self.disk_saves = DiskSaves(table, cells, self.host)
         self.placement = SlotPlacement(decoder, table, cells, matcher, self.offload, self.costs, chunks)
         self.compaction = Compaction(table, cells, self.costs)
 

@@ -26,9 +26,9 @@ from ggufd.errors import EngineFailure
 class Slot:
     """One slot. `tokens` is its cached prefix while idle; a running slot has none of its own.
 
-    `last_used` is a logical time, 0 for a slot that was evicted; `used_s` is the table's clock then. `is_shifted` until
-    the decode that rotates moved keys. `is_background` where background work left its content, which is not worth a
-    place beyond the slot.
+    `last_used` is a logical time, 0 for a slot that was evicted; `used_s` is the table's clock then. `chat` is the
+    conversation as its last request named it. `is_shifted` until the decode that rotates moved keys. `is_background`
+    where background work left its content, which is not worth a place beyond the slot.
     """
 
     index: int
@@ -38,6 +38,7 @@ class Slot:
     used_s: float = 0.0
     cache_scope: CacheScope = EVERYBODYS
     person: str = ""
+    chat: str = ""
     n_fixed: int = 0
     is_shifted: bool = False
     is_background: bool = False
@@ -115,7 +116,7 @@ class SlotTable:
         """Let a sequence run in an idle slot, whose content is its first `n_past` tokens."""
         slot.tokens, slot.sequence = array("i"), sequence
         slot.cache_scope, slot.person = sequence.request.cache_scope, sequence.request.principal.person
-        slot.is_background = sequence.is_background
+        slot.chat, slot.is_background = sequence.request.chat, sequence.is_background
         sequence.slot = slot.index
         self.touch(slot)
 
@@ -136,6 +137,7 @@ class SlotTable:
         running.used_s, idle.used_s = idle.used_s, running.used_s
         running.cache_scope, idle.cache_scope = idle.cache_scope, running.cache_scope
         running.person, idle.person = idle.person, running.person
+        running.chat, idle.chat = idle.chat, running.chat
         running.is_background, idle.is_background = idle.is_background, running.is_background
         sequence.slot = idle.index
 
