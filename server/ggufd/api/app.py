@@ -32,6 +32,7 @@ from ggufd.api.live.view import LiveMessages
 from ggufd.api.llamacpp import errors as llamacpp
 from ggufd.api.ops import health
 from ggufd.api.peers.gate import PeerMiddleware
+from ggufd.api.peers.state import PeerState
 from ggufd.api.pool import beside, waiting
 from ggufd.api.pool.gate import ModelGate
 from ggufd.api.request.docs import Documentation
@@ -81,6 +82,7 @@ def create_app(
             config.keys.watch(functools.partial(_forget_revoked, one.advisor, config.keys))
     if services.batches is not None:
         app.state.batch_worker = BatchWorker(app, services.batches, lambda: app.state.services)
+    app.state.peers = PeerState()
     app.state.large_bodies = asyncio.Lock()
     app.state.body_budget = BodyBudget(max(MAX_BYTES, 2 * config.max_body_bytes))
     collector = _collector(app)

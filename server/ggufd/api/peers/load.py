@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ggufd.api.http.json_response import json_response
+from ggufd.api.peers.state import peer_state_of
 from ggufd.api.services.services import EngineService, services_of
 from ggufd.engine.messages.reports import LiveState, Ready
 from ggufd.errors import EngineDown
@@ -49,14 +50,14 @@ async def get_load(request: Request) -> Response:
 
 async def _state(request: Request, engine: EngineService) -> LiveState | None:
     """What the engine says, or said last; None of one that sleeps."""
-    kept: dict[EngineService, LiveState] = getattr(request.app.state, "peer_load", {})
+    peers = peer_state_of(request)
     try:
         state = await asyncio.wait_for(engine.reports.live_state(), _ANSWER_S)
     except TimeoutError:
-        return kept.get(engine)
+        return peers.load[1] if peers.load is not None and peers.load[0] is engine else None
     except EngineDown:
         return None
-    request.app.state.peer_load = {engine: state}
+    peers.load = (engine, state)
     return state
 
 
