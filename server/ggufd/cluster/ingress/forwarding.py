@@ -1,0 +1,211 @@
+"""Forwarding of a request to a replica, and to others as long as nothing real was sent of an answer.
+
+A replica that is lost is one to avoid, and the next one is asked. One that is full is, too, but only one other is asked
+then: a full cluster must not be asked by each request as often as it has replicas. What goes through after the first
+real bytes is not looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Protocol
+
+import aiohttp
+from starlette.types import Send
+
+from ggufd.cluster.ingress.asked import AskedRequest
+from ggufd.cluster.ingress.delivery import Delivery, separator_of
+from ggufd.cluster.ingress.exchanges import Exchange, OpenExchanges
+from ggufd.cluster.ingress.failures import LINES, broken, failure, none_left
+from ggufd.cluster.ingress.headers import to_client
+from ggufd.cluster.ingress.opening import EventOpening, LineOpening, StreamOpening, whole_events
+from ggufd.cluster.ingress.upstream import ReplicaLost, Upstream, losing, retry_after
+from ggufd.cluster.replicas import Replica, Replicas
+
+logger = logging.getLogger(__name__)
+
+_MOST_ASKED = 5
+"""Replicas that one request may be lost with or refused by, if it is the request that ends them."""
+
+_MOST_FULL = 2
+
+_HELD_BYTES = 1 << 20
+"""Answers up to here that are no streams are sent when they are whole, so that a lost one is asked for again."""
+
+_FULL = 503
+
+
+class ReplicaRouter(Protocol):
+    """Choice of a replica: the best first, and how many requests each has from here."""
+
+    def rank(self, hint: Any, replicas: Sequence[Replica], avoid: Collection[str]) -> Sequence[Replica]: ...
+
+    def opened(self, replica_id: str) -> None: ...
+
+    def closed(self, replica_id: str) -> None: ...
+
+
+class ReplicaRefusal(Exception):
+    """A replica's word that it takes no requests now, and when it may.
+
+    `separator` is that of a stream that begins with it.
+    """
+
+    def __init__(self, answer: aiohttp.ClientResponse, body: bytes, separator: bytes = b"") -> None:
+        super().__init__(answer.status)
+        self.status = answer.status
+        self.headers = to_client(answer.raw_headers)
+        self.body = body
+        self.separator = separator
+        self.retry_s = retry_after(answer.headers)
+
+
+class Forwarder:
+    """Forwarding of requests to the replicas that there are."""
+
+    def __init__(self, replicas: Replicas, router: ReplicaRouter, upstream: Upstream, exchanges: OpenExchanges) -> None:
+        self._replicas = replicas
+        self._router = router
+        self._upstream = upstream
+        self._exchanges = exchanges
+
+    async def forward(self, asked: AskedRequest, hint: Any, send: Send, only: Replica | None = None) -> str | None:
+        """Answer a request; the id of the replica that did. `only` is the one replica that can."""
+        delivery = Delivery(send, asked.route)
+        avoid: set[str] = set()
+        refusals: list[ReplicaRefusal] = []
+        while len(avoid) < _MOST_ASKED and len(refusals) < _MOST_FULL:
+            replica = await self._next(hint, avoid, only)
+            if replica is None:
+                break
+            avoid.add(replica.id)
+            try:
+                await self._attempt(replica, asked, delivery)
+            except ReplicaRefusal as refusal:
+                refusals.append(refusal)
+            except ReplicaLost as lost:
+                logger.warning("a replica was lost: %s", lost)
+                if delivery.has_begun:
+                    await delivery.break_off(broken())
+                    return replica.id
+                if lost.was_sent and not asked.is_repeatable:
+                    break
+            else:
+                return replica.id
+        await self._refuse(asked, delivery, refusals, len(avoid))
+        return None
+
+    async def _next(self, hint: Any, avoid: set[str], only: Replica | None) -> Replica | None:
+        if only is not None:
+            return None if only.id in avoid else only
+        ranked = self._router.rank(hint, await self._replicas.all(), avoid)
+        return next((replica for replica in ranked if replica.id not in avoid), None)
+
+    @contextlib.contextmanager
+    def _counted(self, replica: Replica) -> Iterator[None]:
+        self._router.opened(replica.id)
+        try:
+            yield
+        finally:
+            self._router.closed(replica.id)
+
+    async def _attempt(self, replica: Replica, asked: AskedRequest, delivery: Delivery) -> None:
+        """Raises ReplicaLost or ReplicaRefusal."""
+        with self._counted(replica):
+            async with (
+                self._exchanges.during(replica) as exchange,
+                self._upstream.asked(replica, asked.method, asked.target, asked.headers, asked.body) as answer,
+            ):
+                exchange.hear()
+                if answer.status == _FULL:
+                    raise await _refusal(replica, answer)
+                await _relay(exchange, answer, delivery)
+
+    @staticmethod
+    async def _refuse(asked: AskedRequest, delivery: Delivery, refusals: list[ReplicaRefusal], n_asked: int) -> None:
+        if refusals:
+            soonest = min(refusals, key=lambda refusal: refusal.retry_s)
+            await delivery.refuse(soonest.status, soonest.headers, soonest.body, soonest.separator)
+            return
+        response = failure(none_left(n_asked), asked.scope, asked.request_id)
+        await delivery.refuse(response.status_code, response.raw_headers, bytes(response.body))
+
+
+async def _refusal(replica: Replica, answer: aiohttp.ClientResponse) -> ReplicaRefusal:
+    with losing(replica):
+        return ReplicaRefusal(answer, await answer.read())
+
+
+async def _relay(exchange: Exchange, answer: aiohttp.ClientResponse, delivery: Delivery) -> None:
+    """Send an answer on. Raises ReplicaLost, or ReplicaRefusal where a stream begins with one."""
+    separator = separator_of(answer.headers.get("Content-Type", ""))
+    if delivery.has_head and separator != delivery.separator:
+        with losing(exchange.replica):
+            body = await answer.read()
+        await delivery.refuse(answer.status, (), body)
+    elif separator:
+        await _relay_stream(exchange, answer, delivery, separator)
+    else:
+        await _relay_body(exchange, answer, delivery)
+
+
+async def _relay_body(exchange: Exchange, answer: aiohttp.ClientResponse, delivery: Delivery) -> None:
+    headers = to_client(answer.raw_headers)
+    if answer.content_length is not None and answer.content_length <= _HELD_BYTES:
+        with losing(exchange.replica):
+            body = await answer.read()
+        await delivery.head(answer.status, headers, b"")
+        await delivery.end(body)
+        return
+    with losing(exchange.replica):
+        piece = await answer.content.readany()
+    await delivery.head(answer.status, headers, b"")
+    while piece:
+        await delivery.real(piece)
+        with losing(exchange.replica):
+            piece = await answer.content.readany()
+    await delivery.end()
+
+
+async def _relay_stream(
+    exchange: Exchange, answer: aiohttp.ClientResponse, delivery: Delivery, separator: bytes
+) -> None:
+    held = await _open_stream(exchange, answer, delivery, separator)
+    while True:
+        with losing(exchange.replica):
+            data = await answer.content.readany()
+        if not data:
+            break
+        exchange.hear()
+        whole, held = whole_events(separator, held, data)
+        if whole:
+            await delivery.real(whole)
+    await delivery.end(held)
+
+
+async def _open_stream(
+    exchange: Exchange, answer: aiohttp.ClientResponse, delivery: Delivery, separator: bytes
+) -> bytes:
+    """Send the opening of a stream up to its first real events; what is held of the next one."""
+    opening: StreamOpening = LineOpening() if separator == LINES else EventOpening()
+    headers = to_client(answer.raw_headers)
+    while True:
+        with losing(exchange.replica):
+            data = await answer.content.readany()
+        if not data:
+            await delivery.head(answer.status, headers, separator)
+            return opening.rest()
+        exchange.hear()
+        opened = opening.feed(data)
+        if opened.is_refused:
+            raise ReplicaRefusal(answer, opened.real, separator)
+        if opened.comments or opened.real:
+            await delivery.head(answer.status, headers, separator)
+        if opened.comments:
+            await delivery.comment(opened.comments)
+        if opened.real:
+            whole, held = whole_events(separator, b"", opened.real)
+            await delivery.real(whole)
+            return held
