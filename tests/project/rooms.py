@@ -95,6 +95,7 @@ ROOMS: tuple[str, ...] = (
     "cluster.routing",
     "cluster.directory",
     "cluster.moving",
+    "cluster.merging",
     "cluster.ingress",
     "cluster.simulation",
     "cluster.serving",

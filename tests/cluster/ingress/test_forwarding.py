@@ -12,6 +12,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from ggufd.cluster.routing.hints import hint_of
 from tests.support.fakes.ingress_server import IngressServer, ingress_server
 from tests.support.fakes.paced_replica import SHAPES, Death, PacedReplica, serving
 
@@ -101,6 +102,23 @@ class TestWhatGoesThrough:
         assert replica.asked[0].headers["x-forwarded-for"] == told
         assert replica.asked[0].headers["x-forwarded-proto"] == ("https" if told == "1.2.3.4" else "http")
 
+    def test_a_replica_is_told_which_chat_it_is_and_nothing_that_a_client_claims(self, serve: Serve) -> None:
+        replica = PacedReplica("a")
+        server = serve(replica, hint_of=hint_of)
+        body = {"messages": [{"role": "user", "content": "Hello"}], "stream": True}
+        post(server.url, "/v1/chat/completions", body, headers={"x-ggufd-chat": "0" * 32, "x-ggufd-odd": "1"})
+        told = replica.asked[0].headers
+        assert (
+            told["x-ggufd-chat"]
+            == hint_of("POST", "/v1/chat/completions", {}, replica.asked[0].body, "127.0.0.1").chat.hex()
+        )
+        assert "x-ggufd-odd" not in told
+
+    def test_a_replica_that_has_another_token_is_passed_over(self, serve: Serve) -> None:
+        wrong = {("POST", "/v1/chat/completions"): {}}
+        server = serve(PacedReplica("a", token="other", answers=wrong), PacedReplica("b", token="mine"), token="mine")
+        assert " b4" in post(server.url, "/v1/chat/completions").text
+
     def test_headers_are_told_once(self, serve: Serve) -> None:
         server = serve(PacedReplica("a"))
         answer = post(server.url, "/v1/chat/completions")
@@ -120,21 +138,23 @@ class TestWhatGoesThrough:
         assert second == "mine-1"
 
     def test_comments_are_sent_on_while_a_request_waits(self, serve: Serve) -> None:
-        server = serve(PacedReplica("a", first_s=1.0, ping_s=0.05))
+        server = serve(PacedReplica("a", first_s=6.0, ping_s=0.05))
         begun = time.monotonic()
-        with httpx.stream("POST", f"{server.url}/v1/messages", json={"stream": True}, trust_env=False) as answer:
+        with httpx.stream(
+            "POST", f"{server.url}/v1/messages", json={"stream": True}, trust_env=False, timeout=60
+        ) as answer:
             pieces = answer.iter_raw()
             first = next(pieces)
             heard_s = time.monotonic() - begun
             rest = b"".join(pieces)
         assert first.startswith(b"event: ping")
-        assert heard_s < 0.8
+        assert heard_s < 5
         assert rest.index(b"message_start") < rest.index(b" a0")
 
     def test_a_client_that_leaves_is_gone_for_the_replica_at_once(self, serve: Serve) -> None:
         replica = PacedReplica("a", n_tokens=10_000, pace_s=0.01)
         server = serve(replica)
-        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json={"stream": True}) as answer:
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json={"stream": True}, timeout=60) as answer:
             next(answer.iter_raw())
         assert until(lambda: replica.n_left == 1)
         assert replica.n_open == 0
@@ -144,13 +164,13 @@ class TestWhatGoesThrough:
         replica = PacedReplica("a", hangs=True)
         server = serve(replica)
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{server.url}/v1/chat/completions", json={}, timeout=0.3, trust_env=False)
+            httpx.post(f"{server.url}/v1/chat/completions", json={}, timeout=0.5, trust_env=False)
         assert until(lambda: replica.n_left == 1)
 
     def test_a_slow_reader_holds_up_the_replica_and_fills_no_memory(self, serve: Serve) -> None:
         replica = PacedReplica("a", n_tokens=2000, pace_s=0.0, padding=50_000)
         server = serve(replica)
-        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json={"stream": True}) as answer:
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json={"stream": True}, timeout=60) as answer:
             next(answer.iter_raw(100))
             written = -1
             while written != replica.n_written:

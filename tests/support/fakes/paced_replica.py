@@ -149,7 +149,7 @@ class PacedReplica:
         if asked.path == "/health":
             return _send(writer, 200, {"status": "ok"})
         if self.token is not None and asked.headers.get("x-ggufd-peer") != self.token:
-            return _send(writer, 401, {"error": {"message": "no peer"}})
+            return _send(writer, 401, {"error": {"message": "no peer", "code": "invalid_peer_token"}})
         known = self.answers.get(("GET" if asked.method == "HEAD" else asked.method, asked.path))
         if known is not None:
             return _send(writer, 200, known, has_body=asked.method != "HEAD")

@@ -12,24 +12,28 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from ggufd.api.http.body_budget import MAX_BYTES, BodyBudget, BodyShare
 from ggufd.api.http.paths import PathMiddleware
 from ggufd.cluster.ingress.asked import AskedRequest, pieces_of, read_body
-from ggufd.cluster.ingress.exchanges import OpenExchanges
+from ggufd.cluster.ingress.everyone import Everyone
 from ggufd.cluster.ingress.failures import failure
+from ggufd.cluster.ingress.fan_out import FanOut
 from ggufd.cluster.ingress.forwarding import Forwarder, ReplicaRouter
-from ggufd.cluster.ingress.upstream import Upstream
+from ggufd.cluster.ingress.headers import CHAT_HEADER
+from ggufd.cluster.ingress.places import Places
+from ggufd.cluster.ingress.upstream import OpenExchanges, Upstream
 from ggufd.cluster.replicas import Replicas
-from ggufd.errors import GgufdError
+from ggufd.cluster.routing.hints import RouteHint, hint_of
+from ggufd.errors import GgufdError, NotFound
 
 logger = logging.getLogger(__name__)
 
 _WATCH_S = 1.0
 
-HintOf = Callable[[str, str, Mapping[str, str], bytes, str], Any]
+HintOf = Callable[[str, str, Mapping[str, str], bytes, str], RouteHint | None]
 """The hint of a request by its method, path, headers, body and address."""
 
 
@@ -47,7 +51,7 @@ class Ingress:
         router: ReplicaRouter,
         token: str | None,
         *,
-        hint_of: HintOf,
+        hint_of: HintOf = hint_of,
         max_body_bytes: int = 64_000_000,
         max_bodies_bytes: int = MAX_BYTES,
         root_path: str = "",
@@ -60,7 +64,10 @@ class Ingress:
         self._budget = BodyBudget(max_bodies_bytes)
         self._upstream = Upstream()
         self._exchanges = OpenExchanges()
-        self._forwarder = Forwarder(replicas, router, self._upstream, self._exchanges)
+        everyone = Everyone(replicas, self._upstream)
+        self._fan_out = FanOut(everyone)
+        self._places = Places(everyone)
+        self._forwarder = Forwarder(replicas, router, self._upstream, self._exchanges, self._places.learn)
         self._watching: asyncio.Task[None] | None = None
         app: ASGIApp = PathMiddleware(self._respond, root_path)
         # Outermost, and by the server's own code: what it says of the client goes on to the replicas.
@@ -106,6 +113,8 @@ class Ingress:
             share.give_back()
 
     async def _answer(self, asked: AskedRequest, receive: Receive, send: Send, share: BodyShare) -> None:
+        if asked.is_for_peers:
+            raise NotFound(f"There is no route {asked.method} {asked.path[:100]}. See /docs.")
         if asked.is_upload:
             asked.body = pieces_of(receive)
             await self._forwarder.forward(asked, None, send)
@@ -114,8 +123,14 @@ class Ingress:
         await _until_left(receive, self._chosen(asked, body, send))
 
     async def _chosen(self, asked: AskedRequest, body: bytes, send: Send) -> None:
+        only = await self._places.find(asked)
+        if only is None and (answer := self._fan_out.find(asked)) is not None:
+            await (await answer(asked))(asked.scope, _never, send)
+            return
         hint = self._hint_of(asked.method, asked.path, asked.headers, body, asked.address)
-        await self._forwarder.forward(asked, hint, send)
+        if hint is not None:
+            asked.headers[CHAT_HEADER] = hint.chat.hex()
+        await self._forwarder.forward(asked, hint, send, only)
 
     # --- replicas that are gone -------------------------------------------------------------------------------------
 
@@ -146,6 +161,12 @@ async def _until_left(receive: Receive, work: Coroutine[Any, Any, None]) -> None
         working.cancel()
         watching.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _never() -> Message:
+    """`receive` of a response whose client is watched by others."""
+    never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+    return await never
 
 
 async def _left(receive: Receive) -> None:

@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 from multidict import CIMultiDict
 from starlette.datastructures import Headers
@@ -45,7 +45,7 @@ class AskedRequest:
         if not _ID.fullmatch(headers.get(REQUEST_ID_HEADER, "")):
             headers[REQUEST_ID_HEADER] = uuid.uuid4().hex[:16]
         query = scope.get("query_string", b"").decode("latin-1")
-        raw = scope.get("raw_path", b"").decode("latin-1").partition("?")[0] or scope["path"]
+        raw = (scope.get("raw_path") or b"").decode("latin-1").partition("?")[0] or quote(scope["path"])
         client = scope.get("client")
         return cls(
             method=scope["method"],
@@ -71,6 +71,11 @@ class AskedRequest:
     def sent(self) -> Headers:
         """The headers as the client sent them."""
         return Headers(scope=self.scope)
+
+    @property
+    def is_for_peers(self) -> bool:
+        """Whether it asks for what only the cluster itself may ask of a replica."""
+        return "peers" in self.path.split("/")
 
     @property
     def is_upload(self) -> bool:

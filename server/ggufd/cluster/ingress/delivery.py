@@ -19,12 +19,13 @@ def separator_of(content_type: str) -> bytes:
 
 
 class Delivery:
-    """One answer. `has_begun` says that something real was sent, after which no other replica can answer."""
+    """One answer. `has_begun` says that something real was sent, `first`, after which no other replica can answer."""
 
     def __init__(self, send: Send, route: str) -> None:
         self._send = send
         self._route = route
         self._last = b""
+        self.first = b""
         self.separator = b""
         self.has_head = False
         self.has_begun = False
@@ -41,14 +42,18 @@ class Delivery:
 
     async def real(self, data: bytes) -> None:
         """Send some of the answer: whole events, where it is a stream."""
-        self.has_begun = True
-        self._last = data
+        self._note(data)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
         """Send the last of the answer."""
-        self.has_begun = True
+        self._note(data)
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    def _note(self, data: bytes) -> None:
+        if not self.has_begun:
+            self.has_begun, self.first = True, data
+        self._last = data
 
     async def refuse(
         self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes, separator: bytes = b""

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Protocol
 
 import aiohttp
 from starlette.types import Send
 
 from ggufd.cluster.ingress.asked import AskedRequest
 from ggufd.cluster.ingress.delivery import Delivery, separator_of
-from ggufd.cluster.ingress.exchanges import Exchange, OpenExchanges
 from ggufd.cluster.ingress.failures import LINES, broken, failure, none_left
 from ggufd.cluster.ingress.headers import to_client
 from ggufd.cluster.ingress.opening import EventOpening, LineOpening, StreamOpening, whole_events
-from ggufd.cluster.ingress.upstream import ReplicaLost, Upstream, losing, retry_after
+from ggufd.cluster.ingress.upstream import Exchange, OpenExchanges, ReplicaLost, Upstream, losing, retry_after
 from ggufd.cluster.replicas import Replica, Replicas
+from ggufd.cluster.routing.hints import RouteHint
+from ggufd.errors import NotAPeer
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,24 @@ _MOST_FULL = 2
 _HELD_BYTES = 1 << 20
 """Answers up to here that are no streams are sent when they are whole, so that a lost one is asked for again."""
 
-_FULL = 503
+_NAMING = frozenset(("/responses", "/files", "/batches"))
+"""Routes whose answers name something that only their replica has."""
+
+_FULL, _UNKNOWN = 503, 401
+
+_BAD_TOKEN = f'"{NotAPeer.code}"'.encode()
+
+
+Learn = Callable[[str, bytes], None]
+"""Takes the first real bytes of an answer, which name what its replica has from now on."""
 
 
 class ReplicaRouter(Protocol):
     """Choice of a replica: the best first, and how many requests each has from here."""
 
-    def rank(self, hint: Any, replicas: Sequence[Replica], avoid: Collection[str]) -> Sequence[Replica]: ...
+    def rank(
+        self, hint: RouteHint | None, replicas: Sequence[Replica], avoid: Collection[str]
+    ) -> Sequence[Replica]: ...
 
     def opened(self, replica_id: str) -> None: ...
 
@@ -65,15 +77,26 @@ class ReplicaRefusal(Exception):
 class Forwarder:
     """Forwarding of requests to the replicas that there are."""
 
-    def __init__(self, replicas: Replicas, router: ReplicaRouter, upstream: Upstream, exchanges: OpenExchanges) -> None:
+    def __init__(
+        self,
+        replicas: Replicas,
+        router: ReplicaRouter,
+        upstream: Upstream,
+        exchanges: OpenExchanges,
+        learn: Learn = lambda replica_id, data: None,
+    ) -> None:
         self._replicas = replicas
         self._router = router
         self._upstream = upstream
         self._exchanges = exchanges
+        self._learn = learn
 
-    async def forward(self, asked: AskedRequest, hint: Any, send: Send, only: Replica | None = None) -> str | None:
+    async def forward(
+        self, asked: AskedRequest, hint: RouteHint | None, send: Send, only: Replica | None = None
+    ) -> str | None:
         """Answer a request; the id of the replica that did. `only` is the one replica that can."""
         delivery = Delivery(send, asked.route)
+        names_things = asked.method == "POST" and asked.route in _NAMING
         avoid: set[str] = set()
         refusals: list[ReplicaRefusal] = []
         while len(avoid) < _MOST_ASKED and len(refusals) < _MOST_FULL:
@@ -93,11 +116,13 @@ class Forwarder:
                 if lost.was_sent and not asked.is_repeatable:
                     break
             else:
+                if names_things:
+                    self._learn(replica.id, delivery.first)
                 return replica.id
         await self._refuse(asked, delivery, refusals, len(avoid))
         return None
 
-    async def _next(self, hint: Any, avoid: set[str], only: Replica | None) -> Replica | None:
+    async def _next(self, hint: RouteHint | None, avoid: set[str], only: Replica | None) -> Replica | None:
         if only is not None:
             return None if only.id in avoid else only
         ranked = self._router.rank(hint, await self._replicas.all(), avoid)
@@ -121,6 +146,8 @@ class Forwarder:
                 exchange.hear()
                 if answer.status == _FULL:
                     raise await _refusal(replica, answer)
+                if answer.status == _UNKNOWN:
+                    await _check_token(replica, answer)
                 await _relay(exchange, answer, delivery)
 
     @staticmethod
@@ -136,6 +163,15 @@ class Forwarder:
 async def _refusal(replica: Replica, answer: aiohttp.ClientResponse) -> ReplicaRefusal:
     with losing(replica):
         return ReplicaRefusal(answer, await answer.read())
+
+
+async def _check_token(replica: Replica, answer: aiohttp.ClientResponse) -> None:
+    """Raises ReplicaLost where it is not the client whose key is unknown, but the cluster whose token is."""
+    with losing(replica):
+        # Kept by the answer, which tells it once more.
+        body = await answer.read()
+    if _BAD_TOKEN in body:
+        raise ReplicaLost(replica, "does not take the cluster's token", was_sent=False)
 
 
 async def _relay(exchange: Exchange, answer: aiohttp.ClientResponse, delivery: Delivery) -> None:

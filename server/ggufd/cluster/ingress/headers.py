@@ -7,8 +7,13 @@ from collections.abc import Iterable
 from multidict import CIMultiDict
 from starlette.types import Scope
 
-PEER_HEADER = "x-ggufd-peer"
-"""What a replica knows the cluster by."""
+from ggufd.api.peers.gate import TOKEN_HEADER
+
+CHAT_HEADER = "x-ggufd-chat"
+"""The conversation that a request belongs to, as its router knows it: its replica keeps the name with the chat."""
+
+_OWN_PREFIX = "x-ggufd-"
+"""Of headers between the servers of a cluster, which no client may send."""
 
 _HOP_BY_HOP = frozenset(
     (
@@ -37,7 +42,7 @@ _FORWARDED = frozenset(
 )
 """What any client could claim: the replica is told what is seen here."""
 
-_NOT_SENT_ON = _HOP_BY_HOP | _FORWARDED | {PEER_HEADER, "content-length", "expect"}
+_NOT_SENT_ON = _HOP_BY_HOP | _FORWARDED | {"content-length", "expect"}
 
 _TOLD_HERE = _HOP_BY_HOP | {"date", "server"}
 """What the server in front of this application writes."""
@@ -47,13 +52,15 @@ def to_replica(scope: Scope, token: str | None) -> CIMultiDict[str]:
     """The headers that a replica is sent in place of the client's."""
     sent = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
     dropped = _NOT_SENT_ON | _named_by_connection(value for name, value in sent if name.lower() == "connection")
-    headers: CIMultiDict[str] = CIMultiDict((name, value) for name, value in sent if name.lower() not in dropped)
+    headers: CIMultiDict[str] = CIMultiDict(
+        (name, value) for name, value in sent if not (name.lower() in dropped or name.lower().startswith(_OWN_PREFIX))
+    )
     client = scope.get("client")
     if client is not None:
         headers["x-forwarded-for"] = client[0]
     headers["x-forwarded-proto"] = scope.get("scheme", "http")
     if token is not None:
-        headers[PEER_HEADER] = token
+        headers[TOKEN_HEADER] = token
     return headers
 
 
