@@ -51,7 +51,7 @@ class LiveMerge:
 
     def message(self) -> Json:
         """The state of all, with what is new since the message before."""
-        latest = self._latest
+        latest = dict(sorted(self._latest.items()))
         time = max(message["time"] for message in latest.values())
         kind, self._is_begun = "live.update" if self._is_begun else "live.snapshot", True
         return {
