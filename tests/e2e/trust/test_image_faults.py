@@ -15,8 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.limits import ANSWER_S
 from ggufd.images.encoder.worker import NAME
+from tests.support.limits import ANSWER_S
 from tests.support.models.image_files import PATCHES, patch_uri
 from tests.support.models.projector_file import SLOW, write_projector
 from tests.support.programs.live_server import LiveServer
