@@ -23,7 +23,6 @@ from ggufd.api.openai import chat, completions
 from ggufd.api.openai import models as model_list
 from ggufd.api.openai.responses import create, kept
 from ggufd.api.ops import advice, debug, health, loading, queue
-from ggufd.api.peers import chats, load, served
 from ggufd.api.pool import router as llama_router
 from ggufd.api.streams import conversations, routes
 from ggufd.api.web import front
@@ -33,6 +32,9 @@ def add_routes(app: FastAPI, *, has_pages: bool, has_peers: bool = False) -> Non
     """Every route of the server; those for a cluster where it belongs to one."""
     app.router.routes.extend(_table(has_pages=has_pages))
     if has_peers:
+        # They read files of chats, for which numpy is loaded: nobody else's HTTP side needs that.
+        from ggufd.api.peers import chats, load, served
+
         for router in (load.router, served.router, chats.router):
             app.include_router(router, prefix="/peers")
 

@@ -22,5 +22,5 @@ def cases(sizes: Sizes) -> list[Case]:
 async def _measure(site: Site) -> list[Figure]:
     sizes = site.sizes
     keys = "one key" if site.server.other is None else "two keys"
-    jobs = beside.Jobs(sizes.jobs, JOB_PROMPT, JOB_TOKENS, HEAD_START_S, sizes.seconds)
+    jobs = beside.JobClients(sizes.jobs, JOB_PROMPT, JOB_TOKENS, HEAD_START_S, sizes.seconds)
     return await beside.measure(site, jobs, NAME, f"a chat beside {sizes.jobs} jobs, {keys}")

@@ -22,7 +22,7 @@ CHAT_CONTEXT = CARD + CARD // 10 + MOST_TURNS * 2 * (MESSAGE + ANSWER)
 
 
 @dataclass(frozen=True, slots=True)
-class Jobs:
+class JobClients:
     """`n` clients, each with one unseen prompt after another.
 
     The chat begins `head_start_s` seconds after them, and goes on for `seconds`, and for `LEAST_TURNS` at least.
@@ -35,7 +35,7 @@ class Jobs:
     seconds: float
 
 
-async def measure(site: Site, jobs: Jobs, scenario: str, label: str) -> list[Figure]:
+async def measure(site: Site, jobs: JobClients, scenario: str, label: str) -> list[Figure]:
     """Figures of the chat, and the rate of the jobs while it lasted; theirs is the other key, where there is one."""
     streams: list[Stream] = []
     with closing_all(streams):
@@ -64,7 +64,7 @@ async def measure(site: Site, jobs: Jobs, scenario: str, label: str) -> list[Fig
     ]
 
 
-async def _job(site: Site, client: Client, jobs: Jobs, streams: list[Stream]) -> None:
+async def _job(site: Site, client: Client, jobs: JobClients, streams: list[Stream]) -> None:
     while True:
         stream = await client.start(site.words.text(jobs.n_prompt), jobs.n_tokens)
         streams.append(stream)

@@ -23,5 +23,5 @@ def cases(sizes: Sizes) -> list[Case]:
 
 async def _measure(site: Site) -> list[Figure]:
     seconds = LONGER * site.sizes.seconds
-    jobs = beside.Jobs(site.server.slots, JOB_PROMPT, JOB_TOKENS, seconds / 2, seconds)
+    jobs = beside.JobClients(site.server.slots, JOB_PROMPT, JOB_TOKENS, seconds / 2, seconds)
     return await beside.measure(site, jobs, NAME, f"a chat beside {jobs.n} clients on {jobs.n} slots")
