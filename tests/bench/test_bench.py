@@ -52,9 +52,8 @@ from ggufd.bench.scenarios.chat import ChatLine, History
 from ggufd.bench.scenarios.compiling import N_NEW, PARTS
 from ggufd.bench.scenarios.images import drawn_image
 from ggufd.llama.grammar.grammar import check_grammar
-from tests.support.fakes.bench_server import FakeServer, serving
-
-pytestmark = pytest.mark.timed
+from tests.support.fakes.bench_server import FakeServer, serving, serving_here
+from tests.support.virtual_time import virtual_time
 
 
 @pytest.fixture(autouse=True)
@@ -66,8 +65,9 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeServer]:
     found = FakeServer()
-    with serving(found):
-        yield found
+    with virtual_time():
+        async with serving_here(found):
+            yield found
 
 
 SMALL = Sizes(
@@ -640,9 +640,10 @@ async def test_two_servers_are_measured_in_turn_with_the_same_texts() -> None:
     log: list[str] = []
     fast, slow = FakeServer(token_s=0.001, name="a", log=log), FakeServer(token_s=0.003, name="b", log=log)
     report = empty_report()
-    with serving(fast, slow):
-        options = Options(fast.url, seed=1, against=slow.url, scenarios=("prefill",), sizes=SMALL)
-        await run(options, report, lambda line: None)
+    with virtual_time():
+        async with serving_here(fast, slow):
+            options = Options(fast.url, seed=1, against=slow.url, scenarios=("prefill",), sizes=SMALL)
+            await run(options, report, lambda line: None)
     assert log == ["a", "b"] + ["a", "b"] * 2  # the warm-up, then two repetitions
     assert [body["prompt"] for body in fast.bodies] == [body["prompt"] for body in slow.bodies]
     assert len({body["prompt"] for body in fast.bodies}) == 3
@@ -654,6 +655,7 @@ async def test_two_servers_are_measured_in_turn_with_the_same_texts() -> None:
 
 
 async def test_a_run_of_everything_fills_the_report(fake: FakeServer) -> None:
+    fake.step_s = 0.01
     report = empty_report()
     tiny = Sizes(**{**{name: getattr(SMALL, name) for name in Sizes.__slots__}, "rounds": 1})
     await run(Options(fake.url, seed=1, sizes=tiny), report, lambda line: None)
@@ -729,6 +731,7 @@ def app() -> typer.Typer:
     return found
 
 
+@pytest.mark.timed
 def test_the_command_prints_a_table_and_writes_json(app: typer.Typer, tmp_path: Path) -> None:
     one, two = FakeServer(step_s=0.001), FakeServer(step_s=0.004)
     out = tmp_path / "out.json"

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,9 @@ from ggufd.bench.curves.ground import QUICK, Extent, Ground
 from ggufd.bench.measure.client import BenchError
 from ggufd.bench.measure.local import Local
 from ggufd.llama.gguf import gguf_header
-from tests.support.fakes.bench_server import FakeServer, serving
+from tests.support.fakes.bench_server import FakeServer, serving_here
 from tests.support.models.cut_model import write_cut_model
-
-pytestmark = pytest.mark.timed
+from tests.support.virtual_time import virtual_time
 
 EXTENT = dataclasses.replace(QUICK, streams=(1, 3), contexts=(200, 400), new_prompt=40)
 
@@ -43,12 +42,13 @@ class Launcher:
         yield Local(self.fake.url, os.getpid())
 
 
-@contextlib.contextmanager
-def ground(extent: Extent = EXTENT, **fake: Any) -> Iterator[tuple[Ground, Launcher, Launcher]]:
+@contextlib.asynccontextmanager
+async def ground(extent: Extent = EXTENT, **fake: Any) -> AsyncIterator[tuple[Ground, Launcher, Launcher]]:
     one = FakeServer(**fake)
-    with serving(one):
-        short, long = Launcher(one), Launcher(one)
-        yield Ground(short, long, extent, 1, lambda line: None), short, long
+    with virtual_time():
+        async with serving_here(one):
+            short, long = Launcher(one), Launcher(one)
+            yield Ground(short, long, extent, 1, lambda line: None), short, long
 
 
 def values(curve: Curve) -> dict[tuple[float, str], float]:
@@ -88,7 +88,7 @@ def test_shares_are_of_steps_that_only_write_that_many_rows() -> None:
 
 async def test_streams_find_the_step_and_the_wait_of_many_at_once() -> None:
     events = step(3, 0, step=100, plan=2, decode=50, send=0)
-    with ground(step_s=0.02, token_s=0.001, steps=events) as (found, launcher, _):
+    async with ground(step_s=0.02, token_s=0.001, steps=events) as (found, launcher, _):
         await streams.measure(found)
     (curve,) = found.curves
     got = values(curve)
@@ -101,14 +101,14 @@ async def test_streams_find_the_step_and_the_wait_of_many_at_once() -> None:
 
 async def test_many_streams_write_long_enough_to_write_all_at_once() -> None:
     extent = dataclasses.replace(EXTENT, streams=(1, 20), tokens=16)
-    with ground(extent, step_s=0.001) as (found, launcher, _):
+    async with ground(extent, step_s=0.001) as (found, launcher, _):
         await streams.measure(found)
     assert {body["max_tokens"] for body in launcher.fake.bodies[1:]} == {16, 40}
     assert launcher.flags == [("-np", "20", "-c", str(20 * (40 + 64)))]
 
 
 async def test_each_context_has_a_server_of_its_own_of_the_long_model() -> None:
-    with ground(token_s=0.001) as (found, short, long):
+    async with ground(token_s=0.001) as (found, short, long):
         await context.measure(found)
     got = values(found.curves[0])
     assert (short.flags, [flags[3] for flags in long.flags]) == ([], ["200", "400"])
@@ -119,14 +119,14 @@ async def test_each_context_has_a_server_of_its_own_of_the_long_model() -> None:
 
 
 async def test_a_context_that_the_model_does_not_take_is_said() -> None:
-    with ground(n_ctx=300) as (found, _, _):
+    async with ground(n_ctx=300) as (found, _, _):
         with pytest.raises(BenchError, match="300 tokens, not 400: give a --long-model"):
             await context.measure(found)
         assert {point.x for point in found.curves[0].points} == {200}
 
 
 async def test_kept_chats_go_on_with_the_new_message_only() -> None:
-    with ground(token_s=0.002, step_s=0.002) as (found, launcher, _):
+    async with ground(token_s=0.002, step_s=0.002) as (found, launcher, _):
         await chats.measure(found)
     got = values(found.curves[0])
     assert {x for x, _ in got} == {1, 4}
@@ -139,7 +139,7 @@ async def test_kept_chats_go_on_with_the_new_message_only() -> None:
 
 
 async def test_every_gap_has_a_server_of_its_own() -> None:
-    with ground(token_s=0.002, step_s=0.004) as (found, launcher, _):
+    async with ground(token_s=0.002, step_s=0.004) as (found, launcher, _):
         await gaps.measure(found)
     steps = ("--max-gap-steps", "0")
     assert [flags[-4:] for flags in launcher.flags] == [("--max-gap-ms", gap, *steps) for gap in ("50", "200")]

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,6 +157,28 @@ def _send(writer: asyncio.StreamWriter, status: int, body: Any) -> None:
     writer.write(head.encode() + payload)
 
 
+@contextlib.asynccontextmanager
+async def serving_here(*fakes: FakeServer) -> AsyncIterator[None]:
+    """Run the fakes on free ports, on the running event loop."""
+    listeners = [await asyncio.start_server(fake.handle, "127.0.0.1", 0) for fake in fakes]
+    for fake, listener in zip(fakes, listeners, strict=True):
+        fake.port = listener.sockets[0].getsockname()[1]
+    before = asyncio.all_tasks()
+    try:
+        yield
+    finally:
+        for listener in listeners:
+            listener.close()
+        await asyncio.sleep(0.02)  # what was just accepted gets its task
+        others = asyncio.all_tasks() - before - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        for transport in itertools.chain.from_iterable(fake.transports for fake in fakes):
+            transport.abort()
+        await asyncio.sleep(0.02)  # lets the sockets close
+
+
 @contextlib.contextmanager
 def serving(*fakes: FakeServer) -> Iterator[None]:
     """Run the fakes on free ports, on an event loop in a thread of its own."""
@@ -164,21 +186,9 @@ def serving(*fakes: FakeServer) -> Iterator[None]:
     loop = asyncio.new_event_loop()
 
     async def serve() -> None:
-        listeners = [await asyncio.start_server(fake.handle, "127.0.0.1", 0) for fake in fakes]
-        for fake, listener in zip(fakes, listeners, strict=True):
-            fake.port = listener.sockets[0].getsockname()[1]
-        ready.set()
-        await stop.wait()
-        for listener in listeners:
-            listener.close()
-        await asyncio.sleep(0.02)  # what was just accepted gets its task
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        for transport in itertools.chain.from_iterable(fake.transports for fake in fakes):
-            transport.abort()
-        await asyncio.sleep(0.02)  # lets the sockets close
+        async with serving_here(*fakes):
+            ready.set()
+            await stop.wait()
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
