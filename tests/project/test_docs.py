@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import re
@@ -120,11 +121,13 @@ def test_ci_runs_readmes_test_command() -> None:
     assert f'"$venv/bin/python" {command} -m long -n 0\n' in steps
 
 
+@functools.cache
 def command_of(name: str) -> Any:
-    """`serve`, or one of a group: `bench http`."""
+    """`serve`, a group, or one of it: `bench http`."""
     first, _, rest = name.partition(" ")
-    command = typer.main.get_command(build_app(first)).commands[first]  # type: ignore[attr-defined]
-    return command.commands[rest] if rest else command
+    if rest:
+        return command_of(first).commands[rest]
+    return typer.main.get_command(build_app(first)).commands[first]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", ["serve", "check"])
@@ -145,8 +148,7 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
     if name in ("serve", "check"):
         rest = translation.command_line(rest, flags.options(), {}).arguments
     if name in NESTED:
-        names = typer.main.get_command(build_app(name)).commands[name].commands  # type: ignore[attr-defined]
-        inner = rest.pop(0) if rest and rest[0] in names else NESTED[name]
+        inner = rest.pop(0) if rest and rest[0] in command_of(name).commands else NESTED[name]
         name = f"{name} {inner}"
     with command_of(name).make_context(name, rest) as context:
         return dict(context.params)
@@ -194,8 +196,7 @@ def test_what_to_write_here_is_understood(page: Path, span: str) -> None:
 def known_flags() -> set[str]:
     names = ["serve", "check", "plan"]
     for group in NESTED:
-        inner = typer.main.get_command(build_app(group)).commands[group].commands  # type: ignore[attr-defined]
-        names += [f"{group} {name}" for name in inner]
+        names += [f"{group} {name}" for name in command_of(group).commands]
     options = [one for name in names for one in command_of(name).params]
     return {flag for one in options for flag in (*one.opts, *one.secondary_opts)} | {"--version", "-h"}
 
