@@ -26,9 +26,6 @@ settings.register_profile("quick", deadline=None, max_examples=30)
 settings.load_profile("quick")
 
 
-WITHOUT_SERVERS = "not e2e"
-"""What is run before every commit."""
-
 E2E = Path(__file__).parent / "e2e"
 SLOW = {"test_lint.py", "test_text_client.py", "test_text_pool.py", "test_draft_model.py"}
 """Files that take long, as those under `E2E` do: begun last, one would keep a single core busy at the end."""
@@ -41,14 +38,21 @@ def _is_of_files(config: pytest.Config) -> bool:
     return any(".py" in argument for argument in config.args)
 
 
+def _leaves_out(config: pytest.Config, mark: str) -> bool:
+    """Whether the `-m` expression says so, alone or beside others."""
+    return f"not {mark}" in config.option.markexpr.split(" and ")
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The libraries of real clients take a quarter of the collection to import."""
-    return True if collection_path == E2E and config.option.markexpr == WITHOUT_SERVERS else None
+    return True if collection_path == E2E and _leaves_out(config, "e2e") else None
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """None leaves it to pytest-xdist: one worker a core."""
-    return 0 if _is_of_files(config) else None
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int, int]:
+    """pytest-xdist has one worker a core. Without servers one more computes while the test of another waits."""
+    n_cores = yield
+    return 0 if _is_of_files(config) else n_cores + _leaves_out(config, "e2e")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -70,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.flaky(reruns=2))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: E2E not in item.path.parents and item.path.name not in SLOW)
-    if config.option.markexpr in ("", WITHOUT_SERVERS) and not _is_of_files(config):
+    if "long" not in config.option.markexpr and not _is_of_files(config):
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if not item.get_closest_marker("long")]
