@@ -16,7 +16,7 @@ from ggufd.chat.answers.parser import AnswerParser
 from ggufd.chat.deltas.answer import Answer
 from ggufd.chat.prompt import AnswerFormat, ChatPrompt, ToolChoice, ToolMode
 from ggufd.chat.rendering.renderer import ChatRenderer
-from ggufd.chat.rendering.template import CHATML, Template
+from ggufd.chat.rendering.template import CHATML
 from ggufd.chat.tools.formats.families import BY_NAME, FORMATS
 from ggufd.engine.messages.sampling import ReasoningBudget
 from ggufd.engine.sampling.reasoning_budget import ReasoningGuard
@@ -24,6 +24,7 @@ from ggufd.llama.grammar.grammar import Matcher, compile_grammar
 from ggufd.settings.config import ToolFormatName
 from tests.support.matching import allows
 from tests.support.models.vocabularies import SOURCE_VARIABLE, templates
+from tests.support.renderers import renderer_of
 
 _BYTES = LLTokenizer("byte")
 
@@ -52,7 +53,7 @@ HISTORY = (ASKED, CALLED, RESULT)
 
 
 def planned(source: str, tool_format: str | None = None) -> tuple[ChatRenderer, AnswerPlanner]:
-    renderer = ChatRenderer(Template(source), {"bos_token": "<s>", "eos_token": "</s>"})
+    renderer = renderer_of(source)
     planner = AnswerPlanner(
         source,
         lambda text: [text],

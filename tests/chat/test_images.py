@@ -17,6 +17,7 @@ from ggufd.chat.rendering.template import CHATML, Template
 from ggufd.errors import InvalidRequest
 from ggufd.llama.model.model import GgufModel
 from tests.support.models.vocabularies import demo_model, real_templates
+from tests.support.renderers import renderer_of
 
 KEY = b"secret"
 
@@ -63,7 +64,7 @@ def user(*content: Any) -> dict[str, Any]:
 def rendered(source: str, *messages: Message, **options: Any) -> tuple[str, tuple[str, ...]]:
     """The prompt with `<0>`, `<1>` in the places of images, and the repairs."""
     marked, markers = with_markers(messages, KEY)
-    renderer = ChatRenderer(Template(source), {"bos_token": "<s>", "eos_token": "</s>"})
+    renderer = renderer_of(source)
     text, repairs = renderer.render(ChatPrompt(marked, markers=markers, **options))
     places = ImageMarkers(markers)
     numbers = [f"<{index}>" for index in places.indexes(text)]
@@ -165,7 +166,7 @@ def test_a_template_whose_placeholders_differ_gets_images_within_the_text() -> N
 @pytest.mark.parametrize("path", real_templates())
 def test_real_templates_take_images_and_leave_no_placeholder(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
-    placeholder = ChatRenderer(Template(source), {}).image_placeholder
+    placeholder = renderer_of(source).image_placeholder
     begun = {"role": "assistant", "content": "te2xt."}
     text, repairs = rendered(source, user("te0xt.", image(), " te1xt."), begun, user(image(), image(), "te3xt."))
     plain, plain_repairs = rendered(source, user("te0xt."), begun, user("te3xt."))

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from ggufd.chat.prompt import ChatPrompt
-from ggufd.chat.rendering.renderer import CONTINUE_AFTER_PROMPT, PLAIN_TOOLS, ChatRenderer, needed
-from ggufd.chat.rendering.template import CHATML, Template
+from ggufd.chat.rendering.renderer import CONTINUE_AFTER_PROMPT, PLAIN_TOOLS, needed
+from ggufd.chat.rendering.template import CHATML
 from ggufd.errors import InvalidRequest, Unsupported
 from tests.support.models.vocabularies import real_templates
+from tests.support.renderers import renderer_of
 
 _LETTERS = {"S": "system", "D": "developer", "U": "user", "A": "assistant", "X": "narrator"}
 _SHAPES = ("U", "SU", "SSU", "SSUASU", "S", "UU", "SUAAU", "AU", "SAU", "SUAS", "XU", "DU", "UASSAU", "SS", "UAUAU")
@@ -50,7 +51,7 @@ def conversation(shape: str) -> tuple[dict[str, Any], ...]:
 
 
 def render(source: str, *messages: dict[str, Any], **options: Any) -> tuple[str, tuple[str, ...]]:
-    renderer = ChatRenderer(Template(source), {"bos_token": "<s>", "eos_token": "</s>"})
+    renderer = renderer_of(source)
     return renderer.render(ChatPrompt(messages, **options))
 
 
@@ -326,7 +327,7 @@ def test_an_answer_that_calls_a_tool_is_not_continued() -> None:
 
 @pytest.mark.parametrize("path", real_templates())
 def test_real_templates_take_every_shape_and_lose_nothing(path: Path) -> None:
-    renderer = ChatRenderer(Template(path.read_text(encoding="utf-8")), {"bos_token": "<s>", "eos_token": "</s>"})
+    renderer = renderer_of(path.read_text(encoding="utf-8"))
     for shape in _SHAPES + _BEGUN:
         messages = conversation(shape)
         text, repairs = renderer.render(ChatPrompt(messages))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import pytest
 
 from ggufd.chat.prompt import ChatPrompt
-from ggufd.chat.rendering.renderer import ChatRenderer
-from ggufd.chat.rendering.template import Template
 from tests.support.models.vocabularies import SOURCE_VARIABLE, templates
+from tests.support.renderers import renderer_of
 
 OPENS = {
     "Bielik-11B-v3.0-Instruct": "<think>\n",
@@ -28,11 +26,6 @@ OPENS = {
     "poolside-Laguna-XS.2": "<think>",
 }
 """How the prompt ends where the model is to think first. It opens its thoughts itself where there is no tag."""
-
-
-@functools.cache
-def renderer_of(source: str) -> ChatRenderer:
-    return ChatRenderer(Template(source), {"bos_token": "<s>", "eos_token": "</s>"})
 
 
 def rendered(source: str, **template_kwargs: Any) -> str:
