@@ -19,15 +19,21 @@ ROWS = ImageRows("ab" * 32, 2, "")
 
 
 class FakeLoader:
-    """Source, decoder and encoder in one: a reference is its own file, and its own pixels."""
+    """Source, decoder and encoder in one: a reference is its own file and pixels, unless it names one of `files`."""
 
     def __init__(self) -> None:
         self.source = self.decoder = self
+        self.files: dict[str, bytes] = {}
+        self.read_texts: list[str] = []
         self.decoded: list[bytes] = []
         self.encoded: list[tuple[str, bytes]] = []
 
     async def read(self, reference: str, place: str) -> bytes:
-        return reference.encode()
+        self.read_texts.append(reference)
+        return self.files.get(reference, reference.encode())
+
+    def carries(self, reference: str) -> bool:
+        return reference not in self.files
 
     async def decode(self, data: bytes, place: str) -> Pixels:
         self.decoded.append(data)
@@ -94,8 +100,35 @@ async def test_what_is_no_image_is_refused_each_time(reader: ImageReader, fake: 
     assert fake.decoded == [b"bad", b"bad"]
 
 
-async def test_it_holds_the_file_and_its_pixels(reader: ImageReader) -> None:
-    image = await reader.load("red", "here", ALICE)
-    assert image.n_bytes == 3
-    await image.measure()
-    assert image.n_bytes == 6
+async def test_the_text_of_a_known_image_is_not_even_read(reader: ImageReader, fake: FakeLoader) -> None:
+    await turn(reader, "red", ALICE)
+    await turn(reader, "red", ALICE)
+    assert fake.read_texts == ["red"]
+
+
+async def test_texts_of_which_only_the_end_differs_are_two_images(reader: ImageReader, fake: FakeLoader) -> None:
+    texts = ["x" * (3 << 20) + end for end in ("a", "b")]
+    for one in [*texts, *texts]:
+        await turn(reader, one, ALICE)
+    assert fake.read_texts == texts
+
+
+async def test_an_image_elsewhere_is_fetched_each_time_and_may_have_become_another(
+    reader: ImageReader, fake: FakeLoader
+) -> None:
+    fake.files["http://x/y"] = b"red"
+    await turn(reader, "http://x/y", ALICE)
+    await turn(reader, "http://x/y", ALICE)
+    fake.files["http://x/y"] = b"blue"
+    await turn(reader, "http://x/y", ALICE)
+    assert len(fake.read_texts) == 3
+    assert fake.decoded == [b"red", b"blue"]
+
+
+async def test_it_holds_its_pixels_and_a_file_that_was_fetched(reader: ImageReader, fake: FakeLoader) -> None:
+    fake.files["http://x/y"] = b"blue"
+    for reference, n_bytes in (("red", [0, 3]), ("http://x/y", [4, 8])):
+        image = await reader.load(reference, "here", ALICE)
+        before = image.n_bytes
+        await image.measure()
+        assert [before, image.n_bytes] == n_bytes

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from starlette.requests import Request
 
 from ggufd.api.http.body_budget import share_of
-from ggufd.api.http.long_strings import take_out
+from ggufd.api.http.long_strings import ShortBody, take_out
 from ggufd.api.http.record import record_of
 from ggufd.errors import InvalidRequest, PayloadTooLarge
 
@@ -38,10 +38,12 @@ _CONTAINERS = frozenset((dict, list))
 async def read_json(request: Request, max_bytes: int) -> JsonObject:
     """The body as a JSON object. Raises `PayloadTooLarge`, `InvalidRequest`, or, beside many, `Unavailable`."""
     raw = await _read_in_turn(request, max_bytes)
-    if b'"deterministic"' in raw or b"\\u" in raw:
+    body = take_out(raw)
+    # Strings that were taken out have no escapes, and are longer than the name.
+    if b'"deterministic"' in body.raw or b"\\u" in body.raw:
         # A receipt has the request as it was sent, before any field is renamed. An escape may spell the name.
         record_of(request).body = raw
-    return parse_json(raw)
+    return _object(body)
 
 
 async def read_optional_json(request: Request, max_bytes: int) -> JsonObject:
@@ -52,7 +54,7 @@ async def read_optional_json(request: Request, max_bytes: int) -> JsonObject:
 
 async def read_array(request: Request, max_bytes: int) -> list[Any]:
     """The body as a JSON array. Raises `PayloadTooLarge` or `InvalidRequest`."""
-    value = _parse(await _read_in_turn(request, max_bytes), "array")
+    value = _parse(take_out(await _read_in_turn(request, max_bytes)), "array")
     if not isinstance(value, list):
         raise InvalidRequest(f"The request body must be a JSON array, not {_kind(value)}.")
     return value
@@ -92,17 +94,20 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
 
 def parse_json(raw: bytes) -> JsonObject:
     """The JSON object that `raw` holds. Raises `InvalidRequest` for anything else."""
-    value = _parse(raw, "object")
+    return _object(take_out(raw))
+
+
+def _object(body: ShortBody) -> JsonObject:
+    value = _parse(body, "object")
     if not isinstance(value, dict):
         raise InvalidRequest(f"The request body must be a JSON object, not {_kind(value)}.")
     return value
 
 
-def _parse(raw: bytes, expected: str) -> Any:
-    """The JSON that `raw` holds, safe to walk through. Raises `InvalidRequest` for what is none."""
-    if not raw.strip():
+def _parse(body: ShortBody, expected: str) -> Any:
+    """The JSON of a body, safe to walk through. Raises `InvalidRequest` for what is none."""
+    if not body.raw.strip():
         raise InvalidRequest(f"The request body is empty. Expected a JSON {expected}.")
-    body = take_out(raw)
     return body.whole(_parse_short(body.raw))
 
 

@@ -27,6 +27,10 @@ class ImageSource:
         self._download = Downloader(limits, network or Network())
         self._fetches = asyncio.Semaphore(_MOST_FETCHES)
 
+    def carries(self, reference: str) -> bool:
+        """Whether it holds the image itself, so that it is the same one each time."""
+        return _kind(reference) in (None, "data")
+
     async def read(self, reference: str, place: str) -> bytes:
         """Bytes of an image. Raises InvalidRequest for `place` where they are not allowed or cannot be had."""
         try:
@@ -35,8 +39,7 @@ class ImageSource:
             raise at_place(error, place) from None
 
     async def _read(self, reference: str) -> bytes:
-        found = _SCHEME.match(reference)
-        match found[1].lower() if found else None:
+        match _kind(reference):
             case None:
                 return await base64_bytes(reference, self._limits.max_bytes)
             case "data":
@@ -71,3 +74,9 @@ class ImageSource:
             raise InvalidRequest("The image's URL is malformed: file://NAME was expected.")
         async with self._fetches:
             return await asyncio.to_thread(read_media_file, folder, url, self._limits.max_bytes)
+
+
+def _kind(reference: str) -> str | None:
+    """Scheme of a URL; None for what is none, which is base64."""
+    found = _SCHEME.match(reference)
+    return found[1].lower() if found else None
