@@ -86,6 +86,15 @@ def process_of(encoder: ImageEncoder) -> FakeProcess:
     return encoder.process
 
 
+async def all_wait(encoder: ImageEncoder, n_waiting: int) -> None:
+    """Wait until so many wait for one encoding: their images are hashed on threads, in any order."""
+    for _ in range(10_000):
+        if [one.n_waiting for one in encoder._shared.values()] == [n_waiting]:
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("some do not wait")
+
+
 async def test_the_rows_of_each_tile_have_a_file_and_a_digest_of_their_own(encoder: ImageEncoder) -> None:
     image = await encoder.encode(pixels(1), NOBODY)
     first, tokens, second = image.parts
@@ -127,7 +136,7 @@ async def test_a_measured_image_is_the_encoded_one_without_files(encoder: ImageE
 async def test_requests_for_one_image_share_an_encoding(encoder: ImageEncoder) -> None:
     process_of(encoder).may_end.clear()
     tasks = [asyncio.create_task(encoder.encode(pixels(1), NOBODY)) for _ in range(3)]
-    await process_of(encoder).begun.get()
+    await all_wait(encoder, 3)
     tasks[0].cancel()
     await asyncio.gather(tasks[0], return_exceptions=True)
     process_of(encoder).may_end.set()
@@ -152,7 +161,11 @@ async def test_an_encoding_that_nobody_waits_for_is_given_up_and_can_be_asked_fo
 
 async def test_an_error_is_told_to_all_who_wait_and_kept_by_nobody(encoder: ImageEncoder) -> None:
     process_of(encoder).error = EngineFailure("it broke")
-    answers = await asyncio.gather(*(encoder.encode(pixels(1), NOBODY) for _ in range(2)), return_exceptions=True)
+    process_of(encoder).may_end.clear()
+    tasks = [asyncio.create_task(encoder.encode(pixels(1), NOBODY)) for _ in range(2)]
+    await all_wait(encoder, 2)
+    process_of(encoder).may_end.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [str(answer) for answer in answers] == ["it broke", "it broke"]
     process_of(encoder).error = None
     assert (await encoder.encode(pixels(1), NOBODY)).n_rows == 5

@@ -28,7 +28,7 @@ class FakeLoader:
         self.decoded: list[bytes] = []
         self.encoded: list[tuple[str, bytes]] = []
 
-    async def read(self, reference: str, place: str) -> bytes:
+    async def read(self, reference: str, place: str, principal: Principal) -> bytes:
         self.read_texts.append(reference)
         return self.files.get(reference, reference.encode())
 

@@ -19,6 +19,7 @@ from ggufd.images.fetching.hosts import ImageUrl
 from ggufd.images.fetching.limits import ImageLimits
 from ggufd.images.fetching.network import Network
 from ggufd.images.fetching.source import ImageSource
+from ggufd.keys.principal import Principal
 
 IMAGE = b"\x89PNG" + bytes(1000)
 PLACE = "messages.0.content.0.image_url.url"
@@ -375,3 +376,29 @@ async def test_slow_hosts_keep_nobody_waiting_who_sends_the_image_along(web: Web
         for task in slow:
             task.cancel()
         await asyncio.gather(*slow, return_exceptions=True)
+
+
+async def test_slow_hosts_of_one_account_do_not_hold_up_another(web: Web) -> None:
+    begun: asyncio.Queue[str] = asyncio.Queue()
+    may_end = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.put_nowait((await reader.readline()).decode().split()[1])
+        await may_end.wait()
+        writer.close()
+
+    async with serving(answer) as port:
+        source = web.source(f"img.test:{port}", timeout_s=600)
+        names = [*(f"a{i}" for i in range(7)), "b"]
+        asked = [
+            asyncio.create_task(source.read(f"http://img.test:{port}/{name}", PLACE, Principal(account=name[0])))
+            for name in names
+        ]
+        assert {await begun.get() for _ in range(4)} == {"/a0", "/a1", "/a2", "/a3"}
+        asked[0].cancel()
+        asked[1].cancel()
+        assert {await begun.get() for _ in range(2)} == {"/a4", "/b"}
+        may_end.set()
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)

@@ -21,9 +21,9 @@ from ggufd.images.encoded import EncodedImage
 from ggufd.images.encoder.messages import EncoderParams, Layout
 from ggufd.images.encoder.process import EncoderProcess
 from ggufd.images.encoder.row_store import MAX_BYTES, RowStore
-from ggufd.images.encoder.turns import EncodingTurns
 from ggufd.images.figures import ImageFigures
 from ggufd.images.pixels import Pixels
+from ggufd.images.turns import ImageTurns
 from ggufd.keys.principal import Principal
 
 _MAX_LAYOUTS = 4096
@@ -51,7 +51,7 @@ class ImageEncoder:
 
     def __init__(self, params: EncoderParams, folder: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
         self.process = EncoderProcess(params)
-        self.turns = EncodingTurns()
+        self.turns = ImageTurns("encoded")
         self.store: RowStore | None = None
         self._params = params
         self._folder = folder

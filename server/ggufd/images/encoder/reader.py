@@ -72,7 +72,9 @@ class SentImage:
     async def _decoded(self) -> Pixels:
         if self._pixels is None:
             loader, file = self._reader.loader, self._file
-            data = await loader.source.read(file.reference, file.place) if file.data is None else file.data
+            data = (
+                await loader.source.read(file.reference, file.place, file.principal) if file.data is None else file.data
+            )
             self._pixels = await loader.decoder.decode(data, file.place)
         return self._pixels
 
@@ -110,7 +112,7 @@ class ImageReader:
             digest = await asyncio.to_thread(_text_digest, reference)
         else:
             # What is at an address may be another file now.
-            data = await self.loader.source.read(reference, place)
+            data = await self.loader.source.read(reference, place, principal)
             digest = await asyncio.to_thread(_digest, data)
         key = _FileKey(principal.cache_namespace, digest)
         return SentImage(self, _SentFile(reference, data, place, principal), key)

@@ -1,4 +1,4 @@
-"""Turns of encodings: one at a time, fair by account, bounded."""
+"""Turns of images: so many at once, fair by account, bounded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from ggufd.errors import EngineFailure, QueueFull
-from ggufd.images.encoder.turns import EncodingTurns
+from ggufd.images.turns import ImageTurns
 from ggufd.keys.principal import BACKGROUND, Limits, Principal
 
 
@@ -19,7 +19,7 @@ def of(account: str, weight: float = 1.0) -> Principal:
 class Rig:
     """Encodings that end when they are told to, and the order in which they began."""
 
-    def __init__(self, turns: EncodingTurns) -> None:
+    def __init__(self, turns: ImageTurns) -> None:
         self.turns = turns
         self.began: list[str] = []
         self._ends: dict[str, asyncio.Event] = {}
@@ -53,7 +53,7 @@ async def settled() -> None:
 
 
 async def order_of(asked: Sequence[tuple[str, Principal]]) -> list[str]:
-    rig = Rig(EncodingTurns())
+    rig = Rig(ImageTurns("encoded"))
     tasks = [rig.begin(name, principal) for name, principal in asked]
     await settled()
     assert rig.began == [asked[0][0]]
@@ -83,7 +83,7 @@ async def test_background_work_comes_after_all_others() -> None:
 
 
 async def test_more_than_may_wait_are_refused() -> None:
-    turns = EncodingTurns(most=1)
+    turns = ImageTurns("encoded", most=1)
     turns.seconds_each = 7
     rig = Rig(turns)
     tasks = [rig.begin(name, of("a")) for name in "12"]
@@ -97,8 +97,27 @@ async def test_more_than_may_wait_are_refused() -> None:
     assert turns.n_waiting == 0
 
 
+async def test_several_are_worked_on_at_once_where_that_is_wanted() -> None:
+    rig = Rig(ImageTurns("fetched", at_once=2))
+    tasks = [rig.begin(name, of("a")) for name in "1234"]
+    tasks.append(rig.begin("b", of("b")))
+    await settled()
+    assert rig.began == ["1", "2"]
+    await rig.end("2")
+    assert rig.began == ["1", "2", "3"]
+    await rig.end("1")
+    assert rig.began == ["1", "2", "3", "b"]
+    await rig.drain()
+    await asyncio.gather(*tasks)
+    again = [rig.begin(name, of("a")) for name in "567"]
+    await settled()
+    assert rig.began[-2:] == ["5", "6"]
+    await rig.drain()
+    await asyncio.gather(*again)
+
+
 async def test_one_that_leaves_the_queue_takes_no_turn() -> None:
-    rig = Rig(EncodingTurns())
+    rig = Rig(ImageTurns("encoded"))
     first, second, third = (rig.begin(name, of("a")) for name in "123")
     await settled()
     second.cancel()
@@ -108,7 +127,7 @@ async def test_one_that_leaves_the_queue_takes_no_turn() -> None:
 
 
 async def test_one_that_leaves_when_its_turn_has_come_passes_it_on() -> None:
-    rig = Rig(EncodingTurns())
+    rig = Rig(ImageTurns("encoded"))
     first, second, third = (rig.begin(name, of("a")) for name in "123")
     await settled()
     rig._ends["1"].set()
@@ -121,7 +140,7 @@ async def test_one_that_leaves_when_its_turn_has_come_passes_it_on() -> None:
 
 
 async def test_an_encoding_that_fails_passes_its_turn_on() -> None:
-    turns = EncodingTurns()
+    turns = ImageTurns("encoded")
     rig = Rig(turns)
 
     async def fail() -> None:

@@ -1,6 +1,6 @@
-"""Turns of encodings: one at a time, the account that was served least first, then in the order they came.
+"""Turns at what is done with images: so many at once, the account that was served least first, then in order.
 
-What is charged is rows. Bounded: more than `most` that wait are refused.
+Bounded: more than `most` that wait are refused.
 """
 
 from __future__ import annotations
@@ -22,18 +22,23 @@ class _Turn:
     """Place in the queue: `may_begin` is set when it is its turn."""
 
     principal: Principal
-    n_rows: int
+    cost: float
     may_begin: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-class EncodingTurns:
-    """Queue of encodings; `seconds_each` says what one takes lately, 0 where that is not known."""
+class ImageTurns:
+    """Queue of images that are to be `done`, such as "encoded"; `at_once` are worked on beside each other.
 
-    def __init__(self, most: int = MAX_WAITING) -> None:
+    `seconds_each` says what one takes lately, 0 where that is not known.
+    """
+
+    def __init__(self, done: str, *, at_once: int = 1, most: int = MAX_WAITING) -> None:
+        self._done = done
+        self._at_once = at_once
         self._most = most
         self._waiting: list[_Turn] = []
         self._accounts = Accounts()
-        self._is_taken = False
+        self._n_taken = 0
         self.seconds_each = 0.0
 
     @property
@@ -41,26 +46,30 @@ class EncodingTurns:
         return len(self._waiting)
 
     @asynccontextmanager
-    async def turn(self, principal: Principal, n_rows: int) -> AsyncIterator[None]:
-        """Wait for the turn of an encoding to so many rows; the next one begins when this is left. Raises QueueFull."""
-        if self._is_taken:
-            await self._wait(principal, n_rows)
-        self._is_taken = True
-        self._accounts.charge(principal, n_rows)
+    async def turn(self, principal: Principal, cost: float) -> AsyncIterator[None]:
+        """Wait for the turn of one that costs its account so much; the next one begins when this is left.
+
+        Raises QueueFull.
+        """
+        if self._n_taken < self._at_once:
+            self._n_taken += 1
+            self._accounts.charge(principal, cost)
+        else:
+            await self._wait(_Turn(principal, cost))
         try:
             yield
         finally:
             self._pass_on()
 
-    async def _wait(self, principal: Principal, n_rows: int) -> None:
+    async def _wait(self, place: _Turn) -> None:
+        """Wait until another one passes its turn on."""
         if len(self._waiting) >= self._most:
             raise QueueFull(
-                f"{len(self._waiting)} images wait to be encoded, as many as may. Try again later.",
+                f"{len(self._waiting)} images wait to be {self._done}, as many as may. Try again later.",
                 retry_after_s=max(1.0, self.seconds_each),
             )
-        place = _Turn(principal, n_rows)
         self._waiting.append(place)
-        self._accounts.wait(principal.account)
+        self._accounts.wait(place.principal.account)
         try:
             await place.may_begin
         except asyncio.CancelledError:
@@ -73,11 +82,14 @@ class EncodingTurns:
     def _pass_on(self) -> None:
         """Give the turn to the next one, or to nobody. Some that were cancelled may not have left yet."""
         waiting = [place for place in self._waiting if not place.may_begin.done()]
-        self._is_taken = bool(waiting)
-        if waiting:
+        if not waiting:
+            self._n_taken -= 1
+        else:
             account = self._accounts.counters.least([place.principal.account for place in waiting])
             place = next(one for one in waiting if one.principal.account == account)
             self._leave(place)
+            # Now, not when it is awake: the next turn may be passed on before.
+            self._accounts.charge(place.principal, place.cost)
             place.may_begin.set_result(None)
 
     def _leave(self, place: _Turn) -> None:
