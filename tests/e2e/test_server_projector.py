@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from ggufd.images.encoder.worker import NAME
 from ggufd.models import hub
 from tests.support.models.projector_file import FAST, embeddings_of, write_projector, write_shaped, write_sparse
 from tests.support.programs.live_server import LiveServer
@@ -73,6 +76,39 @@ def test_nothing_is_left_of_a_server_that_was_killed(folder: Path, temporary: Pa
         server.stop()
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
     assert row_folders(temporary) == []
+
+
+def test_a_stop_while_the_projector_is_loaded_does_not_wait_for_it(folder: Path, temporary: Path) -> None:
+    server = LiveServer("--model", str(folder), "--flash-attn", "on", "--ctx-size", "1024")
+    try:
+        # Halted, it would take for ever.
+        encoder = halted_encoder(server)
+        wait_for_line(server, "100 %")
+    finally:
+        server.stop()
+    assert server.exit_code == 0
+    assert not encoder.is_running() or encoder.status() == psutil.STATUS_ZOMBIE
+    assert row_folders(temporary) == []
+
+
+def halted_encoder(server: LiveServer) -> psutil.Process:
+    """The encoder, stopped as soon as it has its name: it loads nothing before."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in server.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.name() == NAME:
+                    child.suspend()
+                    return child
+        time.sleep(0.002)
+    raise AssertionError("there is no encoder")
+
+
+def wait_for_line(server: LiveServer, part: str) -> None:
+    deadline = time.monotonic() + 60
+    while not any(part in line for line in server.log):
+        assert time.monotonic() < deadline, server.log
+        time.sleep(0.05)
 
 
 def ended(*arguments: str) -> str:
