@@ -124,18 +124,6 @@ def test_a_projector_whose_tokens_the_vocabulary_lacks_is_of_another_model(
     )
 
 
-@pytest.mark.parametrize("kind", ["mlp", "pixtral", "internvl"])
-def test_every_type_is_encoded_to_finite_rows(model: GgufModel, tmp_path: Path, kind: str) -> None:
-    """Weights of zeros: what matters is that the graph of each type is made of the tensors that are asked for."""
-    path = test_projector_file.write(tmp_path / "mmproj.gguf", kind)
-    projector = Projector(model, ProjectorParams(str(path), N_EMBD))
-    parts = projector.encode(*picture([["red"] * 4] * 4))
-    shapes = tuple(part.shape[0] if isinstance(part, np.ndarray) else part for part in parts)
-    assert shapes == projector.layout(64, 64)
-    assert all(part.shape[1] == N_EMBD for part in parts if isinstance(part, np.ndarray))
-    projector.close()
-
-
 def test_a_build_without_libmtmd_says_so(model: GgufModel, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "llama_cpp.mtmd_cpp", None)
     monkeypatch.delattr("llama_cpp.mtmd_cpp", raising=False)

@@ -76,7 +76,11 @@ def write_projector(path: Path, model: Path, words: Sequence[str] = WORDS, *, sl
 def write_shaped(path: Path, rows: Floats, shape: Shape, changes: Mapping[str, Any] | None = None) -> Path:
     """Write a projector of any shape, whose eight colours are `rows`; `changes` replace metadata."""
     metadata = {**metadata_of(shape, rows.shape[1]), **(changes or {})}
-    filled = weights_of(shape, rows)
+    return write_filled(path, metadata, weights_of(shape, rows), shape)
+
+
+def write_filled(path: Path, metadata: Mapping[str, Any], filled: Mapping[str, Floats], shape: Shape) -> Path:
+    """Write a projector with these weights and blocks of zeros."""
     tensors = [(name, tuple(reversed(values.shape)), "f32") for name, values in filled.items()]
     tensors += [(name, dims, shape.kind) for name, dims in block_tensors(shape)]
     gguf_files.write(path, metadata, tensors)
@@ -122,18 +126,31 @@ def weights_of(shape: Shape, rows: Floats) -> dict[str, Floats]:
     patch = np.zeros((shape.width, 3, shape.patch_size, shape.patch_size), np.float32)
     for channel in range(3):
         patch[channel, channel, middle, middle] = 1
-    # A channel is 0 or 1: each that differs from a corner's takes its unit from 16 to -16 and below.
-    units = np.zeros((8, shape.width), np.float32)
-    corners = np.array(list(COLOURS.values())) // 255
-    units[:, :3] = np.where(corners, 2 * _UNIT, -2 * _UNIT)
+    units, bias = units_of(shape.width)
     return {
         "v.patch_embd.weight": patch,
         "v.position_embd.weight": np.zeros((shape.n_rows, shape.width), np.float32),
         "mm.0.weight": units,
-        "mm.0.bias": (_UNIT - 2 * _UNIT * corners.sum(axis=1)).astype(np.float32),
-        "mm.2.weight": np.ascontiguousarray(rows.T / np.float32(_UNIT)),
+        "mm.0.bias": bias,
+        "mm.2.weight": words_of(rows),
         "mm.2.bias": np.zeros(rows.shape[1], np.float32),
     }
+
+
+def units_of(width: int) -> tuple[Floats, Floats]:
+    """Weight and bias of one unit for each colour, of which the first three of `width` features are the channels.
+
+    A channel is 0 or 1: each that differs from a corner's takes its unit from 16 to -16 and below.
+    """
+    units = np.zeros((8, width), np.float32)
+    corners = np.array(list(COLOURS.values())) // 255
+    units[:, :3] = np.where(corners, 2 * _UNIT, -2 * _UNIT)
+    return units, (_UNIT - 2 * _UNIT * corners.sum(axis=1)).astype(np.float32)
+
+
+def words_of(rows: Floats) -> Floats:
+    """Weight that turns a lit unit into its row."""
+    return np.ascontiguousarray(rows.T / np.float32(_UNIT))
 
 
 @functools.cache

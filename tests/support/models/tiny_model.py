@@ -6,6 +6,7 @@ Use the fixture `tiny_model`: the path of the file, written once a session.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,9 +59,18 @@ EXPERTS = Size(width=256, n_ff=512, n_experts=4)
 
 
 def write_tiny_model(
-    path: Path, *, seed: int = 0, metadata: dict[str, float] | None = None, size: Size = TINY, n_used: int = 2
+    path: Path,
+    *,
+    seed: int = 0,
+    metadata: dict[str, float] | None = None,
+    size: Size = TINY,
+    n_used: int = 2,
+    control: Sequence[str] = (),
 ) -> Path:
-    """Write the model; `metadata` adds floats, as `general.sampling.temp`. Experts differ, and so does their router."""
+    """Write the model; `metadata` adds floats, as `general.sampling.temp`. Experts differ, and so does their router.
+
+    `control` are more control tokens, numbered from `N_VOCAB` on.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
@@ -72,14 +82,14 @@ def write_tiny_model(
     writer.add_head_count_kv(N_HEAD_KV)
     writer.add_rope_dimension_count(size.width // N_HEAD)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(N_VOCAB)
+    writer.add_vocab_size(N_VOCAB + len(control))
     if size.n_experts:
         writer.add_expert_count(size.n_experts)
         writer.add_expert_used_count(n_used)
     for key, value in (metadata or {}).items():
         writer.add_float32(key, value)
-    add_vocabulary(writer)
-    _add_weights(writer, np.random.default_rng(seed), size)
+    add_vocabulary(writer, control=control)
+    _add_weights(writer, np.random.default_rng(seed), size, N_VOCAB + len(control))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -87,15 +97,16 @@ def write_tiny_model(
     return path
 
 
-def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int = N_VOCAB) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int = N_VOCAB, control: Sequence[str] = ()) -> None:
     """Bytes, a few merges, and control tokens; words that no text has, up to `n_vocab` tokens."""
-    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    normal, special = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    specials = [*SPECIALS, *control]
     # As in a real vocabulary, many share their beginning, and many do not.
     words = [_word(i) if i % 2 else f"word{i}" for i in range(n_vocab - N_VOCAB)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*byte_characters(), *MERGED, *SPECIALS, *words])
-    writer.add_token_types([normal] * (256 + len(MERGED)) + [control] * len(SPECIALS) + [normal] * len(words))
+    writer.add_token_list([*byte_characters(), *MERGED, *specials, *words])
+    writer.add_token_types([normal] * (256 + len(MERGED)) + [special] * len(specials) + [normal] * len(words))
     writer.add_token_merges([" ".join(merged) for merged in MERGED])
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
@@ -110,7 +121,7 @@ def _word(number: int) -> str:
     return "".join(chr(97 + mixed // 26**place % 26) for place in range(6))
 
 
-def _add_weights(writer: gguf.GGUFWriter, draw: np.random.Generator, size: Size) -> None:
+def _add_weights(writer: gguf.GGUFWriter, draw: np.random.Generator, size: Size, n_vocab: int) -> None:
     width = size.width
     width_kv = width // N_HEAD * N_HEAD_KV
     experts = (size.n_experts,) if size.n_experts else ()
@@ -126,7 +137,7 @@ def _add_weights(writer: gguf.GGUFWriter, draw: np.random.Generator, size: Size)
     ]
     if experts:
         layer.append(("ffn_gate_inp", (size.n_experts, width)))
-    shapes = [("token_embd", (N_VOCAB, width)), ("output", (N_VOCAB, width))]
+    shapes = [("token_embd", (n_vocab, width)), ("output", (n_vocab, width))]
     shapes += [(f"blk.{i}.{name}", shape) for i in range(N_LAYER) for name, shape in layer]
     for name, shape in shapes:
         # Logits of a standard deviation near 4: not flat, and no token that always wins.
