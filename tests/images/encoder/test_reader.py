@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -78,6 +79,28 @@ async def test_an_image_is_decoded_once_for_a_turn_and_not_for_the_next(reader: 
     assert (fake.decoded, fake.encoded) == ([b"red"], [("alice", b"red")])
     assert await turn(reader, "red", ALICE) == first
     assert (fake.decoded, fake.encoded) == ([b"red"], [("alice", b"red")])
+
+
+async def test_many_files_of_one_account_do_not_hold_up_another(
+    reader: ImageReader, fake: FakeLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on = asyncio.Semaphore(0)
+
+    async def decode(data: bytes, place: str) -> Pixels:
+        fake.decoded.append(data)
+        await may_go_on.acquire()
+        return Pixels(1, 1, data)
+
+    monkeypatch.setattr(fake, "decode", decode)
+    names = [*(f"a{i}" for i in range(5)), "b"]
+    accounts = [Principal(account=name[0], cache_namespace=name[0]) for name in names]
+    images = [await reader.load(name, "here", account) for name, account in zip(names, accounts, strict=True)]
+    tasks = [asyncio.create_task(image.measure()) for image in images]
+    await asyncio.sleep(0)
+    for _ in names:
+        may_go_on.release()
+    await asyncio.gather(*tasks)
+    assert fake.decoded == [b"a0", b"a1", b"b", b"a2", b"a3", b"a4"]
 
 
 async def test_another_key_learns_nothing_of_it(reader: ImageReader, fake: FakeLoader) -> None:

@@ -17,6 +17,7 @@ from ggufd.images.encoder.encoder import ImageEncoder
 from ggufd.images.fetching.loader import ImageLoader
 from ggufd.images.figures import ImageFigures
 from ggufd.images.pixels import Pixels
+from ggufd.images.turns import ImageTurns
 from ggufd.keys.principal import Principal
 
 _MAX_MEASURED = 4096
@@ -71,11 +72,7 @@ class SentImage:
 
     async def _decoded(self) -> Pixels:
         if self._pixels is None:
-            loader, file = self._reader.loader, self._file
-            data = (
-                await loader.source.read(file.reference, file.place, file.principal) if file.data is None else file.data
-            )
-            self._pixels = await loader.decoder.decode(data, file.place)
+            self._pixels = await self._reader.decode(self._file)
         return self._pixels
 
 
@@ -85,6 +82,7 @@ class ImageReader:
     def __init__(self, loader: ImageLoader, encoder: ImageEncoder) -> None:
         self.loader = loader
         self.encoder = encoder
+        self._turns = ImageTurns("decoded")
         self._measured: OrderedDict[_FileKey, EncodedImage] = OrderedDict()
 
     async def start(self) -> None:
@@ -116,6 +114,14 @@ class ImageReader:
             digest = await asyncio.to_thread(_digest, data)
         key = _FileKey(principal.cache_namespace, digest)
         return SentImage(self, _SentFile(reference, data, place, principal), key)
+
+    async def decode(self, file: _SentFile) -> Pixels:
+        """Pixels of a file, when it is the turn of who sent it: one is decoded at a time."""
+        async with self._turns.turn(file.principal, 1):
+            data = file.data
+            if data is None:
+                data = await self.loader.source.read(file.reference, file.place, file.principal)
+            return await self.loader.decoder.decode(data, file.place)
 
     def measured(self, key: _FileKey) -> EncodedImage | None:
         """What a file was measured as before."""
