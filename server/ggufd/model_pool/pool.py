@@ -264,15 +264,15 @@ class ModelPool:
         if left_s > 0:
             why = self.failures[known.name]
             raise ModelLoadFailed(
-                f"'{known.name}' could not be loaded: {why} It is not tried again for {math.ceil(left_s)} s.",
+                f"The model '{known.name}' could not be loaded: {why} It is not tried again for {math.ceil(left_s)} s.",
                 param="model",
                 retry_after_s=left_s,
             )
 
     def _not_loaded(self, name: str) -> ModelNotLoaded:
         return ModelNotLoaded(
-            f"'{name}' is not loaded, and this key may not have it loaded. '{self.loaded}' is; whoever runs the server "
-            f"can allow it with --swap-for or --swap-models.",
+            f"The model '{name}' is not loaded, and this key may not have it loaded. '{self.loaded}' is; whoever runs "
+            f"the server can allow it with --swap-for or --swap-models.",
             param="model",
         )
 
@@ -362,7 +362,7 @@ class ModelPool:
         for ticket in self._scheduler.kept():
             self._turns[ticket].refuse(
                 ModelLoadFailed(
-                    f"'{name}' could not be loaded: {why}",
+                    f"The model '{name}' could not be loaded: {why}",
                     param="model",
                     retry_after_s=self.rules.retry_after_s,
                 )

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from ggufd.keys.ring import Key, KeyRing, Role, digest_of
 from tests.support.fakes.api_client import error_of
 from tests.support.fakes.fake_pool import MODELS, PooledApi
 
@@ -61,7 +62,6 @@ async def test_the_plan_is_told_once_it_was_made() -> None:
     pooled.pool.plans["large"] = {"best": {"fits": True, "why": "so", "slots": 4, "tokens_each": 512, **estimate}}
     async with pooled.running() as api:
         plan = (await api.http.get("/v1/models/large")).json()["plan"]
-    assert plan.pop("load_s") > 0
     assert plan == {
         "fits": True,
         "why": "so",
@@ -108,6 +108,21 @@ async def test_props_of_one_that_is_not_loaded_come_from_its_header_and_swap_not
         own = [(await api.http.get("/props", params={"model": name})).json() for name in ("small", "gpt-4")]
         assert {one["chat_template"] for one in own} == {"fake"}
     assert pooled.loads == []
+
+
+async def test_each_says_what_it_is_for_how_long_it_loads_and_whether_this_key_may_have_it_loaded() -> None:
+    keys = KeyRing([Key("user", digest_of("u")), Key("root", digest_of("r"), Role.ADMIN)])
+    pooled = PooledApi()
+    async with pooled.running(keys=keys, swap_models=("vectors",)) as api:
+        cards = {
+            key: (await api.http.get("/v1/models", headers={"x-api-key": key})).json()["data"] for key in ("u", "r")
+        }
+    assert [one["may_load"] for one in cards["u"]] == [False, False, True]
+    assert [one["may_load"] for one in cards["r"]] == [True, True, True]
+    # One that was never downloaded has no header.
+    assert [one["capabilities"] for one in cards["u"]] == [["completion"], ["completion"], None]
+    # A start of some seconds, and a GiB a second.
+    assert [one["load_s"] for one in cards["u"]] == [3.0, 4.0, 3.0]
 
 
 class TestUnload:

@@ -46,7 +46,7 @@ async def test_a_browser_gets_the_page_and_programs_get_json() -> None:
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert 'id="app"' in page.text
         data = (await api.http.get("/", headers={"accept": "*/*"})).json()
-        assert (data["model"], data["n_ctx"], data["slots"]) == ("<b>&model", 512, 4)
+        assert (data["model"], data["models"], data["n_ctx"], data["slots"]) == ("<b>&model", 1, 512, 4)
         api.engine.ready = None
         assert (await api.http.get("/", headers=HTML)).text == page.text
         assert (await api.http.get("/")).json()["n_ctx"] is None

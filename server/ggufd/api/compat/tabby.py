@@ -53,7 +53,7 @@ async def model(request: Request) -> Response:
 @router.get("/model/list")
 async def model_list(request: Request) -> Response:
     """The models that there are."""
-    return json_response({"object": "list", "data": model_cards(services_of(request))})
+    return json_response({"object": "list", "data": model_cards(request)})
 
 
 @router.post(

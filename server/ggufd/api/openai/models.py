@@ -21,7 +21,7 @@ async def list_models(request: Request) -> Response:
     """The known models, and the loaded ones with each LoRA adapter. `status` and `plan` are told of several models."""
     services = services_of(request)
     adapted = [_adapted_json(one, name) for one in services.instances for name in one.adapters.model_names]
-    return json_response({"object": "list", "data": [*model_cards(services), *adapted]})
+    return json_response({"object": "list", "data": [*model_cards(request), *adapted]})
 
 
 @router.get("/models/{model_id:path}")
@@ -31,7 +31,7 @@ async def get_model(request: Request, model_id: str) -> Response:
     for one in services.instances:
         if model_id in one.adapters.model_names:
             return json_response(_adapted_json(one, model_id))
-    if (card := model_card(services, model_id)) is None:
+    if (card := model_card(request, model_id)) is None:
         raise NotFound(
             f"There is no model {model_id[:100]!r} here. This server has '{services.config.model_id}'.", param="model"
         )

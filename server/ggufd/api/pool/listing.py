@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.requests import Request
+
 from ggufd.api.answer.model_card import model_json
 from ggufd.api.pool.beside import state_of
-from ggufd.api.services.services import Services
+from ggufd.api.pool.rights import may_swap
+from ggufd.api.services.services import Services, services_of
 from ggufd.model_pool.catalogue import KnownModel
 from ggufd.model_pool.pool import ModelPool
 
@@ -17,18 +20,20 @@ _BESIDE = {"ready": "loaded", "draining": "loaded", "failed": "unloaded"}
 """What states of a model that stays loaded are called; the others pass."""
 
 
-def model_cards(services: Services) -> list[dict[str, Any]]:
+def model_cards(request: Request) -> list[dict[str, Any]]:
     """All models as OpenAI lists them; which is loaded, as llama-server's router tells it."""
+    services = services_of(request)
     if services.pool is None:
         return [model_json(services)]
-    return [_card(services, services.pool, known) for known in services.pool.catalogue]
+    return [_card(request, services.pool, known) for known in services.pool.catalogue]
 
 
-def model_card(services: Services, asked: str) -> dict[str, Any] | None:
+def model_card(request: Request, asked: str) -> dict[str, Any] | None:
     """The entry of one model, by any of its names; None where there is none."""
+    services = services_of(request)
     if services.pool is None or (known := services.pool.catalogue.find(asked)) is None:
         return model_json(services) if asked in services.config.model_names else None
-    return _card(services, services.pool, known)
+    return _card(request, services.pool, known)
 
 
 def others(services: Services) -> list[KnownModel]:
@@ -46,10 +51,28 @@ def _spellings(known: KnownModel) -> list[str]:
     return [spelling for name in known.names for spelling in (name, f"{name}:latest")]
 
 
-def _card(services: Services, pool: ModelPool, known: KnownModel) -> dict[str, Any]:
+def _card(request: Request, pool: ModelPool, known: KnownModel) -> dict[str, Any]:
+    """`may_load`: whether this request's key may have it loaded; `load_s`: seconds that its load takes."""
+    services = services_of(request)
     served = next((one for one in services.instances if one.config.model_id == known.name), None)
     card = _other_json(known) if served is None else model_json(served)
-    return {**card, "status": status_json(services, pool, known), "plan": _plan_json(pool, known)}
+    return {
+        **card,
+        "status": status_json(services, pool, known),
+        "capabilities": _capabilities(served, known),
+        "may_load": may_swap(request, services.config, known),
+        "load_s": round(pool.times.forecast_s(known), 1),
+        "plan": _plan_json(pool, known),
+    }
+
+
+def _capabilities(served: Services | None, known: KnownModel) -> list[str] | None:
+    """What a model is for, in Ollama's words; None where neither an engine nor a header says it."""
+    ready = None if served is None else served.engine.ready
+    if ready is None and known.facts is None:
+        return None
+    embeds = known.facts is not None and known.facts.only_embeds if ready is None else not ready.writes
+    return ["embedding"] if embeds else ["completion"]
 
 
 def status_json(services: Services, pool: ModelPool, known: KnownModel) -> dict[str, Any]:
@@ -116,5 +139,4 @@ def _plan_json(pool: ModelPool, known: KnownModel) -> dict[str, Any] | None:
         "n_gpu_layers": best["n_gpu_layers"],
         "slots": best["slots"],
         "tokens_each": best["tokens_each"],
-        "load_s": round(pool.times.forecast_s(known), 1),
     }

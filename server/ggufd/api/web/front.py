@@ -108,6 +108,7 @@ def _summary(services: Services) -> dict[str, Any]:
         "name": "ggufd",
         "version": __version__,
         "model": services.config.model_id,
+        "models": 1 if services.pool is None else len(services.pool.catalogue),
         "state": services.engine.state.name.lower(),
         "n_ctx": ready.n_ctx if ready is not None else None,
         "slots": ready.n_slots if ready is not None else None,

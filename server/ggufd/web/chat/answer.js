@@ -79,11 +79,11 @@ export class AnswerReader {
 }
 
 /**
- * A request's place in the queue, out of the comment that says it.
+ * A request's place in the queue, out of the comment that says it; `model` is what it waits for to be loaded.
  * @param {string} comment
- * @returns {{position: number, etaS: number} | null}
+ * @returns {{position: number, etaS: number, model?: string} | null}
  */
 export function queuePlace(comment) {
-  const found = /^queue position=(\d+) eta_s=([\d.]+)/.exec(comment);
-  return found && { position: Number(found[1]), etaS: Number(found[2]) };
+  const found = /^queue position=(\d+) eta_s=([\d.]+)(?: waiting for model (.+), \d+ s$)?/.exec(comment);
+  return found && { position: Number(found[1]), etaS: Number(found[2]), ...(found[3] ? { model: found[3] } : {}) };
 }

@@ -7,6 +7,7 @@ import { watchSight } from "./attachments.js";
 import { readAgain, takeUpAll } from "./conversation.js";
 import { ConversationView } from "./conversation_view.js";
 import { onChangeElsewhere, openChatId, readLibrary } from "./library.js";
+import { ModelChoice, several } from "./model.js";
 import { isChanged } from "./settings.js";
 import { SettingsPanel } from "./settings_panel.js";
 import { openChat, prepareFiles, Sidebar, SidebarButton } from "./sidebar.js";
@@ -15,7 +16,7 @@ export function App() {
   const showsSettings = useSignal(false);
   const close = () => (showsSettings.value = false);
   return html`<div class="chat-page">
-    <${Header} page="chat" before=${html`<${SidebarButton} />`} after=${html`<${IconButton} icon="sliders"
+    <${Header} page="chat" choice=${several.value && html`<${ModelChoice} />`} before=${html`<${SidebarButton} />`} after=${html`<${IconButton} icon="sliders"
       name="Settings" kind=${isChanged.value ? "marked" : ""} expanded=${showsSettings.value}
       onClick=${() => (showsSettings.value = !showsSettings.value)} />`} />
     <${ServerBanner} />

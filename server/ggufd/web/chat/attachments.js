@@ -1,7 +1,8 @@
 // Images attached to what is being written: chosen, pasted or dropped. They outlive a change of the chat, as the text.
 import { getJson } from "../shared/api.js";
 import { facts } from "../shared/server.js";
-import { effect, signal } from "../shared/view.js";
+import { computed, effect, signal } from "../shared/view.js";
+import { chat } from "./conversation.js";
 import { newId } from "./tree.js";
 
 /**
@@ -18,18 +19,24 @@ export const trouble = signal("");
 /** Whether the model reads images; null as long as that is not known. @type {import("../vendor/preact.js").Signal<boolean | null>} */
 export const seesImages = signal(null);
 
+const chosenModel = computed(() => chat.value.model ?? "");
+
 export const BLIND = "This model reads no images: the server has no projector for it (--mmproj).";
 
 /** Ask the server what the model reads, again whenever another one may have come. */
 export function watchSight() {
   effect(() => {
-    if (facts.value) readSight();
+    if (facts.value) readSight(chosenModel.value);
   });
 }
 
-async function readSight() {
+/** @param {string} model that which the chat is to be answered by, or "" */
+async function readSight(model) {
   try {
-    seesImages.value = (await getJson("props", { isBackground: true })).modalities?.vision === true;
+    const path = model ? `props?model=${encodeURIComponent(model)}` : "props";
+    const { modalities, is_sleeping: isAway } = await getJson(path, { isBackground: true });
+    // The header of a model that is not loaded does not say it.
+    seesImages.value = model && isAway ? null : modalities?.vision === true;
   } catch {
     // Then the server says it when an image is sent.
   }

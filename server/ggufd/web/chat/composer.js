@@ -4,6 +4,7 @@ import { facts } from "../shared/server.js";
 import { html, signal, useEffect, useRef } from "../shared/view.js";
 import { attach, attached, pastedFiles, takeAttached } from "./attachments.js";
 import * as conversation from "./conversation.js";
+import { ModelNote, several } from "./model.js";
 import { AttachButton, AttachedImages } from "./images.js";
 
 /** What is written and not sent; it outlives a change of the chat. */
@@ -58,8 +59,9 @@ export function Composer({ editLast }) {
     else if (event.key !== "ArrowUp" || draft.value || !editLast()) return;
     event.preventDefault();
   };
-  const model = facts.value?.model;
+  const model = conversation.chat.value.model || facts.value?.model;
   return html`<form class="composer" onSubmit=${(/** @type {Event} */ event) => (event.preventDefault(), send())}>
+    ${several.value && html`<${ModelNote} />`}
     <${AttachedImages} />
     <div class="composer-row">
       <${AttachButton} />

@@ -1,6 +1,6 @@
 // The open chat and its answers under way: what a person does, done.
 import { ApiError, call, errorFrom } from "../shared/api.js";
-import { checkServer } from "../shared/server.js";
+import { checkServer, readFacts } from "../shared/server.js";
 import { signal } from "../shared/view.js";
 import { AnswerReader, queuePlace } from "./answer.js";
 import { keepChat, openChatId, readChat, unfinishedIds } from "./library.js";
@@ -14,8 +14,8 @@ import * as tree from "./tree.js";
 
 /**
  * Where an answer stands: sent, waiting for its turn, reading the prompt, or writing.
- * @typedef {{phase: "sent" | "waiting" | "reading" | "writing", position?: number, etaS?: number, done?: number,
- *   total?: number}} Progress
+ * @typedef {{phase: "sent" | "waiting" | "reading" | "writing", position?: number, etaS?: number, model?: string,
+ *   done?: number, total?: number}} Progress
  */
 
 const KEEP_MS = 2000;
@@ -228,6 +228,11 @@ export function branchOff(id) {
   openChatId.value = copy.id;
 }
 
+/** Have the open chat answered by a model; "" is whichever is loaded. @param {string} model */
+export function setModel(model) {
+  update(chat.value.id, (now) => ({ ...now, model }));
+}
+
 /** @param {string} text */
 export function setSystem(text) {
   update(chat.value.id, (now) => ({ ...now, system: text }));
@@ -244,7 +249,7 @@ export function stop() {
 async function start(/** @type {string} */ chatId, /** @type {string} */ id) {
   const now = /** @type {Chat} */ (chatOf(chatId));
   const message = now.messages[id];
-  const fields = { ...requestFields(), ...REPORTS };
+  const fields = { ...requestFields(), ...REPORTS, ...(now.model ? { model: now.model } : {}) };
   const request = { ...fields, ...(now.system ? { system: now.system } : {}) };
   update(chatId, (one) =>
     tree.change(one, id, { ...NOTHING_YET, request, requested: Date.now(), begun: message.text }),
@@ -377,5 +382,7 @@ function finish(run, end) {
   const times = { totalMs: performance.now() - run.beganAt, ...(run.firstTokenMs ? { firstTokenMs: run.firstTokenMs } : {}) };
   update(run.chatId, (one) => tree.change(one, run.messageId, { ...run.reader.values, ...times, ...end, stream: undefined }));
   runs.value = left;
+  // Whoever named a model may have had it loaded.
+  if (chatOf(run.chatId)?.model) readFacts();
   if (!isRunning(run.chatId)) behind.delete(run.chatId);
 }

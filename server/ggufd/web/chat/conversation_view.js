@@ -105,7 +105,7 @@ function useScroller(chatId, n) {
 
 /** What a stranger sees first. */
 function Welcome() {
-  const model = facts.value?.model;
+  const model = conversation.chat.value.model || facts.value?.model;
   return html`<div class="welcome">
     <h1>${model ? html`Chat with <span class="model-name">${model}</span>` : "Chat"}</h1>
     <p class="quiet">Write below, or begin with one of these. Chats stay in this browser.</p>

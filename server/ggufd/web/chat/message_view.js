@@ -129,19 +129,20 @@ function Call({ call }) {
 
 /** Where an answer stands that has not begun. @param {{run: conversation.Run}} props */
 function Waiting({ run }) {
-  const { phase, position, etaS, done, total } = run.progress.value;
+  const { phase, position, etaS, model, done, total } = run.progress.value;
   if (phase === "writing") return null;
   return html`<p class="waiting" role="status"><${Spinner} />
-    ${phase === "waiting" && html`<span>${placeText(Number(position), Number(etaS))}</span>`}
+    ${phase === "waiting" && html`<span>${placeText(Number(position), Number(etaS), model)}</span>`}
     ${phase === "reading" && html`<span>Reading: ${done} of ${total} tokens</span>
       <progress aria-label="Read" value=${done} max=${total}></progress>`}
     ${phase === "sent" && html`<span class="unseen">Waiting for the answer</span>`}
   </p>`;
 }
 
-/** @param {number} position @param {number} etaS */
-function placeText(position, etaS) {
-  const place = position === 1 ? "Next in the queue" : `Place ${position} in the queue`;
+/** @param {number} position @param {number} etaS @param {string} [model] */
+function placeText(position, etaS, model) {
+  const inQueue = position === 1 ? "Next in the queue" : `Place ${position} in the queue`;
+  const place = model ? `Waiting for ${model} to be loaded` : inQueue;
   return etaS >= 1 ? `${place}, in about ${duration(etaS)}` : place;
 }
 

@@ -180,7 +180,7 @@ export function matches(chat, words) {
  * @returns {Chat}
  */
 export function upTo(chat, id) {
-  let copy = { ...newChat(), system: chat.system };
+  let copy = { ...newChat(), system: chat.system, ...(chat.model ? { model: chat.model } : {}) };
   for (const message of pathTo(chat, id)) {
     const parent = last(copy)?.id ?? null;
     copy = add(copy, parent, { ...message, id: newId(), state: message.state === "writing" ? "stopped" : message.state });

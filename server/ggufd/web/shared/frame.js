@@ -10,6 +10,7 @@ const STATES = {
   loading: "The model is loading.",
   waking: "The model was asleep and is loading again.",
   restarting: "The engine has stopped and is starting again.",
+  swapping: "Another model is being loaded.",
   draining: "The server takes no new requests now; it finishes what runs.",
   stopped: "The server is stopping.",
 };

@@ -7,15 +7,16 @@ import { isDark, theme, toggleTheme } from "./theme.js";
 import { html, useSignal } from "./view.js";
 
 /**
- * `before` and `after` are a page's own buttons at the ends of the line.
- * @param {{page: "chat" | "live", before?: any, after?: any}} props
+ * `before` and `after` are a page's own buttons at the ends of the line, `choice` what stands in place of the model.
+ * @param {{page: "chat" | "live", before?: any, after?: any, choice?: any}} props
  */
-export function Header({ page, before, after }) {
+export function Header({ page, before, after, choice }) {
   const connecting = useSignal(false);
   const model = facts.value?.model;
   return html`<header class="header">
     ${before}
-    <div class="brand"><strong>ggufd</strong>${model && html`<span class="cut" title=${model}>${model}</span>`}</div>
+    <div class="brand"><strong>ggufd</strong>${choice ||
+    (model && html`<span class="cut" title=${model}>${model}</span>`)}</div>
     <nav class="nav" aria-label="Pages">
       <${NavLink} href="./" icon="talk" name="Chat" isHere=${page === "chat"} />
       <${NavLink} href="live" icon="pulse" name="Live" isHere=${page === "live"} />

@@ -64,6 +64,7 @@
  * @property {number} created
  * @property {number} changed
  * @property {string} system - the system prompt
+ * @property {string} [model] - the model that it is to be answered by; "" or none is whichever is loaded
  * @property {Record<string, Message>} messages
  * @property {Record<string, string[]>} children
  * @property {Record<string, string>} chosen
@@ -76,8 +77,8 @@
 
 /**
  * What `GET /` says.
- * @typedef {{name: string, version: string, model: string, state: string, n_ctx: number | null,
- *   slots: number | null, links: Record<string, string>}} ServerFacts
+ * @typedef {{name: string, version: string, model: string, models: number, state: string,
+ *   n_ctx: number | null, slots: number | null, links: Record<string, string>}} ServerFacts
  */
 
 export {};
