@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ggufd.cluster.directory.directory import SILENT_AFTER_S, Directory
+from ggufd.cluster.directory.moves import MoveExchange
 from ggufd.cluster.replicas import ReplicaLoad
 from ggufd.errors import EngineFailure
 
@@ -175,6 +176,29 @@ def test_a_ledger_that_is_wrong_is_noticed() -> None:
     directory._ledger.drop("a")
     with pytest.raises(EngineFailure):
         directory.check_integrity()
+
+
+# --- moves ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_ingress_is_told_once_what_the_others_noted_since_it_asked() -> None:
+    directory = Directory()
+    assert directory.exchange_moves("one", {b"a": "r1"}) == {}
+    assert directory.exchange_moves("two", {}) == {}, "it comes to what was there before: its memory is empty anyway"
+    directory.exchange_moves("one", {b"a": "r2", b"b": "r3"})
+    directory.exchange_moves("one", {b"b": ""})
+    assert directory.exchange_moves("two", {b"c": "r4"}) == {b"a": "r2", b"b": ""}
+    assert directory.exchange_moves("two", {}) == {}
+    assert directory.exchange_moves("one", {}) == {b"c": "r4"}
+
+
+def test_moves_are_bounded() -> None:
+    exchange = MoveExchange(max_moves=10)
+    exchange.exchange("slow", {})
+    for number in range(1000):
+        exchange.exchange(f"ingress {number}", {number.to_bytes(2, "little"): "r"})
+    assert len(exchange.exchange("slow", {})) <= 10
+    assert len(exchange._known) <= 256
 
 
 class LedgerMachine(RuleBasedStateMachine):

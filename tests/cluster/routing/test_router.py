@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ggufd.cluster.replicas import Replica, ReplicaLoad
 from ggufd.cluster.routing.hints import RouteHint
 from ggufd.cluster.routing.leaves import digest
-from ggufd.cluster.routing.router import Router, recompute_s, wait_s
+from ggufd.cluster.routing.moved_chats import MovedChats
+from ggufd.cluster.routing.router import N_NEAR, Router, leaving_s, wait_s
 
 FREE = ReplicaLoad(n_slots=4, prefill_tok_s=1000.0)
 
@@ -110,9 +111,9 @@ def test_the_home_is_left_only_where_waiting_there_costs_more_than_computing_the
     some = replicas(4)
     router = Router()
     home = router.rank(hint("a"), some)[0]
-    # Ten seconds for 40,000 bytes at 1,000 tokens a second, one for 4,000.
+    # Ten seconds for 40,000 bytes at 1,000 tokens a second, one for 4,000, and that for three.
     busy = with_load(some, home.id, running=4, waiting=1, wait_s=5.0)
-    assert recompute_s(40_000, 1000.0) == 10
+    assert leaving_s(40_000, 1000.0) == 30
     assert (router.rank(hint("a", n_prompt_bytes), busy)[0].id == home.id) == stays
 
 
@@ -124,6 +125,66 @@ def test_a_conversation_leaves_its_home_for_one_other() -> None:
     assert [router.rank(hint("a"), busy)[0].id for _ in range(5)] == [order[1].id] * 5
     full = with_load(busy, order[1].id, running=4, waiting=9, wait_s=60.0)
     assert router.rank(hint("a"), full)[0].id == order[2].id
+
+
+def test_a_conversation_that_left_its_home_goes_on_where_it_went() -> None:
+    some = replicas(20)
+    router = Router()
+    home, other, *_ = router.rank(hint("a"), some)
+    busy = with_load(some, home.id, running=4, waiting=9, wait_s=60.0)
+    assert router.rank(hint("a"), busy)[0].id == other.id
+    assert router.rank(hint("a"), some)[0].id == other.id, "the home is free again, and has nothing of it"
+    assert Router().rank(hint("a"), some)[0].id == home.id, "an ingress that does not know of it"
+    gone = [one for one in some if one.id != other.id]
+    assert router.rank(hint("a"), gone)[0].id == home.id
+    draining = with_load(some, other.id, is_draining=True)
+    assert router.rank(hint("a"), draining)[0].id == home.id
+
+
+def test_a_retry_is_remembered_as_where_the_conversation_is() -> None:
+    some = replicas(5)
+    router = Router()
+    home, other, *_ = router.rank(hint("a"), some)
+    assert router.rank(hint("a"), some, avoid={home.id})[0].id == other.id
+    assert router.rank(hint("a"), some)[0].id == other.id
+
+
+def test_the_new_place_is_the_least_loaded_of_the_first_of_the_order() -> None:
+    some = replicas(20)
+    order = Router().rank(hint("a"), some)
+    loaded = with_load(some, order[0].id, running=4, waiting=9, wait_s=60.0)
+    for place in range(1, N_NEAR - 1):
+        loaded = with_load(loaded, order[place].id, running=3)
+    assert Router().rank(hint("a"), loaded)[0].id == order[N_NEAR - 1].id
+    loaded = with_load(loaded, order[N_NEAR - 1].id, running=3)
+    assert Router().rank(hint("a"), loaded)[0].id == order[1].id, "the one after has more room, but is further"
+
+
+def test_ingresses_tell_each_other_who_is_away() -> None:
+    some = replicas(20)
+    one, other = Router(), Router()
+    home, place, *_ = one.rank(hint("a"), some)
+    one.rank(hint("a"), with_load(some, home.id, running=4, waiting=9, wait_s=60.0))
+    moves = one.take_moves()
+    assert moves == {hint("a").chat: place.id}
+    assert one.take_moves() == {}
+    other.learn_moves(moves)
+    assert other.rank(hint("a"), some)[0].id == place.id
+    assert other.take_moves() == {}, "what was learned is no news"
+    other.rank(hint("a"), with_load(some, place.id, running=4, waiting=9, wait_s=60.0))
+    one.learn_moves(other.take_moves())
+    assert one.rank(hint("a"), some)[0].id == home.id
+
+
+def test_the_memory_of_who_is_away_is_bounded() -> None:
+    moved = MovedChats(max_moved=3)
+    for number in range(10):
+        moved.note(digest([str(number)]), "r1")
+        assert moved.find(digest(["0"])) in ("r1", None)
+    assert len(moved) == 3
+    assert moved.find(digest(["9"])) == "r1"
+    moved.note(digest(["9"]), "")
+    assert moved.find(digest(["9"])) is None
 
 
 def test_where_all_are_as_full_the_home_is_kept() -> None:
@@ -139,8 +200,8 @@ def test_a_replica_whose_rate_is_unknown_is_taken_for_the_mean_of_the_others() -
     router = Router()
     home, other = router.rank(hint("a"), some)
     unknown = with_load(with_load(some, other.id, prefill_tok_s=0.0), home.id, running=4, waiting=1, wait_s=5.0)
-    assert router.rank(hint("a", 16_000), unknown)[0].id == other.id, "4 s against 5"
-    assert router.rank(hint("a", 24_000), unknown)[0].id == home.id, "6 s against 5"
+    assert router.rank(hint("a", 8_000), unknown)[0].id == home.id, "6 s against 5"
+    assert router.rank(hint("a", 6_000), unknown)[0].id == other.id, "4.5 s against 5"
 
 
 def test_chats_of_one_session_name_do_not_leave_their_home_for_the_same_other() -> None:
@@ -151,7 +212,8 @@ def test_chats_of_one_session_name_do_not_leave_their_home_for_the_same_other() 
     busy = with_load(some, home.id, running=4, waiting=9, wait_s=60.0)
     firsts = {router.rank(hint("user", head=chat), busy)[0].id for chat in range(60)}
     assert len(firsts) >= 8
-    assert {router.rank(hint("user", head=chat), some)[0].id for chat in range(60)} == {home.id}
+    assert {Router().rank(hint("user", head=chat), some)[0].id for chat in range(60)} == {home.id}
+    assert {router.rank(hint("user", head=chat), some)[0].id for chat in range(60)} == firsts, "where they are now"
 
 
 # --- this ingress' own requests ---------------------------------------------------------------------------------------
@@ -166,10 +228,10 @@ def send(router: Router, request: RouteHint | None, some: Sequence[Replica]) -> 
 def test_a_burst_between_two_beats_fills_the_home_and_then_goes_elsewhere() -> None:
     some = replicas(3)
     router = Router()
-    sent = Counter(send(router, hint("same"), some) for _ in range(12))
+    # Each waiting one is taken for 5 / 4 s, the prompt for 3/4 s.
+    sent = Counter(send(router, hint("same", 1000), some) for _ in range(12))
     home = router.home(hint("same").chat, some)
     assert home is not None
-    # Each waiting one is taken for 5 / 4 s, the prompt for 1 s.
     assert sorted(sent.values()) == [4, 4, 4]
     assert sent[home.id] == 4
 
@@ -196,16 +258,16 @@ def test_what_a_beat_has_told_is_not_counted_twice() -> None:
     router, some = Router(), replicas(2)
     home, *_ = (send(router, hint("same"), some) for _ in range(3))
     told = with_load(some, home, running=3)
-    assert send(router, hint("same"), told) == home, "the fourth slot is free"
-    assert send(router, hint("same"), told) != home
+    assert send(router, hint("same", 1000), told) == home, "the fourth slot is free"
+    assert send(router, hint("same", 1000), told) != home
 
 
 def test_requests_of_other_ingresses_are_counted_beside_the_own() -> None:
     router, some = Router(), replicas(2)
     home = router.rank(hint("same"), some)[0].id
     told = with_load(some, home, running=2)
-    assert [send(router, hint("same"), told) for _ in range(2)] == [home, home]
-    assert send(router, hint("same"), told) != home
+    assert [send(router, hint("same", 1000), told) for _ in range(2)] == [home, home]
+    assert send(router, hint("same", 1000), told) != home
 
 
 def test_the_close_of_what_was_never_opened_changes_nothing() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ggufd.cluster.directory.ledger import MAX_ACCOUNTS, ServedLedger
+from ggufd.cluster.directory.moves import MoveExchange
 from ggufd.cluster.replicas import Replica, ReplicaLoad
 from ggufd.errors import EngineFailure
 
@@ -29,11 +30,12 @@ class _Beat:
 
 
 class Directory:
-    """Registry of the replicas by heartbeat, and the ledger between them."""
+    """Registry of the replicas by heartbeat, the ledger between them, and the ingresses' moves of conversations."""
 
     def __init__(self, max_accounts: int = MAX_ACCOUNTS) -> None:
         self._beats: dict[str, _Beat] = {}
         self._ledger = ServedLedger(max_accounts)
+        self._moves = MoveExchange()
 
     def beat(
         self, replica_id: str, url: str, load: ReplicaLoad, served: Mapping[str, float], now_s: float
@@ -56,6 +58,13 @@ class Directory:
         """Forget a replica that has ended. What it served stays in the sums."""
         self._beats.pop(replica_id, None)
         self._ledger.drop(replica_id)
+
+    def exchange_moves(self, ingress_id: str, moves: Mapping[bytes, str]) -> Mapping[bytes, str]:
+        """Take what an ingress noted (`Router.take_moves`), and return what others noted since it asked last.
+
+        Once a second, with the list of replicas. An ingress that never asks knows of its own moves only.
+        """
+        return self._moves.exchange(ingress_id, moves)
 
     def served(self) -> Mapping[str, float]:
         """What all replicas served each of the last accounts since the directory began."""

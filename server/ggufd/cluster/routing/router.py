@@ -1,14 +1,18 @@
 """Router: replicas for a request, best first. One for each ingress process; not thread-safe.
 
 The home of a conversation, the first replica of its rendezvous order, keeps its computed prompt. The load guard decides
-when to leave it, by what either costs the request in seconds until its first token:
+when to leave it, by what either costs in seconds of waiting or computing:
 
     at home      wait(home)                        the prompt is there, but for its last message
-    elsewhere    wait(other) + recompute           recompute = tokens of the prompt / prefill rate of the other
+    elsewhere    wait(other) + 3 * recompute       recompute = tokens of the prompt / prefill rate of the other
 
-The least cost is taken, and among equals the first of the order, which is the same in each turn: so a conversation that
-leaves its home leaves it for one other. Nothing is known of whether the home still has the prompt. For a first turn it
-has not; but the next turn comes back to the home, where the prompt would then be missing, so leaving costs the same.
+Three times, since a prompt is computed anew for the request itself; for the conversation that the other replica evicts
+to keep this one; and for one that the home evicts while it keeps the copy left behind. The least cost is taken. Among
+equals it is the least loaded of the first four of the order: there is the conversation's new place, and one with room
+will not have to be left again. It stays there, remembered by this ingress and told to the others (`moved_chats`): else
+it would leave and come back for a prompt that is never where it goes. An ingress that does not know sends it home,
+which costs what the conversation has grown since. Nothing is known of whether a home still has the prompt. For a first
+turn it has not; but the next turn comes back, where the prompt would then be missing, so leaving costs the same.
 
 wait(replica) is 0 while it has a free slot. Else it is that of all who are before the request, each the time in which
 one slot becomes free: the replica's own forecast `wait_s` for those it knew of, divided by their number; without a
@@ -21,12 +25,14 @@ they refuse, but so would nobody at all.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ggufd.cluster.replicas import Replica
 from ggufd.cluster.routing.hints import RouteHint
+from ggufd.cluster.routing.moved_chats import MovedChats, Moves
 from ggufd.cluster.routing.open_counts import OpenCounts
 from ggufd.cluster.routing.rendezvous import Rendezvous
 
@@ -35,6 +41,13 @@ BYTES_PER_TOKEN = 4.0
 
 _FIRST_PREFILL_TOK_S = 500.0
 """Prefill rate while no replica has measured one."""
+
+
+TIMES_COMPUTED = 3
+"""So many prompts are computed anew when a conversation leaves its home."""
+
+N_NEAR = 4
+"""Of so many replicas of the order the least loaded is a conversation's new place."""
 
 
 def wait_s(n_there: int, n_slots: int, told_wait_s: float, n_told: int, duration_s: float) -> float:
@@ -52,9 +65,14 @@ def wait_s(n_there: int, n_slots: int, told_wait_s: float, n_told: int, duration
     return place * duration_s / n_slots
 
 
-def recompute_s(n_prompt_bytes: int, prefill_tok_s: float) -> float:
-    """Time to compute a prompt of which nothing is cached."""
-    return n_prompt_bytes / BYTES_PER_TOKEN / prefill_tok_s
+def leaving_s(n_prompt_bytes: int, prefill_tok_s: float) -> float:
+    """What it costs to leave a home: the time to compute the prompt anew, for all that have to because of it."""
+    return TIMES_COMPUTED * n_prompt_bytes / BYTES_PER_TOKEN / prefill_tok_s
+
+
+def _head(hint: RouteHint) -> bytes:
+    """What tells conversations apart, also those of one session name."""
+    return hint.head or hint.chat
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +82,12 @@ class _Ranked:
     replica: Replica
     cost_s: float
     place: int
+    n_there: int = 0
 
     @property
-    def key(self) -> tuple[bool, float, int]:
-        return self.replica.load.is_draining, self.cost_s, self.place
+    def key(self) -> tuple[bool, float, float, int]:
+        n_there = self.n_there if self.place <= N_NEAR else math.inf
+        return self.replica.load.is_draining, self.cost_s, n_there, self.place
 
 
 class Router:
@@ -76,6 +96,7 @@ class Router:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._open = OpenCounts(clock)
         self._rendezvous = Rendezvous()
+        self._moved = MovedChats()
         self._n_ranked = 0
 
     def opened(self, replica_id: str) -> None:
@@ -89,11 +110,23 @@ class Router:
     def rank(self, hint: RouteHint | None, replicas: Sequence[Replica], avoid: Collection[str] = ()) -> list[Replica]:
         """Replicas to try, best first, without those to `avoid`: they have failed or refused this request already.
 
-        The home stays the home where it is avoided: nobody else has the conversation then.
+        The home stays the home where it is avoided: nobody else has the conversation then. The first of what is
+        returned is remembered as where the conversation is.
         """
         self._open.forget_but([replica.id for replica in replicas])
         ranked = self._any(replicas) if hint is None else self._by_chat(hint, replicas)
-        return [one.replica for one in sorted(ranked, key=lambda one: one.key) if one.replica.id not in avoid]
+        best_first = [one.replica for one in sorted(ranked, key=lambda one: one.key) if one.replica.id not in avoid]
+        if hint is not None and best_first:
+            self._note_place(hint, best_first[0], replicas)
+        return best_first
+
+    def take_moves(self) -> dict[bytes, str]:
+        """What the other ingresses should know: conversations that were sent elsewhere since the last time."""
+        return self._moved.take_news()
+
+    def learn_moves(self, moves: Moves) -> None:
+        """Take what the other ingresses told."""
+        self._moved.learn(moves)
 
     def home(self, chat: bytes, replicas: Iterable[Replica]) -> Replica | None:
         """Where a conversation is at home now: the first of its order that does not drain."""
@@ -108,21 +141,33 @@ class Router:
         return [_Ranked(one, self._wait_s(one) + self._used(one), place) for place, one in enumerate(order)]
 
     def _by_chat(self, hint: RouteHint, replicas: Sequence[Replica]) -> list[_Ranked]:
-        """The home by the chat, others in the order of the conversation's head: see `RouteHint.head`."""
-        home = self.home(hint.chat, replicas)
-        head = hint.head or hint.chat
-        order = sorted(replicas, key=lambda one: self._rendezvous.weight(head, one.id), reverse=True)
+        """Where the conversation is first; others in the order of its head: see `RouteHint.head`."""
+        place_of_chat = self._place(hint, replicas)
+        order = sorted(replicas, key=lambda one: self._rendezvous.weight(_head(hint), one.id), reverse=True)
         known = [one.load.prefill_tok_s for one in replicas if one.load.prefill_tok_s > 0]
         default_tok_s = sum(known) / len(known) if known else _FIRST_PREFILL_TOK_S
         ranked = []
         for place, one in enumerate(order, 1):
             cost_s = self._wait_s(one)
-            if one is home:
+            if one is place_of_chat:
                 ranked.append(_Ranked(one, cost_s, 0))
             else:
-                cost_s += recompute_s(hint.n_prompt_bytes, one.load.prefill_tok_s or default_tok_s)
-                ranked.append(_Ranked(one, cost_s, place))
+                cost_s += leaving_s(hint.n_prompt_bytes, one.load.prefill_tok_s or default_tok_s)
+                ranked.append(_Ranked(one, cost_s, place, self._open.n_there(one)))
         return ranked
+
+    def _place(self, hint: RouteHint, replicas: Sequence[Replica]) -> Replica | None:
+        """Where a conversation was sent last, if that was elsewhere and is still there; else its home."""
+        moved_to = self._moved.find(_head(hint))
+        if moved_to is not None:
+            for one in replicas:
+                if one.id == moved_to and not one.load.is_draining:
+                    return one
+        return self.home(hint.chat, replicas)
+
+    def _note_place(self, hint: RouteHint, chosen: Replica, replicas: Sequence[Replica]) -> None:
+        is_home = chosen is self.home(hint.chat, replicas)
+        self._moved.note(_head(hint), "" if is_home else chosen.id)
 
     def _wait_s(self, replica: Replica) -> float:
         load = replica.load

@@ -1,0 +1,46 @@
+"""`python -m ggufd.cluster.simulation`: prints how policies compare, and what losses and floods do."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from ggufd.cluster.simulation.comparison import HEAD, compared, lost
+from ggufd.cluster.simulation.flood import Flood, flooded
+from ggufd.cluster.simulation.run import Scale
+
+
+def report(scale: Scale) -> Iterator[str]:
+    """Lines of the report, each as soon as it is known."""
+    yield f"{scale.n_replicas} replicas of 16 slots and 100 kept chats, {scale.n_chats} chats at a time"
+    yield HEAD
+    rows = compared(scale)
+    one = next(rows)
+    yield one.line(one.measured)
+    for row in rows:
+        yield row.line(one.measured)
+    for is_drained in (False, True):
+        measured = lost(scale, is_drained=is_drained)
+        shares = [measured.cached_share_after(turn) / measured.cached_share for turn in range(4)]
+        how = "drained, its chats moved" if is_drained else "killed"
+        yield f"a tenth {how}: cached share of each chat's next turns by that before: " + ", ".join(
+            f"{share:.3f}" for share in shares
+        )
+    for has_ledger in (True, False):
+        yield flooded(Flood(n_replicas=scale.n_replicas), has_ledger=has_ledger).line()
+
+
+def main() -> None:
+    """Read the size from the command line, and print."""
+    parser = argparse.ArgumentParser(prog="python -m ggufd.cluster.simulation", description=__doc__)
+    parser.add_argument("--replicas", type=int, default=1000)
+    parser.add_argument("--chats-per-replica", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=900.0, help="measured, after 600 s that are not")
+    asked = parser.parse_args()
+    n_chats = asked.replicas * asked.chats_per_replica
+    for line in report(Scale(asked.replicas, n_chats, ends_s=600.0 + asked.seconds)):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
