@@ -1,0 +1,185 @@
+"""The simulation: its twins of the router's code, its workload, and what it must show at a small size."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import deque
+
+import numpy as np
+import pytest
+
+from ggufd.cluster.replicas import Replica, ReplicaLoad
+from ggufd.cluster.routing.hints import RouteHint
+from ggufd.cluster.routing.rendezvous import mixed
+from ggufd.cluster.routing.router import Router
+from ggufd.cluster.simulation import __main__ as program
+from ggufd.cluster.simulation.comparison import POLICIES, Row, lost, run_one_machine, run_policy
+from ggufd.cluster.simulation.flood import Flood, flooded
+from ggufd.cluster.simulation.machine import N_SLOTS, PREFILL_TOK_S, Machine, SimulatedRequest
+from ggufd.cluster.simulation.orders import Orders, digest_of_conversation, mixed_all
+from ggufd.cluster.simulation.policies import AffinePolicy, LoadView, PrefixTreePolicy
+from ggufd.cluster.simulation.run import Measured, Scale
+from ggufd.cluster.simulation.workload import GOES_ON, PROMPT_TOKENS, SimulatedChat, Workload
+
+SMALL = Scale(n_replicas=30, n_chats=3000, warm_s=300.0, ends_s=700.0, decode_tok_s=5.0)
+
+
+def request(conversation: int, n_tokens: int = 700, arrival_s: float = 0.0) -> SimulatedRequest:
+    return SimulatedRequest(0, conversation, 1, n_tokens - 100, 100, 200, arrival_s, 0)
+
+
+# --- twins ------------------------------------------------------------------------------------------------------------
+
+
+def test_numpy_computes_the_same_orders_as_the_router() -> None:
+    values = [0, 1, 2**63, 2**64 - 1, 0x123456789ABCDEF]
+    assert [int(one) for one in mixed_all(np.array(values, dtype=np.uint64))] == [mixed(value) for value in values]
+    names = [f"r{index}" for index in range(40)]
+    orders, some = Orders(names), [Replica(name, "", ReplicaLoad(n_slots=N_SLOTS)) for name in names]
+    for conversation in range(30):
+        ranked = Router().rank(RouteHint(digest_of_conversation(conversation), 4000), some)
+        assert [names[index] for index in orders.all(conversation)] == [one.id for one in ranked]
+        assert orders.first(conversation) == orders.all(conversation)[:16]
+
+
+def test_the_simulated_policy_chooses_as_the_router_does() -> None:
+    """Through requests that open and close, conversations that move, and beats with any load."""
+    draw, now_s, n_replicas = random.Random(7), 0.0, 24
+    router = Router(lambda: now_s)
+    names = [str(index) for index in range(n_replicas)]
+    policy, view = AffinePolicy(Orders(names), 1), LoadView(n_replicas)
+    opened: list[deque[float]] = [deque() for _ in names]
+    told, told_wait_s = np.zeros(n_replicas, dtype=np.int64), np.zeros(n_replicas)
+    n_away = 0
+    for step in range(600):
+        now_s += draw.random()
+        if step % 10 == 0:
+            told = np.array([draw.randint(0, 24) for _ in names])
+            told_wait_s = np.where(told >= N_SLOTS, [draw.choice([0.0, 1.0, 20.0]) for _ in names], 0.0)
+            view.beat(told, told_wait_s)
+        one = request(draw.randint(0, 60), draw.choice([200, 1000, 8000]))
+        loads = [
+            ReplicaLoad(min(int(n), N_SLOTS), max(0, int(n) - N_SLOTS), N_SLOTS, float(wait_s), PREFILL_TOK_S)
+            for n, wait_s in zip(told, told_wait_s, strict=True)
+        ]
+        some = [Replica(name, "", load) for name, load in zip(names, loads, strict=True)]
+        hint = RouteHint(digest_of_conversation(one.conversation), 4 * (one.history + one.n_new))
+        best = router.rank(hint, some)[0].id
+        chosen = policy.choose(one, view, [True] * n_replicas)
+        assert names[chosen] == best, step
+        n_away += chosen != Orders(names).first(one.conversation)[0]
+        view.own[chosen] += 1
+        router.opened(best)
+        opened[chosen].append(now_s)
+        for index, times in enumerate(opened):
+            if times and draw.random() < 0.03:
+                router.closed(names[index])
+                view.ended(index, now_s - times.popleft())
+    assert 50 < n_away < 550, "both answers were asked for"
+
+
+# --- workload and machines --------------------------------------------------------------------------------------------
+
+
+def test_the_workload_is_distributed_as_the_papers_print_it() -> None:
+    workload = Workload(10, seed=1)
+    pauses = [workload.pause_s() for _ in range(20_000)]
+    assert sum(pause < 600 for pause in pauses) / 20_000 == pytest.approx(0.8, abs=0.01)
+    prompts = [workload.prompt_tokens() for _ in range(50_000)]
+    assert np.mean(prompts) == pytest.approx(PROMPT_TOKENS, rel=0.05)
+    chat, n_turns, conversations = SimulatedChat(0), [], 0
+    for _ in range(30_000):
+        n_before = chat.n_turns
+        workload.end_turn(chat, 10)
+        if chat.n_turns == 0:
+            n_turns.append(n_before + 1)
+            conversations += 1
+    assert sum(n > 1 for n in n_turns) / conversations == pytest.approx(GOES_ON, abs=0.02)
+
+
+def test_a_machine_keeps_what_was_used_last_and_computes_the_rest() -> None:
+    machine = Machine(n_slots=1, n_kept=2)
+    for conversation in (1, 2, 1, 3):
+        machine.keep(conversation, 500)
+    assert list(machine.kept) == [1, 3]
+    known, unknown = request(1), request(2)
+    assert machine.begin(known, 0.0) == 200 / PREFILL_TOK_S + 200 / machine.decode_tok_s
+    assert known.n_cached == 500
+    assert machine.begin(unknown, 0.0) == 700 / PREFILL_TOK_S + 200 / machine.decode_tok_s
+
+
+def test_the_prefix_tree_goes_back_to_where_it_sent_and_else_to_the_smallest_tree() -> None:
+    view, alive = LoadView(3), [True] * 3
+    tree = PrefixTreePolicy(Workload(1, 1), 3, float("inf"), 1000)
+    tree.served(request(1), 0)
+    tree.served(request(2, 300), 1)
+    assert tree.choose(request(1), view, alive) == 0
+    assert tree.choose(request(3), view, alive) == 2
+    tree.served(request(4, 600), 0)
+    assert tree.choose(request(1), view, alive) == 2, "its tree is full, and it was sent first"
+
+
+# --- results at a small size ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Measured]:
+    return {"one machine": run_one_machine(SMALL)} | {name: run_policy(SMALL, name) for name in POLICIES}
+
+
+def test_nearly_as_much_is_cached_as_on_one_machine_and_the_load_is_even(measured: dict[str, Measured]) -> None:
+    ours, one = measured["ggufd"], measured["one machine"]
+    assert ours.cached_share >= 0.9 * one.cached_share
+    assert ours.busiest <= 1.3
+    assert 0.4 < ours.use < 0.7
+    assert ours.n_requests > 2000
+
+
+def test_the_others_lose_the_cache_or_let_clients_wait(measured: dict[str, Measured]) -> None:
+    ours = measured["ggufd"]
+    assert measured["power of two"].cached_share < 0.2
+    assert measured["prefix tree, guarded"].cached_share < 0.5 * ours.cached_share
+    assert measured["consistent hashing"].wait_s(99) > 2 * ours.wait_s(99)
+    assert measured["prefix tree"].wait_s(99) > 2 * ours.wait_s(99)
+
+
+@pytest.mark.parametrize("is_drained", [False, True])
+def test_a_tenth_of_the_replicas_lost_is_made_up_for_within_three_turns(is_drained: bool) -> None:
+    after = lost(SMALL, is_drained=is_drained)
+    assert after.after[0][1] > 10_000, "chats that came again"
+    assert max(after.cached_share_after(turn) for turn in range(3)) >= 0.9 * after.cached_share
+
+
+def test_a_flood_has_its_share_of_all_with_the_ledger_only() -> None:
+    flood = Flood(n_replicas=57)
+    with_ledger, without = flooded(flood, has_ledger=True), flooded(flood, has_ledger=False)
+    assert with_ledger.share < 0.06
+    assert with_ledger.worst <= with_ledger.bound
+    assert without.share == pytest.approx(0.5, abs=0.01)
+    assert without.worst > without.bound
+
+
+def test_the_program_prints_every_policy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["simulation", "--replicas", "19", "--chats-per-replica", "5", "--seconds", "60"])
+    program.main()
+    printed = capsys.readouterr().out
+    for name in ("one machine", *POLICIES, "killed", "drained", "with the ledger", "without the ledger"):
+        assert name in printed
+    assert "nan" not in printed
+
+
+def test_a_row_says_its_figures() -> None:
+    one = Measured(n_requests=10, history=100, cached=80, waits_s=[1.0], busy_s=[0.5, 0.5])
+    ours = Measured(n_requests=10, history=100, cached=60, waits_s=[1.0, 3.0], busy_s=[0.25, 0.75])
+    assert Row("name", ours).line(one).split() == [
+        "name",
+        "0.600",
+        "0.750",
+        "1.50",
+        "0.50",
+        "2.00",
+        "2.98",
+        "10",
+        "0.000",
+    ]
