@@ -14,13 +14,13 @@ from ggufd.cluster.routing.hints import RouteHint
 from ggufd.cluster.routing.rendezvous import mixed
 from ggufd.cluster.routing.router import Router
 from ggufd.cluster.simulation import __main__ as program
-from ggufd.cluster.simulation.comparison import POLICIES, Row, lost, run_one_machine, run_policy
+from ggufd.cluster.simulation.comparison import POLICIES, ComparisonRow, lost, run_one_machine, run_policy
 from ggufd.cluster.simulation.flood import Flood, flooded
-from ggufd.cluster.simulation.machine import N_SLOTS, PREFILL_TOK_S, Machine, SimulatedRequest
+from ggufd.cluster.simulation.machine import N_SLOTS, PREFILL_TOK_S, SimulatedRequest, SimulatedServer
 from ggufd.cluster.simulation.orders import Orders, digest_of_conversation, mixed_all
 from ggufd.cluster.simulation.policies import AffinePolicy, LoadView, PrefixTreePolicy
-from ggufd.cluster.simulation.run import Measured, Scale
-from ggufd.cluster.simulation.workload import GOES_ON, PROMPT_TOKENS, SimulatedChat, Workload
+from ggufd.cluster.simulation.run import RunFigures, Scale
+from ggufd.cluster.simulation.workload import GOES_ON, PROMPT_TOKENS, ChatWorkload, SimulatedChat
 
 SMALL = Scale(n_replicas=30, n_chats=3000, warm_s=300.0, ends_s=700.0, decode_tok_s=5.0)
 
@@ -83,7 +83,7 @@ def test_the_simulated_policy_chooses_as_the_router_does() -> None:
 
 
 def test_the_workload_is_distributed_as_the_papers_print_it() -> None:
-    workload = Workload(10, seed=1)
+    workload = ChatWorkload(10, seed=1)
     pauses = [workload.pause_s() for _ in range(20_000)]
     assert sum(pause < 600 for pause in pauses) / 20_000 == pytest.approx(0.8, abs=0.01)
     prompts = [workload.prompt_tokens() for _ in range(50_000)]
@@ -99,7 +99,7 @@ def test_the_workload_is_distributed_as_the_papers_print_it() -> None:
 
 
 def test_a_machine_keeps_what_was_used_last_and_computes_the_rest() -> None:
-    machine = Machine(n_slots=1, n_kept=2)
+    machine = SimulatedServer(n_slots=1, n_kept=2)
     for conversation in (1, 2, 1, 3):
         machine.keep(conversation, 500)
     assert list(machine.kept) == [1, 3]
@@ -111,7 +111,7 @@ def test_a_machine_keeps_what_was_used_last_and_computes_the_rest() -> None:
 
 def test_the_prefix_tree_goes_back_to_where_it_sent_and_else_to_the_smallest_tree() -> None:
     view, alive = LoadView(3), [True] * 3
-    tree = PrefixTreePolicy(Workload(1, 1), 3, float("inf"), 1000)
+    tree = PrefixTreePolicy(ChatWorkload(1, 1), 3, float("inf"), 1000)
     tree.served(request(1), 0)
     tree.served(request(2, 300), 1)
     assert tree.choose(request(1), view, alive) == 0
@@ -124,11 +124,11 @@ def test_the_prefix_tree_goes_back_to_where_it_sent_and_else_to_the_smallest_tre
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, Measured]:
+def measured() -> dict[str, RunFigures]:
     return {"one machine": run_one_machine(SMALL)} | {name: run_policy(SMALL, name) for name in POLICIES}
 
 
-def test_nearly_as_much_is_cached_as_on_one_machine_and_the_load_is_even(measured: dict[str, Measured]) -> None:
+def test_nearly_as_much_is_cached_as_on_one_machine_and_the_load_is_even(measured: dict[str, RunFigures]) -> None:
     ours, one = measured["ggufd"], measured["one machine"]
     assert ours.cached_share >= 0.9 * one.cached_share
     assert ours.busiest <= 1.3
@@ -136,7 +136,7 @@ def test_nearly_as_much_is_cached_as_on_one_machine_and_the_load_is_even(measure
     assert ours.n_requests > 2000
 
 
-def test_the_others_lose_the_cache_or_let_clients_wait(measured: dict[str, Measured]) -> None:
+def test_the_others_lose_the_cache_or_let_clients_wait(measured: dict[str, RunFigures]) -> None:
     ours = measured["ggufd"]
     assert measured["power of two"].cached_share < 0.2
     assert measured["prefix tree, guarded"].cached_share < 0.5 * ours.cached_share
@@ -170,9 +170,9 @@ def test_the_program_prints_every_policy(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_a_row_says_its_figures() -> None:
-    one = Measured(n_requests=10, history=100, cached=80, waits_s=[1.0], busy_s=[0.5, 0.5])
-    ours = Measured(n_requests=10, history=100, cached=60, waits_s=[1.0, 3.0], busy_s=[0.25, 0.75])
-    assert Row("name", ours).line(one).split() == [
+    one = RunFigures(n_requests=10, history=100, cached=80, waits_s=[1.0], busy_s=[0.5, 0.5])
+    ours = RunFigures(n_requests=10, history=100, cached=60, waits_s=[1.0, 3.0], busy_s=[0.25, 0.75])
+    assert ComparisonRow("name", ours).line(one).split() == [
         "name",
         "0.600",
         "0.750",

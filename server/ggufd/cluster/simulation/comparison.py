@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from ggufd.cluster.simulation.machine import Machine
+from ggufd.cluster.simulation.machine import SimulatedServer
 from ggufd.cluster.simulation.orders import Orders
 from ggufd.cluster.simulation.policies import (
     AffinePolicy,
@@ -14,8 +14,8 @@ from ggufd.cluster.simulation.policies import (
     RoutingPolicy,
     TwoChoicesPolicy,
 )
-from ggufd.cluster.simulation.run import ClusterRun, Loss, Measured, Scale, one_machine
-from ggufd.cluster.simulation.workload import Workload
+from ggufd.cluster.simulation.run import ClusterRun, Loss, RunFigures, Scale, one_machine
+from ggufd.cluster.simulation.workload import ChatWorkload
 
 _TREE_TOKENS = 100_000
 """Of one replica's tree: 400,000 characters, Ray's bound, at four a token."""
@@ -24,13 +24,13 @@ _SEED = 20240711
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ComparisonRow:
     """One line of the table: a policy, and what it has come to."""
 
     name: str
-    measured: Measured
+    measured: RunFigures
 
-    def line(self, one: Measured) -> str:
+    def line(self, one: RunFigures) -> str:
         """The row as text; `one` is the machine of the same total capacity."""
         measured = self.measured
         return (
@@ -51,7 +51,7 @@ def _names(scale: Scale) -> list[str]:
     return [f"replica-{index}" for index in range(scale.n_replicas)]
 
 
-def _policies(scale: Scale, workload: Workload, orders: Orders) -> dict[str, Callable[[], RoutingPolicy]]:
+def _policies(scale: Scale, workload: ChatWorkload, orders: Orders) -> dict[str, Callable[[], RoutingPolicy]]:
     n = scale.n_replicas
     return {
         "ggufd": lambda: AffinePolicy(orders, scale.n_ingresses),
@@ -66,31 +66,31 @@ def _policies(scale: Scale, workload: Workload, orders: Orders) -> dict[str, Cal
 POLICIES = ("ggufd", "ggufd, moves untold", "consistent hashing", "power of two", "prefix tree", "prefix tree, guarded")
 
 
-def run_policy(scale: Scale, name: str, loss: Loss | None = None) -> Measured:
+def run_policy(scale: Scale, name: str, loss: Loss | None = None) -> RunFigures:
     """A run of one policy."""
-    workload = Workload(scale.n_chats, _SEED)
+    workload = ChatWorkload(scale.n_chats, _SEED)
     orders = Orders(_names(scale))
     policy = _policies(scale, workload, orders)[name]()
-    machines = [Machine(decode_tok_s=scale.decode_tok_s) for _ in range(scale.n_replicas)]
+    machines = [SimulatedServer(decode_tok_s=scale.decode_tok_s) for _ in range(scale.n_replicas)]
     return ClusterRun(scale, workload, policy, machines, orders, loss).run()
 
 
-def run_one_machine(scale: Scale) -> Measured:
+def run_one_machine(scale: Scale) -> RunFigures:
     """A run on one machine that has all slots and keeps all chats."""
     single = replace(scale, n_replicas=1, n_ingresses=1)
-    workload = Workload(scale.n_chats, _SEED)
+    workload = ChatWorkload(scale.n_chats, _SEED)
     orders = Orders(_names(single))
     return ClusterRun(single, workload, HashPolicy(orders), [one_machine(scale)], orders).run()
 
 
-def compared(scale: Scale) -> Iterator[Row]:
+def compared(scale: Scale) -> Iterator[ComparisonRow]:
     """One machine first, then all policies; each as soon as it has run."""
-    yield Row("one machine", run_one_machine(scale))
+    yield ComparisonRow("one machine", run_one_machine(scale))
     for name in POLICIES:
-        yield Row(name, run_policy(scale, name))
+        yield ComparisonRow(name, run_policy(scale, name))
 
 
-def lost(scale: Scale, *, is_drained: bool) -> Measured:
+def lost(scale: Scale, *, is_drained: bool) -> RunFigures:
     """A run of this project's policy in which a tenth of the replicas goes, in the middle of what is measured."""
     at_s = (scale.warm_s + scale.ends_s) / 2
     return run_policy(scale, "ggufd", Loss(at_s, is_drained=is_drained))

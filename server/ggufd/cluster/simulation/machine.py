@@ -31,7 +31,7 @@ class SimulatedRequest:
 
 
 @dataclass(slots=True)
-class Machine:
+class SimulatedServer:
     """State of a server. `busy_s` is slot time that was used in the measured part of the run."""
 
     n_slots: int = N_SLOTS

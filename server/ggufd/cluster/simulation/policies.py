@@ -18,7 +18,7 @@ from ggufd.cluster.routing.moved_chats import MovedChats
 from ggufd.cluster.routing.router import BYTES_PER_TOKEN, N_NEAR, leaving_s, wait_s
 from ggufd.cluster.simulation.machine import N_SLOTS, PREFILL_TOK_S, SimulatedRequest
 from ggufd.cluster.simulation.orders import Orders, digest_of_conversation
-from ggufd.cluster.simulation.workload import Workload
+from ggufd.cluster.simulation.workload import ChatWorkload
 
 
 class LoadView:
@@ -54,7 +54,8 @@ class LoadView:
 
     def all_there(self) -> NDArray[np.int64]:
         """`n_there` of all."""
-        return np.maximum(np.maximum(self.own, self.told + self.own - self._own_at_beat), 0)
+        there: NDArray[np.int64] = np.maximum(np.maximum(self.own, self.told + self.own - self._own_at_beat), 0)
+        return there
 
     def wait_s(self, replica: int) -> float:
         """Expected wait at a replica."""
@@ -151,7 +152,7 @@ class HashPolicy:
         """Nothing is told."""
 
 
-def less_loaded_of_two(workload: Workload, view: LoadView, some: Sequence[int]) -> int:
+def less_loaded_of_two(workload: ChatWorkload, view: LoadView, some: Sequence[int]) -> int:
     """The less loaded of two at random."""
     one, other = (some[int(workload.uniform() * len(some))] for _ in range(2))
     return one if view.n_there(one) <= view.n_there(other) else other
@@ -162,7 +163,7 @@ class TwoChoicesPolicy:
 
     name = "power of two"
 
-    def __init__(self, workload: Workload, n_replicas: int) -> None:
+    def __init__(self, workload: ChatWorkload, n_replicas: int) -> None:
         self._workload = workload
         self._all = range(n_replicas)
 
@@ -188,7 +189,7 @@ class PrefixTreePolicy:
     power of two. The tree of a replica is bounded; it keeps what was sent, not what the replica kept.
     """
 
-    def __init__(self, workload: Workload, n_replicas: int, imbalanced_threshold: float, max_tokens: int) -> None:
+    def __init__(self, workload: ChatWorkload, n_replicas: int, imbalanced_threshold: float, max_tokens: int) -> None:
         self.name = f"prefix tree, imbalance {imbalanced_threshold:g}"
         self._two = TwoChoicesPolicy(workload, n_replicas)
         self._threshold = imbalanced_threshold

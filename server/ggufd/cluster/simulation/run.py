@@ -9,10 +9,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ggufd.cluster.simulation.machine import DECODE_TOK_S, N_KEPT, N_SLOTS, PREFILL_TOK_S, Machine, SimulatedRequest
+from ggufd.cluster.simulation.machine import (
+    DECODE_TOK_S,
+    N_KEPT,
+    N_SLOTS,
+    PREFILL_TOK_S,
+    SimulatedRequest,
+    SimulatedServer,
+)
 from ggufd.cluster.simulation.orders import Orders
 from ggufd.cluster.simulation.policies import LoadView, RoutingPolicy, alive_in_order
-from ggufd.cluster.simulation.workload import Workload
+from ggufd.cluster.simulation.workload import ChatWorkload
 
 BEAT_S = 1.0
 
@@ -42,7 +49,7 @@ class Loss:
 
 
 @dataclass(slots=True)
-class Measured:
+class RunFigures:
     """What a run has shown: tokens of histories and those of them that were cached, first tokens, and use of slots.
 
     `left_share` is the share of requests that did not go to the home of rendezvous hashing. `after` has tokens of each
@@ -88,9 +95,9 @@ class ClusterRun:
     def __init__(
         self,
         scale: Scale,
-        workload: Workload,
+        workload: ChatWorkload,
         policy: RoutingPolicy,
-        machines: Sequence[Machine],
+        machines: Sequence[SimulatedServer],
         orders: Orders,
         loss: Loss | None = None,
     ) -> None:
@@ -107,9 +114,9 @@ class ClusterRun:
         self._now_s = 0.0
         self._turns_after: dict[int, int] = {}
         self._n_routed = self._n_left = 0
-        self.measured = Measured()
+        self.measured = RunFigures()
 
-    def run(self) -> Measured:
+    def run(self) -> RunFigures:
         """From the first turn to the end."""
         for chat, at_s in enumerate(self._workload.first_turns_s()):
             self._at(float(at_s), lambda chat=chat: self._send(chat))  # type: ignore[misc]
@@ -231,7 +238,7 @@ class ClusterRun:
                 self._views[request.ingress].own[replica] -= 1
                 self._route(_again(request))
 
-    def _hand_over(self, machine: Machine) -> None:
+    def _hand_over(self, machine: SimulatedServer) -> None:
         """Kept chats of a draining replica move to where each will be routed next."""
         for conversation, n_tokens in machine.kept.items():
             heir = self._machines[next(alive_in_order(self._orders, conversation, self._alive))]
@@ -253,6 +260,6 @@ def _again(request: SimulatedRequest) -> SimulatedRequest:
     )
 
 
-def one_machine(scale: Scale) -> Machine:
+def one_machine(scale: Scale) -> SimulatedServer:
     """A machine of the cluster's total capacity."""
-    return Machine(N_SLOTS * scale.n_replicas, N_KEPT * scale.n_replicas, scale.decode_tok_s)
+    return SimulatedServer(N_SLOTS * scale.n_replicas, N_KEPT * scale.n_replicas, scale.decode_tok_s)

@@ -38,7 +38,7 @@ class SimulatedChat:
     history: int = 0
 
 
-class Workload:
+class ChatWorkload:
     """Random numbers of one run. The same seed gives the same numbers in the same order."""
 
     def __init__(self, n_chats: int, seed: int) -> None:
