@@ -91,6 +91,6 @@ def compared(scale: Scale) -> Iterator[ComparisonRow]:
 
 
 def lost(scale: Scale, *, is_drained: bool) -> RunFigures:
-    """A run of this project's policy in which a tenth of the replicas goes, in the middle of what is measured."""
-    at_s = (scale.warm_s + scale.ends_s) / 2
+    """A run of this project's policy in which a tenth of the replicas goes, after a third of what is measured."""
+    at_s = scale.warm_s + (scale.ends_s - scale.warm_s) / 3
     return run_policy(scale, "ggufd", Loss(at_s, is_drained=is_drained))
