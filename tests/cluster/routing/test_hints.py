@@ -163,8 +163,22 @@ def test_the_length_of_the_prompt_counts_every_message_and_tools() -> None:
     assert hint("/v1/completions", {"prompt": [*range(1000)]}).n_prompt_bytes == 4000
 
 
+def test_chats_with_one_beginning_are_told_apart_once_they_are_longer() -> None:
+    path = "/v1/chat/completions"
+    assert hint(path, chat(FIRST)).head == hint(path, chat(FIRST)).chat
+    one, other = hint(path, chat(FIRST, ANSWER, SECOND)), hint(path, chat(FIRST, ANSWER, "No."))
+    assert one.chat == other.chat == hint(path, chat(FIRST)).chat
+    assert one.head != other.head
+    assert one.head == hint(path, chat(FIRST, ANSWER, SECOND, ANSWER, FIRST)).head, "and the same from then on"
+    card, longer = "c" * HEAD_CHARACTERS[0], "c" * HEAD_CHARACTERS[1]
+    assert hint("/completion", {"prompt": card + "a"}).head == hint("/completion", {"prompt": card + "b"}).chat
+    long = [hint("/completion", {"prompt": f"{card}{letter}{longer}"}) for letter in "ab"]
+    assert long[0].chat == long[1].chat
+    assert long[0].head != long[1].head
+
+
 def test_text_beyond_the_head_of_a_prompt_does_not_count() -> None:
-    same, other = "x" * HEAD_CHARACTERS, "x" * (HEAD_CHARACTERS - 1)
+    same, other = "x" * HEAD_CHARACTERS[0], "x" * (HEAD_CHARACTERS[0] - 1)
     assert hint("/completion", {"prompt": f"{same}a"}).chat == hint("/completion", {"prompt": f"{same}b"}).chat
     assert hint("/completion", {"prompt": f"{other}a"}).chat != hint("/completion", {"prompt": f"{other}b"}).chat
 

@@ -141,6 +141,14 @@ def test_a_conversation_that_left_its_home_goes_on_where_it_went() -> None:
     assert router.rank(hint("a"), draining)[0].id == home.id
 
 
+def test_a_conversation_that_left_in_its_first_turn_is_found_by_its_longer_head_in_the_next() -> None:
+    some = replicas(20)
+    router = Router()
+    home, other, *_ = router.rank(hint("a", head="a"), some)
+    assert router.rank(hint("a", head="a"), some, avoid={home.id})[0].id == other.id
+    assert router.rank(hint("a", head="a, and more"), some)[0].id == other.id
+
+
 def test_a_retry_is_remembered_as_where_the_conversation_is() -> None:
     some = replicas(5)
     router = Router()

@@ -7,6 +7,7 @@ would take, has none, and any replica may answer it. Knows no replicas.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from typing import Any
 from ggufd.api.http.long_strings import take_out
 from ggufd.cluster.routing.leaves import digest, leaves, n_bytes
 
-HEAD_CHARACTERS = 2048
-"""So much of the beginning of a text completion's prompt tells its conversation.
+HEAD_CHARACTERS = (2048, 8192)
+"""So much of the beginning of a text completion's prompt tells its conversation, and tells it from others beside it.
 
 A prompt grows at its end, so its beginning is the same in every turn, but for prompts that are shorter than that: they
 belong to another conversation with each turn until they are as long, which costs little, since they are short. A larger
-number would cost more; a smaller one would take all chats of a caller with one character for the same.
+first number would cost more; a smaller one would take all chats of a caller with one character for the same. Those that
+it does take for the same are at home in one place, and are told apart there once they are as long as the second.
 """
 
 _SESSION_HEADERS = ("x-session-id", "x-conversation-id")
@@ -38,8 +40,9 @@ Body = dict[str, Any]
 class RouteHint:
     """What is known of a request before a replica is chosen.
 
-    `chat` is the digest of its conversation, 16 bytes: its home. `head` is that of the conversation's head, which tells
-    chats apart that one session name covers; `n_prompt_bytes` the length of the prompt.
+    `chat` is the digest of its session or of its head, 16 bytes: its home. `head` is that of more of the conversation,
+    once there is more, and tells chats apart that have one home: those of one session name, or with one beginning.
+    `n_prompt_bytes` is the length of the prompt.
     """
 
     chat: bytes
@@ -57,14 +60,16 @@ def hint_of(method: str, path: str, headers: Mapping[str, str], body: bytes, add
     parsed = None if family is None else _parsed(body)
     if family is None or parsed is None:
         return None
-    head = [*family.head(parsed)]
+    head = family.head(parsed, 1)
     session = session_of(headers, parsed)
     if not head and not session:
         return None
     caller = caller_of(headers, address)
     of_head = digest(("head", caller, *head))
     of_chat = digest(("session", caller, session)) if session else of_head
-    return RouteHint(of_chat, family.n_bytes(parsed), of_head)
+    longer = family.head(parsed, 2)
+    of_more = digest(("longer head", caller, *longer)) if longer else of_head
+    return RouteHint(of_chat, family.n_bytes(parsed), of_more)
 
 
 def caller_of(headers: Mapping[str, str], address: str = "") -> str:
@@ -104,9 +109,12 @@ def _parsed(body: bytes) -> Body | None:
 
 @dataclass(frozen=True, slots=True)
 class _ConversationFields:
-    """How an API family writes a conversation: the texts of its head, and the parts of a body that become prompt."""
+    """How an API family writes a conversation: its head, and the parts of a body that become prompt.
 
-    head: Callable[[Body], Iterator[str]]
+    `head` gives the texts of the head (1), or of twice as much (2): none while the conversation is not as long.
+    """
+
+    head: Callable[[Body, int], list[str]]
     prompt: tuple[str, ...]
 
     def n_bytes(self, body: Body) -> int:
@@ -114,36 +122,39 @@ class _ConversationFields:
         return sum(n_bytes(body.get(name)) for name in self.prompt)
 
 
-def _chat_head(messages: str, *before: str) -> Callable[[Body], Iterator[str]]:
-    """Head of a chat: the fields `before`, then the messages up to the first user's, which is part of it."""
+def _chat_head(messages: str, *before: str) -> Callable[[Body, int], list[str]]:
+    """Head of a chat: the fields `before`, then the messages up to the first user's, or the second's, included."""
 
-    def head(body: Body) -> Iterator[str]:
-        for part in (*(body.get(name) for name in before), *_first_messages(body.get(messages))):
-            yield from (leaf.text for leaf in leaves(part))
+    def head(body: Body, n_users: int) -> list[str]:
+        first = _first_messages(body.get(messages), n_users)
+        parts = [*(body.get(name) for name in before), *first] if first else []
+        return [leaf.text for part in parts for leaf in leaves(part)]
 
     return head
 
 
-def _first_messages(messages: Any) -> list[Any]:
-    """Messages up to the first user's. A text in place of them is the user's."""
+def _first_messages(messages: Any, n_users: int) -> list[Any]:
+    """Messages up to one of the user's; none where there are not so many. A text in place of all is the user's."""
     if not isinstance(messages, list):
-        return [messages]
-    for index, message in enumerate(messages):
-        if isinstance(message, dict) and message.get("role") == "user":
-            return messages[: index + 1]
-    return messages[:_FIRST_MESSAGES]
+        return [messages] if n_users == 1 else []
+    places = (place for place, one in enumerate(messages, 1) if isinstance(one, dict) and one.get("role") == "user")
+    end = next(itertools.islice(places, n_users - 1, None), None)
+    if end is None and n_users == 1:
+        return messages[:_FIRST_MESSAGES]
+    return messages[:end] if end else []
 
 
-def _text_head(*names: str) -> Callable[[Body], Iterator[str]]:
+def _text_head(*names: str) -> Callable[[Body, int], list[str]]:
     """Head of a text: the first characters of the fields one after the other, of the first where there are several."""
 
-    def head(body: Body) -> Iterator[str]:
-        left = HEAD_CHARACTERS
+    def head(body: Body, level: int) -> list[str]:
+        left, found = HEAD_CHARACTERS[level - 1], []
         for text in (text for name in names for text in _first_text(body.get(name))):
-            yield text[:left]
+            found.append(text[:left])
             left -= len(text)
             if left <= 0:
-                return
+                return found
+        return found if level == 1 else []
 
     return head
 

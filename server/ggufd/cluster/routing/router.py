@@ -71,7 +71,7 @@ def leaving_s(n_prompt_bytes: int, prefill_tok_s: float) -> float:
 
 
 def _head(hint: RouteHint) -> bytes:
-    """What tells conversations apart, also those of one session name."""
+    """What tells conversations apart, also those with one home. It is the chat itself in a first turn."""
     return hint.head or hint.chat
 
 
@@ -158,7 +158,7 @@ class Router:
 
     def _place(self, hint: RouteHint, replicas: Sequence[Replica]) -> Replica | None:
         """Where a conversation was sent last, if that was elsewhere and is still there; else its home."""
-        moved_to = self._moved.find(_head(hint))
+        moved_to = self._moved.find(_head(hint)) or self._moved.find(hint.chat)
         if moved_to is not None:
             for one in replicas:
                 if one.id == moved_to and not one.load.is_draining:
