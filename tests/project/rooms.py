@@ -96,6 +96,7 @@ ROOMS: tuple[str, ...] = (
     "cluster.directory",
     "cluster.moving",
     "cluster.merging",
+    "cluster.relay",
     "cluster.ingress",
     "cluster.simulation",
     "cluster.serving",

@@ -19,12 +19,12 @@ from ggufd.api.http.body_budget import MAX_BYTES, BodyBudget, BodyShare
 from ggufd.api.http.paths import PathMiddleware
 from ggufd.cluster.ingress.asked import AskedRequest, pieces_of, read_body
 from ggufd.cluster.ingress.everyone import Everyone
-from ggufd.cluster.ingress.failures import failure
 from ggufd.cluster.ingress.fan_out import FanOut
 from ggufd.cluster.ingress.forwarding import Forwarder, ReplicaRouter
-from ggufd.cluster.ingress.headers import CHAT_HEADER
 from ggufd.cluster.ingress.places import Places
-from ggufd.cluster.ingress.upstream import OpenExchanges, Upstream
+from ggufd.cluster.relay.failures import failure
+from ggufd.cluster.relay.headers import CHAT_HEADER
+from ggufd.cluster.relay.upstream import OpenExchanges, Upstream
 from ggufd.cluster.replicas import Replicas
 from ggufd.cluster.routing.hints import RouteHint, hint_of
 from ggufd.errors import GgufdError, NotFound

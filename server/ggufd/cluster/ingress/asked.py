@@ -17,7 +17,7 @@ from ggufd.api.http.body_budget import BodyShare
 from ggufd.api.http.error_shape import REQUEST_ID_HEADER
 from ggufd.api.http.paths import own_path
 from ggufd.api.pool.paths import use_of
-from ggufd.cluster.ingress.headers import to_replica
+from ggufd.cluster.relay.headers import to_replica
 from ggufd.errors import PayloadTooLarge
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

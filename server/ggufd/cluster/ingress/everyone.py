@@ -14,8 +14,8 @@ import aiohttp
 from starlette.responses import Response
 
 from ggufd.cluster.ingress.asked import AskedRequest
-from ggufd.cluster.ingress.headers import to_client
-from ggufd.cluster.ingress.upstream import ReplicaLost, Upstream, losing
+from ggufd.cluster.relay.headers import to_client
+from ggufd.cluster.relay.upstream import ReplicaLost, Upstream, losing
 from ggufd.cluster.replicas import Replica, Replicas
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from ggufd.api.http.json_response import json_response
 from ggufd.api.services.metrics import MEDIA_TYPE
 from ggufd.cluster.ingress.asked import AskedRequest
 from ggufd.cluster.ingress.everyone import Everyone, Told, bodies_of
-from ggufd.cluster.ingress.failures import none_left
 from ggufd.cluster.ingress.live_relay import LiveRelay
 from ggufd.cluster.ingress.model_change import ModelChange
 from ggufd.cluster.merging import lists
 from ggufd.cluster.merging.exposition import merged_exposition
+from ggufd.cluster.relay.failures import none_left
 
 _PROBE_S = 2.0
 _ALIVE = "/health/live"

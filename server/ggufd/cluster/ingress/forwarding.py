@@ -16,11 +16,11 @@ import aiohttp
 from starlette.types import Send
 
 from ggufd.cluster.ingress.asked import AskedRequest
-from ggufd.cluster.ingress.delivery import Delivery, separator_of
-from ggufd.cluster.ingress.failures import LINES, broken, failure, none_left
-from ggufd.cluster.ingress.headers import to_client
-from ggufd.cluster.ingress.opening import EventOpening, LineOpening, StreamOpening, whole_events
-from ggufd.cluster.ingress.upstream import Exchange, OpenExchanges, ReplicaLost, Upstream, losing, retry_after
+from ggufd.cluster.relay.delivery import Delivery, separator_of
+from ggufd.cluster.relay.failures import LINES, broken, failure, none_left
+from ggufd.cluster.relay.headers import to_client
+from ggufd.cluster.relay.opening import EventOpening, LineOpening, StreamOpening, whole_events
+from ggufd.cluster.relay.upstream import Exchange, OpenExchanges, ReplicaLost, Upstream, losing, retry_after
 from ggufd.cluster.replicas import Replica, Replicas
 from ggufd.cluster.routing.hints import RouteHint
 from ggufd.errors import NotAPeer

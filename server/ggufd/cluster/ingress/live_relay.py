@@ -14,10 +14,10 @@ from starlette.responses import Response, StreamingResponse
 from ggufd.api.http.json_response import dumps
 from ggufd.cluster.ingress.asked import AskedRequest
 from ggufd.cluster.ingress.everyone import Everyone, Told
-from ggufd.cluster.ingress.failures import none_left
-from ggufd.cluster.ingress.headers import to_client
-from ggufd.cluster.ingress.upstream import ReplicaLost, losing
 from ggufd.cluster.merging.live import LiveMerge
+from ggufd.cluster.relay.failures import none_left
+from ggufd.cluster.relay.headers import to_client
+from ggufd.cluster.relay.upstream import ReplicaLost, losing
 from ggufd.cluster.replicas import Replica
 
 logger = logging.getLogger(__name__)

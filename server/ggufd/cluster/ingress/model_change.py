@@ -17,7 +17,7 @@ from ggufd.api.http.error_shape import openai_body
 from ggufd.api.http.json_response import json_response
 from ggufd.cluster.ingress.asked import AskedRequest
 from ggufd.cluster.ingress.everyone import Everyone, Told
-from ggufd.cluster.ingress.failures import none_left
+from ggufd.cluster.relay.failures import none_left
 from ggufd.cluster.replicas import Replica
 
 _PING = b": ping\n\n"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from starlette.types import Send
 
-from ggufd.cluster.ingress.failures import EVENTS, LINES, last_event, refusal_event
+from ggufd.cluster.relay.failures import EVENTS, LINES, last_event, refusal_event
 from ggufd.errors import GgufdError
 
 _SSE, _NDJSON = "text/event-stream", "application/x-ndjson"
