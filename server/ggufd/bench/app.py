@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from ggufd.bench.chunks import chunks
+from ggufd.bench.cluster import cluster
 from ggufd.bench.command import bench
 from ggufd.bench.curves.command import curves
 from ggufd.bench.engine.command import engine
@@ -36,3 +37,4 @@ app.command("engine")(engine)
 app.command("start")(start)
 app.command("chunks")(chunks)
 app.command("curves")(curves)
+app.command("cluster")(cluster)
