@@ -302,9 +302,18 @@ class TestFull:
         assert got.status_code == 200
         assert json.loads(without_comments(got.content).removeprefix(b"data: "))["error"]["message"] == "b is full"
 
+    def test_replicas_that_are_not_listed_yet_are_waited_for(self, serve: Serve) -> None:
+        server = serve(PacedReplica("a"), patience_s=60)
+        listed, server.replicas.listed = server.replicas.listed, []
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(post, server.url, "/v1/chat/completions")
+            time.sleep(0.5)
+            server.replicas.listed = listed
+            assert " a4" in answer.result(30).text
+
     @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/chat"])
     def test_without_a_replica_it_says_so_in_the_shape_of_the_api(self, serve: Serve, path: str) -> None:
-        server = serve(gone := PacedReplica("a"))
+        server = serve(gone := PacedReplica("a"), patience_s=0.1)
         gone.kill()
         got = post(server.url, path)
         assert (got.status_code, got.headers["retry-after"]) == (503, "2")

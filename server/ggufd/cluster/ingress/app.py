@@ -20,7 +20,7 @@ from ggufd.api.http.paths import PathMiddleware
 from ggufd.cluster.ingress.asked import AskedRequest, pieces_of, read_body
 from ggufd.cluster.ingress.everyone import Everyone
 from ggufd.cluster.ingress.fan_out import FanOut
-from ggufd.cluster.ingress.forwarding import Forwarder, ReplicaRouter
+from ggufd.cluster.ingress.forwarding import PATIENCE_S, Forwarder, ReplicaRouter
 from ggufd.cluster.ingress.places import Places
 from ggufd.cluster.relay.failures import failure
 from ggufd.cluster.relay.headers import CHAT_HEADER
@@ -42,7 +42,8 @@ class Ingress:
 
     `token` is what the replicas know the cluster by. A body may have `max_body_bytes`, and those of all open requests
     `max_bodies_bytes` together. `root_path` is the prefix that a proxy shows the cluster under, `trusted_proxies` are
-    the addresses and networks whose word on the client's address is taken.
+    the addresses and networks whose word on the client's address is taken. A request waits `patience_s` for replicas to
+    be listed where none is.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Ingress:
         max_bodies_bytes: int = MAX_BYTES,
         root_path: str = "",
         trusted_proxies: Sequence[str] = (),
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._replicas = replicas
         self._token = token
@@ -67,7 +69,7 @@ class Ingress:
         everyone = Everyone(replicas, self._upstream)
         self._fan_out = FanOut(everyone)
         self._places = Places(everyone)
-        self._forwarder = Forwarder(replicas, router, self._upstream, self._exchanges, self._places.learn)
+        self._forwarder = Forwarder(replicas, router, self._upstream, self._exchanges, self._places.learn, patience_s)
         self._watching: asyncio.Task[None] | None = None
         app: ASGIApp = PathMiddleware(self._respond, root_path)
         # Outermost, and by the server's own code: what it says of the client goes on to the replicas.
@@ -128,7 +130,7 @@ class Ingress:
             await (await answer(asked))(asked.scope, _never, send)
             return
         hint = self._hint_of(asked.method, asked.path, asked.headers, body, asked.address)
-        if hint is not None:
+        if hint is not None and only is None:
             asked.headers[CHAT_HEADER] = hint.chat.hex()
         await self._forwarder.forward(asked, hint, send, only)
 

@@ -7,6 +7,7 @@ real bytes is not looked at.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -31,6 +32,9 @@ _MOST_ASKED = 5
 """Replicas that one request may be lost with or refused by, if it is the request that ends them."""
 
 _MOST_FULL = 2
+
+PATIENCE_S = 5.0
+_AGAIN_S = 0.25
 
 _HELD_BYTES = 1 << 20
 """Answers up to here that are no streams are sent when they are whole, so that a lost one is asked for again."""
@@ -84,12 +88,14 @@ class Forwarder:
         upstream: Upstream,
         exchanges: OpenExchanges,
         learn: Learn = lambda replica_id, data: None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._replicas = replicas
         self._router = router
         self._upstream = upstream
         self._exchanges = exchanges
         self._learn = learn
+        self._patience_s = patience_s
 
     async def forward(
         self, asked: AskedRequest, hint: RouteHint | None, send: Send, only: Replica | None = None
@@ -125,8 +131,16 @@ class Forwarder:
     async def _next(self, hint: RouteHint | None, avoid: set[str], only: Replica | None) -> Replica | None:
         if only is not None:
             return None if only.id in avoid else only
-        ranked = self._router.rank(hint, await self._replicas.all(), avoid)
+        ranked = self._router.rank(hint, await self._listed(), avoid)
         return next((replica for replica in ranked if replica.id not in avoid), None)
+
+    async def _listed(self) -> Sequence[Replica]:
+        """The replicas, waited for where there are none: they are listed anew when the directory was started again."""
+        for _ in range(round(self._patience_s / _AGAIN_S)):
+            if listed := await self._replicas.all():
+                return listed
+            await asyncio.sleep(_AGAIN_S)
+        return await self._replicas.all()
 
     @contextlib.contextmanager
     def _counted(self, replica: Replica) -> Iterator[None]:

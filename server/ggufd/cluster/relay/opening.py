@@ -103,9 +103,16 @@ def whole_events(separator: bytes, held: bytes, data: bytes) -> tuple[bytes, byt
         return data, b""
     whole = held + data
     end = whole.rfind(separator)
-    if end < 0:
-        return (b"", whole) if len(whole) <= _MOST_HELD else (whole, b"")
-    end += len(separator)
+    if end < 0 and len(whole) > _MOST_HELD:
+        return whole, b""
+    end = end + len(separator) if end >= 0 else 0
+    return _with_comments(whole, end)
+
+
+def _with_comments(whole: bytes, end: int) -> tuple[bytes, bytes]:
+    """Cut at `end`, or behind the comments that follow: those of resumable streams have no blank line behind them."""
+    while whole.startswith(b":", end) and (line_end := whole.find(b"\n", end)) >= 0:
+        end = line_end + 1
     return whole[:end], whole[end:]
 
 

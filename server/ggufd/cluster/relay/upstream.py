@@ -138,23 +138,28 @@ class OpenExchanges:
             del self._open[exchange]
 
     def end_all_but(self, present: Collection[str]) -> None:
-        """End what waits for replicas that are gone and have said nothing for a while."""
+        """End what waits for replicas that have been gone and silent for a while.
+
+        For a while: who lists the replicas may have been started again, and know only some of them yet.
+        """
         now_s = asyncio.get_running_loop().time()
         for exchange in self._open:
-            if exchange.replica.id not in present and now_s - exchange.heard_s >= self._silent_s:
+            if exchange.replica.id in present:
+                exchange.seen_s = now_s
+            elif now_s - max(exchange.heard_s, exchange.seen_s) >= self._silent_s:
                 exchange.limit.reschedule(now_s)
 
 
 class Exchange:
-    """One request to one replica. `heard_s` is when it last said something."""
+    """One request to one replica. `heard_s` is when it last said something, `seen_s` when it was last listed."""
 
-    __slots__ = ("_now", "heard_s", "limit", "replica")
+    __slots__ = ("_now", "heard_s", "limit", "replica", "seen_s")
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.limit = asyncio.timeout(None)
         self._now = asyncio.get_running_loop().time
-        self.heard_s = self._now()
+        self.heard_s = self.seen_s = self._now()
 
     def hear(self) -> None:
         """The replica said something."""
