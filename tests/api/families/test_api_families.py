@@ -530,7 +530,7 @@ async def test_an_error_in_a_stream_of_lines_is_its_last_line() -> None:
     async with running(engine) as api:
         lines = lines_of((await api.post("/api/generate", {"prompt": "a", "raw": True})).text)
     assert [line.get("response") for line in lines] == ["H", "e", None]
-    assert lines[-1] == {"error": "broken"}
+    assert lines[-1] == {"error": "broken", "code": "engine_failure"}
 
 
 async def test_ollama_tells_of_its_model() -> None:

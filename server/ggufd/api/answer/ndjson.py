@@ -67,5 +67,8 @@ async def _lines(generation: Generation, lines: Lines) -> AsyncIterator[bytes]:
 
 
 def _failed(error: GgufdError) -> bytes:
-    """The last line after an error: a text, as Ollama has it. Its Python client fails on an object."""
-    return line_bytes({"error": error.message})
+    """The last line after an error: a text, as Ollama has it, since its Python client fails on an object.
+
+    The code beside it is ours: the ingress of a cluster tells by it whether another server may do better.
+    """
+    return line_bytes({"error": error.message, "code": error.code})
