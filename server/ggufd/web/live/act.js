@@ -35,19 +35,24 @@ export function useQuestions() {
   return { ask: (/** @type {Question} */ one) => (question.value = one), perform, dialog, failure: failure.value };
 }
 
-/** @param {number} request */
+/** @param {number | string} request */
 export function endRequest(request) {
-  return call(`v1/requests/${request}`, { method: "DELETE" });
+  return call(`v1/requests/${encodeURIComponent(request)}`, { method: "DELETE" });
 }
 
-/** @param {number} slot */
+/** @param {import("./state.js").Slot} slot */
 export function eraseSlot(slot) {
-  return call(`slots/${slot}?action=erase`, { method: "POST", body: {} });
+  return call(`slots/${slot.id}?action=erase${replicaOf(slot)}`, { method: "POST", body: {} });
 }
 
-/** @param {number} slot @param {string} filename */
+/** @param {import("./state.js").Slot} slot @param {string} filename */
 export function saveSlot(slot, filename) {
-  return call(`slots/${slot}?action=save`, { method: "POST", body: { filename } });
+  return call(`slots/${slot.id}?action=save${replicaOf(slot)}`, { method: "POST", body: { filename } });
+}
+
+/** Where a slot is, as the cluster is asked. @param {import("./state.js").Slot} slot */
+function replicaOf({ replica }) {
+  return replica === undefined ? "" : `&replica=${encodeURIComponent(replica)}`;
 }
 
 export function drain() {
@@ -75,7 +80,7 @@ export function whoseOf(owner, you) {
 
 /**
  * The question before a request is ended.
- * @param {number} request @param {string} whose @param {boolean} isRunning
+ * @param {number | string} request @param {string} whose @param {boolean} isRunning
  * @returns {Question}
  */
 export function endQuestion(request, whose, isRunning) {

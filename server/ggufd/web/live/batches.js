@@ -1,6 +1,7 @@
 // Batches that have not ended: how far they are, and until when they may take.
 import { html } from "../shared/view.js";
 import { clock, count } from "./format.js";
+import { replicaColumn } from "./replicas.js";
 import { Owner, Section, Table } from "./table.js";
 
 /** @typedef {import("./state.js").Batch} Batch */
@@ -12,6 +13,7 @@ export function Batches({ state }) {
   const columns = [
     { name: "Batch", kind: "key", cell: (/** @type {Batch} */ one) => html`<span class="cut">${one.id}</span>` },
     { name: "Whose", cell: (/** @type {Batch} */ one) => html`<${Owner} name=${one.owner} you=${server.you} />` },
+    ...replicaColumn(server),
     { name: "State", cell: (/** @type {Batch} */ one) => one.state.replace("_", " ") },
     { name: "Lines left", kind: "number", cell: left },
     { name: "Failed", kind: "number", cell: (/** @type {Batch} */ one) => count(one.lines_failed) },

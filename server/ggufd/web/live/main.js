@@ -11,6 +11,7 @@ import { Control } from "./control.js";
 import { Keys } from "./keys.js";
 import { Plots } from "./plots.js";
 import { Queue } from "./queue.js";
+import { Replicas } from "./replicas.js";
 import { LastRequests } from "./requests.js";
 import { Slots } from "./slots.js";
 import { isConnected, live, refusal, start, watchLive } from "./stream.js";
@@ -60,6 +61,7 @@ function Everything({ state }) {
   return html`<div class="board">
     <${Summary} state=${state} />
     <div class="column">
+      <${Replicas} state=${state} />
       <${Slots} state=${state} />
       <${Queue} state=${state} />
       <${Batches} state=${state} />

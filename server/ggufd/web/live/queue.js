@@ -2,6 +2,7 @@
 import { html } from "../shared/view.js";
 import { endQuestion, useQuestions, whoseOf } from "./act.js";
 import { count, duration } from "./format.js";
+import { replicaColumn } from "./replicas.js";
 import { Owner, Section, Table } from "./table.js";
 
 /** @typedef {import("./state.js").Waiting} Waiting */
@@ -15,6 +16,7 @@ export function Queue({ state }) {
   const columns = [
     { name: "Place", kind: "number key", cell: (/** @type {Waiting} */ one) => one.position ?? "–" },
     { name: "Whose", cell: (/** @type {Waiting} */ one) => html`<${Owner} name=${one.owner} you=${server.you} />` },
+    ...replicaColumn(server),
     { name: "Its turn", kind: "number", cell: turn },
     { name: "Waits for", kind: "number", cell: (/** @type {Waiting} */ one) => duration(one.age_s) },
     { name: "Tokens", kind: "number", cell: (/** @type {Waiting} */ one) => count(one.prompt_tokens) },

@@ -1,6 +1,7 @@
 // The last requests that ended: what they cost, and what the cache had of each.
 import { html } from "../shared/view.js";
 import { clock, count, duration, rate } from "./format.js";
+import { replicaColumn } from "./replicas.js";
 import { Owner, Section, Table } from "./table.js";
 
 /** @typedef {import("./state.js").Ended} Ended */
@@ -27,6 +28,7 @@ export function LastRequests({ state }) {
   const columns = [
     { name: "Ended", kind: "key", cell: (/** @type {Ended} */ one) => clock(one.time) },
     { name: "Whose", cell: (/** @type {Ended} */ one) => html`<${Owner} name=${one.owner} you=${state.server.you} />` },
+    ...replicaColumn(state.server),
     { name: "Route", kind: "wide", cell: (/** @type {Ended} */ one) => html`<code class="cut">${one.path}</code>` },
     { name: "Prompt", kind: "number", cell: (/** @type {Ended} */ one) => count(one.prompt_tokens) },
     { name: "Cached", kind: "number", cell: (/** @type {Ended} */ one) => count(one.cached_tokens) },

@@ -3,6 +3,7 @@ import { Dialog, Menu } from "../shared/components.js";
 import { html, useSignal } from "../shared/view.js";
 import { endQuestion, eraseSlot, whoseOf, saveSlot, useQuestions } from "./act.js";
 import { count, counted, duration, percent, rate } from "./format.js";
+import { replicaColumn } from "./replicas.js";
 import { others } from "./state.js";
 import { Owner, Section, Table } from "./table.js";
 
@@ -12,9 +13,10 @@ import { Owner, Section, Table } from "./table.js";
 export function Slots({ state }) {
   const { server } = state;
   const questions = useQuestions();
-  const saving = useSignal(/** @type {number | null} */ (null));
+  const saving = useSignal(/** @type {Slot | null} */ (null));
   const columns = [
     { name: "Slot", kind: "number key", cell: (/** @type {Slot} */ slot) => slot.id },
+    ...replicaColumn(server),
     {
       name: "Whose",
       cell: (/** @type {Slot} */ slot) => html`<${Owner} name=${slot.owner} you=${server.you} />`,
@@ -36,12 +38,12 @@ export function Slots({ state }) {
       kind: "act",
       cell: (/** @type {Slot} */ slot) =>
         html`<${SlotActions} slot=${slot} server=${server} ask=${questions.ask}
-          onSave=${() => (saving.value = slot.id)} />`,
+          onSave=${() => (saving.value = slot)} />`,
     },
   ];
   const filled = state.slots.filter((slot) => slot.state !== "empty");
   return html`<${Section} title="Slots" note=${note(state)} failure=${questions.failure} kind="slots">
-    <${Table} caption="Slots" columns=${columns} rows=${filled} keyOf=${(/** @type {Slot} */ slot) => slot.id}
+    <${Table} caption="Slots" columns=${columns} rows=${filled} keyOf=${keyOf}
       empty=${emptyText(state)} />
     ${filled.length > 0 && html`<${Legend} />`}
     ${filled.length > 0 && html`<p class="quiet small">${emptyNote(state.slots.length - filled.length)}</p>`}
@@ -49,6 +51,11 @@ export function Slots({ state }) {
     ${questions.dialog}
     ${saving.value !== null && html`<${SaveDialog} slot=${saving.value} onClose=${() => (saving.value = null)} />`}
   <//>`;
+}
+
+/** Slots of two replicas have the same numbers. @param {Slot} slot */
+function keyOf(slot) {
+  return `${slot.id} ${slot.replica}`;
 }
 
 /** What the colours of the bars are. */
@@ -154,7 +161,7 @@ function SlotActions({ slot, server, ask, onSave }) {
     title: `Erase slot ${slot.id}?`,
     text: `The ${counted(slot.tokens, "token")} that it keeps are computed again when that chat goes on.`,
     action: "Erase",
-    run: () => eraseSlot(slot.id),
+    run: () => eraseSlot(slot),
   };
   const items = [
     ...(server.can_save ? [{ name: "Save to a file…", icon: "download", onClick: onSave }] : []),
@@ -163,9 +170,9 @@ function SlotActions({ slot, server, ask, onSave }) {
   return html`<${Menu} name=${`Actions on slot ${slot.id}`} items=${items} />`;
 }
 
-/** @param {{slot: number, onClose: () => void}} props */
+/** @param {{slot: Slot, onClose: () => void}} props */
 function SaveDialog({ slot, onClose }) {
-  const name = useSignal(`slot-${slot}.bin`);
+  const name = useSignal(`slot-${slot.id}.bin`);
   const done = useSignal("");
   const { perform, failure } = useQuestions();
   const submit = (/** @type {Event} */ event) => {
@@ -175,13 +182,13 @@ function SaveDialog({ slot, onClose }) {
       done.value = `${counted(said.n_saved, "token")} saved as ${said.filename}.`;
     });
   };
-  return html`<${Dialog} title=${`Save slot ${slot}`} kind="small" onClose=${onClose}>
+  return html`<${Dialog} title=${`Save slot ${slot.id}`} kind="small" onClose=${onClose}>
     <form class="form" onSubmit=${submit}>
       <label for="save-name">Name of the file</label>
       <input id="save-name" class="field" value=${name.value} autocomplete="off"
         onInput=${(/** @type {any} */ event) => (name.value = event.target.value)} />
       <p class="quiet small">It is written into the folder that the server was started with. It can be restored by
-        ${" "}<code>POST /slots/${slot}?action=restore</code>.</p>
+        ${" "}<code>POST /slots/${slot.id}?action=restore</code>.</p>
       ${failure && html`<p class="failure" role="alert">${failure}</p>`}
       ${done.value && html`<p role="status">${done.value}</p>`}
       <div class="dialog-actions"><button class="button primary">Save</button></div>

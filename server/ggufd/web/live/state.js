@@ -7,7 +7,8 @@
  * @property {"reading" | "writing" | "idle" | "empty"} state
  * @property {number} seconds
  * @property {number} tokens
- * @property {number} [request]
+ * @property {number | string} [request]
+ * @property {string} [replica] where it is, in a cluster
  * @property {number} [prompt_tokens]
  * @property {number} [cached_tokens]
  * @property {number} [computed_tokens]
@@ -17,7 +18,8 @@
 
 /**
  * @typedef {object} Waiting
- * @property {number} request
+ * @property {number | string} request
+ * @property {string} [replica]
  * @property {"waiting" | "running"} state
  * @property {number | null} position
  * @property {number | null} eta_s
@@ -46,6 +48,7 @@
 /**
  * @typedef {object} Ended
  * @property {number} number
+ * @property {string} [replica]
  * @property {number} time
  * @property {string | null} owner
  * @property {string} path
@@ -79,10 +82,12 @@
  * @property {boolean} is_admin
  * @property {boolean} can_load
  * @property {boolean} can_save
+ * @property {Replica[]} [replicas] of a cluster
  */
 
 /** @typedef {{running: number, waiting: number, slots: number, reading: number, writing: number, keeping: number}}
   Totals */
+/** @typedef {{id: string, state: string, model: string} & Totals} Replica */
 
 /**
  * @typedef {object} Cache
@@ -99,6 +104,7 @@
  * A batch that has not ended; times are Unix seconds.
  * @typedef {object} Batch
  * @property {string} id
+ * @property {string} [replica]
  * @property {string | null} owner
  * @property {string} state
  * @property {string} endpoint
