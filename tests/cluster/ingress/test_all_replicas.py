@@ -133,6 +133,11 @@ class TestTogether:
         )
         assert ask(server, path, "POST", json={}).json()["results"][0]["text"] == "so far"
 
+    def test_the_page_of_the_live_view_comes_from_one_of_them(self, serve: Serve) -> None:
+        page = {("GET", "/live"): "<html>"}
+        server = serve(*(PacedReplica(name, answers=page) for name in "ab"))
+        assert ask(server, "/live").text == "<html>"
+
     def test_no_client_reaches_what_is_for_peers(self, serve: Serve) -> None:
         replica = PacedReplica("a", token="x")
         server = serve(replica, token="x")

@@ -21,6 +21,9 @@ from ggufd.cluster.relay.failures import none_left
 _PROBE_S = 2.0
 _ALIVE = "/health/live"
 
+_LIVE = "/v1/live"
+"""Without its prefix it is the page that shows it."""
+
 _MERGED: Mapping[tuple[str, str], lists.Merge] = {
     ("GET", "/queue"): lists.queue,
     ("GET", "/slots"): lists.slots,
@@ -73,7 +76,9 @@ class FanOut:
             return self._load
         if method == "GET" and asked.route in _PROBES:
             return self._health
-        return {("GET", "/metrics"): self._metrics, ("GET", _ALIVE): self._alive, ("GET", "/live"): self._live}.get(key)
+        if method == "GET" and asked.path == _LIVE:
+            return self._live
+        return {("GET", "/metrics"): self._metrics, ("GET", _ALIVE): self._alive}.get(key)
 
     async def _merged(self, asked: AskedRequest) -> Response:
         told = await self._everyone.ask(asked, method="GET" if asked.method == "HEAD" else None)
