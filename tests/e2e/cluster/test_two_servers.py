@@ -167,6 +167,33 @@ def test_files_are_found_by_their_ids_and_listed_together(cluster: Cluster) -> N
     assert client.batches.retrieve(batch.id).input_file_id == made[0].id
 
 
+def test_a_resumable_stream_goes_on_wherever_it_is(cluster: Cluster) -> None:
+    for number in range(3):
+        body = {"prompt": f"Story {number}.", "max_tokens": 20, "stream": True, "resumable": True, "temperature": 0}
+        with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body, timeout=WAIT_S) as answer:
+            name = answer.headers["x-ggufd-stream"]
+            next(answer.iter_raw())
+        again = httpx.get(f"{cluster.url}/v1/streams/{name}", timeout=WAIT_S, trust_env=False)
+        assert again.text.rstrip().endswith("data: [DONE]")
+        assert again.text.startswith("id: 0\n")
+        listed = httpx.get(f"{cluster.url}/v1/streams", timeout=WAIT_S, trust_env=False).json()
+        assert name in {one["id"] for one in listed["data"]}
+
+
+def test_kobolds_abort_ends_what_its_genkey_started(cluster: Cluster) -> None:
+    body = {"prompt": "Once", "max_length": 3000, "genkey": "KCPP1", "ignore_eos": True}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        url = f"{cluster.url}/api/extra/generate/stream"
+        answer = pool.submit(lambda: httpx.post(url, json=body, timeout=WAIT_S, trust_env=False).text)
+        check = f"{cluster.url}/api/extra/generate/check"
+        _wait_for(lambda: httpx.post(check, json={"genkey": "KCPP1"}, timeout=WAIT_S).json()["results"][0]["text"])
+        abort = httpx.post(f"{cluster.url}/api/extra/abort", json={"genkey": "KCPP1"}, timeout=WAIT_S).json()
+        assert abort == {"success": True, "n_aborted": 1}
+        assert "event: message" in answer.result(WAIT_S)
+        other = httpx.post(f"{cluster.url}/api/extra/abort", json={"genkey": "KCPP2"}, timeout=WAIT_S).json()
+        assert other == {"success": False, "n_aborted": 0}
+
+
 def test_the_live_view_shows_both(cluster: Cluster) -> None:
     with httpx.stream("GET", f"{cluster.url}/v1/live", timeout=WAIT_S, trust_env=False) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
