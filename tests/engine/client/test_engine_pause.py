@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator
 
 import pytest
 
 from ggufd.engine.client.client import EngineClient
 from ggufd.engine.client.state import EngineState
+from ggufd.engine.messages.reports import ChatsSaved
+from ggufd.engine.messages.requests import EVERYBODYS, AdoptChat
 from ggufd.errors import Draining, EngineDown, Unavailable
 from tests.support.fakes.fake_llama import inproc_client, make_request
 
@@ -86,3 +89,18 @@ async def test_an_open_request_is_found_and_its_live_state_told(client: EngineCl
     assert [slot.owner for slot in live.slots if slot.request_id is not None] == ["alice"]
     stream.abort()
     assert client.find(request.request_id) is None
+
+
+async def test_what_is_kept_is_saved_and_taken_up_while_no_requests_are_taken_too(client: EngineClient) -> None:
+    client.intake.pause()
+    assert await client.reports.save_chats() == ChatsSaved(0)
+    client.reports.adopt_chat(AdoptChat("nowhere.npz", 1000, 1.0, array("i", range(300)), EVERYBODYS))
+    client.intake.resume()
+    assert await answer(client)
+
+
+async def test_nobody_wakes_an_engine_for_its_chats(client: EngineClient) -> None:
+    client.sleep()
+    assert await client.reports.save_chats() == ChatsSaved(0)
+    client.reports.adopt_chat(AdoptChat("nowhere.npz", 1000, 1.0, array("i", range(300)), EVERYBODYS))
+    assert client.state is EngineState.SLEEPING

@@ -1,7 +1,8 @@
 """State file: the KV state of a chat with its tokens, its owner, and the fingerprint of what computed it.
 
 numpy's `.npz`, a zip archive whose checksums are verified as it is read. A file is written whole or not at all, and
-only its owner may read it. The state goes back to llama.cpp, which checks its shape: trust the folder, not the network.
+only its owner may read it. The state goes back to llama.cpp, which checks its shape: trust the folder, and who puts
+files there, as the servers of a cluster do.
 """
 
 from __future__ import annotations
