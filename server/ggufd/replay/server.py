@@ -5,21 +5,17 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
-import socket
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+from ggufd.errors import StartupError
+from ggufd.processes.server_process import ServerProcess
 from ggufd.replay.receipt_file import ReplayError
 
 _READY_S = 600.0
 _STOP_S = 30.0
-_POLL_S = 0.1
 
 _FLAGS: Mapping[str, tuple[str, Any]] = {
     "n_ctx": ("ctx-size", None),
@@ -96,17 +92,15 @@ def started(settings: Mapping[str, Any], arguments: Sequence[str]) -> Iterator[s
 
     Raises `ReplayError` when it ends or is not ready in time, with the last line that it said.
     """
-    port = _free_port()
-    command = [sys.executable, "-m", "ggufd", "serve", "--host", "127.0.0.1", "--port", str(port), "--parallel", "1"]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [*command, *flags_of(settings), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-        )
+    command = [sys.executable, "-m", "ggufd", "serve", "--host", "127.0.0.1", "--port", "0", "--parallel", "1"]
+    try:
+        process = ServerProcess([*command, *flags_of(settings), *arguments])
         try:
-            _await_ready(process, port, log)
-            yield f"http://127.0.0.1:{port}"
+            yield process.wait_address(_READY_S)
         finally:
-            _stop(process)
+            process.stop(_STOP_S)
+    except StartupError as error:
+        raise ReplayError(error.message) from None
 
 
 def flags_of(settings: Mapping[str, Any]) -> list[str]:
@@ -121,45 +115,3 @@ def flags_of(settings: Mapping[str, Any]) -> list[str]:
     if settings.get("n_gpu_layers") == 0:
         flags.append("--n-gpu-layers=0")
     return flags
-
-
-def _await_ready(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
-    deadline_s = time.monotonic() + _READY_S
-    while not _is_healthy(port):
-        if process.poll() is not None:
-            raise ReplayError(f"the server that was started ended with {process.returncode}: {_last_line(log)}")
-        if time.monotonic() > deadline_s:
-            raise ReplayError(f"the server that was started is not ready in time; its last line: {_last_line(log)}")
-        time.sleep(_POLL_S)
-
-
-def _is_healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _last_line(log: IO[bytes]) -> str:
-    log.seek(0, os.SEEK_SET)
-    lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "it said nothing"
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
