@@ -75,7 +75,8 @@ class ServerProcess:
         try:
             return self.address.result(timeout_s)
         except TimeoutError:
-            raise StartupError(f"the server that was started is not ready in time; its last line: {self.last_line}") from None
+            what = "the server that was started is not ready in time"
+            raise StartupError(f"{what}; its last line: {self.last_line}") from None
 
     def stop(self, timeout_s: float) -> None:
         """Ask it to end, wait for that, and kill it at the deadline."""

@@ -17,7 +17,9 @@ from ggufd.settings.config import ENV_PREFIX, Config, settings
 Tables = Mapping[str, Mapping[str, Any]]
 """Settings as config.toml has them: the keys of each section."""
 
-_PROGRAM = (sys.executable, "-m", "ggufd", "serve")
+_PROGRAM = (sys.executable, "-P", "-m", "ggufd", "serve")
+"""Without the folder that it is started in on the path of modules: files there may have any name."""
+
 _OTHER_PREFIX = "LLAMA_ARG_"
 _OWN = frozenset({"host", "port", "peer_token_file"})
 """Settings that a replica has by itself."""
