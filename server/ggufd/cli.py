@@ -1,4 +1,4 @@
-"""Command line: `serve`, `check`, `plan`, `fetch`, `keys`, `replay` and `bench`. Errors are one line, with exit code 1.
+"""Command line: `serve`, `check`, `plan`, `fetch`, `keys`, `cluster`, `replay`, `bench`. Errors are one line, code 1.
 
 Every child process imports it again, so nothing heavy is imported before a command runs.
 """
@@ -116,6 +116,7 @@ def build_app(command: str, prestarted: PrestartedProcesses | None = None, notes
     app.command("replay", context_settings=further)(_replay(command))
     app.add_typer(_bench(command), name="bench")
     app.add_typer(_keys(command), name="keys")
+    app.add_typer(_cluster(command), name="cluster")
     return app
 
 
@@ -257,6 +258,17 @@ def _keys(command: str) -> typer.Typer:
     import typer
 
     return typer.Typer(help="Create, list and revoke API keys.")
+
+
+def _cluster(command: str) -> typer.Typer:
+    """Commands of `ggufd cluster`; a placeholder with the same help when another command runs."""
+    if command == "cluster":
+        from ggufd.cluster_cli import app
+
+        return app
+    import typer
+
+    return typer.Typer(help="Run several servers behind one address, on Ray Serve.")
 
 
 def _replay(command: str) -> Callable[..., None]:

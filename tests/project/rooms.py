@@ -100,6 +100,7 @@ ROOMS: tuple[str, ...] = (
     "cluster.ingress",
     "cluster.simulation",
     "cluster.serving",
+    "cluster_cli",
     "cli_keys",
     "cli",
     "__main__",

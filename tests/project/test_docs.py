@@ -136,7 +136,7 @@ def test_every_flag_is_in_the_help(command: str) -> None:
     assert described >= {flag for one in settings() for flag in one.flags} | {"--config"}
 
 
-NESTED = {"keys": "", "bench": "http"}
+NESTED = {"keys": "", "bench": "http", "cluster": "serve"}
 """Commands with others under them, and which of those it is where none is named."""
 
 
