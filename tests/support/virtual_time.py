@@ -43,12 +43,13 @@ class VirtualClock:
 
 @contextmanager
 def virtual_time() -> Iterator[None]:
-    """The running loop, and `time.perf_counter`, go by a virtual clock. Everything awaited must be of this loop."""
+    """The running loop and the clocks of `time` go by a virtual one. Everything awaited must be of this loop."""
     loop = asyncio.get_running_loop()
     selector = cast("BaseSelector", loop._selector)  # type: ignore[attr-defined]
     clock = VirtualClock(loop, selector)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "time", clock.time)
         patch.setattr(selector, "select", clock.select)
-        patch.setattr(time, "perf_counter", clock.time)
+        for name in ("monotonic", "perf_counter"):
+            patch.setattr(time, name, clock.time)
         yield

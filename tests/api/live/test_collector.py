@@ -13,6 +13,7 @@ from ggufd.api.services.settings import ApiConfig
 from ggufd.engine.messages.reports import LiveState
 from ggufd.errors import EngineDown
 from tests.support.fakes.fake_engine import FakeEngine, FakeState, FakeText
+from tests.support.virtual_time import virtual_time
 
 INTERVAL_S = 0.06
 
@@ -36,10 +37,11 @@ class CountedEngine(FakeEngine):
 async def collecting(engine: FakeEngine) -> AsyncIterator[Collector]:
     config = ApiConfig("fake-model")
     services = Services(engine, FakeText(), config, AdapterScales(config))
-    collector = Collector(lambda: services, INTERVAL_S)
-    collector.serve(engine)
-    yield collector
-    await collector.close()
+    with virtual_time():
+        collector = Collector(lambda: services, INTERVAL_S)
+        collector.serve(engine)
+        yield collector
+        await collector.close()
 
 
 async def test_it_looks_while_a_viewer_is_there_and_no_longer() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
@@ -23,6 +23,7 @@ from ggufd.errors import GgufdError, NotFound, TooManyRequests, Unauthorized, Un
 from ggufd.keys.ring import Key, KeyRing, digest_of
 from tests.api.streams.test_event_log import event, read, sent
 from tests.support.examples import examples
+from tests.support.virtual_time import virtual_time
 
 ALICE, BOB = digest_of("a").hex(), digest_of("b").hex()
 
@@ -212,6 +213,11 @@ class TestHowMuch:
 
 
 class TestHowLong:
+    @pytest.fixture(autouse=True)
+    async def _time(self) -> AsyncIterator[None]:
+        with virtual_time():
+            yield
+
     async def test_an_ended_stream_goes_after_its_time(self) -> None:
         rig = Rig(kept_s=0.05)
         rig.ended()
