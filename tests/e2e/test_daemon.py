@@ -95,6 +95,14 @@ def start() -> Iterator[type[Program]]:
         program.close()
 
 
+def wait_draining(url: str) -> None:
+    """Until the server has heard the signal and takes no more requests."""
+    deadline = time.monotonic() + START_S
+    while httpx.get(f"{url}/health", timeout=ANSWER_S).status_code != 503:
+        assert time.monotonic() < deadline, "the signal is not heard"
+        time.sleep(0.02)
+
+
 class Stream:
     """A completion without an end, read on a thread."""
 
@@ -138,11 +146,11 @@ def test_the_curl_line_works_when_pasted_and_ctrl_c_ends_it(start: type[Program]
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM to catch")
 def test_sigterm_refuses_the_new_and_cuts_the_old_at_the_deadline(start: type[Program]) -> None:
-    program = start("--port", "0", "--drain-s", "2", *SMALL)
+    program = start("--port", "0", "--drain-s", "3", *SMALL)
     url = program.url
     stream = Stream(url)
     program.process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    wait_draining(url)
     refused = httpx.post(f"{url}/v1/completions", json={"prompt": "x"}, timeout=ANSWER_S)
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "shutting_down"
@@ -163,7 +171,8 @@ def test_what_ends_within_the_deadline_is_not_cut(start: type[Program]) -> None:
         target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=START_S))
     )
     thread.start()
-    time.sleep(0.3)
+    while not answers and not any(slot["is_processing"] for slot in httpx.get(f"{url}/slots", timeout=ANSWER_S).json()):
+        time.sleep(0.01)
     # As a service manager does it: to every process of the service.
     for process in psutil.Process(program.process.pid).children(recursive=True):
         process.terminate()
@@ -178,10 +187,10 @@ def test_a_second_ctrl_c_ends_it_at_once(start: type[Program]) -> None:
     program = start("--port", "0", "--drain-s", "60", *SMALL)
     stream = Stream(program.url)
     program.process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    wait_draining(program.url)
     assert program.process.poll() is None
     program.process.send_signal(signal.SIGINT)
-    assert program.wait(5) == 130
+    assert program.wait(20) == 130
     stream.join()
 
 

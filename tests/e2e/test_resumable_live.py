@@ -217,7 +217,8 @@ def test_a_stop_signal_waits_for_it_and_its_client_may_come_back_meanwhile() -> 
     with live_server("--parallel", "2", "--ctx-size", "2048", "--drain-s", "60") as stopping:
         stream_id, data = killed(stopping, CHAT, {**BODIES[CHAT], "max_tokens": 60}, 3)
         stopping._process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        while httpx.get(f"{stopping.url}/health", trust_env=False, timeout=ANSWER_S).status_code != 503:
+            time.sleep(0.02)
         refused = httpx.post(f"{stopping.url}{CHAT}", json=BODIES[CHAT], trust_env=False, timeout=30)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         events = events_of(data)

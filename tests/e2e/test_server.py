@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -267,7 +268,9 @@ def test_sigterm_lets_a_stream_end_refuses_new_ones_and_exits_with_zero() -> Non
         texts = [next(stream).choices[0].text]
         stopping = threading.Thread(target=server.stop)
         stopping.start()
-        time.sleep(0.3)
+        with contextlib.suppress(httpx.HTTPError):  # it may have ended
+            while httpx.get(f"{server.url}/health", trust_env=False, timeout=ANSWER_S).status_code != 503:
+                time.sleep(0.02)
         with pytest.raises((openai.InternalServerError, openai.APIConnectionError)) as refused:
             client.completions.create(prompt="Twice", max_tokens=1, **GREEDY)
         if isinstance(refused.value, openai.InternalServerError):

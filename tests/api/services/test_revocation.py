@@ -22,6 +22,7 @@ from ggufd.keys.principal import NOBODY, Principal
 from ggufd.keys.ring import Key, KeyRing, Limits, Role, digest_of
 from tests.support.fakes.api_client import Api, FakeModels, running
 from tests.support.fakes.fake_engine import FakeEngine, FakeText
+from tests.support.limits import ANSWER_S
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 SAID = "was removed or replaced while the request was under way"
@@ -202,7 +203,9 @@ async def test_the_same_key_with_another_role_limits_or_name_goes_on(alice: Key)
 async def test_other_keys_are_not_touched() -> None:
     async with under_way("/v1/completions", {"prompt": "a", "stream": True}, waits=False) as (api, ring, asked):
         bobs = asyncio.create_task(api.post("/v1/completions", {"prompt": "b", "max_tokens": 100}, headers=BOB))
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(ANSWER_S):
+            while len(api.engine.requests) < 2:  # noqa: ASYNC110 - a request has no event
+                await asyncio.sleep(0)
         without_alice(ring)
         await asked
         response = await bobs
@@ -228,22 +231,28 @@ async def test_a_request_that_is_handed_over_too_late_is_refused() -> None:
 
 
 class SlowModels(FakeModels):
-    """A change that takes as long as the test."""
+    """A change that takes as long as the test, and says when it has begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = asyncio.Event()
 
     async def change(self, settings: Any, report: Report) -> None:
         report("loading", 0.5)
+        self.begun.set()
         await asyncio.Event().wait()
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
 async def test_who_loads_a_model_is_told_no_more_of_it(*, is_streamed: bool) -> None:
     ring = KeyRing((Key("alice", digest_of("a"), Role.ADMIN),))
-    async with running(models=SlowModels(), keys=ring) as api:
+    models = SlowModels()
+    async with running(models=models, keys=ring) as api:
         body = {"model": "x", "stream": is_streamed}
         asked = asyncio.create_task(api.post("/v1/models/load", body, headers=ALICE))
-        await asyncio.sleep(0.2)
+        await asyncio.wait_for(models.begun.wait(), ANSWER_S)
         ring.replace(())
-        response = await asyncio.wait_for(asked, 1)
+        response = await asyncio.wait_for(asked, ANSWER_S)
     if is_streamed:
         openai_error(response.text)
     else:

@@ -139,11 +139,11 @@ async def test_the_time_limit_does_not_count_the_wait() -> None:
 
 
 async def test_a_call_that_others_keep_from_the_processor_has_more_time() -> None:
-    async with running(client := TextClient(params(), call_timeout_s=0.5)):
+    async with running(client := TextClient(params(), call_timeout_s=1.0)):
         assert client.pid is not None
         await stopped(client.pid)
         call = asyncio.ensure_future(client.encode("late"))
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(1.5)
         assert not call.done()
         os.kill(client.pid, signal.SIGCONT)
         assert await client.decode(await call) == "late"

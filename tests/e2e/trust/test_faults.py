@@ -127,7 +127,7 @@ def test_a_server_killed_under_load_leaves_nothing_and_starts_again_at_its_port(
                     connection.sendall(raw_request({**ENDLESS, "stream": True}))
                 assert server.wait_running(2, 30)
                 os.kill(server.pid, signal.SIGKILL)
-                gone, alive = psutil.wait_procs(children, timeout=5)
+                gone, alive = psutil.wait_procs(children, timeout=ANSWER_S)
                 assert alive == []
                 assert len(gone) == len(children)
     assert list(tmp_path.iterdir()) == []

@@ -73,7 +73,7 @@ async def test_nobody_reads_anothers_text_nothing_is_lost_and_nothing_leaks(
 
     await asyncio.sleep(1)
     server.wait_ready()
-    assert server.wait_running(0, timeout_s=5)
+    assert server.wait_running(0, timeout_s=30)
     # The engine, three text processes, and what multiprocessing keeps to itself.
     assert len(server.children()) <= 5, "a process was left behind"
     assert psutil.Process(server.pid).num_fds() <= files_before + 10

@@ -15,6 +15,7 @@ from ggufd.api.app import create_app
 from ggufd.api.http.connections import ConnectionGuard, ConnectionLimits
 from ggufd.api.services.settings import ApiConfig
 from tests.support.fakes.fake_engine import FakeEngine, FakeText
+from tests.support.limits import ANSWER_S
 
 TICK_S = 0.002
 """How often to look whether something has come true."""
@@ -92,10 +93,10 @@ def serving(
             yield Served(engine, port, loops[0], guard)
         finally:
             loops[0].call_soon_threadsafe(server.ended.set)
-            thread.join(10)
+            thread.join(ANSWER_S)
 
 
-def wait_until(is_true: Callable[[], bool], timeout_s: float = 5.0) -> None:
+def wait_until(is_true: Callable[[], bool], timeout_s: float = ANSWER_S) -> None:
     """Returns when `is_true` is; AssertionError when it takes too long."""
     deadline = time.monotonic() + timeout_s
     while not is_true():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ggufd.bench.measure.figures import common_prefix
+from tests.support.limits import ANSWER_S
 
 
 @dataclass
@@ -192,10 +193,10 @@ def serving(*fakes: FakeServer) -> Iterator[None]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
-    assert ready.wait(5)
+    assert ready.wait(ANSWER_S)
     try:
         yield
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+        thread.join(ANSWER_S)
         loop.close()
