@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,9 @@ from ggufd.engine.client.client import EngineClient
 from ggufd.engine.client.state import EngineState
 from ggufd.engine.messages.events import Output
 from ggufd.engine.messages.reports import LoadFailed, LoadProgress
+from ggufd.engine.queueing.fairness import TokenCounters
 from ggufd.errors import ConfigError, EngineDown, EngineFailure, InvalidRequest, ModelError, Unavailable
+from ggufd.keys.principal import BACKGROUND, Principal
 from ggufd.llama.params import ModelParams
 from ggufd.models.hub import ModelFile
 from ggufd.settings import sources
@@ -334,3 +336,40 @@ class TestRoute:
         async with running() as api:
             assert (await api.refused("/v1/models/load", {"model": "x"}))["code"] == "unsupported"
             assert (await api.refused("/v1/models/load", {"model": "x", "stream": 1}))["param"] == "stream"
+
+
+async def test_a_new_engine_begins_with_what_those_who_wait_for_it_got_before(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried: list[tuple[str, dict[str, float]]] = []
+    real = EngineClient.carry
+
+    def carry(client: EngineClient, counters: Iterable[tuple[str, float]]) -> None:
+        real(client, counters)
+        carried.append((client.state.name, dict(client.config.carried)))
+
+    monkeypatch.setattr(EngineClient, "carry", carry)
+    house.models.carry(lambda model: {"ann": 5.0} if model == "second" else {})
+    await house.change("second")
+    assert carried == [("LOADING", {"ann": 5.0})]
+    # It is not for an engine that is started again later.
+    assert house.models.served.engine.config.carried == ()
+    with pytest.raises(InvalidRequest):
+        await house.change("broken")
+    assert [counters for _, counters in carried[1:]] == [{}, {"ann": 5.0}]
+
+
+async def test_engines_charge_what_they_serve_to_one_account_book() -> None:
+    served = TokenCounters()
+    client = EngineClient(inproc_client().config, spawn=InprocSpawn(), served=served)
+    client.start()
+    await client.wait_ready()
+    for account, is_background in (("ann", False), (BACKGROUND, True)):
+        principal = Principal(name="ann", account=account)
+        assert principal.is_background == is_background
+        request = make_request(client.new_request_id(), b"Hello", principal=principal, max_tokens=8, ignore_eos=True)
+        _ = [event async for event in client.submit(request)]
+    await client.stop()
+    # Five tokens of a prompt at a quarter each, and eight that were generated.
+    assert served["ann"] == 5 * 0.25 + 8
+    assert len(served) == 1

@@ -342,3 +342,28 @@ class TestForecast:
         simulation.now_s = 2.0
         assert simulation.policy.phase is Phase.SWAPPING
         assert simulation.policy.forecast(ticket, self.load_s) == (1, 3.0)
+
+
+class TestTokens:
+    """What engines served, which the next engine has to know."""
+
+    def test_those_who_wait_are_told_by_how_much_they_got_more_than_the_least_served(self) -> None:
+        one = Simulation()
+        tokens = one.policy._tokens
+        one.ask("a", "ann", service_s=50.0)
+        tokens.charge("ann", 100.0, 1.0)
+        one.ask("b", "bob")
+        # Bob waits from here on, so what Ann gets now is more than his share.
+        tokens.charge("ann", 40.0, 1.0)
+        one.ask("b", "ann")
+        one.ask("c", "cid")
+        assert one.policy.standing("b") == {"ann": 40.0, "bob": 0.0}
+        assert one.policy.standing("a") == {}
+
+    def test_nobody_is_remembered_once_nothing_waits(self) -> None:
+        one = Simulation()
+        one.ask("a", "ann", service_s=1.0)
+        one.policy._tokens.charge("ann", 40.0, 1.0)
+        one.run(10.0)
+        one.ask("a", "bob", service_s=1.0)
+        assert one.policy._tokens["bob"] == one.policy._tokens["ann"]

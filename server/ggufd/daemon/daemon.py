@@ -26,6 +26,7 @@ from ggufd.daemon.kept import KeptModels
 from ggufd.daemon.known_models import KnownModels, find_known
 from ggufd.daemon.pooled import PooledModels
 from ggufd.daemon.served import FoundModel, Served, ServedModels
+from ggufd.engine.queueing.fairness import TokenCounters
 from ggufd.errors import Draining, StartupError
 from ggufd.models import hub
 from ggufd.models.remote import OnProgress
@@ -121,6 +122,7 @@ class Daemon:
         self._batches: BatchWorker | None = None
         self._buckets: TokenBuckets | None = None
         self._ids = itertools.count(1)
+        self._tokens = TokenCounters()
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
@@ -130,11 +132,9 @@ class Daemon:
         gc.disable()
         with _signals(self._on_signal, self._on_hangup), console.LoadingBar(self._found.file.path.name) as bar:
             served = self._make_served(self._found, bar.update)
-            kept = KeptModels({name: self._make_served(one) for name, one in self._kept.items()})
+            kept = KeptModels({name: self._make_served(one, is_beside=True) for name, one in self._kept.items()})
             models = ServedModels(served, self._find_served)
-            pooled = (
-                PooledModels(models, self._known, self._config) if self._known and self._known.are_several else None
-            )
+            pooled = self._pooled(models)
             loading = asyncio.create_task(_load(served, kept))
             # It starts its first process before FastAPI is imported.
             await asyncio.sleep(0)
@@ -173,8 +173,19 @@ class Daemon:
                 await kept.stop()
         return 0 if self._stop.is_set() else 1
 
-    def _make_served(self, found: FoundModel, on_progress: OnProgress | None = None) -> Served:
-        """Clients of a model's engine and text process, not started, with their configuration."""
+    def _pooled(self, models: ServedModels) -> PooledModels | None:
+        """The pool, where there are several models."""
+        if self._known is None or not self._known.are_several:
+            return None
+        return PooledModels(models, self._known, self._config, self._tokens)
+
+    def _make_served(
+        self, found: FoundModel, on_progress: OnProgress | None = None, *, is_beside: bool = False
+    ) -> Served:
+        """Clients of a model's engine and text process, not started, with their configuration.
+
+        One that stays loaded beside is a queue of its own: what it serves is not counted for the others.
+        """
         from ggufd.chat.process.client import TextClient
         from ggufd.chat.process.pool import TextPool
         from ggufd.chat.prompt import TextParams
@@ -204,6 +215,7 @@ class Daemon:
             prestarted=None if prestarted is None else prestarted.engine,
             buckets=self._buckets,
             ids=self._ids,
+            served=None if is_beside or self._known is None else self._tokens,
         )
         return Served(config, model, engine, text, api, _make_images(config, model))
 

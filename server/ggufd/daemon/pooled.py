@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggufd.daemon.known_models import KnownModels, known_model
 from ggufd.daemon.served import ServedModels, changed
+from ggufd.engine.queueing.fairness import TokenCounters
 from ggufd.errors import InvalidRequest
 from ggufd.model_pool.catalogue import KnownModel
 from ggufd.model_pool.pool import ModelPool, PoolRules
@@ -32,15 +33,19 @@ _POLL_S = 0.1
 
 
 class PooledModels:
-    """Holder of the served model and of the pool of those that are known. A `ModelSwitcher`."""
+    """Holder of the served model and of the pool of those that are known. A `ModelSwitcher`.
 
-    def __init__(self, served: ServedModels, known: KnownModels, config: Config) -> None:
+    `tokens` is what the engines of the models charge.
+    """
+
+    def __init__(self, served: ServedModels, known: KnownModels, config: Config, tokens: TokenCounters) -> None:
         self._served = served
         self._configs = dict(known.configs)
         rules = PoolRules(
             config.pool.swap_after_s, config.queue.max_queue, config.queue.max_queue_wait_s, config.pool.swap_retry_s
         )
-        self.pool = ModelPool(known.catalogue, known.first, self._load, rules, kept=known.kept)
+        self.pool = ModelPool(known.catalogue, known.first, self._load, rules, kept=known.kept, tokens=tokens)
+        served.carry(self.pool.standing)
 
     def bind(self, show: Show) -> None:
         """As `ServedModels.bind`."""

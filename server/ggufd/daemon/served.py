@@ -130,6 +130,10 @@ Make = Callable[[Config, OnProgress, OnProgress], Served]
 """
 
 
+ServedBefore = Callable[[str], Mapping[str, float]]
+"""Tokens that the accounts which wait for a model of this name were served more than the least served of them."""
+
+
 class ServedModels:
     """Holder of the served model, which it can switch. Lives on the event loop."""
 
@@ -139,10 +143,15 @@ class ServedModels:
         self._show: Show = lambda *_: None
         self._change: asyncio.Task[None] | None = None
         self._planning = asyncio.Lock()
+        self._served_before: ServedBefore = lambda model: {}
 
     def bind(self, show: Show) -> None:
         """Set the callback that gets the clients and the API configuration of each newly served model."""
         self._show = show
+
+    def carry(self, served_before: ServedBefore) -> None:
+        """Have each engine begin with what those who wait for its model were served before."""
+        self._served_before = served_before
 
     async def change(self, settings: Mapping[str, Any], report: Report) -> None:
         """Switch to another model, even if the caller disconnects. See `api.services.services.ModelSwitcher`."""
@@ -249,6 +258,7 @@ class ServedModels:
         raise _refusal(why, old)
 
     def _serve(self, one: Served) -> None:
+        one.engine.carry(self._served_before(one.api.model_id).items())
         one.engine.start()
         self.served = one
         self._show(one.engine, one.text, one.api, one.images)

@@ -247,7 +247,7 @@ def _embedder(config: EngineConfig, model: Model, params: EmbeddingParams, log: 
         return context
 
     known = EmbedderParams(params.pooling, params.n_ctx, model.vocabulary.n_vocab, len(model.adapters))
-    accounts = Accounts(config.prompt_cost)
+    accounts = Accounts(config.prompt_cost, config.carried)
     return Embedder(known, make, WaitingList(config.max_queue_wait_s, accounts=accounts))
 
 

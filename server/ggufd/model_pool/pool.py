@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from ggufd.engine.queueing.fairness import TokenCounters
 from ggufd.errors import GgufdError, QueueFull, QueueTimeout, TooManyRequests, Unavailable
 from ggufd.keys.principal import NOBODY, Principal
 from ggufd.model_pool.catalogue import KnownModel, ModelCatalogue
@@ -132,7 +133,8 @@ class ModelTurn:
 class ModelPool:
     """Pool of the models in `catalogue`, of which the one named `loaded` is loaded. Lives on the event loop.
 
-    Those named `kept` stay loaded beside it: who asks for one runs at once, and has no part in swaps.
+    Those named `kept` stay loaded beside it: who asks for one runs at once, and has no part in swaps. `tokens` is what
+    the engines charge with the tokens that they serve.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class ModelPool:
         rules: PoolRules | None = None,
         clock: Callable[[], float] = time.monotonic,
         kept: Collection[str] = (),
+        tokens: TokenCounters | None = None,
     ) -> None:
         self.catalogue = catalogue
         self.kept = frozenset(kept)
@@ -154,7 +157,7 @@ class ModelPool:
         """What `ggufd plan` says of the models, as far as it was made."""
         self._load = load
         self._clock = clock
-        self._scheduler = SwapScheduler(loaded, self.rules.swap_after_s, clock)
+        self._scheduler = SwapScheduler(loaded, self.rules.swap_after_s, clock, tokens)
         self._turns: dict[Ticket, ModelTurn] = {}
         self._numbers = itertools.count(_FIRST_NUMBER)
         self._try_again_s: dict[str, float] = {}
@@ -177,6 +180,10 @@ class ModelPool:
     @property
     def is_swapping(self) -> bool:
         return self._scheduler.phase is Phase.SWAPPING
+
+    def standing(self, name: str) -> dict[str, float]:
+        """What the engine of a model has to know of those who wait for it: see `SwapScheduler.standing`."""
+        return self._scheduler.standing(name)
 
     def would_swap(self, name: str) -> bool:
         """Whether a request for the model of this name may begin a swap."""

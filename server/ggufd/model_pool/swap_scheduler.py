@@ -92,16 +92,24 @@ class _Residence:
 class SwapScheduler:
     """Scheduler over the one model that is `loaded`. `enter` and `leave` tickets, then ask what is to be done: `step`.
 
-    A swap that `step` asked for ends with `swapped` or `kept`. Times in seconds, of `clock`.
+    A swap that `step` asked for ends with `swapped` or `kept`. Times in seconds, of `clock`. `tokens` is charged by
+    the engines, with the tokens that they served.
     """
 
-    def __init__(self, loaded: str, swap_after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        loaded: str,
+        swap_after_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        tokens: TokenCounters | None = None,
+    ) -> None:
         self.loaded = loaded
         self.target: str | None = None
         """Model that is to be loaded next, or is being loaded."""
         self.phase = Phase.SERVING
         self.counters = TokenCounters()
         """Seconds that the accounts were served."""
+        self._tokens = TokenCounters() if tokens is None else tokens
         self._swap_after_s = swap_after_s
         self._clock = clock
         self._waiting: list[Ticket] = []
@@ -132,6 +140,7 @@ class SwapScheduler:
             others = {one.account for one in everybody if not one.is_background}
             if ticket.account not in others:
                 self.counters.lift(ticket.account, others)
+                self._tokens.lift(ticket.account, others)
         self._waiting.append(ticket)
 
     def leave(self, ticket: Ticket) -> None:
@@ -144,8 +153,9 @@ class SwapScheduler:
             if not ticket.is_background:
                 self._stay.used_s = self._clock()
         if not self._waiting and not self._running:
-            self.counters.settle(ticket.account)
-            self.counters.forget(())
+            for counters in (self.counters, self._tokens):
+                counters.settle(ticket.account)
+                counters.forget(())
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 
@@ -187,6 +197,13 @@ class SwapScheduler:
     def stranded(self) -> list[Ticket]:
         """Tickets that wait for a model that is not loaded, without a right to have it loaded."""
         return [one for one in self._waiting if not self._fits(one) and not one.may_swap]
+
+    def standing(self, model: str) -> dict[str, float]:
+        """Tokens that the accounts which wait for a model were served more than the least served of them."""
+        waiting = [one for one in self._waiting if one.model in (None, model) and not one.is_background]
+        served = {one.account: self._tokens[one.account] for one in waiting}
+        least = min(served.values(), default=0.0)
+        return {account: tokens - least for account, tokens in served.items()}
 
     def forecast(self, ticket: Ticket, load_s: Callable[[str], float]) -> WaitForecast:
         """Expected wait of a ticket. `load_s` says how long a model takes to load; what runs is not foreseen."""

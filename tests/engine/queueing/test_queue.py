@@ -367,3 +367,49 @@ def test_one_account_alone_is_served_in_order_of_arrival(sizes: list[tuple[int, 
     while simulation.queue or simulation.running:
         simulation.step()
     assert simulation.admitted == list(range(1, len(sizes) + 1))
+
+
+class TestCarried:
+    """Accounts that waited at another engine before."""
+
+    @staticmethod
+    def served(carried: dict[str, float], first: str) -> list[str]:
+        """Whose requests are served, of two accounts with six each, of which `first` sends first."""
+        queue = RequestQueue(600.0, accounts=Accounts(carried=carried.items()))
+        accounts = [first, *({"ann", "bob"} - {first})]
+        for number in range(12):
+            for sequence in sequences(number, account=accounts[number % 2]):
+                queue.push([sequence])
+        taken = []
+        for _ in range(12):
+            sequence = next(iter(queue))
+            take(queue, sequence)
+            generate(queue, sequence, 10)
+            taken.append(sequence.request.principal.account)
+        return taken
+
+    @pytest.mark.parametrize("first", ["ann", "bob"])
+    def test_the_one_who_got_less_there_goes_first_until_they_are_even(self, first: str) -> None:
+        taken = self.served({"ann": 35.0, "bob": 0.0}, first)
+        assert taken[:4] == ["bob"] * 4
+        assert sorted(taken[4:6]) == ["ann", "bob"]
+
+    def test_without_it_they_take_turns(self) -> None:
+        assert self.served({}, "ann")[:4] == ["ann", "bob", "ann", "bob"]
+
+    def test_it_holds_for_the_first_time_only(self) -> None:
+        accounts = Accounts(carried=[("bob", 0.0), ("ann", 0.0)])
+        for account in ("ann", "bob"):
+            accounts.wait(account)
+            accounts.settle(account)
+        accounts.wait("ann")
+        accounts.counters.charge("ann", 50.0, 1.0)
+        accounts.wait("bob")
+        assert accounts.counters["bob"] == 50.0, "somebody saved up by being idle"
+
+    def test_those_who_have_not_come_yet_are_not_forgotten(self) -> None:
+        accounts = Accounts(carried=[("ann", 50.0), ("bob", 0.0)])
+        accounts.wait("ann")
+        accounts.counters.forget({"ann"})
+        accounts.wait("bob")
+        assert accounts.counters["bob"] == 0.0

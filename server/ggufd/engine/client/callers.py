@@ -22,7 +22,7 @@ Charge = Callable[[EngineRequest | EmbedRequest, RequestEvent], None]
 class EngineCallers(EngineUser):
     """Open requests and questions, as users of the engine.
 
-    `charge` is called for requests of accounts with a limit on tokens.
+    `charge` is called with every event of a request.
     """
 
     def __init__(self, requests: OpenRequests, questions: Questions, charge: Charge) -> None:
@@ -50,8 +50,7 @@ class EngineCallers(EngineUser):
     def _deliver(self, event: RequestEvent) -> None:
         stream = self._requests.get(event.request_id)
         if stream is not None:
-            if stream.request.principal.limits.tokens_per_minute is not None:
-                self._charge(stream.request, event)
+            self._charge(stream.request, event)
             self._requests.deliver(stream, event)
 
     def engine_ready(self, send: Callable[[Command], None]) -> None:

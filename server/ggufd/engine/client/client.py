@@ -7,12 +7,12 @@ of the engine), before anything is sent. The engine's process is the supervisor'
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from ggufd.engine.client.callers import EngineCallers
 from ggufd.engine.client.intake import Intake
-from ggufd.engine.client.limits import SubmissionLimits, TokenBuckets
+from ggufd.engine.client.limits import SubmissionLimits, TokenBuckets, n_tokens_of
 from ggufd.engine.client.open_requests import OpenRequests
 from ggufd.engine.client.questions import Questions
 from ggufd.engine.client.reports import EngineReports
@@ -20,6 +20,7 @@ from ggufd.engine.client.state import TAKES_REQUESTS, EngineState
 from ggufd.engine.client.stream import RequestStream
 from ggufd.engine.client.supervisor import EngineSupervisor
 from ggufd.engine.messages.config import EngineConfig
+from ggufd.engine.messages.events import Output, RequestEvent
 from ggufd.engine.messages.reports import Ready
 from ggufd.engine.messages.requests import (
     Abort,
@@ -29,6 +30,7 @@ from ggufd.engine.messages.requests import (
     EngineRequest,
     FinishSequence,
 )
+from ggufd.engine.queueing.fairness import TokenCounters
 from ggufd.errors import Draining, GgufdError
 from ggufd.processes.prestarted import PrestartedProcess
 from ggufd.processes.supervisor import Link, Spawn
@@ -40,7 +42,7 @@ class EngineClient:
     `intake` opens and closes it for new requests; `reports` answers questions about the engine, and acts on its slots.
     `on_progress` gets the share of the model that is loaded, 0 to 1. `prestarted` is a process to begin with; `spawn`
     replaces how processes are started. `buckets` are the rate limits' where they outlast the engine; `ids` gives the
-    numbers of requests where other engines have some too.
+    numbers of requests where other engines have some too; `served` is charged with what the accounts get.
     """
 
     def __init__(
@@ -51,14 +53,17 @@ class EngineClient:
         prestarted: PrestartedProcess | None = None,
         buckets: TokenBuckets | None = None,
         ids: Iterator[int] | None = None,
+        served: TokenCounters | None = None,
     ) -> None:
+        self._served = served
         self._buckets = TokenBuckets() if buckets is None else buckets
         self._on_progress = on_progress
         self._spawn = spawn
         self._requests = OpenRequests()
         self._questions = Questions(self._send)
         self._limits = SubmissionLimits(self._requests, config.max_queue, self._buckets)
-        self._callers = EngineCallers(self._requests, self._questions, self._limits.charge)
+        self._prompt_cost = config.prompt_cost
+        self._callers = EngineCallers(self._requests, self._questions, self._charge)
         self._supervisor = EngineSupervisor(config, self._callers, on_progress, spawn, prestarted)
         self.intake = Intake(self._supervisor.condition)
         self.reports = EngineReports(self._supervisor, self._questions, self.intake)
@@ -92,9 +97,14 @@ class EngineClient:
             self._spawn,
             buckets=self._buckets,
             ids=self._ids,
+            served=self._served,
         )
         again._supervisor.expect_model_of(self._supervisor)
         return again
+
+    def carry(self, counters: Iterable[tuple[str, float]]) -> None:
+        """Begin with these counters of accounts, which have waited for this model already. Before `start`."""
+        self._supervisor.config = replace(self.config, carried=tuple(counters))
 
     def start(self) -> None:
         """Start the engine; returns at once."""
@@ -183,6 +193,15 @@ class EngineClient:
     def find(self, request_id: int) -> RequestStream | None:
         """The open request with this id."""
         return self._requests.get(request_id)
+
+    def _charge(self, request: EngineRequest | EmbedRequest, event: RequestEvent) -> None:
+        """Charge what an event stands for to its account's limits, and to what all engines together served it."""
+        principal = request.principal
+        if principal.limits.tokens_per_minute is not None:
+            self._limits.charge(request, event)
+        if self._served is not None and not principal.is_background:
+            cost = n_tokens_of(request, event) * (1.0 if isinstance(event, Output) else self._prompt_cost)
+            self._served.charge(principal.account, cost, principal.limits.weight)
 
     def _send(self, command: Command) -> None:
         self._supervisor.send(command)

@@ -105,13 +105,17 @@ class SubmissionLimits:
 
     def charge(self, request: EngineRequest | EmbedRequest, event: RequestEvent) -> None:
         """Take the tokens that an event stands for out of the account's bucket."""
-        match event:
-            case Admitted() if isinstance(request, EngineRequest):
-                n_tokens = len(request.prompt) - event.cached_tokens
-            case Output():
-                n_tokens = len(event.tokens)
-            case Embedding():
-                n_tokens = event.n_tokens
-            case _:
-                return
-        self._buckets.charge(request.principal.account, request.principal.limits, n_tokens)
+        self._buckets.charge(request.principal.account, request.principal.limits, n_tokens_of(request, event))
+
+
+def n_tokens_of(request: EngineRequest | EmbedRequest, event: RequestEvent) -> int:
+    """Number of tokens that were computed, as an event tells it."""
+    match event:
+        case Admitted() if isinstance(request, EngineRequest):
+            return len(request.prompt) - event.cached_tokens
+        case Output():
+            return len(event.tokens)
+        case Embedding():
+            return event.n_tokens
+        case _:
+            return 0

@@ -195,6 +195,8 @@ class EngineSupervisor:
             return
         self.condition.load_s = max(1.0, self._process.mark_ready())
         self.ready = ready
+        # Whoever waited then has no claim on an engine that is started again later.
+        self.config = replace(self.config, carried=())
         self._retreat.end()
         self._enter(EngineState.READY, trouble="")
         loop = asyncio.get_running_loop()

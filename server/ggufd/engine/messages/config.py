@@ -76,6 +76,7 @@ class EngineConfig:
     `embeddings` of a model that writes is made at start when that is set, else when they are first asked for.
     After `sleep_idle_s` without a request the client ends the process until the next one; None never does.
     `shape` is what the model's header says, where that has been read: of a large vocabulary it takes half a second.
+    `carried` are the counters of accounts that waited for this model while another one was served.
     """
 
     model: ModelParams
@@ -88,6 +89,7 @@ class EngineConfig:
     max_gap_full_ms: float = 500.0
     text_interval_ms: float = 0.0
     prompt_cost: float = 0.25
+    carried: tuple[tuple[str, float], ...] = ()
     priority_aging_s: float = 30.0
     step_timeout_s: float = 0.0
     rules: EngineRules = field(default_factory=EngineRules)

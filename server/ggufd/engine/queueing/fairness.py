@@ -38,10 +38,15 @@ _MAX_COUNTERS = 4096
 
 
 class TokenCounters:
-    """Weighted cost served to each account that is active, and to those that got more than their share lately."""
+    """Weighted cost served to each account that is active, and to those that got more than their share lately.
 
-    def __init__(self) -> None:
-        self._counters: dict[str, float] = {}
+    `carried` are counters of accounts that have waited already, at another engine: the first time that one of them
+    begins to wait here, it is not lifted.
+    """
+
+    def __init__(self, carried: Iterable[tuple[str, float]] = ()) -> None:
+        self._counters: dict[str, float] = dict(carried)
+        self._carried = set(self._counters)
         self._elsewhere: dict[str, float] = {}
         self._floor = 0.0
 
@@ -54,7 +59,9 @@ class TokenCounters:
     def lift(self, account: str, waiting: Iterable[str]) -> None:
         """Raise the counter of an account that begins to wait to the least of those that wait already."""
         self._floor = min((self[other] for other in waiting), default=self._floor)
-        self._counters[account] = max(self[account], self._floor)
+        is_carried = account in self._carried
+        self._carried.discard(account)
+        self._counters[account] = self[account] if is_carried else max(self[account], self._floor)
 
     def settle(self, account: str) -> None:
         """End the waiting of an account: one that begins to wait when no other does starts at its counter."""
@@ -86,7 +93,7 @@ class TokenCounters:
         self._counters = {
             account: counter
             for account, counter in self._counters.items()
-            if account in active or counter > self._floor
+            if account in active or account in self._carried or counter > self._floor
         }
         self._elsewhere = {account: cost for account, cost in self._elsewhere.items() if account in self._counters}
 
@@ -103,12 +110,12 @@ class Accounts:
     """Accounts of sequences and embedding requests: what each was served, how much of it waits and runs.
 
     A generated token costs its account 1, a token of a prompt or of an input to embed `prompt_cost`. `served` is all
-    that it cost each of the last accounts, without their weights.
+    that it cost each of the last accounts, without their weights. `carried` is as in `TokenCounters`.
     """
 
-    def __init__(self, prompt_cost: float = 0.25) -> None:
+    def __init__(self, prompt_cost: float = 0.25, carried: Iterable[tuple[str, float]] = ()) -> None:
         self.prompt_cost = prompt_cost
-        self.counters = TokenCounters()
+        self.counters = TokenCounters(carried)
         self.served: dict[str, float] = {}
         self.waiting: Counter[str] = Counter()
         self.running: Counter[str] = Counter()
