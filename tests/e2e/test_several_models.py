@@ -324,21 +324,30 @@ class TestKept:
         assert vectors(http) == first
         assert [line for line in server.log if "engine" in line and "ended unexpectedly" in line]
 
-    def test_what_runs_on_either_ends_before_the_server_does(self, kept: tuple[LiveServer, httpx.Client]) -> None:
-        server, http = kept
-        answers: list[int] = []
-
-        def embed() -> None:
-            with client(server) as own:
-                inputs = ["one two three four five six seven eight " * 3] * 400
-                answers.append(own.post("/v1/embeddings", json={"model": "vectors", "input": inputs}).status_code)
-
-        thread = threading.Thread(target=embed)
-        thread.start()
-        until(lambda: http.get("/v1/queue").json()["running"] > 0 or not thread.is_alive(), "nothing runs")
-        server.stop()
-        thread.join(WAIT_S)
-        assert answers == [200]
+    def test_one_that_generates_stays_too_and_its_answers_end_before_the_server_does(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        config = tmp_path / "kept.toml"
+        config.write_text(f"""
+            [pool]
+            models_dir = "{folder}"
+            [models.tiny-a]
+            keep_loaded = true
+            """)
+        with live_server("--config", str(config), *FLAGS) as server, client(server) as http:
+            assert states(http) == {"tiny-a": "loaded", "tiny-b": "loaded", "tiny-c": "unloaded"}
+            assert says(http, "any")[0] == "tiny-b"
+            body = {"model": "tiny-a", "prompt": "Once", "max_tokens": 200, "stream": True, "ignore_eos": True}
+            with http.stream("POST", "/v1/completions", json=body) as reply:
+                lines = reply.iter_lines()
+                next(lines)
+                stopping = threading.Thread(target=server.stop)
+                stopping.start()
+                events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+            stopping.join(WAIT_S)
+        assert {event["model"] for event in events} == {"tiny-a"}
+        assert events[-1]["choices"][0]["finish_reason"] == "length", "the stream was cut"
+        assert server.exit_code == 0
 
 
 def vectors(http: httpx.Client) -> list[float]:

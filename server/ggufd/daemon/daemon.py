@@ -331,10 +331,15 @@ class Daemon:
 
 
 async def _load(served: Served, kept: KeptModels) -> None:
-    """Load all models that are to be there at the start. Raises ModelError."""
-    await kept.load()
-    served.engine.start()
-    await asyncio.gather(served.wait_ready(), served.start_text(), served.start_images())
+    """Load all models that are to be there at the start; only engines wait for each other. Raises ModelError."""
+    beside = asyncio.gather(served.start_text(), served.start_images())
+    try:
+        await kept.load()
+        served.engine.start()
+        await asyncio.gather(served.wait_ready(), beside)
+    finally:
+        beside.cancel()
+        await asyncio.gather(beside, return_exceptions=True)
 
 
 def _make_images(config: Config, model: hub.ModelFile) -> ImageReader | None:
