@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from ggufd.cluster.replicas import Replica, ReplicaLoad
-from ggufd.cluster.routing.hints import RouteHint
+from ggufd.cluster.routing.hints import HEAD_CHARACTERS, RouteHint
 from ggufd.cluster.routing.rendezvous import mixed
 from ggufd.cluster.routing.router import Router
 from ggufd.cluster.simulation import __main__ as program
 from ggufd.cluster.simulation.comparison import POLICIES, ComparisonRow, lost, run_one_machine, run_policy
 from ggufd.cluster.simulation.flood import Flood, flooded
+from ggufd.cluster.simulation.heads import SIZES, head_figures
 from ggufd.cluster.simulation.machine import N_SLOTS, PREFILL_TOK_S, SimulatedRequest, SimulatedServer
 from ggufd.cluster.simulation.orders import Orders, digest_of_conversation, mixed_all
 from ggufd.cluster.simulation.policies import AffinePolicy, LoadView, PrefixTreePolicy
@@ -158,6 +159,17 @@ def test_a_flood_has_its_share_of_all_with_the_ledger_only() -> None:
     assert with_ledger.worst <= with_ledger.bound
     assert without.share == pytest.approx(0.5, abs=0.01)
     assert without.worst > without.bound
+
+
+def test_the_head_of_a_text_is_short_enough_to_stay_at_home_in_role_play() -> None:
+    figures = {size: head_figures(size, n_chats=1000) for size in SIZES}
+    stays = [one.stays_in_role_play for one in figures.values()]
+    assert stays == sorted(stays, reverse=True)
+    apart = [one.told_apart for one in figures.values()]
+    assert apart == sorted(apart)
+    chosen = figures[HEAD_CHARACTERS[0]]
+    assert chosen.stays_in_role_play > 0.9
+    assert figures[8192].stays_in_role_play < chosen.stays_in_role_play - 0.1
 
 
 def test_the_program_prints_every_policy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

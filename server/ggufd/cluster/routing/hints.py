@@ -16,13 +16,14 @@ from typing import Any
 from ggufd.api.http.long_strings import take_out
 from ggufd.cluster.routing.leaves import digest, leaves, n_bytes
 
-HEAD_CHARACTERS = (2048, 8192)
+HEAD_CHARACTERS = (1024, 8192)
 """So much of the beginning of a text completion's prompt tells its conversation, and tells it from others beside it.
 
 A prompt grows at its end, so its beginning is the same in every turn, but for prompts that are shorter than that: they
-belong to another conversation with each turn until they are as long, which costs little, since they are short. A larger
-first number would cost more; a smaller one would take all chats of a caller with one character for the same. Those that
-it does take for the same are at home in one place, and are told apart there once they are as long as the second.
+belong to another conversation with each turn until they are as long. In the simulation 0.99 of role play's histories
+stay at home by 1,024 characters and 0.89 of those without a character, by 2,048 characters 0.96 and 0.80. Chats of a
+caller that begin alike for longer, with one character, have one home, which is none too many for most callers; they are
+told apart there once they are as long as the second number.
 """
 
 _SESSION_HEADERS = ("x-session-id", "x-conversation-id")

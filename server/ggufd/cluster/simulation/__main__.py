@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from ggufd.cluster.simulation.comparison import HEAD, compared, lost
 from ggufd.cluster.simulation.flood import Flood, flooded
+from ggufd.cluster.simulation.heads import SIZES, head_figures
 from ggufd.cluster.simulation.run import Scale
 
 
@@ -26,6 +27,7 @@ def report(scale: Scale) -> Iterator[str]:
         yield f"a tenth {how}: cached share of each chat's next turns by that before: " + ", ".join(
             f"{share:.3f}" for share in shares
         )
+    yield from (head_figures(size).line() for size in SIZES)
     for has_ledger in (True, False):
         yield flooded(Flood(n_replicas=scale.n_replicas), has_ledger=has_ledger).line()
 

@@ -58,21 +58,26 @@ class ChatWorkload:
 
     def prompt_tokens(self) -> int:
         """Length of a message."""
-        return self._length(PROMPT_TOKENS)
+        return self.length(PROMPT_TOKENS)
 
     def answer_tokens(self) -> int:
         """Length of an answer."""
-        return self._length(ANSWER_TOKENS)
+        return self.length(ANSWER_TOKENS)
 
     def end_turn(self, chat: SimulatedChat, n_tokens: int) -> None:
         """Add a turn to a chat, which goes on or becomes another conversation."""
         chat.n_turns += 1
         chat.history += n_tokens
-        if self.uniform() >= GOES_ON:
+        if not self.goes_on():
             chat.conversation, chat.n_turns, chat.history = self._n_conversations, 0, 0
             self._n_conversations += 1
 
-    def _length(self, mean: float) -> int:
+    def goes_on(self) -> bool:
+        """Whether a conversation has another turn."""
+        return self.uniform() < GOES_ON
+
+    def length(self, mean: float) -> int:
+        """A length with that mean."""
         return 1 + int(mean * math.exp(_SIGMA * self.normal() - _SIGMA * _SIGMA / 2))
 
     def uniform(self) -> float:
