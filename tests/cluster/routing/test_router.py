@@ -144,9 +144,20 @@ def test_a_conversation_that_left_its_home_goes_on_where_it_went() -> None:
 def test_a_conversation_that_left_in_its_first_turn_is_found_by_its_longer_head_in_the_next() -> None:
     some = replicas(20)
     router = Router()
-    home, other, *_ = router.rank(hint("a", head="a"), some)
-    assert router.rank(hint("a", head="a"), some, avoid={home.id})[0].id == other.id
+    home, other, *_ = router.rank(hint("a"), some)
+    assert router.rank(hint("a"), some, avoid={home.id})[0].id == other.id
     assert router.rank(hint("a", head="a, and more"), some)[0].id == other.id
+
+
+def test_a_conversation_that_came_home_is_not_sent_where_it_was_in_its_first_turn() -> None:
+    some = replicas(20)
+    router = Router()
+    home, other, *_ = router.rank(hint("a"), some)
+    router.rank(hint("a"), some, avoid={home.id})
+    router.rank(hint("a", head="a, and more"), some)
+    full = with_load(some, other.id, running=4, waiting=9, wait_s=60.0)
+    assert router.rank(hint("a", head="a, and more"), full)[0].id == home.id
+    assert router.rank(hint("a", head="a, and more"), some)[0].id == home.id
 
 
 def test_a_retry_is_remembered_as_where_the_conversation_is() -> None:

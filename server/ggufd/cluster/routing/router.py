@@ -90,6 +90,10 @@ class _Ranked:
         return self.replica.load.is_draining, self.cost_s, n_there, self.place
 
 
+def _best_first(ranked: Iterable[_Ranked], avoid: Collection[str]) -> list[Replica]:
+    return [one.replica for one in sorted(ranked, key=lambda one: one.key) if one.replica.id not in avoid]
+
+
 class Router:
     """Choice of replicas by conversation and load, and this ingress' counters of open requests."""
 
@@ -114,10 +118,12 @@ class Router:
         returned is remembered as where the conversation is.
         """
         self._open.forget_but([replica.id for replica in replicas])
-        ranked = self._any(replicas) if hint is None else self._by_chat(hint, replicas)
-        best_first = [one.replica for one in sorted(ranked, key=lambda one: one.key) if one.replica.id not in avoid]
-        if hint is not None and best_first:
-            self._note_place(hint, best_first[0], replicas)
+        if hint is None:
+            return _best_first(self._any(replicas), avoid)
+        home = self.home(hint.chat, replicas)
+        best_first = _best_first(self._by_chat(hint, home, replicas), avoid)
+        if best_first:
+            self._note_place(hint, "" if best_first[0] is home else best_first[0].id)
         return best_first
 
     def take_moves(self) -> dict[bytes, str]:
@@ -140,9 +146,9 @@ class Router:
         order = sorted(replicas, key=lambda one: self._rendezvous.weight(turn, one.id))
         return [_Ranked(one, self._wait_s(one) + self._used(one), place) for place, one in enumerate(order)]
 
-    def _by_chat(self, hint: RouteHint, replicas: Sequence[Replica]) -> list[_Ranked]:
+    def _by_chat(self, hint: RouteHint, home: Replica | None, replicas: Sequence[Replica]) -> list[_Ranked]:
         """Where the conversation is first; others in the order of its head: see `RouteHint.head`."""
-        place_of_chat = self._place(hint, replicas)
+        place_of_chat = self._place(hint, home, replicas)
         order = sorted(replicas, key=lambda one: self._rendezvous.weight(_head(hint), one.id), reverse=True)
         known = [one.load.prefill_tok_s for one in replicas if one.load.prefill_tok_s > 0]
         default_tok_s = sum(known) / len(known) if known else _FIRST_PREFILL_TOK_S
@@ -156,18 +162,20 @@ class Router:
                 ranked.append(_Ranked(one, cost_s, place, self._open.n_there(one)))
         return ranked
 
-    def _place(self, hint: RouteHint, replicas: Sequence[Replica]) -> Replica | None:
+    def _place(self, hint: RouteHint, home: Replica | None, replicas: Sequence[Replica]) -> Replica | None:
         """Where a conversation was sent last, if that was elsewhere and is still there; else its home."""
         moved_to = self._moved.find(_head(hint)) or self._moved.find(hint.chat)
         if moved_to is not None:
             for one in replicas:
                 if one.id == moved_to and not one.load.is_draining:
                     return one
-        return self.home(hint.chat, replicas)
+        return home
 
-    def _note_place(self, hint: RouteHint, chosen: Replica, replicas: Sequence[Replica]) -> None:
-        is_home = chosen is self.home(hint.chat, replicas)
-        self._moved.note(_head(hint), "" if is_home else chosen.id)
+    def _note_place(self, hint: RouteHint, replica_id: str) -> None:
+        """Where the conversation is from now on. If that is its home, what its first turn noted is over too."""
+        self._moved.note(_head(hint), replica_id)
+        if not replica_id:
+            self._moved.note(hint.chat, "")
 
     def _wait_s(self, replica: Replica) -> float:
         load = replica.load
