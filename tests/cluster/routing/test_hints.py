@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -249,3 +250,19 @@ def test_texts_are_found_in_order_without_marks_and_names() -> None:
         ("c", True),
         ("5", False),
     ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages":[' + b"[]," * 100_000 + b"[]]}",
+        b'{"messages":' + b"[" * 500 + b"]" * 500 + b"}",
+        b'{"n":' + b"1" * 9000,
+    ],
+    ids=["many arrays", "deep", "digits"],
+)
+def test_what_no_server_would_read_is_not_read_here(body: bytes) -> None:
+    """Reading it would hold up every stream of the ingress: sixty megabytes of empty arrays take half a minute."""
+    begun = time.perf_counter()
+    assert hint_of("POST", "/v1/chat/completions", {}, body) is None
+    assert time.perf_counter() - begun < 5

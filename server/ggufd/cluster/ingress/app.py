@@ -53,7 +53,7 @@ class Ingress:
         token: str | None,
         *,
         hint_of: HintOf = hint_of,
-        max_body_bytes: int = 64_000_000,
+        max_body_bytes: int = 32_000_000,
         max_bodies_bytes: int = MAX_BYTES,
         root_path: str = "",
         trusted_proxies: Sequence[str] = (),

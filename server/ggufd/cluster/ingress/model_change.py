@@ -13,12 +13,14 @@ from typing import Any
 from starlette.responses import Response, StreamingResponse
 
 from ggufd.api.answer.sse import event_bytes
+from ggufd.api.http.body import parse_json
 from ggufd.api.http.error_shape import openai_body
 from ggufd.api.http.json_response import json_response
 from ggufd.cluster.ingress.asked import AskedRequest
 from ggufd.cluster.ingress.everyone import Everyone, Told
 from ggufd.cluster.relay.failures import none_left
 from ggufd.cluster.replicas import Replica
+from ggufd.errors import InvalidRequest
 
 _PING = b": ping\n\n"
 _PING_S = 1.0
@@ -88,8 +90,8 @@ class ModelChange:
 
 
 def _json(asked: AskedRequest) -> Any:
-    """The body; None of what is no JSON, which a replica refuses."""
+    """The body; None of what is no JSON object, which a replica refuses."""
     try:
-        return json.loads(asked.body)  # type: ignore[arg-type]
-    except (ValueError, RecursionError):
+        return parse_json(asked.body) if isinstance(asked.body, bytes) else None
+    except InvalidRequest:
         return None

@@ -10,9 +10,9 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
 from urllib.parse import quote
 
+from ggufd.api.http.body import parse_json
 from ggufd.cluster.ingress.asked import AskedRequest
 from ggufd.cluster.ingress.everyone import Everyone
 from ggufd.cluster.merging.names import parts_of
@@ -157,9 +157,8 @@ def _bytes(asked: AskedRequest) -> bytes:
 
 def _named(body: bytes, field: str) -> str:
     try:
-        value: Any = json.loads(body)
-    # Too deep: a replica will say so.
-    except (ValueError, RecursionError):
+        named = parse_json(body).get(field)
+    except InvalidRequest:
+        # A replica will say what is wrong.
         return ""
-    named = value.get(field) if isinstance(value, dict) else None
     return named if isinstance(named, str) else ""

@@ -8,13 +8,13 @@ would take, has none, and any replica may answer it. Knows no replicas.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ggufd.api.http.long_strings import take_out
+from ggufd.api.http.body import parse_json
 from ggufd.cluster.routing.leaves import digest, leaves, n_bytes
+from ggufd.errors import InvalidRequest
 
 HEAD_CHARACTERS = (1024, 8192)
 """So much of the beginning of a text completion's prompt tells its conversation, and tells it from others beside it.
@@ -98,14 +98,11 @@ def _route(path: str) -> str:
 
 
 def _parsed(body: bytes) -> Body | None:
-    """The body as JSON; None where it is no object, or none that can be read."""
+    """The body as JSON; None where it is no object, or none that a replica would read: it will say what is wrong."""
     try:
-        short = take_out(body)
-        value = short.whole(json.loads(short.raw))
-    # Too deep, or a number of too many digits: a replica will say what is wrong.
-    except (ValueError, RecursionError):
+        return parse_json(body)
+    except InvalidRequest:
         return None
-    return value if isinstance(value, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
