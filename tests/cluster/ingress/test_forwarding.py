@@ -128,6 +128,10 @@ class TestWhatGoesThrough:
         assert "2024" not in answer.headers["date"]
         assert answer.headers.get("server") != "paced"
 
+    def test_what_the_server_around_it_tells_is_told_by_it_alone(self, serve: Serve) -> None:
+        server = serve(PacedReplica("a"), told_by_server=("X-Paced",))
+        assert "x-paced" not in post(server.url, "/v1/chat/completions").headers
+
     def test_a_request_without_an_id_gets_one_and_keeps_its_own(self, serve: Serve) -> None:
         replica = PacedReplica("a")
         server = serve(replica)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -23,7 +23,7 @@ from ggufd.cluster.ingress.fan_out import FanOut
 from ggufd.cluster.ingress.forwarding import PATIENCE_S, Forwarder, ReplicaRouter
 from ggufd.cluster.ingress.places import Places
 from ggufd.cluster.relay.failures import failure
-from ggufd.cluster.relay.headers import CHAT_HEADER
+from ggufd.cluster.relay.headers import CHAT_HEADER, without_headers
 from ggufd.cluster.relay.upstream import OpenExchanges, Upstream
 from ggufd.cluster.replicas import Replicas
 from ggufd.cluster.routing.hints import RouteHint, hint_of
@@ -43,7 +43,7 @@ class Ingress:
     `token` is what the replicas know the cluster by. A body may have `max_body_bytes`, and those of all open requests
     `max_bodies_bytes` together. `root_path` is the prefix that a proxy shows the cluster under, `trusted_proxies` are
     the addresses and networks whose word on the client's address is taken. A request waits `patience_s` for replicas to
-    be listed where none is.
+    be listed where none is. `told_by_server` are headers that the server around this application adds to each answer.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Ingress:
         root_path: str = "",
         trusted_proxies: Sequence[str] = (),
         patience_s: float = PATIENCE_S,
+        told_by_server: Collection[str] = (),
     ) -> None:
         self._replicas = replicas
         self._token = token
@@ -72,6 +73,8 @@ class Ingress:
         self._forwarder = Forwarder(replicas, router, self._upstream, self._exchanges, self._places.learn, patience_s)
         self._watching: asyncio.Task[None] | None = None
         app: ASGIApp = PathMiddleware(self._respond, root_path)
+        if told_by_server:
+            app = without_headers(app, told_by_server)
         # Outermost, and by the server's own code: what it says of the client goes on to the replicas.
         self._app: Any = ProxyHeadersMiddleware(app, list(trusted_proxies)) if trusted_proxies else app  # type: ignore[arg-type]
 

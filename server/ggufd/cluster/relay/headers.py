@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from multidict import CIMultiDict
-from starlette.types import Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ggufd.api.peers.gate import TOKEN_HEADER
 
@@ -71,6 +71,22 @@ def to_client(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         value.decode("latin-1") for name, value in lower if name == b"connection"
     )
     return [(name, value) for name, value in lower if name.decode("latin-1") not in dropped]
+
+
+def without_headers(app: ASGIApp, names: Collection[str]) -> ASGIApp:
+    """The application without these headers in its answers."""
+    dropped = {name.lower().encode("latin-1") for name in names}
+
+    async def lean(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_lean(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [one for one in message.get("headers", ()) if one[0].lower() not in dropped]
+                message = {**message, "headers": kept}
+            await send(message)
+
+        await app(scope, receive, send_lean)
+
+    return lean
 
 
 def _named_by_connection(values: Iterable[str]) -> set[str]:
