@@ -133,6 +133,20 @@ class TestTogether:
         )
         assert ask(server, path, "POST", json={}).json()["results"][0]["text"] == "so far"
 
+    def test_only_the_head_may_be_asked_for(self, serve: Serve) -> None:
+        files = {"object": "list", "data": [{"id": "file-1", "created_at": 1}]}
+        answers = {("GET", "/v1/queue"): a_queue(1), ("GET", "/v1/files"): files, ("GET", "/metrics"): "a 1.0\n"}
+        server = serve(PacedReplica("a", answers=answers))
+        for path in ("/v1/queue", "/v1/files", "/metrics", "/health"):
+            answer = ask(server, path, "HEAD")
+            assert (answer.status_code, answer.content) == (200, b"")
+
+    def test_what_nobody_expected_is_an_error_of_the_ingress(self, serve: Serve) -> None:
+        server = serve(PacedReplica("a", answers={("GET", "/v1/queue"): "no JSON"}))
+        answer = ask(server, "/v1/queue")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+        assert "log of its ingress" in answer.text
+
     def test_the_page_of_the_live_view_comes_from_one_of_them(self, serve: Serve) -> None:
         page = {("GET", "/live"): "<html>"}
         server = serve(*(PacedReplica(name, answers=page) for name in "ab"))

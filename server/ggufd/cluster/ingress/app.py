@@ -17,6 +17,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from ggufd.api.http.body_budget import MAX_BYTES, BodyBudget, BodyShare
 from ggufd.api.http.paths import PathMiddleware
+from ggufd.api.http.requestlog import log_crash
 from ggufd.cluster.ingress.asked import AskedRequest, pieces_of, read_body
 from ggufd.cluster.ingress.everyone import Everyone
 from ggufd.cluster.ingress.fan_out import FanOut
@@ -108,12 +109,24 @@ class Ingress:
         self._watch()
         asked = AskedRequest.of(scope, self._token)
         share = BodyShare(self._budget)
+        is_begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = True
+            await send(message)
+
         try:
-            await self._answer(asked, receive, send, share)
+            await self._answer(asked, receive, send_noted, share)
         except GgufdError as error:
             await failure(error, scope, asked.request_id)(scope, receive, send)
         except ClientDisconnect:
             return
+        except Exception as error:
+            log_crash(logger, f"{asked.method} {asked.path[:60]!a} failed in the ingress", error)
+            if not is_begun:
+                failed = GgufdError("The cluster failed on this request. The log of its ingress says why.")
+                await failure(failed, scope, asked.request_id)(scope, receive, send)
         finally:
             share.give_back()
 

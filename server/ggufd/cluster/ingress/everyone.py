@@ -74,7 +74,9 @@ class Everyone:
         body: bytes | None = None,
     ) -> Told | None:
         """The answer of one replica; None where it gave none. It is asked as the client did but for what is named."""
-        method, target = method or asked.method, target or asked.target
+        # What is put together needs the bodies, also where the client wants the head alone.
+        method = method or ("GET" if asked.method == "HEAD" else asked.method)
+        target = target or asked.target
         sent = (asked.body if body is None else body) if method not in ("GET", "HEAD") else b""
         try:
             async with (

@@ -81,7 +81,7 @@ class FanOut:
         return {("GET", "/metrics"): self._metrics, ("GET", _ALIVE): self._alive}.get(key)
 
     async def _merged(self, asked: AskedRequest) -> Response:
-        told = await self._everyone.ask(asked, method="GET" if asked.method == "HEAD" else None)
+        told = await self._everyone.ask(asked)
         bodies = bodies_of(told)
         method = "GET" if asked.method == "HEAD" else asked.method
         return json_response(_MERGED[method, asked.route](bodies)) if bodies else _refused(told)
