@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from ggufd.api.peers import transfer
-from ggufd.engine.kv_store import state_file
+from ggufd.engine.kv_store import state_file, state_head
 from ggufd.engine.kv_store.state_file import KeptState
 from ggufd.engine.messages.config import DiskPlace
 from ggufd.engine.messages.requests import EVERYBODYS, CacheScope
@@ -49,7 +49,7 @@ def put(
     """A chat on disk, 300 tokens long; its digest."""
     folder.mkdir(exist_ok=True)
     tokens = array("i", range(first, first + 300))
-    digest = state_file.digest_of(fingerprint, tokens, scope)
+    digest = state_head.digest_of(fingerprint, tokens, scope)
     kept = KeptState(tokens, np.full(3_000_000, first % 256, np.uint8), scope, "somebody", chat)
     state_file.write(folder / f"{digest}.npz", kept, fingerprint)
     return digest

@@ -16,7 +16,7 @@ import pytest
 
 from ggufd.cluster.moving.mover import ChatMover
 from ggufd.cluster.replicas import Replica, ReplicaLoad
-from ggufd.engine.kv_store import state_file
+from ggufd.engine.kv_store import state_file, state_head
 from ggufd.engine.kv_store.state_file import KeptState
 from ggufd.engine.messages.config import DiskPlace
 from ggufd.engine.messages.requests import EVERYBODYS
@@ -35,14 +35,14 @@ class Peer(NamedTuple):
     replica: Replica
 
     def chats(self) -> set[str]:
-        return {state_file.read_head(path).chat for path in self.folder.glob("*.npz")}
+        return {state_head.read_head(path).chat for path in self.folder.glob("*.npz")}
 
 
 def put(folder: Path, home: str, number: int = 0) -> None:
     """A chat on disk whose home is the replica of that name."""
     tokens = array("i", range(number, number + 300))
     tokens[0] = ord(home)
-    digest = state_file.digest_of("model", tokens, EVERYBODYS)
+    digest = state_head.digest_of("model", tokens, EVERYBODYS)
     kept = KeptState(tokens, np.ones(50_000, np.uint8), EVERYBODYS, "somebody", home.encode().hex().ljust(32, "0"))
     state_file.write(folder / f"{digest}.npz", kept, "model")
 

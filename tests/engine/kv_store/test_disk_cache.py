@@ -14,7 +14,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from ggufd.engine.kv_store import state_file
+from ggufd.engine.kv_store import state_head
 from ggufd.engine.kv_store.disk_cache import MIN_TOKENS, DiskCache, Fetch, open_disk_cache
 from ggufd.engine.kv_store.state_file import KeptState
 from ggufd.engine.messages.config import DiskPlace, EngineRules
@@ -74,7 +74,7 @@ def test_a_file_of_an_earlier_version_names_no_chat(tmp_path: Path) -> None:
     with np.load(path) as data:
         parts = {name: data[name] for name in data.files if name != "chat"}
     np.savez(path, **parts)
-    assert state_file.read_head(path).chat == ""
+    assert state_head.read_head(path).chat == ""
     assert read(fetched(cache(tmp_path), kept(5))) is not None
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from ggufd.engine.builder import Backend, build_engine
 from ggufd.engine.kv_store import slot_file, state_file
-from ggufd.engine.kv_store.state_file import BadStateFile, KeptState
+from ggufd.engine.kv_store.state_file import KeptState
+from ggufd.engine.kv_store.state_head import BadStateFile
 from ggufd.engine.messages.config import DiskPlace, EngineRules
 from ggufd.engine.messages.events import Failed, Output
 from ggufd.engine.messages.reports import Stats
@@ -296,16 +297,17 @@ FORMAT_1: dict[str, Any] = {
 """A file's parts by the names that earlier versions wrote."""
 
 
-def test_a_file_of_an_earlier_version_is_read_and_a_new_one_has_the_same_parts(tmp_path: Path) -> None:
+def test_a_file_of_an_earlier_version_is_read_and_a_new_one_has_its_parts_and_the_chat(tmp_path: Path) -> None:
     with (tmp_path / "x").open("wb") as file:
         np.savez(file, **FORMAT_1)
     kept, mark = state_file.read(tmp_path / "x")
     assert (kept.cache_scope, kept.person, mark) == (CacheScope("alice", (0.5,)), "bob", "the same")
-    assert kept.tokens.tolist() == list(A)
+    assert (kept.tokens.tolist(), kept.chat) == (list(A), "")
+    kept.chat = "a name"
     state_file.write(tmp_path / "y", kept, mark)
     with np.load(tmp_path / "y") as again:
         assert {name: again[name].tolist() for name in again} == {
-            name: np.asarray(part).tolist() for name, part in FORMAT_1.items()
+            name: np.asarray(part).tolist() for name, part in (FORMAT_1 | {"chat": "a name"}).items()
         }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufd.engine.kv_store import state_file
+from ggufd.engine.kv_store import state_head
 from ggufd.engine.messages.config import DiskPlace, EngineRules
 from ggufd.engine.messages.requests import AdoptChat, EngineRequest
 from tests.support.fakes.fake_llama import Collected, FakeDecoder, Rig, make_request, run_alone
@@ -41,7 +41,7 @@ def save_all(rig: Rig) -> int:
 
 def kept_in(folder: Path) -> dict[str, bytes]:
     """The first bytes of every chat on disk, by the chat's name."""
-    heads = [state_file.read_head(path) for path in folder.glob("*.npz")]
+    heads = [state_head.read_head(path) for path in folder.glob("*.npz")]
     return {head.chat: bytes(head.tokens[:5].tolist()) for head in heads}
 
 
@@ -72,7 +72,7 @@ def test_an_adopted_file_is_used_by_the_next_request(tmp_path: Path) -> None:
     (path,) = (tmp_path / "a").glob("*.npz")
     target = tmp_path / "b" / path.name
     target.write_bytes(path.read_bytes())
-    head = state_file.read_head(target)
+    head = state_head.read_head(target)
     assert path.stem == head.digest
     taker.engine.adopt_chat(AdoptChat(str(target), target.stat().st_size, time.time(), head.tokens, head.cache_scope))
     request = make_request(1, CHATS[0] + b" And more.", max_tokens=4)

@@ -18,7 +18,7 @@ from ggufd.api.http.json_response import json_response
 from ggufd.api.peers import transfer
 from ggufd.api.peers.kept_files import KeptFile, OpenChat, is_digest, kept_files, open_chat, path_of
 from ggufd.api.peers.state import peer_state_of
-from ggufd.api.peers.transfer import DIGEST_HEADER, USED_HEADER, Fetched, Source, TransferFailed, digest_header
+from ggufd.api.peers.transfer import DIGEST_HEADER, USED_HEADER, FetchedChat, Source, TransferFailed, digest_header
 from ggufd.api.request.fields import Aliases
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.services import Services, services_of
@@ -150,7 +150,7 @@ async def fetch_chat(request: Request) -> Response:
     return _taken_up(services, fetched)
 
 
-def _taken_up(services: Services, fetched: Fetched) -> Response:
+def _taken_up(services: Services, fetched: FetchedChat) -> Response:
     head = fetched.head
     chat = AdoptChat(str(fetched.path), fetched.n_bytes, fetched.used_s, head.tokens, head.cache_scope)
     services.engine.reports.adopt_chat(chat)

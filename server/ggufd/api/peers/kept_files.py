@@ -8,9 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ggufd.engine.kv_store import state_file
-from ggufd.engine.kv_store.disk_cache import SUFFIX
-from ggufd.engine.kv_store.state_file import BadStateFile
+from ggufd.engine.kv_store.state_head import SUFFIX, BadStateFile, read_head
 from ggufd.engine.messages.config import DiskPlace
 
 _DIGEST = re.compile("[0-9a-f]{32}")
@@ -52,7 +50,7 @@ def kept_files(place: DiskPlace) -> list[KeptFile]:
     for path in Path(place.folder).glob(f"[0-9a-f]*{SUFFIX}"):
         # What is broken, or has just gone, is the cache's concern.
         with suppress(OSError, BadStateFile):
-            stat, head = path.stat(), state_file.read_head(path)
+            stat, head = path.stat(), read_head(path)
             if head.fingerprint == place.fingerprint and is_digest(path.stem):
                 found.append(KeptFile(path.stem, stat.st_size, len(head.tokens), stat.st_mtime, head.chat))
     return sorted(found, key=lambda one: -one.used_s)

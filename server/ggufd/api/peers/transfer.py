@@ -21,8 +21,7 @@ from urllib.parse import urlsplit
 
 from ggufd.api.peers.gate import TOKEN_HEADER
 from ggufd.api.peers.kept_files import path_of
-from ggufd.engine.kv_store import state_file
-from ggufd.engine.kv_store.state_file import BadStateFile, Head
+from ggufd.engine.kv_store.state_head import BadStateFile, Head, read_head
 from ggufd.engine.messages.config import DiskPlace
 
 DIGEST_HEADER = "content-digest"
@@ -39,7 +38,7 @@ class TransferFailed(Exception):
     """Reason why a chat was not taken, in words for a log."""
 
 
-class Fetched(NamedTuple):
+class FetchedChat(NamedTuple):
     """A chat that lies in the folder now."""
 
     path: Path
@@ -67,7 +66,7 @@ def is_address(url: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.hostname) and not any(rest)
 
 
-def fetch(source: Source, place: DiskPlace, timeout_s: float) -> Fetched:
+def fetch(source: Source, place: DiskPlace, timeout_s: float) -> FetchedChat:
     """Fetch a chat, check it, and put it into the folder. Raises TransferFailed."""
     deadline_s = time.monotonic() + timeout_s
     try:
@@ -87,7 +86,7 @@ def _connection(url: str, timeout_s: float) -> http.client.HTTPConnection:
     return kind(parts.hostname or "", parts.port, timeout=timeout_s)
 
 
-def _take(response: http.client.HTTPResponse, source: Source, place: DiskPlace, deadline_s: float) -> Fetched:
+def _take(response: http.client.HTTPResponse, source: Source, place: DiskPlace, deadline_s: float) -> FetchedChat:
     """The answer of a peer as a file of the folder."""
     if response.status != 200:
         raise TransferFailed(f"the peer answered {response.status}")
@@ -116,7 +115,7 @@ def _take(response: http.client.HTTPResponse, source: Source, place: DiskPlace, 
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-    return Fetched(path, n_bytes, used_s, head)
+    return FetchedChat(path, n_bytes, used_s, head)
 
 
 def _pieces(response: http.client.HTTPResponse, deadline_s: float) -> Iterator[bytes]:
@@ -145,7 +144,7 @@ def digest_header(sha256: bytes) -> str:
 def _checked(path: Path, digest: str, place: DiskPlace) -> Head:
     """The head of a file that is the chat which was asked for, and fits what is served here."""
     try:
-        head = state_file.read_head(path)
+        head = read_head(path)
     except BadStateFile as error:
         raise TransferFailed(f"it is no saved chat, or broken: {error}") from None
     if head.fingerprint != place.fingerprint:

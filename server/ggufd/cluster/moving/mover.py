@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ggufd.cluster.moving.peer_calls import FETCH_S, CallFailed, KeptChat, PeerCalls
-from ggufd.cluster.moving.plan import Home, Move, moves
+from ggufd.cluster.moving.plan import ChatMove, Home, moves
 from ggufd.cluster.replicas import Replica, Replicas
 
 logger = logging.getLogger("ggufd.cluster")
@@ -135,20 +135,20 @@ class _Transfer:
             self.moved.failures[str(error)] += 1
             return []
 
-    async def carry_out(self, planned: Sequence[Move]) -> None:
+    async def carry_out(self, planned: Sequence[ChatMove]) -> None:
         """Make the moves that were not tried yet, some at a time."""
         fresh = [one for one in planned if (one.kept.digest, one.target.id) not in self._tried]
         self._tried |= {(one.kept.digest, one.target.id) for one in fresh}
         await asyncio.gather(*map(self._carry, fresh))
 
-    async def _carry(self, move: Move) -> None:
+    async def _carry(self, move: ChatMove) -> None:
         async with self._places:
             if self.left_s <= 0:
                 self.moved.failures["there was no time left"] += 1
             elif not self._silent & {move.target.id}:
                 await self._fetch(move)
 
-    async def _fetch(self, move: Move) -> None:
+    async def _fetch(self, move: ChatMove) -> None:
         timeout_s = min(FETCH_S, max(0.1, self.left_s))
         try:
             call = self._calls.fetch(move.target.url, move.source.url, move.kept.digest, timeout_s)

@@ -31,7 +31,7 @@ class KeptChat(NamedTuple):
     chat: bytes
 
 
-class Fetched(NamedTuple):
+class FetchResult(NamedTuple):
     """What came of a move: `status` is `fetched`, `present` or `failed`, the latter with its reason."""
 
     status: str
@@ -75,12 +75,12 @@ class PeerCalls:
         answer = await self._call("GET", f"{url}/peers/chats", _CALL_S)
         return [_kept(one) for one in answer["data"]]
 
-    async def fetch(self, target: str, source: str, digest: str, timeout_s: float) -> Fetched:
+    async def fetch(self, target: str, source: str, digest: str, timeout_s: float) -> FetchResult:
         """Have one server fetch a chat from another one. Raises CallFailed."""
         body = {"from": source, "digest": digest, "timeout_s": timeout_s}
         # Fetches wait for each other there.
         answer = await self._call("POST", f"{target}/peers/chats/fetch", 2 * timeout_s + _CALL_S, body)
-        return Fetched(str(answer["status"]), int(answer.get("n_bytes", 0)), str(answer.get("reason", "")))
+        return FetchResult(str(answer["status"]), int(answer.get("n_bytes", 0)), str(answer.get("reason", "")))
 
     async def _call(self, method: str, url: str, timeout_s: float, body: Mapping[str, Any] | None = None) -> Any:
         assert self._session is not None

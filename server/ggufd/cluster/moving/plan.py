@@ -12,7 +12,7 @@ Home = Callable[[bytes, Sequence[Replica]], Replica | None]
 """Where the next turn of a conversation will be routed, among these replicas."""
 
 
-class Move(NamedTuple):
+class ChatMove(NamedTuple):
     """A chat on its way."""
 
     kept: KeptChat
@@ -25,13 +25,13 @@ def moves(
     replicas: Sequence[Replica],
     home: Home,
     targets: Collection[str],
-) -> list[Move]:
+) -> list[ChatMove]:
     """Moves of the chats that are kept to where they will be asked for, the most recently used first.
 
     Only to the replicas with the ids `targets`, of those who will be there (`replicas`). A chat that nobody named goes
     nowhere: nobody knows where it will be asked for. What several keep comes from the one that used it last.
     """
-    planned: dict[tuple[str, str], Move] = {}
+    planned: dict[tuple[str, str], ChatMove] = {}
     for source, chats in kept.items():
         for one in chats:
             target = home(one.chat, replicas) if one.chat else None
@@ -39,5 +39,5 @@ def moves(
                 continue
             known = planned.get((one.digest, target.id))
             if known is None or known.kept.used_s < one.used_s:
-                planned[one.digest, target.id] = Move(one, source, target)
+                planned[one.digest, target.id] = ChatMove(one, source, target)
     return sorted(planned.values(), key=lambda move: -move.kept.used_s)

@@ -19,7 +19,8 @@ from pathlib import Path
 from ggufd.engine.backend.tokens import common_prefix
 from ggufd.engine.kv_store import state_file
 from ggufd.engine.kv_store.disk_folder import DiskFolder
-from ggufd.engine.kv_store.state_file import BadStateFile, KeptState
+from ggufd.engine.kv_store.state_file import KeptState
+from ggufd.engine.kv_store.state_head import SUFFIX, BadStateFile, digest_of, read_head
 from ggufd.engine.messages.config import DiskPlace
 from ggufd.engine.messages.requests import CacheScope
 
@@ -30,9 +31,6 @@ MIN_TOKENS = 256
 
 _MAX_WRITING = 4
 """So many states may wait to be written: they hold RAM meanwhile."""
-
-SUFFIX = ".npz"
-"""Of the files of the cache, whose name is the digest of what they are of."""
 
 
 @dataclass(slots=True, eq=False)
@@ -149,7 +147,7 @@ class DiskCache:
         entries = []
         for path in self.folder.glob(f"*{SUFFIX}"):
             try:
-                stat, head = path.stat(), state_file.read_head(path)
+                stat, head = path.stat(), read_head(path)
             except (OSError, BadStateFile) as error:
                 logger.warning("%s is no saved chat and is deleted: %s", path.name, error)
                 self.n_bad += 1
@@ -258,7 +256,7 @@ class DiskCache:
         _remove(entry.path)
 
     def _write(self, kept: KeptState) -> DiskEntry | None:
-        name = state_file.digest_of(self._fingerprint, kept.tokens, kept.cache_scope)
+        name = digest_of(self._fingerprint, kept.tokens, kept.cache_scope)
         path = self.folder / f"{name}{SUFFIX}"
         try:
             n_bytes = state_file.write(path, kept, self._fingerprint)

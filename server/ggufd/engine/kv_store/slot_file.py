@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ggufd.engine.kv_store import state_file
-from ggufd.engine.kv_store.state_file import BadStateFile, KeptState
+from ggufd.engine.kv_store.state_file import KeptState
+from ggufd.engine.kv_store.state_head import BadStateFile
 from ggufd.errors import InvalidRequest
 
 

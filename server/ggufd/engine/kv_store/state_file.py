@@ -7,7 +7,6 @@ files there, as the servers of a cluster do.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from array import array
@@ -15,42 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from ggufd.engine.kv_store.state_head import FORMAT, BadStateFile, read_head
 from ggufd.engine.messages.requests import EVERYBODYS, CacheScope
 from ggufd.llama.context.batch import State
-
-_FORMAT = 1
-"""Of this format the part that names the person is `asker`; the earliest files have no `chat`."""
-
-
-class BadStateFile(Exception):
-    """A file that is broken, or no state file at all."""
-
-
-class Head(NamedTuple):
-    """The parts of a file before its state, in which the fingerprint is called `mark`."""
-
-    tokens: array[int]
-    cache_scope: CacheScope
-    person: str
-    chat: str
-    fingerprint: str
-
-    @property
-    def digest(self) -> str:
-        """Digest of what the state is of, 32 hex digits: the same for the same, and tells nothing of it."""
-        return digest_of(self.fingerprint, self.tokens, self.cache_scope)
-
-
-def digest_of(fingerprint: str, tokens: array[int], cache_scope: CacheScope) -> str:
-    """Digest of what a state is of: who computed it, in which scope, of which tokens."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((fingerprint, (cache_scope.namespace, cache_scope.adapters))).encode())
-    digest.update(tokens.tobytes())
-    return digest.hexdigest()
 
 
 def write(path: Path, kept: KeptState, fingerprint: str) -> int:
@@ -60,7 +30,7 @@ def write(path: Path, kept: KeptState, fingerprint: str) -> int:
         with os.fdopen(handle, "wb") as file:
             np.savez(
                 file,
-                format=_FORMAT,
+                format=FORMAT,
                 mark=fingerprint,
                 namespace=kept.cache_scope.namespace,
                 adapters=np.array(kept.cache_scope.adapters, np.float64),
@@ -79,18 +49,12 @@ def write(path: Path, kept: KeptState, fingerprint: str) -> int:
 
 def read(path: Path) -> tuple[KeptState, str]:
     """Read a state and its fingerprint. Raises OSError and BadStateFile."""
+    head = read_head(path)
     with _opened(path) as data:
-        head = _head(data)
         state = _row(data, "state", np.uint8)
         if not len(state):
             raise BadStateFile("it has no state")
     return KeptState(head.tokens, state, head.cache_scope, head.person, head.chat), head.fingerprint
-
-
-def read_head(path: Path) -> Head:
-    """Read a file without its state, which is most of it. Raises OSError and BadStateFile."""
-    with _opened(path) as data:
-        return _head(data)
 
 
 @contextmanager
@@ -102,17 +66,6 @@ def _opened(path: Path) -> Iterator[Any]:
         except Exception as error:
             # numpy, zipfile, zlib and struct have many words for a file that is broken.
             raise BadStateFile(str(error) or type(error).__name__) from None
-
-
-def _head(data: Any) -> Head:
-    if int(data["format"]) != _FORMAT:
-        raise BadStateFile("it was written by another version")
-    tokens, adapters = _row(data, "tokens", np.int32), _row(data, "adapters", np.float64)
-    if not len(tokens):
-        raise BadStateFile("it has no tokens")
-    cache_scope = CacheScope(str(data["namespace"]), tuple(adapters.tolist()))
-    chat = str(data["chat"]) if "chat" in data else ""
-    return Head(array("i", tokens.tobytes()), cache_scope, str(data["asker"]), chat, str(data["mark"]))
 
 
 def _row(data: Any, name: str, kind: type[np.generic]) -> Any:

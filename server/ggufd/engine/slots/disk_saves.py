@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ggufd.engine.kv_store.disk_cache import DiskCache, DiskEntry
 from ggufd.engine.kv_store.host_cache import HostCache
-from ggufd.engine.kv_store.state_file import KeptState, digest_of
+from ggufd.engine.kv_store.state_file import KeptState
+from ggufd.engine.kv_store.state_head import digest_of
 from ggufd.engine.messages.requests import AdoptChat, CacheScope
 from ggufd.engine.slots.cells import KVCells
 from ggufd.engine.slots.slot_table import Slot, SlotTable
