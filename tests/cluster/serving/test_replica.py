@@ -65,6 +65,9 @@ class Moves:
         self.done.append(("part", url, self._directory.beats[-1][2].is_draining))
         raise OSError("nobody takes them")
 
+    async def relieve(self, replica_id: str, url: str) -> None:
+        self.done.append(("relieve", url, False))
+
 
 def launch(model: str = "fake", **changes: Any) -> Launch:
     return Launch({"model": {"model": model}}, TOKEN, program=FAKE, **changes)
@@ -207,6 +210,19 @@ async def test_a_server_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPa
     await one.start()
     await one.stop()
     assert one.exit_code == -signal.SIGKILL
+
+
+async def test_a_replica_where_requests_wait_for_long_copies_chats_to_others_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    directory = Directory()
+    moves = Moves(directory)
+    async with running(EngineReplica("r1", launch(), directory, moves)) as one:
+        await ask(one, "POST", json={"waiting": 3})
+        await until(lambda: any(what == "relieve" for what, *_ in moves.done))
+        n_beats = len(directory.beats)
+        await until(lambda: len(directory.beats) > n_beats + 2 * module._BUSY_BEATS)
+    assert [what for what, *_ in moves.done] == ["welcome", "relieve", "part"]
 
 
 async def test_chats_are_handed_over_before_the_drain_and_no_failure_of_that_stops_it() -> None:

@@ -31,6 +31,7 @@ class FakeServer:
         self.tables = tables
         self._token = token
         self.running = 0
+        self.waiting = 0
         self.is_alive = True
         self.is_draining = False
         self.served: dict[str, float] = {}
@@ -46,6 +47,7 @@ class FakeServer:
         app.router.add_get("/peers/served", self.get_served)
         app.router.add_post("/peers/served", self.post_served)
         app.router.add_get("/peers/chats", self.chats)
+        app.router.add_post("/peers/chats/save", self.save)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/fake", self.tell)
         app.router.add_post("/fake", self.act)
@@ -65,7 +67,7 @@ class FakeServer:
         return web.json_response(
             {
                 "running": self.running,
-                "waiting": 0,
+                "waiting": self.waiting,
                 "n_slots": 4,
                 "wait_s": 0.0,
                 "prefill_tok_s": 100.0,
@@ -84,7 +86,10 @@ class FakeServer:
         return web.json_response({})
 
     async def chats(self, _: web.Request) -> web.Response:
-        return web.json_response([])
+        return web.json_response({"data": []})
+
+    async def save(self, _: web.Request) -> web.Response:
+        return web.json_response({"left": 0})
 
     async def models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": self.model, "object": "model"}]})
@@ -95,8 +100,9 @@ class FakeServer:
         return web.json_response(told)
 
     async def act(self, request: web.Request) -> web.Response:
-        """Be sick, or have served tokens."""
+        """Be sick, have requests that wait, or have served tokens."""
         body = await request.json()
+        self.waiting = body.get("waiting", self.waiting)
         self.is_alive = body.get("is_alive", self.is_alive)
         self.served.update(body.get("served", {}))
         return web.json_response({})

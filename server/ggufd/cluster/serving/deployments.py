@@ -7,7 +7,7 @@ Two applications: the engines, and the ingress in front of them, so that one is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -15,16 +15,18 @@ from ray import serve
 from ray.serve import Application
 
 from ggufd.cluster.ingress.app import Ingress
+from ggufd.cluster.moving.mover import ChatMover
+from ggufd.cluster.replicas import Replica
 from ggufd.cluster.routing.router import Router
 from ggufd.cluster.serving.directory_actor import DirectoryClient
 from ggufd.cluster.serving.known_replicas import KnownReplicas
 from ggufd.cluster.serving.launch import Launch
 from ggufd.cluster.serving.replica import EngineReplica
 from ggufd.cluster.serving.scaling import figures_of
-from ggufd.cluster.serving.serve_config import ENGINE, INGRESS
+from ggufd.cluster.serving.serve_config import ENGINE, HANDOVER_S, INGRESS
 
 
-class Engine:
+class EngineActor:
     """Actor around one replica: what Serve calls of it."""
 
     async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]
@@ -38,7 +40,8 @@ class Engine:
             **({"program": tuple(settings["program"])} if settings.get("program") else {}),
         )
         replica_id = serve.get_replica_context().replica_id.unique_id
-        self._replica = EngineReplica(replica_id, launch, directory, drain_s=settings["drain_s"])
+        mover = ChatMover(KnownReplicas(directory.replicas), Router().home, launch.token, HANDOVER_S)
+        self._replica = EngineReplica(replica_id, launch, directory, mover, settings["drain_s"])
         try:
             await self._replica.start()
         except BaseException:
@@ -56,7 +59,7 @@ class Engine:
         await self._replica.stop()
 
 
-class Engines:
+class EnginesEntry:
     """Entry of the engines' application, which every application of Serve has.
 
     It takes no requests. Serve keeps an entry open for a while before it ends it; the engines have a drain of their
@@ -69,20 +72,28 @@ class Engines:
 
 def engines(settings: dict[str, Any]) -> Application:
     """The engines' application, of what `serve_config` writes for it."""
-    engine: Any = serve.deployment(Engine, name=ENGINE)
-    entry: Any = serve.deployment(Engines, name="entry", ray_actor_options={"num_cpus": 0})
+    engine: Any = serve.deployment(EngineActor, name=ENGINE)
+    entry: Any = serve.deployment(EnginesEntry, name="entry", ray_actor_options={"num_cpus": 0})
     application: Application = entry.bind(engine.bind(settings))
     return application
 
 
-class IngressReplica:
+class IngressActor:
     """Actor around one ingress, whose requests Serve takes from HAProxy."""
 
     async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]
         logging.getLogger("ggufd").setLevel(logging.INFO)
-        directory = DirectoryClient()
-        token = await directory.token()
-        self._app = Ingress(KnownReplicas(directory.replicas), Router(), token, **settings)
+        self._directory = DirectoryClient()
+        token = await self._directory.token()
+        self._router = Router()
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._app = Ingress(KnownReplicas(self._look), self._router, token, **settings)
+
+    async def _look(self) -> Sequence[Replica]:
+        """The replicas, after this ingress and the others have told each other which conversations left their home."""
+        moves = await self._directory.exchange_moves(self._name, self._router.take_moves())
+        self._router.learn_moves(moves)
+        return await self._directory.replicas()
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application, made where the actor runs. Not public: Ray's version is pinned, and tests start it."""
@@ -91,6 +102,6 @@ class IngressReplica:
 
 def ingress(settings: dict[str, Any]) -> Application:
     """The application of the ingress, of what `serve_config` writes for it."""
-    deployment: Any = serve.deployment(serve.ingress()(IngressReplica), name=INGRESS)
+    deployment: Any = serve.deployment(serve.ingress()(IngressActor), name=INGRESS)
     application: Application = deployment.bind(settings)
     return application

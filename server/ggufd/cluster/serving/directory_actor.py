@@ -38,6 +38,9 @@ class DirectoryActor:
     def replicas(self) -> Sequence[Replica]:
         return self._directory.replicas(time.monotonic())
 
+    def exchange_moves(self, ingress_id: str, moves: Mapping[bytes, str]) -> Mapping[bytes, str]:
+        return self._directory.exchange_moves(ingress_id, moves)
+
     def leave(self, replica_id: str) -> None:
         self._directory.leave(replica_id)
 
@@ -65,6 +68,11 @@ class DirectoryClient:
         """See `Directory.replicas`. Raises RayError."""
         found: Sequence[Replica] = await self._call("replicas")
         return found
+
+    async def exchange_moves(self, ingress_id: str, moves: Mapping[bytes, str]) -> Mapping[bytes, str]:
+        """See `Directory.exchange_moves`. Raises RayError."""
+        told: Mapping[bytes, str] = await self._call("exchange_moves", ingress_id, dict(moves))
+        return told
 
     async def leave(self, replica_id: str) -> None:
         """See `Directory.leave`. Raises RayError."""

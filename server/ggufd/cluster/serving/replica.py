@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, Protocol
@@ -29,6 +30,12 @@ _READY_S = 1800.0
 _END_S = 10.0
 """What a server needs for its end beyond the drain."""
 
+_BUSY_BEATS = 5
+"""So many beats in a row with requests that wait, and chats are copied to others."""
+
+_RELIEVED_S = 120.0
+"""How long that is not done again."""
+
 _LOAD = frozenset(one.name for one in fields(ReplicaLoad))
 
 
@@ -47,11 +54,14 @@ class DirectoryLink(Protocol):
 class Handover(Protocol):
     """Where a replica's kept chats go when it ends, and where a new one's come from."""
 
-    async def welcome(self, replica_id: str, url: str) -> None:
+    async def welcome(self, replica_id: str, url: str) -> object:
         """Bring a new replica the chats that are routed to it."""
 
-    async def part(self, replica_id: str, url: str) -> None:
+    async def part(self, replica_id: str, url: str) -> object:
         """Hand the chats of a replica that drains to those who will be asked for them."""
+
+    async def relieve(self, replica_id: str, url: str) -> object:
+        """Copy chats of a replica with too much to do to where they will be sent for that reason."""
 
 
 class EngineReplica:
@@ -73,6 +83,9 @@ class EngineReplica:
         self._handover = handover
         self._drain_s = drain_s
         self._is_draining = False
+        self._n_busy = 0
+        self._relieved_s = -_RELIEVED_S
+        self._relief: asyncio.Task[None] | None = None
         self._is_in_touch = True
         self._server: LaunchedServer | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -142,9 +155,10 @@ class EngineReplica:
                 await self._try(self._handover.part(self.id, self.url))
         if self._server is not None:
             await asyncio.to_thread(self._server.stop, self._drain_s + _END_S)
-        if self._beats is not None:
-            self._beats.cancel()
-            await asyncio.gather(self._beats, return_exceptions=True)
+        tasks = [task for task in (self._beats, self._relief) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._try(asyncio.wait_for(self._directory.leave(self.id), _CALL_S))
         if self._session is not None:
             await self._session.close()
@@ -153,6 +167,16 @@ class EngineReplica:
         while True:
             await asyncio.sleep(BEAT_S)
             await self.beat()
+            self._relieve_if_busy()
+
+    def _relieve_if_busy(self) -> None:
+        """Begin to copy chats to others, where requests have been waiting for a while."""
+        self._n_busy = self._n_busy + 1 if self.load.waiting and not self._is_draining else 0
+        now_s = time.monotonic()
+        if self._handover is None or self._n_busy < _BUSY_BEATS or now_s - self._relieved_s < _RELIEVED_S:
+            return
+        self._relieved_s = now_s
+        self._relief = asyncio.create_task(self._try(self._handover.relieve(self.id, self.url)))
 
     async def _get(self, path: str) -> Any:
         assert self._session is not None
