@@ -28,6 +28,7 @@ from ggufd.engine.messages.requests import EVERYBODYS, CacheScope
 from tests.support.fakes.api_client import Api, error_of, running
 from tests.support.fakes.api_server import Served, serving
 from tests.support.fakes.fake_engine import FakeEngine
+from tests.support.limits import ANSWER_S
 
 TOKEN = "t" * 32
 PEER = {"x-ggufd-peer": TOKEN}
@@ -348,7 +349,8 @@ def test_a_reader_that_goes_away_leaves_no_file_open(tmp_path: Path) -> None:
     with giver(tmp_path) as peer:
         before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
         for _ in range(5):
-            with httpx.stream("GET", f"{peer.url}/peers/chats/{digest}", headers=PEER, trust_env=False) as response:
+            url = f"{peer.url}/peers/chats/{digest}"
+            with httpx.stream("GET", url, headers=PEER, timeout=ANSWER_S, trust_env=False) as response:
                 assert response.status_code == 200
         if before:
             deadline = time.monotonic() + 20

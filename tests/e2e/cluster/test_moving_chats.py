@@ -14,6 +14,7 @@ import pytest
 
 from ggufd.cluster.moving.mover import ChatMover, Moved
 from ggufd.cluster.replicas import Replica
+from tests.support.limits import ANSWER_S
 from tests.support.programs.live_server import LiveServer, live_server
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
@@ -113,7 +114,7 @@ def a(folder: Path, b: LiveServer) -> Iterator[LiveServer]:
 
 
 def kept_by(server: LiveServer) -> list[dict[str, Any]]:
-    answer = httpx.get(f"{server.url}/peers/chats", headers={"x-ggufd-peer": TOKEN}, trust_env=False)
+    answer = httpx.get(f"{server.url}/peers/chats", headers={"x-ggufd-peer": TOKEN}, timeout=ANSWER_S, trust_env=False)
     found: list[dict[str, Any]] = answer.json()["data"]
     return found
 
