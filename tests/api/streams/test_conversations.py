@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.api.streams.test_resumable import CHAT, HELLO, Client, a_server, close_gate
+from tests.api.streams.test_resumable import CHAT, HELLO, Client, a_held_server, a_server, close_gate
 from tests.support.fakes.api_client import error_of
 from tests.support.fakes.api_server import Served, wait_until
 
@@ -25,6 +25,12 @@ def fixture_server() -> Iterator[Served]:
         yield served
 
 
+@pytest.fixture(name="held")
+def fixture_held() -> Iterator[Served]:
+    with a_held_server() as served:
+        yield served
+
+
 def start(client: Client, n_bytes: int, name: str = NAME) -> tuple[str, bytes]:
     """The id and the first bytes of a stream that only the header makes resumable."""
     body = {"messages": HELLO, "resumable": None}
@@ -33,10 +39,11 @@ def start(client: Client, n_bytes: int, name: str = NAME) -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("n_bytes", [1, 300, 999])
-def test_a_client_goes_on_from_the_bytes_that_it_has(server: Served, n_bytes: int) -> None:
-    client = Client(server)
+def test_a_client_goes_on_from_the_bytes_that_it_has(held: Served, n_bytes: int) -> None:
+    client = Client(held)
     stream_id, data = start(client, n_bytes)
-    assert server.engine.open
+    assert held.engine.open
+    held.in_loop(held.engine.go_on)
     rest = client.ask("GET", f"{PATH}&from={len(data)}")
     assert rest.headers["content-type"].startswith("text/event-stream")
     whole = client.ask("GET", f"{PATH}&from=0").content

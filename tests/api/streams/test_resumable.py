@@ -53,6 +53,20 @@ def fixture_server() -> Iterator[Served]:
         yield served
 
 
+@contextmanager
+def a_held_server() -> Iterator[Served]:
+    """A server that holds every answer amid it, until its engine is to go on."""
+    with a_server(step_s=0.0) as served:
+        served.engine.hold_after = len(TEXT) // 2
+        yield served
+
+
+@pytest.fixture(name="held")
+def fixture_held() -> Iterator[Served]:
+    with a_held_server() as served:
+        yield served
+
+
 class Client:
     """A client of the server, which may be cut off. `key` is its API key."""
 
@@ -125,18 +139,19 @@ def without_ids(data: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("path", FAMILIES)
-def test_a_client_that_was_cut_off_goes_on_where_it_was(server: Served, path: str) -> None:
+def test_a_client_that_was_cut_off_goes_on_where_it_was(held: Served, path: str) -> None:
     body, prefix = FAMILIES[path]
-    client = Client(server)
+    client = Client(held)
     headers, data = client.start(path, body, 700)
     stream_id = headers["x-ggufd-stream"]
     assert stream_id.startswith(prefix)
     if prefix != "cmpl-" or path == "/v1/completions":
         assert stream_id.encode() in data, "it is the response's own id"
     events = whole_events(data)
-    assert server.engine.open, "it runs on"
+    assert held.engine.open, "it runs on"
+    held.in_loop(held.engine.go_on)
     events += whole_events(client.go_on(stream_id, last_of(events)))
-    assert server.engine.aborted == []
+    assert held.engine.aborted == []
     whole = client.go_on(stream_id, None)
     assert events == whole_events(whole)
     assert [last_of([event]) for event in events] == list(range(len(events)))

@@ -118,9 +118,9 @@ def piece(token: int) -> bytes:
 class FakeEngine:
     """Answers sequence `i` with `answers[i % len(answers)]`.
 
-    `gate` holds every request back until it is set; `turns` are told one after the other to those who ask.
-    `late_refusal` is what the engine says to those that wait to be placed. `error` ends streams after `error_after`
-    steps; `refusal` refuses requests after the first `n_accepted`.
+    `gate` holds every request back until it is set, and `hold_after` closes it after so many steps of one; `turns` are
+    told one after the other to those who ask. `late_refusal` is what the engine says to those that wait to be placed.
+    `error` ends streams after `error_after` steps; `refusal` refuses requests after the first `n_accepted`.
     """
 
     def __init__(
@@ -138,6 +138,7 @@ class FakeEngine:
         self.ready: Ready | None = make_ready(n_ctx, pooling=pooling, writes=writes)
         self.gate = asyncio.Event()
         self.gate.set()
+        self.hold_after: int | None = None
         self.step_s = 0.0
         self.n_steps = 0
         self.error: Exception | None = None
@@ -166,6 +167,11 @@ class FakeEngine:
         self.live: LiveState | None = None
         self.live_error: GgufdError | None = None
         self.watchers: list[Callable[[enum.Enum], None]] = []
+
+    def go_on(self) -> None:
+        """Open the gate for good."""
+        self.hold_after = None
+        self.gate.set()
 
     @property
     def is_full(self) -> bool:
@@ -444,6 +450,8 @@ class FakeStream:
         assert self.request.timeout_s is None or self.is_placed, "nobody waited for the engine's refusal"
         if self.request.report_queue and self.engine.turns:
             return [Queued(self.request.request_id, self.engine.turns.pop(0))]
+        if self.n_steps == self.engine.hold_after:
+            self.engine.gate.clear()
         if not self.engine.gate.is_set():
             await self._released()
         await asyncio.sleep(self.engine.step_s)
