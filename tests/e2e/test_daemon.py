@@ -171,7 +171,7 @@ def test_what_ends_within_the_deadline_is_not_cut(start: type[Program]) -> None:
         target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=START_S))
     )
     thread.start()
-    while not answers and not any(slot["is_processing"] for slot in httpx.get(f"{url}/slots", timeout=ANSWER_S).json()):
+    while not answers and not any(slot["is_processing"] for slot in httpx.get(f"{url}/slots", timeout=START_S).json()):
         time.sleep(0.01)
     # As a service manager does it: to every process of the service.
     for process in psutil.Process(program.process.pid).children(recursive=True):
