@@ -16,6 +16,7 @@ from ggufd.engine.messages.sampling import GrammarKind
 from ggufd.errors import EngineFailure
 from tests.support.fakes.api_client import Api, error_of, ring_of, running
 from tests.support.fakes.fake_engine import BOS, FakeEngine, FakeText
+from tests.support.limits import ANSWER_S
 
 HELLO = [{"role": "user", "content": "Hi"}]
 
@@ -130,7 +131,7 @@ async def test_abort_ends_an_answer_with_what_there_is(path: str, body: Any, abo
         answering = asyncio.create_task(api.post(path, body))
         await until(api, len(body["prompt"]) if isinstance(body.get("prompt"), list) else 1)
         assert (await api.http.post(abort)).status_code == 200
-        assert (await asyncio.wait_for(answering, 5)).status_code == 200
+        assert (await asyncio.wait_for(answering, ANSWER_S)).status_code == 200
         assert engine.aborted
         assert not engine.open
 
@@ -144,7 +145,7 @@ async def test_abort_ends_a_stream_in_order(path: str) -> None:
         await until(api, 1)
         await asyncio.sleep(0.01)
         assert (await api.http.post("/api/extra/abort")).json() == {"success": True, "n_aborted": 1}
-        response = await asyncio.wait_for(streaming, 5)
+        response = await asyncio.wait_for(streaming, ANSWER_S)
     assert response.status_code == 200
     assert "error" not in response.text
     assert 0 < response.text.count('"x"') < 1000
@@ -368,7 +369,7 @@ async def test_ollamas_stream_ends_when_the_client_leaves() -> None:
     app = create_app(engine, FakeText(), ApiConfig(model_id="m"))
     scope = {"type": "http", "method": "POST", "path": "/api/generate", "headers": [], "query_string": b""}
     call = app({**scope, "client": ("127.0.0.1", 1), "server": ("test", 80), "scheme": "http"}, receive, send)
-    await asyncio.wait_for(call, 5)
+    await asyncio.wait_for(call, ANSWER_S)
     assert engine.aborted
     assert not engine.open
 

@@ -94,14 +94,14 @@ WHOLE: list[tuple[str, dict[str, Any]]] = [
 @asynccontextmanager
 async def under_way(path: str, body: dict[str, Any], *, waits: bool) -> AsyncIterator[tuple[Api, KeyRing, Any]]:
     """A request with alice's key, which waits or has been told something; bob has a key too."""
-    engine = FakeEngine(["x" * 100_000])
+    engine = FakeEngine(["x" * 10_000])
     engine.step_s = 0.001
     ring = KeyRing((Key("alice", digest_of("a")), Key("bob", digest_of("b"))))
     if waits:
         engine.gate.clear()
     async with running(engine, FakeText(has_infill=True), keys=ring) as api:
         asked = asyncio.create_task(api.post(path, body, headers=ALICE))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(ANSWER_S):
             while not (engine.open if waits else engine.n_steps >= 3):
                 assert not asked.done(), asked.result().text
                 await asyncio.sleep(0.001)
@@ -127,7 +127,7 @@ async def test_a_running_stream_ends_with_an_error_in_its_shape(
 ) -> None:
     async with under_way(path, body, waits=False) as (api, ring, asked):
         change(ring)
-        response = await asyncio.wait_for(asked, 1)
+        response = await asyncio.wait_for(asked, ANSWER_S)
         assert response.status_code == 200
         assert SAID in error_of(response.text)["message"]
         assert len(api.engine.aborted) == len(api.engine.requests)
@@ -144,7 +144,7 @@ async def test_a_running_stream_ends_with_an_error_in_its_shape(
 async def test_a_whole_answer_becomes_401(path: str, body: dict[str, Any], *, waits: bool) -> None:
     async with under_way(path, body, waits=waits) as (api, ring, asked):
         without_alice(ring)
-        response = await asyncio.wait_for(asked, 1)
+        response = await asyncio.wait_for(asked, ANSWER_S)
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == "Bearer"
         assert response.json()["error"]["type"] == "authentication_error"
@@ -157,7 +157,7 @@ async def test_a_whole_answer_becomes_401(path: str, body: dict[str, Any], *, wa
 async def test_a_stream_that_waits_leaves_the_queue(path: str, body: dict[str, Any]) -> None:
     async with under_way(path, body, waits=True) as (api, ring, asked):
         without_alice(ring)
-        response = await asyncio.wait_for(asked, 1)
+        response = await asyncio.wait_for(asked, ANSWER_S)
         last = response.text.rstrip().splitlines()[-1]
         assert SAID in last
         assert api.engine.aborted
