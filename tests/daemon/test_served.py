@@ -265,7 +265,7 @@ async def test_stopping_in_the_middle_ends_both(house: House) -> None:
 async def test_an_engine_that_was_given_up_ends_the_wait(house: House) -> None:
     one = daemon.Daemon(FoundModel(CONFIG, ModelFile(Path("m.gguf"), 0), None), [])
     house.models.served.engine._supervisor.condition.state = EngineState.FAILED
-    await asyncio.wait_for(one._until_stopped(house.models), 5)
+    await asyncio.wait_for(one._until_stopped(house.models), WAIT_S)
 
 
 class TestSettings:
