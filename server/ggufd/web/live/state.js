@@ -67,6 +67,8 @@
 /** @typedef {{number: number, time: number, kind: string, text: string}} ServerEvent */
 /** @typedef {{id: number, name: string, scale: number}} Adapter */
 
+/** @typedef {{model: string, state: string, running: number, waiting: number}} Beside */
+
 /**
  * @typedef {object} Server
  * @property {string} state
@@ -82,6 +84,7 @@
  * @property {boolean} is_admin
  * @property {boolean} can_load
  * @property {boolean} can_save
+ * @property {Beside[]} [beside] - models that stay loaded beside it
  * @property {Replica[]} [replicas] of a cluster
  */
 

@@ -26,6 +26,7 @@ export function Summary({ state }) {
   return html`<dl class="tiles">
     <${Tile} name="Server" value=${html`<span class="state ${kind}">${isIdle ? "Idle" : word}</span>`}
       note=${server.trouble || server.model} />
+    ${server.beside?.map((one) => html`<${Beside} key=${one.model} one=${one} />`)}
     <${Tile} name="Being served" value=${totals.running}
       note=${totals.slots ? `${totals.reading} reading, ${totals.writing} writing` : ""} />
     <${Tile} name="Waiting" value=${totals.waiting} note=${totals.waiting ? "for a slot" : "nobody"}
@@ -36,6 +37,15 @@ export function Summary({ state }) {
     <${Tile} name="From the cache" value=${prompt ? percent((cache?.cached_tokens ?? 0) / prompt) : "–"}
       note=${prompt ? `of ${counted(prompt, "prompt token")}` : "no prompt yet"} />
   </dl>`;
+}
+
+/** A model that stays loaded beside the one that is swapped. @param {{one: import("./state.js").Beside}} props */
+function Beside({ one }) {
+  const [word, kind] = STATES[one.state] ?? [one.state, "busy"];
+  const isIdle = one.state === "ready" && !one.running && !one.waiting;
+  const doing = isIdle ? "" : `, ${one.running} running, ${one.waiting} waiting`;
+  return html`<${Tile} name="Beside it" value=${html`<span class="state ${kind}">${isIdle ? "Idle" : word}</span>`}
+    note=${one.model + doing} />`;
 }
 
 /** @param {{name: string, value: any, note: string, kind?: string}} props */
