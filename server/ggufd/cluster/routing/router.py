@@ -147,9 +147,10 @@ class Router:
         return [_Ranked(one, self._wait_s(one) + self._used(one), place) for place, one in enumerate(order)]
 
     def _by_chat(self, hint: RouteHint, home: Replica | None, replicas: Sequence[Replica]) -> list[_Ranked]:
-        """Where the conversation is first; others in the order of its head: see `RouteHint.head`."""
+        """Where the conversation is, then its home, then others in the order of its head: see `RouteHint.head`."""
         place_of_chat = self._place(hint, home, replicas)
-        order = sorted(replicas, key=lambda one: self._rendezvous.weight(_head(hint), one.id), reverse=True)
+        head = _head(hint)
+        order = sorted(replicas, key=lambda one: (one is home, self._rendezvous.weight(head, one.id)), reverse=True)
         known = [one.load.prefill_tok_s for one in replicas if one.load.prefill_tok_s > 0]
         default_tok_s = sum(known) / len(known) if known else _FIRST_PREFILL_TOK_S
         ranked = []
