@@ -113,11 +113,11 @@ def test_a_machine_keeps_what_was_used_last_and_computes_the_rest() -> None:
 def test_the_prefix_tree_goes_back_to_where_it_sent_and_else_to_the_smallest_tree() -> None:
     view, alive = LoadView(3), [True] * 3
     tree = PrefixTreePolicy(ChatWorkload(1, 1), 3, float("inf"), 1000)
-    tree.served(request(1), 0)
-    tree.served(request(2, 300), 1)
+    tree.sent(request(1), 0)
+    tree.sent(request(2, 300), 1)
     assert tree.choose(request(1), view, alive) == 0
     assert tree.choose(request(3), view, alive) == 2
-    tree.served(request(4, 600), 0)
+    tree.sent(request(4, 600), 0)
     assert tree.choose(request(1), view, alive) == 2, "its tree is full, and it was sent first"
 
 

@@ -90,7 +90,11 @@ def compared(scale: Scale) -> Iterator[ComparisonRow]:
         yield ComparisonRow(name, run_policy(scale, name))
 
 
-def lost(scale: Scale, *, is_drained: bool) -> RunFigures:
-    """A run of this project's policy in which a tenth of the replicas goes, after a third of what is measured."""
+def lost(scale: Scale, *, part: float = 0.1, is_drained: bool = False) -> RunFigures:
+    """A run of this project's policy in which a part of the replicas goes, after a third of what is measured.
+
+    With nothing lost it is what to compare with: turns that are first after any moment come after longer pauses than
+    others, so less of their histories is kept.
+    """
     at_s = scale.warm_s + (scale.ends_s - scale.warm_s) / 3
-    return run_policy(scale, "ggufd", Loss(at_s, is_drained=is_drained))
+    return run_policy(scale, "ggufd", Loss(at_s, part, is_drained))

@@ -71,8 +71,8 @@ class RoutingPolicy(Protocol):
     def choose(self, request: SimulatedRequest, view: LoadView, alive: Sequence[bool]) -> int:
         """Index of the replica."""
 
-    def served(self, request: SimulatedRequest, replica: int) -> None:
-        """A request was answered there."""
+    def sent(self, request: SimulatedRequest, replica: int) -> None:
+        """A request was sent there."""
 
     def beat(self) -> None:
         """A second has passed."""
@@ -123,7 +123,7 @@ class AffinePolicy:
                 best = min(best, (view.wait_s(other) + leaving, n_there, number, other))
         return best[3]
 
-    def served(self, request: SimulatedRequest, replica: int) -> None:
+    def sent(self, request: SimulatedRequest, replica: int) -> None:
         """Nothing is kept."""
 
     def beat(self) -> None:
@@ -145,7 +145,7 @@ class HashPolicy:
         """The first of the order that is there."""
         return next(alive_in_order(self._orders, request.conversation, alive))
 
-    def served(self, request: SimulatedRequest, replica: int) -> None:
+    def sent(self, request: SimulatedRequest, replica: int) -> None:
         """Nothing is kept."""
 
     def beat(self) -> None:
@@ -174,7 +174,7 @@ class TwoChoicesPolicy:
             if alive[chosen]:
                 return chosen
 
-    def served(self, request: SimulatedRequest, replica: int) -> None:
+    def sent(self, request: SimulatedRequest, replica: int) -> None:
         """Nothing is kept."""
 
     def beat(self) -> None:
@@ -214,7 +214,7 @@ class PrefixTreePolicy:
         loads = view.all_there()[np.asarray(alive)]
         return int(loads.max() - loads.min()) < self._threshold
 
-    def served(self, request: SimulatedRequest, replica: int) -> None:
+    def sent(self, request: SimulatedRequest, replica: int) -> None:
         """Insert a prompt; the conversation that was sent least recently leaves a tree that is full."""
         n_tokens = request.history + request.n_new
         sent = self._sent[replica]

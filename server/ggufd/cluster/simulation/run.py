@@ -159,6 +159,7 @@ class ClusterRun:
         view = self._views[request.ingress]
         replica = self._policy.choose(request, view, self._alive)
         view.own[replica] += 1
+        self._policy.sent(request, replica)
         self._n_routed += 1
         self._n_left += replica != next(alive_in_order(self._orders, request.conversation, self._alive))
         machine = self._machines[replica]
@@ -181,7 +182,6 @@ class ClusterRun:
         machine.end(request)
         machine.busy_s += max(0.0, self._now_s - max(request.start_s, self._scale.warm_s))
         self._views[request.ingress].ended(replica, self._now_s - request.arrival_s)
-        self._policy.served(request, replica)
         chat = self._workload.chats[request.chat]
         self._workload.end_turn(chat, request.n_new + request.n_answer)
         if chat.conversation != request.conversation:
