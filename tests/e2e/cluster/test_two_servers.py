@@ -66,26 +66,39 @@ def asked(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
 
 
+@pytest.fixture(scope="module")
+def client(cluster: Cluster) -> Iterator[openai.OpenAI]:
+    with client_of(cluster.url) as made:
+        yield made
+
+
 def said(client: openai.OpenAI, text: str, n: int = 12) -> str:
     stream = client.chat.completions.create(model="any", messages=asked(text), max_tokens=n, temperature=0, stream=True)
     return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
 
 
-def test_openai_clients_read_the_words_that_a_server_writes(cluster: Cluster) -> None:
+def test_openai_clients_read_the_words_that_a_server_writes(cluster: Cluster, client: openai.OpenAI) -> None:
     text = "Name three colours."
-    through = said(client_of(cluster.url), text)
+    through = said(client, text)
     assert len(through) > 5
-    direct = {said(client_of(server.url, **{"x-ggufd-peer": TOKEN}), text) for server in cluster.servers.values()}
+    direct = set()
+    for server in cluster.servers.values():
+        with client_of(server.url, **{"x-ggufd-peer": TOKEN}) as other:
+            direct.add(said(other, text))
     assert through in direct
 
 
 def test_a_server_of_a_cluster_answers_nobody_else(cluster: Cluster) -> None:
-    with pytest.raises(openai.AuthenticationError):
-        said(client_of(cluster.servers["a"].url), "Hello")
+    with client_of(cluster.servers["a"].url) as stranger, pytest.raises(openai.AuthenticationError):
+        said(stranger, "Hello")
 
 
 def test_anthropics_client_reads_a_stream_and_an_answer(cluster: Cluster) -> None:
-    client = anthropic.Anthropic(base_url=cluster.url, api_key="none", max_retries=0, timeout=WAIT_S)
+    with anthropic.Anthropic(base_url=cluster.url, api_key="none", max_retries=0, timeout=WAIT_S) as client:
+        _ask_anthropic(client)
+
+
+def _ask_anthropic(client: anthropic.Anthropic) -> None:
     with client.messages.stream(model="any", max_tokens=8, messages=asked("Say a word.")) as stream:
         streamed = "".join(stream.text_stream)
         message = stream.get_final_message()
@@ -98,7 +111,11 @@ def test_anthropics_client_reads_a_stream_and_an_answer(cluster: Cluster) -> Non
 
 
 def test_ollamas_client_reads_a_stream_and_the_list(cluster: Cluster) -> None:
-    client = ollama.Client(host=cluster.url, timeout=WAIT_S)
+    with contextlib.closing(ollama.Client(host=cluster.url, timeout=WAIT_S)) as client:
+        _ask_ollama(client)
+
+
+def _ask_ollama(client: ollama.Client) -> None:
     options = {"num_predict": 8}
     parts = list(client.chat(model="any", messages=asked("Say a word."), stream=True, options=options))
     assert parts[-1].done
@@ -106,8 +123,7 @@ def test_ollamas_client_reads_a_stream_and_the_list(cluster: Cluster) -> None:
     assert len(client.list().models) == 1
 
 
-def test_a_chat_of_six_turns_stays_warm(cluster: Cluster) -> None:
-    client = client_of(cluster.url)
+def test_a_chat_of_six_turns_stays_warm(cluster: Cluster, client: openai.OpenAI) -> None:
     messages: list[Any] = [{"role": "system", "content": "You tell stories. " * 20}]
     before = 0
     for turn in range(6):
@@ -122,8 +138,7 @@ def test_a_chat_of_six_turns_stays_warm(cluster: Cluster) -> None:
         messages.append({"role": "assistant", "content": answer.choices[0].message.content})
 
 
-def test_chats_are_spread_over_both(cluster: Cluster) -> None:
-    client = client_of(cluster.url)
+def test_chats_are_spread_over_both(cluster: Cluster, client: openai.OpenAI) -> None:
     for number in range(12):
         said(client, f"Chat number {number}.", n=1)
     page = httpx.get(f"{cluster.url}/metrics", timeout=WAIT_S, trust_env=False).text
@@ -138,8 +153,7 @@ def test_chats_are_spread_over_both(cluster: Cluster) -> None:
     assert min(served.values()) > 0
 
 
-def test_responses_go_on_from_each_other(cluster: Cluster) -> None:
-    client = client_of(cluster.url)
+def test_responses_go_on_from_each_other(cluster: Cluster, client: openai.OpenAI) -> None:
     for _ in range(3):
         first = client.responses.create(model="any", input="Say a word.", max_output_tokens=8)
         second = client.responses.create(
@@ -151,8 +165,7 @@ def test_responses_go_on_from_each_other(cluster: Cluster) -> None:
             client.responses.retrieve(first.id)
 
 
-def test_files_are_found_by_their_ids_and_listed_together(cluster: Cluster) -> None:
-    client = client_of(cluster.url)
+def test_files_are_found_by_their_ids_and_listed_together(cluster: Cluster, client: openai.OpenAI) -> None:
     line = {
         "custom_id": "x",
         "method": "POST",
@@ -204,10 +217,10 @@ def test_the_live_view_shows_both(cluster: Cluster) -> None:
     assert told[-1]["totals"]["slots"] == 4
 
 
-def test_a_request_is_ended_by_its_name_in_the_queue(cluster: Cluster) -> None:
+def test_a_request_is_ended_by_its_name_in_the_queue(cluster: Cluster, client: openai.OpenAI) -> None:
     def endless() -> str:
         try:
-            return said(client_of(cluster.url), "Count.", n=3000)
+            return said(client, "Count.", n=3000)
         except openai.APIError as error:
             return str(error)
 
@@ -219,13 +232,13 @@ def test_a_request_is_ended_by_its_name_in_the_queue(cluster: Cluster) -> None:
         assert "This request was ended" in answer.result(WAIT_S)
 
 
-def test_nothing_that_waits_is_lost_when_a_server_is_killed(cluster: Cluster) -> None:
+def test_nothing_that_waits_is_lost_when_a_server_is_killed(cluster: Cluster, client: openai.OpenAI) -> None:
     """The last test: it leaves one server."""
 
     def ask(number: int) -> tuple[str, str]:
         text = ""
         try:
-            stream = client_of(cluster.url).chat.completions.create(
+            stream = client.chat.completions.create(
                 model="any",
                 messages=asked(f"Tell of the number {number}."),
                 max_tokens=60,
@@ -252,7 +265,7 @@ def test_nothing_that_waits_is_lost_when_a_server_is_killed(cluster: Cluster) ->
     assert {error[:20] for _, error in told} <= {"", "The answer broke off"}
     assert all(text for text, _ in told)
     assert httpx.get(f"{cluster.url}/health", timeout=WAIT_S, trust_env=False).json()["replicas"]["a"] == "gone"
-    assert said(client_of(cluster.url), "And on it goes.", n=2)
+    assert said(client, "And on it goes.", n=2)
 
 
 def _queue(cluster: Cluster) -> Any:
