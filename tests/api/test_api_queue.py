@@ -42,6 +42,7 @@ async def test_an_entry_says_where_it_stands() -> None:
             first, second, _ = (await api.http.get(path)).json()["data"]
             assert first == {
                 "id": 3,
+                "model": "fake-model",
                 "object": "queue.request",
                 "status": "running",
                 "key": "alice",
