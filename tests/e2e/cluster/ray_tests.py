@@ -280,11 +280,11 @@ def openai() -> OpenAI:
 
 
 class Chat:
-    """A conversation whose turns say how many tokens of their prompt had to be computed."""
+    """A conversation whose turns say how many tokens of their prompt had to be computed; long enough to be kept."""
 
     def __init__(self, client: OpenAI, opening: str) -> None:
         self._client = client
-        self._messages: list[Any] = [{"role": "user", "content": opening * 8}]
+        self._messages: list[Any] = [{"role": "user", "content": opening * 40}]
 
     def turn(self) -> int:
         done = self._client.chat.completions.create(
