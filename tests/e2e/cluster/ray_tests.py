@@ -160,7 +160,9 @@ async def test_strangers_get_nothing_from_replicas_and_nothing_of_the_cluster_fr
         for one in loads().values():
             assert (await http.get(f"{one.url}/v1/models")).status_code == 401
         for path in ("/peers/load", "/peers/served"):
-            assert (await http.get(URL + path)).status_code == 404
+            answer = await http.get(URL + path)
+            assert answer.status_code == 404
+            assert len(answer.headers.get_list("x-request-id")) == 1
 
 
 async def test_scaling_fails_no_request_and_leaves_running_replicas_alone(cluster: Cluster) -> None:

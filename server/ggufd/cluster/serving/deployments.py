@@ -87,7 +87,9 @@ class IngressActor:
         token = await self._directory.token()
         self._router = Router()
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._app = Ingress(KnownReplicas(self._look), self._router, token, **settings)
+        # Serve puts the request's id into its headers, and adds it to each answer once more.
+        replicas, twice = KnownReplicas(self._look), ("x-request-id",)
+        self._app = Ingress(replicas, self._router, token, told_by_server=twice, **settings)
 
     async def _look(self) -> Sequence[Replica]:
         """The replicas, after this ingress and the others have told each other which conversations left their home."""
