@@ -161,7 +161,7 @@ def serve(
 
 
 def check(notes: Sequence[str], config_file: Path | None, flags: dict[str, Any]) -> None:
-    """Check the settings and the model file, and show what would be run."""
+    """Check settings and model file, and show what would be run."""
     try:
         config = _load(config_file, flags)
         from ggufd.daemon.known_models import find_known
@@ -184,7 +184,7 @@ def check(notes: Sequence[str], config_file: Path | None, flags: dict[str, Any])
 
 
 def plan(config_file: Path | None, flags: dict[str, Any], *, target: str, as_json: bool) -> None:
-    """Show how much memory a model needs, and what fits on this machine.
+    """Show how much memory a model needs, and what fits here.
 
     Only the model's header is read, nothing is loaded. For a folder: a Markdown table, as on model cards.
     """

@@ -124,7 +124,9 @@ class TestCommands:
         monkeypatch.setenv("COLUMNS", "80")
         run = Run(["--help"], capsys)
         assert run.code == 0
-        assert all(name in run.out for name in ("serve", "check", "plan", "fetch", "keys", "replay", "bench"))
+        assert all(
+            name in run.out for name in ("serve", "check", "plan", "fetch", "keys", "cluster", "replay", "bench")
+        )
         assert "..." not in run.out.partition("Commands:")[2]
 
     @pytest.mark.parametrize(("flag", "is_on"), [("-kvo", True), ("-nkvo", False), ("--no-kv-offload", False)])

@@ -143,7 +143,10 @@ class TestLoadingBar:
                 bar.update(percent / 100)
         assert [line.rpartition(" ")[0].rpartition(" ")[2] for line in caplog.messages[1:]] == ["25", "50", "75", "100"]
 
-    def test_on_a_terminal_it_is_drawn_and_taken_away(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_on_a_terminal_it_is_drawn_and_taken_away(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TERM", "xterm")
         shown = Console(file=io.StringIO(), width=100, force_terminal=True)
         with console.LoadingBar("m.gguf", shown) as bar:
             bar.update(0.5)

@@ -18,6 +18,7 @@ import pytest
 
 from ggufd.images.encoder.worker import NAME
 from ggufd.models import hub
+from tests.support.fakes.api_server import wait_until
 from tests.support.models.projector_file import FAST, embeddings_of, write_projector, write_shaped, write_sparse
 from tests.support.programs.live_server import LiveServer
 
@@ -49,6 +50,14 @@ def row_folders(temporary: Path) -> list[Path]:
     return [path for path in temporary.iterdir() if path.name.startswith(PREFIX)]
 
 
+def is_gone(process: psutil.Process) -> bool:
+    """Whether it has ended, though nobody may have waited for it yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def test_a_projector_beside_the_model_is_loaded_and_told(folder: Path, temporary: Path) -> None:
     server = LiveServer("--model", str(folder), "--flash-attn", "on", "--ctx-size", "1024")
     try:
@@ -60,7 +69,7 @@ def test_a_projector_beside_the_model_is_loaded_and_told(folder: Path, temporary
     finally:
         children = server.children()
         server.stop()
-    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    wait_until(lambda: all(map(is_gone, children)))
     assert row_folders(temporary) == []
 
 
@@ -71,10 +80,9 @@ def test_nothing_is_left_of_a_server_that_was_killed(folder: Path, temporary: Pa
         assert len(row_folders(temporary)) == 1
         children = server.children()
         os.kill(server.pid, signal.SIGKILL)
-        _, alive = psutil.wait_procs(children, timeout=30)
+        wait_until(lambda: all(map(is_gone, children)))
     finally:
         server.stop()
-    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
     assert row_folders(temporary) == []
 
 
@@ -87,7 +95,7 @@ def test_a_stop_while_the_projector_is_loaded_does_not_wait_for_it(folder: Path,
     finally:
         server.stop()
     assert server.exit_code == 0
-    assert not encoder.is_running() or encoder.status() == psutil.STATUS_ZOMBIE
+    assert is_gone(encoder)
     assert row_folders(temporary) == []
 
 

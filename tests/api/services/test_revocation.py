@@ -65,10 +65,10 @@ def anthropic_error(text: str) -> dict[str, Any]:
 
 
 def ollama_error(text: str) -> dict[str, Any]:
-    """A last line with a text and nothing else."""
+    """A last line with a text and the error's code."""
     *before, last = [json.loads(line) for line in text.splitlines()]
     assert all(line["done"] is False for line in before)
-    assert set(last) == {"error"}
+    assert last.keys() == {"error", "code"}
     return {"message": last["error"]}
 
 
