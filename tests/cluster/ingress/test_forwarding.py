@@ -315,6 +315,18 @@ class TestFull:
             server.replicas.listed = listed
             assert " a4" in answer.result(30).text
 
+    def test_those_that_came_after_the_list_was_told_are_waited_for(self, serve: Serve) -> None:
+        """All that were listed are gone, and the list is old: whoever is there now is asked."""
+        server = serve(gone := PacedReplica("a"), there := PacedReplica("b"), patience_s=60)
+        every, server.replicas.listed = server.replicas.listed, server.replicas.listed[:1]
+        gone.kill()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(post, server.url, "/v1/chat/completions")
+            time.sleep(0.5)
+            assert there.asked == []
+            server.replicas.listed = every
+            assert " b4" in answer.result(30).text
+
     @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/chat"])
     def test_without_a_replica_it_says_so_in_the_shape_of_the_api(self, serve: Serve, path: str) -> None:
         server = serve(gone := PacedReplica("a"), patience_s=0.1)

@@ -106,7 +106,7 @@ class Forwarder:
         avoid: set[str] = set()
         refusals: list[ReplicaRefusal] = []
         while len(avoid) < _MOST_ASKED and len(refusals) < _MOST_FULL:
-            replica = await self._next(hint, avoid, only)
+            replica = await self._next(hint, avoid, only, waits=not refusals)
             if replica is None:
                 break
             avoid.add(replica.id)
@@ -128,19 +128,22 @@ class Forwarder:
         await self._refuse(asked, delivery, refusals, len(avoid))
         return None
 
-    async def _next(self, hint: RouteHint | None, avoid: set[str], only: Replica | None) -> Replica | None:
+    async def _next(
+        self, hint: RouteHint | None, avoid: set[str], only: Replica | None, *, waits: bool
+    ) -> Replica | None:
+        """The next replica to ask. Where none is left it is waited for: the list may be older than those who are there.
+
+        The directory may have been started again, and so may the replicas that were lost with this request.
+        """
         if only is not None:
             return None if only.id in avoid else only
-        ranked = self._router.rank(hint, await self._listed(), avoid)
-        return next((replica for replica in ranked if replica.id not in avoid), None)
-
-    async def _listed(self) -> Sequence[Replica]:
-        """The replicas, waited for where there are none: they are listed anew when the directory was started again."""
-        for _ in range(round(self._patience_s / _AGAIN_S)):
-            if listed := await self._replicas.all():
-                return listed
+        for n_left in reversed(range(1 + round(self._patience_s / _AGAIN_S))):
+            ranked = self._router.rank(hint, await self._replicas.all(), avoid)
+            found = next((replica for replica in ranked if replica.id not in avoid), None)
+            if found is not None or not waits or not n_left:
+                return found
             await asyncio.sleep(_AGAIN_S)
-        return await self._replicas.all()
+        return None
 
     @contextlib.contextmanager
     def _counted(self, replica: Replica) -> Iterator[None]:
