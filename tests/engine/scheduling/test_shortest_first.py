@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import pytest
@@ -58,6 +59,12 @@ def test_everybody_that_is_passed_must_have_the_patience() -> None:
 
 def test_what_is_cached_of_a_prompt_is_no_work() -> None:
     assert picked(waiting(100, 0.1), waiting(500, 9.0, n_matched=490)) == 1
+
+
+def test_what_a_preempted_one_has_computed_is_no_work() -> None:
+    one = waiting(500, 9.0)
+    one.state, one.n_past = array("B", b"state"), 490  # type: ignore[assignment]
+    assert picked(waiting(100, 0.1), one) == 1
 
 
 def test_a_less_urgent_one_passes_nobody() -> None:

@@ -66,7 +66,8 @@ class ShortestFirst:
         return self._prefill_s(one) + n_left * self._step_time.decode_s / self._n_slots
 
     def _prefill_s(self, one: SequenceState) -> float:
-        return self.read_s(one.n_prompt - one.n_matched if one.slot is None else one.n_prompt_uncomputed)
+        is_new = one.slot is None and not one.is_preempted
+        return self.read_s(one.n_prompt - one.n_matched if is_new else one.n_prompt_uncomputed)
 
     def read_s(self, n_tokens: int) -> float:
         """Seconds of a prefill of so many tokens."""
