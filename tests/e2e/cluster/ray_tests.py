@@ -277,8 +277,9 @@ def test_the_command_shows_address_and_replicas(served: str) -> None:
 
 
 @pytest.fixture
-def openai() -> OpenAI:
-    return OpenAI(base_url=f"{URL}/v1", api_key="none", timeout=WAIT_S, max_retries=0)
+def openai() -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{URL}/v1", api_key="none", timeout=WAIT_S, max_retries=0) as client:
+        yield client
 
 
 class Chat:

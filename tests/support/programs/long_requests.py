@@ -46,7 +46,7 @@ class LongRequest:
     def wait_ended(self, timeout_s: float = 60.0) -> str:
         """Wait for its end by itself; its last line."""
         self._thread.join(timeout_s)
-        assert not self._thread.is_alive(), "the request goes on"
+        assert not self._thread.is_alive(), f"the request goes on: {self.status}, {self.lines[-3:]}"
         return self.lines[-1]
 
     def leave(self) -> None:

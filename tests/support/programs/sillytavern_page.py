@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
+from playwright.sync_api import Error, Locator, Page, Response, expect, sync_playwright
 
 from tests.support.programs.sillytavern_app import SillyTavern, Unavailable, or_skip, running
 
 PAGE_S = 60
 """A page waits for a server that waits for a busy machine."""
+
+TOGGLES = 10
+TOGGLED_MS = 5000
+"""A panel opens or closes in half a second; after so long its click was lost."""
 
 expect.set_options(timeout=PAGE_S * 1000)
 
@@ -137,14 +141,21 @@ class TavernPage:
         self.close_panel(*FORMAT_PANEL)
 
     def open_panel(self, toggle: str, panel: str) -> None:
-        if not self.page.locator(f"{panel}.openDrawer").count():
-            self.page.click(toggle)
+        self._toggle(toggle, self.page.locator(f"{panel}.openDrawer"))
         self.page.locator(f"{panel}.openDrawer").wait_for()
 
     def close_panel(self, toggle: str, panel: str) -> None:
-        if self.page.locator(f"{panel}.openDrawer").count():
+        self._toggle(toggle, self.page.locator(f"{panel}.closedDrawer"))
+
+    def _toggle(self, toggle: str, wanted: Locator) -> None:
+        """Click until the panel is so: while a panel moves, the page takes no click."""
+        for _ in range(TOGGLES):
+            if wanted.count():
+                return
             self.page.click(toggle)
-        self.page.locator(f"{panel}.closedDrawer").wait_for(state="attached")
+            with contextlib.suppress(Error):
+                wanted.wait_for(state="attached", timeout=TOGGLED_MS)
+        assert wanted.count(), f"{toggle} does not open or close its panel"
 
     def wait_context_size(self, n_tokens: int) -> None:
         """Until its context slider says so: the page asks the backend once more after it has connected."""
