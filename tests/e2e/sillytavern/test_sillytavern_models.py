@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import expect
 
 from ggufd.models import hub
+from tests.support.fakes.api_server import wait_until
 from tests.support.programs import sillytavern_app, sillytavern_page
 from tests.support.programs.live_server import LiveServer, live_server
 from tests.support.programs.sillytavern_page import API_PANEL, PAGE_S, TavernPage
@@ -61,6 +62,12 @@ def answered_by(server: LiveServer) -> list[str]:
     return [found[1] for line in tuple(server.log) if (found := _GENERATED.search(line))]
 
 
+def answered_since(server: LiveServer, n_before: int) -> list[str]:
+    """Those of the answers after the first; a line of the log is read a moment after the page has its answer."""
+    wait_until(lambda: len(answered_by(server)) > n_before)
+    return answered_by(server)[n_before:]
+
+
 def choose(page: TavernPage, kind: str, name: str) -> None:
     """Choose a model in the panel, which connects again."""
     page.open_panel(*API_PANEL)
@@ -86,7 +93,5 @@ def test_the_model_that_is_chosen_in_the_panel_answers(page: TavernPage, kind: s
         page.open_chat()
         n_before = len(answered_by(server))
         page.say(f"Good evening from the {name} one.")
-        answers = answered_by(server)[n_before:]
-        assert answers, "nothing was generated"
-        assert set(answers) == {name}
+        assert set(answered_since(server, n_before)) == {name}
     assert not page.complaints()
