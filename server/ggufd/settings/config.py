@@ -508,7 +508,7 @@ class QueueSection(Section):
     )
     max_gap_full_ms: float = setting(
         500.0,
-        "What that pause grows to while requests wait to be read, by one such pause for each; 0 lets it grow never.",
+        "Limit up to which that pause grows, by as much for each request that waits to be read; 0 keeps it as it is.",
         ge=0,
     )
     prompt_cost: float = setting(

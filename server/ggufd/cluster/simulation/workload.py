@@ -7,6 +7,8 @@
     lengths   "LMSYS-Chat-1M" (arXiv 2309.11998), table 1: 69.5 tokens a prompt and 214.5 an answer in the mean. Only
               the means are printed; the shape here is log-normal with sigma 1, which is ours.
 
+Of the first two papers summaries were read; the means of the third are not checked against its text.
+
 The number of chats is kept: where one ends, another begins after a pause. So the chats compete for the cache all the
 time, which is harder than a trace in which they come one after the other.
 """
