@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import random
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ggufd.bench.measure.client import BenchError
-from ggufd.bench.measure.output import console, failing_in_one_line, say, write_json
+from ggufd.bench.measure.output import console, failing_in_one_line, run_until_interrupted, say, write_json
 from ggufd.bench.measure.report import BenchReport
 from ggufd.bench.measure.site import QUICK, Sizes
 from ggufd.bench.measure.table import show
@@ -70,7 +69,7 @@ def bench(
         )
         report = BenchReport(seed)
         say(f"seed {seed}")
-        interrupted = _run(options, report)
+        interrupted = run_until_interrupted(run(options, report, say))
     _finish(report, json_file, interrupted=interrupted)
 
 
@@ -103,15 +102,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise BenchError(f"--streams {text!r}: expected positive numbers with commas between, such as 1,4,8,16")
     return tuple(int(part) for part in parts)
-
-
-def _run(options: Options, report: BenchReport) -> bool:
-    """Run to the end, or to Ctrl-C, which is no error: True then."""
-    try:
-        asyncio.run(run(options, report, say))
-    except KeyboardInterrupt:
-        return True
-    return False
 
 
 def _finish(report: BenchReport, json_file: Path | None, *, interrupted: bool) -> None:

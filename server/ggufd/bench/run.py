@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ggufd.bench.measure.client import BenchError, Client
-from ggufd.bench.measure.discovery import discover
+from ggufd.bench.measure.client import BenchError
+from ggufd.bench.measure.contact import Contact, meet
 from ggufd.bench.measure.report import BenchReport
-from ggufd.bench.measure.site import Case, MeasuredServer, Site, Sizes
-from ggufd.bench.measure.words import Words, calibrate
+from ggufd.bench.measure.site import Case, Site, Sizes
+from ggufd.bench.measure.words import Words
 from ggufd.bench.scenarios import SCENARIOS
 
 SETTLE_S = 0.1
@@ -24,19 +24,11 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """Options of a run. `scenarios` empty means all; `max_slots` is for servers that do not tell their slots."""
+class Options(Contact):
+    """Options of a run. `scenarios` empty means all."""
 
-    url: str
-    seed: int
-    against: str | None = None
     scenarios: tuple[str, ...] = ()
     sizes: Sizes = field(default_factory=Sizes)
-    api_key: str | None = None
-    other_api_key: str | None = None
-    model: str | None = None
-    max_slots: int | None = None
-    timeout_s: float = 300.0
 
 
 async def run(options: Options, report: BenchReport, progress: Progress) -> None:
@@ -46,18 +38,7 @@ async def run(options: Options, report: BenchReport, progress: Progress) -> None
     the report, and the others go on.
     """
     cases = choose(options)
-    urls = [options.url] if options.against is None else [options.url, options.against]
-    clients = [Client(url, api_key=options.api_key, timeout_s=options.timeout_s) for url in urls]
-    if len({client.url for client in clients}) < len(clients):
-        raise BenchError(f"{clients[0].url} was given twice: --against needs another server")
-    clients[0].model = options.model
-    servers = [await discover(client, options.max_slots, options.other_api_key) for client in clients]
-    report.servers.extend(servers)
-    for client in clients:
-        await _warm_up(client, options.seed)
-    # Both get the same texts, so one rate for both.
-    report.tokens_per_word = await calibrate(clients[0], options.seed)
-    report.warnings.extend(_doubts(servers))
+    await meet(options, report)
     for case in cases:
         await _measure(case, options, report, progress)
 
@@ -69,23 +50,6 @@ def choose(options: Options) -> list[Case]:
             raise BenchError(f"no scenario is named {name!r}: expected one of {', '.join(SCENARIOS)}")
     wanted = options.scenarios or tuple(SCENARIOS)
     return [case for name, make in SCENARIOS.items() if name in wanted for case in make(options.sizes)]
-
-
-async def _warm_up(client: Client, seed: int) -> None:
-    """One short completion that is not counted."""
-    await client.complete(Words(1.3, seed, "warm-up").text(16), 16)
-
-
-def _doubts(servers: Sequence[MeasuredServer]) -> list[str]:
-    """Warnings about differences that make the two servers hard to compare."""
-    if len(servers) < 2:
-        return []
-    one, two = servers
-    doubts = []
-    for what, a, b in (("slots", one.n_slots, two.n_slots), ("tokens of context a slot", one.n_ctx, two.n_ctx)):
-        if a != b and a is not None and b is not None:
-            doubts.append(f"the servers differ in {what}: {a:,} and {b:,}")
-    return doubts
 
 
 async def _measure(case: Case, options: Options, report: BenchReport, progress: Progress) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,6 +45,15 @@ def failing_in_one_line() -> Iterator[None]:
         yield
     except BenchError as error:
         fail(str(error))
+
+
+def run_until_interrupted(work: Coroutine[Any, Any, None]) -> bool:
+    """Run to the end, or to Ctrl-C, which is no error: True then."""
+    try:
+        asyncio.run(work)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def write_json(path: Path | None, value: dict[str, Any]) -> None:
