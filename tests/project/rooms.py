@@ -89,6 +89,7 @@ ROOMS: tuple[str, ...] = (
     "bench.scenarios",
     "bench.curves",
     "bench.engine",
+    "bench.goodput",
     "bench",
     "replay",
     "cluster",

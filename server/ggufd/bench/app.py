@@ -12,6 +12,7 @@ from ggufd.bench.cluster import cluster
 from ggufd.bench.command import bench
 from ggufd.bench.curves.command import curves
 from ggufd.bench.engine.command import engine
+from ggufd.bench.goodput.command import goodput
 from ggufd.bench.start import start
 
 _DEFAULT = "http"
@@ -38,3 +39,4 @@ app.command("start")(start)
 app.command("chunks")(chunks)
 app.command("curves")(curves)
 app.command("cluster")(cluster)
+app.command("goodput")(goodput)
