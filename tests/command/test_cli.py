@@ -253,8 +253,8 @@ class TestCommands:
         started: list[int | None] = []
         before = PrestartedProcess.__init__
 
-        def noting(self: PrestartedProcess, *args: Any) -> None:
-            before(self, *args)
+        def noting(self: PrestartedProcess, *args: Any, **kwargs: Any) -> None:
+            before(self, *args, **kwargs)
             started.append(self.process.pid)
 
         monkeypatch.setattr(PrestartedProcess, "__init__", noting)
@@ -268,7 +268,7 @@ class TestCommands:
     def test_a_command_that_serves_nothing_starts_no_process(
         self, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def started(*_: object) -> None:
+        def started(*_: object, **__: object) -> None:
             raise AssertionError("a process was started")
 
         monkeypatch.setattr(PrestartedProcess, "__init__", started)
@@ -277,7 +277,7 @@ class TestCommands:
     def test_where_no_process_can_be_started_the_settings_are_still_read(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def refused(*_: object) -> None:
+        def refused(*_: object, **__: object) -> None:
             raise BlockingIOError("no more processes")
 
         monkeypatch.setattr(PrestartedProcess, "__init__", refused)

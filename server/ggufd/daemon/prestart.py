@@ -1,8 +1,12 @@
-"""Prestarted child processes: they import llama.cpp while the settings are read."""
+"""Prestarted child processes: they import what they need while the settings are read.
+
+This process has imported the messages that cross between all three, and nothing more: its children are copies of it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,11 +26,12 @@ class PrestartedProcesses(NamedTuple):
 def started() -> Iterator[PrestartedProcesses | None]:
     """Both processes, discarded at the end if unused; None if they cannot be started, which is reported later."""
     with contextlib.ExitStack() as stack:
+        stack.callback(gc.enable)
         prestarted = None
         with contextlib.suppress(OSError):
-            engine = PrestartedProcess(process.NAME, process.main, process.prepare)
+            engine = PrestartedProcess(process.NAME, process.main, process.prepare, may_fork=True)
             stack.callback(engine.discard)
-            text = PrestartedProcess(worker.NAME, worker.main, worker.prepare)
+            text = PrestartedProcess(worker.NAME, worker.main, worker.prepare, may_fork=True)
             stack.callback(text.discard)
             prestarted = PrestartedProcesses(engine, text)
         yield prestarted

@@ -15,9 +15,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, util
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from ggufd.processes import forking
 
 logger = logging.getLogger(__name__)
 
@@ -34,19 +37,25 @@ def _nothing() -> None:
 class PrestartedProcess:
     """Process that runs `prepare` at once, and `main` when it receives the arguments for it.
 
-    `prepare` may import what `main` needs. `discard` ends a process that was not used. Raises OSError when it cannot be
+    `prepare` may import what `main` needs. `discard` ends a process that was not used. With `may_fork` it is a copy of
+    this process where that is safe, and knows all that is imported here already. Raises OSError when it cannot be
     started.
     """
 
-    def __init__(self, name: str, main: Main, prepare: Callable[[], None] = _nothing) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.conn, child_conn = context.Pipe()
+    def __init__(
+        self, name: str, main: Main, prepare: Callable[[], None] = _nothing, *, may_fork: bool = False
+    ) -> None:
+        parent = forking.end_of_this_process() if may_fork else None
+        self.conn, child_conn = multiprocessing.Pipe()
         self.stderr = _StderrFile(name)
-        self.process = context.Process(
-            target=_bootstrap, args=(name, main, prepare, child_conn, self.stderr.path), name=name, daemon=True
+        arguments = (name, main, prepare, child_conn, self.stderr.path, parent)
+        self.process = _process_type(is_fork=parent is not None)(
+            target=_bootstrap, args=arguments, name=name, daemon=True
         )
+        # A copy of this end, in this child or in a later one, would hide from the child that it was closed.
+        util.register_after_fork(self.conn, Connection.close)
         try:
-            with _signals_blocked():
+            with _signals_blocked(is_fork=parent is not None):
                 self.process.start()
         except OSError:
             self.conn.close()
@@ -54,6 +63,8 @@ class PrestartedProcess:
             raise
         finally:
             child_conn.close()
+            if parent is not None:
+                os.close(parent)
         # At exit multiprocessing sends SIGTERM and waits for ever, and the child ignores that signal.
         atexit.register(self.kill)
         self.is_taken = False
@@ -77,6 +88,12 @@ class PrestartedProcess:
         if not self.is_taken:
             self.kill()
             self.reap()
+
+
+def _process_type(*, is_fork: bool) -> type[BaseProcess]:
+    if is_fork:
+        return multiprocessing.get_context("fork").Process
+    return multiprocessing.get_context("spawn").Process
 
 
 class _StderrFile:
@@ -115,7 +132,7 @@ _PARENT_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", 
 
 
 @contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
+def _signals_blocked(*, is_fork: bool) -> Iterator[None]:
     """Block the parent's signals for a process started meanwhile, until its first code ignores them.
 
     Else a Ctrl-C while its interpreter starts kills it, with a traceback on the terminal. The child inherits this
@@ -124,8 +141,9 @@ def _signals_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    # Otherwise the first child starts it, and it unblocks the signals that it blocked itself.
-    resource_tracker.ensure_running()
+    if not is_fork:
+        # Otherwise the first child starts it, and it unblocks the signals that it blocked itself.
+        resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_SIGNALS)
     try:
         yield
@@ -133,17 +151,25 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _bootstrap(name: str, main: Main, prepare: Callable[[], None], conn: Connection, stderr_path: str | None) -> None:
+def _bootstrap(
+    name: str,
+    main: Main,
+    prepare: Callable[[], None],
+    conn: Connection,
+    stderr_path: str | None,
+    parent: int | None,
+) -> None:
     """First code in the child: ignore signals, end with the parent, redirect C's stderr to a file.
 
-    A terminal sends Ctrl-C to all processes, a service manager SIGTERM; a parent that drains needs its children.
+    A terminal sends Ctrl-C to all processes, a service manager SIGTERM; a parent that drains needs its children. In a
+    fork `parent` is the descriptor that tells of its end.
     """
     for number in _PARENT_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # First, so that the file is unlinked even if the parent is gone already.
     _redirect_stderr(stderr_path)
     _show_name(name)
-    ParentWatch().start()
+    ParentWatch(parent).start()
     _disable_core_dumps()
     _prefer_for_oom_kill()
     # Without this an abort in ggml starts a debugger and writes its backtrace to the terminal.
@@ -156,17 +182,19 @@ def _bootstrap(name: str, main: Main, prepare: Callable[[], None], conn: Connect
 class ParentWatch(threading.Thread):
     """Thread that ends this process when its parent has ended, even in the middle of a computation.
 
-    Calls `before_exit` first: what only the parent would have cleaned up.
+    Calls `before_exit` first: what only the parent would have cleaned up. `descriptor` is ready when the parent has
+    ended; without one it is what multiprocessing has for that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, descriptor: int | None = None) -> None:
         super().__init__(name="parent", daemon=True)
         self.before_exit: Callable[[], None] = _nothing
+        self._descriptor = descriptor
 
     def run(self) -> None:
         parent = multiprocessing.parent_process()
         assert parent is not None
-        wait([parent.sentinel])
+        wait([parent.sentinel if self._descriptor is None else self._descriptor])
         with contextlib.suppress(Exception):
             self.before_exit()
         os._exit(1)

@@ -21,6 +21,7 @@ import httpx
 import psutil
 import pytest
 
+from ggufd.chat.process import worker
 from ggufd.settings import listen
 from tests.support.limits import ANSWER_S
 from tests.support.programs.live_server import ROOT, LiveServer, free_port, live_server
@@ -99,9 +100,8 @@ async def test_however_the_engine_ends_everybody_is_told_within_a_second(server:
 
 def test_a_dead_text_process_is_started_again(server: LiveServer) -> None:
     assert ask_again(server.url) == " Paris"
-    engine = server.engine.pid
     for child in server.children():
-        if child.pid != engine and "spawn_main" in " ".join(child.cmdline()):
+        if child.name() == worker.NAME:
             child.kill()
     while (ready := httpx.get(f"{server.url}/ready", trust_env=False, timeout=ANSWER_S)).status_code == 200:
         time.sleep(0.005)

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import psutil
 
+from ggufd.chat.process import worker
 from tests.support.programs.live_server import LiveServer
 
 MAY_FAIL = {"engine_down", "queue_full", "queue_timeout"}
@@ -199,7 +200,7 @@ async def kill_engines(server: LiveServer, tally: Tally, lifetime_s: float, dead
         engine = server.engine
         if n_killed % 3 == 2:
             for child in server.children():
-                if child.pid != engine.pid and "spawn_main" in " ".join(child.cmdline()):
+                if child.name() == worker.NAME:
                     child.kill()
         engine.kill()
         n_killed += 1
