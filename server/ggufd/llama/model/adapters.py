@@ -6,14 +6,16 @@ import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp
-import numpy as np
 
 from ggufd.errors import ModelError
 from ggufd.llama.gguf.adapter_files import DIRECTION, read
 from ggufd.llama.params import ControlVector
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class LoraAdapters:
@@ -50,6 +52,9 @@ def put_control_vectors_over(
 
 def _sum_of(vectors: Sequence[ControlVector], n_embd: int, n_layer: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Shape `[n_layer, n_embd]`; the first row is layer 1's, since nothing is added before it."""
+    # Here: the text process has no other use for it.
+    import numpy as np
+
     total = np.zeros((n_layer, n_embd), np.float32)
     for vector in vectors:
         header = read(vector.path)

@@ -12,7 +12,8 @@ from ggufd.llama.log import LogCapture
 def load() -> Any:
     """The binding of libmtmd. Raises ModelError where llama-cpp-python was built without it."""
     try:
-        from llama_cpp import mtmd_cpp
+        # Not from the package: that would be asked for this name first, and run all its code.
+        import llama_cpp.mtmd_cpp as mtmd_cpp
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise ModelError(
             f"this build of llama-cpp-python reads no images: {error}; build it again without -DLLAVA_BUILD=OFF"
