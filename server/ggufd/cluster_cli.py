@@ -22,6 +22,7 @@ from ggufd.cluster.serving.dashboard import DEFAULT_URL, Dashboard, RayError
 from ggufd.cluster.serving.loads import Load, loads
 from ggufd.cluster.serving.ray_head import PORTS, RayHead
 from ggufd.cluster.serving.serve_config import ClusterOptions
+from ggufd.cluster.simulation.command import simulate
 from ggufd.errors import ConfigError, GgufdError
 from ggufd.settings import sources
 from ggufd.settings.config import Config
@@ -207,9 +208,14 @@ def config(
 app.command("config", cls=CommandWithSections)(with_settings(config, own={**_SIZE, **_CONFIG}))
 
 
+app.command("simulate")(simulate)
+
+
 @app.callback()
-def needs_ray() -> None:
+def needs_ray(context: typer.Context) -> None:
     """Run several servers behind one address, on Ray Serve."""
+    if context.invoked_subcommand == "simulate":
+        return
     missing = next((name for name in ("ray", "aiohttp") if importlib.util.find_spec(name) is None), None)
     if missing is not None:
         print(f"ggufd: cluster needs {missing}: pip install 'ggufd[cluster]'", file=sys.stderr)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -13,14 +14,14 @@ from ggufd.cluster.replicas import Replica, ReplicaLoad
 from ggufd.cluster.routing.hints import HEAD_CHARACTERS, RouteHint
 from ggufd.cluster.routing.rendezvous import mixed
 from ggufd.cluster.routing.router import Router
-from ggufd.cluster.simulation import __main__ as program
-from ggufd.cluster.simulation.comparison import POLICIES, ComparisonRow, lost, run_one_machine, run_policy
+from ggufd.cluster.simulation.comparison import OURS, POLICIES, lost, run_one_machine, run_policy
 from ggufd.cluster.simulation.flood import Flood, flooded
 from ggufd.cluster.simulation.heads import SIZES, head_figures
 from ggufd.cluster.simulation.machine import N_SLOTS, PREFILL_TOK_S, SimulatedRequest, SimulatedServer
 from ggufd.cluster.simulation.orders import Orders, digest_of_conversation, mixed_all
 from ggufd.cluster.simulation.policies import AffinePolicy, LoadView, PrefixTreePolicy
-from ggufd.cluster.simulation.run import RunFigures, Scale
+from ggufd.cluster.simulation.report import ReportLine, Simulation, policy_row
+from ggufd.cluster.simulation.run import RunFigures, Scale, Tell, decode_tok_s_for, tell_nobody
 from ggufd.cluster.simulation.workload import GOES_ON, PROMPT_TOKENS, ChatWorkload, SimulatedChat
 
 SMALL = Scale(n_replicas=30, n_chats=3000, warm_s=300.0, ends_s=700.0, decode_tok_s=5.0)
@@ -172,26 +173,72 @@ def test_the_head_of_a_text_is_short_enough_to_stay_at_home_in_role_play() -> No
     assert figures[8192].stays_in_role_play < chosen.stays_in_role_play - 0.1
 
 
-def test_the_program_prints_every_policy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["simulation", "--replicas", "19", "--chats-per-replica", "5", "--seconds", "60"])
-    program.main()
-    printed = capsys.readouterr().out
-    for name in ("one machine", *POLICIES, "killed", "drained", "with the ledger", "without the ledger"):
-        assert name in printed
-    assert "nan" not in printed
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+T = TypeVar("T")
+
+
+class Runner:
+    """Does the runs, and keeps what they were called and told."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self.told: list[float] = []
+
+    def __call__(self, label: str, run: Callable[[Tell], T]) -> T:
+        self.labels.append(label)
+        return run(self.told.append)
+
+
+def reported(simulation: Simulation) -> tuple[list[ReportLine], Runner]:
+    runner = Runner()
+    return list(simulation.report(runner)), runner
+
+
+def test_the_report_has_a_row_of_each_policy_and_says_of_each_aim_whether_it_was_held() -> None:
+    scale = Scale(n_replicas=20, n_chats=400, warm_s=30.0, ends_s=150.0, decode_tok_s=5.0)
+    simulation = Simulation(scale, [OURS, "power of two"])
+    lines, runner = reported(simulation)
+    text = "\n".join(line.text for line in lines)
+    assert len(runner.labels) == simulation.n_runs
+    for label in runner.labels:
+        assert sum(line.text.startswith(label) for line in lines) == 1, label
+    assert "nan" not in text
+    assert max(runner.told) <= 1.0 < max(runner.told) + 0.02
+    aims = lines[-4:]
+    assert {line.text.split()[-1] for line in aims} <= {"held", "missed"}
+    assert {(line.text.endswith("held"), line.style) for line in aims} <= {(True, "green"), (False, "red")}
+    assert max(len(line.text) for line in lines) <= 80
+
+
+def test_without_this_projects_policy_or_a_loss_there_are_fewer_aims() -> None:
+    scale = Scale(n_replicas=3, n_chats=30, warm_s=10.0, ends_s=40.0)
+    lines, runner = reported(Simulation(scale, ["consistent hashing"], lost_share=0))
+    assert runner.labels == ["one machine", "consistent hashing", "with the ledger", "without the ledger"]
+    assert sum(line.text.endswith(("held", "missed")) for line in lines) == 1
 
 
 def test_a_row_says_its_figures() -> None:
     one = RunFigures(n_requests=10, history=100, cached=80, waits_s=[1.0], busy_s=[0.5, 0.5])
     ours = RunFigures(n_requests=10, history=100, cached=60, waits_s=[1.0, 3.0], busy_s=[0.25, 0.75])
-    assert ComparisonRow("name", ours).line(one).split() == [
-        "name",
-        "0.600",
-        "0.750",
-        "1.50",
-        "0.50",
-        "2.00",
-        "2.98",
-        "10",
-        "0.000",
-    ]
+    assert " ".join(policy_row("name", ours, one).split()) == "name 0.600 0.750 1.50 50% 2.00 s 3.0 s 10"
+    assert " ".join(policy_row("one", one, one).split()) == "one 0.800 50% 1.00 s 1.0 s 10"
+
+
+def test_the_pace_of_answers_is_that_of_the_asked_share_of_slots() -> None:
+    for use in (0.3, 0.6):
+        scale = Scale(20, 2000, warm_s=300.0, ends_s=900.0, decode_tok_s=decode_tok_s_for(use, 20, 2000))
+        assert run_one_machine(scale).use == pytest.approx(use, abs=0.03)
+
+
+@pytest.mark.parametrize(("use", "n_chats"), [(0.9, 100), (0.001, 1000)])
+def test_a_share_of_slots_that_chats_cannot_use_is_none(use: float, n_chats: int) -> None:
+    with pytest.raises(ValueError, match="chats"):
+        decode_tok_s_for(use, 10, n_chats)
+
+
+def test_slot_time_of_what_still_runs_at_the_end_counts() -> None:
+    """Answers that take longer than what is measured: every slot is used all the time."""
+    scale = Scale(n_replicas=2, n_chats=3000, warm_s=300.0, ends_s=400.0, decode_tok_s=0.01)
+    assert run_policy(scale, OURS, None, tell_nobody).use == pytest.approx(1.0, abs=0.01)

@@ -44,15 +44,15 @@ class Flooded:
     worst: float
     bound: float
 
-    def line(self) -> str:
-        """One line of the report."""
-        fair = 1 / (len(self.others) + 1)
-        how = "with" if self.has_ledger else "without"
-        return (
-            f"a key floods all replicas, {how} the ledger: it has {self.share:.3f} of the cluster (fair {fair:.3f}), "
-            f"others {min(self.others):.3f} to {max(self.others):.3f}; at most {self.worst:,.0f} tokens more than one "
-            f"that waited where it was admitted (bound {self.bound:,.0f})"
-        )
+    @property
+    def fair_share(self) -> float:
+        """What the flood should have."""
+        return 1 / (len(self.others) + 1)
+
+    @property
+    def holds(self) -> bool:
+        """Whether nobody had more than the bound."""
+        return self.worst <= self.bound
 
 
 class _Servers:

@@ -27,13 +27,6 @@ class HeadFigures:
     stays_in_role_play: float
     told_apart: float
 
-    def line(self) -> str:
-        """One line of the report."""
-        return (
-            f"head of {self.size:5d} characters: {self.stays:.3f} of histories stay at home, "
-            f"{self.stays_in_role_play:.3f} in role play, where {self.told_apart:.3f} of chats are told apart"
-        )
-
 
 def head_figures(size: int, n_chats: int = 4000, seed: int = 1) -> HeadFigures:
     """Figures of one length, over so many chats."""

@@ -19,17 +19,29 @@ from ggufd.cluster.simulation.machine import (
 )
 from ggufd.cluster.simulation.orders import Orders
 from ggufd.cluster.simulation.policies import LoadView, RoutingPolicy, alive_in_order
-from ggufd.cluster.simulation.workload import ChatWorkload
+from ggufd.cluster.simulation.workload import ANSWER_TOKENS, MEAN_PAUSE_S, PROMPT_TOKENS, ChatWorkload
 
 BEAT_S = 1.0
+
+SEED = 20240711
+
+Tell = Callable[[float], None]
+"""Told with each beat how much of a run is over, 0 to 1."""
 
 TURNS_AFTER = 4
 """So many turns of each chat are looked at after replicas were lost."""
 
 
+def tell_nobody(share: float) -> None:
+    """For who does not want to know how far a run is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Size of a run. What happens before `warm_s` is not measured; `ends_s` is its end."""
+    """Size of a run. What happens before `warm_s` is not measured; `ends_s` is its end.
+
+    The same `seed` gives the same chats in the same order.
+    """
 
     n_replicas: int = 1000
     n_chats: int = 100_000
@@ -37,6 +49,22 @@ class Scale:
     warm_s: float = 600.0
     ends_s: float = 1500.0
     decode_tok_s: float = DECODE_TOK_S
+    seed: int = SEED
+
+
+def decode_tok_s_for(use: float, n_replicas: int, n_chats: int) -> float:
+    """Pace of a stream at which so many chats use that share of the slots, when all of their prompts are cached.
+
+    A chat is in a slot for `d` seconds and pauses for `p`, so `n_chats * d / (d + p)` slots are in use. Raises
+    ValueError where the chats are too few for that, or no pace is slow enough.
+    """
+    used_slots = use * N_SLOTS * n_replicas
+    if used_slots >= n_chats:
+        raise ValueError(f"{n_chats:,} chats cannot use {used_slots:,.0f} slots at a time")
+    decode_s = used_slots * MEAN_PAUSE_S / (n_chats - used_slots) - PROMPT_TOKENS / PREFILL_TOK_S
+    if decode_s <= 0:
+        raise ValueError(f"{n_chats:,} chats use more than that share of the slots by their prompts alone")
+    return ANSWER_TOKENS / decode_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +104,8 @@ class RunFigures:
 
     @property
     def busiest(self) -> float:
-        """Slot time of the busiest replica by the mean."""
-        return max(self.busy_s) / (sum(self.busy_s) / len(self.busy_s))
+        """Slot time of the busiest replica by the mean; 0 where nothing ran."""
+        return max(self.busy_s) / self.use if self.use else 0.0
 
     @property
     def use(self) -> float:
@@ -116,16 +144,19 @@ class ClusterRun:
         self._n_routed = self._n_left = 0
         self.measured = RunFigures()
 
-    def run(self) -> RunFigures:
+    def run(self, tell: Tell) -> RunFigures:
         """From the first turn to the end."""
         for chat, at_s in enumerate(self._workload.first_turns_s()):
             self._at(float(at_s), lambda chat=chat: self._send(chat))  # type: ignore[misc]
-        self._at(BEAT_S, self._beat)
+        self._at(BEAT_S, lambda: self._beat(tell))
         if self._loss is not None:
             self._at(self._loss.at_s, self._lose)
         while self._events and self._events[0][0] <= self._scale.ends_s:
             self._now_s, _, action = heapq.heappop(self._events)
             action()
+        for machine in self._machines:
+            for request in machine.running.values():
+                self._note_busy(machine, request, self._scale.ends_s)
         measured_s = self._scale.ends_s - self._scale.warm_s
         self.measured.busy_s = [
             one.busy_s / one.n_slots / measured_s
@@ -180,7 +211,7 @@ class ClusterRun:
             return
         machine = self._machines[replica]
         machine.end(request)
-        machine.busy_s += max(0.0, self._now_s - max(request.start_s, self._scale.warm_s))
+        self._note_busy(machine, request, self._now_s)
         self._views[request.ingress].ended(replica, self._now_s - request.arrival_s)
         chat = self._workload.chats[request.chat]
         self._workload.end_turn(chat, request.n_new + request.n_answer)
@@ -188,6 +219,9 @@ class ClusterRun:
             self._orders.forget(request.conversation)
         self._at(self._now_s + self._workload.pause_s(), lambda: self._send(request.chat))
         self._fill(replica)
+
+    def _note_busy(self, machine: SimulatedServer, request: SimulatedRequest, until_s: float) -> None:
+        machine.busy_s += max(0.0, until_s - max(request.start_s, self._scale.warm_s))
 
     def _note_start(self, request: SimulatedRequest) -> None:
         if self._now_s < self._scale.warm_s:
@@ -210,14 +244,15 @@ class ClusterRun:
 
     # --- the cluster ------------------------------------------------------------------------------------------------
 
-    def _beat(self) -> None:
+    def _beat(self, tell: Tell) -> None:
         """All replicas tell their load, with a forecast of the wait from the mean duration of requests."""
         told = np.array([machine.n_there for machine in self._machines], dtype=np.int64)
         for view in self._views:
             waiting = np.maximum(told - N_SLOTS + 1, 0)
             view.beat(told, waiting * view.mean_duration_s / N_SLOTS)
         self._policy.beat()
-        self._at(self._now_s + BEAT_S, self._beat)
+        tell(self._now_s / self._scale.ends_s)
+        self._at(self._now_s + BEAT_S, lambda: self._beat(tell))
 
     def _lose(self) -> None:
         """The first replicas go; they are no different from others. Requests there are sent again elsewhere."""
