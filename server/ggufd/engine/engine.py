@@ -90,9 +90,16 @@ class Engine:
 
     @property
     def is_preparing(self) -> bool:
-        """Whether all there is to do is to wait for grammars, lists of phrases or states from disk."""
-        is_busy = bool(self._running) or self._embedder.has_work or bool(self._events)
-        return not is_busy and bool(self._queue) and all(one.is_preparing for one in self._queue.waiting())
+        """Whether all there is to do is to wait: for grammars, lists of phrases, states from disk, or other servers."""
+        embedder = self._embedder
+        is_busy = bool(self._running) or bool(self._events) or (embedder.has_work and not embedder.is_held)
+        is_waiting = bool(self._queue) or embedder.is_held
+        may_run = self._queue.accounts.may_run
+        return (
+            not is_busy
+            and is_waiting
+            and all(one.is_preparing or not may_run(one.request.principal) for one in self._queue.waiting())
+        )
 
     @property
     def next_text_s(self) -> float | None:
@@ -126,6 +133,10 @@ class Engine:
     def charge_elsewhere(self, costs: Sequence[tuple[str, float]]) -> None:
         """Charge accounts what other servers of a cluster served them, by their weights."""
         self._queue.accounts.charge_elsewhere(costs)
+
+    def hold_elsewhere(self, held: Sequence[tuple[str, int]]) -> None:
+        """Count what accounts hold at other servers of a cluster; whoever is not named holds nothing there."""
+        self._queue.accounts.hold_elsewhere(held)
 
     def act_on_slot(self, command: ActOnSlot) -> SlotDone:
         """Erase, save or restore what an idle slot keeps."""

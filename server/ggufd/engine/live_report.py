@@ -15,6 +15,7 @@ def live_state(lifecycle: Lifecycle, stats: Stats, queue: QueueState, now_s: flo
         slots=tuple(_slot(slot, now_s) for slot in cache.table.slots),
         queue=queue.entries,
         served=tuple(lifecycle.queue.accounts.served.items()),
+        standing=lifecycle.queue.accounts.standing,
         prefill_tokens=lifecycle.counters.prefill_tokens,
         disk_bytes=cache.host.n_disk_bytes,
         disk_limit_bytes=cache.host.max_disk_bytes,

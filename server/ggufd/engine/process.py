@@ -44,6 +44,7 @@ from ggufd.engine.messages.requests import (
     GetQueue,
     GetStats,
     GetSteps,
+    HoldElsewhere,
     Ping,
     SaveChats,
     Shutdown,
@@ -64,6 +65,7 @@ class SteppedEngine(Protocol):
     def abort(self, request_id: int) -> None: ...
     def finish(self, request_id: int, index: int) -> None: ...
     def charge_elsewhere(self, costs: Sequence[tuple[str, float]]) -> None: ...
+    def hold_elsewhere(self, held: Sequence[tuple[str, int]]) -> None: ...
     def step(self) -> list[Event]: ...
     def run_idle_maintenance(self) -> bool: ...
     def stats(self) -> Stats: ...
@@ -216,6 +218,8 @@ def _handle(engine: SteppedEngine, command: Command, events: list[Event]) -> Non
             engine.finish(request_id, index)
         case ChargeElsewhere(costs):
             engine.charge_elsewhere(costs)
+        case HoldElsewhere(held):
+            engine.hold_elsewhere(held)
         case GetStats():
             events.append(dataclasses.replace(engine.stats(), resident_bytes=_resident_bytes()))
         case GetQueue():

@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from ggufd.api.peers.gate import TOKEN_HEADER
+from ggufd.cluster.directory.limits import AccountUse, UsedElsewhere
 from ggufd.cluster.replicas import ReplicaLoad
 from ggufd.cluster.serving import replica as module
 from ggufd.cluster.serving.launch import Launch
@@ -37,15 +38,18 @@ class Directory:
         self.beats: list[tuple[str, str, ReplicaLoad, dict[str, float]]] = []
         self.left: list[str] = []
         self.others: dict[str, float] = {}
+        self.uses: list[dict[str, AccountUse]] = []
+        self.used: dict[str, UsedElsewhere] = {}
         self.is_gone = False
 
     async def beat(
-        self, replica_id: str, url: str, load: ReplicaLoad, served: Mapping[str, float]
-    ) -> Mapping[str, float]:
+        self, replica_id: str, url: str, load: ReplicaLoad, served: Mapping[str, float], uses: Mapping[str, AccountUse]
+    ) -> tuple[Mapping[str, float], Mapping[str, UsedElsewhere]]:
         if self.is_gone:
             raise ConnectionError("gone")
         self.beats.append((replica_id, url, load, dict(served)))
-        return self.others
+        self.uses.append(dict(uses))
+        return self.others, self.used
 
     async def leave(self, replica_id: str) -> None:
         self.left.append(replica_id)
@@ -153,6 +157,25 @@ async def test_what_others_served_reaches_the_server() -> None:
         n_beats = len(directory.beats)
         await until(lambda: len(directory.beats) > n_beats + 1)
         assert {"bob": 7.0} in (await ask(one))["told"]
+
+
+async def test_what_counts_by_limits_elsewhere_reaches_the_server_until_it_is_over() -> None:
+    directory = Directory()
+    async with running(EngineReplica("r1", launch(), directory)) as one:
+        own = {"used_s": 2.5, "waiting": 1, "running": 2, "queued": 3, "max_running": 4}
+        await ask(one, "POST", json={"limits": {"ann": own}})
+        await until(lambda: directory.uses[-1] == {"ann": AccountUse(2.5, 1, 2, 3, 4)})
+        assert (await ask(one))["limits"] == [], "nothing to tell"
+        directory.used = {"ann": UsedElsewhere(1.5, 2, 3)}
+        n_beats = len(directory.beats)
+        await until(lambda: len(directory.beats) > n_beats + 1)
+        assert {"ann": {"used_s": 1.5, "waiting": 2, "running": 3}} in (await ask(one))["limits"]
+        directory.used = {}
+        n_beats = len(directory.beats)
+        await until(lambda: len(directory.beats) > n_beats + 3)
+        told = (await ask(one))["limits"]
+        assert told[-1] == {}
+        assert told.count({}) == 1, "once is enough"
 
 
 async def test_a_directory_that_is_gone_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from ggufd.engine.client import client as client_module
 from ggufd.engine.client import stream as stream_module
 from ggufd.engine.client import supervisor
 from ggufd.engine.client.client import EngineClient
@@ -22,7 +23,7 @@ from ggufd.engine.client.state import EngineState
 from ggufd.engine.client.stream import RequestStream
 from ggufd.engine.messages.config import EngineConfig
 from ggufd.engine.messages.events import Admitted, FinishReason, Output, Queued
-from ggufd.engine.messages.reports import LoadFailed, LoadProgress, LogLine, Stats
+from ggufd.engine.messages.reports import LimitUse, LoadFailed, LoadProgress, LogLine, Stats, UseElsewhere
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.errors import (
     Draining,
@@ -149,6 +150,24 @@ async def test_a_key_may_have_only_so_many_requests_waiting(make: Make) -> None:
         assert (await read(stream))[0]
     async with client.submit(request_of(client, account="a", limits=limits)) as stream:
         assert (await read(stream))[0]
+
+
+async def test_what_a_key_holds_elsewhere_keeps_it_waiting_here_until_it_is_told_or_nothing_is(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await make(n_slots=2)
+    limits = Limits(max_running=1)
+    for ends in ("told", "silent"):
+        monkeypatch.setattr(client_module, "_ELSEWHERE_S", WAIT_S if ends == "told" else 0.2)
+        client.count_elsewhere([UseElsewhere("a", 0.0, 0, 1)])
+        held = client.submit(request_of(client, account="a", limits=limits))
+        async with client.submit(request_of(client, account="b", limits=limits)) as stream:
+            assert (await read(stream))[0]
+        assert ends == "silent" or not held.is_admitted
+        assert client.limit_use() == [LimitUse("a", 0.0, 1, 1)] or ends == "silent"
+        if ends == "told":
+            client.count_elsewhere([])
+        assert (await read(held))[0]
 
 
 async def test_a_key_waits_when_it_has_used_its_tokens_a_minute(make: Make) -> None:

@@ -12,6 +12,7 @@ from ggufd.engine.client.limits import SubmissionLimits, TokenBuckets
 from ggufd.engine.client.open_requests import OpenRequests
 from ggufd.engine.client.stream import RequestStream
 from ggufd.engine.messages.events import Admitted, Output, Progress
+from ggufd.engine.messages.reports import LimitUse, UseElsewhere
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.errors import QueueFull, TooManyRequests
 from ggufd.keys.principal import BACKGROUND, Principal
@@ -149,3 +150,68 @@ def test_events_are_charged_by_the_tokens_they_stand_for() -> None:
     limits.charge(request, Output(1000, 0, "text", tuple(range(60))))
     with pytest.raises(TooManyRequests, match="60 tokens per minute; try again in 2 s"):
         limits.check(request, n_slots=1)
+
+
+# --- other servers of a cluster ---------------------------------------------------------------------------------------
+
+
+def test_tokens_that_an_account_took_elsewhere_are_taken_here_in_the_same_words() -> None:
+    limits = submission(buckets=TokenBuckets(Clock()))
+    limits.charge(request_of(tokens_per_minute=60), Output(1000, 0, "text", tuple(range(40))))
+    limits.count_elsewhere([UseElsewhere("a", 20.0, 0, 0), UseElsewhere("b", 90.0, 0, 0)])
+    limits.check(request_of(tokens_per_minute=60), n_slots=1)
+    limits.count_elsewhere([UseElsewhere("a", 2.5, 0, 0)])
+    with pytest.raises(
+        TooManyRequests, match="this key has used its 60 tokens per minute; try again in 3 s"
+    ) as refusal:
+        limits.check(request_of(tokens_per_minute=60), n_slots=1)
+    assert refusal.value.retry_after_s == 2.5
+    limits.check(request_of(), n_slots=1)
+    (own,) = limits.use(1)
+    assert own == LimitUse("a", 40.0, 0, None), "what was taken elsewhere is not told as if it were taken here"
+
+
+def test_requests_that_wait_elsewhere_count_in_the_same_words() -> None:
+    limits = submission(n_waiting=1, n_running=2)
+    request = request_of(max_waiting=3)
+    limits.check(request, n_slots=2)
+    limits.count_elsewhere([UseElsewhere("a", 0.0, 2, 0), UseElsewhere("b", 0.0, 9, 9)])
+    with pytest.raises(
+        TooManyRequests, match="you may have 3 requests waiting, and have 3; try again in 2 s"
+    ) as refusal:
+        limits.check(request, n_slots=2)
+    assert (refusal.value.status, refusal.value.retry_after_s) == (429, 2.0)
+    limits.count_elsewhere([])
+    limits.check(request, n_slots=2)
+
+
+def test_a_free_slot_is_no_place_for_who_holds_its_slots_elsewhere() -> None:
+    limits = submission(n_running=1)
+    request = request_of(max_waiting=0, max_running=2)
+    limits.check(request, n_slots=4)
+    limits.count_elsewhere([UseElsewhere("a", 0.0, 0, 1)])
+    with pytest.raises(TooManyRequests, match="you may have 0 requests waiting, and have 0"):
+        limits.check(request, n_slots=4)
+    limits.check(request_of(max_waiting=0), n_slots=4)
+
+
+def test_use_is_told_of_accounts_with_limits_and_waiting_requests_only_beyond_free_slots() -> None:
+    requests = OpenRequests()
+    for number, account, limits in (
+        (1, "a", Limits(max_running=1, max_waiting=5)),
+        (2, "a", Limits(max_running=1, max_waiting=5)),
+        (3, "b", Limits(max_waiting=0)),
+        (4, "c", Limits(weight=2.0)),
+    ):
+        request = EngineRequest(number, (1,), principal=Principal(account=account, limits=limits))
+        requests.add(RequestStream(request, lambda stream: None, lambda stream, index: None))
+    use = SubmissionLimits(requests, 9).use(4)
+    assert use == [LimitUse("a", 0.0, 1, 1), LimitUse("b", 0.0, 0, None)]
+
+
+def test_accounts_that_took_tokens_are_told_boundedly() -> None:
+    buckets = TokenBuckets(Clock())
+    for number in range(1000):
+        buckets.charge(f"address {number}", SIXTY, 1)
+    assert len(buckets.used_s) <= 256
+    assert "address 999" in buckets.used_s

@@ -212,6 +212,18 @@ def test_a_limit_of_what_runs_counts_both(writes_first: bool) -> None:
     assert rig.run()[second].is_done
 
 
+def test_what_an_account_holds_at_other_servers_counts_too() -> None:
+    rig = make_engine(n_slots=2)
+    rig.engine.hold_elsewhere([("a", 1)])
+    rig.add(embed(1, b"x", account="a", limits=Limits(max_running=1)))
+    for _ in range(3):
+        assert rig.engine.is_preparing
+        assert rig.engine.step() == []
+    rig.engine.hold_elsewhere([])
+    assert not rig.engine.is_preparing
+    assert rig.run()[1].vectors
+
+
 def test_who_waits_for_vectors_is_in_the_queue_too() -> None:
     rig = make_engine()
     rig.add(make_request(9, b"writes", max_tokens=50, ignore_eos=True))

@@ -1,4 +1,4 @@
-"""Charges for what other servers of a cluster served: whom they hold back, and until when."""
+"""What accounts had and hold at other servers of a cluster: whom that holds back here, and until when."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from ggufd.engine.messages.requests import ChargeElsewhere
 from ggufd.engine.queueing.fairness import _MAX_COUNTERS, Accounts
 from ggufd.engine.queueing.queue import RequestQueue
 from ggufd.keys.principal import BACKGROUND
+from ggufd.keys.ring import Limits
 from tests.engine.queueing.test_queue import order, sequences, take
-from tests.support.fakes.fake_llama import make_engine, make_request
+from tests.support.fakes.fake_llama import make_engine, make_request, run_alone
 
 
 def test_who_was_served_elsewhere_comes_after_who_was_not() -> None:
@@ -79,3 +80,34 @@ def test_the_engine_takes_the_charges_between_two_steps() -> None:
     entries = {one.request_id: one.turn for one in rig.engine.queue_state().entries}
     turns = {request_id: turn.position for request_id, turn in entries.items() if turn is not None}
     assert turns[3] < turns[2]
+
+
+def test_slots_that_an_account_holds_elsewhere_count_by_its_limit() -> None:
+    queue = RequestQueue(60.0)
+    for request_id, account in ((1, "two"), (2, "two"), (3, "any")):
+        limits = Limits(max_running=2) if account == "two" else Limits()
+        queue.push(sequences(request_id, account=account, limits=limits))
+    queue.accounts.hold_elsewhere([("two", 2), ("any", 9)])
+    assert order(queue) == [(3, 0)]
+    queue.accounts.hold_elsewhere([("two", 1)])
+    (first, *_) = [one for one in queue if one.request.principal.account == "two"]
+    take(queue, first)
+    assert order(queue) == [(3, 0)]
+    assert queue.accounts.standing == (("any", 0, 1), ("two", 1, 1))
+    queue.accounts.hold_elsewhere([])
+    assert order(queue) == [(3, 0), (2, 0)]
+    queue.check_integrity([first])
+
+
+def test_the_engine_waits_for_other_servers_without_spinning_and_goes_on_when_they_are_done() -> None:
+    rig = make_engine(n_slots=2)
+    rig.engine.hold_elsewhere([("a", 1)])
+    request = make_request(1, b"x", account="a", limits=Limits(max_running=1))
+    rig.add(request)
+    for _ in range(3):
+        assert rig.engine.is_preparing
+        assert rig.engine.step() == []
+    rig.engine.hold_elsewhere([])
+    assert not rig.engine.is_preparing
+    assert rig.run()[1].texts[0] == run_alone(request).texts[0]
+    assert rig.engine.live_state().standing == ()

@@ -42,6 +42,7 @@ from ggufd.engine.messages.provenance import FileDigest, Provenance
 from ggufd.engine.messages.reports import (
     ChatsSaved,
     EmbeddingInfo,
+    LimitUse,
     LiveState,
     ModelInfo,
     QueueEntry,
@@ -52,6 +53,7 @@ from ggufd.engine.messages.reports import (
     Stats,
     StepRecord,
     Steps,
+    UseElsewhere,
 )
 from ggufd.engine.messages.requests import ActOnSlot, AdoptChat, EmbedRequest, EngineRequest, SlotAction
 from ggufd.engine.messages.sampling import Grammar, GrammarKind, ReasoningBudget
@@ -161,6 +163,8 @@ class FakeEngine:
         self.embeds: list[EmbedRequest] = []
         self.aborted: list[int] = []
         self.charged: list[tuple[str, float]] = []
+        self.limits_used: list[LimitUse] = []
+        self.limits_elsewhere: list[UseElsewhere] = []
         self.finished: list[tuple[int, int]] = []
         self.open: set[int] = set()
         self.streams: dict[int, FakeStream | FakeVectors] = {}
@@ -222,6 +226,12 @@ class FakeEngine:
 
     def charge_elsewhere(self, costs: Sequence[tuple[str, float]]) -> None:
         self.charged.extend(costs)
+
+    def limit_use(self) -> list[LimitUse]:
+        return self.limits_used
+
+    def count_elsewhere(self, uses: Sequence[UseElsewhere]) -> None:
+        self.limits_elsewhere = list(uses)
 
     def find(self, request_id: int) -> FakeStream | FakeVectors | None:
         return self.streams.get(request_id)

@@ -35,6 +35,8 @@ class FakeServer:
         self.is_alive = True
         self.is_draining = False
         self.served: dict[str, float] = {}
+        self.limits: dict[str, Any] = {}
+        self.limits_told: list[Any] = []
         self.told: list[dict[str, float]] = []
         self.idle = asyncio.Event()
         self.idle.set()
@@ -79,10 +81,12 @@ class FakeServer:
         )
 
     async def get_served(self, _: web.Request) -> web.Response:
-        return web.json_response({"accounts": self.served})
+        return web.json_response({"accounts": self.served, "limits": self.limits})
 
     async def post_served(self, request: web.Request) -> web.Response:
-        self.told.append((await request.json())["accounts"])
+        body = await request.json()
+        self.told.append(body["accounts"])
+        self.limits_told.append(body["limits"])
         return web.json_response({})
 
     async def chats(self, _: web.Request) -> web.Response:
@@ -97,6 +101,7 @@ class FakeServer:
     async def tell(self, _: web.Request) -> web.Response:
         """All that it was started with and told."""
         told = {"tables": self.tables, "told": self.told, "cwd": os.getcwd(), "environment": dict(os.environ)}
+        told["limits"] = self.limits_told
         return web.json_response(told)
 
     async def act(self, request: web.Request) -> web.Response:
@@ -105,6 +110,7 @@ class FakeServer:
         self.waiting = body.get("waiting", self.waiting)
         self.is_alive = body.get("is_alive", self.is_alive)
         self.served.update(body.get("served", {}))
+        self.limits.update(body.get("limits", {}))
         return web.json_response({})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:

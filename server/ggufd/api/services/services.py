@@ -23,7 +23,17 @@ from ggufd.batches.store import BatchStore
 from ggufd.chat.advice.advisor import CacheAdvisor
 from ggufd.chat.prompt import ChatPrompt, RenderedChat, TextInfo
 from ggufd.engine.messages.events import RequestEvent
-from ggufd.engine.messages.reports import ChatsSaved, LiveState, QueueState, Ready, SlotDone, Stats, Steps
+from ggufd.engine.messages.reports import (
+    ChatsSaved,
+    LimitUse,
+    LiveState,
+    QueueState,
+    Ready,
+    SlotDone,
+    Stats,
+    Steps,
+    UseElsewhere,
+)
 from ggufd.engine.messages.requests import ActOnSlot, AdoptChat, EmbedRequest, EngineRequest
 from ggufd.engine.messages.sampling import Grammar
 from ggufd.engine.queueing.validation import RequestBounds
@@ -110,6 +120,12 @@ class EngineService(Protocol):
     def submit(self, request: EngineRequest | EmbedRequest) -> RequestEvents: ...
     def charge_elsewhere(self, costs: Sequence[tuple[str, float]]) -> None:
         """Charge accounts what other servers of a cluster served them, divided by their weights."""
+
+    def limit_use(self) -> list[LimitUse]:
+        """What accounts with limits use of them here, but for the slots."""
+
+    def count_elsewhere(self, uses: Sequence[UseElsewhere]) -> None:
+        """Count what accounts use of their limits at other servers of a cluster, until told again, or not for long."""
 
     def find(self, request_id: int) -> RequestEvents | None:
         """The open request with this id."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ggufd.cluster.directory.ledger import MAX_ACCOUNTS, ServedLedger
+from ggufd.cluster.directory.limits import AccountUse, LimitBook, UsedElsewhere
 from ggufd.cluster.directory.moves import MoveExchange
 from ggufd.cluster.replicas import Replica, ReplicaLoad
 from ggufd.errors import EngineFailure
@@ -35,6 +36,7 @@ class Directory:
     def __init__(self, max_accounts: int = MAX_ACCOUNTS) -> None:
         self._beats: dict[str, _Beat] = {}
         self._ledger = ServedLedger(max_accounts)
+        self._limits = LimitBook(max_accounts, SILENT_AFTER_S)
         self._moves = MoveExchange()
 
     def beat(
@@ -49,6 +51,18 @@ class Directory:
         self._beats[replica_id] = _Beat(Replica(replica_id, url, load), now_s)
         return self._ledger.post(replica_id, url, served)
 
+    def share_limits(
+        self, replica_id: str, uses: Mapping[str, AccountUse], now_s: float
+    ) -> Mapping[str, UsedElsewhere]:
+        """Take what accounts use of their limits at a replica, and return what they use at all others.
+
+        With each beat, after it; a replica that did not tell its load is not known here either.
+        """
+        known = self._beats.get(replica_id)
+        if known is None:
+            return {}
+        return self._limits.post(replica_id, known.replica.url, known.replica.load.n_slots, uses, now_s)
+
     def replicas(self, now_s: float) -> list[Replica]:
         """The replicas that are not silent, by their names; those that drain are among them, and say so."""
         beats = sorted(self._beats.items())
@@ -58,6 +72,7 @@ class Directory:
         """Forget a replica that has ended. What it served stays in the sums."""
         self._beats.pop(replica_id, None)
         self._ledger.drop(replica_id)
+        self._limits.drop(replica_id)
 
     def exchange_moves(self, ingress_id: str, moves: Mapping[bytes, str]) -> Mapping[bytes, str]:
         """Take what an ingress noted (`Router.take_moves`), and return what others noted since it asked last.
@@ -80,3 +95,6 @@ class Directory:
         self._ledger.check_integrity()
         if self._ledger.replica_ids != self._beats.keys():
             raise EngineFailure("the directory and its ledger know different replicas")
+        self._limits.check_integrity()
+        if not self._limits.replica_ids <= self._beats.keys():
+            raise EngineFailure("limits are shared with a replica that the directory does not know")

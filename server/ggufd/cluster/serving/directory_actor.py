@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from ggufd.cluster.directory.directory import Directory
+from ggufd.cluster.directory.limits import AccountUse, UsedElsewhere
 from ggufd.cluster.replicas import Replica, ReplicaLoad
 
 NAME = "ggufd-directory"
@@ -32,8 +33,12 @@ class DirectoryActor:
     def token(self) -> str:
         return self._token
 
-    def beat(self, replica_id: str, url: str, load: ReplicaLoad, served: Mapping[str, float]) -> Mapping[str, float]:
-        return self._directory.beat(replica_id, url, load, served, time.monotonic())
+    def beat(
+        self, replica_id: str, url: str, load: ReplicaLoad, served: Mapping[str, float], uses: Mapping[str, AccountUse]
+    ) -> tuple[Mapping[str, float], Mapping[str, UsedElsewhere]]:
+        now_s = time.monotonic()
+        others = self._directory.beat(replica_id, url, load, served, now_s)
+        return others, self._directory.share_limits(replica_id, uses, now_s)
 
     def replicas(self) -> Sequence[Replica]:
         return self._directory.replicas(time.monotonic())
@@ -58,10 +63,12 @@ class DirectoryClient:
         return self._token
 
     async def beat(
-        self, replica_id: str, url: str, load: ReplicaLoad, served: Mapping[str, float]
-    ) -> Mapping[str, float]:
-        """See `Directory.beat`. Raises RayError."""
-        told: Mapping[str, float] = await self._call("beat", replica_id, url, load, dict(served))
+        self, replica_id: str, url: str, load: ReplicaLoad, served: Mapping[str, float], uses: Mapping[str, AccountUse]
+    ) -> tuple[Mapping[str, float], Mapping[str, UsedElsewhere]]:
+        """See `Directory.beat` and `share_limits`. Raises RayError."""
+        told: tuple[Mapping[str, float], Mapping[str, UsedElsewhere]] = await self._call(
+            "beat", replica_id, url, load, dict(served), dict(uses)
+        )
         return told
 
     async def replicas(self) -> Sequence[Replica]:

@@ -10,12 +10,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, Protocol
 
 import aiohttp
 
 from ggufd.api.peers.gate import TOKEN_HEADER
+from ggufd.cluster.directory.limits import AccountUse, UsedElsewhere
 from ggufd.cluster.replicas import ReplicaLoad
 from ggufd.cluster.serving.launch import Launch, LaunchedServer
 from ggufd.errors import StartupError
@@ -43,9 +44,12 @@ class DirectoryLink(Protocol):
     """The directory as a replica calls it; what fails is tried again with the next beat."""
 
     async def beat(
-        self, replica_id: str, url: str, load: ReplicaLoad, served: Mapping[str, float]
-    ) -> Mapping[str, float]:
-        """Tell load and served tokens; what other replicas served each account since the last call."""
+        self, replica_id: str, url: str, load: ReplicaLoad, served: Mapping[str, float], uses: Mapping[str, AccountUse]
+    ) -> tuple[Mapping[str, float], Mapping[str, UsedElsewhere]]:
+        """Tell load, served tokens and what accounts use of their limits.
+
+        What other replicas served each account since the last call, and what it uses of its limits there.
+        """
 
     async def leave(self, replica_id: str) -> None:
         """Take the replica out at once."""
@@ -87,6 +91,7 @@ class EngineReplica:
         self._relieved_s = -_RELIEVED_S
         self._relief: asyncio.Task[None] | None = None
         self._is_in_touch = True
+        self._has_told_limits = False
         self._server: LaunchedServer | None = None
         self._session: aiohttp.ClientSession | None = None
         self._beats: asyncio.Task[None] | None = None
@@ -133,11 +138,10 @@ class EngineReplica:
         try:
             told = await self._get("/peers/load")
             self.load = replace(load_of(told), is_draining=self._is_draining or bool(told.get("is_draining")))
-            served = (await self._get("/peers/served"))["accounts"]
-            call = self._directory.beat(self.id, self.url, self.load, served)
-            others = await asyncio.wait_for(call, _CALL_S)
-            if others:
-                await self._post("/peers/served", {"accounts": dict(others)})
+            own = await self._get("/peers/served")
+            uses = {account: AccountUse(**use) for account, use in own["limits"].items()}
+            call = self._directory.beat(self.id, self.url, self.load, own["accounts"], uses)
+            await self._tell(*await asyncio.wait_for(call, _CALL_S))
         except Exception as error:
             # Of Ray, of HTTP, of a server that just ended: the next beat tries again, and health is checked elsewhere.
             if self._is_in_touch:
@@ -145,6 +149,13 @@ class EngineReplica:
             self._is_in_touch = False
         else:
             self._is_in_touch = True
+
+    async def _tell(self, served: Mapping[str, float], uses: Mapping[str, UsedElsewhere]) -> None:
+        """Tell the server of the others, where there is anything to tell, or was a moment ago."""
+        if served or uses or self._has_told_limits:
+            limits = {account: asdict(use) for account, use in uses.items()}
+            await self._post("/peers/served", {"accounts": dict(served), "limits": limits})
+        self._has_told_limits = bool(uses)
 
     async def stop(self) -> None:
         """Take no new requests, hand chats over, let the server drain, end it."""

@@ -6,6 +6,7 @@ of the engine), before anything is sent. The engine's process is the supervisor'
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from ggufd.engine.client.stream import RequestStream
 from ggufd.engine.client.supervisor import EngineSupervisor
 from ggufd.engine.messages.config import EngineConfig
 from ggufd.engine.messages.events import Output, RequestEvent
-from ggufd.engine.messages.reports import Ready
+from ggufd.engine.messages.reports import LimitUse, Ready, UseElsewhere
 from ggufd.engine.messages.requests import (
     Abort,
     ChargeElsewhere,
@@ -29,11 +30,15 @@ from ggufd.engine.messages.requests import (
     EmbedRequest,
     EngineRequest,
     FinishSequence,
+    HoldElsewhere,
 )
 from ggufd.engine.queueing.fairness import TokenCounters
 from ggufd.errors import Draining, GgufdError
 from ggufd.processes.prestarted import PrestartedProcess
 from ggufd.processes.supervisor import Link, Spawn
+
+_ELSEWHERE_S = 5.0
+"""How long the word on what accounts hold at other servers is believed: five times as long as until the next one."""
 
 
 class EngineClient:
@@ -68,6 +73,7 @@ class EngineClient:
         self.intake = Intake(self._supervisor.condition)
         self.reports = EngineReports(self._supervisor, self._questions, self.intake)
         self._ids = itertools.count(1) if ids is None else ids
+        self._forgetting: asyncio.TimerHandle | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -142,6 +148,8 @@ class EngineClient:
 
     async def stop(self) -> None:
         """End the engine; open requests fail."""
+        if self._forgetting is not None:
+            self._forgetting.cancel()
         if self.intake.refusal is None:
             self.drain()
         self.abort_all(Draining("the server is shutting down"))
@@ -189,6 +197,24 @@ class EngineClient:
         """Charge accounts what other servers served them, by their weights. Without an engine nobody waits for it."""
         if self._supervisor.condition.state is EngineState.READY:
             self._send(ChargeElsewhere(tuple(costs)))
+
+    def limit_use(self) -> list[LimitUse]:
+        """What accounts with limits use of them here, but for the slots, which the engine's live state tells."""
+        return self._limits.use(self._n_slots)
+
+    def count_elsewhere(self, uses: Sequence[UseElsewhere]) -> None:
+        """Count what accounts use of their limits at other servers. Without another word it is forgotten soon."""
+        self._hold_elsewhere(uses)
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+            self._forgetting = None
+        if uses:
+            self._forgetting = asyncio.get_running_loop().call_later(_ELSEWHERE_S, self._hold_elsewhere, ())
+
+    def _hold_elsewhere(self, uses: Sequence[UseElsewhere]) -> None:
+        self._limits.count_elsewhere(uses)
+        if self._supervisor.condition.state is EngineState.READY:
+            self._send(HoldElsewhere(tuple((one.account, one.running) for one in uses if one.running)))
 
     def find(self, request_id: int) -> RequestStream | None:
         """The open request with this id."""

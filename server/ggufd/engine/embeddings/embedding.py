@@ -84,6 +84,13 @@ class Embedder:
         return bool(self._queue or self._open or self._events)
 
     @property
+    def is_held(self) -> bool:
+        """Whether requests wait, and all for what their accounts hold at other servers of a cluster."""
+        is_busy = bool(self._open or self._events)
+        held = (not self.accounts.may_run(one.request.principal) for one in self._queue.waiting())
+        return not is_busy and bool(self._queue) and all(held)
+
+    @property
     def is_awaited(self) -> bool:
         """Whether somebody waits for vectors that are being computed."""
         return any(not owner.request.principal.is_background for owner in self._open)
@@ -259,7 +266,7 @@ class _Places:
     def __init__(self, opened: list[InputList], accounts: Accounts) -> None:
         self._opened = Counter(owner.account for owner in opened if not owner.request.principal.is_background)
         self._n_background = len(opened) - self._opened.total()
-        self._running = accounts.running.copy()
+        self._running = accounts.counted
 
     def take(self, request: EmbedRequest) -> bool:
         """Take a place for a request, if there is one."""

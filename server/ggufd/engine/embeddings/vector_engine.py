@@ -35,8 +35,8 @@ class VectorEngine:
 
     @property
     def is_preparing(self) -> bool:
-        """False: there is no grammar to wait for."""
-        return False
+        """Whether all there is to do is to wait for other servers of a cluster."""
+        return self._embedder.is_held and not self._events
 
     @property
     def next_text_s(self) -> float | None:
@@ -61,6 +61,10 @@ class VectorEngine:
     def charge_elsewhere(self, costs: Sequence[tuple[str, float]]) -> None:
         """Charge accounts what other servers of a cluster served them, by their weights."""
         self._embedder.accounts.charge_elsewhere(costs)
+
+    def hold_elsewhere(self, held: Sequence[tuple[str, int]]) -> None:
+        """Count what accounts hold at other servers of a cluster; whoever is not named holds nothing there."""
+        self._embedder.accounts.hold_elsewhere(held)
 
     def step(self) -> list[Event]:
         """Compute one batch of inputs; returns what happened."""
@@ -113,7 +117,8 @@ class VectorEngine:
             LiveSlot(one.slot, owners.get(one.request_id or 0, ""), one.request_id, 0, 0, 0, 0, 0.0)
             for one in stats.slots
         )
-        return LiveState(stats, slots, entries, tuple(self._embedder.accounts.served.items()))
+        accounts = self._embedder.accounts
+        return LiveState(stats, slots, entries, tuple(accounts.served.items()), accounts.standing)
 
     def steps(self) -> Steps:
         """No records: its steps have one phase."""

@@ -302,20 +302,46 @@ class LiveState:
     """State of an engine for the live view.
 
     `queue` has requests under way as `QueueState`; `served` is what each of the last accounts has cost, in generated
-    tokens, since the start. `disk_reads` are states that came back from disk. `wait_s` is the expected wait of one more
-    request, `prefill_tok_s` the rate at which prompts are computed, 0 before that was measured.
+    tokens, since the start. `standing` has the running and the waiting entries of each account. `disk_reads` are states
+    that came back from disk. `wait_s` is the expected wait of one more request, `prefill_tok_s` the rate at which
+    prompts are computed, 0 before that was measured.
     """
 
     stats: Stats
     slots: tuple[LiveSlot, ...]
     queue: tuple[QueueEntry, ...]
     served: tuple[tuple[str, float], ...] = ()
+    standing: tuple[tuple[str, int, int], ...] = ()
     prefill_tokens: int = 0
     disk_bytes: int = 0
     disk_limit_bytes: int = 0
     disk_reads: int = 0
     wait_s: float = 0.0
     prefill_tok_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LimitUse:
+    """What an account uses of its limits at one server.
+
+    `used_s` is what it took of its tokens a minute since the start, as the time in which its bucket fills by that;
+    `waiting` are requests that no slot is free for. `max_running` is its limit, None where it has none or nothing open.
+    """
+
+    account: str
+    used_s: float
+    waiting: int
+    max_running: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UseElsewhere:
+    """What an account uses of its limits at the other servers: `used_s` since the last word, the rest as it is now."""
+
+    account: str
+    used_s: float
+    waiting: int
+    running: int
 
 
 @dataclass(frozen=True, slots=True)

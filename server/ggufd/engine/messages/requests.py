@@ -134,6 +134,13 @@ class ChargeElsewhere:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldElsewhere:
+    """Count slots that accounts hold at other servers of a cluster, until told again: they are all that there are."""
+
+    held: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GetStats:
     """Answer with `Stats`."""
 
@@ -206,6 +213,7 @@ Command = (
     | Abort
     | FinishSequence
     | ChargeElsewhere
+    | HoldElsewhere
     | GetStats
     | GetQueue
     | GetSteps

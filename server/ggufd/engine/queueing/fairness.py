@@ -15,6 +15,9 @@ seconds' worth; U what an account can be charged after it was chosen: one prompt
 meanwhile. All of it divided by the weights. Where f has other servers to itself, it may get more from those: nothing
 stands idle for fairness. What is charged for others ends with the busy period, when nobody waits: until the next one
 begins, nobody was kept from anything.
+
+Slots that an account holds at other servers count by its `max_running` as those here do. Who says how many these are
+sees to it that no two servers give away the same one: see `cluster.directory.limits`.
 """
 
 from __future__ import annotations
@@ -119,11 +122,27 @@ class Accounts:
         self.served: dict[str, float] = {}
         self.waiting: Counter[str] = Counter()
         self.running: Counter[str] = Counter()
+        self._elsewhere: Counter[str] = Counter()
 
     def may_run(self, principal: Principal) -> bool:
         """Whether an account may run one more."""
-        most = principal.limits.max_running
-        return most is None or self.running[principal.account] < most
+        most, account = principal.limits.max_running, principal.account
+        return most is None or self.running[account] + self._elsewhere[account] < most
+
+    @property
+    def counted(self) -> Counter[str]:
+        """What counts by `max_running`: running entries of each account, here and elsewhere."""
+        return self.running + self._elsewhere
+
+    @property
+    def standing(self) -> tuple[tuple[str, int, int], ...]:
+        """Running and waiting entries of each account that has any here."""
+        accounts = sorted(self.running.keys() | self.waiting.keys())
+        return tuple((account, self.running[account], self.waiting[account]) for account in accounts)
+
+    def hold_elsewhere(self, held: Iterable[tuple[str, int]]) -> None:
+        """Count slots that accounts hold at other servers of a cluster; whoever is not named holds none there."""
+        self._elsewhere = Counter(dict(held))
 
     def charge(self, principal: Principal, cost: float) -> None:
         """Add a cost to what an account was served."""
