@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ggufd.cluster.serving.serve_config import CONTROLLER_VARIABLES, ClusterOptions, serve_config
+from ggufd.cluster.serving.serve_config import CONTROLLER_VARIABLES, SERVE_VARIABLES, ClusterOptions, serve_config
 from ggufd.errors import ConfigError
 
 _PORTS = {"gcs": 6379, "dashboard": 8265, "serve": 8000}
@@ -25,12 +25,14 @@ def serve_file(options: ClusterOptions) -> str:
 def ray_service(options: ClusterOptions, name: str, image: str) -> str:
     """A RayService: its Ray cluster has a machine for each replica, or for as many as one may have.
 
+    Where replicas come and go with the load, machines do too, by Ray's own autoscaler.
+
     Raises ConfigError for a name that Kubernetes does not take.
     """
     if not (name and len(name) <= _NAME_LENGTH and name[0].isalpha() and name.islower() and _is_label(name)):
         raise ConfigError(f"--name {name}: expected small letters, digits and -, at most {_NAME_LENGTH}, letter first")
     inside = replace(options, host="0.0.0.0", port=_PORTS["serve"], folder="")
-    workers = -(-options.n_replicas // (options.per_node or 1))
+    workers, most = (-(-n // (options.per_node or 1)) for n in (options.n_replicas, options.most_replicas))
     manifest = {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
@@ -39,6 +41,7 @@ def ray_service(options: ClusterOptions, name: str, image: str) -> str:
             "serveConfigV2": _Block(_yaml(serve_config(inside))),
             "rayClusterConfig": {
                 "rayVersion": importlib.metadata.version("ray"),
+                **({"enableInTreeAutoscaling": True} if most > workers else {}),
                 "headGroupSpec": {
                     "rayStartParams": {"dashboard-host": "0.0.0.0", "num-gpus": "0"},
                     "template": _pod("ray-head", image, 0),
@@ -48,7 +51,7 @@ def ray_service(options: ClusterOptions, name: str, image: str) -> str:
                         "groupName": "engines",
                         "replicas": workers,
                         "minReplicas": workers,
-                        "maxReplicas": workers,
+                        "maxReplicas": most,
                         "rayStartParams": {},
                         "template": _pod("ray-worker", image, options.n_gpus * (options.per_node or 1)),
                     }
@@ -64,7 +67,7 @@ def _is_label(name: str) -> bool:
 
 
 def _pod(name: str, image: str, n_gpus: float) -> dict[str, Any]:
-    variables = {**CONTROLLER_VARIABLES, "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600"}
+    variables = {**CONTROLLER_VARIABLES, **SERVE_VARIABLES}
     container: dict[str, Any] = {
         "name": name,
         "image": image,

@@ -18,7 +18,7 @@ import platformdirs
 import psutil
 
 from ggufd.cluster.serving.dashboard import Dashboard, RayError
-from ggufd.cluster.serving.serve_config import CONTROLLER_VARIABLES
+from ggufd.cluster.serving.serve_config import CONTROLLER_VARIABLES, SERVE_VARIABLES
 
 _START_S = 180.0
 _STOP_S = 30.0
@@ -54,9 +54,7 @@ PORTS = (
 
 _VARIABLES = {
     **CONTROLLER_VARIABLES,
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
-    # Streams that began before a reload of HAProxy have this long to end; its own choice is two minutes.
-    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
+    **SERVE_VARIABLES,
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
     # Five seconds are not enough on a machine that is busy.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",

@@ -38,6 +38,13 @@ _HEALTH = {"health_check_period_s": 2.0, "health_check_timeout_s": 10.0}
 
 CONTROLLER_VARIABLES = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
 
+SERVE_VARIABLES = {
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+    # Streams that began before a reload of HAProxy have this long to end; its own choice is two minutes.
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
+}
+"""Of every machine's Ray, wherever that is started."""
+
 
 @dataclass(frozen=True)
 class ClusterOptions:
@@ -78,6 +85,11 @@ class ClusterOptions:
     def server(self) -> Mapping[str, Any]:
         """Settings of the section `server` that are no defaults."""
         return (self.tables or {}).get("server", {})
+
+    @property
+    def most_replicas(self) -> int:
+        """As many as there may be under any load."""
+        return self.max_replicas or self.n_replicas
 
     @property
     def url(self) -> str:
