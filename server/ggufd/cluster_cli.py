@@ -21,7 +21,7 @@ from ggufd.cluster.serving.cluster_settings import replica_tables
 from ggufd.cluster.serving.dashboard import DEFAULT_URL, Dashboard, RayError
 from ggufd.cluster.serving.loads import Load, loads
 from ggufd.cluster.serving.ray_head import PORTS, RayHead
-from ggufd.cluster.serving.serve_config import ClusterOptions
+from ggufd.cluster.serving.serve_config import SHRINK_AFTER_S, ClusterOptions
 from ggufd.cluster.simulation.command import simulate
 from ggufd.errors import ConfigError, GgufdError
 from ggufd.settings import sources
@@ -56,6 +56,13 @@ _SIZE: dict[str, tuple[Any, Any]] = {
     "max_replicas": (
         Annotated[int | None, _number("--max-replicas", "Scale with the load, from --replicas up to so many.")],
         None,
+    ),
+    "shrink_after_s": (
+        Annotated[
+            float,
+            _number("--shrink-after-s", "With --max-replicas: seconds of less load before a server ends. [300]", "S"),
+        ],
+        SHRINK_AFTER_S,
     ),
     "ingresses": (Annotated[int, _number("--ingresses", "Ingresses in front of them, which share the load. [1]")], 1),
     "gpus_per_replica": (
@@ -96,6 +103,7 @@ def serve(
     *,
     replicas: int,
     max_replicas: int | None,
+    shrink_after_s: float,
     ingresses: int,
     gpus_per_replica: float,
     replicas_per_node: int | None,
@@ -108,7 +116,9 @@ def serve(
     """
     with _errors_in_one_line():
         config = sources.load(config_file, flags)
-        options = _options(config, replicas, max_replicas, ingresses, gpus_per_replica, replicas_per_node)
+        options = _options(
+            config, replicas, max_replicas, shrink_after_s, ingresses, gpus_per_replica, replicas_per_node
+        )
         ray = Dashboard(dashboard)
         _start_ray(ray, ports_are_shut)
         with _progress("deploying") as on_progress:
@@ -189,6 +199,7 @@ def config(
     *,
     replicas: int,
     max_replicas: int | None,
+    shrink_after_s: float,
     ingresses: int,
     gpus_per_replica: float,
     replicas_per_node: int | None,
@@ -199,7 +210,7 @@ def config(
     """Print the Serve config that `cluster serve` deploys, for `serve deploy FILE`; or a manifest for KubeRay."""
     with _errors_in_one_line():
         settings = sources.load(config_file, flags)
-        size = (replicas, max_replicas, ingresses, gpus_per_replica, replicas_per_node)
+        size = (replicas, max_replicas, shrink_after_s, ingresses, gpus_per_replica, replicas_per_node)
         options = _options(settings, *size, are_elsewhere=kubernetes)
         text = config_files.ray_service(options, name, image) if kubernetes else config_files.serve_file(options)
         print(text, end="")
@@ -226,6 +237,7 @@ def _options(
     config: Config,
     replicas: int,
     max_replicas: int | None,
+    shrink_after_s: float,
     ingresses: int,
     gpus_per_replica: float,
     replicas_per_node: int | None,
@@ -235,6 +247,7 @@ def _options(
     return ClusterOptions(
         n_replicas=replicas,
         max_replicas=max_replicas,
+        shrink_after_s=shrink_after_s,
         n_ingresses=ingresses,
         n_gpus=gpus_per_replica,
         per_node=replicas_per_node,

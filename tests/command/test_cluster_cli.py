@@ -120,6 +120,13 @@ class TestSettings:
         }
         assert key not in said.out
 
+    def test_the_bounds_and_the_pace_of_scaling_are_the_engines(self, capsys: pytest.CaptureFixture[str]) -> None:
+        given = ["--replicas", "2", "--max-replicas", "8", "--shrink-after-s", "60"]
+        engines, _ = config(capsys, *given)["applications"]
+        scaling = engines["deployments"][0]["autoscaling_config"]
+        assert (scaling["min_replicas"], scaling["max_replicas"]) == (2, 8)
+        assert scaling["policy"]["policy_kwargs"] == {"shrink_after_s": 60.0}
+
     def test_a_prefix_and_proxies_reach_the_ingress(self, capsys: pytest.CaptureFixture[str]) -> None:
         _, ingress = config(capsys, "--root-path", "/llm", "--trusted-proxies", "10.0.0.1")["applications"]
         assert ingress["args"] == {"root_path": "/llm", "trusted_proxies": ["10.0.0.1"]}

@@ -97,6 +97,7 @@ def test_a_deployment_is_waited_for_and_read_back() -> None:
         OPTIONS,
         ClusterOptions(tables={}),
         ClusterOptions(n_replicas=2, max_replicas=5, n_gpus=0.5, per_node=2, tables={}, program=("a", "b"), n_rolls=3),
+        ClusterOptions(max_replicas=2, shrink_after_s=20.0, tables={}),
         ClusterOptions(n_ingresses=3, host="0.0.0.0", port=99, tables={"models": {"x": {"model": "y"}}}),
     ],
 )
@@ -176,6 +177,8 @@ def test_a_deployment_by_hand_is_not_taken_for_one_of_ours() -> None:
         ({"n_replicas": 0}, "--replicas 0: expected at least 1"),
         ({"n_ingresses": 0}, "--ingresses 0: expected at least 1"),
         ({"n_replicas": 3, "max_replicas": 3}, "--max-replicas 3: expected more than --replicas 3"),
+        ({"max_replicas": 2, "shrink_after_s": 5}, "--shrink-after-s 5: expected at least 10 seconds"),
+        ({"max_replicas": 2, "shrink_after_s": float("nan")}, "--shrink-after-s nan: expected at least 10 seconds"),
         ({"n_gpus": 1.5}, r"--gpus-per-replica 1\.5: expected a whole number"),
         ({"n_gpus": -1}, "--gpus-per-replica -1: expected a whole number"),
         ({"per_node": 0}, "--replicas-per-node 0: expected 1 to 100"),

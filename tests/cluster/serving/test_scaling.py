@@ -10,7 +10,8 @@ import pytest
 
 from ggufd.cluster.replicas import ReplicaLoad
 from ggufd.cluster.serving import scaling
-from ggufd.cluster.serving.scaling import figures_of, loads_of, policy
+from ggufd.cluster.serving.scaling import Policy, figures_of, loads_of
+from ggufd.cluster.serving.serve_config import ClusterOptions, serve_config
 
 
 def metrics_of(*loads: ReplicaLoad) -> dict[str, dict[str, list[Any]]]:
@@ -34,9 +35,9 @@ class Context:
     policy_state: dict[str, Any] = field(default_factory=dict)
 
 
-def run(context: Context, monkeypatch: pytest.MonkeyPatch, *times_s: float) -> list[int]:
+def run(context: Context, monkeypatch: pytest.MonkeyPatch, *times_s: float, shrink_after_s: float = 300.0) -> list[int]:
     """What is wanted at these times."""
-    wanted = []
+    wanted, policy = [], Policy(shrink_after_s)
     for now_s in times_s:
         monkeypatch.setattr(scaling, "time", SimpleNamespace(monotonic=lambda now_s=now_s: now_s))
         context.target_num_replicas, context.policy_state = policy(context)
@@ -64,6 +65,11 @@ def test_an_idle_one_shrinks_after_minutes(monkeypatch: pytest.MonkeyPatch) -> N
     assert run(context, monkeypatch, 100, 250, 401, 402) == [3, 3, 2, 2]
 
 
+def test_it_shrinks_as_soon_as_its_config_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context(metrics_of(IDLE, IDLE, IDLE), target_num_replicas=3)
+    assert run(context, monkeypatch, 100, 119, 121, 122, shrink_after_s=20) == [3, 3, 2, 2]
+
+
 @pytest.mark.parametrize("metrics", [None, {}])
 def test_nothing_changes_while_nobody_tells(
     metrics: dict[str, dict[str, list[Any]]] | None, monkeypatch: pytest.MonkeyPatch
@@ -76,6 +82,12 @@ def test_a_controller_that_moved_to_a_younger_machine_waits_anew(monkeypatch: py
 
 
 def test_serve_can_pickle_it() -> None:
-    config = pytest.importorskip("ray.serve.config")
-    taken = config.AutoscalingPolicy(policy_function="ggufd.cluster.serving.scaling:policy").get_policy()
-    assert taken(Context(metrics_of(FULL, FULL)))[0] == 2
+    """And makes it of what the config says."""
+    schema = pytest.importorskip("ray.serve.schema")
+    autoscaling = pytest.importorskip("ray.serve.config").AutoscalingConfig
+    state = pytest.importorskip("ray.serve._private.autoscaling_state")
+    config = serve_config(ClusterOptions(n_replicas=1, max_replicas=6, shrink_after_s=20.0))
+    (engine,) = schema.ServeDeploySchema.model_validate(config).applications[0].deployments
+    made = state._resolve_policy_callable(autoscaling.model_validate(engine.autoscaling_config).policy)
+    assert made(Context(metrics_of(FULL, FULL)))[0] == 2
+    assert made._shrink_after_s == 20.0

@@ -21,17 +21,27 @@ def figures_of(load: ReplicaLoad) -> dict[str, float]:
     return {name: float(getattr(load, name)) for name in FIGURES}
 
 
-def policy(context: Any) -> tuple[int, dict[str, Any]]:
-    """How many replicas there should be, and the state for the next call."""
-    rules = ScalingRules(context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas)
-    now_s = time.monotonic()
-    state = ScalingState(
-        context.target_num_replicas,
-        _past(context.policy_state.get("more_since_s"), now_s),
-        _past(context.policy_state.get("fewer_since_s"), now_s),
-    )
-    after = scaled(state, loads_of(context.raw_metrics or {}), rules, now_s)
-    return after.n_replicas, {"more_since_s": after.more_since_s, "fewer_since_s": after.fewer_since_s}
+class Policy:
+    """The policy, which Serve makes once, with what its config says, and calls every moment."""
+
+    def __init__(self, shrink_after_s: float) -> None:
+        self._shrink_after_s = shrink_after_s
+
+    def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
+        """How many replicas there should be, and the state for the next call."""
+        rules = ScalingRules(
+            context.capacity_adjusted_min_replicas,
+            context.capacity_adjusted_max_replicas,
+            shrink_after_s=self._shrink_after_s,
+        )
+        now_s = time.monotonic()
+        state = ScalingState(
+            context.target_num_replicas,
+            _past(context.policy_state.get("more_since_s"), now_s),
+            _past(context.policy_state.get("fewer_since_s"), now_s),
+        )
+        after = scaled(state, loads_of(context.raw_metrics or {}), rules, now_s)
+        return after.n_replicas, {"more_since_s": after.more_since_s, "fewer_since_s": after.fewer_since_s}
 
 
 def loads_of(metrics: Mapping[str, Mapping[Any, Any]]) -> list[ReplicaLoad]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ggufd.cluster.routing.autoscaling import ScalingRules
 from ggufd.cluster.serving.launch import Tables
 from ggufd.errors import ConfigError
 
@@ -22,6 +23,9 @@ INGRESS = "ingress"
 
 _MODULE = "ggufd.cluster.serving.deployments"
 _POLICY_MODULE = "ggufd.cluster.serving.scaling"
+
+SHRINK_AFTER_S = ScalingRules().shrink_after_s
+LEAST_SHRINK_AFTER_S = 10.0
 
 HANDOVER_S = 60.0
 """What handing chats over may take before a drain."""
@@ -50,13 +54,15 @@ SERVE_VARIABLES = {
 class ClusterOptions:
     """What is deployed. `tables` are the settings of each server, `folder` is where its relative paths begin.
 
-    With `max_replicas` there are as many as the load needs, from `n_replicas` up to that.
+    With `max_replicas` there are as many as the load needs, from `n_replicas` up to that; fewer once fewer were enough
+    for `shrink_after_s`.
 
     `n_rolls` makes a roll of what has not changed. `program` is what replicas start in place of `ggufd serve`.
     """
 
     n_replicas: int = 1
     max_replicas: int | None = None
+    shrink_after_s: float = SHRINK_AFTER_S
     n_ingresses: int = 1
     n_gpus: float = 0.0
     per_node: int | None = None
@@ -72,6 +78,11 @@ class ClusterOptions:
             raise ConfigError(f"--replicas {self.n_replicas}: expected at least 1")
         if self.max_replicas is not None and self.max_replicas <= self.n_replicas:
             raise ConfigError(f"--max-replicas {self.max_replicas}: expected more than --replicas {self.n_replicas}")
+        if not self.shrink_after_s >= LEAST_SHRINK_AFTER_S:
+            raise ConfigError(
+                f"--shrink-after-s {self.shrink_after_s:g}: expected at least {LEAST_SHRINK_AFTER_S:g} seconds, "
+                f"so that servers do not come and go with each request"
+            )
         if self.n_ingresses < 1:
             raise ConfigError(f"--ingresses {self.n_ingresses}: expected at least 1")
         if self.n_gpus < 0 or (self.n_gpus > 1 and self.n_gpus != int(self.n_gpus)):
@@ -158,7 +169,10 @@ def _number(options: ClusterOptions) -> dict[str, Any]:
         "max_replicas": options.max_replicas,
         "upscale_delay_s": 0.0,
         "downscale_delay_s": 0.0,
-        "policy": {"policy_function": f"{_POLICY_MODULE}:policy"},
+        "policy": {
+            "policy_function": f"{_POLICY_MODULE}:Policy",
+            "policy_kwargs": {"shrink_after_s": options.shrink_after_s},
+        },
     }
     return {"autoscaling_config": scaling}
 
@@ -197,6 +211,7 @@ def read_config(config: Mapping[str, Any], http: Mapping[str, Any]) -> ClusterOp
     return ClusterOptions(
         n_replicas=scaling["min_replicas"] if scaling else engine["num_replicas"],
         max_replicas=scaling.get("max_replicas"),
+        shrink_after_s=scaling["policy"]["policy_kwargs"]["shrink_after_s"] if scaling else SHRINK_AFTER_S,
         n_ingresses=ingress["deployments"][0]["num_replicas"],
         n_gpus=engine["ray_actor_options"].get("num_gpus", 0.0),
         per_node=engine.get("max_replicas_per_node"),
