@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -233,6 +234,39 @@ async def test_a_server_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPa
     await one.start()
     await one.stop()
     assert one.exit_code == -signal.SIGKILL
+
+
+async def test_a_server_that_hangs_fails_the_check_and_is_killed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It heeds no SIGTERM and hands nothing over, and the one that replaces it may need its memory."""
+    monkeypatch.setattr(module, "_CALL_S", 0.5)
+    directory = Directory()
+    moves = Moves(directory)
+    one = EngineReplica("r1", launch(), directory, moves, drain_s=WAIT_S)
+    await one.start()
+    os.kill(one.pid, signal.SIGSTOP)
+    with pytest.raises(StartupError, match="the server gives no answer: TimeoutError"):
+        await one.check()
+    began_s = time.monotonic()
+    await one.stop()
+    assert time.monotonic() - began_s < WAIT_S / 2
+    assert one.exit_code == -signal.SIGKILL
+    assert [what for what, *_ in moves.done] == ["welcome"]
+    assert directory.left == ["r1"]
+
+
+async def test_a_server_that_answers_again_is_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CALL_S", 3.0)
+    directory = Directory()
+    moves = Moves(directory)
+    one = EngineReplica("r1", launch(), directory, moves, drain_s=WAIT_S)
+    await one.start()
+    os.kill(one.pid, signal.SIGSTOP)
+    with pytest.raises(StartupError, match="gives no answer"):
+        await one.check()
+    os.kill(one.pid, signal.SIGCONT)
+    await one.stop()
+    assert one.exit_code == 0
+    assert [what for what, *_ in moves.done] == ["welcome", "part"]
 
 
 async def test_a_replica_where_requests_wait_for_long_copies_chats_to_others_once(

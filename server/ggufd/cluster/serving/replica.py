@@ -92,6 +92,7 @@ class EngineReplica:
         self._relief: asyncio.Task[None] | None = None
         self._is_in_touch = True
         self._has_told_limits = False
+        self._is_silent = False
         self._server: LaunchedServer | None = None
         self._session: aiohttp.ClientSession | None = None
         self._beats: asyncio.Task[None] | None = None
@@ -128,10 +129,13 @@ class EngineReplica:
         assert self._session is not None
         try:
             async with self._session.get(f"{self.url}/health/live") as response:
-                if response.status != 200:
-                    raise StartupError(f"the server is not alive: its probe answers {response.status}")
+                status = response.status
         except (aiohttp.ClientError, TimeoutError) as error:
+            self._is_silent = True
             raise StartupError(f"the server gives no answer: {error or type(error).__name__}") from None
+        self._is_silent = False
+        if status != 200:
+            raise StartupError(f"the server is not alive: its probe answers {status}")
 
     async def beat(self) -> None:
         """Tell load and served tokens to the directory, and what others served to the server."""
@@ -158,14 +162,15 @@ class EngineReplica:
         self._has_told_limits = bool(uses)
 
     async def stop(self) -> None:
-        """Take no new requests, hand chats over, let the server drain, end it."""
+        """Take no new requests, hand chats over, let the server drain, end it. One that hangs is killed at once."""
         self._is_draining = True
-        if self._server is not None and self._session is not None:
+        is_hung = await self._is_hung()
+        if self._server is not None and self._session is not None and not is_hung:
             await self.beat()
             if self._handover is not None and self._server.process.exit_code is None:
                 await self._try(self._handover.part(self.id, self.url))
         if self._server is not None:
-            await asyncio.to_thread(self._server.stop, self._drain_s + _END_S)
+            await asyncio.to_thread(self._server.stop, 0.0 if is_hung else self._drain_s + _END_S)
         tasks = [task for task in (self._beats, self._relief) if task is not None]
         for task in tasks:
             task.cancel()
@@ -173,6 +178,16 @@ class EngineReplica:
         await self._try(asyncio.wait_for(self._directory.leave(self.id), _CALL_S))
         if self._session is not None:
             await self._session.close()
+
+    async def _is_hung(self) -> bool:
+        """Whether the server gave no answer to its last health check and gives none now: it holds memory for nobody.
+
+        Asked twice, since one that is only slow has streams that would be cut.
+        """
+        if self._is_silent:
+            with contextlib.suppress(StartupError):
+                await self.check()
+        return self._is_silent
 
     async def _beat_on(self) -> None:
         while True:
