@@ -139,6 +139,8 @@ def _context(config: EngineConfig, model: Model, params: ContextParams) -> tuple
         # Files are read meanwhile: that takes a fortieth of a second, all of which a start would notice.
         reading = reader.submit(_read_again, lambda: fingerprint(config.model, params))
         digests = reader.submit(_read_again, lambda: provenance.files_of(config.model))
+        # Kept by the vocabulary: it asks C about each of its tokens.
+        reader.submit(lambda: model.vocabulary.eog_tokens)
         context = Context(model, params)
     return context, reading.result(), digests.result()
 

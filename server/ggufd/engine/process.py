@@ -89,13 +89,14 @@ _PREPARE_POLL_S = 0.002
 
 
 def prepare() -> None:
-    """Import what `main` will need; errors are reported by `main`."""
+    """Import what `main` will need; that the library cannot be loaded is reported by `main`."""
     # Imports leave no garbage; looking for some takes an eighth of the time.
     gc.disable()
     from ggufd.llama import library
 
     with contextlib.suppress(ModelError):
         library.load()
+        import ggufd.engine.loader  # noqa: F401
 
 
 def main(conn: Connection, config: EngineConfig) -> None:

@@ -84,13 +84,14 @@ Reply = CallResult | Refusal | Started | StartFailed
 
 
 def prepare() -> None:
-    """Import what `main` will need; `main` reports what fails."""
+    """Import what `main` will need; that the library cannot be loaded is reported by `main`."""
     gc.disable()
     os.environ.update(_NO_DEVICES)
     from ggufd.llama import library
 
     with contextlib.suppress(StartupError):
         library.load()
+        import ggufd.chat.process.text  # noqa: F401
 
 
 def main(conn: Connection, params: TextParams) -> None:

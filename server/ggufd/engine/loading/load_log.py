@@ -15,6 +15,7 @@ _BUFFER = re.compile(r"(\S+)\s+(model|LoRA|KV|RS|compute|output)\s+buffer size\s
 _CHANGED = re.compile(r"Using metadata override \([^)]*\) '(.+)' = ")
 _NO_MEMORY = re.compile(r"(unable|failed) to allocate|out of memory", re.IGNORECASE)
 _NOT_LOCKED = re.compile(r"failed to (?:mlock|VirtualLock).*|mlock not supported.*|\w+ProcessWorkingSetSize failed.*")
+_LOCKING = ("mlock", "VirtualLock", "WorkingSetSize")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
 Report = Callable[[Loading], None]
@@ -70,19 +71,23 @@ class LoadLog:
     def _receive(self, level: int, line: str) -> None:
         if level >= logging.ERROR:
             self._errors.append(line.strip())
-        if _BUFFER.search(line):
+        # Thousands of lines tell of none of it: to look for a word in them takes a tenth of a search.
+        if "buffer size" in line and _BUFFER.search(line):
             self.buffers.append(line)
             self._count(line)
-        if (changed := _CHANGED.search(line)) is not None:
+        if "override" in line and (changed := _CHANGED.search(line)) is not None:
             self._changed.add(changed[1])
-        offloaded = _OFFLOADED.search(line)
-        if offloaded is not None:
+        if "offloaded" in line and (offloaded := _OFFLOADED.search(line)) is not None:
             self.n_gpu_layers = int(offloaded[1])
-        if not self._is_lock_told and (failure := _NOT_LOCKED.search(line)) is not None:
-            self._is_lock_told = True
-            self.tell(f"mlock: the model may go to swap, {failure[0]}; raise 'ulimit -l', or leave --mlock out")
+        if any(word in line for word in _LOCKING) and not self._is_lock_told:
+            self._note_lock(line)
         if level >= self._level:
             self._report(LogLine(level, line))
+
+    def _note_lock(self, line: str) -> None:
+        if (failure := _NOT_LOCKED.search(line)) is not None:
+            self._is_lock_told = True
+            self.tell(f"mlock: the model may go to swap, {failure[0]}; raise 'ulimit -l', or leave --mlock out")
 
     def _count(self, line: str) -> None:
         match = _BUFFER.search(line)
