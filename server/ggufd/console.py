@@ -1,27 +1,55 @@
 """Terminal output: progress bar and start summary.
 
-Rich on a terminal, plain lines in a log file. Knows no engine and no HTTP; it is given what it shows.
+Rich on a terminal, plain lines in a log file. Knows no engine and no HTTP; it is given what it shows. Rich is imported
+when it is used: a server that writes to a log loads its model meanwhile.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from ggufd import __version__
 from ggufd.engine.messages.reports import Ready
 from ggufd.models.hub import ModelFile
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
 logger = logging.getLogger("ggufd")
+
+
+def prepare() -> None:
+    """Import what `show` will need, so that it does not wait for that."""
+    import rich.console
+    import rich.table  # noqa: F401
+
+
+def _progress(console: Console | None) -> Progress | None:
+    """Progress bar on a terminal; None elsewhere."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    if console is None and not is_terminal and not any(map(os.environ.get, _LIKE_A_TERMINAL)):
+        return None
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        return None
+    columns = (TextColumn("Loading {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+_LIKE_A_TERMINAL = ("FORCE_COLOR", "TTY_COMPATIBLE")
+"""Variables by which Rich takes what is no terminal for one."""
 
 
 class LoadingBar:
@@ -29,20 +57,11 @@ class LoadingBar:
 
     def __init__(self, name: str, console: Console | None = None) -> None:
         self._name = name
-        self._console = console or Console(stderr=True)
-        self._progress: Progress | None = None
+        self._progress = _progress(console)
         self._logged = 0
 
     def __enter__(self) -> LoadingBar:
-        if self._console.is_terminal:
-            self._progress = Progress(
-                TextColumn("Loading {task.description}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                TimeElapsedColumn(),
-                console=self._console,
-                transient=True,
-            )
+        if self._progress is not None:
             self._task = self._progress.add_task(self._name, total=1.0)
             self._progress.start()
         else:
@@ -122,6 +141,10 @@ def show(
     title: str, rows: Sequence[tuple[str, str]], hints: Sequence[str] = (), console: Console | None = None
 ) -> None:
     """Print a title, rows of names and values, and `hints`, which are never wrapped, so that they can be copied."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = console or Console()
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,6 +153,19 @@ class TestLoadingBar:
             bar.update(0.5)
         assert "m.gguf" in text(shown)
         assert not caplog.messages
+
+    @pytest.mark.parametrize(("forced", "is_drawn"), [("", False), ("1", True)])
+    def test_without_a_console_it_is_drawn_where_rich_would_take_stderr_for_a_terminal(
+        self, forced: str, is_drawn: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("FORCE_COLOR", forced)
+        monkeypatch.setattr("sys.stderr", io.StringIO())
+        with console.LoadingBar("m.gguf") as bar:
+            bar.update(0.5)
+            shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+        assert ("Loading m.gguf" in shown, caplog.messages[:1] == ["loading m.gguf"]) == (is_drawn, not is_drawn)
 
 
 def test_the_projector_that_reads_images_is_named() -> None:

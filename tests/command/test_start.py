@@ -56,6 +56,18 @@ def imported_by(code: str) -> set[str]:
             {"numpy", "psutil", "llguidance", *HTTP, *SETTINGS, *HIGH_LEVEL},
             id="text process",
         ),
+        pytest.param(
+            "from ggufd.settings import flags, sources; from ggufd.daemon import daemon",
+            {"ggufd.settings.config", "asyncio"},
+            {"llama_cpp", "numpy", "psutil", "rich", "tomlkit", "jinja2", "fastapi", "uvicorn", "PIL", "httpx"},
+            id="server, until its engine may load",
+        ),
+        pytest.param(
+            "from ggufd.daemon import daemon; from ggufd.api import app",
+            {"fastapi"},
+            {"llama_cpp", "numpy", "psutil", "tomlkit", "jinja2", "PIL", "httpx", "huggingface_hub", "jsonschema_rs"},
+            id="server, until it is ready",
+        ),
     ],
 )
 def test_a_process_imports_what_it_needs_and_no_more(code: str, needed: set[str], foreign: set[str]) -> None:

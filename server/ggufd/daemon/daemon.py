@@ -30,11 +30,10 @@ from ggufd.engine.queueing.fairness import TokenCounters
 from ggufd.errors import Draining, StartupError
 from ggufd.models import hub
 from ggufd.models.remote import OnProgress
-from ggufd.settings import encoder_settings, listen
+from ggufd.settings import listen
 from ggufd.settings.api_settings import api_config
 from ggufd.settings.config import Config
 from ggufd.settings.engine_settings import engine_config
-from ggufd.settings.image_settings import image_limits
 from ggufd.settings.model_files import chat_template, find_model
 
 if TYPE_CHECKING:
@@ -247,6 +246,7 @@ class Daemon:
             served.engine, served.text, served.api, pooled or models, sinks, served.images, pool, kept.instances
         )
         self._batches = getattr(app.state, "batch_worker", None)
+        console.prepare()
         return Server(
             uvicorn.Config(
                 app,
@@ -349,6 +349,8 @@ def _make_images(config: Config, model: hub.ModelFile) -> ImageReader | None:
     from ggufd.images.encoder.encoder import ImageEncoder
     from ggufd.images.encoder.reader import ImageReader
     from ggufd.images.fetching.loader import ImageLoader
+    from ggufd.settings import encoder_settings
+    from ggufd.settings.image_settings import image_limits
 
     params = encoder_settings.encoder_params(config, model, model.projector)
     encoder = ImageEncoder(params, encoder_settings.row_folder(config))

@@ -19,16 +19,17 @@ import re
 import secrets
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
-import tomlkit
-import tomlkit.exceptions
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ggufd import text_files
 from ggufd.errors import ConfigError
 from ggufd.keys.ring import Key, KeyRing, Limits, Role, digest_of, new_key
+
+if TYPE_CHECKING:
+    import tomlkit
 
 logger = logging.getLogger("ggufd")
 
@@ -100,6 +101,10 @@ def _check_name(name: str) -> None:
 
 
 def _parse(path: Path, text: str) -> tomlkit.TOMLDocument:
+    # Here and below: most servers have no such file, and would import it for nothing.
+    import tomlkit
+    import tomlkit.exceptions
+
     try:
         return tomlkit.parse(text)
     except tomlkit.exceptions.ParseError as error:
@@ -129,6 +134,8 @@ def add(path: Path, name: str, options: dict[str, Any]) -> str:
 
     `options` are fields of `Entry`. Raises ConfigError.
     """
+    import tomlkit
+
     _check_name(name)
     document = _document(path)
     if name in document:
@@ -143,6 +150,8 @@ def add(path: Path, name: str, options: dict[str, Any]) -> str:
 
 def revoke(path: Path, name: str) -> None:
     """Remove a key from the file. Raises ConfigError when it is not there."""
+    import tomlkit
+
     document = _document(path)
     if name not in document:
         names = ", ".join(document) or "none"
@@ -154,6 +163,8 @@ def revoke(path: Path, name: str) -> None:
 def _document(path: Path) -> tomlkit.TOMLDocument:
     if path.suffix != ".toml":
         raise ConfigError(f"{path}: only a .toml file has names for its keys; edit one with a key per line by hand")
+    import tomlkit
+
     if path.exists():
         read(path)
         return _parse(path, text_files.read(path))

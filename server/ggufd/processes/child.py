@@ -10,13 +10,14 @@ import asyncio
 import threading
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
-
-import psutil
+from typing import TYPE_CHECKING, Any
 
 from ggufd.processes.prestarted import Main, PrestartedProcess
 from ggufd.processes.receiver import Dispatch, receive
 from ggufd.processes.sender import Sender
+
+if TYPE_CHECKING:
+    import psutil
 
 
 class Child:
@@ -57,6 +58,8 @@ class Child:
     @property
     def cpu_s(self) -> float:
         """CPU time of the process in seconds; 0 when it cannot be read."""
+        import psutil
+
         try:
             times = self._psutil.cpu_times()
         except (psutil.Error, OSError):
@@ -65,6 +68,8 @@ class Child:
 
     @cached_property
     def _psutil(self) -> psutil.Process:
+        import psutil
+
         return psutil.Process(self.pid)
 
     def send(self, message: Any) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 
-from ggufd.images.encoder.messages import EncoderParams
 from ggufd.llama.gguf.projector_file import ProjectorFile
 from ggufd.llama.params import ProjectorParams
 from ggufd.models import hub
-from ggufd.placement import host
 from ggufd.settings.config import Config
+
+if TYPE_CHECKING:
+    from ggufd.images.encoder.messages import EncoderParams
 
 _NICENESS = 3
 """Streams get two thirds of a busy processor, an image the rest.
@@ -24,6 +26,10 @@ streams stand still, takes 1.1 s. Threads that wait for each other would lose mo
 
 def encoder_params(config: Config, model: hub.ModelFile, projector: ProjectorFile) -> EncoderParams:
     """Parameters of the encoder for a model and its projector."""
+    # Here: most models have no projector, and a server of theirs needs neither.
+    from ggufd.images.encoder.messages import EncoderParams
+    from ggufd.placement import host
+
     threads = config.context.threads_batch or config.context.threads or host.compute_threads()
     params = ProjectorParams(
         str(projector.path),
