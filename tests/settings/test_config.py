@@ -78,6 +78,11 @@ class TestWrongKeys:
             "config.toml, line 4: [server] prot is not a setting; did you mean port?"
         ]
 
+    @pytest.mark.parametrize("key", ["prot", '"prot"', "'prot'", '"the prot"', " prot "])
+    def test_a_key_is_found_as_it_is_written(self, key: str) -> None:
+        (fault,) = faults(f"[model]\n# {key} = 0\n[server]\nhost = 'prot = 1'\n{key}=1\n[queue]\n")
+        assert fault.startswith("config.toml, line 5: [server] ")
+
     def test_a_key_of_another_section_is_sent_home(self) -> None:
         (fault,) = faults("[model]\nport = 1\n")
         assert fault == "config.toml, line 2: [model] port is not a setting of this section; it belongs under [server]"

@@ -124,13 +124,14 @@ def _from_file(path: Path | None, faults: list[str]) -> tuple[Layer, dict[str, d
     layer: Layer = {}
     sections = {one.section for one in settings()}
     own = tables.pop(_MODELS, {})
-    models = model_tables.read(own, lambda name, key: _place(path, text, _table_of(name), key), faults)
+    lines = _Lines(path, text)
+    models = model_tables.read(own, lambda name, key: lines.place(_table_of(name), key), faults)
     for section, table in tables.items():
         if section not in sections or not isinstance(table, dict):
-            faults.append(f"{_place(path, text, section, None)}: {_no_section(section, table)}")
+            faults.append(f"{lines.place(section, None)}: {_no_section(section, table)}")
             continue
         for key, value in table.items():
-            where = f"{_place(path, text, section, key)}: [{section}] {key}"
+            where = f"{lines.place(section, key)}: [{section}] {key}"
             if Config.model_fields[section].annotation.model_fields.get(key):  # type: ignore[union-attr]
                 layer[section, key] = Given(value, where)
             else:
@@ -263,16 +264,26 @@ def _nearest(key: str, section: str) -> str:
     return f"; did you mean {close[0]}{'' if home == section else f' under [{home}]'}?"
 
 
-def _place(path: Path, text: str, section: str, key: str | None) -> str:
-    """`file, line N`: tomllib keeps no positions, so the lines are searched for the header and the key."""
-    header = re.compile(r"\s*\[{1,2}\s*([^\]]+?)\s*\]")
-    wanted = re.compile(rf"\s*[\"']?{re.escape(key or section)}[\"']?\s*=")
-    current = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if found := header.match(line):
-            current = re.sub("[\"']", "", found[1])
-            if key is None and current == section:
-                return f"{path}, line {number}"
-        elif wanted.match(line) and current == ("" if key is None else section):
-            return f"{path}, line {number}"
-    return str(path)
+_HEADER = re.compile(r"\s*\[{1,2}\s*([^\]]+?)\s*\]")
+_KEY = re.compile(r"\s*(?:\"([^\"]*)\"|'([^']*)'|([^\"'=\s]+))\s*=")
+
+
+class _Lines:
+    """Lines of a TOML file's names, which tomllib does not keep: found in one pass, the first of each counts."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._path = path
+        self._numbers: dict[tuple[str, str | None], int] = {}
+        current = ""
+        for number, line in enumerate(text.splitlines(), 1):
+            if found := _HEADER.match(line):
+                current = re.sub("[\"']", "", found[1])
+                self._numbers.setdefault((current, None), number)
+            elif found := _KEY.match(line):
+                self._numbers.setdefault((current, found[1] or found[2] or found[3] or ""), number)
+
+    def place(self, section: str, key: str | None) -> str:
+        """`file, line N` of a key, or of a name at the top: a section's header, or a key before all of them."""
+        names = [(section, key)] if key is not None else [(section, None), ("", section)]
+        numbers = [self._numbers[name] for name in names if name in self._numbers]
+        return f"{self._path}, line {min(numbers)}" if numbers else str(self._path)
