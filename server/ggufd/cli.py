@@ -97,8 +97,6 @@ def build_app(command: str, prestarted: PrestartedProcesses | None = None, notes
     """Typer application, with only the imports that `command` needs. `notes` are about its command line."""
     import typer
 
-    from ggufd.settings.flags import CommandWithSections, with_settings
-
     app = typer.Typer(
         help="Serve one GGUF model to many clients at once, over an OpenAI-compatible API.",
         epilog="`ggufd --model FILE` is short for `ggufd serve --model FILE`.\n\nAll settings: `ggufd serve -h`.\n\n"
@@ -109,18 +107,45 @@ def build_app(command: str, prestarted: PrestartedProcesses | None = None, notes
         add_completion=False,
     )
     app.callback()(_top())
-    app.command("serve", cls=CommandWithSections)(
-        with_settings(update_wrapper(partial(serve, prestarted, notes), serve))
-    )
-    app.command("check", cls=CommandWithSections)(with_settings(update_wrapper(partial(check, notes), check)))
-    app.command("plan", cls=CommandWithSections)(with_settings(plan, ("model", "context"), _plan_options()))
-    app.command("fetch", cls=CommandWithSections)(with_settings(fetch, ("model",)))
+    functions: dict[str, Callable[..., None]] = {
+        "serve": update_wrapper(partial(serve, prestarted, notes), serve),
+        "check": update_wrapper(partial(check, notes), check),
+        "plan": plan,
+        "fetch": fetch,
+    }
+    for name, function in functions.items():
+        if name == command:
+            _add_with_settings(app, name, function)
+        else:
+            app.command(name)(_placeholder(function.__doc__))
     further = {"ignore_unknown_options": True, "allow_extra_args": True}
     app.command("replay", context_settings=further)(_replay(command))
     app.add_typer(_bench(command), name="bench")
     app.add_typer(_keys(command), name="keys")
     app.add_typer(_cluster(command), name="cluster")
     return app
+
+
+def _add_with_settings(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
+    """Add a command with a flag for each setting: to read their definitions takes longer than all else here."""
+    from ggufd.settings.flags import CommandWithSections, with_settings
+
+    if name in ("serve", "check"):
+        app.command(name, cls=CommandWithSections)(with_settings(function))
+    elif name == "plan":
+        app.command(name)(with_settings(function, ("model", "context"), _plan_options()))
+    else:
+        app.command(name)(with_settings(function, ("model",)))
+
+
+def _placeholder(description: str | None) -> Callable[..., None]:
+    """Command that is only listed, since another one runs."""
+
+    def placeholder() -> None:
+        pass
+
+    placeholder.__doc__ = description
+    return placeholder
 
 
 def _top() -> Any:
@@ -281,10 +306,7 @@ def _replay(command: str) -> Callable[..., None]:
 
         return replay
 
-    def placeholder() -> None:
-        """Compute a deterministic answer again, and compare the texts."""
-
-    return placeholder
+    return _placeholder("Compute a deterministic answer again, and compare the texts.")
 
 
 def _bench(command: str) -> typer.Typer:

@@ -74,3 +74,10 @@ def test_a_process_imports_what_it_needs_and_no_more(code: str, needed: set[str]
     modules = imported_by(code)
     assert needed <= modules
     assert not foreign & modules
+
+
+@pytest.mark.parametrize("command", ["--version", "--help"])
+def test_a_command_without_settings_does_not_read_their_definitions(command: str) -> None:
+    assert not {"ggufd.settings.config", "pydantic", "fastapi"} & imported_by(
+        f"from ggufd import cli; cli.build_app({command!r})"
+    )
