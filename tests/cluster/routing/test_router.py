@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from ggufd.cluster.replicas import Replica, ReplicaLoad
 from ggufd.cluster.routing.hints import RouteHint
 from ggufd.cluster.routing.leaves import digest
 from ggufd.cluster.routing.moved_chats import MovedChats
+from ggufd.cluster.routing.rendezvous import Rendezvous
 from ggufd.cluster.routing.router import N_NEAR, Router, leaving_s, wait_s
 
 FREE = ReplicaLoad(n_slots=4, prefill_tok_s=1000.0)
@@ -324,3 +326,40 @@ def test_every_replica_that_is_not_avoided_is_ranked_once_whatever_was_counted(
     assert sorted(one.id for one in ranked) == sorted(one.id for one in some if one.id not in avoid)
     draining = [one.load.is_draining for one in ranked]
     assert draining == sorted(draining)
+
+
+@given(
+    st.lists(LOADS, min_size=1, max_size=6),
+    st.integers(0, 2**32),
+)
+def test_the_best_is_the_first_of_all_that_are_ranked(loads: list[ReplicaLoad], seed: int) -> None:
+    """Through requests that open, close and are retried, by two routers of which one never ranks more than it must."""
+    draw = random.Random(seed)
+    one, other = Router(lambda: 0.0), Router(lambda: 0.0)
+    for _ in range(4):
+        draw.shuffle(loads)
+        some = [Replica(f"r{index}", "http://x", load) for index, load in enumerate(loads)]
+        for _ in range(8):
+            name = draw.randint(0, 3)
+            request = draw.choice([None, hint(name), hint(name, head=1)])
+            avoid = [replica.id for replica in some if draw.random() < 0.2]
+            best, ranked = one.best(request, some, avoid), other.rank(request, some, avoid)
+            assert best == (ranked[0] if ranked else None)
+            if best is not None and draw.random() < 0.8:
+                one.opened(best.id)
+                other.opened(best.id)
+            closed = draw.choice(some).id
+            one.closed(closed)
+            other.closed(closed)
+    assert one.take_moves() == other.take_moves()
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 200])
+def test_all_weights_at_once_give_the_order_of_each(n: int) -> None:
+    rendezvous, names = Rendezvous(), [f"r{index}" for index in range(n)]
+    for chat in range(20):
+        key = digest([str(chat)])
+        by_weight = sorted(range(n), key=lambda index: rendezvous.weight(key, names[index]), reverse=True)
+        assert list(rendezvous.order(key, names)) == by_weight
+        assert rendezvous.first(key, names) == by_weight[0]
+    assert rendezvous.first(digest(["0"]), names[1:] or names) == rendezvous.order(digest(["0"]), names[1:] or names)[0]

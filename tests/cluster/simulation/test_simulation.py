@@ -12,13 +12,13 @@ import pytest
 
 from ggufd.cluster.replicas import Replica, ReplicaLoad
 from ggufd.cluster.routing.hints import HEAD_CHARACTERS, RouteHint
-from ggufd.cluster.routing.rendezvous import mixed
+from ggufd.cluster.routing.rendezvous import mixed, mixed_all
 from ggufd.cluster.routing.router import Router
 from ggufd.cluster.simulation.comparison import OURS, POLICIES, lost, run_one_machine, run_policy
 from ggufd.cluster.simulation.flood import Flood, flooded
 from ggufd.cluster.simulation.heads import SIZES, head_figures
 from ggufd.cluster.simulation.machine import N_SLOTS, PREFILL_TOK_S, SimulatedRequest, SimulatedServer
-from ggufd.cluster.simulation.orders import Orders, digest_of_conversation, mixed_all
+from ggufd.cluster.simulation.orders import Orders, digest_of_conversation
 from ggufd.cluster.simulation.policies import AffinePolicy, LoadView, PrefixTreePolicy
 from ggufd.cluster.simulation.report import ReportLine, Simulation, policy_row
 from ggufd.cluster.simulation.run import RunFigures, Scale, Tell, decode_tok_s_for, tell_nobody

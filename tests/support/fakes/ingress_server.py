@@ -32,9 +32,9 @@ class InOrder:
     def __init__(self) -> None:
         self.open: Counter[str] = Counter()
 
-    def rank(self, hint: Any, replicas: Sequence[Replica], avoid: Collection[str]) -> Sequence[Replica]:
-        """Those that are not to be avoided."""
-        return [replica for replica in replicas if replica.id not in avoid]
+    def best(self, hint: Any, replicas: Sequence[Replica], avoid: Collection[str]) -> Replica | None:
+        """The first of those that are not to be avoided."""
+        return next((replica for replica in replicas if replica.id not in avoid), None)
 
     def opened(self, replica_id: str) -> None:
         """One more."""

@@ -52,11 +52,9 @@ Learn = Callable[[str, bytes], None]
 
 
 class ReplicaRouter(Protocol):
-    """Choice of a replica: the best first, and how many requests each has from here."""
+    """Choice of a replica, and how many requests each has from here."""
 
-    def rank(
-        self, hint: RouteHint | None, replicas: Sequence[Replica], avoid: Collection[str]
-    ) -> Sequence[Replica]: ...
+    def best(self, hint: RouteHint | None, replicas: Sequence[Replica], avoid: Collection[str]) -> Replica | None: ...
 
     def opened(self, replica_id: str) -> None: ...
 
@@ -138,8 +136,7 @@ class Forwarder:
         if only is not None:
             return None if only.id in avoid else only
         for n_left in reversed(range(1 + round(self._patience_s / _AGAIN_S))):
-            ranked = self._router.rank(hint, await self._replicas.all(), avoid)
-            found = next((replica for replica in ranked if replica.id not in avoid), None)
+            found = self._router.best(hint, await self._replicas.all(), avoid)
             if found is not None or not waits or not n_left:
                 return found
             await asyncio.sleep(_AGAIN_S)

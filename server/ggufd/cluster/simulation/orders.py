@@ -1,23 +1,12 @@
-"""Rendezvous orders of many replicas at once: numpy's twin of `cluster.routing.rendezvous`."""
+"""Rendezvous orders of conversations, kept as long as these are asked for."""
 
 from __future__ import annotations
 
 import hashlib
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ggufd.cluster.routing.rendezvous import Rendezvous, number_of
-
-_FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
-_SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
-
-
-def mixed_all(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """`rendezvous.mixed` of each."""
-    values = (values ^ (values >> _SHIFTS[0])) * _FACTORS[0]
-    values = (values ^ (values >> _SHIFTS[1])) * _FACTORS[1]
-    return values ^ (values >> _SHIFTS[2])
+from ggufd.cluster.routing.rendezvous import Rendezvous, mixed_all, number_of
 
 
 def digest_of_conversation(conversation: int) -> bytes:
