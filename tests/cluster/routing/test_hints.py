@@ -178,6 +178,26 @@ def test_chats_with_one_beginning_are_told_apart_once_they_are_longer() -> None:
     assert long[0].head != long[1].head
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "is_new"),
+    [
+        ("/v1/chat/completions", chat(FIRST), True),
+        ("/v1/chat/completions", chat(FIRST, ANSWER, SECOND), False),
+        ("/v1/chat/completions", {"messages": [message("assistant", "Ahoy!"), message("user", FIRST)]}, False),
+        ("/v1/chat/completions", chat(FIRST) | {"user": "me"}, False),
+        ("/v1/chat/completions", {"messages": [message("user", FIRST), "what"]}, False),
+        ("/v1/messages", {"system": SYSTEM, "messages": [message("user", FIRST)]}, True),
+        ("/v1/responses", {"input": FIRST}, True),
+        ("/v1/responses", {"input": FIRST, "previous_response_id": "resp_1"}, False),
+        ("/v1/responses", {"input": [message("user", FIRST), {"type": "function_call", "name": "f"}]}, False),
+        ("/api/chat", {"messages": [message("user", FIRST)]}, True),
+        ("/v1/completions", {"prompt": FIRST}, False),
+    ],
+)
+def test_a_chat_is_new_as_long_as_nobody_has_answered_in_it(path: str, body: Any, is_new: bool) -> None:
+    assert hint(path, body).is_new == is_new
+
+
 def test_text_beyond_the_head_of_a_prompt_does_not_count() -> None:
     same, other = "x" * HEAD_CHARACTERS[0], "x" * (HEAD_CHARACTERS[0] - 1)
     assert hint("/completion", {"prompt": f"{same}a"}).chat == hint("/completion", {"prompt": f"{same}b"}).chat

@@ -181,6 +181,45 @@ def test_the_new_place_is_the_least_loaded_of_the_first_of_the_order() -> None:
     assert Router().rank(hint("a"), loaded)[0].id == order[1].id, "the one after has more room, but is further"
 
 
+def new(name: object) -> RouteHint:
+    return dataclasses.replace(hint(name), is_new=True)
+
+
+def test_a_new_conversation_begins_elsewhere_where_its_home_is_crowded_and_stays_there() -> None:
+    some = replicas(20)
+    order = Router().rank(hint("a"), some)
+    crowded = with_load(some, order[0].id, running=3)
+    for place in (1, 2):
+        crowded = with_load(crowded, order[place].id, running=1)
+    for first in (Router.rank, lambda *given: [Router.best(*given)]):
+        router = Router()
+        begun = first(router, new("a"), crowded)[0]
+        assert begun is not None
+        assert begun.id == order[3].id, "the least loaded of the first four, all of which have a free slot"
+        assert router.take_moves() == {hint("a").chat: begun.id}
+        assert router.rank(hint("a", head="a, and more"), some)[0].id == begun.id
+    assert Router().rank(hint("a"), crowded)[0].id == order[0].id, "one that has been answered in"
+
+
+@pytest.mark.parametrize(("running", "others", "stays"), [(1, 0, True), (2, 0, False), (3, 3, True), (4, 3, False)])
+def test_a_home_is_crowded_with_half_of_its_slots_used_and_more_than_the_mean(
+    running: int, others: int, stays: bool
+) -> None:
+    some = replicas(20, dataclasses.replace(FREE, running=others))
+    order = Router().rank(hint("a"), some)
+    loaded = with_load(some, order[0].id, running=running)
+    assert (Router().rank(new("a"), loaded)[0].id == order[0].id) == stays
+
+
+def test_replicas_that_drain_are_no_part_of_the_mean() -> None:
+    some = replicas(4)
+    order = Router().rank(hint("a"), some)
+    loaded = with_load(some, order[0].id, running=2)
+    for one in order[2:]:
+        loaded = with_load(loaded, one.id, running=4, is_draining=True)
+    assert Router().rank(new("a"), loaded)[0].id == order[1].id
+
+
 def test_ingresses_tell_each_other_who_is_away() -> None:
     some = replicas(20)
     one, other = Router(), Router()
@@ -341,7 +380,7 @@ def test_the_best_is_the_first_of_all_that_are_ranked(loads: list[ReplicaLoad], 
         some = [Replica(f"r{index}", "http://x", load) for index, load in enumerate(loads)]
         for _ in range(8):
             name = draw.randint(0, 3)
-            request = draw.choice([None, hint(name), hint(name, head=1)])
+            request = draw.choice([None, hint(name), hint(name, head=1), new(name)])
             avoid = [replica.id for replica in some if draw.random() < 0.2]
             best, ranked = one.best(request, some, avoid), other.rank(request, some, avoid)
             assert best == (ranked[0] if ranked else None)

@@ -27,8 +27,8 @@ from ggufd.cluster.simulation.workload import GOES_ON, PROMPT_TOKENS, ChatWorklo
 SMALL = Scale(n_replicas=30, n_chats=3000, warm_s=300.0, ends_s=700.0, decode_tok_s=5.0)
 
 
-def request(conversation: int, n_tokens: int = 700, arrival_s: float = 0.0) -> SimulatedRequest:
-    return SimulatedRequest(0, conversation, 1, n_tokens - 100, 100, 200, arrival_s, 0)
+def request(conversation: int, n_tokens: int = 700, arrival_s: float = 0.0, n_turns: int = 1) -> SimulatedRequest:
+    return SimulatedRequest(0, conversation, n_turns, n_tokens - 100, 100, 200, arrival_s, 0)
 
 
 # --- twins ------------------------------------------------------------------------------------------------------------
@@ -53,24 +53,29 @@ def test_the_simulated_policy_chooses_as_the_router_does() -> None:
     policy, view = AffinePolicy(Orders(names), 1), LoadView(n_replicas)
     opened: list[deque[float]] = [deque() for _ in names]
     told, told_wait_s = np.zeros(n_replicas, dtype=np.int64), np.zeros(n_replicas)
-    n_away = 0
+    n_away = n_begun_elsewhere = 0
     for step in range(600):
         now_s += draw.random()
         if step % 10 == 0:
-            told = np.array([draw.randint(0, 24) for _ in names])
+            told = np.array([draw.randint(0, draw.choice([6, 24])) for _ in names])
             told_wait_s = np.where(told >= N_SLOTS, [draw.choice([0.0, 1.0, 20.0]) for _ in names], 0.0)
             view.beat(told, told_wait_s)
-        one = request(draw.randint(0, 60), draw.choice([200, 1000, 8000]))
+        one = request(draw.randint(0, 60), draw.choice([200, 1000, 8000]), n_turns=draw.choice([0, 1]))
         loads = [
             ReplicaLoad(min(int(n), N_SLOTS), max(0, int(n) - N_SLOTS), N_SLOTS, float(wait_s), PREFILL_TOK_S)
             for n, wait_s in zip(told, told_wait_s, strict=True)
         ]
         some = [Replica(name, "", load) for name, load in zip(names, loads, strict=True)]
-        hint = RouteHint(digest_of_conversation(one.conversation), 4 * (one.history + one.n_new))
+        is_new = not one.n_turns
+        n_bytes = 4 * (one.history + one.n_new)
+        hint = RouteHint(digest_of_conversation(one.conversation), n_bytes, is_new=is_new)
         best = router.rank(hint, some)[0].id
+        found = policy._moved[0].find(digest_of_conversation(one.conversation))
+        place = Orders(names).first(one.conversation)[0] if found is None else int(found)
         chosen = policy.choose(one, view, [True] * n_replicas)
         assert names[chosen] == best, step
         n_away += chosen != Orders(names).first(one.conversation)[0]
+        n_begun_elsewhere += is_new and chosen != place and not view.wait_s(place)
         view.own[chosen] += 1
         router.opened(best)
         opened[chosen].append(now_s)
@@ -79,6 +84,7 @@ def test_the_simulated_policy_chooses_as_the_router_does() -> None:
                 router.closed(names[index])
                 view.ended(index, now_s - times.popleft())
     assert 50 < n_away < 550, "both answers were asked for"
+    assert n_begun_elsewhere > 20
 
 
 # --- workload and machines --------------------------------------------------------------------------------------------

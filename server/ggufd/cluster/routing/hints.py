@@ -34,6 +34,8 @@ _SESSION_FIELDS = ("session_id", "conv_id", "prompt_cache_key", "user")
 _FIRST_MESSAGES = 2
 """So many messages are the head of a conversation in which nobody has the user's role."""
 
+_OWN_ROLES = frozenset({"system", "developer", "user"})
+
 Body = dict[str, Any]
 
 
@@ -43,12 +45,14 @@ class RouteHint:
 
     `chat` is the digest of its session or of its head, 16 bytes: its home. `head` is that of more of the conversation,
     once there is more, and tells chats apart that have one home: those of one session name, or with one beginning.
-    `n_prompt_bytes` is the length of the prompt.
+    `n_prompt_bytes` is the length of the prompt. `is_new` says that it is the beginning of a chat that is told by its
+    head: no replica has answered in it yet.
     """
 
     chat: bytes
     n_prompt_bytes: int
     head: bytes = b""
+    is_new: bool = False
 
 
 def hint_of(method: str, path: str, headers: Mapping[str, str], body: bytes, address: str = "") -> RouteHint | None:
@@ -70,7 +74,8 @@ def hint_of(method: str, path: str, headers: Mapping[str, str], body: bytes, add
     of_chat = digest(("session", caller, session)) if session else of_head
     longer = family.head(parsed, 2)
     of_more = digest(("longer head", caller, *longer)) if longer else of_head
-    return RouteHint(of_chat, family.n_bytes(parsed), of_more)
+    is_new = not session and family.begins is not None and family.begins(parsed)
+    return RouteHint(of_chat, family.n_bytes(parsed), of_more, is_new)
 
 
 def caller_of(headers: Mapping[str, str], address: str = "") -> str:
@@ -110,10 +115,12 @@ class _ConversationFields:
     """How an API family writes a conversation: its head, and the parts of a body that become prompt.
 
     `head` gives the texts of the head (1), or of twice as much (2): none while the conversation is not as long.
+    `begins` says whether nothing in it is an answer; None where that cannot be seen.
     """
 
     head: Callable[[Body, int], list[str]]
     prompt: tuple[str, ...]
+    begins: Callable[[Body], bool] | None = None
 
     def n_bytes(self, body: Body) -> int:
         """Bytes of the whole prompt."""
@@ -129,6 +136,19 @@ def _chat_head(messages: str, *before: str) -> Callable[[Body, int], list[str]]:
         return [leaf.text for part in parts for leaf in leaves(part)]
 
     return head
+
+
+def _begins(messages: str) -> Callable[[Body], bool]:
+    """Whether all messages are the client's own; a character's greeting is an answer."""
+
+    def begins(body: Body) -> bool:
+        said = body.get(messages)
+        if body.get("previous_response_id"):
+            return False
+        own = said if isinstance(said, list) else []
+        return isinstance(said, str) or all(isinstance(one, dict) and one.get("role") in _OWN_ROLES for one in own)
+
+    return begins
 
 
 def _first_messages(messages: Any, n_users: int) -> list[Any]:
@@ -164,8 +184,10 @@ def _first_text(prompt: Any) -> Iterator[str]:
     yield from (leaf.text for leaf in leaves(prompt))
 
 
-_CHAT = _ConversationFields(_chat_head("messages", "system"), ("system", "messages", "tools"))
-_RESPONSES = _ConversationFields(_chat_head("input", "instructions"), ("instructions", "input", "tools"))
+_CHAT = _ConversationFields(_chat_head("messages", "system"), ("system", "messages", "tools"), _begins("messages"))
+_RESPONSES = _ConversationFields(
+    _chat_head("input", "instructions"), ("instructions", "input", "tools"), _begins("input")
+)
 _TEXT = _ConversationFields(_text_head("system", "prompt"), ("system", "prompt"))
 _KOBOLD = _ConversationFields(_text_head("memory", "prompt"), ("memory", "prompt"))
 _INFILL = _ConversationFields(

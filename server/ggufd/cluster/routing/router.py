@@ -11,8 +11,11 @@ to keep this one; and for one that the home evicts while it keeps the copy left 
 equals it is the least loaded of the first four of the order: there is the conversation's new place, and one with room
 will not have to be left again. It stays there, remembered by this ingress and told to the others (`moved_chats`): else
 it would leave and come back for a prompt that is never where it goes. An ingress that does not know sends it home,
-which costs what the conversation has grown since. Nothing is known of whether a home still has the prompt. For a first
-turn it has not; but the next turn comes back, where the prompt would then be missing, so leaving costs the same.
+which costs what the conversation has grown since. Nothing is known of whether a home still has the prompt.
+
+A conversation that begins has nothing anywhere yet. So where its home is crowded, with half of the slots in use and a
+quarter more requests than the replicas have in the mean, it begins at the least loaded of the first four, for the price
+of remembering that. This is what evens out the load before anybody has to wait.
 
 wait(replica) is 0 while it has a free slot. Else it is that of all who are before the request, each the time in which
 one slot becomes free: the replica's own forecast `wait_s` for those it knew of, divided by their number; without a
@@ -48,6 +51,15 @@ TIMES_COMPUTED = 3
 
 N_NEAR = 4
 """Of so many replicas of the order the least loaded is a conversation's new place."""
+
+
+CROWDED = 1.25
+"""By so much a crowded replica has more requests than the mean."""
+
+
+def is_crowded(n_there: int, n_slots: int, mean: Callable[[], float]) -> bool:
+    """Whether a replica has so many requests that new conversations should begin elsewhere."""
+    return 2 * n_there >= n_slots and n_there > CROWDED * mean()
 
 
 def wait_s(n_there: int, n_slots: int, told_wait_s: float, n_told: int, duration_s: float) -> float:
@@ -122,7 +134,8 @@ class Router:
         if hint is not None:
             home = self.home(hint.chat, replicas)
             place = self._place(hint, home, replicas)
-            if place is not None and place.id not in avoid and not self._wait_s(place):
+            is_free = place is not None and place.id not in avoid and not self._wait_s(place)
+            if place is not None and is_free and not self._begins_elsewhere(hint, place, replicas):
                 self._note_place(hint, "" if place is home else place.id)
                 return place
         return next(iter(self.rank(hint, replicas, avoid)), None)
@@ -176,15 +189,26 @@ class Router:
         order.sort(key=lambda one: one is not home)
         known = [one.load.prefill_tok_s for one in replicas if one.load.prefill_tok_s > 0]
         default_tok_s = sum(known) / len(known) if known else _FIRST_PREFILL_TOK_S
+        is_anywhere = place_of_chat is not None and self._begins_elsewhere(hint, place_of_chat, replicas)
         ranked = []
         for place, one in enumerate(order, 1):
             cost_s = self._wait_s(one)
-            if one is place_of_chat:
+            if one is place_of_chat and not is_anywhere:
                 ranked.append(_Ranked(one, cost_s, 0))
-            else:
+                continue
+            if not is_anywhere:
                 cost_s += leaving_s(hint.n_prompt_bytes, one.load.prefill_tok_s or default_tok_s)
-                ranked.append(_Ranked(one, cost_s, place, self._open.n_there(one)))
+            ranked.append(_Ranked(one, cost_s, place, self._open.n_there(one)))
         return ranked
+
+    def _begins_elsewhere(self, hint: RouteHint, place: Replica, replicas: Sequence[Replica]) -> bool:
+        """Whether a conversation is new, and its place crowded."""
+
+        def mean() -> float:
+            staying = [self._open.n_there(one) for one in replicas if not one.load.is_draining]
+            return sum(staying) / len(staying)
+
+        return hint.is_new and is_crowded(self._open.n_there(place), place.load.n_slots, mean)
 
     def _place(self, hint: RouteHint, home: Replica | None, replicas: Sequence[Replica]) -> Replica | None:
         """Where a conversation was sent last, if that was elsewhere and is still there; else its home."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ggufd.cluster.directory.moves import MoveExchange
 from ggufd.cluster.routing.moved_chats import MovedChats
-from ggufd.cluster.routing.router import BYTES_PER_TOKEN, N_NEAR, leaving_s, wait_s
+from ggufd.cluster.routing.router import BYTES_PER_TOKEN, N_NEAR, is_crowded, leaving_s, wait_s
 from ggufd.cluster.simulation.machine import N_SLOTS, PREFILL_TOK_S, SimulatedRequest
 from ggufd.cluster.simulation.orders import Orders, digest_of_conversation
 from ggufd.cluster.simulation.workload import ChatWorkload
@@ -109,6 +109,8 @@ class AffinePolicy:
         return best
 
     def _best(self, request: SimulatedRequest, view: LoadView, alive: Sequence[bool], place: int) -> int:
+        if request.n_turns == 0 and self._is_crowded(view, alive, place):
+            return self._least_loaded(request, view, alive)
         here_s = view.wait_s(place)
         leaving = leaving_s(int((request.history + request.n_new) * BYTES_PER_TOKEN), PREFILL_TOK_S)
         if here_s <= leaving:
@@ -121,6 +123,20 @@ class AffinePolicy:
             if other != place:
                 n_there = view.n_there(other) if number <= N_NEAR else math.inf
                 best = min(best, (view.wait_s(other) + leaving, n_there, number, other))
+        return best[3]
+
+    @staticmethod
+    def _is_crowded(view: LoadView, alive: Sequence[bool], place: int) -> bool:
+        return is_crowded(view.n_there(place), N_SLOTS, lambda: int(view.all_there().sum()) / sum(alive))
+
+    def _least_loaded(self, request: SimulatedRequest, view: LoadView, alive: Sequence[bool]) -> int:
+        """A new conversation's place, where its own is crowded."""
+        best = (math.inf, math.inf, 0, 0)
+        for number, one in enumerate(alive_in_order(self._orders, request.conversation, alive), 1):
+            if number > N_NEAR and best[0] == 0:
+                break
+            n_there = view.n_there(one) if number <= N_NEAR else math.inf
+            best = min(best, (view.wait_s(one), n_there, number, one))
         return best[3]
 
     def sent(self, request: SimulatedRequest, replica: int) -> None:
