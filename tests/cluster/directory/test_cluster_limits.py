@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter, deque
 from collections.abc import Mapping
 
 import pytest
@@ -12,6 +13,14 @@ from hypothesis import strategies as st
 from ggufd.cluster.directory.directory import SILENT_AFTER_S, Directory
 from ggufd.cluster.directory.limits import TURN_S, AccountUse, LimitBook, UsedElsewhere, shares
 from ggufd.cluster.replicas import ReplicaLoad
+from ggufd.engine.client.limits import SubmissionLimits, TokenBuckets
+from ggufd.engine.client.open_requests import OpenRequests
+from ggufd.engine.client.stream import RequestStream
+from ggufd.engine.messages.events import Output
+from ggufd.engine.messages.reports import UseElsewhere
+from ggufd.engine.messages.requests import EngineRequest
+from ggufd.errors import TooManyRequests
+from ggufd.keys.principal import Principal
 from ggufd.keys.ring import Limits
 from tests.engine.queueing.test_queue import Simulation
 
@@ -208,3 +217,93 @@ def test_a_key_below_its_limit_begins_at_once_anywhere(index: int) -> None:
         cluster.replicas[index].send(KEY, 5, 5)
     cluster.step()
     assert cluster.n_running == 4
+
+
+# --- submissions at several servers -----------------------------------------------------------------------------------
+
+STEPS_A_SECOND = 5
+
+
+class Submissions:
+    """Servers that take or refuse requests of one key by their real limits, and beat every second."""
+
+    def __init__(self, n_servers: int, limits: Limits, *, has_directory: bool = True) -> None:
+        self.now_s = 1000.0
+        self.principal = Principal(account=KEY, limits=limits)
+        self.buckets = [TokenBuckets(lambda: self.now_s) for _ in range(n_servers)]
+        self.requests = [OpenRequests() for _ in range(n_servers)]
+        self.limits = [
+            SubmissionLimits(requests, 1000, buckets)
+            for requests, buckets in zip(self.requests, self.buckets, strict=True)
+        ]
+        self._book = LimitBook() if has_directory else None
+        self._n_steps = self._n_requests = 0
+
+    def ask(self, index: int) -> RequestStream | None:
+        """The stream of one more request, None where it is refused."""
+        self._n_requests += 1
+        request = EngineRequest(self._n_requests, (1,), principal=self.principal)
+        try:
+            self.limits[index].check(request, n_slots=1)
+        except TooManyRequests:
+            return None
+        return RequestStream(request, lambda stream: None, lambda stream, index: None)
+
+    def step(self) -> None:
+        """A fifth of a second, and the beats that are due."""
+        self.now_s += 1 / STEPS_A_SECOND
+        self._n_steps += 1
+        for index, one in enumerate(self.limits):
+            if self._book is None or (self._n_steps + index) % STEPS_A_SECOND:
+                continue
+            uses = {use.account: AccountUse(use.used_s, use.waiting) for use in one.use(1)}
+            told = self._book.post(f"s{index}", "", 1, uses, self.now_s)
+            one.count_elsewhere(
+                [UseElsewhere(name, use.used_s, use.waiting, use.running) for name, use in told.items()]
+            )
+
+
+def taken(servers: Submissions, n_tokens: int, n_seconds: int) -> list[int]:
+    """Tokens that a key took at each server, which asks everywhere as often as it can."""
+    took = [0 for _ in servers.limits]
+    for _ in range(n_seconds * STEPS_A_SECOND):
+        for index, one in enumerate(servers.limits):
+            if (stream := servers.ask(index)) is not None:
+                one.charge(stream.request, Output(1, 0, "text", tuple(range(n_tokens))))
+                took[index] += n_tokens
+        servers.step()
+    return took
+
+
+@pytest.mark.parametrize("n_servers", [2, 5])
+def test_a_key_takes_its_tokens_a_minute_once_and_what_the_others_compute_in_two_seconds(n_servers: int) -> None:
+    per_minute, n_seconds, n_tokens = 600, 240, 3
+    took = sum(taken(Submissions(n_servers, Limits(tokens_per_minute=per_minute)), n_tokens, n_seconds))
+    on_one_server = per_minute + per_minute / 60 * n_seconds + n_tokens
+    in_two_seconds = (n_servers - 1) * 2 * STEPS_A_SECOND * n_tokens
+    assert 0.95 * on_one_server < took <= on_one_server + in_two_seconds
+    alone = Submissions(n_servers, Limits(tokens_per_minute=per_minute), has_directory=False)
+    assert sum(taken(alone, n_tokens, n_seconds)) > 0.95 * n_servers * on_one_server
+
+
+@pytest.mark.parametrize("n_servers", [2, 5])
+def test_no_more_of_a_key_wait_than_may_and_than_the_others_accept_in_two_seconds(n_servers: int) -> None:
+    draw, most = random.Random(3), 10
+    servers = Submissions(n_servers, Limits(max_waiting=most))
+    accepted: deque[Counter[int]] = deque(maxlen=2 * STEPS_A_SECOND + 1)
+    worst = 0
+    for _ in range(400):
+        accepted.append(Counter())
+        for index, requests in enumerate(servers.requests):
+            if draw.random() < 0.3 and (stream := servers.ask(index)) is not None:
+                requests.add(stream)
+                accepted[-1][index] += 1
+                # One at each server has its slot next.
+                n_waiting = sum(max(0, one.n_waiting - 1) for one in servers.requests)
+                by_others = sum(step.total() - step[index] for step in accepted)
+                assert n_waiting <= most + by_others
+                worst = max(worst, n_waiting)
+            if requests.n_waiting > 1 and draw.random() < 0.05:
+                requests.remove(next(iter(requests)))
+        servers.step()
+    assert most <= worst <= n_servers * most
