@@ -117,8 +117,9 @@ def test_ci_runs_readmes_test_command() -> None:
     command = "-m pytest"
     assert f".venv/bin/python {command}\n" in README.read_text("utf-8")
     steps = (ROOT / ".ci/run").read_text("utf-8")
-    assert f'"$venv/bin/python" {command}\n' in steps
-    assert f'"$venv/bin/python" {command} -m long -n 0\n' in steps
+    assert f'"$venv/bin/python" {command} --cache-clear "$@" && return\n' in steps
+    assert "run_tests 40m\n" in steps
+    assert "run_tests 60m -m long -n 0\n" in steps
 
 
 @functools.cache
