@@ -124,7 +124,7 @@ def _from_file(path: Path | None, faults: list[str]) -> tuple[Layer, dict[str, d
     layer: Layer = {}
     sections = {one.section for one in settings()}
     own = tables.pop(_MODELS, {})
-    lines = _Lines(path, text)
+    lines = _NameLines(path, text)
     models = model_tables.read(own, lambda name, key: lines.place(_table_of(name), key), faults)
     for section, table in tables.items():
         if section not in sections or not isinstance(table, dict):
@@ -268,7 +268,7 @@ _HEADER = re.compile(r"\s*\[{1,2}\s*([^\]]+?)\s*\]")
 _KEY = re.compile(r"\s*(?:\"([^\"]*)\"|'([^']*)'|([^\"'=\s]+))\s*=")
 
 
-class _Lines:
+class _NameLines:
     """Lines of a TOML file's names, which tomllib does not keep: found in one pass, the first of each counts."""
 
     def __init__(self, path: Path, text: str) -> None:
