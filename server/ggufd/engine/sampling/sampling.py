@@ -35,6 +35,11 @@ class NoNumbers(EngineFailure):
 
 _VECTORISED = frozenset(("penalties", "top_k", "top_p", "min_p", "temperature"))
 _NUCLEUS_START = 256
+"""Candidates that are sorted first for top-p: a text that is sure of itself has fewer."""
+
+_WEIGHT_BITS = 19
+"""Bits of a float below those that make its class: weights of one differ by a sixteenth at most."""
+
 _BLOCK = 256
 _TOP_BLOCK = 64
 _MASK_64 = (1 << 64) - 1
@@ -247,35 +252,37 @@ class VectorSampler:
         if self._top_k <= 0 and self._top_p >= 1:
             return self._left_unsorted(row)
         ids, logits = self._best_of(row)
-        n_keep = len(ids)
         if self._min_p > 0:
-            n_keep = int(np.searchsorted(-logits, -(logits[0] + math.log(self._min_p)), side="right"))
-            n_keep = min(len(ids), max(n_keep, self._min_keep))
-        return ids[:n_keep], logits[:n_keep]
+            left = self._above_min_p(logits)
+            return ids[left], logits[left]
+        return ids, logits
 
     def _left_unsorted(self, row: Row) -> tuple[npt.NDArray[np.int64] | None, Row]:
         """Candidates without top-k and top-p: nothing has to be sorted, and min-p is one comparison a token."""
         if self._min_p <= 0:
             return None, row
-        ids = np.flatnonzero(row >= row.max() + math.log(self._min_p))
-        if len(ids) < self._min_keep:
-            ids = _top(row, self._min_keep)
+        ids = self._above_min_p(row)
         return ids, row[ids]
 
+    def _above_min_p(self, logits: Row) -> npt.NDArray[np.int64]:
+        """Indices of the logits that min-p leaves."""
+        left = np.flatnonzero(logits >= logits.max() + math.log(self._min_p))
+        return left if len(left) >= self._min_keep else _top(logits, self._min_keep)
+
     def _best_of(self, row: Row) -> tuple[npt.NDArray[np.int64], Row]:
-        """Candidates that top-k and top-p leave, best first."""
+        """Candidates that top-k and top-p leave, in any order."""
         if self._top_k > 0:
             ids = _top(row, self._top_k)
             logits = row[ids]
             return self._nucleus(ids, logits, float(logits[0]), float(self._scratch.weights(logits).sum()))
-        peak, total = float(row.max()), float(self._scratch.weights(row).sum())
-        size = _NUCLEUS_START
-        while True:
-            ids = _top(row, size)
-            kept, logits = self._nucleus(ids, row[ids], peak, total)
-            if len(kept) < len(ids) or len(ids) == len(row):
-                return kept, logits
-            size *= 8
+        weights = self._scratch.weights(row)
+        total = float(weights.sum())
+        ids = _top(row, _NUCLEUS_START)
+        kept, logits = self._nucleus(ids, row[ids], float(row.max()), total)
+        if len(kept) < len(ids) or len(ids) == len(row):
+            return kept, logits
+        ids = _wide_nucleus(weights, self._top_p * total, self._min_keep)
+        return ids, row[ids]
 
     def _nucleus(
         self, ids: npt.NDArray[np.int64], logits: Row, peak: float, total: float
@@ -369,6 +376,25 @@ def _top(row: Row, k: int) -> npt.NDArray[np.int64]:
         ids = np.arange(len(row))
     best: npt.NDArray[np.int64] = ids[np.argsort(-row[ids], kind="stable")[:k]]
     return best
+
+
+def _wide_nucleus(weights: Row, wanted: float, min_keep: int) -> npt.NDArray[np.int64]:
+    """Indices of the largest weights that together reach `wanted`, `min_keep` at least; the lower one where equal.
+
+    A histogram over the leading bits, which order floats as their values do, tells the class of the last of them, and
+    only that class is sorted: a fifth of the time of sorting all, where thousands are left.
+    """
+    if not math.isfinite(wanted):
+        return np.arange(len(weights))
+    classes = weights.view(np.int32) >> _WEIGHT_BITS
+    sums = np.bincount(classes, weights=weights)[::-1].cumsum()
+    last = len(sums) - 1 - min(int(np.searchsorted(sums, wanted)), len(sums) - 1)
+    above, at = np.flatnonzero(classes > last), np.flatnonzero(classes == last)
+    at = at[np.argsort(-weights[at], kind="stable")]
+    missing = wanted - float(weights[above].sum(dtype=np.float64))
+    n_more = int(np.searchsorted(np.cumsum(weights[at], dtype=np.float64), missing)) + 1
+    left = np.concatenate((above, at[:n_more]))
+    return left if len(left) >= min_keep else _top(weights, min_keep)
 
 
 class PieceTable(Protocol):
