@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from ggufd.cluster.simulation.comparison import POLICIES
 from ggufd.cluster.simulation.report import Simulation
@@ -61,7 +62,7 @@ def simulate(
     try:
         with RunBar(simulation.n_runs, screen) as bar:
             for line in simulation.report(bar.run):
-                screen.print(line.text, style=line.style or None, soft_wrap=True, markup=False, highlight=False)
+                screen.print(Text(line.text, line.style), soft_wrap=True)
     except KeyboardInterrupt:
         print("ggufd: interrupted", file=sys.stderr)
         sys.exit(_INTERRUPTED)
