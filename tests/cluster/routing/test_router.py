@@ -348,6 +348,18 @@ LOADS = st.builds(
 )
 
 
+LIKELY_LOADS = st.builds(
+    ReplicaLoad,
+    running=st.integers(0, 4),
+    waiting=st.sampled_from([0, 0, 0, 3]),
+    n_slots=st.just(4),
+    wait_s=st.sampled_from([0.0, 0.5, 1.5, 60.0]),
+    prefill_tok_s=st.sampled_from([0.0, 1000.0, 4000.0]),
+    is_draining=st.sampled_from([False, False, False, True]),
+)
+"""Free and full replicas of which those that cost the same are not rare."""
+
+
 @given(
     st.lists(LOADS, max_size=6),
     st.none() | st.builds(hint, st.text(), st.integers(0, 10**9), st.none() | st.text()),
@@ -367,10 +379,7 @@ def test_every_replica_that_is_not_avoided_is_ranked_once_whatever_was_counted(
     assert draining == sorted(draining)
 
 
-@given(
-    st.lists(LOADS, min_size=1, max_size=6),
-    st.integers(0, 2**32),
-)
+@given(st.lists(LOADS, min_size=1, max_size=6) | st.lists(LIKELY_LOADS, min_size=6, max_size=12), st.integers(0, 2**32))
 def test_the_best_is_the_first_of_all_that_are_ranked(loads: list[ReplicaLoad], seed: int) -> None:
     """Through requests that open, close and are retried, by two routers of which one never ranks more than it must."""
     draw = random.Random(seed)

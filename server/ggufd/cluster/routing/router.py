@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ggufd.cluster.replicas import Replica
@@ -115,6 +115,7 @@ class Router:
         self._moved = MovedChats()
         self._n_ranked = 0
         self._seen: Sequence[Replica] = ()
+        self._mean_tok_s = self._fastest_tok_s = _FIRST_PREFILL_TOK_S
 
     def opened(self, replica_id: str) -> None:
         """Count a request that is sent to a replica. Each needs one `closed`, however it ends."""
@@ -127,25 +128,45 @@ class Router:
     def best(self, hint: RouteHint | None, replicas: Sequence[Replica], avoid: Collection[str] = ()) -> Replica | None:
         """The first of `rank`; None where none is left.
 
-        Where the conversation is there is a free slot for most requests. Nobody costs less, so nobody else is looked
-        at: that takes a hundredth of the time among a thousand replicas.
+        Of a thousand replicas only those are looked at that can be it. Where the conversation is there is a free slot
+        for most requests, and nobody costs less. Else nobody beyond the first few does who costs no more than to leave.
         """
         self._see(replicas)
-        if hint is not None:
-            home = self.home(hint.chat, replicas)
-            place = self._place(hint, home, replicas)
-            is_free = place is not None and place.id not in avoid and not self._wait_s(place)
-            if place is not None and is_free and not self._begins_elsewhere(hint, place, replicas):
-                self._note_place(hint, "" if place is home else place.id)
-                return place
-        return next(iter(self.rank(hint, replicas, avoid)), None)
+        if hint is None:
+            return next(iter(self.rank(hint, replicas, avoid)), None)
+        home = self.home(hint.chat, replicas)
+        place = self._place(hint, home, replicas)
+        is_free = place is not None and place.id not in avoid and not self._wait_s(place)
+        is_anywhere = self._begins_elsewhere(hint, place, replicas)
+        if is_anywhere or not is_free:
+            least_s = 0.0 if is_anywhere else leaving_s(hint.n_prompt_bytes, self._fastest_tok_s)
+            place = self._cheapest(self._by_chat(hint, home, replicas), avoid, least_s)
+        if place is not None:
+            self._note_place(hint, "" if place is home else place.id)
+        return place
+
+    @staticmethod
+    def _cheapest(ranked: Iterable[_Ranked], avoid: Collection[str], least_s: float) -> Replica | None:
+        """The best of all by cost. Beyond the first few nobody is better who costs `least_s`, as nobody costs less."""
+        best: _Ranked | None = None
+        for one in ranked:
+            if best is not None and one.place > N_NEAR and best.cost_s <= least_s and not best.replica.load.is_draining:
+                break
+            if one.replica.id not in avoid and (best is None or one.key < best.key):
+                best = one
+        return None if best is None else best.replica
 
     def _see(self, replicas: Sequence[Replica]) -> None:
         """Take up what replicas told, once for each list of them: from then on the own requests are counted."""
-        if replicas is not self._seen:
-            self._seen = replicas
-            for one in replicas:
-                self._open.n_there(one)
+        if replicas is self._seen:
+            return
+        self._seen = replicas
+        self._open.forget_but([one.id for one in replicas])
+        for one in replicas:
+            self._open.n_there(one)
+        known = [one.load.prefill_tok_s for one in replicas if one.load.prefill_tok_s > 0]
+        self._mean_tok_s = sum(known) / len(known) if known else _FIRST_PREFILL_TOK_S
+        self._fastest_tok_s = max(known, default=_FIRST_PREFILL_TOK_S)
 
     def rank(self, hint: RouteHint | None, replicas: Sequence[Replica], avoid: Collection[str] = ()) -> list[Replica]:
         """Replicas to try, best first, without those to `avoid`: they have failed or refused this request already.
@@ -153,7 +174,7 @@ class Router:
         The home stays the home where it is avoided: nobody else has the conversation then. The first of what is
         returned is remembered as where the conversation is.
         """
-        self._open.forget_but([replica.id for replica in replicas])
+        self._see(replicas)
         if hint is None:
             return _best_first(self._any(replicas), avoid)
         home = self.home(hint.chat, replicas)
@@ -182,33 +203,31 @@ class Router:
         order = [replicas[index] for index in self._rendezvous.order(turn, [one.id for one in replicas])]
         return [_Ranked(one, self._wait_s(one) + self._used(one), place) for place, one in enumerate(order)]
 
-    def _by_chat(self, hint: RouteHint, home: Replica | None, replicas: Sequence[Replica]) -> list[_Ranked]:
+    def _by_chat(self, hint: RouteHint, home: Replica | None, replicas: Sequence[Replica]) -> Iterator[_Ranked]:
         """Where the conversation is, then its home, then others in the order of its head: see `RouteHint.head`."""
         place_of_chat = self._place(hint, home, replicas)
+        is_anywhere = self._begins_elsewhere(hint, place_of_chat, replicas)
+        if place_of_chat is not None and not is_anywhere:
+            yield _Ranked(place_of_chat, self._wait_s(place_of_chat), 0)
         order = [replicas[index] for index in self._rendezvous.order(_head(hint), [one.id for one in replicas])]
         order.sort(key=lambda one: one is not home)
-        known = [one.load.prefill_tok_s for one in replicas if one.load.prefill_tok_s > 0]
-        default_tok_s = sum(known) / len(known) if known else _FIRST_PREFILL_TOK_S
-        is_anywhere = place_of_chat is not None and self._begins_elsewhere(hint, place_of_chat, replicas)
-        ranked = []
         for place, one in enumerate(order, 1):
-            cost_s = self._wait_s(one)
-            if one is place_of_chat and not is_anywhere:
-                ranked.append(_Ranked(one, cost_s, 0))
-                continue
-            if not is_anywhere:
-                cost_s += leaving_s(hint.n_prompt_bytes, one.load.prefill_tok_s or default_tok_s)
-            ranked.append(_Ranked(one, cost_s, place, self._open.n_there(one)))
-        return ranked
+            if is_anywhere:
+                yield _Ranked(one, self._wait_s(one), place, self._open.n_there(one))
+            elif one is not place_of_chat:
+                recompute_s = leaving_s(hint.n_prompt_bytes, one.load.prefill_tok_s or self._mean_tok_s)
+                yield _Ranked(one, self._wait_s(one) + recompute_s, place, self._open.n_there(one))
 
-    def _begins_elsewhere(self, hint: RouteHint, place: Replica, replicas: Sequence[Replica]) -> bool:
+    def _begins_elsewhere(self, hint: RouteHint, place: Replica | None, replicas: Sequence[Replica]) -> bool:
         """Whether a conversation is new, and its place crowded."""
 
         def mean() -> float:
             staying = [self._open.n_there(one) for one in replicas if not one.load.is_draining]
             return sum(staying) / len(staying)
 
-        return hint.is_new and is_crowded(self._open.n_there(place), place.load.n_slots, mean)
+        if place is None or not hint.is_new:
+            return False
+        return is_crowded(self._open.n_there(place), place.load.n_slots, mean)
 
     def _place(self, hint: RouteHint, home: Replica | None, replicas: Sequence[Replica]) -> Replica | None:
         """Where a conversation was sent last, if that was elsewhere and is still there; else its home."""
