@@ -48,6 +48,19 @@ def test_waiting_requests_are_those_of_all_others_and_taken_tokens_those_since_t
     assert tell(book, "a", {}) == {}
 
 
+def test_a_replica_that_starts_is_told_what_all_took_that_has_not_come_again() -> None:
+    book = LimitBook()
+    for name in "ab":
+        tell(book, name, {"key": AccountUse()}, 100.0)
+    tell(book, "a", {"key": AccountUse(used_s=50.0)}, 100.0)
+    tell(book, "b", {"key": AccountUse(used_s=20.0)}, 110.0)
+    assert tell(book, "c", {}, 120.0) == {"key": UsedElsewhere(50.0)}
+    assert tell(book, "c", {}, 121.0) == {}, "once"
+    assert book.post("b", "anew", 8, {}, 150.0) == {"key": UsedElsewhere(20.0)}
+    assert tell(book, "d", {}, 170.0) == {}
+    book.check_integrity()
+
+
 def test_a_replica_that_is_silent_or_gone_uses_nothing() -> None:
     book = LimitBook()
     use = {"key": AccountUse(waiting=2, running=2, max_running=4)}

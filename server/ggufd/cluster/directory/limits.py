@@ -1,18 +1,18 @@
 """Limits of accounts over all replicas: what each may use is what the others leave.
 
 `max_waiting` and the tokens a minute count sums: of the requests that wait elsewhere, and of what was taken elsewhere
-since the last word. `max_running` needs more, or each replica would start one more whenever the sum falls below the
-limit. So places are given out, with each replica's word and for its time until the next one:
+since the last word; a replica that starts is told what all took that has not come again. `max_running` needs more, or
+each replica would begin one more whenever the sum falls below the limit. So places are given out, with each replica's
+word, for the time until its next one:
 
-    all of an account's sequences together are no more than its limit
-                  a replica may run what the demand of the others leaves, which is more than it asks for
-    they are more each replica has a share of the places, one after the other for those that ask; what does not come
-                  out even goes round every `TURN_S`. It may use its share as far as the places are free: a replica
-                  that had more keeps that until it has told, once more, what it runs with the less
+    within the limit   all sequences of the account, running and waiting, are no more than its limit: a replica may run
+                       what the demand of the others leaves, which is at least what it asks for
+    beyond it          each replica has a share of the places, dealt out one by one among those that ask; what does not
+                       come out even goes round every `TURN_S`. It may use its share as far as the places are free: one
+                       that had more keeps them until it has told, once more, what it runs with the less
 
-The first may be overtaken: an account that is idle can begin `max_running` at every replica in the time of two beats.
-From then on, as long as it asks for more than its limit, nothing is begun that is too much: the places that are given
-out, and what runs without one, are the limit or, until as much has ended, what had been begun.
+An account that is idle can begin `max_running` at every replica in the time of two beats, which is how long it takes
+until all know. From then on, as long as it asks for more than its limit, nothing begins that is too much.
 
 A replica that is silent counts nothing here, and counts nothing of the others: both after five seconds. Knows no keys:
 the limit comes with the numbers.
@@ -59,6 +59,7 @@ class _Row:
     """A replica's last word, and the places that it was given with it and with the one before."""
 
     uses: Mapping[str, AccountUse]
+    instance: str
     n_slots: int
     told_s: float
     places: dict[str, int] = field(default_factory=dict)
@@ -77,6 +78,23 @@ class _Row:
         return max(use.running, self.places.get(account, limit), self.places_before.get(account, 0))
 
 
+class _Debts:
+    """What accounts took of their tokens a minute at all replicas and has not come again, in seconds of it."""
+
+    def __init__(self) -> None:
+        self._full_at_s: dict[str, float] = {}
+
+    def add(self, account: str, used_s: float, now_s: float) -> None:
+        """Add what an account took."""
+        if used_s > 0:
+            self._full_at_s[account] = max(now_s, self._full_at_s.get(account, now_s)) + used_s
+
+    def all(self, now_s: float) -> dict[str, float]:
+        """What each account took; those that have all of theirs again are dropped."""
+        self._full_at_s = {account: full_s for account, full_s in self._full_at_s.items() if full_s > now_s}
+        return {account: full_s - now_s for account, full_s in self._full_at_s.items()}
+
+
 class LimitBook:
     """What the replicas told of accounts with limits, and what each of them has to count of the others'."""
 
@@ -84,16 +102,18 @@ class LimitBook:
         self._max_accounts = max_accounts
         self._silent_after_s = silent_after_s
         self._used = ServedLedger(max_accounts)
+        self._debts = _Debts()
         self._rows: dict[str, _Row] = {}
 
     def post(
         self, replica_id: str, instance: str, n_slots: int, uses: Mapping[str, AccountUse], now_s: float
     ) -> dict[str, UsedElsewhere]:
         """Take a replica's word, and return what it has to count of each account until the next one."""
-        used_s = self._used.post(replica_id, instance, {account: use.used_s for account, use in uses.items()})
         before = self._rows.get(replica_id)
+        used_s = self._used_elsewhere(replica_id, instance, uses, now_s)
         row = self._rows[replica_id] = _Row(
             dict(list(uses.items())[: self._max_accounts]),
+            instance,
             n_slots,
             now_s,
             places_before={} if before is None else before.places,
@@ -114,6 +134,18 @@ class LimitBook:
         """Forget a replica."""
         self._rows.pop(replica_id, None)
         self._used.drop(replica_id)
+
+    def _used_elsewhere(
+        self, replica_id: str, instance: str, uses: Mapping[str, AccountUse], now_s: float
+    ) -> Mapping[str, float]:
+        """What the others took of an account's tokens since the replica's last word, or before it was there."""
+        before = self._rows.get(replica_id)
+        totals = {account: self._used.totals.get(account, 0.0) for account in uses}
+        used_s = self._used.post(replica_id, instance, {account: use.used_s for account, use in uses.items()})
+        debts_s = self._debts.all(now_s)
+        for account, total in totals.items():
+            self._debts.add(account, self._used.totals.get(account, 0.0) - total, now_s)
+        return debts_s if before is None or before.instance != instance else used_s
 
     def _accounts(self, row: _Row, others: Iterable[_Row], used_s: Mapping[str, float]) -> list[str]:
         """Accounts with anything to tell, bounded; those that the replica has told of first."""
