@@ -26,11 +26,21 @@ from ggufd.cluster.serving.scaling import figures_of
 from ggufd.cluster.serving.serve_config import ENGINE, HANDOVER_S, INGRESS
 
 
+def _write_log() -> None:
+    """Have what this process logs in the file that Ray keeps of its standard error: by itself it has warnings only."""
+    logger = logging.getLogger("ggufd")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
+
+
 class EngineActor:
     """Actor around one replica: what Serve calls of it."""
 
     async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]
-        logging.getLogger("ggufd").setLevel(logging.INFO)
+        _write_log()
         directory = DirectoryClient()
         launch = Launch(
             settings["tables"],
@@ -82,7 +92,7 @@ class IngressActor:
     """Actor around one ingress, whose requests Serve takes from HAProxy."""
 
     async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]
-        logging.getLogger("ggufd").setLevel(logging.INFO)
+        _write_log()
         self._directory = DirectoryClient()
         token = await self._directory.token()
         self._router = Router()
