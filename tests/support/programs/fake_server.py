@@ -1,7 +1,8 @@
 """A program in place of `ggufd serve`: takes its command line, prints its address, and tells load as a replica does.
 
 `python -m tests.support.programs.fake_server --config FILE --peer-token-file FILE --host H --port 0`. Its model is the
-name of an act: "cannot" ends at once, "deaf" heeds no SIGTERM, others serve. Requests for text are paced.
+name of an act: "cannot" ends at once, "deaf" heeds no SIGTERM, others serve. Requests for text are paced; their field
+`fake` says how: a `pace_s` of its own, and the `pid` of the process that sends nothing but comments after `n_tokens`.
 """
 
 from __future__ import annotations
@@ -117,14 +118,18 @@ class FakeServer:
         """A paced stream whose tokens name the process and the model; 503 while it drains."""
         if self.is_draining:
             return web.json_response({"error": {"message": "draining"}}, status=503, headers={"Retry-After": "1"})
-        await request.read()
+        told = (await request.json()).get("fake", {})
+        n_tokens = told["n_tokens"] if told.get("pid") == os.getpid() else N_TOKENS
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         self.running += 1
         self.idle.clear()
         try:
             await response.prepare(request)
-            for _ in range(N_TOKENS):
-                await asyncio.sleep(self.pace_s)
+            for number in range(N_TOKENS):
+                while number == n_tokens:
+                    await response.write(b": ping\n\n")
+                    await asyncio.sleep(self.pace_s)
+                await asyncio.sleep(told.get("pace_s", self.pace_s))
                 await response.write(self._chunk(f"{os.getpid()} {self.model} ", None))
             await response.write(self._chunk("", "stop") + b"data: [DONE]\n\n")
             await response.write_eof()
