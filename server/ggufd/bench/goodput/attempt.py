@@ -29,7 +29,7 @@ async def request(client: Client, draw: LoadDraw, arrival: Arrival, due: float) 
     """Ask, and give a chat its answer."""
     prompt = draw.prompt(arrival)
     try:
-        answer = await client.complete(prompt.text, prompt.n_tokens)
+        answer = await client.complete(prompt.text, arrival.n_answer)
     except BenchError as error:
         draw.done(prompt, None)
         return Outcome(arrival.kind, due, error=str(error))

@@ -11,6 +11,7 @@ import typer
 from ggufd.bench.goodput.load import QUICK_MIX, LoadMix
 from ggufd.bench.goodput.report import GoodputReport, rates_table
 from ggufd.bench.goodput.run import GoodputOptions, GoodputRun
+from ggufd.bench.goodput.unloaded import ITL_TIMES, TTFT_TIMES
 from ggufd.bench.measure.output import console, failing_in_one_line, run_until_interrupted, say, write_json
 from ggufd.bench.measure.table import show
 
@@ -24,10 +25,12 @@ def goodput(
         str | None, typer.Option(help="A second server, measured in turns; ratios are the first over this one.")
     ] = None,
     ttft_ms: Annotated[
-        float | None, typer.Option(min=0.001, help="Objective for TTFT; by default 5 times the faster server's alone.")
+        float | None,
+        typer.Option(min=0.001, help=f"Objective for TTFT; by default {TTFT_TIMES} times the faster server's alone."),
     ] = None,
     itl_p95_ms: Annotated[
-        float | None, typer.Option(min=0.001, help="Objective for the p95 of ITL of a request; by default 25 times.")
+        float | None,
+        typer.Option(min=0.001, help=f"Objective for the p95 of ITL of a request; by default {ITL_TIMES} times."),
     ] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Requests at each rate; 100 by default.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Searches on each server.")] = 1,

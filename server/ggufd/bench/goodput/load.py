@@ -1,6 +1,6 @@
 """Load of one rate: times of Poisson arrivals, and what arrives: chat turns, long documents, short questions.
 
-Drawn from a seed, so that two servers get the same arrivals with the same texts at the same rate. Only which chat goes
+Drawn from seeds, so that two servers get the same arrivals with the same texts at the same rate. Only which chat goes
 on depends on the server, as a chat's next turn needs its last answer (`ChatPool`). Knows no HTTP.
 """
 
@@ -29,10 +29,9 @@ class RequestKind(enum.Enum):
 
 
 class LoadPrompt(NamedTuple):
-    """A text, and the length of its answer in tokens; with the chat that it is a turn of."""
+    """A text, and the chat that it is a turn of."""
 
     text: str
-    n_tokens: int
     chat: LoadChat | None = None
 
 
@@ -60,6 +59,10 @@ class LoadMix:
         document = self.document[1] + _ORDER_TOKENS + self.summary[1]
         return round(1.1 * max(chat, document))
 
+    def spans(self, kind: RequestKind) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Lengths of a request's new text and of its answer."""
+        return (self.document, self.summary) if kind is RequestKind.DOCUMENT else (self.message, self.answer)
+
     def kinds(self, n: int) -> list[RequestKind]:
         """Kinds of `n` requests: exactly the shares, so that no rate gets more documents than another by chance."""
         n_documents, n_questions = round(n * self.documents), round(n * self.questions)
@@ -81,49 +84,51 @@ QUICK_MIX = LoadMix(
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request to come, `due_s` after the start of the load; its words are drawn from a source of its own."""
+    """A request to come, `due_s` after the start of the load: lengths in tokens, and a source of its own for words."""
 
     due_s: float
     kind: RequestKind
+    n_prompt: int
+    n_answer: int
     words: Words
 
 
 class LoadDraw:
-    """Draw of a load from `parts`: the same parts give the same load again. `system` begins every chat."""
+    """Draw of a load. `system` begins every chat.
 
-    def __init__(self, mix: LoadMix, system: str, tokens_per_word: float, parts: tuple[object, ...]) -> None:
+    `pattern` is the seed of kinds, lengths and times: loads of one pattern differ in nothing but their rate, so that
+    chance does not make one rate harder than the next. `texts` and the pattern are the seed of the words.
+    """
+
+    def __init__(
+        self, mix: LoadMix, system: str, tokens_per_word: float, pattern: tuple[object, ...], texts: tuple[object, ...]
+    ) -> None:
         self._mix = mix
         self._system = ChatLine(system, mix.system)
         self._tokens_per_word = tokens_per_word
-        self._parts = parts
+        self._texts = (*pattern, *texts)
+        self._source = Words(tokens_per_word, *pattern, "pattern").random
         self._chats = ChatPool(self._begin, mix.n_chats)
 
     def arrivals(self, n: int, rate: float) -> list[Arrival]:
         """`n` requests of a Poisson process of so many a second."""
-        source = self._words("arrivals").random
         kinds = self._mix.kinds(n)
-        source.shuffle(kinds)
-        times = poisson(source, n, rate)
+        self._source.shuffle(kinds)
+        times = poisson(self._source, n, rate)
         return [self.arrival(i, *one) for i, one in enumerate(zip(kinds, times, strict=True))]
 
     def arrival(self, number: int, kind: RequestKind, due_s: float = 0.0) -> Arrival:
-        """The request of this number."""
-        return Arrival(due_s, kind, self._words("request", number))
+        """The next request, with a number that no other has."""
+        n_prompt, n_answer = (self._source.randint(*span) for span in self._mix.spans(kind))
+        return Arrival(due_s, kind, n_prompt, n_answer, Words(self._tokens_per_word, *self._texts, number))
 
     def prompt(self, arrival: Arrival) -> LoadPrompt:
         """What is asked now. A chat that it takes is given back by `done`."""
-        words, mix = arrival.words, self._mix
-        match arrival.kind:
-            case RequestKind.DOCUMENT:
-                text = f"{words.text(drawn(words, mix.document))}\n\n{_ORDER}"
-                return LoadPrompt(text, drawn(words, mix.summary))
-            case RequestKind.QUESTION:
-                return LoadPrompt(words.text(drawn(words, mix.message)), drawn(words, mix.answer))
-            case RequestKind.CHAT:
-                n_message, n_answer = drawn(words, mix.message), drawn(words, mix.answer)
-                message = words.text(n_message)
-                chat = self._chats.take(words.random)  # drawn last: it differs between servers, the rest does not
-                return LoadPrompt(chat.ask(message, n_message), n_answer, chat)
+        text = arrival.words.text(arrival.n_prompt)
+        if arrival.kind is not RequestKind.CHAT:
+            return LoadPrompt(text if arrival.kind is RequestKind.QUESTION else f"{text}\n\n{_ORDER}")
+        chat = self._chats.take(arrival.words.random)
+        return LoadPrompt(chat.ask(text, arrival.n_prompt), chat)
 
     def done(self, prompt: LoadPrompt, answer: tuple[str, int] | None) -> None:
         """Let the prompt's chat, where it is a turn of one, go on after its answer; None is a failed request."""
@@ -132,14 +137,6 @@ class LoadDraw:
 
     def _begin(self) -> LoadChat:
         return LoadChat(self._system, self._mix.turns, self._mix.needs)
-
-    def _words(self, *parts: object) -> Words:
-        return Words(self._tokens_per_word, *self._parts, *parts)
-
-
-def drawn(words: Words, span: tuple[int, int]) -> int:
-    """A length from the span, both ends included."""
-    return words.random.randint(*span)
 
 
 def poisson(source: random.Random, n: int, rate: float) -> list[float]:

@@ -1,7 +1,8 @@
 """Run of the search on one server, or on two in turns: never both at once. Prints nothing.
 
-At the same rate both get the same arrivals with the same texts. Each server's search goes its own way; while it goes
-on, one rate on the one is followed by one rate on the other, so that what drifts on the machine meets both.
+At the same rate both get the same arrivals with the same texts; in a round, one rate differs from the next in its pace
+and its words alone. Each server's search goes its own way; while it goes on, one rate on the one is followed by one
+rate on the other, so that what drifts on the machine meets both.
 """
 
 from __future__ import annotations
@@ -84,10 +85,10 @@ class GoodputRun:
         if server.other is not None:  # the light user's cache has the system prompt, too
             await server.other.complete(self._system, 1)
         one_chat = dataclasses.replace(self._options.mix, n_chats=1)
-        return await measure_unloaded(server.client, self._draw(one_chat, "unloaded"))
+        return await measure_unloaded(server.client, self._draw(one_chat, ("unloaded",), ()))
 
-    def _draw(self, mix: LoadMix, *parts: object) -> LoadDraw:
-        return LoadDraw(mix, self._system, self._report.tokens_per_word, (self._options.seed, *parts))
+    def _draw(self, mix: LoadMix, pattern: tuple[object, ...], texts: tuple[object, ...]) -> LoadDraw:
+        return LoadDraw(mix, self._system, self._report.tokens_per_word, (self._options.seed, *pattern), texts)
 
     def _set_objective(self, unloaded: list[Unloaded]) -> None:
         options, report = self._options, self._report
@@ -138,7 +139,7 @@ class GoodputRun:
         # What the last load left behind is to be gone before the next one starts.
         await asyncio.sleep(SETTLE_S)
         cpu, start = time.process_time(), time.perf_counter()
-        outcomes, light = await self._load(self._report.servers[side], rate, (repetition, f"{rate:g}", *parts))
+        outcomes, light = await self._load(self._report.servers[side], rate, repetition, (f"{rate:g}", *parts))
         self._report.spent(time.process_time() - cpu, time.perf_counter() - start)
         result = RateResult(repetition, side, rate, start, outcomes, light)
         self._report.results.append(result)
@@ -150,16 +151,16 @@ class GoodputRun:
         return row.is_kept
 
     async def _load(
-        self, server: MeasuredServer, rate: float, parts: tuple[object, ...]
+        self, server: MeasuredServer, rate: float, repetition: int, texts: tuple[object, ...]
     ) -> tuple[list[Outcome], list[Outcome]]:
         """The requests of the load, and those of the light user beside it."""
         options, start = self._options, time.perf_counter()
-        draw, n = self._draw(options.mix, *parts), options.n_requests
+        draw, n = self._draw(options.mix, (repetition,), texts), options.n_requests
         if server.other is None:
             return await play(server.client, draw, draw.arrivals(n, rate), start), []
         n = max(n, math.ceil(rate * LEAST_LIGHT / options.light_rate))
         light_mix = dataclasses.replace(options.mix, documents=0.0, questions=0.0, n_chats=LIGHT_CHATS)
-        light = self._draw(light_mix, *parts, "light")
+        light = self._draw(light_mix, (repetition, "light"), texts)
         light_arrivals = light.arrivals(max(LEAST_LIGHT, round(options.light_rate * n / rate)), options.light_rate)
         return await asyncio.gather(
             play(server.client, draw, draw.arrivals(n, rate), start),
@@ -168,4 +169,4 @@ class GoodputRun:
 
 
 def _basis(given: float | None, times: float) -> str:
-    return "as given" if given is not None else f"{times} times that of the faster server without load"
+    return "as given" if given is not None else f"{times} times the faster server's alone"

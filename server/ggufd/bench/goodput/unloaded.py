@@ -12,11 +12,12 @@ from ggufd.bench.goodput.load import LoadDraw, LoadMix, RequestKind
 from ggufd.bench.goodput.objective import Objective, Outcome
 from ggufd.bench.measure.client import BenchError, Client
 
-TTFT_TIMES = 5
+TTFT_TIMES = 3
 ITL_TIMES = 25
 """The objective, over what the faster server does without load.
 
-A step of 16 streams takes about ten times as long as one of a lone stream on a CPU, and prompts are computed between.
+TTFT is that of the kind that waits longest alone, so others may wait longer than so many times. A step of 16 streams
+takes about ten times as long as one of a lone stream on a CPU, and prompts are computed between.
 """
 
 TRIES = 3
