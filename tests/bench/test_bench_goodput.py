@@ -389,7 +389,14 @@ async def test_what_fails_is_an_outcome_and_the_others_go_on(
 
 
 def options(*fakes: FakeServer, **others: object) -> GoodputOptions:
-    given: dict[str, object] = {"seed": 7, "mix": QUICK_MIX, "n_requests": 60, "factor": 2.0, "bisections": 2}
+    given: dict[str, object] = {
+        "seed": 7,
+        "mix": QUICK_MIX,
+        "n_requests": 60,
+        "factor": 2.0,
+        "bisections": 2,
+        "rounds": 1,
+    }
     given |= {"against": fakes[1].url} if len(fakes) > 1 else {}
     return GoodputOptions(fakes[0].url, **(given | others))  # type: ignore[arg-type]
 
@@ -552,6 +559,21 @@ async def test_every_round_has_texts_of_its_own(fake: FakeServer) -> None:
     documents = [body["prompt"] for body in fake.bodies if "few words" in body["prompt"]]
     assert len(set(documents)) == len(documents) == 2 * 9 + TRIES
     assert len(report.records) == 2
+
+
+async def test_a_later_round_begins_below_what_was_found_and_takes_the_median(fake: FakeServer) -> None:
+    fake.token_s = 0.01
+    report = empty_report()
+    given = {"rounds": 3, "first_rate": 0.5, "ttft_s": 1.5, "itl_p95_s": 100.0, "bisections": 0}
+    await GoodputRun(options(fake, **given), report, lambda line: None).run()
+    found = [record.figure.value for record in report.records]
+    first = {result.repetition: result.rate for result in reversed(report.results)}
+    assert first[0] == 0.5
+    assert first[1] == pytest.approx(max(0.5, found[0] / 2.0))
+    assert first[2] == pytest.approx(max(first[1], found[1] / 2.0))
+    (row,) = report.rows()
+    assert row.summaries[0] is not None
+    assert row.summaries[0].median == statistics.median(found)
 
 
 async def test_a_run_that_is_cut_short_says_what_it_knows(fake: FakeServer) -> None:

@@ -45,7 +45,7 @@ class GoodputOptions(Contact):
     ttft_s: float | None = None
     itl_p95_s: float | None = None
     n_requests: int = 100
-    rounds: int = 1
+    rounds: int = 3
     first_rate: float | None = None
     factor: float = 1.5
     bisections: int = 3
@@ -72,7 +72,9 @@ class GoodputRun:
         self._system = Words(tokens_per_word, self._options.seed, "system").text(self._options.mix.system)
         self._set_objective([await self._unloaded(server) for server in self._report.servers])
         for repetition in range(self._options.rounds):
-            await self._round(repetition)
+            lowest = await self._round(repetition)
+            # Low rates take longest, and the next round need not begin all over.
+            self._first_rate = max(self._first_rate, lowest / self._options.factor)
 
     def _check_contexts(self) -> None:
         needs = self._options.mix.needs
@@ -104,7 +106,8 @@ class GoodputRun:
         first_s = options.n_requests / self._first_rate
         self._progress(f"first rate {number(self._first_rate)} requests/s: {number(first_s)} s on each server")
 
-    async def _round(self, repetition: int) -> None:
+    async def _round(self, repetition: int) -> float:
+        """Search on all servers; the lowest goodput."""
         options = self._options
         searches = [
             RateSearch(self._first_rate, options.factor, options.bisections, options.most_rate)
@@ -121,6 +124,7 @@ class GoodputRun:
         finally:
             for side, search in enumerate(searches):
                 self._conclude(repetition, side, search)
+        return min(search.kept for search in searches)
 
     def _conclude(self, repetition: int, side: int, search: RateSearch) -> None:
         """Report what a search has found, up to its end or until it was cut short."""
