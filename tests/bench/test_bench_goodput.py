@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ggufd.bench.app import app
-from ggufd.bench.goodput.attempt import play
+from ggufd.bench.goodput.attempt import LoadCounts, play
 from ggufd.bench.goodput.chats import ChatPool, LoadChat
 from ggufd.bench.goodput.load import QUICK_MIX, Arrival, LoadDraw, LoadMix, RequestKind, poisson
 from ggufd.bench.goodput.objective import Objective, Outcome, RateResult, RateRow
@@ -47,6 +48,10 @@ async def fake() -> AsyncIterator[FakeServer]:
     with virtual_time():
         async with serving_here(found):
             yield found
+
+
+def quiet(line: str) -> None:
+    """For progress that nobody reads."""
 
 
 def draw(seed: int, *texts: object, mix: LoadMix = QUICK_MIX) -> LoadDraw:
@@ -338,7 +343,7 @@ async def test_arrivals_wait_for_no_answer(fake: FakeServer) -> None:
     load = draw(1)
     arrivals = [load.arrival(i, QUESTION, 0.1 * i) for i in range(10)]
     start = time.perf_counter() + 1.0
-    outcomes = await play(Client(fake.url), load, arrivals, start)
+    outcomes = await play(Client(fake.url), load, arrivals, start, LoadCounts())
     assert [outcome.due - start for outcome in outcomes] == pytest.approx([0.1 * i for i in range(10)])
     assert all(outcome.ttft_s is not None and 0 <= outcome.ttft_s < 0.1 for outcome in outcomes)
     assert all(gap == pytest.approx(1.0, abs=0.1) for outcome in outcomes for gap in outcome.gaps_s)
@@ -348,7 +353,7 @@ async def test_a_chats_next_turn_comes_after_its_answer_with_its_words(fake: Fak
     fake.step_s = 0.01
     load = draw(1, mix=dataclasses.replace(QUICK_MIX, n_chats=1, turns=3))
     arrivals = [load.arrival(i, CHAT, float(i)) for i in range(4)]
-    outcomes = await play(Client(fake.url), load, arrivals, time.perf_counter())
+    outcomes = await play(Client(fake.url), load, arrivals, time.perf_counter(), LoadCounts())
     prompts = [body["prompt"] for body in fake.bodies]
     for earlier, later, outcome in zip(prompts, prompts[1:3], outcomes, strict=False):
         assert outcome.answer is not None
@@ -360,7 +365,7 @@ async def test_turns_of_a_slow_server_are_sent_all_the_same_as_new_chats(fake: F
     fake.step_s = 100.0
     load = draw(1, mix=dataclasses.replace(QUICK_MIX, n_chats=2))
     arrivals = [load.arrival(i, CHAT, float(i)) for i in range(6)]
-    outcomes = await play(Client(fake.url, timeout_s=1e6), load, arrivals, time.perf_counter())
+    outcomes = await play(Client(fake.url, timeout_s=1e6), load, arrivals, time.perf_counter(), LoadCounts())
     assert [body["prompt"].count("Bob:") for body in fake.bodies] == [1] * 6
     assert all(outcome.ttft_s is not None and outcome.ttft_s < 0.1 for outcome in outcomes)
 
@@ -379,7 +384,7 @@ async def test_what_fails_is_an_outcome_and_the_others_go_on(
     for name, value in trouble.items():
         setattr(fake, name, value)
     load = draw(1)
-    outcomes = await play(Client(fake.url), load, load.arrivals(12, 10.0), time.perf_counter())
+    outcomes = await play(Client(fake.url), load, load.arrivals(12, 10.0), time.perf_counter(), LoadCounts())
     assert len(outcomes) == 12
     assert all(said in outcome.error for outcome in outcomes)
     assert not any(OBJECTIVE.is_kept_by(outcome) for outcome in outcomes)
@@ -410,7 +415,7 @@ async def measured(*fakes: FakeServer, **others: object) -> tuple[GoodputReport,
     report, said = empty_report(), list[str]()
     with virtual_time():
         async with serving_here(*fakes):
-            await GoodputRun(options(*fakes, **others), report, said.append).run()
+            await GoodputRun(options(*fakes, **others), report, said.append, quiet).run()
     return report, said
 
 
@@ -480,7 +485,7 @@ async def test_only_one_server_is_loaded_at_a_time_and_both_get_the_same() -> No
 
 async def test_a_server_that_keeps_every_rate_has_at_least_the_highest(fake: FakeServer) -> None:
     report = empty_report()
-    await GoodputRun(options(fake, itl_p95_s=1.0, first_rate=5.0, most_rate=20.0), report, lambda line: None).run()
+    await GoodputRun(options(fake, itl_p95_s=1.0, first_rate=5.0, most_rate=20.0), report, quiet, quiet).run()
     assert [result.rate for result in report.results] == [5, 10, 20]
     (row,) = report.rows()
     assert row.summaries[0] is not None
@@ -491,7 +496,7 @@ async def test_a_server_that_keeps_every_rate_has_at_least_the_highest(fake: Fak
 async def test_a_server_that_keeps_it_at_no_rate_has_none_and_it_is_said(fake: FakeServer) -> None:
     fake.token_s = 0.01
     report = empty_report()
-    await GoodputRun(options(fake, ttft_s=0.001, itl_p95_s=1.0, first_rate=8.0), report, lambda line: None).run()
+    await GoodputRun(options(fake, ttft_s=0.001, itl_p95_s=1.0, first_rate=8.0), report, quiet, quiet).run()
     assert [result.rate for result in report.results] == [8, 4, 2, 1, 0.5]
     (row,) = report.rows()
     assert row.summaries[0] is not None
@@ -506,7 +511,7 @@ async def test_a_server_that_refuses_under_load_has_its_errors_counted_and_quote
     def refuse(line: str) -> None:  # once it is known without load
         fake.refuse = (503, '{"error": {"message": "queue full"}}')
 
-    await GoodputRun(options(fake, first_rate=50.0, ttft_s=1.0, itl_p95_s=1.0), report, refuse).run()
+    await GoodputRun(options(fake, first_rate=50.0, ttft_s=1.0, itl_p95_s=1.0), report, refuse, quiet).run()
     assert all(row.errors == 60 for _, row in report.rate_rows())
     said = f"A, 50.0 requests/s: 60 requests failed, the first: {fake.url} refused the request (503: queue full)"
     assert said in report.warnings
@@ -516,7 +521,7 @@ async def test_a_second_user_has_a_share_of_its_own_at_every_rate_and_above_the_
     fake.token_s = 0.01
     report, said = empty_report(), list[str]()
     keys = {"api_key": "heavy", "other_api_key": "light", "light_rate": 2.0, "bisections": 1}
-    await GoodputRun(options(fake, itl_p95_s=100.0, **keys), report, said.append).run()
+    await GoodputRun(options(fake, itl_p95_s=100.0, **keys), report, said.append, quiet).run()
     highest, light = report.rows()
     assert highest.summaries[0] is not None
     assert light.summaries[0] is not None
@@ -540,21 +545,19 @@ async def test_a_second_user_has_a_share_of_its_own_at_every_rate_and_above_the_
 async def test_a_context_that_is_too_small_is_said_before_anything_is_measured(fake: FakeServer) -> None:
     fake.n_ctx = 100
     with pytest.raises(BenchError, match=r"needs \d+ tokens of context, http.* has 100 a slot"):
-        await GoodputRun(options(fake), empty_report(), lambda line: None).run()
+        await GoodputRun(options(fake), empty_report(), quiet, quiet).run()
 
 
 async def test_a_server_that_fails_without_load_is_not_measured(fake: FakeServer) -> None:
     fake.break_after = 1
     found = options(fake)
     with pytest.raises(BenchError, match="broke off"):
-        await GoodputRun(found, empty_report(), lambda line: None).run()
+        await GoodputRun(found, empty_report(), quiet, quiet).run()
 
 
 async def test_every_round_has_texts_of_its_own(fake: FakeServer) -> None:
     report = empty_report()
-    await GoodputRun(
-        options(fake, rounds=2, first_rate=5.0, most_rate=5.0, itl_p95_s=1.0), report, lambda line: None
-    ).run()
+    await GoodputRun(options(fake, rounds=2, first_rate=5.0, most_rate=5.0, itl_p95_s=1.0), report, quiet, quiet).run()
     assert [(result.repetition, result.rate) for result in report.results] == [(0, 5.0), (1, 5.0)]
     documents = [body["prompt"] for body in fake.bodies if "few words" in body["prompt"]]
     assert len(set(documents)) == len(documents) == 2 * 9 + TRIES
@@ -565,7 +568,7 @@ async def test_a_later_round_begins_below_what_was_found_and_takes_the_median(fa
     fake.token_s = 0.01
     report = empty_report()
     given = {"rounds": 3, "first_rate": 0.5, "ttft_s": 1.5, "itl_p95_s": 100.0, "bisections": 0}
-    await GoodputRun(options(fake, **given), report, lambda line: None).run()
+    await GoodputRun(options(fake, **given), report, quiet, quiet).run()
     found = [record.figure.value for record in report.records]
     first = {result.repetition: result.rate for result in reversed(report.results)}
     assert first[0] == 0.5
@@ -574,6 +577,19 @@ async def test_a_later_round_begins_below_what_was_found_and_takes_the_median(fa
     (row,) = report.rows()
     assert row.summaries[0] is not None
     assert row.summaries[0].median == statistics.median(found)
+
+
+async def test_how_far_a_load_is_can_be_seen_while_it_runs(fake: FakeServer) -> None:
+    seen: list[str] = []
+    fake.step_s = 1.0
+    given = options(fake, n_requests=10, first_rate=1.0, most_rate=1.0, ttft_s=1.0, itl_p95_s=2.0)
+    await GoodputRun(given, empty_report(), quiet, seen.append).run()
+    said = [re.fullmatch(r"A, 1\.00 requests/s: (\d+) requests sent, (\d+) of them not over", line) for line in seen]
+    counts = [(int(one[1]), int(one[2])) for one in said if one]
+    assert [sent for sent, _ in counts] == sorted(sent for sent, _ in counts)
+    assert counts[-1][0] == 10
+    assert all(0 < running <= sent for sent, running in counts[1:])
+    assert seen[-1] == "", "it is wiped at the end"
 
 
 async def test_a_run_that_is_cut_short_says_what_it_knows(fake: FakeServer) -> None:
@@ -585,7 +601,7 @@ async def test_a_run_that_is_cut_short_says_what_it_knows(fake: FakeServer) -> N
             second.set()
 
     run = asyncio.create_task(
-        GoodputRun(options(fake, first_rate=0.1, ttft_s=10.0, itl_p95_s=10.0), report, watch).run()
+        GoodputRun(options(fake, first_rate=0.1, ttft_s=10.0, itl_p95_s=10.0), report, watch, quiet).run()
     )
     await second.wait()
     await asyncio.sleep(5.0)

@@ -12,7 +12,7 @@ from ggufd.bench.goodput.load import QUICK_MIX, LoadMix
 from ggufd.bench.goodput.report import GoodputReport, rates_table
 from ggufd.bench.goodput.run import GoodputOptions, GoodputRun
 from ggufd.bench.goodput.unloaded import ITL_TIMES, TTFT_TIMES
-from ggufd.bench.measure.output import console, failing_in_one_line, run_until_interrupted, say, write_json
+from ggufd.bench.measure.output import console, failing_in_one_line, run_until_interrupted, say, say_for_now, write_json
 from ggufd.bench.measure.table import show
 
 _QUICK_REQUESTS = 10
@@ -76,7 +76,7 @@ def goodput(
     report = GoodputReport(options.seed)
     say(f"seed {options.seed}")
     with failing_in_one_line():
-        interrupted = run_until_interrupted(GoodputRun(options, report, say).run())
+        interrupted = run_until_interrupted(GoodputRun(options, report, say, say_for_now).run())
     _finish(report, json_file, interrupted=interrupted)
 
 

@@ -13,8 +13,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from ggufd.bench.goodput.attempt import play
+from ggufd.bench.goodput.attempt import LoadCounts, play
 from ggufd.bench.goodput.load import LoadDraw, LoadMix
 from ggufd.bench.goodput.objective import KEPT_SHARE, Outcome, RateResult, RateRow
 from ggufd.bench.goodput.report import GoodputReport, rate_line
@@ -27,6 +28,7 @@ from ggufd.bench.measure.table import number
 from ggufd.bench.measure.words import Words
 
 SETTLE_S = 0.1
+GLANCE_S = 2.0
 FIRST_SHARE = 0.75
 """The first rate, over that of requests one after the other on the slower server."""
 
@@ -54,13 +56,36 @@ class GoodputOptions(Contact):
     mix: LoadMix = field(default_factory=LoadMix)
 
 
-class GoodputRun:
-    """A run, whose report holds what there is when it is cut short."""
+class _Try(NamedTuple):
+    """One rate to measure on one server; a flood is there for the light user's sake."""
 
-    def __init__(self, options: GoodputOptions, report: GoodputReport, progress: Callable[[str], None]) -> None:
+    repetition: int
+    side: int
+    rate: float
+    is_flood: bool = False
+
+    @property
+    def letter(self) -> str:
+        return "AB"[self.side]
+
+
+class GoodputRun:
+    """A run, whose report holds what there is when it is cut short.
+
+    `progress` gets a line for each rate, `glance` one now and then that the next may take the place of.
+    """
+
+    def __init__(
+        self,
+        options: GoodputOptions,
+        report: GoodputReport,
+        progress: Callable[[str], None],
+        glance: Callable[[str], None],
+    ) -> None:
         self._options = options
         self._report = report
         self._progress = progress
+        self._glance = glance
         self._system = ""
         self._first_rate = 0.0
 
@@ -117,10 +142,11 @@ class GoodputRun:
             while any(search.rate is not None for search in searches):
                 for side, search in enumerate(searches):
                     if search.rate is not None:
-                        search.tell(is_kept=await self._is_kept(repetition, side, search.rate))
+                        search.tell(is_kept=await self._is_kept(_Try(repetition, side, search.rate)))
             if options.other_api_key is not None:
                 for side, search in enumerate(searches):
-                    await self._is_kept(repetition, side, FLOOD_TIMES * (search.kept or self._first_rate), "flood")
+                    rate = FLOOD_TIMES * (search.kept or self._first_rate)
+                    await self._is_kept(_Try(repetition, side, rate, is_flood=True))
         finally:
             for side, search in enumerate(searches):
                 self._conclude(repetition, side, search)
@@ -137,38 +163,53 @@ class GoodputRun:
         elif search.missed == math.inf:
             self._report.warnings.append(f"{letter} kept every rate that was tried: its goodput may be higher")
 
-    async def _is_kept(self, repetition: int, side: int, rate: float, *parts: object) -> bool:
+    async def _is_kept(self, one: _Try) -> bool:
         """Measure one rate on one server."""
         assert self._report.objective is not None
         # What the last load left behind is to be gone before the next one starts.
         await asyncio.sleep(SETTLE_S)
         cpu, start = time.process_time(), time.perf_counter()
-        outcomes, light = await self._load(self._report.servers[side], rate, repetition, (f"{rate:g}", *parts))
+        outcomes, light = await self._watched(one, start)
         self._report.spent(time.process_time() - cpu, time.perf_counter() - start)
-        result = RateResult(repetition, side, rate, start, outcomes, light)
+        result = RateResult(one.repetition, one.side, one.rate, start, outcomes, light)
         self._report.results.append(result)
-        row, letter = RateRow.of(result, self._report.objective), "AB"[side]
-        self._progress(rate_line(letter, row, len(outcomes)))
+        row = RateRow.of(result, self._report.objective)
+        self._progress(rate_line(one.letter, row, len(outcomes)))
         if result.errors:
             said = f"{row.errors} requests failed, the first: {result.errors[0]}"
-            self._report.warnings.append(f"{letter}, {number(rate)} requests/s: {said}")
+            self._report.warnings.append(f"{one.letter}, {number(one.rate)} requests/s: {said}")
         return row.is_kept
 
-    async def _load(
-        self, server: MeasuredServer, rate: float, repetition: int, texts: tuple[object, ...]
-    ) -> tuple[list[Outcome], list[Outcome]]:
+    async def _watched(self, one: _Try, start: float) -> tuple[list[Outcome], list[Outcome]]:
+        counts = LoadCounts()
+        watch = asyncio.create_task(self._watch(one, counts))
+        try:
+            return await self._load(one, start, counts)
+        finally:
+            watch.cancel()
+            self._glance("")
+
+    async def _watch(self, one: _Try, counts: LoadCounts) -> None:
+        """Tell how far a load is, seldom enough to cost the servers nothing."""
+        while True:
+            await asyncio.sleep(GLANCE_S)
+            now = f"{counts.sent} requests sent, {counts.sent - counts.over} of them not over"
+            self._glance(f"{one.letter}, {number(one.rate)} requests/s: {now}")
+
+    async def _load(self, one: _Try, start: float, counts: LoadCounts) -> tuple[list[Outcome], list[Outcome]]:
         """The requests of the load, and those of the light user beside it."""
-        options, start = self._options, time.perf_counter()
-        draw, n = self._draw(options.mix, (repetition,), texts), options.n_requests
+        options, server = self._options, self._report.servers[one.side]
+        texts, n = (f"{one.rate:g}", one.is_flood), options.n_requests
+        draw = self._draw(options.mix, (one.repetition,), texts)
         if server.other is None:
-            return await play(server.client, draw, draw.arrivals(n, rate), start), []
-        n = max(n, math.ceil(rate * LEAST_LIGHT / options.light_rate))
+            return await play(server.client, draw, draw.arrivals(n, one.rate), start, counts), []
+        n = max(n, math.ceil(one.rate * LEAST_LIGHT / options.light_rate))
+        n_light = max(LEAST_LIGHT, round(options.light_rate * n / one.rate))
         light_mix = dataclasses.replace(options.mix, documents=0.0, questions=0.0, n_chats=LIGHT_CHATS)
-        light = self._draw(light_mix, (repetition, "light"), texts)
-        light_arrivals = light.arrivals(max(LEAST_LIGHT, round(options.light_rate * n / rate)), options.light_rate)
+        light = self._draw(light_mix, (one.repetition, "light"), texts)
         return await asyncio.gather(
-            play(server.client, draw, draw.arrivals(n, rate), start),
-            play(server.other, light, light_arrivals, start),
+            play(server.client, draw, draw.arrivals(n, one.rate), start, counts),
+            play(server.other, light, light.arrivals(n_light, options.light_rate), start, counts),
         )
 
 

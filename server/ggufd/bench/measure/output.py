@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
 
 from ggufd.bench.measure.client import BenchError
 
@@ -28,7 +30,16 @@ def console() -> Console:
 
 def say(line: str) -> None:
     """Print a line of progress."""
+    say_for_now("")
     Console(stderr=True).print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+def say_for_now(line: str) -> None:
+    """Print a line that the next one takes the place of. Nothing where no terminal can do that."""
+    out = Console(stderr=True)
+    if out.is_terminal and not out.is_dumb_terminal:
+        out.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+        out.print(line, style="dim", highlight=False, markup=False, no_wrap=True, overflow="ellipsis", end="")
 
 
 def fail(message: str) -> NoReturn:
