@@ -614,6 +614,22 @@ async def test_a_run_that_is_cut_short_says_what_it_knows(fake: FakeServer) -> N
     assert [rate["rate"] for rate in report.as_json()["rates"]] == [0.1, 0.2]
 
 
+async def test_a_run_that_is_cut_short_before_any_rate_was_kept_has_no_goodput_yet(fake: FakeServer) -> None:
+    report, first = empty_report(), asyncio.Event()
+
+    def watch(line: str) -> None:
+        if report.results:
+            first.set()
+
+    run = asyncio.create_task(GoodputRun(options(fake, ttft_s=1e-9, itl_p95_s=1.0), report, watch, quiet).run())
+    await first.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert [row.kept_share for _, row in report.rate_rows()] == [0.0]
+    assert report.rows() == []
+
+
 # --- command -------------------------------------------------------------------------------------------------------
 
 

@@ -153,9 +153,9 @@ class GoodputRun:
         return min(search.kept for search in searches)
 
     def _conclude(self, repetition: int, side: int, search: RateSearch) -> None:
-        """Report what a search has found, up to its end or until it was cut short."""
+        """Report what a search has found; nothing where it was cut short while it could still find a lower rate."""
         letter = "AB"[side]
-        if search.kept == 0.0 and search.missed == math.inf:
+        if search.kept == 0.0 and search.rate is not None:
             return
         self._report.add_goodput(repetition, side, search.kept)
         if search.kept == 0.0:
