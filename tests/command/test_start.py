@@ -53,7 +53,7 @@ def imported_by(code: str) -> set[str]:
         pytest.param(
             "from ggufd.chat.process import worker; worker.prepare()",
             {"llama_cpp.llama_cpp", "ggufd.chat.process.text", "jinja2"},
-            {"numpy", "psutil", "llguidance", *HTTP, *SETTINGS, *HIGH_LEVEL},
+            {"numpy", "psutil", "llguidance", "jsonschema_rs", *HTTP, *SETTINGS, *HIGH_LEVEL},
             id="text process",
         ),
         pytest.param(
@@ -65,7 +65,18 @@ def imported_by(code: str) -> set[str]:
         pytest.param(
             "from ggufd.daemon import daemon; from ggufd.api import app",
             {"fastapi"},
-            {"llama_cpp", "numpy", "psutil", "tomlkit", "jinja2", "PIL", "httpx", "huggingface_hub", "jsonschema_rs"},
+            {
+                "llama_cpp",
+                "numpy",
+                "psutil",
+                "rich",
+                "tomlkit",
+                "jinja2",
+                "PIL",
+                "httpx",
+                "jsonschema_rs",
+                "pydantic.v1",
+            },
             id="server, until it is ready",
         ),
     ],

@@ -144,6 +144,8 @@ class Daemon:
                 try:
                     if await self._has_loaded(loading):
                         bar.close()
+                        # Requests are answered already.
+                        await asyncio.to_thread(console.prepare)
                         gc.freeze()
                         gc.enable()
                         self._announce(served)
@@ -246,7 +248,6 @@ class Daemon:
             served.engine, served.text, served.api, pooled or models, sinks, served.images, pool, kept.instances
         )
         self._batches = getattr(app.state, "batch_worker", None)
-        console.prepare()
         return Server(
             uvicorn.Config(
                 app,

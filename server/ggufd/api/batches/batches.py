@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import AfterValidator, Field, Strict, WithJsonSchema
 from starlette.responses import Response
 
@@ -16,13 +16,14 @@ from ggufd.api.batches.worker import BatchWorker
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.request.docs import documented, error_responses
+from ggufd.api.request.path_router import PathRouter
 from ggufd.api.request.sampling import Int
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.services import caller_of, services_of
 from ggufd.batches.records import BatchOrder, BatchRecord
 from ggufd.batches.store import BatchStore
 
-router = APIRouter(tags=["OpenAI"])
+router = PathRouter(tags=["OpenAI"])
 
 _MOST_LISTED = 100
 _MAX_WINDOW_S = 7 * 24 * 3600

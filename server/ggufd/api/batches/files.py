@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 
 from ggufd.api.batches.multipart import FILE_FIELD, Form, boundary_of, read_form
 from ggufd.api.batches.objects import file_json, page
 from ggufd.api.http.json_response import json_response
 from ggufd.api.request.docs import error_responses
+from ggufd.api.request.path_router import PathRouter
 from ggufd.api.services.services import caller_of, services_of
 from ggufd.batches.files import FileWriter
 from ggufd.batches.records import StoredFile
@@ -23,7 +24,7 @@ from ggufd.errors import InvalidRequest, NotFound, Unavailable, Unsupported
 
 logger = logging.getLogger(__name__)
 
-router = APIRouter(tags=["OpenAI"])
+router = PathRouter(tags=["OpenAI"])
 
 LEAST_KEPT_S = 3600
 MOST_KEPT_S = 30 * 24 * 3600

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from ggufd.api.http.json_response import json_response
 from ggufd.api.live.sight import Sight
 from ggufd.api.pool.beside import find_stream
+from ggufd.api.request.path_router import PathRouter
 from ggufd.api.services.services import RequestEvents, caller_of, services_of
 from ggufd.errors import NotFound, RequestEnded
 from ggufd.model_pool.pool import ModelTurn
 
-router = APIRouter(tags=["operations"])
+router = PathRouter(tags=["operations"])
 
 
 @router.delete("/requests/{request_id}")

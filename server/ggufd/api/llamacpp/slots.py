@@ -9,17 +9,18 @@ import re
 import time
 from pathlib import Path
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from starlette.responses import Response
 
 from ggufd.api.http.auth import admin_only
 from ggufd.api.http.body import read_json
 from ggufd.api.http.json_response import json_response
+from ggufd.api.request.path_router import PathRouter
 from ggufd.api.services.services import Services, services_of
 from ggufd.engine.messages.requests import ActOnSlot, SlotAction
 from ggufd.errors import InvalidRequest, NotFound, Unsupported
 
-router = APIRouter(tags=["llama.cpp"], dependencies=[Depends(admin_only)])
+router = PathRouter(tags=["llama.cpp"], dependencies=[Depends(admin_only)])
 
 _FILENAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _ACTIONS = {action.value: action for action in SlotAction}

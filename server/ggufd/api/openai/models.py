@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from ggufd.api.answer.model_card import model_json
 from ggufd.api.http.json_response import json_response
 from ggufd.api.pool.listing import model_card, model_cards
+from ggufd.api.request.path_router import PathRouter
 from ggufd.api.services.services import Services, services_of
 from ggufd.errors import NotFound
 
-router = APIRouter(tags=["OpenAI"])
+router = PathRouter(tags=["OpenAI"])
 
 
 @router.get("/models")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import Field, Strict
 from starlette.responses import Response, StreamingResponse
 
@@ -20,13 +20,14 @@ from ggufd.api.peers.kept_files import KeptFile, OpenChat, is_digest, kept_files
 from ggufd.api.peers.state import peer_state_of
 from ggufd.api.peers.transfer import DIGEST_HEADER, USED_HEADER, FetchedChat, Source, TransferFailed, digest_header
 from ggufd.api.request.fields import Aliases
+from ggufd.api.request.path_router import PathRouter
 from ggufd.api.request.validation import Body, validate
 from ggufd.api.services.services import Services, services_of
 from ggufd.engine.messages.config import DiskPlace
 from ggufd.engine.messages.requests import AdoptChat
 from ggufd.errors import EngineDown, InvalidRequest, NotFound
 
-router = APIRouter(include_in_schema=False)
+router = PathRouter(include_in_schema=False)
 
 _POLL_S = 0.02
 _PIECE_BYTES = 1 << 20

@@ -6,18 +6,19 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from ggufd.api.http.json_response import json_response
 from ggufd.api.http.record import record_of
+from ggufd.api.request.path_router import PathRouter
 from ggufd.api.services.services import caller_of, services_of
 from ggufd.api.streams.errors import StreamGone
 from ggufd.api.streams.kept_stream import KeptStream
 from ggufd.api.streams.response import STREAM_HEADER, ReaderResponse, owner_of, store_of
 from ggufd.errors import InvalidRequest
 
-router = APIRouter(tags=["streams"])
+router = PathRouter(tags=["streams"])
 
 _HEADER, _QUERY = "Last-Event-ID", "last_event_id"
 _MAX_DIGITS = 15

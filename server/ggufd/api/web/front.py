@@ -13,12 +13,13 @@ from starlette.types import Scope
 from ggufd import __version__
 from ggufd.api.http.json_response import json_response
 from ggufd.api.http.paths import own_path
+from ggufd.api.request.path_router import PathRouter
 from ggufd.api.services.services import Services, services_of
 from ggufd.api.web.assets import Asset, web_assets
 from ggufd.errors import NotFound
 
 router = APIRouter(tags=["operations"])
-pages = APIRouter(tags=["operations"], include_in_schema=False)
+pages = PathRouter(tags=["operations"], include_in_schema=False)
 
 LIVE = "/live"
 FILES = "/ui"

@@ -10,11 +10,13 @@ import json
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
-
-from jsonschema_rs import RegexOptions, ValidationError, Validator, validator_for
+from typing import TYPE_CHECKING
 
 from ggufd.errors import EngineFailure
 from ggufd.llama.grammar.schema import Subschema, name_dialect, places, refused
+
+if TYPE_CHECKING:
+    from jsonschema_rs import Validator
 
 _MAX_DIGITS = 1000
 """Of whole numbers that are taken as such."""
@@ -30,6 +32,9 @@ def validator_of(schema: str) -> Validator:
     Formats are left to the grammar, encodings to the client: to the specification they are notes. Patterns are matched
     in linear time.
     """
+    # Here: the text process is started before anybody sends a schema.
+    from jsonschema_rs import RegexOptions, ValidationError, validator_for
+
     parsed = json.loads(schema)
     if isinstance(parsed, dict):
         name_dialect(parsed)
@@ -47,6 +52,8 @@ def validator_of(schema: str) -> Validator:
 
 def check_json(schema: str, text: str) -> None:
     """Check of a text against a schema. Raises EngineFailure, which does not quote the text."""
+    from jsonschema_rs import ValidationError
+
     try:
         validator_of(schema).validate(json.loads(text, parse_int=_number, parse_float=_number))
     except ValidationError as error:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from ggufd.api.http.json_response import json_response
 from ggufd.api.openai.responses.items import Item
+from ggufd.api.request.path_router import PathRouter
 from ggufd.api.services.services import caller_of, services_of
 from ggufd.api.streams.response import owner_of, store_of
 from ggufd.api.streams.routes import next_after, read_id, resumed
 from ggufd.errors import InvalidRequest, NotFound, Unsupported
 
-router = APIRouter(tags=["OpenAI"])
+router = PathRouter(tags=["OpenAI"])
 
 _MAX_ITEMS = 100
 
