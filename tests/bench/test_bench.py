@@ -15,8 +15,10 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import typer
@@ -27,7 +29,7 @@ from typer.testing import CliRunner
 
 from ggufd.api.request.chat.tools import read_tools
 from ggufd.bench.command import bench, sizes
-from ggufd.bench.measure.client import Address, BenchError, Client, TimedAnswer
+from ggufd.bench.measure.client import Address, BenchError, Client, Stream, TimedAnswer
 from ggufd.bench.measure.discovery import discover
 from ggufd.bench.measure.figures import (
     Better,
@@ -47,7 +49,7 @@ from ggufd.bench.measure.sse import SseReader
 from ggufd.bench.measure.table import number, ratio_cell
 from ggufd.bench.measure.words import Words, calibrate
 from ggufd.bench.run import Options, choose, run
-from ggufd.bench.scenarios import SCENARIOS
+from ggufd.bench.scenarios import SCENARIOS, beside
 from ggufd.bench.scenarios.chat import ChatLine, History
 from ggufd.bench.scenarios.compiling import N_NEW, PARTS
 from ggufd.bench.scenarios.images import drawn_image
@@ -555,10 +557,28 @@ async def test_a_full_server_has_a_client_for_each_slot(fake: FakeServer) -> Non
     fake.token_s, fake.step_s = 0.0001, 0.002
     found = await measure(fake, "full")
     case = "a chat beside 4 clients on 4 slots"
-    assert {quantity for _, quantity in found} == {"median TTFT", "longest ITL", "jobs", "longest ITL of the jobs"}
+    quantities = {"median TTFT", "longest ITL", "jobs", "jobs and chat", "longest ITL of the jobs"}
+    assert {quantity for _, quantity in found} == quantities
+    assert found[case, "jobs and chat"] > found[case, "jobs"]
     assert 0.002 <= found[case, "longest ITL of the jobs"] < 0.3
     prompts = {body["prompt"] for body in fake.bodies if body["max_tokens"] == 96}
     assert len(prompts) >= 2 * 4
+
+
+@pytest.mark.parametrize("late", [0.0, 3.0, 9.5])
+def test_jobs_in_step_are_counted_whole_wherever_the_window_lies(late: float) -> None:
+    client = beside._JobClient()
+    # Eight seconds of reading, then 40 tokens in two: 4 a second, of which a window of 12 s may see 40 or 80.
+    for i in range(5):
+        stream = types.SimpleNamespace(times=[10 * i + 8 + 0.05 * n for n in range(40)])
+        client.jobs.append((10.0 * i, cast(Stream, stream)))
+    assert client.rate(late, late + 21) == pytest.approx(4.0)
+
+
+def test_a_window_without_a_whole_job_counts_what_was_written_in_it() -> None:
+    client = beside._JobClient()
+    client.jobs.append((0.0, cast(Stream, types.SimpleNamespace(times=[1.0, 2.0, 3.0, 4.0]))))
+    assert client.rate(1.5, 3.5) == 1.0
 
 
 async def test_jobs_have_the_other_key_where_there_is_one_and_the_row_says_so(fake: FakeServer) -> None:

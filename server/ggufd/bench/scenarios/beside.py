@@ -35,12 +35,43 @@ class JobClients:
     seconds: float
 
 
+class _JobClient:
+    """A client of jobs: when it sent each of them, and their streams."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[float, Stream]] = []
+
+    async def run(self, site: Site, client: Client, jobs: JobClients, streams: list[Stream]) -> None:
+        while True:
+            prompt = site.words.text(jobs.n_prompt)
+            sent = time.perf_counter()
+            streams.append(await client.start(prompt, jobs.n_tokens))
+            self.jobs.append((sent, streams[-1]))
+            await streams[-1].answer()
+
+    def rate(self, start: float, end: float) -> float:
+        """Tokens a second of its whole jobs between two moments; of the moments themselves where there is none.
+
+        A server that computes its clients in step reads for half a minute and then writes for all: how much of that
+        falls between two moments would be chance.
+        """
+        begun = [(sent, stream) for sent, stream in self.jobs if start <= sent <= end]
+        if len(begun) > 1:
+            return sum(len(stream.times) for _, stream in begun[:-1]) / (begun[-1][0] - begun[0][0])
+        written = sum(start < moment <= end for _, stream in self.jobs for moment in stream.times)
+        return written / (end - start)
+
+
 async def measure(site: Site, jobs: JobClients, scenario: str, label: str) -> list[Figure]:
-    """Figures of the chat, and the rate of the jobs while it lasted; theirs is the other key, where there is one."""
+    """Figures of the chat, and the rates of the jobs and of all while it lasted.
+
+    The jobs' is the other key, where there is one. Who keeps a chat waiting writes less of it.
+    """
     streams: list[Stream] = []
     with closing_all(streams):
         client = site.server.other or site.client
-        clients = [asyncio.create_task(_job(site, client, jobs, streams)) for _ in range(jobs.n)]
+        job_clients = [_JobClient() for _ in range(jobs.n)]
+        clients = [asyncio.create_task(one.run(site, client, jobs, streams)) for one in job_clients]
         start = time.perf_counter() + jobs.head_start_s
         chat = asyncio.create_task(_chat(site, start, start + jobs.seconds))
         try:
@@ -55,24 +86,20 @@ async def measure(site: Site, jobs: JobClients, scenario: str, label: str) -> li
             for task in (chat, *clients):
                 task.cancel()
             await asyncio.gather(chat, *clients, return_exceptions=True)
-        done = sum(start < moment <= end for stream in streams for moment in stream.times)
+        rate = sum(one.rate(start, end) for one in job_clients)
+        chat_rate = sum(len(answer.times) for answer in answers) / (end - start)
         gaps = [b - a for stream in streams for a, b in itertools.pairwise(stream.times) if start < b <= end]
     return [
-        *_chat_figures(scenario, label, answers),
-        Figure(Metric(scenario, label, "jobs", "tok/s", Better.HIGHER), done / (end - start)),
+        # The first turn reads the card.
+        *_chat_figures(scenario, label, answers[1:]),
+        Figure(Metric(scenario, label, "jobs", "tok/s", Better.HIGHER), rate),
+        Figure(Metric(scenario, label, "jobs and chat", "tok/s", Better.HIGHER), rate + chat_rate),
         *([Figure(Metric(scenario, label, "longest ITL of the jobs", "s", Better.LOWER), max(gaps))] if gaps else []),
     ]
 
 
-async def _job(site: Site, client: Client, jobs: JobClients, streams: list[Stream]) -> None:
-    while True:
-        stream = await client.start(site.words.text(jobs.n_prompt), jobs.n_tokens)
-        streams.append(stream)
-        await stream.answer()
-
-
 async def _chat(site: Site, start: float, until: float) -> list[TimedAnswer]:
-    """Turns of a growing chat until the time is over; the first one, which reads the card, is left out."""
+    """Turns of a growing chat until the time is over."""
     await asyncio.sleep(start - time.perf_counter())
     text = site.words.text(CARD)
     answers: list[TimedAnswer] = []
@@ -80,7 +107,7 @@ async def _chat(site: Site, start: float, until: float) -> list[TimedAnswer]:
         text += f"\n{site.words.text(MESSAGE)}\n"
         answers.append(await site.client.complete(text, ANSWER))
         text += answers[-1].text
-    return answers[1:]
+    return answers
 
 
 def _chat_figures(scenario: str, label: str, answers: list[TimedAnswer]) -> list[Figure]:

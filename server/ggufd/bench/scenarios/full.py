@@ -12,7 +12,7 @@ from ggufd.bench.scenarios import beside
 NAME = "full"
 JOB_PROMPT = 650
 JOB_TOKENS = 96
-LONGER = 8
+LONGER = 16
 """How many times as long as a chat beside background jobs it is watched: a round of 16 prompts takes half a minute."""
 
 
