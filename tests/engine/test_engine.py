@@ -218,6 +218,17 @@ def test_what_an_aborted_request_computed_is_reused() -> None:
     assert rig.text(2) == run_alone(make_request(2, LONG + b"!")).texts[0]
 
 
+def test_nothing_is_told_of_a_request_that_was_finished_and_aborted_between_two_steps() -> None:
+    rig = make_engine(n_slots=2)
+    rig.add(make_request(1, b"one", max_tokens=9), make_request(2, b"two", max_tokens=3, ignore_eos=True))
+    rig.step()
+    rig.finish(1)
+    rig.abort(1)
+    assert {event.request_id for event in rig.step() if isinstance(event, Output)} == {2}
+    rig.run()
+    assert rig.collected[2].is_done
+
+
 def test_an_unknown_abort_is_fine() -> None:
     rig = make_engine()
     rig.abort(77)

@@ -132,7 +132,7 @@ class EngineReplica:
                 status = response.status
         except (aiohttp.ClientError, TimeoutError) as error:
             self._is_silent = True
-            raise StartupError(f"the server gives no answer: {error or type(error).__name__}") from None
+            raise StartupError(f"the server gives no answer: {str(error) or type(error).__name__}") from None
         self._is_silent = False
         if status != 200:
             raise StartupError(f"the server is not alive: its probe answers {status}")

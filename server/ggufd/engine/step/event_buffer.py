@@ -27,6 +27,10 @@ class EventBuffer:
     def put(self, *events: Event) -> None:
         self._events += events
 
+    def drop(self, request_id: int) -> None:
+        """Drop the events of a request that nobody waits for any more."""
+        self._events = [event for event in self._events if getattr(event, "request_id", None) != request_id]
+
     def put_text(self, sequence: SequenceState, output: StepOutput, finish: Finish | None = None) -> None:
         """Add a step output; the accepted tokens of a draft go together."""
         event = _event(sequence, output, finish)

@@ -163,9 +163,10 @@ class Lifecycle:
         self._retire(sequence)
 
     def abort(self, request_id: int) -> None:
-        """End all sequences of a request."""
+        """End all sequences of a request, of which nothing is told any more."""
         for sequence in self.of_request(request_id):
             self.leave(sequence)
+        self.events.drop(request_id)
 
     def close(self, timeout_s: float) -> None:
         """End of all running sequences; what can be kept on disk is saved, within that time."""
