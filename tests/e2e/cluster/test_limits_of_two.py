@@ -21,7 +21,7 @@ from ggufd.cluster.serving.launch import Launch
 from ggufd.cluster.serving.replica import EngineReplica
 from ggufd.keys import file
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.timeout(600)]
 
 TOKEN = "a-token-of-a-cluster-of-two-servers-only"
 WAIT_S = 120.0
