@@ -19,6 +19,7 @@ import openai
 import psutil
 import pytest
 
+from ggufd.engine.process import NAME
 from tests.support.fakes.api_client import error_of, parse_events
 from tests.support.limits import ANSWER_S
 from tests.support.models.tiny_bert import write_tiny_bert
@@ -62,6 +63,14 @@ def says(http: httpx.Client, model: str, **more: Any) -> tuple[str, str]:
 
 def states(http: httpx.Client) -> dict[str, str]:
     return {one["id"]: one["status"]["value"] for one in http.get("/v1/models").json()["data"]}
+
+
+def name_of(process: psutil.Process) -> str:
+    """The name that a process goes by; none where it has just ended."""
+    try:
+        return process.name()
+    except psutil.Error:
+        return ""
 
 
 def until(holds: Callable[[], bool], why: str) -> None:
@@ -447,18 +456,17 @@ class TestFailures:
         with served(folder, "--swap-after-s", "0", "--swap-retry-s", "1") as (server, http):
             first = says(http, "tiny-a")
             seen = {child.pid for child in server.children()}
-            new: list[int] = []
+            engine = None
             with ThreadPoolExecutor() as threads:
                 asked = threads.submit(http.post, "/v1/completions", json={"model": "tiny-b", "prompt": "x"})
-                # The text process comes first, then, when the old engine has gone, the engine.
-                while len(new) < 2 and not asked.done():
-                    new += [child.pid for child in server.children() if child.pid not in {*seen, *new}]
+                while engine is None and not asked.done():
+                    new = [child for child in server.children() if child.pid not in seen]
+                    engine = next((child for child in new if name_of(child) == NAME), None)
                     time.sleep(0.01)
-                killed = len(new) > 1 and not asked.done()
-                if killed:
-                    psutil.Process(new[1]).kill()
+                if engine is not None:
+                    engine.kill()
                 answer = asked.result()
-            assert killed, "there was no engine to kill"
+            assert engine is not None, "there was no engine to kill"
             error = error_of(answer, 503)
             assert error["code"] == "model_load_failed"
             assert "the engine process ended unexpectedly" in error["message"]

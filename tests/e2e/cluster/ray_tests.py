@@ -197,8 +197,9 @@ async def test_requests_are_answered_by_all_replicas_and_a_chat_by_one(cluster: 
     state = cluster.deploy(OPTIONS)
     assert (state.n_running, len(state.ingresses), state.options) == (2, 2, OPTIONS)
     async with client() as http:
-        answers = [await ask(http, f"chat {number}") for number in range(8)]
-        again = [await ask(http, f"chat {number}") for number in range(8)]
+        # Homes depend on the ids of the servers, which are drawn: of a few chats all may have one.
+        answers = [await ask(http, f"chat {number}") for number in range(24)]
+        again = [await ask(http, f"chat {number}") for number in range(24)]
     assert broken([*answers, *again]) == []
     assert [one.pid for one in answers] == [one.pid for one in again]
     assert {one.pid for one in answers} == pids(fakes())
@@ -570,10 +571,9 @@ async def test_an_engine_that_hangs_is_restarted_by_its_server(served: str, clus
     await asyncio.wait_for(is_heard.wait(), WAIT_S)
     engine.suspend()
     told = Times()
-    # It is sent to the hanging one, which refuses it when its watchdog has found out; then the other one is asked.
+    # Sent to the hanging one it is refused when its watchdog has found out; then, or at once, the other one is asked.
     assert await asyncio.to_thread(chat.turn) > N_NEW
     told.add("answered elsewhere")
-    assert told.total_s >= STEP_TIMEOUT_S - 1
     *_, last = (line for line in (await stream).splitlines() if line.startswith("data: {"))
     told.add("told that it broke off")
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_down", last
