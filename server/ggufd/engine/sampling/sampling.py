@@ -381,8 +381,8 @@ def _top(row: Row, k: int) -> npt.NDArray[np.int64]:
 def _wide_nucleus(weights: Row, wanted: float, min_keep: int) -> npt.NDArray[np.int64]:
     """Indices of the largest weights that together reach `wanted`, `min_keep` at least; the lower one where equal.
 
-    A histogram over the leading bits, which order floats as their values do, tells the class of the last of them, and
-    only that class is sorted: a fifth of the time of sorting all, where thousands are left.
+    `weights` has shape `[n_vocab]`, none below zero; all are left where `wanted` is no number. A histogram over the
+    leading bits, which order floats as their values do, tells the class of the last of them: only that one is sorted.
     """
     if not math.isfinite(wanted):
         return np.arange(len(weights))
