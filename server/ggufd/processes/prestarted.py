@@ -207,6 +207,16 @@ def before_exit_with_parent(clean: Callable[[], None]) -> None:
             thread.before_exit = clean
 
 
+def end_with_parent(timeout_s: float = 5.0) -> None:
+    """Wait to be ended with the parent, whose pipe is closed a moment before its end is noticed.
+
+    A child that returned at once would not clean up. Returns after `timeout_s` where the parent goes on.
+    """
+    for thread in threading.enumerate():
+        if isinstance(thread, ParentWatch):
+            thread.join(timeout_s)
+
+
 def _show_name(name: str) -> None:
     """Have `ps` and `top` of Linux tell the processes apart; threads that are started later have the name too."""
     with contextlib.suppress(OSError):

@@ -34,7 +34,7 @@ from ggufd.images.encoder.messages import (
     Measured,
 )
 from ggufd.placement import host
-from ggufd.processes.prestarted import before_exit_with_parent
+from ggufd.processes.prestarted import before_exit_with_parent, end_with_parent
 
 if TYPE_CHECKING:
     from ggufd.llama.projector.projector import Part, Projector
@@ -76,6 +76,8 @@ def main(conn: Connection, params: EncoderParams) -> None:
     gc.freeze()
     gc.enable()
     Worker(conn, projector, jobs).run()
+    # Only a parent that has ended closes the pipe.
+    end_with_parent()
     del capture
 
 

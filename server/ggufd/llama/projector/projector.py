@@ -14,15 +14,13 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-from numpy.typing import NDArray
 
 from ggufd.errors import EngineFailure, ModelError
 from ggufd.llama.model import system
 from ggufd.llama.model.model import GgufModel
 from ggufd.llama.params import ProjectorParams
 from ggufd.llama.projector import binding
-
-Rows = NDArray[np.float32]
+from ggufd.llama.projector.line_ends import Rows, repaired
 
 Part = tuple[int, ...] | Rows
 """What stands in a prompt: tokens, or rows of an image or of a tile of it."""
@@ -48,6 +46,7 @@ class Projector:
 
     def __init__(self, model: GgufModel, params: ProjectorParams, may_go_on: Callable[[], bool] = lambda: True) -> None:
         self._mtmd = binding.load()
+        self._path = params.path
         self._n_embd = params.n_embd
         self._may_go_on = may_go_on
         self._n_nodes = 0
@@ -157,7 +156,8 @@ class Projector:
         if code != 0 or not output:
             raise EngineFailure("the projector could not encode this image")
         n_rows = self._n_rows(chunk)
-        rows: Rows = np.ctypeslib.as_array(output, (n_rows * self._n_embd,)).reshape(n_rows, self._n_embd).copy()
+        rows = np.ctypeslib.as_array(output, (n_rows * self._n_embd,)).reshape(n_rows, self._n_embd).copy()
+        rows = repaired(rows, self._path)
         if not np.isfinite(rows).all():
             raise EngineFailure("the projector made rows that are no numbers of this image")
         return rows
