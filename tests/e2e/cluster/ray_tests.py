@@ -519,7 +519,7 @@ def cluster_token() -> str:
 
 
 def kept_at(url: str, token: str, *, is_saved: bool = False) -> set[str]:
-    """Digests of the chats that a replica has on disk; with `is_saved` after what it has in memory was written there."""
+    """Digests of the chats that a replica has on disk; with `is_saved` what it has in memory is written there first."""
     with httpx.Client(base_url=url, headers={TOKEN_HEADER: token}, timeout=WAIT_S, trust_env=False) as http:
         if is_saved:
             assert http.post("/peers/chats/save", json={"timeout_s": WAIT_S / 2}).json()["left"] == 0
