@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ggufd.engine.costs.cost_model import Weights
 from ggufd.engine.messages.events import (
     Admitted,
     CacheDifference,
@@ -313,7 +314,7 @@ def test_the_same_prompt_again_computes_its_last_token_only() -> None:
 def test_an_unseen_prefix_of_two_at_once_is_computed_once() -> None:
     rig = make_engine(n_slots=4, n_batch=128)
     # A step before this one, so that the prompt is read at once.
-    rig.scheduler.step_time.record(0.001, 0, 64)
+    rig.scheduler.costs.model.weights = Weights(0, 1e-5, 0, 0)
     rig.add(make_request(1, LONG + b"one", max_tokens=5), make_request(2, LONG + b"two", max_tokens=5))
     rig.run()
     assert rig.collected[2].finishes[0].usage.cached_tokens == len(LONG)
@@ -344,7 +345,7 @@ def test_several_choices_compute_the_prompt_once() -> None:
     request = make_request(1, LONG, n=3, max_tokens=6, temperature=1.0, seed=3, ignore_eos=True)
     rig = make_engine(n_slots=4, n_batch=128)
     # A step before this one, so that the prompt is read at once.
-    rig.scheduler.step_time.record(0.001, 0, 64)
+    rig.scheduler.costs.model.weights = Weights(0, 1e-5, 0, 0)
     rig.add(request)
     collected = rig.run()[1]
     assert rig.n_computed == len(LONG) + 2 + 3 * 5
@@ -613,7 +614,7 @@ def test_the_next_text_is_foreseen_where_all_write() -> None:
     rig.add(make_request(1, b"abc", max_tokens=5, ignore_eos=True))
     rig.step()
     rig.step()
-    assert rig.engine.next_text_s == pytest.approx(0.0105)
+    assert rig.engine.next_text_s == pytest.approx(0.0105, rel=0.05)
     rig.add(make_request(2, b"def"))
     assert rig.engine.next_text_s is None
     rig.run()

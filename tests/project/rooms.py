@@ -30,6 +30,7 @@ ROOMS: tuple[str, ...] = (
     "placement",
     "engine.messages",
     "engine.backend",
+    "engine.costs",
     "engine.sampling",
     "engine.kv_store",
     "engine.speculation",

@@ -66,10 +66,11 @@ def build_engine(
         message_ends=vocabulary.eog_tokens,
         disk=rules.disk,
         chunks=scheduler.fixed_chunks,
+        steps=scheduler.costs,
     )
     counters, trace = Counters(), StepTrace(clock)
-    forecast = Forecast(scheduler.step_time)
-    shortest_first = ShortestFirst(scheduler.step_time, forecast.expected_tokens, len(cache.table.slots))
+    forecast = Forecast(scheduler.costs)
+    shortest_first = ShortestFirst(scheduler.costs, forecast.expected_tokens, len(cache.table.slots))
     queue.shortest_first = scheduler.shortest_first = shortest_first
     announcer = Announcer(queue, cache.table, cache.matcher, forecast)
     pre_roll = (
@@ -79,11 +80,11 @@ def build_engine(
     )
     context_shift = ContextShift(decoder.n_ctx, is_on=rules.shifts_context and decoder.can_shift)
     speculator = Speculator(rules.max_draft if decoder.can_trim else 0, draft)
-    drafting = Drafting(speculator, context_shift, decoder.n_ctx, counters, trace, clock)
+    drafting = Drafting(speculator, context_shift, decoder.n_ctx, scheduler.costs, counters, trace, clock)
     token_step = TokenStep(decoder, vocabulary, counters, trace, context_shift, queue.charge_token, clock)
     lifecycle = Lifecycle(queue, cache, token_step, drafting, forecast, pre_roll, counters, clock)
     deadlines, admission = Deadlines(lifecycle, announcer, clock), Admission(queue, cache.table, cache.matcher, rules)
-    costs = Costs(scheduler.step_time, speculator.costs, cache.costs, ThreadTuner(decoder.n_threads))
+    costs = Costs(scheduler.costs, ThreadTuner(decoder.n_threads))
     batcher = Batcher(decoder, grammars, cache.cells, costs, counters, trace, clock)
     return Engine(
         Submission(decoder, grammars, queue, cache, embedder, clock),

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ggufd.engine.costs.cost_model import Weights
 from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.messages.events import CacheReport, CacheSource, FinishReason
 from ggufd.engine.messages.images import ImageRows, ImageSpan, row_tokens
@@ -125,8 +126,7 @@ def test_tokens_and_rows_of_one_step_are_two_decodes(red: ImageRows) -> None:
 
 def test_a_long_image_is_read_in_pieces_beside_a_stream(tmp_path: Path) -> None:
     rig = make_engine(n_slots=2, n_batch=64, max_gap_ms=30.0)
-    rig.scheduler.step_time.record(0.01, 1, 0)
-    rig.scheduler.step_time.record(0.016, 0, 16)
+    rig.scheduler.costs.model.weights = Weights(0.009, 0.001, 0, 0)
     rig.add(make_request(1, b"hello", max_tokens=60, ignore_eos=True))
     for _ in range(4):
         rig.step()
@@ -358,7 +358,7 @@ def test_a_half_read_image_in_host_ram_is_worth_what_stands_before_it(tmp_path: 
     large = make_image(tmp_path, "large", 90)
     for before, n_restored in ((TEXT, 1), (b"short", 0)):
         rig = make_engine(n_slots=1, n_batch=64, cache_ram_bytes=1 << 20)
-        rig.scheduler.step_time.record(0.001, 0, 64)
+        rig.scheduler.costs.model.weights = Weights(0, 1e-5, 0, 0)
         rig.add(make_image_request(1, [before, large, TEXT]))
         while not rig.decoder.embedded:
             rig.step()

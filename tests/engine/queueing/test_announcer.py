@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.messages.events import Admitted, Finish, FinishReason, Queued, Turn
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.queueing.forecast import Forecast
-from ggufd.engine.scheduling.step_time import StepTime
 from ggufd.engine.sequence.sequence import SequenceState
+from tests.support.costs import FixedCosts
 from tests.support.fakes.fake_llama import Rig, make_engine, make_request, run_alone
 
 STEP_S = 0.0105
@@ -25,10 +26,8 @@ def turns_of(rig: Rig, request_id: int) -> list[Turn]:
     return [event.turn for event in rig.collected[request_id].events if isinstance(event, Queued)]
 
 
-def measured() -> StepTime:
-    step_time = StepTime()
-    step_time.decode_s, step_time.prefill_s_per_token = 0.1, 0.01
-    return step_time
+def measured() -> StepCosts:
+    return FixedCosts(0.1, 0.01)
 
 
 def waiting(request_id: int, n_prompt: int = 10, max_tokens: int | None = 10, **changes: Any) -> SequenceState:
@@ -60,8 +59,8 @@ def test_one_more_request_waits_behind_all_that_wait() -> None:
 
 
 def test_the_pace_of_prompts_is_known_once_it_was_measured() -> None:
-    assert Forecast(StepTime()).prefill_tok_s == 0
-    assert Forecast(measured()).prefill_tok_s == pytest.approx(1 / measured().prefill_s_per_token)
+    assert Forecast(StepCosts()).prefill_tok_s == 0
+    assert Forecast(measured()).prefill_tok_s == pytest.approx(100)
 
 
 def test_an_answer_is_expected_to_be_as_long_as_the_latest_ones_beside_their_limits() -> None:
@@ -90,7 +89,7 @@ def test_the_tokens_of_an_answer_take_what_they_took_lately(tokens_per_s: float,
 
 
 def test_before_anything_was_measured_nothing_takes_any_time() -> None:
-    forecast = Forecast(StepTime())
+    forecast = Forecast(StepCosts())
     assert forecast.turns([waiting(1), waiting(2)], [waiting(3)], n_free=0) == {1: (1, 0.0), 2: (2, 0.0)}
 
 

@@ -8,8 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ggufd.engine.costs.cost_model import Weights
+from ggufd.engine.costs.step_costs import StepCosts
+from ggufd.engine.costs.step_shape import SlotRows
 from ggufd.engine.scheduling.scheduler import Chunk, Scheduler
 from ggufd.engine.sequence.sequence import SequenceState
+from tests.support.costs import known_costs
 from tests.support.fakes.fake_llama import make_request
 
 
@@ -40,6 +44,7 @@ def scheduler(
     max_gap_ms: float = 100.0,
     max_gap_steps: int = 0,
     max_gap_full_ms: float = 0.0,
+    costs: StepCosts | None = None,
 ) -> Scheduler:
     return Scheduler(
         n_batch=n_batch,
@@ -48,7 +53,14 @@ def scheduler(
         max_gap_ms=max_gap_ms,
         max_gap_steps=max_gap_steps,
         max_gap_full_ms=max_gap_full_ms,
+        costs=costs,
     )
+
+
+def decode(costs: StepCosts, *seconds: float) -> None:
+    """Four sequences decode, in steps that take so long."""
+    for step_s in seconds:
+        costs.record([SlotRows(slot, 1, 10) for slot in range(4)], step_s, n_prefill=0)
 
 
 def shape(plan: list[Chunk]) -> list[tuple[int | None, int, int]]:
@@ -87,17 +99,14 @@ def test_no_prompt_begins_with_a_crumb(young: int, rows: int) -> None:
 
 @pytest.mark.parametrize(("n_left", "rows"), [(16, 16), (31, 31), (32, 16)])
 def test_of_a_prompt_no_crumb_is_left(n_left: int, rows: int) -> None:
-    planner = scheduler(max_gap_ms=20.0)
-    planner.step_time.record(0.5, 0, 16)
+    planner = scheduler(max_gap_ms=20.0, costs=known_costs(row_s=0.03))
     assert shape(planner.schedule([decoding(0), sequence(1, n_left)]))[1][1] == rows
 
 
 def test_what_the_step_has_spent_is_not_left_for_prompts() -> None:
-    planner = scheduler(n_batch=512, n_ubatch=512)
-    planner.step_time.record(0.02, 4, 0)
-    planner.step_time.record(0.1, 0, 100)
-    assert planner.token_budget(n_decode=4) == pytest.approx(80, abs=1)
-    assert planner.token_budget(n_decode=4, spent_s=0.04) == pytest.approx(40, abs=1)
+    planner = scheduler(n_batch=512, n_ubatch=512, costs=known_costs(row_s=0.001))
+    assert planner.token_budget(n_decode=4) == pytest.approx(100, abs=1)
+    assert planner.token_budget(n_decode=4, spent_s=0.06) == pytest.approx(40, abs=1)
     assert planner.token_budget(n_decode=4, spent_s=1.0) == 16
 
 
@@ -108,20 +117,28 @@ def test_decode_comes_before_prefill_however_old_that_is() -> None:
 
 
 def test_a_step_with_running_streams_stays_under_the_gap() -> None:
-    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0)
-    planner.step_time.record(0.020, 4, 0)
-    planner.step_time.record(0.020 + 0.128, 4, 128)
-    # 80 ms are left beside the 20 ms of the decode, at a millisecond a token.
-    assert planner.token_budget(n_decode=4) == pytest.approx(80, abs=1)
+    costs = known_costs(pass_s=0.006, row_s=0.001)
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, costs=costs)
+    *_, chunk = planner.schedule([*(decoding(slot) for slot in range(4)), sequence(4, 1000)])
+    # 84 ms are left beside a pass for the four rows, and another for the prompt takes 6 of them: a millisecond a token.
+    assert chunk.n_tokens == pytest.approx(84, abs=1)
+
+
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 93), (1000, 85), (10_000, 31), (20_000, 18)])
+def test_chunks_become_shorter_the_more_is_before_them(n_past: int, n_tokens: int) -> None:
+    """94 ms are left: each thousand tokens before a token cost it 0.1 ms in tiles, else 0.2 ms."""
+    costs = known_costs(pass_s=0.006, row_s=0.001, attended_s=2e-7, attended_tiled_s=1e-7)
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, costs=costs)
+    assert planner.token_budget(n_decode=1, n_past=n_past) == pytest.approx(n_tokens, abs=1)
 
 
 @pytest.mark.parametrize(("decode_s", "budget"), [(0.01, 90), (0.0125, 87), (0.05, 350)])
 def test_beside_slow_steps_the_gap_is_counted_in_them(decode_s: float, budget: int) -> None:
     """A millisecond a token: what is left of 100 ms, or of eight steps if that is more."""
     planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, max_gap_steps=8)
-    planner.step_time.record(decode_s, 4, 0)
-    planner.step_time.prefill_s_per_token = 0.001
-    assert planner.token_budget(n_decode=4) == pytest.approx(budget, abs=1)
+    decode(planner.costs, decode_s)
+    planner.costs.model.weights = Weights(0, 0.001, 0, 0)
+    assert planner.token_budget(n_decode=4, spent_s=decode_s) == pytest.approx(budget, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -131,77 +148,63 @@ def test_beside_slow_steps_the_gap_is_counted_in_them(decode_s: float, budget: i
 def test_the_gap_grows_by_as_much_for_each_request_that_waits_to_be_read(
     n_behind: int, max_gap_full_ms: float, budget: int
 ) -> None:
-    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, max_gap_full_ms=max_gap_full_ms)
-    planner.step_time.record(0.01, 4, 0)
-    planner.step_time.prefill_s_per_token = 0.001
-    assert planner.token_budget(n_decode=4, n_behind=n_behind) == pytest.approx(budget, abs=1)
+    costs = known_costs(row_s=0.001)
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, max_gap_full_ms=max_gap_full_ms, costs=costs)
+    assert planner.token_budget(n_decode=4, n_behind=n_behind, spent_s=0.01) == pytest.approx(budget, abs=1)
 
 
 def test_who_waits_without_a_slot_or_behind_another_prompt_makes_the_gap_grow() -> None:
     def n_read(*prompts: int, n_waiting: int) -> int:
-        planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, max_gap_full_ms=1000.0)
-        planner.step_time.record(0.01, 4, 0)
-        planner.step_time.prefill_s_per_token = 0.001
+        costs = known_costs(row_s=0.001)
+        planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, max_gap_full_ms=1000.0, costs=costs)
         readers = [sequence(slot, n, admit_s=slot) for slot, n in enumerate(prompts, 1)]
         return sum(chunk.n_tokens for chunk in planner.schedule([decoding(0), *readers], n_waiting=n_waiting)[1:])
 
-    assert n_read(2000, n_waiting=0) == pytest.approx(90, abs=1)
-    assert n_read(2000, n_waiting=2) == pytest.approx(290, abs=1)
-    assert n_read(2000, 2000, n_waiting=2) == pytest.approx(390, abs=1)
+    assert n_read(2000, n_waiting=0) == pytest.approx(99, abs=1)
+    assert n_read(2000, n_waiting=2) == pytest.approx(299, abs=1)
+    assert n_read(2000, 2000, n_waiting=2) == pytest.approx(399, abs=1)
 
 
 def test_a_disturbed_step_makes_no_gap_longer() -> None:
     planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, max_gap_steps=8)
-    for decode_s in (0.02, 0.2, 0.2):
-        planner.step_time.record(decode_s, 4, 0)
-    assert planner.step_time.pace_s == 0.02
-    planner.step_time.decode_s, planner.step_time.prefill_s_per_token = 0.02, 0.001
-    assert planner.token_budget(n_decode=4) == pytest.approx(140, abs=1)
+    decode(planner.costs, 0.02, 0.2, 0.2)
+    assert planner.costs.pace_s == 0.02
+    planner.costs.model.weights = Weights(0, 0.001, 0, 0)
+    assert planner.token_budget(n_decode=4, spent_s=0.02) == pytest.approx(140, abs=1)
 
 
 def test_nearly_a_tile_of_prefill_is_a_whole_one() -> None:
     planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0)
-    planner.step_time.record(0.02, n_decode=4, n_prefill=0)
     for seconds_per_token, budget in ((0.08 / 70, 70), (0.08 / 50, 64), (0.08 / 44, 64), (0.08 / 40, 40)):
-        planner.step_time.prefill_s_per_token = seconds_per_token * 0.9999
-        assert planner.token_budget(n_decode=4) == budget
+        planner.costs.model.weights = Weights(0, seconds_per_token * 0.9999, 0, 0)
+        assert planner.token_budget(n_decode=4, spent_s=0.02) == budget
 
 
 @pytest.mark.parametrize(
     ("ms_per_token", "budget"), [(0.0, 32), (0.1, 512), (0.7, 142), (2.0, 64), (4.5, 64), (4.8, 20), (20.0, 16)]
 )
 def test_what_nobody_waits_for_goes_in_tiles_where_they_are_not_much_longer(ms_per_token: float, budget: int) -> None:
-    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0)
-    planner.step_time.prefill_s_per_token = ms_per_token / 1000
+    costs = known_costs(row_s=ms_per_token / 1000) if ms_per_token else None
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, costs=costs)
     assert planner.background_budget() == budget
 
 
 def test_a_slow_machine_still_goes_on_with_prefill() -> None:
-    planner = scheduler(max_gap_ms=100.0)
-    planner.step_time.record(0.5, 4, 0)
-    planner.step_time.record(1.5, 4, 32)
+    planner = scheduler(max_gap_ms=100.0, costs=known_costs(pass_s=0.4, row_s=0.03))
     assert planner.token_budget(n_decode=4) == 16
     assert planner.token_budget(n_decode=0) == 64
 
 
 def test_prefill_alone_is_bounded_in_time_too() -> None:
-    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0)
-    planner.step_time.record(0.128 * 2.5, 0, 128)
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, costs=known_costs(row_s=0.0025))
     # 1.2 s at 2.5 ms a token is 480, and 448 is whole tiles of 64.
     assert planner.token_budget(n_decode=0) == 448
 
 
 def test_prefill_never_exceeds_a_ubatch() -> None:
-    planner = scheduler(n_batch=2048, n_ubatch=512)
-    planner.step_time.record(0.001, 0, 128)
+    planner = scheduler(n_batch=2048, n_ubatch=512, costs=known_costs(row_s=1e-5))
     assert planner.token_budget(n_decode=0) == 512
     assert planner.token_budget(n_decode=3) == 512
-
-
-def test_short_prefills_teach_nothing() -> None:
-    planner = scheduler()
-    planner.step_time.record(0.1, 0, 3)
-    assert planner.step_time.prefill_s_per_token == 0
 
 
 def test_prompt_logprobs_ask_for_every_row_within_the_outputs() -> None:
@@ -232,12 +235,17 @@ runs = st.lists(
 )
 
 
-@given(runs, st.integers(16, 128), st.integers(16, 64), st.floats(0, 0.5), st.just(0.0) | st.floats(1e-7, 0.01))
+@given(
+    runs,
+    st.integers(16, 128),
+    st.integers(16, 64),
+    st.none() | st.builds(Weights, st.floats(0, 0.5), st.floats(0, 0.01), st.floats(0, 1e-5), st.floats(0, 1e-5)),
+)
 def test_every_plan_fits_and_lets_somebody_go_on(
-    made: list[tuple[int, int, bool, bool]], n_batch: int, n_outputs_max: int, decode_s: float, per_token_s: float
+    made: list[tuple[int, int, bool, bool]], n_batch: int, n_outputs_max: int, weights: Weights | None
 ) -> None:
     planner = scheduler(n_batch=n_batch, n_ubatch=64, n_outputs_max=n_outputs_max)
-    planner.step_time.decode_s, planner.step_time.prefill_s_per_token = decode_s, per_token_s
+    planner.costs.model.weights = weights
     running = [
         decoding(slot, n_prompt) if is_decoding else sequence(slot, n_prompt, n_past=n_past, prompt_logprobs=logprobs)
         for slot, (n_prompt, n_past, is_decoding, logprobs) in enumerate(made)
@@ -339,9 +347,7 @@ def test_fixed_chunks_have_logits_for_all_of_a_prompt_that_wants_them() -> None:
 
 
 def test_tokens_that_are_computed_alone_take_of_the_time_for_prompts() -> None:
-    one = scheduler()
-    one.step_time.record(0.1, 0, 64)
-    one.step_time.record_alone(0.02)
+    one = scheduler(costs=known_costs(pass_s=0.019, row_s=0.001))
     alone = [deterministic(decoding(slot)) for slot in (1, 2)]
     n_without = one.schedule([decoding(3), sequence(0, 150)])[0].n_tokens
     n_beside = one.schedule([decoding(3), *alone, sequence(0, 150)])[0].n_tokens

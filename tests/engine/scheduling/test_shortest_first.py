@@ -10,17 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufd.engine.scheduling.shortest_first import ShortestFirst
-from ggufd.engine.scheduling.step_time import StepTime
 from ggufd.engine.sequence.sequence import SequenceState
+from tests.support.costs import FixedCosts
 from tests.support.fakes.fake_llama import make_request
 
 TOKEN_S = 0.01
 
 
 def policy(n_slots: int = 1, expected: float = 0.0) -> ShortestFirst:
-    step_time = StepTime()
-    step_time.prefill_s_per_token, step_time.decode_s = TOKEN_S, 0.1
-    return ShortestFirst(step_time, lambda _: expected, n_slots)
+    return ShortestFirst(FixedCosts(0.1, TOKEN_S), lambda _: expected, n_slots)
 
 
 def waiting(n_prompt: int, patience_s: float | None = None, *, priority: int = 0, n_matched: int = 0) -> SequenceState:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ggufd.engine.slots.copy_costs import CopyCosts
+from tests.support.costs import FixedCosts
 
 
 def test_before_the_first_copy_a_share_of_the_prefill_is_guessed() -> None:
-    costs = CopyCosts(prefill_s_per_token=0.01)
+    costs = CopyCosts(FixedCosts(0.1, 0.01))
     assert costs.prefill_s(100) == pytest.approx(1.0)
     assert costs.copy_s(100) == pytest.approx(0.05)
     assert costs.measured_copy_s(100) == 0.0

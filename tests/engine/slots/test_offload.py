@@ -12,6 +12,7 @@ from ggufd.engine.messages.requests import CacheScope
 from ggufd.engine.slots.matching import PrefixMatcher
 from ggufd.engine.slots.offload import Offload
 from ggufd.errors import InvalidRequest
+from tests.support.costs import FixedCosts
 from tests.support.fakes.slot_rig import CHUNKS, SlotRig, ids
 
 LONG = bytes(range(1, 101))
@@ -94,7 +95,7 @@ def test_a_save_hides_behind_a_prefill_of_twenty_times_its_length(prefill_s_per_
     rig = Rig()
     rig.keep(0, LONG)
     rig.keep(1, OTHER)
-    rig.costs.save_s_per_token, rig.costs.prefill_s_per_token = 0.01, prefill_s_per_token
+    rig.costs.save_s_per_token, rig.costs.steps = 0.01, FixedCosts(0.0, prefill_s_per_token)
     rig.offload.save_ahead(rig.make(LONG))
     assert rig.is_kept(LONG) == is_saved
 

@@ -13,6 +13,7 @@ from ggufd.engine.slots.offload import Offload
 from ggufd.engine.slots.placement import SlotPlacement
 from ggufd.engine.slots.slot_table import Slot
 from ggufd.errors import EngineFailure
+from tests.support.costs import FixedCosts
 from tests.support.fakes.slot_rig import CHUNKS, SlotRig, ids
 
 LONG = bytes(range(1, 101))
@@ -103,7 +104,7 @@ def test_a_copy_dearer_than_the_prefill_is_not_made() -> None:
     rig.compute(rig.lock(LONG))
     rig.lock(LONG + b"first copy, measured")
     n_copies = rig.decoder.n_copies
-    rig.costs.prefill_s_per_token = 1e-9
+    rig.costs.steps = FixedCosts(0.0, 1e-9)
     sequence = rig.lock(LONG + b"second")
     assert (sequence.n_past, rig.decoder.n_copies) == (0, n_copies)
 

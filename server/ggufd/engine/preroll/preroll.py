@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ggufd.engine.backend.interfaces import Decoder
 from ggufd.engine.backend.tokens import common_prefix
+from ggufd.engine.costs.step_shape import SlotRows
 from ggufd.engine.messages.requests import CacheScope, EngineRequest
 from ggufd.engine.scheduling.scheduler import Scheduler
 from ggufd.engine.sequence.sequence import SequenceState
@@ -130,12 +131,13 @@ class PreRoll:
         n_past = slot.n_computed
         if not slot.is_idle or common_prefix(slot.tokens, task.tokens) < n_past:
             return True
-        part = task.tokens[n_past : n_past + self._scheduler.background_budget()]
+        part = task.tokens[n_past : n_past + self._scheduler.background_budget(n_past)]
         self._decoder.batch.clear()
         self._decoder.batch.add(slot.index, part, n_past, 0)
         self._decoder.set_threads(None)
         self._decoder.set_adapters(task.chat.cache_scope.adapters)
-        self._scheduler.step_time.record(self._decoder.decode(), 0, len(part))
+        rows = [SlotRows(slot.index, len(part), n_past)]
+        self._scheduler.costs.record(rows, self._decoder.decode(), n_prefill=len(part))
         self._cells.note_decode()
         self._cells.extend(slot, part)
         self.n_computed += len(part)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
+from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.messages.events import Turn
-from ggufd.engine.scheduling.step_time import StepTime
 from ggufd.engine.sequence.sequence import SequenceState
 
 _MEMORY = 10
@@ -23,6 +23,9 @@ _LONGER = 1.25
 
 _MAX_STRETCH = 3.0
 """Bound on the stretch of one answer: a longer delay need not come again."""
+
+
+_USUAL_PROMPT = 500
 
 
 class _RunningMean:
@@ -38,20 +41,20 @@ class _RunningMean:
 
 
 class Forecast:
-    """Estimates from `step_time`, which is measured, and from answers that have ended: their length, and the time of a
+    """Estimates from `costs`, which are measured, and from answers that have ended: their length, and the time of a
     token beside that of a step. That is less where drafts were accepted, and more where steps had prefill.
     """
 
-    def __init__(self, step_time: StepTime) -> None:
-        self._step_time = step_time
+    def __init__(self, costs: StepCosts) -> None:
+        self._costs = costs
         self._length = _RunningMean(0.0)
         self._share = _RunningMean(1.0)
         self._stretch = _RunningMean(1.0)
 
     def note_answer(self, sequence: SequenceState, tokens_per_s: float) -> None:
         """Learn from an answer that has ended, and its rate."""
-        if tokens_per_s > 0 and self._step_time.decode_s > 0:
-            self._stretch.add(min(_MAX_STRETCH, 1 / (tokens_per_s * self._step_time.decode_s)))
+        if tokens_per_s > 0 and self._costs.decode_s > 0:
+            self._stretch.add(min(_MAX_STRETCH, 1 / (tokens_per_s * self._costs.decode_s)))
         self._length.add(sequence.n_generated)
         limit = sequence.request.max_tokens
         if limit is not None and not sequence.request.sampling.ignore_eos:
@@ -69,14 +72,14 @@ class Forecast:
 
     def prefill_s(self, n_tokens: int) -> float:
         """Seconds of a prefill of so many tokens, the first sampled token included."""
-        return n_tokens * self._step_time.prefill_s_per_token + self._step_time.decode_s
+        return self._costs.prefill_s(n_tokens) + self._costs.decode_s
 
     def left_s(self, sequence: SequenceState) -> float:
         """Expected seconds until a sequence ends, once it has a slot."""
         n_left = max(0.0, self.expected_tokens(sequence) - sequence.n_generated)
         n_unread = sequence.n_prompt_uncomputed
-        token_s = self._stretch.value * self._step_time.decode_s
-        return n_unread * self._step_time.prefill_s_per_token + n_left * token_s
+        token_s = self._stretch.value * self._costs.decode_s
+        return self._costs.prefill_s(n_unread, sequence.n_prompt - n_unread) + n_left * token_s
 
     def turns(self, order: Iterable[SequenceState], running: Iterable[SequenceState], n_free: int) -> dict[int, Turn]:
         """Turn of every request of which nothing runs yet, by its id; `order` is that of service."""
@@ -97,9 +100,9 @@ class Forecast:
 
     @property
     def prefill_tok_s(self) -> float:
-        """Tokens of prompts computed in a second; 0 before that was measured."""
-        per_token = self._step_time.prefill_s_per_token
-        return 1 / per_token if per_token > 0 else 0.0
+        """Tokens computed in a second of a prompt of 500; 0 before anything was measured."""
+        seconds = self._costs.prefill_s(_USUAL_PROMPT)
+        return _USUAL_PROMPT / seconds if seconds > 0 else 0.0
 
     def _free_s(self, running: Iterable[SequenceState], n_free: int) -> list[float]:
         """Heap of the seconds after which each slot becomes free."""

@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from ggufd.engine.costs.step_costs import StepCosts
+from ggufd.engine.costs.step_shape import TILE, SlotRows
 from ggufd.engine.scheduling.shortest_first import ShortestFirst
-from ggufd.engine.scheduling.step_time import MIN_CHUNK, StepTime
 from ggufd.engine.sequence.fixed_chunks import CPU_CHUNK, FixedChunks
 from ggufd.engine.sequence.sequence import SequenceState
 
-_TILE = 64
-"""Rows that the matrix and attention kernels compute at once."""
+MIN_CHUNK = 16
+"""Least tokens of a prefill chunk: with fewer a prompt would starve behind decoding sequences on a slow machine."""
 
 _NEAR_TILE = 44
 """From so many rows on a whole tile takes no longer: flash attention computes fewer than 64 rows one by one.
@@ -63,6 +64,11 @@ class Chunk(NamedTuple):
         return Chunk(self.sequence, self.n_tokens - n_draft, self.n_outputs - n_draft)
 
 
+def rows_of(plan: Iterable[Chunk]) -> list[SlotRows]:
+    """Rows of a plan, by slot."""
+    return [SlotRows(_slot_of(chunk), chunk.n_tokens, chunk.sequence.n_past) for chunk in plan]
+
+
 def n_rows(plan: list[Chunk]) -> int:
     """Number of rows of a plan."""
     return sum(chunk.n_tokens for chunk in plan)
@@ -103,6 +109,7 @@ class Scheduler:
         max_gap_steps: int = 0,
         max_gap_full_ms: float = 0.0,
         n_fixed: int = CPU_CHUNK,
+        costs: StepCosts | None = None,
     ) -> None:
         self._n_batch = n_batch
         self._n_ubatch = min(n_ubatch, n_batch)
@@ -111,7 +118,7 @@ class Scheduler:
         self._max_gap_steps = max_gap_steps
         self._max_gap_full_s = max_gap_full_ms / 1000
         self.fixed_chunks = FixedChunks(min(n_fixed, self._n_ubatch), n_outputs_max)
-        self.step_time = StepTime()
+        self.costs = costs or StepCosts(self._n_ubatch)
         self.shortest_first: ShortestFirst | None = None
 
     def schedule(
@@ -139,7 +146,7 @@ class Scheduler:
             else:
                 rest.append(sequence)
         if rest:
-            spent_s += len(alone) * self.step_time.alone_s
+            spent_s += sum(self.costs.seconds(rows_of([chunk])) for chunk in alone)
             self._prefill(rest, plan, is_watched=is_watched, n_waiting=n_waiting, spent_s=spent_s, served=served)
         plan += alone
         plan.sort(key=_slot_of)
@@ -177,14 +184,23 @@ class Scheduler:
         line = [one for one in readers if turn(one)[:3] == turn(readers[0])[:3]]
         readers = self._shortest_first(line) + readers[len(line) :]
         n_behind = n_waiting + max(0, len(readers) - 1)
-        budget = self.token_budget(n_decode=n_decode, is_watched=is_watched, n_behind=n_behind, spent_s=spent_s)
+        decode_s = self.costs.seconds(rows_of(plan)) if plan else 0.0
+        if is_watched and not plan:
+            decode_s = self.costs.decode_s
+        budget = self.token_budget(
+            n_decode=n_decode,
+            n_past=readers[0].n_past if readers else 0,
+            is_watched=is_watched,
+            n_behind=n_behind,
+            spent_s=spent_s + decode_s,
+        )
         n_outputs_left = self._n_outputs_max - n_decode
         if readers and readers[0].n_uncomputed < 2 * MIN_CHUNK:
             # What would be left of it would take another pass over the weights.
             budget = max(budget, min(readers[0].n_uncomputed, self._n_ubatch, self._n_batch - n_decode))
         chunks = list(_shared_out(budget, n_outputs_left, readers))
         if chunks and self.shortest_first is not None:
-            read_s = self.shortest_first.read_s(chunks[0].n_tokens)
+            read_s = self.costs.prefill_s(chunks[0].n_tokens, chunks[0].sequence.n_past)
             self.shortest_first.charge(line, chunks[0].sequence, read_s)
         plan += chunks
 
@@ -204,9 +220,9 @@ class Scheduler:
 
     def decode_s(self, decoding: Sequence[SequenceState]) -> float:
         """Expected seconds of a step in which these sequences decode, and nothing else is computed."""
-        n_alone = sum(sequence.is_deterministic for sequence in decoding)
-        shared_s = self.step_time.decode_s if n_alone < len(decoding) else 0.0
-        return shared_s + n_alone * self.step_time.alone_s
+        rows = [SlotRows(one.slot or 0, 1, one.n_past) for one in decoding if not one.is_deterministic]
+        alone = ([SlotRows(one.slot or 0, 1, one.n_past)] for one in decoding if one.is_deterministic)
+        return self.costs.seconds(rows) + sum(map(self.costs.seconds, alone))
 
     @property
     def max_gap_s(self) -> float:
@@ -217,42 +233,43 @@ class Scheduler:
         """Seconds that other work may take after a step of `step_s`; None when no sequence waits for the next one."""
         return max(0.0, self._max_gap_s - step_s) if is_decoding else None
 
-    def token_budget(self, *, n_decode: int, is_watched: bool = False, n_behind: int = 0, spent_s: float = 0.0) -> int:
-        """Token budget of prefill beside `n_decode` rows, in a step of which `spent_s` is over.
+    def token_budget(
+        self, *, n_decode: int, n_past: int = 0, is_watched: bool = False, n_behind: int = 0, spent_s: float = 0.0
+    ) -> int:
+        """Token budget of prefill behind `n_past` tokens, beside `n_decode` rows.
 
-        `n_behind` requests wait for whoever is read now.
+        `spent_s` is what the step takes without it. `n_behind` requests wait for whoever is read now.
         """
         is_alone = n_decode == 0 and not is_watched
         room = self._n_batch - n_decode
-        per_token = self.step_time.prefill_s_per_token
-        if per_token == 0:
+        if not self.costs.is_known:
             # Little, until it is known what a token costs: a slow machine would seem to hang.
-            return min(room, self._n_ubatch, _TILE if is_alone else 2 * MIN_CHUNK)
+            return min(room, self._n_ubatch, TILE if is_alone else 2 * MIN_CHUNK)
         if is_alone:
-            affordable = int(_ALONE_GAPS * self._max_gap_s / per_token)
+            affordable = self.costs.n_affordable(_ALONE_GAPS * self._max_gap_s, n_past)
             # Whole tiles of the matrix kernels: 64 rows and their multiples are computed best.
-            return min(room, max(_TILE, min(self._n_ubatch, affordable // _TILE * _TILE)))
-        affordable = int((self._gap_s(n_behind) - spent_s - self.step_time.decode_s) / per_token)
-        if _NEAR_TILE <= affordable < _TILE:
-            affordable = _TILE
+            return min(room, max(TILE, min(self._n_ubatch, affordable // TILE * TILE)))
+        affordable = self.costs.n_affordable(self._gap_s(n_behind) - spent_s, n_past)
+        if _NEAR_TILE <= affordable < TILE:
+            affordable = TILE
         return min(room, self._n_ubatch, max(MIN_CHUNK, affordable))
 
     def _gap_s(self, n_behind: int) -> float:
         """Longest gap allowed between tokens of decoding sequences, while so many requests wait for their prefill."""
-        gap_s = max(self._max_gap_s, self._max_gap_steps * self.step_time.pace_s)
+        gap_s = max(self._max_gap_s, self._max_gap_steps * self.costs.pace_s)
         return max(gap_s, min((1 + n_behind) * gap_s, self._max_gap_full_s))
 
-    def background_budget(self) -> int:
-        """Token budget of prefill in idle time, for which a new request might have to wait.
+    def background_budget(self, n_past: int = 0) -> int:
+        """Token budget of prefill behind `n_past` tokens in idle time, for which a new request might have to wait.
 
         A whole tile where that is not much longer: on a slow machine fewer rows would take nearly as long, and half of
         the idle time would be wasted.
         """
-        per_token = self.step_time.prefill_s_per_token
-        if per_token == 0:
+        if not self.costs.is_known:
             return min(self._n_ubatch, 2 * MIN_CHUNK)
-        least = _TILE if _TILE * per_token <= _BACKGROUND_GAPS * self._max_gap_s else MIN_CHUNK
-        return min(self._n_ubatch, max(least, int(self._max_gap_s / per_token)))
+        tile_s = self.costs.seconds([SlotRows(0, TILE, n_past)])
+        least = TILE if tile_s <= _BACKGROUND_GAPS * self._max_gap_s else MIN_CHUNK
+        return min(self._n_ubatch, max(least, self.costs.n_affordable(self._max_gap_s, n_past)))
 
 
 def _goes_singly(sequence: SequenceState, n_decode: int) -> bool:

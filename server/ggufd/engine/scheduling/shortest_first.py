@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from ggufd.engine.scheduling.step_time import StepTime
+from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.sequence.sequence import SequenceState
 
 _MUCH_SHORTER = 0.5
@@ -28,8 +28,8 @@ class ShortestFirst:
     as `expected_tokens` says.
     """
 
-    def __init__(self, step_time: StepTime, expected_tokens: Callable[[SequenceState], float], n_slots: int) -> None:
-        self._step_time = step_time
+    def __init__(self, costs: StepCosts, expected_tokens: Callable[[SequenceState], float], n_slots: int) -> None:
+        self._costs = costs
         self._expected_tokens = expected_tokens
         self._n_slots = n_slots
 
@@ -63,12 +63,9 @@ class ShortestFirst:
     def work_s(self, one: SequenceState) -> float:
         """Seconds of the machine's time that a sequence takes until its end."""
         n_left = max(0.0, self._expected_tokens(one) - one.n_generated)
-        return self._prefill_s(one) + n_left * self._step_time.decode_s / self._n_slots
+        return self._prefill_s(one) + n_left * self._costs.decode_s / self._n_slots
 
     def _prefill_s(self, one: SequenceState) -> float:
         is_new = one.slot is None and not one.is_preempted
-        return self.read_s(one.n_prompt - one.n_matched if is_new else one.n_prompt_uncomputed)
-
-    def read_s(self, n_tokens: int) -> float:
-        """Seconds of a prefill of so many tokens."""
-        return n_tokens * self._step_time.prefill_s_per_token
+        n_tokens = one.n_prompt - one.n_matched if is_new else one.n_prompt_uncomputed
+        return self._costs.prefill_s(n_tokens, one.n_prompt - n_tokens)

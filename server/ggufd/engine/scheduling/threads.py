@@ -33,10 +33,11 @@ _CLEARLY = 0.95
 
 
 class _ThreadChoice(NamedTuple):
-    """Threads of one step, and whether its time counts in the trial."""
+    """Threads of one step, whether a trial tries them, and whether its time counts there."""
 
     n_threads: int
-    counts: bool
+    is_tried: bool = False
+    counts: bool = False
 
 
 @dataclass(slots=True)
@@ -72,6 +73,11 @@ class ThreadTuner:
         self._last = (trial, choice)
         return choice.n_threads
 
+    @property
+    def tries_fewer(self) -> bool:
+        """Whether the step that was chosen for last tries fewer threads, so that its time tells little of others."""
+        return self._last is not None and self._last[1].is_tried and self._last[1].n_threads < self._candidates[0]
+
     def record(self, seconds: float) -> None:
         """Record the seconds of the step that was chosen for last, from its beginning to that of the next."""
         if self._last is not None:
@@ -87,7 +93,7 @@ class ThreadTuner:
             yield from self._tries(trial)
             before, best = best, self._best(trial)
             n_keep = min(2 * n_keep, _MAX_KEEP_STEPS) if best == before else _KEEP_STEPS
-            yield from [_ThreadChoice(best, counts=False)] * n_keep
+            yield from [_ThreadChoice(best)] * n_keep
 
     def _tries(self, trial: _Trial) -> Iterator[_ThreadChoice]:
         """Choices of a trial: rounds of the numbers that may yet win, as long as there are two."""
@@ -97,8 +103,8 @@ class ThreadTuner:
             if len(hopeful) < 2:
                 return
             for n in hopeful:
-                yield _ThreadChoice(n, counts=False)
-                yield from [_ThreadChoice(n, counts=True)] * (_TRY_STEPS - 1)
+                yield _ThreadChoice(n, is_tried=True)
+                yield from [_ThreadChoice(n, is_tried=True, counts=True)] * (_TRY_STEPS - 1)
             limit_s = _HOPELESS * min(_typical(trial.seconds.get(n)) for n in hopeful)
             hopeful = [n for n in hopeful if min(trial.seconds.get(n, ()), default=0.0) <= limit_s]
 

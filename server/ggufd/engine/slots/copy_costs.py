@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from ggufd.engine.costs.step_costs import StepCosts
 
 _COPY_PER_PREFILL = 0.05
 """Copying a token beside computing it, as long as no copy was measured (600 tokens: 11 ms beside 900 ms)."""
+
+_FIRST_PREFILL_S = 2e-3
+"""Computing a token of a prompt, as long as nothing was measured."""
 
 _SMOOTHING = 0.2
 
@@ -14,7 +19,7 @@ _SMOOTHING = 0.2
 class CopyCosts:
     """Running estimates, corrected as copies and decodes are measured. Times in seconds."""
 
-    prefill_s_per_token: float = 2e-3
+    steps: StepCosts = field(default_factory=StepCosts)
     copy_bytes_per_s: float = 1e9
     bytes_per_token: float = 0.0
     save_s_per_token: float = 0.0
@@ -36,12 +41,12 @@ class CopyCosts:
     def copy_s(self, n_tokens: int) -> float:
         """The same, with a guess from the cost of prefill before the first copy."""
         if self.bytes_per_token == 0:
-            return n_tokens * self.prefill_s_per_token * _COPY_PER_PREFILL
+            return self.prefill_s(n_tokens) * _COPY_PER_PREFILL
         return self.measured_copy_s(n_tokens)
 
     def prefill_s(self, n_tokens: int) -> float:
-        """Time to compute so many tokens of a prompt."""
-        return n_tokens * self.prefill_s_per_token
+        """Time to compute the first so many tokens of a prompt."""
+        return self.steps.prefill_s(n_tokens) or n_tokens * _FIRST_PREFILL_S
 
     def save_s(self, n_tokens: int) -> float | None:
         """Time to save so many tokens to host RAM; None before the first save."""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Collection
 
 from ggufd.engine.backend.interfaces import Decoder
+from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.kv_store.disk_cache import open_disk_cache
 from ggufd.engine.kv_store.host_cache import HostCache
 from ggufd.engine.messages.config import DiskPlace
@@ -49,12 +50,13 @@ class PrefixCache:
         message_ends: Collection[int] = (),
         disk: DiskPlace | None = None,
         chunks: FixedChunks | None = None,
+        steps: StepCosts | None = None,
     ) -> None:
         chunks = chunks or FixedChunks(CPU_CHUNK, decoder.n_outputs_max)
         only_whole = not decoder.copies_all
         disk_cache = open_disk_cache(disk, only_whole=only_whole)
         self.host = HostCache(cache_ram_bytes, disk_cache, only_whole=only_whole)
-        self.costs = CopyCosts()
+        self.costs = CopyCosts(steps or StepCosts())
         self.table = table = SlotTable(decoder.n_slots, clock)
         self.cells = cells = KVCells(decoder, table, self.costs, clock)
         self.matcher = matcher = PrefixMatcher(decoder, table, self.host, chunks, n_cache_reuse=n_cache_reuse)

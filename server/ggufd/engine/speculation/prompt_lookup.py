@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ggufd.engine.speculation.draft_budget import DraftBudget, StepSeconds
 from ggufd.engine.speculation.draft_model import AcceptanceEstimator, DraftModel
 
 _N_GRAM = 3
@@ -35,9 +36,6 @@ _SHORTEST = 3
 _CLEARLY = 1.1
 """A draft must promise this many times the tokens a second without one: what is promised is an estimate."""
 
-_FORGET_STEPS = 2000
-_SMOOTHING = 0.3
-
 
 class _LookupDraft(NamedTuple):
     """Draft tokens behind the first `position`."""
@@ -57,6 +55,8 @@ class PromptLookup:
     def __init__(self, n_prompt: int) -> None:
         self.odds = list(_FIRST_ODDS)
         self.longest = _SHORTEST
+        self.outcome: tuple[int, int] | None = None
+        """Tokens of the last draft and how many of them were accepted, until somebody has taken it."""
         self._draft = _LookupDraft(0, ())
         self._n_prompt = n_prompt
         self._index: dict[int, int] = {}
@@ -78,6 +78,11 @@ class PromptLookup:
         (position, drafted), self._draft = self._draft, _LookupDraft(0, ())
         n = len(drafted)
         came = tuple(tokens[position : position + n])
+        if n and came:
+            self.outcome = (
+                n,
+                sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(drafted, came, strict=False))),
+            )
         if came != drafted[: len(came)]:
             self.longest = max(_SHORTEST, self.longest * 3 // 4)
         elif n and len(came) == n:
@@ -176,48 +181,12 @@ def _key(tokens: array[int], end: int) -> int:
     return tokens[end - 3] << 2 * _TOKEN_BITS | tokens[end - 2] << _TOKEN_BITS | tokens[end - 1]
 
 
-class _Cost(NamedTuple):
-    """Seconds of a step, and the step at which they were measured."""
-
-    seconds: float
-    at_step: int
-
-
-class StepCosts:
-    """Seconds of a step of one sequence by its rows: measured, interpolated between two measured ones."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, _Cost] = {}
-        self._n_steps = 0
-
-    def record(self, n_rows: int, seconds: float) -> None:
-        self._n_steps += 1
-        old = self._known.get(n_rows)
-        if old is not None:
-            seconds = old.seconds + _SMOOTHING * (seconds - old.seconds)
-        self._known[n_rows] = _Cost(seconds, self._n_steps)
-
-    def seconds(self, n_rows: int) -> float:
-        """Expected seconds of a step; 0 when nothing is known. Old measurements expire: they may be of a bad moment."""
-        known = {n: cost.seconds for n, cost in self._known.items() if self._n_steps - cost.at_step < _FORGET_STEPS}
-        if not known:
-            return 0.0
-        below = max((n for n in known if n <= n_rows), default=min(known))
-        above = min((n for n in known if n >= n_rows), default=None)
-        if above is None:
-            # One more row costs a fraction of the first, whose weights are loaded anyway.
-            return known[below] * (1 + (n_rows - below) / (4 * below))
-        if above <= below:
-            return known[above]
-        share = (n_rows - below) / (above - below)
-        return known[below] + share * (known[above] - known[below])
-
-
 class Speculator:
     """How much is drafted: at most `max_draft` tokens, and only for a sequence that runs alone.
 
     A sequence's first draft is short, and longer ones follow accepted ones: what a step of many rows costs at this
-    depth is known only when one was computed, and new requests and aborts wait for it.
+    depth is known only when one was computed, and new requests and aborts wait for it. What rejected tokens may cost is
+    bounded: see `engine.speculation.draft_budget`.
     With several sequences a batch is well used already, and llama.cpp computes the rows of a longer sequence apart.
     """
 
@@ -226,7 +195,7 @@ class Speculator:
         if max_draft > 0:
             self._sizes.append(max_draft)
         self._max_draft = max_draft
-        self.costs = StepCosts()
+        self._budget = DraftBudget()
         self._draft_model = draft_model
 
     @property
@@ -239,6 +208,7 @@ class Speculator:
         acceptance: AcceptanceEstimator,
         tokens: array[int],
         limit: int,
+        step_s: StepSeconds,
         *,
         has_model: bool = True,
     ) -> tuple[int, ...]:
@@ -246,26 +216,36 @@ class Speculator:
 
         The draft model is asked only where `has_model` says that it can read all of the tokens.
         """
-        draft = self._look_up(lookup, tokens, limit)
+        draft = self._look_up(lookup, tokens, limit, step_s)
         if draft or self._draft_model is None or not has_model:
             return draft
-        return self._draft_model.draft(acceptance, tokens, min(limit, self._max_draft), limit, self.costs.seconds)
+        return self._draft_model.draft(acceptance, tokens, min(limit, self._max_draft), limit, step_s)
 
     @property
     def n_dropped(self) -> int:
         """Times that the draft model dropped its state."""
         return 0 if self._draft_model is None else self._draft_model.n_dropped
 
-    def _look_up(self, lookup: PromptLookup, tokens: array[int], limit: int) -> tuple[int, ...]:
+    def _look_up(self, lookup: PromptLookup, tokens: array[int], limit: int, step_s: StepSeconds) -> tuple[int, ...]:
         lookup.follow(tokens)
-        one = self.costs.seconds(1)
-        if not lookup.is_running or one == 0:
+        one = step_s(1)
+        if one == 0:
+            return ()
+        self._account(lookup, step_s)
+        if not lookup.is_running:
             return ()
         best, best_rate = 0, _CLEARLY / one
         limit = min(limit, lookup.longest)
         for size in self._sizes:
             n = min(size, limit)
-            rate = (1 + lookup.expected(n)) / self.costs.seconds(1 + n) if n > 0 else 0.0
-            if rate > best_rate:
+            rate = (1 + lookup.expected(n)) / step_s(1 + n) if n > 0 else 0.0
+            if rate > best_rate and self._budget.allows(n, step_s):
                 best, best_rate = n, rate
         return lookup.draft(tokens, best) if best else ()
+
+    def _account(self, lookup: PromptLookup, step_s: StepSeconds) -> None:
+        """Add the last step to the budget, and what became of its draft."""
+        self._budget.earn()
+        if lookup.outcome is not None:
+            self._budget.settle(*lookup.outcome, step_s)
+            lookup.outcome = None

@@ -12,12 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ggufd.engine.backend.interfaces import Decoder, Grammars, Rows
-from ggufd.engine.scheduling.scheduler import Chunk
-from ggufd.engine.scheduling.step_time import StepTime
+from ggufd.engine.costs.step_costs import StepCosts
+from ggufd.engine.scheduling.scheduler import Chunk, rows_of
 from ggufd.engine.scheduling.threads import ThreadTuner
 from ggufd.engine.slots.cells import KVCells
-from ggufd.engine.slots.copy_costs import CopyCosts
-from ggufd.engine.speculation.prompt_lookup import StepCosts
 from ggufd.engine.telemetry.counters import Counters
 from ggufd.engine.telemetry.trace import StepTrace
 from ggufd.llama.context.batch import Batch
@@ -34,9 +32,7 @@ class Computed(NamedTuple):
 class Costs(NamedTuple):
     """Estimates that learn from the time of each batch."""
 
-    step_time: StepTime
-    drafts: StepCosts
-    copies: CopyCosts
+    steps: StepCosts
     threads: ThreadTuner
 
 
@@ -86,13 +82,9 @@ class Batcher:
         n_rows = n_decode + n_prefill
         self._counters.end(self._clock(), seconds, n_rows=n_rows, n_sequences=len(plan), n_prefill=n_prefill)
         self._cells.note_decode()
-        if plan[0].sequence.is_deterministic and n_prefill == 0:
-            self._costs.step_time.record_alone(seconds)
-        else:
-            self._note_time(seconds, n_decode, n_prefill, n_sequences=len(plan))
+        if not self._costs.threads.tries_fewer:
+            self._costs.steps.record(rows_of(plan), seconds, n_prefill=n_prefill)
         self._note_batch(plan, seconds, n_decode, n_prefill)
-        per_token = self._costs.step_time.prefill_s_per_token
-        self._costs.copies.prefill_s_per_token = per_token or self._costs.copies.prefill_s_per_token
 
     def _fill_batch(self, plan: list[Chunk]) -> list[tuple[int, int]]:
         """Write the plan into the batch; returns the first output and the last row of each chunk."""
@@ -122,13 +114,6 @@ class Batcher:
         self._decoder.set_threads(
             self._costs.threads.choose(n_decode, depth=depth, is_prefill=n_prefill > 0 or is_fixed)
         )
-
-    def _note_time(self, seconds: float, n_decode: int, n_prefill: int, *, n_sequences: int) -> None:
-        """Record a step of one sequence as the cost of its draft, and one without drafts as the pace of decoding."""
-        if n_sequences == 1 and n_prefill == 0:
-            self._costs.drafts.record(n_decode, seconds)
-        if n_decode <= n_sequences:
-            self._costs.step_time.record(seconds, n_decode, n_prefill)
 
     def _note_batch(self, plan: list[Chunk], seconds: float, n_decode: int, n_prefill: int) -> None:
         """Add a batch to the trace of the step, which may have several."""

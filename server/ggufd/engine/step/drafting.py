@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ggufd.engine.costs.step_costs import StepCosts
+from ggufd.engine.costs.step_shape import SlotRows
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.context_shift import ContextShift
 from ggufd.engine.speculation.prompt_lookup import PromptLookup, Speculator
@@ -22,6 +24,7 @@ class Drafting:
         speculator: Speculator,
         context_shift: ContextShift,
         n_ctx: int,
+        costs: StepCosts,
         counters: Counters,
         trace: StepTrace,
         clock: Callable[[], float],
@@ -29,6 +32,7 @@ class Drafting:
         self._speculator = speculator
         self._context_shift = context_shift
         self._n_ctx = n_ctx
+        self._costs = costs
         self._counters = counters
         self._trace = trace
         self._clock = clock
@@ -52,8 +56,12 @@ class Drafting:
             start_s = self._clock()
             limit = self._n_left(sequence) - 1
             has_model = not sequence.images
+
+            def step_s(n_rows: int) -> float:
+                return self._costs.seconds([SlotRows(0, n_rows, sequence.n_past)])
+
             sequence.draft = self._speculator.draft(
-                sequence.lookup, sequence.acceptance, sequence.tokens, limit, has_model=has_model
+                sequence.lookup, sequence.acceptance, sequence.tokens, limit, step_s, has_model=has_model
             )
             self._trace.draft_s = self._clock() - start_s
             # A draft model's time is no gap that a thread too many would explain.

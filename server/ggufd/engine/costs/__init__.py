@@ -1,0 +1,1 @@
+"""Measured costs of steps: what a batch will take, learned while serving."""

@@ -1,0 +1,41 @@
+"""Budget of time for rejected draft tokens, so that drafts cannot make texts slower that do not repeat themselves.
+
+It grows by a hundredth of the time of all steps and by what accepted tokens saved, and pays for the rows that were
+rejected. A draft whose rows it could not pay for, should all of them be rejected, is not made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+StepSeconds = Callable[[int], float]
+"""Seconds of a step by its rows of one sequence; 0 when not known."""
+
+SHARE = 0.01
+"""Share of the time of all steps that rejected rows may take."""
+
+_FIRST_STEPS, _MOST_STEPS = 2.0, 20.0
+"""What it begins with and holds at most, in steps of one row: enough for a first draft, and for a long one."""
+
+
+class DraftBudget:
+    """Budget of all sequences together, in seconds of steps of one row."""
+
+    def __init__(self) -> None:
+        self._n_steps = _FIRST_STEPS
+
+    def earn(self) -> None:
+        """Add the share of a step."""
+        self._add(SHARE)
+
+    def allows(self, n: int, step_s: StepSeconds) -> bool:
+        """Whether a draft of `n` tokens could be paid for."""
+        return step_s(1 + n) / step_s(1) - 1 <= self._n_steps
+
+    def settle(self, n_drafted: int, n_accepted: int, step_s: StepSeconds) -> None:
+        """Pay for the rejected tokens of a draft, and add what the accepted ones saved."""
+        took, needed = step_s(1 + n_drafted) / step_s(1), step_s(1 + n_accepted) / step_s(1)
+        self._add(max(0.0, 1 + n_accepted - needed) - max(0.0, took - needed))
+
+    def _add(self, n_steps: float) -> None:
+        self._n_steps = min(_MOST_STEPS, self._n_steps + n_steps)
