@@ -57,7 +57,13 @@ def values(curve: Curve) -> dict[tuple[float, str], float]:
 
 def step(decode: int, prefill: int, /, **phases: float) -> list[dict[str, Any]]:
     """The events of one step as `GET /debug/steps` has them; `phases` in microseconds."""
-    args = {"sequences": decode, "decode rows": decode, "draft tokens": 0, "prefill rows": prefill}
+    args = {
+        "sequences": decode,
+        "decode rows": decode,
+        "draft tokens": 0,
+        "prefill rows": prefill,
+        "expected ms": 0.077,
+    }
     return [{"name": name, "dur": dur, "args": args if name == "step" else {}} for name, dur in phases.items()]
 
 
@@ -82,7 +88,11 @@ def test_shares_are_of_steps_that_only_write_that_many_rows() -> None:
         *step(4, 0, step=90, plan=1, decode=70, sample=19, send=10),
     ]
     found = streams.shares(events, 4)
-    assert found == {"planning": pytest.approx(10 / 200), "all but llama.cpp's decode": pytest.approx(60 / 200)}
+    assert found == {
+        "planning": pytest.approx(10 / 200),
+        "all but llama.cpp's decode": pytest.approx(60 / 200),
+        "error of the cost model, median": pytest.approx(0.1),
+    }
     assert streams.shares(events, 64) == {}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ggufd.engine.backend.interfaces import Decoder, Grammars, Vocabulary
+from ggufd.engine.costs.cost_file import CostFile
 from ggufd.engine.embeddings.embedding import Embedder
 from ggufd.engine.engine import Engine
 from ggufd.engine.maintenance import Maintenance
@@ -54,8 +55,9 @@ def build_engine(
     embedder: Embedder,
     rules: EngineRules | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    cost_file: CostFile | None = None,
 ) -> Engine:
-    """Engine over one context. Times come from `clock`, in seconds."""
+    """Engine over one context. Times come from `clock`, in seconds; costs of steps are kept in `cost_file`."""
     rules = rules or EngineRules()
     decoder, vocabulary, grammars, draft = backend
     cache = PrefixCache(
@@ -93,6 +95,6 @@ def build_engine(
         BatchRunner(batcher, lifecycle, trace),
         OutputProcessor(lifecycle, token_step, clock),
         EmbeddingStep(embedder, lifecycle, scheduler, clock),
-        Maintenance(lifecycle, embedder, grammars),
+        Maintenance(lifecycle, embedder, grammars, scheduler.costs, cost_file),
         Statistics(lifecycle, announcer, embedder, speculator, trace, clock),
     )

@@ -157,7 +157,7 @@ class Engine:
 
     def close(self, timeout_s: float) -> None:
         """End of the engine: what can be kept for the next one is saved, within that time."""
-        self._lifecycle.close(timeout_s)
+        self._maintenance.close(timeout_s)
 
     # --- reports ----------------------------------------------------------------------------------------------------
 

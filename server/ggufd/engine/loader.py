@@ -8,9 +8,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ggufd.engine.builder import Backend, build_engine
+from ggufd.engine.costs.cost_file import CostFile
+from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.embeddings.embedding import MAX_OPEN, Embedder, EmbedderParams
 from ggufd.engine.embeddings.vector_engine import VectorEngine
 from ggufd.engine.engine import Engine
@@ -119,7 +122,8 @@ def _generating_engine(config: EngineConfig, model: Model, log: LoadLog, offload
     backend = Backend(context, model.vocabulary, GrammarCompiler(model.vocabulary), draft_model)
     reuse = "any" if context.copies_all else "snapshots" if config.cache_ram_bytes else "whole"
     embedding = embedding_info(model, vectors, is_asked_for=config.embeddings or config.pooling is not None)
-    engine = _build(config, backend, context, embedder, _n_fixed(n_gpu_layers))
+    costs = _cost_file(config, made_with, params, n_gpu_layers)
+    engine = _build(config, backend, context, embedder, _n_fixed(n_gpu_layers), costs)
     ready = dataclasses.replace(
         ready_of(model, log, context, params, flash_why, embedding, n_slots=context.n_slots, reuse=reuse),
         n_gpu_layers=n_gpu_layers,
@@ -163,7 +167,9 @@ def _provenance(
     return dataclasses.replace(made, settings=(*made.settings, ("n_fixed", n_fixed)))
 
 
-def _build(config: EngineConfig, backend: Backend, context: Context, embedder: Embedder, n_fixed: int) -> Engine:
+def _build(
+    config: EngineConfig, backend: Backend, context: Context, embedder: Embedder, n_fixed: int, costs: CostFile
+) -> Engine:
     """Engine with the queue and the scheduler that the settings describe."""
     scheduler = Scheduler(
         n_batch=context.n_batch,
@@ -173,10 +179,19 @@ def _build(config: EngineConfig, backend: Backend, context: Context, embedder: E
         max_gap_steps=config.max_gap_steps,
         max_gap_full_ms=config.max_gap_full_ms,
         n_fixed=n_fixed,
+        costs=StepCosts(config.context.n_ubatch, costs.read()),
     )
     queue = RequestQueue(config.max_queue_wait_s, accounts=embedder.accounts, aging_s=config.priority_aging_s)
     max_draft = min(config.rules.max_draft, context.n_outputs_max - 1, context.n_batch - 1)
-    return build_engine(backend, queue, scheduler, embedder, dataclasses.replace(config.rules, max_draft=max_draft))
+    rules = dataclasses.replace(config.rules, max_draft=max_draft)
+    return build_engine(backend, queue, scheduler, embedder, rules, cost_file=costs)
+
+
+def _cost_file(config: EngineConfig, made_with: str, params: ContextParams, n_gpu_layers: int) -> CostFile:
+    """Where costs of steps are kept that depend on model, context, build and machine."""
+    path = Path(config.cache_dir) / "step-costs.json" if config.cache_dir else None
+    parts = (system.cpu_name(), system.build(), made_with, params.n_threads, params.flash_attn, n_gpu_layers)
+    return CostFile(path, "|".join(map(str, parts)))
 
 
 def _load_draft(

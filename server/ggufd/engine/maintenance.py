@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ggufd.engine.backend.interfaces import Grammars
+from ggufd.engine.costs.cost_file import CostFile
+from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.embeddings.embedding import Embedder
 from ggufd.engine.step.lifecycle import Lifecycle
 
@@ -13,10 +15,19 @@ _CHECK_EVERY = 256
 class Maintenance:
     """What an engine does beside its requests."""
 
-    def __init__(self, lifecycle: Lifecycle, embedder: Embedder, grammars: Grammars) -> None:
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        embedder: Embedder,
+        grammars: Grammars,
+        costs: StepCosts,
+        cost_file: CostFile | None = None,
+    ) -> None:
         self._lifecycle = lifecycle
         self._embedder = embedder
         self._grammars = grammars
+        self._costs = costs
+        self._cost_file = cost_file
         self._n_steps = 0
 
     def run_idle(self) -> bool:
@@ -38,6 +49,12 @@ class Maintenance:
         self._n_steps += 1
         if self._n_steps % _CHECK_EVERY == 0:
             self.check_integrity()
+
+    def close(self, timeout_s: float) -> None:
+        """End of the engine: what can be kept for the next one is saved, within that time."""
+        self._lifecycle.close(timeout_s)
+        if self._cost_file is not None and self._costs.learned is not None:
+            self._cost_file.write(self._costs.learned)
 
     def check_integrity(self) -> None:
         """Raise `EngineFailure` unless queue, running sequences, slots and embedding requests agree."""

@@ -83,6 +83,7 @@ class Statistics:
             step_gap_seconds=counters.step_gaps.spread,
             token_gap_seconds=counters.token_gaps.spread,
             batch_rows=counters.batches.spread,
+            cost_errors=counters.cost_errors.spread,
         )
 
 

@@ -66,9 +66,12 @@ def test_a_restless_machine_makes_it_little_worse() -> None:
     assert found[int(0.9 * len(found))] < 0.25
 
 
-def test_its_error_is_told() -> None:
-    assert learned(CPU).error < 0.02
-    assert 0.08 < learned(CPU, noise=0.15).error < 0.3
+def test_what_was_expected_of_a_step_is_told() -> None:
+    model = learned(CPU)
+    one = shape_of([SlotRows(0, 1, 300)], N_UBATCH)
+    expected_s = model.seconds(one)
+    assert model.record(one, 2 * expected_s) == expected_s
+    assert CostModel().record(one, 1.0) == 0
 
 
 def test_one_step_is_a_guess_at_all_others() -> None:

@@ -48,6 +48,7 @@ from ggufd.engine import process
 from ggufd.engine.backend.interfaces import Grammars, Vocabulary
 from ggufd.engine.builder import Backend, build_engine
 from ggufd.engine.client.client import EngineClient
+from ggufd.engine.costs.cost_file import CostFile
 from ggufd.engine.embeddings.embedding import Embedder, EmbedderParams
 from ggufd.engine.embeddings.inputs import InputList
 from ggufd.engine.messages.config import EngineConfig, EngineRules
@@ -736,6 +737,7 @@ class Rig:
         p_min: float = 0.0,
         vocabulary: Vocabulary | None = None,
         grammars: Grammars | None = None,
+        cost_file: CostFile | None = None,
     ) -> None:
         self.decoder = decoder
         self.vectors = FakeVectorDecoder(decoder)
@@ -763,7 +765,7 @@ class Rig:
             grammars or FakeGrammars(has_guesses=rules is not None and rules.max_draft > 0),
             draft_model,
         )
-        self.engine = build_engine(backend, self.queue, self.scheduler, self.embedder, rules, decoder.clock)
+        self.engine = build_engine(backend, self.queue, self.scheduler, self.embedder, rules, decoder.clock, cost_file)
         self.collected: dict[int, Collected] = {}
         self.aborted: set[int] = set()
         self.finished: set[tuple[int, int]] = set()
@@ -822,7 +824,7 @@ class Rig:
         return sum(n for _, n in self.decoder.computed)
 
 
-RIG_OPTIONS = frozenset(("max_gap_ms", "max_gap_full_ms", "max_queue_wait_s", "pooling"))
+RIG_OPTIONS = frozenset(("max_gap_ms", "max_gap_full_ms", "max_queue_wait_s", "pooling", "cost_file"))
 RULES = frozenset(field.name for field in dataclasses.fields(EngineRules))
 
 

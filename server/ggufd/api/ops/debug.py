@@ -35,6 +35,7 @@ def _events(record: StepRecord) -> Iterator[dict[str, Any]]:
         "decode rows": record.n_decode,
         "draft tokens": record.n_draft,
         "prefill rows": record.n_prefill,
+        "expected ms": round(record.expected_s * 1000, 3),
     }
     yield _bar("step", record.start_s, record.seconds, rows)
     known_s = record.plan_s + record.draft_s + record.decode_s + record.sample_s + record.detokenize_s

@@ -273,6 +273,7 @@ def _spreads(stats: Stats) -> Iterator[HistogramMetricFamily]:
         ),
         ("ggufd_token_gap_seconds", "Between two tokens of one sequence.", stats.token_gap_seconds),
         ("ggufd_batch_tokens", "Rows of a batch.", stats.batch_rows),
+        ("ggufd_step_cost_error_ratio", "Error of the time expected of a llama_decode.", stats.cost_errors),
     )
     for name, text, spread in spreads:
         yield HistogramMetricFamily(name, text, buckets=_cumulated(spread), sum_value=spread.total)

@@ -50,7 +50,8 @@ async def _shares(client: Client, n: int) -> dict[str, float]:
 
 
 def shares(events: Sequence[Mapping[str, Any]], n_rows: int) -> dict[str, float]:
-    """Shares of pure decode steps of `n_rows` rows: planning, and everything but llama.cpp's decode.
+    """Shares of pure decode steps of `n_rows` rows: planning, everything but llama.cpp's decode, and by how much that
+    took longer or shorter than expected.
 
     `events` are those of `GET /debug/steps`. Sending counts as a part of its step. Empty without such steps.
     """
@@ -63,7 +64,9 @@ def shares(events: Sequence[Mapping[str, Any]], n_rows: int) -> dict[str, float]
     if not whole:
         return {}
     decode = sum(one["decode"] for one in steps)
-    return {"planning": sum(one["plan"] for one in steps) / whole, "all but llama.cpp's decode": 1 - decode / whole}
+    found = {"planning": sum(one["plan"] for one in steps) / whole, "all but llama.cpp's decode": 1 - decode / whole}
+    errors = [abs(1000 * one["args"]["expected ms"] / one["decode"] - 1) for one in steps if one["args"]["expected ms"]]
+    return found | ({"error of the cost model, median": statistics.median(errors)} if errors else {})
 
 
 def _steps(events: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -90,17 +90,13 @@ def _smooth(old: float, new: float) -> float:
 
 
 class CostModel:
-    """Cost model that begins with the weights that are `known`, if any.
-
-    `error` is the moving average of the relative error of its predictions, each made before the step was seen.
-    """
+    """Cost model that begins with the weights that are `known`, if any."""
 
     def __init__(self, known: Weights | None = None) -> None:
         self._before = FIRST if known is None else _without_zeros(known)
         self.weights = known
-        self.error = 0.0
         self._classes: dict[tuple[int, ...], _Class] = {}
-        self._n_steps = 0
+        self.n_steps = 0
 
     def seconds(self, shape: StepShape) -> float:
         """Expected seconds of a step; 0 while nothing is known."""
@@ -108,46 +104,45 @@ class CostModel:
             return 0.0
         expected_s = self.weights.seconds(shape)
         like = self._classes.get(_class_of(shape))
-        if like is None or self._n_steps - like.step > _LATELY:
+        if like is None or self.n_steps - like.step > _LATELY:
             return expected_s
         fitted_s = self.weights.seconds(like.shape)
         ratio = like.seconds / fitted_s if fitted_s > 0 else 1.0
         return expected_s * (_DOUBTED + like.n * ratio) / (_DOUBTED + like.n)
 
-    def record(self, shape: StepShape, seconds: float) -> None:
-        """Learn from a step."""
-        if seconds < _LEAST_S or shape.n_rows <= 0:
-            return
+    def record(self, shape: StepShape, seconds: float) -> float:
+        """Learn from a step; the seconds that were expected of it, 0 where nothing was known."""
         expected_s = self.seconds(shape)
+        if seconds < _LEAST_S or shape.n_rows <= 0:
+            return expected_s
         if expected_s > 0:
-            error = abs(expected_s - seconds) / seconds
-            self.error += _SMOOTHING / 10 * (error - self.error)
             seconds = min(seconds, _MOST * expected_s)
-        self._n_steps += 1
+        self.n_steps += 1
         self._add(shape, seconds)
-        if self._n_steps % _FIT_STEPS == 0 or self._n_steps.bit_count() == 1:
+        if self.n_steps % _FIT_STEPS == 0 or self.n_steps.bit_count() == 1:
             self._fit()
+        return expected_s
 
     def _add(self, shape: StepShape, seconds: float) -> None:
         """Count a step to its class."""
         key = _class_of(shape)
         if (like := self._classes.get(key)) is not None:
-            like.add(shape, seconds, self._n_steps)
+            like.add(shape, seconds, self.n_steps)
             return
-        self._classes[key] = _Class(shape, seconds, self._n_steps)
+        self._classes[key] = _Class(shape, seconds, self.n_steps)
         if len(self._classes) > _MAX_CLASSES:
             del self._classes[min(self._classes, key=lambda one: self._classes[one].step)]
 
     def _fit(self) -> None:
         classes = list(self._classes.values())
         times = np.array([one.seconds for one in classes])
-        ages = self._n_steps - np.array([one.step for one in classes])
+        ages = self.n_steps - np.array([one.step for one in classes])
         shares = 0.5 ** (ages / _FADING) + 1e-3
         shares /= shares.sum()
         # In these units a perfect prediction is 1 for every class.
         counts = np.array([one.shape for one in classes]) / times[:, None]
         before = self._before.scaled(_weighted_median(1 / (counts @ np.array(self._before)), shares))
-        ridge = max(_LEAST_RIDGE, _RIDGE * min(1.0, _RIDGE_STEPS / self._n_steps))
+        ridge = max(_LEAST_RIDGE, _RIDGE * min(1.0, _RIDGE_STEPS / self.n_steps))
         self.weights = Weights(*_least_squares(counts, shares, np.array(before), ridge).tolist())
 
 

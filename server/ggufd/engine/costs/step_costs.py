@@ -14,6 +14,8 @@ _RECENT = 16
 _SMOOTHING = 0.3
 _FIRST_CHUNK = 128.0
 
+_LEARNED_STEPS = 200
+
 _LEAST_S = 1e-9
 """Least seconds of a row, where a fit found none."""
 
@@ -31,15 +33,16 @@ class StepCosts:
         self._chunk = min(_FIRST_CHUNK, float(n_ubatch))
         self._decodes_s: deque[float] = deque(maxlen=_RECENT)
 
-    def record(self, parts: Sequence[SlotRows], seconds: float, *, n_prefill: int) -> None:
-        """Learn from a batch, `n_prefill` of whose rows are of prompts."""
+    def record(self, parts: Sequence[SlotRows], seconds: float, *, n_prefill: int) -> float:
+        """Learn from a batch, `n_prefill` of whose rows are of prompts; the seconds that were expected of it."""
         shape = shape_of(parts, self._n_ubatch)
-        self.model.record(shape, seconds)
+        expected_s = self.model.record(shape, seconds)
         if n_prefill:
             self._chunk += _SMOOTHING * (min(n_prefill, self._n_ubatch) - self._chunk)
         elif shape.n_rows == len(parts):
             self._decode = shape
             self._decodes_s.append(seconds)
+        return expected_s
 
     def seconds(self, parts: Sequence[SlotRows]) -> float:
         """Expected seconds of a batch."""
@@ -49,6 +52,11 @@ class StepCosts:
     def is_known(self) -> bool:
         """Whether there is a measurement, of this start or an earlier one."""
         return self.model.weights is not None
+
+    @property
+    def learned(self) -> Weights | None:
+        """What a later start may begin with; None after too few steps."""
+        return self.model.weights if self.model.n_steps >= _LEARNED_STEPS else None
 
     @property
     def decode_s(self) -> float:

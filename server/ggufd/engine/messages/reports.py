@@ -171,6 +171,7 @@ class Stats:
     `busy_slots` sums the sequences of all batches, `longest` is the longest sequence. `evictions` are chats that lost
     their slot, `restores` those that came back from host RAM, `host_evictions` those that left it too,
     `failed_restores` kept states of any kind that were of no use and dropped.
+    `cost_errors` are relative errors of the time that was expected of a batch.
     `resident_bytes` is the memory of the engine's process, 0 where it has none of its own.
     """
 
@@ -201,6 +202,7 @@ class Stats:
     step_gap_seconds: Spread = Spread()
     token_gap_seconds: Spread = Spread()
     batch_rows: Spread = Spread()
+    cost_errors: Spread = Spread()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +238,8 @@ class StepRecord(NamedTuple):
 
     `draft_s` and `plan_s` passed before the batch was made, the former on drafts, `decode_s` in llama.cpp; of the rest
     `sample_s` went to masks, samplers and log-probabilities, `detokenize_s` to text. `send_s` came after the step.
-    `n_draft` of the `n_decode` rows were draft tokens.
+    `n_draft` of the `n_decode` rows were draft tokens. `expected_s` is what the cost model expected of `decode_s`, 0
+    where it had nothing to go by.
     """
 
     start_s: float
@@ -251,6 +254,7 @@ class StepRecord(NamedTuple):
     n_draft: int
     send_s: float = 0.0
     draft_s: float = 0.0
+    expected_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

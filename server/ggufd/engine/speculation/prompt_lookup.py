@@ -79,10 +79,8 @@ class PromptLookup:
         n = len(drafted)
         came = tuple(tokens[position : position + n])
         if n and came:
-            self.outcome = (
-                n,
-                sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(drafted, came, strict=False))),
-            )
+            pairs = enumerate(zip(drafted, came, strict=False))
+            self.outcome = n, next((place for place, (one, other) in pairs if one != other), len(came))
         if came != drafted[: len(came)]:
             self.longest = max(_SHORTEST, self.longest * 3 // 4)
         elif n and len(came) == n:

@@ -83,7 +83,9 @@ class Batcher:
         self._counters.end(self._clock(), seconds, n_rows=n_rows, n_sequences=len(plan), n_prefill=n_prefill)
         self._cells.note_decode()
         if not self._costs.threads.tries_fewer:
-            self._costs.steps.record(rows_of(plan), seconds, n_prefill=n_prefill)
+            expected_s = self._costs.steps.record(rows_of(plan), seconds, n_prefill=n_prefill)
+            self._counters.note_expected(expected_s)
+            self._trace.expected_s += expected_s
         self._note_batch(plan, seconds, n_decode, n_prefill)
 
     def _fill_batch(self, plan: list[Chunk]) -> list[tuple[int, int]]:

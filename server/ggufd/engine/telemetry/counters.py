@@ -8,6 +8,7 @@ from ggufd.engine.messages.reports import Spread
 from ggufd.engine.sequence.sequence import SequenceState
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
+_ERRORS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
@@ -54,6 +55,7 @@ class Counters:
         self.step_gaps = Histogram(_SECONDS)
         self.token_gaps = Histogram(_SECONDS)
         self.batches = Histogram(_ROWS)
+        self.cost_errors = Histogram(_ERRORS)
         self._ended_s: float | None = None
         self._has_rested = True
 
@@ -85,6 +87,11 @@ class Counters:
         self.busy_slots += n_sequences
         self.steps_spread.observe(seconds)
         self.batches.observe(n_rows)
+
+    def note_expected(self, seconds: float) -> None:
+        """Count what was expected of the last batch beside what it took; nothing where nothing was known."""
+        if seconds > 0 and self.decode_s > 0:
+            self.cost_errors.observe(abs(seconds / self.decode_s - 1))
 
     def rest(self) -> None:
         """Leave the time until the next step out of the gaps: nothing runs."""

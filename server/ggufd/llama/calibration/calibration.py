@@ -13,11 +13,9 @@ and when the third has not found the machine quiet either, it never is, and no s
 from __future__ import annotations
 
 import bisect
-import contextlib
 import dataclasses
 import json
 import math
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -27,6 +25,7 @@ import llama_cpp
 
 from ggufd.llama.calibration.attention_model import AttentionShape, write_attention_model
 from ggufd.llama.context.context import Context
+from ggufd.llama.model import system
 from ggufd.llama.model.model import Model
 from ggufd.llama.params import ContextParams, ModelParams
 
@@ -108,7 +107,7 @@ def prefers_flash_attention(model: Model, params: ContextParams, memory: Path | 
     """
     shape = AttentionShape.of(model)
     cache_types = params.cache_type_k, params.cache_type_v
-    key = "|".join(map(str, (_METHOD, _cpu(), llama_cpp.__version__, _rows(params), *cache_types, *shape)))
+    key = "|".join(map(str, (_METHOD, system.cpu_name(), llama_cpp.__version__, _rows(params), *cache_types, *shape)))
     known = _remembered(memory)
     finding = known.get(key, 0)
     note = ""
@@ -220,14 +219,6 @@ def _read(context: Context, slot: int, n_tokens: int, first_pos: int, *, n_outpu
     context.batch.clear()
     context.batch.add(slot, [1] * n_tokens, first_pos, n_outputs)
     return context.decode()
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _remembered(memory: Path | None) -> dict[str, Finding]:

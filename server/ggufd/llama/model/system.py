@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import platform
 import re
 import socket
 import sys
@@ -143,6 +145,15 @@ def _check_reachable(server: str) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise ModelError(f"--rpc {server}: no connection ({error}); check that rpc-server is running there") from None
+
+
+def cpu_name() -> str:
+    """Name of the model of this CPU, as far as it is told."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def cpu_features() -> frozenset[str]:
