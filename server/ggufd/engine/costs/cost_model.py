@@ -7,7 +7,9 @@ seen: a server that only decodes for an hour keeps what it knows of prompts. Whe
 weights apart, a ridge keeps these near what was known before, as a whole made slower or faster. Of a class that was
 seen lately the prediction is its own measured time: kernels have steps that a sum does not have.
 
-Other programs on the machine make single steps longer, so a time counts for at most half more than was expected.
+Other programs on the machine make steps longer, never shorter; so does a model whose weights are still on disk. So a
+time counts for at most half more than was expected, a shorter one moves the average more than a longer one, and classes
+that take much longer than the others tell count for little in the fit.
 """
 
 from __future__ import annotations
@@ -32,8 +34,13 @@ _LATELY = 2000
 _FADING = 500
 """Steps after which a class counts half in the fit."""
 
-_SMOOTHING = 0.2
+_LONGER, _SHORTER = 0.15, 0.4
+"""Smoothing of times that are longer and shorter than the average."""
+
 _MOST = 1.5
+_DOUBTFUL = 3.0
+"""A class that takes so many times what the others tell counts for less."""
+
 _DOUBTED = 4
 """So many steps of a class count as much as the sum that was fitted to all."""
 
@@ -79,14 +86,11 @@ class _Class:
         self.n = 1
 
     def add(self, shape: StepShape, seconds: float, step: int) -> None:
-        self.shape = StepShape(*(_smooth(old, new) for old, new in zip(self.shape, shape, strict=True)))
-        self.seconds = _smooth(self.seconds, seconds)
+        smoothing = _LONGER if seconds > self.seconds else _SHORTER
+        self.shape = StepShape(*(old + smoothing * (new - old) for old, new in zip(self.shape, shape, strict=True)))
+        self.seconds += smoothing * (seconds - self.seconds)
         self.step = step
         self.n = min(self.n + 1, 4 * _DOUBTED)
-
-
-def _smooth(old: float, new: float) -> float:
-    return old + _SMOOTHING * (new - old)
 
 
 class CostModel:
@@ -137,13 +141,16 @@ class CostModel:
         classes = list(self._classes.values())
         times = np.array([one.seconds for one in classes])
         ages = self.n_steps - np.array([one.step for one in classes])
-        shares = 0.5 ** (ages / _FADING) + 1e-3
-        shares /= shares.sum()
+        n_seen = np.array([one.n for one in classes])
+        shares = (0.5 ** (ages / _FADING) + 1e-3) * n_seen / (n_seen + _DOUBTED)
         # In these units a perfect prediction is 1 for every class.
         counts = np.array([one.shape for one in classes]) / times[:, None]
-        before = self._before.scaled(_weighted_median(1 / (counts @ np.array(self._before)), shares))
         ridge = max(_LEAST_RIDGE, _RIDGE * min(1.0, _RIDGE_STEPS / self.n_steps))
-        self.weights = Weights(*_least_squares(counts, shares, np.array(before), ridge).tolist())
+        before = np.array(self._before) * _weighted_median(1 / (counts @ np.array(self._before)), shares)
+        found = _least_squares(counts, shares, before, ridge)
+        trust = np.minimum(1.0, _DOUBTFUL * counts @ found) ** 4
+        found = _least_squares(counts, shares * trust, before, ridge)
+        self.weights = Weights(*found.tolist())
 
 
 def _without_zeros(known: Weights) -> Weights:
@@ -161,13 +168,14 @@ def _class_of(shape: StepShape) -> tuple[int, ...]:
 
 def _weighted_median(values: _Floats, shares: _Floats) -> float:
     order = np.argsort(values)
-    place = int(np.searchsorted(np.cumsum(shares[order]), 0.5))
+    place = int(np.searchsorted(np.cumsum(shares[order]), shares.sum() / 2))
     return float(values[order[min(place, len(order) - 1)]])
 
 
 def _least_squares(counts: _Floats, shares: _Floats, before: _Floats, ridge: float) -> _Floats:
     """Weights of at least zero for which `counts @ weights` is near 1, and each near what it was `before`."""
     counts = counts * before
+    shares = shares / shares.sum()
     free = np.ones_like(before, np.bool_)
     factors = np.zeros_like(before)
     while free.any():
