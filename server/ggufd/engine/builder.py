@@ -23,7 +23,7 @@ from ggufd.engine.scheduling.threads import ThreadTuner
 from ggufd.engine.slots.context_shift import ContextShift
 from ggufd.engine.slots.prefix_cache import PrefixCache
 from ggufd.engine.speculation.draft_model import DraftModel
-from ggufd.engine.speculation.prompt_lookup import Speculator
+from ggufd.engine.speculation.speculator import Speculator
 from ggufd.engine.statistics import Statistics
 from ggufd.engine.step.batch_runner import BatchRunner
 from ggufd.engine.step.batcher import Batcher, Costs
@@ -82,7 +82,8 @@ def build_engine(
     )
     context_shift = ContextShift(decoder.n_ctx, is_on=rules.shifts_context and decoder.can_shift)
     speculator = Speculator(rules.max_draft if decoder.can_trim else 0, draft)
-    drafting = Drafting(speculator, context_shift, decoder.n_ctx, scheduler.costs, counters, trace, clock)
+    sizes = decoder.n_ctx, decoder.n_outputs_max
+    drafting = Drafting(speculator, context_shift, *sizes, scheduler.costs, counters, trace, clock)
     token_step = TokenStep(decoder, vocabulary, counters, trace, context_shift, queue.charge_token, clock)
     lifecycle = Lifecycle(queue, cache, token_step, drafting, forecast, pre_roll, counters, clock)
     deadlines, admission = Deadlines(lifecycle, announcer, clock), Admission(queue, cache.table, cache.matcher, rules)

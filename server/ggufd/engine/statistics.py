@@ -10,7 +10,7 @@ from ggufd.engine.live_report import live_state
 from ggufd.engine.messages.reports import LiveState, QueueState, SlotState, Stats, Steps
 from ggufd.engine.queueing.announcer import Announcer
 from ggufd.engine.sequence.sequence import SequenceState
-from ggufd.engine.speculation.prompt_lookup import Speculator
+from ggufd.engine.speculation.speculator import Speculator
 from ggufd.engine.step.lifecycle import Lifecycle
 from ggufd.engine.telemetry.trace import StepTrace
 

@@ -325,7 +325,7 @@ class ContextSection(Section):
         "While idle, compute the start of a chat's next prompt ahead when its client drops old messages each turn.",
     )
     spec_draft_n_max: int = setting(
-        31, "Speculative decoding of a request that runs alone: most draft tokens per step; 0 is off.", ge=0
+        31, "Speculative decoding of up to four requests at once: most draft tokens of each per step; 0 is off.", ge=0
     )
     spec_draft_p_min: float = setting(
         0.0,

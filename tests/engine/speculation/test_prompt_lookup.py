@@ -16,7 +16,8 @@ from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.messages.sampling import Grammar, GrammarKind
 from ggufd.engine.speculation.draft_budget import StepSeconds
 from ggufd.engine.speculation.draft_model import AcceptanceEstimator
-from ggufd.engine.speculation.prompt_lookup import PromptLookup, Speculator, run_class
+from ggufd.engine.speculation.prompt_lookup import PromptLookup, run_class
+from ggufd.engine.speculation.speculator import Candidate, Speculator
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import Logits, NoRoomError
 from tests.support.fakes.fake_llama import EOT, Collected, FakeDecoder, Rig, logits_after, make_request
@@ -170,13 +171,20 @@ def steps_of(row_cost: float) -> StepSeconds:
     return lambda n_rows: 1 + row_cost * (n_rows - 1)
 
 
+def drafted(
+    made: Speculator, lookup: PromptLookup, tokens: array[int], limit: int, step_s: StepSeconds
+) -> tuple[int, ...]:
+    """Draft of a sequence that runs alone."""
+    return made.draft(Candidate(lookup, tokens, limit), AcceptanceEstimator(), step_s)
+
+
 def test_rows_that_cost_little_are_used_and_dear_ones_are_not() -> None:
     tokens = array("i", list(TEXT * 3))
     lookup = lookup_over(TEXT * 3, len(TEXT))
     lookup.longest = 31
-    assert len(Speculator(31).draft(lookup, AcceptanceEstimator(), tokens, 100, steps_of(0.05))) == 31
-    assert Speculator(31).draft(lookup, AcceptanceEstimator(), tokens, 100, steps_of(1.0)) == ()
-    assert Speculator(31).draft(lookup, AcceptanceEstimator(), tokens, 100, lambda _: 0.0) == ()
+    assert len(drafted(Speculator(31), lookup, tokens, 100, steps_of(0.05))) == 31
+    assert drafted(Speculator(31), lookup, tokens, 100, steps_of(1.0)) == ()
+    assert drafted(Speculator(31), lookup, tokens, 100, lambda _: 0.0) == ()
 
 
 def drafts(n_true: list[int | None], row_cost: float = 0.0, max_draft: int = 31) -> list[int]:
@@ -184,7 +192,7 @@ def drafts(n_true: list[int | None], row_cost: float = 0.0, max_draft: int = 31)
     made, tokens = Speculator(max_draft), array("i", list(TEXT * 4))
     lookup, lengths = PromptLookup(len(tokens)), []
     for n in n_true:
-        guess = made.draft(lookup, AcceptanceEstimator(), tokens, 100, steps_of(row_cost))
+        guess = drafted(made, lookup, tokens, 100, steps_of(row_cost))
         lengths.append(len(guess))
         tokens.extend(guess if n is None else guess[:n])
         if n is not None:
@@ -214,9 +222,9 @@ def test_a_guess_that_fails_shortens_the_next_by_a_quarter() -> None:
 def test_what_was_not_checked_changes_nothing() -> None:
     """The step had no room for the guess, or the text was cut back."""
     made, tokens, lookup = Speculator(31), array("i", list(TEXT * 3)), PromptLookup(len(TEXT) * 3)
-    guess = made.draft(lookup, AcceptanceEstimator(), tokens, 100, steps_of(0.0))
+    guess = drafted(made, lookup, tokens, 100, steps_of(0.0))
     tokens.append(guess[0])
-    assert len(made.draft(lookup, AcceptanceEstimator(), tokens, 100, steps_of(0.0))) == 3
+    assert len(drafted(made, lookup, tokens, 100, steps_of(0.0))) == 3
     lookup.rewind(len(tokens))
     tokens.append(255)
     lookup.follow(tokens)
@@ -237,8 +245,8 @@ def test_never_more_is_guessed_than_may_come() -> None:
     lookup = lookup_over(TEXT * 3, len(TEXT))
     lookup.longest = 31
     tokens = array("i", list(TEXT * 3))
-    assert len(Speculator(31).draft(lookup, AcceptanceEstimator(), tokens, 5, steps_of(0.0))) == 5
-    assert Speculator(31).draft(lookup, AcceptanceEstimator(), tokens, 0, steps_of(0.0)) == ()
+    assert len(drafted(Speculator(31), lookup, tokens, 5, steps_of(0.0))) == 5
+    assert drafted(Speculator(31), lookup, tokens, 0, steps_of(0.0)) == ()
 
 
 # --- in the engine ----------------------------------------------------------------------------------------------------
@@ -321,10 +329,54 @@ def test_a_text_that_does_not_repeat_is_hardly_guessed_at() -> None:
     assert rig.n_computed == len(b"Hello") + n_tokens - 1 + n_drafted
 
 
-def test_two_sequences_are_not_guessed_at() -> None:
-    rig = Rig(EchoDecoder(n_slots=2, n_ctx=512, row_s=0.0), rules=EngineRules(max_draft=31))
-    rig.add(make_request(1, TEXT * 2, max_tokens=100), make_request(2, TEXT * 2, max_tokens=100))
-    assert all(collected.finishes[0].usage.drafted_tokens == 0 for collected in rig.run().values())
+def several(n: int, *, n_repeating: int, max_draft: int, row_s: float = 0.0) -> Rig:
+    """Sequences side by side, of which some repeat their prompt."""
+    rig = Rig(EchoDecoder(n_slots=n, n_ctx=512, row_s=row_s), rules=EngineRules(max_draft=max_draft))
+    for number in range(n):
+        prompt = TEXT * 2 if number < n_repeating else bytes(range(number, number + 40))
+        rig.add(make_request(number, prompt, max_tokens=100, logit_bias=((EOT, -50.0),)))
+    rig.run()
+    return rig
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_a_few_sequences_that_repeat_their_texts_take_far_fewer_steps(n: int) -> None:
+    began_s = EchoDecoder(n_slots=1).clock()
+    with_drafts, without = (several(n, n_repeating=n, max_draft=most) for most in (31, 0))
+    for number in range(n):
+        assert with_drafts.text(number) == without.text(number)
+        assert with_drafts.collected[number].finishes[0].usage.accepted_tokens > 60
+    assert with_drafts.decoder.clock() - began_s < 0.3 * (without.decoder.clock() - began_s)
+
+
+@pytest.mark.parametrize(("n", "n_repeating"), [(3, 2), (4, 1)])
+def test_who_repeats_nothing_is_not_slowed_by_the_drafts_of_others(n: int, n_repeating: int) -> None:
+    """Rows of unequal number take another pass, which would double the time of each step."""
+    with_drafts, without = (several(n, n_repeating=n_repeating, max_draft=most) for most in (31, 0))
+    for number in range(n):
+        assert with_drafts.text(number) == without.text(number)
+    for number in range(n_repeating, n):
+        took_s = [rig.collected[number].finishes[0].usage.decode_s for rig in (with_drafts, without)]
+        assert took_s[0] < 1.05 * took_s[1]
+
+
+def test_rows_that_cost_as_much_as_a_step_are_not_drafted_for_several() -> None:
+    rig = several(2, n_repeating=2, max_draft=31, row_s=0.02)
+    n_drafted = sum(collected.finishes[0].usage.drafted_tokens for collected in rig.collected.values())
+    n_accepted = sum(collected.finishes[0].usage.accepted_tokens for collected in rig.collected.values())
+    assert n_drafted - n_accepted <= 3
+
+
+def test_many_sequences_are_not_guessed_at() -> None:
+    rig = several(5, n_repeating=5, max_draft=31)
+    # The last of them may run alone in the end.
+    assert all(record.n_draft == 0 for record in rig.engine.steps().records if record.n_sequences > 4)
+
+
+def test_drafts_of_several_leave_room_for_every_row_with_logits() -> None:
+    """A batch of the fake has 64 of them at most: it refuses more."""
+    rig = several(4, n_repeating=4, max_draft=63)
+    assert 16 < max(record.n_decode for record in rig.engine.steps().records) <= rig.decoder.n_outputs_max
 
 
 def test_an_abort_amid_guesses_leaves_a_clean_slot() -> None:

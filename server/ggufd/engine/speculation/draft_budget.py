@@ -15,11 +15,11 @@ SHARE = 0.01
 """Share of the time of all steps that rejected rows may take."""
 
 _FIRST_STEPS, _MOST_STEPS = 2.0, 20.0
-"""What it begins with and holds at most, in steps of one row: enough for a first draft, and for a long one."""
+"""What it begins with and holds at most, in steps without drafts: enough for a first one, and for a long one."""
 
 
 class DraftBudget:
-    """Budget of all sequences together, in seconds of steps of one row."""
+    """Budget of all sequences together, in steps without drafts."""
 
     def __init__(self) -> None:
         self._n_steps = _FIRST_STEPS
@@ -28,14 +28,17 @@ class DraftBudget:
         """Add the share of a step."""
         self._add(SHARE)
 
-    def allows(self, n: int, step_s: StepSeconds) -> bool:
-        """Whether a draft of `n` tokens could be paid for."""
-        return step_s(1 + n) / step_s(1) - 1 <= self._n_steps
+    def allows(self, took: float) -> bool:
+        """Whether a step that takes so many steps' time could be paid for, should all of its drafts be rejected."""
+        return took - 1 <= self._n_steps
 
-    def settle(self, n_drafted: int, n_accepted: int, step_s: StepSeconds) -> None:
-        """Pay for the rejected tokens of a draft, and add what the accepted ones saved."""
-        took, needed = step_s(1 + n_drafted) / step_s(1), step_s(1 + n_accepted) / step_s(1)
-        self._add(max(0.0, 1 + n_accepted - needed) - max(0.0, took - needed))
+    def settle(self, took: float, needed: float, worth: float) -> None:
+        """Pay for the rejected tokens of a step, and add what the accepted ones saved.
+
+        In steps without drafts: what it took, what it would have taken with the accepted tokens only, and how many
+        would have been needed for as many tokens.
+        """
+        self._add(max(0.0, worth - needed) - max(0.0, took - needed))
 
     def _add(self, n_steps: float) -> None:
         self._n_steps = min(_MOST_STEPS, self._n_steps + n_steps)

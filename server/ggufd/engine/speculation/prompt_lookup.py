@@ -1,10 +1,8 @@
 """Prompt lookup speculative decoding (n-gram speculation): where a text repeats itself, its earlier place is the draft.
 
 `PromptLookup` follows the tokens of one sequence: where its last n-gram stood before, what followed it is the draft.
-`Speculator` decides how many of those tokens are worth a row each, by their acceptance rate and by what a step with
-more rows was measured to cost; where none are, it asks the draft model, if there is one. A draft changes no output:
-every token is sampled from its own row, and the first one that differs from the draft ends it. Rows of images, which
-are numbers below zero, are never drafted and end a run. Knows no samplers.
+A draft changes no output: every token is sampled from its own row, and the first one that differs from the draft ends
+it. Rows of images, which are numbers below zero, are never drafted and end a run. Knows no samplers.
 """
 
 from __future__ import annotations
@@ -13,9 +11,6 @@ from array import array
 from typing import NamedTuple
 
 import numpy as np
-
-from ggufd.engine.speculation.draft_budget import DraftBudget, StepSeconds
-from ggufd.engine.speculation.draft_model import AcceptanceEstimator, DraftModel
 
 _N_GRAM = 3
 """Tokens of the n-gram that is looked up."""
@@ -30,11 +25,8 @@ _RUNS = (3, 5, 9, 17)
 _FIRST_ODDS = (0.4, 0.6, 0.8, 0.92)
 _LEARNING = 0.2
 
-_SHORTEST = 3
+SHORTEST = 3
 """Most tokens of a sequence's first draft, of which nothing is known yet: with the token before them four rows."""
-
-_CLEARLY = 1.1
-"""A draft must promise this many times the tokens a second without one: what is promised is an estimate."""
 
 
 class _LookupDraft(NamedTuple):
@@ -42,6 +34,16 @@ class _LookupDraft(NamedTuple):
 
     position: int
     tokens: tuple[int, ...]
+
+
+class DraftOutcome(NamedTuple):
+    """Number of tokens of a draft, and of those that were accepted."""
+
+    n_drafted: int
+    n_accepted: int
+
+
+_NO_DRAFT = DraftOutcome(0, 0)
 
 
 class PromptLookup:
@@ -54,9 +56,8 @@ class PromptLookup:
 
     def __init__(self, n_prompt: int) -> None:
         self.odds = list(_FIRST_ODDS)
-        self.longest = _SHORTEST
-        self.outcome: tuple[int, int] | None = None
-        """Tokens of the last draft and how many of them were accepted, until somebody has taken it."""
+        self.longest = SHORTEST
+        self._outcome = _NO_DRAFT
         self._draft = _LookupDraft(0, ())
         self._n_prompt = n_prompt
         self._index: dict[int, int] = {}
@@ -80,11 +81,17 @@ class PromptLookup:
         came = tuple(tokens[position : position + n])
         if n and came:
             pairs = enumerate(zip(drafted, came, strict=False))
-            self.outcome = n, next((place for place, (one, other) in pairs if one != other), len(came))
+            n_accepted = next((place for place, (one, other) in pairs if one != other), len(came))
+            self._outcome = DraftOutcome(n, n_accepted)
         if came != drafted[: len(came)]:
-            self.longest = max(_SHORTEST, self.longest * 3 // 4)
+            self.longest = max(SHORTEST, self.longest * 3 // 4)
         elif n and len(came) == n:
             self.longest = max(self.longest, 2 * n + 1)
+
+    def take_outcome(self) -> DraftOutcome:
+        """What became of the last draft; told once."""
+        outcome, self._outcome = self._outcome, _NO_DRAFT
+        return outcome
 
     def rewind(self, n_tokens: int) -> None:
         """Forget all but the first `n_tokens`; the next draft is looked up anew."""
@@ -177,73 +184,3 @@ def run_class(run: int) -> int:
 def _key(tokens: array[int], end: int) -> int:
     """N-gram before `end` as one number."""
     return tokens[end - 3] << 2 * _TOKEN_BITS | tokens[end - 2] << _TOKEN_BITS | tokens[end - 1]
-
-
-class Speculator:
-    """How much is drafted: at most `max_draft` tokens, and only for a sequence that runs alone.
-
-    A sequence's first draft is short, and longer ones follow accepted ones: what a step of many rows costs at this
-    depth is known only when one was computed, and new requests and aborts wait for it. What rejected tokens may cost is
-    bounded: see `engine.speculation.draft_budget`.
-    With several sequences a batch is well used already, and llama.cpp computes the rows of a longer sequence apart.
-    """
-
-    def __init__(self, max_draft: int, draft_model: DraftModel | None = None) -> None:
-        self._sizes = [size for size in (_SHORTEST, 7, 15, 31, 63) if size < max_draft]
-        if max_draft > 0:
-            self._sizes.append(max_draft)
-        self._max_draft = max_draft
-        self._budget = DraftBudget()
-        self._draft_model = draft_model
-
-    @property
-    def is_on(self) -> bool:
-        return bool(self._sizes)
-
-    def draft(
-        self,
-        lookup: PromptLookup,
-        acceptance: AcceptanceEstimator,
-        tokens: array[int],
-        limit: int,
-        step_s: StepSeconds,
-        *,
-        has_model: bool = True,
-    ) -> tuple[int, ...]:
-        """Draft tokens worth verifying in the next step, at most `limit`; often none.
-
-        The draft model is asked only where `has_model` says that it can read all of the tokens.
-        """
-        draft = self._look_up(lookup, tokens, limit, step_s)
-        if draft or self._draft_model is None or not has_model:
-            return draft
-        return self._draft_model.draft(acceptance, tokens, min(limit, self._max_draft), limit, step_s)
-
-    @property
-    def n_dropped(self) -> int:
-        """Times that the draft model dropped its state."""
-        return 0 if self._draft_model is None else self._draft_model.n_dropped
-
-    def _look_up(self, lookup: PromptLookup, tokens: array[int], limit: int, step_s: StepSeconds) -> tuple[int, ...]:
-        lookup.follow(tokens)
-        one = step_s(1)
-        if one == 0:
-            return ()
-        self._account(lookup, step_s)
-        if not lookup.is_running:
-            return ()
-        best, best_rate = 0, _CLEARLY / one
-        limit = min(limit, lookup.longest)
-        for size in self._sizes:
-            n = min(size, limit)
-            rate = (1 + lookup.expected(n)) / step_s(1 + n) if n > 0 else 0.0
-            if rate > best_rate and self._budget.allows(n, step_s):
-                best, best_rate = n, rate
-        return lookup.draft(tokens, best) if best else ()
-
-    def _account(self, lookup: PromptLookup, step_s: StepSeconds) -> None:
-        """Add the last step to the budget, and what became of its draft."""
-        self._budget.earn()
-        if lookup.outcome is not None:
-            self._budget.settle(*lookup.outcome, step_s)
-            lookup.outcome = None

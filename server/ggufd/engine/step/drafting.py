@@ -1,29 +1,37 @@
-"""Draft tokens of a step: speculative decoding of a sequence that runs alone.
+"""Draft tokens of a step: speculative decoding of a sequence that runs alone, or of a few.
 
 See `engine.speculation` for where drafts come from and what they are worth. Knows no batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.costs.step_shape import SlotRows
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.context_shift import ContextShift
-from ggufd.engine.speculation.prompt_lookup import PromptLookup, Speculator
+from ggufd.engine.speculation.prompt_lookup import PromptLookup
+from ggufd.engine.speculation.speculator import Candidate, Speculator
 from ggufd.engine.telemetry.counters import Counters
 from ggufd.engine.telemetry.trace import StepTrace
 
+_MAX_SEQUENCES = 4
+"""With more sequences a batch is well used already."""
+
 
 class Drafting:
-    """Drafts for slots of `n_ctx` tokens; times come from `clock`, in seconds."""
+    """Drafts for slots of `n_ctx` tokens, in batches of which `n_outputs_max` rows have logits.
+
+    Times come from `clock`, in seconds.
+    """
 
     def __init__(
         self,
         speculator: Speculator,
         context_shift: ContextShift,
         n_ctx: int,
+        n_outputs_max: int,
         costs: StepCosts,
         counters: Counters,
         trace: StepTrace,
@@ -32,6 +40,7 @@ class Drafting:
         self._speculator = speculator
         self._context_shift = context_shift
         self._n_ctx = n_ctx
+        self._n_outputs_max = n_outputs_max
         self._costs = costs
         self._counters = counters
         self._trace = trace
@@ -43,32 +52,61 @@ class Drafting:
             sequence.lookup = PromptLookup(sequence.n_prompt)
 
     def draft(self, running: list[SequenceState]) -> None:
-        """Set the draft of a lone decoding sequence, often to none.
+        """Set the drafts of decoding sequences, often to none; with many of them, or beside a prompt, there is none.
 
         Under a grammar most tokens are forced or masked, and each row would wait for a mask: no draft there, but where
-        the grammar is free. A draft model sees no images, so it drafts nothing behind one.
+        the grammar is free.
         """
-        if len(running) != 1 or not self._speculator.is_on:
+        if not self._speculator.is_on or not 0 < len(running) <= _MAX_SEQUENCES:
             return
-        sequence = running[0]
-        is_constrained = sequence.constraint is not None and not sequence.constraint.is_free
-        if sequence.lookup is not None and sequence.is_decoding and not is_constrained:
-            start_s = self._clock()
-            limit = self._n_left(sequence) - 1
-            has_model = not sequence.images
+        drafters = [one for one in running if one.lookup is not None and not _is_constrained(one)]
+        if not drafters or not all(one.is_decoding for one in running):
+            return
+        start_s = self._clock()
+        if len(running) == 1:
+            self._draft_alone(*drafters)
+        else:
+            self._draft_together(drafters, running)
+        self._trace.draft_s = self._clock() - start_s
+        # A draft model's time is no gap that a thread too many would explain.
+        self._counters.leave_out(self._trace.draft_s)
 
-            def step_s(n_rows: int) -> float:
-                return self._costs.seconds([SlotRows(0, n_rows, sequence.n_past)])
+    def _draft_alone(self, sequence: SequenceState) -> None:
+        """A draft model sees no images, so it drafts nothing behind one."""
 
-            sequence.draft = self._speculator.draft(
-                sequence.lookup, sequence.acceptance, sequence.tokens, limit, step_s, has_model=has_model
-            )
-            self._trace.draft_s = self._clock() - start_s
-            # A draft model's time is no gap that a thread too many would explain.
-            self._counters.leave_out(self._trace.draft_s)
+        def step_s(n_rows: int) -> float:
+            return self._costs.seconds([SlotRows(0, n_rows, sequence.n_past)])
+
+        has_model = not sequence.images
+        sequence.draft = self._speculator.draft(
+            self._candidate(sequence), sequence.acceptance, step_s, has_model=has_model
+        )
+
+    def _draft_together(self, drafters: list[SequenceState], running: list[SequenceState]) -> None:
+        """Outputs are shared out evenly: a batch has only so many rows with logits."""
+        others = [SlotRows(one.slot or 0, 1, one.n_past) for one in running if one not in drafters]
+        most = (self._n_outputs_max - len(running)) // len(drafters)
+
+        def step_s(lengths: Sequence[int]) -> float:
+            rows = [SlotRows(one.slot or 0, 1 + n, one.n_past) for one, n in zip(drafters, lengths, strict=True)]
+            return self._costs.seconds(rows + others)
+
+        candidates = [self._candidate(one, most) for one in drafters]
+        drafts = self._speculator.draft_together(candidates, step_s, n_running=len(running))
+        for sequence, draft in zip(drafters, drafts, strict=True):
+            sequence.draft = draft
+
+    def _candidate(self, sequence: SequenceState, most: int | None = None) -> Candidate:
+        assert sequence.lookup is not None
+        limit = self._n_left(sequence) - 1
+        return Candidate(sequence.lookup, sequence.tokens, limit if most is None else min(limit, most))
 
     def _n_left(self, sequence: SequenceState) -> int:
         """Tokens that may still be sampled."""
         n_left = self._n_ctx - len(sequence.tokens)
         limit = self._context_shift.limit(sequence.request)
         return n_left if limit is None else min(n_left, limit - sequence.n_generated)
+
+
+def _is_constrained(sequence: SequenceState) -> bool:
+    return sequence.constraint is not None and not sequence.constraint.is_free
