@@ -19,8 +19,8 @@ _N_BATCH = 256
 def context_of(context: ContextParams, n_ctx_train: int) -> ContextParams:
     """Context of the draft model for `context`, whose `n_ctx` is set: one slot, at most its training context.
 
-    Only a sequence that runs alone gets draft tokens of it, so the KV cache of one chat is kept. A slot per slot of the large
-    model would take as many times the memory, only for chats that take turns.
+    Only a sequence that runs alone gets draft tokens of it, so the KV cache of one chat is kept. A slot per slot of the
+    large model would take as many times the memory, only for chats that take turns.
     """
     return ContextParams(
         n_ctx=min(context.n_ctx, n_ctx_train or context.n_ctx),
