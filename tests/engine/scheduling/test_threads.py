@@ -9,7 +9,7 @@ from tests.support.fakes.fake_llama import make_engine, make_request
 def run(tuner: ThreadTuner, costs: dict[int, float], n_steps: int, n_rows: int = 1) -> list[int]:
     chosen = []
     for _ in range(n_steps):
-        n = tuner.choose(n_rows, depth=100, is_prefill=False)
+        n = tuner.choose(n_rows, depth=100, is_fixed=False)
         assert n is not None
         chosen.append(n)
         tuner.record(costs[n])
@@ -36,17 +36,17 @@ def test_a_number_that_may_yet_win_is_tried_on() -> None:
 
 def test_steps_that_could_not_be_timed_drop_no_number() -> None:
     tuner = ThreadTuner(2)
-    chosen = [tuner.choose(1, depth=100, is_prefill=False) for _ in range(24)]
+    chosen = [tuner.choose(1, depth=100, is_fixed=False) for _ in range(24)]
     assert chosen.count(1) == 12
-    assert tuner.choose(1, depth=100, is_prefill=False) == 2
+    assert tuner.choose(1, depth=100, is_fixed=False) == 2
 
 
 def test_a_slow_moment_during_the_trial_does_not_decide() -> None:
     tuner = ThreadTuner(2)
     for step in range(24):
-        n = tuner.choose(1, depth=100, is_prefill=False)
+        n = tuner.choose(1, depth=100, is_fixed=False)
         tuner.record(1.0 if step in (3, 9) else {2: 0.005, 1: 0.008}[n or 0])
-    assert tuner.choose(1, depth=100, is_prefill=False) == 2
+    assert tuner.choose(1, depth=100, is_fixed=False) == 2
 
 
 def test_what_was_slow_is_tried_again_later() -> None:
@@ -66,13 +66,13 @@ def test_rows_are_told_apart() -> None:
 def test_depths_are_told_apart() -> None:
     tuner = ThreadTuner(2)
     run(tuner, {2: 0.008, 1: 0.005}, 100)
-    assert tuner.choose(1, depth=200, is_prefill=False) == 1
-    assert tuner.choose(1, depth=4000, is_prefill=False) == 2
+    assert tuner.choose(1, depth=200, is_fixed=False) == 1
+    assert tuner.choose(1, depth=4000, is_fixed=False) == 2
 
 
 def test_prefill_and_a_single_thread_are_left_alone() -> None:
-    assert ThreadTuner(4).choose(3, depth=100, is_prefill=True) is None
-    assert ThreadTuner(1).choose(3, depth=100, is_prefill=False) is None
+    assert ThreadTuner(4).choose(3, depth=100, is_fixed=True) is None
+    assert ThreadTuner(1).choose(3, depth=100, is_fixed=False) is None
 
 
 def test_the_engine_tries_threads_while_it_decodes() -> None:

@@ -56,13 +56,14 @@ class ThreadTuner:
         self._trials: dict[tuple[int, int], _Trial] = {}
         self._last: tuple[_Trial, _ThreadChoice] | None = None
 
-    def choose(self, n_rows: int, *, depth: int, is_prefill: bool) -> int | None:
+    def choose(self, n_rows: int, *, depth: int, is_fixed: bool) -> int | None:
         """Threads for a step of `n_rows` decoding rows, the deepest after `depth` tokens; None is as configured.
 
-        Prefill is as configured: its threads wait little for each other.
+        So are those of prefill and of other steps that are `is_fixed`: with many rows threads wait little for each
+        other.
         """
         self._last = None
-        if is_prefill or len(self._candidates) == 1:
+        if is_fixed or len(self._candidates) == 1:
             return None
         key = n_rows, (depth // _SHALLOW).bit_length()
         if key not in self._trials:

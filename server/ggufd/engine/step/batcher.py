@@ -67,7 +67,9 @@ class Batcher:
         n_decode = sum(chunk.n_tokens for chunk in plan if chunk.is_decode)
         n_prefill = self._decoder.batch.n_rows - n_decode
         is_alone = plan[0].sequence.is_deterministic
-        self._set_threads(n_decode, n_prefill, depth, is_fixed=is_alone)
+        # Steps with drafts have too many numbers of rows to try threads with each.
+        is_fixed = is_alone or n_prefill > 0 or n_decode > len(plan)
+        self._set_threads(n_decode, depth, is_fixed=is_fixed)
         self._decoder.set_adapters(plan[0].sequence.request.adapters)
         seconds = self._decoder.decode()
         self._note(plan, seconds, n_decode, n_prefill)
@@ -105,7 +107,7 @@ class Batcher:
         if constraints:
             self._grammars.begin_masks(constraints)
 
-    def _set_threads(self, n_decode: int, n_prefill: int, depth: int, *, is_fixed: bool) -> None:
+    def _set_threads(self, n_decode: int, depth: int, *, is_fixed: bool) -> None:
         """Record the last batch, unless the engine was idle in between, and choose the threads of this one.
 
         Where they are fixed they are as configured.
@@ -113,9 +115,7 @@ class Batcher:
         self._counters.begin(self._clock())
         if self._counters.step_gap_s < self._counters.decode_s:
             self._costs.threads.record(self._counters.decode_s + self._counters.step_gap_s)
-        self._decoder.set_threads(
-            self._costs.threads.choose(n_decode, depth=depth, is_prefill=n_prefill > 0 or is_fixed)
-        )
+        self._decoder.set_threads(self._costs.threads.choose(n_decode, depth=depth, is_fixed=is_fixed))
 
     def _note_batch(self, plan: list[Chunk], seconds: float, n_decode: int, n_prefill: int) -> None:
         """Add a batch to the trace of the step, which may have several."""
