@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -51,13 +51,13 @@ def _translated(arguments: list[str]) -> CommandLine:
     """The command line in our own words: what llama-server's says is translated."""
     from ggufd.settings.llama_server import translation
 
-    command, *given = arguments
-    if command not in ("serve", "check"):
+    command, known, environ = _with_settings(arguments)
+    if not command:
         return translation.CommandLine(arguments)
-    from ggufd.settings import flags
-
     try:
-        line = translation.command_line(given, flags.options(), os.environ)
+        line = translation.command_line(arguments[len(command) :], known, environ)
+        if command[0] == "cluster":
+            _tell_of_cluster(line)
     except translation.UnknownOption as error:
         _fail(error, _UNKNOWN_OPTION)
     except GgufdError as error:
@@ -65,8 +65,32 @@ def _translated(arguments: list[str]) -> CommandLine:
     os.environ.update(line.exports)
     if line.shows == "devices":
         _show_devices()
-    line.arguments = {"": [command, *line.arguments], "help": [command, "--help"]}.get(line.shows, ["--version"])
+    line.arguments = {"": [*command, *line.arguments], "help": [*command, "--help"]}.get(line.shows, ["--version"])
     return line
+
+
+def _with_settings(arguments: list[str]) -> tuple[list[str], Mapping[str, bool], Mapping[str, str]]:
+    """The words of a command that takes every setting, with its options and the variables it reads; else none."""
+    if arguments[0] in ("serve", "check"):
+        from ggufd.settings import flags
+
+        return arguments[:1], flags.options(), os.environ
+    if arguments[0] == "cluster" and len(arguments) > 1:
+        from ggufd import cluster_cli
+
+        if known := cluster_cli.options(arguments[1]):
+            # A roll changes what is given with it, and leaves the rest as it is deployed.
+            return arguments[:2], known, {} if arguments[1] == "roll" else os.environ
+    return [], {}, {}
+
+
+def _tell_of_cluster(line: CommandLine) -> None:
+    """What a command line of a cluster has that changes nothing. Raises ConfigError for what replicas cannot have."""
+    from ggufd.cluster.serving import cluster_settings
+
+    cluster_settings.check_exports(line.exports, os.environ)
+    for note in () if line.shows else line.notes:
+        print(f"ggufd: {note}", file=sys.stderr)
 
 
 def _show_devices() -> NoReturn:

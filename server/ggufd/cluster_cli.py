@@ -17,7 +17,7 @@ from rich.table import Table
 from ggufd import console as terminal
 from ggufd.cluster.serving import config_files
 from ggufd.cluster.serving.cluster import Cluster, ClusterState
-from ggufd.cluster.serving.cluster_settings import replica_tables
+from ggufd.cluster.serving.cluster_settings import carried, replica_tables
 from ggufd.cluster.serving.dashboard import DEFAULT_URL, Dashboard, RayError
 from ggufd.cluster.serving.loads import Load, loads
 from ggufd.cluster.serving.ray_head import PORTS, RayHead
@@ -143,7 +143,8 @@ def roll(config_file: Path | None, flags: dict[str, Any], *, dashboard: str) -> 
         address = {"host": now.host, "port": now.port}
         config = config.model_copy(update={"server": config.server.model_copy(update=address)})
         with _progress("rolling") as on_progress:
-            state = cluster.deploy(now.rolled(replica_tables(config), str(Path.cwd())), on_progress)
+            rolled = now.rolled(replica_tables(config), str(Path.cwd()), carried(os.environ))
+            state = cluster.deploy(rolled, on_progress)
         _show(state)
 
 
@@ -222,6 +223,17 @@ app.command("config", cls=CommandWithSections)(with_settings(config, own={**_SIZ
 app.command("simulate")(simulate)
 
 
+def options(command: str) -> dict[str, bool]:
+    """Options of a command that takes every setting, and whether a value follows; of any other, none."""
+    group: Any = typer.main.get_command(app)
+    found = group.commands.get(command)
+    if not isinstance(found, CommandWithSections):
+        return {}
+    settable: list[Any] = found.params
+    known = {name: not one.is_flag for one in settable for name in (*one.opts, *one.secondary_opts)}
+    return {"--help": False, "-h": False, **known}
+
+
 @app.callback()
 def needs_ray(context: typer.Context) -> None:
     """Run several servers behind one address, on Ray Serve."""
@@ -255,6 +267,7 @@ def _options(
         port=config.server.port,
         tables=replica_tables(config, are_elsewhere=are_elsewhere),
         folder=str(Path.cwd()),
+        variables=carried(os.environ),
     )
 
 

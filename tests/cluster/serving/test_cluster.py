@@ -97,7 +97,7 @@ def test_a_deployment_is_waited_for_and_read_back() -> None:
         OPTIONS,
         ClusterOptions(tables={}),
         ClusterOptions(n_replicas=2, max_replicas=5, n_gpus=0.5, per_node=2, tables={}, program=("a", "b"), n_rolls=3),
-        ClusterOptions(max_replicas=2, shrink_after_s=20.0, tables={}),
+        ClusterOptions(max_replicas=2, shrink_after_s=20.0, tables={}, variables={"HF_HUB_OFFLINE": "1"}),
         ClusterOptions(n_ingresses=3, host="0.0.0.0", port=99, tables={"models": {"x": {"model": "y"}}}),
     ],
 )

@@ -129,12 +129,13 @@ async def test_its_server_has_the_settings_the_folder_and_no_variables_of_settin
 ) -> None:
     monkeypatch.setenv("GGUFD_THREADS", "7")
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "7")
+    monkeypatch.setenv("LLAMA_API_KEY", "of this machine")
     monkeypatch.setenv("HF_TOKEN", "kept")
     async with running(EngineReplica("r1", launch(folder=str(tmp_path)), Directory())) as one:
         told = await ask(one)
     assert told["tables"] == {"model": {"model": "fake"}}
     assert told["cwd"] == str(tmp_path)
-    assert {"GGUFD_THREADS", "LLAMA_ARG_CTX_SIZE"}.isdisjoint(told["environment"])
+    assert {"GGUFD_THREADS", "LLAMA_ARG_CTX_SIZE", "LLAMA_API_KEY"}.isdisjoint(told["environment"])
     assert told["environment"]["HF_TOKEN"] == "kept"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ggufd.cluster.serving.launch import Tables, tables_of
@@ -9,6 +10,23 @@ from ggufd.errors import ConfigError
 from ggufd.settings import access
 from ggufd.settings.config import Config
 from ggufd.settings.listen import is_loopback
+
+_CARRIED = ("HF_HUB_OFFLINE",)
+_SECRET = "HF_TOKEN"
+
+
+def carried(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables that every replica gets beside its settings: a Ray that runs already does not have this machine's."""
+    return {name: environ[name] for name in _CARRIED if environ.get(name)}
+
+
+def check_exports(exports: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    """Raises ConfigError for a variable that a command line sets, and that must not be deployed."""
+    if exports.get(_SECRET, "") != environ.get(_SECRET, ""):
+        raise ConfigError(
+            f"--hf-token: what is deployed can be read on Ray's dashboard; set {_SECRET} on each machine, in the "
+            f"environment that Ray is started in"
+        )
 
 
 def replica_tables(config: Config, *, are_elsewhere: bool = False) -> Tables:

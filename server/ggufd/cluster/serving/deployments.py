@@ -47,6 +47,7 @@ class EngineActor:
             await directory.token(),
             host=ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
             folder=settings.get("folder", ""),
+            variables=settings.get("variables", {}),
             **({"program": tuple(settings["program"])} if settings.get("program") else {}),
         )
         replica_id = serve.get_replica_context().replica_id.unique_id

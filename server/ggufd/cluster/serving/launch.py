@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ Tables = Mapping[str, Mapping[str, Any]]
 _PROGRAM = (sys.executable, "-P", "-m", "ggufd", "serve")
 """Without the folder that it is started in on the path of modules: files there may have any name."""
 
-_OTHER_PREFIX = "LLAMA_ARG_"
+_OF_SETTINGS = (ENV_PREFIX, "LLAMA_ARG_", "LLAMA_API_KEY")
+"""Beginnings of the names of variables that are settings, ours and llama-server's."""
+
 _OWN = frozenset({"host", "port", "peer_token_file"})
 """Settings that a replica has by itself."""
 
@@ -49,7 +51,8 @@ def _plain(value: Any) -> Any:
 class Launch:
     """What a replica starts: a server with `tables` as its settings, at a free port of `host`.
 
-    Relative paths of the settings are taken from `folder`, where this machine has it.
+    `variables` are of its environment, beside this process's. Relative paths of the settings are taken from `folder`,
+    where this machine has it.
     """
 
     tables: Tables
@@ -57,6 +60,7 @@ class Launch:
     host: str = "127.0.0.1"
     folder: str = ""
     program: tuple[str, ...] = _PROGRAM
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def start(self, on_line: Callable[[str], None]) -> LaunchedServer:
         """Start it. Raises StartupError where it cannot be run."""
@@ -64,8 +68,8 @@ class Launch:
 
     def environment(self) -> dict[str, str]:
         """This process's, without variables of settings: those of the machine that deployed are in `tables`."""
-        prefixes = (ENV_PREFIX, _OTHER_PREFIX)
-        return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+        own = {name: value for name, value in os.environ.items() if not name.startswith(_OF_SETTINGS)}
+        return {**own, **self.variables}
 
 
 class LaunchedServer:

@@ -7,7 +7,7 @@ engines' application, and a change of them rolls it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ggufd.cluster.routing.autoscaling import ScalingRules
@@ -57,7 +57,8 @@ class ClusterOptions:
     With `max_replicas` there are as many as the load needs, from `n_replicas` up to that; fewer once fewer were enough
     for `shrink_after_s`.
 
-    `n_rolls` makes a roll of what has not changed. `program` is what replicas start in place of `ggufd serve`.
+    `variables` are of each server's environment. `n_rolls` makes a roll of what has not changed. `program` is what
+    replicas start in place of `ggufd serve`.
     """
 
     n_replicas: int = 1
@@ -70,6 +71,7 @@ class ClusterOptions:
     port: int = 8080
     tables: Tables | None = None
     folder: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
     n_rolls: int = 0
     program: tuple[str, ...] = ()
 
@@ -110,9 +112,10 @@ class ClusterOptions:
     def scaled(self, n_replicas: int) -> ClusterOptions:
         return replace(self, n_replicas=n_replicas)
 
-    def rolled(self, tables: Tables, folder: str) -> ClusterOptions:
-        """The same with new settings, which all replicas are started with."""
-        return replace(self, tables=tables, folder=folder, n_rolls=self.n_rolls + 1)
+    def rolled(self, tables: Tables, folder: str, variables: Mapping[str, str] | None = None) -> ClusterOptions:
+        """The same with new settings, which all replicas are started with, and further `variables`."""
+        together = {**self.variables, **(variables or {})}
+        return replace(self, tables=tables, folder=folder, variables=together, n_rolls=self.n_rolls + 1)
 
 
 def url_of(host: str, port: int) -> str:
@@ -139,6 +142,8 @@ def _engines(options: ClusterOptions) -> dict[str, Any]:
         "drain_s": drain_s,
         "n_rolls": options.n_rolls,
     }
+    if options.variables:
+        arguments["variables"] = dict(options.variables)
     if options.program:
         arguments["program"] = list(options.program)
     deployment: dict[str, Any] = {
@@ -219,6 +224,7 @@ def read_config(config: Mapping[str, Any], http: Mapping[str, Any]) -> ClusterOp
         port=http["port"],
         tables=arguments["tables"],
         folder=arguments["folder"],
+        variables=arguments.get("variables", {}),
         n_rolls=arguments["n_rolls"],
         program=tuple(arguments.get("program", ())),
     )
