@@ -91,6 +91,7 @@ ROOMS: tuple[str, ...] = (
     "bench.curves",
     "bench.engine",
     "bench.goodput",
+    "bench.beside",
     "bench",
     "replay",
     "cluster",

@@ -1,12 +1,14 @@
 """`ggufd bench cluster`: what the ingress of a cluster adds to the first byte and to each token, and its CPU time.
 
-Both ways end at a program that writes words of a set pace, each with the time at which it was sent: no model runs, and
-what is measured is the way alone.
+With --chats it is what the routing of a cluster that runs is worth, beside plain Ray Serve's. Without it both ways end
+at a program that writes words of a set pace, each with the time at which it was sent: no model runs, and what is
+measured is the way alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import sys
 from collections.abc import Sequence
@@ -15,6 +17,8 @@ from typing import Annotated
 
 import typer
 
+from ggufd.bench.beside.compare import compare
+from ggufd.bench.beside.growing_chats import ChatLoad
 from ggufd.bench.measure.client import BenchError, Client, TimedAnswer
 from ggufd.bench.measure.figures import Better, Metric
 from ggufd.bench.measure.local import Local, started
@@ -37,9 +41,33 @@ def cluster(
         typer.Option(help="Command line of what is measured, with {port} and {direct}; the ingress by default."),
     ] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every sample to this file.")] = None,
+    chats: Annotated[
+        int | None,
+        typer.Option(min=1, help="Play so many growing chats at the cluster that runs, and at plain Ray Serve beside."),
+    ] = None,
+    turns: Annotated[int, typer.Option(min=1, help="With --chats: turns of each.")] = 6,
+    clients: Annotated[int, typer.Option(min=1, help="With --chats: requests at once.")] = 4,
+    opening: Annotated[int, typer.Option(min=1, help="With --chats: tokens of a first message.")] = 300,
+    dashboard: Annotated[
+        str, typer.Option(envvar="RAY_DASHBOARD_ADDRESS", help="With --chats: Ray's dashboard.")
+    ] = "http://127.0.0.1:8265",
+    seed: Annotated[int | None, typer.Option(help="Draw the same texts as another run; random by default.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="GGUFD_BENCH_API_KEY", help="With --chats: key to send.")
+    ] = None,
 ) -> None:
-    """Measure what an ingress adds to the first byte and the delay of a token, and the CPU time that a token costs."""
+    """Measure what an ingress adds to the first byte and the delay of a token, and the CPU time that a token costs.
+
+    With --chats: how much of the prompts comes from caches, and how fast chats are answered, by the cluster that runs
+    here and by plain Ray Serve with as many of the same servers, which it starts on the same Ray for so long.
+    """
     with failing_in_one_line():
+        if chats is not None:
+            seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+            say(f"seed {seed}")
+            sheet = compare(dashboard, ChatLoad(chats, turns, clients, opening), rounds, seed, api_key)
+            _finish(sheet, json_file)
+            return
         sheet = Sheet(["through the ingress", "directly"])
         with (
             started([sys.executable, "-m", "ggufd.bench.paced_app", "{port}", f"{1 / pace:.6f}"]) as paced,
@@ -47,6 +75,10 @@ def cluster(
         ):
             for n_streams in streams or (1, 8, 32):
                 asyncio.run(_measure((front, paced), (n_streams, tokens), rounds, sheet))
+    _finish(sheet, json_file)
+
+
+def _finish(sheet: Sheet, json_file: Path | None) -> None:
     show(sheet, console())
     write_json(json_file, sheet.as_json())
 

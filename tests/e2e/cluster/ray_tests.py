@@ -429,6 +429,31 @@ def test_the_command_shows_address_and_replicas(served: str) -> None:
     assert "2 of 2 replicas are ready" in command("status")
 
 
+def test_more_of_the_prompts_is_cached_than_behind_plain_serve(served: str, cluster: Cluster, tmp_path: Path) -> None:
+    """Of nine later turns at least one goes to a server that has not seen the turn before, where chance decides."""
+    before = cluster.require()
+    load = ["--chats", "3", "--turns", "4", "--clients", "2", "--opening", "60", "--rounds", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ggufd", "bench", "cluster", *load, "--json", str(tmp_path / "found.json")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    rows = {row["quantity"]: row["medians"] for row in json.loads((tmp_path / "found.json").read_text())["results"]}
+    assert rows["requests failed"] == [0.0, 0.0]
+    assert min(rows["requests completed"] + rows["TTFT, p50"]) > 0
+    ours, plain = rows["the same, after first turns"]
+    assert 0 < plain < ours < 100
+    after = cluster.require()
+    assert (after.replicas, after.n_running) == (before.replicas, 2)
+    until(lambda: _n_servers() == 2, "those behind plain Serve do not end")
+
+
+def _n_servers() -> int:
+    return sum({"ggufd", "serve", "--config"} <= set(_command(one)) for one in psutil.process_iter())
+
+
 @pytest.fixture
 def openai() -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{URL}/v1", api_key="none", timeout=WAIT_S, max_retries=0) as client:
