@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -21,6 +23,7 @@ from ggufd.cluster.serving.serve_config import ClusterOptions, serve_config
 from tests.support.fakes.bench_server import FakeServer, serving_here
 from tests.support.virtual_time import virtual_time
 
+WAIT_S = 60.0
 LOAD = ChatLoad(n_chats=3, n_turns=3, n_clients=1, opening=20, message=8, answer=4)
 
 
@@ -156,8 +159,13 @@ for _ in range(2):
 
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
-def test_plain_serve_streams_what_its_server_says() -> None:
-    environment = {**os.environ, "GGUFD_CTX_SIZE": "not for it", "LLAMA_ARG_CTX_SIZE": "neither"}
+def test_plain_serve_streams_what_its_server_says_and_ends_it(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "TMPDIR": str(tmp_path),
+        "GGUFD_CTX_SIZE": "not for it",
+        "LLAMA_ARG_CTX_SIZE": "neither",
+    }
     done = subprocess.run(
         [sys.executable, "-c", _THROUGH_PLAIN_SERVE], capture_output=True, text=True, check=False, env=environment
     )
@@ -170,3 +178,5 @@ def test_plain_serve_streams_what_its_server_says() -> None:
         *_, usage, end = [event.removeprefix("data: ") for event in text.split("\n\n") if event.startswith("data: ")]
         assert end == "[DONE]"
         assert json.loads(usage)["usage"]["prompt_tokens_details"]["cached_tokens"] >= least_cached
+    own = [one for one in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(one.info["cmdline"] or ())]
+    assert psutil.wait_procs(own, WAIT_S)[1] == []

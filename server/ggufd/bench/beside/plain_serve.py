@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from ggufd.bench.measure.client import BenchError
 from ggufd.bench.measure.local import started
 
 APP = "ggufd-bench-plain"
@@ -27,29 +29,28 @@ _MANY = 100_000
 
 _READY_S = 600.0
 
+_SERVER = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+os.execv(sys.executable, [sys.executable, "-P", "-m", "ggufd", "serve", *sys.argv[1:]])
+"""
+"""The server, which ends with whoever started it, however that ends (1 is PR_SET_PDEATHSIG)."""
+
 
 class PlainEngine:
     """One server, `settings` being those of its config.toml."""
 
     def __init__(self, settings: Mapping[str, Any], folder: str) -> None:
-        import tomlkit
-
         if folder and Path(folder).is_dir():
             os.chdir(folder)
-        files = tempfile.mkdtemp(prefix="ggufd-bench-")
-        self._ending = contextlib.ExitStack()
-        self._ending.callback(shutil.rmtree, files, ignore_errors=True)
-        (Path(files) / "config.toml").write_text(tomlkit.dumps(settings), "utf-8")
-        # An empty variable is an unset one.
-        command = [f"{name}=" for name in os.environ if name.startswith(_OF_SETTINGS)]
-        command += [sys.executable, "-P", "-m", "ggufd", "serve", "--config", f"{files}/config.toml"]
-        try:
-            self._server = self._ending.enter_context(
-                started([*command, "--host", "127.0.0.1", "--port", "{port}"], _READY_S)
-            )
-        except BaseException:
-            self._ending.close()
-            raise
+        self._settings = settings
+        self._is_over = threading.Event()
+        self._url: Future[str] = Future()
+        # The system counts the thread that started a server as its parent: this one lives as long as the server.
+        self._running = threading.Thread(target=self._run, name="plain-server", daemon=True)
+        self._running.start()
+        self._url.result()
         self._session: Any = None
 
     async def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
@@ -59,14 +60,30 @@ class PlainEngine:
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0)
             self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
-        url = self._server.url + target
+        url = self._url.result() + target
         async with self._session.request(method, url, headers=headers, data=body or None) as response:
             yield response.status, response.headers.get("content-type", "")
             async for piece in response.content.iter_any():
                 yield piece
 
     def __del__(self) -> None:
-        self._ending.close()
+        self._is_over.set()
+        self._running.join()
+
+    def _run(self) -> None:
+        import tomlkit
+
+        with tempfile.TemporaryDirectory(prefix="ggufd-bench-") as files:
+            (Path(files) / "config.toml").write_text(tomlkit.dumps(self._settings), "utf-8")
+            # An empty variable is an unset one.
+            unset = [f"{name}=" for name in os.environ if name.startswith(_OF_SETTINGS)]
+            given = ["--config", f"{files}/config.toml", "--host", "127.0.0.1", "--port", "{port}"]
+            try:
+                with started([*unset, sys.executable, "-P", "-c", _SERVER, *given], _READY_S) as server:
+                    self._url.set_result(server.url)
+                    self._is_over.wait()
+            except (BenchError, OSError) as error:
+                self._url.set_exception(error)
 
 
 class PlainEntry:
