@@ -57,6 +57,20 @@ def test_what_cannot_be_run_is_told() -> None:
         ServerProcess(["/no/such/program"])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_nothing_of_the_parent_runs_in_the_child() -> None:
+    """What libraries ask to be called in a fork may end it: gRPC's abort in an actor of Ray."""
+    parent = (
+        "import os, sys\nfrom ggufd.processes.server_process import ServerProcess\n"
+        "os.register_at_fork(after_in_child=os.abort)\n"
+        "process = ServerProcess([sys.executable, '-c', 'print(\"http://h:1/v1\")'])\n"
+        f"print(process.wait_address({WAIT_S}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout == "http://h:1\n", done
+
+
 def test_a_program_that_does_not_heed_is_killed() -> None:
     deaf = f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('http://h:1/v1')\n{FOREVER}"
     with running(deaf) as process:

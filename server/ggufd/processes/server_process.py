@@ -5,10 +5,10 @@ Knows no HTTP, and nothing of what the server does.
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
 import threading
@@ -26,7 +26,18 @@ _KEPT_LINES = 50
 _WIDTH = "200"
 """Columns of the output, so that no address is wrapped."""
 
-_PR_SET_PDEATHSIG = 1
+_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+"""Program that becomes another one, which is killed when its parent is gone (1 is PR_SET_PDEATHSIG).
+
+In place of a function that the child calls before its program starts: with one, Python forks as POSIX has it, and the
+child calls what libraries ask to be called in it. gRPC's, in an actor of Ray, may abort there, and Ray's handler of
+that sets an alarm which ends the program that was started three seconds later.
+"""
 
 
 class ServerProcess:
@@ -107,8 +118,10 @@ class ServerProcess:
             self.address.set_exception(StartupError(f"the server that was started ended with {code}: {self.last_line}"))
 
     def _spawn(self) -> subprocess.Popen[str]:
+        if shutil.which(self._command[0], path=self._environment.get("PATH")) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return subprocess.Popen(
-            self._command,
+            ending_with_parent(self._command),
             env=self._environment,
             cwd=self._folder,
             stdin=subprocess.DEVNULL,
@@ -116,7 +129,6 @@ class ServerProcess:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            preexec_fn=_ends_with_parent(),
         )
 
     def _note(self, line: str) -> None:
@@ -126,9 +138,8 @@ class ServerProcess:
         self._on_line(line)
 
 
-def _ends_with_parent() -> Callable[[], object] | None:
-    """What a new child does before its program starts: ask to be killed when its parent is gone."""
+def ending_with_parent(command: Sequence[str]) -> list[str]:
+    """Command line of a child of this process that is killed when the thread that starts it has ended (Linux)."""
     if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _WITH_PARENT, str(os.getpid()), *command]
