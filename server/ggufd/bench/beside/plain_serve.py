@@ -19,7 +19,6 @@ from typing import Any
 
 from ggufd.bench.measure.client import BenchError
 from ggufd.bench.measure.local import started
-from ggufd.processes.server_process import ending_with_parent
 
 APP = "ggufd-bench-plain"
 PREFIX = "/bench-plain"
@@ -29,6 +28,14 @@ _MANY = 100_000
 """The limits of the queue are each server's own, as in a cluster."""
 
 _READY_S = 600.0
+
+_SERVER = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+os.execv(sys.executable, [sys.executable, "-P", "-m", "ggufd", "serve", *sys.argv[1:]])
+"""
+"""The server, which ends with whoever started it, however that ends (1 is PR_SET_PDEATHSIG)."""
 
 
 class PlainEngine:
@@ -70,10 +77,9 @@ class PlainEngine:
             (Path(files) / "config.toml").write_text(tomlkit.dumps(self._settings), "utf-8")
             # An empty variable is an unset one.
             unset = [f"{name}=" for name in os.environ if name.startswith(_OF_SETTINGS)]
-            command = [sys.executable, "-P", "-m", "ggufd", "serve", "--config", f"{files}/config.toml"]
-            command += ["--host", "127.0.0.1", "--port", "{port}"]
+            given = ["--config", f"{files}/config.toml", "--host", "127.0.0.1", "--port", "{port}"]
             try:
-                with started([*unset, *ending_with_parent(command)], _READY_S) as server:
+                with started([*unset, sys.executable, "-P", "-c", _SERVER, *given], _READY_S) as server:
                     self._url.set_result(server.url)
                     self._is_over.wait()
             except (BenchError, OSError) as error:
