@@ -37,7 +37,10 @@ def needs_namespace() -> None:
 
 
 def pytest_in_namespace(file: Path, folder: Path, timeout_s: float) -> None:
-    """Run a file of tests there, with `folder` for its state. Fails the test with all that they said."""
+    """Run a file of tests there, with `folder` for its state. Fails the test with all that they said.
+
+    A test that fails is run once more at once, as CI does with single ones: all of the file would take minutes.
+    """
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(ROOT / "server"), str(ROOT))),
@@ -46,8 +49,9 @@ def pytest_in_namespace(file: Path, folder: Path, timeout_s: float) -> None:
         # Nobody but HAProxy is before the ingresses, and learns at once of one that ends.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
-    tests = [sys.executable, "-m", "pytest", "-x", "-v", "-n", "0", "-p", "no:cacheprovider", str(file)]
-    command = [*_NAMESPACES, "sh", "-c", _ENTER, "sh", *tests, f"--timeout={timeout_s:.0f}"]
+    options = ["-x", "-v", "--reruns=1", "-n0", "-p", "no:cacheprovider", f"--timeout={timeout_s:.0f}"]
+    tests = [sys.executable, "-m", "pytest", *options, str(file)]
+    command = [*_NAMESPACES, "sh", "-c", _ENTER, "sh", *tests]
     with (folder / "said").open("w+") as output:
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         try:
