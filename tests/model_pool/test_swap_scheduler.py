@@ -367,3 +367,25 @@ class TestTokens:
         one.run(10.0)
         one.ask("a", "bob", service_s=1.0)
         assert one.policy._tokens["bob"] == one.policy._tokens["ann"]
+
+
+@pytest.mark.parametrize("is_background", [True, False])
+@pytest.mark.parametrize("early_s", [n * 1e-7 for n in range(-3, 40)])
+def test_what_becomes_due_while_it_is_looked_at_is_looked_at_again(early_s: float, *, is_background: bool) -> None:
+    """Alarms come a little early, and time goes on between two readings of the clock."""
+    now_s = 100.0
+
+    def clock() -> float:
+        nonlocal now_s
+        now_s += 5e-7
+        return now_s
+
+    policy = SwapScheduler("a", 1.0, clock)
+    policy.enter(Ticket("b", is_background=is_background))
+    for _ in range(20):
+        step = policy.step()
+        if step.swap_to is not None:
+            return
+        assert step.look_in_s is not None, "nobody would look again"
+        now_s += max(0.0, step.look_in_s - early_s)
+    pytest.fail("never swapped")

@@ -114,7 +114,7 @@ class SwapScheduler:
         self._clock = clock
         self._waiting: list[Ticket] = []
         self._running: list[Ticket] = []
-        self._charged_s = clock()
+        self._charged_s = self._now_s = clock()
         self._stay = _Residence(clock(), used_s=clock())
         self._asked: list[Ticket] = []
         self._swap_began_s = 0.0
@@ -162,6 +162,9 @@ class SwapScheduler:
     def step(self) -> SwapStep:
         """What is to be done now. Tickets that it releases run until they `leave`."""
         self._charge()
+        # One moment for all that is decided: else something could become due between what asks for it and what asks
+        # when to look again, and nobody would.
+        self._now_s = self._charged_s
         if self.phase is Phase.SWAPPING:
             return SwapStep()
         # Whoever waited for a model has it, also where the next one is due already.
@@ -259,8 +262,8 @@ class SwapScheduler:
         return any(one.came_at_rest for one in tickets) and self._stay.users <= {one.account for one in tickets}
 
     def _left_s(self, moment_s: float) -> float:
-        """Seconds until `swap_after_s` has passed since that moment."""
-        return moment_s + self._swap_after_s - self._clock()
+        """Seconds until `swap_after_s` has passed since that moment, as of the last step."""
+        return moment_s + self._swap_after_s - self._now_s
 
     @property
     def _is_idle(self) -> bool:
