@@ -14,8 +14,7 @@ from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.messages.images import row_tokens
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.messages.sampling import Grammar, GrammarKind
-from ggufd.engine.speculation.draft_budget import StepSeconds
-from ggufd.engine.speculation.draft_model import AcceptanceEstimator
+from ggufd.engine.speculation.draft_model import AcceptanceEstimator, StepSeconds
 from ggufd.engine.speculation.prompt_lookup import PromptLookup, run_class
 from ggufd.engine.speculation.speculator import Candidate, Speculator
 from ggufd.errors import EngineFailure
@@ -370,7 +369,9 @@ def test_rows_that_cost_as_much_as_a_step_are_not_drafted_for_several() -> None:
 def test_many_sequences_are_not_guessed_at() -> None:
     rig = several(5, n_repeating=5, max_draft=31)
     # The last of them may run alone in the end.
-    assert all(record.n_draft == 0 for record in rig.engine.steps().records if record.n_sequences > 4)
+    many = [record.n_draft for record in rig.engine.steps().records if record.n_sequences > 4]
+    assert len(many) > 10
+    assert not any(many)
 
 
 def test_drafts_of_several_leave_room_for_every_row_with_logits() -> None:

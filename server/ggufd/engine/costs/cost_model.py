@@ -5,7 +5,7 @@
 The weights are fitted by least squares of the relative error, none below zero, over the classes of shapes that were
 seen: a server that only decodes for an hour keeps what it knows of prompts. Where classes are too few to tell the
 weights apart, a ridge keeps these near what was known before, as a whole made slower or faster. Of a class that was
-seen lately the prediction is its own measured time: kernels have steps that a sum does not have.
+seen lately the prediction leans to its own measured time, the more the oftener: kernels have steps that no sum has.
 
 Other programs on the machine make steps longer, never shorter; so does a model whose weights are still on disk. So a
 time counts for at most half more than was expected, a shorter one moves the average more than a longer one, and classes
@@ -38,6 +38,8 @@ _LONGER, _SHORTER = 0.15, 0.4
 """Smoothing of times that are longer and shorter than the average."""
 
 _MOST = 1.5
+"""A time counts for at most so many times what was expected."""
+
 _DOUBTFUL = 3.0
 """A class that takes so many times what the others tell counts for less."""
 
@@ -53,8 +55,11 @@ _RIDGE_STEPS = 32
 _LEAST_RIDGE = 1e-5
 
 _LEAST_S = 1e-7
+"""Shorter steps are none that were computed."""
+
 _LEAST = 0.1
 _USUAL = StepShape(1, 4, 2000)
+"""Each weight that was known counts at least for so much of its first proportion, by the time of a usual step."""
 
 
 class Weights(NamedTuple):
@@ -115,7 +120,7 @@ class CostModel:
         return expected_s * (_DOUBTED + like.n * ratio) / (_DOUBTED + like.n)
 
     def record(self, shape: StepShape, seconds: float) -> float:
-        """Learn from a step; the seconds that were expected of it, 0 where nothing was known."""
+        """Learn from a step that took `seconds`; the seconds that were expected of it, 0 where nothing was known."""
         expected_s = self.seconds(shape)
         if seconds < _LEAST_S or shape.n_rows <= 0:
             return expected_s

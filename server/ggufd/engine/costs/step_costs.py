@@ -15,6 +15,7 @@ _SMOOTHING = 0.3
 _FIRST_CHUNK = 128.0
 
 _LEARNED_STEPS = 200
+"""Steps from which on what was learned is worth keeping."""
 
 _LEAST_S = 1e-9
 """Least seconds of a row, where a fit found none."""

@@ -22,7 +22,7 @@ class SlotRows(NamedTuple):
 
 
 class StepShape(NamedTuple):
-    """What the time of a step depends on.
+    """Counts of a step on which its time depends: passes over the weights, rows, and tokens before rows.
 
     `n_attended` is the sum, over rows, of the tokens before each, `n_attended_tiled` that of rows in tiles.
     """

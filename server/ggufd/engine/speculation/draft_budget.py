@@ -6,11 +6,6 @@ rejected. A draft whose rows it could not pay for, should all of them be rejecte
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-StepSeconds = Callable[[int], float]
-"""Seconds of a step by its rows of one sequence; 0 when not known."""
-
 SHARE = 0.01
 """Share of the time of all steps that rejected rows may take."""
 

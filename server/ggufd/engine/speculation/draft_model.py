@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ggufd.engine.backend.interfaces import DraftDecoder
 from ggufd.engine.backend.tokens import common_prefix
-from ggufd.engine.speculation.draft_budget import StepSeconds
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import Logits, NoRoomError
 
@@ -53,6 +52,10 @@ _LONGEST_S = 0.1
 
 _FEW_ROWS = 8
 _SMOOTHING = 0.3
+
+
+StepSeconds = Callable[[int], float]
+"""Seconds of a step of the target model by its rows of one sequence; 0 when not known."""
 
 
 class _ModelDraft(NamedTuple):

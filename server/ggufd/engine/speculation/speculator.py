@@ -15,8 +15,8 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ggufd.engine.speculation.draft_budget import DraftBudget, StepSeconds
-from ggufd.engine.speculation.draft_model import AcceptanceEstimator, DraftModel
+from ggufd.engine.speculation.draft_budget import DraftBudget
+from ggufd.engine.speculation.draft_model import AcceptanceEstimator, DraftModel, StepSeconds
 from ggufd.engine.speculation.prompt_lookup import SHORTEST, PromptLookup
 
 _CLEARLY = 1.1
