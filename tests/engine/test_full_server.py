@@ -102,7 +102,8 @@ class Load:
 def loaded(max_gap_full_ms: float, *, is_fifo: bool = False) -> Load:
     """A run, first come, first served or with the shortest first."""
     decoder = TimedDecoder(n_slots=N_SLOTS, n_ctx=2048, n_batch=512)
-    rig = Rig(decoder, max_gap_full_ms=max_gap_full_ms, rules=EngineRules(cache_ram_bytes=1 << 30))
+    rules = EngineRules(cache_ram_bytes=1 << 30)
+    rig = Rig(decoder, max_gap_ms=60.0, max_gap_steps=4, max_gap_full_ms=max_gap_full_ms, rules=rules)
     if is_fifo:
         rig.queue.shortest_first = rig.scheduler.shortest_first = None
     return Load(rig).run()
@@ -113,5 +114,5 @@ def test_a_full_server_writes_more_in_bounded_gaps_and_a_chat_does_not_wait_for_
     assert small.written / SECONDS < 35
     assert grown.written > 1.25 * small.written
     assert shortest.written > 0.95 * grown.written
-    assert max(grown.gaps_s) < 0.7
+    assert max(grown.gaps_s) < 0.5
     assert statistics.median(shortest.chat_waits_s[1:]) < 0.7 < 2 < statistics.median(grown.chat_waits_s[1:])

@@ -501,14 +501,14 @@ class QueueSection(Section):
     max_queue: int = setting(64, "Requests that may wait in the queue; more are refused with 503.", ge=0)
     max_queue_wait_s: float = setting(600.0, "Seconds a request may wait in the queue before it is refused.", gt=0)
     max_gap_ms: float = setting(
-        100.0, "Longest pause in milliseconds that a chunk of prefill may put between tokens of other streams.", gt=0
+        200.0, "Longest pause in milliseconds that a chunk of prefill may put between tokens of other streams.", gt=0
     )
     max_gap_steps: int = setting(
-        8, "The same limit in decode steps of those streams; the longer of both applies.", ge=0
+        4, "The same limit in decode steps of those streams; the longer of both applies.", ge=0
     )
     max_gap_full_ms: float = setting(
-        500.0,
-        "Limit up to which that pause grows, by as much for each request that waits to be read; 0 keeps it as it is.",
+        750.0,
+        "Limit up to which it is three times as many steps while requests wait for a slot; 0 keeps it as it is.",
         ge=0,
     )
     prompt_cost: float = setting(

@@ -729,6 +729,7 @@ class Rig:
         decoder: FakeDecoder,
         *,
         max_gap_ms: float = 100.0,
+        max_gap_steps: int = 0,
         max_gap_full_ms: float = 0.0,
         max_queue_wait_s: float = 600.0,
         rules: EngineRules | None = None,
@@ -753,6 +754,7 @@ class Rig:
             n_ubatch=decoder.n_batch,
             n_outputs_max=decoder.n_outputs_max,
             max_gap_ms=max_gap_ms,
+            max_gap_steps=max_gap_steps,
             max_gap_full_ms=max_gap_full_ms,
         )
         vocabulary = vocabulary or FakeVocabulary()
@@ -824,7 +826,7 @@ class Rig:
         return sum(n for _, n in self.decoder.computed)
 
 
-RIG_OPTIONS = frozenset(("max_gap_ms", "max_gap_full_ms", "max_queue_wait_s", "pooling", "cost_file"))
+RIG_OPTIONS = frozenset(("max_gap_ms", "max_gap_steps", "max_gap_full_ms", "max_queue_wait_s", "pooling", "cost_file"))
 RULES = frozenset(field.name for field in dataclasses.fields(EngineRules))
 
 

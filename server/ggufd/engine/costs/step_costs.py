@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 from ggufd.engine.costs.cost_model import CostModel, Weights
 from ggufd.engine.costs.step_shape import TILE, SlotRows, StepShape, shape_of
-
-_RECENT = 16
-"""Steps among which the quickest is the pace of decoding: other programs make some of them slow."""
 
 _SMOOTHING = 0.3
 _FIRST_CHUNK = 128.0
@@ -32,7 +28,6 @@ class StepCosts:
         self._n_ubatch = n_ubatch
         self._decode = StepShape()
         self._chunk = min(_FIRST_CHUNK, float(n_ubatch))
-        self._decodes_s: deque[float] = deque(maxlen=_RECENT)
 
     def record(self, parts: Sequence[SlotRows], seconds: float, *, n_prefill: int) -> float:
         """Learn from a batch, `n_prefill` of whose rows are of prompts; the seconds that were expected of it."""
@@ -42,7 +37,6 @@ class StepCosts:
             self._chunk += _SMOOTHING * (min(n_prefill, self._n_ubatch) - self._chunk)
         elif shape.n_rows == len(parts):
             self._decode = shape
-            self._decodes_s.append(seconds)
         return expected_s
 
     def seconds(self, parts: Sequence[SlotRows]) -> float:
@@ -63,11 +57,6 @@ class StepCosts:
     def decode_s(self) -> float:
         """Expected seconds of a step that decodes what the last such step did: a token of each sequence, no draft."""
         return self.model.seconds(self._decode) if self._decode.n_rows else 0.0
-
-    @property
-    def pace_s(self) -> float:
-        """Seconds of an undisturbed step that only decodes: the quickest of the last ones."""
-        return min(self._decodes_s, default=0.0)
 
     def prefill_s(self, n_tokens: float, n_past: float = 0) -> float:
         """Expected seconds of a prefill of so many tokens behind `n_past`, in chunks as the last ones were."""

@@ -84,9 +84,9 @@ class EngineConfig:
     shape: Shape | None = field(default=None, repr=False)
     max_queue: int = 64
     max_queue_wait_s: float = 600.0
-    max_gap_ms: float = 100.0
-    max_gap_steps: int = 8
-    max_gap_full_ms: float = 500.0
+    max_gap_ms: float = 200.0
+    max_gap_steps: int = 4
+    max_gap_full_ms: float = 750.0
     text_interval_ms: float = 0.0
     prompt_cost: float = 0.25
     carried: tuple[tuple[str, float], ...] = ()

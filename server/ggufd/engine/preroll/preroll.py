@@ -131,7 +131,7 @@ class PreRoll:
         n_past = slot.n_computed
         if not slot.is_idle or common_prefix(slot.tokens, task.tokens) < n_past:
             return True
-        part = task.tokens[n_past : n_past + self._scheduler.background_budget(n_past)]
+        part = task.tokens[n_past : n_past + self._scheduler.budget.background(n_past)]
         self._decoder.batch.clear()
         self._decoder.batch.add(slot.index, part, n_past, 0)
         self._decoder.set_threads(None)

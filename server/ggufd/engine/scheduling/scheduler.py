@@ -2,11 +2,7 @@
 
 There is no prefill phase and no decode phase: each sequence's computed tokens catch up with its tokens. Every decoding
 sequence gets its one row; then prefill fills a token budget, the least served account first and oldest first within it.
-The budget keeps the step under `max_gap_ms` while a sequence decodes, or under `max_gap_steps` of its own steps where
-those are slow: inter-token latency (ITL) is felt beside the usual pace, and a new request waits for many such steps.
-It grows by as much again for each request that nobody has begun, up to `max_gap_full_ms`: small chunks are a pass over
-the weights each, and leave slots waiting that could decode in one batch, so a full server would write less.
-Prefill with no sequence decoding has larger chunks, bounded in time too: aborts and new requests wait for a chunk.
+How large that is: see `engine.scheduling.token_budget`.
 """
 
 from __future__ import annotations
@@ -16,24 +12,11 @@ from typing import NamedTuple
 
 from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.costs.step_shape import TILE, SlotRows
+from ggufd.engine.scheduling.holes import hole_fillers
 from ggufd.engine.scheduling.shortest_first import ShortestFirst
+from ggufd.engine.scheduling.token_budget import MIN_CHUNK, TokenBudget
 from ggufd.engine.sequence.fixed_chunks import CPU_CHUNK, FixedChunks
 from ggufd.engine.sequence.sequence import SequenceState
-
-MIN_CHUNK = 16
-"""Least tokens of a prefill chunk: with fewer a prompt would starve behind decoding sequences on a slow machine."""
-
-_NEAR_TILE = 44
-"""From so many rows on a whole tile takes no longer: flash attention computes fewer than 64 rows one by one.
-
-Measured behind 1,300 tokens, 2 threads: 40 rows 174 ms, 57 rows 250 ms, 64 rows 170 to 200 ms.
-"""
-
-_ALONE_GAPS = 12
-"""How many times `max_gap_ms` a chunk may take when no sequence decodes."""
-
-_BACKGROUND_GAPS = 3
-"""How many times `max_gap_ms` a tile may take in idle time."""
 
 _MANY_STREAMS = 4
 """From so many decoding sequences on, a few forced tokens take longer in a pass of their own than one a step."""
@@ -114,11 +97,16 @@ class Scheduler:
         self._n_batch = n_batch
         self._n_ubatch = min(n_ubatch, n_batch)
         self._n_outputs_max = n_outputs_max
-        self._max_gap_s = max_gap_ms / 1000
-        self._max_gap_steps = max_gap_steps
-        self._max_gap_full_s = max_gap_full_ms / 1000
         self.fixed_chunks = FixedChunks(min(n_fixed, self._n_ubatch), n_outputs_max)
         self.costs = costs or StepCosts(self._n_ubatch)
+        self.budget = TokenBudget(
+            n_batch=n_batch,
+            n_ubatch=self._n_ubatch,
+            max_gap_s=max_gap_ms / 1000,
+            max_gap_steps=max_gap_steps,
+            max_gap_full_s=max_gap_full_ms / 1000,
+            costs=self.costs,
+        )
         self.shortest_first: ShortestFirst | None = None
 
     def schedule(
@@ -171,38 +159,38 @@ class Scheduler:
             # Tokens that a grammar forced are no prompt: the sequence is decoding, and goes first.
             return (one.n_generated == 0, served(one), one.request.priority, one.admit_s, one.index)
 
-        first = min(rest, key=turn)
-        if first.is_deterministic:
+        if (first := min(rest, key=turn)).is_deterministic:
             plan.append(self._fixed_chunk(first))
             return
         rest = [sequence for sequence in rest if not sequence.is_deterministic]
         n_decoding = len(plan)
         single = [sequence for sequence in rest if _goes_singly(sequence, n_decoding)]
         plan += [Chunk(sequence, 1, 0) for sequence in single]
-        n_decode = n_rows(plan)
         readers = sorted((one for one in rest if one not in single), key=turn)
+        if not readers:
+            return
         line = [one for one in readers if turn(one)[:3] == turn(readers[0])[:3]]
         readers = self._shortest_first(line) + readers[len(line) :]
-        n_behind = n_waiting + max(0, len(readers) - 1)
-        decode_s = self.costs.seconds(rows_of(plan)) if plan else 0.0
-        if is_watched and not plan:
-            decode_s = self.costs.decode_s
-        budget = self.token_budget(
-            n_decode=n_decode,
-            n_past=readers[0].n_past if readers else 0,
+        beside = plan + _filling(plan, readers)
+        decode_s = self.costs.seconds(rows_of(beside)) if plan else self.costs.decode_s if is_watched else 0.0
+        budget = self.budget.prefill(
+            n_decode=n_rows(beside),
+            n_past=readers[0].n_past,
+            n_joined=_n_joined(beside, readers[0]),
             is_watched=is_watched,
-            n_behind=n_behind,
-            spent_s=spent_s + decode_s,
+            n_waiting=n_waiting,
+            decode_s=decode_s,
+            spent_s=spent_s,
         )
-        n_outputs_left = self._n_outputs_max - n_decode
-        if readers and readers[0].n_uncomputed < 2 * MIN_CHUNK:
+        if readers[0].n_uncomputed < 2 * MIN_CHUNK:
             # What would be left of it would take another pass over the weights.
-            budget = max(budget, min(readers[0].n_uncomputed, self._n_ubatch, self._n_batch - n_decode))
-        chunks = list(_shared_out(budget, n_outputs_left, readers))
+            budget = max(budget, min(readers[0].n_uncomputed, self._n_ubatch, self._n_batch - n_rows(beside)))
+        chunks = list(_shared_out(budget, self._n_outputs_max - n_rows(plan), readers))
         if chunks and self.shortest_first is not None:
             read_s = self.costs.prefill_s(chunks[0].n_tokens, chunks[0].sequence.n_past)
             self.shortest_first.charge(line, chunks[0].sequence, read_s)
-        plan += chunks
+        begun = {_slot_of(chunk) for chunk in chunks}
+        plan[:] = [chunk for chunk in beside if _slot_of(chunk) not in begun] + chunks
 
     def _shortest_first(self, line: list[SequenceState]) -> list[SequenceState]:
         """Sequences of one account and priority in the order of their prefill; `line` is by their admission."""
@@ -224,52 +212,9 @@ class Scheduler:
         alone = ([SlotRows(one.slot or 0, 1, one.n_past)] for one in decoding if one.is_deterministic)
         return self.costs.seconds(rows) + sum(map(self.costs.seconds, alone))
 
-    @property
-    def max_gap_s(self) -> float:
-        """Seconds that a step may take beside decoding sequences, where their own steps are quick."""
-        return self._max_gap_s
-
     def pause_left_s(self, step_s: float, is_decoding: bool) -> float | None:
         """Seconds that other work may take after a step of `step_s`; None when no sequence waits for the next one."""
-        return max(0.0, self._max_gap_s - step_s) if is_decoding else None
-
-    def token_budget(
-        self, *, n_decode: int, n_past: int = 0, is_watched: bool = False, n_behind: int = 0, spent_s: float = 0.0
-    ) -> int:
-        """Token budget of prefill behind `n_past` tokens, beside `n_decode` rows.
-
-        `spent_s` is what the step takes without it. `n_behind` requests wait for whoever is read now.
-        """
-        is_alone = n_decode == 0 and not is_watched
-        room = self._n_batch - n_decode
-        if not self.costs.is_known:
-            # Little, until it is known what a token costs: a slow machine would seem to hang.
-            return min(room, self._n_ubatch, TILE if is_alone else 2 * MIN_CHUNK)
-        if is_alone:
-            affordable = self.costs.n_affordable(_ALONE_GAPS * self._max_gap_s, n_past)
-            # Whole tiles of the matrix kernels: 64 rows and their multiples are computed best.
-            return min(room, max(TILE, min(self._n_ubatch, affordable // TILE * TILE)))
-        affordable = self.costs.n_affordable(self._gap_s(n_behind) - spent_s, n_past)
-        if _NEAR_TILE <= affordable < TILE:
-            affordable = TILE
-        return min(room, self._n_ubatch, max(MIN_CHUNK, affordable))
-
-    def _gap_s(self, n_behind: int) -> float:
-        """Longest gap allowed between tokens of decoding sequences, while so many requests wait for their prefill."""
-        gap_s = max(self._max_gap_s, self._max_gap_steps * self.costs.pace_s)
-        return max(gap_s, min((1 + n_behind) * gap_s, self._max_gap_full_s))
-
-    def background_budget(self, n_past: int = 0) -> int:
-        """Token budget of prefill behind `n_past` tokens in idle time, for which a new request might have to wait.
-
-        A whole tile where that is not much longer: on a slow machine fewer rows would take nearly as long, and half of
-        the idle time would be wasted.
-        """
-        if not self.costs.is_known:
-            return min(self._n_ubatch, 2 * MIN_CHUNK)
-        tile_s = self.costs.seconds([SlotRows(0, TILE, n_past)])
-        least = TILE if tile_s <= _BACKGROUND_GAPS * self._max_gap_s else MIN_CHUNK
-        return min(self._n_ubatch, max(least, self.costs.n_affordable(self._max_gap_s, n_past)))
+        return max(0.0, self.budget.max_gap_s - step_s) if is_decoding else None
 
 
 def _goes_singly(sequence: SequenceState, n_decode: int) -> bool:
@@ -280,6 +225,20 @@ def _goes_singly(sequence: SequenceState, n_decode: int) -> bool:
     """
     most = _MAX_SINGLY if n_decode >= _MANY_STREAMS else 1 + n_decode // 2
     return sequence.n_generated > 0 and 1 < sequence.n_uncomputed <= most
+
+
+def _filling(plan: list[Chunk], readers: list[SequenceState]) -> list[Chunk]:
+    """Single prompt tokens, so that the rows of a plan and the first of the first reader's share a pass."""
+    if not plan:
+        return []
+    slots = {_slot_of(chunk) for chunk in plan} | {readers[0].slot or 0}
+    return [Chunk(sequence, 1, 0) for sequence in hole_fillers(slots, readers[1:])]
+
+
+def _n_joined(plan: list[Chunk], reader: SequenceState) -> int:
+    """How many tokens of a chunk of the reader are computed in the pass of other rows: llama.cpp joins neighbours."""
+    slot = reader.slot or 0
+    return int(any(abs(_slot_of(chunk) - slot) == 1 for chunk in plan))
 
 
 def _slot_of(chunk: Chunk) -> int:
@@ -311,14 +270,14 @@ def _prefill_chunk(sequence: SequenceState, budget: int, n_outputs_left: int) ->
 
 
 def _shared_out(budget: int, n_outputs_left: int, readers: Iterable[SequenceState]) -> Iterator[Chunk]:
-    """Prefill chunks, each as long as the budget allows; only the first may be shorter than the least chunk."""
+    """Prefill chunks, each as long as the budget allows; only of the first prompt it may be a part below a tile."""
     has_begun = False
     for sequence in readers:
-        if budget <= 0 or (has_begun and budget < min(sequence.n_uncomputed, MIN_CHUNK)):
+        if budget <= 0 or (has_begun and budget < min(sequence.n_uncomputed, TILE)):
             continue
         chunk = _prefill_chunk(sequence, budget, n_outputs_left)
         if chunk.n_tokens:
             yield chunk
-            has_begun = True
+            has_begun |= sequence.n_generated == 0
             budget -= chunk.n_tokens
             n_outputs_left -= chunk.n_outputs

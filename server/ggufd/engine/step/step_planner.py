@@ -100,7 +100,7 @@ class StepPlanner:
         """
         lifecycle = self._lifecycle
         self._build_bans()
-        end_s = self._clock() + self._scheduler.max_gap_s
+        end_s = self._clock() + self._scheduler.budget.max_gap_s
         for sequence in self._admission.admissible():
             lifecycle.start(sequence)
             if self._clock() > end_s:
