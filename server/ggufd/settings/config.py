@@ -507,7 +507,7 @@ class QueueSection(Section):
         4, "The same limit in decode steps of those streams; the longer of both applies.", ge=0
     )
     max_gap_full_ms: float = setting(
-        750.0,
+        600.0,
         "Limit up to which it is three times as many steps while requests wait for a slot; 0 keeps it as it is.",
         ge=0,
     )
