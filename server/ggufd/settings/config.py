@@ -508,7 +508,8 @@ class QueueSection(Section):
     )
     max_gap_full_ms: float = setting(
         600.0,
-        "Limit up to which it is three times as many steps while requests wait for a slot; 0 keeps it as it is.",
+        "While requests wait for a slot the pause may be three times as many steps, up to these milliseconds; "
+        "0 is never.",
         ge=0,
     )
     prompt_cost: float = setting(

@@ -69,7 +69,7 @@ def test_a_token_that_has_logits_or_is_an_image_or_ends_at_a_checkpoint_fills_no
     assert bool(found({0, 2}, one)) == is_able
 
 
-def test_the_rows_of_a_step_take_a_pass_less_for_each_hole_and_no_token_is_lost() -> None:
+def test_the_rows_of_a_step_take_a_pass_less_for_each_hole() -> None:
     costs = known_costs(pass_s=0.006, row_s=0.001)
     scheduler = Scheduler(n_batch=2048, n_ubatch=512, n_outputs_max=64, max_gap_ms=100.0, costs=costs)
     readers = [sequence(slot) for slot in (1, 3, 5)]
@@ -83,4 +83,6 @@ def test_the_rows_of_a_step_take_a_pass_less_for_each_hole_and_no_token_is_lost(
         (5, 1, 0),
         (6, 1, 1),
     ]
+    unfilled = [chunk for chunk in plan if chunk.n_outputs or chunk.n_tokens > 1]
     assert shape_of(rows_of(plan), 512).n_passes == 2
+    assert shape_of(rows_of(unfilled), 512).n_passes == 4

@@ -160,27 +160,38 @@ def test_a_chunk_is_no_longer_than_pays_but_where_its_gap_is_short(pass_s: float
 
 
 @pytest.mark.parametrize(
-    ("n_waiting", "decode_s", "max_gap_full_ms", "budget"),
+    ("is_full", "decode_s", "max_gap_full_ms", "budget"),
     [
-        (0, 0.02, 1000.0, 64),
-        (1, 0.02, 1000.0, 320),
-        (9, 0.02, 1000.0, 320),
-        (1, 0.005, 1000.0, 90),
-        (1, 0.02, 150.0, 128),
-        (1, 0.02, 50.0, 64),
-        (1, 0.02, 0.0, 64),
-        (0, 0.05, 1000.0, 192),
-        (1, 0.04, 1000.0, 512),
+        (False, 0.02, 1000.0, 64),
+        (True, 0.02, 1000.0, 320),
+        (True, 0.005, 1000.0, 90),
+        (True, 0.02, 150.0, 128),
+        (True, 0.02, 50.0, 64),
+        (True, 0.02, 0.0, 64),
+        (False, 0.05, 1000.0, 192),
+        (True, 0.04, 1000.0, 512),
     ],
 )
 def test_while_requests_wait_for_a_slot_the_gap_may_be_three_times_as_many_steps(
-    n_waiting: int, decode_s: float, max_gap_full_ms: float, budget: int
+    is_full: bool, decode_s: float, max_gap_full_ms: float, budget: int
 ) -> None:
     """50 ms a pass and 0.5 ms a token, beside rows that take 20 ms by themselves, and so on."""
     costs = known_costs(pass_s=0.05, row_s=0.0005)
     gaps = {"max_gap_ms": 100.0, "max_gap_steps": 4, "max_gap_full_ms": max_gap_full_ms}
     planner = scheduler(n_batch=2048, n_ubatch=512, costs=costs, **gaps)
-    assert planner.budget.prefill(n_decode=4, n_waiting=n_waiting, decode_s=decode_s) == pytest.approx(budget, abs=1)
+    assert planner.budget.prefill(n_decode=4, is_full=is_full, decode_s=decode_s) == pytest.approx(budget, abs=1)
+
+
+@pytest.mark.parametrize(("n_prompts", "n_waiting", "rows"), [(1, 0, 192), (3, 0, 192), (1, 1, 448), (1, 9, 448)])
+def test_who_waits_for_a_slot_makes_the_gap_longer_and_who_waits_behind_another_prompt_does_not(
+    n_prompts: int, n_waiting: int, rows: int
+) -> None:
+    costs = known_costs(pass_s=0.05, row_s=0.0005)
+    gaps = {"max_gap_ms": 150.0, "max_gap_steps": 4, "max_gap_full_ms": 350.0}
+    planner = scheduler(n_batch=2048, n_ubatch=512, costs=costs, **gaps)
+    readers = [sequence(slot, 2000, admit_s=slot) for slot in range(2, 2 + n_prompts)]
+    *_, chunk = planner.schedule([decoding(0), *readers], n_waiting=n_waiting)
+    assert chunk.n_tokens == pytest.approx(rows, abs=1)
 
 
 @pytest.mark.parametrize(("n_past", "max_gap_ms", "budget"), [(300, 190, 50), (1300, 300, 64), (1300, 150, 24)])
@@ -210,7 +221,7 @@ def test_a_slow_machine_still_goes_on_with_prefill() -> None:
 
 def test_prefill_alone_is_bounded_in_time_too() -> None:
     planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, costs=known_costs(row_s=0.0025))
-    # 0.5 s at 2.5 ms a token is 200, and 192 is whole tiles of 64.
+    # 0.6 s at 2.5 ms a token is 240, and 192 is whole tiles of 64.
     assert planner.budget.prefill(n_decode=0) == 192
 
 

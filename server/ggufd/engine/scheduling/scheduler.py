@@ -78,7 +78,7 @@ class Scheduler:
     """Scheduler of batches of `n_batch` rows at most, `n_ubatch` computed at once, `n_outputs_max` with logits.
 
     Beside decoding sequences a step takes at most `max_gap_ms` milliseconds, or `max_gap_steps` of their own steps; up
-    to `max_gap_full_ms` while others wait.
+    to `max_gap_full_ms` while requests wait for a slot.
     Deterministic requests are computed in chunks of `n_fixed` tokens, as far as a batch holds so many.
     """
 
@@ -178,7 +178,7 @@ class Scheduler:
             n_past=readers[0].n_past,
             n_joined=_n_joined(beside, readers[0]),
             is_watched=is_watched,
-            n_waiting=n_waiting,
+            is_full=n_waiting > 0,
             decode_s=decode_s,
             spent_s=spent_s,
         )

@@ -17,20 +17,23 @@ MIN_CHUNK = 16
 """Least tokens of a prefill chunk: with fewer a prompt would starve behind decoding sequences on a slow machine."""
 
 _HARDLY = 1.1
-"""A chunk becomes shorter where a token then takes at most so many times as long: so do gaps."""
+"""A chunk becomes shorter where a token then takes at most so many times as long: with it the gap becomes shorter."""
 
 _FULL_STEPS = 3
 """How many times `max_gap_steps` a gap may be while requests wait for a slot."""
 
 _UNFELT_S = 0.1
-"""Shorter gaps than this need not become shorter."""
+"""A gap that hardly anybody notices: no chunk becomes shorter than it allows."""
 
 _ALONE_GAPS = 6
 """How many times `max_gap_ms` a chunk may take when no sequence decodes."""
 
 
 class TokenBudget:
-    """Token budget of steps of `n_batch` rows at most, `n_ubatch` of which are computed at once."""
+    """Token budget of steps of `n_batch` rows at most, `n_ubatch` of which are computed at once.
+
+    Gaps are in seconds, or in steps that only decode; `costs` says what both take.
+    """
 
     def __init__(
         self,
@@ -56,14 +59,14 @@ class TokenBudget:
         n_past: int = 0,
         n_joined: int = 0,
         is_watched: bool = False,
-        n_waiting: int = 0,
+        is_full: bool = False,
         decode_s: float = 0.0,
         spent_s: float = 0.0,
     ) -> int:
         """Token budget of prefill behind `n_past` tokens, beside `n_decode` rows, with which `n_joined` share a pass.
 
-        `n_waiting` requests wait for a slot. The step takes `decode_s` for the rows that decode, and `spent_s` for
-        other things than prefill.
+        `is_full` says that requests wait for a slot. The step takes `decode_s` seconds for the rows that decode, and
+        `spent_s` for other things than prefill.
         """
         is_alone = n_decode == 0 and not is_watched
         room = self._n_batch - n_decode
@@ -75,9 +78,9 @@ class TokenBudget:
             # Whole tiles of the matrix kernels: 64 rows and their multiples are computed best.
             return min(room, max(TILE, min(self._n_ubatch, affordable // TILE * TILE)))
         spent_s += decode_s
-        unfelt_s, gap_s = min(_UNFELT_S, self.max_gap_s), self._gap_s(decode_s, is_full=n_waiting > 0)
+        unfelt_s, gap_s = min(_UNFELT_S, self.max_gap_s), self._gap_s(decode_s, is_full=is_full)
         most = min(self._n_ubatch, self._costs.n_affordable(gap_s - spent_s, n_past))
-        least = most if n_waiting else min(most, self._costs.n_affordable(unfelt_s - spent_s, n_past))
+        least = most if is_full else min(most, self._costs.n_affordable(unfelt_s - spent_s, n_past))
         return min(room, self._n_ubatch, max(MIN_CHUNK, self._in_tiles(least, most, n_past, n_joined)))
 
     def _in_tiles(self, least: int, most: int, n_past: int, n_joined: int) -> int:
@@ -100,10 +103,7 @@ class TokenBudget:
         return self._costs.seconds([SlotRows(0, n_tokens, n_past)])
 
     def _gap_s(self, decode_s: float, *, is_full: bool) -> float:
-        """Longest gap allowed between tokens of sequences whose own steps take `decode_s`.
-
-        `is_full` says that requests wait for a slot.
-        """
+        """Longest gap allowed between tokens of sequences whose own steps take `decode_s`."""
         steps_s = self._max_gap_steps * decode_s
         full_s = min(_FULL_STEPS * steps_s, self._max_gap_full_s) if is_full else 0.0
         return max(self.max_gap_s, steps_s, full_s)
