@@ -504,7 +504,7 @@ class QueueSection(Section):
         200.0, "Longest pause in milliseconds that a chunk of prefill may put between tokens of other streams.", gt=0
     )
     max_gap_steps: int = setting(
-        4, "The same limit in decode steps of those streams; the longer of both applies.", ge=0
+        3, "The same limit in decode steps of those streams; the longer of both applies.", ge=0
     )
     max_gap_full_ms: float = setting(
         600.0,
