@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import pytest
+from filelock import FileLock
 
 VERSIONS = tuple(os.environ.get("TEST_SILLYTAVERN_VERSIONS", "1.12.6 1.18.0").split())
 """The oldest that is in use and a new one; others are tried by naming them in the environment, oldest first."""
@@ -51,7 +52,13 @@ class Unavailable(Exception):
 def install(version: str) -> Path:
     """The folder of an installed version. Raises Unavailable where Node, npm or the registry is missing."""
     require_node()
-    home = CACHE / f"sillytavern-{version}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    # Several processes of one run ask for it at once.
+    with FileLock(CACHE / f"sillytavern-{version}.lock"):
+        return _install(version, CACHE / f"sillytavern-{version}")
+
+
+def _install(version: str, home: Path) -> Path:
     package = home / "node_modules" / "sillytavern"
     done = home / "installed"
     if not done.exists():
