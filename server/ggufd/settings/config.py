@@ -504,12 +504,11 @@ class QueueSection(Section):
         200.0, "Longest pause in milliseconds that a chunk of prefill may put between tokens of other streams.", gt=0
     )
     max_gap_steps: int = setting(
-        3, "The same limit in decode steps of those streams; the longer of both applies.", ge=0
+        2, "The same limit in decode steps of those streams; the longer of both applies.", ge=0
     )
     max_gap_full_ms: float = setting(
         600.0,
-        "While requests wait for a slot the pause may be three times as many steps, up to these milliseconds; "
-        "0 is never.",
+        "While many requests wait the pause may be three times as many steps, up to these milliseconds; 0 is never.",
         ge=0,
     )
     prompt_cost: float = setting(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,11 @@ def test_rows_and_tokens_of_one_step_take_no_longer_than_the_gap(tmp_path: Path)
         rig.step()
         steps.append((rig.engine.stats().step_s, len(rig.decoder.embedded) - n_read))
     assert max(seconds for seconds, _ in steps) <= 0.1
-    # And no shorter than need be: each but the last takes most of it.
+    # And no shorter than need be: each but the last takes half of it, which is one tile where two were expected to
+    # take too long.
     reading = [seconds for seconds, n in steps if n]
-    assert min(reading[:-1]) > 0.06
+    assert min(reading[:-1]) > 0.05
+    assert statistics.median(reading) > 0.08
     rig.run()
 
 

@@ -160,32 +160,39 @@ def test_a_chunk_is_no_longer_than_pays_but_where_its_gap_is_short(pass_s: float
 
 
 @pytest.mark.parametrize(
-    ("is_full", "decode_s", "max_gap_full_ms", "budget"),
+    ("waiting", "decode_s", "max_gap_full_ms", "budget"),
     [
-        (False, 0.02, 1000.0, 64),
-        (True, 0.02, 1000.0, 320),
-        (True, 0.005, 1000.0, 90),
-        (True, 0.02, 150.0, 128),
-        (True, 0.02, 50.0, 64),
-        (True, 0.02, 0.0, 64),
-        (False, 0.05, 1000.0, 192),
-        (True, 0.04, 1000.0, 512),
+        (0.0, 0.02, 1000.0, 64),
+        (0.5, 0.02, 1000.0, 320),
+        (0.5, 0.005, 1000.0, 90),
+        (0.5, 0.02, 150.0, 128),
+        (0.5, 0.02, 50.0, 64),
+        (0.5, 0.02, 0.0, 64),
+        (0.0, 0.05, 1000.0, 192),
+        (0.5, 0.04, 1000.0, 512),
     ],
 )
-def test_while_requests_wait_for_a_slot_the_gap_may_be_three_times_as_many_steps(
-    is_full: bool, decode_s: float, max_gap_full_ms: float, budget: int
+def test_where_many_requests_wait_the_gap_may_be_three_times_as_many_steps(
+    waiting: float, decode_s: float, max_gap_full_ms: float, budget: int
 ) -> None:
     """50 ms a pass and 0.5 ms a token, beside rows that take 20 ms by themselves, and so on."""
     costs = known_costs(pass_s=0.05, row_s=0.0005)
     gaps = {"max_gap_ms": 100.0, "max_gap_steps": 4, "max_gap_full_ms": max_gap_full_ms}
     planner = scheduler(n_batch=2048, n_ubatch=512, costs=costs, **gaps)
-    assert planner.budget.prefill(n_decode=4, is_full=is_full, decode_s=decode_s) == pytest.approx(budget, abs=1)
+    assert planner.budget.prefill(n_decode=4, waiting=waiting, decode_s=decode_s) == pytest.approx(budget, abs=1)
 
 
-@pytest.mark.parametrize(("n_prompts", "n_waiting", "rows"), [(1, 0, 192), (3, 0, 192), (1, 1, 448), (1, 9, 448)])
-def test_who_waits_for_a_slot_makes_the_gap_longer_and_who_waits_behind_another_prompt_does_not(
-    n_prompts: int, n_waiting: int, rows: int
-) -> None:
+@pytest.mark.parametrize(("waiting", "budget"), [(0.0, 64), (0.2, 64), (0.25, 128), (0.3, 192), (0.4, 448), (9, 448)])
+def test_the_more_requests_wait_the_longer_the_gap_may_be(waiting: float, budget: int) -> None:
+    """Beside 14 rows that take 25 ms: 4 steps, and 1.5, 2 and 3 times as many."""
+    costs = known_costs(pass_s=0.05, row_s=0.0005)
+    gaps = {"max_gap_ms": 100.0, "max_gap_steps": 4, "max_gap_full_ms": 1000.0}
+    planner = scheduler(n_batch=2048, n_ubatch=512, costs=costs, **gaps)
+    assert planner.budget.prefill(n_decode=14, waiting=waiting, decode_s=0.025) == pytest.approx(budget, abs=1)
+
+
+@pytest.mark.parametrize(("n_prompts", "n_waiting", "rows"), [(1, 0, 192), (1, 9, 448), (3, 0, 448), (3, 1, 448)])
+def test_requests_wait_for_slots_or_for_their_prefill(n_prompts: int, n_waiting: int, rows: int) -> None:
     costs = known_costs(pass_s=0.05, row_s=0.0005)
     gaps = {"max_gap_ms": 150.0, "max_gap_steps": 4, "max_gap_full_ms": 350.0}
     planner = scheduler(n_batch=2048, n_ubatch=512, costs=costs, **gaps)
@@ -194,12 +201,21 @@ def test_who_waits_for_a_slot_makes_the_gap_longer_and_who_waits_behind_another_
     assert chunk.n_tokens == pytest.approx(rows, abs=1)
 
 
+@pytest.mark.parametrize(("pass_s", "row_s", "budget"), [(0.013, 0.004, 46), (0.0042, 0.0025, 46), (0.0018, 2e-4, 448)])
+def test_where_a_lone_stream_is_quick_a_gap_is_shorter_but_not_below_what_is_noticed(
+    pass_s: float, row_s: float, budget: int
+) -> None:
+    """Steps of 17 ms, of which 200 are fewer than 18; of 6.7 ms, 18 of which are 120; of 2 ms, 18 of which are 36."""
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=200.0, costs=known_costs(pass_s=pass_s, row_s=row_s))
+    assert planner.budget.prefill(n_decode=4) == pytest.approx(budget, abs=1)
+
+
 @pytest.mark.parametrize(("n_past", "max_gap_ms", "budget"), [(300, 190, 50), (1300, 300, 64), (1300, 150, 24)])
 def test_nearly_a_tile_of_prefill_is_a_whole_one_where_that_takes_hardly_longer(
     n_past: int, max_gap_ms: float, budget: int
 ) -> None:
-    """Rows cost 3.4 ms behind 300 tokens, in tiles 3.1; behind 1,300 it is 5.9 and 4.6; a pass costs 13."""
-    costs = known_costs(pass_s=0.013, row_s=0.00267, attended_s=2.47e-6, attended_tiled_s=1.5e-6)
+    """Rows cost 3.4 ms behind 300 tokens, in tiles 3.1; behind 1,300 it is 5.9 and 4.6; a pass costs 16."""
+    costs = known_costs(pass_s=0.016, row_s=0.00267, attended_s=2.47e-6, attended_tiled_s=1.5e-6)
     planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=max_gap_ms, costs=costs)
     assert planner.budget.prefill(n_decode=4, n_past=n_past) == pytest.approx(budget, abs=2)
     joined = planner.budget.prefill(n_decode=4, n_past=n_past, n_joined=1)
@@ -220,7 +236,7 @@ def test_a_slow_machine_still_goes_on_with_prefill() -> None:
 
 
 def test_prefill_alone_is_bounded_in_time_too() -> None:
-    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=100.0, costs=known_costs(row_s=0.0025))
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=200.0, costs=known_costs(row_s=0.0025))
     # 0.6 s at 2.5 ms a token is 240, and 192 is whole tiles of 64.
     assert planner.budget.prefill(n_decode=0) == 192
 

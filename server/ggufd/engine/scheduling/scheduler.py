@@ -178,7 +178,7 @@ class Scheduler:
             n_past=readers[0].n_past,
             n_joined=_n_joined(beside, readers[0]),
             is_watched=is_watched,
-            is_full=n_waiting > 0,
+            waiting=(n_waiting + len(readers) - 1) / (n_decoding + len(rest)),
             decode_s=decode_s,
             spent_s=spent_s,
         )

@@ -2,9 +2,10 @@
 
 The budget keeps the step under `max_gap_ms` while a sequence decodes, or under `max_gap_steps` of its own steps where
 those are slow: inter-token latency (ITL) is felt beside the usual pace, and a new request waits for many such steps.
-While requests wait for a slot it is three times as many steps, up to `max_gap_full_ms`: small chunks are a pass over
-the weights each, and leave slots waiting that could decode in one batch, so a full server would write less.
-While none does, what a larger chunk hardly saves is left out: the fewest whole tiles that cost about as much a token.
+For the same reason a gap is shorter on a machine that decodes quickly, as far down as hardly anybody notices.
+Where many requests wait for a slot or for their prefill it is up to three times as many steps, up to `max_gap_full_ms`:
+small chunks are a pass over the weights each, and slots that wait could decode in one batch.
+Where few do, what a larger chunk hardly saves is left out: the fewest whole tiles that cost about as much a token.
 Prefill with no sequence decoding has larger chunks, bounded in time too: aborts and new requests wait for a chunk.
 """
 
@@ -20,12 +21,18 @@ _HARDLY = 1.1
 """A chunk becomes shorter where a token then takes at most so many times as long: with it the gap becomes shorter."""
 
 _FULL_STEPS = 3
-"""How many times `max_gap_steps` a gap may be while requests wait for a slot."""
+"""How many times `max_gap_steps` a gap may be where many requests wait."""
+
+_FEW, _MANY = 0.2, 0.4
+"""Requests that wait beside those that run: where few do a batch is well used, and longer gaps would gain little."""
 
 _UNFELT_S = 0.1
 """A gap that hardly anybody notices: no chunk becomes shorter than it allows."""
 
-_ALONE_GAPS = 6
+_LONE_STEPS = 18
+"""A longer gap than that is so many steps of a lone stream at most."""
+
+_ALONE_GAPS = 3
 """How many times `max_gap_ms` a chunk may take when no sequence decodes."""
 
 
@@ -59,14 +66,14 @@ class TokenBudget:
         n_past: int = 0,
         n_joined: int = 0,
         is_watched: bool = False,
-        is_full: bool = False,
+        waiting: float = 0.0,
         decode_s: float = 0.0,
         spent_s: float = 0.0,
     ) -> int:
         """Token budget of prefill behind `n_past` tokens, beside `n_decode` rows, with which `n_joined` share a pass.
 
-        `is_full` says that requests wait for a slot. The step takes `decode_s` seconds for the rows that decode, and
-        `spent_s` for other things than prefill.
+        So many times as many requests are `waiting` as have a slot, for one or for the prefill of another. The step
+        takes `decode_s` seconds for the rows that decode, and `spent_s` for other things than prefill.
         """
         is_alone = n_decode == 0 and not is_watched
         room = self._n_batch - n_decode
@@ -78,9 +85,9 @@ class TokenBudget:
             # Whole tiles of the matrix kernels: 64 rows and their multiples are computed best.
             return min(room, max(TILE, min(self._n_ubatch, affordable // TILE * TILE)))
         spent_s += decode_s
-        unfelt_s, gap_s = min(_UNFELT_S, self.max_gap_s), self._gap_s(decode_s, is_full=is_full)
+        unfelt_s, gap_s = min(_UNFELT_S, self.max_gap_s), self._gap_s(decode_s, waiting)
         most = min(self._n_ubatch, self._costs.n_affordable(gap_s - spent_s, n_past))
-        least = most if is_full else min(most, self._costs.n_affordable(unfelt_s - spent_s, n_past))
+        least = most if waiting > _FEW else min(most, self._costs.n_affordable(unfelt_s - spent_s, n_past))
         return min(room, self._n_ubatch, max(MIN_CHUNK, self._in_tiles(least, most, n_past, n_joined)))
 
     def _in_tiles(self, least: int, most: int, n_past: int, n_joined: int) -> int:
@@ -102,11 +109,13 @@ class TokenBudget:
         """Expected seconds of a chunk by itself. Flash attention on a CPU computes fewer than 64 rows one by one."""
         return self._costs.seconds([SlotRows(0, n_tokens, n_past)])
 
-    def _gap_s(self, decode_s: float, *, is_full: bool) -> float:
+    def _gap_s(self, decode_s: float, waiting: float) -> float:
         """Longest gap allowed between tokens of sequences whose own steps take `decode_s`."""
         steps_s = self._max_gap_steps * decode_s
-        full_s = min(_FULL_STEPS * steps_s, self._max_gap_full_s) if is_full else 0.0
-        return max(self.max_gap_s, steps_s, full_s)
+        growth = 1 + (_FULL_STEPS - 1) * min(1.0, max(0.0, waiting - _FEW) / (_MANY - _FEW))
+        full_s = min(growth * steps_s, self._max_gap_full_s)
+        lone_s = _LONE_STEPS * self._costs.seconds([SlotRows(0, 1, 0)])
+        return max(min(self.max_gap_s, max(_UNFELT_S, lone_s)), steps_s, full_s)
 
     def background(self, n_past: int = 0) -> int:
         """Token budget of prefill behind `n_past` tokens in idle time, for which a new request might have to wait."""
