@@ -94,7 +94,7 @@ def build_engine(
         lifecycle,
         StepPlanner(lifecycle, admission, deadlines, context_shift, drafting, scheduler, trace, clock),
         BatchRunner(batcher, lifecycle, trace),
-        OutputProcessor(lifecycle, token_step, clock),
+        OutputProcessor(lifecycle, token_step, drafting, clock),
         EmbeddingStep(embedder, lifecycle, scheduler, clock),
         Maintenance(lifecycle, embedder, grammars, scheduler.costs, cost_file),
         Statistics(lifecycle, announcer, embedder, speculator, trace, clock),

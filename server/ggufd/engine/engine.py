@@ -60,7 +60,7 @@ class Engine:
     #
     #   schedule  End what waited or ran too long. Admit waiting sequences into slots, where each reuses the longest
     #             cached prefix; preempt where the policy says so. Shift the context of full slots, report places in
-    #             the queue. Draft tokens for a lone sequence. Then fill the batch: one row of every decoding sequence,
+    #             the queue. Draft tokens for a few sequences. Then fill the batch: one row of every decoding sequence,
     #             its draft, and chunks of prompts (chunked prefill) up to a token budget that keeps the step short.
     #   decode    One llama_decode, and one more for embedding rows of images, which cannot share a batch with tokens.
     #             What fails is tried again without drafts, then in halves. So a plan may become several batches, whose

@@ -71,6 +71,7 @@ class Statistics:
             longest=counters.longest,
             drafted_tokens=counters.drafted_tokens,
             accepted_tokens=counters.accepted_tokens,
+            rejected_draft_s=counters.rejected_s,
             model_drafted_tokens=counters.model_drafted_tokens,
             model_accepted_tokens=counters.model_accepted_tokens,
             evictions=cache.offload.n_evicted,

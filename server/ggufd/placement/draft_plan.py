@@ -12,19 +12,21 @@ from ggufd.llama.params import ContextParams, ModelParams
 from ggufd.placement.memory import Estimate, without_process
 from ggufd.placement.offload import Machine, PlacementRequest, choose, default_n_ctx
 
+MAX_DRAFTED = 4
+"""Most sequences that run where any has a draft: with more of them a batch is well used already."""
+
 _N_BATCH = 256
 """Batch size of the draft model, whose inputs are short."""
 
 
 def context_of(context: ContextParams, n_ctx_train: int) -> ContextParams:
-    """Context of the draft model for `context`, whose `n_ctx` is set: one slot, at most its training context.
+    """Context of the draft model for `context`, whose `n_ctx` is set: at most its training context.
 
-    Only a sequence that runs alone gets draft tokens of it, so the KV cache of one chat is kept. A slot per slot of the
-    large model would take as many times the memory, only for chats that take turns.
+    A few sequences get draft tokens of it at once: more slots would take memory only for chats that take turns.
     """
     return ContextParams(
         n_ctx=min(context.n_ctx, n_ctx_train or context.n_ctx),
-        n_slots=1,
+        n_slots=min(context.n_slots, MAX_DRAFTED),
         n_batch=_N_BATCH,
         n_ubatch=_N_BATCH,
         n_threads=context.n_threads,

@@ -128,7 +128,7 @@ def _memory_rows(report: ModelPlan) -> Iterator[tuple[str, int, str]]:
 
 def _draft(draft: Estimate) -> str:
     vram = draft.vram.total
-    return f"and {bytes_text(vram)} VRAM" if vram else f"{bytes_text(draft.ram.cache)} of it for one chat"
+    return f"and {bytes_text(vram)} VRAM" if vram else f"{bytes_text(draft.ram.cache)} of it KV cache"
 
 
 def _images(use: ProjectorUse) -> str:

@@ -221,34 +221,39 @@ class PricedContext(Context):
 
     def decode(self) -> float:
         super().decode()
-        # The draft model is the one with a single slot.
-        return 1.0 + 0.02 * self.batch.n_rows if self.n_slots > 1 else 0.05
+        # The draft model is the one of small batches.
+        return 1.0 + 0.02 * self.batch.n_rows if self.n_batch > 256 else 0.05
 
 
 class Said:
-    """What an engine said to one request, and its counts afterwards."""
+    """What an engine said to one request, and to others beside it, and its counts afterwards."""
 
-    def __init__(self, model: Path, draft: Path | None, prompt: str, **changes: Any) -> None:
+    def __init__(self, model: Path, draft: Path | None, prompt: str, *others: str, **changes: Any) -> None:
         guesses = None if draft is None else DraftConfig(ModelParams(str(draft)))
         exact: dict[str, Any] = {"flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32"}
-        context = ContextParams(n_ctx=512, n_slots=2, n_threads=1, **exact)
+        context = ContextParams(n_ctx=512, n_slots=max(2, 1 + len(others)), n_threads=1, **exact)
         loaded = load(
             EngineConfig(ModelParams(str(model)), context, rules=EngineRules(max_draft=15), draft=guesses),
             lambda _: None,
         )
-        self.ready, self.text = loaded.ready, ""
+        self.ready, self.texts = loaded.ready, [""] * (1 + len(others))
         file = GgufModel(str(model))
-        tokens = file.vocabulary.tokenize(prompt, add_special=True, parse_special=True)
+        for i, text in enumerate((prompt, *others)):
+            tokens = file.vocabulary.tokenize(text, add_special=True, parse_special=True)
+            loaded.engine.add(make_request(i, tokens, **changes))
         file.close()
-        loaded.engine.add(make_request(1, tokens, **changes))
         self.finish: Finish | None = None
         while loaded.engine.has_work:
             for event in loaded.engine.step():
                 if isinstance(event, Output):
-                    self.text += event.text
+                    self.texts[event.request_id] += event.text
                     self.finish = event.finish or self.finish
         loaded.engine.check_integrity()
         self.stats: Stats = loaded.engine.stats()
+
+    @property
+    def text(self) -> str:
+        return self.texts[0]
 
     @property
     def acceptance(self) -> float:
@@ -270,6 +275,22 @@ def test_a_model_that_guesses_for_itself_is_hardly_ever_wrong(
         # Its own cache is in F16.
         assert guessed.acceptance > 0.9
         assert guessed.stats.steps < 0.4 * plain.stats.steps
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_model_drafts_for_several_texts_at_once(
+    tiny_model: Path, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "Context", PricedContext)
+    prompts = ("once", "upon a time there was", "the end of it")
+    changes = {"max_tokens": 120, "ignore_eos": True, "temperature": temperature, "seed": 5}
+    guessed, plain = (Said(tiny_model, draft, *prompts, **changes) for draft in (tiny_model, None))
+    assert guessed.texts == plain.texts
+    assert all(len(text) > 50 for text in guessed.texts)
+    assert guessed.stats.model_drafted_tokens > 0
+    if temperature == 0:
+        assert guessed.acceptance > 0.9
+        assert guessed.stats.steps < 0.5 * plain.stats.steps
 
 
 def test_a_model_of_many_idle_layers_says_what_its_parent_guesses(

@@ -14,9 +14,10 @@ from ggufd.engine.messages.config import EngineRules
 from ggufd.engine.messages.images import row_tokens
 from ggufd.engine.messages.requests import EngineRequest
 from ggufd.engine.messages.sampling import Grammar, GrammarKind
-from ggufd.engine.speculation.draft_model import AcceptanceEstimator, StepSeconds
+from ggufd.engine.speculation.acceptance import AcceptanceEstimator
+from ggufd.engine.speculation.drafted_step import Candidate, DraftedStepSeconds
 from ggufd.engine.speculation.prompt_lookup import PromptLookup, run_class
-from ggufd.engine.speculation.speculator import Candidate, Speculator
+from ggufd.engine.speculation.speculator import Speculator
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import Logits, NoRoomError
 from tests.support.fakes.fake_llama import EOT, Collected, FakeDecoder, Rig, logits_after, make_request
@@ -165,16 +166,17 @@ def test_runs_have_classes(run_length: int, kind: int) -> None:
 # --- what pays --------------------------------------------------------------------------------------------------------
 
 
-def steps_of(row_cost: float) -> StepSeconds:
-    """Seconds of steps of which the first row takes one, and each further one so much."""
-    return lambda n_rows: 1 + row_cost * (n_rows - 1)
+def steps_of(row_cost: float) -> DraftedStepSeconds:
+    """Seconds of steps of which the first row takes one, and each draft token so much."""
+    return lambda lengths: 1 + row_cost * sum(lengths)
 
 
 def drafted(
-    made: Speculator, lookup: PromptLookup, tokens: array[int], limit: int, step_s: StepSeconds
+    made: Speculator, lookup: PromptLookup, tokens: array[int], limit: int, step_s: DraftedStepSeconds
 ) -> tuple[int, ...]:
     """Draft of a sequence that runs alone."""
-    return made.draft(Candidate(lookup, tokens, limit), AcceptanceEstimator(), step_s)
+    (draft,) = made.draft([Candidate(lookup, tokens, limit, limit + 1, AcceptanceEstimator())], step_s, n_running=1)
+    return draft
 
 
 def test_rows_that_cost_little_are_used_and_dear_ones_are_not() -> None:

@@ -56,7 +56,21 @@ def test_only_the_last_steps_are_kept_and_sending_belongs_to_the_last() -> None:
 async def test_a_browser_can_draw_the_steps() -> None:
     async with running() as api:
         api.engine.records = (
-            StepRecord(2.0, 0.010, 0.001, 0.006, 0.002, 0.0005, 3, 2, 40, 1, send_s=0.0001, expected_s=0.0055),
+            StepRecord(
+                2.0,
+                0.010,
+                0.001,
+                0.006,
+                0.002,
+                0.0005,
+                3,
+                2,
+                40,
+                1,
+                send_s=0.0001,
+                expected_s=0.0055,
+                rejected_s=0.0015,
+            ),
         )
         trace = (await api.http.get("/debug/steps")).json()
     step, *phases = trace["traceEvents"]
@@ -64,6 +78,7 @@ async def test_a_browser_can_draw_the_steps() -> None:
     assert step["args"] == {
         **{"sequences": 3, "decode rows": 2, "draft tokens": 1, "prefill rows": 40},
         "expected ms": 5.5,
+        "rejected ms": 1.5,
     }
     assert [phase["name"] for phase in phases] == ["plan", "decode", "sample", "detokenize", "rest", "send"]
     for before, after in itertools.pairwise(phases):

@@ -65,6 +65,7 @@ from ggufd.errors import EngineFailure, InvalidRequest
 from ggufd.keys.principal import Principal
 from ggufd.llama.context.batch import Batch, Logits, NoRoomError, State, Vectors
 from ggufd.llama.params import ContextParams, ModelParams, Pooling
+from ggufd.placement.draft_plan import MAX_DRAFTED
 from ggufd.processes.receiver import Dispatch, receive
 
 BOS, EOS, EOT = 256, 257, 258
@@ -533,21 +534,26 @@ class FakeDecoder:
 
 
 class FakeDraft(FakeDecoder):
-    """A draft model beside `target`, one stream, whose seconds pass on the target's clock.
+    """A draft model beside `target`, of as many streams, four at most, whose seconds pass on the target's clock.
 
     It says what the target would, but for the share `error` of all places; made of the text alone, so always the same.
     """
 
     def __init__(self, target: FakeDecoder, *, error: float = 0.0, **options: Any) -> None:
-        super().__init__(n_slots=1, **{"n_ctx": target.n_ctx, "base_s": 0.001, "row_s": 0.0, **options})
+        own = {"n_ctx": target.n_ctx, "base_s": 0.001, "row_s": 0.0, **options}
+        super().__init__(n_slots=min(target.n_slots, MAX_DRAFTED), **own)
         self._target = target
         self._error = error
+        self.most_streams = 0
+        """Most streams of one decode."""
 
     def decode(self) -> float:
         try:
             seconds = super().decode()
         finally:
-            assert self.batch.n_outputs <= 1, "more logits than a guess needs"
+            seq_ids, outputs = self.batch.seq_id[: self.batch.n_rows], self.batch.output[: self.batch.n_rows]
+            assert len(set(seq_ids[outputs == 1].tolist())) == self.batch.n_outputs, "more logits than a guess needs"
+            self.most_streams = max(self.most_streams, len(set(seq_ids.tolist())))
         self._target.sleep(seconds)
         return seconds
 

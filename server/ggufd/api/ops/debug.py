@@ -36,6 +36,7 @@ def _events(record: StepRecord) -> Iterator[dict[str, Any]]:
         "draft tokens": record.n_draft,
         "prefill rows": record.n_prefill,
         "expected ms": round(record.expected_s * 1000, 3),
+        "rejected ms": round(record.rejected_s * 1000, 3),
     }
     yield _bar("step", record.start_s, record.seconds, rows)
     known_s = record.plan_s + record.draft_s + record.decode_s + record.sample_s + record.detokenize_s

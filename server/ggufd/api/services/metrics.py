@@ -246,6 +246,11 @@ def _sums(stats: Stats) -> Iterator[CounterMetricFamily]:
         ("ggufd_embedded_tokens", "Tokens of texts that became vectors or scores.", stats.embedded_tokens),
         ("ggufd_drafted_tokens", "Draft tokens proposed by speculative decoding.", stats.drafted_tokens),
         ("ggufd_accepted_tokens", "Draft tokens accepted.", stats.accepted_tokens),
+        (
+            "ggufd_rejected_draft_seconds",
+            "Expected time of draft tokens that were rejected, of all that steps took.",
+            stats.rejected_draft_s,
+        ),
         ("ggufd_model_drafted_tokens", "Draft tokens proposed by the draft model.", stats.model_drafted_tokens),
         ("ggufd_model_accepted_tokens", "Draft tokens of the draft model accepted.", stats.model_accepted_tokens),
         ("ggufd_preemptions", "Times that a sequence gave up its slot for a while.", stats.preemptions),

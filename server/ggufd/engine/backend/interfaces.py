@@ -68,8 +68,10 @@ class Decoder(Protocol):
 
 
 class DraftDecoder(Protocol):
-    """Context of one stream, number 0, over a draft model. The rules are those of `Decoder`."""
+    """Context of a few streams over a draft model. The rules are those of `Decoder`."""
 
+    @property
+    def n_slots(self) -> int: ...
     @property
     def n_ctx(self) -> int: ...
     @property

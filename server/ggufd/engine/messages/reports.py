@@ -168,6 +168,7 @@ class Stats:
     """Statistics of an engine. Counters count from its start; times in seconds, rates in tokens a second.
 
     Of `drafted_tokens` and `accepted_tokens` (speculative decoding) those named `model_` were a draft model's.
+    `rejected_draft_s` is what the cost model says that the others took of all steps' time.
     `busy_slots` sums the sequences of all batches, `longest` is the longest sequence. `evictions` are chats that lost
     their slot, `restores` those that came back from host RAM, `host_evictions` those that left it too,
     `failed_restores` kept states of any kind that were of no use and dropped.
@@ -189,6 +190,7 @@ class Stats:
     longest: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    rejected_draft_s: float = 0.0
     model_drafted_tokens: int = 0
     model_accepted_tokens: int = 0
     evictions: int = 0
@@ -239,7 +241,7 @@ class StepRecord(NamedTuple):
     `draft_s` and `plan_s` passed before the batch was made, the former on drafts, `decode_s` in llama.cpp; of the rest
     `sample_s` went to masks, samplers and log-probabilities, `detokenize_s` to text. `send_s` came after the step.
     `n_draft` of the `n_decode` rows were draft tokens. `expected_s` is what the cost model expected of `decode_s`, 0
-    where it had nothing to go by.
+    where it had nothing to go by, and `rejected_s` the part of it that was for draft tokens that were rejected.
     """
 
     start_s: float
@@ -255,6 +257,7 @@ class StepRecord(NamedTuple):
     send_s: float = 0.0
     draft_s: float = 0.0
     expected_s: float = 0.0
+    rejected_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

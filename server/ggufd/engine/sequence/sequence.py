@@ -20,7 +20,7 @@ from ggufd.engine.sampling.reasoning_budget import ReasoningGuard
 from ggufd.engine.sampling.sampling import Bias, FinalLogprobs, Logprobs, logprobs_of
 from ggufd.engine.sequence.prompt_images import PromptImages
 from ggufd.engine.sequence.trim import Chat
-from ggufd.engine.speculation.draft_model import AcceptanceEstimator
+from ggufd.engine.speculation.acceptance import AcceptanceEstimator
 from ggufd.engine.speculation.prompt_lookup import PromptLookup
 from ggufd.llama.context.batch import State
 

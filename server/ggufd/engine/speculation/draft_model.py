@@ -1,126 +1,67 @@
-"""Speculative decoding with a draft model: a smaller model drafts tokens for a lone sequence, the target verifies them.
+"""Speculative decoding with a draft model: a smaller model drafts tokens for a few sequences, the target verifies them.
 
-`DraftModel` keeps one sequence in one stream: the prefix that a sequence shares with the last one stays, and prefill of
-the rest is chunked, so that decoding never halts for it. `AcceptanceEstimator` is the acceptance rate of one sequence.
-A draft is only as long as it promises more tokens a second than it costs; where it does not pay, it is tried again ever
-more seldom. Knows neither the target model nor the samplers: a rejected draft costs time and changes no text.
+`DraftModel` keeps a stream for each of them: the prefix that a sequence shares with what is there stays, and prefill of
+the rest is chunked, so that decoding never halts for it. Drafts grow together, a token of each in one decode. A draft
+is only as long as it promises more tokens a second than it costs; where it does not pay, it is tried again ever more
+seldom. Knows neither the target model nor the samplers: a rejected draft costs time and changes no text.
 """
 
 from __future__ import annotations
 
 import logging
-from array import array
-from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ggufd.engine.backend.interfaces import DraftDecoder
-from ggufd.engine.backend.tokens import common_prefix
+from ggufd.engine.speculation.acceptance import AcceptanceEstimator, ModelDraft, confidence_class
+from ggufd.engine.speculation.draft_streams import CHUNK, DraftStream, DraftStreams
+from ggufd.engine.speculation.drafted_step import Candidate, DraftedStep
 from ggufd.errors import EngineFailure
 from ggufd.llama.context.batch import Logits, NoRoomError
 
 logger = logging.getLogger(__name__)
-
-_STREAM = 0
-
-_CONFIDENCE = (0.0, 0.3, 0.6, 0.8, 0.95)
-"""Least probabilities of the confidence classes of draft tokens, as the draft model gives them."""
-
-_FIRST_ODDS = (0.2, 0.4, 0.6, 0.8, 0.95)
-_FIRST_AVERAGE = 0.7
-_LEARNING = 0.1
-
-_CLEARLY = 1.1
-"""A draft must promise this many times the tokens a second without one: what is promised is an estimate."""
 
 _LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 _N_TRIED = 3
 """Draft tokens of a trial where drafting does not pay."""
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 16, 256
-
-_CHUNK = 32
-"""Least tokens of a prefill chunk; as many may be uncomputed where a draft can begin."""
-
 _PREFILL_SHARE = 0.25
-"""Share of the time of the sequence's own steps that prefill of the draft model may take."""
+"""Share of the time of the sequences' own steps that prefill of the draft model may take."""
 
 _LONGEST_S = 0.1
-"""Bound on the time of a draft, or that of a step where it is longer: new requests and aborts wait for it."""
-
-_FEW_ROWS = 8
-_SMOOTHING = 0.3
+"""Bound on the time of drafts, or that of a step where it is longer: new requests and aborts wait for it."""
 
 
-StepSeconds = Callable[[int], float]
-"""Seconds of a step of the target model by its rows of one sequence; 0 when not known."""
+@dataclass(slots=True, eq=False)
+class _Draft:
+    """Draft of the candidate at `place`, at most `limit` tokens; its stream lacks `following`.
 
-
-class _ModelDraft(NamedTuple):
-    """Draft tokens behind the first `position`, and the confidence class of each."""
-
-    position: int
-    tokens: tuple[int, ...]
-    kinds: tuple[int, ...]
-
-
-class AcceptanceEstimator:
-    """Acceptance rate of a draft model's tokens in one sequence.
-
-    `odds[c]` is the rate of confidence class `c`, `average` that of all; moving averages.
+    A trial is made though it does not pay.
     """
 
-    def __init__(self) -> None:
-        self.odds = list(_FIRST_ODDS)
-        self.average = _FIRST_AVERAGE
-        self.n_drafted = 0
-        self.n_accepted = 0
-        self._draft: _ModelDraft | None = None
-        self._n_pause = 0
-        self._next_pause = _FIRST_PAUSE
+    place: int
+    candidate: Candidate
+    acceptance: AcceptanceEstimator
+    limit: int
+    stream: DraftStream = field(default_factory=lambda: DraftStream(-1))
+    following: Sequence[int] = ()
+    is_trial: bool = False
+    is_over: bool = False
+    chance: float = 1.0
+    tokens: list[int] = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)
 
-    def note(self, draft: _ModelDraft) -> None:
-        """Remember a draft that is verified with the next step."""
-        self._draft = draft
-        self.n_drafted += len(draft.tokens)
-
-    def settle(self, tokens: array[int]) -> None:
-        """Learn from the tokens that were sampled for the last draft, up to the first that differs."""
-        draft, self._draft = self._draft, None
-        if draft is None:
-            return
-        for drafted, kind, token in zip(draft.tokens, draft.kinds, tokens[draft.position :], strict=False):
-            is_accepted = drafted == token
-            self.n_accepted += is_accepted
-            self.odds[kind] += _LEARNING * (is_accepted - self.odds[kind])
-            self.expect(float(is_accepted))
-            if not is_accepted:
-                return
-
-    def expect(self, chance: float) -> None:
-        """Count a token: 1 for an accepted one, 0 for a rejected one, the chance of one that was not drafted for it."""
-        self.average += _LEARNING * (chance - self.average)
-
-    def rest(self) -> None:
-        """Pause drafting, twice as long as the last time: it does not pay now."""
-        self._n_pause, self._next_pause = self._next_pause, min(2 * self._next_pause, _LONGEST_PAUSE)
-
-    def resume(self) -> None:
-        """Start the pauses anew: drafting pays."""
-        self._next_pause = _FIRST_PAUSE
-
-    def is_resting(self) -> bool:
-        """Whether this step is one of a pause; asked once a step."""
-        if self._n_pause == 0:
-            return False
-        self._n_pause -= 1
-        return True
+    @property
+    def promise(self) -> float:
+        """Chance that one more token is accepted, before it is known which."""
+        return self.chance * self.acceptance.average
 
 
 class DraftModel:
-    """Drafts with `decoder`, a context of one stream over the draft model.
+    """Drafts with `decoder`, a context of a few streams over the draft model.
 
     Tokens of `n_vocab` and more are none of the target model's. `eog` ends a text: nothing is drafted beyond it. A
     draft ends before a token to which the draft model gives less probability than `p_min`.
@@ -128,148 +69,201 @@ class DraftModel:
 
     def __init__(self, decoder: DraftDecoder, *, n_vocab: int, eog: Collection[int], p_min: float) -> None:
         self._decoder = decoder
+        self._streams = DraftStreams(decoder)
         self._n_vocab = n_vocab
         self._eog = eog
         self._p_min = p_min
-        self._tokens = array("i")
-        self._token_s = 0.0
-        self._prefill_s_per_token = 0.0
         self._credit_s = 0.0
         self._is_lost = False
-        self.n_dropped = 0
-        """Times that the state of the stream was of no use and dropped."""
 
-    def draft(
-        self, acceptance: AcceptanceEstimator, tokens: array[int], limit: int, n_left: int, step_s: StepSeconds
-    ) -> tuple[int, ...]:
-        """Draft tokens worth verifying after `tokens`, at most `limit`; often none. `n_left` may come until the end."""
-        acceptance.settle(tokens)
-        limit = min(limit, self._decoder.n_ctx - len(tokens))
-        if self._is_lost or limit < 1 or step_s(1) == 0 or acceptance.is_resting():
-            return ()
+    @property
+    def n_dropped(self) -> int:
+        """Times that what a stream held was of no use and dropped."""
+        return self._streams.n_dropped
+
+    def draft(self, candidates: Sequence[Candidate], step: DraftedStep) -> list[tuple[int, ...]]:
+        """Draft tokens of each candidate that are worth verifying in `step`; often none."""
+        tokens: list[tuple[int, ...]] = [() for _ in candidates]
+        for one in candidates:
+            if one.acceptance is not None:
+                one.acceptance.settle(one.tokens)
+        if self._is_lost or step.plain_s == 0:
+            return tokens
         try:
-            if not self._keep_pace(tokens, n_left, step_s(1)):
-                return ()
-            draft = self._draft_tokens(acceptance, tokens, min(limit, self._affordable(step_s(1))), step_s)
+            drafts = self._drafts(candidates, step)
         except (NoRoomError, EngineFailure) as error:
             logger.warning("the draft model is given up; answers go on without it: %s", str(error) or "no room")
             self._is_lost = True
-            return ()
-        acceptance.note(draft)
-        return draft.tokens
+            return tokens
+        for draft in drafts:
+            tokens[draft.place] = tuple(draft.tokens)
+            position = len(draft.candidate.tokens)
+            draft.acceptance.note(ModelDraft(position, tuple(draft.tokens), tuple(draft.kinds)))
+        return tokens
 
-    def _affordable(self, one_s: float) -> int:
-        n = int(max(_LONGEST_S, one_s) / self._token_s) if self._token_s else 0
-        return max(_N_TRIED, n)
+    def _drafts(self, candidates: Sequence[Candidate], step: DraftedStep) -> list[_Draft]:
+        """Drafts that pay together, and trials of the others where all of these have rested."""
+        able = list(self._able(candidates))
+        resting = [one for one in able if one.acceptance.is_resting()]
+        if len(resting) == len(able):
+            return []
+        paying, rate = self._paying(able, step)
+        others = [one for one in able if one not in paying]
+        trials = others if self._may_try(others, resting, paying, step) else []
+        self._catch_up([*paying, *trials], candidates, step.plain_s)
+        if not all(map(self._is_ready, paying)):
+            paying, rate = self._paying([one for one in paying if self._is_ready(one)], step)
+        if not all(map(self._is_ready, trials)):
+            trials = []
+        for one in paying:
+            one.acceptance.resume()
+        for one in trials:
+            one.acceptance.rest()
+            one.is_trial, one.limit = True, min(one.limit, _N_TRIED)
+        drafts = sorted([*paying, *trials], key=lambda one: one.stream.number)
+        self._grow(drafts, rate, step)
+        return drafts
+
+    def _able(self, candidates: Sequence[Candidate]) -> Iterator[_Draft]:
+        """Candidates that the draft model can read."""
+        for place, one in enumerate(candidates):
+            limit = min(one.limit, self._decoder.n_ctx - len(one.tokens))
+            if one.acceptance is not None and limit >= 1:
+                yield _Draft(place, one, one.acceptance, limit)
 
     # --- prefill ------------------------------------------------------------------------------------------------------
 
-    def _keep_pace(self, tokens: array[int], n_left: int, one_s: float) -> bool:
-        """Compute uncomputed tokens, or a chunk of them; returns whether so few are left that a draft can begin.
+    def _catch_up(self, drafts: Sequence[_Draft], candidates: Sequence[Candidate], plain_s: float) -> None:
+        """Give each draft its stream, and compute a chunk for one that lacks many tokens. A step takes `plain_s`."""
+        owners = [one.acceptance for one in candidates]
+        n_vocab = self._decoder.n_vocab
+        for one in drafts:
+            tokens = one.candidate.tokens
+            stream = self._streams.stream_of(one.acceptance, tokens, owners)
+            if stream is None:
+                continue
+            following = tokens[len(stream.tokens) :]
+            if n_vocab >= self._n_vocab or max(following) < n_vocab:
+                one.stream, one.following = stream, following
+        for one in drafts:
+            if one.following and not self._is_ready(one) and self._compute_chunk(one, plain_s):
+                return
 
-        `n_left` steps of the sequence, of `one_s` each, are left: prefill that cannot pay within those is not begun.
+    def _is_ready(self, one: _Draft) -> bool:
+        """Whether its stream lacks so few tokens that a draft can begin."""
+        return 0 < len(one.following) <= self._streams.most_missing
+
+    def _compute_chunk(self, one: _Draft, plain_s: float) -> bool:
+        """Save up time for a chunk of what its stream lacks, and compute it; False where that cannot pay any more.
+
+        Time is saved up until it is enough for a chunk: many short ones would take longer.
         """
-        self._keep(min(common_prefix(self._tokens, tokens), len(tokens) - 1))
-        n_held = len(self._tokens)
-        n_missing = len(tokens) - n_held
-        if self._decoder.n_vocab < self._n_vocab and max(tokens[n_held:]) >= self._decoder.n_vocab:
+        per_token, n_missing = self._streams.prefill_s_per_token, len(one.following)
+        most_s = _PREFILL_SHARE * plain_s
+        if per_token > most_s or n_missing * per_token > most_s * one.candidate.n_left:
             return False
-        if n_missing <= _CHUNK:
-            return True
-        per_token = self._prefill_s_per_token
-        if n_missing * per_token > _PREFILL_SHARE * n_left * one_s or per_token > _PREFILL_SHARE * one_s:
-            return False
-        # Time is saved up until it is enough for a chunk: many short ones would take longer.
-        self._credit_s += _PREFILL_SHARE * one_s
-        n_affordable = int(self._credit_s / per_token) if per_token else _CHUNK
-        if n_affordable >= _CHUNK:
+        self._credit_s += most_s
+        n_affordable = int(self._credit_s / per_token) if per_token else CHUNK
+        if n_affordable >= CHUNK:
             self._credit_s = 0.0
             n = min(n_affordable, n_missing - 1, self._decoder.n_batch)
-            self._compute(tokens[n_held : n_held + n], n_outputs=0)
-        return len(tokens) - len(self._tokens) <= _CHUNK
+            self._streams.compute([(one.stream, one.following[:n])], n_outputs=0)
+            one.following = one.following[n:]
+        return True
 
-    def _keep(self, n_keep: int) -> None:
-        """Keep the first `n_keep` tokens; none where the stream holds others than it should, or cannot be cut back."""
-        if self._holds_all() and (n_keep == len(self._tokens) or self._decoder.trim(_STREAM, n_keep)):
-            del self._tokens[n_keep:]
-            if self._holds_all():
-                return
-        logger.warning("the draft model's cache is dropped, and computed anew")
-        self.n_dropped += 1
-        self._decoder.trim(_STREAM, 0)
-        del self._tokens[:]
+    # --- what pays ----------------------------------------------------------------------------------------------------
 
-    def _holds_all(self) -> bool:
-        """Whether the stream holds as many tokens as it is taken to hold, by llama.cpp's own account."""
-        return self._decoder.n_past(_STREAM) == len(self._tokens)
+    def _paying(self, drafts: Sequence[_Draft], step: DraftedStep) -> tuple[list[_Draft], float]:
+        """Most of the drafts that pay together, and tokens a second with them."""
+        self._bound(drafts, step.plain_s)
+        paying = sorted(drafts, key=lambda one: one.acceptance.average, reverse=True)
+        while paying:
+            rate = self._best_rate(paying, step)
+            if rate > step.least_rate():
+                return paying, rate
+            paying.pop()
+        return [], 0.0
 
-    def _compute(self, tokens: Sequence[int], *, n_outputs: int) -> None:
-        batch = self._decoder.batch
-        batch.clear()
-        batch.add(_STREAM, tokens, len(self._tokens), n_outputs)
-        seconds = self._decoder.decode()
-        self._tokens.extend(tokens)
-        if len(tokens) <= _FEW_ROWS:
-            self._token_s = _smooth(self._token_s, seconds)
-        if len(tokens) >= _CHUNK:
-            self._prefill_s_per_token = _smooth(self._prefill_s_per_token, seconds / len(tokens))
+    def _bound(self, drafts: Sequence[_Draft], plain_s: float) -> None:
+        """Limit the drafts to what may be computed in time."""
+        token_s = self._streams.token_s(len(drafts))
+        n_affordable = int(max(_LONGEST_S, plain_s) / token_s) if token_s else 0
+        for one in drafts:
+            one.limit = min(one.limit, max(_N_TRIED, n_affordable))
+
+    def _may_try(
+        self, others: Sequence[_Draft], resting: Sequence[_Draft], paying: Sequence[_Draft], step: DraftedStep
+    ) -> bool:
+        """Whether drafts that do not pay are tried in this step: all have rested, and the step may have them.
+
+        They rest and are tried together, as a step with drafts of some takes about as long as one with drafts of all.
+        """
+        is_due = not any(one in resting for one in others)
+        return is_due and step.may_have(_grown(step.none, [*others, *paying]))
+
+    def _best_rate(self, drafts: Sequence[_Draft], step: DraftedStep) -> float:
+        """Tokens a second with drafts of the best length, if each token is accepted as often as the sequence's are."""
+        best, token_s = 0.0, self._streams.token_s(len(drafts))
+        for n in _LENGTHS:
+            if n > max(one.limit for one in drafts):
+                break
+            lengths, n_gained = list(step.none), 0.0
+            for one in drafts:
+                lengths[one.place] = min(n, one.limit)
+                n_gained += sum(one.acceptance.average**k for k in range(1, lengths[one.place] + 1))
+            best = max(best, step.rate(lengths, n_gained, n * token_s))
+        return best
 
     # --- drafting -----------------------------------------------------------------------------------------------------
 
-    def _draft_tokens(
-        self, acceptance: AcceptanceEstimator, tokens: array[int], limit: int, step_s: StepSeconds
-    ) -> _ModelDraft:
-        """The likeliest tokens, one after another, as long as one more is likely to be worth its time."""
-        rate = self._best_rate(acceptance.average, limit, step_s)
-        pays = rate > _CLEARLY / step_s(1)
-        if pays:
-            acceptance.resume()
-        else:
-            acceptance.rest()
-            limit, rate = min(limit, _N_TRIED), 0.0
-        drafted: list[int] = []
-        kinds: list[int] = []
-        chance, row_s = 1.0, 0.0
-        following: Sequence[int] = tokens[len(self._tokens) :]
-        while len(drafted) < limit and chance * acceptance.average >= rate * (self._token_s + row_s):
-            token, probability = self._likeliest(following)
-            kind = confidence_class(probability)
-            chance *= acceptance.odds[kind]
-            row_s = step_s(len(drafted) + 2) - step_s(len(drafted) + 1)
-            if token in self._eog or probability < self._p_min or chance < rate * row_s:
-                if not drafted:
-                    acceptance.expect(acceptance.odds[kind])
-                break
-            drafted.append(token)
-            kinds.append(kind)
-            following = (token,)
-        return _ModelDraft(len(tokens), tuple(drafted), tuple(kinds))
+    def _grow(self, drafts: Sequence[_Draft], rate: float, step: DraftedStep) -> None:
+        """Add the likeliest tokens, one after another, as long as one more of each is likely to be worth its time.
 
-    def _best_rate(self, chance: float, limit: int, step_s: StepSeconds) -> float:
-        """Tokens a second with a draft of the best length, if each of its tokens is accepted with this chance."""
-        best = 0.0
-        for n in _LENGTHS:
-            if n <= limit:
-                n_expected = sum(chance**k for k in range(n + 1))
-                best = max(best, n_expected / (n * self._token_s + step_s(1 + n)))
-        return best
+        That is where it comes at `rate` tokens a second or more.
+        """
+        growing, lengths = list(drafts), list(step.none)
+        while growing := [one for one in growing if not one.is_over and len(one.tokens) < one.limit]:
+            longer = _grown(lengths, growing)
+            if not step.may_have(longer):
+                return
+            row_s = step.seconds(longer) - step.seconds(lengths)
+            paying = [one for one in growing if not one.is_trial]
+            token_s = self._streams.token_s(len(growing)) + row_s
+            if paying and sum(one.promise for one in paying) < rate * token_s:
+                growing = [one for one in growing if one.is_trial]
+                continue
+            for one, row in zip(growing, self._likeliest(growing), strict=True):
+                self._append(one, *likeliest(row), 0.0 if one.is_trial else rate * row_s / len(growing))
+                lengths[one.place] = len(one.tokens)
 
-    def _likeliest(self, following: Sequence[int]) -> tuple[int, float]:
-        """The likeliest token behind the stream and `following`, and its probability."""
-        self._compute(following, n_outputs=1)
-        return likeliest(self._decoder.logits()[0][: self._n_vocab])
+    def _likeliest(self, growing: Sequence[_Draft]) -> Logits:
+        """Logits behind each stream and what follows it, shape `[len(growing), n_vocab]`."""
+        self._streams.compute([(one.stream, one.following) for one in growing], n_outputs=1)
+        return self._streams.logits()[:, : self._n_vocab]
+
+    def _append(self, one: _Draft, token: int, probability: float, least: float) -> None:
+        """Add a token to a draft, or end it: at the end of a text, and where the chance is below `least`."""
+        kind = confidence_class(probability)
+        one.chance *= one.acceptance.odds[kind]
+        if token in self._eog or probability < self._p_min or one.chance < least:
+            one.is_over = True
+            if not one.tokens:
+                one.acceptance.expect(one.acceptance.odds[kind])
+            return
+        one.tokens.append(token)
+        one.kinds.append(kind)
+        one.following = (token,)
+
+
+def _grown(lengths: Sequence[int], growing: Sequence[_Draft]) -> list[int]:
+    """The lengths with a token more of each that grows."""
+    longer = list(lengths)
+    for one in growing:
+        longer[one.place] += 1
+    return longer
 
 
 def likeliest(row: Logits) -> tuple[int, float]:
     """Token with the largest of the logits, shape `[n_vocab]`, and its probability."""
     token = int(row.argmax())
     return token, 1.0 / float(np.exp(row - row[token]).sum())
-
-
-def confidence_class(probability: float) -> int:
-    """Confidence class of a draft token with this probability."""
-    return sum(probability >= least for least in _CONFIDENCE) - 1
-
-
-def _smooth(old: float, new: float) -> float:
-    return new if old == 0 else old + _SMOOTHING * (new - old)

@@ -36,16 +36,6 @@ class _LookupDraft(NamedTuple):
     tokens: tuple[int, ...]
 
 
-class DraftOutcome(NamedTuple):
-    """Number of tokens of a draft, and of those that were accepted."""
-
-    n_drafted: int
-    n_accepted: int
-
-
-_NO_DRAFT = DraftOutcome(0, 0)
-
-
 class PromptLookup:
     """Index of a sequence's n-grams, and the run along an earlier place that its text is in.
 
@@ -57,7 +47,6 @@ class PromptLookup:
     def __init__(self, n_prompt: int) -> None:
         self.odds = list(_FIRST_ODDS)
         self.longest = SHORTEST
-        self._outcome = _NO_DRAFT
         self._draft = _LookupDraft(0, ())
         self._n_prompt = n_prompt
         self._index: dict[int, int] = {}
@@ -79,19 +68,10 @@ class PromptLookup:
         (position, drafted), self._draft = self._draft, _LookupDraft(0, ())
         n = len(drafted)
         came = tuple(tokens[position : position + n])
-        if n and came:
-            pairs = enumerate(zip(drafted, came, strict=False))
-            n_accepted = next((place for place, (one, other) in pairs if one != other), len(came))
-            self._outcome = DraftOutcome(n, n_accepted)
         if came != drafted[: len(came)]:
             self.longest = max(SHORTEST, self.longest * 3 // 4)
         elif n and len(came) == n:
             self.longest = max(self.longest, 2 * n + 1)
-
-    def take_outcome(self) -> DraftOutcome:
-        """What became of the last draft; told once."""
-        outcome, self._outcome = self._outcome, _NO_DRAFT
-        return outcome
 
     def rewind(self, n_tokens: int) -> None:
         """Forget all but the first `n_tokens`; the next draft is looked up anew."""

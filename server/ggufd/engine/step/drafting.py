@@ -1,4 +1,4 @@
-"""Draft tokens of a step: speculative decoding of a sequence that runs alone, or of a few.
+"""Draft tokens of a step: speculative decoding of a few sequences.
 
 See `engine.speculation` for where drafts come from and what they are worth. Knows no batch.
 """
@@ -6,18 +6,39 @@ See `engine.speculation` for where drafts come from and what they are worth. Kno
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.costs.step_shape import SlotRows
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.slots.context_shift import ContextShift
+from ggufd.engine.speculation.drafted_step import Candidate
 from ggufd.engine.speculation.prompt_lookup import PromptLookup
-from ggufd.engine.speculation.speculator import Candidate, Speculator
+from ggufd.engine.speculation.speculator import Speculator
 from ggufd.engine.telemetry.counters import Counters
 from ggufd.engine.telemetry.trace import StepTrace
+from ggufd.placement.draft_plan import MAX_DRAFTED
 
-_MAX_SEQUENCES = 4
-"""With more sequences a batch is well used already."""
+
+class VerifiedRows(NamedTuple):
+    """Rows of a sequence in a batch, and how many of them were draft tokens, and accepted ones."""
+
+    rows: SlotRows
+    n_drafted: int
+    n_accepted: int
+
+    @property
+    def needed(self) -> SlotRows:
+        """The rows without rejected ones."""
+        return self._without(self.n_drafted - self.n_accepted)
+
+    @property
+    def plain(self) -> SlotRows:
+        """The rows without a draft."""
+        return self._without(self.n_drafted)
+
+    def _without(self, n_rows: int) -> SlotRows:
+        return self.rows._replace(n_rows=self.rows.n_rows - n_rows)
 
 
 class Drafting:
@@ -57,32 +78,18 @@ class Drafting:
         Under a grammar most tokens are forced or masked, and each row would wait for a mask: no draft there, but where
         the grammar is free.
         """
-        if not self._speculator.is_on or not 0 < len(running) <= _MAX_SEQUENCES:
+        if not self._speculator.is_on or not 0 < len(running) <= MAX_DRAFTED:
             return
         drafters = [one for one in running if one.lookup is not None and not _is_constrained(one)]
         if not drafters or not all(one.is_decoding for one in running):
             return
         start_s = self._clock()
-        if len(running) == 1:
-            self._draft_alone(*drafters)
-        else:
-            self._draft_together(drafters, running)
+        self._draft(drafters, running)
         self._trace.draft_s = self._clock() - start_s
         # A draft model's time is no gap that a thread too many would explain.
         self._counters.leave_out(self._trace.draft_s)
 
-    def _draft_alone(self, sequence: SequenceState) -> None:
-        """A draft model sees no images, so it drafts nothing behind one."""
-
-        def step_s(n_rows: int) -> float:
-            return self._costs.seconds([SlotRows(0, n_rows, sequence.n_past)])
-
-        has_model = not sequence.images
-        sequence.draft = self._speculator.draft(
-            self._candidate(sequence), sequence.acceptance, step_s, has_model=has_model
-        )
-
-    def _draft_together(self, drafters: list[SequenceState], running: list[SequenceState]) -> None:
+    def _draft(self, drafters: list[SequenceState], running: list[SequenceState]) -> None:
         """Outputs are shared out evenly: a batch has only so many rows with logits."""
         others = [SlotRows(one.slot or 0, 1, one.n_past) for one in running if one not in drafters]
         most = (self._n_outputs_max - len(running)) // len(drafters)
@@ -92,14 +99,28 @@ class Drafting:
             return self._costs.seconds(rows + others)
 
         candidates = [self._candidate(one, most) for one in drafters]
-        drafts = self._speculator.draft_together(candidates, step_s, n_running=len(running))
+        drafts = self._speculator.draft(candidates, step_s, n_running=len(running))
         for sequence, draft in zip(drafters, drafts, strict=True):
             sequence.draft = draft
 
-    def _candidate(self, sequence: SequenceState, most: int | None = None) -> Candidate:
+    def settle(self, parts: Sequence[VerifiedRows]) -> None:
+        """Account for the drafts of a computed batch: what rejected tokens cost, and what accepted ones saved."""
+        took_s = self._costs.seconds([one.rows for one in parts])
+        needed_s = self._costs.seconds([one.needed for one in parts])
+        plain_s = self._costs.seconds([one.plain for one in parts])
+        rejected_s = max(0.0, took_s - needed_s)
+        self._trace.rejected_s += rejected_s
+        self._counters.rejected_s += rejected_s
+        if plain_s:
+            worth = 1 + sum(one.n_accepted for one in parts) / len(parts)
+            self._speculator.settle(took_s / plain_s, needed_s / plain_s, worth)
+
+    def _candidate(self, sequence: SequenceState, most: int) -> Candidate:
+        """A draft model sees no images, so it drafts nothing behind one."""
         assert sequence.lookup is not None
-        limit = self._n_left(sequence) - 1
-        return Candidate(sequence.lookup, sequence.tokens, limit if most is None else min(limit, most))
+        n_left = self._n_left(sequence)
+        acceptance = None if sequence.images else sequence.acceptance
+        return Candidate(sequence.lookup, sequence.tokens, min(n_left - 1, most), n_left, acceptance)
 
     def _n_left(self, sequence: SequenceState) -> int:
         """Tokens that may still be sampled."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ggufd.engine.backend.interfaces import Row, Rows
+from ggufd.engine.costs.step_shape import SlotRows
 from ggufd.engine.messages.events import PromptLogprobs
 from ggufd.engine.sampling.sampling import NoNumbers
 from ggufd.engine.sequence.sequence import SequenceState
 from ggufd.engine.step.batcher import Computed
+from ggufd.engine.step.drafting import Drafting, VerifiedRows
 from ggufd.engine.step.lifecycle import Lifecycle, failure_of
 from ggufd.engine.step.token_step import TokenStep
 
@@ -16,13 +18,17 @@ from ggufd.engine.step.token_step import TokenStep
 class OutputProcessor:
     """Turns logits into tokens and events of the sequences of `lifecycle`. Times come from `clock`, in seconds."""
 
-    def __init__(self, lifecycle: Lifecycle, token_step: TokenStep, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, lifecycle: Lifecycle, token_step: TokenStep, drafting: Drafting, clock: Callable[[], float]
+    ) -> None:
         self._lifecycle = lifecycle
         self._token_step = token_step
+        self._drafting = drafting
         self._clock = clock
 
     def process(self, computed: list[Computed]) -> None:
         """Advance all sequences of a batch, then sample: a failure ends siblings, which must be consistent by then."""
+        before = _drafts(computed)
         for chunk, rows, _ in computed:
             sequence = chunk.sequence
             if sequence.request.prompt_logprobs and sequence.is_reading:
@@ -34,6 +40,8 @@ class OutputProcessor:
         for chunk, rows, last_row in computed:
             if not chunk.sequence.is_finished:
                 self._sample(chunk.sequence, rows, last_row)
+        if any(one.n_drafted for one in before):
+            self._drafting.settle(_verified(computed, before))
 
     def _sample(self, sequence: SequenceState, rows: Rows, row: int) -> None:
         """Take the next token if the logits for it are there; report prefill progress if not."""
@@ -88,3 +96,23 @@ class OutputProcessor:
         if sequence.request.prompt_logprobs:
             entries = tuple(sequence.prompt_logprobs)
             self._lifecycle.events.put(PromptLogprobs(sequence.request.request_id, sequence.index, entries))
+
+
+def _drafts(computed: list[Computed]) -> list[VerifiedRows]:
+    """The rows of each sequence before drafts are verified; `n_accepted` is what the sequence had accepted before."""
+    return [
+        VerifiedRows(
+            SlotRows(chunk.sequence.slot or 0, chunk.n_tokens, chunk.sequence.n_past),
+            len(chunk.sequence.draft),
+            chunk.sequence.n_accepted,
+        )
+        for chunk, _, _ in computed
+    ]
+
+
+def _verified(computed: list[Computed], before: list[VerifiedRows]) -> list[VerifiedRows]:
+    """The rows of each sequence, with the draft tokens that this batch accepted."""
+    return [
+        old._replace(n_accepted=chunk.sequence.n_accepted - old.n_accepted)
+        for (chunk, _, _), old in zip(computed, before, strict=True)
+    ]

@@ -46,6 +46,7 @@ class Counters:
         self.longest = 0
         self.drafted_tokens = 0
         self.accepted_tokens = 0
+        self.rejected_s = 0.0
         self.model_drafted_tokens = 0
         self.model_accepted_tokens = 0
         self.step_s = 0.0

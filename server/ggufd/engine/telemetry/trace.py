@@ -32,7 +32,7 @@ class StepTrace:
         """Begin a step."""
         self._keep()
         self._start_s = self._planned_s = self._clock()
-        self.expected_s = self.draft_s = self.decode_s = self.sample_s = self.detokenize_s = 0.0
+        self.expected_s = self.rejected_s = self.draft_s = self.decode_s = self.sample_s = self.detokenize_s = 0.0
         self.n_sequences = self.n_decode = self.n_prefill = self.n_draft = 0
 
     def sent(self, seconds: float) -> None:
@@ -66,6 +66,7 @@ class StepTrace:
                 draft_s=self.draft_s,
                 send_s=self._send_s,
                 expected_s=self.expected_s,
+                rejected_s=self.rejected_s,
             )
         )
         self._ended_s, self._send_s = None, 0.0
