@@ -195,7 +195,7 @@ def _draft(ready: Ready) -> list[tuple[str, str]]:
         return []
     where = f", {draft.n_gpu_layers} layers on the GPU" if draft.n_gpu_layers else ""
     what = f"{draft.name}, {draft.ftype}, {_parameters(draft.n_params)} parameters, {_bytes(draft.size_bytes)}{where}"
-    return [("Draft model", f"{what}; for requests that run alone")]
+    return [("Draft model", f"{what}; for up to four requests at once")]
 
 
 def _images(model: ModelFile) -> list[tuple[str, str]]:

@@ -355,7 +355,7 @@ DRAFT = DraftInfo("Small", "/m/small.gguf", "Q4_0", 135_000_000, 92 << 20, 4096,
 
 def test_the_summary_names_it() -> None:
     said = summary(replace(READY, draft=DRAFT))
-    assert "Draft model  Small, Q4_0, 135M parameters, 92 MiB; for requests that run alone" in said
+    assert "Draft model  Small, Q4_0, 135M parameters, 92 MiB; for up to four requests at once" in said
     assert "Draft model" not in summary()
     assert ", 5 layers on the GPU" in summary(replace(READY, draft=replace(DRAFT, n_gpu_layers=5)))
 

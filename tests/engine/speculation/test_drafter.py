@@ -333,7 +333,11 @@ def test_one_that_is_guessed_at_badly_does_not_keep_the_others_from_it() -> None
     usages = [rig.run()[i].finishes[0].usage for i in range(2)]
     assert usages[0].accepted_tokens > 100
     assert usages[1].accepted_tokens == 0
-    assert usages[1].drafted_tokens < 30
+    # Its rows share the passes of the other's, and its steps become no more than a quarter longer by them.
+    plain = Rig(FakeDecoder(n_slots=4, n_ctx=512), rules=EngineRules(max_draft=0))
+    plain.add(*(endless(200, OTHERS[i], request_id=i) for i in range(2)))
+    plain.run()
+    assert rig.decoder.clock() - 100 < 1.25 * (plain.decoder.clock() - 100)
     assert rig.collected[1].tokens == run_without(endless(200, OTHERS[1]))[0].tokens
 
 

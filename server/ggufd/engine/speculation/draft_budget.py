@@ -21,7 +21,7 @@ class DraftBudget:
 
     def earn(self) -> None:
         """Add the share of a step."""
-        self._add(SHARE)
+        self.add(SHARE)
 
     def allows(self, took: float) -> bool:
         """Whether a step that takes so many steps' time could be paid for, should all of its drafts be rejected."""
@@ -33,7 +33,8 @@ class DraftBudget:
         In steps without drafts: what it took, what it would have taken with the accepted tokens only, and how many
         would have been needed for as many tokens.
         """
-        self._add(max(0.0, worth - needed) - max(0.0, took - needed))
+        self.add(max(0.0, worth - needed) - max(0.0, took - needed))
 
-    def _add(self, n_steps: float) -> None:
+    def add(self, n_steps: float) -> None:
+        """Add what was saved, or pay where it is below zero."""
         self._n_steps = min(_MOST_STEPS, self._n_steps + n_steps)

@@ -1,9 +1,11 @@
 """Speculative decoding with a draft model: a smaller model drafts tokens for a few sequences, the target verifies them.
 
 `DraftModel` keeps a stream for each of them: the prefix that a sequence shares with what is there stays, and prefill of
-the rest is chunked, so that decoding never halts for it. Drafts grow together, a token of each in one decode. A draft
-is only as long as it promises more tokens a second than it costs; where it does not pay, it is tried again ever more
-seldom. Knows neither the target model nor the samplers: a rejected draft costs time and changes no text.
+the rest is chunked, so that decoding never halts for it. Drafts grow together, a token of each in one decode, and stop
+together: rows of unequal counts are passes of their own. They are only as long as they promise more tokens a second
+than they cost; where they do not pay, they are tried again ever more seldom. All together cost a hundredth of the steps
+at most, and what they saved before. Knows neither the target model nor the samplers: a rejected draft costs time and
+changes no text.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 
 from ggufd.engine.backend.interfaces import DraftDecoder
 from ggufd.engine.speculation.acceptance import AcceptanceEstimator, ModelDraft, confidence_class
+from ggufd.engine.speculation.draft_budget import DraftBudget
 from ggufd.engine.speculation.draft_streams import CHUNK, DraftStream, DraftStreams
 from ggufd.engine.speculation.drafted_step import Candidate, DraftedStep
 from ggufd.errors import EngineFailure
@@ -75,6 +78,8 @@ class DraftModel:
         self._p_min = p_min
         self._credit_s = 0.0
         self._is_lost = False
+        self._budget = DraftBudget()
+        self._drafted: dict[AcceptanceEstimator, int] = {}
 
     @property
     def n_dropped(self) -> int:
@@ -84,10 +89,8 @@ class DraftModel:
     def draft(self, candidates: Sequence[Candidate], step: DraftedStep) -> list[tuple[int, ...]]:
         """Draft tokens of each candidate that are worth verifying in `step`; often none."""
         tokens: list[tuple[int, ...]] = [() for _ in candidates]
-        for one in candidates:
-            if one.acceptance is not None:
-                one.acceptance.settle(one.tokens)
-        if self._is_lost or step.plain_s == 0:
+        self._settle(candidates, step)
+        if self._is_lost or step.plain_s == 0 or not self._budget.allows(1.0):
             return tokens
         try:
             drafts = self._drafts(candidates, step)
@@ -99,7 +102,22 @@ class DraftModel:
             tokens[draft.place] = tuple(draft.tokens)
             position = len(draft.candidate.tokens)
             draft.acceptance.note(ModelDraft(position, tuple(draft.tokens), tuple(draft.kinds)))
+            self._drafted[draft.acceptance] = len(draft.tokens)
         return tokens
+
+    def _settle(self, candidates: Sequence[Candidate], step: DraftedStep) -> None:
+        """Learn what became of the last drafts, and add to the budget what they saved of steps, or cost."""
+        self._budget.earn()
+        lengths, n_accepted = list(step.none), 0
+        for place, one in enumerate(candidates):
+            if one.acceptance is not None:
+                n_before = one.acceptance.n_accepted
+                one.acceptance.settle(one.tokens)
+                n_accepted += one.acceptance.n_accepted - n_before
+                lengths[place] = self._drafted.get(one.acceptance, 0)
+        if any(lengths) and step.plain_s:
+            self._budget.add(n_accepted / step.n_running + 1 - step.seconds(lengths) / step.plain_s)
+        self._drafted.clear()
 
     def _drafts(self, candidates: Sequence[Candidate], step: DraftedStep) -> list[_Draft]:
         """Drafts that pay together, and trials of the others where all of these have rested."""
@@ -121,7 +139,9 @@ class DraftModel:
             one.acceptance.rest()
             one.is_trial, one.limit = True, min(one.limit, _N_TRIED)
         drafts = sorted([*paying, *trials], key=lambda one: one.stream.number)
+        before_s = self._streams.computed_s
         self._grow(drafts, rate, step)
+        self._budget.add((before_s - self._streams.computed_s) / step.plain_s)
         return drafts
 
     def _able(self, candidates: Sequence[Candidate]) -> Iterator[_Draft]:
@@ -232,8 +252,14 @@ class DraftModel:
             if paying and sum(one.promise for one in paying) < rate * token_s:
                 growing = [one for one in growing if one.is_trial]
                 continue
-            for one, row in zip(growing, self._likeliest(growing), strict=True):
-                self._append(one, *likeliest(row), 0.0 if one.is_trial else rate * row_s / len(growing))
+            found = [likeliest(row) for row in self._likeliest(growing)]
+            for one, (token, probability) in zip(growing, found, strict=True):
+                one.chance *= one.acceptance.odds[confidence_class(probability)]
+                one.is_over = token in self._eog or probability < self._p_min
+            is_worth_it = sum(one.chance for one in paying if not one.is_over) >= rate * row_s
+            for one, (token, probability) in zip(growing, found, strict=True):
+                one.is_over |= not (is_worth_it or one.is_trial)
+                _append(one, token, confidence_class(probability))
                 lengths[one.place] = len(one.tokens)
 
     def _likeliest(self, growing: Sequence[_Draft]) -> Logits:
@@ -241,18 +267,15 @@ class DraftModel:
         self._streams.compute([(one.stream, one.following) for one in growing], n_outputs=1)
         return self._streams.logits()[:, : self._n_vocab]
 
-    def _append(self, one: _Draft, token: int, probability: float, least: float) -> None:
-        """Add a token to a draft, or end it: at the end of a text, and where the chance is below `least`."""
-        kind = confidence_class(probability)
-        one.chance *= one.acceptance.odds[kind]
-        if token in self._eog or probability < self._p_min or one.chance < least:
-            one.is_over = True
-            if not one.tokens:
-                one.acceptance.expect(one.acceptance.odds[kind])
-            return
+
+def _append(one: _Draft, token: int, kind: int) -> None:
+    """Add a token of a confidence class to a draft that goes on; one that is over before its first learns from it."""
+    if not one.is_over:
         one.tokens.append(token)
         one.kinds.append(kind)
         one.following = (token,)
+    elif not one.tokens:
+        one.acceptance.expect(one.acceptance.odds[kind])
 
 
 def _grown(lengths: Sequence[int], growing: Sequence[_Draft]) -> list[int]:

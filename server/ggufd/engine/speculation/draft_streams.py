@@ -44,6 +44,8 @@ class DraftStreams:
         self.most_missing = min(CHUNK, decoder.n_batch // len(self._streams))
         """Tokens that a stream may lack where a draft can begin: one batch has those of all streams."""
         self.prefill_s_per_token = 0.0
+        self.computed_s = 0.0
+        """Seconds of all decodes."""
         self.n_dropped = 0
         """Times that what a stream held was of no use and dropped."""
 
@@ -91,6 +93,7 @@ class DraftStreams:
         for stream, tokens in parts:
             batch.add(stream.number, tokens, len(stream.tokens), n_outputs)
         seconds, n_rows = self._decoder.decode(), batch.n_rows
+        self.computed_s += seconds
         for stream, tokens in parts:
             stream.tokens.extend(tokens)
         if n_rows <= _FEW_ROWS:
