@@ -381,6 +381,21 @@ def test_rejected_drafts_of_a_model_that_is_always_wrong_take_a_hundredth_of_all
         assert sum(one.rejected_s for one in rig.engine.steps().records) == pytest.approx(stats.rejected_draft_s)
 
 
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize(
+    "options",
+    [{"error": 1.0}, {"error": 1.0, "draft_base_s": 0.005}, {"draft_base_s": 0.02}],
+    ids=["always wrong", "wrong and slow", "slower than the model"],
+)
+def test_one_that_does_not_pay_costs_several_streams_little_too(n: int, options: dict[str, Any]) -> None:
+    """Nor does it chase texts that grow as fast as it can compute them."""
+    _, rig, _ = crowd(n, 400, **options)
+    plain = Rig(FakeDecoder(n_slots=4, n_ctx=512), rules=EngineRules(max_draft=0))
+    plain.add(*(endless(400, OTHERS[i], request_id=i) for i in range(n)))
+    plain.run()
+    assert rig.decoder.clock() - 100 < 1.08 * (plain.decoder.clock() - 100)
+
+
 # --- when it is not asked ---------------------------------------------------------------------------------------------
 
 

@@ -166,21 +166,22 @@ class DraftModel:
             if n_vocab >= self._n_vocab or max(following) < n_vocab:
                 one.stream, one.following = stream, following
         for one in drafts:
-            if one.following and not self._is_ready(one) and self._compute_chunk(one, plain_s):
+            if one.following and not self._is_ready(one) and self._compute_chunk(one, len(drafts), plain_s):
                 return
 
     def _is_ready(self, one: _Draft) -> bool:
         """Whether its stream lacks so few tokens that a draft can begin."""
         return 0 < len(one.following) <= self._streams.most_missing
 
-    def _compute_chunk(self, one: _Draft, plain_s: float) -> bool:
+    def _compute_chunk(self, one: _Draft, n_drafts: int, plain_s: float) -> bool:
         """Save up time for a chunk of what its stream lacks, and compute it; False where that cannot pay any more.
 
-        Time is saved up until it is enough for a chunk: many short ones would take longer.
+        Time is saved up until it is enough for a chunk: many short ones would take longer. `n_drafts` streams get a
+        token more with every step: what hardly keeps pace with that is not begun.
         """
         per_token, n_missing = self._streams.prefill_s_per_token, len(one.following)
         most_s = _PREFILL_SHARE * plain_s
-        if per_token > most_s or n_missing * per_token > most_s * one.candidate.n_left:
+        if 2 * n_drafts * per_token > most_s or n_missing * per_token > most_s * one.candidate.n_left:
             return False
         self._credit_s += most_s
         n_affordable = int(self._credit_s / per_token) if per_token else CHUNK
