@@ -85,7 +85,7 @@ class EngineConfig:
     max_queue: int = 64
     max_queue_wait_s: float = 600.0
     max_gap_ms: float = 200.0
-    max_gap_steps: int = 3
+    max_gap_steps: int = 2
     max_gap_full_ms: float = 600.0
     text_interval_ms: float = 0.0
     prompt_cost: float = 0.25

@@ -168,7 +168,7 @@ class Stats:
     """Statistics of an engine. Counters count from its start; times in seconds, rates in tokens a second.
 
     Of `drafted_tokens` and `accepted_tokens` (speculative decoding) those named `model_` were a draft model's.
-    `rejected_draft_s` is what the cost model says that the others took of all steps' time.
+    `rejected_draft_s` is the time of all steps that, by the cost model, rejected draft tokens took.
     `busy_slots` sums the sequences of all batches, `longest` is the longest sequence. `evictions` are chats that lost
     their slot, `restores` those that came back from host RAM, `host_evictions` those that left it too,
     `failed_restores` kept states of any kind that were of no use and dropped.

@@ -78,7 +78,7 @@ class Scheduler:
     """Scheduler of batches of `n_batch` rows at most, `n_ubatch` computed at once, `n_outputs_max` with logits.
 
     Beside decoding sequences a step takes at most `max_gap_ms` milliseconds, or `max_gap_steps` of their own steps; up
-    to `max_gap_full_ms` while requests wait for a slot.
+    to `max_gap_full_ms` where many requests wait.
     Deterministic requests are computed in chunks of `n_fixed` tokens, as far as a batch holds so many.
     """
 

@@ -24,13 +24,14 @@ _FULL_STEPS = 3
 """How many times `max_gap_steps` a gap may be where many requests wait."""
 
 _FEW, _MANY = 0.2, 0.4
-"""Requests that wait beside those that run: where few do a batch is well used, and longer gaps would gain little."""
+"""Requests that wait over those with a slot, where gaps begin to grow and where they have grown; a batch is well used
+with fewer."""
 
 _UNFELT_S = 0.1
 """A gap that hardly anybody notices: no chunk becomes shorter than it allows."""
 
 _LONE_STEPS = 18
-"""A longer gap than that is so many steps of a lone stream at most."""
+"""Most steps of a lone stream that a gap may take, where it is longer than `_UNFELT_S`."""
 
 _ALONE_GAPS = 3
 """How many times `max_gap_ms` a chunk may take when no sequence decodes."""
@@ -72,8 +73,8 @@ class TokenBudget:
     ) -> int:
         """Token budget of prefill behind `n_past` tokens, beside `n_decode` rows, with which `n_joined` share a pass.
 
-        So many times as many requests are `waiting` as have a slot, for one or for the prefill of another. The step
-        takes `decode_s` seconds for the rows that decode, and `spent_s` for other things than prefill.
+        `waiting` is the number of requests that wait, for a slot or for their prefill, over that of those with a slot.
+        The step takes `decode_s` seconds for the rows that decode, and `spent_s` for other things than prefill.
         """
         is_alone = n_decode == 0 and not is_watched
         room = self._n_batch - n_decode

@@ -1,7 +1,8 @@
 """Budget of time for rejected draft tokens, so that drafts cannot make texts slower that do not repeat themselves.
 
 It grows by a hundredth of the time of all steps and by what accepted tokens saved, and pays for the rows that were
-rejected. A draft whose rows it could not pay for, should all of them be rejected, is not made.
+rejected. A draft whose rows it could not pay for, should all of them be rejected, is not made. A draft model has
+another one, which also pays for what the draft model computes.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ class Candidate(NamedTuple):
 class DraftedStep:
     """A step in which `n_running` sequences decode, and `n_candidates` of them may have a draft.
 
-    `lengths` are the draft tokens of each candidate.
+    `lengths` are the numbers of draft tokens, one for each candidate; times are in seconds, `plain_s` that of the step
+    without drafts.
     """
 
     def __init__(self, seconds: DraftedStepSeconds, n_candidates: int, n_running: int, budget: DraftBudget) -> None:
