@@ -92,6 +92,21 @@ def test_a_value_near_the_top_that_changes_each_turn(template: Template, cause: 
     assert values[-1][-3:] in finding.now
 
 
+@pytest.mark.parametrize("template", [template for template in TEMPLATES if template is not story])
+@pytest.mark.parametrize("said", ["", ".", "Yes."])
+def test_a_clock_above_lines_that_are_all_the_same(template: Template, said: str) -> None:
+    """No segment but the clock's is there once only, and the words of an answer are too few to know the chat by."""
+    prompts = []
+    for turn in range(4):
+        system = f"It is 10:0{turn}:00. " + "Be polite whatever is said to you. " * 12
+        messages = [("system", system), *[("user", "Go on."), ("assistant", said or ".")] * turn, ("user", "Go on.")]
+        prompts.append(Sent(template(messages), said, messages))
+    finding = only(prompts)
+    assert (finding.cause, finding.turns, finding.role) == (Cause.DATE_OR_TIME, 3, "system")
+    assert "10:02" in finding.was
+    assert "10:03" in finding.now
+
+
 def test_a_clock_beside_another_branch_of_the_chat() -> None:
     plain = [sent(chatml, RULES, talk(turn), turn) for turn in turns(1, 8)]
     assert only([*plain, *systems(chatml, [f"It is 12:3{minute}. {RULES}" for minute in range(5)])]).turns == 4

@@ -2,7 +2,8 @@
 
 A segment is a line, a sentence or a template's tag with what follows it. Prompts of a chat have thousands of them in
 common, so the comparison is linear: runs that are equal are skipped, and behind a difference the nearest segment that
-both have is searched for.
+both have is searched for. Segments that a prompt has several times align nothing, unless a long run of them follows one
+that was replaced.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 _BREAK = "\x1f"
@@ -25,6 +27,9 @@ _BREAKS = (
 
 _MIN_ANCHOR = 12
 """Characters of a segment by which both prompts are aligned: what is shorter may stand anywhere."""
+
+_MIN_RUN = 160
+"""Characters that are equal behind a replaced segment, for the prompts to be aligned there whatever they are."""
 
 _MAX_DIFFERENCES = 12
 
@@ -91,7 +96,7 @@ def compare(earlier: Sequence[str], later: Sequence[str]) -> PromptComparison:
     anchors = _anchors(later, n_common)
     found: list[Difference] = []
     while i < len(earlier) or j < len(later):
-        skip = None if len(found) + 1 == _MAX_DIFFERENCES else _next_anchor(earlier, i, j, anchors)
+        skip = None if len(found) + 1 == _MAX_DIFFERENCES else _next_match(earlier, i, later, j, anchors)
         end_a, end_b = (len(earlier), len(later)) if skip is None else (i + skip[0], j + skip[1])
         found.append(Difference(i, end_a, j, end_b))
         i, j = _behind_run(earlier, end_a, later, end_b)
@@ -108,9 +113,11 @@ def _anchors(segments: Sequence[str], start: int) -> dict[str, int]:
     }
 
 
-def _next_anchor(earlier: Sequence[str], i: int, j: int, anchors: Mapping[str, int]) -> tuple[int, int] | None:
+def _next_match(
+    earlier: Sequence[str], i: int, later: Sequence[str], j: int, anchors: Mapping[str, int]
+) -> tuple[int, int] | None:
     """How many segments to skip in both until they meet again: the fewest in all. None when they never do."""
-    best = None
+    best = (1, 1) if _is_replaced(earlier, i, later, j) else None
     for skip_a, segment in enumerate(earlier[i:]):
         if best is not None and skip_a >= sum(best):
             break
@@ -118,6 +125,16 @@ def _next_anchor(earlier: Sequence[str], i: int, j: int, anchors: Mapping[str, i
         if place >= j and (best is None or skip_a + place - j < sum(best)):
             best = skip_a, place - j
     return best
+
+
+def _is_replaced(earlier: Sequence[str], i: int, later: Sequence[str], j: int) -> bool:
+    """Whether one segment stands in the place of another, and what follows is the same in both."""
+    n_equal = 0
+    for a, b in zip(islice(earlier, i + 1, None), islice(later, j + 1, None), strict=False):
+        if a != b or n_equal >= _MIN_RUN:
+            break
+        n_equal += len(a)
+    return n_equal >= _MIN_RUN
 
 
 def _behind_run(earlier: Sequence[str], i: int, later: Sequence[str], j: int) -> tuple[int, int]:
