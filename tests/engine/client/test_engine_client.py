@@ -302,6 +302,23 @@ async def test_the_queue_is_full_exactly_at_its_capacity(make: Make) -> None:
     assert texts[0]
 
 
+async def test_in_a_full_queue_whoever_has_little_takes_a_place_of_whoever_has_much(make: Make) -> None:
+    spawn = InprocSpawn(n_slots=1)
+    client = await make(spawn, max_queue=3)
+    spawn.pause()
+    *_, newest = heavy = [client.submit(request_of(client, account="heavy")) for _ in range(4)]
+    light = client.submit(request_of(client, account="light"))
+    with pytest.raises(
+        QueueFull, match=r"you had most; somebody else has this one now: 4 requests are waiting"
+    ) as told:
+        await read(newest)
+    assert told.value.retry_after_s >= 1
+    with pytest.raises(QueueFull, match="the queue is full: 4 requests"):
+        client.submit(request_of(client, account="heavy"))
+    spawn.resume()
+    assert len({(await read(stream))[0] for stream in (*heavy[:3], light)}) == 1
+
+
 async def test_the_queue_is_full_when_all_slots_run(make: Make) -> None:
     spawn = InprocSpawn(n_slots=2, n_ctx=4096, step_s=0.002)
     client = await make(spawn, max_queue=1)

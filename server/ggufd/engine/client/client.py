@@ -181,11 +181,15 @@ class EngineClient:
     def submit(self, request: EngineRequest | EmbedRequest) -> RequestStream:
         """Queue a request, which wakes a sleeping engine.
 
-        Raises Draining, EngineDown, QueueFull or TooManyRequests at once when it cannot be taken.
+        In a full queue it may take the place of another account's request. Raises Draining, EngineDown, QueueFull or
+        TooManyRequests at once when it cannot be taken.
         """
         self.intake.check()
         self._supervisor.condition.require(TAKES_REQUESTS)
-        self._limits.check(request, self._n_slots)
+        displaced = self._limits.check(request, self._n_slots)
+        if displaced is not None:
+            why = "the queue is full, and its places are shared, of which you had most; somebody else has this one now"
+            displaced.refuse(self._limits.full(self._n_slots, why))
         stream = RequestStream(request, self._abort, self._finish)
         self._requests.add(stream)
         if self._supervisor.condition.state is EngineState.READY:

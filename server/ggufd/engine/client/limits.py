@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ggufd.engine.client.open_requests import OpenRequests, n_held, n_waiting
 from ggufd.engine.client.stream import RequestStream
@@ -19,6 +20,7 @@ from ggufd.engine.messages.events import Admitted, Embedding, Output, RequestEve
 from ggufd.engine.messages.reports import LimitUse, UseElsewhere
 from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
 from ggufd.errors import QueueFull, TooManyRequests
+from ggufd.keys.principal import Principal
 from ggufd.keys.ring import Limits
 
 _MINUTE_S = 60.0
@@ -70,7 +72,7 @@ class TokenBuckets:
 class SubmissionLimits:
     """Backpressure at the submission: what is refused at once, so that nothing piles up in the engine.
 
-        QueueFull        as many requests wait as `max_queue` allows, whoever sent them
+        QueueFull        as many requests wait as `max_queue` allows, and of no other account more than of this one
         TooManyRequests  the account has used its tokens per minute, or has as many waiting as it may
 
     Free slots count: the next step takes as many of those that wait.
@@ -87,8 +89,12 @@ class SubmissionLimits:
         """Whether as many requests wait as may: one more would be refused."""
         return self._requests.n_waiting >= self._max_queue + self._requests.n_free(n_slots)
 
-    def check(self, request: EngineRequest | EmbedRequest, n_slots: int) -> None:
-        """Raises TooManyRequests or QueueFull where the request cannot be taken by an engine of `n_slots` slots."""
+    def check(self, request: EngineRequest | EmbedRequest, n_slots: int) -> RequestStream | None:
+        """The waiting request whose place this one takes, where the queue of an engine of `n_slots` slots is full.
+
+        It is the newest of the account that has most waiting: nobody keeps others out by asking for much. Raises
+        TooManyRequests or QueueFull where the request cannot be taken.
+        """
         wait_s = self._buckets.wait_s(request.principal.account, request.principal.limits)
         if wait_s > 0:
             raise TooManyRequests(
@@ -96,16 +102,34 @@ class SubmissionLimits:
                 f"try again in {math.ceil(wait_s)} s",
                 retry_after_s=wait_s,
             )
+        displaced = None
         if self.is_full(n_slots) and not request.principal.is_background:
-            n_waiting = self._requests.n_waiting
-            retry_after_s = self._requests.wait_s(n_waiting + 1, n_slots)
-            raise QueueFull(
-                f"the queue is full: {n_waiting} requests are waiting. Try again in {math.ceil(retry_after_s)} s, "
-                "or start the server with a larger --max-queue",
-                retry_after_s=retry_after_s,
-            )
+            displaced = self._displaced_by(request.principal)
+            if displaced is None:
+                raise self.full(n_slots)
         if request.principal.limits.max_waiting is not None:
             self._check_waiting(request, n_slots, request.principal.limits.max_waiting)
+        return displaced
+
+    def full(self, n_slots: int, why: str = "the queue is full") -> QueueFull:
+        """Refusal of a request for which there is no place."""
+        n_waiting = self._requests.n_waiting
+        retry_after_s = self._requests.wait_s(n_waiting + 1, n_slots)
+        return QueueFull(
+            f"{why}: {n_waiting} requests are waiting. Try again in {math.ceil(retry_after_s)} s, "
+            "or start the server with a larger --max-queue",
+            retry_after_s=retry_after_s,
+        )
+
+    def _displaced_by(self, principal: Principal) -> RequestStream | None:
+        """Newest waiting request of whoever has most waiting by weight, and will have no less than `principal` then."""
+        waiting: dict[str, list[RequestStream]] = defaultdict(list)
+        for stream in self._requests:
+            if not stream.is_admitted and not stream.principal.is_background:
+                waiting[stream.principal.account].append(stream)
+        n_own = (len(waiting.pop(principal.account, ())) + 1) / principal.limits.weight
+        most = max(waiting.values(), key=_n_without_newest, default=None)
+        return most[-1] if most is not None and _n_without_newest(most) >= n_own else None
 
     def use(self, n_slots: int) -> list[LimitUse]:
         """What accounts use of their limits here: those with open requests, and those that took tokens lately."""
@@ -161,6 +185,11 @@ class SubmissionLimits:
     def charge(self, request: EngineRequest | EmbedRequest, event: RequestEvent) -> None:
         """Take the tokens that an event stands for out of the account's bucket."""
         self._buckets.charge(request.principal.account, request.principal.limits, n_tokens_of(request, event))
+
+
+def _n_without_newest(waiting: Sequence[RequestStream]) -> float:
+    """Waiting requests of one account when its newest is gone, by its weight."""
+    return (len(waiting) - 1) / waiting[-1].principal.limits.weight
 
 
 def n_tokens_of(request: EngineRequest | EmbedRequest, event: RequestEvent) -> int:
