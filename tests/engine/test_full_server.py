@@ -35,10 +35,11 @@ def row_s(n_rows: int) -> float:
 
 @dataclass
 class Load:
-    """Closed loop of `n_jobs` clients and a chat. Measures from `WARM_UP_S` on."""
+    """Closed loop of `n_jobs` clients and a chat, whose account is `chat_account`. Measures from `WARM_UP_S` on."""
 
     rig: Rig
     n_jobs: int = N_SLOTS
+    chat_account: str = ""
     random: random.Random = field(default_factory=lambda: random.Random(1))
     ids: itertools.count[int] = field(default_factory=itertools.count)
     sent_s: dict[int, float] = field(default_factory=dict)
@@ -48,6 +49,7 @@ class Load:
     written: int = 0
     chat_waits_s: list[float] = field(default_factory=list)
     gaps_s: list[float] = field(default_factory=list)
+    chat_gaps_s: list[float] = field(default_factory=list)
 
     def text(self, n: int) -> bytes:
         return bytes(self.random.randrange(1, 120) for _ in range(n))
@@ -63,7 +65,8 @@ class Load:
         self.history += self.text(30)
         request_id = next(self.ids)
         self.chat.add(request_id)
-        self.send(make_request(request_id, self.history, max_tokens=16, ignore_eos=True))
+        asked = {"max_tokens": 16, "ignore_eos": True, "account": self.chat_account}
+        self.send(make_request(request_id, self.history, **asked))
 
     def run(self) -> Load:
         clock = self.rig.decoder.clock
@@ -85,7 +88,8 @@ class Load:
         if event.tokens and is_warm:
             self.written += len(event.tokens)
             if request_id in self.last_s:
-                self.gaps_s.append(now_s - self.last_s[request_id])
+                gaps_s = self.chat_gaps_s if request_id in self.chat else self.gaps_s
+                gaps_s.append(now_s - self.last_s[request_id])
         if event.tokens and request_id not in self.last_s and request_id in self.chat:
             self.chat_waits_s.append(now_s - self.sent_s[request_id])
         if event.tokens:
@@ -99,14 +103,14 @@ class Load:
             self.job()
 
 
-def loaded(max_gap_full_ms: float, *, is_fifo: bool = False) -> Load:
+def loaded(max_gap_full_ms: float, *, is_fifo: bool = False, chat_account: str = "") -> Load:
     """A run, first come, first served or with the shortest first."""
     decoder = TimedDecoder(n_slots=N_SLOTS, n_ctx=2048, n_batch=512)
     rules = EngineRules(cache_ram_bytes=1 << 30)
     rig = Rig(decoder, max_gap_ms=60.0, max_gap_steps=4, max_gap_full_ms=max_gap_full_ms, rules=rules)
     if is_fifo:
         rig.queue.shortest_first = rig.scheduler.shortest_first = None
-    return Load(rig).run()
+    return Load(rig, chat_account=chat_account).run()
 
 
 def test_a_full_server_writes_more_in_bounded_gaps_and_a_chat_does_not_wait_for_long_prompts() -> None:
@@ -114,5 +118,15 @@ def test_a_full_server_writes_more_in_bounded_gaps_and_a_chat_does_not_wait_for_
     assert small.written / SECONDS < 35
     assert grown.written > 1.08 * small.written
     assert shortest.written > 0.95 * grown.written
-    assert max(grown.gaps_s) < 0.5
+    assert max(grown.gaps_s + grown.chat_gaps_s) < 0.5
     assert statistics.median(shortest.chat_waits_s[1:]) < 0.7 < 2 < statistics.median(grown.chat_waits_s[1:])
+
+
+def test_the_gaps_of_another_account_do_not_grow_with_what_waits_of_a_large_one() -> None:
+    shared, own = loaded(500), loaded(500, chat_account="chat")
+    assert p95(own.chat_gaps_s) < 0.1 < 0.2 < p95(shared.chat_gaps_s)
+    assert own.written > 0.95 * shared.written
+
+
+def p95(values: list[float]) -> float:
+    return statistics.quantiles(values, n=20)[-1]

@@ -508,7 +508,7 @@ class QueueSection(Section):
     )
     max_gap_full_ms: float = setting(
         600.0,
-        "While many requests wait the pause may be three times as many steps, up to these milliseconds; 0 is never.",
+        "While many requests wait the pause may be 3 to 5 times as many steps, up to these milliseconds; 0 is never.",
         ge=0,
     )
     prompt_cost: float = setting(

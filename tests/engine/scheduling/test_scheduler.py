@@ -12,6 +12,7 @@ from ggufd.engine.costs.cost_model import Weights
 from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.costs.step_shape import SlotRows
 from ggufd.engine.scheduling.scheduler import Chunk, Scheduler
+from ggufd.engine.scheduling.token_budget import GapLimit
 from ggufd.engine.sequence.sequence import SequenceState
 from tests.support.costs import known_costs
 from tests.support.fakes.fake_llama import make_request
@@ -189,6 +190,42 @@ def test_the_more_requests_wait_the_longer_the_gap_may_be(waiting: float, budget
     gaps = {"max_gap_ms": 100.0, "max_gap_steps": 4, "max_gap_full_ms": 1000.0}
     planner = scheduler(n_batch=2048, n_ubatch=512, costs=costs, **gaps)
     assert planner.budget.prefill(n_decode=14, waiting=waiting, decode_s=0.025) == pytest.approx(budget, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "decode_s", "max_gap_ms", "budget"),
+    [
+        (0.4, 0.02, 100.0, 704),
+        (0.3, 0.02, 100.0, 384),
+        (0.4, 0.05, 100.0, 1088),
+        (0.25, 0.002, 300.0, 576),
+        (0.25, 0.002, 30.0, 45),
+    ],
+)
+def test_on_a_crowded_server_the_gap_may_be_five_times_as_many_steps_and_is_no_shorter_than_its_limit(
+    waiting: float, decode_s: float, max_gap_ms: float, budget: int
+) -> None:
+    """5 ms a pass and 0.5 ms a token, so that 18 steps of a lone stream would be 100 ms.
+
+    400 and 240 ms less the 20 of the rows that decode, 600 less 50, the limit less 2.
+    """
+    costs = known_costs(pass_s=0.005, row_s=0.0005)
+    gaps = {"max_gap_ms": max_gap_ms, "max_gap_steps": 4, "max_gap_full_ms": 600.0}
+    planner = scheduler(n_batch=2048, n_ubatch=2048, costs=costs, **gaps)
+    crowded = {"waiting": waiting, "decode_s": decode_s, "gap": GapLimit.CROWDED}
+    assert planner.budget.prefill(n_decode=4, **crowded) == pytest.approx(budget, abs=1)
+
+
+def test_a_short_gap_is_one_that_is_hardly_noticed_on_any_machine() -> None:
+    planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=200.0, costs=known_costs(pass_s=0.01, row_s=0.002))
+    usual, short = (planner.budget.prefill(n_decode=4, gap=gap) for gap in (GapLimit.USUAL, GapLimit.SHORT))
+    assert (usual, short) == (64, 45)
+
+
+def test_what_a_chunk_would_leave_of_a_prompt_is_in_it_where_there_is_time() -> None:
+    """100 ms are 90 rows: a tile is as many as pay."""
+    budget = scheduler(n_batch=2048, n_ubatch=512, costs=known_costs(pass_s=0.01, row_s=0.001)).budget
+    assert [budget.prefill(n_decode=4, n_left=n) for n in (0, 64, 65, 89, 90, 91, 500)] == [64, 64, 65, 89, 90, 64, 64]
 
 
 @pytest.mark.parametrize(("n_prompts", "n_waiting", "rows"), [(1, 0, 192), (1, 9, 448), (3, 0, 448), (3, 1, 448)])

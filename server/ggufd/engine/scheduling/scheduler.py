@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.costs.step_shape import TILE, SlotRows
+from ggufd.engine.scheduling.account_turns import AccountTurn, AccountTurns, account_of
 from ggufd.engine.scheduling.holes import hole_fillers
 from ggufd.engine.scheduling.shortest_first import ShortestFirst
-from ggufd.engine.scheduling.token_budget import MIN_CHUNK, TokenBudget
+from ggufd.engine.scheduling.token_budget import MIN_CHUNK, GapLimit, TokenBudget
 from ggufd.engine.sequence.fixed_chunks import CPU_CHUNK, FixedChunks
 from ggufd.engine.sequence.sequence import SequenceState
 
@@ -108,6 +109,7 @@ class Scheduler:
             costs=self.costs,
         )
         self.shortest_first: ShortestFirst | None = None
+        self._account_turns = AccountTurns()
 
     def schedule(
         self,
@@ -164,6 +166,7 @@ class Scheduler:
             return
         rest = [sequence for sequence in rest if not sequence.is_deterministic]
         n_decoding = len(plan)
+        decoding = [chunk.sequence for chunk in plan]
         single = [sequence for sequence in rest if _goes_singly(sequence, n_decoding)]
         plan += [Chunk(sequence, 1, 0) for sequence in single]
         readers = sorted((one for one in rest if one not in single), key=turn)
@@ -171,14 +174,25 @@ class Scheduler:
             return
         line = [one for one in readers if turn(one)[:3] == turn(readers[0])[:3]]
         readers = self._shortest_first(line) + readers[len(line) :]
+        account_turn = self._account_turns.next(readers[0], decoding, rest)
+        if account_turn is AccountTurn.STREAMS:
+            return
+        if account_turn is AccountTurn.PROMPTS:
+            plan[:] = [chunk for chunk in plan if account_of(chunk.sequence) != account_of(readers[0])]
+        n_behind = n_waiting + len(readers) - 1
+        gap = GapLimit.CROWDED if n_waiting or n_behind > n_decoding else GapLimit.USUAL
+        if account_turn is not AccountTurn.ALL:
+            n_behind, gap = 0, GapLimit.SHORT if account_turn is AccountTurn.PROMPTS else GapLimit.USUAL
         beside = plan + _filling(plan, readers)
         decode_s = self.costs.seconds(rows_of(beside)) if plan else self.costs.decode_s if is_watched else 0.0
         budget = self.budget.prefill(
             n_decode=n_rows(beside),
             n_past=readers[0].n_past,
             n_joined=_n_joined(beside, readers[0]),
+            n_left=readers[0].n_uncomputed,
             is_watched=is_watched,
-            waiting=(n_waiting + len(readers) - 1) / (n_decoding + len(rest)),
+            waiting=n_behind / (n_decoding + len(rest)),
+            gap=gap,
             decode_s=decode_s,
             spent_s=spent_s,
         )

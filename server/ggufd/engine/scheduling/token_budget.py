@@ -4,12 +4,15 @@ The budget keeps the step under `max_gap_ms` while a sequence decodes, or under 
 those are slow: inter-token latency (ITL) is felt beside the usual pace, and a new request waits for many such steps.
 For the same reason a gap is shorter on a machine that decodes quickly, as far down as hardly anybody notices.
 Where many requests wait for a slot or for their prefill it is up to three times as many steps, up to `max_gap_full_ms`:
-small chunks are a pass over the weights each, and slots that wait could decode in one batch.
+small chunks are a pass over the weights each, and slots that wait could decode in one batch. On a crowded server it is
+five times as many, and `max_gap_ms` on any machine.
 Where few do, what a larger chunk hardly saves is left out: the fewest whole tiles that cost about as much a token.
 Prefill with no sequence decoding has larger chunks, bounded in time too: aborts and new requests wait for a chunk.
 """
 
 from __future__ import annotations
+
+import enum
 
 from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.costs.step_shape import TILE, SlotRows
@@ -20,8 +23,8 @@ MIN_CHUNK = 16
 _HARDLY = 1.1
 """A chunk becomes shorter where a token then takes at most so many times as long: with it the gap becomes shorter."""
 
-_FULL_STEPS = 3
-"""How many times `max_gap_steps` a gap may be where many requests wait."""
+_BUSY_STEPS, _CROWDED_STEPS = 3, 5
+"""How many times `max_gap_steps` a gap may be where many requests wait, and where a server is crowded too."""
 
 _FEW, _MANY = 0.2, 0.4
 """Requests that wait over those with a slot, where gaps begin to grow and where they have grown; a batch is well used
@@ -35,6 +38,17 @@ _LONE_STEPS = 18
 
 _ALONE_GAPS = 3
 """How many times `max_gap_ms` a chunk may take when no sequence decodes."""
+
+
+class GapLimit(enum.Enum):
+    """How long a gap may be: as short as is hardly noticed, as usual, or long where a server is crowded.
+
+    It is crowded where requests wait for a slot, or more wait for their prefill than decode.
+    """
+
+    SHORT = "short"
+    USUAL = "usual"
+    CROWDED = "crowded"
 
 
 class TokenBudget:
@@ -66,13 +80,17 @@ class TokenBudget:
         n_decode: int,
         n_past: int = 0,
         n_joined: int = 0,
+        n_left: int = 0,
         is_watched: bool = False,
         waiting: float = 0.0,
+        gap: GapLimit = GapLimit.USUAL,
         decode_s: float = 0.0,
         spent_s: float = 0.0,
     ) -> int:
         """Token budget of prefill behind `n_past` tokens, beside `n_decode` rows, with which `n_joined` share a pass.
 
+        `n_left` tokens of the prompt are to be computed. What a chunk would leave of them is in it, where that is less
+        than a tile and there is time for it: few rows take about as long as a tile.
         `waiting` is the number of requests that wait, for a slot or for their prefill, over that of those with a slot.
         The step takes `decode_s` seconds for the rows that decode, and `spent_s` for other things than prefill.
         """
@@ -86,10 +104,13 @@ class TokenBudget:
             # Whole tiles of the matrix kernels: 64 rows and their multiples are computed best.
             return min(room, max(TILE, min(self._n_ubatch, affordable // TILE * TILE)))
         spent_s += decode_s
-        unfelt_s, gap_s = min(_UNFELT_S, self.max_gap_s), self._gap_s(decode_s, waiting)
+        unfelt_s, gap_s = min(_UNFELT_S, self.max_gap_s), self._gap_s(gap, decode_s, waiting)
         most = min(self._n_ubatch, self._costs.n_affordable(gap_s - spent_s, n_past))
         least = most if waiting > _FEW else min(most, self._costs.n_affordable(unfelt_s - spent_s, n_past))
-        return min(room, self._n_ubatch, max(MIN_CHUNK, self._in_tiles(least, most, n_past, n_joined)))
+        n_tokens = self._in_tiles(least, most, n_past, n_joined)
+        if n_tokens < n_left <= min(most, n_tokens + TILE - 1):
+            n_tokens = n_left
+        return min(room, self._n_ubatch, max(MIN_CHUNK, n_tokens))
 
     def _in_tiles(self, least: int, most: int, n_past: int, n_joined: int) -> int:
         """Tokens of a chunk of at most `most`: about `least`, or the fewest whole tiles that cost hardly more a token.
@@ -110,13 +131,20 @@ class TokenBudget:
         """Expected seconds of a chunk by itself. Flash attention on a CPU computes fewer than 64 rows one by one."""
         return self._costs.seconds([SlotRows(0, n_tokens, n_past)])
 
-    def _gap_s(self, decode_s: float, waiting: float) -> float:
-        """Longest gap allowed between tokens of sequences whose own steps take `decode_s`."""
+    def _gap_s(self, gap: GapLimit, decode_s: float, waiting: float) -> float:
+        """Seconds that a gap may take between tokens of sequences whose own steps take `decode_s`."""
         steps_s = self._max_gap_steps * decode_s
-        growth = 1 + (_FULL_STEPS - 1) * min(1.0, max(0.0, waiting - _FEW) / (_MANY - _FEW))
+        most = _CROWDED_STEPS if gap is GapLimit.CROWDED else _BUSY_STEPS
+        growth = 1 + (most - 1) * min(1.0, max(0.0, waiting - _FEW) / (_MANY - _FEW))
         full_s = min(growth * steps_s, self._max_gap_full_s)
-        lone_s = _LONE_STEPS * self._costs.seconds([SlotRows(0, 1, 0)])
-        return max(min(self.max_gap_s, max(_UNFELT_S, lone_s)), steps_s, full_s)
+        return max(self._least_gap_s(gap), steps_s, full_s)
+
+    def _least_gap_s(self, gap: GapLimit) -> float:
+        """Seconds that a gap may take however quick the steps are."""
+        if gap is GapLimit.CROWDED:
+            return self.max_gap_s
+        lone_s = 0.0 if gap is GapLimit.SHORT else _LONE_STEPS * self._costs.seconds([SlotRows(0, 1, 0)])
+        return min(self.max_gap_s, max(_UNFELT_S, lone_s))
 
     def background(self, n_past: int = 0) -> int:
         """Token budget of prefill behind `n_past` tokens in idle time, for which a new request might have to wait."""
