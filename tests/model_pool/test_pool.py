@@ -162,6 +162,15 @@ class TestLimits:
                 rig.pool.enter("b", ADMIN)
             assert len(rig.pool.waiting) == 2
 
+    async def test_whoever_has_fewer_waiting_takes_the_place_of_whoever_has_most(self) -> None:
+        rig = Rig(max_waiting=2)
+        with rig.pool.enter("a", ADMIN):
+            first, second = rig.waiting("b"), rig.waiting("c")
+            other = rig.waiting("b", Claim(Principal(account="other"), may_swap=True))
+            assert rig.pool.waiting == [first, other]
+            with pytest.raises(QueueFull, match="you had most; somebody else has this one now: 2 requests are waiting"):
+                await second.wait()
+
     async def test_a_keys_own_limit_holds(self) -> None:
         rig = Rig()
         claim = Claim(Principal(name="ann", account="ann", limits=Limits(max_waiting=1)))

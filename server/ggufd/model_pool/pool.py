@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from ggufd.engine.queueing.fairness import TokenCounters
 from ggufd.errors import GgufdError, QueueFull, QueueTimeout, TooManyRequests, Unavailable
+from ggufd.keys.places import DISPLACED, FULL, displaced_by
 from ggufd.keys.principal import NOBODY, Principal
 from ggufd.model_pool.catalogue import KnownModel, ModelCatalogue
 from ggufd.model_pool.errors import ModelLoadFailed, ModelNotLoaded, without_folders
@@ -289,12 +290,11 @@ class ModelPool:
             return
         wait_s = turn.forecast.wait_s
         people = [one for one in self.waiting if not one.ticket.is_background]
+        displaced = None
         if len(people) > self.rules.max_waiting:
-            raise QueueFull(
-                f"the queue is full: {len(people) - 1} requests are waiting for a model. Try again in "
-                f"{math.ceil(wait_s)} s, or start the server with a larger --max-queue",
-                retry_after_s=max(1.0, wait_s),
-            )
+            displaced = displaced_by(turn.principal, (one for one in people if one is not turn))
+            if displaced is None:
+                raise _full(FULL, len(people) - 1, wait_s)
         most = turn.claim.principal.limits.max_waiting
         own = [one for one in people if one.claim.principal.account == turn.claim.principal.account]
         if most is not None and len(own) > most:
@@ -311,6 +311,8 @@ class ModelPool:
                 param="timeout",
                 retry_after_s=wait_s - timeout_s,
             )
+        if displaced is not None:
+            displaced.refuse(_full(DISPLACED, len(people) - 1, displaced.forecast.wait_s))
 
     def expire(self, turn: ModelTurn) -> None:
         """Refuse a turn that has waited as long as it may."""
@@ -416,3 +418,12 @@ class ModelPool:
         if self._swapping is not None:
             self._swapping.cancel()
             await asyncio.gather(self._swapping, return_exceptions=True)
+
+
+def _full(why: str, n_waiting: int, wait_s: float) -> QueueFull:
+    """Refusal of a turn for which there is no place, and which would have waited so long."""
+    return QueueFull(
+        f"{why}: {n_waiting} requests are waiting for a model. Try again in {math.ceil(wait_s)} s, "
+        "or start the server with a larger --max-queue",
+        retry_after_s=max(1.0, wait_s),
+    )

@@ -134,70 +134,18 @@ def test_the_queue_is_full_for_whoever_has_most_of_it() -> None:
     assert full.value.retry_after_s == 2.0
 
 
-def shared_queue(accounts: str, *, max_queue: int) -> tuple[SubmissionLimits, list[RequestStream]]:
-    """A queue in which requests of these accounts wait, a letter each, in this order; "C" has twice their weight."""
-    requests, streams = OpenRequests(), []
-    for number, account in enumerate(accounts):
-        streams.append(RequestStream(request_of_account(account, number), lambda _: None, lambda _, index: None))
-        requests.add(streams[-1])
-    return SubmissionLimits(requests, max_queue), streams
+def test_in_a_full_queue_another_account_takes_the_place_of_the_newest_that_waits() -> None:
+    limits = submission(n_waiting=2, n_running=1, n_background=3, max_queue=2)
+    other = EngineRequest(1000, (1, 2, 3), principal=Principal(account="b"))
+    displaced = limits.check(other, n_slots=1)
+    assert displaced is not None
+    assert (displaced.request.request_id, displaced.is_admitted) == (2, False)
+    assert limits.check(other, n_slots=2) is None, "there is a free slot"
 
 
-def request_of_account(account: str, number: int = 1000) -> EngineRequest:
-    weight = 2.0 if account == "C" else 1.0
-    return EngineRequest(number, (1,), principal=Principal(account=account, limits=Limits(weight=weight)))
-
-
-@pytest.mark.parametrize(
-    ("waiting", "newcomer", "displaced"),
-    [
-        ("aaaa", "b", 3),
-        ("aabbb", "c", 4),
-        ("aabb", "c", 1),
-        ("aaba", "b", 3),
-        ("baaa", "b", 3),
-        ("abab", "a", None),
-        ("aab", "b", None),
-        ("aaaa", "a", None),
-        ("abcd", "e", None),
-        ("CCCb", "b", None),
-        ("CCCCCb", "b", 4),
-        ("aaaC", "C", 2),
-    ],
-)
-def test_whoever_has_most_waiting_makes_room_in_a_full_queue(
-    waiting: str, newcomer: str, displaced: int | None
-) -> None:
-    limits, streams = shared_queue(waiting, max_queue=len(waiting))
-    if displaced is None:
-        with pytest.raises(QueueFull, match=f"the queue is full: {len(waiting)} requests are waiting"):
-            limits.check(request_of_account(newcomer), n_slots=0)
-        return
-    assert limits.check(request_of_account(newcomer), n_slots=0) is streams[displaced]
-
-
-def test_nobody_makes_room_while_there_is_some() -> None:
-    limits, _ = shared_queue("aaaa", max_queue=5)
-    assert limits.check(request_of_account("b"), n_slots=0) is None
-
-
-@given(st.lists(st.sampled_from("abbbcccccccccc"), max_size=60), st.integers(1, 8))
-def test_whoever_comes_has_an_equal_share_of_the_queue(arrivals: list[str], max_queue: int) -> None:
-    """Nothing leaves the queue but by displacement: at the end its places are shared by those who wanted them."""
-    waiting: list[str] = []
-    for account in arrivals:
-        limits, streams = shared_queue("".join(waiting), max_queue=max_queue)
-        try:
-            displaced = limits.check(request_of_account(account), n_slots=0)
-        except QueueFull:
-            continue
-        if displaced is not None:
-            del waiting[streams.index(displaced)]
-        waiting.append(account)
-        assert len(waiting) <= max_queue
-    n_places = max_queue // max(1, len(set(arrivals)))
-    for account in set(arrivals):
-        assert waiting.count(account) >= min(arrivals.count(account), n_places)
+def test_before_the_model_is_loaded_a_full_queue_says_so() -> None:
+    with pytest.raises(QueueFull, match=r"2 requests are waiting\. Try again in 3 s"):
+        submission(n_waiting=2, max_queue=2).check(request_of(), n_slots=0)
 
 
 def test_background_work_leaves_the_queue_to_others() -> None:

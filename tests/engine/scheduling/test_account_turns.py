@@ -55,13 +55,13 @@ def scheduler() -> Scheduler:
         ("aabb", "a", [("aabb", "a"), ("aabb", "a")]),
         ("aab", "b", [("aab", "b"), ("aab", "b")]),
         ("aaa", "a", [("aaa", "a"), ("aaa", "a")]),
-        ("aac", "bb", [("aac", "b"), ("aac", "b")]),
-        ("aabc", "bb", [("aac", "b"), ("aabc", "")]),
+        ("aac", "bb", [("c", "b"), ("aac", "")]),
+        ("aabc", "bb", [("c", "b"), ("aabc", "")]),
+        ("aabbc", "a", [("c", "a"), ("aabbc", ""), ("c", "a")]),
+        ("aaabbc", "bbb", [("c", "b"), ("aaabbc", "")]),
     ],
 )
-def test_the_larger_account_reads_and_decodes_in_turns(
-    streams: str, prompts: str, steps: list[tuple[str, str]]
-) -> None:
+def test_larger_accounts_read_and_decode_in_turns(streams: str, prompts: str, steps: list[tuple[str, str]]) -> None:
     """Accounts by letter: those that decode, those that read, and both in each step."""
     planner, running = scheduler(), accounts(streams, prompts)
     assert [planned(planner, running) for _ in steps] == steps

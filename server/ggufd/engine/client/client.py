@@ -34,6 +34,7 @@ from ggufd.engine.messages.requests import (
 )
 from ggufd.engine.queueing.fairness import TokenCounters
 from ggufd.errors import Draining, GgufdError
+from ggufd.keys.places import DISPLACED
 from ggufd.processes.prestarted import PrestartedProcess
 from ggufd.processes.supervisor import Link, Spawn
 
@@ -188,8 +189,7 @@ class EngineClient:
         self._supervisor.condition.require(TAKES_REQUESTS)
         displaced = self._limits.check(request, self._n_slots)
         if displaced is not None:
-            why = "the queue is full, and its places are shared, of which you had most; somebody else has this one now"
-            displaced.refuse(self._limits.full(self._n_slots, why))
+            displaced.refuse(self._limits.full(self._n_slots, DISPLACED))
         stream = RequestStream(request, self._abort, self._finish)
         self._requests.add(stream)
         if self._supervisor.condition.state is EngineState.READY:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from ggufd.engine.client.open_requests import OpenRequests, n_held, n_waiting
 from ggufd.engine.client.stream import RequestStream
@@ -20,7 +19,7 @@ from ggufd.engine.messages.events import Admitted, Embedding, Output, RequestEve
 from ggufd.engine.messages.reports import LimitUse, UseElsewhere
 from ggufd.engine.messages.requests import EmbedRequest, EngineRequest
 from ggufd.errors import QueueFull, TooManyRequests
-from ggufd.keys.principal import Principal
+from ggufd.keys.places import FULL, displaced_by
 from ggufd.keys.ring import Limits
 
 _MINUTE_S = 60.0
@@ -92,8 +91,7 @@ class SubmissionLimits:
     def check(self, request: EngineRequest | EmbedRequest, n_slots: int) -> RequestStream | None:
         """The waiting request whose place this one takes, where the queue of an engine of `n_slots` slots is full.
 
-        It is the newest of the account that has most waiting: nobody keeps others out by asking for much. Raises
-        TooManyRequests or QueueFull where the request cannot be taken.
+        Raises TooManyRequests or QueueFull where the request cannot be taken.
         """
         wait_s = self._buckets.wait_s(request.principal.account, request.principal.limits)
         if wait_s > 0:
@@ -104,14 +102,14 @@ class SubmissionLimits:
             )
         displaced = None
         if self.is_full(n_slots) and not request.principal.is_background:
-            displaced = self._displaced_by(request.principal)
+            displaced = displaced_by(request.principal, self._requests.waiting)
             if displaced is None:
                 raise self.full(n_slots)
         if request.principal.limits.max_waiting is not None:
             self._check_waiting(request, n_slots, request.principal.limits.max_waiting)
         return displaced
 
-    def full(self, n_slots: int, why: str = "the queue is full") -> QueueFull:
+    def full(self, n_slots: int, why: str = FULL) -> QueueFull:
         """Refusal of a request for which there is no place."""
         n_waiting = self._requests.n_waiting
         retry_after_s = self._requests.wait_s(n_waiting + 1, n_slots)
@@ -120,16 +118,6 @@ class SubmissionLimits:
             "or start the server with a larger --max-queue",
             retry_after_s=retry_after_s,
         )
-
-    def _displaced_by(self, principal: Principal) -> RequestStream | None:
-        """Newest waiting request of whoever has most waiting by weight, and will have no less than `principal` then."""
-        waiting: dict[str, list[RequestStream]] = defaultdict(list)
-        for stream in self._requests:
-            if not stream.is_admitted and not stream.principal.is_background:
-                waiting[stream.principal.account].append(stream)
-        n_own = (len(waiting.pop(principal.account, ())) + 1) / principal.limits.weight
-        most = max(waiting.values(), key=_n_without_newest, default=None)
-        return most[-1] if most is not None and _n_without_newest(most) >= n_own else None
 
     def use(self, n_slots: int) -> list[LimitUse]:
         """What accounts use of their limits here: those with open requests, and those that took tokens lately."""
@@ -185,11 +173,6 @@ class SubmissionLimits:
     def charge(self, request: EngineRequest | EmbedRequest, event: RequestEvent) -> None:
         """Take the tokens that an event stands for out of the account's bucket."""
         self._buckets.charge(request.principal.account, request.principal.limits, n_tokens_of(request, event))
-
-
-def _n_without_newest(waiting: Sequence[RequestStream]) -> float:
-    """Waiting requests of one account when its newest is gone, by its weight."""
-    return (len(waiting) - 1) / waiting[-1].principal.limits.weight
 
 
 def n_tokens_of(request: EngineRequest | EmbedRequest, event: RequestEvent) -> int:

@@ -38,6 +38,11 @@ class OpenRequests:
         return stream.request.request_id in self._streams
 
     @property
+    def waiting(self) -> list[RequestStream]:
+        """Requests without a slot yet, background work apart, in the order of arrival."""
+        return [stream for stream in self._streams.values() if _is_waiting(stream)]
+
+    @property
     def n_waiting(self) -> int:
         """Number of requests without a slot yet, background work apart."""
         return n_waiting(self._streams.values())
@@ -91,7 +96,11 @@ class OpenRequests:
 
 def n_waiting(streams: Iterable[RequestStream]) -> int:
     """Number of them without a slot yet."""
-    return sum(not stream.is_admitted and not _is_background(stream) for stream in streams)
+    return sum(map(_is_waiting, streams))
+
+
+def _is_waiting(stream: RequestStream) -> bool:
+    return not stream.is_admitted and not _is_background(stream)
 
 
 def _is_background(stream: RequestStream) -> bool:

@@ -1,8 +1,8 @@
-"""Turns between the prompts and the streams of one account, while another one with far fewer slots decodes.
+"""Turns between the prompts and the streams of large accounts, while one with far fewer slots decodes.
 
 A step that computes a chunk of prefill and all streams is a long gap. Who asks for much causes most of these, and who
-asks for little would feel each of them. So the streams of the larger account wait while a chunk of its prompts is
-computed, and its prompts while its streams decode: both steps are short, and the smaller account decodes in both.
+asks for little would feel each of them. So the streams of larger accounts wait while a chunk of such a one's prompts is
+computed, and the prompts while they decode: both steps are short, and the smaller account decodes in both.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ggufd.engine.sequence.sequence import SequenceState
+from ggufd.keys.principal import BACKGROUND
 
 _FAR_FEWER = 2
 """How many times the slots of a smaller account a larger one has at least. Equals share their steps."""
 
 
 class AccountTurn(enum.Enum):
-    """What a step computes of the account whose prompt is next: where all of it, the gap may still not grow."""
+    """What a step computes where a prompt is next: all, though the gap may not grow, or half of the larger accounts."""
 
     ALL = "all"
     STEADY = "all, in a gap that does not grow"
@@ -27,34 +28,39 @@ class AccountTurn(enum.Enum):
 
 
 class AccountTurns:
-    """Alternation of prompts and streams of whoever reads beside a smaller account.
+    """Alternation of prompts and streams of the accounts that hold far more slots than one that decodes.
 
     Background work is larger than anything else.
     """
 
     def __init__(self) -> None:
         self._last = AccountTurn.ALL
+        self._larger: frozenset[str] = frozenset()
 
     def next(
         self, reader: SequenceState, decoding: Iterable[SequenceState], reading: Iterable[SequenceState]
     ) -> AccountTurn:
-        """Turn of the account of `reader`, which is one of those `reading`, while others are `decoding`."""
+        """Turn of the next step, whose first prompt is that of `reader`, one of those `reading`, beside others."""
         streams = Counter(map(account_of, decoding))
         held = streams + Counter(map(account_of, reading))
-        own = account_of(reader)
-        if reader.is_background:
-            held[own] = _FAR_FEWER * held.total()
+        if BACKGROUND in held:
+            held[BACKGROUND] = _FAR_FEWER * held.total()
         smallest = min((held[account] for account in streams), default=held.total())
-        if not reader.is_reading or max(held.values()) < _FAR_FEWER * smallest:
+        self._larger = frozenset(account for account, n in held.items() if n >= _FAR_FEWER * smallest)
+        if not self._larger or not reader.is_reading:
             turn = AccountTurn.ALL
-        elif held[own] < _FAR_FEWER * smallest:
+        elif account_of(reader) not in self._larger:
             turn = AccountTurn.STEADY
-        elif self._last is AccountTurn.PROMPTS and streams[own]:
+        elif self._last is AccountTurn.PROMPTS and self._larger & streams.keys():
             turn = AccountTurn.STREAMS
         else:
             turn = AccountTurn.PROMPTS
         self._last = turn
         return turn
+
+    def waits(self, sequence: SequenceState) -> bool:
+        """Whether its account's streams wait while prompts have their turn."""
+        return account_of(sequence) in self._larger
 
 
 def account_of(sequence: SequenceState) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.costs.step_shape import TILE, SlotRows
-from ggufd.engine.scheduling.account_turns import AccountTurn, AccountTurns, account_of
+from ggufd.engine.scheduling.account_turns import AccountTurn, AccountTurns
 from ggufd.engine.scheduling.holes import hole_fillers
 from ggufd.engine.scheduling.shortest_first import ShortestFirst
 from ggufd.engine.scheduling.token_budget import MIN_CHUNK, GapLimit, TokenBudget
@@ -178,11 +178,8 @@ class Scheduler:
         if account_turn is AccountTurn.STREAMS:
             return
         if account_turn is AccountTurn.PROMPTS:
-            plan[:] = [chunk for chunk in plan if account_of(chunk.sequence) != account_of(readers[0])]
+            plan[:] = [chunk for chunk in plan if not self._account_turns.waits(chunk.sequence)]
         n_behind = n_waiting + len(readers) - 1
-        gap = GapLimit.CROWDED if n_waiting or n_behind > n_decoding else GapLimit.USUAL
-        if account_turn is not AccountTurn.ALL:
-            n_behind, gap = 0, GapLimit.SHORT if account_turn is AccountTurn.PROMPTS else GapLimit.USUAL
         beside = plan + _filling(plan, readers)
         decode_s = self.costs.seconds(rows_of(beside)) if plan else self.costs.decode_s if is_watched else 0.0
         budget = self.budget.prefill(
@@ -191,8 +188,8 @@ class Scheduler:
             n_joined=_n_joined(beside, readers[0]),
             n_left=readers[0].n_uncomputed,
             is_watched=is_watched,
-            waiting=n_behind / (n_decoding + len(rest)),
-            gap=gap,
+            waiting=n_behind / (n_decoding + len(rest)) if account_turn is AccountTurn.ALL else 0.0,
+            gap=_gap_limit(account_turn, is_crowded=n_waiting > 0 or n_behind > n_decoding),
             decode_s=decode_s,
             spent_s=spent_s,
         )
@@ -229,6 +226,13 @@ class Scheduler:
     def pause_left_s(self, step_s: float, is_decoding: bool) -> float | None:
         """Seconds that other work may take after a step of `step_s`; None when no sequence waits for the next one."""
         return max(0.0, self.budget.max_gap_s - step_s) if is_decoding else None
+
+
+def _gap_limit(turn: AccountTurn, *, is_crowded: bool) -> GapLimit:
+    """How long the gap of a step may be that computes some of a prompt."""
+    if turn is AccountTurn.PROMPTS:
+        return GapLimit.SHORT
+    return GapLimit.CROWDED if is_crowded and turn is AccountTurn.ALL else GapLimit.USUAL
 
 
 def _goes_singly(sequence: SequenceState, n_decode: int) -> bool:
