@@ -90,8 +90,11 @@ def test_where_many_wait_of_a_larger_account_the_gap_of_a_smaller_one_does_not_g
     planner, alone = scheduler(), scheduler()
     served = {"a": 100.0, "b": 1.0}
     running = accounts("aaaaaab", prompts)
-    steps = [planner.schedule(running, n_waiting=20, served=lambda one: served[account_of(one)]) for _ in range(4)]
+    steps = [
+        planner.schedule(running, n_waiting=20, now_s=10.0 * step, served=lambda one: served[account_of(one)])
+        for step in range(4)
+    ]
     assert {chunk.sequence for chunk in steps[0] if not chunk.is_decode} == {running[7 if "b" not in prompts else -1]}
     assert max(planner.costs.seconds(rows_of(step)) for step in steps) <= LIMIT_S
-    of_one = alone.schedule(accounts("aaaaaaa", "aaaaaa"), n_waiting=20)
+    _, of_one = [alone.schedule(accounts("aaaaaaa", "aaaaaa"), n_waiting=20, now_s=now_s) for now_s in (0.0, 10.0)]
     assert alone.costs.seconds(rows_of(of_one)) > 1.5 * LIMIT_S

@@ -229,13 +229,20 @@ def test_what_a_chunk_would_leave_of_a_prompt_is_in_it_where_there_is_time() -> 
 
 
 @pytest.mark.parametrize(("n_prompts", "n_waiting", "rows"), [(1, 0, 192), (1, 9, 448), (3, 0, 448), (3, 1, 448)])
-def test_requests_wait_for_slots_or_for_their_prefill(n_prompts: int, n_waiting: int, rows: int) -> None:
+def test_what_waits_for_slots_or_for_prefill_counts_where_it_is_no_burst(
+    n_prompts: int, n_waiting: int, rows: int
+) -> None:
     costs = known_costs(pass_s=0.05, row_s=0.0005)
     gaps = {"max_gap_ms": 150.0, "max_gap_steps": 4, "max_gap_full_ms": 350.0}
     planner = scheduler(n_batch=2048, n_ubatch=512, costs=costs, **gaps)
     readers = [sequence(slot, 2000, admit_s=slot) for slot in range(2, 2 + n_prompts)]
-    *_, chunk = planner.schedule([decoding(0), *readers], n_waiting=n_waiting)
-    assert chunk.n_tokens == pytest.approx(rows, abs=1)
+    running = [decoding(0), *readers]
+    for now_s, expected in ((100.0, 192), (105.9, 192), (106.1, rows)):
+        *_, chunk = planner.schedule(running, n_waiting=n_waiting, now_s=now_s)
+        assert chunk.n_tokens == pytest.approx(expected, abs=1)
+    planner.schedule(running[:1], now_s=107.0)
+    *_, chunk = planner.schedule(running, n_waiting=n_waiting, now_s=120.0)
+    assert chunk.n_tokens == 192, "another burst"
 
 
 @pytest.mark.parametrize(("pass_s", "row_s", "budget"), [(0.013, 0.004, 46), (0.0042, 0.0025, 46), (0.0018, 2e-4, 448)])

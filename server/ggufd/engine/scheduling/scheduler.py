@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.costs.step_shape import TILE, SlotRows
 from ggufd.engine.scheduling.account_turns import AccountTurn, AccountTurns
+from ggufd.engine.scheduling.backlog import Backlog
 from ggufd.engine.scheduling.holes import hole_fillers
 from ggufd.engine.scheduling.shortest_first import ShortestFirst
 from ggufd.engine.scheduling.token_budget import MIN_CHUNK, GapLimit, TokenBudget
@@ -75,6 +76,15 @@ def halves(plan: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
     return first, second
 
 
+class _Load(NamedTuple):
+    """What a step has beside its sequences: see `Scheduler.schedule`."""
+
+    n_waiting: int
+    now_s: float
+    spent_s: float
+    is_watched: bool
+
+
 class Scheduler:
     """Scheduler of batches of `n_batch` rows at most, `n_ubatch` computed at once, `n_outputs_max` with logits.
 
@@ -110,6 +120,7 @@ class Scheduler:
         )
         self.shortest_first: ShortestFirst | None = None
         self._account_turns = AccountTurns()
+        self._backlog = Backlog()
 
     def schedule(
         self,
@@ -117,14 +128,15 @@ class Scheduler:
         *,
         is_watched: bool = False,
         n_waiting: int = 0,
+        now_s: float = 0.0,
         spent_s: float = 0.0,
         served: Callable[[SequenceState], float] = lambda _: 0.0,
     ) -> list[Chunk]:
         """Chunks of the next batch, by ascending slot.
 
-        `n_waiting` requests have no slot. `is_watched` says that a sequence decodes, if not in this batch; `spent_s`
-        seconds of the step have been spent on other things. Prefill is first for the account that was `served` least: a
-        short prompt need not wait for all of a long one of another account.
+        `n_waiting` requests have no slot. `is_watched` says that a sequence decodes, if not in this batch. `now_s` is
+        the time of any clock, in seconds; `spent_s` of the step have been spent on other things. Prefill is first for
+        the account that was `served` least: a short prompt need not wait for all of a long one of another account.
         """
         plan: list[Chunk] = []
         rest, alone = [], []
@@ -137,7 +149,9 @@ class Scheduler:
                 rest.append(sequence)
         if rest:
             spent_s += sum(self.costs.seconds(rows_of([chunk])) for chunk in alone)
-            self._prefill(rest, plan, is_watched=is_watched, n_waiting=n_waiting, spent_s=spent_s, served=served)
+            self._prefill(rest, plan, _Load(n_waiting, now_s, spent_s, is_watched), served)
+        else:
+            self._backlog.lasting(0.0, now_s)
         plan += alone
         plan.sort(key=_slot_of)
         return plan
@@ -146,10 +160,7 @@ class Scheduler:
         self,
         rest: list[SequenceState],
         plan: list[Chunk],
-        *,
-        is_watched: bool,
-        n_waiting: int,
-        spent_s: float,
+        load: _Load,
         served: Callable[[SequenceState], float],
     ) -> None:
         """Add chunks of the sequences with more than one uncomputed token to the `plan` of those that decode.
@@ -179,19 +190,20 @@ class Scheduler:
             return
         if account_turn is AccountTurn.PROMPTS:
             plan[:] = [chunk for chunk in plan if not self._account_turns.waits(chunk.sequence)]
-        n_behind = n_waiting + len(readers) - 1
+        n_behind = load.n_waiting + len(readers) - 1
+        waiting = self._backlog.lasting(n_behind / (n_decoding + len(rest)), load.now_s)
         beside = plan + _filling(plan, readers)
-        decode_s = self.costs.seconds(rows_of(beside)) if plan else self.costs.decode_s if is_watched else 0.0
+        decode_s = self.costs.seconds(rows_of(beside)) if plan else self.costs.decode_s if load.is_watched else 0.0
         budget = self.budget.prefill(
             n_decode=n_rows(beside),
             n_past=readers[0].n_past,
             n_joined=_n_joined(beside, readers[0]),
             n_left=readers[0].n_uncomputed,
-            is_watched=is_watched,
-            waiting=n_behind / (n_decoding + len(rest)) if account_turn is AccountTurn.ALL else 0.0,
-            gap=_gap_limit(account_turn, is_crowded=n_waiting > 0 or n_behind > n_decoding),
+            is_watched=load.is_watched,
+            waiting=waiting if account_turn is AccountTurn.ALL else 0.0,
+            gap=_gap_limit(account_turn, is_crowded=waiting > 0 and (load.n_waiting > 0 or n_behind > n_decoding)),
             decode_s=decode_s,
-            spent_s=spent_s,
+            spent_s=load.spent_s,
         )
         if readers[0].n_uncomputed < 2 * MIN_CHUNK:
             # What would be left of it would take another pass over the weights.

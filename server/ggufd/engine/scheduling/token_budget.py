@@ -3,10 +3,10 @@
 The budget keeps the step under `max_gap_ms` while a sequence decodes, or under `max_gap_steps` of its own steps where
 those are slow: inter-token latency (ITL) is felt beside the usual pace, and a new request waits for many such steps.
 For the same reason a gap is shorter on a machine that decodes quickly, as far down as hardly anybody notices.
-Where many requests wait for a slot or for their prefill it is up to three times as many steps, up to `max_gap_full_ms`:
-small chunks are a pass over the weights each, and slots that wait could decode in one batch. On a crowded server it is
-five times as many, and `max_gap_ms` on any machine.
-Where few do, what a larger chunk hardly saves is left out: the fewest whole tiles that cost about as much a token.
+Where many requests have waited for a while it is up to three times as many steps, up to `max_gap_full_ms`: small chunks
+are a pass over the weights each, and slots that wait could decode in one batch. On a crowded server it is five times as
+many, and `max_gap_ms` on any machine.
+Where few wait, what a larger chunk hardly saves is left out: the fewest whole tiles that cost about as much a token.
 Prefill with no sequence decoding has larger chunks, bounded in time too: aborts and new requests wait for a chunk.
 """
 
@@ -16,6 +16,7 @@ import enum
 
 from ggufd.engine.costs.step_costs import StepCosts
 from ggufd.engine.costs.step_shape import TILE, SlotRows
+from ggufd.engine.scheduling.backlog import FEW
 
 MIN_CHUNK = 16
 """Least tokens of a prefill chunk: with fewer a prompt would starve behind decoding sequences on a slow machine."""
@@ -26,9 +27,8 @@ _HARDLY = 1.1
 _BUSY_STEPS, _CROWDED_STEPS = 3, 5
 """How many times `max_gap_steps` a gap may be where many requests wait, and where a server is crowded too."""
 
-_FEW, _MANY = 0.2, 0.4
-"""Requests that wait over those with a slot, where gaps begin to grow and where they have grown; a batch is well used
-with fewer."""
+_MANY = 0.4
+"""Requests that wait over those with a slot, where gaps have grown as far as they may, from `FEW` on."""
 
 _UNFELT_S = 0.1
 """A gap that hardly anybody notices: no chunk becomes shorter than it allows."""
@@ -91,7 +91,8 @@ class TokenBudget:
 
         `n_left` tokens of the prompt are to be computed. What a chunk would leave of them is in it, where that is less
         than a tile and there is time for it: few rows take about as long as a tile.
-        `waiting` is the number of requests that wait, for a slot or for their prefill, over that of those with a slot.
+        `waiting` is the number of requests that wait, for a slot or for their prefill, over that of those with a slot,
+        where that is no burst.
         The step takes `decode_s` seconds for the rows that decode, and `spent_s` for other things than prefill.
         """
         is_alone = n_decode == 0 and not is_watched
@@ -106,7 +107,7 @@ class TokenBudget:
         spent_s += decode_s
         unfelt_s, gap_s = min(_UNFELT_S, self.max_gap_s), self._gap_s(gap, decode_s, waiting)
         most = min(self._n_ubatch, self._costs.n_affordable(gap_s - spent_s, n_past))
-        least = most if waiting > _FEW else min(most, self._costs.n_affordable(unfelt_s - spent_s, n_past))
+        least = most if waiting > FEW else min(most, self._costs.n_affordable(unfelt_s - spent_s, n_past))
         n_tokens = self._in_tiles(least, most, n_past, n_joined)
         if n_tokens < n_left <= min(most, n_tokens + TILE - 1):
             n_tokens = n_left
@@ -135,7 +136,7 @@ class TokenBudget:
         """Seconds that a gap may take between tokens of sequences whose own steps take `decode_s`."""
         steps_s = self._max_gap_steps * decode_s
         most = _CROWDED_STEPS if gap is GapLimit.CROWDED else _BUSY_STEPS
-        growth = 1 + (most - 1) * min(1.0, max(0.0, waiting - _FEW) / (_MANY - _FEW))
+        growth = 1 + (most - 1) * min(1.0, max(0.0, waiting - FEW) / (_MANY - FEW))
         full_s = min(growth * steps_s, self._max_gap_full_s)
         return max(self._least_gap_s(gap), steps_s, full_s)
 

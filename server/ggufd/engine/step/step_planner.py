@@ -60,12 +60,13 @@ class StepPlanner:
         turn = self._adapter_turns.next(awake)
         self._drafting.draft(awake)
         is_watched = any(sequence.is_decoding for sequence in awake)
-        spent_s = self._clock() - start_s
+        now_s = self._clock()
         plan = self._scheduler.schedule(
             turn,
             is_watched=is_watched,
             n_waiting=len(lifecycle.queue) - lifecycle.queue.n_background,
-            spent_s=spent_s,
+            now_s=now_s,
+            spent_s=now_s - start_s,
             served=lifecycle.queue.served,
         )
         if plan:

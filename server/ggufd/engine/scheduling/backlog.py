@@ -1,0 +1,34 @@
+"""Backlog: requests that wait for a slot or for their prefill, and whether they have waited for a while.
+
+A burst is over in a few seconds, in which the streams are better left their short gaps. What lasts longer is a server
+with more work than it can do: then throughput counts.
+"""
+
+from __future__ import annotations
+
+FEW = 0.2
+"""Requests that wait over those with a slot; a batch is well used with fewer."""
+
+_LASTING_S = 6.0
+"""A backlog of so many seconds is no burst."""
+
+
+class Backlog:
+    """Seconds in which more than a few requests waited, less those in which fewer did since then.
+
+    So a full server may have a moment without a backlog, and a server that has one now and then is not full. Times in
+    seconds, of any clock.
+    """
+
+    def __init__(self) -> None:
+        self._lasted_s = 0.0
+        self._seen_s = 0.0
+        self._is_there = False
+
+    def lasting(self, waiting: float, now_s: float) -> float:
+        """`waiting`, as in `FEW`, where it has been more for a while; otherwise 0. To be called in each step."""
+        passed_s = now_s - self._seen_s
+        lasted_s = self._lasted_s + (passed_s if self._is_there else -passed_s)
+        self._lasted_s = min(2 * _LASTING_S, max(0.0, lasted_s))
+        self._seen_s, self._is_there = now_s, waiting > FEW
+        return waiting if self._is_there and self._lasted_s >= _LASTING_S else 0.0
