@@ -216,6 +216,16 @@ def test_on_a_crowded_server_the_gap_may_be_five_times_as_many_steps_and_is_no_s
     assert planner.budget.prefill(n_decode=4, **crowded) == pytest.approx(budget, abs=1)
 
 
+def test_without_a_gap_for_full_servers_none_grows_on_a_crowded_one() -> None:
+    costs = known_costs(pass_s=0.005, row_s=0.0005)
+    gaps = {"max_gap_ms": 300.0, "max_gap_steps": 2}
+    budgets = []
+    for max_gap_full_ms in (0.0, 600.0):
+        budget = scheduler(n_batch=2048, n_ubatch=2048, costs=costs, max_gap_full_ms=max_gap_full_ms, **gaps).budget
+        budgets.append(budget.prefill(n_decode=4, waiting=1.0, decode_s=0.01, gap=GapLimit.CROWDED))
+    assert budgets == [128, 512]
+
+
 def test_a_short_gap_is_one_that_is_hardly_noticed_on_any_machine() -> None:
     planner = scheduler(n_batch=2048, n_ubatch=512, max_gap_ms=200.0, costs=known_costs(pass_s=0.01, row_s=0.002))
     usual, short = (planner.budget.prefill(n_decode=4, gap=gap) for gap in (GapLimit.USUAL, GapLimit.SHORT))

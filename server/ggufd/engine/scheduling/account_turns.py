@@ -19,10 +19,13 @@ _FAR_FEWER = 2
 
 
 class AccountTurn(enum.Enum):
-    """What a step computes where a prompt is next: all, though the gap may not grow, or half of the larger accounts."""
+    """Rows of the larger accounts in a step: all, only those of prompts, or only those of streams that decode.
+
+    In `STEADY` a smaller account reads: all are computed, and the gap does not grow with what waits.
+    """
 
     ALL = "all"
-    STEADY = "all, in a gap that does not grow"
+    STEADY = "steady"
     PROMPTS = "prompts"
     STREAMS = "streams"
 

@@ -142,7 +142,7 @@ class TokenBudget:
 
     def _least_gap_s(self, gap: GapLimit) -> float:
         """Seconds that a gap may take however quick the steps are."""
-        if gap is GapLimit.CROWDED:
+        if gap is GapLimit.CROWDED and self._max_gap_full_s > 0:
             return self.max_gap_s
         lone_s = 0.0 if gap is GapLimit.SHORT else _LONE_STEPS * self._costs.seconds([SlotRows(0, 1, 0)])
         return min(self.max_gap_s, max(_UNFELT_S, lone_s))
