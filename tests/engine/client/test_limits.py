@@ -143,11 +143,6 @@ def test_in_a_full_queue_another_account_takes_the_place_of_the_newest_that_wait
     assert limits.check(other, n_slots=2) is None, "there is a free slot"
 
 
-def test_before_the_model_is_loaded_a_full_queue_says_so() -> None:
-    with pytest.raises(QueueFull, match=r"2 requests are waiting\. Try again in 3 s"):
-        submission(n_waiting=2, max_queue=2).check(request_of(), n_slots=0)
-
-
 def test_background_work_leaves_the_queue_to_others() -> None:
     limits = submission(n_waiting=1, n_running=1, n_background=50, max_queue=1)
     limits.check(request_of(), n_slots=2)

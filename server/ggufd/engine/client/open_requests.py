@@ -56,11 +56,8 @@ class OpenRequests:
         return max(0, n_slots - n_held(self._streams.values()))
 
     def wait_s(self, n_ahead: int, n_slots: int) -> float:
-        """Forecast of the time until `n_ahead` requests have gone through `n_slots` slots; a second at least.
-
-        Before the model is loaded there is no slot.
-        """
-        return max(1.0, self._service_s * n_ahead / max(1, n_slots))
+        """Forecast of the time until `n_ahead` requests have gone through `n_slots` slots; a second at least."""
+        return max(1.0, self._service_s * n_ahead / n_slots)
 
     def add(self, stream: RequestStream) -> None:
         self._streams[stream.request.request_id] = stream
