@@ -164,6 +164,20 @@ class TestWhatGoesThrough:
         assert replica.n_open == 0
         assert until(lambda: server.router.open["a"] == 0)
 
+    def test_the_router_is_told_how_long_generations_took_and_of_nothing_else(self, serve: Serve) -> None:
+        models = {("GET", "/v1/models"): {"data": []}}
+        server = serve(
+            PacedReplica("a", refuses=1.0, answers=models),
+            PacedReplica("b", n_tokens=10, pace_s=0.02),
+            hint_of=hint_of,
+        )
+        assert httpx.get(f"{server.url}/v1/models", trust_env=False).json() == {"data": []}
+        asked = {"messages": [{"role": "user", "content": "Hello"}], "stream": True}
+        assert " b9" in post(server.url, "/v1/chat/completions", asked).text
+        assert until(lambda: server.router.generations_s != [] and not any(server.router.open.values()))
+        assert len(server.router.generations_s) == 1
+        assert server.router.generations_s[0] >= 0.2
+
     def test_a_client_that_leaves_while_it_waits_is_gone_too(self, serve: Serve) -> None:
         replica = PacedReplica("a", hangs=True)
         server = serve(replica)

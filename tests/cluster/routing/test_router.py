@@ -302,16 +302,21 @@ def test_a_burst_without_a_conversation_is_spread() -> None:
 
 
 def test_requests_that_ended_are_not_counted_and_their_time_is_learned() -> None:
-    now_s = 0.0
-    router = Router(lambda: now_s)
-    some = replicas(2)
+    router, some = Router(), replicas(2)
     for _ in range(100):
         chosen = send(router, hint("same"), some)
-        now_s += 0.1
-        router.closed(chosen)
+        router.closed(chosen, 0.1)
     assert {send(router, hint("same"), some) for _ in range(4)} == {chosen}
     # A place costs 0.1 / 4 s now: many may wait before it is worth to compute the prompt anew.
     assert Counter(send(router, hint("same"), some) for _ in range(20)) == {chosen: 20}
+
+
+def test_files_of_a_page_and_refusals_do_not_make_a_busy_replica_look_quick() -> None:
+    """Where they did, a short prompt waited for a long answer beside a replica with nothing to do."""
+    router, some = Router(), replicas(2, ReplicaLoad(n_slots=1))
+    for _ in range(40):
+        router.closed(send(router, None, some))
+    assert len({send(router, hint("same", 20), some) for _ in range(2)}) == 2
 
 
 def test_what_a_beat_has_told_is_not_counted_twice() -> None:
@@ -383,7 +388,7 @@ def test_every_replica_that_is_not_avoided_is_ranked_once_whatever_was_counted(
 def test_the_best_is_the_first_of_all_that_are_ranked(loads: list[ReplicaLoad], seed: int) -> None:
     """Through requests that open, close and are retried, by two routers of which one never ranks more than it must."""
     draw = random.Random(seed)
-    one, other = Router(lambda: 0.0), Router(lambda: 0.0)
+    one, other = Router(), Router()
     for _ in range(4):
         draw.shuffle(loads)
         some = [Replica(f"r{index}", "http://x", load) for index, load in enumerate(loads)]

@@ -48,7 +48,7 @@ def test_numpy_computes_the_same_orders_as_the_router() -> None:
 def test_the_simulated_policy_chooses_as_the_router_does() -> None:
     """Through requests that open and close, conversations that move, and beats with any load."""
     draw, now_s, n_replicas = random.Random(7), 0.0, 24
-    router = Router(lambda: now_s)
+    router = Router()
     names = [str(index) for index in range(n_replicas)]
     policy, view = AffinePolicy(Orders(names), 1), LoadView(n_replicas)
     opened: list[deque[float]] = [deque() for _ in names]
@@ -81,8 +81,9 @@ def test_the_simulated_policy_chooses_as_the_router_does() -> None:
         opened[chosen].append(now_s)
         for index, times in enumerate(opened):
             if times and draw.random() < 0.03:
-                router.closed(names[index])
-                view.ended(index, now_s - times.popleft())
+                took_s = now_s - times.popleft()
+                router.closed(names[index], took_s)
+                view.ended(index, took_s)
     assert 50 < n_away < 550, "both answers were asked for"
     assert n_begun_elsewhere > 20
 

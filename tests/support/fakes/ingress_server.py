@@ -31,6 +31,7 @@ class InOrder:
 
     def __init__(self) -> None:
         self.open: Counter[str] = Counter()
+        self.generations_s: list[float] = []
 
     def best(self, hint: Any, replicas: Sequence[Replica], avoid: Collection[str]) -> Replica | None:
         """The first of those that are not to be avoided."""
@@ -40,9 +41,10 @@ class InOrder:
         """One more."""
         self.open[replica_id] += 1
 
-    def closed(self, replica_id: str) -> None:
+    def closed(self, replica_id: str, generation_s: float | None) -> None:
         """One less."""
         self.open[replica_id] -= 1
+        self.generations_s += [] if generation_s is None else [generation_s]
 
 
 def no_hint(method: str, path: str, headers: Mapping[str, str], body: bytes, address: str) -> None:

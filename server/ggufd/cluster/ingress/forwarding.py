@@ -8,9 +8,9 @@ real bytes is not looked at.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import aiohttp
@@ -42,7 +42,7 @@ _HELD_BYTES = 1 << 20
 _NAMING = frozenset(("/responses", "/files", "/batches"))
 """Routes whose answers name something that only their replica has."""
 
-_FULL, _UNKNOWN = 503, 401
+_OK, _FULL, _UNKNOWN = 200, 503, 401
 
 _BAD_TOKEN = f'"{NotAPeer.code}"'.encode()
 
@@ -58,7 +58,7 @@ class ReplicaRouter(Protocol):
 
     def opened(self, replica_id: str) -> None: ...
 
-    def closed(self, replica_id: str) -> None: ...
+    def closed(self, replica_id: str, generation_s: float | None) -> None: ...
 
 
 class ReplicaRefusal(Exception):
@@ -109,7 +109,7 @@ class Forwarder:
                 break
             avoid.add(replica.id)
             try:
-                await self._attempt(replica, asked, delivery)
+                await self._attempt(replica, asked, delivery, is_generation=hint is not None)
             except ReplicaRefusal as refusal:
                 refusals.append(refusal)
             except ReplicaLost as lost:
@@ -142,27 +142,28 @@ class Forwarder:
             await asyncio.sleep(_AGAIN_S)
         return None
 
-    @contextlib.contextmanager
-    def _counted(self, replica: Replica) -> Iterator[None]:
-        self._router.opened(replica.id)
-        try:
-            yield
-        finally:
-            self._router.closed(replica.id)
-
-    async def _attempt(self, replica: Replica, asked: AskedRequest, delivery: Delivery) -> None:
+    async def _attempt(self, replica: Replica, asked: AskedRequest, delivery: Delivery, *, is_generation: bool) -> None:
         """Raises ReplicaLost or ReplicaRefusal."""
-        with self._counted(replica):
-            async with (
-                self._exchanges.during(replica) as exchange,
-                self._upstream.asked(replica, asked.method, asked.target, asked.headers, asked.body) as answer,
-            ):
-                exchange.hear()
-                if answer.status == _FULL:
-                    raise await _refusal(replica, answer)
-                if answer.status == _UNKNOWN:
-                    await _check_token(replica, answer)
-                await _relay(exchange, answer, delivery)
+        self._router.opened(replica.id)
+        begun_s = time.monotonic()
+        try:
+            await self._exchange(replica, asked, delivery)
+        finally:
+            has_generated = is_generation and delivery.has_begun and delivery.status == _OK
+            self._router.closed(replica.id, time.monotonic() - begun_s if has_generated else None)
+
+    async def _exchange(self, replica: Replica, asked: AskedRequest, delivery: Delivery) -> None:
+        """Raises ReplicaLost or ReplicaRefusal."""
+        async with (
+            self._exchanges.during(replica) as exchange,
+            self._upstream.asked(replica, asked.method, asked.target, asked.headers, asked.body) as answer,
+        ):
+            exchange.hear()
+            if answer.status == _FULL:
+                raise await _refusal(replica, answer)
+            if answer.status == _UNKNOWN:
+                await _check_token(replica, answer)
+            await _relay(exchange, answer, delivery)
 
     @staticmethod
     async def _refuse(asked: AskedRequest, delivery: Delivery, refusals: list[ReplicaRefusal], n_asked: int) -> None:

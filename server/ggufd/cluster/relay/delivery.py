@@ -27,13 +27,14 @@ class Delivery:
         self._last = b""
         self.first = b""
         self.separator = b""
+        self.status = 0
         self.has_head = False
         self.has_begun = False
 
     async def head(self, status: int, headers: Iterable[tuple[bytes, bytes]], separator: bytes) -> None:
         """Send the head, unless that of an earlier replica was sent."""
         if not self.has_head:
-            self.has_head, self.separator = True, separator
+            self.has_head, self.status, self.separator = True, status, separator
             await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def comment(self, data: bytes) -> None:

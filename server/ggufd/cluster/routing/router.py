@@ -19,7 +19,7 @@ of remembering that. This is what evens out the load before anybody has to wait.
 
 wait(replica) is 0 while it has a free slot. Else it is that of all who are before the request, each the time in which
 one slot becomes free: the replica's own forecast `wait_s` for those it knew of, divided by their number; without a
-forecast the mean duration of this ingress' requests, divided by the slots. Who is before the request is what the
+forecast the mean duration of this ingress' generations, divided by the slots. Who is before the request is what the
 replica told with its last beat, and what this ingress sent since (`open_counts`).
 
 A replica that does not know its prefill rate yet is taken for the mean of those that do. Draining replicas come last:
@@ -29,7 +29,6 @@ they refuse, but so would nobody at all.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -109,8 +108,8 @@ def _best_first(ranked: Iterable[_Ranked], avoid: Collection[str]) -> list[Repli
 class Router:
     """Choice of replicas by conversation and load, and this ingress' counters of open requests."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._open = OpenCounts(clock)
+    def __init__(self) -> None:
+        self._open = OpenCounts()
         self._rendezvous = Rendezvous()
         self._moved = MovedChats()
         self._n_ranked = 0
@@ -121,9 +120,9 @@ class Router:
         """Count a request that is sent to a replica. Each needs one `closed`, however it ends."""
         self._open.opened(replica_id)
 
-    def closed(self, replica_id: str) -> None:
-        """Count the end of a request at a replica."""
-        self._open.closed(replica_id)
+    def closed(self, replica_id: str, generation_s: float | None = None) -> None:
+        """Count the end of a request at a replica, and how long it took if it generated."""
+        self._open.closed(replica_id, generation_s)
 
     def best(self, hint: RouteHint | None, replicas: Sequence[Replica], avoid: Collection[str] = ()) -> Replica | None:
         """The first of `rank`; None where none is left.
