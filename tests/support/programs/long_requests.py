@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import httpx
 
@@ -57,7 +58,8 @@ class LongRequest:
 
 @contextlib.contextmanager
 def long_requests(url: str, *keys: str, prompt: str = "Once upon a time") -> Iterator[list[LongRequest]]:
-    """A request of each key, the first of them first; they are left at the end."""
+    """A request of each key, the first of them first; they are left at the end, and gone from the server then."""
+    n_before = {key: len(placed(url, key)) for key in keys}
     started: list[LongRequest] = []
     try:
         for number, key in enumerate(keys):
@@ -68,18 +70,32 @@ def long_requests(url: str, *keys: str, prompt: str = "Once upon a time") -> Ite
     finally:
         for one in started:
             one.leave()
+        # A test may have stopped the server: nothing goes on then.
+        with contextlib.suppress(httpx.ConnectError):
+            _wait_gone(url, n_before)
 
 
 def _wait_placed(url: str, key: str, requests: Sequence[LongRequest]) -> None:
     """Wait until these requests of the key run or wait."""
     deadline = time.monotonic() + PLACED_S
-    while _n_placed(url, key) < sum(one.is_open for one in requests):
+    while len(placed(url, key)) < sum(one.is_open for one in requests):
         assert time.monotonic() < deadline, "the request is not seen"
         time.sleep(0.02)
 
 
-def _n_placed(url: str, key: str) -> int:
-    return len(httpx.get(f"{url}/v1/queue", headers=_headers(key), trust_env=False, timeout=PLACED_S).json()["data"])
+def _wait_gone(url: str, n_before: Mapping[str, int]) -> None:
+    """Wait until no more requests of each key run or wait than before."""
+    deadline = time.monotonic() + PLACED_S
+    while any(len(placed(url, key)) > n for key, n in n_before.items()):
+        assert time.monotonic() < deadline, "requests that were left go on"
+        time.sleep(0.02)
+
+
+def placed(url: str, key: str) -> list[dict[str, Any]]:
+    """Requests that run or wait, of those that the key may see, as `GET /v1/queue` lists them."""
+    answer = httpx.get(f"{url}/v1/queue", headers=_headers(key), trust_env=False, timeout=PLACED_S)
+    listed: list[dict[str, Any]] = answer.json()["data"]
+    return listed
 
 
 def _headers(key: str) -> dict[str, str]:
