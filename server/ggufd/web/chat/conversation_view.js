@@ -60,7 +60,8 @@ export function ConversationView() {
 
 /** Keys that hold wherever the focus is: Esc stops, arrows turn the versions of the last answer. */
 function useKeys(/** @type {import("../shared/types.js").Message[]} */ messages, /** @type {boolean} */ isEditing) {
-  useEffect(() => {
+  // As soon as the answer is shown, not after it was painted: a key in between would turn the one before.
+  useLayoutEffect(() => {
     /** @param {KeyboardEvent} event */
     const press = (event) => {
       if (event.defaultPrevented || isEditing || document.querySelector("dialog[open]")) return;
