@@ -178,7 +178,7 @@ def test_an_image_whose_client_leaves_is_stopped(server: LiveServer) -> None:
     encoder = encoder_of(server)
     before = encoder.cpu_times().user
     body = {"messages": [{"role": "user", "content": image_of(5)}], "max_tokens": 1}
-    with httpx.Client(trust_env=False, timeout=httpx.Timeout(DEADLINE_S, read=0.5)) as client:
+    with httpx.Client(trust_env=False, timeout=httpx.Timeout(DEADLINE_S, read=0.2)) as client:
         while encoder.cpu_times().user < before + 0.1:
             with pytest.raises(httpx.ReadTimeout):
                 client.post(f"{server.url}/v1/chat/completions", json=body)
