@@ -19,7 +19,10 @@ def separator_of(content_type: str) -> bytes:
 
 
 class Delivery:
-    """One answer. `has_begun` says that something real was sent, `first`, after which no other replica can answer."""
+    """One answer. `has_begun` says that something real was sent, `first`, after which no other replica can answer.
+
+    `status` is that of the head, 0 before it is sent.
+    """
 
     def __init__(self, send: Send, route: str) -> None:
         self._send = send
